@@ -1,0 +1,312 @@
+"""The order of a whole job, once, for the command line and the Python API alike: rule file → program → plan → result."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llava_remap.checkpoint import Checkpoint, open_checkpoint
+from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.execute import run_value_checks, write_index, write_shards
+from llava_remap.folder import Parts, find_image_processor, image_processor_problems, make_folder, read_generation_config
+from llava_remap.plan import Plan, PostLoadChange, Routes, build_plan, identify, route
+from llava_remap.post_load import Before, load_post_load_rule
+from llava_remap.rewrite import compile_rules
+from llava_remap.rulefile import RuleFile, load_rule_file
+from llava_remap.target import (
+    EMBEDDING,
+    PlacedToken,
+    Target,
+    TargetConfig,
+    Vocabulary,
+    derive_config,
+    place_tokens,
+    read_vocabulary,
+    vocabulary_problems,
+    wanted_parameters,
+)  # fmt: skip
+from llava_remap.verify import strict_load
+
+#: Bytes beside the weights that an output folder needs at most: tokenizer files, in the main.
+_SMALL_FILES_NBYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What the target is, worked out from rule file and sources."""
+
+    target: Target
+    config: TargetConfig
+    tokens: tuple[PlacedToken, ...]
+    vocabulary: Vocabulary | None
+    image_processor: Path | None
+    post_load: tuple[PostLoadChange, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job that was planned: the plan, and what is needed to carry it out. `derived` is None where a problem prevented it."""
+
+    rules: RuleFile
+    checkpoints: Mapping[str, Checkpoint]
+    output: Path
+    plan: Plan
+    derived: Derived | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A job that was carried out: the files of the output folder, bytes of weights, seconds, and what is worth telling."""
+
+    output: Path
+    files: tuple[str, ...]
+    nbytes: int
+    seconds: float
+    notes: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "files": list(self.files),
+            "nbytes": self.nbytes,
+            "seconds": round(self.seconds, 3),
+            "notes": [note.to_json() for note in self.notes],
+        }
+
+
+def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | None = None, *, dry_run: bool = False) -> Job:
+    """Plan a job from headers alone; nothing is written.
+
+    Args:
+        rules: path of a rule file, or the name of a shipped one.
+        sources: `SRC` or `NAME=SRC` each; a bare SRC is the rule file's first source.
+        output: the folder to be written; by default the first source's last part with `-hf`, in the current folder.
+        dry_run: whether the job is only to be planned; then a manifest will do for a source.
+
+    Raises:
+        RemapError: for a rule file, a source or a command line that can't be read. What doesn't map is in `plan.problems`.
+    """
+    file = load_rule_file(rules)
+    _ = file.target
+    program = compile_rules(file)
+    paths = _source_paths(file, sources)
+    checkpoints = {name: open_checkpoint(paths[name]) for name in file.text.sources if name in paths}
+    folder = Path(output) if output is not None else Path(checkpoints[file.first_source].path.resolve().name + "-hf")
+    routes = route(file, program, checkpoints)
+    problems = identify(file, routes.taken, checkpoints[file.first_source])
+    problems += _manifest_problems(checkpoints, dry_run)
+    problems += [] if problems else _not_given(file, routes)
+    derived = None
+    if not problems:
+        try:
+            derived = _derive(file, checkpoints, routes)
+        except RemapError as error:
+            problems += error.problems
+    plan = build_plan(
+        file,
+        program,
+        checkpoints,
+        routes,
+        derived.target if derived else None,
+        derived.post_load if derived else (),
+        (*problems, *(derived.problems if derived else ())),
+        derived.notes if derived else (),
+    )
+    if room := _output_problems(folder, plan):
+        plan = replace(plan, problems=(*plan.problems, *room))
+    return Job(file, checkpoints, folder, plan, derived)
+
+
+def check_values(job: Job) -> Job:
+    """Run the plan's value checks (they read tensors); what they find is in the plan of the job that comes back."""
+    if not job.plan.complete or any(checkpoint.is_manifest for checkpoint in job.checkpoints.values()):
+        return job
+    problems, notes = run_value_checks(job.plan, job.checkpoints)
+    plan = replace(job.plan, problems=(*job.plan.problems, *problems), notes=(*job.plan.notes, *notes))
+    return replace(job, plan=plan)
+
+
+def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None) -> Result:
+    """Carry a planned job out, or leave no trace.
+
+    Value checks come first, then the small files in a scratch folder, the weights, a strict load by the installed
+    transformers, and last the index. Whatever fails or interrupts, everything that this call wrote is removed.
+
+    Raises:
+        RemapError: with the plan's problems, or what was found since.
+    """
+    started = time.monotonic()
+    job = check_values(job)
+    if job.derived is None or not job.plan.complete:
+        raise RemapError(job.plan.problems)
+    derived, output = job.derived, job.output
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        folders = [c.folder for c in job.checkpoints.values() if c.folder is not None]
+        parts = Parts(
+            job.rules,
+            derived.config,
+            derived.tokens,
+            derived.vocabulary,
+            derived.image_processor,
+            read_generation_config(folders),
+        )
+        make_folder(parts, scratch)
+        created = not output.exists()
+        written: list[Path] = []
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            written += [output / shard.file for shard in job.plan.shards]
+            write_shards(job.plan, job.checkpoints, output, on_progress)
+            if found := strict_load(written, job.plan.target_class, derived.config.config):
+                raise RemapError(found)
+            for file in sorted(scratch.iterdir()):
+                written.append(output / file.name)
+                shutil.copyfile(file, output / file.name)
+            written.append(write_index(job.plan, output))
+        except BaseException as error:
+            for path in written:
+                path.unlink(missing_ok=True)
+            if created and output.exists():
+                output.rmdir()
+            if isinstance(error, OSError):
+                raise refuse(
+                    "LR508", f"{error.filename or output}: {error.strerror or error}.", "Give another --output."
+                ) from error
+            raise
+    files = tuple(sorted(path.name for path in written))
+    return Result(output, files, job.plan.nbytes_write, time.monotonic() - started, job.plan.notes)
+
+
+def apply(rules: str | Path, sources: Sequence[str], output: str | Path | None = None) -> Result:
+    """Plan a job and carry it out: `plan_job`, then `apply_job`."""
+    return apply_job(plan_job(rules, sources, output))
+
+
+def _source_paths(rules: RuleFile, given: Sequence[str]) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for text in given:
+        name, equals, rest = text.partition("=")
+        if not equals or (name not in rules.text.sources and Path(text).exists()):
+            name, rest = rules.first_source, text
+        if name not in rules.text.sources:
+            near = difflib.get_close_matches(name, rules.text.sources, 1)
+            raise refuse(
+                "LR211",
+                f"{rules.name} has no source `{name}`; it has {', '.join(rules.text.sources)}.",
+                f"Did you mean `{near[0]}={rest}`?" if near else "Write --source NAME=SRC.",
+            )
+        if name in paths:
+            raise refuse("LR211", f"source `{name}` is given twice: {paths[name]} and {rest}.", "Give it once.")
+        paths[name] = Path(rest).expanduser()
+    if rules.first_source not in paths:
+        default = rules.text.sources[rules.first_source].default
+        raise refuse(
+            "LR211",
+            f"no checkpoint is given for source `{rules.first_source}`.",
+            f"Download it ({default}) and give its folder: --source DIR." if default else "Give it: --source DIR.",
+        )
+    return paths
+
+
+def _manifest_problems(checkpoints: Mapping[str, Checkpoint], dry_run: bool) -> list[Problem]:
+    manifests = [checkpoint.path for checkpoint in checkpoints.values() if checkpoint.is_manifest]
+    if dry_run or not manifests:
+        return []
+    return [
+        Problem(
+            "LR111",
+            f"{', '.join(map(str, manifests))}: names and shapes only, there is nothing to convert.",
+            "Give the checkpoint itself, or add --dry-run to plan from the manifest.",
+        )
+    ]
+
+
+def _not_given(rules: RuleFile, routes: Routes) -> list[Problem]:
+    problems = []
+    for name in routes.not_given:
+        default = rules.text.sources[name].default
+        absent = rules.text.sources[name].used_if_absent
+        why = f", and `{rules.first_source}` has no `{absent}`" if absent else ""
+        problems.append(
+            Problem(
+                "LR302",
+                f"source `{name}` is not given{why}.",
+                f"Give it: --source {name}=DIR" + (f" (the stock one is {default})." if default else "."),
+            )
+        )
+    return problems
+
+
+def _derive(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], routes: Routes) -> Derived:
+    """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change."""
+    using = {
+        kind: [c for name, c in checkpoints.items() if kind in rules.text.sources[name].use]
+        for kind in ("config", "tokenizer", "processor")
+    }
+    configs = [checkpoint.config for checkpoint in using["config"] if checkpoint.config is not None]
+    produced = routes.produced
+    rows = produced[EMBEDDING].shape[0] if EMBEDDING in produced and produced[EMBEDDING].shape else 0
+    folders = [checkpoint.folder for checkpoint in using["tokenizer"] if checkpoint.folder is not None]
+    vocabulary = next((v for folder in folders if (v := read_vocabulary(folder)) is not None), None)
+    tokens = place_tokens(rules.text.tokens, vocabulary, rows)
+    config = derive_config(rules, configs, produced, tokens)
+    target = wanted_parameters(str(rules.target.class_), config.config)
+    needed = max((token.id + 1 for token in tokens), default=0)
+    tensors = {name: (t.dtype, t.shape) for name, t in produced.items() if name in target.shapes and name not in target.tied}
+    changes: list[PostLoadChange] = []
+    notes = [*config.notes]
+    for post_load in rules.text.post_load:
+        effect = load_post_load_rule(post_load.use, post_load.with_).plan(Before(tensors, needed))
+        changes += [PostLoadChange(post_load.use, post_load.with_, change) for change in effect.changes]
+        notes += effect.notes
+    target, config = _changed(target, config, changes)
+    problems = [*vocabulary_problems(vocabulary, tokens, rows, target.shapes.get(EMBEDDING, (0,))[0])]
+    images = find_image_processor([c.folder for c in using["processor"] if c.folder is not None])
+    problems += image_processor_problems(images, config.tower)
+    if vocabulary is None and rules.text.processor is not None:
+        notes.append(
+            Problem(
+                "LR408",
+                "no source has a tokenizer, so the folder will have none, and no processor. Ids of new tokens "
+                "follow the rows of embed_tokens.",
+                "To add it: --source language_model=DIR with the tokenizer's files.",
+            )
+        )
+    return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
+
+
+def _changed(target: Target, config: TargetConfig, changes: Sequence[PostLoadChange]) -> tuple[Target, TargetConfig]:
+    """Target and config as they are after the post-load rules."""
+    shapes = dict(target.shapes)
+    for post_load in changes:
+        if shapes.get(post_load.change.target) == post_load.change.shape_before:
+            shapes[post_load.change.target] = post_load.change.shape_after
+    for name, other in target.tied.items():
+        shapes[name] = shapes[other]
+    if EMBEDDING in shapes:
+        config = config.with_vocab_size(shapes[EMBEDDING][0])
+    return replace(target, shapes=shapes), config
+
+
+def _output_problems(output: Path, plan: Plan) -> list[Problem]:
+    """LR503 for an output that isn't an empty folder, LR502 for a disk without room."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        return [Problem("LR503", f"{output} is there and isn't an empty folder.", "Give another --output, or empty it.")]
+    parent = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    needed, free = plan.nbytes_write + _SMALL_FILES_NBYTES, shutil.disk_usage(parent).free
+    if needed > free:
+        return [
+            Problem(
+                "LR502", f"{needed:,} bytes are needed in {parent}, {free:,} are free.", "Free some, or give another --output."
+            )
+        ]
+    return []

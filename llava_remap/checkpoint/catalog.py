@@ -1,0 +1,93 @@
+"""The words of this room: where a tensor lies, what it is, what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+#: Bits of one element, by dtype in the spelling of safetensors.
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
+    "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "F32": 32, "I32": 32, "U32": 32,
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the bytes of a tensor lie.
+
+    Attributes:
+        file: the file on disk.
+        offset: bytes from the start of the file to the tensor's first element.
+        stride: step of each dimension in elements, or None where the elements lie one behind the other in row-major order.
+        big_endian: whether elements of more than one byte are stored with the high byte first.
+        storage: the storage it is a view of: bytes from the start of the file to the storage, and the storage's size in bytes.
+            Two tensors of one file with the same `storage` share memory.
+    """
+
+    file: Path
+    offset: int
+    stride: tuple[int, ...] | None
+    big_endian: bool
+    storage: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor without its bytes. `location` is None in a manifest."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    location: Location | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements, without gaps."""
+        return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+
+Catalog = Mapping[str, Tensor]
+"""Tensors by name, in the order of files and, within a file, of their offsets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a person has: a folder, a file or a manifest, read from headers alone.
+
+    Attributes:
+        path: what was named by the user.
+        form: one line for the report, e.g. `torch .bin, 2 shards (pytorch_model.bin.index.json)`.
+        catalog: its tensors.
+        config: its `config.json` (or that of the manifest), or None.
+        folder: where config, tokenizer and processor files lie, or None for a manifest.
+        passed_over: weight files or indexes in the folder that were not read since another form takes precedence, and parts of a
+            file with several that hold tensors besides the state dict.
+        aliases: groups of names that are one and the same tensor: the same bytes, dtype and shape.
+    """
+
+    path: Path
+    form: str
+    catalog: Catalog
+    config: Mapping[str, Any] | None
+    folder: Path | None
+    passed_over: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def is_manifest(self) -> bool:
+        return self.folder is None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.catalog.values())
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files, in the order in which they are read."""
+        return tuple(dict.fromkeys(t.location.file for t in self.catalog.values() if t.location))

@@ -1,0 +1,193 @@
+"""The commands. A result goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from llava_remap import __version__
+from llava_remap.errors import Exit, Problem, RemapError
+
+app = typer.Typer(
+    help="Turn research LLaVA checkpoints into ones that transformers, vLLM, SGLang and llama.cpp load.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+rules_app = typer.Typer(help="Look at rule files and test them.", no_args_is_help=True)
+app.add_typer(rules_app, name="rules")
+
+
+class Format(str, Enum):
+    human = "human"
+    json = "json"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command("apply")
+def apply_command(
+    rules: Annotated[str, typer.Argument(help="A rule file, or the name of a shipped one: llava-v1.5.")],
+    source: Annotated[
+        list[str],
+        typer.Option(
+            "--source",
+            metavar="[NAME=]SRC",
+            help="A checkpoint: folder, file or manifest. Without NAME the rule file's first source; can be given several times.",
+        ),
+    ] = [],  # noqa: B006
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", metavar="DIR", help="The folder to write; new or empty. By default ./<last part of the first source>-hf."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only plan, from headers: print what would be done or why not.")
+    ] = False,
+    check_values: Annotated[
+        bool, typer.Option("--check-values", help="With --dry-run: also run the checks that read tensors.")
+    ] = False,
+    output_format: Annotated[Format, typer.Option("--format", help="How the report is printed.")] = Format.human,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.json", help="Also write the plan as JSON to a file.")
+    ] = None,
+) -> None:
+    """Convert a checkpoint: plan it, check that the plan is complete, write it, and load the result strictly.
+
+    Nothing is written unless every tensor and every parameter has its place.
+    """
+    with _refusals(output_format):
+        if report is not None and report.suffix != ".json":
+            raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json."))
+        from llava_remap.apply import apply_job, check_values as run_checks, plan_job  # noqa: I001
+        from llava_remap.report import plan_json, print_plan, print_result
+
+        job = plan_job(rules, source, output, dry_run=dry_run)
+        if check_values or not dry_run:
+            job = run_checks(job)
+        if output_format is Format.human:
+            print_plan(Console(soft_wrap=True), job)
+        if report is not None:
+            _write_report(report, plan_json(job))
+        if dry_run or not job.plan.complete:
+            if output_format is Format.json:
+                print(plan_json(job))
+            raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
+        with _progress(job.plan.nbytes_write) as on_progress:
+            result = apply_job(job, on_progress)
+        if report is not None:
+            _write_report(report, plan_json(job, result))
+        if output_format is Format.json:
+            print(plan_json(job, result))
+        else:
+            print_result(Console(soft_wrap=True), result, job.plan)
+
+
+@app.command()
+def inspect(source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint: folder, file or manifest.")]) -> None:
+    """Say what a checkpoint is, which rule files fit it, and the command to run."""
+    with _refusals(Format.human):
+        from llava_remap.checkpoint import open_checkpoint
+        from llava_remap.plan import fits
+        from llava_remap.report import print_fits
+
+        checkpoint = open_checkpoint(Path(source))
+        found = fits(checkpoint)
+        print_fits(Console(soft_wrap=True), checkpoint, found)
+        if not any(fit.fits for fit in found):
+            raise typer.Exit(Exit.PROBLEMS)
+
+
+@rules_app.command("list")
+def rules_list() -> None:
+    """List the shipped rule files: name, version, what each is for."""
+    with _refusals(Format.human):
+        from llava_remap.rulefile import load_rule_file, shipped_rule_files
+
+        for path in shipped_rule_files().values():
+            text = load_rule_file(path).text
+            print(f"{text.name} {text.version}  {text.summary}")
+
+
+@rules_app.command("test")
+def rules_test(
+    rules: Annotated[list[str], typer.Argument(help="Rule files, or names of shipped ones.")],
+) -> None:
+    """Run the tests that stand in rule files; exit code 1 if one fails."""
+    with _refusals(Format.human):
+        from llava_remap.rewrite import run_tests
+        from llava_remap.rulefile import load_rule_file
+
+        failed = 0
+        for name in rules:
+            results = run_tests(load_rule_file(name))
+            for result in results:
+                if result.status == "failed":
+                    print(f"FAILED {name}: {result.name}\n  wanted {result.wanted}\n  got    {result.got}")
+            bad = sum(result.status == "failed" for result in results)
+            failed += bad
+            print(f"{name}: {len(results) - bad} passed, {bad} failed")
+        if failed:
+            raise typer.Exit(Exit.PROBLEMS)
+
+
+@contextlib.contextmanager
+def _refusals(output_format: Format) -> Iterator[None]:
+    """Show a refusal and turn it into its exit code."""
+    try:
+        yield
+    except MemoryError:
+        _show(
+            [Problem("LR501", "the machine has not enough free memory.", "Close other programs, or use a larger machine.")],
+            output_format,
+        )
+        raise typer.Exit(Exit.RESOURCES) from None
+    except RemapError as error:
+        _show(error.problems, output_format)
+        raise typer.Exit(error.exit) from None
+
+
+def _show(problems: tuple[Problem, ...] | list[Problem], output_format: Format) -> None:
+    from llava_remap.report import print_problems, refusal_json
+
+    if output_format is Format.json:
+        print(refusal_json(problems))
+    print_problems(Console(stderr=True, soft_wrap=True), problems)
+
+
+def _write_report(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RemapError(Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")) from None
+
+
+@contextlib.contextmanager
+def _progress(nbytes: int) -> Iterator[Callable[[int], None]]:
+    """One line by bytes with the time left, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("writing", total=nbytes)
+        yield lambda done: progress.update(task, advance=done)

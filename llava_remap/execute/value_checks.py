@@ -1,0 +1,74 @@
+"""The checks of a plan that need bytes. They run before the first output file exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import zip_longest
+
+from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.errors import Problem
+from llava_remap.execute.values import chunks, find
+from llava_remap.plan import Plan
+
+
+def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple[list[Problem], list[Problem]]:
+    """Run every value check of a plan; gives problems and notes.
+
+    Problems: LR405 where tied tensors differ, LR406 for inf or NaN. Note: LR310 with the number of tensors that differ.
+    """
+    problems, differing = [], []
+    pairs = 0
+    for check in plan.value_checks:
+        if check.check == "finite":
+            bad = _non_finite(find(checkpoints, check.from_[0]))
+            if bad:
+                problems.append(
+                    Problem(
+                        "LR406",
+                        f"{bad} values of `{check.from_[0].name}` are inf or NaN, and new rows would be made from them.",
+                        "Find out why the training produced them; a checkpoint with them is broken.",
+                        (check.from_[0].name,),
+                    )
+                )
+            continue
+        one, other = (find(checkpoints, origin) for origin in check.from_)
+        same = _equal(one, other)
+        if check.check == "compare":
+            pairs += 1
+            differing += [] if same else [check.from_[1].name]
+        elif not same:
+            problems.append(
+                Problem(
+                    "LR405",
+                    f"the config ties `{one.name}` and `{other.name}`, but their values differ.",
+                    "Set tie_word_embeddings to false in the source's config.json if both were trained.",
+                    (one.name, other.name),
+                )
+            )
+    notes = []
+    if pairs:
+        source = next(c.from_[1].source for c in plan.value_checks if c.check == "compare")
+        notes.append(
+            Problem("LR310", f"{len(differing)} of {pairs} tensors differ from those of `{source}`.", names=tuple(differing))
+        )
+    return problems, notes
+
+
+def _non_finite(tensor: Tensor) -> int:
+    import numpy as np
+
+    from llava_remap.dtypes import to_float64
+
+    return sum(int(np.count_nonzero(~np.isfinite(to_float64(chunk, tensor.dtype)))) for chunk in chunks(tensor))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape have the same bytes, or, with different dtypes, the same values."""
+    if one.dtype == other.dtype:
+        return all(a == b for a, b in zip_longest(chunks(one), chunks(other)))
+    import numpy as np
+
+    from llava_remap.dtypes import to_float64
+
+    left, right = (np.concatenate([to_float64(chunk, tensor.dtype) for chunk in chunks(tensor)]) for tensor in (one, other))
+    return np.array_equal(left, right)

@@ -1,0 +1,83 @@
+"""Values of source tensors, for what is computed or checked. Everything that is only renamed goes past this, as byte ranges."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
+from llava_remap.errors import refuse
+from llava_remap.plan import SourceName
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Bytes read at once. Larger buffers were slower on ext4.
+CHUNK_NBYTES = 1 << 20
+
+
+def find(checkpoints: Mapping[str, Checkpoint], origin: SourceName) -> Tensor:
+    """The catalog entry of a source name."""
+    return checkpoints[origin.source].catalog[origin.name]
+
+
+def chunks(tensor: Tensor) -> Iterator[bytes]:
+    """The elements in row-major, little-endian order, at most `CHUNK_NBYTES` at a time where they are stored so."""
+    where = tensor.location
+    assert where is not None
+    if where.stride is None and not where.big_endian:
+        with where.file.open("rb", buffering=0) as file:
+            for start in range(0, tensor.nbytes, CHUNK_NBYTES):
+                yield _read(file.fileno(), where.offset + start, min(CHUNK_NBYTES, tensor.nbytes - start), tensor)
+    else:
+        yield _gather(tensor).tobytes()
+
+
+def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:
+    """Rows start..stop of a matrix, [stop - start, columns], as float64."""
+    from llava_remap.dtypes import to_float64
+
+    where = tensor.location
+    assert where is not None
+    columns = tensor.shape[1]
+    if where.stride is None and not where.big_endian:
+        width = columns * DTYPE_BITS[tensor.dtype] // 8
+        with where.file.open("rb", buffering=0) as file:
+            raw = _read(file.fileno(), where.offset + start * width, (stop - start) * width, tensor)
+    else:
+        raw = _gather(tensor)[start:stop].tobytes()
+    return to_float64(raw, tensor.dtype).reshape(stop - start, columns)
+
+
+def _gather(tensor: Tensor) -> NDArray[Any]:
+    """A tensor whose elements lie apart or big-endian, as unsigned integers of the elements' size."""
+    import numpy as np
+
+    where = tensor.location
+    assert where is not None
+    size = DTYPE_BITS[tensor.dtype] // 8
+    stored = np.dtype(f"{'>' if where.big_endian else '<'}u{size}")
+    if 0 in tensor.shape:
+        return np.zeros(tensor.shape, stored)
+    start, nbytes = where.storage
+    storage = np.memmap(where.file, np.uint8, "r", offset=start, shape=(nbytes,))
+    strides = None if where.stride is None else tuple(step * size for step in where.stride)
+    view: NDArray[Any] = np.ndarray(tensor.shape, stored, storage, where.offset - start, strides)
+    return view.astype(f"<u{size}", order="C")
+
+
+def _read(descriptor: int, offset: int, nbytes: int, tensor: Tensor) -> bytes:
+    data = os.pread(descriptor, nbytes, offset)
+    while len(data) < nbytes:
+        more = os.pread(descriptor, nbytes - len(data), offset + len(data))
+        if not more:
+            raise refuse(
+                "LR102",
+                f"{tensor.location.file if tensor.location else ''} ends inside `{tensor.name}`: it has become "
+                "shorter since its header was read.",
+                "Leave the sources alone while a job runs.",
+            )
+        data += more
+    return data

@@ -1,0 +1,38 @@
+"""Folded names: many tensor names in few lines, as a person would write them.
+
+>>> fold_names(["layers.0.up", "layers.1.up", "layers.2.up", "norm"])
+['layers.{0..2}.up', 'norm']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def fold_names(names: Iterable[str]) -> list[str]:
+    """Join names that differ only in whole-number segments, one segment at a time, in order of first appearance.
+
+    Numbers that don't follow each other are listed as runs: `layers.{0..3,7}`. Numbers inside a word (`fc1`) are never folded.
+    """
+    folded = [tuple(name.split(".")) for name in dict.fromkeys(names)]
+    for at in range(max(map(len, folded), default=0)):
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for segments in folded:
+            if at < len(segments) and segments[at].isdecimal():
+                groups.setdefault((*segments[:at], "", *segments[at + 1 :]), []).append(int(segments[at]))
+            else:
+                groups.setdefault(segments, [])
+        folded = [(*key[:at], _runs(numbers), *key[at + 1 :]) if numbers else key for key, numbers in groups.items()]
+    return [".".join(segments) for segments in folded]
+
+
+def _runs(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs) + "}"

@@ -1,0 +1,79 @@
+"""Everything in the output folder beside the weights. It is made first, elsewhere: if it can't be, no weight is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_remap.folder.json_file import write_json
+from llava_remap.folder.processor import check_processor, write_image_processor, write_processor
+from llava_remap.folder.tokenizer import open_tokenizer, write_tokenizer
+from llava_remap.rulefile import RuleFile
+from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
+
+#: Of the source's generation config; they say who wrote it.
+_NOT_KEPT = ("_from_model_config", "transformers_version")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a folder is made from, beside the weights.
+
+    Attributes:
+        rules: the rule file.
+        target: config of model and processor.
+        tokens: the rule file's tokens with their ids.
+        vocabulary: the source's tokenizer files, or None where no source has any.
+        image_processor: the folder with the source's image processor, or None for the stock one.
+        generation: the source's generation config; may be empty.
+    """
+
+    rules: RuleFile
+    target: TargetConfig
+    tokens: Sequence[PlacedToken]
+    vocabulary: Vocabulary | None
+    image_processor: Path | None
+    generation: Mapping[str, Any]
+
+
+def make_folder(parts: Parts, scratch: Path) -> None:
+    """Write config, generation config and, where there is a tokenizer, tokenizer, processor and chat template into `scratch`.
+
+    Raises:
+        RemapError: LR113 for files of a source that can't be opened, LR403 for a token id, LR601 if the result doesn't open.
+    """
+    config = parts.target.config
+    write_json(scratch / "config.json", config)
+    write_json(scratch / "generation_config.json", _generation_config(parts.generation, config))
+    processor = parts.rules.text.processor
+    if processor is None or processor.class_ is None:
+        return
+    write_image_processor(parts.image_processor, parts.target.tower, scratch, processor.class_)
+    image = next((token.text for token in parts.tokens if token.role == "image"), "<image>")
+    write_processor(scratch, processor.class_, parts.target.processor, image, processor.chat_template)
+    if parts.vocabulary is None:
+        return
+    tokenizer = open_tokenizer(parts.vocabulary, config["text_config"]["model_type"], parts.tokens)
+    write_tokenizer(tokenizer, parts.vocabulary, scratch, processor.class_)
+    check_processor(scratch)
+
+
+def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:
+    """The first generation config in the sources' folders; empty without one or where it isn't a JSON object."""
+    for folder in folders:
+        try:
+            content = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _generation_config(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    text = config["text_config"]
+    ids = {key: text.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(key) is not None}
+    return {**ids, **{k: v for k, v in source.items() if k not in _NOT_KEPT}, "pad_token_id": text.get("pad_token_id")}

@@ -1,0 +1,98 @@
+"""The tokenizer of the output: the source's, with the rule file's tokens added, in files that old and new transformers open."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_remap.errors import refuse
+from llava_remap.folder.json_file import write_json
+from llava_remap.target import PlacedToken, Vocabulary
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+#: Written by 5.x; 4.x can't read them or takes them for something else.
+_NEW_ONLY = ("backend", "is_local", "local_files_only", "extra_special_tokens")
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def open_tokenizer(vocabulary: Vocabulary, text_model_type: str, tokens: Sequence[PlacedToken]) -> Any:
+    """The source's tokenizer with the tokens added, as a transformers tokenizer.
+
+    Raises:
+        RemapError: LR113 where transformers can't open it, LR403 where a token gets another id than planned.
+    """
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)  # only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer
+        for file in _FILES:
+            if (vocabulary.folder / file).is_file():
+                shutil.copyfile(vocabulary.folder / file, folder / file)
+        (folder / "config.json").write_text(json.dumps({"model_type": text_model_type}))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # whatever the tokenizer's code raises: the files are the user's
+            raise refuse(
+                "LR113",
+                f"transformers can't open the tokenizer in {vocabulary.folder}: {' '.join(str(error).split())}.",
+                "Replace its files by the original ones, or give --source language_model=DIR.",
+            ) from error
+    for token in sorted(tokens, key=lambda token: token.id):
+        if token.added:
+            tokenizer.add_tokens(AddedToken(token.text, special=True, normalized=False), special_tokens=True)
+        if token.role == "pad":
+            tokenizer.pad_token = token.text
+        got = tokenizer.convert_tokens_to_ids(token.text)
+        if got != token.id:
+            raise refuse(
+                "LR403",
+                f"token `{token.text}` gets id {got}; {token.id} was planned.",
+                f"The tokenizer's files disagree on how many tokens there are; see {vocabulary.folder}.",
+            )
+    return tokenizer
+
+
+def write_tokenizer(tokenizer: Any, vocabulary: Vocabulary, folder: Path, processor_class: str) -> None:
+    """Save a tokenizer in both generations of files: real class name and all added tokens in `tokenizer_config.json`."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    source = vocabulary.folder / "tokenizer_config.json"
+    original = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
+    for key in _NEW_ONLY:
+        config.pop(key, None)
+    config["tokenizer_class"] = original.get("tokenizer_class", config["tokenizer_class"])
+    config["processor_class"] = processor_class
+    for key in ("add_bos_token", "add_eos_token", "legacy", "add_prefix_space"):
+        if original.get(key) is not None:
+            config[key] = original[key]
+    config["added_tokens_decoder"] = {
+        str(i): {
+            "content": token.content,
+            "lstrip": token.lstrip,
+            "normalized": token.normalized,
+            "rstrip": token.rstrip,
+            "single_word": token.single_word,
+            "special": token.special,
+        }
+        for i, token in sorted(tokenizer.added_tokens_decoder.items())
+    }
+    write_json(path, config)
+    write_json(
+        folder / "special_tokens_map.json", {role: str(token) for role in _ROLES if (token := getattr(tokenizer, role, None))}
+    )
+    if (vocabulary.folder / "tokenizer.model").is_file():  # llama.cpp reads it
+        shutil.copyfile(vocabulary.folder / "tokenizer.model", folder / "tokenizer.model")

@@ -1,0 +1,301 @@
+"""The plan from routed names, wanted parameters and post-load rules: who provides what, and all that doesn't fit. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
+from llava_remap.errors import Problem
+from llava_remap.plan.model import (
+    Collision,
+    Dropped,
+    Mapped,
+    Mismatched,
+    Missing,
+    Plan,
+    PostLoadChange,
+    Shard,
+    SourceSummary,
+    Unmapped,
+    ValueCheck,
+)  # fmt: skip
+from llava_remap.plan.route import Routed, Routes
+from llava_remap.plan.suggest import nearest
+from llava_remap.rewrite import Program
+from llava_remap.rulefile import RuleFile
+from llava_remap.target import Target
+
+
+def build_plan(
+    rules: RuleFile,
+    program: Program,
+    checkpoints: Mapping[str, Checkpoint],
+    routes: Routes,
+    target: Target | None,
+    post_load: Sequence[PostLoadChange] = (),
+    problems: Sequence[Problem] = (),
+    notes: Sequence[Problem] = (),
+) -> Plan:
+    """Match what the sources provide with what the target wants.
+
+    Args:
+        target: None where `problems` kept it from being derived; then nothing is mapped, and the plan only tells why.
+        problems: what was found before; the plan adds what doesn't match.
+    """
+    shapes = dict(target.shapes) if target else {}
+    tied = target.tied if target else {}
+    providers: dict[str, list[Routed]] = defaultdict(list)
+    unclaimed = []
+    for routed in routes.taken:
+        if routed.rewrite.target in shapes:
+            providers[str(routed.rewrite.target)].append(routed)
+        elif routed.rewrite.reason is None:
+            unclaimed.append(routed)
+    changes = {change.change.target: change for change in post_load}
+    single = {name: found[0] for name, found in providers.items() if len(found) == 1}
+    mapped = [_mapped(name, routed, tied, changes) for name, routed in single.items()]
+    missing = [name for name in shapes if name not in providers and name not in tied]
+    mismatched = [Mismatched(m.target, m.shape, shapes[m.target]) for m in mapped if m.shape != shapes[m.target]]
+    plan_missing = _missing(missing, shapes, unclaimed)
+    plan_unmapped = _unmapped(unclaimed, missing, shapes)
+    collisions = [Collision(name, tuple(r.origin for r in found)) for name, found in providers.items() if len(found) > 1]
+    dropped = [
+        Dropped(r.source, r.tensor.name, r.rewrite.rules[-1], r.rewrite.reason)
+        for r in routes.taken
+        if r.rewrite.reason is not None
+    ]
+    found_problems = list(problems)
+    if target is not None:
+        found_problems += _coverage_problems(plan_unmapped, plan_missing, mismatched, collisions, routes)
+        found_problems += _drop_problems(program, routes.taken, set(missing))
+    written = [m for m in mapped if m.op != "tied"]
+    return Plan(
+        rules_name=rules.name,
+        rules_version=rules.text.version or "",
+        rules_sha256=rules.sha256,
+        sources={name: _summary(name, checkpoint, routes) for name, checkpoint in checkpoints.items()},
+        target_class=target.class_name if target else str(rules.target.class_),
+        layout=target.layout if target else "classic",
+        target_names=tuple(sorted(shapes)),
+        tied_absent=tuple(sorted(name for name in tied if name not in providers)),
+        mapped=tuple(sorted(mapped, key=lambda m: m.target)),
+        dropped=tuple(sorted(dropped, key=lambda d: (d.source, d.name))),
+        unmapped=tuple(sorted(plan_unmapped, key=lambda u: (u.source, u.name))),
+        missing=tuple(sorted(plan_missing, key=lambda m: m.target)),
+        mismatched=tuple(sorted(mismatched, key=lambda m: m.target)),
+        collisions=tuple(sorted(collisions, key=lambda c: c.target)),
+        post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
+        value_checks=tuple(_value_checks(mapped, single, tied, post_load, routes)),
+        problems=tuple(found_problems),
+        notes=(*notes, *_sharing_notes(written, single, tied), *_beside_notes(rules, routes)),
+        shards=_shards(written, single),
+        nbytes_read=sum(single[m.target].tensor.nbytes for m in written),
+        nbytes_write=sum(_nbytes(m) for m in written),
+    )
+
+
+def _mapped(name: str, routed: Routed, tied: Mapping[str, str], changes: Mapping[str, PostLoadChange]) -> Mapped:
+    tensor = routed.tensor
+    where = tensor.location
+    op, shape = None, tensor.shape
+    if name in tied:
+        op = "tied"
+    elif name in changes:
+        op, shape = changes[name].use, changes[name].change.shape_after
+    elif where is not None and (where.stride is not None or where.big_endian):
+        op = "gather"
+    return Mapped(name, tensor.dtype, shape, (routed.origin,), routed.rewrite.rules, op)
+
+
+def _missing(missing: Sequence[str], shapes: Mapping[str, tuple[int, ...]], unclaimed: Sequence[Routed]) -> list[Missing]:
+    others = [(r.tensor.name, r.tensor.shape) for r in unclaimed]
+    return [Missing(name, shapes[name], nearest(name, shapes[name], others)) for name in missing]
+
+
+def _unmapped(unclaimed: Sequence[Routed], missing: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> list[Unmapped]:
+    wanted = [(name, shapes[name]) for name in missing]
+    return [
+        Unmapped(
+            r.source,
+            r.tensor.name,
+            r.tensor.dtype,
+            r.tensor.shape,
+            r.rewrite.target,
+            nearest(r.tensor.name, r.tensor.shape, wanted),
+        )
+        for r in unclaimed
+    ]
+
+
+def _coverage_problems(
+    unmapped: Sequence[Unmapped],
+    missing: Sequence[Missing],
+    mismatched: Sequence[Mismatched],
+    collisions: Sequence[Collision],
+    routes: Routes,
+) -> list[Problem]:
+    """One problem a kind, with every name of that kind."""
+    problems = []
+    if names := tuple(u.name for u in unmapped if u.produced is None):
+        problems.append(
+            Problem("LR301", f"{_tensors(len(names))} that no rule maps.", "Add a rule, or a drop with its reason.", names)
+        )
+    broken = tuple(u.produced for u in unmapped if u.produced is not None and _broken(u.produced))
+    if broken:
+        problems.append(
+            Problem("LR307", "rules made names with an empty or doubled segment.", "Mend the rules that made them.", broken)
+        )
+    strange = tuple(u.produced for u in unmapped if u.produced is not None and not _broken(u.produced))
+    if strange:
+        problems.append(
+            Problem(
+                "LR303",
+                f"rules made {len(strange)} names that the model doesn't have.",
+                "Is the config that of another size, or does a rule reach too far?",
+                strange,
+            )
+        )
+    if missing:
+        sources = "".join(f" Source `{name}` has no tensor that its `select` takes." for name in routes.unselected)
+        problems.append(
+            Problem(
+                "LR302",
+                f"{_tensors(len(missing), 'parameter')} of the model that no source provides.{sources}",
+                "Give the source that has them, or add a rule for the nearest names.",
+                tuple(m.target for m in missing),
+            )
+        )
+    if mismatched:
+        rows = tuple((m.target, _shape(m.source_shape), _shape(m.target_shape)) for m in mismatched)
+        problems.append(
+            Problem(
+                "LR401",
+                f"{_tensors(len(mismatched))} of another shape than the model's.",
+                "Does the config.json belong to these weights?",
+                tuple(m.target for m in mismatched),
+                rows,
+            )
+        )
+    for collision in collisions:
+        origins = " and ".join(f"`{origin.name}` ({origin.source})" for origin in collision.from_)
+        problems.append(
+            Problem(
+                "LR304",
+                f"{origins} both become `{collision.target}`.",
+                "Take one of them out of the checkpoint.",
+                tuple(origin.name for origin in collision.from_),
+            )
+        )
+    return problems
+
+
+def _drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) -> list[Problem]:
+    """LR306: a dropped tensor that, without the drop, would provide what is missing."""
+    if not missing:
+        return []
+    stolen: dict[str, list[str]] = defaultdict(list)
+    for routed in taken:
+        if routed.rewrite.reason is not None:
+            rule = routed.rewrite.rules[-1]
+            if program.without(rule).rewrite(routed.rewrite.source).target in missing:
+                stolen[rule].append(routed.tensor.name)
+    return [
+        Problem("LR306", f"the drop `{rule}` takes tensors that the model wants.", "Make its pattern narrower.", tuple(names))
+        for rule, names in stolen.items()
+    ]
+
+
+def _value_checks(
+    mapped: Sequence[Mapped],
+    single: Mapping[str, Routed],
+    tied: Mapping[str, str],
+    post_load: Sequence[PostLoadChange],
+    routes: Routes,
+) -> list[ValueCheck]:
+    checks = []
+    for name in sorted({read for change in post_load for read in change.change.reads}):
+        checks.append(ValueCheck("finite", name, (single[name].origin,)))
+    for entry in mapped:
+        other = single.get(tied.get(entry.target, ""))
+        if entry.op == "tied" and other is not None and not _same_bytes(single[entry.target].tensor, other.tensor):
+            checks.append(ValueCheck("equal", entry.target, (single[entry.target].origin, other.origin)))
+    for routed in routes.beside:
+        used = single.get(routed.rewrite.target or "")
+        if used is not None and used.tensor.shape == routed.tensor.shape:
+            checks.append(ValueCheck("compare", str(routed.rewrite.target), (used.origin, routed.origin)))
+    return checks
+
+
+def _sharing_notes(written: Sequence[Mapped], single: Mapping[str, Routed], tied: Mapping[str, str]) -> list[Problem]:
+    """LR506: tensors that lie on the same bytes of a source."""
+    notes = []
+    by_bytes: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name in (*(entry.target for entry in written), *(name for name in tied if name in single)):
+        where = single[name].tensor.location
+        if where is not None and single[name].tensor.nbytes:
+            by_bytes[(where.file, where.storage)].append(name)
+    for names in by_bytes.values():
+        if len(names) < 2:
+            continue
+        kept = [name for name in names if name not in tied]
+        done = "the model ties them: written once" if len(kept) < len(names) else "the model has them apart: each is written"
+        notes.append(Problem("LR506", f"{len(names)} names share one storage in the checkpoint; {done}.", names=tuple(names)))
+    return notes
+
+
+def _beside_notes(rules: RuleFile, routes: Routes) -> list[Problem]:
+    return [
+        Problem("LR310", f"`{rules.first_source}` has its own, so that of `{source}` is not used.")
+        for source in dict.fromkeys(r.source for r in routes.beside)
+    ]
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    return one.location is not None and one.location == other.location and one.dtype == other.dtype and one.shape == other.shape
+
+
+def _shards(written: Sequence[Mapped], single: Mapping[str, Routed]) -> tuple[Shard, ...]:
+    """One output file for each source file, its tensors in the source's order, so that runs of bytes stay whole.
+
+    Wider elements stand first: then every tensor starts at a multiple of its element size, as readers that map the file want it.
+    A manifest has no files; its sources stand in for them.
+    """
+    order = {id(routed): position for position, routed in enumerate(single.values())}
+    files: dict[object, list[Mapped]] = defaultdict(list)
+    for entry in sorted(written, key=lambda m: order[id(single[m.target])]):
+        where = single[entry.target].tensor.location
+        files[where.file if where else single[entry.target].source].append(entry)
+    count = len(files)
+    return tuple(
+        Shard(
+            f"model-{number:05d}-of-{count:05d}.safetensors",
+            tuple(m.target for m in sorted(entries, key=lambda m: -DTYPE_BITS[m.dtype])),
+        )
+        for number, entries in enumerate(files.values(), 1)
+    )
+
+
+def _summary(name: str, checkpoint: Checkpoint, routes: Routes) -> SourceSummary:
+    taken = sum(r.source == name for r in routes.taken)
+    return SourceSummary(
+        str(checkpoint.path), checkpoint.form, checkpoint.passed_over, len(checkpoint.catalog), taken, checkpoint.nbytes
+    )
+
+
+def _nbytes(entry: Mapped) -> int:
+    return Tensor(entry.target, entry.dtype, entry.shape, None).nbytes
+
+
+def _broken(name: str) -> bool:
+    segments = name.split(".")
+    return "" in segments or any(one == other for one, other in pairwise(segments))
+
+
+def _tensors(count: int, what: str = "tensor") -> str:
+    return f"{count} {what}" + ("s" if count != 1 else "")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"

@@ -1,0 +1,139 @@
+"""What is this checkpoint, and is the rule file for it? Asked before anything is derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llava_remap.checkpoint import Checkpoint
+from llava_remap.errors import Problem
+from llava_remap.plan.route import Routed, route
+from llava_remap.rewrite import compile_rules
+from llava_remap.rulefile import Detect, RuleFile, Template, load_rule_file, shipped_folder, shipped_rule_files
+
+_WRAPPERS = ("module.", "base_model.model.")
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How well a rule file fits a checkpoint: `mapped` of the `total` names that it doesn't drop; what contradicts `detect`."""
+
+    rules: str
+    summary: str
+    mapped: int
+    total: int
+    contradictions: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.mapped > 0 and self.mapped == self.total and not self.contradictions
+
+
+def identify(rules: RuleFile, taken: Sequence[Routed], checkpoint: Checkpoint) -> list[Problem]:
+    """The reasons not to believe that this rule file is for this checkpoint (the first source); empty where there are none.
+
+    Each makes the ones after it meaningless, so the first found is returned alone.
+    """
+    routed = [r for r in taken if r.source == rules.first_source]
+    for check in (_stubs, _already_converted, _wrapped, _nothing_matched, _wrong_family):
+        if problem := check(rules, routed, checkpoint):
+            return [problem]
+    return []
+
+
+def fits(checkpoint: Checkpoint) -> list[Fit]:
+    """Every shipped rule file held against a checkpoint; those that fit first, then by share of mapped names."""
+    found = []
+    for path in shipped_rule_files().values():
+        rules = load_rule_file(path)
+        taken = route(rules, compile_rules(rules), {rules.first_source: checkpoint}).taken
+        mapped = sum(r.rewrite.target is not None for r in taken)
+        total = sum(r.rewrite.reason is None for r in taken)
+        reasons = contradictions(rules.text.detect, taken, checkpoint.config)
+        found.append(Fit(rules.name, rules.text.summary or "", mapped, total, tuple(reasons)))
+    return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))
+
+
+def contradictions(detect: Detect, routed: Sequence[Routed], config: Mapping[str, Any] | None) -> list[str]:
+    """What in a checkpoint's names or config contradicts a `detect`, in words."""
+    names = [r.rewrite.prepared for r in routed]
+    found = []
+    for text in detect.present:
+        template = Template(text)
+        if not any(template.match(name) is not None for name in names):
+            found.append(f"it has no `{text}`")
+    for text in detect.absent:
+        template = Template(text)
+        if any(template.match(name) is not None for name in names):
+            found.append(f"it has `{text}`")
+    for key, wanted in detect.config.items():
+        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
+        if config is not None and config.get(key) not in allowed:
+            found.append(f"its config says {key}: {config.get(key)!r}, not {' or '.join(map(repr, allowed))}")
+    return found
+
+
+def _stubs(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
+    stubs = [r.tensor.name for r in routed if 0 in r.tensor.shape]
+    if not stubs:
+        return None
+    return Problem(
+        "LR104",
+        f"{len(stubs)} of {len(routed)} tensors in {checkpoint.path} have no elements (shape [0]).",
+        "Run DeepSpeed's zero_to_fp32.py in the training folder and give its output.",
+        tuple(stubs),
+    )
+
+
+def _already_converted(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
+    """LR109: a layout of transformers takes more of the names than the rule file does."""
+    best, count = "", sum(r.rewrite.target is not None for r in routed)
+    for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
+        program = compile_rules(load_rule_file(path))
+        known = sum(program.rewrite(r.tensor.name).target is not None for r in routed)
+        if known > count:
+            best, count = path.stem, known
+    if not best:
+        return None
+    return Problem(
+        "LR109",
+        f"{count} of {len(routed)} names in {checkpoint.path} are in layout {best}.",
+        "Nothing is to be done: load it with transformers as it is.",
+    )
+
+
+def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
+    for wrapper in _WRAPPERS:
+        if routed and all(r.rewrite.prepared.startswith(wrapper) for r in routed):
+            return Problem(
+                "LR110",
+                f"all {len(routed)} names in {checkpoint.path} start with `{wrapper}`, which {rules.name} leaves on.",
+                "Add parts/wrappers.yaml to its `extends`.",
+            )
+    return None
+
+
+def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
+    if any(r.rewrite.target is not None for r in routed):
+        return None
+    return Problem(
+        "LR305",
+        f"no rule of {rules.name} takes any of the {len(routed)} names in {checkpoint.path}.",
+        _better(checkpoint),
+        tuple(r.tensor.name for r in routed),
+    )
+
+
+def _wrong_family(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
+    reasons = contradictions(rules.text.detect, routed, checkpoint.config)
+    if not reasons:
+        return None
+    return Problem("LR311", f"{checkpoint.path} isn't a checkpoint for {rules.name}: {'; '.join(reasons)}.", _better(checkpoint))
+
+
+def _better(checkpoint: Checkpoint) -> str:
+    best = fits(checkpoint)[0]
+    if best.fits:
+        return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
+    return "None of the shipped rule files fits; write one (rules/llava-v1.5.yaml shows how)."

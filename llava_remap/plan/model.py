@@ -1,0 +1,236 @@
+"""The plan: for every tensor of the target, where it comes from and how. Pure data, and its JSON form.
+
+Field names are those of the JSON (`llava-remap/plan`, version 1); every list is sorted and complete.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llava_remap.errors import Problem
+from llava_remap.post_load import Change
+
+FORMAT = "llava-remap/plan"
+FORMAT_VERSION = 1
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SourceName:
+    """A tensor of a source, in the source's own spelling."""
+
+    source: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A target tensor and its origin.
+
+    Attributes:
+        shape: as written.
+        rules: the rules that took the name there.
+        op: None when the bytes are only copied; `tied`: not written, since another name has the tensor; `gather`: the elements
+            are put in row-major, little-endian order; else the name of the post-load rule that changes it.
+    """
+
+    target: str
+    dtype: str
+    shape: Shape
+    from_: tuple[SourceName, ...]
+    rules: tuple[str, ...]
+    op: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    source: str
+    name: str
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unmapped:
+    """A source tensor that goes nowhere. `produced`: the name that rules gave it, which the target doesn't have."""
+
+    source: str
+    name: str
+    dtype: str
+    shape: Shape
+    produced: str | None
+    suggestions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    target: str
+    shape: Shape
+    suggestions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatched:
+    target: str
+    source_shape: Shape
+    target_shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Collision:
+    target: str
+    from_: tuple[SourceName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PostLoadChange:
+    use: str
+    options: dict[str, Any]
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class ValueCheck:
+    """A check that needs the bytes; run before the first output file exists.
+
+    Attributes:
+        check: `finite`: no inf or NaN in it; `equal`: two tensors that become one have the same bytes; `compare`: only count
+            the differences between the tensor used and one given beside it.
+        target: the target tensor it is about.
+        from_: one source tensor, or the two to compare.
+    """
+
+    check: Literal["finite", "equal", "compare"]
+    target: str
+    from_: tuple[SourceName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """An output file: its name, and its tensors by target name in the order in which they lie in it."""
+
+    file: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """A source in short. `taken`: how many of its tensors the job uses, drops or can't place; the others were not selected."""
+
+    location: str
+    form: str
+    passed_over: tuple[str, ...]
+    tensors: int
+    taken: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that `execute` needs to know, and all that a person asks before letting it.
+
+    Attributes:
+        target_names: every parameter wanted.
+        tied_absent: those that no source has and none needs to have, since another parameter's tensor is theirs.
+    """
+
+    rules_name: str
+    rules_version: str
+    rules_sha256: str
+    sources: dict[str, SourceSummary]
+    target_class: str
+    layout: str
+    target_names: tuple[str, ...]
+    tied_absent: tuple[str, ...]
+    mapped: tuple[Mapped, ...]
+    dropped: tuple[Dropped, ...]
+    unmapped: tuple[Unmapped, ...]
+    missing: tuple[Missing, ...]
+    mismatched: tuple[Mismatched, ...]
+    collisions: tuple[Collision, ...]
+    post_load: tuple[PostLoadChange, ...]
+    value_checks: tuple[ValueCheck, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[Problem, ...]
+    shards: tuple[Shard, ...]
+    nbytes_read: int
+    nbytes_write: int
+
+    @property
+    def target_tensors(self) -> int:
+        return len(self.target_names)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it may be executed: nothing unmapped, missing, mismatched or colliding, no problem of any other kind."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "rules": {"name": self.rules_name, "version": self.rules_version, "sha256": self.rules_sha256},
+            "sources": {
+                name: {
+                    "location": s.location,
+                    "form": s.form,
+                    "passed_over": list(s.passed_over),
+                    "tensors": s.tensors,
+                    "taken": s.taken,
+                    "nbytes": s.nbytes,
+                }
+                for name, s in self.sources.items()
+            },
+            "target": {"class": self.target_class, "layout": self.layout, "tensors": self.target_tensors},
+            "complete": self.complete,
+            "mapped": [
+                {
+                    "target": m.target,
+                    "dtype": m.dtype,
+                    "shape": list(m.shape),
+                    "from": _names(m.from_),
+                    "rules": list(m.rules),
+                    "op": m.op,
+                }
+                for m in self.mapped
+            ],
+            "dropped": [{"source": d.source, "name": d.name, "rule": d.rule, "reason": d.reason} for d in self.dropped],
+            "unmapped": [
+                {
+                    "source": u.source,
+                    "name": u.name,
+                    "dtype": u.dtype,
+                    "shape": list(u.shape),
+                    "produced": u.produced,
+                    "suggestions": list(u.suggestions),
+                }
+                for u in self.unmapped
+            ],
+            "missing": [{"target": m.target, "shape": list(m.shape), "suggestions": list(m.suggestions)} for m in self.missing],
+            "mismatched": [
+                {"target": m.target, "source_shape": list(m.source_shape), "target_shape": list(m.target_shape)}
+                for m in self.mismatched
+            ],
+            "collisions": [{"target": c.target, "from": _names(c.from_)} for c in self.collisions],
+            "post_load": [
+                {
+                    "use": p.use,
+                    "with": p.options,
+                    "target": p.change.target,
+                    "shape_before": list(p.change.shape_before),
+                    "shape_after": list(p.change.shape_after),
+                }
+                for p in self.post_load
+            ],
+            "value_checks": [{"check": v.check, "target": v.target, "from": _names(v.from_)} for v in self.value_checks],
+            "problems": [problem.to_json() for problem in self.problems],
+            "notes": [note.to_json() for note in self.notes],
+            "shards": [{"file": shard.file, "tensors": list(shard.tensors)} for shard in self.shards],
+            "nbytes": {"read": self.nbytes_read, "write": self.nbytes_write},
+        }
+
+
+def _names(names: tuple[SourceName, ...]) -> list[dict[str, str]]:
+    return [{"source": n.source, "name": n.name} for n in names]

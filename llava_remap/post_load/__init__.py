@@ -1,0 +1,5 @@
+"""Post-load rules: plug-ins that change tensors after the rename."""
+
+from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader, load_post_load_rule
+
+__all__ = ["Before", "Change", "Effect", "OldBytes", "PostLoadRule", "Reader", "load_post_load_rule"]

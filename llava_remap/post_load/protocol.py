@@ -1,0 +1,108 @@
+"""What a post-load rule is: it says from shapes alone what it will change, and computes it later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llava_remap.errors import Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One tensor of the target that a post-load rule changes.
+
+    Attributes:
+        target: its name.
+        dtype: its dtype, which stays.
+        shape_before: as it comes from the source.
+        shape_after: as it is written.
+        reads: the target tensors whose values go into it; they are checked to be finite first.
+    """
+
+    target: str
+    dtype: str
+    shape_before: tuple[int, ...]
+    shape_after: tuple[int, ...]
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """All that a post-load rule will do, and what is worth telling about it."""
+
+    changes: tuple[Change, ...]
+    notes: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The model as the plan has it when post-load rules are asked.
+
+    Attributes:
+        tensors: dtype and shape of every target tensor that will be written, by name.
+        rows_needed: rows that the vocabulary needs: one more than the largest token id.
+    """
+
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    rows_needed: int
+
+
+@dataclass(frozen=True, slots=True)
+class OldBytes:
+    """A run of the tensor's own bytes, row-major: `offset` counts from the tensor's first byte."""
+
+    offset: int
+    nbytes: int
+
+
+class Reader(Protocol):
+    """Reads rows of target tensors as they were before the change."""
+
+    def __call__(self, target: str, start: int, stop: int) -> NDArray[np.float64]:
+        """Rows start..stop of a matrix, [stop - start, columns], as float64."""
+        ...
+
+
+class PostLoadRule(Protocol):
+    """A plug-in of the entry point group `llava_remap.post_load`: a pydantic model whose fields are its options."""
+
+    def plan(self, before: Before) -> Effect:
+        """What will change. From shapes alone, and the same every time."""
+        ...
+
+    def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
+        """The changed tensor, piece by piece in order: runs of old bytes, and new bytes in the tensor's dtype, little-endian."""
+        ...
+
+
+def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
+    """The installed plug-in of a name, with its options validated.
+
+    Raises:
+        RemapError: LR212 for a name that isn't installed or options that don't fit.
+    """
+    from importlib.metadata import entry_points
+
+    from pydantic import ValidationError
+
+    from llava_remap.errors import refuse
+
+    installed = {entry.name: entry for entry in entry_points(group="llava_remap.post_load")}
+    if use not in installed:
+        raise refuse(
+            "LR212",
+            f"`post_load` uses `{use}`; installed: {', '.join(sorted(installed)) or 'none'}.",
+            "Install the package that has it.",
+        )
+    try:
+        rule: PostLoadRule = installed[use].load()(**options)
+    except ValidationError as error:
+        reasons = "; ".join(f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors())
+        raise refuse("LR212", f"options of `{use}`: {reasons}.", "See `with` of that rule.") from None
+    return rule

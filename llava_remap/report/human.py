@@ -1,0 +1,219 @@
+"""Plan, problems and result as text for a person. Names are folded; every list is whole but for that."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from llava_remap.apply import Job, Result
+from llava_remap.checkpoint import Checkpoint
+from llava_remap.errors import Problem
+from llava_remap.fold import fold_names
+from llava_remap.plan import Fit, Plan
+
+#: Folded lines shown for one problem; the rest is counted, and whole in the JSON report.
+MOST_LINES = 12
+
+
+def print_plan(console: Console, job: Job) -> None:
+    """The whole plan: sources, components, drops, vocabulary, notes, problems, and last whether it is complete."""
+    plan = job.plan
+    _line(console, Text(f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout", "bold"))
+    _sources(console, plan)
+    _components(console, plan)
+    _dropped(console, plan)
+    _vocabulary(console, job)
+    if plan.notes:
+        _heading(console, "Notes")
+        for note in plan.notes:
+            _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
+    if plan.value_checks:
+        checks = Counter(check.check for check in plan.value_checks)
+        _line(
+            console,
+            f"\nChecks of values, before anything is written: {', '.join(f'{n} {kind}' for kind, n in sorted(checks.items()))}",
+        )
+    print_problems(console, plan.problems, plan)
+    console.print()
+    if plan.complete:
+        _line(
+            console,
+            Text.assemble(
+                ("Complete", "bold green"),
+                f": {_provided(plan)} of {plan.target_tensors} parameters, {len(plan.dropped)} dropped, "
+                f"nothing unmapped, missing or mismatched. {size(plan.nbytes_write)} to write.",
+            ),
+        )
+    else:
+        _line(console, Text.assemble(("Refused", "bold red"), f": {_kinds(plan.problems)}. Nothing was written."))
+
+
+def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | None = None) -> None:
+    """Each problem: code and title, the cause, the names folded, what to do."""
+    nearest = {u.name: u.suggestions for u in plan.unmapped} | {m.target: m.suggestions for m in plan.missing} if plan else {}
+    for problem in problems:
+        console.print()
+        _line(console, Text.assemble((problem.code, "bold red"), (f" {problem.title}", "bold")))
+        _line(console, f"  {problem.cause}")
+        _names(console, problem, nearest)
+        if problem.fix:
+            _line(console, Text.assemble(("  → ", "green"), problem.fix))
+
+
+def print_result(console: Console, result: Result, plan: Plan) -> None:
+    """What was written, and how it can be loaded."""
+    shown = _shown(result.output)
+    _line(console, Text.assemble(("Done", "bold green"), f": {shown} in {result.seconds:.1f} s"))
+    shards = len(plan.shards)
+    _line(
+        console,
+        f"  {size(result.nbytes)} of weights in {shards} {'file' if shards == 1 else 'files'}; strict load by transformers: "
+        "nothing missing, unexpected or mismatched",
+    )
+    for note in result.notes:
+        if note not in plan.notes:
+            _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
+    _line(console, f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}")
+
+
+def size(nbytes: int) -> str:
+    """Bytes in the unit a person would choose (powers of 1000, as disks are sold)."""
+    amount, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
+
+
+def _sources(console: Console, plan: Plan) -> None:
+    _heading(console, "Sources")
+    width = max(map(len, plan.sources))
+    for name, source in plan.sources.items():
+        taken = f"{source.taken} of {source.tensors}" if source.taken != source.tensors else str(source.tensors)
+        _line(console, Text.assemble("  ", (name.ljust(width), "bold"), f"  {_shown(Path(source.location))}"))
+        _line(console, f"  {' ' * width}  {source.form}; {taken} tensors taken; {size(source.nbytes)}")
+        if source.passed_over:
+            _line(console, f"  {' ' * width}  not read: {', '.join(source.passed_over)}")
+
+
+def _components(console: Console, plan: Plan) -> None:
+    """Per component of the target where its parameters come from: `vision_tower 391/391 from model`."""
+    if not plan.target_tensors:
+        return
+    wanted: Counter[str] = Counter(_component(name) for name in plan.target_names)
+    got: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in plan.mapped:
+        got[_component(entry.target)][entry.from_[0].source] += 1
+    for name in plan.tied_absent:
+        got[_component(name)]["ties"] += 1
+    _heading(console, "Parameters")
+    width, digits = max(map(len, wanted)), len(str(max(wanted.values())))
+    for name, count in sorted(wanted.items()):
+        found = sum(got[name].values())
+        origins = ", ".join(f"{source}" if len(got[name]) == 1 else f"{source} ({n})" for source, n in sorted(got[name].items()))
+        style = "" if found == count else "red"
+        _line(
+            console,
+            Text.assemble(
+                f"  {name.ljust(width)}  ", (f"{found:>{digits}}/{count:<{digits}}", style), f"  from {origins or 'nowhere'}"
+            ),
+        )
+
+
+def _dropped(console: Console, plan: Plan) -> None:
+    if not plan.dropped:
+        return
+    _heading(console, "Dropped")
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for dropped in plan.dropped:
+        groups[(dropped.rule, dropped.reason)].append(dropped.name)
+    for (rule, reason), names in groups.items():
+        for folded in fold_names(names):
+            _line(console, f"  {folded}")
+        _line(console, Text(f"    {reason} ({rule})", "dim"))
+
+
+def _vocabulary(console: Console, job: Job) -> None:
+    if job.derived is None:
+        return
+    _heading(console, "Vocabulary")
+    for token in job.derived.tokens:
+        _line(console, f"  {token.text} = {token.id}{' (new)' if token.added else ''}, {token.role} token")
+    for entry in job.plan.post_load:
+        change = entry.change
+        _line(console, f"  {change.target}: {change.shape_before[0]} → {change.shape_after[0]} rows ({entry.use})")
+
+
+def _names(console: Console, problem: Problem, nearest: dict[str, tuple[str, ...]]) -> None:
+    if problem.table:
+        for name, have, want in problem.table[:MOST_LINES]:
+            _line(console, f"    {name}  {have} in the checkpoint, {want} in the model")
+        _more(console, len(problem.table) - MOST_LINES)
+        return
+    lines = fold_names(problem.names)
+    for line in lines[:MOST_LINES]:
+        near = fold_names(nearest.get(line, ()))
+        _line(console, f"    {line}" + (f"   nearest: {', '.join(near)}" if near else ""))
+    _more(console, len(lines) - MOST_LINES)
+
+
+def _more(console: Console, count: int) -> None:
+    if count > 0:
+        _line(console, Text(f"    … and {count} more lines; --report FILE.json has every name", "dim"))
+
+
+def _component(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _provided(plan: Plan) -> int:
+    return len(plan.mapped) + len(plan.tied_absent)
+
+
+def _kinds(problems: Iterable[Problem]) -> str:
+    return ", ".join(f"{problem.code} {problem.title}" for problem in problems)
+
+
+def _sentence(problem: Problem) -> str:
+    names = f" ({', '.join(fold_names(problem.names)[:4])})" if problem.names else ""
+    return f"{problem.cause}{names}" + (f" {problem.fix}" if problem.fix else "")
+
+
+def _shown(path: Path) -> str:
+    """The path as short as it can be said from here."""
+    try:
+        return f"./{path.resolve().relative_to(Path.cwd())}"
+    except ValueError:
+        return str(path)
+
+
+def _heading(console: Console, text: str) -> None:
+    _line(console, Text(f"\n{text}", "bold"))
+
+
+def _line(console: Console, text: str | Text) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit]) -> None:
+    """What a checkpoint is, and each shipped rule file held against it."""
+    config = checkpoint.config or {}
+    _line(console, Text(_shown(checkpoint.path), "bold"))
+    _line(console, f"  {checkpoint.form}; {len(checkpoint.catalog)} tensors; {size(checkpoint.nbytes)}")
+    if checkpoint.passed_over:
+        _line(console, f"  not read: {', '.join(checkpoint.passed_over)}")
+    _line(console, f"  {', '.join(config.get('architectures') or ['no config.json that names an architecture'])}")
+    _heading(console, "Rule files")
+    for fit in found:
+        verdict = ("fits", "green") if fit.fits else ("doesn't fit", "red")
+        _line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names"))
+        for reason in fit.contradictions:
+            _line(console, f"    {reason}")
+    best = [fit for fit in found if fit.fits]
+    for fit in best:
+        _line(console, f"\nllava-remap apply {fit.rules} --source {checkpoint.path} --dry-run")

@@ -1,0 +1,291 @@
+"""Rule files from disk: `extends` merged, every field validated, every error with its file, line and column."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.rulefile.schema import SCHEMA_VERSIONS, RuleText, Target
+from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
+
+#: What a file says of itself and doesn't hand on to files that extend it.
+_OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
+_RULES = ("prepare", "names")
+
+
+@dataclass(frozen=True, slots=True)
+class RuleFile:
+    """A validated rule file with everything it extends merged in.
+
+    Attributes:
+        path: where it was read from.
+        text: its fields.
+        sha256: digest of the bytes of the file and of all files it extends, in the order of merging.
+        marks: place of each rule, by `prepare/ID` or `names/ID`.
+    """
+
+    path: Path
+    text: RuleText
+    sha256: str
+    marks: dict[str, Mark]
+
+    @property
+    def name(self) -> str:
+        return self.text.name or self.path.stem
+
+    @property
+    def target(self) -> Target:
+        """What is wanted.
+
+        Raises:
+            RemapError: LR201 for a part, which has no target class.
+        """
+        if self.text.target is None or self.text.target.class_ is None:
+            raise refuse(
+                "LR201",
+                f"{self.path}:1:1 `{self.name}` has no `target.class`: it is a part of other rule files.",
+                "Give a rule file that extends it.",
+            )
+        return self.text.target
+
+    @property
+    def first_source(self) -> str:
+        """The source that a bare `--source` names."""
+        return next(iter(self.text.sources))
+
+
+def shipped_folder() -> Path:
+    """Where the shipped rule files are: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "_rules"
+    return inside if inside.is_dir() else package.parent / "rules"
+
+
+def shipped_rule_files() -> dict[str, Path]:
+    """The shipped files that can be applied, by name; parts and layouts are not among them."""
+    return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"))}
+
+
+def load_rule_file(rules: str | Path) -> RuleFile:
+    """Load a rule file by path, or a shipped one by name (`llava-v1.5`, or `rules/llava-v1.5.yaml` from anywhere).
+
+    Raises:
+        RemapError: LR200–LR210, every problem of the file at once where they don't hide each other.
+    """
+    path = _find(str(rules))
+    merged, texts = _merge_file(path, ())
+    digest = hashlib.sha256()
+    for content in texts.values():
+        digest.update(content)
+    text = _validate(merged)
+    marks = {
+        f"{kind}/{node.value['id'].value}": node.mark
+        for kind in _RULES
+        for node in _items(merged, kind)
+        if isinstance(node.value, dict)
+    }
+    return RuleFile(path, text, digest.hexdigest(), marks)
+
+
+def _find(rules: str) -> Path:
+    path = Path(rules)
+    if path.is_file():
+        return path
+    shipped = shipped_rule_files()
+    name = path.name.removesuffix(".yaml")
+    if name in shipped and str(path.parent) in (".", "rules"):
+        return shipped[name]
+    near = difflib.get_close_matches(name, shipped, 1)
+    raise refuse(
+        "LR200",
+        f"`{rules}` is neither a file nor a shipped rule file (shipped: {', '.join(shipped)}).",
+        f"Did you mean `{near[0]}`?" if near else "See `llava-remap rules list`.",
+    )
+
+
+def _merge_file(path: Path, chain: tuple[Path, ...]) -> tuple[Node, dict[Path, bytes]]:
+    """The file's tree with its parents merged in, and the bytes of every file read, parents first."""
+    root = read_yaml(path, _shown(path))
+    assert isinstance(root.value, dict)
+    _check_version(root)
+    merged: dict[str, Node] = {}
+    texts: dict[Path, bytes] = {}
+    for parent in _items(root, "extends"):
+        if not isinstance(parent.value, str):
+            raise refuse("LR201", f"{parent.mark} `extends` is a list of files.")
+        found = _find_parent(path, parent.value, parent.mark)
+        if found.resolve() in (*chain, path.resolve()):
+            links = [_shown(link) for link in (*chain, path.resolve(), found.resolve())]
+            raise refuse("LR210", f"{parent.mark} `extends` runs in a circle: {' → '.join(links)}.", "Take one of them out.")
+        tree, more = _merge_file(found, (*chain, path.resolve()))
+        assert isinstance(tree.value, dict)
+        handed_on = {key: node for key, node in tree.value.items() if key not in _OWN}
+        merged = _merge_parents(merged, handed_on, root.value, parent.mark)
+        texts |= more
+    _check_ids(root)
+    texts[path.resolve()] = path.read_bytes()
+    return Node(_override(merged, root.value), root.mark), texts
+
+
+def _shown(path: Path) -> str:
+    """The path as short as it can be said from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _find_parent(child: Path, name: str, mark: Mark) -> Path:
+    for folder in (child.parent, shipped_folder()):
+        if (folder / name).is_file():
+            return folder / name
+    raise refuse(
+        "LR210",
+        f"{mark} `{name}` is neither beside {child.name} nor a shipped file.",
+        "Write the path relative to this file, or parts/NAME.yaml for a shipped part.",
+    )
+
+
+def _check_version(root: Node) -> None:
+    assert isinstance(root.value, dict)
+    version = root.value.get("schema")
+    if version is None or version.value not in SCHEMA_VERSIONS or isinstance(version.value, bool):
+        what = (
+            "the field `schema` is missing" if version is None else f"version `{version.plain}` of the rule language is unknown"
+        )
+        mark = version.mark if version else root.mark
+        raise refuse(
+            "LR201", f"{mark} {what}; known: {', '.join(map(str, SCHEMA_VERSIONS))}.", "Start the file with `schema: 1`."
+        )
+
+
+def _items(root: Node, key: str) -> tuple[Node, ...]:
+    """The list under `key`; empty where there is none or it is something else, which validation reports."""
+    node = root.value.get(key) if isinstance(root.value, dict) else None
+    return node.value if node is not None and isinstance(node.value, tuple) else ()
+
+
+def _rule_id(node: Node) -> Any:
+    return node.value["id"].value if isinstance(node.value, dict) and "id" in node.value else None
+
+
+def _check_ids(root: Node) -> None:
+    """LR209: within one file an id names one rule; over files it replaces."""
+    for kind in _RULES:
+        seen: dict[Any, Mark] = {}
+        for node in _items(root, kind):
+            name = _rule_id(node)
+            if name is not None and name in seen:
+                raise refuse(
+                    "LR209",
+                    f"{node.mark} the id `{name}` in `{kind}` is taken by the rule at line {seen[name].line}.",
+                    "Give one of them another id.",
+                )
+            seen[name] = node.mark
+
+
+def _merge_parents(before: dict[str, Node], after: dict[str, Node], child: dict[str, Node], mark: Mark) -> dict[str, Node]:
+    """Two parents in order. What both set differently and the child doesn't settle is LR210."""
+    merged = dict(before)
+    for key, node in after.items():
+        old = merged.get(key)
+        if old is None:
+            merged[key] = node
+        elif isinstance(old.value, dict) and isinstance(node.value, dict):
+            own = child.get(key)
+            own_entries = own.value if own is not None and isinstance(own.value, dict) else {}
+            merged[key] = Node(_merge_parents(old.value, node.value, own_entries, mark), old.mark, old.key_mark)
+        elif key in _RULES and isinstance(old.value, tuple) and isinstance(node.value, tuple):
+            merged[key] = Node(_join_rules(old.value, node.value), old.mark, old.key_mark)
+        elif key not in child and old.plain != node.plain:
+            raise refuse(
+                "LR210",
+                f"{mark} two parents give `{key}` different values: {old.mark} and {node.mark}.",
+                f"Set `{key}` in this file.",
+            )
+        else:
+            merged[key] = node
+    return merged
+
+
+def _join_rules(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The rules of two parents, one list behind the other; a rule of the second with an id of the first replaces it in place."""
+    replaced = {_rule_id(node): node for node in second}
+    known = {_rule_id(node) for node in first}
+    return (*(replaced.get(_rule_id(n), n) for n in first), *(n for n in second if _rule_id(n) not in known))
+
+
+def _override(parents: dict[str, Node], own: dict[str, Node]) -> dict[str, Node]:
+    """The child's fields before its parents': mappings merge, rules stand in front, everything else is replaced."""
+    merged: dict[str, Node] = {}
+    for key, node in own.items():
+        old = parents.get(key)
+        if old is not None and isinstance(old.value, dict) and isinstance(node.value, dict):
+            value: Any = _override(old.value, node.value)
+        elif old is not None and key in _RULES and isinstance(old.value, tuple) and isinstance(node.value, tuple):
+            inherited = {_rule_id(n) for n in old.value}
+            overrides = {_rule_id(n): n for n in node.value}
+            value = (
+                *(n for n in node.value if _rule_id(n) not in inherited),
+                *(overrides.get(_rule_id(n), n) for n in old.value),
+            )
+        else:
+            value = node.value
+        merged[key] = Node(value, node.mark, node.key_mark)
+    return merged | {key: node for key, node in parents.items() if key not in own}
+
+
+def _validate(merged: Node) -> RuleText:
+    try:
+        return RuleText.model_validate(merged.plain)
+    except ValidationError as error:
+        raise RemapError(list(_problems(merged, error))) from None
+
+
+def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
+    for detail in error.errors():
+        path = tuple(detail["loc"])
+        node = merged.locate(path)
+        field = path[-1] if path else ""
+        match detail["type"]:
+            case "extra_forbidden":
+                near = difflib.get_close_matches(str(field), _fields_at(path[:-1]), 1)
+                known = ", ".join(_fields_at(path[:-1]))
+                fix = f"Did you mean `{near[0]}`?" if near else f"Known here: {known}."
+                yield Problem("LR201", f"{node.key_mark or node.mark} unknown field `{field}`.", fix)
+            case "missing":
+                yield Problem("LR201", f"{node.mark} the field `{field}` is missing.")
+            case "pattern":
+                yield Problem("LR202", f"{node.mark} {detail['msg']}.")
+            case "form" | "origin" | "outcome":
+                yield Problem("LR201", f"{node.mark} {detail['msg']}.")
+            case _:
+                where = ".".join(map(str, path))
+                yield Problem("LR201", f"{node.mark} `{where}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.")
+
+
+def _fields_at(path: tuple[str | int, ...]) -> list[str]:
+    """The names of the fields that a mapping at this place can have."""
+    model: Any = RuleText
+    for step in path:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            field = next((f for name, f in model.model_fields.items() if step in (name, f.alias)), None)
+            annotation: Any = field.annotation if field else None
+        else:
+            annotation = model
+        model = _model_in(annotation) or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> Any:
+    """The pydantic model inside `tuple[M, ...]`, `dict[str, M]` or `M | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)

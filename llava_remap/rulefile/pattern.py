@@ -1,0 +1,107 @@
+"""The two kinds of pattern that a rule can have: templates and regexes.
+
+A template matches a whole name. Its dots are literal; `{x}` is one segment or a part of one, `{x:int}` a number, `{x...}` one or
+more segments:
+
+    >>> Template("model.layers.{n:int}.{rest...}").match("model.layers.3.mlp.up_proj.weight")
+    {'n': '3', 'rest': 'mlp.up_proj.weight'}
+    >>> Template("layers.{n}.{rest}").fill({'n': '3', 'rest': 'mlp.up_proj.weight'})
+    'layers.3.mlp.up_proj.weight'
+
+A regex is the `regex` package's, searched once, under a time limit; what it matched is replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import regex
+
+#: Seconds that a user's regex may take on one name. Ordinary ones take microseconds.
+TIME_LIMIT = 0.5
+
+_FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
+_KINDS = {None: r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
+_REFERENCE = re.compile(r"\\(?:g<([^>]*)>|([0-9]+)|(.))")
+
+
+class PatternError(ValueError):
+    """A pattern that can't be compiled, with the reason in one line."""
+
+
+class RunawayError(Exception):
+    """A regex that hit the time limit on a name."""
+
+
+class Template:
+    """A name with fields, to match with or to fill."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        pieces, fields, end, touching = [], [], 0, False
+        for found in _FIELD.finditer(text):
+            literal = text[end : found.start()]
+            name, kind = found[1], found[2]
+            if name in fields:
+                raise PatternError(f"field `{{{name}}}` stands twice in `{text}`")
+            if touching and not literal:
+                raise PatternError(f"two fields touch in `{text}`: where one ends and the next begins is open")
+            pieces += [re.escape(literal), f"(?P<{name}>{_KINDS[kind]})"]
+            fields.append(name)
+            end, touching = found.end(), True
+        literals = _FIELD.sub("", text)
+        if "{" in literals or "}" in literals:
+            raise PatternError(f"`{text}` has a brace that isn't part of a field; fields are {{x}}, {{x:int}} and {{x...}}")
+        if not text or any(character.isspace() for character in text):
+            raise PatternError(f"`{text}` is empty or has white space; tensor names have none")
+        self.fields = tuple(fields)
+        #: The text before the first field: whatever doesn't start with it can't match.
+        self.prefix = text[: first.start()] if (first := _FIELD.search(text)) else text
+        self._pattern = re.compile("".join([*pieces, re.escape(text[end:])]))
+
+    def match(self, name: str) -> dict[str, str] | None:
+        """The fields' values if the template matches the whole of `name`, else None."""
+        if not name.startswith(self.prefix):
+            return None
+        found = self._pattern.fullmatch(name)
+        return found.groupdict() if found else None
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """The text with every field replaced by its value."""
+        return _FIELD.sub(lambda found: values[found[1]], self.text)
+
+
+class Regex:
+    """A regex and, for a rename, what its match is replaced by (`\\1`, `\\g<name>`)."""
+
+    def __init__(self, match: str, replace: str | None) -> None:
+        try:
+            self._pattern = regex.compile(match)
+        except regex.error as error:
+            raise PatternError(f"`{match}` is not a regex: {error}") from None
+        self._replace = replace
+        for found in _REFERENCE.finditer(replace or ""):
+            name, number, other = found.groups()
+            if number is not None or (name is not None and name.isdigit()):
+                known = int(number or name) <= self._pattern.groups
+            else:
+                known = name in self._pattern.groupindex if name is not None else other == "\\"
+            if not known:
+                raise PatternError(f"`{found[0]}` in `{replace}` refers to no group of `{match}`")
+
+    def search(self, name: str) -> str | None:
+        """The name with the first match replaced (for a drop: the name as it is), or None without a match.
+
+        Raises:
+            RunawayError: the time limit was hit.
+        """
+        try:
+            found = self._pattern.search(name, timeout=TIME_LIMIT)
+        except TimeoutError:
+            raise RunawayError(name) from None
+        if found is None:
+            return None
+        if self._replace is None:
+            return name
+        return name[: found.start()] + str(found.expand(self._replace)) + name[found.end() :]

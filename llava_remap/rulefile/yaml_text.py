@@ -1,0 +1,165 @@
+"""YAML text to a tree of nodes that know their file, line and column.
+
+Only the part of YAML that a rule file needs is read, by the core schema of YAML 1.2. The traps of the rest are errors:
+duplicate keys, anchors and aliases (and with them alias bombs), tags, plain `yes`/`no`/`on`/`off` (booleans to a YAML-1.1
+reader, strings to a person), and several documents in one file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from llava_remap.errors import refuse
+
+#: Bytes. The largest shipped rule file has under 10 kB; parsing takes about a second per MB.
+MAX_NBYTES = 1_000_000
+#: Levels of nesting; the rule language needs seven.
+MAX_DEPTH = 50
+
+_LOADER = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+_CONSTANTS = {"": None, "null": None, "~": None, "true": True, "false": False}
+_YAML_1_1_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
+_INT = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a file. Lines and columns count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+Value = None | bool | int | float | str | tuple["Node", ...] | dict[str, "Node"]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value, where it stands, and, inside a mapping, where its key stands."""
+
+    value: Value
+    mark: Mark
+    key_mark: Mark | None = None
+
+    @property
+    def plain(self) -> Any:
+        """The value without its marks; lists become tuples."""
+        if isinstance(self.value, tuple):
+            return tuple(item.plain for item in self.value)
+        if isinstance(self.value, dict):
+            return {key: item.plain for key, item in self.value.items()}
+        return self.value
+
+    def locate(self, path: tuple[str | int, ...]) -> Node:
+        """The deepest node on `path` that exists: a missing field is shown where it should have been."""
+        node = self
+        for step in path:
+            inside: Node | None = None
+            if isinstance(node.value, dict):
+                inside = node.value.get(str(step))
+            elif isinstance(node.value, tuple) and isinstance(step, int) and step < len(node.value):
+                inside = node.value[step]
+            if inside is None:
+                break
+            node = inside
+        return node
+
+
+def read_yaml(path: Path, shown: str) -> Node:
+    """Parse a file whose top level is a mapping. `shown` is the file's name in messages.
+
+    Raises:
+        RemapError: LR200 if it can't be read, LR201 with file, line and column if it isn't plain YAML.
+    """
+    try:
+        if path.stat().st_size > MAX_NBYTES:
+            raise refuse("LR201", f"{shown}:1:1 the file has {path.stat().st_size} bytes; at most {MAX_NBYTES} are read.")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise refuse("LR200", f"{shown}: {error.strerror}.", "Give a path or the name of a shipped rule file.") from None
+    except UnicodeDecodeError as error:
+        raise refuse("LR201", f"{shown}:1:1 not UTF-8 at byte {error.start}.") from None
+    return parse_yaml(text, shown)
+
+
+def parse_yaml(text: str, shown: str) -> Node:
+    """As `read_yaml`, from text."""
+    try:
+        root = _document(iter(yaml.parse(text, Loader=_LOADER)), shown)
+    except yaml.MarkedYAMLError as error:
+        mark = _mark(error.problem_mark or error.context_mark, shown)
+        raise refuse("LR201", f"{mark} not valid YAML: {error.problem or error.context}.") from None
+    except yaml.YAMLError as error:
+        raise refuse("LR201", f"{shown}:1:1 not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(root.value, dict):
+        raise refuse("LR201", f"{root.mark} a rule file is a mapping of fields.", "Start with `schema: 1`.")
+    return root
+
+
+def _mark(mark: Any, shown: str) -> Mark:
+    return Mark(shown, mark.line + 1, mark.column + 1) if mark else Mark(shown, 1, 1)
+
+
+def _document(events: Iterator[Any], shown: str) -> Node:
+    root: Node | None = None
+    for event in events:
+        if isinstance(event, yaml.DocumentStartEvent):
+            if root is not None:
+                raise refuse("LR201", f"{_mark(event.start_mark, shown)} a rule file is one YAML document.")
+            root = _node(next(events), events, shown, 0)
+    return root or Node({}, Mark(shown, 1, 1))
+
+
+def _node(event: Any, events: Iterator[Any], shown: str, depth: int) -> Node:
+    mark = _mark(event.start_mark, shown)
+    if isinstance(event, yaml.AliasEvent) or event.anchor:
+        raise refuse("LR201", f"{mark} anchors and aliases are not part of the rule language.", "Write the value out.")
+    if event.tag:
+        raise refuse("LR201", f"{mark} tags (`{event.tag}`) are not part of the rule language.", "Leave the tag out.")
+    if depth > MAX_DEPTH:
+        raise refuse("LR201", f"{mark} nested more than {MAX_DEPTH} levels deep.")
+    if isinstance(event, yaml.ScalarEvent):
+        return Node(_scalar(event.value, mark) if event.implicit[0] else event.value, mark)
+    if isinstance(event, yaml.SequenceStartEvent):
+        items = []
+        while not isinstance(event := next(events), yaml.SequenceEndEvent):
+            items.append(_node(event, events, shown, depth + 1))
+        return Node(tuple(items), mark)
+    entries: dict[str, Node] = {}
+    while not isinstance(event := next(events), yaml.MappingEndEvent):
+        key = _node(event, events, shown, depth + 1)
+        if isinstance(key.value, (dict, tuple)):
+            raise refuse("LR201", f"{key.mark} a key is a word, not a list or mapping.", "Quote it if it starts with { or [.")
+        name = event.value
+        if name in entries:
+            raise refuse("LR201", f"{key.mark} `{name}` stands twice; first at line {entries[name].mark.line}.")
+        value = _node(next(events), events, shown, depth + 1)
+        entries[name] = Node(value.value, value.mark, key.mark)
+    return Node(entries, mark)
+
+
+def _scalar(text: str, mark: Mark) -> bool | int | float | str | None:
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if text.lower() in _YAML_1_1_BOOLEANS or (text.lower() in _CONSTANTS and text.lower() != text):
+        raise refuse(
+            "LR201",
+            f"{mark} `{text}` is a boolean or null to some YAML readers and a word to others.",
+            f"Write true, false or null, or quote it: '{text}'.",
+        )
+    if _INT.fullmatch(text):
+        return int(text) if len(text) < 20 else text
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text

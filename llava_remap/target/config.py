@@ -1,0 +1,196 @@
+"""The target's config: text sizes from the source's config, the tower from its tensors, the rest as the rule file says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llava_remap.checkpoint import Tensor
+from llava_remap.errors import Problem, refuse
+from llava_remap.rulefile import ConfigValue, RuleFile
+from llava_remap.target.tower import Tower, read_tower
+from llava_remap.target.vocabulary import PlacedToken
+
+EMBEDDING = "language_model.model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
+
+#: What of the source's config describes the language model. The rest of it is LLaVA's own, or training's.
+_TEXT_KEYS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
+    "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_bias", "attention_dropout", "mlp_bias",
+    "sliding_window", "use_sliding_window", "max_window_layers", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
+    "pretraining_tp",
+)  # fmt: skip
+_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
+#: rope_theta of every class that was trained before the key existed.
+_ROPE_THETA = 10000.0
+_DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class TargetConfig:
+    """Derived, before anything was built from it.
+
+    Attributes:
+        config: the whole `config.json` of the output, in both generations of keys.
+        processor: what the processor is made with.
+        tower: the vision tower.
+        notes: where configs were not believed.
+    """
+
+    config: Mapping[str, Any]
+    processor: Mapping[str, Any]
+    tower: Tower
+    notes: tuple[Problem, ...]
+
+    def with_vocab_size(self, rows: int) -> TargetConfig:
+        """The same with an embedding of another number of rows."""
+        return replace(self, config={**self.config, "text_config": {**self.config["text_config"], "vocab_size": rows}})
+
+
+def derive_config(
+    rules: RuleFile,
+    configs: Sequence[Mapping[str, Any]],
+    tensors: Mapping[str, Tensor],
+    tokens: Sequence[PlacedToken],
+) -> TargetConfig:
+    """Work out the config of the target.
+
+    Args:
+        rules: the rule file.
+        configs: the sources' own configs, in the order of the rule file's sources.
+        tensors: what the sources hold for the target, by classic name.
+        tokens: the rule file's tokens with their ids.
+
+    Raises:
+        RemapError: LR112 where neither configs nor tensors say what is needed; LR302 without a tower.
+    """
+    text_source = next((c for c in configs if "hidden_size" in c), None)
+    tower_source = next((c for c in configs if _vision_config(c)), {})
+    if text_source is None:
+        raise refuse("LR112", "no source has a config.json that describes the language model.", _GIVE)
+    tower = read_tower(tensors, _vision_config(tower_source), text_source.get("mm_vision_tower"))
+    values = _Values(text_source, tower, tokens, {})
+    text = _text_config(text_source, tensors)
+    dtype = _DTYPE_NAMES.get(tensors[EMBEDDING].dtype, "float32") if EMBEDDING in tensors else "float32"
+    config: dict[str, Any] = {
+        "architectures": [rules.target.class_],
+        "torch_dtype": dtype,
+        "dtype": dtype,
+        "tie_word_embeddings": text["tie_word_embeddings"],
+        "text_config": {**text, "torch_dtype": dtype, "dtype": dtype},
+        "vision_config": dict(tower.config),
+    }
+    for key, value in rules.target.config.items():
+        found = values.of(f"target.config.{key}", value)
+        place = config
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        if found is not None:
+            place[last] = found
+    if "pad_token_id" in config:
+        config["text_config"]["pad_token_id"] = config["pad_token_id"]
+    processor_rules = rules.text.processor.config if rules.text.processor else {}
+    values = _Values(text_source, tower, tokens, config)
+    processor = {key: values.of(f"processor.config.{key}", value) for key, value in processor_rules.items()}
+    return TargetConfig(config, processor, tower, (*tower.notes, *_projector_notes(text_source)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """Looks up the values that a rule file asks for."""
+
+    source: Mapping[str, Any]
+    tower: Tower
+    tokens: Sequence[PlacedToken]
+    target: Mapping[str, Any]
+
+    def of(self, where: str, value: ConfigValue) -> Any:
+        if value.cases:
+            for case in value.cases:
+                if all(self._fact(where, fact) == wanted for fact, wanted in case.when.items()):
+                    return self.of(where, case)
+            raise refuse("LR112", f"no case of `{where}` holds for this tower ({dict(self.tower.facts)}).")
+        if value.tower is not None:
+            return self._fact(where, value.tower)
+        if value.token is not None:
+            return next(
+                (token.id for token in self.tokens if token.role == value.token), self.source.get(f"{value.token}_token_id")
+            )
+        if value.target is not None:
+            return self.target.get(value.target)
+        if value.from_ is not None:
+            return self._from(where, value.from_, value)
+        return value.const
+
+    def _from(self, where: str, key: str, value: ConfigValue) -> Any:
+        found = self.source.get(key)
+        if isinstance(found, list):
+            found = found[0] if found else None
+        if found is None:
+            if "default" in value.model_fields_set:
+                return value.default
+            raise refuse("LR112", f"`{where}` is read from `{key}`, which the source's config doesn't have.", _GIVE)
+        if value.map is None:
+            return found
+        if found not in value.map:
+            raise refuse(
+                "LR112",
+                f"the source's config says {key}: {found!r}; `{where}` knows {', '.join(value.map)}.",
+                f"Add it to the `map` of `{where}` in a rule file that extends this one.",
+            )
+        return value.map[found]
+
+    def _fact(self, where: str, fact: str) -> Any:
+        if fact not in self.tower.facts:
+            raise refuse("LR201", f"`{where}` asks for `{fact}` of the tower; known: {', '.join(self.tower.facts)}.")
+        return self.tower.facts[fact]
+
+
+def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The tower's config, inside that of a two-part model (CLIP) or as a checkpoint's whole config."""
+    if isinstance(inner := config.get("vision_config"), Mapping):
+        return inner
+    return config if str(config.get("model_type", "")).endswith("_vision_model") else None
+
+
+def _text_config(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    text = {key: source[key] for key in _TEXT_KEYS if key in source}
+    if lacking := [key for key in _NEEDED if text.get(key) is None]:
+        raise refuse("LR112", f"the language model's config has no {', '.join(lacking)}.", _GIVE)
+    rows = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else 0
+    text["vocab_size"] = source.get("vocab_size") or rows
+    if text.get("num_key_value_heads") is None:
+        text["num_key_value_heads"] = _key_value_heads(text, tensors)
+    # Up to transformers 4.x a language model's weights are tied only if its config says so.
+    text["tie_word_embeddings"] = bool(source.get("tie_word_embeddings", False))
+    rope = source.get("rope_parameters") or {}
+    theta = source.get("rope_theta") or rope.get("rope_theta") or _ROPE_THETA
+    scaling = source.get("rope_scaling") or ({k: v for k, v in rope.items() if k != "rope_theta"} or None)
+    kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
+    text["rope_theta"] = theta  # 4.x reads these two and falls back to 10000 in silence,
+    text["rope_scaling"] = scaling if kind != "default" else None
+    others = {k: v for k, v in (scaling or {}).items() if k not in ("type", "rope_type")}
+    text["rope_parameters"] = {"rope_type": kind, "rope_theta": theta, **others}  # 5.x this one.
+    return text
+
+
+def _key_value_heads(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """Rows of k_proj over rows of one head; without grouped heads as many as there are heads."""
+    heads: int = text["num_attention_heads"]
+    keys = tensors.get("language_model.model.layers.0.self_attn.k_proj.weight")
+    return keys.shape[0] * heads // text["hidden_size"] if keys is not None and "head_dim" not in text else heads
+
+
+def _projector_notes(source: Mapping[str, Any]) -> list[Problem]:
+    kind = source.get("mm_projector_type", "mlp2x_gelu")
+    if kind in ("mlp2x_gelu", None):
+        return []
+    return [
+        Problem(
+            "LR308", f"the config says mm_projector_type: {kind}, the tensors are a two-layer MLP.", "The tensors are believed."
+        )
+    ]

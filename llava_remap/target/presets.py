@@ -1,0 +1,44 @@
+"""What tensors can't show: numbers that are the same for every copy of a well-known part.
+
+A preset is used only where the sources' own configs say nothing, and only if every size in it that the tensors do show is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Values that a vision config has where it doesn't say (defaults of the transformers classes, the same in 4.31 to 5.23).
+TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0},
+    "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "attention_dropout": 0.0},
+}
+
+#: Vision configs of the stock towers, as in their own `config.json`.
+TOWERS: Mapping[str, Mapping[str, Any]] = {
+    "openai/clip-vit-large-patch14": {
+        "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 224, "patch_size": 14, "projection_dim": 768,
+    },
+    "openai/clip-vit-large-patch14-336": {
+        "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768,
+    },
+    "google/siglip-so400m-patch14-384": {
+        "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+        "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
+    },
+}  # fmt: skip
+
+#: Image processors of the stock towers, without sizes; used where no source has a `preprocessor_config.json`.
+IMAGE_PROCESSORS: Mapping[str, Mapping[str, Any]] = {
+    "clip_vision_model": {
+        "image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True,
+        "do_rescale": True, "do_resize": True, "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711], "resample": 3, "rescale_factor": 1 / 255,
+    },
+    "siglip_vision_model": {
+        "image_processor_type": "SiglipImageProcessor", "do_convert_rgb": True, "do_normalize": True, "do_rescale": True,
+        "do_resize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 3, "rescale_factor": 1 / 255,
+    },
+}  # fmt: skip

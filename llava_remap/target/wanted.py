@@ -1,0 +1,108 @@
+"""The parameters wanted: names and shapes of a transformers class, in the classic layout.
+
+The class is built on the meta device, so no weights exist. Its module names are taken to the classic layout by a layout rule
+file, and the installed transformers is asked whether it takes each classic name back to the parameter that it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llava_remap.errors import refuse
+from llava_remap.rewrite import compile_rules
+from llava_remap.rulefile import load_rule_file, shipped_folder
+
+#: Module names of the installed transformers (the tool runs on 5.6 and later).
+MODULE_LAYOUT = "module-5.6"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The parameters wanted.
+
+    Attributes:
+        class_name: the transformers class.
+        layout: naming convention of `shapes`.
+        shapes: name → shape; a tied parameter is there too.
+        tied: name → the name whose tensor it shares.
+    """
+
+    class_name: str
+    layout: str
+    shapes: Mapping[str, tuple[int, ...]]
+    tied: Mapping[str, str]
+
+
+def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
+    """An instance of a transformers class without weights.
+
+    Raises:
+        RemapError: LR201 for a class that the installed transformers doesn't have, LR112 for a config that it refuses.
+    """
+    import torch
+    import transformers
+
+    model_class = getattr(transformers, class_name, None)
+    if model_class is None:
+        raise refuse("LR201", f"transformers {transformers.__version__} has no class `{class_name}`.", "See `target.class`.")
+    if config.get("model_type") != model_class.config_class.model_type:
+        raise refuse(
+            "LR201",
+            f"`target.config.model_type` is {config.get('model_type')!r}; "
+            f"{class_name} has {model_class.config_class.model_type!r}.",
+        )
+    try:
+        with torch.device("meta"):
+            return model_class(model_class.config_class.from_dict(dict(config)))
+    except Exception as error:  # whatever the class raises: the config is the user's
+        reason = " ".join(str(error).split())
+        raise refuse(
+            "LR112",
+            f"transformers {transformers.__version__} can't build {class_name} from the config: {reason}.",
+            "See the source's config.json.",
+        ) from error
+
+
+def wanted_parameters(class_name: str, config: Mapping[str, Any]) -> Target:
+    """Names and shapes of a class with a config, in the classic layout.
+
+    Raises:
+        RemapError: as `build_on_meta`; LR601 where the installed transformers doesn't take classic names to its own.
+    """
+    # A pad token changes no shape, and a new one has no row before the embedding is expanded, which torch would refuse.
+    text = {**config["text_config"], "pad_token_id": None}
+    model = build_on_meta(class_name, {**config, "pad_token_id": None, "text_config": text})
+    program = compile_rules(load_rule_file(shipped_folder() / "layouts" / f"{MODULE_LAYOUT}.yaml"))
+    state = model.state_dict()
+    classic = {name: program.rewrite(name).target for name in state}
+    if lost := [name for name, target in classic.items() if target is None]:
+        raise refuse("LR601", f"layout {MODULE_LAYOUT} has no classic name for parameters of {class_name}.", names=lost)
+    named = {name: str(target) for name, target in classic.items()}
+    _ask_loader(model, state, named)
+    tied = {named[name]: named[other] for name, other in model.all_tied_weights_keys.items() if name in named and other in named}
+    return Target(class_name, "classic", {named[name]: tuple(value.shape) for name, value in state.items()}, tied)
+
+
+def _ask_loader(model: Any, state: Mapping[str, Any], named: Mapping[str, str]) -> None:
+    """Every classic name must lead the installed loader to the parameter it stands for, each hit exactly once."""
+    import transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    wrong = []
+    for name, classic in named.items():
+        taken_to, _ = rename_source_key(classic, renamings, converters, model.base_model_prefix, state)
+        if (taken_to if taken_to in state else classic) != name:
+            wrong.append(classic)
+    if wrong or len(set(named.values())) != len(named):
+        raise refuse(
+            "LR601",
+            f"transformers {transformers.__version__} takes classic names of {type(model).__name__} elsewhere.",
+            "Install a version that the README's table lists.",
+            wrong,
+        )

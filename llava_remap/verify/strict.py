@@ -1,0 +1,58 @@
+"""Would the installed transformers load these files with nothing left over? Its real loader is asked, on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llava_remap.checkpoint import Checkpoint, open_checkpoint
+from llava_remap.errors import Problem
+from llava_remap.target import build_on_meta
+
+_TORCH_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16",
+    "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
+}  # fmt: skip
+
+
+def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -> list[Problem]:
+    """LR601 where the loader reports parameters missing, names unexpected or shapes mismatched; nothing is read but headers.
+
+    Two blind spots of the loader are the plan's to cover: two sources for one name, and leftover `inv_freq` or `position_ids`.
+    """
+    import torch
+    from transformers import logging
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    logging.disable_progress_bar()  # it would count tensors that are never read
+    model = build_on_meta(class_name, config)
+    checkpoints: list[Checkpoint] = [open_checkpoint(path) for path in files]
+    state = {
+        name: torch.empty(tensor.shape, dtype=getattr(torch, _TORCH_DTYPES[tensor.dtype]), device="meta")
+        for checkpoint in checkpoints
+        for name, tensor in checkpoint.catalog.items()
+    }
+    load_config = LoadStateDictConfig(weight_mapping=get_model_conversion_mapping(model), device_map={"": "meta"})
+    info, _ = convert_and_load_state_dict_in_model(model, state, load_config)
+    model.mark_tied_weights_as_initialized(info)
+    model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+    model._adjust_missing_and_unexpected_keys(info)
+    found = {
+        "missing": sorted(info.missing_keys),
+        "unexpected": sorted(info.unexpected_keys),
+        "mismatched": sorted(str(entry[0]) for entry in info.mismatched_keys),
+        "not converted": sorted(map(str, info.conversion_errors)),
+    }
+    return [
+        Problem(
+            "LR601",
+            f"transformers' loader reports {len(names)} names as {what}.",
+            "Please report this with the rule file's name.",
+            tuple(names),
+        )
+        for what, names in found.items()
+        if names
+    ]
