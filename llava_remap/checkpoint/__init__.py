@@ -1,0 +1,6 @@
+"""Files to a catalog: headers only, with nothing but the standard library."""
+
+from llava_remap.checkpoint.catalog import DTYPE_BITS, Catalog, Checkpoint, Location, Tensor
+from llava_remap.checkpoint.open import open_checkpoint
+
+__all__ = ["DTYPE_BITS", "Catalog", "Checkpoint", "Location", "Tensor", "open_checkpoint"]

@@ -1,0 +1,58 @@
+"""A manifest: a catalog with its config as one JSON file, no bytes behind it.
+
+`{"format": "llava-remap/manifest", "format_version": 1, "name": …, "config": {…}, "aliases": [[name, name]],
+"tensors": {name: {"dtype": "F16", "shape": [32000, 4096]}}}`; `config` and `aliases` may be absent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llava_remap.checkpoint.bounds import is_shape, unknown_dtype
+from llava_remap.checkpoint.catalog import DTYPE_BITS, Checkpoint, Tensor
+from llava_remap.checkpoint.wording import quoted
+from llava_remap.errors import RemapError, refuse
+
+FORMAT = "llava-remap/manifest"
+VERSION = 1
+
+
+def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
+    """The checkpoint that the JSON object `content` of the file `path` describes.
+
+    Raises:
+        RemapError: LR106 for a version or dtype that is not known, LR102 where the content is no manifest's.
+    """
+    version = content.get("format_version")
+    if type(version) is not int or version != VERSION:
+        shown = quoted(str(version)) if isinstance(version, (int, float, str)) else "missing"
+        cause = f"the format_version of {quoted(path.name)} is {shown}, the only one known here is {VERSION}."
+        raise refuse("LR106", cause, "Update llava-remap, or make the manifest again.")
+    config, tensors = content.get("config"), content.get("tensors")
+    if not isinstance(config, (dict, type(None))) or not isinstance(tensors, dict):
+        raise _broken(path, "`tensors` or `config` is not an object")
+    catalog = {name: _tensor(path, name, entry) for name, entry in tensors.items()}
+    aliases = content.get("aliases", [])
+    if not isinstance(aliases, list) or not all(_is_group(group, catalog) for group in aliases):
+        raise _broken(path, "`aliases` is not a list of lists of its tensors' names")
+    form = f"manifest ({path.name})"
+    return Checkpoint(path, form, catalog, config, None, aliases=tuple(tuple(group) for group in aliases))
+
+
+def _is_group(group: object, catalog: dict[str, Tensor]) -> bool:
+    return isinstance(group, list) and all(isinstance(name, str) and name in catalog for name in group)
+
+
+def _tensor(path: Path, name: str, entry: Any) -> Tensor:
+    dtype = entry.get("dtype") if isinstance(entry, dict) else None
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(dtype, str) or not isinstance(shape, list) or not is_shape(shape):
+        raise _broken(path, f"the entry of {quoted(name)} has no dtype and shape")
+    if dtype not in DTYPE_BITS:
+        raise unknown_dtype(path, name, dtype)
+    return Tensor(name, dtype, tuple(shape), None)
+
+
+def _broken(path: Path, why: str) -> RemapError:
+    return refuse("LR102", f"the manifest {quoted(path.name)} is broken: {why}.", "Make it again.")

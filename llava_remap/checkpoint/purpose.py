@@ -1,0 +1,70 @@
+"""Whether tensors are a model's weights: by their names they may also be an adapter, a projector or quantised."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llava_remap.checkpoint.catalog import Catalog
+from llava_remap.checkpoint.strict_json import read_object
+from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.errors import RemapError, refuse
+
+ADAPTER_CONFIG = "adapter_config.json"
+#: What PEFT and LLaVA's LoRA training write.
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin")
+#: What LLaVA's pretraining writes.
+PROJECTOR_FILE = "mm_projector.bin"
+
+#: A segment of a name that bitsandbytes, GPTQ or AWQ give to what they store beside or instead of a weight.
+_QUANTISED = re.compile(r"(?:^|\.)(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state|SCB|qweight|qzeros)(?:\.|$)")
+_LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
+#: What a projector's file may hold besides: embeddings of tokens that pretraining adds, the row separator.
+_BESIDE_PROJECTOR = re.compile(r"(?:^|\.)(?:embed_tokens\.weight|image_newline)$")
+
+
+def refuse_unless_model(path: Path, catalog: Catalog, folder: Path | None) -> None:
+    """Nothing, if `catalog` can be a model's.
+
+    Args:
+        path: what was named by the user, or the file chosen in that folder.
+        folder: where an adapter's config may lie.
+
+    Raises:
+        RemapError: LR106 (empty, quantised), LR107 (adapter only), LR108 (projector only).
+    """
+    if not catalog:
+        raise refuse("LR106", f"{quoted(path.name)} holds no tensor.", "Give the checkpoint with the weights.")
+    if quantised := [name for name in catalog if _QUANTISED.search(name)]:
+        cause = f"{quoted(path.name)} is quantised: {several(quantised)}."
+        raise refuse("LR106", cause, "Give the unquantised checkpoint, in F16, BF16 or F32.", quantised)
+    projector_only = any("mm_projector" in name for name in catalog) and all(
+        "mm_projector" in name or _BESIDE_PROJECTOR.search(name) for name in catalog
+    )
+    pairs = [(name, match.start()) for name in catalog if (match := _LORA.search(name))]
+    has_base = any(f"{name[:end]}{middle}.weight" in catalog for name, end in pairs for middle in ("", ".base_layer"))
+    beside_lora = projector_only and all(name.startswith("base_model.") for name in catalog)
+    if (pairs and not has_base) or beside_lora or path.name in ADAPTER_FILES:
+        raise adapter_only(path, catalog, folder)
+    if projector_only:
+        cause = f"{quoted(path.name)} holds the projector alone ({len(catalog)} tensors), no language model and no vision tower."
+        raise refuse(
+            "LR108", cause, "Give the full checkpoint, or first load the projector into its model and save that.", catalog
+        )
+
+
+def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> RemapError:
+    """LR107, with what the adapter's tensors and the `adapter_config.json` in `folder` say about it."""
+    config = {}
+    if folder is not None and (folder / ADAPTER_CONFIG).is_file():
+        config = read_object(folder / ADAPTER_CONFIG, "LR113", "Download it again.", unique=False)
+    lora = [tensor for name, tensor in catalog.items() if _LORA.search(name)]
+    rank = config.get("r", lora[0].shape[0] if lora and lora[0].shape else None)
+    facts = f"rank {rank}, " if isinstance(rank, int) and rank < 2**31 else ""
+    cause = (
+        f"{quoted(path.name)} is an adapter ({facts}{len(lora)} LoRA pairs, {len(catalog)} tensors) without the model it changes."
+    )
+    base = config.get("base_model_name_or_path")
+    named = f" ({quoted(base)})" if isinstance(base, str) and base else ""
+    fix = f"Give its base{named}: this version reads no adapters, so merge it into its base first and give the merged checkpoint."
+    return refuse("LR107", cause, fix, catalog)

@@ -1,0 +1,106 @@
+"""A checkpoint in several files: with an index, or told by `-00001-of-00002` in their names."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from llava_remap.checkpoint.strict_json import read_object
+from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
+from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.errors import Problem, RemapError, refuse
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
+_FETCH = "Download the shards and the index again, all from one revision."
+
+
+def read_index(index: Path) -> dict[Path, WeightFile]:
+    """The shards that the JSON file `index` names, by file name, once they prove to hold what it says, and nothing else.
+
+    Raises:
+        RemapError: LR103 where index and shards disagree, otherwise as `read_weight_file`.
+    """
+    weight_map = read_object(index, "LR103", _FETCH).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+        raise refuse("LR103", f"{quoted(index.name)} has no `weight_map` from tensor names to files.", _FETCH)
+    names = sorted(set(weight_map.values()))
+    if outside := [name for name in names if not _is_inside(name)]:
+        cause = f"{quoted(index.name)} names files outside its folder: {several(outside)}."
+        raise refuse("LR103", cause, "Put the shards beside the index and correct their names in it.")
+    if absent := [name for name in names if not (index.parent / name).is_file()]:
+        cause = f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: {several(absent)}."
+        raise refuse("LR103", cause, "Download what is missing.", [n for n, file in weight_map.items() if file in absent])
+    shards = read_weight_files([index.parent / name for name in names])
+    _refuse_disagreement(index, weight_map, shards)
+    return shards
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file name leads nowhere but down, on any system."""
+    paths = (PurePosixPath(name), PureWindowsPath(name))
+    return (
+        name.isprintable() and not any(path.is_absolute() or path.anchor or ".." in path.parts for path in paths) and name != ""
+    )
+
+
+def _refuse_disagreement(index: Path, weight_map: Mapping[str, str], shards: Mapping[Path, WeightFile]) -> None:
+    listed = {name: index.parent / file for name, file in weight_map.items()}
+    found = _files_by_name(shards)
+    absent = [name for name, file in listed.items() if file not in found.get(name, [])]
+    problems = _in_two_shards(found)
+    if lost := [name for name in absent if name not in found]:
+        where = several({weight_map[name]: None for name in lost})
+        cause = f"{len(lost)} tensors that {quoted(index.name)} lists are not in their shards ({where}): {several(lost)}."
+        problems.append(Problem("LR103", cause, _FETCH, tuple(lost)))
+    if moved := [name for name in absent if name in found]:
+        first = f"{quoted(moved[0])} lies in {several(f.name for f in found[moved[0]])}, not in {quoted(weight_map[moved[0]])}"
+        cause = f"{len(moved)} tensors lie in another shard than {quoted(index.name)} says: {first}."
+        problems.append(Problem("LR103", cause, _FETCH, tuple(moved)))
+    if unlisted := [name for name in found if name not in listed]:
+        cause = f"{len(unlisted)} tensors in the shards are not listed in {quoted(index.name)}: {several(unlisted)}."
+        problems.append(Problem("LR103", cause, _FETCH, tuple(unlisted)))
+    if problems:
+        raise RemapError(problems)
+
+
+def _files_by_name(shards: Mapping[Path, WeightFile]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = defaultdict(list)
+    for file, shard in shards.items():
+        for tensor in shard.tensors:
+            found[tensor.name].append(file)
+    return dict(found)
+
+
+def _in_two_shards(found: Mapping[str, list[Path]]) -> list[Problem]:
+    twice = [name for name, files in found.items() if len(files) > 1]
+    if not twice:
+        return []
+    first = f"{quoted(twice[0])} in {several(file.name for file in found[twice[0]])}"
+    return [Problem("LR103", f"{len(twice)} tensors are in more than one shard: {first}.", _FETCH, tuple(twice))]
+
+
+def shard_sets(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str]]:
+    """File names by number, of each set of shards: its name without number, its suffix, how many it should have."""
+    sets: dict[tuple[str, str, int], dict[int, str]] = defaultdict(dict)
+    for name in sorted(names):
+        if match := _SHARD.fullmatch(name):
+            sets[match["stem"], match["suffix"], int(match["total"])][int(match["number"])] = name
+    return dict(sets)
+
+
+def read_shard_set(folder: Path, total: int, names: Mapping[int, str]) -> dict[Path, WeightFile]:
+    """The shards of a set without an index.
+
+    Raises:
+        RemapError: LR103 where a shard is missing or a tensor in two of them, otherwise as `read_weight_file`.
+    """
+    if set(names) != set(range(1, total + 1)):
+        one = quoted(next(iter(names.values())))
+        cause = f"{len(names)} of the {total} shards that names like {one} promise are there, and no index."
+        raise refuse("LR103", cause, "Download the missing shards, and the index.")
+    shards = read_weight_files([folder / names[number] for number in sorted(names)])
+    if problems := _in_two_shards(_files_by_name(shards)):
+        raise RemapError(problems)
+    return shards

@@ -1,0 +1,46 @@
+"""JSON that is an object, read without any way to crash on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llava_remap.checkpoint.wording import quoted
+from llava_remap.errors import refuse
+
+#: Bytes. The safetensors format's own limit for a header; indexes, manifests and configs stay far below it.
+LARGEST = 100_000_000
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in known:
+            raise ValueError(f"the key {quoted(key)} stands in it twice")
+        known[key] = value
+    return known
+
+
+def parse_object(data: bytes, code: str, what: str, fix: str, *, unique: bool = True) -> dict[str, Any]:
+    """The JSON object in `data`.
+
+    Args:
+        code, fix: the error's code and advice, should `data` be no JSON object in UTF-8.
+        what: its name in the message.
+        unique: whether a key that stands twice in one object is an error; otherwise the last one counts.
+    """
+    try:
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique if unique else None)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise refuse(code, f"{what} is not valid JSON ({error or type(error).__name__}).", fix) from None
+    if not isinstance(found, dict):
+        raise refuse(code, f"{what} holds a JSON {type(found).__name__} where an object is expected.", fix)
+    return found
+
+
+def read_object(file: Path, code: str, fix: str, *, unique: bool = True) -> dict[str, Any]:
+    """The JSON object in `file`; errors as in `parse_object`."""
+    if (size := file.stat().st_size) > LARGEST:
+        raise refuse(code, f"{quoted(file.name)} has {size} bytes, more than {LARGEST} for a JSON file.", fix)
+    return parse_object(file.read_bytes(), code, quoted(file.name), fix, unique=unique)

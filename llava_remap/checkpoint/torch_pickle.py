@@ -1,0 +1,325 @@
+"""The pickles inside torch files, read as data.
+
+A pickle is a program for a small stack machine. This one has the machine's instructions for plain values, and in place of
+Python's constructors a fixed table that yields descriptions of tensors: there is nothing in it that could call anything else.
+`pickletools` decodes the instructions and their arguments; it executes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pickletools import genops
+from typing import IO, Any, BinaryIO, cast
+
+from llava_remap.checkpoint.wording import quoted
+from llava_remap.errors import RemapError, refuse
+
+#: Bytes. 50,000 tensors take about 7 MB.
+LARGEST = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A run of bytes in the file, as its persistent id says.
+
+    Attributes:
+        kind: torch's name of its type, e.g. `HalfStorage`.
+        key: its name in the file.
+        numel: its size in elements of `kind`.
+        view: None, or first element and number of elements of the part meant (legacy files only).
+    """
+
+    kind: str
+    key: str
+    numel: int
+    view: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """The arguments with which torch would rebuild a tensor, unchecked.
+
+    Attributes:
+        storage: whose bytes it shows.
+        offset: elements from the start of the storage to the first one.
+        shape, stride: in elements.
+        dtype: torch's name, e.g. `float8_e4m3fn`, or None where the storage's kind says it.
+        altered: whether torch shows the stored values negated or conjugated.
+    """
+
+    storage: Storage
+    offset: Any
+    shape: Any
+    stride: Any
+    dtype: str | None = None
+    altered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Something of Python's or torch's that the pickle names; never the thing itself."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pickled:
+    """A value of plain Python types, `Described` and `Name`, and the storages it names, the first mention of each key."""
+
+    value: Any
+    storages: dict[str, Storage]
+
+
+def _tensor(storage: Storage, offset: Any, shape: Any, stride: Any) -> Described:
+    return Described(storage, offset, shape, stride)
+
+
+def _tensor_v2(storage: Storage, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, metadata: Any = None) -> Described:
+    return Described(storage, offset, shape, stride, altered=bool(metadata))
+
+
+def _tensor_v3(
+    storage: Storage, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Name, metadata: Any = None
+) -> Described:
+    if dtype.module != "torch" or dtype.name not in DTYPES:
+        raise TypeError("a tensor of what is no dtype")
+    return Described(storage, offset, shape, stride, dtype.name, bool(metadata))
+
+
+def _parameter(data: Described, grad: Any, hooks: Any, state: Any = None) -> Described:
+    return data
+
+
+def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    _fill(found, [item for key, value in pairs for item in (key, value)])
+    return found
+
+
+_BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch", "Size"): tuple,
+    ("collections", "OrderedDict"): _ordered_dict,
+}
+
+#: Bytes per element and dtype by the type of a storage. What safetensors has no name for keeps torch's, in small letters.
+STORAGES: dict[str, tuple[int, str]] = {
+    "BoolStorage": (1, "BOOL"), "ByteStorage": (1, "U8"), "CharStorage": (1, "I8"), "ShortStorage": (2, "I16"),
+    "IntStorage": (4, "I32"), "LongStorage": (8, "I64"), "HalfStorage": (2, "F16"), "BFloat16Storage": (2, "BF16"),
+    "FloatStorage": (4, "F32"), "DoubleStorage": (8, "F64"), "ComplexFloatStorage": (8, "C64"),
+    "UntypedStorage": (1, "U8"), "ComplexDoubleStorage": (16, "complex128"), "QInt8Storage": (1, "qint8"),
+    "QUInt8Storage": (1, "quint8"), "QInt32Storage": (4, "qint32"), "QUInt4x2Storage": (1, "quint4x2"),
+    "QUInt2x4Storage": (1, "quint2x4"), "TypedStorage": (1, "typed storage without a type"),
+}  # fmt: skip
+
+#: The same for torch.dtype. What has no place in a catalog is still known here, so that the refusal can name it.
+DTYPES: dict[str, str] = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "uint16": "U16",
+    "uint32": "U32", "uint64": "U64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
+    "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+    **{name: name for name in (
+        "complex32", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2",
+        "qint8", "quint8", "qint32", "quint4x2", "quint2x4",
+    )},
+}  # fmt: skip
+
+#: Arguments that are values themselves.
+_VALUES = frozenset({
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "BYTEARRAY8",
+})  # fmt: skip
+_CONSTANTS: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Bounded:
+    """What `genops` asks of a file, limited to `left` bytes: a length in the pickle can't make it read more."""
+
+    def __init__(self, stream: BinaryIO, left: int) -> None:
+        self._stream = stream
+        self._left = left
+
+    def read(self, size: int) -> bytes:
+        if size > self._left:
+            raise EOFError(f"it asks for {size} bytes where {self._left} are left")
+        return self._counted(self._stream.read(size))
+
+    def readline(self) -> bytes:
+        return self._counted(self._stream.readline(self._left))
+
+    def _counted(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        return data
+
+
+def unpickle(stream: BinaryIO, nbytes: int, file: str) -> Pickled:
+    """The pickle that starts where `stream` stands, and leaves it standing behind the pickle.
+
+    Args:
+        nbytes: how many bytes it can have at most.
+        file: the file's name, for messages.
+
+    Raises:
+        RemapError: LR105 where it names anything outside the tables above, LR106 for a quantised tensor, LR102 where it is
+            no valid pickle.
+    """
+    storages: dict[str, Storage] = {}
+    try:
+        operations = genops(cast("IO[bytes]", _Bounded(stream, nbytes)))
+        return Pickled(_run(((code.name, argument) for code, argument, _ in operations), storages, file), storages)
+    except (RemapError, OSError):
+        raise
+    except Exception as error:  # the stack machine is at the mercy of the file, which can make any step of it fail
+        cause = f"the pickle in {quoted(file)} is broken ({quoted(str(error) or type(error).__name__)[1:-1]})."
+        raise refuse("LR102", cause, "Download or copy the file again.") from None
+
+
+def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], file: str) -> Any:
+    """Executes the instructions of Python's `pickletools` by name and returns what is on the stack at the end."""
+    stack: list[Any] = []
+    below: list[list[Any]] = []  # the stacks under each open mark
+    memo: dict[int, Any] = {}
+
+    def since_mark() -> list[Any]:
+        nonlocal stack
+        items, stack = stack, below.pop()
+        return items
+
+    for code, argument in operations:
+        if code in _VALUES:
+            stack.append(argument)
+        elif code in _CONSTANTS:
+            stack.append(_CONSTANTS[code])
+        elif code in _FIXED_TUPLES:
+            stack.append(tuple([stack.pop() for _ in range(_FIXED_TUPLES[code])][::-1]))
+        elif code in ("PROTO", "FRAME"):
+            pass
+        elif code == "MARK":
+            below.append(stack)
+            stack = []
+        elif code == "POP":
+            stack.pop()
+        elif code == "POP_MARK":
+            since_mark()
+        elif code == "DUP":
+            stack.append(stack[-1])
+        elif code in ("TUPLE", "FROZENSET"):  # sets stay sequences: hashing what a file says is not safe
+            items = since_mark()
+            stack.append(tuple(items))
+        elif code == "LIST":
+            items = since_mark()
+            stack.append(items)
+        elif code in ("EMPTY_LIST", "EMPTY_SET"):
+            stack.append([])
+        elif code == "APPEND":
+            item = stack.pop()
+            _extend(stack[-1], [item])
+        elif code in ("APPENDS", "ADDITEMS"):
+            items = since_mark()
+            _extend(stack[-1], items)
+        elif code == "EMPTY_DICT":
+            stack.append({})
+        elif code == "DICT":
+            items = since_mark()
+            stack.append({})
+            _fill(stack[-1], items)
+        elif code == "SETITEM":
+            pair = stack[-2:]
+            del stack[-2:]
+            _fill(stack[-1], pair)
+        elif code == "SETITEMS":
+            items = since_mark()
+            _fill(stack[-1], items)
+        elif code in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif code in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif code == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif code == "GLOBAL":
+            module, _, name = argument.partition(" ")
+            stack.append(_name(module, name, file))
+        elif code == "STACK_GLOBAL":
+            name = stack.pop()
+            stack.append(_name(stack.pop(), name, file))
+        elif code in ("REDUCE", "NEWOBJ"):
+            arguments = stack.pop()
+            stack.append(_build(stack.pop(), arguments, file))
+        elif code == "BUILD":  # attributes: torch hangs versions (`_metadata`) on a state dict, which say nothing of its tensors
+            stack.pop()
+        elif code == "BINPERSID":
+            storage = _storage(stack.pop())
+            storages.setdefault(storage.key, storage)
+            stack.append(storage)
+        elif code == "STOP":
+            return stack.pop()
+        else:
+            raise _refused(f"something by the pickle instruction {code}", file)
+    raise EOFError("it has no end")
+
+
+def _extend(target: Any, items: list[Any]) -> None:
+    if type(target) is not list:
+        raise TypeError("items for what is not a list")
+    target.extend(items)
+
+
+def _fill(target: Any, items: list[Any]) -> None:
+    """Puts keys and values, which alternate in `items`, into a dict. To hash a key of nested tuples could crash Python."""
+    if type(target) is not dict or len(items) % 2:
+        raise TypeError("keys and values for what is not a dict")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, (str, float, type(None))) and not (isinstance(key, int) and key.bit_length() <= 64):
+            raise TypeError(f"a dict's key is a {type(key).__name__}")
+        target[key] = value
+
+
+def _name(module: Any, name: Any, file: str) -> Name:
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise TypeError("the name of a global is not a string")
+    known = (
+        (module, name) in _BUILDERS
+        or (module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES)
+        or (module == "torch" and name in DTYPES)
+    )
+    if known:
+        return Name(module, name)
+    if module == "torch._utils" and name == "_rebuild_qtensor":
+        cause = f"{quoted(file)} holds quantised tensors, which can't be converted."
+        raise refuse("LR106", cause, "Give the unquantised checkpoint, in F16, BF16 or F32.")
+    raise _refused(quoted(f"{module}.{name}"), file)
+
+
+def _build(callee: Any, arguments: Any, file: str) -> Any:
+    if not isinstance(callee, Name) or type(arguments) is not tuple:
+        raise TypeError("it calls what is not a name")
+    builder = _BUILDERS.get((callee.module, callee.name))
+    if builder is None:
+        raise _refused(quoted(f"{callee.module}.{callee.name}"), file)
+    built = builder(*arguments)
+    if isinstance(built, Described) and not isinstance(built.storage, Storage):
+        raise TypeError("a tensor without a storage")
+    return built
+
+
+def _storage(persistent_id: Any) -> Storage:
+    """`('storage', type, key, location, numel)`, in legacy files with None or `(key, offset, size)` of a part behind it."""
+    label, kind, key, _location, numel, *view = persistent_id
+    if label != "storage" or not isinstance(kind, Name) or kind.name not in STORAGES or not isinstance(key, str):
+        raise TypeError("a persistent id that is not a storage's")
+    if view and view[0] is not None:
+        _view_key, first, size = view[0]
+        return Storage(kind.name, key, numel, (first, size))
+    return Storage(kind.name, key, numel)
+
+
+def _refused(wanted: str, file: str) -> RemapError:
+    fix = "It was not built. Save the bare state dict alone: `torch.save(model.state_dict(), FILE)`."
+    return refuse("LR105", f"{quoted(file)} wants to build {wanted}, which is no tensor.", fix)

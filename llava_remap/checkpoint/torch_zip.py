@@ -1,0 +1,105 @@
+"""One torch file since 1.6: a zip archive of `data.pkl`, which describes the tensors, and `data/KEY`, the storages.
+
+Written by torch's `PyTorchStreamWriter` (caffe2/serialize/inline_container.cc): each record uncompressed and in one piece.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+from llava_remap.checkpoint.catalog import Tensor
+from llava_remap.checkpoint.state_dict import StateDict, find_state_dict, place
+from llava_remap.checkpoint.torch_pickle import LARGEST, unpickle
+from llava_remap.checkpoint.wording import quoted
+from llava_remap.errors import RemapError, refuse
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_ENCRYPTED = 0x1
+
+
+def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
+    """The tensors of `file`, by offset, and the state dict they stand in. Reads the table of contents and `data.pkl`.
+
+    Checksums are not compared: torch can be told to leave them out (`torch.serialization.set_crc32_options`).
+
+    Raises:
+        RemapError: LR102, LR105, LR106.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        records = _records(stream, file, size)
+        pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            cause = f"{quoted(file.name)} is a zip archive with {len(pickles)} records `data.pkl`; torch writes one."
+            raise refuse("LR106", cause, "Give a file that was saved with `torch.save`.")
+        root = pickles[0].removesuffix("data.pkl")
+        start, nbytes = _extent(stream, file, size, records[pickles[0]])
+        if nbytes > LARGEST:
+            raise _corrupt(file, f"its `data.pkl` has {nbytes} bytes, more than {LARGEST}")
+        big_endian = _is_big_endian(stream, file, size, records.get(f"{root}byteorder"))
+        stream.seek(start)
+        state = find_state_dict(unpickle(stream, nbytes, file.name).value, file)
+
+        tensors = []
+        for name, found in state.tensors.items():
+            record = records.get(f"{root}data/{found.storage.key}")
+            if record is None:
+                raise _corrupt(file, f"the storage {quoted(found.storage.key)} of {quoted(name)} is not in it", name)
+            tensors.append(place(name, found, file, _extent(stream, file, size, record), big_endian=big_endian))
+    return sorted(tensors, key=lambda tensor: tensor.location.offset if tensor.location else 0), state
+
+
+def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
+    try:
+        every = ZipFile(stream).infolist()
+    except OSError:
+        raise
+    except Exception as error:  # zipfile lets struct's, Unicode's and arithmetic errors through, besides its own
+        cause = f"{quoted(file.name)} is a zip archive of {size} bytes without a readable table of contents at its end ({error})."
+        raise refuse("LR102", cause, "It was cut off: download or copy it again.") from None
+    records = {record.filename: record for record in every}
+    if len(records) < len(every):
+        raise _corrupt(file, "two of its records have one name")
+    return records
+
+
+def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[int, int]:
+    """Offset from the start of the file and size of a record's bytes.
+
+    The offset depends on the record's own header, whose extra field (torch pads with it to 64 bytes) is not that of the table.
+    """
+    name = quoted(record.filename)
+    if record.compress_type != ZIP_STORED or record.flag_bits & _ENCRYPTED:
+        raise _corrupt(
+            file, f"its record {name} is compressed or encrypted, which torch never does", fix="Save it again with torch."
+        )
+    if record.compress_size != record.file_size:
+        raise _corrupt(file, f"its record {name} has {record.file_size} bytes in one place and {record.compress_size} in another")
+    if not 0 <= record.header_offset <= size - _LOCAL_HEADER.size:
+        raise _corrupt(file, f"its record {name} starts at byte {record.header_offset}, the file has {size}")
+    stream.seek(record.header_offset)
+    signature, name_length, extra_length = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
+    if signature != b"PK\3\4":
+        raise _corrupt(file, f"at byte {record.header_offset}, where its record {name} should start, there is none")
+    start = record.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    if start + record.file_size > size:
+        raise _corrupt(file, f"its record {name} ends at byte {start + record.file_size}, the file has {size}")
+    return start, record.file_size
+
+
+def _is_big_endian(stream: BinaryIO, file: Path, size: int, record: ZipInfo | None) -> bool:
+    if record is None:  # not written before torch 2.1
+        return False
+    start, nbytes = _extent(stream, file, size, record)
+    stream.seek(start)
+    order = stream.read(min(nbytes, 16))
+    if order not in (b"little", b"big"):
+        raise _corrupt(file, f"its byte order is {quoted(order.decode('latin-1'))}, not `little` or `big`")
+    return order == b"big"
+
+
+def _corrupt(file: Path, why: str, *names: str, fix: str = "Download or copy it again.") -> RemapError:
+    return refuse("LR102", f"{quoted(file.name)} is corrupt: {why}.", fix, names)

@@ -1,0 +1,106 @@
+"""One file of weights, whatever its format: recognised by its first bytes, never by its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_remap.checkpoint.catalog import Tensor
+from llava_remap.checkpoint.safetensors_file import read_safetensors
+from llava_remap.checkpoint.state_dict import StateDict
+from llava_remap.checkpoint.strict_json import LARGEST
+from llava_remap.checkpoint.torch_legacy import read_torch_legacy
+from llava_remap.checkpoint.torch_zip import read_torch_zip
+from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.errors import Problem, RemapError, refuse
+
+_LFS = b"version https://git-lfs.github.com/spec/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """What one file holds.
+
+    Attributes:
+        kind: its format, for the report.
+        tensors: by offset.
+        inside: keys of the wrappers around the state dict, from the outside.
+        passed_over: keys beside the wrappers that hold tensors too.
+    """
+
+    kind: str
+    tensors: list[Tensor]
+    inside: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+
+
+def read_weight_file(file: Path) -> WeightFile:
+    """The tensors of `file`.
+
+    Raises:
+        RemapError: LR101, LR102, LR105, LR106.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(512)
+    if head.startswith(_LFS):
+        raise _pointers([file])
+    # Before the test for a pickle: a safetensors file may start with any byte, as that is the lowest of its header's length.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST:
+        return WeightFile("safetensors", read_safetensors(file))
+    if head.startswith(b"PK\3\4"):
+        return _torch_file("torch .bin", read_torch_zip, file)
+    if head.startswith(b"\x80"):
+        return _torch_file("torch .bin from before 1.6", read_torch_legacy, file)
+    if head[257:262] == b"ustar":
+        cause = f"{quoted(file.name)} is in the tar format that torch wrote before 0.1.10."
+        raise refuse("LR102", cause, "Load it with a torch that still can, and save it again with `torch.save`.")
+    if head.startswith(b"GGUF"):
+        cause = f"{quoted(file.name)} is a GGUF file, which llama.cpp reads; it doesn't lead back to a training checkpoint."
+        raise refuse("LR106", cause, "Give the checkpoint it was made from.")
+    if file.suffix == ".safetensors":
+        return WeightFile("safetensors", read_safetensors(file))
+    start = f"its first bytes are {head[:8].hex(' ')}" if head else "it has 0 bytes"
+    cause = f"{quoted(file.name)} is neither a safetensors file nor one that `torch.save` wrote: {start}."
+    raise refuse("LR102", cause, "Download or copy it again, or give another file.")
+
+
+def _torch_file(kind: str, read: Callable[[Path], tuple[list[Tensor], StateDict]], file: Path) -> WeightFile:
+    tensors, state = read(file)
+    return WeightFile(kind, tensors, state.inside, tuple(f"{file.name}: {key}" for key in state.passed_over))
+
+
+def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
+    """Each of `files`; all problems in any of them are raised together, and LFS pointers as one.
+
+    Raises:
+        RemapError: as `read_weight_file`.
+    """
+    read: dict[Path, WeightFile] = {}
+    problems: list[Problem] = []
+    pointers: list[Path] = []
+    for file in files:
+        try:
+            read[file] = read_weight_file(file)
+        except RemapError as error:
+            if error.problems[0].code == "LR101":
+                pointers.append(file)
+            else:
+                problems += error.problems
+    if pointers:
+        problems = [*_pointers(pointers).problems, *problems]
+    if problems:
+        raise RemapError(problems)
+    return read
+
+
+def _pointers(files: list[Path]) -> RemapError:
+    missing = 0
+    for file in files:
+        with file.open("rb") as stream:
+            size = re.search(rb"^size (\d{1,18})$", stream.read(512), re.MULTILINE)
+        missing += int(size[1]) if size else 0
+    count = "is a text" if len(files) == 1 else f"are {len(files)} texts"
+    cause = f"{several(file.name for file in files)} {count} that Git LFS put in place of {missing} bytes of weights."
+    return refuse("LR101", cause, "Fetch them: `git lfs pull` in the folder, or download the files again.")

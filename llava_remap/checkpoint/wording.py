@@ -1,0 +1,23 @@
+"""How names that stand in a file are put into a message: short, on one line, harmless to a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def quoted(text: str) -> str:
+    """`text` in backticks; control characters escaped and at most 120 characters of it, as a file may hold any text.
+
+    >>> quoted("a\\nb")
+    '`a\\\\nb`'
+    """
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode("ascii")
+    return f"`{text if len(text) <= 120 else text[:117] + '...'}`"
+
+
+def several(names: Iterable[str], most: int = 3) -> str:
+    """The first `most` names and how many there are besides, e.g. "`a`, `b`, `c` and 4 more"."""
+    every = list(names)
+    rest = len(every) - most
+    return ", ".join(map(quoted, every[:most])) + (f" and {rest} more" if rest > 0 else "")
