@@ -84,7 +84,7 @@ class ExpandEmbeddings(BaseModel):
 
 
 def _normals(bits: np.random.Philox, count: int) -> NDArray[np.float64]:
-    """Standard normals by Box and Muller's method from raw bits, which numpy promises to keep as they are; its normals it doesn't."""
+    """Standard normals by Box and Muller's method, from raw bits: these numpy promises to keep as they are."""
     import numpy as np
 
     raw = bits.random_raw(count + count % 2)

@@ -17,8 +17,8 @@ HEAD = "language_model.lm_head.weight"
 
 #: What of the source's config describes the language model. The rest of it is LLaVA's own, or training's.
 _TEXT_KEYS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
-    "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_bias", "attention_dropout", "mlp_bias",
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_bias", "attention_dropout", "mlp_bias",
     "sliding_window", "use_sliding_window", "max_window_layers", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
     "pretraining_tp",
 )  # fmt: skip
