@@ -1,0 +1,79 @@
+"""What tests share: the data folder, the command line in-process, and copies of genuine checkpoints with something changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from llava_remap.cli import app
+
+DATA = Path(__file__).parent / "data"
+TINY = DATA / "tiny"
+MANIFESTS = DATA / "manifests"
+CLIP = TINY / "clip-vit-tiny-patch14-28"
+RELEASED = TINY / "llava-v1.5" / "released"
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What the command line returned and printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test runs in a folder of its own, with no network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+
+
+@pytest.fixture
+def run() -> Callable[..., Ran]:
+    """Run `llava-remap` in-process; an exception other than an exit fails the test."""
+
+    def run_app(*arguments: object) -> Ran:
+        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+        return Ran(result.exit_code, result.stdout, result.stderr)
+
+    return run_app
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[..., Path]:
+    """A genuine checkpoint (a folder with `model.safetensors`), copied with its tensors and config changed by functions."""
+
+    def make(
+        source: Path = RELEASED / "safetensors",
+        tensors: Callable[[Tensors], object] = lambda tensors: None,
+        config: Callable[[dict[str, Any]], object] = lambda config: None,
+    ) -> Path:
+        folder = tmp_path / "checkpoint"
+        shutil.copytree(source, folder)
+        state = load_file(folder / "model.safetensors")
+        tensors(state)
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        content = json.loads((folder / "config.json").read_text())
+        config(content)
+        (folder / "config.json").write_text(json.dumps(content))
+        return folder
+
+    return make

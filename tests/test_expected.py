@@ -1,0 +1,91 @@
+"""Real manifests at full size: the plan's mapping equals what the official converter maps each name to, shapes included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import DATA, MANIFESTS, Ran
+
+CASES = {
+    "llava-v1.5-7b": "llava-v1.5",
+    "llava-v1.5-7b.tf4.37": "llava-v1.5",
+    "llava-v1.5-7b.self-trained-deepspeed": "llava-v1.5",
+    "bakllava-v1": "llava-v1.5",
+    "llava-med-v1.5-mistral-7b.released": "llava-v1.5",
+    "llava-interleave-qwen-0.5b.released": "llava-interleave",
+}
+
+
+def expected(name: str) -> Any:
+    return json.loads((DATA / "expected" / f"{name}.json").read_text())
+
+
+def shapes_from_source(plan: Any) -> dict[str, list[int]]:
+    """The shapes of `mapped` before post-load rules: what `expected` has."""
+    before = {change["target"]: change["shape_before"] for change in plan["post_load"]}
+    return {m["target"]: before.get(m["target"], m["shape"]) for m in plan["mapped"]}
+
+
+@pytest.mark.parametrize(("name", "rules"), CASES.items(), ids=CASES)
+def test_mapping_equals_the_official_converter(name: str, rules: str, run: Callable[..., Ran]) -> None:
+    wanted = expected(name)
+    ran = run("apply", rules, "--source", MANIFESTS / f"{name}.json", "--dry-run", "--format", "json")
+    plan = ran.json
+    assert ran.code == 0
+    assert plan["complete"] is True
+    assert {m["from"][0]["name"]: m["target"] for m in plan["mapped"]} == wanted["map"]
+    assert [d["name"] for d in plan["dropped"]] == sorted(wanted["dropped"])
+    assert all(d["reason"] for d in plan["dropped"])
+    shapes = shapes_from_source(plan)
+    tied = set(wanted["target"]) - set(wanted["map"].values())
+    assert shapes == {target: shape for target, shape in wanted["target"].items() if target not in tied}
+    assert plan["target"] == {"class": wanted["class"], "layout": "classic", "tensors": len(wanted["target"])}
+    dtypes = {n: t["dtype"] for n, t in json.loads((MANIFESTS / f"{name}.json").read_text())["tensors"].items()}
+    assert all(m["dtype"] == dtypes[m["from"][0]["name"]] for m in plan["mapped"])
+
+
+def test_released_checkpoint_with_its_tower_from_clip(run: Callable[..., Ran]) -> None:
+    """The same mapping in two sources: the tower's names are CLIP's own, the text half of CLIP stays behind."""
+    wanted = expected("llava-v1.5-7b")
+    tower = "model.vision_tower.vision_tower."
+    sources = ["--source", MANIFESTS / "llava-v1.5-7b.released.json"]
+    sources += ["--source", f"vision_tower={MANIFESTS / 'clip-vit-large-patch14-336.json'}"]
+    ran = run("apply", "llava-v1.5", *sources, "--dry-run", "--format", "json")
+    plan = ran.json
+    assert ran.code == 0
+    mapped = {m["from"][0]["name"]: (m["from"][0]["source"], m["target"]) for m in plan["mapped"]}
+    assert mapped == {
+        name.removeprefix(tower): ("vision_tower" if name.startswith(tower) else "model", target)
+        for name, target in wanted["map"].items()
+    }
+    assert shapes_from_source(plan) == wanted["target"]
+    assert plan["sources"]["vision_tower"]["tensors"] == 592
+    assert plan["sources"]["vision_tower"]["taken"] == 392  # 391 parameters and the position_ids buffer
+    dropped = {d["name"] for d in plan["dropped"] if d["source"] == "vision_tower"}
+    assert dropped == {"vision_model.embeddings.position_ids"}
+
+
+def test_expansion_is_in_the_plan(run: Callable[..., Ran]) -> None:
+    plan = run("apply", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--dry-run", "--format", "json").json
+    written = {m["target"]: (m["shape"], m["op"]) for m in plan["mapped"]}
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        assert written[name] == ([32064, 4096], "expand_embeddings")
+    assert [c["target"] for c in plan["post_load"]] == [
+        "language_model.lm_head.weight",
+        "language_model.model.embed_tokens.weight",
+    ]
+    assert [(c["check"], c["target"]) for c in plan["value_checks"]] == [("finite", "language_model.model.embed_tokens.weight")]
+    assert all(m["op"] is None for m in plan["mapped"] if not m["target"].endswith(("embed_tokens.weight", "lm_head.weight")))
+
+
+def test_tied_head_needs_no_source(run: Callable[..., Ran]) -> None:
+    """LLaVA-Interleave is tied: its `lm_head` isn't stored, isn't missing and isn't written."""
+    name = "llava-interleave-qwen-0.5b.released"
+    plan = run("apply", "llava-interleave", "--source", MANIFESTS / f"{name}.json", "--dry-run", "--format", "json").json
+    assert plan["missing"] == []
+    assert "language_model.lm_head.weight" not in {m["target"] for m in plan["mapped"]}
+    assert plan["target"]["tensors"] == 716
