@@ -26,6 +26,7 @@ from llava_remap.target import (
     TargetConfig,
     Vocabulary,
     derive_config,
+    embedding_rows,
     place_tokens,
     read_vocabulary,
     vocabulary_problems,
@@ -254,7 +255,7 @@ def _derive(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], routes: Rout
     }
     configs = [checkpoint.config for checkpoint in using["config"] if checkpoint.config is not None]
     produced = routes.produced
-    rows = produced[EMBEDDING].shape[0] if EMBEDDING in produced and produced[EMBEDDING].shape else 0
+    rows = embedding_rows(produced)
     folders = [checkpoint.folder for checkpoint in using["tokenizer"] if checkpoint.folder is not None]
     vocabulary = next((v for folder in folders if (v := read_vocabulary(folder)) is not None), None)
     tokens = place_tokens(rules.text.tokens, vocabulary, rows)

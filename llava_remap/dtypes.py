@@ -45,5 +45,5 @@ def from_float64(values: NDArray[np.float64], dtype: str) -> bytes:
     tie = (bits & 0xFFFF) == 0x8000
     grew, shrank = np.abs(single) > np.abs(values), np.abs(single) < np.abs(values)
     bits = np.where(tie & grew, bits - 1, np.where(tie & shrank, bits + 1, bits))
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    rounded = np.where(np.isnan(single), (bits >> 16) | 0x40, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
     return rounded.astype("<u2").tobytes()

@@ -6,7 +6,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+#: As a program writes it: `01` is another name than `1`.
+_NUMBER = re.compile(r"0|[1-9][0-9]*")
 
 
 def fold_names(names: Iterable[str]) -> list[str]:
@@ -14,15 +18,15 @@ def fold_names(names: Iterable[str]) -> list[str]:
 
     Numbers that don't follow each other are listed as runs: `layers.{0..3,7}`. Numbers inside a word (`fc1`) are never folded.
     """
-    folded = [tuple(name.split(".")) for name in dict.fromkeys(names)]
+    folded: list[tuple[str, ...]] = [tuple(name.split(".")) for name in dict.fromkeys(names)]
     for at in range(max(map(len, folded), default=0)):
-        groups: dict[tuple[str, ...], list[int]] = {}
+        groups: dict[tuple[str | None, ...], list[int]] = {}
         for segments in folded:
-            if at < len(segments) and segments[at].isdecimal():
-                groups.setdefault((*segments[:at], "", *segments[at + 1 :]), []).append(int(segments[at]))
+            if at < len(segments) and _NUMBER.fullmatch(segments[at]):
+                groups.setdefault((*segments[:at], None, *segments[at + 1 :]), []).append(int(segments[at]))
             else:
                 groups.setdefault(segments, [])
-        folded = [(*key[:at], _runs(numbers), *key[at + 1 :]) if numbers else key for key, numbers in groups.items()]
+        folded = [tuple(_runs(numbers) if s is None else s for s in key) for key, numbers in groups.items()]
     return [".".join(segments) for segments in folded]
 
 

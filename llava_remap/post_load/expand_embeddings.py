@@ -28,16 +28,16 @@ CHUNK_ROWS = 512
 class ExpandEmbeddings(BaseModel):
     """Options of `use: expand_embeddings`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     pad_to_multiple_of: int = Field(64, ge=1, description="the number of rows after growing is a multiple of this")
     init: Literal["multivariate_normal"] = Field("multivariate_normal", description="how new rows are made")
-    scale: float = Field(1e-5, ge=0, description="factor on the covariance")
+    scale: float = Field(1e-5, ge=0, allow_inf_nan=False, description="factor on the covariance")
     seed: int = Field(0, ge=0, lt=2**64)
 
     def plan(self, before: Before) -> Effect:
         """Grow both matrices to the next multiple if the vocabulary needs more rows than there are; else leave them."""
-        if EMBEDDING not in before.tensors:
+        if EMBEDDING not in before.tensors or len(before.tensors[EMBEDDING][1]) != 2:
             return Effect(())
         rows = before.tensors[EMBEDDING][1][0]
         if before.rows_needed <= rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.rulefile.schema import SCHEMA_VERSIONS, RuleText, Target
+from llava_remap.rulefile.schema import ORIGINS, SCHEMA_VERSIONS, RuleText, Target
 from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 
 #: What a file says of itself and doesn't hand on to files that extend it.
@@ -96,7 +97,7 @@ def load_rule_file(rules: str | Path) -> RuleFile:
 
 def _find(rules: str) -> Path:
     path = Path(rules)
-    if path.is_file():
+    if _is_file(path):
         return path
     shipped = shipped_rule_files()
     name = path.name.removesuffix(".yaml")
@@ -144,13 +145,20 @@ def _shown(path: Path) -> str:
 
 def _find_parent(child: Path, name: str, mark: Mark) -> Path:
     for folder in (child.parent, shipped_folder()):
-        if (folder / name).is_file():
+        if _is_file(folder / name):
             return folder / name
     raise refuse(
         "LR210",
         f"{mark} `{name}` is neither beside {child.name} nor a shipped file.",
         "Write the path relative to this file, or parts/NAME.yaml for a shipped part.",
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        return False
 
 
 def _check_version(root: Node) -> None:
@@ -169,20 +177,24 @@ def _check_version(root: Node) -> None:
 def _items(root: Node, key: str) -> tuple[Node, ...]:
     """The list under `key`; empty where there is none or it is something else, which validation reports."""
     node = root.value.get(key) if isinstance(root.value, dict) else None
-    return node.value if node is not None and isinstance(node.value, tuple) else ()
+    return _items_of(node) if node is not None else ()
 
 
-def _rule_id(node: Node) -> Any:
-    return node.value["id"].value if isinstance(node.value, dict) and "id" in node.value else None
+def _rule_id(node: Node) -> str | None:
+    """The rule's id, or None where it has none or none that is a word, which validation reports."""
+    found = node.value["id"].value if isinstance(node.value, dict) and "id" in node.value else None
+    return found if isinstance(found, str) else None
 
 
 def _check_ids(root: Node) -> None:
     """LR209: within one file an id names one rule; over files it replaces."""
     for kind in _RULES:
-        seen: dict[Any, Mark] = {}
+        seen: dict[str, Mark] = {}
         for node in _items(root, kind):
             name = _rule_id(node)
-            if name is not None and name in seen:
+            if name is None:
+                continue
+            if name in seen:
                 raise refuse(
                     "LR209",
                     f"{node.mark} the id `{name}` in `{kind}` is taken by the rule at line {seen[name].line}.",
@@ -191,19 +203,22 @@ def _check_ids(root: Node) -> None:
             seen[name] = node.mark
 
 
-def _merge_parents(before: dict[str, Node], after: dict[str, Node], child: dict[str, Node], mark: Mark) -> dict[str, Node]:
+def _merge_parents(
+    before: dict[str, Node], after: dict[str, Node], child: dict[str, Node], mark: Mark, path: tuple[str, ...] = ()
+) -> dict[str, Node]:
     """Two parents in order. What both set differently and the child doesn't settle is LR210."""
     merged = dict(before)
     for key, node in after.items():
-        old = merged.get(key)
+        old, here = merged.get(key), (*path, key)
         if old is None:
             merged[key] = node
-        elif isinstance(old.value, dict) and isinstance(node.value, dict):
+        elif _merges(here, old, node):
             own = child.get(key)
-            own_entries = own.value if own is not None and isinstance(own.value, dict) else {}
-            merged[key] = Node(_merge_parents(old.value, node.value, own_entries, mark), old.mark, old.key_mark)
-        elif key in _RULES and isinstance(old.value, tuple) and isinstance(node.value, tuple):
-            merged[key] = Node(_join_rules(old.value, node.value), old.mark, old.key_mark)
+            own_entries = _entries(own) if own is not None else {}
+            entries = _merge_parents(_entries(old), _entries(node), own_entries, mark, here)
+            merged[key] = Node(entries, old.mark, old.key_mark)
+        elif _is_rules(here, old, node):
+            merged[key] = Node(_join_rules(_items_of(old), _items_of(node)), old.mark, old.key_mark)
         elif key not in child and old.plain != node.plain:
             raise refuse(
                 "LR210",
@@ -215,29 +230,46 @@ def _merge_parents(before: dict[str, Node], after: dict[str, Node], child: dict[
     return merged
 
 
+def _merges(path: tuple[str, ...], old: Node, new: Node) -> bool:
+    """Whether two mappings at this place are merged. A config value with another origin than its parent's replaces it whole."""
+    if not isinstance(old.value, dict) or not isinstance(new.value, dict):
+        return False
+    config_value = len(path) == 3 and path[1] == "config"
+    origins = [key for key in new.value if key in ORIGINS]
+    return not (config_value and origins and not any(key in old.value for key in origins))
+
+
+def _is_rules(path: tuple[str, ...], old: Node, new: Node) -> bool:
+    return path in (("prepare",), ("names",)) and isinstance(old.value, tuple) and isinstance(new.value, tuple)
+
+
+def _entries(node: Node) -> dict[str, Node]:
+    return node.value if isinstance(node.value, dict) else {}
+
+
+def _items_of(node: Node) -> tuple[Node, ...]:
+    return node.value if isinstance(node.value, tuple) else ()
+
+
 def _join_rules(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
-    """The rules of two parents, one list behind the other; a rule of the second with an id of the first replaces it in place."""
+    """Two lists of rules, one behind the other; a rule of the second with an id of the first replaces it in place."""
     replaced = {_rule_id(node): node for node in second}
     known = {_rule_id(node) for node in first}
     return (*(replaced.get(_rule_id(n), n) for n in first), *(n for n in second if _rule_id(n) not in known))
 
 
-def _override(parents: dict[str, Node], own: dict[str, Node]) -> dict[str, Node]:
+def _override(parents: dict[str, Node], own: dict[str, Node], path: tuple[str, ...] = ()) -> dict[str, Node]:
     """The child's fields before its parents': mappings merge, rules stand in front, everything else is replaced."""
     merged: dict[str, Node] = {}
     for key, node in own.items():
-        old = parents.get(key)
-        if old is not None and isinstance(old.value, dict) and isinstance(node.value, dict):
-            value: Any = _override(old.value, node.value)
-        elif old is not None and key in _RULES and isinstance(old.value, tuple) and isinstance(node.value, tuple):
-            inherited = {_rule_id(n) for n in old.value}
-            overrides = {_rule_id(n): n for n in node.value}
-            value = (
-                *(n for n in node.value if _rule_id(n) not in inherited),
-                *(overrides.get(_rule_id(n), n) for n in old.value),
-            )
-        else:
-            value = node.value
+        old, here = parents.get(key), (*path, key)
+        value: Any = node.value
+        if old is not None and _merges(here, old, node):
+            value = _override(_entries(old), _entries(node), here)
+        elif old is not None and _is_rules(here, old, node):
+            inherited = {_rule_id(n) for n in _items_of(old)}
+            first = tuple(n for n in _items_of(node) if _rule_id(n) not in inherited)
+            value = (*first, *_join_rules(_items_of(old), tuple(n for n in _items_of(node) if _rule_id(n) in inherited)))
         merged[key] = Node(value, node.mark, node.key_mark)
     return merged | {key: node for key, node in parents.items() if key not in own}
 
@@ -250,11 +282,17 @@ def _validate(merged: Node) -> RuleText:
 
 
 def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
+    """One problem for each place; where a value fits none of several types, pydantic has one for each type."""
+    told = set()
     for detail in error.errors():
         path = tuple(detail["loc"])
         node = merged.locate(path)
         field = path[-1] if path else ""
-        match detail["type"]:
+        if (kind := detail["type"]) not in ("extra_forbidden", "missing"):
+            if node.mark in told:
+                continue
+            told.add(node.mark)
+        match kind:
             case "extra_forbidden":
                 near = difflib.get_close_matches(str(field), _fields_at(path[:-1]), 1)
                 known = ", ".join(_fields_at(path[:-1]))
@@ -267,7 +305,9 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
             case "form" | "origin" | "outcome":
                 yield Problem("LR201", f"{node.mark} {detail['msg']}.")
             case _:
-                where = ".".join(map(str, path))
+                where = ".".join(
+                    str(step) for step in path if not re.search(r"[\[\]]|^(str|int|float|bool|nullable)$", str(step))
+                )
                 yield Problem("LR201", f"{node.mark} `{where}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.")
 
 

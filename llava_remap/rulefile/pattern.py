@@ -23,7 +23,7 @@ TIME_LIMIT = 0.5
 
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
 _KINDS = {None: r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
-_REFERENCE = re.compile(r"\\(?:g<([^>]*)>|([0-9]+)|(.))")
+_REFERENCE = re.compile(r"\\(?:g<([^>]*)>|([0-9]+)|(.?))", re.DOTALL)
 
 
 class PatternError(ValueError):
@@ -83,8 +83,9 @@ class Regex:
         self._replace = replace
         for found in _REFERENCE.finditer(replace or ""):
             name, number, other = found.groups()
-            if number is not None or (name is not None and name.isdigit()):
-                known = int(number or name) <= self._pattern.groups
+            if number is not None or (name is not None and name.isascii() and name.isdecimal()):
+                # `\\0` and `\\01` are characters to the regex package, not groups
+                known = int(number or name) <= self._pattern.groups and not (number or "").startswith("0")
             else:
                 known = name in self._pattern.groupindex if name is not None else other == "\\"
             if not known:

@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 from llava_remap.rulefile.pattern import PatternError, Regex, Template
 
 SCHEMA_VERSIONS = (1,)
+#: The ways to say where a config value comes from.
+ORIGINS = ("from", "const", "tower", "token", "target", "cases")
 
 
 def _pattern_error(error: PatternError) -> PydanticCustomError:
@@ -78,10 +80,10 @@ class ConfigValue(Part):
 
     @model_validator(mode="after")
     def _one_origin(self) -> ConfigValue:
-        origins = [name for name in ("from_", "const", "tower", "token", "target", "cases") if name in self.model_fields_set]
+        origins = [name for name in ORIGINS if name.replace("from", "from_") in self.model_fields_set]
         if len(origins) != 1:
-            raise PydanticCustomError("origin", "give exactly one of from, const, tower, token, target, cases")
-        if ("map" in self.model_fields_set or "default" in self.model_fields_set) and origins != ["from_"]:
+            raise PydanticCustomError("origin", "give exactly one of {origins}", {"origins": ", ".join(ORIGINS)})
+        if ("map" in self.model_fields_set or "default" in self.model_fields_set) and origins != ["from"]:
             raise PydanticCustomError("origin", "`map` and `default` go with `from`")
         return self
 

@@ -143,7 +143,7 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int) -> Node:
             raise refuse("LR201", f"{key.mark} a key is a word, not a list or mapping.", "Quote it if it starts with { or [.")
         name = event.value
         if name in entries:
-            raise refuse("LR201", f"{key.mark} `{name}` stands twice; first at line {entries[name].mark.line}.")
+            raise refuse("LR201", f"{key.mark} `{name}` stands twice; first at line {(entries[name].key_mark or key.mark).line}.")
         value = _node(next(events), events, shown, depth + 1)
         entries[name] = Node(value.value, value.mark, key.mark)
     return Node(entries, mark)

@@ -1,6 +1,6 @@
 """Class and config to the wanted parameters."""
 
-from llava_remap.target.config import EMBEDDING, HEAD, TargetConfig, derive_config
+from llava_remap.target.config import EMBEDDING, HEAD, TargetConfig, derive_config, embedding_rows
 from llava_remap.target.presets import IMAGE_PROCESSORS
 from llava_remap.target.tower import Tower
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
@@ -8,5 +8,5 @@ from llava_remap.target.wanted import Target, build_on_meta, wanted_parameters
 
 __all__ = [
     "EMBEDDING", "HEAD", "IMAGE_PROCESSORS", "PlacedToken", "Target", "TargetConfig", "Tower", "Vocabulary", "build_on_meta",
-    "derive_config", "place_tokens", "read_vocabulary", "vocabulary_problems", "wanted_parameters",
+    "derive_config", "embedding_rows", "place_tokens", "read_vocabulary", "vocabulary_problems", "wanted_parameters",
 ]  # fmt: skip

@@ -18,15 +18,20 @@ HEAD = "language_model.lm_head.weight"
 #: What of the source's config describes the language model. The rest of it is LLaVA's own, or training's.
 _TEXT_KEYS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_bias", "attention_dropout", "mlp_bias",
-    "sliding_window", "use_sliding_window", "max_window_layers", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
-    "pretraining_tp",
+    "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_bias", "attention_dropout",
+    "mlp_bias", "sliding_window", "use_sliding_window", "max_window_layers", "bos_token_id", "eos_token_id",
+    "pad_token_id", "use_cache", "pretraining_tp",
 )  # fmt: skip
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
 #: rope_theta of every class that was trained before the key existed.
 _ROPE_THETA = 10000.0
 _DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def embedding_rows(tensors: Mapping[str, Tensor]) -> int:
+    """Rows of `embed_tokens` by classic name; 0 without one."""
+    return tensors[EMBEDDING].shape[0] if EMBEDDING in tensors and tensors[EMBEDDING].shape else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +166,7 @@ def _text_config(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
     text = {key: source[key] for key in _TEXT_KEYS if key in source}
     if lacking := [key for key in _NEEDED if text.get(key) is None]:
         raise refuse("LR112", f"the language model's config has no {', '.join(lacking)}.", _GIVE)
-    rows = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else 0
+    rows = embedding_rows(tensors)
     text["vocab_size"] = source.get("vocab_size") or rows
     if text.get("num_key_value_heads") is None:
         text["num_key_value_heads"] = _key_value_heads(text, tensors)

@@ -1,0 +1,417 @@
+"""More rows: what is planned, where the new rows come from, and how they are distributed."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.distributions import MultivariateNormal
+
+from llava_remap.post_load import Before, Change, OldBytes
+from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
+
+EMBED = "language_model.model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
+OTHER = "language_model.model.norm.weight"
+Floats = NDArray[np.float64]
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+
+# --- what is planned, from shapes alone
+
+
+def before(rows_needed: int, embed: tuple[int, ...] | None, head: tuple[int, ...] | None, dtype: str = "F16") -> Before:
+    tensors: Shapes = {OTHER: ("F16", (8,))}
+    if embed is not None:
+        tensors[EMBED] = (dtype, embed)
+    if head is not None:
+        tensors[HEAD] = (dtype, head)
+    return Before(tensors, rows_needed)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "rows", "needed", "after"),
+    [
+        (64, 32000, 32001, 32064),
+        (64, 32000, 32002, 32064),
+        (64, 32000, 32064, 32064),
+        (64, 32000, 32065, 32128),
+        (64, 100, 101, 128),
+        (1, 32000, 32002, 32002),
+        (7, 10, 11, 14),
+        (1000, 3, 4, 1000),
+    ],
+)
+def test_grows_to_the_next_multiple(multiple: int, rows: int, needed: int, after: int) -> None:
+    effect = ExpandEmbeddings(pad_to_multiple_of=multiple).plan(before(needed, (rows, 8), (rows, 8)))
+    assert effect.changes == (
+        Change(EMBED, "F16", (rows, 8), (after, 8), (EMBED,)),
+        Change(HEAD, "F16", (rows, 8), (after, 8), (EMBED,)),
+    )
+    assert effect.notes == ()
+
+
+@pytest.mark.parametrize(("rows", "needed"), [(32064, 32002), (151936, 151648), (32001, 32001), (33, 2)])
+def test_spare_rows_are_enough(rows: int, needed: int) -> None:
+    effect = ExpandEmbeddings().plan(before(needed, (rows, 8), (rows, 8)))
+    assert effect.changes == ()
+    (note,) = effect.notes
+    assert note.code == "LR407"
+    assert note.cause == f"{needed} tokens fit into the {rows} rows that embed_tokens has."
+
+
+def test_without_a_head_only_the_embeddings_grow() -> None:
+    effect = ExpandEmbeddings().plan(before(33, (32, 8), None, "BF16"))
+    assert effect.changes == (Change(EMBED, "BF16", (32, 8), (64, 8), (EMBED,)),)
+
+
+def test_each_matrix_keeps_its_dtype() -> None:
+    tensors: Shapes = {EMBED: ("BF16", (32, 8)), HEAD: ("F32", (32, 8))}
+    effect = ExpandEmbeddings().plan(Before(tensors, 33))
+    assert [(change.target, change.dtype) for change in effect.changes] == [(EMBED, "BF16"), (HEAD, "F32")]
+
+
+def test_a_head_with_other_rows_is_left() -> None:
+    effect = ExpandEmbeddings().plan(before(33, (32, 8), (40, 8)))
+    assert [change.target for change in effect.changes] == [EMBED]
+
+
+@pytest.mark.parametrize("head", [None, (32, 8)])
+def test_without_embeddings_nothing_happens(head: tuple[int, ...] | None) -> None:
+    effect = ExpandEmbeddings().plan(before(100, None, head))
+    assert (effect.changes, effect.notes) == ((), ())
+
+
+@pytest.mark.parametrize("shape", [(), (32,), (32, 8, 1)])
+def test_what_is_no_matrix_is_left_to_the_plan(shape: tuple[int, ...]) -> None:
+    """A shape that the target doesn't have is told as such (LR401); no traceback before that."""
+    assert EMBED not in [change.target for change in ExpandEmbeddings().plan(before(33, shape, None)).changes]
+
+
+def test_planning_is_the_same_every_time_and_changes_nothing() -> None:
+    tensors: Shapes = {HEAD: ("F16", (32, 8)), EMBED: ("F16", (32, 8))}
+    kept = dict(tensors)
+    rule = ExpandEmbeddings()
+    assert rule.plan(Before(tensors, 33)) == rule.plan(Before(tensors, 33))
+    assert tensors == kept
+    assert [change.target for change in rule.plan(Before(tensors, 33)).changes] == [EMBED, HEAD]
+
+
+# --- the pieces
+
+
+class Rows:
+    """A reader of one matrix that keeps what it was asked."""
+
+    def __init__(self, matrix: Floats) -> None:
+        self.matrix = matrix
+        self.asked: list[tuple[str, int, int]] = []
+
+    def __call__(self, target: str, start: int, stop: int) -> Floats:
+        self.asked.append((target, start, stop))
+        return self.matrix[start:stop]
+
+
+def change_of(matrix: Floats, new: int, dtype: str, target: str = EMBED) -> Change:
+    rows, columns = matrix.shape
+    return Change(target, dtype, (rows, columns), (rows + new, columns), (EMBED,))
+
+
+def new_bytes(rule: ExpandEmbeddings, matrix: Floats, new: int, dtype: str, target: str = EMBED) -> bytes:
+    first, *rest = rule.pieces(change_of(matrix, new, dtype, target), Rows(matrix))
+    assert isinstance(first, OldBytes)
+    return b"".join(piece for piece in rest if isinstance(piece, bytes))
+
+
+def drawn(rule: ExpandEmbeddings, matrix: Floats, new: int, target: str = EMBED) -> Floats:
+    """The new rows, not rounded."""
+    return np.frombuffer(new_bytes(rule, matrix, new, "F64", target), "<f8").reshape(new, matrix.shape[1])
+
+
+def some_matrix(rows: int, columns: int) -> Floats:
+    return np.random.default_rng(7).normal(0.1, 0.02, (rows, columns))
+
+
+@pytest.mark.parametrize(("dtype", "itemsize"), [("F16", 2), ("BF16", 2), ("F32", 4), ("F64", 8)])
+@pytest.mark.parametrize("target", [EMBED, HEAD])
+def test_old_bytes_whole_then_new_rows(dtype: str, itemsize: int, target: str) -> None:
+    matrix = some_matrix(1100, 3)
+    reader = Rows(matrix)
+    first, *rest = ExpandEmbeddings().pieces(change_of(matrix, 52, dtype, target), reader)
+    assert first == OldBytes(0, 1100 * 3 * itemsize)
+    assert rest
+    assert all(isinstance(piece, bytes) for piece in rest)
+    assert sum(len(piece) for piece in rest if isinstance(piece, bytes)) == 52 * 3 * itemsize
+
+
+def test_every_row_of_the_embeddings_is_read_once() -> None:
+    """For the head too: its new rows are made from `embed_tokens`, as in the scripts."""
+    matrix = some_matrix(1100, 3)
+    reader = Rows(matrix)
+    list(ExpandEmbeddings().pieces(change_of(matrix, 5, "F16", HEAD), reader))
+    assert {target for target, _, _ in reader.asked} == {EMBED}
+    assert [row for _, start, stop in reader.asked for row in range(start, stop)] == list(range(1100))
+    assert max(stop - start for _, start, stop in reader.asked) <= 512
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
+def test_repeatable(dtype: str) -> None:
+    matrix = some_matrix(600, 4)
+    once = new_bytes(ExpandEmbeddings(seed=3), matrix, 30, dtype)
+    assert once == new_bytes(ExpandEmbeddings(seed=3), matrix, 30, dtype)
+    assert once != new_bytes(ExpandEmbeddings(seed=4), matrix, 30, dtype)
+
+
+def test_no_global_state() -> None:
+    matrix = some_matrix(40, 4)
+    once = new_bytes(ExpandEmbeddings(), matrix, 9, "F64")
+    np.random.seed(5)
+    torch.manual_seed(5)
+    state = np.random.get_state(legacy=False)["state"]["key"]
+    assert new_bytes(ExpandEmbeddings(), matrix, 9, "F64") == once
+    np.testing.assert_array_equal(np.random.get_state(legacy=False)["state"]["key"], state)
+
+
+def test_the_two_matrices_get_rows_of_their_own() -> None:
+    matrix = some_matrix(50, 4)
+    rule = ExpandEmbeddings(scale=1.0)
+    embed, head = drawn(rule, matrix, 5000), drawn(rule, matrix, 5000, HEAD)
+    assert not (embed == head).any()
+    for column in range(4):  # uncorrelated: five standard errors
+        assert abs(np.corrcoef(embed[:, column], head[:, column])[0, 1]) < 5 / math.sqrt(5000)
+
+
+def test_seed_and_matrix_dont_get_into_each_others_way() -> None:
+    """No seed makes for one matrix what another seed makes for the other."""
+    matrix = some_matrix(50, 4)
+    seeds = [0, 1, 2, 2**32, 2**63, 2**64 - 1]
+    made = [new_bytes(ExpandEmbeddings(seed=seed), matrix, 9, "F64", target) for seed in seeds for target in (EMBED, HEAD)]
+    assert len(set(made)) == len(made)
+
+
+READERS: dict[str, Callable[[Floats], Floats]] = {
+    "copies": np.copy,
+    "column by column": np.asfortranarray,
+    "with gaps": lambda rows: np.repeat(rows, 2, axis=1)[:, ::2],
+    "backwards in memory": lambda rows: np.ascontiguousarray(rows[::-1])[::-1],
+    "read only": lambda rows: np.frombuffer(rows.tobytes()).reshape(rows.shape),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+def test_however_rows_are_read(kind: str, dtype: str) -> None:
+    matrix = some_matrix(1100, 16)
+    change = change_of(matrix, 24, dtype)
+
+    def read(target: str, start: int, stop: int) -> Floats:
+        assert target == EMBED
+        return READERS[kind](matrix[start:stop])
+
+    assert list(ExpandEmbeddings().pieces(change, read)) == list(ExpandEmbeddings().pieces(change, Rows(matrix)))
+
+
+def test_what_the_reader_gives_is_left_alone() -> None:
+    matrix = some_matrix(40, 4)
+    kept = matrix.copy()
+    drawn(ExpandEmbeddings(), matrix, 9)
+    np.testing.assert_array_equal(matrix, kept)
+
+
+# --- the same numbers everywhere: the generator once more, from its paper and in plain Python
+
+
+def philox(key: int, count: int) -> list[int]:
+    """Philox4x64-10 (Salmon et al., 2011), counters from 1 as numpy has them."""
+    words: list[int] = []
+    mask = 2**64 - 1
+    block = 0
+    while len(words) < count:
+        block += 1
+        c, k = [block, 0, 0, 0], [key & mask, key >> 64]
+        for _ in range(10):
+            one, two = 0xD2E7470EE14C6C93 * c[0], 0xCA5A826395121157 * c[2]
+            c = [(two >> 64) ^ c[1] ^ k[0], two & mask, (one >> 64) ^ c[3] ^ k[1], one & mask]
+            k = [(k[0] + 0x9E3779B97F4A7C15) & mask, (k[1] + 0xBB67AE8584CAA73B) & mask]
+        words += c
+    return words[:count]
+
+
+def expected_rows(matrix: list[list[float]], new: int, scale: float, key: int) -> list[list[float]]:
+    """The new rows for up to 512 old ones: mean + sqrt(scale/n) · Σ (row − mean) z, with exact sums."""
+    rows = len(matrix)
+    count = rows * new
+    raw = philox(key, count + count % 2)
+    uniform = [((word >> 11) + 0.5) / 2**53 for word in raw]
+    radii = [math.sqrt(-2 * math.log(u)) for u in uniform[0::2]]
+    angles = [2 * math.pi * u for u in uniform[1::2]]
+    z = [r * math.cos(a) for r, a in zip(radii, angles, strict=True)] + [
+        r * math.sin(a) for r, a in zip(radii, angles, strict=True)
+    ]
+    mean = [sum(map(Fraction, column)) / rows for column in zip(*matrix, strict=True)]
+    made = []
+    for at in range(new):
+        weights = [Fraction(z[row * new + at]) for row in range(rows)]
+        centred = [
+            sum((Fraction(matrix[row][column]) - mean[column]) * weights[row] for row in range(rows))
+            for column in range(len(mean))
+        ]
+        made.append([float(m) + math.sqrt(scale / rows) * float(c) for m, c in zip(mean, centred, strict=True)])
+    return made
+
+
+@pytest.mark.parametrize(("target", "stream"), [(EMBED, 0), (HEAD, 1)])
+@pytest.mark.parametrize("seed", [0, 5, 2**64 - 1])
+@pytest.mark.parametrize(("rows", "new"), [(5, 4), (3, 3)])
+def test_the_numbers_are_those_of_the_formula(target: str, stream: int, seed: int, rows: int, new: int) -> None:
+    matrix = [[0.5, -1.25, 3.0], [0.75, 2.0, 3.0], [-0.5, 0.0, 1.0], [2.5, 1.0, -1.0], [0.0, 0.25, 8.0]][:rows]
+    wanted = expected_rows(matrix, new, 0.5, seed + (stream << 64))
+    rule = ExpandEmbeddings(scale=0.5, seed=seed)
+    np.testing.assert_allclose(drawn(rule, np.array(matrix), new, target), wanted, rtol=0, atol=1e-13)
+    half = new_bytes(rule, np.array(matrix), new, "F16", target)
+    assert half == b"".join(struct.pack("<e", number) for row in wanted for number in row)
+
+
+# --- how the new rows are distributed
+
+SMALL = [[0, 1, 5], [2, 1, -1], [4, 3, 0], [1, 0, 2], [0, 2, 2], [3, 5, 1], [-2, 1, 0], [0, 3, 7]]
+#: Of its rows: Σ = 8, 16, 16; Σx² = 34, 50, 84; Σxy = 27, Σxz = 3, Σyz = 34.
+SMALL_MEAN = np.array([1.0, 2.0, 2.0])
+SMALL_COV = np.array(
+    [[34 / 8 - 1, 27 / 8 - 2, 3 / 8 - 2], [27 / 8 - 2, 50 / 8 - 4, 34 / 8 - 4], [3 / 8 - 2, 34 / 8 - 4, 84 / 8 - 4]]
+)
+DRAWS = 20_000
+
+
+def standard_errors(found: Floats, cov: Floats, draws: int) -> Floats:
+    """How far the sample covariance is from `cov`, in standard errors: var(S_ij) = (c_ii c_jj + c_ij²) / N for normal draws."""
+    variances = np.diag(cov)
+    deviations: Floats = (np.cov(found.T, bias=True) - cov) / np.sqrt((np.outer(variances, variances) + cov**2) / draws)
+    return deviations
+
+
+@pytest.mark.parametrize("target", [EMBED, HEAD])
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_mean_and_covariance(target: str, scale: float) -> None:
+    found = drawn(ExpandEmbeddings(scale=scale), np.array(SMALL, dtype=np.float64), DRAWS, target)
+    cov = scale * SMALL_COV
+    assert (np.abs(found.mean(axis=0) - SMALL_MEAN) < 5 * np.sqrt(np.diag(cov) / DRAWS)).all()
+    assert (np.abs(standard_errors(found, cov, DRAWS)) < 5).all()
+
+
+def test_the_covariance_is_that_by_n() -> None:
+    """By n − 1 it would be larger by 8/7; the draws tell the two apart."""
+    found = drawn(ExpandEmbeddings(scale=1.0), np.array(SMALL, dtype=np.float64), DRAWS)
+    assert (np.abs(np.diag(standard_errors(found, SMALL_COV * 8 / 7, DRAWS))) > 8).all()
+
+
+def test_mean_and_covariance_over_several_chunks() -> None:
+    # 1100 rows: each of SMALL 137 times, and 4 rows more of its mean
+    matrix = np.array([*SMALL * 137, *[[1, 2, 2]] * 4], dtype=np.float64)
+    matrix = matrix[np.random.default_rng(0).permutation(1100)]
+    cov = SMALL_COV * 1096 / 1100
+    found = drawn(ExpandEmbeddings(scale=1.0), matrix, 4000)
+    assert (np.abs(found.mean(axis=0) - SMALL_MEAN) < 5 * np.sqrt(np.diag(cov) / 4000)).all()
+    assert (np.abs(standard_errors(found, cov, 4000)) < 5).all()
+
+
+def test_the_draws_are_normal_and_independent() -> None:
+    found = drawn(ExpandEmbeddings(scale=1.0), np.array(SMALL, dtype=np.float64), DRAWS)
+    standard = (found - SMALL_MEAN) / np.sqrt(np.diag(SMALL_COV))
+    for limit, share in ((1, 0.6827), (2, 0.9545), (3, 0.9973)):  # of a normal distribution, within so many standard deviations
+        error = math.sqrt(share * (1 - share) / DRAWS)
+        assert (np.abs((np.abs(standard) < limit).mean(axis=0) - share) < 5 * error + 0.0001).all()
+    for column in standard.T:
+        for lag in (1, 2, 3, DRAWS // 2):
+            pairs = len(column) - lag
+            assert abs((column[lag:] * column[:-lag]).mean()) < 5 / math.sqrt(pairs)
+
+
+# --- where the old way fails
+
+
+def old_recipe(matrix: Floats) -> torch.Tensor:
+    """As in transformers' convert_llava_weights_to_hf.py."""
+    rows = torch.from_numpy(matrix).float()
+    mean = torch.mean(rows, dim=0).float()
+    sigma = ((rows - mean).T @ (rows - mean)) / rows.size()[0]
+    drawn: torch.Tensor = MultivariateNormal(mean, covariance_matrix=1e-5 * sigma).sample((10,))
+    return drawn
+
+
+def test_the_old_recipe_can_do_ordinary_matrices() -> None:
+    assert old_recipe(some_matrix(200, 8)).shape == (10, 8)
+
+
+def hard(kind: str) -> Floats:
+    matrix = some_matrix(200, 8)
+    if kind == "fewer rows than columns":
+        return matrix[:5]
+    if kind == "one row":
+        return matrix[:1]
+    if kind == "rows all alike":
+        return np.repeat(matrix[:1], 200, axis=0)
+    if kind == "a constant column":
+        matrix[:, 3] = 0.25
+    if kind == "a column twice":
+        matrix[:, 3] = matrix[:, 5]
+    return matrix
+
+
+HARD = ["fewer rows than columns", "one row", "rows all alike", "a constant column", "a column twice"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HARD if kind != "a column twice"])
+def test_the_old_recipe_raises(kind: str) -> None:
+    with pytest.raises(ValueError, match="PositiveDefinite"):
+        old_recipe(hard(kind))
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_ours_has_the_right_distribution_there_too(kind: str) -> None:
+    matrix = hard(kind)
+    draws = 5000
+    found = drawn(ExpandEmbeddings(scale=1.0), matrix, draws)
+    cov = np.cov(matrix.T, bias=True)
+    assert np.isfinite(found).all()
+    assert (np.abs(found.mean(axis=0) - matrix.mean(axis=0)) <= 5 * np.sqrt(np.diag(cov) / draws) + 1e-12).all()
+    variances = np.diag(cov)
+    allowed = 5 * np.sqrt((np.outer(variances, variances) + cov**2) / draws) + 1e-12
+    assert (np.abs(np.cov(found.T, bias=True) - cov) <= allowed).all()
+    # nothing in a direction in which the rows don't differ
+    centred = matrix - matrix.mean(axis=0)
+    _, sizes, directions = np.linalg.svd(centred, full_matrices=True)
+    rank = int((sizes > 1e-9).sum())
+    assert rank == {"fewer rows than columns": 4, "one row": 0, "rows all alike": 0}.get(kind, 7)
+    assert np.abs((found - matrix.mean(axis=0)) @ directions[rank:].T).max() < 1e-12
+
+
+def test_a_constant_column_stays_constant() -> None:
+    for dtype, quarter in (("F16", 0x3400), ("BF16", 0x3E80)):
+        words = np.frombuffer(new_bytes(ExpandEmbeddings(), hard("a constant column"), 50, dtype), "<u2").reshape(50, 8)
+        assert set(words[:, 3].tolist()) == {quarter}
+        assert len(set(words[:, 2].tolist())) > 1
+
+
+@pytest.mark.parametrize("target", [EMBED, HEAD])
+def test_without_scale_the_mean_exactly_rounded(target: str) -> None:
+    # means: 1.5; 1/3 (0x3EAAAAAA.AAA in single, so 0x3EAB, 0x3555); -1/3; 1 + 2^-11, a tie of half precision (down to even)
+    matrix = np.array([[1, 0, 0, 1], [1.5, 0, 0, 1], [2, 1, -1, 1 + 3 * 2**-11]])
+    rule = ExpandEmbeddings(scale=0.0)
+    half = np.frombuffer(new_bytes(rule, matrix, 6, "F16", target), "<u2").reshape(6, 4)
+    assert half.tolist() == [[0x3E00, 0x3555, 0xB555, 0x3C00]] * 6
+    brain = np.frombuffer(new_bytes(rule, matrix, 6, "BF16", target), "<u2").reshape(6, 4)
+    assert brain.tolist() == [[0x3FC0, 0x3EAB, 0xBEAB, 0x3F80]] * 6
+    single = np.frombuffer(new_bytes(rule, matrix, 6, "F32", target), "<u4").reshape(6, 4)
+    assert single.tolist() == [[0x3FC00000, 0x3EAAAAAB, 0xBEAAAAAB, 0x3F801000]] * 6
+
+
+def test_the_mean_is_not_rounded_on_the_way() -> None:
+    """Summed in half precision, 3000 rows of 1 would come to 2048."""
+    matrix = np.ones((3000, 2))
+    assert np.frombuffer(new_bytes(ExpandEmbeddings(), matrix, 1, "F16"), "<f2").tolist() == [1, 1]

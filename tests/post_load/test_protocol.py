@@ -1,0 +1,73 @@
+"""Finding a post-load rule and validating its options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llava_remap.errors import Exit, RemapError
+from llava_remap.post_load import load_post_load_rule
+from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
+
+
+def test_the_shipped_rule_and_its_defaults() -> None:
+    rule = load_post_load_rule("expand_embeddings", {})
+    assert isinstance(rule, ExpandEmbeddings)
+    assert (rule.pad_to_multiple_of, rule.init, rule.scale, rule.seed) == (64, "multivariate_normal", 1e-5, 0)
+
+
+def test_options_are_taken() -> None:
+    rule = load_post_load_rule("expand_embeddings", {"pad_to_multiple_of": 8, "scale": 0, "seed": 2**64 - 1})
+    assert isinstance(rule, ExpandEmbeddings)
+    assert (rule.pad_to_multiple_of, rule.scale, rule.seed) == (8, 0, 2**64 - 1)
+
+
+@pytest.mark.parametrize("use", ["expand_embedding", "", "llava_remap.post_load.expand_embeddings:ExpandEmbeddings", "os"])
+def test_only_what_is_installed(use: str) -> None:
+    with pytest.raises(RemapError) as caught:
+        load_post_load_rule(use, {})
+    (problem,) = caught.value.problems
+    assert problem.code == "LR212"
+    assert problem.cause == f"`post_load` uses `{use}`; installed: expand_embeddings."
+    assert caught.value.exit is Exit.USAGE
+
+
+WRONG: list[tuple[str, Any]] = [
+    ("pad_to_multiple_of", 0),
+    ("pad_to_multiple_of", -64),
+    ("pad_to_multiple_of", 6.5),
+    ("pad_to_multiple_of", None),
+    ("pad_to_multiple_of", "many"),
+    ("pad_to_multiple_of", True),
+    ("init", "mean"),
+    ("init", None),
+    ("scale", -1e-5),
+    ("scale", "small"),
+    ("scale", float("nan")),
+    ("scale", float("inf")),
+    ("scale", "inf"),
+    ("seed", -1),
+    ("seed", 2**64),
+    ("seed", 0.5),
+    ("sead", 0),
+    ("model_config", {}),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), WRONG)
+def test_wrong_options(option: str, value: Any) -> None:
+    with pytest.raises(RemapError) as caught:
+        load_post_load_rule("expand_embeddings", {option: value})
+    (problem,) = caught.value.problems
+    assert problem.code == "LR212"
+    assert problem.cause.startswith(f"options of `expand_embeddings`: `{option}`: ")
+    assert "\n" not in problem.cause
+
+
+def test_all_wrong_options_are_told_at_once() -> None:
+    with pytest.raises(RemapError) as caught:
+        load_post_load_rule("expand_embeddings", {"seed": -1, "scale": -1.0})
+    (problem,) = caught.value.problems
+    assert "`scale`: " in problem.cause
+    assert "`seed`: " in problem.cause

@@ -1,0 +1,270 @@
+"""Merging: what a file takes from those it extends, and where the blame lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llava_remap.rulefile import Mark, RuleFile, load_rule_file
+
+from .written import COMPLETE, load, put, refused, said
+
+
+def ids(rules: RuleFile) -> list[str]:
+    return [rule.id for rule in rules.text.names]
+
+
+def outcomes(rules: RuleFile) -> list[tuple[str, str | None]]:
+    return [(rule.id, rule.to) for rule in rules.text.names]
+
+
+@pytest.fixture(autouse=True)
+def parents(tmp_path: Path) -> None:
+    put(tmp_path, "one.yaml", "schema: 1\nnames:\n  - {id: a, from: a, to: one-a}\n  - {id: b, from: b, to: one-b}\n")
+    put(tmp_path, "two.yaml", "schema: 1\nnames:\n  - {id: c, from: c, to: two-c}\n  - {id: b, from: b, to: two-b}\n")
+
+
+def test_own_rules_stand_before_the_parents(tmp_path: Path) -> None:
+    rules = load(tmp_path, "schema: 1\nextends: [one.yaml]\nnames: [{id: z, from: z, to: t}, {id: x, from: x, to: w}]\n")
+    assert ids(rules) == ["z", "x", "a", "b"]
+
+
+def test_parents_stand_in_order(tmp_path: Path) -> None:
+    put(tmp_path, "three.yaml", "schema: 1\nnames: [{id: d, from: d, to: e}]\n")
+    assert ids(load(tmp_path, "schema: 1\nextends: [one.yaml, three.yaml]\n")) == ["a", "b", "d"]
+    assert ids(load(tmp_path, "schema: 1\nextends: [three.yaml, one.yaml]\n")) == ["d", "a", "b"]
+
+
+def test_prepare_is_merged_as_names_are(tmp_path: Path) -> None:
+    put(tmp_path, "p.yaml", "schema: 1\nprepare: [{id: a, from: a, drop: old}, {id: b, from: b, drop: old}]\n")
+    rules = load(tmp_path, "schema: 1\nextends: [p.yaml]\nprepare: [{id: b, from: b, drop: new}, {id: c, from: c, drop: new}]\n")
+    assert [(rule.id, rule.drop) for rule in rules.text.prepare] == [("c", "new"), ("a", "old"), ("b", "new")]
+
+
+def test_a_rule_replaces_its_parents_in_place(tmp_path: Path) -> None:
+    text = "schema: 1\nextends: [one.yaml]\nnames:\n  - {id: a, from: a, to: own-a}\n  - {id: z, from: z, to: own-z}\n"
+    rules = load(tmp_path, text)
+    assert outcomes(rules) == [("z", "own-z"), ("a", "own-a"), ("b", "one-b")]
+
+
+def test_a_later_parent_replaces_an_earlier_ones_in_place(tmp_path: Path) -> None:
+    rules = load(tmp_path, "schema: 1\nextends: [one.yaml, two.yaml]\n")
+    assert outcomes(rules) == [("a", "one-a"), ("b", "two-b"), ("c", "two-c")]
+
+
+def test_grandparents(tmp_path: Path) -> None:
+    put(tmp_path, "middle.yaml", "schema: 1\nextends: [one.yaml]\nnames: [{id: m, from: m, to: middle}]\n")
+    rules = load(tmp_path, "schema: 1\nextends: [middle.yaml]\nnames: [{id: o, from: o, to: own}, {id: b, from: b, to: own-b}]\n")
+    assert outcomes(rules) == [("o", "own"), ("m", "middle"), ("a", "one-a"), ("b", "own-b")]
+
+
+def test_one_file_reached_on_two_ways(tmp_path: Path) -> None:
+    for name in ("left", "right"):
+        put(tmp_path, f"{name}.yaml", f"schema: 1\nextends: [one.yaml]\nnames: [{{id: {name}, from: x, to: x}}]\n")
+    assert ids(load(tmp_path, "schema: 1\nextends: [left.yaml, right.yaml]\n")) == ["left", "a", "b", "right"]
+
+
+def test_marks_point_into_the_file_of_the_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rules = load(tmp_path, "schema: 1\nextends: [one.yaml]\nnames:\n  - {id: a, from: a, to: own}\n")
+    assert rules.marks["names/a"] == Mark("r.yaml", 4, 5)
+    assert rules.marks["names/b"] == Mark("one.yaml", 4, 5)
+
+
+def test_mappings_merge_at_every_depth(tmp_path: Path) -> None:
+    put(tmp_path, "p.yaml", """\
+schema: 1
+detect: {present: [p], config: {a: parent, b: parent}}
+sources: {model: {default: parent/model, optional: true}, extra: {prefix: x.}}
+target: {config: {k: {from: there, map: {x: 1}}}}
+tokens: [{text: <p>, role: pad}]
+""")  # fmt: skip
+    rules = load(tmp_path, """\
+schema: 1
+extends: [p.yaml]
+detect: {config: {b: own, c: own}}
+sources: {model: {default: own/model}}
+target: {config: {k: {map: {z: 2}}, m: {const: 3}}}
+tokens: [{text: <o>, role: image}]
+""")  # fmt: skip
+    assert rules.text.detect.present == ("p",)
+    assert rules.text.detect.config == {"a": "parent", "b": "own", "c": "own"}
+    assert (rules.text.sources["model"].default, rules.text.sources["model"].optional) == ("own/model", True)
+    assert rules.text.sources["extra"].prefix == "x."
+    assert rules.text.target is not None
+    assert rules.text.target.config["k"].from_ == "there"
+    assert rules.text.target.config["k"].map == {"x": 1, "z": 2}
+    assert rules.text.target.config["m"].const == 3
+    assert [token.text for token in rules.text.tokens] == ["<o>"]  # a list that isn't of rules is replaced
+
+
+def test_the_own_source_is_the_first(tmp_path: Path) -> None:
+    put(tmp_path, "p.yaml", "schema: 1\nsources: {tower: {}}\n")
+    assert load(tmp_path, "schema: 1\nextends: [p.yaml]\nsources: {model: {}}\n").first_source == "model"
+
+
+def test_what_a_file_says_of_itself_stays_there(tmp_path: Path) -> None:
+    put(tmp_path, "p.yaml", """\
+schema: 1
+name: parent
+version: 2.0.0
+summary: the parent
+changes: [{version: 2.0.0, what: all}]
+tests: [{from: a, unmapped: true}]
+target: {config: {a: {const: 1}}}
+""")  # fmt: skip
+    rules = load(tmp_path, "schema: 1\nextends: [p.yaml]\n")
+    text = rules.text
+    assert (rules.name, text.name, text.version, text.summary, text.changes, text.tests) == ("r", None, None, None, (), ())
+    assert text.extends == ("p.yaml",)
+    assert text.target is not None
+
+
+def test_a_config_value_of_another_kind_replaces_its_parents(tmp_path: Path) -> None:
+    """Else no variant could take a value from its config that the part it extends has as a constant."""
+    put(tmp_path, "p.yaml", "schema: 1\ntarget: {config: {a: {const: 1}, b: {from: there, map: {x: 1}}}}\n")
+    rules = load(tmp_path, "schema: 1\nextends: [p.yaml]\ntarget: {config: {a: {from: here}, b: {const: 2}}}\n")
+    assert rules.text.target is not None
+    values = rules.text.target.config
+    assert (values["a"].from_, values["a"].const) == ("here", None)
+    assert (values["b"].from_, values["b"].map, values["b"].const) == (None, None, 2)
+
+
+def test_only_the_lists_of_rules_are_joined(tmp_path: Path) -> None:
+    """A key of a source's config may be called `names` too."""
+    put(tmp_path, "p.yaml", "schema: 1\ndetect: {config: {names: [a, b]}}\n")
+    rules = load(tmp_path, "schema: 1\nextends: [p.yaml]\ndetect: {config: {names: [c]}}\n")
+    assert rules.text.detect.config == {"names": ("c",)}
+
+
+def test_parents_lie_beside_the_child_or_among_the_shipped(tmp_path: Path) -> None:
+    put(tmp_path, "up.yaml", "schema: 1\nnames: [{id: up, from: u, to: v}]\n")
+    child = put(tmp_path, "sub/r.yaml", "schema: 1\nextends: [../up.yaml, parts/wrappers.yaml]\n")
+    rules = load_rule_file(child)
+    assert ids(rules) == ["up"]
+    assert [rule.id for rule in rules.text.prepare] == ["data-parallel", "peft-base"]
+
+
+def test_a_file_beside_the_child_comes_first(tmp_path: Path) -> None:
+    put(tmp_path, "parts/wrappers.yaml", "schema: 1\nnames: [{id: own, from: u, to: v}]\n")
+    rules = load(tmp_path, "schema: 1\nextends: [parts/wrappers.yaml]\n")
+    assert (ids(rules), rules.text.prepare) == (["own"], ())
+
+
+@pytest.mark.parametrize("name", ["no.yaml", "''", ".", "parts", "a" * 300])
+def test_missing_parent(name: str, tmp_path: Path) -> None:
+    [(code, place, message)] = said(tmp_path, f"schema: 1\nextends:\n  - one.yaml\n  - {name}\n")
+    assert (code, place) == ("LR210", "r.yaml:4:5")
+    assert message.startswith(f"`{name.strip(chr(39))}` is neither beside r.yaml nor a shipped file.")
+
+
+def test_a_file_that_extends_itself(tmp_path: Path) -> None:
+    [(code, place, message)] = said(tmp_path, "schema: 1\nextends: [r.yaml]\n")
+    assert (code, place) == ("LR210", "r.yaml:2:11")
+    assert message == "`extends` runs in a circle: r.yaml → r.yaml. Take one of them out."
+
+
+def test_a_circle_of_three(tmp_path: Path) -> None:
+    put(tmp_path, "s.yaml", "schema: 1\nextends: [one.yaml, t.yaml]\n")
+    put(tmp_path, "t.yaml", "schema: 1\nname: t\nextends:\n  - s.yaml\n")
+    [(code, place, message)] = said(tmp_path, "schema: 1\nextends: [s.yaml]\n")
+    assert (code, place) == ("LR210", "t.yaml:4:5")
+    assert message.startswith("`extends` runs in a circle: r.yaml → s.yaml → t.yaml → s.yaml.")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "field", "places"),
+    [
+        ("processor: {class: A}", "processor: {class: B}", "class", "x.yaml:2:20 and y.yaml:2:20"),
+        ("tokens: [{text: a, role: pad}]", "tokens: [{text: b, role: pad}]", "tokens", "x.yaml:2:9 and y.yaml:2:9"),
+        ("sources: {m: {default: a}}", "sources:\n  m:\n    default: b", "default", "x.yaml:2:24 and y.yaml:4:14"),
+        ("detect: {config: {a: 1}}", "detect: {config: {a: null}}", "a", "x.yaml:2:22 and y.yaml:2:22"),
+    ],
+)
+def test_two_parents_that_clash(first: str, second: str, field: str, places: str, tmp_path: Path) -> None:
+    put(tmp_path, "x.yaml", f"schema: 1\n{first}\n")
+    put(tmp_path, "y.yaml", f"schema: 1\n{second}\n")
+    assert said(tmp_path, "schema: 1\nextends: [x.yaml, one.yaml, y.yaml]\n") == [
+        ("LR210", "r.yaml:2:29", f"two parents give `{field}` different values: {places}. Set `{field}` in this file.")
+    ]
+
+
+def test_two_parents_of_one_mind(tmp_path: Path) -> None:
+    put(tmp_path, "x.yaml", "schema: 1\nprocessor: {class: A}\n")
+    put(tmp_path, "y.yaml", "schema: 1\nprocessor:\n  class: 'A'\n  chat_template: c\n")
+    rules = load(tmp_path, "schema: 1\nextends: [x.yaml, y.yaml]\n")
+    assert rules.text.processor is not None
+    assert (rules.text.processor.class_, rules.text.processor.chat_template) == ("A", "c")
+
+
+def test_the_child_settles_a_clash(tmp_path: Path) -> None:
+    put(tmp_path, "x.yaml", "schema: 1\nprocessor: {class: A}\n")
+    put(tmp_path, "y.yaml", "schema: 1\nprocessor: {class: B}\n")
+    rules = load(tmp_path, "schema: 1\nextends: [x.yaml, y.yaml]\nprocessor: {class: C}\n")
+    assert rules.text.processor is not None
+    assert rules.text.processor.class_ == "C"
+
+
+def test_the_child_settles_a_clash_only_where_it_says_something(tmp_path: Path) -> None:
+    put(tmp_path, "x.yaml", "schema: 1\nprocessor: {class: A}\n")
+    put(tmp_path, "y.yaml", "schema: 1\nprocessor: {class: B}\n")
+    [(code, _, _)] = said(tmp_path, "schema: 1\nextends: [x.yaml, y.yaml]\nprocessor: {chat_template: t}\n")
+    assert code == "LR210"
+
+
+BLAME = {
+    "yaml": ("schema: 1\nname: yes\n", "LR201", "p.yaml:2:7"),
+    "no schema": ("name: p\n", "LR201", "p.yaml:1:1"),
+    "unknown field": ("schema: 1\nnames:\n  - {id: a, from: a,\n     too: b}\n", "LR201", "p.yaml:4:6"),
+    "pattern": ("schema: 1\nnames:\n  - {id: z, match: '(', replace: b}\n", "LR202", "p.yaml:3:5"),
+    "one id twice": ("schema: 1\nnames:\n  - {id: z, from: a, to: b}\n  - {id: z, from: b, to: c}\n", "LR209", "p.yaml:4:5"),
+    "type": ("schema: 1\nsources: {model: {prefix: 5}}\n", "LR201", "p.yaml:2:27"),
+}
+
+
+@pytest.mark.parametrize("mistake", BLAME)
+def test_a_mistake_of_the_parent_is_shown_in_the_parent(mistake: str, tmp_path: Path) -> None:
+    text, code, place = BLAME[mistake]
+    put(tmp_path, "p.yaml", text)
+    child = "schema: 1\nextends: [p.yaml]\nsources: {model: {optional: true}}\nnames: [{id: own, from: x, to: w}]\n"
+    assert [problem[:2] for problem in said(tmp_path, child)] == [(code, place)]
+
+
+def test_a_mistake_of_the_child_is_shown_in_the_child(tmp_path: Path) -> None:
+    put(tmp_path, "p.yaml", "schema: 1\nsources: {model: {prefix: good}}\n")
+    [(code, place, _)] = said(tmp_path, "schema: 1\nextends: [p.yaml]\nsources: {model: {prefix: 5}}\n")
+    assert (code, place) == ("LR201", "r.yaml:3:27")
+
+
+def test_the_digest_covers_the_parents(tmp_path: Path) -> None:
+    grandparent = put(tmp_path, "g.yaml", "schema: 1\nname: g\n")
+    put(tmp_path, "p.yaml", "schema: 1\nextends: [g.yaml]\n")
+    text = "schema: 1\nextends: [p.yaml]\n"
+    before = load(tmp_path, text).sha256
+    assert load(tmp_path, text).sha256 == before
+    grandparent.write_text("schema: 1\nname: g # a comment\n")
+    after = load(tmp_path, text).sha256
+    assert len(before) == 64
+    assert after != before
+    assert load(tmp_path, text + "# a comment\n").sha256 not in (before, after)
+
+
+def test_the_digest_of_a_file_alone_is_that_of_its_bytes(tmp_path: Path) -> None:
+    # printf 'schema: 1\n' | sha256sum
+    assert load(tmp_path, "schema: 1\n").sha256 == "69a63652bbf38cdfd6b9abd12b928dbaf80960689074397a2a8603c4a3c35845"
+
+
+def test_the_digest_is_that_of_parents_then_child(tmp_path: Path) -> None:
+    put(tmp_path, "g.yaml", "schema: 1\n")
+    # printf 'schema: 1\nschema: 1\nextends: [g.yaml]\n' | sha256sum
+    assert (
+        load(tmp_path, "schema: 1\nextends: [g.yaml]\n").sha256
+        == "33964b840ac498c6c95dcb61517979a009f4adb022df726267207fe21f2f6256"
+    )
+
+
+def test_a_complete_file_is_no_less_complete_for_its_parents(tmp_path: Path) -> None:
+    put(tmp_path, "c.yaml", COMPLETE)
+    [problem] = refused(put(tmp_path, "r.yaml", "schema: 1\nextends: [c.yaml]\nname: child\nversion: 1.0.0\n")).problems
+    assert problem.cause.endswith("r.yaml:1:1 a rule file with a target class needs summary.")

@@ -1,0 +1,198 @@
+"""Templates and regexes: what they match, and what they make of it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llava_remap.rulefile import Regex, RunawayError, Template, pattern
+from llava_remap.rulefile.pattern import PatternError
+
+RUNS = settings(deadline=None)
+
+MATCHES: list[tuple[str, str, dict[str, str] | None]] = [
+    # one segment
+    ("a.{x}", "a.b", {"x": "b"}),
+    ("a.{x}", "a.b.c", None),
+    ("a.{x}", "a.", None),
+    ("a.{x}", "a", None),
+    ("{x}", "b", {"x": "b"}),
+    ("{x}.{y}", "a.b", {"x": "a", "y": "b"}),
+    ("{x}.w", "ä-1.w", {"x": "ä-1"}),
+    # a number
+    ("h.{n:int}.w", "h.0.w", {"n": "0"}),
+    ("h.{n:int}.w", "h.031.w", {"n": "031"}),
+    ("h.{n:int}.w", "h.x.w", None),
+    ("h.{n:int}.w", "h.1a.w", None),
+    ("h.{n:int}.w", "h.-1.w", None),
+    ("h.{n:int}.w", "h.٣.w", None),
+    # one or more segments
+    ("a.{x...}", "a.b", {"x": "b"}),
+    ("a.{x...}", "a.b.c.d", {"x": "b.c.d"}),
+    ("a.{x...}", "a.", None),
+    ("a.{x...}", "a", None),
+    ("a.{x...}", "a.b.", None),
+    ("a.{x...}", "a..b", None),
+    ("{x...}.w", "a.b.w", {"x": "a.b"}),
+    ("{x...}.w", "w", None),
+    ("{x...}.w.{y...}", "a.w.w.b", {"x": "a.w", "y": "b"}),
+    # literal text that touches a field
+    ("temporal_{x}", "temporal_conv", {"x": "conv"}),
+    ("temporal_{x}", "temporal_", None),
+    ("temporal_{x}", "temporal.conv", None),
+    ("m.temporal_{x}_in.w", "m.temporal_conv_in.w", {"x": "conv"}),
+    ("fc{n:int}.w", "fc12.w", {"n": "12"}),
+    ("q{x...}", "query.a", {"x": "uery.a"}),
+    # dots and other signs are themselves
+    ("a.b", "a.b", {}),
+    ("a.b", "aXb", None),
+    ("a+b.(c)", "a+b.(c)", {}),
+    ("a+b", "aab", None),
+    ("a*.{x}", "a*.1", {"x": "1"}),
+    ("^a$", "^a$", {}),
+    ("^a$", "a", None),
+    ("a\\d", "a1", None),
+    # the whole name, and nothing but
+    ("a.b", "a.b.c", None),
+    ("a.b", "x.a.b", None),
+    ("a.b", "a.b\n", None),
+    ("model.layers.{rest...}", "modelX.layers.0.w", None),
+    ("model.layers.{rest...}", "model.layers.0.w", {"rest": "0.w"}),
+    ("model.layers.{rest...}", "Model.layers.0.w", None),
+    ("a", "", None),
+]
+
+
+@pytest.mark.parametrize(("template", "name", "fields"), MATCHES)
+def test_match(template: str, name: str, fields: dict[str, str] | None) -> None:
+    assert Template(template).match(name) == fields
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [("a.{x}.{n:int}.{rest...}", "a.b.3.c.d"), ("temporal_{x}_in.{y}", "temporal_a_b_in.w"), ("plain.name", "plain.name")],
+)
+def test_fill_is_the_way_back(template: str, name: str) -> None:
+    fields = Template(template).match(name)
+    assert fields is not None
+    assert Template(template).fill(fields) == name
+
+
+def test_fill_takes_the_kind_from_nobody() -> None:
+    values = {"n": "3", "rest": "w.x"}
+    assert Template("h.{n}.m.{rest}").fill(values) == "h.3.m.w.x"
+    assert Template("h.{n:int}.m.{rest...}").fill(values) == "h.3.m.w.x"
+    assert Template("{rest}_{n}").fill(values) == "w.x_3"
+    assert Template("const").fill(values) == "const"
+
+
+def test_fill_leaves_values_as_they_are() -> None:
+    assert Template("a.{x}").fill({"x": r"\1{x}\g<0>"}) == r"a.\1{x}\g<0>"
+
+
+def test_fields_and_prefix() -> None:
+    template = Template("model.h_{n:int}.{rest...}")
+    assert (template.fields, template.prefix) == (("n", "rest"), "model.h_")
+    assert (Template("{x}.a").prefix, Template("a.b").prefix) == ("", "a.b")
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "a b", "a\n", "{", "}", "a{", "{x", "{1x}", "{x-y}", "{x:float}", "{x..}", "{}", "{{x}}"]
+)
+def test_no_template(text: str) -> None:
+    with pytest.raises(PatternError):
+        Template(text)
+
+
+LITERALS = st.text("ab1_.+*?()[]|^$\\-", min_size=1, max_size=4)
+SEGMENTS = st.text("ab1_-", min_size=1, max_size=3)
+VALUES = {
+    "": SEGMENTS,
+    ":int": st.text("0123456789", min_size=1, max_size=3),
+    "...": st.lists(SEGMENTS, min_size=1, max_size=3).map(".".join),
+}
+
+
+@st.composite
+def templates_with_a_name(draw: st.DrawFn) -> tuple[str, str]:
+    """A template, and a name that it has to match since it was made from it."""
+    template = name = draw(st.just("") | LITERALS)
+    for at in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(sorted(VALUES)))
+        literal = draw(LITERALS)
+        template += f"{{f{at}{kind}}}{literal}"
+        name += draw(VALUES[kind]) + literal
+    return template, name
+
+
+@RUNS
+@given(templates_with_a_name())
+def test_a_filled_match_is_the_name(made: tuple[str, str]) -> None:
+    template, name = Template(made[0]), made[1]
+    fields = template.match(name)
+    assert fields is not None
+    assert template.fill(fields) == name
+
+
+@RUNS
+@given(templates_with_a_name(), st.sampled_from([".", ".x", "\n"]))
+def test_a_match_ends_where_the_name_ends(made: tuple[str, str], more: str) -> None:
+    text, name = made
+    template = Template(text + "!")
+    assert template.match(name + "!") is not None
+    assert template.match(name + "!" + more) is None
+    assert template.match(name) is None
+
+
+SEARCHES: list[tuple[str, str | None, str, str | None]] = [
+    ("b", "X", "abab", "aXab"),  # the first match only
+    ("b", None, "abab", "abab"),
+    ("c", "X", "abab", None),
+    ("c", None, "abab", None),
+    (r"^model\.norm\.", "text.norm.", "model.norm.w", "text.norm.w"),
+    (r"^model\.norm\.", "text.norm.", "a.model.norm.w", None),
+    (r"(\w+)\.(\w+)", r"\2.\1", "a.b.c.d", "b.a.c.d"),
+    (r"(?<first>\w+)\.(?P<second>\w+)", r"\g<second>.\g<first>", "a.b", "b.a"),
+    (r"(\w+)\.(?<second>\w+)", r"\g<1>\2", "a.b", "ab"),
+    ("a", r"<\g<0>>", "bab", "b<a>b"),
+    ("a", r"\\", "bab", "b\\b"),
+    ("a", "", "bab", "bb"),
+    ("", "X", "ab", "Xab"),
+    ("(a)|(b)", r"[\2]", "a", "[]"),  # a group that took no part
+    ("a", "{x}", "a", "{x}"),
+]
+
+
+@pytest.mark.parametrize(("match", "replace", "name", "after"), SEARCHES)
+def test_regex(match: str, replace: str | None, name: str, after: str | None) -> None:
+    assert Regex(match, replace).search(name) == after
+
+
+@pytest.mark.parametrize(
+    ("match", "replace"),
+    [("(", "a"), ("(?<x", "a"), ("[", None), ("a{2", "\\1"), ("a", r"\1"), ("(a)", r"\2"), ("(?<x>a)", r"\g<y>"),
+     ("(a)", r"\g<2>"), ("a", r"\n"), ("a", r"\g<>"), ("a", r"\g<1"), ("a", "b\\")],
+)  # fmt: skip
+def test_no_regex(match: str, replace: str | None) -> None:
+    with pytest.raises(PatternError):
+        Regex(match, replace)
+
+
+def test_the_time_limit_is_half_a_second() -> None:
+    start = time.monotonic()
+    with pytest.raises(RunawayError):
+        Regex("^(a|aa)+$", "b").search("a" * 36 + "!")
+    assert 0.4 < time.monotonic() - start < 5
+
+
+def test_the_time_limit_holds_for_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
+    with pytest.raises(RunawayError):
+        Regex(r"^((a|aa)+)+\d$", None).search("a" * 36 + "!")
+
+
+def test_nested_repetition_that_matches_at_once_is_fine() -> None:
+    assert Regex("^(a|aa)+$", "b").search("a" * 36) == "b"

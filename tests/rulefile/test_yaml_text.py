@@ -1,0 +1,180 @@
+"""The traps of YAML, each with the place where it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llava_remap.rulefile import Mark, yaml_text
+from llava_remap.rulefile.yaml_text import parse_yaml
+
+from .written import load, put, refused, said
+
+BOMB = "schema: 1\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+TRAPS = {
+    "duplicate key": ("schema: 1\nname: a\nsummary: b\nname: c\n", "4:1", "`name` stands twice; first at line 2."),
+    "duplicate key, deep": (
+        "schema: 1\nsources:\n  model: {optional: true, optional: false}\n",
+        "3:27",
+        "`optional` stands twice",
+    ),
+    "duplicate key, quoted once": ("schema: 1\nname: a\n'name': b\n", "3:1", "`name` stands twice"),
+    "duplicate key, as number": ("schema: 1\ndetect: {config: {1: a, '1': b}}\n", "2:25", "`1` stands twice"),
+    "anchor": ("schema: 1\nname: &a b\n", "2:7", "anchors and aliases are not part"),
+    "anchor on a list": ("schema: 1\nnames: &a\n- {id: a, from: a, to: b}\n", "2:8", "anchors and aliases are not part"),
+    "anchor on a key": ("schema: 1\n&a name: b\n", "2:1", "anchors and aliases are not part"),
+    "alias": ("schema: 1\nname: x\nsummary: *a\n", "3:10", "anchors and aliases are not part"),
+    "alias bomb": (BOMB, "2:4", "anchors and aliases are not part"),
+    "tag": ("schema: 1\nname: !!str b\n", "2:7", "tags (`tag:yaml.org,2002:str`) are not part"),
+    "tag that builds": ("schema: 1\nname: !!python/object/apply:os.getcwd []\n", "2:7", "tags (`tag:yaml.org,2002:python/"),
+    "tag without a name": ("schema: 1\nname: ! b\n", "2:7", "tags (`!`) are not part"),
+    "own tag on a key": ("schema: 1\n!x name: b\n", "2:1", "tags (`!x`) are not part"),
+    "yes": ("schema: 1\nname: yes\n", "2:7", "`yes` is a boolean"),
+    "no": ("schema: 1\nname: no\n", "2:7", "`no` is a boolean"),
+    "on": ("schema: 1\nname: on\n", "2:7", "`on` is a boolean"),
+    "off": ("schema: 1\nname: off\n", "2:7", "`off` is a boolean"),
+    "YES": ("schema: 1\nname: YES\n", "2:7", "`YES` is a boolean"),
+    "y": ("schema: 1\nname: y\n", "2:7", "`y` is a boolean"),
+    "n": ("schema: 1\nname: n\n", "2:7", "`n` is a boolean"),
+    "on as a key": ("schema: 1\non: b\n", "2:1", "`on` is a boolean"),
+    "no in a list": ("schema: 1\nextends: [a.yaml, no]\n", "2:19", "`no` is a boolean"),
+    "True": ("schema: 1\nname: True\n", "2:7", "`True` is a boolean"),
+    "NULL": ("schema: 1\nname: NULL\n", "2:7", "`NULL` is a boolean or null"),
+    "two documents": ("schema: 1\n---\nschema: 1\n", "2:1", "a rule file is one YAML document."),
+    "three documents": ("---\nschema: 1\n...\n---\nschema: 1\n---\nschema: 1\n", "4:1", "a rule file is one YAML document."),
+    "list": ("- schema: 1\n", "1:1", "a rule file is a mapping of fields."),
+    "word": ("\n\n  schema\n", "3:3", "a rule file is a mapping of fields."),
+    "list as a key": ("schema: 1\n? [a]\n: b\n", "2:3", "a key is a word, not a list or mapping."),
+    "mapping as a key": ("schema: 1\nsources: {{a: b}: c}\n", "2:11", "a key is a word, not a list or mapping."),
+    "deep list": ("schema: 1\na: " + "[" * 51 + "]" * 51 + "\n", "2:54", "nested more than 50 levels deep."),
+    "endless list": ("schema: 1\na: " + "[" * 10_000, "2:54", "nested more than 50 levels deep."),
+    "deep mapping": ("".join(" " * level + "a:\n" for level in range(60)), "51:51", "nested more than 50 levels deep."),
+    "column counts characters": ("{schema: 1, summary: 'é 😀 → ü', name: yes}\n", "1:39", "`yes` is a boolean"),
+    "Windows line ends": ("schema: 1\r\nsummary: a\r\nname: yes\r\n", "3:7", "`yes` is a boolean"),
+}
+
+
+@pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
+@pytest.mark.parametrize("trap", TRAPS)
+def test_trap(trap: str, loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_text, "_LOADER", getattr(yaml, loader))
+    text, place, words = TRAPS[trap]
+    [(code, where, message)] = said(tmp_path, text)
+    assert (code, where) == ("LR201", f"r.yaml:{place}")
+    assert message.startswith(words)
+
+
+def test_the_first_of_two_keys_is_shown_where_it_stands(tmp_path: Path) -> None:
+    [(_, place, message)] = said(tmp_path, "schema: 1\nsources:\n  model: {}\nsources: {}\n")
+    assert place == "r.yaml:4:1"
+    assert message == "`sources` stands twice; first at line 2."
+
+
+BROKEN = {
+    "unclosed list": ("schema: 1\nextends: [a.yaml\nname: b\n", "3:5"),
+    "unclosed text": ("schema: 1\nname: 'abc\n", "3:1"),
+    "tab before a key": ("schema: 1\n\tname: a\n", "2:1"),
+    "two colons": ("schema: 1\nname: a: b\n", "2:8"),
+    "less indented than its list": ("schema: 1\nnames:\n    - {id: a, from: a, to: b}\n  - {id: b, from: c, to: d}\n", "4:3"),
+    "unknown escape": ('schema: 1\nname: "a\\qb"\n', "2:9"),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_broken_yaml(text: str, tmp_path: Path) -> None:
+    broken, place = BROKEN[text]
+    [(code, where, message)] = said(tmp_path, broken)
+    assert (code, where) == ("LR201", f"r.yaml:{place}")
+    assert message.startswith("not valid YAML: ")
+
+
+def test_control_character(tmp_path: Path) -> None:
+    [(code, _, message)] = said(tmp_path, "schema: 1\nname: \x01\n")
+    assert code == "LR201"
+    assert "#x0001" in message
+    assert "\n" not in message
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    [(code, place, message)] = said(tmp_path, b"schema: 1\nname: caf\xe9\n")
+    assert (code, place, message) == ("LR201", "r.yaml:1:1", "not UTF-8 at byte 19.")
+
+
+def test_utf16(tmp_path: Path) -> None:
+    [(code, place, message)] = said(tmp_path, "schema: 1\n".encode("utf-16"))
+    assert (code, place, message) == ("LR201", "r.yaml:1:1", "not UTF-8 at byte 0.")
+
+
+def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    assert load(tmp_path, b"\xef\xbb\xbfschema: 1\nname: a\n").name == "a"
+
+
+def test_size_limit(tmp_path: Path) -> None:
+    head = "schema: 1\nname: large\n#"
+    assert load(tmp_path, head + "x" * (1_000_000 - len(head))).name == "large"
+    [(code, place, message)] = said(tmp_path, head + "x" * (1_000_001 - len(head)))
+    assert (code, place) == ("LR201", "r.yaml:1:1")
+    assert message == "the file has 1000001 bytes; at most 1000000 are read."
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path).problems
+    assert problem.code == "LR200"
+
+
+def test_quoted_words_are_words(tmp_path: Path) -> None:
+    rules = load(tmp_path, "schema: 1\nname: 'yes'\nsummary: \"off\"\nversion: '1.0.0'\n")
+    assert (rules.text.name, rules.text.summary, rules.text.version) == ("yes", "off", "1.0.0")
+
+
+SCALARS: dict[str, Any] = {
+    "true": True, "false": False, "null": None, "~": None, "": None, "0": 0, "-12": -12, "+3": 3, "1.5": 1.5, "1e-5": 1e-5,
+    "1.0e-5": 1e-5, ".5": 0.5, "1.0.0": "1.0.0", "1_000": "1_000", "0x10": "0x10", "12:30": "12:30", "2024-01-01": "2024-01-01",
+    "nope": "nope", "<<": "<<", "'1'": "1", "'null'": "null", "model.norm": "model.norm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("written", SCALARS)
+def test_plain_scalars_are_those_of_yaml_1_2(written: str) -> None:
+    found = parse_yaml(f"a: {written}\n", "x").plain["a"]
+    assert found == SCALARS[written]
+    assert type(found) is type(SCALARS[written])
+
+
+def test_fifty_levels_are_read() -> None:
+    found = parse_yaml("a: " + "[" * 50 + "]" * 50, "x").plain["a"]
+    for _ in range(49):
+        (found,) = found
+    assert found == ()
+
+
+def test_marks_of_keys_and_values() -> None:
+    root = parse_yaml("a: 1\nb:\n  - c: x\n    d: z\n", "file")
+    item = root.locate(("b", 0, "d"))
+    assert (item.value, item.mark, item.key_mark) == ("z", Mark("file", 4, 8), Mark("file", 4, 5))
+    assert str(item.mark) == "file:4:8"
+
+
+def test_a_missing_place_is_shown_where_it_should_have_been() -> None:
+    root = parse_yaml("a: 1\nb:\n  - c: x\n", "file")
+    assert root.locate(("b", 0, "d")).mark == Mark("file", 3, 5)
+    assert root.locate(("b", 7)).mark == Mark("file", 3, 3)
+
+
+def test_merge_keys_mean_nothing(tmp_path: Path) -> None:
+    [(code, place, message)] = said(tmp_path, "schema: 1\n<<: {name: x}\n")
+    assert (code, place) == ("LR201", "r.yaml:2:1")
+    assert message.startswith("unknown field `<<`.")
+
+
+def test_the_file_is_named_relative_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "sub/r.yaml", "schema: 1\nname: yes\n")
+    monkeypatch.chdir(tmp_path)
+    (problem,) = refused("sub/r.yaml").problems
+    assert problem.cause.startswith("sub/r.yaml:2:7 ")
