@@ -104,8 +104,8 @@ def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | Non
     routes = route(file, program, checkpoints)
     problems = identify(file, routes.taken, checkpoints[file.first_source])
     problems += _manifest_problems(checkpoints, dry_run)
-    problems += [] if problems else _not_given(file, routes)
-    derived = None
+    derived, recognised = None, not problems
+    problems += _not_given(file, routes) if recognised else []
     if not problems:
         try:
             derived = _derive(file, checkpoints, routes)
@@ -120,6 +120,7 @@ def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | Non
         derived.post_load if derived else (),
         (*problems, *(derived.problems if derived else ())),
         derived.notes if derived else (),
+        recognised=recognised,
     )
     if room := _output_problems(folder, plan):
         plan = replace(plan, problems=(*plan.problems, *room))

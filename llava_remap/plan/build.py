@@ -37,12 +37,15 @@ def build_plan(
     post_load: Sequence[PostLoadChange] = (),
     problems: Sequence[Problem] = (),
     notes: Sequence[Problem] = (),
+    *,
+    recognised: bool = True,
 ) -> Plan:
     """Match what the sources provide with what the target wants.
 
     Args:
         target: None where `problems` kept it from being derived; then nothing is mapped, and the plan only tells why.
         problems: what was found before; the plan adds what doesn't match.
+        recognised: whether the checkpoint is one that the rule file is for; if not, what isn't mapped says nothing.
     """
     shapes = dict(target.shapes) if target else {}
     tied = target.tied if target else {}
@@ -67,8 +70,10 @@ def build_plan(
         if r.rewrite.reason is not None
     ]
     found_problems = list(problems)
+    if recognised:
+        found_problems += _unmapped_problems(plan_unmapped, target is not None)
     if target is not None:
-        found_problems += _coverage_problems(plan_unmapped, plan_missing, mismatched, collisions, routes)
+        found_problems += _coverage_problems(plan_missing, mismatched, collisions, routes)
         found_problems += _drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
     return Plan(
@@ -129,19 +134,15 @@ def _unmapped(unclaimed: Sequence[Routed], missing: Sequence[str], shapes: Mappi
     ]
 
 
-def _coverage_problems(
-    unmapped: Sequence[Unmapped],
-    missing: Sequence[Missing],
-    mismatched: Sequence[Mismatched],
-    collisions: Sequence[Collision],
-    routes: Routes,
-) -> list[Problem]:
-    """One problem a kind, with every name of that kind."""
+def _unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool) -> list[Problem]:
+    """Source names that go nowhere, one problem a kind."""
     problems = []
     if names := tuple(u.name for u in unmapped if u.produced is None):
         problems.append(
             Problem("LR301", f"{_tensors(len(names))} that no rule maps.", "Add a rule, or a drop with its reason.", names)
         )
+    if not target_is_known:
+        return problems
     broken = tuple(u.produced for u in unmapped if u.produced is not None and _broken(u.produced))
     if broken:
         problems.append(
@@ -157,6 +158,14 @@ def _coverage_problems(
                 strange,
             )
         )
+    return problems
+
+
+def _coverage_problems(
+    missing: Sequence[Missing], mismatched: Sequence[Mismatched], collisions: Sequence[Collision], routes: Routes
+) -> list[Problem]:
+    """What the target misses, gets in another shape or gets twice, one problem a kind, with every name of that kind."""
+    problems = []
     if missing:
         sources = "".join(f" Source `{name}` has no tensor that its `select` takes." for name in routes.unselected)
         problems.append(

@@ -87,8 +87,12 @@ def _stubs(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) ->
 
 
 def _already_converted(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
-    """LR109: a layout of transformers takes more of the names than the rule file does."""
-    best, count = "", sum(r.rewrite.target is not None for r in routed)
+    """LR109: a layout of transformers takes more of the names than the rule file does.
+
+    A quarter of them at least: an original shares `lm_head.weight` with some layouts, and a layout unknown here (the mixtures
+    that some versions saved) still has its language model, nearly half of the names, in a known one.
+    """
+    best, count = "", max(sum(r.rewrite.target is not None for r in routed), len(routed) // 4)
     for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
         program = compile_rules(load_rule_file(path))
         known = sum(program.rewrite(r.tensor.name).target is not None for r in routed)
