@@ -129,10 +129,11 @@ def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | Non
 
 def check_values(job: Job) -> Job:
     """Run the plan's value checks (they read tensors); what they find is in the plan of the job that comes back."""
-    if not job.plan.complete or any(checkpoint.is_manifest for checkpoint in job.checkpoints.values()):
+    manifest = any(checkpoint.is_manifest for checkpoint in job.checkpoints.values())
+    if job.plan.values_checked or not job.plan.complete or manifest:
         return job
     problems, notes = run_value_checks(job.plan, job.checkpoints)
-    plan = replace(job.plan, problems=(*job.plan.problems, *problems), notes=(*job.plan.notes, *notes))
+    plan = replace(job.plan, problems=(*job.plan.problems, *problems), notes=(*job.plan.notes, *notes), values_checked=True)
     return replace(job, plan=plan)
 
 

@@ -36,11 +36,12 @@ def from_float64(values: NDArray[np.float64], dtype: str) -> bytes:
     """
     if dtype not in FLOATS:
         raise ValueError(f"can't round to dtype {dtype}")
-    if dtype != "BF16":
-        return values.astype(_NUMPY[dtype]).tobytes()
+    with np.errstate(over="ignore"):  # what is too large becomes inf, as rounding to nearest has it
+        if dtype != "BF16":
+            return values.astype(_NUMPY[dtype]).tobytes()
+        single = values.astype(np.float32)
     # Rounding twice (to float32, then to its upper half) errs where the first step lands on a tie of the second:
     # there the float32 is moved one step back to the side on which the value really lies.
-    single = values.astype(np.float32)
     bits = single.view(np.uint32)
     tie = (bits & 0xFFFF) == 0x8000
     grew, shrank = np.abs(single) > np.abs(values), np.abs(single) < np.abs(values)

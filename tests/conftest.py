@@ -23,6 +23,8 @@ CLIP = TINY / "clip-vit-tiny-patch14-28"
 RELEASED = TINY / "llava-v1.5" / "released"
 
 Tensors = dict[str, torch.Tensor]
+Run = Callable[..., "Ran"]
+Changed = Callable[..., Path]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run() -> Callable[..., Ran]:
+def run() -> Run:
     """Run `llava-remap` in-process; an exception other than an exit fails the test."""
 
     def run_app(*arguments: object) -> Ran:
@@ -57,7 +59,7 @@ def run() -> Callable[..., Ran]:
 
 
 @pytest.fixture
-def changed(tmp_path: Path) -> Callable[..., Path]:
+def changed(tmp_path: Path) -> Changed:
     """A genuine checkpoint (a folder with `model.safetensors`), copied with its tensors and config changed by functions."""
 
     def make(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.conftest import DATA, MANIFESTS, Ran
+from tests.conftest import DATA, MANIFESTS, Run
 
 CASES = {
     "llava-v1.5-7b": "llava-v1.5",
@@ -31,7 +30,7 @@ def shapes_from_source(plan: Any) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize(("name", "rules"), CASES.items(), ids=CASES)
-def test_mapping_equals_the_official_converter(name: str, rules: str, run: Callable[..., Ran]) -> None:
+def test_mapping_equals_the_official_converter(name: str, rules: str, run: Run) -> None:
     wanted = expected(name)
     ran = run("apply", rules, "--source", MANIFESTS / f"{name}.json", "--dry-run", "--format", "json")
     plan = ran.json
@@ -48,7 +47,7 @@ def test_mapping_equals_the_official_converter(name: str, rules: str, run: Calla
     assert all(m["dtype"] == dtypes[m["from"][0]["name"]] for m in plan["mapped"])
 
 
-def test_released_checkpoint_with_its_tower_from_clip(run: Callable[..., Ran]) -> None:
+def test_released_checkpoint_with_its_tower_from_clip(run: Run) -> None:
     """The same mapping in two sources: the tower's names are CLIP's own, the text half of CLIP stays behind."""
     wanted = expected("llava-v1.5-7b")
     tower = "model.vision_tower.vision_tower."
@@ -69,7 +68,7 @@ def test_released_checkpoint_with_its_tower_from_clip(run: Callable[..., Ran]) -
     assert dropped == {"vision_model.embeddings.position_ids"}
 
 
-def test_expansion_is_in_the_plan(run: Callable[..., Ran]) -> None:
+def test_expansion_is_in_the_plan(run: Run) -> None:
     plan = run("apply", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--dry-run", "--format", "json").json
     written = {m["target"]: (m["shape"], m["op"]) for m in plan["mapped"]}
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
@@ -82,7 +81,7 @@ def test_expansion_is_in_the_plan(run: Callable[..., Ran]) -> None:
     assert all(m["op"] is None for m in plan["mapped"] if not m["target"].endswith(("embed_tokens.weight", "lm_head.weight")))
 
 
-def test_tied_head_needs_no_source(run: Callable[..., Ran]) -> None:
+def test_tied_head_needs_no_source(run: Run) -> None:
     """LLaVA-Interleave is tied: its `lm_head` isn't stored, isn't missing and isn't written."""
     name = "llava-interleave-qwen-0.5b.released"
     plan = run("apply", "llava-interleave", "--source", MANIFESTS / f"{name}.json", "--dry-run", "--format", "json").json

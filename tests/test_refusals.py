@@ -13,10 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_remap.apply import apply
-from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Ran, Tensors
-
-Run = Callable[..., Ran]
-Changed = Callable[..., Path]
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 
 def refused(run: Run, folder: Path, *codes: str, exit_code: int = 1, rules: str = "llava-v1.5") -> str:

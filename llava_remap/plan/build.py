@@ -58,7 +58,7 @@ def build_plan(
             unclaimed.append(routed)
     changes = {change.change.target: change for change in post_load}
     single = {name: found[0] for name, found in providers.items() if len(found) == 1}
-    mapped = [_mapped(name, routed, tied, changes) for name, routed in single.items()]
+    mapped = [_mapped(name, routed, tied, single, changes) for name, routed in single.items()]
     missing = [name for name in shapes if name not in providers and name not in tied]
     mismatched = [Mismatched(m.target, m.shape, shapes[m.target]) for m in mapped if m.shape != shapes[m.target]]
     plan_missing = _missing(missing, shapes, unclaimed)
@@ -101,12 +101,17 @@ def build_plan(
     )
 
 
-def _mapped(name: str, routed: Routed, tied: Mapping[str, str], changes: Mapping[str, PostLoadChange]) -> Mapped:
+def _mapped(
+    name: str, routed: Routed, tied: Mapping[str, str], single: Mapping[str, Routed], changes: Mapping[str, PostLoadChange]
+) -> Mapped:
     tensor = routed.tensor
     where = tensor.location
+    other = tied.get(name)
     op, shape = None, tensor.shape
-    if name in tied:
+    if other is not None:
         op = "tied"
+        if other in changes and other in single and single[other].tensor.shape == shape:
+            shape = changes[other].change.shape_after  # it is the other's tensor, so it changes with it
     elif name in changes:
         op, shape = changes[name].use, changes[name].change.shape_after
     elif where is not None and (where.stride is not None or where.big_endian):

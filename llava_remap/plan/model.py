@@ -134,6 +134,7 @@ class Plan:
     Attributes:
         target_names: every parameter wanted.
         tied_absent: those that no source has and none needs to have, since another parameter's tensor is theirs.
+        values_checked: whether the value checks were run; what they found is in `problems` and `notes`.
     """
 
     rules_name: str
@@ -157,6 +158,7 @@ class Plan:
     shards: tuple[Shard, ...]
     nbytes_read: int
     nbytes_write: int
+    values_checked: bool = False
 
     @property
     def target_tensors(self) -> int:
@@ -224,7 +226,10 @@ class Plan:
                 }
                 for p in self.post_load
             ],
-            "value_checks": [{"check": v.check, "target": v.target, "from": _names(v.from_)} for v in self.value_checks],
+            "value_checks": [
+                {"check": v.check, "target": v.target, "from": _names(v.from_), "checked": self.values_checked}
+                for v in self.value_checks
+            ],
             "problems": [problem.to_json() for problem in self.problems],
             "notes": [note.to_json() for note in self.notes],
             "shards": [{"file": shard.file, "tensors": list(shard.tensors)} for shard in self.shards],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llava_remap.errors import Problem
+from llava_remap.errors import Problem, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, Reader
 from llava_remap.target import EMBEDDING, HEAD
 
@@ -57,14 +57,24 @@ class ExpandEmbeddings(BaseModel):
         """The old rows as they are, then the new ones, rounded once to the stored dtype."""
         from math import prod
 
+        import numpy as np
+
         from llava_remap.checkpoint import DTYPE_BITS
-        from llava_remap.dtypes import from_float64
+        from llava_remap.dtypes import from_float64, to_float64
 
         rows, columns = change.shape_before
         new = change.shape_after[0] - rows
         yield OldBytes(0, prod(change.shape_before) * DTYPE_BITS[change.dtype] // 8)
         stream = (EMBEDDING, HEAD).index(change.target)  # the matrices get rows of their own, as in the scripts
-        yield from_float64(self._draw(read, rows, columns, new, stream), change.dtype)
+        made = from_float64(self._draw(read, rows, columns, new, stream), change.dtype)
+        if not np.isfinite(to_float64(made, change.dtype)).all():
+            raise refuse(
+                "LR406",
+                f"new rows of `{change.target}` don't fit into {change.dtype}: its values are close to the largest ones.",
+                "Find out why the training produced them.",
+                [change.target],
+            )
+        yield made
 
     def _draw(self, read: Reader, rows: int, columns: int, new: int, stream: int) -> NDArray[np.float64]:
         """`new` rows, [new, columns]."""

@@ -32,11 +32,9 @@ def print_plan(console: Console, job: Job) -> None:
         for note in plan.notes:
             _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
     if plan.value_checks:
-        checks = Counter(check.check for check in plan.value_checks)
-        _line(
-            console,
-            f"\nChecks of values, before anything is written: {', '.join(f'{n} {kind}' for kind, n in sorted(checks.items()))}",
-        )
+        counted = Counter(check.check for check in plan.value_checks)
+        state = "run" if plan.values_checked else "not run (--check-values does it in a dry run)"
+        _line(console, f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}; {state}")
     print_problems(console, plan.problems, plan)
     console.print()
     if plan.complete:

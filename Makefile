@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+SIZE ?= 1GB
+TINY := tests/data/tiny
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+
+install: $(INSTALLED)  ## into .venv, with the versions of .ci/constraints.txt
+
+$(INSTALLED): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install  ## convert a small genuine LLaVA-1.5 checkpoint into demo/ and load the result
+	rm -rf demo
+	$(BIN)/llava-remap apply rules/llava-v1.5.yaml --source $(TINY)/llava-v1.5/released/sharded \
+	  --source vision_tower=$(TINY)/clip-vit-tiny-patch14-28 --output demo
+	$(BIN)/python tests/load.py demo
+
+test: install  ## run all tests
+	$(BIN)/python -m pytest
+
+check: install  ## style (ruff) and types (mypy, strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## time and memory beside cp and the classic way; SIZE=1GB, or SIZE=7b for the full size
+	$(BIN)/python tests/bench/bench.py --size $(SIZE)
