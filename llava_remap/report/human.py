@@ -33,8 +33,10 @@ def print_plan(console: Console, job: Job) -> None:
             _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
     if plan.value_checks:
         counted = Counter(check.check for check in plan.value_checks)
-        state = "run" if plan.values_checked else "not run (--check-values does it in a dry run)"
-        _line(console, f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}; {state}")
+        state = "not run (in a dry run, --check-values does)"
+        if plan.values_checked:
+            state = "passed" if plan.complete else "run"
+        _line(console, f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}: {state}")
     print_problems(console, plan.problems, plan)
     console.print()
     if plan.complete:
@@ -65,7 +67,7 @@ def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | N
 def print_result(console: Console, result: Result, plan: Plan) -> None:
     """What was written, and how it can be loaded."""
     shown = _shown(result.output)
-    _line(console, Text.assemble(("Done", "bold green"), f": {shown} in {result.seconds:.1f} s"))
+    _line(console, Text.assemble(("Done", "bold green"), f": {shown} written in {result.seconds:.1f} s"))
     shards = len(plan.shards)
     _line(
         console,
