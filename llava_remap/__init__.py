@@ -1,3 +1,22 @@
 """llava-remap: research LLaVA checkpoints into ones that transformers, vLLM, SGLang and llama.cpp load."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava_remap.apply import Job, Result, apply_job, plan_job
+    from llava_remap.errors import Problem, RemapError
+
 __version__ = "0.1.0"
+__all__ = ["Job", "Problem", "RemapError", "Result", "apply_job", "plan_job"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are first asked for: importing the package alone costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    home = "llava_remap.errors" if name in ("Problem", "RemapError") else "llava_remap.apply"
+    return getattr(import_module(home), name)

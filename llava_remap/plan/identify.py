@@ -17,13 +17,19 @@ _WRAPPERS = ("module.", "base_model.model.")
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well a rule file fits a checkpoint: `mapped` of the `total` names that it doesn't drop; what contradicts `detect`."""
+    """How well a rule file fits a checkpoint.
+
+    Attributes:
+        mapped, total: of the `total` names that it doesn't drop it maps so many.
+        contradictions: what contradicts its `detect`, in words.
+        also: sources that it needs besides.
+    """
 
     rules: str
-    summary: str
     mapped: int
     total: int
     contradictions: tuple[str, ...]
+    also: tuple[str, ...]
 
     @property
     def fits(self) -> bool:
@@ -47,11 +53,12 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
     found = []
     for path in shipped_rule_files().values():
         rules = load_rule_file(path)
-        taken = route(rules, compile_rules(rules), {rules.first_source: checkpoint}).taken
+        routes = route(rules, compile_rules(rules), {rules.first_source: checkpoint})
+        taken = routes.taken
         mapped = sum(r.rewrite.target is not None for r in taken)
         total = sum(r.rewrite.reason is None for r in taken)
         reasons = contradictions(rules.text.detect, taken, checkpoint.config)
-        found.append(Fit(rules.name, rules.text.summary or "", mapped, total, tuple(reasons)))
+        found.append(Fit(rules.name, mapped, total, tuple(reasons), routes.not_given))
     return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.text import Text
@@ -214,6 +215,8 @@ def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit]) -
         _line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names"))
         for reason in fit.contradictions:
             _line(console, f"    {reason}")
-    best = [fit for fit in found if fit.fits]
-    for fit in best:
-        _line(console, f"\nllava-remap apply {fit.rules} --source {checkpoint.path} --dry-run")
+    for fit in found:
+        if fit.fits:
+            also = "".join(f" --source {name}=DIR" for name in fit.also)
+            dry = " --dry-run" if checkpoint.is_manifest else ""
+            _line(console, f"\nllava-remap apply {fit.rules} --source {quote(str(checkpoint.path))}{also}{dry}")

@@ -294,9 +294,10 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
             told.add(node.mark)
         match kind:
             case "extra_forbidden":
-                near = difflib.get_close_matches(str(field), _fields_at(path[:-1]), 1)
-                known = ", ".join(_fields_at(path[:-1]))
-                fix = f"Did you mean `{near[0]}`?" if near else f"Known here: {known}."
+                there = _entries(merged.locate(path[:-1]))
+                free = [known for known in _fields_at(path[:-1]) if known not in there]
+                near = difflib.get_close_matches(str(field), free, 1)
+                fix = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(_fields_at(path[:-1]))}."
                 yield Problem("LR201", f"{node.key_mark or node.mark} unknown field `{field}`.", fix)
             case "missing":
                 yield Problem("LR201", f"{node.mark} the field `{field}` is missing.")

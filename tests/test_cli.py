@@ -1,0 +1,169 @@
+"""The other commands, and what a start costs: which modules a command imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run
+
+HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors"}
+
+
+def test_inspect_names_the_file_and_the_command(run: Run) -> None:
+    ran = run("inspect", RELEASED / "sharded")
+    assert ran.code == 0
+    assert "torch .bin, 2 shards (pytorch_model.bin.index.json); 27 tensors; 247 kB" in ran.out
+    assert "llava-v1.5: fits, maps 25 of 25 names" in ran.out
+    assert "llava-interleave: doesn't fit" in ran.out
+    assert f"llava-remap apply llava-v1.5 --source {RELEASED / 'sharded'}" in ran.out
+
+
+def test_the_command_that_inspect_gives_runs(run: Run) -> None:
+    """Apart from the tower, which is a second source and named as such."""
+    printed = run("inspect", RELEASED / "sharded").out
+    [line] = [line for line in printed.splitlines() if line.startswith("llava-remap apply")]
+    assert "--source vision_tower=DIR" in line
+    arguments = line.replace("vision_tower=DIR", f"vision_tower={CLIP}").split()[1:]
+    assert run(*arguments).code == 0
+
+
+def test_inspect_what_fits_nothing(run: Run) -> None:
+    ran = run("inspect", TINY / "llava-v1.6-mistral" / "safetensors")
+    assert ran.code == 1
+    assert "it has `model.image_newline`" in ran.out
+
+
+def test_inspect_a_manifest_that_can_only_be_planned(run: Run) -> None:
+    ran = run("inspect", MANIFESTS / "llava-interleave-qwen-0.5b.released.json")
+    assert ran.code == 0
+    assert "llava-interleave: fits, maps 715 of 715 names" in ran.out
+    assert "--dry-run" in ran.out
+
+
+def test_rules_list(run: Run) -> None:
+    ran = run("rules", "list")
+    assert ran.code == 0
+    assert [line.split()[0] for line in ran.out.splitlines()] == sorted(
+        p.stem for p in Path(__file__).parent.parent.glob("rules/*.yaml")
+    )
+
+
+def test_rules_test(run: Run, tmp_path: Path) -> None:
+    assert run("rules", "test", "llava-v1.5", "llava-interleave").code == 0
+    rules = tmp_path / "mine.yaml"
+    rules.write_text("""\
+schema: 1
+extends: [llava-v1.5.yaml]
+tests:
+  - {from: lm_head.weight, to: language_model.lm_head.weight}
+  - {from: lm_head.weight, dropped: true}
+""")
+    ran = run("rules", "test", rules)
+    assert ran.code == 1
+    assert "FAILED" in ran.out
+    assert "wanted (dropped)" in ran.out
+    assert "got    language_model.lm_head.weight" in ran.out
+    assert "1 passed, 1 failed" in ran.out
+
+
+def test_an_error_in_a_rule_file_has_its_place(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("schema: 1\nextends: [llava-v1.5.yaml]\nname: mine\nnamse: []\n")
+    ran = run("apply", "mine.yaml", "--source", RELEASED / "bin")
+    assert ran.code == 2
+    assert "mine.yaml:4:1 unknown field `namse`" in ran.err
+    assert "Did you mean `names`?" in ran.err
+
+
+def test_report_is_the_plan(run: Run, tmp_path: Path) -> None:
+    report = tmp_path / "plan.json"
+    source = ("--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}")
+    ran = run("apply", "llava-v1.5", *source, "--dry-run", "--format", "json", "--report", report)
+    assert json.loads(report.read_text()) == ran.json
+    run("apply", "llava-v1.5", *source, "--output", "out", "--report", report)
+    content = json.loads(report.read_text())
+    assert content["result"]["output"] == "out"
+    assert "model.safetensors.index.json" in content["result"]["files"]
+
+
+def test_json_of_a_plan_has_its_form(run: Run) -> None:
+    plan = run("apply", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--dry-run", "--format", "json").json
+    assert (plan["format"], plan["format_version"]) == ("llava-remap/plan", 1)
+    assert plan["rules"]["name"] == "llava-v1.5"
+    assert len(plan["rules"]["sha256"]) == 64
+    lists = (
+        "mapped",
+        "dropped",
+        "unmapped",
+        "missing",
+        "mismatched",
+        "collisions",
+        "post_load",
+        "value_checks",
+        "problems",
+        "notes",
+    )
+    assert all(isinstance(plan[name], list) for name in lists)
+    assert plan["mapped"] == sorted(plan["mapped"], key=lambda entry: entry["target"])
+    [entry] = [m for m in plan["mapped"] if m["target"] == "multi_modal_projector.linear_1.weight"]
+    assert entry == {
+        "target": "multi_modal_projector.linear_1.weight",
+        "dtype": "F16",
+        "shape": [4096, 1024],
+        "from": [{"source": "model", "name": "model.mm_projector.0.weight"}],
+        "rules": ["names/projector-in"],
+        "op": None,
+    }
+    assert plan["nbytes"]["write"] == plan["nbytes"]["read"] + 2 * 64 * 4096 * 2
+
+
+def test_unmapped_and_missing_have_suggestions(run: Run, changed: Changed) -> None:
+    def rename(tensors: dict[str, object]) -> None:
+        tensors["model.mm_proj.0.bias"] = tensors.pop("model.mm_projector.0.bias")
+
+    source = ("--source", changed(tensors=rename), "--source", f"vision_tower={CLIP}")
+    plan = run("apply", "llava-v1.5", *source, "--dry-run", "--format", "json").json
+    assert plan["unmapped"][0]["suggestions"] == ["multi_modal_projector.linear_1.bias"]
+    assert plan["missing"][0]["suggestions"] == ["model.mm_proj.0.bias"]
+
+
+def imported(code: str) -> set[str]:
+    """The heavy modules that a fresh interpreter has loaded after `code`."""
+    program = f"import sys\n{code}\nprint('loaded:', *(set({HEAVY}) & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(ran.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import llava_remap",
+        "import contextlib\nfrom llava_remap.cli import app\nwith contextlib.suppress(SystemExit): app(['--help'])",
+        "import contextlib\nfrom llava_remap.cli import app\nwith contextlib.suppress(SystemExit): app(['rules', 'list'])",
+        "import contextlib\nfrom llava_remap.cli import app\nwith contextlib.suppress(SystemExit): app(['rules', 'test', 'llava-v1.5'])",
+    ],
+    ids=["import", "--help", "rules list", "rules test"],
+)
+def test_what_needs_no_torch_imports_none(code: str) -> None:
+    assert imported(code) == set()
+
+
+def test_planning_knows_no_torch() -> None:
+    """The rooms up to the plan, the target's question to transformers excepted."""
+    assert imported("import llava_remap.plan, llava_remap.execute, llava_remap.folder, llava_remap.apply") == set()
+
+
+def test_no_traceback_reaches_the_terminal(tmp_path: Path) -> None:
+    """Even of a fault of our own: one line, and how to report it."""
+    program = "import llava_remap.apply as a\ndef broken(*x, **y): raise RuntimeError('a fault')\na.plan_job = broken\n"
+    program += (
+        "import sys\nsys.argv = ['llava-remap', 'apply', 'llava-v1.5', '--source', 'x']\nfrom llava_remap.cli import main\nmain()"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "Internal error: RuntimeError: a fault" in ran.stderr
+    assert "Traceback" not in ran.stderr

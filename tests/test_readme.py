@@ -1,0 +1,42 @@
+"""The README says what is true: its table of codes is that of the code, and its first screen is what the demo prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llava_remap.errors import CODES
+from llava_remap.rulefile import load_rule_file, shipped_rule_files
+from tests.conftest import CLIP, RELEASED, Run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def code_table() -> str:
+    """Codes and titles as they stand in the README."""
+    rows = [f"| {code} | {entry.title} | {entry.exit.value} |" for code, entry in CODES.items()]
+    return "\n".join(["| code | what | exit |", "| --- | --- | --- |", *rows])
+
+
+def test_table_of_codes() -> None:
+    assert code_table() in README
+
+
+def test_every_code_is_used_and_every_used_code_is_known() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "llava_remap").rglob("*.py") if path.name != "errors.py")
+    assert set(re.findall(r'"(LR\d{3})"', source)) == set(CODES)
+
+
+def test_shipped_rule_files_are_listed() -> None:
+    for name in shipped_rule_files():
+        assert f"| `{name}` |" in README
+        assert load_rule_file(name).text.summary
+
+
+def test_first_screen_is_what_the_demo_prints(run: Run) -> None:
+    ran = run("apply", "llava-v1.5", "--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}", "--output", "demo")
+    assert ran.code == 0
+    wanted = README[README.index("llava-v1.5 1.0.0 →") : README.index("Done: ./demo written")]
+    printed = ran.out[: ran.out.index("Done: ./demo written")]
+    assert re.sub(r"\S*tests/data", "./tests/data", printed) == wanted
