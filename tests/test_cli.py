@@ -58,6 +58,9 @@ def test_rules_test(run: Run, tmp_path: Path) -> None:
     rules = tmp_path / "mine.yaml"
     rules.write_text("""\
 schema: 1
+name: mine
+version: 1.0.0
+summary: LLaVA-1.5 with tests of one's own
 extends: [llava-v1.5.yaml]
 tests:
   - {from: lm_head.weight, to: language_model.lm_head.weight}

@@ -294,8 +294,9 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
             told.add(node.mark)
         match kind:
             case "extra_forbidden":
-                there = _entries(merged.locate(path[:-1]))
-                free = [known for known in _fields_at(path[:-1]) if known not in there]
+                here = (node.key_mark or node.mark).file
+                beside = {k for k, n in _entries(merged.locate(path[:-1])).items() if n.key_mark and n.key_mark.file == here}
+                free = [known for known in _fields_at(path[:-1]) if known not in beside]
                 near = difflib.get_close_matches(str(field), free, 1)
                 fix = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(_fields_at(path[:-1]))}."
                 yield Problem("LR201", f"{node.key_mark or node.mark} unknown field `{field}`.", fix)
