@@ -9,8 +9,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_remap.rulefile import load_rule_file
 
-IMAGE = {"type": "image"}
-CONVERSATION = [
+IMAGE: dict[str, Any] = {"type": "image"}
+CONVERSATION: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "What is it?"}, IMAGE]},
     {"role": "assistant", "content": "A cat."},
@@ -33,7 +33,7 @@ def test_vicuna(generate: bool) -> None:
 
 
 def test_vicuna_several_images() -> None:
-    message = {"role": "user", "content": [IMAGE, IMAGE, {"type": "text", "text": "Which?"}]}
+    message: dict[str, Any] = {"role": "user", "content": [IMAGE, IMAGE, {"type": "text", "text": "Which?"}]}
     assert rendered("llava-v1.5", [message], True) == "USER: <image>\n<image>\nWhich? ASSISTANT:"
 
 

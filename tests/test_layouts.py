@@ -40,7 +40,7 @@ def test_classic_names_stay() -> None:
 
 @pytest.mark.parametrize("heads", [16, 8])
 def test_wanted_parameters_are_those_of_the_official_converter(heads: int) -> None:
-    """Names and shapes of the class, in the classic layout, at full size (the number of heads is in no shape of CLIP or Llama)."""
+    """Names and shapes of the class, in the classic layout, at full size; the number of heads is in no shape."""
     config = {
         "model_type": "llava",
         "text_config": LlamaConfig(hidden_size=4096, intermediate_size=11008, vocab_size=32000).to_dict(),
