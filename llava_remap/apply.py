@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 import tempfile
 import time
@@ -12,44 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, open_checkpoint
+from llava_remap.derive import Derived, derive, source_configs
 from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.execute import run_value_checks, write_index, write_shards
-from llava_remap.folder import Parts, find_image_processor, image_processor_problems, make_folder, read_generation_config
-from llava_remap.plan import Plan, PostLoadChange, Routes, build_plan, identify, route
-from llava_remap.post_load import Before, load_post_load_rule
+from llava_remap.execute import fresh_folder, run_value_checks, whole_file, write_all, write_index, write_shards
+from llava_remap.folder import Parts, make_folder, read_generation_config
+from llava_remap.identify import identify
+from llava_remap.plan import Plan, Routes, build_plan, route
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
-from llava_remap.target import (
-    EMBEDDING,
-    PlacedToken,
-    Target,
-    TargetConfig,
-    Vocabulary,
-    derive_config,
-    embedding_rows,
-    place_tokens,
-    read_vocabulary,
-    vocabulary_problems,
-    wanted_parameters,
-)  # fmt: skip
+from llava_remap.target import text_config
 from llava_remap.verify import strict_load
 
 #: Bytes beside the weights that an output folder needs at most: tokenizer files, in the main.
 _SMALL_FILES_NBYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Derived:
-    """What the target is, worked out from rule file and sources."""
-
-    target: Target
-    config: TargetConfig
-    tokens: tuple[PlacedToken, ...]
-    vocabulary: Vocabulary | None
-    image_processor: Path | None
-    post_load: tuple[PostLoadChange, ...]
-    problems: tuple[Problem, ...]
-    notes: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +78,20 @@ def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | Non
     checkpoints = {name: open_checkpoint(paths[name]) for name in file.text.sources if name in paths}
     folder = Path(output) if output is not None else Path(checkpoints[file.first_source].path.resolve().name + "-hf")
     routes = route(file, program, checkpoints)
-    problems = identify(file, routes.taken, checkpoints[file.first_source])
+    configs = source_configs(file, checkpoints)
+    problems = identify(file, routes.taken, checkpoints[file.first_source], text_config(configs))
     problems += _manifest_problems(checkpoints, dry_run)
     derived, recognised = None, not problems
     problems += _not_given(file, routes) if recognised else []
     if not problems:
         try:
-            derived = _derive(file, checkpoints, routes)
+            derived = derive(file, checkpoints, configs, routes)
         except RemapError as error:
             problems += error.problems
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            # Configs are other people's JSON: what isn't of the kind that it has to be shows when it is used.
+            cause = f"a value in the sources' config.json is of a kind that can't be: {type(error).__name__}: {error}."
+            problems.append(Problem("LR112", cause, "Hold the config.json against the original one."))
     plan = build_plan(
         file,
         program,
@@ -122,7 +103,7 @@ def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | Non
         derived.notes if derived else (),
         recognised=recognised,
     )
-    if room := _output_problems(folder, plan):
+    if room := _output_problems(folder, plan, checkpoints):
         plan = replace(plan, problems=(*plan.problems, *room))
     return Job(file, checkpoints, folder, plan, derived)
 
@@ -163,28 +144,14 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
             read_generation_config(folders),
         )
         make_folder(parts, scratch)
-        created = not output.exists()
-        written: list[Path] = []
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            written += [output / shard.file for shard in job.plan.shards]
-            write_shards(job.plan, job.checkpoints, output, on_progress)
+        with fresh_folder(output) as written:
+            write_shards(job.plan, job.checkpoints, output, written, on_progress)
             if found := strict_load(written, job.plan.target_class, derived.config.config):
                 raise RemapError(found)
             for file in sorted(scratch.iterdir()):
-                written.append(output / file.name)
-                shutil.copyfile(file, output / file.name)
-            written.append(write_index(job.plan, output))
-        except BaseException as error:
-            for path in written:
-                path.unlink(missing_ok=True)
-            if created and output.exists():
-                output.rmdir()
-            if isinstance(error, OSError):
-                raise refuse(
-                    "LR508", f"{error.filename or output}: {error.strerror or error}.", "Give another --output."
-                ) from error
-            raise
+                with whole_file(output / file.name, written) as copy:
+                    write_all(copy, file.read_bytes())
+            write_index(job.plan, output, written)
     files = tuple(sorted(path.name for path in written))
     return Result(output, files, job.plan.nbytes_write, time.monotonic() - started, job.plan.notes)
 
@@ -198,7 +165,7 @@ def _source_paths(rules: RuleFile, given: Sequence[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for text in given:
         name, equals, rest = text.partition("=")
-        if not equals or (name not in rules.text.sources and Path(text).exists()):
+        if not equals or (name not in rules.text.sources and _exists(Path(text))):
             name, rest = rules.first_source, text
         if name not in rules.text.sources:
             near = difflib.get_close_matches(name, rules.text.sources, 1)
@@ -209,7 +176,12 @@ def _source_paths(rules: RuleFile, given: Sequence[str]) -> dict[str, Path]:
             )
         if name in paths:
             raise refuse("LR211", f"source `{name}` is given twice: {paths[name]} and {rest}.", "Give it once.")
-        paths[name] = Path(rest).expanduser()
+        if not rest:
+            raise refuse("LR211", f"source `{name}` is given without a path.", f"Write --source {name}=DIR.")
+        try:
+            paths[name] = Path(rest).expanduser()
+        except RuntimeError as error:  # a home folder that isn't known
+            raise refuse("LR211", f"source `{name}`: {error}", "Write the path out.") from None
     if rules.first_source not in paths:
         default = rules.text.sources[rules.first_source].default
         raise refuse(
@@ -249,67 +221,32 @@ def _not_given(rules: RuleFile, routes: Routes) -> list[Problem]:
     return problems
 
 
-def _derive(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], routes: Routes) -> Derived:
-    """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change."""
-    using = {
-        kind: [c for name, c in checkpoints.items() if kind in rules.text.sources[name].use]
-        for kind in ("config", "tokenizer", "processor")
-    }
-    configs = [checkpoint.config for checkpoint in using["config"] if checkpoint.config is not None]
-    produced = routes.produced
-    rows = embedding_rows(produced)
-    folders = [checkpoint.folder for checkpoint in using["tokenizer"] if checkpoint.folder is not None]
-    vocabulary = next((v for folder in folders if (v := read_vocabulary(folder)) is not None), None)
-    tokens = place_tokens(rules.text.tokens, vocabulary, rows)
-    config = derive_config(rules, configs, produced, tokens)
-    target = wanted_parameters(str(rules.target.class_), config.config)
-    needed = max((token.id + 1 for token in tokens), default=0)
-    tensors = {name: (t.dtype, t.shape) for name, t in produced.items() if name in target.shapes and name not in target.tied}
-    changes: list[PostLoadChange] = []
-    notes = [*config.notes]
-    for post_load in rules.text.post_load:
-        effect = load_post_load_rule(post_load.use, post_load.with_).plan(Before(tensors, needed))
-        changes += [PostLoadChange(post_load.use, post_load.with_, change) for change in effect.changes]
-        notes += effect.notes
-    target, config = _changed(target, config, changes)
-    problems = [*vocabulary_problems(vocabulary, tokens, rows, target.shapes.get(EMBEDDING, (0,))[0])]
-    images = find_image_processor([c.folder for c in using["processor"] if c.folder is not None])
-    problems += image_processor_problems(images, config.tower)
-    if vocabulary is None and rules.text.processor is not None:
-        notes.append(
-            Problem(
-                "LR408",
-                "no source has a tokenizer, so the folder will have none, and no processor. Ids of new tokens "
-                "follow the rows of embed_tokens.",
-                "To add it: --source language_model=DIR with the tokenizer's files.",
-            )
-        )
-    return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        return False
 
 
-def _changed(target: Target, config: TargetConfig, changes: Sequence[PostLoadChange]) -> tuple[Target, TargetConfig]:
-    """Target and config as they are after the post-load rules."""
-    shapes = dict(target.shapes)
-    for post_load in changes:
-        if shapes.get(post_load.change.target) == post_load.change.shape_before:
-            shapes[post_load.change.target] = post_load.change.shape_after
-    for name, other in target.tied.items():
-        shapes[name] = shapes[other]
-    if EMBEDDING in shapes:
-        config = config.with_vocab_size(shapes[EMBEDDING][0])
-    return replace(target, shapes=shapes), config
-
-
-def _output_problems(output: Path, plan: Plan) -> list[Problem]:
-    """LR503 for an output that isn't an empty folder, LR502 for a disk without room."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        return [Problem("LR503", f"{output} is there and isn't an empty folder.", "Give another --output, or empty it.")]
-    parent = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    needed, free = plan.nbytes_write + _SMALL_FILES_NBYTES, shutil.disk_usage(parent).free
+def _output_problems(output: Path, plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
+    """LR503 for an output that isn't an empty folder, LR502 for a disk without room, LR508 where it can't or mustn't be."""
+    another = "Give another --output."
+    try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            return [Problem("LR503", f"{output} is there and isn't an empty folder.", "Give another --output, or empty it.")]
+        parent = next(path for path in (output, *output.absolute().parents) if path.exists())
+        free = shutil.disk_usage(parent).free
+    except (OSError, ValueError) as error:
+        return [Problem("LR508", f"{output}: {getattr(error, 'strerror', None) or error}.", another)]
+    for name, checkpoint in checkpoints.items():
+        if checkpoint.path.is_dir() and output.resolve().is_relative_to(checkpoint.path.resolve()):
+            return [Problem("LR508", f"{output} is inside source `{name}`, and sources are never written to.", another)]
+    if not parent.is_dir():
+        return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]
+    if not os.access(parent, os.W_OK):
+        return [Problem("LR508", f"nothing can be written in {parent}.", another)]
+    needed = plan.nbytes_write + _SMALL_FILES_NBYTES
     if needed > free:
-        return [
-            Problem(
-                "LR502", f"{needed:,} bytes are needed in {parent}, {free:,} are free.", "Free some, or give another --output."
-            )
-        ]
+        facts = f"{needed:,} bytes are needed in {parent}, {free:,} are free."
+        return [Problem("LR502", facts, "Free some, or give another --output.")]
     return []

@@ -77,6 +77,7 @@ CODES: dict[str, Code] = {
     "LR406": Code("non-finite values", Exit.PROBLEMS),
     "LR407": Code("spare rows used, no resize", Exit.PROBLEMS),
     "LR408": Code("no tokenizer", Exit.PROBLEMS),
+    "LR409": Code("not a dtype for parameters", Exit.PROBLEMS),
     # Resources and output
     "LR501": Code("not enough memory", Exit.RESOURCES),
     "LR502": Code("not enough disk", Exit.RESOURCES),

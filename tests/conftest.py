@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from llava_remap.cli import app
+from llava_remap.cli.commands import app
 
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "tiny"

@@ -213,10 +213,15 @@ def without_newline(tensors: Tensors) -> None:
     del tensors["model.image_newline"]
 
 
+def square(config: dict[str, Any]) -> None:
+    """A config that cuts no image into tiles, as LLaVA-1.5's."""
+    config.update({"image_aspect_ratio": "pad", "mm_patch_merge_type": "flat"})
+
+
 def test_mistral_text(changed: Changed, tmp_path: Path) -> None:
     """Grouped heads and a rope theta of 1e6, as in LLaVA-Med 1.5; LLaVA-1.6's tensors without the one that 1.5 hasn't."""
     out = tmp_path / "out"
-    convert(changed(TINY / "llava-v1.6-mistral" / "safetensors", tensors=without_newline), out)
+    convert(changed(TINY / "llava-v1.6-mistral" / "safetensors", tensors=without_newline, config=square), out)
     config = AutoConfig.from_pretrained(out)
     assert config.text_config.model_type == "mistral"
     assert config.text_config.num_key_value_heads == 2
@@ -228,7 +233,7 @@ def test_mistral_text(changed: Changed, tmp_path: Path) -> None:
 
 def test_qwen2_text_and_a_siglip_tower(changed: Changed, tmp_path: Path) -> None:
     """No tokenizer, a tower that lost its last layer, no class token: everything of it is in the config."""
-    source = changed(TINY / "llava-onevision" / "safetensors", tensors=without_newline)
+    source = changed(TINY / "llava-onevision" / "safetensors", tensors=without_newline, config=square)
     out = tmp_path / "out"
     result = convert(source, out, tower=TINY / "siglip-tiny-patch14-28")
     assert "LR408" in {note.code for note in result.notes}
@@ -254,7 +259,11 @@ def test_a_whole_siglip_given_apart(changed: Changed, tmp_path: Path) -> None:
             del tensors[name]
 
     out = tmp_path / "out"
-    convert(changed(TINY / "llava-onevision" / "safetensors", tensors=no_tower), out, tower=TINY / "siglip-tiny-patch14-28")
+    convert(
+        changed(TINY / "llava-onevision" / "safetensors", tensors=no_tower, config=square),
+        out,
+        tower=TINY / "siglip-tiny-patch14-28",
+    )
     config = json.loads((out / "config.json").read_text())
     assert config["vision_config"]["num_hidden_layers"] == 3
     assert config["vision_config"]["vision_use_head"] is True
@@ -276,25 +285,9 @@ def interleave(changed: Changed) -> Callable[..., Path]:
     return make
 
 
-def rules_with_siglip(folder: Path) -> str:
-    """LLaVA-Interleave's file, with the tower's config as a further source."""
-    path = folder / "interleave-tiny.yaml"
-    path.write_text("""\
-schema: 1
-name: interleave-tiny
-version: 1.0.0
-summary: LLaVA-Interleave with a tower of other dimensions
-extends: [llava-interleave.yaml]
-sources:
-  model: {}
-  vision_tower: {use: [config, processor]}
-""")
-    return str(path)
-
-
 def test_interleave_drops_the_newline_and_keeps_the_rest(interleave: Callable[..., Path], tmp_path: Path) -> None:
     source, out = interleave(), tmp_path / "out"
-    convert(source, out, rules_with_siglip(tmp_path), TINY / "siglip-tiny-patch14-28")
+    convert(source, out, "llava-interleave", TINY / "siglip-tiny-patch14-28")
     original = load_file(source / "model.safetensors")
     wanted = hand_mapped({n: t for n, t in original.items() if n != "model.image_newline"}, {})
     assert written(out).keys() == wanted.keys()
@@ -306,7 +299,7 @@ def test_a_tied_head_that_is_stored_is_checked_and_not_written(interleave: Calla
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     out = tmp_path / "out"
-    convert(interleave(tie, tie_word_embeddings=True), out, rules_with_siglip(tmp_path), TINY / "siglip-tiny-patch14-28")
+    convert(interleave(tie, tie_word_embeddings=True), out, "llava-interleave", TINY / "siglip-tiny-patch14-28")
     assert "language_model.lm_head.weight" not in written(out)
     model = opened(out)
     assert model.lm_head.weight is model.get_input_embeddings().weight
@@ -316,7 +309,7 @@ def test_a_tied_head_that_is_stored_is_checked_and_not_written(interleave: Calla
 def test_a_tied_head_that_differs_is_refused(interleave: Callable[..., Path], tmp_path: Path, run: Run) -> None:
     source = interleave(tie_word_embeddings=True)  # its lm_head is stored, and another one
     sources = ("--source", source, "--source", f"vision_tower={TINY / 'siglip-tiny-patch14-28'}")
-    ran: Ran = run("apply", rules_with_siglip(tmp_path), *sources, "--output", "out")
+    ran: Ran = run("apply", "llava-interleave", *sources, "--output", "out")
     assert ran.code == 1
     assert "LR405" in ran.out
     assert "lm_head.weight" in ran.out

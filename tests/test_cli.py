@@ -143,7 +143,9 @@ def imported(code: str) -> set[str]:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["apply", "--help"], ["rules", "list"], ["rules", "test", "llava-v1.5"]])
 def test_commands_that_need_no_torch_import_none(arguments: list[str]) -> None:
-    program = f"import contextlib\nfrom llava_remap.cli import app\nwith contextlib.suppress(SystemExit): app({arguments})"
+    program = (
+        f"import contextlib\nfrom llava_remap.cli.commands import app\nwith contextlib.suppress(SystemExit): app({arguments})"
+    )
     assert imported(program) == set()
 
 

@@ -2,5 +2,6 @@
 
 from llava_remap.checkpoint.catalog import DTYPE_BITS, Catalog, Checkpoint, Location, Tensor
 from llava_remap.checkpoint.open import open_checkpoint
+from llava_remap.checkpoint.strict_json import read_object
 
-__all__ = ["DTYPE_BITS", "Catalog", "Checkpoint", "Location", "Tensor", "open_checkpoint"]
+__all__ = ["DTYPE_BITS", "Catalog", "Checkpoint", "Location", "Tensor", "open_checkpoint", "read_object"]

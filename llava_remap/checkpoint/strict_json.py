@@ -22,6 +22,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return known
 
 
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number in JSON")
+
+
 def parse_object(data: bytes, code: str, what: str, fix: str, *, unique: bool = True) -> dict[str, Any]:
     """The JSON object in `data`.
 
@@ -31,7 +35,7 @@ def parse_object(data: bytes, code: str, what: str, fix: str, *, unique: bool = 
         unique: whether a key that stands twice in one object is an error; otherwise the last one counts.
     """
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique if unique else None)
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique if unique else None, parse_constant=_no_number)
     except (ValueError, RecursionError, MemoryError) as error:
         raise refuse(code, f"{what} is not valid JSON ({error or type(error).__name__}).", fix) from None
     if not isinstance(found, dict):

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import Any
 
-from llava_remap.cli.commands import app
+#: What a shell reports for a process that a signal ended: 128 and the signal's number.
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main() -> None:
     """Entry point of the console script. No traceback reaches the user, unless LLAVA_REMAP_TRACEBACK is set."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        from llava_remap.cli.commands import app
+
+        app(standalone_mode=True)
     except KeyboardInterrupt:
-        print("\nInterrupted; nothing was left behind.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         if os.environ.get("LLAVA_REMAP_TRACEBACK"):
             raise
-        print(
-            f"Internal error: {type(error).__name__}: {error}\nPlease report it, with what LLAVA_REMAP_TRACEBACK=1 shows. "
-            "Nothing was left behind.",
-            file=sys.stderr,
-        )
+        print(f"Internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("Please report it, with what LLAVA_REMAP_TRACEBACK=1 shows.", file=sys.stderr)
         sys.exit(1)
 
 
-__all__ = ["app", "main"]
+def _terminated(number: int, frame: Any) -> None:
+    """End as on Ctrl-C: what was written is removed on the way out."""
+    print("Terminated.", file=sys.stderr)
+    sys.exit(TERMINATED)

@@ -105,7 +105,7 @@ def inspect(source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpo
     """Say what a checkpoint is, which rule files fit it, and the command to run."""
     with _refusals(Format.human):
         from llava_remap.checkpoint import open_checkpoint
-        from llava_remap.plan import fits
+        from llava_remap.identify import fits
         from llava_remap.report import print_fits
 
         checkpoint = open_checkpoint(Path(source))
@@ -153,6 +153,14 @@ def _refusals(output_format: Format) -> Iterator[None]:
     """Show a refusal and turn it into its exit code."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("\nInterrupted: what was written has been removed.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # stdout, as a rule: a full disk behind a redirection
+        _show([Problem("LR508", f"{error.filename or 'the report'}: {error.strerror or error}.")], Format.human)
+        raise typer.Exit(Exit.RESOURCES) from None
     except MemoryError:
         _show(
             [Problem("LR501", "the machine has not enough free memory.", "Close other programs, or use a larger machine.")],

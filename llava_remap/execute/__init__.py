@@ -1,6 +1,7 @@
 """Plan to weight files. Decides nothing; value checks first, then byte ranges."""
 
+from llava_remap.execute.files import fresh_folder, whole_file, write_all
 from llava_remap.execute.value_checks import run_value_checks
 from llava_remap.execute.write import INDEX, write_index, write_shards
 
-__all__ = ["INDEX", "run_value_checks", "write_index", "write_shards"]
+__all__ = ["INDEX", "fresh_folder", "run_value_checks", "whole_file", "write_all", "write_index", "write_shards"]

@@ -64,11 +64,11 @@ def _non_finite(tensor: Tensor) -> int:
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape have the same bytes, or, with different dtypes, the same values."""
+    pairs = zip_longest(chunks(one), chunks(other))
     if one.dtype == other.dtype:
-        return all(a == b for a, b in zip_longest(chunks(one), chunks(other)))
+        return all(left == right for left, right in pairs)
     import numpy as np
 
     from llava_remap.dtypes import to_float64
 
-    left, right = (np.concatenate([to_float64(chunk, tensor.dtype) for chunk in chunks(tensor)]) for tensor in (one, other))
-    return np.array_equal(left, right)
+    return all(np.array_equal(to_float64(left, one.dtype), to_float64(right, other.dtype)) for left, right in pairs)

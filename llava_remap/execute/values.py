@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Bytes read at once. Larger buffers were slower on ext4.
 CHUNK_NBYTES = 1 << 20
+#: Elements in a chunk of values: the same for every dtype and layout, so that two tensors can be compared chunk by chunk.
+CHUNK_ELEMENTS = 1 << 18
 
 
 def find(checkpoints: Mapping[str, Checkpoint], origin: SourceName) -> Tensor:
@@ -24,15 +26,18 @@ def find(checkpoints: Mapping[str, Checkpoint], origin: SourceName) -> Tensor:
 
 
 def chunks(tensor: Tensor) -> Iterator[bytes]:
-    """The elements in row-major, little-endian order, at most `CHUNK_NBYTES` at a time where they are stored so."""
+    """The elements in row-major, little-endian order, `CHUNK_ELEMENTS` at a time."""
     where = tensor.location
     assert where is not None
+    width = CHUNK_ELEMENTS * DTYPE_BITS[tensor.dtype] // 8
     if where.stride is None and not where.big_endian:
         with where.file.open("rb", buffering=0) as file:
-            for start in range(0, tensor.nbytes, CHUNK_NBYTES):
-                yield _read(file.fileno(), where.offset + start, min(CHUNK_NBYTES, tensor.nbytes - start), tensor)
+            for start in range(0, tensor.nbytes, width):
+                yield _read(file.fileno(), where.offset + start, min(width, tensor.nbytes - start), tensor)
     else:
-        yield _gather(tensor).tobytes()
+        data = _gather(tensor).tobytes()
+        for start in range(0, tensor.nbytes, width):
+            yield data[start : start + width]
 
 
 def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_remap.checkpoint import read_object
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.processor import check_processor, write_image_processor, write_processor
 from llava_remap.folder.tokenizer import open_tokenizer, write_tokenizer
@@ -52,24 +52,25 @@ def make_folder(parts: Parts, scratch: Path) -> None:
     if processor is None or processor.class_ is None:
         return
     write_image_processor(parts.image_processor, parts.target.tower, scratch, processor.class_)
-    image = next((token.text for token in parts.tokens if token.role == "image"), "<image>")
-    write_processor(scratch, processor.class_, parts.target.processor, image, processor.chat_template)
     if parts.vocabulary is None:
         return
     tokenizer = open_tokenizer(parts.vocabulary, config["text_config"]["model_type"], parts.tokens)
     write_tokenizer(tokenizer, parts.vocabulary, scratch, processor.class_)
-    check_processor(scratch)
+    image = next((token for token in parts.tokens if token.role == "image"), None)
+    write_processor(scratch, processor.class_, parts.target.processor, image, processor.chat_template)
+    check_processor(scratch, processor.class_, image, config.get("image_seq_length"))
 
 
 def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:
-    """The first generation config in the sources' folders; empty without one or where it isn't a JSON object."""
+    """The first generation config in the sources' folders; empty without one.
+
+    Raises:
+        RemapError: LR113 where it isn't a JSON object.
+    """
     for folder in folders:
-        try:
-            content = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict):
-            return content
+        if (folder / "generation_config.json").is_file():
+            fix = "Replace it by the original one, or take it away."
+            return read_object(folder / "generation_config.json", "LR113", fix, unique=False)
     return {}
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_remap.checkpoint import read_object
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder.json_file import write_json
-from llava_remap.target import IMAGE_PROCESSORS, Tower
+from llava_remap.target import IMAGE_PROCESSORS, PlacedToken, Tower
 
 PREPROCESSOR = "preprocessor_config.json"
+_REPLACE = "Replace the file by the original one."
 
 
 def find_image_processor(folders: Sequence[Path]) -> Path | None:
@@ -31,14 +32,15 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
     """LR604 where the given image processor makes images of another size than the tower's: another number of image tokens."""
     if folder is None:
         return []
-    try:
-        content = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return [Problem("LR113", f"{folder / PREPROCESSOR}: {error}.", "Replace the file by the original one.")]
+    content = read_object(folder / PREPROCESSOR, "LR113", _REPLACE, unique=False)
     size = content.get("crop_size") or content.get("size")
-    side = size if isinstance(size, int) else (size or {}).get("height") or (size or {}).get("shortest_edge")
-    if side is None or side == tower.facts["image_size"]:
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    if size is None or size == tower.facts["image_size"]:
         return []
+    if not isinstance(size, int):
+        return [Problem("LR113", f"{folder / PREPROCESSOR}: the image size is {size!r}.", _REPLACE)]
+    side = size
     patch = int(tower.facts["patch_size"])
     return [
         Problem(
@@ -67,35 +69,54 @@ def write_image_processor(folder: Path | None, tower: Tower, output: Path, proce
         except Exception as error:  # whatever its code raises: the file is the user's
             raise refuse(
                 "LR113",
-                f"transformers can't open {folder / PREPROCESSOR}: {' '.join(str(error).split())}.",
-                "Replace the file by the original one.",
+                f"transformers can't open {folder / PREPROCESSOR}: {_one_line(error)}.",
+                _REPLACE,
             ) from error
     write_json(path, {**content, "processor_class": processor_class})
 
 
 def write_processor(
-    output: Path, processor_class: str, config: Mapping[str, Any], image_token: str, chat_template: str | None
+    output: Path, processor_class: str, config: Mapping[str, Any], image: PlacedToken | None, chat_template: str | None
 ) -> None:
     """Write `processor_config.json` without the nested image processor of 5.x, and the chat template in both forms."""
-    write_json(output / "processor_config.json", {**config, "image_token": image_token, "processor_class": processor_class})
+    token = {"image_token": image.text} if image is not None else {}
+    write_json(output / "processor_config.json", {**config, **token, "processor_class": processor_class})
     if chat_template is not None:
         write_json(output / "chat_template.json", {"chat_template": chat_template})
         (output / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
 
-def check_processor(output: Path) -> None:
-    """Open what was written as a user would.
+def check_processor(output: Path, processor_class: str, image: PlacedToken | None, image_tokens: int | None) -> None:
+    """Open what was written as a user would, and take one picture and one sentence through it.
 
     Raises:
-        RemapError: LR601 where it doesn't open.
+        RemapError: LR601 where it doesn't open as the class wanted, or fails; LR604 for another number of image tokens.
     """
+    from PIL import Image
     from transformers import AutoProcessor
 
     try:
-        AutoProcessor.from_pretrained(output, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(output, local_files_only=True)
+        if type(processor).__name__ != processor_class:
+            raise ValueError(f"AutoProcessor opens it as a {type(processor).__name__}")
+        content = [{"type": "image"}] * (image is not None) + [{"type": "text", "text": "What is it?"}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        if image is None:
+            return
+        ids = processor(images=Image.new("RGB", (64, 48)), text=prompt, return_tensors="pt")["input_ids"][0].tolist()
     except Exception as error:  # whatever the processor's code raises
         raise refuse(
             "LR601",
-            f"AutoProcessor doesn't open the processor that was made: {' '.join(str(error).split())}.",
-            "Please report this with the rule file's name.",
+            f"the {processor_class} that was made doesn't work: {_one_line(error)}.",
+            "See `processor` of the rule file and the source's preprocessor_config.json and tokenizer files.",
         ) from error
+    if image_tokens is not None and ids.count(image.id) != image_tokens:
+        raise refuse(
+            "LR604",
+            f"the processor made {ids.count(image.id)} image tokens for one picture, the tower makes {image_tokens}.",
+            "See `processor.config` and `chat_template` of the rule file.",
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -24,6 +24,8 @@ _FILES = (
 )
 #: Written by 5.x; 4.x can't read them or takes them for something else.
 _NEW_ONLY = ("backend", "is_local", "local_files_only", "extra_special_tokens")
+#: 5.x's name for any tokenizer; 4.x knows only the one below.
+_NEW, _ANY = "TokenizersBackend", "PreTrainedTokenizerFast"
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -67,6 +69,7 @@ def open_tokenizer(vocabulary: Vocabulary, text_model_type: str, tokens: Sequenc
 
 def write_tokenizer(tokenizer: Any, vocabulary: Vocabulary, folder: Path, processor_class: str) -> None:
     """Save a tokenizer in both generations of files: real class name and all added tokens in `tokenizer_config.json`."""
+    tokenizer.chat_template = None  # the processor's counts; a text model's knows no images
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -74,7 +77,9 @@ def write_tokenizer(tokenizer: Any, vocabulary: Vocabulary, folder: Path, proces
     original = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
     for key in _NEW_ONLY:
         config.pop(key, None)
-    config["tokenizer_class"] = original.get("tokenizer_class", config["tokenizer_class"])
+    config["tokenizer_class"] = next(
+        name for name in (original.get("tokenizer_class"), config.get("tokenizer_class"), _ANY) if name not in (None, _NEW)
+    )
     config["processor_class"] = processor_class
     for key in ("add_bos_token", "add_eos_token", "legacy", "add_prefix_space"):
         if original.get(key) is not None:

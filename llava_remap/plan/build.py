@@ -27,6 +27,9 @@ from llava_remap.rewrite import Program
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import Target
 
+#: What a parameter can be stored as.
+PARAMETER_DTYPES = ("F64", "F32", "F16", "BF16")
+
 
 def build_plan(
     rules: RuleFile,
@@ -74,6 +77,7 @@ def build_plan(
         found_problems += _unmapped_problems(plan_unmapped, target is not None)
     if target is not None:
         found_problems += _coverage_problems(plan_missing, mismatched, collisions, routes)
+        found_problems += _dtype_problems(mapped)
         found_problems += _drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
     return Plan(
@@ -93,11 +97,11 @@ def build_plan(
         collisions=tuple(sorted(collisions, key=lambda c: c.target)),
         post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
         value_checks=tuple(_value_checks(mapped, single, tied, post_load, routes)),
-        problems=tuple(found_problems),
+        problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=(*notes, *_sharing_notes(written, single, tied), *_beside_notes(rules, routes)),
         shards=_shards(written, single),
         nbytes_read=sum(single[m.target].tensor.nbytes for m in written),
-        nbytes_write=sum(_nbytes(m) for m in written),
+        nbytes_write=sum(m.nbytes for m in written),
     )
 
 
@@ -133,6 +137,7 @@ def _unmapped(unclaimed: Sequence[Routed], missing: Sequence[str], shapes: Mappi
             r.tensor.dtype,
             r.tensor.shape,
             r.rewrite.target,
+            r.rewrite.rules,
             nearest(r.tensor.name, r.tensor.shape, wanted),
         )
         for r in unclaimed
@@ -143,26 +148,24 @@ def _unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool) -> l
     """Source names that go nowhere, one problem a kind."""
     problems = []
     if names := tuple(u.name for u in unmapped if u.produced is None):
+        cause = f"{_count(len(names), 'tensor')} that no rule maps."
         problems.append(
-            Problem("LR301", f"{_tensors(len(names))} that no rule maps.", "Add a rule, or a drop with its reason.", names)
+            Problem("LR301", cause, "Add a rule that maps them. Drop only what the model doesn't compute with.", names)
         )
     if not target_is_known:
         return problems
-    broken = tuple(u.produced for u in unmapped if u.produced is not None and _broken(u.produced))
-    if broken:
-        problems.append(
-            Problem("LR307", "rules made names with an empty or doubled segment.", "Mend the rules that made them.", broken)
-        )
-    strange = tuple(u.produced for u in unmapped if u.produced is not None and not _broken(u.produced))
-    if strange:
-        problems.append(
-            Problem(
-                "LR303",
-                f"rules made {len(strange)} names that the model doesn't have.",
-                "Is the config that of another size, or does a rule reach too far?",
-                strange,
+    for code, broken in (("LR307", True), ("LR303", False)):
+        found = [u for u in unmapped if u.produced is not None and _broken(u.produced) is broken]
+        if found:
+            what = "with an empty or doubled segment" if broken else "that the model doesn't have"
+            rules = ", ".join(dict.fromkeys(u.rules[-1] for u in found))
+            cause = f"{_count(len(found), 'name')} {what}, made by {rules}."
+            fix = (
+                "Mend the rules that made them."
+                if broken
+                else "Is the config that of another size, or does a rule reach too far?"
             )
-        )
+            problems.append(Problem(code, cause, fix, tuple(str(u.produced) for u in found)))
     return problems
 
 
@@ -173,36 +176,36 @@ def _coverage_problems(
     problems = []
     if missing:
         sources = "".join(f" Source `{name}` has no tensor that its `select` takes." for name in routes.unselected)
-        problems.append(
-            Problem(
-                "LR302",
-                f"{_tensors(len(missing), 'parameter')} of the model that no source provides.{sources}",
-                "Give the source that has them, or add a rule for the nearest names.",
-                tuple(m.target for m in missing),
-            )
-        )
+        fix = "Give the source that has them, or add a rule for the nearest names."
+        if any(m.target.endswith("lm_head.weight") for m in missing):
+            fix += " If the model ties lm_head to embed_tokens, its config.json has to say tie_word_embeddings: true."
+        cause = f"{_count(len(missing), 'parameter')} of the model that no source provides.{sources}"
+        problems.append(Problem("LR302", cause, fix, tuple(m.target for m in missing)))
     if mismatched:
         rows = tuple((m.target, _shape(m.source_shape), _shape(m.target_shape)) for m in mismatched)
-        problems.append(
-            Problem(
-                "LR401",
-                f"{_tensors(len(mismatched))} of another shape than the model's.",
-                "Does the config.json belong to these weights?",
-                tuple(m.target for m in mismatched),
-                rows,
-            )
-        )
-    for collision in collisions:
-        origins = " and ".join(f"`{origin.name}` ({origin.source})" for origin in collision.from_)
-        problems.append(
-            Problem(
-                "LR304",
-                f"{origins} both become `{collision.target}`.",
-                "Take one of them out of the checkpoint.",
-                tuple(origin.name for origin in collision.from_),
-            )
-        )
+        cause = f"{_count(len(mismatched), 'tensor')} of another shape than the model's."
+        fix = "Does the config.json belong to these weights?"
+        problems.append(Problem("LR401", cause, fix, tuple(m.target for m in mismatched), rows))
+    if collisions:
+        first = collisions[0]
+        origins = " and ".join(f"`{origin.name}` ({origin.source})" for origin in first.from_)
+        more = f", and so for {_count(len(collisions) - 1, 'other name')}" if len(collisions) > 1 else ""
+        names = tuple(origin.name for collision in collisions for origin in collision.from_)
+        cause = f"{origins} both become `{first.target}`{more}."
+        problems.append(Problem("LR304", cause, "Take one of the two out of the checkpoint.", names))
     return problems
+
+
+def _dtype_problems(mapped: Sequence[Mapped]) -> list[Problem]:
+    """LR409: a parameter holds floating-point numbers; a loader would convert anything else into them without a word."""
+    odd = [entry for entry in mapped if entry.dtype not in PARAMETER_DTYPES]
+    if not odd:
+        return []
+    cause = (
+        f"{_count(len(odd), 'tensor')} of dtype {', '.join(sorted({entry.dtype for entry in odd}))} for parameters of the model."
+    )
+    fix = f"A parameter is {', '.join(PARAMETER_DTYPES)}. Find out what wrote them."
+    return [Problem("LR409", cause, fix, tuple(entry.target for entry in odd))]
 
 
 def _drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) -> list[Problem]:
@@ -230,7 +233,8 @@ def _value_checks(
 ) -> list[ValueCheck]:
     checks = []
     for name in sorted({read for change in post_load for read in change.change.reads}):
-        checks.append(ValueCheck("finite", name, (single[name].origin,)))
+        if name in single:
+            checks.append(ValueCheck("finite", name, (single[name].origin,)))
     for entry in mapped:
         other = single.get(tied.get(entry.target, ""))
         if entry.op == "tied" and other is not None and not _same_bytes(single[entry.target].tensor, other.tensor):
@@ -298,17 +302,13 @@ def _summary(name: str, checkpoint: Checkpoint, routes: Routes) -> SourceSummary
     )
 
 
-def _nbytes(entry: Mapped) -> int:
-    return Tensor(entry.target, entry.dtype, entry.shape, None).nbytes
-
-
 def _broken(name: str) -> bool:
     segments = name.split(".")
     return "" in segments or any(one == other for one, other in pairwise(segments))
 
 
-def _tensors(count: int, what: str = "tensor") -> str:
-    return f"{count} {what}" + ("s" if count != 1 else "")
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 def _shape(shape: Sequence[int]) -> str:

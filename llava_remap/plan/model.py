@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llava_remap.checkpoint import Tensor
 from llava_remap.errors import Problem
 from llava_remap.post_load import Change
 
@@ -43,6 +44,11 @@ class Mapped:
     rules: tuple[str, ...]
     op: str | None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes written."""
+        return Tensor(self.target, self.dtype, self.shape, None).nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
@@ -54,13 +60,14 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:
-    """A source tensor that goes nowhere. `produced`: the name that rules gave it, which the target doesn't have."""
+    """A source tensor that goes nowhere. `produced`: the name that `rules` gave it, which the target doesn't have."""
 
     source: str
     name: str
     dtype: str
     shape: Shape
     produced: str | None
+    rules: tuple[str, ...]
     suggestions: tuple[str, ...]
 
 
@@ -206,6 +213,7 @@ class Plan:
                     "dtype": u.dtype,
                     "shape": list(u.shape),
                     "produced": u.produced,
+                    "rules": list(u.rules),
                     "suggestions": list(u.suggestions),
                 }
                 for u in self.unmapped

@@ -14,7 +14,8 @@ from llava_remap.apply import Job, Result
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
 from llava_remap.fold import fold_names
-from llava_remap.plan import Fit, Plan
+from llava_remap.identify import Fit
+from llava_remap.plan import Plan
 
 #: Folded lines shown for one problem; the rest is counted, and whole in the JSON report.
 MOST_LINES = 12
@@ -27,6 +28,7 @@ def print_plan(console: Console, job: Job) -> None:
     _sources(console, plan)
     _components(console, plan)
     _dropped(console, plan)
+    _model(console, job)
     _vocabulary(console, job)
     if plan.notes:
         _heading(console, "Notes")
@@ -34,7 +36,8 @@ def print_plan(console: Console, job: Job) -> None:
             _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
     if plan.value_checks:
         counted = Counter(check.check for check in plan.value_checks)
-        state = "not run (in a dry run, --check-values does)"
+        manifest = any(checkpoint.is_manifest for checkpoint in job.checkpoints.values())
+        state = "not run, a manifest has no values" if manifest else "not run (in a dry run, --check-values does)"
         if plan.values_checked:
             state = "passed" if plan.complete else "run"
         _line(console, f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}: {state}")
@@ -139,6 +142,27 @@ def _dropped(console: Console, plan: Plan) -> None:
         _line(console, Text(f"    {reason} ({rule})", "dim"))
 
 
+def _model(console: Console, job: Job) -> None:
+    """What of the config decides what the model computes, in two lines."""
+    if job.derived is None:
+        return
+    config = job.derived.config.config
+    text, tower = config["text_config"], config["vision_config"]
+    _heading(console, "Model")
+    _line(
+        console,
+        f"  {text.get('model_type', 'text')}: {text['num_hidden_layers']} layers of {text['hidden_size']}, "
+        f"{text['num_attention_heads']} heads, rope theta {text['rope_theta']:g}, {config['dtype']}",
+    )
+    size_and_patch = f"{tower['image_size']} px in patches of {tower['patch_size']}"
+    features = f"features of layer {config.get('vision_feature_layer')}, {config.get('vision_feature_select_strategy')}"
+    _line(
+        console,
+        f"  {tower['model_type']}: {tower['num_hidden_layers']} layers of {tower['hidden_size']}, "
+        f"{tower['num_attention_heads']} heads, {size_and_patch}, {tower['hidden_act']}; {features}",
+    )
+
+
 def _vocabulary(console: Console, job: Job) -> None:
     if job.derived is None:
         return
@@ -154,18 +178,19 @@ def _names(console: Console, problem: Problem, nearest: dict[str, tuple[str, ...
     if problem.table:
         for name, have, want in problem.table[:MOST_LINES]:
             _line(console, f"    {name}  {have} in the checkpoint, {want} in the model")
-        _more(console, len(problem.table) - MOST_LINES)
+        _more(console, len(problem.table) - MOST_LINES, bool(nearest))
         return
     lines = fold_names(problem.names)
     for line in lines[:MOST_LINES]:
         near = fold_names(nearest.get(line, ()))
         _line(console, f"    {line}" + (f"   nearest: {', '.join(near)}" if near else ""))
-    _more(console, len(lines) - MOST_LINES)
+    _more(console, len(lines) - MOST_LINES, bool(nearest))
 
 
-def _more(console: Console, count: int) -> None:
+def _more(console: Console, count: int, in_plan: bool) -> None:
     if count > 0:
-        _line(console, Text(f"    … and {count} more lines; --report FILE.json has every name", "dim"))
+        where = "; --report FILE.json has every name" if in_plan else ""
+        _line(console, Text(f"    … and {count} more lines{where}", "dim"))
 
 
 def _component(name: str) -> str:
@@ -177,7 +202,7 @@ def _provided(plan: Plan) -> int:
 
 
 def _kinds(problems: Iterable[Problem]) -> str:
-    return ", ".join(f"{problem.code} {problem.title}" for problem in problems)
+    return ", ".join(dict.fromkeys(f"{problem.code} {problem.title}" for problem in problems))
 
 
 def _sentence(problem: Problem) -> str:

@@ -19,6 +19,14 @@ from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 #: What a file says of itself and doesn't hand on to files that extend it.
 _OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
 _RULES = ("prepare", "names")
+#: A step of pydantic's path that is no field but one of several types that it tried.
+_TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
+#: pydantic's kinds of error in the words of YAML.
+_KINDS = {
+    "tuple_type": "a list", "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
+    "string_type": "text (quote it if it looks like a number)", "bool_type": "true or false", "int_type": "a whole number",
+    "string_pattern_mismatch": "of another form: an id has small letters, digits and hyphens, a version three numbers with dots",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +267,8 @@ def _join_rules(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node
 
 
 def _override(parents: dict[str, Node], own: dict[str, Node], path: tuple[str, ...] = ()) -> dict[str, Node]:
-    """The child's fields before its parents': mappings merge, rules stand in front, everything else is replaced."""
-    merged: dict[str, Node] = {}
+    """The child's fields over its parents': mappings merge in the parents' order, rules stand in front, the rest is replaced."""
+    merged = dict(parents)
     for key, node in own.items():
         old, here = parents.get(key), (*path, key)
         value: Any = node.value
@@ -271,7 +279,7 @@ def _override(parents: dict[str, Node], own: dict[str, Node], path: tuple[str, .
             first = tuple(n for n in _items_of(node) if _rule_id(n) not in inherited)
             value = (*first, *_join_rules(_items_of(old), tuple(n for n in _items_of(node) if _rule_id(n) in inherited)))
         merged[key] = Node(value, node.mark, node.key_mark)
-    return merged | {key: node for key, node in parents.items() if key not in own}
+    return merged
 
 
 def _validate(merged: Node) -> RuleText:
@@ -307,10 +315,15 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
             case "form" | "origin" | "outcome":
                 yield Problem("LR201", f"{node.mark} {detail['msg']}.")
             case _:
-                where = ".".join(
-                    str(step) for step in path if not re.search(r"[\[\]]|^(str|int|float|bool|nullable)$", str(step))
-                )
-                yield Problem("LR201", f"{node.mark} `{where}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.")
+                said = ".".join(str(step) for step in path if not _TRIED.search(str(step)))
+                if said != ".".join(map(str, path)):
+                    yield Problem(
+                        "LR201", f"{node.mark} `{said}` has to be a text, a number, true, false, null or a list of those."
+                    )
+                elif kind in _KINDS:
+                    yield Problem("LR201", f"{node.mark} `{said}` has to be {_KINDS[kind]}.")
+                else:
+                    yield Problem("LR201", f"{node.mark} `{said}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.")
 
 
 def _fields_at(path: tuple[str | int, ...]) -> list[str]:

@@ -68,14 +68,18 @@ class Source(Part):
 class ConfigValue(Part):
     """Where one value of a config comes from: exactly one of `from`, `const`, `tower`, `token`, `target`, `cases`."""
 
-    from_: str | None = Field(None, alias="from", description="key of the source's config; of a list the first item is taken")
+    from_: str | None = Field(
+        None, alias="from", description="key of the source's config; with `map`, of a list the first item is taken"
+    )
     const: Any = None
     tower: str | None = Field(None, description="a fact of the vision tower, read from its tensors and its own config")
     token: Literal["image", "video", "pad"] | None = Field(None, description="the id of the token with this role")
     target: str | None = Field(None, description="a value of the target's config (for the processor)")
     map: dict[str, Scalar] | None = Field(None, description="the value found → the value wanted; others are an error")
     default: Any = Field(None, description="the value where the source's config has none; without it, a missing one is an error")
-    when: dict[str, Scalar] = Field({}, description="facts of the tower that must hold for this case")
+    when: dict[str, Scalar] = Field(
+        {}, description="what must hold for this case: facts of the tower, and values of the target's config that stand before"
+    )
     cases: tuple[ConfigValue, ...] = Field((), description="the first case whose `when` holds")
 
     @model_validator(mode="after")
@@ -179,6 +183,11 @@ class RuleText(Part):
     @model_validator(mode="after")
     def _complete(self) -> RuleText:
         """A part may leave out what the files that extend it say; a file with a target may not."""
+        for what, given in (("text", [t.text for t in self.tokens]), ("role", [t.role for t in self.tokens])):
+            if len(set(given)) < len(given):
+                raise PydanticCustomError(
+                    "form", "two of `tokens` have one {what}: {given}", {"what": what, "given": ", ".join(given)}
+                )
         if self.target is not None and self.target.class_ is not None:
             missing = [field for field in ("name", "version", "summary") if getattr(self, field) is None]
             if not self.sources:

@@ -1,12 +1,26 @@
 """Class and config to the wanted parameters."""
 
-from llava_remap.target.config import EMBEDDING, HEAD, TargetConfig, derive_config, embedding_rows
+from llava_remap.target.config import EMBEDDING, HEAD, TargetConfig, derive_config, embedding_rows, text_config
 from llava_remap.target.presets import IMAGE_PROCESSORS
 from llava_remap.target.tower import Tower
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
 from llava_remap.target.wanted import Target, build_on_meta, wanted_parameters
 
 __all__ = [
-    "EMBEDDING", "HEAD", "IMAGE_PROCESSORS", "PlacedToken", "Target", "TargetConfig", "Tower", "Vocabulary", "build_on_meta",
-    "derive_config", "embedding_rows", "place_tokens", "read_vocabulary", "vocabulary_problems", "wanted_parameters",
-]  # fmt: skip
+    "EMBEDDING",
+    "HEAD",
+    "IMAGE_PROCESSORS",
+    "PlacedToken",
+    "Target",
+    "TargetConfig",
+    "Tower",
+    "Vocabulary",
+    "build_on_meta",
+    "derive_config",
+    "embedding_rows",
+    "place_tokens",
+    "read_vocabulary",
+    "text_config",
+    "vocabulary_problems",
+    "wanted_parameters",
+]

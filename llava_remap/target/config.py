@@ -23,6 +23,7 @@ _TEXT_KEYS = (
     "pad_token_id", "use_cache", "pretraining_tp",
 )  # fmt: skip
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_MEND = "Mend the source's config.json."
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
 #: rope_theta of every class that was trained before the key existed.
 _ROPE_THETA = 10000.0
@@ -72,13 +73,13 @@ def derive_config(
     Raises:
         RemapError: LR112 where neither configs nor tensors say what is needed; LR302 without a tower.
     """
-    text_source = next((c for c in configs if "hidden_size" in c), None)
-    tower_source = next((c for c in configs if _vision_config(c)), {})
+    text_source = text_config(configs)
     if text_source is None:
         raise refuse("LR112", "no source has a config.json that describes the language model.", _GIVE)
-    tower = read_tower(tensors, _vision_config(tower_source), text_source.get("mm_vision_tower"))
-    values = _Values(text_source, tower, tokens, {})
-    text = _text_config(text_source, tensors)
+    own = next((found for config in configs if (found := _vision_config(config)) is not None), None)
+    named = text_source.get("mm_vision_tower")
+    tower = read_tower(tensors, own, named if isinstance(named, str) else None)
+    text = _language_model(text_source, tensors)
     dtype = _DTYPE_NAMES.get(tensors[EMBEDDING].dtype, "float32") if EMBEDDING in tensors else "float32"
     config: dict[str, Any] = {
         "architectures": [rules.target.class_],
@@ -88,25 +89,28 @@ def derive_config(
         "text_config": {**text, "torch_dtype": dtype, "dtype": dtype},
         "vision_config": dict(tower.config),
     }
+    values = _Values(text_source, tower, tokens, config)
     for key, value in rules.target.config.items():
         found = values.of(f"target.config.{key}", value)
-        place = config
+        place: Any = config
         *parents, last = key.split(".")
         for parent in parents:
-            place = place.setdefault(parent, {})
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or isinstance(place.get(last), dict):
+            raise refuse("LR201", f"`target.config.{key}`: a value and a group of values can't have one name.")
         if found is not None:
             place[last] = found
+    _check_feature_layer(config.get("vision_feature_layer"), tower)
     if "pad_token_id" in config:
         config["text_config"]["pad_token_id"] = config["pad_token_id"]
     processor_rules = rules.text.processor.config if rules.text.processor else {}
-    values = _Values(text_source, tower, tokens, config)
     processor = {key: values.of(f"processor.config.{key}", value) for key, value in processor_rules.items()}
     return TargetConfig(config, processor, tower, (*tower.notes, *_projector_notes(text_source)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """Looks up the values that a rule file asks for."""
+    """Looks up the values that a rule file asks for. `target` is the config that is being made: what stands before is in it."""
 
     source: Mapping[str, Any]
     tower: Tower
@@ -116,15 +120,16 @@ class _Values:
     def of(self, where: str, value: ConfigValue) -> Any:
         if value.cases:
             for case in value.cases:
-                if all(self._fact(where, fact) == wanted for fact, wanted in case.when.items()):
+                if all(self._condition(where, key) == wanted for key, wanted in case.when.items()):
                     return self.of(where, case)
             raise refuse("LR112", f"no case of `{where}` holds for this tower ({dict(self.tower.facts)}).")
         if value.tower is not None:
             return self._fact(where, value.tower)
         if value.token is not None:
-            return next(
-                (token.id for token in self.tokens if token.role == value.token), self.source.get(f"{value.token}_token_id")
-            )
+            found = next((token.id for token in self.tokens if token.role == value.token), None)
+            if found is None and value.token != "pad":
+                raise refuse("LR201", f"`{where}` is the id of the {value.token} token, and `tokens` has none with this role.")
+            return self.source.get("pad_token_id") if found is None else found
         if value.target is not None:
             return self.target.get(value.target)
         if value.from_ is not None:
@@ -133,8 +138,11 @@ class _Values:
 
     def _from(self, where: str, key: str, value: ConfigValue) -> Any:
         found = self.source.get(key)
-        if isinstance(found, list):
+        if isinstance(found, list) and value.map is not None:
             found = found[0] if found else None
+        if isinstance(found, (list, dict)):
+            kind = "list" if isinstance(found, list) else "mapping"
+            raise refuse("LR112", f"the source's config has a {kind} for `{key}`; `{where}` is one value.", "Give one value.")
         if found is None:
             if "default" in value.model_fields_set:
                 return value.default
@@ -149,10 +157,26 @@ class _Values:
             )
         return value.map[found]
 
+    def _condition(self, where: str, key: str) -> Any:
+        return self.target[key] if key in self.target else self._fact(where, key)
+
     def _fact(self, where: str, fact: str) -> Any:
         if fact not in self.tower.facts:
             raise refuse("LR201", f"`{where}` asks for `{fact}` of the tower; known: {', '.join(self.tower.facts)}.")
         return self.tower.facts[fact]
+
+
+def _check_feature_layer(layers: Any, tower: Tower) -> None:
+    """The layers that features are taken from have to be there; 0, the embeddings alone, no version of transformers takes."""
+    count = int(tower.facts["num_hidden_layers"])
+    for layer in layers if isinstance(layers, list) else [layers]:
+        if layer is not None and (not isinstance(layer, int) or layer == 0 or not -count - 1 <= layer <= count):
+            raise refuse("LR112", f"`vision_feature_layer` is {layer!r}, and the tower has {count} layers.", _MEND)
+
+
+def text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Of the sources' configs the one that describes the language model: the first that has sizes and isn't a tower's."""
+    return next((config for config in configs if "hidden_size" in config and _vision_config(config) is None), None)
 
 
 def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -162,32 +186,48 @@ def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return config if str(config.get("model_type", "")).endswith("_vision_model") else None
 
 
-def _text_config(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _language_model(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The language model's part of the config: what the source says of it, in the keys of 4.x and of 5.x."""
     text = {key: source[key] for key in _TEXT_KEYS if key in source}
-    if lacking := [key for key in _NEEDED if text.get(key) is None]:
-        raise refuse("LR112", f"the language model's config has no {', '.join(lacking)}.", _GIVE)
-    rows = embedding_rows(tensors)
-    text["vocab_size"] = source.get("vocab_size") or rows
+    for key in _NEEDED:
+        if not isinstance(text.get(key), int) or text[key] < 1:
+            said = f"says {key}: {text[key]!r}" if text.get(key) is not None else f"has no {key}"
+            raise refuse("LR112", f"the language model's config {said}; a whole number is needed.", _MEND)
+    text["vocab_size"] = embedding_rows(tensors) or source.get("vocab_size")
     if text.get("num_key_value_heads") is None:
         text["num_key_value_heads"] = _key_value_heads(text, tensors)
-    # Up to transformers 4.x a language model's weights are tied only if its config says so.
-    text["tie_word_embeddings"] = bool(source.get("tie_word_embeddings", False))
-    rope = source.get("rope_parameters") or {}
-    theta = source.get("rope_theta") or rope.get("rope_theta") or _ROPE_THETA
-    scaling = source.get("rope_scaling") or ({k: v for k, v in rope.items() if k != "rope_theta"} or None)
-    kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
-    text["rope_theta"] = theta  # 4.x reads these two and falls back to 10000 in silence,
-    text["rope_scaling"] = scaling if kind != "default" else None
-    others = {k: v for k, v in (scaling or {}).items() if k not in ("type", "rope_type")}
-    text["rope_parameters"] = {"rope_type": kind, "rope_theta": theta, **others}  # 5.x this one.
-    return text
+    # The classes of the checkpoints' age tie weights only where the config says so.
+    text["tie_word_embeddings"] = source.get("tie_word_embeddings") or False
+    if not isinstance(text["tie_word_embeddings"], bool):
+        said = f"tie_word_embeddings: {text['tie_word_embeddings']!r}"
+        raise refuse("LR112", f"the language model's config says {said}; true or false is needed.", _MEND)
+    return text | _rope(source)
+
+
+def _rope(source: Mapping[str, Any]) -> dict[str, Any]:
+    """4.x reads `rope_theta` and `rope_scaling`, and without them takes 10000 in silence; 5.x reads `rope_parameters`."""
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(source.get(key), (Mapping, type(None))):
+            raise refuse("LR112", f"the language model's config says {key}: {source[key]!r}; a mapping is needed.",
+                         _MEND)  # fmt: skip
+    new = dict(source.get("rope_parameters") or {})
+    theta = source.get("rope_theta") or new.pop("rope_theta", None) or _ROPE_THETA
+    new.pop("rope_theta", None)
+    scaling = dict(source.get("rope_scaling") or new)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    others = {key: value for key, value in scaling.items() if key not in ("type", "rope_type")}
+    return {
+        "rope_theta": theta,
+        "rope_scaling": scaling if kind != "default" else None,
+        "rope_parameters": {"rope_type": kind, "rope_theta": theta, **others},
+    }
 
 
 def _key_value_heads(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
     """Rows of k_proj over rows of one head; without grouped heads as many as there are heads."""
     heads: int = text["num_attention_heads"]
     keys = tensors.get("language_model.model.layers.0.self_attn.k_proj.weight")
-    return keys.shape[0] * heads // text["hidden_size"] if keys is not None and "head_dim" not in text else heads
+    return keys.shape[0] * heads // text["hidden_size"] if keys is not None and text.get("head_dim") is None else heads
 
 
 def _projector_notes(source: Mapping[str, Any]) -> list[Problem]:

@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: Values that a vision config has where it doesn't say (defaults of the transformers classes, the same in 4.31 to 5.23).
+#: Values that a vision config has where it doesn't say (defaults of the transformers classes, the same in 4.46 to 5.23).
 TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0},
-    "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "attention_dropout": 0.0},
-}
+    "clip_vision_model": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224,
+        "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0,
+    },
+    "siglip_vision_model": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224,
+        "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "attention_dropout": 0.0,
+    },
+}  # fmt: skip
 
 #: Vision configs of the stock towers, as in their own `config.json`.
 TOWERS: Mapping[str, Mapping[str, Any]] = {

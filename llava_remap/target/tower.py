@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
@@ -51,43 +50,16 @@ def read_tower(tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, nam
         named: the tower that the language model's config names (`mm_vision_tower`).
 
     Raises:
-        RemapError: LR302 without a tower, LR112 where neither tensors nor configs tell the number of attention heads.
+        RemapError: LR302 without a tower; LR309 for a config that contradicts the tensors, where nothing else is known; LR112
+            where neither tensors nor configs tell the number of attention heads.
     """
     seen = _sizes(tensors)
     kind = seen["model_type"]
-    notes = []
-    stock = next((p for p in TOWERS.values() if _fits(p, seen)), None)
-    if named is not None and named in TOWERS and not _fits(TOWERS[named], seen) and (own is None or not _fits(own, seen)):
-        notes.append(
-            Problem(
-                "LR309",
-                f"the tensors are a {kind} with patch {seen['patch_size']} and position table {seen['positions']}; "
-                f"the config says {named}.",
-                "The tensors are believed.",
-            )
-        )
-    if own is not None and not _fits(own, seen):
-        given = {key: own.get(key) for key in ("model_type", "hidden_size", "image_size", "patch_size")}
-        notes.append(
-            Problem(
-                "LR309",
-                f"the tower's own config ({_said(given)}) doesn't fit its tensors ({_said(seen)}).",
-                "The tensors are believed.",
-            )
-        )
-        own = None
-    known = own or stock
-    if known is None or known.get("num_attention_heads") is None:
-        raise refuse(
-            "LR112",
-            f"the vision tower ({_said(seen)}) is none of the stock ones ({', '.join(TOWERS)}), "
-            "and its number of attention heads can't be seen in its tensors.",
-            _GIVE,
-        )
+    known, notes = _known(seen, own, named)
     sizes = {key: seen[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "num_channels")}
     kept = {key: known[key] for key in _KEYS if known.get(key) is not None}
-    image_size = known.get("image_size") or isqrt(seen["patches"]) * seen["patch_size"]
-    config = {"model_type": kind, **TOWER_DEFAULTS[kind], **kept, **sizes, "image_size": image_size}
+    image_size = known["image_size"]
+    config = {"model_type": kind, **kept, **sizes, "image_size": image_size}
     if kind == "siglip_vision_model":
         config["vision_use_head"] = seen["has_head"]
     facts = {
@@ -96,7 +68,8 @@ def read_tower(tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, nam
         "image_size": image_size,
         "class_tokens": seen["class_tokens"],
         "image_tokens": seen["patches"],
-        "last_layer_deleted": known.get("num_hidden_layers") == seen["num_hidden_layers"] + 1,
+        "positions": seen["positions"][0],
+        "last_layer_deleted": known["num_hidden_layers"] == seen["num_hidden_layers"] + 1,
     }
     return Tower(config, facts, tuple(notes))
 
@@ -126,20 +99,64 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "patches": positions.shape[0] - class_tokens,
         "class_tokens": class_tokens,
         "intermediate_size": first_mlp.shape[0],
-        "num_hidden_layers": len({name.split(".")[2] for name in tower if name.startswith("encoder.layers.")}),
+        "num_hidden_layers": 1 + max((int(n) for name in tower if (n := _layer(name)).isdecimal()), default=-1),
         "has_head": any(name.startswith("head.") for name in tower),
     }
 
 
+def _layer(name: str) -> str:
+    """The number of the layer that a name of the tower is in; empty for one that is in none."""
+    return name.split(".")[2] if name.startswith("encoder.layers.") else ""
+
+
+def _known(seen: Mapping[str, Any], own: Mapping[str, Any] | None, named: str | None) -> tuple[Mapping[str, Any], list[Problem]]:
+    """What is known of a tower beside its tensors, and where it was not believed.
+
+    Its own config comes first; then the stock tower of these sizes, if the language model's config names a stock tower or none:
+    a tower of another name may have another activation.
+    """
+    defaults = TOWER_DEFAULTS[seen["model_type"]]
+    given = {"model_type": seen["model_type"], **defaults, **own} if own is not None else None
+    stock = {name.split("/")[-1]: preset for name, preset in TOWERS.items()}
+    called = named.rstrip("/").split("/")[-1] if named is not None else None
+    fitting = next((preset for preset in stock.values() if _fits(preset, seen)), None) if called in (None, *stock) else None
+    known = given if given is not None and _fits(given, seen) else fitting
+    if known is None and given is not None:
+        cause = f"the tower's own config ({_said(given)}) isn't that of its tensors ({_said(seen)})."
+        raise refuse("LR309", cause, "Give a whole tower with its own config.json.")
+    if known is None:
+        raise refuse(
+            "LR112",
+            f"nothing tells the number of attention heads and the activation of the vision tower ({_said(seen)}): tensors "
+            f"don't show them, and {_called(named)} is none of the stock towers of these sizes ({', '.join(TOWERS)}).",
+            _GIVE,
+        )
+    notes = []
+    believed = f"The tensors are believed: {_said(seen)}."
+    if given is not None and known is not given:
+        notes.append(Problem("LR309", f"the config given for the tower is that of another one ({_said(given)}).", believed))
+    if called in stock and not _fits(stock[str(called)], seen):
+        notes.append(Problem("LR309", f"the language model's config names {named}, a tower of other sizes.", believed))
+    return {**defaults, **known}, notes
+
+
 def _fits(config: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
-    """Whether a vision config can be that of a tower with these sizes; it may have more layers than are left."""
-    side = (config.get("image_size") or 0) // (config.get("patch_size") or 1)
+    """Whether a whole vision config is that of a tower with these sizes. LLaVA's SigLIP code deletes the last layer."""
+    numbers = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    if not all(isinstance(config[key], int) and config[key] > 0 for key in numbers):
+        return False
+    side = config["image_size"] // config["patch_size"]
+    deleted = config["num_hidden_layers"] - seen["num_hidden_layers"]
     return (
-        config.get("model_type", seen["model_type"]) == seen["model_type"]
-        and all(config.get(key) == seen[key] for key in ("hidden_size", "intermediate_size", "patch_size"))
-        and config.get("num_hidden_layers", 0) >= seen["num_hidden_layers"]
+        config["model_type"] == seen["model_type"]
+        and all(config[key] == seen[key] for key in ("hidden_size", "intermediate_size", "patch_size"))
+        and deleted in ((0,) if seen["class_tokens"] else (0, 1))
         and side * side == seen["patches"]
     )
+
+
+def _called(named: str | None) -> str:
+    return f"`{named}`" if named is not None else "it"
 
 
 def _said(sizes: Mapping[str, Any]) -> str:

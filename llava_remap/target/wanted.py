@@ -44,9 +44,12 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
     import torch
     import transformers
 
-    model_class = getattr(transformers, class_name, None)
-    if model_class is None:
-        raise refuse("LR201", f"transformers {transformers.__version__} has no class `{class_name}`.", "See `target.class`.")
+    model_class: Any = getattr(transformers, class_name, None)
+    is_model = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    if not is_model:
+        raise refuse(
+            "LR201", f"transformers {transformers.__version__} has no model class `{class_name}`.", "See `target.class`."
+        )
     if config.get("model_type") != model_class.config_class.model_type:
         raise refuse(
             "LR201",

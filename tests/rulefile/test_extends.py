@@ -99,9 +99,12 @@ tokens: [{text: <o>, role: image}]
     assert [token.text for token in rules.text.tokens] == ["<o>"]  # a list that isn't of rules is replaced
 
 
-def test_the_own_source_is_the_first(tmp_path: Path) -> None:
-    put(tmp_path, "p.yaml", "schema: 1\nsources: {tower: {}}\n")
-    assert load(tmp_path, "schema: 1\nextends: [p.yaml]\nsources: {model: {}}\n").first_source == "model"
+def test_the_parents_sources_keep_their_place(tmp_path: Path) -> None:
+    """A child that changes one source, or adds one, doesn't change which is the first: the one that a bare `--source` means."""
+    put(tmp_path, "p.yaml", "schema: 1\nsources: {model: {}, tower: {}}\n")
+    rules = load(tmp_path, "schema: 1\nextends: [p.yaml]\nsources: {extra: {}, tower: {prefix: x.}}\n")
+    assert list(rules.text.sources) == ["model", "tower", "extra"]
+    assert rules.first_source == "model"
 
 
 def test_what_a_file_says_of_itself_stays_there(tmp_path: Path) -> None:

@@ -32,17 +32,17 @@ MISTAKES = {
     "missing in a rule": (RULE + "from: a, to: b}]\n", "2:9", "the field `id` is missing."),
     "missing in a token": ("schema: 1\ntokens:\n  - text: x\n", "3:5", "the field `role` is missing."),
     "missing in a test": ("schema: 1\ntests:\n  - {to: x}\n", "3:5", "the field `from` is missing."),
-    "rules that are a number": ("schema: 1\nnames: 5\n", "2:8", "`names`: "),
-    "rules that are nothing": ("schema: 1\nnames:\nname: x\n", "2:7", "`names`: "),
-    "a rule that is a number": ("schema: 1\nnames: [5]\n", "2:9", "`names.0`: "),
-    "extends that is a word": ("schema: 1\nextends: x.yaml\n", "2:10", "`extends`: "),
+    "rules that are a number": ("schema: 1\nnames: 5\n", "2:8", "`names` has to be a list."),
+    "rules that are nothing": ("schema: 1\nnames:\nname: x\n", "2:7", "`names` has to be a list."),
+    "a rule that is a number": ("schema: 1\nnames: [5]\n", "2:9", "`names.0` has to be a mapping."),
+    "extends that is a word": ("schema: 1\nextends: x.yaml\n", "2:10", "`extends` has to be a list."),
     "extends with a number": ("schema: 1\nextends: [5]\n", "2:11", "`extends` is a list of files."),
-    "a number for a text": ("schema: 1\nsummary: 5\n", "2:10", "`summary`: input should be a valid string."),
-    "a version that is a float": ("schema: 1\nversion: 1.0\n", "2:10", "`version`: input should be a valid string."),
-    "a version of two numbers": ("schema: 1\nversion: '1.0'\n", "2:10", "`version`: string should match pattern"),
-    "a text for a boolean": ("schema: 1\nsources: {model: {optional: maybe}}\n", "2:29", "`sources.model.optional`: "),
-    "a boolean for a text": ("schema: 1\nname: true\n", "2:7", "`name`: input should be a valid string."),
-    "an id with capitals": (RULE + "id: Head, from: a, to: b}]\n", "2:14", "`names.0.id`: string should match pattern"),
+    "a number for a text": ("schema: 1\nsummary: 5\n", "2:10", "`summary` has to be text (quote it"),
+    "a version that is a float": ("schema: 1\nversion: 1.0\n", "2:10", "`version` has to be text (quote it"),
+    "a version of two numbers": ("schema: 1\nversion: '1.0'\n", "2:10", "`version` has to be of another form: "),
+    "a text for a boolean": ("schema: 1\nsources: {model: {optional: maybe}}\n", "2:29", "`sources.model.optional` has to be true or false."),
+    "a boolean for a text": ("schema: 1\nname: true\n", "2:7", "`name` has to be text"),
+    "an id with capitals": (RULE + "id: Head, from: a, to: b}]\n", "2:14", "`names.0.id` has to be of another form: "),
     "an empty reason": (RULE + "id: a, from: a, drop: ''}]\n", "2:32", "`names.0.drop`: "),
     "an unknown role": ("schema: 1\ntokens: [{text: a, role: audio}]\n", "2:26", "`tokens.0.role`: input should be 'image'"),
     "an unknown use": ("schema: 1\nsources: {model: {use: [tensor]}}\n", "2:25", "`sources.model.use.0`: "),
@@ -62,7 +62,7 @@ MISTAKES = {
     "schema of tomorrow": ("name: x\nschema: 2\n", "2:9", "version `2` of the rule language is unknown; known: 1."),
     "schema as text": ("schema: '1'\n", "1:9", "version `1` of the rule language is unknown; known: 1."),
     "schema as boolean": ("schema: true\n", "1:9", "version `True` of the rule language is unknown; known: 1."),
-    "schema as float": ("schema: 1.0\n", "1:9", "`schema`: input should be a valid integer."),
+    "schema as float": ("schema: 1.0\n", "1:9", "`schema` has to be a whole number."),
     "schema as list": ("schema: [1]\n", "1:9", "version `(1,)` of the rule language is unknown; known: 1."),
     "an empty file": ("", "1:1", "the field `schema` is missing; known: 1."),
     "a comment": ("# nothing\n", "1:1", "the field `schema` is missing; known: 1."),
@@ -135,7 +135,7 @@ def test_one_mistake_is_told_once(tmp_path: Path) -> None:
     """A value that fits none of several types is one mistake, told in the words of the file."""
     [(code, place, message)] = said(tmp_path, "schema: 1\ndetect: {config: {a: {b: c}}}\n")
     assert (code, place) == ("LR201", "r.yaml:2:22")
-    assert message.startswith("`detect.config.a`: ")
+    assert message.startswith("`detect.config.a` has to be a text, a number, true, false, null or a list of those.")
 
 
 @pytest.mark.parametrize("kind", ["names", "prepare"])

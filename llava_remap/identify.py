@@ -1,4 +1,7 @@
-"""What is this checkpoint, and is the rule file for it? Asked before anything is derived from it."""
+"""What is this checkpoint, and is the rule file for it? Asked before anything is derived from it.
+
+The shipped rule files and layouts are held against its names.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
-from llava_remap.plan.route import Routed, route
+from llava_remap.plan import Routed, route
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import Detect, RuleFile, Template, load_rule_file, shipped_folder, shipped_rule_files
 
@@ -36,15 +39,22 @@ class Fit:
         return self.mapped > 0 and self.mapped == self.total and not self.contradictions
 
 
-def identify(rules: RuleFile, taken: Sequence[Routed], checkpoint: Checkpoint) -> list[Problem]:
-    """The reasons not to believe that this rule file is for this checkpoint (the first source); empty where there are none.
+def identify(rules: RuleFile, taken: Sequence[Routed], checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> list[Problem]:
+    """The reasons not to believe that this rule file is for this checkpoint; empty where there are none.
 
     Each makes the ones after it meaningless, so the first found is returned alone.
+
+    Args:
+        checkpoint: the first source.
+        config: what describes its language model: its own config, or that of the source given in its place.
     """
     routed = [r for r in taken if r.source == rules.first_source]
-    for check in (_stubs, _already_converted, _wrapped, _nothing_matched, _wrong_family):
+    for check in (_stubs, _already_converted, _wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
+    if reasons := contradictions(rules.text.detect, routed, config):
+        cause = f"{checkpoint.path} isn't a checkpoint for {rules.name}: {'; '.join(reasons)}."
+        return [Problem("LR311", cause, _better(checkpoint))]
     return []
 
 
@@ -69,15 +79,17 @@ def contradictions(detect: Detect, routed: Sequence[Routed], config: Mapping[str
     for text in detect.present:
         template = Template(text)
         if not any(template.match(name) is not None for name in names):
-            found.append(f"it has no `{text}`")
+            found.append(f"after `prepare` it has no `{text}`")
     for text in detect.absent:
         template = Template(text)
         if any(template.match(name) is not None for name in names):
-            found.append(f"it has `{text}`")
+            found.append(f"after `prepare` it has `{text}`")
     for key, wanted in detect.config.items():
         allowed = wanted if isinstance(wanted, tuple) else (wanted,)
-        if config is not None and config.get(key) not in allowed:
-            found.append(f"its config says {key}: {config.get(key)!r}, not {' or '.join(map(repr, allowed))}")
+        value = (config or {}).get(key)
+        if not any(value == other and type(value) is type(other) for other in allowed):
+            said = f"its config says {key}: {value!r}" if config is not None else f"it has no config.json to say {key}"
+            found.append(f"{said}, not {' or '.join(map(repr, allowed))}")
     return found
 
 
@@ -136,15 +148,8 @@ def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Chec
     )
 
 
-def _wrong_family(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
-    reasons = contradictions(rules.text.detect, routed, checkpoint.config)
-    if not reasons:
-        return None
-    return Problem("LR311", f"{checkpoint.path} isn't a checkpoint for {rules.name}: {'; '.join(reasons)}.", _better(checkpoint))
-
-
 def _better(checkpoint: Checkpoint) -> str:
     best = fits(checkpoint)[0]
     if best.fits:
         return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
-    return "None of the shipped rule files fits; write one (rules/llava-v1.5.yaml shows how)."
+    return "None of the shipped rule files fits: write one that extends the nearest. `llava-remap inspect` shows how far each is."

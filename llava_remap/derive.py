@@ -1,0 +1,107 @@
+"""From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llava_remap.checkpoint import Checkpoint
+from llava_remap.errors import Problem, refuse
+from llava_remap.folder import find_image_processor, image_processor_problems
+from llava_remap.plan import PostLoadChange, Routes
+from llava_remap.post_load import Before, load_post_load_rule
+from llava_remap.rulefile import RuleFile
+from llava_remap.target import (
+    EMBEDDING,
+    PlacedToken,
+    Target,
+    TargetConfig,
+    Vocabulary,
+    derive_config,
+    embedding_rows,
+    place_tokens,
+    read_vocabulary,
+    text_config,
+    vocabulary_problems,
+    wanted_parameters,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What the target is, worked out from rule file and sources."""
+
+    target: Target
+    config: TargetConfig
+    tokens: tuple[PlacedToken, ...]
+    vocabulary: Vocabulary | None
+    image_processor: Path | None
+    post_load: tuple[PostLoadChange, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[Problem, ...]
+
+
+def source_configs(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Mapping[str, Any]]:
+    """The configs of the sources whose config counts, in the rule file's order."""
+    return [c.config for name, c in checkpoints.items() if "config" in rules.text.sources[name].use and c.config is not None]
+
+
+def derive(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], configs: Sequence[Mapping[str, Any]], routes: Routes
+) -> Derived:
+    """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change."""
+    folders = {
+        kind: [c.folder for name, c in checkpoints.items() if kind in rules.text.sources[name].use and c.folder is not None]
+        for kind in ("tokenizer", "processor")
+    }
+    produced = routes.produced
+    rows = embedding_rows(produced)
+    vocabulary = next((v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None)
+    tokens = place_tokens(rules.text.tokens, vocabulary, rows)
+    config = derive_config(rules, configs, produced, tokens)
+    target = wanted_parameters(str(rules.target.class_), config.config)
+    needed = max((token.id + 1 for token in tokens), default=0)
+    tensors = {name: (t.dtype, t.shape) for name, t in produced.items() if name in target.shapes and name not in target.tied}
+    changes: list[PostLoadChange] = []
+    notes = [*config.notes]
+    for post_load in rules.text.post_load:
+        effect = load_post_load_rule(post_load.use, post_load.with_).plan(Before(tensors, needed))
+        for change in effect.changes:
+            if any(change.target == other.change.target for other in changes):
+                raise refuse(
+                    "LR212",
+                    f"two rules of `post_load` change `{change.target}`; the second is `{post_load.use}`.",
+                    "Take one of them out.",
+                )
+            changes.append(PostLoadChange(post_load.use, post_load.with_, change))
+        notes += effect.notes
+    said = (text_config(configs) or {}).get("vocab_size")
+    target, config = _changed(target, config, changes)
+    problems = [*vocabulary_problems(vocabulary, tokens, said, rows, target.shapes.get(EMBEDDING, (0,))[0])]
+    images = find_image_processor(folders["processor"])
+    problems += image_processor_problems(images, config.tower)
+    if vocabulary is None and rules.text.processor is not None:
+        notes.append(
+            Problem(
+                "LR408",
+                "no source has a tokenizer, so the folder will have none, and no processor; the ids of new tokens are "
+                "those behind the last row of embed_tokens.",
+                "To have them: --source language_model=DIR with the tokenizer's files.",
+            )
+        )
+    return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
+
+
+def _changed(target: Target, config: TargetConfig, changes: Sequence[PostLoadChange]) -> tuple[Target, TargetConfig]:
+    """Target and config as they are after the post-load rules."""
+    shapes = dict(target.shapes)
+    for post_load in changes:
+        if shapes.get(post_load.change.target) == post_load.change.shape_before:
+            shapes[post_load.change.target] = post_load.change.shape_after
+    for name, other in target.tied.items():
+        shapes[name] = shapes[other]
+    if EMBEDDING in shapes:
+        config = config.with_vocab_size(shapes[EMBEDDING][0])
+    return replace(target, shapes=shapes), config

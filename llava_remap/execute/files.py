@@ -1,0 +1,82 @@
+"""Files that are whole or not there: written under another name, flushed to disk, renamed. A folder filled or left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+from llava_remap.errors import RemapError, refuse
+
+
+@contextlib.contextmanager
+def fresh_folder(folder: Path) -> Iterator[list[Path]]:
+    """Fill an empty folder, made with its parents where it isn't there. Gives the list for `whole_file` to enter files into.
+
+    Whatever fails or interrupts: the files in the list and the folders that were made go again.
+
+    Raises:
+        RemapError: LR508 where the folder can't be made or a file in it can't be written, LR502 for a full disk.
+    """
+    made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield written
+    except BaseException as error:
+        for path in (*written, *made):
+            with contextlib.suppress(OSError):  # what is told is why it failed
+                path.unlink() if path in written else path.rmdir()
+        if isinstance(error, OSError):
+            raise _write_error(error, folder) from error
+        raise
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, written: list[Path]) -> Iterator[FileIO]:
+    """A file opened as `*.partial`, without a buffer; flushed to disk, renamed and entered into `written` at the end.
+
+    If anything fails, it is removed.
+
+    Raises:
+        RemapError: as `fresh_folder`.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("xb", buffering=0) as file:
+            yield file
+            os.fsync(file.fileno())
+        partial.replace(path)
+        written.append(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _write_error(error, path) from error
+        raise
+
+
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write the whole of `data`; a file without a buffer may take only a part of it at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_error(error: OSError, path: Path) -> RemapError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return refuse("LR502", f"the disk filled up while {path} was written.", "Free some, or give another --output.")
+    return refuse("LR508", f"{error.filename or path}: {error.strerror or error}.", "Give another --output.")
