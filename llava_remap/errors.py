@@ -87,6 +87,7 @@ CODES: dict[str, Code] = {
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS),
     "LR604": Code("number of image tokens", Exit.PROBLEMS),
+    "LR605": Code("the processor doesn't work", Exit.PROBLEMS),
 }
 
 

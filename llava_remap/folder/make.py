@@ -43,7 +43,7 @@ def make_folder(parts: Parts, scratch: Path) -> None:
     """Write config, generation config and, where there is a tokenizer, tokenizer, processor and chat template into `scratch`.
 
     Raises:
-        RemapError: LR113 for files of a source that can't be opened, LR403 for a token id, LR601 if the result doesn't open.
+        RemapError: LR113 for files of a source that can't be opened, LR403 for a token id, LR604 or LR605 for the processor.
     """
     config = parts.target.config
     write_json(scratch / "config.json", config)

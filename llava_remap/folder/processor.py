@@ -90,7 +90,7 @@ def check_processor(output: Path, processor_class: str, image: PlacedToken | Non
     """Open what was written as a user would, and take one picture and one sentence through it.
 
     Raises:
-        RemapError: LR601 where it doesn't open as the class wanted, or fails; LR604 for another number of image tokens.
+        RemapError: LR605 where it doesn't open as the class wanted, or fails; LR604 for another number of image tokens.
     """
     from PIL import Image
     from transformers import AutoProcessor
@@ -106,7 +106,7 @@ def check_processor(output: Path, processor_class: str, image: PlacedToken | Non
         ids = processor(images=Image.new("RGB", (64, 48)), text=prompt, return_tensors="pt")["input_ids"][0].tolist()
     except Exception as error:  # whatever the processor's code raises
         raise refuse(
-            "LR601",
+            "LR605",
             f"the {processor_class} that was made doesn't work: {_one_line(error)}.",
             "See `processor` of the rule file and the source's preprocessor_config.json and tokenizer files.",
         ) from error

@@ -125,7 +125,9 @@ def vocabulary_problems(
                 "If the weights are right, set vocab_size in the source's config.json to the rows.",
             )
         ]
-    if vocabulary is not None and vocabulary.size > rows:
+    ours = {token.text for token in tokens}
+    words = [word for word, i in vocabulary.ids.items() if i >= rows and word not in ours] if vocabulary is not None else []
+    if vocabulary is not None and words:
         return [
             Problem(
                 "LR402",

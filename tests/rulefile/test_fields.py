@@ -40,7 +40,9 @@ MISTAKES = {
     "a number for a text": ("schema: 1\nsummary: 5\n", "2:10", "`summary` has to be text (quote it"),
     "a version that is a float": ("schema: 1\nversion: 1.0\n", "2:10", "`version` has to be text (quote it"),
     "a version of two numbers": ("schema: 1\nversion: '1.0'\n", "2:10", "`version` has to be of another form: "),
-    "a text for a boolean": ("schema: 1\nsources: {model: {optional: maybe}}\n", "2:29", "`sources.model.optional` has to be true or false."),
+    "a text for a boolean": (
+        "schema: 1\nsources: {model: {optional: maybe}}\n", "2:29",
+        "`sources.model.optional` has to be true or false."),
     "a boolean for a text": ("schema: 1\nname: true\n", "2:7", "`name` has to be text"),
     "an id with capitals": (RULE + "id: Head, from: a, to: b}]\n", "2:14", "`names.0.id` has to be of another form: "),
     "an empty reason": (RULE + "id: a, from: a, drop: ''}]\n", "2:32", "`names.0.drop`: "),
