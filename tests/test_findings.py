@@ -207,8 +207,9 @@ def test_a_config_with_nan(run: Run, changed: Changed) -> None:
     ("file", "text"),
     [
         ("tokenizer_config.json", '{"added_tokens_decoder": null}'), ("tokenizer_config.json", '{"added_tokens_decoder": "x"}'),
-        ("tokenizer_config.json", "[]"), ("special_tokens_map.json", '{"pad_token": {"x": 1}}'), ("added_tokens.json", '{"x": "y"}'),
-        ("tokenizer.json", '{"model": null}'), ("tokenizer.json", '{"model": {"vocab": 3}}'), ("tokenizer.model", "no model"),
+        ("tokenizer_config.json", "[]"), ("special_tokens_map.json", '{"pad_token": {"x": 1}}'),
+        ("added_tokens.json", '{"x": "y"}'), ("tokenizer.json", '{"model": null}'),
+        ("tokenizer.json", '{"model": {"vocab": 3}}'), ("tokenizer.model", "no model"),
         ("generation_config.json", "[]"), ("generation_config.json", "no JSON"), ("generation_config.json", "[" * 100000),
     ],
 )  # fmt: skip
@@ -357,7 +358,8 @@ ENDING = """
 import os, signal, sys
 import llava_remap.apply as job
 job.strict_load = lambda *arguments: os.kill(os.getpid(), signal.{signal}) or signal.pause()
-sys.argv = ["llava-remap", "apply", "llava-v1.5", "--source", {source!r}, "--source", "vision_tower=" + {tower!r}, "--output", "nest/a/b"]
+sources = ["--source", {source!r}, "--source", "vision_tower=" + {tower!r}]
+sys.argv = ["llava-remap", "apply", "llava-v1.5", *sources, "--output", "nest/a/b"]
 from llava_remap.cli import main
 main()
 """

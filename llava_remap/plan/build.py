@@ -80,6 +80,7 @@ def build_plan(
         found_problems += _dtype_problems(mapped)
         found_problems += _drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
+    all_notes = (*notes, *_sharing_notes(written, single, tied), *_beside_notes(rules, routes))
     return Plan(
         rules_name=rules.name,
         rules_version=rules.text.version or "",
@@ -98,7 +99,7 @@ def build_plan(
         post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
         value_checks=tuple(_value_checks(mapped, single, tied, post_load, routes)),
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
-        notes=(*notes, *_sharing_notes(written, single, tied), *_beside_notes(rules, routes)),
+        notes=tuple(sorted(all_notes, key=lambda note: note.code)),
         shards=_shards(written, single),
         nbytes_read=sum(single[m.target].tensor.nbytes for m in written),
         nbytes_write=sum(m.nbytes for m in written),
