@@ -75,7 +75,11 @@ def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | Non
     _ = file.target
     program = compile_rules(file)
     paths = _source_paths(file, sources)
-    checkpoints = {name: open_checkpoint(paths[name]) for name in file.text.sources if name in paths}
+    checkpoints = {
+        name: _open(paths[name], "tensors" in source.use, first=name == file.first_source)
+        for name, source in file.text.sources.items()
+        if name in paths
+    }
     folder = Path(output) if output is not None else Path(checkpoints[file.first_source].path.resolve().name + "-hf")
     routes = route(file, program, checkpoints)
     configs = source_configs(file, checkpoints)
@@ -190,6 +194,16 @@ def _source_paths(rules: RuleFile, given: Sequence[str]) -> dict[str, Path]:
             f"Download it ({default}) and give its folder: --source DIR." if default else "Give it: --source DIR.",
         )
     return paths
+
+
+def _open(path: Path, weights: bool, *, first: bool) -> Checkpoint:
+    """Open a source; a further one may be a folder with a config alone, for a part that the first source has already."""
+    try:
+        return open_checkpoint(path, weights=weights)
+    except RemapError as error:
+        if first or error.problems[0].code != "LR100" or not (path / "config.json").is_file():
+            raise
+        return open_checkpoint(path, weights=False)
 
 
 def _manifest_problems(checkpoints: Mapping[str, Checkpoint], dry_run: bool) -> list[Problem]:

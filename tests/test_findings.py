@@ -106,6 +106,44 @@ def test_the_stock_tower_of_another_size_is_told(run: Run) -> None:
     assert any(note["code"] == "LR309" and OPENAI_336 in note["message"] for note in ran.json["notes"])
 
 
+def test_a_config_alone_will_do_for_a_tower_that_is_there(run: Run, tmp_path: Path) -> None:
+    """A folder with the tower's config and no weights; but not where its weights are wanted."""
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    shutil.copy(CLIP / "config.json", tower / "config.json")
+    assert apply_v15(run, TINY / "llava-v1.5" / "full_state_dict", tower).code == 0
+    shutil.rmtree("out")
+    ran = apply_v15(run, RELEASED / "bin", tower)
+    assert ran.code == 1
+    assert "no source holds any tensor of it" in ran.out
+
+
+def test_a_tokenizer_alone_will_do_for_a_language_model(changed: Changed, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    source = changed()
+    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        (source / name).rename(text / name)
+    apply("llava-v1.5", [str(source), f"vision_tower={CLIP}", f"language_model={text}"], tmp_path / "out")
+    assert AutoProcessor.from_pretrained(tmp_path / "out").tokenizer.convert_tokens_to_ids("<image>") == 320
+
+
+def test_config_and_tokenizer_of_a_bare_state_dict(tmp_path: Path) -> None:
+    """`model_state_dict.bin` with nothing beside it; the language model's own folder says the rest."""
+    bare, text = tmp_path / "bare", tmp_path / "text"
+    bare.mkdir()
+    text.mkdir()
+    shutil.copy(TINY / "llava-v1.5" / "full_state_dict" / "model_state_dict.bin", bare)
+    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(RELEASED / "bin" / name, text / name)
+    config = {n: v for n, v in json.loads((RELEASED / "bin" / "config.json").read_text()).items() if "mm_" not in n}
+    (text / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+    apply("llava-v1.5", [str(bare), f"vision_tower={CLIP}", f"language_model={text}"], tmp_path / "out")
+    made = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (made["vision_feature_layer"], made["vision_feature_select_strategy"]) == (-2, "default")
+    assert AutoProcessor.from_pretrained(tmp_path / "out").tokenizer.convert_tokens_to_ids("<image>") == 320
+
+
 # --- families
 
 

@@ -19,6 +19,8 @@ from llava_remap.errors import refuse
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".index.json"
+#: `Checkpoint.form` of a folder that is taken for its config and tokenizer alone.
+NO_WEIGHTS = "config and tokenizer alone"
 #: The forms of a whole checkpoint with a name of their own, the preferred one first.
 _KNOWN = (
     "model.safetensors.index.json",
@@ -47,17 +49,22 @@ class _Form:
     sharded: str | None = None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, weights: bool = True) -> Checkpoint:
     """The checkpoint at `path`, read from headers alone: a folder, one file of weights, an index or a manifest.
 
     Where a folder holds several forms, the first of these is read and the rest are named in `passed_over`: the index of
     safetensors shards, `model.safetensors`, the index of torch shards, `pytorch_model.bin`, `model_state_dict.bin`, a set of
     shards without one of these indexes, a single weight file of any other name.
 
+    Args:
+        weights: whether its tensors are wanted; if not, a folder is taken for its config and tokenizer and needs no weights.
+
     Raises:
         RemapError: LR100 to LR103, LR105 to LR108, LR113.
     """
     try:
+        if not weights and path.is_dir():
+            return Checkpoint(path, NO_WEIGHTS, {}, _config(path), path)
         return _open(path)
     except OSError as error:
         code = "LR100" if isinstance(error, (PermissionError, FileNotFoundError)) else "LR102"
@@ -163,17 +170,19 @@ def _checkpoint(path: Path, folder: Path, form: _Form, forms: Set[str] = frozens
     read = form.read()
     catalog = {tensor.name: tensor for file in read.values() for tensor in file.tensors}
     _refuse_unless_sound(form.file, catalog, folder)
-    config: dict[str, Any] | None = None
-    if (folder / "config.json").is_file():
-        config = read_object(folder / "config.json", "LR113", "Download or copy it again.", unique=False)
-
     kind = " and ".join(sorted({file.kind for file in read.values()}))
     which = f", {len(read)} {form.sharded}" if form.sharded else f" ({form.file.name})"
     inside = sorted({" / ".join(file.inside) for file in read.values() if file.inside})
     label = kind + which + (f", inside {several(inside)}" if inside else "")
     passed_over = [*sorted(forms - {form.file.name} - {file.name for file in read})]
     passed_over += [key for file in read.values() for key in file.passed_over]
-    return Checkpoint(path, label, catalog, config, folder, tuple(passed_over), _aliases(catalog.values()))
+    return Checkpoint(path, label, catalog, _config(folder), folder, tuple(passed_over), _aliases(catalog.values()))
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    if not (folder / "config.json").is_file():
+        return None
+    return read_object(folder / "config.json", "LR113", "Download or copy it again.", unique=False)
 
 
 def _aliases(tensors: Iterable[Tensor]) -> tuple[tuple[str, ...], ...]:

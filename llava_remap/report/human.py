@@ -100,7 +100,8 @@ def _sources(console: Console, plan: Plan) -> None:
     for name, source in plan.sources.items():
         taken = f"{source.taken} of {source.tensors}" if source.taken != source.tensors else str(source.tensors)
         _line(console, Text.assemble("  ", (name.ljust(width), "bold"), f"  {_shown(Path(source.location))}"))
-        _line(console, f"  {' ' * width}  {source.form}; {taken} tensors taken; {size(source.nbytes)}")
+        tensors = f"; {taken} tensors taken; {size(source.nbytes)}" if source.tensors else ""
+        _line(console, f"  {' ' * width}  {source.form}{tensors}")
         if source.passed_over:
             _line(console, f"  {' ' * width}  not read: {', '.join(source.passed_over)}")
 

@@ -80,7 +80,7 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     patch = tower.get("embeddings.patch_embedding.weight")
     positions = tower.get("embeddings.position_embedding.weight")
     if not tower:
-        raise refuse("LR302", "the vision tower: the checkpoint holds none, and none was given.", _GIVE)
+        raise refuse("LR302", "the vision tower: no source holds any tensor of it.", _GIVE)
     first_mlp = next((t for name, t in tower.items() if name.endswith(".mlp.fc1.weight")), None)
     if patch is None or len(patch.shape) != 4 or positions is None or len(positions.shape) != 2 or first_mlp is None:
         raise refuse(

@@ -30,7 +30,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # it is run as a file
 
 from tests.bench.measure import CommandError, Usage, machine, run
-from tests.bench.synthetic import FORMS, MANIFEST, shapes_for, total_nbytes
+from tests.bench.synthetic import FORMS, MANIFEST, TOWER_CONFIG, shapes_for, total_nbytes
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "safetensors", "llava-remap")
@@ -88,10 +88,11 @@ def measure_form(remap: str, scratch: Path, nbytes: int, form: str, rounds: int)
     _say(f"{form}: making the checkpoint")
     # In a process of its own: memory that this one ever had would count as its children's (see measure.py).
     run([sys.executable, str(HERE / "synthetic.py"), str(source), str(nbytes), form])
+    tower = ("--source", f"vision_tower={source / TOWER_CONFIG}")
     ways = (
         Way(COPY, ("cp", "-r", str(source), str(output))),
         Way(f"{COPY}, then sync", ("sh", "-c", 'cp -r "$0" "$1" && sync "$1"/*', str(source), str(output))),
-        Way(APPLY, (remap, "apply", "llava-v1.5", "--source", str(source), "--output", str(output))),
+        Way(APPLY, (remap, "apply", "llava-v1.5", "--source", str(source), *tower, "--output", str(output))),
         Way(CLASSIC, (sys.executable, str(HERE / "classic.py"), str(source), str(output))),
     )
     results: dict[str, list[Usage]] = {way.name: [] for way in ways}

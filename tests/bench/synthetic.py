@@ -26,6 +26,10 @@ FORMS = ("bin", "safetensors")
 #: What the trainer's config.json says beside what the manifest holds.
 _CONFIG = {"model_type": "llava", "hidden_act": "silu", "rope_scaling": None, "torch_dtype": "float16", "use_cache": True,
            "initializer_range": 0.02, "transformers_version": "4.31.0"}  # fmt: skip
+#: Subfolder with the tower's own config: one with fewer layers than the stock tower is nobody's preset.
+TOWER_CONFIG = "tower"
+_TOWER = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+          "image_size": 336, "patch_size": 14}  # fmt: skip
 _TEXT_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _TOWER_LAYER = re.compile(r"model\.vision_tower\..*\.layers\.(\d+)\.")
 #: LLaVA-1.5 takes the features of the last layer but one, so a tower has at least two.
@@ -61,7 +65,7 @@ def total_nbytes(shapes: Shapes) -> int:
 
 
 def make_checkpoint(folder: Path, nbytes: int, form: str) -> None:
-    """Write a checkpoint of about `nbytes` into a new folder: weights in shards of 5 GB, their index, config.json.
+    """Write a checkpoint of about `nbytes` into a new folder: weights in shards of 5 GB, their index, config.json, the tower's.
 
     Every tensor has a storage of its own. All of one dtype start with the same random values; the rows of embed_tokens are
     distinct, so that their covariance is positive definite and the classic way can be run.
@@ -74,6 +78,10 @@ def make_checkpoint(folder: Path, nbytes: int, form: str) -> None:
     layers = 1 + max(_layer(_TEXT_LAYER, name) for name in shapes)
     config = {**_CONFIG, **_manifest()["config"], "num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / TOWER_CONFIG).mkdir()
+    towers = 1 + max(_layer(_TOWER_LAYER, name) for name in shapes)
+    tower = {**_TOWER, "num_hidden_layers": towers}
+    (folder / TOWER_CONFIG / "config.json").write_text(json.dumps(tower) + "\n", encoding="utf-8")
     values = _values(shapes)
     shards = _split(shapes)
     stem, suffix = ("pytorch_model", "bin") if form == "bin" else ("model", "safetensors")
