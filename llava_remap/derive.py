@@ -61,21 +61,19 @@ def derive(
     vocabulary = next((v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None)
     tokens = place_tokens(rules.text.tokens, vocabulary, rows)
     config = derive_config(rules, configs, produced, tokens)
-    target = wanted_parameters(str(rules.target.class_), config.config)
+    with rules.placed("target", "class"):
+        target = wanted_parameters(str(rules.target.class_), config.config)
     needed = max((token.id + 1 for token in tokens), default=0)
     tensors = {name: (t.dtype, t.shape) for name, t in produced.items() if name in target.shapes and name not in target.tied}
     changes: list[PostLoadChange] = []
     notes = [*config.notes]
-    for post_load in rules.text.post_load:
-        effect = load_post_load_rule(post_load.use, post_load.with_).plan(Before(tensors, needed))
-        for change in effect.changes:
-            if any(change.target == other.change.target for other in changes):
-                raise refuse(
-                    "LR212",
-                    f"two rules of `post_load` change `{change.target}`; the second is `{post_load.use}`.",
-                    "Take one of them out.",
-                )
-            changes.append(PostLoadChange(post_load.use, post_load.with_, change))
+    for number, post_load in enumerate(rules.text.post_load):
+        with rules.placed("post_load", number):
+            effect = load_post_load_rule(post_load.use, post_load.with_).plan(Before(tensors, needed))
+            new = [PostLoadChange(post_load.use, post_load.with_, change) for change in effect.changes]
+            if twice := {entry.change.target for entry in changes} & {entry.change.target for entry in new}:
+                raise refuse("LR212", f"two rules of `post_load` change `{min(twice)}`.", "Take one of them out.")
+        changes += new
         notes += effect.notes
     said = (text_config(configs) or {}).get("vocab_size")
     target, config = _changed(target, config, changes)

@@ -286,7 +286,7 @@ def test_image_processors_that_do_not_work(change: dict[str, Any], code: int, ru
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [
-        ("target: {class: set_seed}", 2, "no model class `set_seed`"),
+        ("target: {class: set_seed}", 2, "mine.yaml:6:17 transformers"),
         ("target: {config: {text_config: {const: 1}}}", 2, "a value and a group of values"),
         ("target: {config: {architectures.x: {const: 1}}}", 2, "a value and a group of values"),
         ("target: {config: {vision_feature_layer: {const: 99}}}", 3, "the tower has 3 layers"),
@@ -295,8 +295,8 @@ def test_image_processors_that_do_not_work(change: dict[str, Any], code: int, ru
         ("processor: {chat_template: 'no image'}", 1, "LR605"),
         ("tokens: [{text: '<pad>', role: pad}]", 2, "`tokens` has none with this role"),
         ("tokens: [{text: '<a>', role: image}, {text: '<b>', role: image}]", 2, "two of `tokens` have one role"),
-        ("post_load: [{use: expand_embeddings}, {use: expand_embeddings, with: {seed: 3}}]", 2, "two rules of `post_load`"),
-        ("post_load: [{use: expand_embedings}]", 2, "LR212"),
+        ("post_load: [{use: expand_embeddings}, {use: expand_embeddings, with: {seed: 3}}]", 2, "mine.yaml:6:39 two rules of"),
+        ("post_load: [{use: expand_embedings}]", 2, "mine.yaml:6:13 `post_load` uses `expand_embedings`"),
         ("post_load: []", 1, "LR402"),
     ],
 )  # fmt: skip

@@ -87,6 +87,7 @@ def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
     Raises:
         RemapError: LR212 for a name that isn't installed or options that don't fit.
     """
+    import difflib
     from importlib.metadata import entry_points
 
     from pydantic import ValidationError
@@ -95,10 +96,11 @@ def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
 
     installed = {entry.name: entry for entry in entry_points(group="llava_remap.post_load")}
     if use not in installed:
+        near = difflib.get_close_matches(use, installed, 1)
         raise refuse(
             "LR212",
             f"`post_load` uses `{use}`; installed: {', '.join(sorted(installed)) or 'none'}.",
-            "Install the package that has it.",
+            f"Did you mean `{near[0]}`?" if near else "Install the package that has it.",
         )
     try:
         rule: PostLoadRule = installed[use].load()(**options)

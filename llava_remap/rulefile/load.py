@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.errors import Exit, Problem, RemapError, refuse
 from llava_remap.rulefile.schema import ORIGINS, SCHEMA_VERSIONS, RuleText, Target
 from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 
@@ -38,12 +39,14 @@ class RuleFile:
         text: its fields.
         sha256: digest of the bytes of the file and of all files it extends, in the order of merging.
         marks: place of each rule, by `prepare/ID` or `names/ID`.
+        tree: the merged file with the place of everything in it.
     """
 
     path: Path
     text: RuleText
     sha256: str
     marks: dict[str, Mark]
+    tree: Node = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -63,6 +66,16 @@ class RuleFile:
                 "Give a rule file that extends it.",
             )
         return self.text.target
+
+    @contextlib.contextmanager
+    def placed(self, *path: str | int) -> Iterator[None]:
+        """Mistakes of the rule file that are found inside, in rooms that know no files, get the place of the field at `path`."""
+        try:
+            yield
+        except RemapError as error:
+            mark = self.tree.locate(path).mark
+            problems = [replace(p, cause=f"{mark} {p.cause}") if p.exit is Exit.USAGE else p for p in error.problems]
+            raise RemapError(problems) from error
 
     @property
     def first_source(self) -> str:
@@ -100,7 +113,7 @@ def load_rule_file(rules: str | Path) -> RuleFile:
         for node in _items(merged, kind)
         if isinstance(node.value, dict)
     }
-    return RuleFile(path, text, digest.hexdigest(), marks)
+    return RuleFile(path, text, digest.hexdigest(), marks, merged)
 
 
 def _find(rules: str) -> Path:
@@ -295,7 +308,7 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
     for detail in error.errors():
         path = tuple(detail["loc"])
         node = merged.locate(path)
-        field = path[-1] if path else ""
+        name = path[-1] if path else ""
         if (kind := detail["type"]) not in ("extra_forbidden", "missing"):
             if node.mark in told:
                 continue
@@ -305,11 +318,11 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                 here = (node.key_mark or node.mark).file
                 beside = {k for k, n in _entries(merged.locate(path[:-1])).items() if n.key_mark and n.key_mark.file == here}
                 free = [known for known in _fields_at(path[:-1]) if known not in beside]
-                near = difflib.get_close_matches(str(field), free, 1)
+                near = difflib.get_close_matches(str(name), free, 1)
                 fix = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(_fields_at(path[:-1]))}."
-                yield Problem("LR201", f"{node.key_mark or node.mark} unknown field `{field}`.", fix)
+                yield Problem("LR201", f"{node.key_mark or node.mark} unknown field `{name}`.", fix)
             case "missing":
-                yield Problem("LR201", f"{node.mark} the field `{field}` is missing.")
+                yield Problem("LR201", f"{node.mark} the field `{name}` is missing.")
             case "pattern":
                 yield Problem("LR202", f"{node.mark} {detail['msg']}.")
             case "form" | "origin" | "outcome":
@@ -331,8 +344,8 @@ def _fields_at(path: tuple[str | int, ...]) -> list[str]:
     model: Any = RuleText
     for step in path:
         if isinstance(model, type) and issubclass(model, BaseModel):
-            field = next((f for name, f in model.model_fields.items() if step in (name, f.alias)), None)
-            annotation: Any = field.annotation if field else None
+            found = next((f for name, f in model.model_fields.items() if step in (name, f.alias)), None)
+            annotation: Any = found.annotation if found else None
         else:
             annotation = model
         model = _model_in(annotation) or model

@@ -91,15 +91,8 @@ def derive_config(
     }
     values = _Values(text_source, tower, tokens, config)
     for key, value in rules.target.config.items():
-        found = values.of(f"target.config.{key}", value)
-        place: Any = config
-        *parents, last = key.split(".")
-        for parent in parents:
-            place = place.setdefault(parent, {}) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or isinstance(place.get(last), dict):
-            raise refuse("LR201", f"`target.config.{key}`: a value and a group of values can't have one name.")
-        if found is not None:
-            place[last] = found
+        with rules.placed("target", "config", key):
+            _put(config, key, values.of(f"target.config.{key}", value))
     _check_feature_layer(config.get("vision_feature_layer"), tower)
     if "pad_token_id" in config:
         config["text_config"]["pad_token_id"] = config["pad_token_id"]
@@ -164,6 +157,18 @@ class _Values:
         if fact not in self.tower.facts:
             raise refuse("LR201", f"`{where}` asks for `{fact}` of the tower; known: {', '.join(self.tower.facts)}.")
         return self.tower.facts[fact]
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value, unless it is None, under a key with dots for nested ones."""
+    place: Any = config
+    *parents, last = key.split(".")
+    for parent in parents:
+        place = place.setdefault(parent, {}) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or isinstance(place.get(last), dict):
+        raise refuse("LR201", f"`target.config.{key}`: a value and a group of values can't have one name.")
+    if value is not None:
+        place[last] = value
 
 
 def _check_feature_layer(layers: Any, tower: Tower) -> None:
