@@ -30,13 +30,19 @@ _SMALL_FILES_NBYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job that was planned: the plan, and what is needed to carry it out. `derived` is None where a problem prevented it."""
+    """A job that was planned: the plan, and what is needed to carry it out.
+
+    Attributes:
+        derived: None where a problem prevented it.
+        small_files: everything in the output folder beside the weights, by name; empty where a problem prevented it.
+    """
 
     rules: RuleFile
     checkpoints: Mapping[str, Checkpoint]
     output: Path
     plan: Plan
     derived: Derived | None
+    small_files: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ class Result:
 
 
 def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | None = None, *, dry_run: bool = False) -> Job:
-    """Plan a job from headers alone; nothing is written.
+    """Plan a job from headers alone; nothing is written but to a scratch folder, which goes again.
 
     Args:
         rules: path of a rule file, or the name of a shipped one.
@@ -96,6 +102,12 @@ def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | Non
             # Configs are other people's JSON: what isn't of the kind that it has to be shows when it is used.
             cause = f"a value in the sources' config.json is of a kind that can't be: {type(error).__name__}: {error}."
             problems.append(Problem("LR112", cause, "Hold the config.json against the original one."))
+    small_files: Mapping[str, bytes] = {}
+    if derived is not None and not derived.problems:
+        try:
+            small_files = _small_files(file, checkpoints, derived)
+        except RemapError as error:
+            problems += error.problems
     plan = build_plan(
         file,
         program,
@@ -109,7 +121,7 @@ def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | Non
     )
     if room := _output_problems(folder, plan, checkpoints):
         plan = replace(plan, problems=(*plan.problems, *room))
-    return Job(file, checkpoints, folder, plan, derived)
+    return Job(file, checkpoints, folder, plan, derived, small_files)
 
 
 def check_values(job: Job) -> Job:
@@ -125,8 +137,8 @@ def check_values(job: Job) -> Job:
 def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None) -> Result:
     """Carry a planned job out, or leave no trace.
 
-    Value checks come first, then the small files in a scratch folder, the weights, a strict load by the installed
-    transformers, and last the index. Whatever fails or interrupts, everything that this call wrote is removed.
+    Value checks come first, then the weights, a strict load by the installed transformers, the small files, and last the index.
+    Whatever fails or interrupts, everything that this call wrote is removed.
 
     Raises:
         RemapError: with the plan's problems, or what was found since.
@@ -135,27 +147,15 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
     job = check_values(job)
     if job.derived is None or not job.plan.complete:
         raise RemapError(job.plan.problems)
-    derived, output = job.derived, job.output
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        folders = [c.folder for c in job.checkpoints.values() if c.folder is not None]
-        parts = Parts(
-            job.rules,
-            derived.config,
-            derived.tokens,
-            derived.vocabulary,
-            derived.image_processor,
-            read_generation_config(folders),
-        )
-        make_folder(parts, scratch)
-        with fresh_folder(output) as written:
-            write_shards(job.plan, job.checkpoints, output, written, on_progress)
-            if found := strict_load(written, job.plan.target_class, derived.config.config):
-                raise RemapError(found)
-            for file in sorted(scratch.iterdir()):
-                with whole_file(output / file.name, written) as copy:
-                    write_all(copy, file.read_bytes())
-            write_index(job.plan, output, written)
+    output, config = job.output, job.derived.config.config
+    with fresh_folder(output) as written:
+        write_shards(job.plan, job.checkpoints, output, written, on_progress)
+        if found := strict_load(written, job.plan.target_class, config):
+            raise RemapError(found)
+        for name, content in sorted(job.small_files.items()):
+            with whole_file(output / name, written) as file:
+                write_all(file, content)
+        write_index(job.plan, output, written)
     files = tuple(sorted(path.name for path in written))
     return Result(output, files, job.plan.nbytes_write, time.monotonic() - started, job.plan.notes)
 
@@ -217,6 +217,16 @@ def _manifest_problems(checkpoints: Mapping[str, Checkpoint], dry_run: bool) -> 
             "Give the checkpoint itself, or add --dry-run to plan from the manifest.",
         )
     ]
+
+
+def _small_files(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived: Derived) -> dict[str, bytes]:
+    """Config, tokenizer, processor and chat template, made and tried in a scratch folder before a byte of weights moves."""
+    folders = [checkpoint.folder for checkpoint in checkpoints.values() if checkpoint.folder is not None]
+    generation = read_generation_config(folders)
+    parts = Parts(rules, derived.config, derived.tokens, derived.vocabulary, derived.image_processor, generation)
+    with tempfile.TemporaryDirectory() as name:
+        make_folder(parts, Path(name))
+        return {path.name: path.read_bytes() for path in Path(name).iterdir()}
 
 
 def _not_given(rules: RuleFile, routes: Routes) -> list[Problem]:

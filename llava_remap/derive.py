@@ -15,6 +15,7 @@ from llava_remap.post_load import Before, load_post_load_rule
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import (
     EMBEDDING,
+    TOWER,
     PlacedToken,
     Target,
     TargetConfig,
@@ -60,7 +61,8 @@ def derive(
     rows = embedding_rows(produced)
     vocabulary = next((v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None)
     tokens = place_tokens(rules.text.tokens, vocabulary, rows)
-    config = derive_config(rules, configs, produced, tokens)
+    apart = any((r.rewrite.target or "").startswith(TOWER) for r in routes.taken if r.source != rules.first_source)
+    config = derive_config(rules, configs, produced, tokens, tower_apart=apart)
     with rules.placed("target", "class"):
         target = wanted_parameters(str(rules.target.class_), config.config)
     needed = max((token.id + 1 for token in tokens), default=0)

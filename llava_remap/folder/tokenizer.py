@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava_remap.checkpoint import read_object
 from llava_remap.errors import refuse
 from llava_remap.folder.json_file import write_json
-from llava_remap.target import PlacedToken, Vocabulary
+from llava_remap.target import TOKENIZER_CLASSES, PlacedToken, Vocabulary
 
 _FILES = (
     "tokenizer.json",
@@ -26,6 +27,8 @@ _FILES = (
 _NEW_ONLY = ("backend", "is_local", "local_files_only", "extra_special_tokens")
 #: 5.x's name for any tokenizer; 4.x knows only the one below.
 _NEW, _ANY = "TokenizersBackend", "PreTrainedTokenizerFast"
+#: A sentence with words, numbers and marks.
+_PROBE = "What is it? A cat, 3 dogs."
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -35,23 +38,31 @@ def open_tokenizer(vocabulary: Vocabulary, text_model_type: str, tokens: Sequenc
     Raises:
         RemapError: LR113 where transformers can't open it, LR403 where a token gets another id than planned.
     """
+    import transformers
     from tokenizers import AddedToken
-    from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)  # only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer
         for file in _FILES:
             if (vocabulary.folder / file).is_file():
                 shutil.copyfile(vocabulary.folder / file, folder / file)
-        (folder / "config.json").write_text(json.dumps({"model_type": text_model_type}))
+        config = _own_config(vocabulary)
+        if not hasattr(transformers, str(config.get("tokenizer_class"))):
+            # Without a class, or by the model's type, AutoTokenizer may make a general one, which cuts words otherwise.
+            named = TOKENIZER_CLASSES.get(text_model_type)
+            write_json(folder / "tokenizer_config.json", {**config, "tokenizer_class": named})
+            if named is None:
+                write_json(folder / "config.json", {"model_type": text_model_type})
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # whatever the tokenizer's code raises: the files are the user's
             raise refuse(
                 "LR113",
                 f"transformers can't open the tokenizer in {vocabulary.folder}: {' '.join(str(error).split())}.",
                 "Replace its files by the original ones, or give --source language_model=DIR.",
             ) from error
+        if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+            _compare_with_sentencepiece(tokenizer, folder / "tokenizer.model", vocabulary.folder)
     for token in sorted(tokens, key=lambda token: token.id):
         if token.added:
             tokenizer.add_tokens(AddedToken(token.text, special=True, normalized=False), special_tokens=True)
@@ -73,12 +84,11 @@ def write_tokenizer(tokenizer: Any, vocabulary: Vocabulary, folder: Path, proces
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    source = vocabulary.folder / "tokenizer_config.json"
-    original = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
+    original = _own_config(vocabulary)
     for key in _NEW_ONLY:
         config.pop(key, None)
     config["tokenizer_class"] = next(
-        name for name in (original.get("tokenizer_class"), config.get("tokenizer_class"), _ANY) if name not in (None, _NEW)
+        name for name in (original.get("tokenizer_class"), type(tokenizer).__name__, _ANY) if name not in (None, _NEW)
     )
     config["processor_class"] = processor_class
     for key in ("add_bos_token", "add_eos_token", "legacy", "add_prefix_space"):
@@ -101,3 +111,23 @@ def write_tokenizer(tokenizer: Any, vocabulary: Vocabulary, folder: Path, proces
     )
     if (vocabulary.folder / "tokenizer.model").is_file():  # llama.cpp reads it
         shutil.copyfile(vocabulary.folder / "tokenizer.model", folder / "tokenizer.model")
+
+
+def _own_config(vocabulary: Vocabulary) -> dict[str, Any]:
+    path = vocabulary.folder / "tokenizer_config.json"
+    return read_object(path, "LR113", "Replace it by the original one.", unique=False) if path.is_file() else {}
+
+
+def _compare_with_sentencepiece(tokenizer: Any, model: Path, folder: Path) -> None:
+    """LR113 where what transformers made of a SentencePiece model cuts a sentence otherwise than SentencePiece does."""
+    import sentencepiece
+
+    wanted = sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(_PROBE)
+    got = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    if got != wanted:
+        raise refuse(
+            "LR113",
+            f"transformers opens the tokenizer in {folder} as a {type(tokenizer).__name__}, which cuts {_PROBE!r} otherwise than "
+            "its tokenizer.model does.",
+            "Put the tokenizer_config.json there that belongs to it, with its `tokenizer_class`.",
+        )

@@ -61,6 +61,8 @@ def derive_config(
     configs: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, Tensor],
     tokens: Sequence[PlacedToken],
+    *,
+    tower_apart: bool = False,
 ) -> TargetConfig:
     """Work out the config of the target.
 
@@ -69,6 +71,7 @@ def derive_config(
         configs: the sources' own configs, in the order of the rule file's sources.
         tensors: what the sources hold for the target, by classic name.
         tokens: the rule file's tokens with their ids.
+        tower_apart: whether the tower comes from another source than the language model.
 
     Raises:
         RemapError: LR112 where neither configs nor tensors say what is needed; LR302 without a tower.
@@ -78,7 +81,7 @@ def derive_config(
         raise refuse("LR112", "no source has a config.json that describes the language model.", _GIVE)
     own = next((found for config in configs if (found := _vision_config(config)) is not None), None)
     named = text_source.get("mm_vision_tower")
-    tower = read_tower(tensors, own, named if isinstance(named, str) else None)
+    tower = read_tower(tensors, own, named if isinstance(named, str) else None, apart=tower_apart)
     text = _language_model(text_source, tensors)
     dtype = _DTYPE_NAMES.get(tensors[EMBEDDING].dtype, "float32") if EMBEDDING in tensors else "float32"
     config: dict[str, Any] = {

@@ -36,6 +36,9 @@ TOWERS: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 
+#: Tokenizer class by the text model's type, for a tokenizer whose own config names none.
+TOKENIZER_CLASSES: Mapping[str, str] = {"llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "qwen2": "Qwen2Tokenizer"}
+
 #: Image processors of the stock towers, without sizes; used where no source has a `preprocessor_config.json`.
 IMAGE_PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "clip_vision_model": {

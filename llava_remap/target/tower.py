@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +42,14 @@ class Tower:
     notes: tuple[Problem, ...]
 
 
-def read_tower(tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, named: str | None) -> Tower:
+def read_tower(tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, named: str | None, *, apart: bool = False) -> Tower:
     """Describe the tower of a target.
 
     Args:
         tensors: the target's tensors by classic name.
         own: the tower's own vision config, where a source has one.
         named: the tower that the language model's config names (`mm_vision_tower`).
+        apart: whether the tensors come from another source than the language model's, so that they may be the wrong ones.
 
     Raises:
         RemapError: LR302 without a tower; LR309 for a config that contradicts the tensors, where nothing else is known; LR112
@@ -55,7 +57,7 @@ def read_tower(tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, nam
     """
     seen = _sizes(tensors)
     kind = seen["model_type"]
-    known, notes = _known(seen, own, named)
+    known, notes = _known(seen, own, named, apart)
     sizes = {key: seen[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "num_channels")}
     kept = {key: known[key] for key in _KEYS if known.get(key) is not None}
     image_size = known["image_size"]
@@ -109,7 +111,9 @@ def _layer(name: str) -> str:
     return name.split(".")[2] if name.startswith("encoder.layers.") else ""
 
 
-def _known(seen: Mapping[str, Any], own: Mapping[str, Any] | None, named: str | None) -> tuple[Mapping[str, Any], list[Problem]]:
+def _known(
+    seen: Mapping[str, Any], own: Mapping[str, Any] | None, named: str | None, apart: bool
+) -> tuple[Mapping[str, Any], list[Problem]]:
     """What is known of a tower beside its tensors, and where it was not believed.
 
     Its own config comes first; then the stock tower of these sizes, if the language model's config names a stock tower or none:
@@ -118,8 +122,12 @@ def _known(seen: Mapping[str, Any], own: Mapping[str, Any] | None, named: str | 
     defaults = TOWER_DEFAULTS[seen["model_type"]]
     given = {"model_type": seen["model_type"], **defaults, **own} if own is not None else None
     stock = {name.split("/")[-1]: preset for name, preset in TOWERS.items()}
-    called = named.rstrip("/").split("/")[-1] if named is not None else None
-    fitting = next((preset for preset in stock.values() if _fits(preset, seen)), None) if called in (None, *stock) else None
+    sized = next((name for name, preset in stock.items() if _fits(preset, seen)), None)
+    called = _stock_name(named, stock)
+    if apart and called in stock and sized not in (None, called):
+        cause = f"the tower given apart has the sizes of {sized}; the language model's config names {named}."
+        raise refuse("LR309", cause, "Give the tower that the checkpoint was trained with.")
+    fitting = stock[sized] if sized is not None and called in (None, *stock) else None
     known = given if given is not None and _fits(given, seen) else fitting
     if known is None and given is not None:
         cause = f"the tower's own config ({_said(given)}) isn't that of its tensors ({_said(seen)})."
@@ -138,6 +146,12 @@ def _known(seen: Mapping[str, Any], own: Mapping[str, Any] | None, named: str | 
     if called in stock and not _fits(stock[str(called)], seen):
         notes.append(Problem("LR309", f"the language model's config names {named}, a tower of other sizes.", believed))
     return {**defaults, **known}, notes
+
+
+def _stock_name(named: str | None, stock: Container[str]) -> str | None:
+    """The stock tower that a hub id or a path names, a hub's cache (`models--ORG--NAME`) included; else the path's last part."""
+    parts = [part.split("--")[-1] for part in re.split(r"[/\\]", named or "") if part]
+    return next((part for part in parts if part in stock), parts[-1] if parts else None)
 
 
 def _fits(config: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
