@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
@@ -63,7 +64,8 @@ def test_a_tower_of_another_name_has_no_preset() -> None:
     with pytest.raises(RemapError) as raised:
         read_tower(clip_tensors(), None, "laion/CLIP-ViT-L-14-336")
     assert [p.code for p in raised.value.problems] == ["LR112"]
-    for named in (OPENAI_336, "/models/clip-vit-large-patch14-336/", None):
+    cached = "/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14-336/snapshots/0123abc"
+    for named in (OPENAI_336, "/models/clip-vit-large-patch14-336/", "C:\\models\\clip-vit-large-patch14-336", cached, None):
         assert read_tower(clip_tensors(), None, named).config["hidden_act"] == "quick_gelu"
 
 
@@ -142,6 +144,26 @@ def test_config_and_tokenizer_of_a_bare_state_dict(tmp_path: Path) -> None:
     made = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (made["vision_feature_layer"], made["vision_feature_select_strategy"]) == (-2, "default")
     assert AutoProcessor.from_pretrained(tmp_path / "out").tokenizer.convert_tokens_to_ids("<image>") == 320
+
+
+def test_a_stock_tower_given_apart_has_to_be_the_one_that_is_named(run: Run, tmp_path: Path) -> None:
+    """LLaVA-1.5 was trained on 336 px; the 224-px tower has the same names, and the plan would be complete."""
+    content = json.loads((MANIFESTS / "clip-vit-large-patch14-336.json").read_text())
+    content["tensors"]["vision_model.embeddings.position_embedding.weight"]["shape"] = [257, 1024]
+    content["config"]["vision_config"]["image_size"] = 224
+    (tmp_path / "clip224.json").write_text(json.dumps(content))
+    source = ("--source", MANIFESTS / "llava-v1.5-7b.released.json")
+    ran = run("apply", "llava-v1.5", *source, "--source", "vision_tower=clip224.json", "--dry-run")
+    assert ran.code == 1
+    assert "LR309" in ran.out
+    assert "has the sizes of clip-vit-large-patch14; " in ran.out
+
+
+def test_the_dry_run_tries_the_processor_too(run: Run, tmp_path: Path) -> None:
+    rules = rule_file(tmp_path, "processor: {class: FooProcessor}")
+    ran = run("apply", rules, "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--dry-run")
+    assert ran.code == 1
+    assert "LR605" in ran.out
 
 
 # --- families
@@ -362,6 +384,27 @@ def test_cls_patch_makes_one_token_more(changed: Changed, tmp_path: Path) -> Non
     source = changed(config=lambda c: c.update({"mm_vision_select_feature": "cls_patch"}))
     apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["image_seq_length"] == 5
+
+
+SENTENCES = ("What is it?", "USER: a cat, 3 dogs\nASSISTANT: é中")
+
+
+@pytest.mark.parametrize("text", ["LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "Share4VLlamaForCausalLM"])
+@pytest.mark.parametrize("said", ["whole", "no class", "nothing"])
+def test_the_output_cuts_words_as_sentencepiece_does(text: str, said: str, changed: Changed, tmp_path: Path) -> None:
+    """Whatever class a tokenizer's config names, and whatever transformers would take for a model of this type."""
+    source = changed(config=lambda c: c.update({"architectures": [text]}))
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    if said != "whole":
+        del config["tokenizer_class"]
+        (source / "tokenizer_config.json").write_text(json.dumps(config))
+    if said == "nothing":
+        (source / "tokenizer_config.json").unlink()
+    apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], tmp_path / "out")
+    tokenizer = AutoProcessor.from_pretrained(tmp_path / "out").tokenizer
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    for sentence in SENTENCES:
+        assert tokenizer(sentence)["input_ids"] == [1, *pieces.encode(sentence)]
 
 
 # --- the output, and how a run can end

@@ -12,7 +12,7 @@ from typing import Any
 from llava_remap.checkpoint import read_object
 from llava_remap.errors import refuse
 from llava_remap.folder.json_file import write_json
-from llava_remap.target import TOKENIZER_CLASSES, PlacedToken, Vocabulary
+from llava_remap.target import TOKENIZERS, PlacedToken, Vocabulary
 
 _FILES = (
     "tokenizer.json",
@@ -47,12 +47,15 @@ def open_tokenizer(vocabulary: Vocabulary, text_model_type: str, tokens: Sequenc
             if (vocabulary.folder / file).is_file():
                 shutil.copyfile(vocabulary.folder / file, folder / file)
         config = _own_config(vocabulary)
-        if not hasattr(transformers, str(config.get("tokenizer_class"))):
+        whole = (folder / "tokenizer.json").is_file()  # it says itself how words are cut
+        if not whole and not hasattr(transformers, str(config.get("tokenizer_class"))):
             # Without a class, or by the model's type, AutoTokenizer may make a general one, which cuts words otherwise.
-            named = TOKENIZER_CLASSES.get(text_model_type)
-            write_json(folder / "tokenizer_config.json", {**config, "tokenizer_class": named})
-            if named is None:
+            preset = TOKENIZERS.get(text_model_type)
+            if preset is None:
                 write_json(folder / "config.json", {"model_type": text_model_type})
+            else:
+                merged = {**preset, **config, "tokenizer_class": preset["tokenizer_class"]}
+                write_json(folder / "tokenizer_config.json", merged)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # whatever the tokenizer's code raises: the files are the user's
@@ -61,7 +64,7 @@ def open_tokenizer(vocabulary: Vocabulary, text_model_type: str, tokens: Sequenc
                 f"transformers can't open the tokenizer in {vocabulary.folder}: {' '.join(str(error).split())}.",
                 "Replace its files by the original ones, or give --source language_model=DIR.",
             ) from error
-        if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+        if (folder / "tokenizer.model").is_file() and not whole:
             _compare_with_sentencepiece(tokenizer, folder / "tokenizer.model", vocabulary.folder)
     for token in sorted(tokens, key=lambda token: token.id):
         if token.added:

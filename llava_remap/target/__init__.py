@@ -1,7 +1,7 @@
 """Class and config to the wanted parameters."""
 
 from llava_remap.target.config import EMBEDDING, HEAD, TargetConfig, derive_config, embedding_rows, text_config
-from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZER_CLASSES
+from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
 from llava_remap.target.tower import PREFIX as TOWER
 from llava_remap.target.tower import Tower
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
@@ -12,7 +12,7 @@ __all__ = [
     "HEAD",
     "IMAGE_PROCESSORS",
     "PlacedToken",
-    "TOKENIZER_CLASSES",
+    "TOKENIZERS",
     "TOWER",
     "Target",
     "TargetConfig",

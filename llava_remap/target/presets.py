@@ -36,8 +36,12 @@ TOWERS: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 
-#: Tokenizer class by the text model's type, for a tokenizer whose own config names none.
-TOKENIZER_CLASSES: Mapping[str, str] = {"llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "qwen2": "Qwen2Tokenizer"}
+#: Tokenizer config by the text model's type, for a tokenizer whose own config names no class (what 4.31 took as defaults).
+TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
+    "llama": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False},
+    "mistral": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False},
+    "qwen2": {"tokenizer_class": "Qwen2Tokenizer"},
+}
 
 #: Image processors of the stock towers, without sizes; used where no source has a `preprocessor_config.json`.
 IMAGE_PROCESSORS: Mapping[str, Mapping[str, Any]] = {
