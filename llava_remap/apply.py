@@ -44,6 +44,11 @@ class Job:
     derived: Derived | None
     small_files: Mapping[str, bytes]
 
+    @property
+    def from_manifest(self) -> bool:
+        """Whether a source is a manifest, so that the job can be planned but has no values to check or copy."""
+        return any(checkpoint.is_manifest for checkpoint in self.checkpoints.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -126,8 +131,7 @@ def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | Non
 
 def check_values(job: Job) -> Job:
     """Run the plan's value checks (they read tensors); what they find is in the plan of the job that comes back."""
-    manifest = any(checkpoint.is_manifest for checkpoint in job.checkpoints.values())
-    if job.plan.values_checked or not job.plan.complete or manifest:
+    if job.plan.values_checked or not job.plan.complete or job.from_manifest:
         return job
     problems, notes = run_value_checks(job.plan, job.checkpoints)
     plan = replace(job.plan, problems=(*job.plan.problems, *problems), notes=(*job.plan.notes, *notes), values_checked=True)

@@ -40,12 +40,11 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
         return []
     if not isinstance(size, int):
         return [Problem("LR113", f"{folder / PREPROCESSOR}: the image size is {size!r}.", _REPLACE)]
-    side = size
     patch = int(tower.facts["patch_size"])
     return [
         Problem(
             "LR604",
-            f"images of {side} px make {(side // patch) ** 2} tokens ({folder / PREPROCESSOR}); the tower has "
+            f"images of {size} px make {(size // patch) ** 2} tokens ({folder / PREPROCESSOR}); the tower has "
             f"{tower.facts['image_tokens']} ({tower.facts['image_size']} px).",
             "Give the tower that the checkpoint was trained with, with its preprocessor_config.json.",
         )

@@ -36,8 +36,7 @@ def print_plan(console: Console, job: Job) -> None:
             _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
     if plan.value_checks:
         counted = Counter(check.check for check in plan.value_checks)
-        manifest = any(checkpoint.is_manifest for checkpoint in job.checkpoints.values())
-        state = "not run, a manifest has no values" if manifest else "not run (in a dry run, --check-values does)"
+        state = "not run, a manifest has no values" if job.from_manifest else "not run (in a dry run, --check-values does)"
         if plan.values_checked:
             state = "passed" if plan.complete else "run"
         _line(console, f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}: {state}")
