@@ -15,6 +15,7 @@ from llava_remap.post_load import Before, load_post_load_rule
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import (
     EMBEDDING,
+    HEAD,
     TOWER,
     PlacedToken,
     Target,
@@ -62,7 +63,8 @@ def derive(
     vocabulary = next((v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None)
     tokens = place_tokens(rules.text.tokens, vocabulary, rows)
     apart = any((r.rewrite.target or "").startswith(TOWER) for r in routes.taken if r.source != rules.first_source)
-    config = derive_config(rules, configs, produced, tokens, tower_apart=apart)
+    one_tensor = _head_is_embedding(checkpoints, routes)
+    config = derive_config(rules, configs, produced, tokens, tower_apart=apart, head_is_embedding=one_tensor)
     with rules.placed("target", "class"):
         target = wanted_parameters(str(rules.target.class_), config.config)
     needed = max((token.id + 1 for token in tokens), default=0)
@@ -92,6 +94,14 @@ def derive(
             )
         )
     return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
+
+
+def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes) -> bool:
+    """Whether a source stores `lm_head` and `embed_tokens` as one tensor: so they were trained, whatever its config says."""
+    head, embedding = routes.origin(HEAD), routes.origin(EMBEDDING)
+    if head is None or embedding is None or head.source != embedding.source:
+        return False
+    return checkpoints[head.source].same_tensor(head.name, embedding.name)
 
 
 def _changed(target: Target, config: TargetConfig, changes: Sequence[PostLoadChange]) -> tuple[Target, TargetConfig]:

@@ -87,6 +87,10 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.catalog.values())
 
+    def same_tensor(self, one: str, other: str) -> bool:
+        """Whether two names are one and the same tensor, so that their values need no comparing."""
+        return any(one in group and other in group for group in self.aliases)
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files, in the order in which they are read."""

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
+from llava_remap.checkpoint import DTYPE_BITS, Checkpoint
 from llava_remap.errors import Problem
 from llava_remap.plan.model import (
     Collision,
@@ -80,7 +80,7 @@ def build_plan(
         found_problems += _dtype_problems(mapped)
         found_problems += _drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
-    all_notes = (*notes, *_sharing_notes(written, single, tied), *_beside_notes(rules, routes))
+    all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *_beside_notes(rules, routes))
     return Plan(
         rules_name=rules.name,
         rules_version=rules.text.version or "",
@@ -97,7 +97,7 @@ def build_plan(
         mismatched=tuple(sorted(mismatched, key=lambda m: m.target)),
         collisions=tuple(sorted(collisions, key=lambda c: c.target)),
         post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
-        value_checks=tuple(_value_checks(mapped, single, tied, post_load, routes)),
+        value_checks=tuple(_value_checks(mapped, single, checkpoints, tied, post_load, routes)),
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=tuple(sorted(all_notes, key=lambda note: note.code)),
         shards=_shards(written, single),
@@ -228,6 +228,7 @@ def _drop_problems(program: Program, taken: Sequence[Routed], missing: set[str])
 def _value_checks(
     mapped: Sequence[Mapped],
     single: Mapping[str, Routed],
+    checkpoints: Mapping[str, Checkpoint],
     tied: Mapping[str, str],
     post_load: Sequence[PostLoadChange],
     routes: Routes,
@@ -238,7 +239,7 @@ def _value_checks(
             checks.append(ValueCheck("finite", name, (single[name].origin,)))
     for entry in mapped:
         other = single.get(tied.get(entry.target, ""))
-        if entry.op == "tied" and other is not None and not _same_bytes(single[entry.target].tensor, other.tensor):
+        if entry.op == "tied" and other is not None and not _one_tensor(checkpoints, single[entry.target], other):
             checks.append(ValueCheck("equal", entry.target, (single[entry.target].origin, other.origin)))
     for routed in routes.beside:
         used = single.get(routed.rewrite.target or "")
@@ -247,20 +248,26 @@ def _value_checks(
     return checks
 
 
-def _sharing_notes(written: Sequence[Mapped], single: Mapping[str, Routed], tied: Mapping[str, str]) -> list[Problem]:
-    """LR506: tensors that lie on the same bytes of a source."""
+def _sharing_notes(
+    mapped: Sequence[Mapped], single: Mapping[str, Routed], checkpoints: Mapping[str, Checkpoint]
+) -> list[Problem]:
+    """LR506: names that share a storage of a source: one tensor, or views of one."""
+    groups: dict[object, list[Mapped]] = defaultdict(list)
+    for entry in mapped:
+        routed = single[entry.target]
+        where = routed.tensor.location
+        aliases = next((group for group in checkpoints[routed.source].aliases if routed.tensor.name in group), None)
+        key = aliases if where is None else (where.file, where.storage)
+        if key is not None and routed.tensor.nbytes:
+            groups[key].append(entry)
     notes = []
-    by_bytes: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    for name in (*(entry.target for entry in written), *(name for name in tied if name in single)):
-        where = single[name].tensor.location
-        if where is not None and single[name].tensor.nbytes:
-            by_bytes[(where.file, where.storage)].append(name)
-    for names in by_bytes.values():
-        if len(names) < 2:
-            continue
-        kept = [name for name in names if name not in tied]
-        done = "the model ties them: written once" if len(kept) < len(names) else "the model has them apart: each is written"
-        notes.append(Problem("LR506", f"{len(names)} names share one storage in the checkpoint; {done}.", names=tuple(names)))
+    for entries in (group for group in groups.values() if len(group) > 1):
+        first, *rest = (single[entry.target] for entry in entries)
+        how = "are one tensor" if all(_one_tensor(checkpoints, first, r) for r in rest) else "are views of one storage"
+        kept = sum(entry.op != "tied" for entry in entries)
+        done = "the model ties them: written once" if kept < len(entries) else "the model has them apart: each is written"
+        cause = f"{len(entries)} names {how} in the checkpoint; {done}."
+        notes.append(Problem("LR506", cause, names=tuple(entry.target for entry in entries)))
     return notes
 
 
@@ -271,8 +278,8 @@ def _beside_notes(rules: RuleFile, routes: Routes) -> list[Problem]:
     ]
 
 
-def _same_bytes(one: Tensor, other: Tensor) -> bool:
-    return one.location is not None and one.location == other.location and one.dtype == other.dtype and one.shape == other.shape
+def _one_tensor(checkpoints: Mapping[str, Checkpoint], one: Routed, other: Routed) -> bool:
+    return one.source == other.source and checkpoints[one.source].same_tensor(one.tensor.name, other.tensor.name)
 
 
 def _shards(written: Sequence[Mapped], single: Mapping[str, Routed]) -> tuple[Shard, ...]:

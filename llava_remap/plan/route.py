@@ -49,6 +49,10 @@ class Routes:
                 found.setdefault(routed.rewrite.target, routed.tensor)
         return found
 
+    def origin(self, target: str) -> SourceName | None:
+        """The source name that `produced` has for a target name; None without one."""
+        return next((routed.origin for routed in self.taken if routed.rewrite.target == target), None)
+
 
 def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoint]) -> Routes:
     """Take the names of every given source, selected and prefixed as the rule file says, through the program."""

@@ -63,6 +63,7 @@ def derive_config(
     tokens: Sequence[PlacedToken],
     *,
     tower_apart: bool = False,
+    head_is_embedding: bool = False,
 ) -> TargetConfig:
     """Work out the config of the target.
 
@@ -72,6 +73,7 @@ def derive_config(
         tensors: what the sources hold for the target, by classic name.
         tokens: the rule file's tokens with their ids.
         tower_apart: whether the tower comes from another source than the language model.
+        head_is_embedding: whether a source stores `lm_head` and `embed_tokens` as one tensor; then they are tied.
 
     Raises:
         RemapError: LR112 where neither configs nor tensors say what is needed; LR302 without a tower.
@@ -83,6 +85,11 @@ def derive_config(
     named = text_source.get("mm_vision_tower")
     tower = read_tower(tensors, own, named if isinstance(named, str) else None, apart=tower_apart)
     text = _language_model(text_source, tensors)
+    notes = [*tower.notes, *_projector_notes(text_source)]
+    if head_is_embedding and not text["tie_word_embeddings"]:
+        text["tie_word_embeddings"] = True
+        cause = "the checkpoint stores lm_head and embed_tokens as one tensor, its config doesn't tie them."
+        notes.append(Problem("LR506", cause, "The tensors are believed: the new config says tie_word_embeddings: true."))
     dtype = _DTYPE_NAMES.get(tensors[EMBEDDING].dtype, "float32") if EMBEDDING in tensors else "float32"
     config: dict[str, Any] = {
         "architectures": [rules.target.class_],
@@ -101,7 +108,7 @@ def derive_config(
         config["text_config"]["pad_token_id"] = config["pad_token_id"]
     processor_rules = rules.text.processor.config if rules.text.processor else {}
     processor = {key: values.of(f"processor.config.{key}", value) for key, value in processor_rules.items()}
-    return TargetConfig(config, processor, tower, (*tower.notes, *_projector_notes(text_source)))
+    return TargetConfig(config, processor, tower, tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
