@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from llava_remap.checkpoint import Checkpoint, open_checkpoint
 from llava_remap.derive import Derived, derive, source_configs
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import fresh_folder, run_value_checks, whole_file, write_all, write_index, write_shards
-from llava_remap.folder import Parts, make_folder, read_generation_config
+from llava_remap.folder import Parts, make_files, read_generation_config
 from llava_remap.identify import identify
 from llava_remap.plan import Plan, Routes, build_plan, route
 from llava_remap.rewrite import compile_rules
@@ -228,9 +227,7 @@ def _small_files(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived
     folders = [checkpoint.folder for checkpoint in checkpoints.values() if checkpoint.folder is not None]
     generation = read_generation_config(folders)
     parts = Parts(rules, derived.config, derived.tokens, derived.vocabulary, derived.image_processor, generation)
-    with tempfile.TemporaryDirectory() as name:
-        make_folder(parts, Path(name))
-        return {path.name: path.read_bytes() for path in Path(name).iterdir()}
+    return make_files(parts)
 
 
 def _not_given(rules: RuleFile, routes: Routes) -> list[Problem]:

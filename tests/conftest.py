@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ MANIFESTS = DATA / "manifests"
 CLIP = TINY / "clip-vit-tiny-patch14-28"
 RELEASED = TINY / "llava-v1.5" / "released"
 
+#: Modules that are slow to import, and that what needs none of them must not import.
+HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors"}
+
 Tensors = dict[str, torch.Tensor]
 Run = Callable[..., "Ran"]
 Changed = Callable[..., Path]
@@ -38,6 +41,14 @@ class Ran:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was asked in this run may be kept for this run, and nothing of an earlier one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAVA_REMAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

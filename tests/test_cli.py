@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run
-
-HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors"}
+from tests.conftest import CLIP, HEAVY, MANIFESTS, RELEASED, TINY, Changed, Run
 
 
 def test_inspect_names_the_file_and_the_command(run: Run) -> None:

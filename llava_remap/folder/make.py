@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_remap.cache import cached
 from llava_remap.checkpoint import read_object
 from llava_remap.folder.json_file import write_json
-from llava_remap.folder.processor import check_processor, write_image_processor, write_processor
-from llava_remap.folder.tokenizer import open_tokenizer, write_tokenizer
+from llava_remap.folder.processor import PREPROCESSOR, check_processor, write_image_processor, write_processor
+from llava_remap.folder.tokenizer import TOKENIZER_FILES, open_tokenizer, write_tokenizer
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
 
@@ -39,12 +42,42 @@ class Parts:
     generation: Mapping[str, Any]
 
 
-def make_folder(parts: Parts, scratch: Path) -> None:
-    """Write config, generation config and, where there is a tokenizer, tokenizer, processor and chat template into `scratch`.
+def make_files(parts: Parts) -> dict[str, bytes]:
+    """Config, generation config and, where there is a tokenizer, tokenizer, processor and chat template, by file name.
+
+    They are made and tried in a scratch folder, or come from the cache where they were made from the same before.
 
     Raises:
         RemapError: LR113 for files of a source that can't be opened, LR403 for a token id, LR604 or LR605 for the processor.
     """
+    processor = parts.rules.text.processor
+    facts = {
+        "config": parts.target.config,
+        "processor": [processor.class_, processor.chat_template, parts.target.processor] if processor else None,
+        "tower": parts.target.tower.facts,
+        "tokens": [asdict(token) for token in parts.tokens],
+        "generation": parts.generation,
+        "tokenizer": _digests(parts.vocabulary.folder, TOKENIZER_FILES) if parts.vocabulary else None,
+        # Where the image processor's file doesn't name its class, transformers looks into the others.
+        "images": _digests(parts.image_processor, (PREPROCESSOR, "processor_config.json", "config.json"))
+        if parts.image_processor
+        else None,
+    }
+
+    def make() -> dict[str, bytes]:
+        with tempfile.TemporaryDirectory() as name:
+            _make(parts, Path(name))
+            return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+
+    return cached("folder", facts, make)
+
+
+def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    found = ((name, folder / name) for name in names)
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found if path.is_file()}
+
+
+def _make(parts: Parts, scratch: Path) -> None:
     config = parts.target.config
     write_json(scratch / "config.json", config)
     write_json(scratch / "generation_config.json", _generation_config(parts.generation, config))

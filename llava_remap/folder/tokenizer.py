@@ -14,7 +14,7 @@ from llava_remap.errors import refuse
 from llava_remap.folder.json_file import write_json
 from llava_remap.target import TOKENIZERS, PlacedToken, Vocabulary
 
-_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -43,7 +43,7 @@ def open_tokenizer(vocabulary: Vocabulary, text_model_type: str, tokens: Sequenc
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)  # only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer
-        for file in _FILES:
+        for file in TOKENIZER_FILES:
             if (vocabulary.folder / file).is_file():
                 shutil.copyfile(vocabulary.folder / file, folder / file)
         config = _own_config(vocabulary)

@@ -6,13 +6,15 @@ file, and the installed transformers is asked whether it takes each classic name
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llava_remap.cache import cached
 from llava_remap.errors import refuse
 from llava_remap.rewrite import compile_rules
-from llava_remap.rulefile import load_rule_file, shipped_folder
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
 
 #: Module names of the installed transformers (the tool runs on 5.6 and later).
 MODULE_LAYOUT = "module-5.6"
@@ -69,15 +71,25 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
 
 
 def wanted_parameters(class_name: str, config: Mapping[str, Any]) -> Target:
-    """Names and shapes of a class with a config, in the classic layout.
+    """Names and shapes of a class with a config, in the classic layout; from the cache where they were asked for before.
 
     Raises:
         RemapError: as `build_on_meta`; LR601 where the installed transformers doesn't take classic names to its own.
     """
     # A pad token changes no shape, and a new one has no row before the embedding is expanded, which torch would refuse.
     text = {**config["text_config"], "pad_token_id": None}
-    model = build_on_meta(class_name, {**config, "pad_token_id": None, "text_config": text})
-    program = compile_rules(load_rule_file(shipped_folder() / "layouts" / f"{MODULE_LAYOUT}.yaml"))
+    config = {**config, "pad_token_id": None, "text_config": text}
+    layout = load_rule_file(shipped_folder() / "layouts" / f"{MODULE_LAYOUT}.yaml")
+    facts = {"class": class_name, "config": config, "layout": layout.sha256}
+    answer = json.loads(cached("target", facts, lambda: _ask(class_name, config, layout))["target.json"])
+    shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
+    return Target(class_name, "classic", shapes, answer["tied"])
+
+
+def _ask(class_name: str, config: Mapping[str, Any], layout: RuleFile) -> dict[str, bytes]:
+    """Names, shapes and ties as the installed transformers has them."""
+    model = build_on_meta(class_name, config)
+    program = compile_rules(layout)
     state = model.state_dict()
     classic = {name: program.rewrite(name).target for name in state}
     if lost := [name for name, target in classic.items() if target is None]:
@@ -85,7 +97,8 @@ def wanted_parameters(class_name: str, config: Mapping[str, Any]) -> Target:
     named = {name: str(target) for name, target in classic.items()}
     _ask_loader(model, state, named)
     tied = {named[name]: named[other] for name, other in model.all_tied_weights_keys.items() if name in named and other in named}
-    return Target(class_name, "classic", {named[name]: tuple(value.shape) for name, value in state.items()}, tied)
+    shapes = {named[name]: list(value.shape) for name, value in state.items()}
+    return {"target.json": json.dumps({"shapes": shapes, "tied": tied}).encode()}
 
 
 def _ask_loader(model: Any, state: Mapping[str, Any], named: Mapping[str, str]) -> None:

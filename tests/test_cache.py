@@ -1,0 +1,176 @@
+"""Answers kept on disk: found again, never out of date, and never in the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_remap import cache
+from llava_remap.cache import cached
+from llava_remap.errors import RemapError, refuse
+from tests.conftest import CLIP, HEAVY, MANIFESTS, RELEASED, Changed, Run
+
+SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")
+
+
+class Asked:
+    """Answers, and counts how often it was asked."""
+
+    def __init__(self, answer: dict[str, bytes] | None = None) -> None:
+        self.answer = answer or {"a.json": b"{}", "b.bin": bytes(range(256)) * 1000}
+        self.times = 0
+
+    def __call__(self) -> dict[str, bytes]:
+        self.times += 1
+        return self.answer
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLAVA_REMAP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_second_time_nobody_is_asked(folder: Path) -> None:
+    ask = Asked()
+    assert cached("q", {"x": 1}, ask) == cached("q", {"x": 1}, ask) == ask.answer
+    assert ask.times == 1
+
+
+@pytest.mark.parametrize("facts", [{"x": 2}, {"x": "1"}, {"x": 1, "y": None}, {}])
+def test_other_facts_are_another_question(facts: dict[str, object], folder: Path) -> None:
+    cached("q", {"x": 1}, Asked({"a": b"other"}))
+    ask = Asked()
+    assert cached("q", facts, ask) == ask.answer
+    assert ask.times == 1
+
+
+@pytest.mark.parametrize("library", ["transformers", "tokenizers", "torch"])
+def test_another_version_is_another_question(library: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached("q", {}, Asked({"a": b"other"}))
+    versions = {**cache._versions(), library: "99.0"}
+    monkeypatch.setattr(cache, "_versions", lambda: versions)
+    ask = Asked()
+    assert cached("q", {}, ask) == ask.answer
+
+
+def test_other_code_is_another_question(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached("q", {}, Asked({"a": b"other"}))
+    monkeypatch.setattr(cache, "_code", lambda: "changed")
+    ask = Asked()
+    assert cached("q", {}, ask) == ask.answer
+
+
+def test_nothing_is_kept_of_a_development_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_versions", lambda: {"transformers": "5.24.0.dev0"})
+    ask = Asked()
+    assert cached("q", {}, ask) == cached("q", {}, ask)
+    assert ask.times == 2
+    assert not folder.exists()
+
+
+def test_a_refusal_is_not_kept(folder: Path) -> None:
+    def refused() -> dict[str, bytes]:
+        raise refuse("LR112", "a cause")
+
+    with pytest.raises(RemapError):
+        cached("q", {}, refused)
+    assert not folder.exists()
+    assert cached("q", {}, Asked()) == Asked().answer
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text", "folder"])
+def test_a_damaged_entry_is_asked_for_again(damage: str, folder: Path) -> None:
+    cached("q", {}, Asked())
+    [entry] = folder.rglob("*.zip")
+    content = entry.read_bytes()
+    middle = len(content) // 2
+    damaged = {
+        "empty": b"",
+        "cut": content[:middle],
+        "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "text": b"not a zip file",
+    }
+    if damage == "folder":
+        entry.unlink()
+        entry.mkdir()
+    else:
+        entry.write_bytes(damaged[damage])
+    ask = Asked()
+    assert cached("q", {}, ask) == ask.answer
+    assert ask.times == 1
+    if damage != "folder":
+        assert cached("q", {}, ask) == ask.answer
+        assert ask.times == 1
+
+
+def test_a_folder_that_cant_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLAVA_REMAP_CACHE", str(tmp_path / "file" / "cache"))
+    ask = Asked()
+    assert cached("q", {}, ask) == cached("q", {}, ask) == ask.answer
+    assert ask.times == 2
+
+
+def test_the_oldest_go_when_there_are_too_many(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_MOST", 3)
+    for number in range(3):
+        cached("q", {"x": number}, Asked())
+    for path in folder.rglob("*.zip"):
+        os.utime(path, (1, 1))
+    cached("q", {"x": 0}, Asked())  # used again
+    cached("q", {"x": 3}, Asked())
+    assert len(list(folder.rglob("*.zip"))) == 3
+    ask = Asked()
+    cached("q", {"x": 0}, ask)
+    cached("q", {"x": 3}, ask)
+    assert ask.times == 0
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".zip"}
+
+
+def heavy(*arguments: str) -> set[str]:
+    """The heavy modules that a whole process of the command line has loaded at its end."""
+    program = (
+        f"import sys\nsys.argv = {['llava-remap', *arguments]!r}\nfrom llava_remap.cli import main\ntry: main()\n"
+        f"finally: print(*({HEAVY} & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(ran.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--source", str(MANIFESTS / "llava-v1.5-7b.json")), SOURCES, (*SOURCES, "--format", "json")],
+    ids=["manifest", "checkpoint", "json"],
+)
+def test_a_warm_dry_run_imports_nothing_heavy(arguments: tuple[str, ...], run: Run, folder: Path) -> None:
+    command = ("apply", "llava-v1.5", *arguments, "--dry-run")
+    assert "torch" in heavy(*command)
+    assert heavy(*command) == set()
+
+
+def test_cold_and_warm_say_the_same(run: Run, folder: Path) -> None:
+    cold, warm = (run("apply", "llava-v1.5", *SOURCES, "--dry-run") for _ in range(2))
+    assert cold == warm
+    assert run("apply", "llava-v1.5", *SOURCES, "--output", "warm").code == 0
+    for entry in folder.rglob("*.zip"):
+        entry.unlink()
+    assert run("apply", "llava-v1.5", *SOURCES, "--output", "cold").code == 0
+    files = {path.name for path in Path("warm").iterdir()}
+    assert files == {path.name for path in Path("cold").iterdir()}
+    assert all(Path("warm", name).read_bytes() == Path("cold", name).read_bytes() for name in files)
+
+
+def test_a_changed_tokenizer_or_config_is_seen(run: Run, changed: Changed) -> None:
+    """What was kept for one folder isn't taken for another."""
+    source = changed()
+    sources = ("--source", source, "--source", f"vision_tower={CLIP}")
+    assert run("apply", "llava-v1.5", *sources, "--dry-run").code == 0
+    (source / "tokenizer.model").write_bytes(b"not a model")
+    ran = run("apply", "llava-v1.5", *sources, "--dry-run")
+    assert ran.code == 3
+    assert "LR113" in ran.out + ran.err
