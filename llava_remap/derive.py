@@ -69,11 +69,13 @@ def derive(
         target = wanted_parameters(str(rules.target.class_), config.config)
     needed = max((token.id + 1 for token in tokens), default=0)
     tensors = {name: (t.dtype, t.shape) for name, t in produced.items() if name in target.shapes and name not in target.tied}
+    token_ids = None if vocabulary is None else {**vocabulary.ids, **{token.text: token.id for token in tokens}}
+    before = Before(tensors, needed, token_ids)
     changes: list[PostLoadChange] = []
     notes = [*config.notes]
     for number, post_load in enumerate(rules.text.post_load):
         with rules.placed("post_load", number):
-            effect = load_post_load_rule(post_load.use, post_load.with_).plan(Before(tensors, needed))
+            effect = load_post_load_rule(post_load.use, post_load.with_).plan(before)
             new = [PostLoadChange(post_load.use, post_load.with_, change) for change in effect.changes]
             if twice := {entry.change.target for entry in changes} & {entry.change.target for entry in new}:
                 raise refuse("LR212", f"two rules of `post_load` change `{min(twice)}`.", "Take one of them out.")

@@ -1,17 +1,20 @@
 """More rows for the vocabulary: `embed_tokens` and `lm_head` grown to hold new tokens.
 
-New rows are drawn from N(mean, scale·cov) of the rows of `embed_tokens`, for both matrices, as LLaVA's conversion scripts do.
-With X the n rows and z ~ N(0, I_n), `mean + sqrt(scale/n)·(X − mean)ᵀz` has exactly that distribution (its covariance is
-scale/n·(X − mean)ᵀ(X − mean)), also where the covariance is singular; neither it nor a Cholesky factor of it is ever formed.
-Xᵀ(z − mean z) equals (X − mean)ᵀz, so one pass over X in chunks of rows does.
+By default new rows are drawn from N(mean, scale·cov) of the rows of `embed_tokens`, for both matrices, as LLaVA's conversion
+scripts do. With X the n rows and z ~ N(0, I_n), `mean + sqrt(scale/n)·(X − mean)ᵀz` has exactly that distribution (its covariance
+is scale/n·(X − mean)ᵀ(X − mean)), also where the covariance is singular; neither it nor a Cholesky factor of it is ever formed.
+
+The rows are the same on every machine: the normals (`normals`) and the sums (`exact_sums`) are, and the rest is elementwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import sqrt
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from llava_remap.errors import Problem, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, Reader
@@ -21,8 +24,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Rows read at once. Fixed, since sums depend in their last bits on where they are cut.
-CHUNK_ROWS = 512
+#: Options that only some ways of making new rows use. Given with another way, one would do nothing, so it is an error.
+USED_BY: Mapping[str, tuple[str, ...]] = {
+    "statistics": ("multivariate_normal", "mean"),
+    "scale": ("multivariate_normal",),
+    "std": ("normal",),
+    "token": ("copy",),
+    "seed": ("multivariate_normal", "normal"),
+}
 
 
 class ExpandEmbeddings(BaseModel):
@@ -30,13 +39,47 @@ class ExpandEmbeddings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    pad_to_multiple_of: int = Field(64, ge=1, description="the number of rows after growing is a multiple of this")
-    init: Literal["multivariate_normal"] = Field("multivariate_normal", description="how new rows are made")
+    pad_to_multiple_of: int = Field(
+        64, ge=1, description="the number of rows after growing is a multiple of this; a matrix with rows enough stays as it is"
+    )
+    init: Literal["multivariate_normal", "mean", "zeros", "normal", "copy"] = Field(
+        "multivariate_normal",
+        description="how new rows are made: drawn from N(mean, scale·cov) of the old rows; all their mean; all zero; drawn from "
+        "N(0, std²); all a copy of the row of `token`",
+    )
+    statistics: Literal["embed_tokens", "own"] = Field(
+        "embed_tokens",
+        description="whose mean and covariance: those of embed_tokens for both matrices, as in LLaVA's scripts, or each its own",
+    )
     scale: float = Field(1e-5, ge=0, allow_inf_nan=False, description="factor on the covariance")
-    seed: int = Field(0, ge=0, lt=2**64)
+    std: float = Field(
+        0.02, ge=0, le=1000, description="standard deviation; 0.02 is the default of initializer_range in transformers"
+    )
+    token: str | None = Field(
+        None,
+        min_length=1,
+        description="the token whose row is copied, each matrix its own, spelt as in the tokenizer's files (`▁Hello`)",
+    )
+    seed: int = Field(0, ge=0, lt=2**64, description="the same seed gives the same rows, on every machine")
+
+    @model_validator(mode="after")
+    def _only_what_is_used(self) -> ExpandEmbeddings:
+        idle = [name for name, ways in USED_BY.items() if name in self.model_fields_set and self.init not in ways]
+        if idle:
+            reasons = (
+                f"`{name}` does nothing with `init: {self.init}`, only with {' and '.join(USED_BY[name])}" for name in idle
+            )
+            raise PydanticCustomError("idle", "{reasons}", {"reasons": "; ".join(reasons)})
+        if self.init == "copy" and self.token is None:
+            raise PydanticCustomError("token", "`init: copy` needs `token`, the text of the token whose row is copied")
+        return self
 
     def plan(self, before: Before) -> Effect:
-        """Grow both matrices to the next multiple if the vocabulary needs more rows than there are; else leave them."""
+        """Grow both matrices to the next multiple if the vocabulary needs more rows than there are; else leave them.
+
+        Raises:
+            RemapError: LR212 where the token to copy has no row.
+        """
         if EMBEDDING not in before.tensors or len(before.tensors[EMBEDDING][1]) != 2:
             return Effect(())
         rows = before.tensors[EMBEDDING][1][0]
@@ -45,60 +88,76 @@ class ExpandEmbeddings(BaseModel):
             return Effect((), (note,))
         grown = -(-before.rows_needed // self.pad_to_multiple_of) * self.pad_to_multiple_of
         matrices = ((name, *before.tensors[name]) for name in (EMBEDDING, HEAD) if name in before.tensors)
+        facts = {"row": _row_of(self.token, before.token_ids, rows)} if self.token is not None else {}
         return Effect(
             tuple(
-                Change(name, dtype, shape, (grown, *shape[1:]), (EMBEDDING,))
+                Change(name, dtype, shape, (grown, *shape[1:]), self._reads(name), facts)
                 for name, dtype, shape in matrices
                 if len(shape) == 2 and shape[0] == rows
             )
         )
 
+    def _reads(self, name: str) -> tuple[str, ...]:
+        if self.init in ("zeros", "normal"):
+            return ()
+        return (name,) if self.init == "copy" or self.statistics == "own" else (EMBEDDING,)
+
     def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
         """The old rows as they are, then the new ones, rounded once to the stored dtype."""
-        from math import prod
-
-        import numpy as np
-
         from llava_remap.checkpoint import DTYPE_BITS
-        from llava_remap.dtypes import from_float64, to_float64
+        from llava_remap.dtypes import from_float64
 
         rows, columns = change.shape_before
         new = change.shape_after[0] - rows
-        yield OldBytes(0, prod(change.shape_before) * DTYPE_BITS[change.dtype] // 8)
-        stream = (EMBEDDING, HEAD).index(change.target)  # the matrices get rows of their own, as in the scripts
-        made = from_float64(self._draw(read, rows, columns, new, stream), change.dtype)
-        if not np.isfinite(to_float64(made, change.dtype)).all():
-            raise refuse(
-                "LR406",
-                f"new rows of `{change.target}` don't fit into {change.dtype}: its values are close to the largest ones.",
-                "Find out why the training produced them.",
-                [change.target],
-            )
-        yield made
+        row_nbytes = columns * DTYPE_BITS[change.dtype] // 8
+        yield OldBytes(0, rows * row_nbytes)
+        if self.init == "copy":
+            yield from [OldBytes(change.facts["row"] * row_nbytes, row_nbytes)] * new
+        elif self.init == "zeros":
+            yield bytes(new * row_nbytes)
+        else:
+            yield from_float64(self._made(change, read, new), change.dtype)
 
-    def _draw(self, read: Reader, rows: int, columns: int, new: int, stream: int) -> NDArray[np.float64]:
-        """`new` rows, [new, columns]."""
+    def _made(self, change: Change, read: Reader, new: int) -> NDArray[np.float64]:
+        """The new rows that are computed, [new, columns]."""
         import numpy as np
 
+        from llava_remap.post_load.exact_sums import CHUNK_ROWS, ExactSums
+        from llava_remap.post_load.normals import normals
+
+        rows, columns = change.shape_before
+        stream = (EMBEDDING, HEAD).index(change.target)  # the matrices get rows of their own, as in the scripts
         bits = np.random.Philox(key=self.seed + (stream << 64))
-        sum_x, sum_z, product = np.zeros(columns), np.zeros(new), np.zeros((columns, new))
+        if self.init == "normal":
+            return self.std * normals(bits, new * columns).reshape(new, columns)
+        (source,) = change.reads
+        drawn = new if self.init == "multivariate_normal" else 0
+        sums = ExactSums(columns, drawn)
         for start in range(0, rows, CHUNK_ROWS):
-            x = read(EMBEDDING, start, min(start + CHUNK_ROWS, rows))
-            z = _normals(bits, len(x) * new).reshape(len(x), new)
-            sum_x += x.sum(axis=0)
-            sum_z += z.sum(axis=0)
-            product += x.T @ z
-        centred = product - np.outer(sum_x, sum_z / rows)
-        drawn: NDArray[np.float64] = sum_x / rows + np.sqrt(self.scale / rows) * centred.T
-        return drawn
+            x = read(source, start, min(start + CHUNK_ROWS, rows))
+            sums.add(x, normals(bits, len(x) * drawn).reshape(len(x), drawn))
+        mean = sums.mean(change.dtype)
+        return mean + sums.spread(sqrt(self.scale / rows)) if drawn else np.tile(mean, (new, 1))
 
 
-def _normals(bits: np.random.Philox, count: int) -> NDArray[np.float64]:
-    """Standard normals by Box and Muller's method, from raw bits: these numpy promises to keep as they are."""
-    import numpy as np
-
-    raw = bits.random_raw(count + count % 2)
-    uniform = ((raw >> np.uint64(11)) + 0.5) * 2.0**-53  # inside (0, 1)
-    radius, angle = np.sqrt(-2.0 * np.log(uniform[0::2])), 2.0 * np.pi * uniform[1::2]
-    normals: NDArray[np.float64] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
-    return normals
+def _row_of(token: str, ids: Mapping[str, int] | None, rows: int) -> int:
+    """The row of a token that has one among the first `rows`."""
+    if ids is None:
+        raise refuse(
+            "LR212",
+            f"`init: copy` needs the id of `{token}`, and no source has a tokenizer.",
+            "Give one with --source language_model=DIR, or choose another `init`.",
+        )
+    if token not in ids:
+        raise refuse(
+            "LR212",
+            f"`init: copy`: the tokenizer has no token `{token}`.",
+            "Write it as the tokenizer's files have it, a leading space as `▁` or `Ġ`.",
+        )
+    if ids[token] >= rows:
+        raise refuse(
+            "LR212",
+            f"`init: copy`: `{token}` is number {ids[token]}, and embed_tokens has {rows} rows: it has none to copy.",
+            "Name a token that the model was trained with.",
+        )
+    return ids[token]

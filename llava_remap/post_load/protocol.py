@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llava_remap.errors import Problem
@@ -23,6 +23,8 @@ class Change:
         shape_before: as it comes from the source.
         shape_after: as it is written.
         reads: the target tensors whose values go into it; they are checked to be finite first.
+        facts: what else the plug-in worked out while planning, as JSON can hold it. What is written follows from the rule's
+            options, this change and the tensors read: nothing else is at hand by then, no tokenizer for one.
     """
 
     target: str
@@ -30,6 +32,7 @@ class Change:
     shape_before: tuple[int, ...]
     shape_after: tuple[int, ...]
     reads: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,12 @@ class Before:
     Attributes:
         tensors: dtype and shape of every target tensor that will be written, by name.
         rows_needed: rows that the vocabulary needs: one more than the largest token id.
+        token_ids: the id of every token, those that are new included; None where no source has a tokenizer.
     """
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     rows_needed: int
+    token_ids: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,10 @@ class PostLoadRule(Protocol):
         ...
 
     def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
-        """The changed tensor, piece by piece in order: runs of old bytes, and new bytes in the tensor's dtype, little-endian."""
+        """The changed tensor, piece by piece in order: runs of old bytes, and new values in the tensor's dtype, little-endian.
+
+        New values that are inf or NaN are refused when they are written (LR406).
+        """
         ...
 
 
@@ -105,6 +113,6 @@ def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
     try:
         rule: PostLoadRule = installed[use].load()(**options)
     except ValidationError as error:
-        reasons = "; ".join(f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors())
+        reasons = "; ".join((f"`{'.'.join(map(str, e['loc']))}`: " if e["loc"] else "") + e["msg"] for e in error.errors())
         raise refuse("LR212", f"options of `{use}`: {reasons}.", "See `with` of that rule.") from None
     return rule

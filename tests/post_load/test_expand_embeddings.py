@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.distributions import MultivariateNormal
 
+from llava_remap.errors import RemapError
 from llava_remap.post_load import Before, Change, OldBytes
 from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
 
@@ -102,6 +105,54 @@ def test_planning_is_the_same_every_time_and_changes_nothing() -> None:
     assert [change.target for change in rule.plan(Before(tensors, 33)).changes] == [EMBED, HEAD]
 
 
+READS = [
+    ({"init": "multivariate_normal"}, EMBED, EMBED),
+    ({"init": "multivariate_normal", "statistics": "own"}, EMBED, HEAD),
+    ({"init": "mean"}, EMBED, EMBED),
+    ({"init": "mean", "statistics": "own"}, EMBED, HEAD),
+    ({"init": "copy", "token": "b"}, EMBED, HEAD),
+]
+
+
+@pytest.mark.parametrize(("options", "embed", "head"), READS)
+def test_what_is_read_and_so_checked(options: dict[str, Any], embed: str, head: str) -> None:
+    effect = ExpandEmbeddings(**options).plan(replace(before(33, (32, 8), (32, 8)), token_ids=IDS))
+    assert [change.reads for change in effect.changes] == [(embed,), (head,)]
+
+
+@pytest.mark.parametrize("init", ["zeros", "normal"])
+def test_what_reads_nothing_needs_no_check(init: Literal["zeros", "normal"]) -> None:
+    effect = ExpandEmbeddings(init=init).plan(before(33, (32, 8), (32, 8)))
+    assert [change.reads for change in effect.changes] == [(), ()]
+
+
+IDS = {"a": 0, "b": 31, "<image>": 32}
+
+
+def test_the_row_to_copy_is_known_when_planned() -> None:
+    rule = ExpandEmbeddings(init="copy", token="b")
+    effect = rule.plan(replace(before(33, (32, 8), (32, 8)), token_ids=IDS))
+    assert [change.facts for change in effect.changes] == [{"row": 31}] * 2
+
+
+NO_ROW = [
+    ("c", IDS, "the tokenizer has no token `c`."),
+    ("b ", IDS, "the tokenizer has no token `b `."),
+    ("<image>", IDS, "`<image>` is number 32, and embed_tokens has 32 rows: it has none to copy."),
+    ("b", None, "needs the id of `b`, and no source has a tokenizer."),
+]
+
+
+@pytest.mark.parametrize(("token", "ids", "said"), NO_ROW)
+def test_no_row_to_copy(token: str, ids: dict[str, int] | None, said: str) -> None:
+    with pytest.raises(RemapError) as caught:
+        ExpandEmbeddings(init="copy", token=token).plan(replace(before(33, (32, 8), None), token_ids=ids))
+    (problem,) = caught.value.problems
+    assert problem.code == "LR212"
+    assert problem.cause.endswith(said)
+    assert problem.fix
+
+
 # --- the pieces
 
 
@@ -134,7 +185,8 @@ def drawn(rule: ExpandEmbeddings, matrix: Floats, new: int, target: str = EMBED)
 
 
 def some_matrix(rows: int, columns: int) -> Floats:
-    return np.random.default_rng(7).normal(0.1, 0.02, (rows, columns))
+    """Values that F16 holds, as those of a real matrix are: more than 25 bits are not looked at."""
+    return np.random.default_rng(7).normal(0.1, 0.02, (rows, columns)).astype(np.float16).astype(np.float64)
 
 
 @pytest.mark.parametrize(("dtype", "itemsize"), [("F16", 2), ("BF16", 2), ("F32", 4), ("F64", 8)])
@@ -242,17 +294,21 @@ def philox(key: int, count: int) -> list[int]:
     return words[:count]
 
 
+def polar(words: Iterator[int], count: int) -> list[float]:
+    """Normals by Marsaglia's polar method, in steps of 2^-16."""
+    z: list[float] = []
+    while len(z) < count:
+        u, v = ((next(words) >> 11) / 2**52 - 1 for _ in range(2))
+        s = u * u + v * v
+        if 0 < s < 1:
+            z += [round(x * math.sqrt(-2 * math.log(s) / s) * 2**16) / 2**16 for x in (u, v)]
+    return z[:count]
+
+
 def expected_rows(matrix: list[list[float]], new: int, scale: float, key: int) -> list[list[float]]:
     """The new rows for up to 512 old ones: mean + sqrt(scale/n) · Σ (row − mean) z, with exact sums."""
     rows = len(matrix)
-    count = rows * new
-    raw = philox(key, count + count % 2)
-    uniform = [((word >> 11) + 0.5) / 2**53 for word in raw]
-    radii = [math.sqrt(-2 * math.log(u)) for u in uniform[0::2]]
-    angles = [2 * math.pi * u for u in uniform[1::2]]
-    z = [r * math.cos(a) for r, a in zip(radii, angles, strict=True)] + [
-        r * math.sin(a) for r, a in zip(radii, angles, strict=True)
-    ]
+    z = polar(iter(philox(key, 4 * rows * new + 50)), rows * new)
     mean = [sum(map(Fraction, column)) / rows for column in zip(*matrix, strict=True)]
     made = []
     for at in range(new):
@@ -356,6 +412,8 @@ def hard(kind: str) -> Floats:
         return matrix[:1]
     if kind == "rows all alike":
         return np.repeat(matrix[:1], 200, axis=0)
+    if kind == "few rows, each many times":
+        return np.repeat(matrix[:6], 30, axis=0)
     if kind == "a constant column":
         matrix[:, 3] = 0.25
     if kind == "a column twice":
@@ -363,7 +421,14 @@ def hard(kind: str) -> Floats:
     return matrix
 
 
-HARD = ["fewer rows than columns", "one row", "rows all alike", "a constant column", "a column twice"]
+HARD = [
+    "fewer rows than columns",
+    "one row",
+    "rows all alike",
+    "few rows, each many times",
+    "a constant column",
+    "a column twice",
+]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in HARD if kind != "a column twice"])
@@ -387,7 +452,7 @@ def test_ours_has_the_right_distribution_there_too(kind: str) -> None:
     centred = matrix - matrix.mean(axis=0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=True)
     rank = int((sizes > 1e-9).sum())
-    assert rank == {"fewer rows than columns": 4, "one row": 0, "rows all alike": 0}.get(kind, 7)
+    assert rank == {"fewer rows than columns": 4, "one row": 0, "rows all alike": 0, "few rows, each many times": 5}.get(kind, 7)
     assert np.abs((found - matrix.mean(axis=0)) @ directions[rank:].T).max() < 1e-12
 
 
@@ -415,3 +480,96 @@ def test_the_mean_is_not_rounded_on_the_way() -> None:
     """Summed in half precision, 3000 rows of 1 would come to 2048."""
     matrix = np.ones((3000, 2))
     assert np.frombuffer(new_bytes(ExpandEmbeddings(), matrix, 1, "F16"), "<f2").tolist() == [1, 1]
+
+
+# --- the other ways to make rows
+
+
+def never(target: str, start: int, stop: int) -> Floats:
+    raise AssertionError(f"rows {start}..{stop} of {target} were read")
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
+def test_zeros(dtype: str) -> None:
+    change = replace(change_of(some_matrix(40, 4), 9, dtype), reads=())
+    old, *made = ExpandEmbeddings(init="zeros").pieces(change, never)
+    assert isinstance(old, OldBytes)
+    assert made == [bytes(old.nbytes // 40 * 9)]
+
+
+@pytest.mark.parametrize("target", [EMBED, HEAD])
+@pytest.mark.parametrize(("dtype", "itemsize"), [("F16", 2), ("BF16", 2), ("F64", 8)])
+def test_copies_are_old_bytes(dtype: str, itemsize: int, target: str) -> None:
+    """No number is read: a row is copied bit by bit, from its own matrix."""
+    change = replace(change_of(some_matrix(40, 4), 3, dtype, target), reads=(target,), facts={"row": 7})
+    pieces = list(ExpandEmbeddings(init="copy", token="b").pieces(change, never))
+    width = 4 * itemsize
+    assert pieces == [OldBytes(0, 40 * width), *[OldBytes(7 * width, width)] * 3]
+
+
+@pytest.mark.parametrize("target", [EMBED, HEAD])
+def test_mean(target: str) -> None:
+    matrix = some_matrix(1100, 4)
+    made = drawn(ExpandEmbeddings(init="mean"), matrix, 5, target)
+    wanted = [float(sum(map(Fraction, column), Fraction(0)) / 1100) for column in matrix.T.tolist()]
+    assert made.tolist() == [wanted] * 5
+
+
+@pytest.mark.parametrize("init", ["multivariate_normal", "mean"])
+def test_statistics_of_its_own(init: Literal["multivariate_normal", "mean"]) -> None:
+    matrices = {EMBED: some_matrix(600, 4), HEAD: some_matrix(600, 4) + 3}
+    asked = []
+
+    def read(target: str, start: int, stop: int) -> Floats:
+        asked.append(target)
+        return matrices[target][start:stop]
+
+    for statistics, source in (("own", HEAD), ("embed_tokens", EMBED)):
+        asked.clear()
+        rule = ExpandEmbeddings(init=init, statistics=statistics)
+        (_, change) = rule.plan(before(640, (600, 4), (600, 4), "F64")).changes
+        _, made = rule.pieces(change, read)
+        assert isinstance(made, bytes)
+        assert set(asked) == {source}
+        np.testing.assert_allclose(np.frombuffer(made).reshape(-1, 4), np.tile(matrices[source].mean(0), (40, 1)), atol=5e-4)
+
+
+def test_normal_reads_nothing_and_has_its_own_deviation() -> None:
+    rule = ExpandEmbeddings(init="normal", std=0.5, seed=4)
+    made = {}
+    for target in (EMBED, HEAD):
+        change = replace(change_of(some_matrix(40, 50), 2000, "F64", target), reads=())
+        _, piece = rule.pieces(change, never)
+        assert isinstance(piece, bytes)
+        made[target] = np.frombuffer(piece).reshape(2000, 50)
+        assert abs(made[target].mean()) < 5 * 0.5 / math.sqrt(100_000)
+        assert abs(made[target].var() - 0.25) < 5 * 0.25 * math.sqrt(2 / 100_000)
+    assert abs(np.corrcoef(made[EMBED].ravel(), made[HEAD].ravel())[0, 1]) < 5 / math.sqrt(100_000)
+    words = iter(np.random.Philox(key=4).random_raw(400).tolist())
+    assert made[EMBED].ravel()[:100].tolist() == [0.5 * z for z in polar(words, 100)]
+
+
+@pytest.mark.parametrize("std", [0.0, 1000.0])
+def test_any_deviation_fits_into_half_precision(std: float) -> None:
+    change = replace(change_of(some_matrix(4, 64), 500, "F16"), reads=())
+    _, piece = ExpandEmbeddings(init="normal", std=std).pieces(change, never)
+    assert isinstance(piece, bytes)
+    assert np.isfinite(np.frombuffer(piece, "<f2")).all()
+
+
+# --- beside the old recipe, where that works
+
+
+def test_as_the_old_recipe_has_it() -> None:
+    """Mean and covariance of many draws of each: what one has, the other has, up to what chance does."""
+    matrix, draws = some_matrix(2000, 6) @ np.array(np.random.default_rng(3).integers(-2, 3, (6, 6)) + 4 * np.eye(6)), 40_000
+    rows = torch.from_numpy(matrix)
+    mean = rows.mean(dim=0)
+    cov = (rows - mean).T @ (rows - mean) / len(rows)
+    torch.manual_seed(0)
+    old = MultivariateNormal(mean, covariance_matrix=1e-5 * cov).sample((draws,)).numpy()
+    ours = drawn(ExpandEmbeddings(), matrix, draws)
+    expected = 1e-5 * cov.numpy()
+    for found in (old, ours):
+        assert (np.abs(found.mean(axis=0) - mean.numpy()) < 5 * np.sqrt(np.diag(expected) / draws)).all()
+        assert (np.abs(standard_errors(found, expected, draws)) < 5).all()

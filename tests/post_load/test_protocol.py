@@ -40,13 +40,19 @@ WRONG: list[tuple[str, Any]] = [
     ("pad_to_multiple_of", None),
     ("pad_to_multiple_of", "many"),
     ("pad_to_multiple_of", True),
-    ("init", "mean"),
+    ("init", "average"),
     ("init", None),
     ("scale", -1e-5),
     ("scale", "small"),
     ("scale", float("nan")),
     ("scale", float("inf")),
     ("scale", "inf"),
+    ("std", -0.1),
+    ("std", float("nan")),
+    ("std", 1e4),
+    ("statistics", "lm_head"),
+    ("token", ""),
+    ("token", 2),
     ("seed", -1),
     ("seed", 2**64),
     ("seed", 0.5),
@@ -71,3 +77,48 @@ def test_all_wrong_options_are_told_at_once() -> None:
     (problem,) = caught.value.problems
     assert "`scale`: " in problem.cause
     assert "`seed`: " in problem.cause
+
+
+IDLE = [
+    ("mean", {"token": "</s>"}, "token", "copy"),
+    ("mean", {"seed": 0}, "seed", "multivariate_normal and normal"),
+    ("zeros", {"scale": 1e-5}, "scale", "multivariate_normal"),
+    ("zeros", {"statistics": "own"}, "statistics", "multivariate_normal and mean"),
+    ("normal", {"scale": 1e-5}, "scale", "multivariate_normal"),
+    ("multivariate_normal", {"std": 0.02}, "std", "normal"),
+    ("copy", {"token": "</s>", "seed": 1}, "seed", "multivariate_normal and normal"),
+]
+
+
+@pytest.mark.parametrize(("init", "options", "idle", "ways"), IDLE)
+def test_options_that_would_do_nothing(init: str, options: dict[str, Any], idle: str, ways: str) -> None:
+    """Also where what is given is the default: whoever writes it expects something of it."""
+    with pytest.raises(RemapError) as caught:
+        load_post_load_rule("expand_embeddings", {"init": init, **options})
+    (problem,) = caught.value.problems
+    assert problem.code == "LR212"
+    wanted = f"options of `expand_embeddings`: `{idle}` does nothing with `init: {init}`, only with {ways}."
+    assert problem.cause == wanted
+
+
+def test_copy_needs_a_token() -> None:
+    with pytest.raises(RemapError) as caught:
+        load_post_load_rule("expand_embeddings", {"init": "copy"})
+    assert "`init: copy` needs `token`" in caught.value.problems[0].cause
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init": "multivariate_normal", "statistics": "own", "scale": 0.5, "seed": 3},
+        {"init": "mean", "statistics": "own"},
+        {"init": "zeros", "pad_to_multiple_of": 8},
+        {"init": "normal", "std": 0.01, "seed": 3},
+        {"init": "copy", "token": "</s>"},
+    ],
+    ids=lambda options: str(options["init"]),
+)
+def test_every_way_with_all_its_options(options: dict[str, Any]) -> None:
+    rule = load_post_load_rule("expand_embeddings", options)
+    assert isinstance(rule, ExpandEmbeddings)
+    assert rule.model_dump(include=set(options)) == options

@@ -1,0 +1,103 @@
+"""Sums over the rows of a matrix that are the same, to the last bit, on every machine.
+
+A sum of floats depends on its order, and a matrix product takes the order that suits the processor. Sums of small integers are
+exact in any order, fused or not. So each chunk of rows is scaled column by column with powers of two and rounded to integers:
+
+- `high`: 25 bits. A normal has 19 (see `normals`), so 512 products of the two come to at most 2^(25 + 19 + 9) = 2^53 units: the
+  product of a chunk is exact, whichever library makes it.
+- `low`: what `high` leaves, 43 bits. Sums of 512 of these, and of `high` alone, are exact too. Together the two reach 69 bits
+  below the column's largest, so they hold every F16.
+
+What remains is elementwise and in the order of the chunks: numpy's + − × ÷, each rounded as IEEE 754 says.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Rows added at once. More would not be exact.
+CHUNK_ROWS = 512
+
+#: Columns worked on at once: 2 MB stay in the cache, and it takes half the time. No sum depends on it.
+_BLOCK_COLUMNS = 512
+_HIGH, _LOW = 25, 44
+#: The sums are kept in units of 2^64, so that no sum of F64 overflows.
+_UNIT = 64
+#: A column whose largest is below 2^-800 (F64 only) is scaled as if it were that, so that the scales don't overflow either.
+_LOWEST = -800
+
+
+class ExactSums:
+    """Sums over rows x_i, [columns], and normals z_i, [new], that belong to them."""
+
+    def __init__(self, columns: int, new: int) -> None:
+        self._rows = 0
+        self._sum, self._lost = np.zeros(columns), np.zeros(columns)  # Σ x: what it comes to, and what rounding took from it
+        self._sum_high = np.zeros(columns)
+        self._sum_z = np.zeros(new)
+        self._product = np.zeros((new, columns))
+        self._buffer = np.empty((CHUNK_ROWS, columns))
+
+    def add(self, x: NDArray[np.float64], z: NDArray[np.float64]) -> None:
+        """Add a chunk of rows, [up to CHUNK_ROWS, columns], finite, and its normals, [as many, new]."""
+        assert len(x) == len(z) <= CHUNK_ROWS
+        high, unit = self._buffer[: len(x)], np.empty(x.shape[1])
+        for start in range(0, x.shape[1], _BLOCK_COLUMNS):
+            block = slice(start, start + _BLOCK_COLUMNS)
+            unit[block] = self._add_columns(block, x[:, block], high[:, block])
+        self._product += (z.T @ high) * unit
+        self._sum_z += z.sum(axis=0)
+        self._rows += len(x)
+
+    def _add_columns(self, block: slice, x: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Add to the sums of some columns and fill their `high`; gives the units that it is in, [columns]."""
+        largest = np.maximum(x.max(axis=0), -x.min(axis=0))
+        exponent = np.maximum(np.frexp(largest)[1], _LOWEST)
+        low = x * np.ldexp(1.0, _HIGH - exponent)
+        np.rint(low, out=high)
+        low -= high
+        low *= 2.0**_LOW
+        np.rint(low, out=low)
+        unit: NDArray[np.float64] = np.ldexp(1.0, exponent - _HIGH - _UNIT)
+        sum_high = high.sum(axis=0) * unit
+        for term in (sum_high, low.sum(axis=0) * (unit * 2.0**-_LOW)):
+            # Knuth's two-sum (The Art of Computer Programming 2, 4.2.2): what rounding takes is kept
+            before = self._sum[block]
+            total = before + term
+            part = total - before
+            self._lost[block] += (before - (total - part)) + (term - part)
+            self._sum[block] = total
+        self._sum_high[block] += sum_high
+        return unit
+
+    def mean(self, dtype: str) -> NDArray[np.float64]:
+        """Mean of the rows, [columns]; rounded to `dtype`, it is what the exact mean is rounded to."""
+        unit = Fraction(2**_UNIT, self._rows)
+        exact = ((Fraction(s) + Fraction(lost)) * unit for s, lost in zip(self._sum.tolist(), self._lost.tolist(), strict=True))
+        return np.array([_to_float(mean, dtype) for mean in exact], np.float64)
+
+    def spread(self, factor: float) -> NDArray[np.float64]:
+        """factor · Σ (x_i − mean)·z_i, [new, columns], with x to 25 bits of its column's largest in the chunk.
+
+        Σ x_i·(z_i − mean z) is the same sum and needs no second pass.
+        """
+        centred = self._product - np.outer(self._sum_z / self._rows, self._sum_high)
+        with np.errstate(over="ignore"):  # inf is for the caller to judge
+            spread: NDArray[np.float64] = (centred * factor) * 2.0**_UNIT
+        return spread
+
+
+def _to_float(value: Fraction, dtype: str) -> float:
+    """A float that is rounded to `dtype` as `value` itself would be.
+
+    Rounded twice to nearest, a value beside a tie can go the wrong way. Rounded to odd first (of the two floats around it, the
+    one whose last bit is set), it can't (Boldo and Melquiond, 2008).
+    """
+    nearest = float(value)
+    if dtype == "F64" or nearest == value or np.float64(nearest).view(np.int64) & 1:
+        return nearest
+    return math.nextafter(nearest, math.inf if value > nearest else -math.inf)
