@@ -5,6 +5,7 @@ Field names are those of the JSON (`llava-remap/plan`, version 1); every list is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,9 +94,48 @@ class Collision:
 
 @dataclass(frozen=True, slots=True)
 class PostLoadChange:
+    """A change with the rule that makes it. Its JSON form is enough to make it again: no rule file, no tokenizer is needed.
+
+    Attributes:
+        use: name of the plug-in.
+        options: as the rule file gives them.
+    """
+
     use: str
     options: dict[str, Any]
     change: Change
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "use": self.use,
+            "with": self.options,
+            "target": self.change.target,
+            "dtype": self.change.dtype,
+            "shape_before": list(self.change.shape_before),
+            "shape_after": list(self.change.shape_after),
+            "reads": list(self.change.reads),
+            "facts": dict(self.change.facts),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PostLoadChange:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError: for a field that isn't there.
+            ValueError: for one of another form.
+        """
+        forms = {"use": str, "with": dict, "target": str, "dtype": str, "reads": list, "facts": dict}
+        forms |= {"shape_before": list, "shape_after": list}
+        for field, form in forms.items():
+            if not isinstance(data[field], form):
+                raise ValueError(f"`{field}` is no {form.__name__}")
+        before, after, reads = tuple(data["shape_before"]), tuple(data["shape_after"]), tuple(data["reads"])
+        if not all(type(size) is int and size >= 0 for size in before + after):
+            raise ValueError("a size in a shape is no whole number")
+        if not all(isinstance(name, str) for name in reads):
+            raise ValueError("a name in `reads` is no text")
+        return cls(data["use"], data["with"], Change(data["target"], data["dtype"], before, after, reads, data["facts"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,16 +264,7 @@ class Plan:
                 for m in self.mismatched
             ],
             "collisions": [{"target": c.target, "from": _names(c.from_)} for c in self.collisions],
-            "post_load": [
-                {
-                    "use": p.use,
-                    "with": p.options,
-                    "target": p.change.target,
-                    "shape_before": list(p.change.shape_before),
-                    "shape_after": list(p.change.shape_after),
-                }
-                for p in self.post_load
-            ],
+            "post_load": [change.to_json() for change in self.post_load],
             "value_checks": [
                 {"check": v.check, "target": v.target, "from": _names(v.from_), "checked": self.values_checked}
                 for v in self.value_checks
