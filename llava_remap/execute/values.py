@@ -25,39 +25,42 @@ def find(checkpoints: Mapping[str, Checkpoint], origin: SourceName) -> Tensor:
     return checkpoints[origin.source].catalog[origin.name]
 
 
-def chunks(tensor: Tensor) -> Iterator[bytes]:
-    """The elements in row-major, little-endian order, `CHUNK_ELEMENTS` at a time."""
-    where = tensor.location
-    assert where is not None
+def chunks(tensor: Tensor, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The elements in row-major, little-endian order, `CHUNK_ELEMENTS` at a time.
+
+    Args:
+        start, stop: the run of bytes wanted, counted in that order from the tensor's first byte; all of them by default.
+    """
+    stop = tensor.nbytes if stop is None else stop
     width = CHUNK_ELEMENTS * DTYPE_BITS[tensor.dtype] // 8
-    if where.stride is None and not where.big_endian:
-        with where.file.open("rb", buffering=0) as file:
-            for start in range(0, tensor.nbytes, width):
-                yield _read(file.fileno(), where.offset + start, min(width, tensor.nbytes - start), tensor)
-    else:
-        data = _gather(tensor).tobytes()
-        for start in range(0, tensor.nbytes, width):
-            yield data[start : start + width]
+    for at in range(start, stop, width):
+        yield _bytes(tensor, at, min(at + width, stop))
 
 
 def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:
     """Rows start..stop of a matrix, [stop - start, columns], as float64."""
     from llava_remap.dtypes import to_float64
 
+    columns = tensor.shape[1]
+    width = columns * DTYPE_BITS[tensor.dtype] // 8
+    return to_float64(_bytes(tensor, start * width, stop * width), tensor.dtype).reshape(stop - start, columns)
+
+
+def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
+    """A run of the elements in row-major, little-endian order; start and stop count bytes from the first one. Reads no others."""
     where = tensor.location
     assert where is not None
-    columns = tensor.shape[1]
     if where.stride is None and not where.big_endian:
-        width = columns * DTYPE_BITS[tensor.dtype] // 8
         with where.file.open("rb", buffering=0) as file:
-            raw = _read(file.fileno(), where.offset + start * width, (stop - start) * width, tensor)
-    else:
-        raw = _gather(tensor)[start:stop].tobytes()
-    return to_float64(raw, tensor.dtype).reshape(stop - start, columns)
+            return _read(file.fileno(), where.offset + start, stop - start, tensor)
+    size = DTYPE_BITS[tensor.dtype] // 8
+    first, last = start // size, -(-stop // size)
+    elements = _view(tensor).flat[first:last].astype(f"<u{size}").tobytes()
+    return elements[start - first * size : stop - first * size]
 
 
-def _gather(tensor: Tensor) -> NDArray[Any]:
-    """A tensor whose elements lie apart or big-endian, as unsigned integers of the elements' size."""
+def _view(tensor: Tensor) -> NDArray[Any]:
+    """A tensor whose elements lie apart or big-endian, where it lies, as unsigned integers of the elements' size."""
     import numpy as np
 
     where = tensor.location
@@ -69,8 +72,7 @@ def _gather(tensor: Tensor) -> NDArray[Any]:
     start, nbytes = where.storage
     storage = np.memmap(where.file, np.uint8, "r", offset=start, shape=(nbytes,))
     strides = None if where.stride is None else tuple(step * size for step in where.stride)
-    view: NDArray[Any] = np.ndarray(tensor.shape, stored, storage, where.offset - start, strides)
-    return view.astype(f"<u{size}", order="C")
+    return np.ndarray(tensor.shape, stored, storage, where.offset - start, strides)
 
 
 def _read(descriptor: int, offset: int, nbytes: int, tensor: Tensor) -> bytes:

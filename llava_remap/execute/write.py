@@ -18,7 +18,7 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import refuse
 from llava_remap.execute.files import whole_file, write_all
 from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, rows
-from llava_remap.plan import Mapped, Plan, Shard
+from llava_remap.plan import Mapped, Plan, PostLoadChange, Shard
 from llava_remap.post_load import OldBytes, load_post_load_rule
 
 if TYPE_CHECKING:
@@ -115,11 +115,32 @@ def _pieces(
 
     for piece in load_post_load_rule(change.use, change.options).pieces(change.change, read):
         if not isinstance(piece, OldBytes):
+            _check_made(piece, change)
             yield piece
-        elif where.stride is None and not where.big_endian:
+            continue
+        end = piece.offset + piece.nbytes
+        assert 0 <= piece.offset <= end <= tensor.nbytes, f"`{change.use}` wants bytes of `{name}` that it doesn't have"
+        if where.stride is None and not where.big_endian:
             yield Range(where.file, where.offset + piece.offset, piece.nbytes)
         else:
-            yield b"".join(chunks(tensor))[piece.offset : piece.offset + piece.nbytes]
+            yield from chunks(tensor, piece.offset, end)
+
+
+def _check_made(made: bytes, change: PostLoadChange) -> None:
+    """LR406 for new values that are not finite; those that they were made from were, so they don't fit into the dtype."""
+    import numpy as np
+
+    from llava_remap.dtypes import to_float64
+
+    target, dtype = change.change.target, change.change.dtype
+    bad = int(np.count_nonzero(~np.isfinite(to_float64(made, dtype))))
+    if bad:
+        raise refuse(
+            "LR406",
+            f"{bad} values that `{change.use}` makes for `{target}` don't fit into {dtype}: they are inf or NaN.",
+            "Look for values close to the largest ones in the checkpoint, and at the options of the rule.",
+            [target],
+        )
 
 
 def _coalesced(pieces: Iterator[Range | bytes]) -> Iterator[Range | bytes]:

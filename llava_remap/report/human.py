@@ -170,8 +170,9 @@ def _vocabulary(console: Console, job: Job) -> None:
     for token in job.derived.tokens:
         _line(console, f"  {token.text} = {token.id}{' (new)' if token.added else ''}, {token.role} token")
     for entry in job.plan.post_load:
-        change = entry.change
-        _line(console, f"  {change.target}: {change.shape_before[0]} → {change.shape_after[0]} rows ({entry.use})")
+        before, after = entry.change.shape_before, entry.change.shape_after
+        what = f"{before[0]} → {after[0]} rows" if before[:1] != after[:1] else "same shape, other values"
+        _line(console, f"  {entry.change.target}: {what} ({entry.use})")
 
 
 def _names(console: Console, problem: Problem, nearest: dict[str, tuple[str, ...]]) -> None:
