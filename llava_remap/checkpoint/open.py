@@ -3,58 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, Tensor
+from llava_remap.checkpoint.form import Form, choose_form, every_form, is_trainers, no_form
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
-from llava_remap.checkpoint.purpose import ADAPTER_CONFIG, ADAPTER_FILES, PROJECTOR_FILE, adapter_only, refuse_unless_model
-from llava_remap.checkpoint.shards import read_index, read_shard_set, shard_sets
+from llava_remap.checkpoint.purpose import ADAPTER_CONFIG, adapter_only, refuse_unless_model
+from llava_remap.checkpoint.shards import read_index, read_shard_set
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import refuse
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_INDEX = ".index.json"
 #: `Checkpoint.form` of a folder that is taken for its config and tokenizer alone.
 NO_WEIGHTS = "config and tokenizer alone"
-#: The forms of a whole checkpoint with a name of their own, the preferred one first.
-_KNOWN = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-    "model_state_dict.bin",
-)
-#: What transformers' Trainer leaves beside the weights.
-_TRAINER = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)(_\d+)?\.(pt|bin)|rng_state(_\d+)?\.pth")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """One way to read a checkpoint.
-
-    Attributes:
-        file: what it is named after in messages: the one file, the index, or the first shard.
-        read: its weight files, read.
-        sharded: how the report calls its shards, or None where it is one file.
-    """
-
-    file: Path
-    read: Callable[[], dict[Path, WeightFile]]
-    sharded: str | None = None
 
 
 def open_checkpoint(path: Path, *, weights: bool = True) -> Checkpoint:
     """The checkpoint at `path`, read from headers alone: a folder, one file of weights, an index or a manifest.
 
-    Where a folder holds several forms, the first of these is read and the rest are named in `passed_over`: the index of
-    safetensors shards, `model.safetensors`, the index of torch shards, `pytorch_model.bin`, `model_state_dict.bin`, a set of
-    shards without one of these indexes, a single weight file of any other name.
+    Where a folder holds several forms, `choose_form` says which is read; the rest are named in `passed_over`.
 
     Args:
         weights: whether its tensors are wanted; if not, a folder is taken for its config and tokenizer and needs no weights.
@@ -86,17 +57,17 @@ def _open(path: Path) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    if _TRAINER.fullmatch(path.name):
+    if is_trainers(path.name):
         raise refuse("LR106", f"{quoted(path.name)} is the trainer's own file, not weights.", "Give the checkpoint's folder.")
     if not _is_json(path):
-        return _checkpoint(path, path.parent, _file_form(path))
+        return _checkpoint(path, path.parent, Form(path.name))
     content = read_object(path, "LR102", "Download or copy it again.")
     if content.get("format") == FORMAT:
         manifest = parse_manifest(path, content)
         _refuse_unless_sound(path, manifest.catalog, None)
         return manifest
     if "weight_map" in content:
-        return _checkpoint(path, path.parent, _index_form(path))
+        return _checkpoint(path, path.parent, Form(path.name, is_index=True))
     cause = f"{quoted(path.name)} is JSON, but neither a manifest nor the index of a sharded checkpoint."
     raise refuse("LR106", cause, "Give a checkpoint's folder, a file of weights, an index or a manifest.")
 
@@ -109,72 +80,34 @@ def _is_json(path: Path) -> bool:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    every = sorted(entry.name for entry in folder.iterdir())
+    every = [entry.name for entry in folder.iterdir()]
     files = {name for name in every if (folder / name).is_file()}
-    weights = {name for name in files if name.endswith(_SUFFIXES) and not _TRAINER.fullmatch(name)}
-    indexes = {name for name in files if name.endswith(tuple(suffix + _INDEX for suffix in _SUFFIXES))}
-    if form := _choose(folder, weights, indexes):
-        return _checkpoint(folder, folder, form, _by_index(weights, indexes))
-
-    for name in (*ADAPTER_FILES, PROJECTOR_FILE):
-        if name in weights:
-            # Refused, as a rule; if its tensors are a model's after all, it is the checkpoint.
-            return _checkpoint(folder, folder, _file_form(folder / name), _by_index(weights, indexes))
+    if form := choose_form(files):
+        return _checkpoint(folder, folder, form, every_form(files))
     if ADAPTER_CONFIG in files:
         raise adapter_only(folder, {}, folder)
-    if weights:
-        cause = (
-            f"{quoted(str(folder))} has {len(weights)} weight files, nothing says which is meant: {several(sorted(weights), 6)}."
-        )
-        raise refuse("LR100", cause, "Give one of them by its name.")
-    has = f"It has: {several(every, 12)}." if every else "It is empty."
-    cause = f"{quoted(str(folder))} has no weight file (*.safetensors, *.bin, *.pt, *.pth, *.ckpt). {has}"
-    raise refuse("LR100", cause, "Give the folder that the weights lie in.")
+    raise no_form(str(folder), files, every)
 
 
-def _choose(folder: Path, weights: set[str], indexes: set[str]) -> _Form | None:
-    for name in _KNOWN:
-        if name in indexes:
-            return _index_form(folder / name)
-        if name in weights:
-            return _file_form(folder / name)
-    if sets := shard_sets(weights):
-        # safetensors before torch here as well
-        (stem, suffix, total), names = min(sets.items(), key=lambda item: (item[0][1] != ".safetensors", item[0]))
-        index = f"{stem}{suffix}{_INDEX}"
-        return _index_form(folder / index) if index in indexes else _set_form(folder, total, names)
-    others = sorted(weights - {*ADAPTER_FILES, PROJECTOR_FILE})
-    return _file_form(folder / others[0]) if len(others) == 1 else None
+def _read(folder: Path, form: Form) -> dict[Path, WeightFile]:
+    if form.is_index:
+        return read_index(folder / form.file)
+    if form.shards:
+        return read_shard_set(folder, form.shards, form.total)
+    return read_weight_files([folder / form.file])
 
 
-def _by_index(weights: set[str], indexes: set[str]) -> set[str]:
-    """All forms in a folder, a set of shards named by its index where it has one."""
-    sets = shard_sets(weights).items()
-    indexed = {name for (stem, suffix, _), names in sets if f"{stem}{suffix}{_INDEX}" in indexes for name in names.values()}
-    return (weights - indexed) | indexes
-
-
-def _file_form(file: Path) -> _Form:
-    return _Form(file, lambda: read_weight_files([file]))
-
-
-def _index_form(index: Path) -> _Form:
-    return _Form(index, lambda: read_index(index), sharded=f"shards ({index.name})")
-
-
-def _set_form(folder: Path, total: int, names: dict[int, str]) -> _Form:
-    return _Form(folder / min(names.values()), lambda: read_shard_set(folder, total, names), sharded="shards without an index")
-
-
-def _checkpoint(path: Path, folder: Path, form: _Form, forms: Set[str] = frozenset()) -> Checkpoint:
-    read = form.read()
+def _checkpoint(path: Path, folder: Path, form: Form, forms: Set[str] = frozenset()) -> Checkpoint:
+    read = _read(folder, form)
     catalog = {tensor.name: tensor for file in read.values() for tensor in file.tensors}
-    _refuse_unless_sound(form.file, catalog, folder)
+    _refuse_unless_sound(folder / form.file, catalog, folder)
     kind = " and ".join(sorted({file.kind for file in read.values()}))
-    which = f", {len(read)} {form.sharded}" if form.sharded else f" ({form.file.name})"
+    which = f" ({form.file})"
+    if form.is_index or form.shards:
+        which = f", {len(read)} shards" + (which if form.is_index else " without an index")
     inside = sorted({" / ".join(file.inside) for file in read.values() if file.inside})
     label = kind + which + (f", inside {several(inside)}" if inside else "")
-    passed_over = [*sorted(forms - {form.file.name} - {file.name for file in read})]
+    passed_over = [*sorted(forms - {form.file} - {file.name for file in read})]
     passed_over += [key for file in read.values() for key in file.passed_over]
     return Checkpoint(path, label, catalog, _config(folder), folder, tuple(passed_over), _aliases(catalog.values()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from llava_remap.checkpoint.strict_json import read_object
@@ -22,19 +22,29 @@ def read_index(index: Path) -> dict[Path, WeightFile]:
     Raises:
         RemapError: LR103 where index and shards disagree, otherwise as `read_weight_file`.
     """
-    weight_map = read_object(index, "LR103", _FETCH).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
-        raise refuse("LR103", f"{quoted(index.name)} has no `weight_map` from tensor names to files.", _FETCH)
+    weight_map = read_weight_map(index)
     names = sorted(set(weight_map.values()))
-    if outside := [name for name in names if not _is_inside(name)]:
-        cause = f"{quoted(index.name)} names files outside its folder: {several(outside)}."
-        raise refuse("LR103", cause, "Put the shards beside the index and correct their names in it.")
     if absent := [name for name in names if not (index.parent / name).is_file()]:
         cause = f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: {several(absent)}."
         raise refuse("LR103", cause, "Download what is missing.", [n for n, file in weight_map.items() if file in absent])
     shards = read_weight_files([index.parent / name for name in names])
     _refuse_disagreement(index, weight_map, shards)
     return shards
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """What the JSON file `index` says: tensor names to shards, all of them in the index's folder or below it.
+
+    Raises:
+        RemapError: LR103.
+    """
+    weight_map = read_object(index, "LR103", _FETCH).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+        raise refuse("LR103", f"{quoted(index.name)} has no `weight_map` from tensor names to files.", _FETCH)
+    if outside := [name for name in sorted(set(weight_map.values())) if not _is_inside(name)]:
+        cause = f"{quoted(index.name)} names files outside its folder: {several(outside)}."
+        raise refuse("LR103", cause, "Put the shards beside the index and correct their names in it.")
+    return weight_map
 
 
 def _is_inside(name: str) -> bool:
@@ -90,17 +100,24 @@ def shard_sets(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str
     return dict(sets)
 
 
-def read_shard_set(folder: Path, total: int, names: Mapping[int, str]) -> dict[Path, WeightFile]:
-    """The shards of a set without an index.
+def missing_shards(shards: Sequence[str], total: int) -> list[str]:
+    """The names that a set of shards without an index lacks, if there are to be `total` of them."""
+    match = _SHARD.fullmatch(shards[0])
+    assert match is not None
+    every = (f"{match['stem']}-{number:05}-of-{total:05}{match['suffix']}" for number in range(1, total + 1))
+    return [name for name in every if name not in shards]
+
+
+def read_shard_set(folder: Path, shards: Sequence[str], total: int) -> dict[Path, WeightFile]:
+    """The shards of a set without an index, of which there are to be `total`.
 
     Raises:
         RemapError: LR103 where a shard is missing or a tensor in two of them, otherwise as `read_weight_file`.
     """
-    if set(names) != set(range(1, total + 1)):
-        one = quoted(next(iter(names.values())))
-        cause = f"{len(names)} of the {total} shards that names like {one} promise are there, and no index."
+    if len(shards) != total or missing_shards(shards, total):
+        cause = f"{len(shards)} of the {total} shards that names like {quoted(shards[0])} promise are there, and no index."
         raise refuse("LR103", cause, "Download the missing shards, and the index.")
-    shards = read_weight_files([folder / names[number] for number in sorted(names)])
-    if problems := _in_two_shards(_files_by_name(shards)):
+    read = read_weight_files([folder / name for name in shards])
+    if problems := _in_two_shards(_files_by_name(read)):
         raise RemapError(problems)
-    return shards
+    return read

@@ -1,0 +1,106 @@
+"""Which of the weights in a folder or repository are read, told from the names of its files alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Set
+from dataclasses import dataclass
+
+from llava_remap.checkpoint.purpose import ADAPTER_FILES, PROJECTOR_FILE
+from llava_remap.checkpoint.shards import shard_sets
+from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.errors import RemapError, refuse
+
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_INDEX = ".index.json"
+#: The forms of a whole checkpoint with a name of their own, the preferred one first.
+_KNOWN = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "model_state_dict.bin",
+)
+#: What transformers' Trainer leaves beside the weights.
+_TRAINER = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)(_\d+)?\.(pt|bin)|rng_state(_\d+)?\.pth")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way in which the weights are stored.
+
+    Attributes:
+        file: what it is named after in messages: the one file, the index, or the first shard.
+        is_index: whether `file` is an index, which says itself where the shards are.
+        shards: the shards of a set without an index, in their order; otherwise empty.
+        total: how many of them their names promise.
+    """
+
+    file: str
+    is_index: bool = False
+    shards: tuple[str, ...] = ()
+    total: int = 0
+
+
+def is_trainers(name: str) -> bool:
+    """Whether a file of this name is the trainer's own and no weights."""
+    return _TRAINER.fullmatch(name) is not None
+
+
+def choose_form(names: Collection[str]) -> Form | None:
+    """The form that is read where these files lie side by side; None if there are no weights or nothing says which are meant.
+
+    The first of these: the index of safetensors shards, `model.safetensors`, the index of torch shards, `pytorch_model.bin`,
+    `model_state_dict.bin`, a set of shards without one of these indexes, a single weight file of any other name, an adapter,
+    a projector. The last two are refused when they are read, unless their tensors are a model's after all.
+    """
+    weights, indexes = _weights(names), _indexes(names)
+    for name in _KNOWN:
+        if name in indexes:
+            return Form(name, is_index=True)
+        if name in weights:
+            return Form(name)
+    if sets := shard_sets(weights):
+        # safetensors before torch here as well
+        (stem, suffix, total), shards = min(sets.items(), key=lambda item: (item[0][1] != ".safetensors", item[0]))
+        index = f"{stem}{suffix}{_INDEX}"
+        if index in indexes:
+            return Form(index, is_index=True)
+        return Form(min(shards.values()), shards=tuple(shards[number] for number in sorted(shards)), total=total)
+    aside = (*ADAPTER_FILES, PROJECTOR_FILE)
+    others = weights.difference(aside)
+    if len(others) == 1:
+        return Form(others.pop())
+    return next((Form(name) for name in aside if name in weights), None)
+
+
+def every_form(names: Collection[str]) -> Set[str]:
+    """All weights and indexes among these files, a set of shards named by its index where it has one."""
+    weights, indexes = _weights(names), _indexes(names)
+    sets = shard_sets(weights).items()
+    indexed = {name for (stem, suffix, _), shards in sets if f"{stem}{suffix}{_INDEX}" in indexes for name in shards.values()}
+    return (weights - indexed) | indexes
+
+
+def no_form(where: str, names: Collection[str], every: Collection[str]) -> RemapError:
+    """LR100, for files of which `choose_form` chose none.
+
+    Args:
+        where: the folder or repository.
+        names: its files.
+        every: its files and folders.
+    """
+    if weights := sorted(_weights(names)):
+        cause = f"{quoted(where)} has {len(weights)} weight files, nothing says which is meant: {several(weights, 6)}."
+        return refuse("LR100", cause, "Give one of them by its name.")
+    has = f"It has: {several(sorted(every), 12)}." if every else "It is empty."
+    cause = f"{quoted(where)} has no weight file (*.safetensors, *.bin, *.pt, *.pth, *.ckpt). {has}"
+    return refuse("LR100", cause, "Give the folder that the weights lie in.")
+
+
+def _weights(names: Collection[str]) -> set[str]:
+    return {name for name in names if name.endswith(_SUFFIXES) and not is_trainers(name)}
+
+
+def _indexes(names: Collection[str]) -> set[str]:
+    return {name for name in names if name.endswith(tuple(suffix + _INDEX for suffix in _SUFFIXES))}
