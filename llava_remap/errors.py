@@ -48,6 +48,7 @@ CODES: dict[str, Code] = {
     "LR111": Code("a manifest has no bytes", Exit.PROBLEMS),
     "LR112": Code("the config doesn't say enough", Exit.INPUT),
     "LR113": Code("unreadable tokenizer, config or processor file", Exit.INPUT),
+    "LR114": Code("not to be had from the hub", Exit.INPUT),
     # Rule file
     "LR200": Code("rule file not found", Exit.USAGE),
     "LR201": Code("invalid rule file", Exit.USAGE),

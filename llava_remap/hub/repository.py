@@ -1,0 +1,43 @@
+"""How a repository of the hub is written: `ORG/NAME` or `ORG/NAME@REVISION`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+_REPOSITORY = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+#: Characters; the hub's own limit for `ORG/NAME`.
+_LONGEST = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A model repository of the hub.
+
+    Attributes:
+        id: `ORG/NAME`.
+        revision: a branch, a tag or a commit as it was written, or None for the main branch.
+    """
+
+    id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.id}@{self.revision}" if self.revision else self.id
+
+
+def parse_repository(text: str) -> Repository | None:
+    """The repository that `text` names, or None where it can't name one. A path may look the same: ask for that first.
+
+    >>> parse_repository("liuhaotian/llava-v1.5-7b@main")
+    Repository(id='liuhaotian/llava-v1.5-7b', revision='main')
+    >>> parse_repository("./llava-v1.5-7b")
+    """
+    match = _REPOSITORY.fullmatch(text)
+    if match is None or len(match["id"]) > _LONGEST or match["id"].endswith(".git"):
+        return None
+    # The hub allows neither in a name, git no `..` in a revision.
+    if "--" in match["id"] or ".." in text:
+        return None
+    return Repository(match["id"], match["revision"])
