@@ -212,3 +212,14 @@ def test_cache_that_can_not_be_written(hub: Hub, cache: Path) -> None:
         download(REPOSITORY, ["tensors"], name="model")
     assert [problem.code for problem in caught.value.problems] == ["LR114"]
     assert "HF_HOME" in caught.value.problems[0].fix
+
+
+def test_connection_that_is_forbidden(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*arguments: object, **more: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", forbidden)
+    message = refused()[1]
+    assert "Operation not permitted" in message
+    assert "HF_HOME" not in message
+    assert "`make demo`" in message
