@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from llava_remap.checkpoint import Checkpoint, open_checkpoint
+from llava_remap.checkpoint import BESIDE, Checkpoint, open_checkpoint
 from llava_remap.derive import Derived, derive, source_configs
 from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.execute import fresh_folder, run_value_checks, whole_file, write_all, write_index, write_shards
+from llava_remap.execute import (
+    Recipe,
+    digest_files,
+    fresh_folder,
+    run_value_checks,
+    whole_file,
+    write_all,
+    write_index,
+    write_shards,
+)
 from llava_remap.folder import Parts, make_files, read_generation_config
 from llava_remap.identify import identify
-from llava_remap.plan import Plan, Routes, build_plan, route
+from llava_remap.plan import Plan, build_plan, route
+from llava_remap.record import RECORD, record_json
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
+from llava_remap.sources import name_sources, open_source, short_name
 from llava_remap.target import text_config
-from llava_remap.verify import strict_load
+from llava_remap.verify import compare, strict_load
+
+Verify = Literal["meta", "full", "none"]
 
 #: Bytes beside the weights that an output folder needs at most: tokenizer files, in the main.
 _SMALL_FILES_NBYTES = 64 << 20
@@ -48,15 +61,34 @@ class Job:
         """Whether a source is a manifest, so that the job can be planned but has no values to check or copy."""
         return any(checkpoint.is_manifest for checkpoint in self.checkpoints.values())
 
+    @property
+    def sources(self) -> dict[str, dict[str, Path]]:
+        """The files read of each source, by name relative to its folder."""
+        found: dict[str, dict[str, Path]] = {}
+        for name, checkpoint in self.checkpoints.items():
+            folder, use = checkpoint.folder, self.rules.text.sources[name].use
+            if folder is not None:
+                small = [folder / file for kind in use for file in BESIDE.get(kind, ())]
+                paths = [*checkpoint.files, *(path for path in small if path.is_file())]
+                found[name] = {path.relative_to(folder).as_posix(): path for path in paths}
+        return found
+
+    def nbytes_to_handle(self, verify: Verify) -> int:
+        """Bytes of which `apply_job` reports progress: written, digested, and compared where everything is."""
+        small = sum(map(len, self.small_files.values()))
+        read = sum(path.stat().st_size for files in self.sources.values() for path in files.values())
+        return self.plan.nbytes_write * (3 if verify == "full" else 2) + small + read
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A job that was carried out: the files of the output folder, bytes of weights, seconds, and what is worth telling."""
+    """A job that was carried out: the folder's files, bytes of weights, seconds, how it was checked, what is worth telling."""
 
     output: Path
     files: tuple[str, ...]
     nbytes: int
     seconds: float
+    verified: Verify
     notes: tuple[Problem, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -65,18 +97,28 @@ class Result:
             "files": list(self.files),
             "nbytes": self.nbytes,
             "seconds": round(self.seconds, 3),
+            "verified": self.verified,
             "notes": [note.to_json() for note in self.notes],
         }
 
 
-def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | None = None, *, dry_run: bool = False) -> Job:
-    """Plan a job from headers alone; nothing is written but to a scratch folder, which goes again.
+def plan_job(
+    rules: str | Path,
+    sources: Sequence[str] = (),
+    output: str | Path | None = None,
+    *,
+    dry_run: bool = False,
+    offline: bool = False,
+) -> Job:
+    """Plan a job from headers alone; nothing is written but what is downloaded and cached.
 
     Args:
         rules: path of a rule file, or the name of a shipped one.
-        sources: `SRC` or `NAME=SRC` each; a bare SRC is the rule file's first source.
+        sources: `SRC` or `NAME=SRC` each; a bare SRC is the rule file's first source. A SRC is a folder, a file, a manifest or
+            a hub id with an optional `@revision`. What isn't given and is needed is the rule file's default.
         output: the folder to be written; by default the first source's last part with `-hf`, in the current folder.
         dry_run: whether the job is only to be planned; then a manifest will do for a source.
+        offline: whether only what was downloaded before is taken from the hub.
 
     Raises:
         RemapError: for a rule file, a source or a command line that can't be read. What doesn't map is in `plan.problems`.
@@ -84,19 +126,24 @@ def plan_job(rules: str | Path, sources: Sequence[str], output: str | Path | Non
     file = load_rule_file(rules)
     _ = file.target
     program = compile_rules(file)
-    paths = _source_paths(file, sources)
-    checkpoints = {
-        name: _open(paths[name], "tensors" in source.use, first=name == file.first_source)
-        for name, source in file.text.sources.items()
-        if name in paths
-    }
-    folder = Path(output) if output is not None else Path(checkpoints[file.first_source].path.resolve().name + "-hf")
+    first = file.first_source
+    given = name_sources(list(file.text.sources), sources)
+    if first not in given and (default := file.text.sources[first].default) is not None:
+        given[first] = default
+    if first not in given:
+        cause = f"no checkpoint is given for source `{first}`, and {file.name} has no default."
+        raise refuse("LR211", cause, "Give it: --source DIR.")
+    checkpoints = _open_given(file, given, offline)
+    folder = Path(output) if output is not None else Path(short_name(given[first]) + "-hf")
     routes = route(file, program, checkpoints)
     configs = source_configs(file, checkpoints)
-    problems = identify(file, routes.taken, checkpoints[file.first_source], text_config(configs))
+    problems = identify(file, routes.taken, checkpoints[first], text_config(configs))
     problems += _manifest_problems(checkpoints, dry_run)
     derived, recognised = None, not problems
-    problems += _not_given(file, routes) if recognised else []
+    if recognised and routes.not_given:  # whether a further source is needed is known only now
+        checkpoints, problems = _with_defaults(file, checkpoints, routes.not_given, offline)
+        routes = route(file, program, checkpoints)
+        configs = source_configs(file, checkpoints)
     if not problems:
         try:
             derived = derive(file, checkpoints, configs, routes)
@@ -137,11 +184,17 @@ def check_values(job: Job) -> Job:
     return replace(job, plan=plan)
 
 
-def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None) -> Result:
+def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta") -> Result:
     """Carry a planned job out, or leave no trace.
 
-    Value checks come first, then the weights, a strict load by the installed transformers, the small files, and last the index.
+    Value checks come first, then the weights, a check of them, the small files, the index, and last the record.
     Whatever fails or interrupts, everything that this call wrote is removed.
+
+    Args:
+        on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle(verify)` in all, from
+            any thread.
+        verify: `meta`: the installed transformers is asked to load what was written, on meta tensors; `full`: every tensor is
+            also read back and compared with its source; `none`: neither.
 
     Raises:
         RemapError: with the plan's problems, or what was found since.
@@ -150,63 +203,67 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
     job = check_values(job)
     if job.derived is None or not job.plan.complete:
         raise RemapError(job.plan.problems)
-    output, config = job.output, job.derived.config.config
+    output, config, plan = job.output, job.derived.config.config, job.plan
     with fresh_folder(output) as written:
-        write_shards(job.plan, job.checkpoints, output, written, on_progress)
-        if found := strict_load(written, job.plan.target_class, config):
+        write_shards(plan, job.checkpoints, output, written, on_progress)
+        found = strict_load(written, plan.target_class, config) if verify != "none" else []
+        if verify == "full":
+            catalog = {name: tensor for path in written for name, tensor in open_checkpoint(path).catalog.items()}
+            found += compare(catalog, Recipe.of(plan.mapped, plan.post_load, job.checkpoints), on_progress)[1]
+        if found:
             raise RemapError(found)
         for name, content in sorted(job.small_files.items()):
             with whole_file(output / name, written) as file:
                 write_all(file, content)
-        write_index(job.plan, output, written)
+        digests = digest_files([*written, *(path for files in job.sources.values() for path in files.values())], on_progress)
+        write_index(plan, output, written)
+        digests |= digest_files(written[-1:])
+        sources = {source: {name: digests[path] for name, path in files.items()} for source, files in job.sources.items()}
+        record = record_json(plan, job.rules, sources, {path.name: digests[path] for path in written}, verify)
+        with whole_file(output / RECORD, written) as file:
+            write_all(file, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     files = tuple(sorted(path.name for path in written))
-    return Result(output, files, job.plan.nbytes_write, time.monotonic() - started, job.plan.notes)
+    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes)
 
 
-def apply(rules: str | Path, sources: Sequence[str], output: str | Path | None = None) -> Result:
+def apply(
+    rules: str | Path,
+    sources: Sequence[str] = (),
+    output: str | Path | None = None,
+    *,
+    verify: Verify = "meta",
+    offline: bool = False,
+) -> Result:
     """Plan a job and carry it out: `plan_job`, then `apply_job`."""
-    return apply_job(plan_job(rules, sources, output))
+    return apply_job(plan_job(rules, sources, output, offline=offline), verify=verify)
 
 
-def _source_paths(rules: RuleFile, given: Sequence[str]) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for text in given:
-        name, equals, rest = text.partition("=")
-        if not equals or (name not in rules.text.sources and _exists(Path(text))):
-            name, rest = rules.first_source, text
-        if name not in rules.text.sources:
-            near = difflib.get_close_matches(name, rules.text.sources, 1)
-            raise refuse(
-                "LR211",
-                f"{rules.name} has no source `{name}`; it has {', '.join(rules.text.sources)}.",
-                f"Did you mean `{near[0]}={rest}`?" if near else "Write --source NAME=SRC.",
-            )
-        if name in paths:
-            raise refuse("LR211", f"source `{name}` is given twice: {paths[name]} and {rest}.", "Give it once.")
-        if not rest:
-            raise refuse("LR211", f"source `{name}` is given without a path.", f"Write --source {name}=DIR.")
+def _open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict[str, Checkpoint]:
+    """The checkpoints of the sources that are given, in the rule file's order."""
+    return {
+        name: open_source(name, given[name], source.use, first=name == rules.first_source, offline=offline)
+        for name, source in rules.text.sources.items()
+        if name in given
+    }
+
+
+def _with_defaults(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], needed: Sequence[str], offline: bool
+) -> tuple[dict[str, Checkpoint], list[Problem]]:
+    """The checkpoints with the defaults of those that are needed and not given; LR302 where there is none."""
+    found, problems = dict(checkpoints), []
+    for name in needed:
+        source, why = rules.text.sources[name], _not_given(rules, name)
+        if source.default is None:
+            problems.append(Problem("LR302", f"{why}.", f"Give it: --source {name}=DIR."))
+            continue
         try:
-            paths[name] = Path(rest).expanduser()
-        except RuntimeError as error:  # a home folder that isn't known
-            raise refuse("LR211", f"source `{name}`: {error}", "Write the path out.") from None
-    if rules.first_source not in paths:
-        default = rules.text.sources[rules.first_source].default
-        raise refuse(
-            "LR211",
-            f"no checkpoint is given for source `{rules.first_source}`.",
-            f"Download it ({default}) and give its folder: --source DIR." if default else "Give it: --source DIR.",
-        )
-    return paths
-
-
-def _open(path: Path, weights: bool, *, first: bool) -> Checkpoint:
-    """Open a source; a further one may be a folder with a config alone, for a part that the first source has already."""
-    try:
-        return open_checkpoint(path, weights=weights)
-    except RemapError as error:
-        if first or error.problems[0].code != "LR100" or not (path / "config.json").is_file():
-            raise
-        return open_checkpoint(path, weights=False)
+            found[name] = open_source(name, source.default, source.use, first=False, offline=offline)
+        except RemapError as error:
+            problems += [
+                replace(problem, cause=f"{why}, so its default is wanted: {problem.cause}") for problem in error.problems
+            ]
+    return {name: found[name] for name in rules.text.sources if name in found}, problems
 
 
 def _manifest_problems(checkpoints: Mapping[str, Checkpoint], dry_run: bool) -> list[Problem]:
@@ -230,27 +287,9 @@ def _small_files(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived
     return make_files(parts)
 
 
-def _not_given(rules: RuleFile, routes: Routes) -> list[Problem]:
-    problems = []
-    for name in routes.not_given:
-        default = rules.text.sources[name].default
-        absent = rules.text.sources[name].used_if_absent
-        why = f", and `{rules.first_source}` has no `{absent}`" if absent else ""
-        problems.append(
-            Problem(
-                "LR302",
-                f"source `{name}` is not given{why}.",
-                f"Give it: --source {name}=DIR" + (f" (the stock one is {default})." if default else "."),
-            )
-        )
-    return problems
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a zero byte
-        return False
+def _not_given(rules: RuleFile, name: str) -> str:
+    absent = rules.text.sources[name].used_if_absent
+    return f"source `{name}` is not given" + (f", and `{rules.first_source}` has no `{absent}`" if absent else "")
 
 
 def _output_problems(output: Path, plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
@@ -264,7 +303,11 @@ def _output_problems(output: Path, plan: Plan, checkpoints: Mapping[str, Checkpo
     except (OSError, ValueError) as error:
         return [Problem("LR508", f"{output}: {getattr(error, 'strerror', None) or error}.", another)]
     for name, checkpoint in checkpoints.items():
-        if checkpoint.path.is_dir() and output.resolve().is_relative_to(checkpoint.path.resolve()):
+        if (
+            checkpoint.folder is not None
+            and checkpoint.path.is_dir()
+            and output.resolve().is_relative_to(checkpoint.path.resolve())
+        ):
             return [Problem("LR508", f"{output} is inside source `{name}`, and sources are never written to.", another)]
     if not parent.is_dir():
         return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]

@@ -8,7 +8,7 @@ The codes are listed in `CODES` and explained in the README.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -83,12 +83,16 @@ CODES: dict[str, Code] = {
     "LR501": Code("not enough memory", Exit.RESOURCES),
     "LR502": Code("not enough disk", Exit.RESOURCES),
     "LR503": Code("output not empty", Exit.RESOURCES),
+    "LR505": Code("unfinished folder", Exit.RESOURCES),
     "LR506": Code("shared storage", Exit.PROBLEMS),
     "LR508": Code("output can't be written", Exit.RESOURCES),
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS),
+    "LR602": Code("values differ", Exit.PROBLEMS),
+    "LR603": Code("files differ from the record", Exit.PROBLEMS),
     "LR604": Code("number of image tokens", Exit.PROBLEMS),
     "LR605": Code("the processor doesn't work", Exit.PROBLEMS),
+    "LR606": Code("no record", Exit.INPUT),
 }
 
 
@@ -101,14 +105,14 @@ class Problem:
         cause: one line with the facts (file, rule, both values), without the names.
         fix: one line of what to do.
         names: every tensor name concerned, unfolded and complete.
-        table: rows of facts that belong together (`name`, `source shape`, …), for problems that need one.
+        table: each name with a fact of its own, for problems that need it.
     """
 
     code: str
     cause: str
     fix: str = ""
     names: tuple[str, ...] = ()
-    table: tuple[tuple[str, ...], ...] = field(default=())
+    table: tuple[tuple[str, str], ...] = ()
 
     @property
     def title(self) -> str:
@@ -124,7 +128,8 @@ class Problem:
         return f"{self.title}: {self.cause}" + (f" {self.fix}" if self.fix else "")
 
     def to_json(self) -> dict[str, Any]:
-        return {"code": self.code, "message": self.message, "names": sorted(self.names)}
+        details = {"details": dict(self.table)} if self.table else {}
+        return {"code": self.code, "message": self.message, "names": sorted(self.names), **details}
 
 
 class RemapError(Exception):

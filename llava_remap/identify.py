@@ -53,7 +53,7 @@ def identify(rules: RuleFile, taken: Sequence[Routed], checkpoint: Checkpoint, c
         if problem := check(rules, routed, checkpoint):
             return [problem]
     if reasons := contradictions(rules.text.detect, routed, config):
-        cause = f"{checkpoint.path} isn't a checkpoint for {rules.name}: {'; '.join(reasons)}."
+        cause = f"{checkpoint.location} isn't a checkpoint for {rules.name}: {'; '.join(reasons)}."
         return [Problem("LR311", cause, _better(checkpoint))]
     return []
 
@@ -99,7 +99,7 @@ def _stubs(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) ->
         return None
     return Problem(
         "LR104",
-        f"{len(stubs)} of {len(routed)} tensors in {checkpoint.path} have no elements (shape [0]).",
+        f"{len(stubs)} of {len(routed)} tensors in {checkpoint.location} have no elements (shape [0]).",
         "Run DeepSpeed's zero_to_fp32.py in the training folder and give its output.",
         tuple(stubs),
     )
@@ -121,7 +121,7 @@ def _already_converted(rules: RuleFile, routed: Sequence[Routed], checkpoint: Ch
         return None
     return Problem(
         "LR109",
-        f"{count} of {len(routed)} names in {checkpoint.path} are in layout {best}.",
+        f"{count} of {len(routed)} names in {checkpoint.location} are in layout {best}.",
         "Nothing is to be done: load it with transformers as it is.",
     )
 
@@ -131,7 +131,7 @@ def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) 
         if routed and all(r.rewrite.prepared.startswith(wrapper) for r in routed):
             return Problem(
                 "LR110",
-                f"all {len(routed)} names in {checkpoint.path} start with `{wrapper}`, which {rules.name} leaves on.",
+                f"all {len(routed)} names in {checkpoint.location} start with `{wrapper}`, which {rules.name} leaves on.",
                 "Add parts/wrappers.yaml to its `extends`.",
             )
     return None
@@ -142,7 +142,7 @@ def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Chec
         return None
     return Problem(
         "LR305",
-        f"no rule of {rules.name} takes any of the {len(routed)} names in {checkpoint.path}.",
+        f"no rule of {rules.name} takes any of the {len(routed)} names in {checkpoint.location}.",
         _better(checkpoint),
         tuple(r.tensor.name for r in routed),
     )

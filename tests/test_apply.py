@@ -108,6 +108,7 @@ def test_files_of_the_output(tmp_path: Path) -> None:
         "chat_template.json",
         "config.json",
         "generation_config.json",
+        "llava_remap.json",
         "model-00001-of-00003.safetensors",
         "model-00002-of-00003.safetensors",
         "model-00003-of-00003.safetensors",

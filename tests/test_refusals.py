@@ -246,7 +246,8 @@ def test_non_finite_embeddings(run: Run, changed: Changed) -> None:
 
 def test_no_tower_anywhere(run: Run) -> None:
     ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--output", "out")
-    assert ran.code == 1
+    assert ran.code == 3
+    assert "LR114" in ran.out
     assert "source `vision_tower` is not given, and `model` has no `model.vision_tower.{rest...}`" in ran.out
     assert "--source vision_tower=DIR" in ran.out
     assert "openai/clip-vit-large-patch14-336" in ran.out
@@ -311,18 +312,27 @@ def test_an_image_processor_for_another_image_size(run: Run, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "no checkpoint is given for source `model`"),
         (("--source", "a", "--source", "b"), "source `model` is given twice"),
         (("--source", "vision_towr=a"), "Did you mean `vision_tower=a`?"),
         (("--source", RELEASED / "bin", "--report", "plan.txt"), "has to end in .json"),
     ],
-    ids=["none", "twice", "misspelt", "report"],
+    ids=["twice", "misspelt", "report"],
 )
 def test_wrong_command_lines(arguments: tuple[object, ...], words: str, run: Run) -> None:
     ran = run("apply", "llava-v1.5", *arguments)
     assert ran.code == 2
     assert "LR211" in ran.err
     assert words in ran.err
+
+
+def test_a_rule_file_without_a_default(run: Run) -> None:
+    Path("mine.yaml").write_text(
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: x\nextends: [parts/llava.yaml]\n"
+        "target: {class: LlavaForConditionalGeneration}\n"
+    )
+    ran = run("apply", "mine.yaml")
+    assert ran.code == 2
+    assert "no checkpoint is given for source `model`, and mine has no default" in ran.err
 
 
 def test_unknown_rule_file(run: Run) -> None:

@@ -68,6 +68,7 @@ class Checkpoint:
         folder: where config, tokenizer and processor files lie, or None for a manifest.
         passed_over: weight files or indexes in the folder that were not read since another form takes precedence, and parts of a
             file with several that hold tensors besides the state dict.
+        origin: the hub id and the commit that it was downloaded from; empty for one that was on this disk.
         aliases: groups of names that are one and the same tensor: the same bytes, dtype and shape.
     """
 
@@ -78,6 +79,12 @@ class Checkpoint:
     folder: Path | None
     passed_over: tuple[str, ...] = ()
     aliases: tuple[tuple[str, ...], ...] = ()
+    origin: str = ""
+
+    @property
+    def location(self) -> str:
+        """Where it is, in words that lead there again: its path, or the hub's id and commit."""
+        return self.origin or str(self.path)
 
     @property
     def is_manifest(self) -> bool:

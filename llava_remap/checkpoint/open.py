@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from llava_remap.errors import refuse
 
 #: `Checkpoint.form` of a folder that is taken for its config and tokenizer alone.
 NO_WEIGHTS = "config and tokenizer alone"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
 def open_checkpoint(path: Path, *, weights: bool = True) -> Checkpoint:
@@ -51,8 +49,6 @@ def _open(path: Path) -> Checkpoint:
     fix = "Give a checkpoint's folder or file."
     if path.exists():
         raise refuse("LR100", f"{quoted(str(path))} is neither a file nor a folder.", fix)
-    if _HUB_ID.fullmatch(str(path)) and not path.parent.exists():
-        fix = "If a hub id was meant: this version downloads nothing. Download the repository and give its local folder."
     raise refuse("LR100", f"there is no {quoted(str(path))}.", fix)
 
 

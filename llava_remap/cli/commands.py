@@ -28,6 +28,15 @@ class Format(str, Enum):
     json = "json"
 
 
+class Verify(str, Enum):
+    meta = "meta"
+    full = "full"
+    none = "none"
+
+
+OFFLINE = typer.Option("--offline", help="Take from the hub only what was downloaded before.")
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(__version__)
@@ -49,7 +58,8 @@ def apply_command(
         typer.Option(
             "--source",
             metavar="[NAME=]SRC",
-            help="A checkpoint: folder, file or manifest. Without NAME the rule file's first source; can be given several times.",
+            help="A checkpoint: folder, file, manifest, or ORG/NAME[@REVISION] on the hub. Without NAME the rule file's first "
+            "source; can be given several times. What isn't given is downloaded as the rule file says.",
         ),
     ] = [],  # noqa: B006
     output: Annotated[
@@ -68,6 +78,15 @@ def apply_command(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.json", help="Also write the plan as JSON to a file.")
     ] = None,
+    verify: Annotated[
+        Verify,
+        typer.Option(
+            "--verify",
+            help="What is checked after writing. meta: transformers loads names and shapes strictly; full: also every tensor is "
+            "read back and compared with its source; none: nothing.",
+        ),
+    ] = Verify.meta,
+    offline: Annotated[bool, OFFLINE] = False,
 ) -> None:
     """Convert a checkpoint: plan it, check that the plan is complete, write it, and load the result strictly.
 
@@ -79,7 +98,7 @@ def apply_command(
         from llava_remap.apply import apply_job, check_values as run_checks, plan_job  # noqa: I001
         from llava_remap.report import plan_json, print_plan, print_result
 
-        job = plan_job(rules, source, output, dry_run=dry_run)
+        job = plan_job(rules, source, output, dry_run=dry_run, offline=offline)
         if check_values or not dry_run:
             job = run_checks(job)
         if output_format is Format.human:
@@ -90,8 +109,8 @@ def apply_command(
             if output_format is Format.json:
                 print(plan_json(job))
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
-        with _progress(job.plan.nbytes_write) as on_progress:
-            result = apply_job(job, on_progress)
+        with _progress("writing", job.nbytes_to_handle(verify.value)) as on_progress:
+            result = apply_job(job, on_progress, verify=verify.value)
         if report is not None:
             _write_report(report, plan_json(job, result))
         if output_format is Format.json:
@@ -100,15 +119,53 @@ def apply_command(
             print_result(Console(soft_wrap=True), result, job.plan)
 
 
+@app.command("verify")
+def verify_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `apply` wrote.")],
+    against: Annotated[
+        list[str],
+        typer.Option(
+            "--against",
+            metavar="[NAME=]SRC",
+            help="The source that it was made from: every tensor is compared, bit by bit. As --source of `apply`.",
+        ),
+    ] = [],  # noqa: B006
+    output_format: Annotated[Format, typer.Option("--format", help="How the report is printed.")] = Format.human,
+    offline: Annotated[bool, OFFLINE] = False,
+) -> None:
+    """Check a converted folder: the digests in its record, a strict load by transformers, and, with --against, every value."""
+    with _refusals(output_format):
+        import json
+
+        from llava_remap.record import read_record
+        from llava_remap.report import print_verification
+        from llava_remap.sources import open_again
+        from llava_remap.verify import verify_folder
+
+        record = read_record(folder)
+        sources = open_again(record.sources, against, offline=offline) if against else None
+        nbytes = record.nbytes * (2 if sources else 1)
+        with _progress("verifying", nbytes) as on_progress:
+            found = verify_folder(folder, record, sources, on_progress)
+        if output_format is Format.json:
+            print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        else:
+            print_verification(Console(soft_wrap=True), found)
+        raise typer.Exit(max((problem.exit for problem in found.problems), default=Exit.DONE))
+
+
 @app.command()
-def inspect(source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint: folder, file or manifest.")]) -> None:
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint: folder, file, manifest or hub id.")],
+    offline: Annotated[bool, OFFLINE] = False,
+) -> None:
     """Say what a checkpoint is, which rule files fit it, and the command to run."""
     with _refusals(Format.human):
-        from llava_remap.checkpoint import open_checkpoint
         from llava_remap.identify import fits
         from llava_remap.report import print_fits
+        from llava_remap.sources import open_source
 
-        checkpoint = open_checkpoint(Path(source))
+        checkpoint = open_source("model", source, ("tensors", "config"), first=True, offline=offline)
         found = fits(checkpoint)
         print_fits(Console(soft_wrap=True), checkpoint, found)
         if not any(fit.fits for fit in found):
@@ -188,7 +245,7 @@ def _write_report(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress(nbytes: int) -> Iterator[Callable[[int], None]]:
+def _progress(what: str, nbytes: int) -> Iterator[Callable[[int], None]]:
     """One line by bytes with the time left, on a terminal only."""
     if not sys.stderr.isatty():
         yield lambda done: None
@@ -197,5 +254,5 @@ def _progress(nbytes: int) -> Iterator[Callable[[int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("writing", total=nbytes)
+        task = progress.add_task(what, total=nbytes)
         yield lambda done: progress.update(task, advance=done)

@@ -1,7 +1,21 @@
 """Plan to weight files. Decides nothing; value checks first, then byte ranges."""
 
+from llava_remap.execute.digests import FileDigest, digest_files
 from llava_remap.execute.files import fresh_folder, whole_file, write_all
+from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.value_checks import run_value_checks
 from llava_remap.execute.write import INDEX, write_index, write_shards
 
-__all__ = ["INDEX", "fresh_folder", "run_value_checks", "whole_file", "write_all", "write_index", "write_shards"]
+__all__ = [
+    "FileDigest",
+    "INDEX",
+    "Range",
+    "Recipe",
+    "digest_files",
+    "fresh_folder",
+    "run_value_checks",
+    "whole_file",
+    "write_all",
+    "write_index",
+    "write_shards",
+]

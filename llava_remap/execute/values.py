@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
-from llava_remap.errors import refuse
+from llava_remap.errors import RemapError, refuse
 from llava_remap.plan import SourceName
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
     where = tensor.location
     assert where is not None
     if where.stride is None and not where.big_endian:
-        with where.file.open("rb", buffering=0) as file:
-            return _read(file.fileno(), where.offset + start, stop - start, tensor)
+        return read_exactly(where.file, where.offset + start, stop - start)
     size = DTYPE_BITS[tensor.dtype] // 8
     first, last = start // size, -(-stop // size)
     elements = _view(tensor).flat[first:last].astype(f"<u{size}").tobytes()
@@ -75,16 +75,23 @@ def _view(tensor: Tensor) -> NDArray[Any]:
     return np.ndarray(tensor.shape, stored, storage, where.offset - start, strides)
 
 
-def _read(descriptor: int, offset: int, nbytes: int, tensor: Tensor) -> bytes:
-    data = os.pread(descriptor, nbytes, offset)
-    while len(data) < nbytes:
-        more = os.pread(descriptor, nbytes - len(data), offset + len(data))
-        if not more:
-            raise refuse(
-                "LR102",
-                f"{tensor.location.file if tensor.location else ''} ends inside `{tensor.name}`: it has become "
-                "shorter since its header was read.",
-                "Leave the sources alone while a job runs.",
-            )
-        data += more
+def read_exactly(file: Path, offset: int, nbytes: int) -> bytes:
+    """A run of bytes of a file.
+
+    Raises:
+        RemapError: LR102 where the file ends before.
+    """
+    with file.open("rb", buffering=0) as opened:
+        data = os.pread(opened.fileno(), nbytes, offset)
+        while len(data) < nbytes:
+            more = os.pread(opened.fileno(), nbytes - len(data), offset + len(data))
+            if not more:
+                raise too_short(file, nbytes - len(data))
+            data += more
     return data
+
+
+def too_short(file: Path, nbytes: int) -> RemapError:
+    """LR102 for a file that ends `nbytes` bytes before a range of it does."""
+    cause = f"{file} ends {nbytes} bytes early: it has become shorter since its header was read."
+    return refuse("LR102", cause, "Leave the sources alone while a job runs.")

@@ -9,35 +9,19 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.errors import refuse
 from llava_remap.execute.files import whole_file, write_all
-from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, rows
-from llava_remap.plan import Mapped, Plan, PostLoadChange, Shard
-from llava_remap.post_load import OldBytes, load_post_load_rule
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from llava_remap.execute.pieces import Range, Recipe
+from llava_remap.execute.values import CHUNK_NBYTES, too_short
+from llava_remap.plan import Mapped, Plan, Shard
 
 INDEX = "model.safetensors.index.json"
 
 #: copy_file_range can't do it between these two files; a read and write loop can.
 _NOT_HERE = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM)
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Bytes to copy: `offset` counts from the start of `file`."""
-
-    file: Path
-    offset: int
-    nbytes: int
 
 
 def write_shards(
@@ -57,18 +41,18 @@ def write_shards(
         RemapError: LR102 where a source has become shorter, LR502 for a full disk, LR508 for any other write error.
     """
     assert plan.complete
-    mapped = {entry.target: entry for entry in plan.mapped}
+    recipe = Recipe.of(plan.mapped, plan.post_load, checkpoints)
     for shard in plan.shards:
-        header = shard_header(shard, mapped)
+        header = shard_header(shard, recipe.mapped)
         with whole_file(output / shard.file, written) as file:
             write_all(file, header)
-            for piece in _coalesced(piece for name in shard.tensors for piece in _pieces(plan, mapped, name, checkpoints)):
+            for piece in _coalesced(piece for name in shard.tensors for piece in recipe.pieces(name)):
                 if isinstance(piece, bytes):
                     write_all(file, piece)
                     on_progress(len(piece))
                 else:
                     _copy(piece, file, on_progress)
-            planned = len(header) + sum(mapped[name].nbytes for name in shard.tensors)
+            planned = len(header) + sum(recipe.mapped[name].nbytes for name in shard.tensors)
             assert file.tell() == planned, f"{shard.file}: {file.tell()} bytes written, {planned} planned"
 
 
@@ -92,55 +76,6 @@ def shard_header(shard: Shard, mapped: Mapping[str, Mapped]) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _pieces(
-    plan: Plan, mapped: Mapping[str, Mapped], name: str, checkpoints: Mapping[str, Checkpoint]
-) -> Iterator[Range | bytes]:
-    """What a target tensor is made of, in order."""
-    entry = mapped[name]
-    tensor = find(checkpoints, entry.from_[0])
-    where = tensor.location
-    assert where is not None
-    if entry.op is None:
-        yield Range(where.file, where.offset, tensor.nbytes)
-        return
-    if entry.op == "gather":
-        yield from chunks(tensor)
-        return
-    change = next(change for change in plan.post_load if change.change.target == name)
-
-    def read(target: str, start: int, stop: int) -> NDArray[np.float64]:
-        return rows(find(checkpoints, mapped[target].from_[0]), start, stop)
-
-    for piece in load_post_load_rule(change.use, change.options).pieces(change.change, read):
-        if not isinstance(piece, OldBytes):
-            _check_made(piece, change)
-            yield piece
-            continue
-        end = piece.offset + piece.nbytes
-        assert 0 <= piece.offset <= end <= tensor.nbytes, f"`{change.use}` wants bytes of `{name}` that it doesn't have"
-        if where.stride is None and not where.big_endian:
-            yield Range(where.file, where.offset + piece.offset, piece.nbytes)
-        else:
-            yield from chunks(tensor, piece.offset, end)
-
-
-def _check_made(made: bytes, change: PostLoadChange) -> None:
-    """LR406 for new values that are not finite; those that they were made from were, so they don't fit into the dtype."""
-    import numpy as np
-
-    from llava_remap.dtypes import to_float64
-
-    target, dtype = change.change.target, change.change.dtype
-    bad = int(np.count_nonzero(~np.isfinite(to_float64(made, dtype))))
-    if bad:
-        raise refuse(
-            "LR406",
-            f"{bad} values that `{change.use}` makes for `{target}` don't fit into {dtype}: they are inf or NaN.",
-            "Look for values close to the largest ones in the checkpoint, and at the options of the rule.",
-            [target],
-        )
 
 
 def _coalesced(pieces: Iterator[Range | bytes]) -> Iterator[Range | bytes]:
@@ -179,10 +114,6 @@ def _copy(piece: Range, target: FileIO, on_progress: Callable[[int], None]) -> N
                 count = len(data)
                 write_all(target, data)
             if count == 0:
-                raise refuse(
-                    "LR102",
-                    f"{piece.file} ends {piece.nbytes - done} bytes early: it has become shorter since its header was read.",
-                    "Leave the sources alone while a job runs.",
-                )
+                raise too_short(piece.file, piece.nbytes - done)
             done += count
             on_progress(count)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.cache import cached
-from llava_remap.checkpoint import read_object
+from llava_remap.checkpoint import BESIDE, read_object
 from llava_remap.folder.json_file import write_json
-from llava_remap.folder.processor import PREPROCESSOR, check_processor, write_image_processor, write_processor
-from llava_remap.folder.tokenizer import TOKENIZER_FILES, open_tokenizer, write_tokenizer
+from llava_remap.folder.processor import check_processor, write_image_processor, write_processor
+from llava_remap.folder.tokenizer import open_tokenizer, write_tokenizer
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
 
@@ -57,11 +57,9 @@ def make_files(parts: Parts) -> dict[str, bytes]:
         "tower": parts.target.tower.facts,
         "tokens": [asdict(token) for token in parts.tokens],
         "generation": parts.generation,
-        "tokenizer": _digests(parts.vocabulary.folder, TOKENIZER_FILES) if parts.vocabulary else None,
+        "tokenizer": _digests(parts.vocabulary.folder, BESIDE["tokenizer"]) if parts.vocabulary else None,
         # Where the image processor's file doesn't name its class, transformers looks into the others.
-        "images": _digests(parts.image_processor, (PREPROCESSOR, "processor_config.json", "config.json"))
-        if parts.image_processor
-        else None,
+        "images": _digests(parts.image_processor, (*BESIDE["processor"], "config.json")) if parts.image_processor else None,
     }
 
     def make() -> dict[str, bytes]:

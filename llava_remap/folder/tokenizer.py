@@ -9,20 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import read_object
+from llava_remap.checkpoint import BESIDE, read_object
 from llava_remap.errors import refuse
 from llava_remap.folder.json_file import write_json
 from llava_remap.target import TOKENIZERS, PlacedToken, Vocabulary
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 #: Written by 5.x; 4.x can't read them or takes them for something else.
 _NEW_ONLY = ("backend", "is_local", "local_files_only", "extra_special_tokens")
 #: 5.x's name for any tokenizer; 4.x knows only the one below.
@@ -43,7 +34,7 @@ def open_tokenizer(vocabulary: Vocabulary, text_model_type: str, tokens: Sequenc
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)  # only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer
-        for file in TOKENIZER_FILES:
+        for file in BESIDE["tokenizer"]:
             if (vocabulary.folder / file).is_file():
                 shutil.copyfile(vocabulary.folder / file, folder / file)
         config = _own_config(vocabulary)

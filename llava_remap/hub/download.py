@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.form import choose_form, no_form
 from llava_remap.checkpoint.purpose import ADAPTER_CONFIG
 from llava_remap.checkpoint.shards import missing_shards, read_weight_map
@@ -21,20 +22,6 @@ from llava_remap.hub.repository import Repository
 
 #: Read of every folder, whatever it is used for.
 CONFIG = "config.json"
-#: Files beside the weights, by what uses them.
-BESIDE = {
-    "config": (CONFIG, "generation_config.json"),
-    "tokenizer": (
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-    ),
-    "processor": ("preprocessor_config.json", "processor_config.json"),
-}
 #: Seconds until the hub counts as out of reach. By default `model_info` would wait for ever.
 _TIMEOUT = 10
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -49,12 +36,14 @@ class Snapshot:
         id: `ORG/NAME`.
         commit: the full hash.
         files: those that were asked for, by name.
+        cached: whether the cache alone was looked at, so that the hub may have a newer commit.
     """
 
     folder: Path
     id: str
     commit: str
     files: tuple[str, ...]
+    cached: bool
 
 
 def download(repository: Repository, use: Collection[str], *, name: str, offline: bool = False) -> Snapshot:
@@ -120,7 +109,7 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
     with _quiet(bars=sys.stderr.isatty()):
         paths = [fetch(file) for file in files]
     folder = paths[0].parents[files[0].count("/")]
-    return Snapshot(folder, repository.id, commit, tuple(files))
+    return Snapshot(folder, repository.id, commit, tuple(files), cached=False)
 
 
 def _from_cache(repository: Repository, use: Collection[str], name: str, why: str | None = None) -> Snapshot:
@@ -142,7 +131,7 @@ def _from_cache(repository: Repository, use: Collection[str], name: str, why: st
         raise not_cached(repository, name, why)
     if absent := [file for file in weights if file not in there]:
         raise not_cached(repository, name, why, lacking=absent)
-    return Snapshot(folder, repository.id, folder.name, tuple(sorted({*files, *weights})))
+    return Snapshot(folder, repository.id, folder.name, tuple(sorted({*files, *weights})), cached=True)
 
 
 def _beside(use: Collection[str]) -> list[str]:

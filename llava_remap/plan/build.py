@@ -183,7 +183,9 @@ def _coverage_problems(
         cause = f"{_count(len(missing), 'parameter')} of the model that no source provides.{sources}"
         problems.append(Problem("LR302", cause, fix, tuple(m.target for m in missing)))
     if mismatched:
-        rows = tuple((m.target, _shape(m.source_shape), _shape(m.target_shape)) for m in mismatched)
+        rows = tuple(
+            (m.target, f"{_shape(m.source_shape)} in the checkpoint, {_shape(m.target_shape)} in the model") for m in mismatched
+        )
         cause = f"{_count(len(mismatched), 'tensor')} of another shape than the model's."
         fix = "Does the config.json belong to these weights?"
         problems.append(Problem("LR401", cause, fix, tuple(m.target for m in mismatched), rows))
@@ -306,7 +308,7 @@ def _shards(written: Sequence[Mapped], single: Mapping[str, Routed]) -> tuple[Sh
 def _summary(name: str, checkpoint: Checkpoint, routes: Routes) -> SourceSummary:
     taken = sum(r.source == name for r in routes.taken)
     return SourceSummary(
-        str(checkpoint.path), checkpoint.form, checkpoint.passed_over, len(checkpoint.catalog), taken, checkpoint.nbytes
+        checkpoint.location, checkpoint.form, checkpoint.passed_over, len(checkpoint.catalog), taken, checkpoint.nbytes
     )
 
 

@@ -50,6 +50,30 @@ class Mapped:
         """Bytes written."""
         return Tensor(self.target, self.dtype, self.shape, None).nbytes
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "from": _names(self.from_),
+            "rules": list(self.rules),
+            "op": self.op,
+        }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Mapped:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: for anything else.
+        """
+        origins = tuple(SourceName(str(origin["source"]), str(origin["name"])) for origin in entry["from"])
+        if not origins:
+            raise ValueError(f"`{entry['target']}` comes from nowhere")
+        op = entry["op"] if entry["op"] is None else str(entry["op"])
+        shape = tuple(int(size) for size in entry["shape"])
+        return cls(str(entry["target"]), str(entry["dtype"]), shape, origins, tuple(map(str, entry["rules"])), op)
+
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
@@ -234,17 +258,7 @@ class Plan:
             },
             "target": {"class": self.target_class, "layout": self.layout, "tensors": self.target_tensors},
             "complete": self.complete,
-            "mapped": [
-                {
-                    "target": m.target,
-                    "dtype": m.dtype,
-                    "shape": list(m.shape),
-                    "from": _names(m.from_),
-                    "rules": list(m.rules),
-                    "op": m.op,
-                }
-                for m in self.mapped
-            ],
+            "mapped": [entry.to_json() for entry in self.mapped],
             "dropped": [{"source": d.source, "name": d.name, "rule": d.rule, "reason": d.reason} for d in self.dropped],
             "unmapped": [
                 {

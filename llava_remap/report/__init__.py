@@ -1,6 +1,15 @@
 """Plan and result to a terminal or to JSON."""
 
-from llava_remap.report.human import print_fits, print_plan, print_problems, print_result, size
+from llava_remap.report.human import print_fits, print_plan, print_problems, print_result, print_verification, size
 from llava_remap.report.machine import plan_json, refusal_json
 
-__all__ = ["plan_json", "print_fits", "print_plan", "print_problems", "print_result", "refusal_json", "size"]
+__all__ = [
+    "plan_json",
+    "print_fits",
+    "print_plan",
+    "print_problems",
+    "print_result",
+    "print_verification",
+    "refusal_json",
+    "size",
+]

@@ -16,9 +16,18 @@ from llava_remap.errors import Problem
 from llava_remap.fold import fold_names
 from llava_remap.identify import Fit
 from llava_remap.plan import Plan
+from llava_remap.verify import Verification
 
 #: Folded lines shown for one problem; the rest is counted, and whole in the JSON report.
 MOST_LINES = 12
+
+_STRICT = "strict load by transformers: nothing missing, unexpected or mismatched"
+#: What was checked after writing, by `--verify`.
+_CHECKED = {
+    "meta": _STRICT,
+    "full": f"{_STRICT}; every tensor read back and equal to its source",
+    "none": "not checked after writing (--verify none)",
+}
 
 
 def print_plan(console: Console, job: Job) -> None:
@@ -69,18 +78,38 @@ def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | N
 
 def print_result(console: Console, result: Result, plan: Plan) -> None:
     """What was written, and how it can be loaded."""
-    shown = _shown(result.output)
+    shown = _shown(str(result.output))
     _line(console, Text.assemble(("Done", "bold green"), f": {shown} written in {result.seconds:.1f} s"))
     shards = len(plan.shards)
     _line(
         console,
-        f"  {size(result.nbytes)} of weights in {shards} {'file' if shards == 1 else 'files'}; strict load by transformers: "
-        "nothing missing, unexpected or mismatched",
+        f"  {size(result.nbytes)} of weights in {shards} {'file' if shards == 1 else 'files'}; {_CHECKED[result.verified]}",
     )
     for note in result.notes:
         if note not in plan.notes:
             _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
     _line(console, f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}")
+
+
+def print_verification(console: Console, found: Verification) -> None:
+    """What was checked of a folder, and what is wrong with it."""
+    bad = {problem.code for problem in found.problems}
+    _line(console, Text(_shown(str(found.folder)), "bold"))
+    _line(
+        console, f"  {found.files} files, {size(found.nbytes)}: {'digests differ' if 'LR603' in bad else 'as they were written'}"
+    )
+    load = (
+        _STRICT
+        if found.strict and "LR601" not in bad
+        else "strict load by transformers: " + ("failed" if found.strict else "not tried")
+    )
+    _line(console, f"  {load}")
+    if found.tensors is not None:
+        same = "differ from" if "LR602" in bad else "equal, bit by bit, to"
+        _line(console, f"  {found.tensors} tensors {same} what the sources give")
+    print_problems(console, found.problems)
+    if not found.problems:
+        _line(console, Text("Verified", "bold green"))
 
 
 def size(nbytes: int) -> str:
@@ -98,7 +127,7 @@ def _sources(console: Console, plan: Plan) -> None:
     width = max(map(len, plan.sources))
     for name, source in plan.sources.items():
         taken = f"{source.taken} of {source.tensors}" if source.taken != source.tensors else str(source.tensors)
-        _line(console, Text.assemble("  ", (name.ljust(width), "bold"), f"  {_shown(Path(source.location))}"))
+        _line(console, Text.assemble("  ", (name.ljust(width), "bold"), f"  {_shown(source.location)}"))
         tensors = f"; {taken} tensors taken; {size(source.nbytes)}" if source.tensors else ""
         _line(console, f"  {' ' * width}  {source.form}{tensors}")
         if source.passed_over:
@@ -177,8 +206,8 @@ def _vocabulary(console: Console, job: Job) -> None:
 
 def _names(console: Console, problem: Problem, nearest: dict[str, tuple[str, ...]]) -> None:
     if problem.table:
-        for name, have, want in problem.table[:MOST_LINES]:
-            _line(console, f"    {name}  {have} in the checkpoint, {want} in the model")
+        for name, fact in problem.table[:MOST_LINES]:
+            _line(console, f"    {name}  {fact}")
         _more(console, len(problem.table) - MOST_LINES, bool(nearest))
         return
     lines = fold_names(problem.names)
@@ -211,12 +240,13 @@ def _sentence(problem: Problem) -> str:
     return f"{problem.cause}{names}" + (f" {problem.fix}" if problem.fix else "")
 
 
-def _shown(path: Path) -> str:
-    """The path as short as it can be said from here."""
+def _shown(location: str) -> str:
+    """A path as short as it can be said from here; anything else, a hub id for one, as it is."""
+    path = Path(location)
     try:
-        return f"./{path.resolve().relative_to(Path.cwd())}"
+        return f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else location
     except ValueError:
-        return str(path)
+        return location
 
 
 def _heading(console: Console, text: str) -> None:
@@ -230,7 +260,7 @@ def _line(console: Console, text: str | Text) -> None:
 def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit]) -> None:
     """What a checkpoint is, and each shipped rule file held against it."""
     config = checkpoint.config or {}
-    _line(console, Text(_shown(checkpoint.path), "bold"))
+    _line(console, Text(_shown(checkpoint.location), "bold"))
     _line(console, f"  {checkpoint.form}; {len(checkpoint.catalog)} tensors; {size(checkpoint.nbytes)}")
     if checkpoint.passed_over:
         _line(console, f"  not read: {', '.join(checkpoint.passed_over)}")
@@ -245,4 +275,4 @@ def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit]) -
         if fit.fits:
             also = "".join(f" --source {name}=DIR" for name in fit.also)
             dry = " --dry-run" if checkpoint.is_manifest else ""
-            _line(console, f"\nllava-remap apply {fit.rules} --source {quote(str(checkpoint.path))}{also}{dry}")
+            _line(console, f"\nllava-remap apply {fit.rules} --source {quote(checkpoint.location)}{also}{dry}")

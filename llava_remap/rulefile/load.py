@@ -38,6 +38,7 @@ class RuleFile:
         path: where it was read from.
         text: its fields.
         sha256: digest of the bytes of the file and of all files it extends, in the order of merging.
+        texts: the name and the text of each of these files, in that order.
         marks: place of each rule, by `prepare/ID` or `names/ID`.
         tree: the merged file with the place of everything in it.
     """
@@ -45,6 +46,7 @@ class RuleFile:
     path: Path
     text: RuleText
     sha256: str
+    texts: tuple[tuple[str, str], ...] = field(repr=False)
     marks: dict[str, Mark]
     tree: Node = field(repr=False)
 
@@ -113,7 +115,8 @@ def load_rule_file(rules: str | Path) -> RuleFile:
         for node in _items(merged, kind)
         if isinstance(node.value, dict)
     }
-    return RuleFile(path, text, digest.hexdigest(), marks, merged)
+    named = tuple((_called(file, path), content.decode()) for file, content in texts.items())
+    return RuleFile(path, text, digest.hexdigest(), named, marks, merged)
 
 
 def _find(rules: str) -> Path:
@@ -154,6 +157,14 @@ def _merge_file(path: Path, chain: tuple[Path, ...]) -> tuple[Node, dict[Path, b
     _check_ids(root)
     texts[path.resolve()] = path.read_bytes()
     return Node(_override(merged, root.value), root.mark), texts
+
+
+def _called(file: Path, child: Path) -> str:
+    """The name of a merged file as `extends` spells it: relative to the shipped files, or to the file that was asked for."""
+    for folder in (shipped_folder(), child.parent):
+        if file.is_relative_to(folder.resolve()):
+            return file.relative_to(folder.resolve()).as_posix()
+    return file.name
 
 
 def _shown(path: Path) -> str:

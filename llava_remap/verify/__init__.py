@@ -1,5 +1,7 @@
-"""Strict load of what was written."""
+"""Strict load of what was written; digests; bit equality with the sources."""
 
+from llava_remap.verify.compare import compare
+from llava_remap.verify.folder import Verification, verify_folder
 from llava_remap.verify.strict import strict_load
 
-__all__ = ["strict_load"]
+__all__ = ["Verification", "compare", "strict_load", "verify_folder"]

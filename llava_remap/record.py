@@ -1,0 +1,173 @@
+"""The record: how a folder was made, in the folder itself, so that it can be checked and taken back later.
+
+`llava_remap.json` holds the applied plan, the rule file's text, size and digest of every file read and written, and the
+versions of what made them. It is written last, and holds no time and nothing random: two runs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from llava_remap import __version__
+from llava_remap.checkpoint import read_object
+from llava_remap.errors import refuse
+from llava_remap.execute import FileDigest
+from llava_remap.plan import Mapped, Plan, PostLoadChange
+from llava_remap.rulefile import RuleFile
+
+RECORD = "llava_remap.json"
+FORMAT = "llava-remap/record"
+FORMAT_VERSION = 1
+
+#: The libraries that had a say in what was written.
+_LIBRARIES = ("transformers", "tokenizers", "torch", "numpy", "safetensors")
+_FIX = "Convert the checkpoint again; a record can't be mended by hand."
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What of a record is needed to check a folder.
+
+    Attributes:
+        target_class: the transformers class that the folder is for.
+        outputs: size and digest of every other file, by name.
+        sources: where each source was, by its name in the rule file; those that nothing was taken from are not there.
+        mapped, post_load: as in the plan.
+        verified: how it was checked when it was written: `meta`, `full` or `none`.
+    """
+
+    target_class: str
+    outputs: Mapping[str, FileDigest]
+    sources: Mapping[str, str]
+    mapped: tuple[Mapped, ...]
+    post_load: tuple[PostLoadChange, ...]
+    verified: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all other files."""
+        return sum(file.nbytes for file in self.outputs.values())
+
+
+def record_json(
+    plan: Plan,
+    rules: RuleFile,
+    sources: Mapping[str, Mapping[str, FileDigest]],
+    outputs: Mapping[str, FileDigest],
+    verified: str,
+) -> dict[str, Any]:
+    """The record of a job that was carried out.
+
+    Args:
+        sources: the files read of each source, by name relative to its folder.
+        outputs: every file written but the record.
+        verified: which check was made after writing: `meta`, `full` or `none`.
+    """
+    summary = plan.sources
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "made_with": {
+            "llava_remap": __version__,
+            "python": platform.python_version(),
+            **{library: version(library) for library in _LIBRARIES},
+        },
+        "verified": verified,
+        "rules": {
+            "name": plan.rules_name,
+            "version": plan.rules_version,
+            "sha256": plan.rules_sha256,
+            "files": [{"name": name, "text": text} for name, text in rules.texts],
+        },
+        "sources": {name: {"location": summary[name].location, "files": _files(files)} for name, files in sources.items()},
+        "outputs": _files(outputs),
+        "plan": plan.to_json(),
+    }
+
+
+def read_record(folder: Path) -> Record:
+    """The record in a folder.
+
+    Raises:
+        RemapError: LR113 where it can't be read or is none, LR505 or LR606 where there is none.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise _no_record(folder)
+    content = read_object(path, "LR113", _FIX)
+    if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
+        said = f"{content.get('format')!r}, version {content.get('format_version')!r}"
+        cause = f"{path} is of the format {said}; this version reads {FORMAT!r}, version {FORMAT_VERSION}."
+        raise refuse("LR113", cause, "Use the version of llava-remap that wrote it.")
+    try:
+        text = _Text.model_validate(content)
+        mapped = tuple(Mapped.from_json(entry) for entry in text.plan.mapped)
+        post_load = tuple(PostLoadChange.from_json(entry) for entry in text.plan.post_load)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise refuse("LR113", f"{path}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}.", _FIX) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise refuse("LR113", f"{path}: the plan in it can't be read ({type(error).__name__}: {error}).", _FIX) from None
+    used = {origin.source for entry in mapped for origin in entry.from_}
+    return Record(
+        text.plan.target.class_,
+        {name: FileDigest(file.nbytes, file.sha256) for name, file in text.outputs.items()},
+        {name: source.location for name, source in text.sources.items() if name in used},
+        mapped,
+        post_load,
+        text.verified,
+    )
+
+
+def _no_record(folder: Path) -> Exception:
+    """LR505 where a conversion broke off, LR606 for a folder that wasn't made here."""
+    names: Sequence[str] = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    partial = [name for name in names if name.endswith(".partial")]
+    shards = [name for name in names if name.startswith("model-") and name.endswith(".safetensors")]
+    total = max((int(part) for name in shards if (part := name.rpartition("-of-")[2].split(".")[0]).isdecimal()), default=0)
+    if partial or (shards and (len(shards) < total or "model.safetensors.index.json" not in names)):
+        cause = f"{folder} is unfinished: {len(shards)} of {total or '?'} shards, no {RECORD}."
+        return refuse("LR505", cause, "Delete it and convert again.", partial)
+    if not folder.is_dir():
+        return refuse("LR100", f"there is no folder {folder}.", "Give the folder that `apply` wrote.")
+    return refuse("LR606", f"{folder} has no {RECORD}, so nothing tells what it should be.", "Give a folder that `apply` wrote.")
+
+
+def _files(files: Mapping[str, FileDigest]) -> dict[str, Any]:
+    return {name: {"nbytes": file.nbytes, "sha256": file.sha256} for name, file in sorted(files.items())}
+
+
+class _File(BaseModel):
+    nbytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class _Source(BaseModel):
+    location: str
+
+
+class _Target(BaseModel):
+    class_: str = Field(alias="class")
+
+
+class _Plan(BaseModel):
+    target: _Target
+    mapped: list[dict[str, Any]]
+    post_load: list[dict[str, Any]]
+
+
+class _Text(BaseModel):
+    """A record as it stands in the file, as far as it is read again."""
+
+    verified: Literal["meta", "full", "none"]
+    sources: dict[str, _Source]
+    #: No name may leave the folder.
+    outputs: dict[Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")], _File]
+    plan: _Plan

@@ -1,0 +1,107 @@
+"""Sources as a user names them: which checkpoint is meant, on this disk or on the hub."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llava_remap.checkpoint import Checkpoint, open_checkpoint
+from llava_remap.errors import RemapError, refuse
+from llava_remap.hub import download, parse_repository
+
+
+def name_sources(names: Sequence[str], given: Sequence[str], option: str = "--source") -> dict[str, str]:
+    """The SRC of each source from `[NAME=]SRC` arguments; a bare SRC is the first name's.
+
+    Args:
+        names: the sources that there are.
+        option: the command line's option, for messages.
+
+    Raises:
+        RemapError: LR211 for a name that isn't there, one given twice, or one without a SRC.
+    """
+    sources: dict[str, str] = {}
+    for text in given:
+        name, equals, rest = text.partition("=")
+        if not equals or (name not in names and _exists(Path(text))):
+            name, rest = names[0], text
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            raise refuse(
+                "LR211",
+                f"there is no source `{name}`; there are {', '.join(names)}.",
+                f"Did you mean `{near[0]}={rest}`?" if near else f"Write {option} NAME=SRC.",
+            )
+        if name in sources:
+            raise refuse("LR211", f"source `{name}` is given twice: {sources[name]} and {rest}.", "Give it once.")
+        if not rest:
+            raise refuse("LR211", f"source `{name}` is given without a path.", f"Write {option} {name}=DIR.")
+        sources[name] = rest
+    return sources
+
+
+def open_source(name: str, text: str, use: Collection[str], *, first: bool, offline: bool = False) -> Checkpoint:
+    """Open a source: a folder, a file or a manifest on this disk, or else a repository on the hub, which is downloaded.
+
+    Args:
+        text: the SRC.
+        use: what is wanted of it, as in a rule file's `use`.
+        first: whether it is the source that a job is about. A further one may be a folder with a config alone, for a part
+            that the first has already.
+        offline: whether only what was downloaded before is taken from the hub.
+
+    Raises:
+        RemapError: as `open_checkpoint` and `download`; LR211 for a home folder that isn't known.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise refuse("LR211", f"source `{name}`: {error}", "Write the path out.") from None
+    repository = parse_repository(text)
+    # A path with a slip of the pen in its last part is no hub id.
+    if repository is None or _exists(path) or _exists(path.parent):
+        return _open(path, "tensors" in use, first)
+    snapshot = download(repository, use, offline=offline, name=name)
+    checkpoint = _open(snapshot.folder, "tensors" in use, first)
+    form = checkpoint.form + ("; downloaded before, the hub was not asked or didn't answer" if snapshot.cached else "")
+    return replace(checkpoint, form=form, origin=f"{repository.id}@{snapshot.commit}")
+
+
+def open_again(locations: Mapping[str, str], given: Sequence[str], *, offline: bool = False) -> dict[str, Checkpoint]:
+    """The sources that a folder was made from, as given again by `[NAME=]SRC` arguments.
+
+    Args:
+        locations: where they were, by name.
+
+    Raises:
+        RemapError: as `name_sources` and `open_source`; LR211 where one isn't given.
+    """
+    texts = name_sources(list(locations), given, "--against")
+    if absent := [name for name in locations if name not in texts]:
+        cause = f"the folder was also made from {', '.join(f'`{name}` ({locations[name]})' for name in absent)}."
+        raise refuse("LR211", cause, f"Give it too: --against {absent[0]}=DIR.")
+    return {name: open_source(name, text, ("tensors",), first=True, offline=offline) for name, text in texts.items()}
+
+
+def short_name(text: str) -> str:
+    """The last part of a SRC, without a hub id's revision: what an output is named after."""
+    repository = None if _exists(Path(text)) else parse_repository(text)
+    return repository.id.rpartition("/")[2] if repository else Path(text).expanduser().resolve().name
+
+
+def _open(path: Path, weights: bool, first: bool) -> Checkpoint:
+    try:
+        return open_checkpoint(path, weights=weights)
+    except RemapError as error:
+        if first or error.problems[0].code != "LR100" or not (path / "config.json").is_file():
+            raise
+        return open_checkpoint(path, weights=False)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        return False

@@ -1,0 +1,95 @@
+"""Bit equality of an output with its sources: what the plan says of each tensor is done again, in memory, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from llava_remap.checkpoint import DTYPE_BITS, Catalog, Tensor
+from llava_remap.errors import Problem
+from llava_remap.execute import Range, Recipe
+from llava_remap.plan import Mapped, PostLoadChange
+
+_FIX = "It isn't the checkpoint that this was made from, or one of the two has been changed since."
+
+
+def compare(
+    written: Catalog, recipe: Recipe, on_progress: Callable[[int], None] = lambda nbytes: None
+) -> tuple[int, list[Problem]]:
+    """Hold every tensor of an output against what its sources give; gives the number of tensors compared, and LR602.
+
+    Args:
+        written: the output's tensors.
+        recipe: how they are made.
+        on_progress: called with the number of bytes compared since the last call.
+
+    Raises:
+        RemapError: as `Recipe.pieces`.
+    """
+    names, rows = [], []
+    made = [entry for entry in recipe.mapped.values() if entry.op != "tied"]
+    for entry in made:
+        if difference := _difference(written.get(entry.target), entry, recipe, on_progress):
+            names.append(entry.target)
+            rows.append((entry.target, difference))
+    if not rows:
+        return len(made), []
+    cause = f"{len(rows)} of {len(made)} tensors are not what the sources give."
+    return len(made), [Problem("LR602", cause, _FIX, tuple(names), tuple(rows))]
+
+
+def _difference(tensor: Tensor | None, entry: Mapped, recipe: Recipe, on_progress: Callable[[int], None]) -> str:
+    """How a tensor differs, in words; empty where it doesn't."""
+    if tensor is None:
+        return "is not there"
+    if (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
+        return f"is {tensor.dtype} {list(tensor.shape)}, the record says {entry.dtype} {list(entry.shape)}"
+    origin = entry.from_[0]
+    source = recipe.checkpoints[origin.source].catalog.get(origin.name)
+    if source is None:
+        return f"comes from `{origin.name}`, which source `{origin.source}` doesn't have"
+    shape = _shape_before(entry, recipe.post_load.get(entry.target))
+    if (source.dtype, source.shape) != (entry.dtype, shape):
+        return f"comes from `{origin.name}`, which is {source.dtype} {list(source.shape)} and was {entry.dtype} {list(shape)}"
+    return _values(tensor, _blocks(recipe, entry.target), on_progress)
+
+
+def _shape_before(entry: Mapped, change: PostLoadChange | None) -> tuple[int, ...]:
+    return entry.shape if change is None else change.change.shape_before
+
+
+def _blocks(recipe: Recipe, target: str) -> Iterator[bytes]:
+    for piece in recipe.pieces(target):
+        if isinstance(piece, Range):
+            yield from piece.blocks()
+        else:
+            yield piece
+
+
+def _values(tensor: Tensor, wanted: Iterator[bytes], on_progress: Callable[[int], None]) -> str:
+    """Which share of the values differs, and by how much at most; both sides have whole elements in every block."""
+    where = tensor.location
+    assert where is not None
+    offset, differing, furthest = where.offset, 0, 0.0
+    for block in wanted:
+        have = b"".join(Range(where.file, offset, len(block)).blocks())
+        offset += len(block)
+        on_progress(len(block))
+        if have != block:
+            count, distance = _distance(have, block, tensor.dtype)
+            differing, furthest = differing + count, max(furthest, distance)
+    if not differing:
+        return ""
+    return f"{differing:,} of {tensor.nbytes * 8 // DTYPE_BITS[tensor.dtype]:,} values differ, by up to {furthest:.3g}"
+
+
+def _distance(have: bytes, wanted: bytes, dtype: str) -> tuple[int, float]:
+    """How many elements have other bits, and the largest difference between them (infinite where one of two is no number)."""
+    import numpy as np
+
+    from llava_remap.dtypes import to_float64
+
+    width = np.dtype(f"u{DTYPE_BITS[dtype] // 8}")
+    count = int(np.count_nonzero(np.frombuffer(have, width) != np.frombuffer(wanted, width)))
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(to_float64(have, dtype) - to_float64(wanted, dtype))
+    return count, float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max())

@@ -1,0 +1,106 @@
+"""Is a folder still what `apply` made? Its record is asked, the bytes of every file, the installed transformers, the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_remap.checkpoint import Checkpoint, open_checkpoint, read_object
+from llava_remap.errors import Problem, RemapError
+from llava_remap.execute import INDEX, Recipe, digest_files
+from llava_remap.record import RECORD, Record
+from llava_remap.verify.compare import compare
+from llava_remap.verify.strict import strict_load
+
+#: What a loader would take for a part of the model.
+_LOADED = (".safetensors", ".bin", ".index.json", ".partial")
+_FIX = "Convert the checkpoint again, or copy the folder again from where it was whole."
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was checked, and what was found.
+
+    Attributes:
+        files, nbytes: how many files were digested.
+        strict: whether a strict load was tried.
+        tensors: how many tensors were compared with the sources; None where no source was given.
+    """
+
+    folder: Path
+    files: int
+    nbytes: int
+    strict: bool
+    tensors: int | None
+    problems: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": "llava-remap/verification",
+            "format_version": 1,
+            "folder": str(self.folder),
+            "verified": not self.problems,
+            "files": self.files,
+            "nbytes": self.nbytes,
+            "strict_load": self.strict,
+            "tensors_compared": self.tensors,
+            "problems": [problem.to_json() for problem in self.problems],
+        }
+
+
+def verify_folder(
+    folder: Path,
+    record: Record,
+    against: Mapping[str, Checkpoint] | None = None,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+) -> Verification:
+    """Check a folder: digests, a strict load on meta tensors, and, with sources, bit equality of every tensor.
+
+    Args:
+        record: the folder's.
+        against: every source of the record, by name; None for no comparison.
+        on_progress: called with the number of bytes read since the last call.
+
+    Raises:
+        RemapError: where a file can't be read at all.
+    """
+    problems = _files(folder, record, on_progress)
+    strict, tensors = False, None
+    shards = [folder / name for name in sorted(record.outputs) if name.endswith(".safetensors")]
+    if all(shard.is_file() for shard in shards) and (folder / "config.json").is_file():
+        strict = True
+        try:
+            config = read_object(folder / "config.json", "LR113", _FIX)
+            problems += strict_load(shards, record.target_class, config)
+            if against is not None:
+                written = open_checkpoint(folder / INDEX).catalog
+                tensors, found = compare(written, Recipe.of(record.mapped, record.post_load, against), on_progress)
+                problems += found
+        except RemapError as error:
+            problems += error.problems
+    nbytes = sum(file.nbytes for file in record.outputs.values())
+    return Verification(folder, len(record.outputs), nbytes, strict, tensors, tuple(problems))
+
+
+def _files(folder: Path, record: Record, on_progress: Callable[[int], None]) -> list[Problem]:
+    """LR603 for files that are gone, have changed, or that a loader would take in though the record doesn't know them."""
+    there = {path.name for path in folder.iterdir()}
+    digests = {
+        path.name: d for path, d in digest_files((folder / name for name in record.outputs if name in there), on_progress).items()
+    }
+    rows = []
+    for name, wanted in sorted(record.outputs.items()):
+        have = digests.get(name)
+        if have is None:
+            rows.append((name, "is gone"))
+        elif have.nbytes != wanted.nbytes:
+            rows.append((name, f"has {have.nbytes:,} bytes, the record says {wanted.nbytes:,}"))
+        elif have != wanted:
+            rows.append((name, f"has sha256 {have.sha256[:12]}…, the record says {wanted.sha256[:12]}…"))
+    rows += [(name, "is not in the record") for name in sorted(there - {RECORD, *record.outputs}) if name.endswith(_LOADED)]
+    if not rows:
+        return []
+    cause = f"{len(rows)} files in {folder} are not as they were written."
+    return [Problem("LR603", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]

@@ -1,0 +1,378 @@
+"""The record beside an output, and what `verify` finds out with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llava_remap.apply import apply
+from llava_remap.execute import write
+from tests.conftest import CLIP, HEAVY, RELEASED, TINY, Run
+
+FORMS = {form: RELEASED / form for form in ("bin", "sharded", "safetensors")}
+FORMS["legacy_pickle"] = TINY / "llava-v1.5" / "legacy_pickle"
+SOURCES = (str(RELEASED / "sharded"), f"vision_tower={CLIP}")
+AGAINST = ("--against", SOURCES[0], "--against", SOURCES[1])
+EMBEDDING = "language_model.model.embed_tokens.weight"
+NORM = "language_model.model.norm.weight"
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "out"
+    apply("llava-v1.5", SOURCES, folder)
+    return folder
+
+
+@pytest.fixture
+def out(made: Path, tmp_path: Path) -> Path:
+    """A converted folder that may be damaged; that it lies elsewhere than where it was made is no harm."""
+    shutil.copytree(made, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def record_of(folder: Path) -> Any:
+    return json.loads((folder / "llava_remap.json").read_text())
+
+
+def shard_with(folder: Path, name: str) -> Path:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    return folder / str(index["weight_map"][name])
+
+
+def change_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], None]) -> Path:
+    """Change values of a tensor where they lie, so that the header stays as it is."""
+    path = shard_with(folder, name)
+    data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    start, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
+    tensor = torch.frombuffer(data, dtype=torch.float16, offset=8 + length + start, count=(end - start) // 2)
+    change(tensor)
+    path.write_bytes(data)
+    return path
+
+
+def accept(folder: Path, *paths: Path) -> None:
+    """Enter the files as they are now into the record, as someone would who wants to hide a change."""
+    record = record_of(folder)
+    for path in paths:
+        record["outputs"][path.name] = {"nbytes": path.stat().st_size, "sha256": sha256(path)}
+    (folder / "llava_remap.json").write_text(json.dumps(record))
+
+
+# --- the record
+
+
+def test_what_a_record_says(made: Path, run: Run) -> None:
+    record = record_of(made)
+    assert (record["format"], record["format_version"], record["verified"]) == ("llava-remap/record", 1, "meta")
+    assert record["made_with"]["transformers"] == version("transformers")
+    dry = run("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--dry-run", "--format", "json").json
+    for check in dry["value_checks"]:
+        check["checked"] = True
+    assert record["plan"] == dry
+    names = {path.name for path in made.iterdir()} - {"llava_remap.json"}
+    assert record["outputs"] == {n: {"nbytes": (made / n).stat().st_size, "sha256": sha256(made / n)} for n in names}
+
+
+def test_the_rule_file_is_in_the_record(made: Path) -> None:
+    """Its text and that of all it extends; the digest is theirs."""
+    rules = record_of(made)["rules"]
+    names = [file["name"] for file in rules["files"]]
+    assert names[-1] == "llava-v1.5.yaml"
+    assert "parts/llava.yaml" in names
+    assert hashlib.sha256("".join(file["text"] for file in rules["files"]).encode()).hexdigest() == rules["sha256"]
+
+
+def test_sources_in_the_record(made: Path) -> None:
+    sources = record_of(made)["sources"]
+    assert {name: source["location"] for name, source in sources.items()} == {
+        "model": SOURCES[0],
+        "vision_tower": str(CLIP),
+    }
+    assert set(sources["vision_tower"]["files"]) == {"model.safetensors", "config.json", "preprocessor_config.json"}
+    assert {"pytorch_model-00001-of-00002.bin", "tokenizer.model", "config.json"} <= set(sources["model"]["files"])
+    for name, source in sources.items():
+        folder = Path(source["location"])
+        for file, digest in source["files"].items():
+            assert digest == {"nbytes": (folder / file).stat().st_size, "sha256": sha256(folder / file)}, (name, file)
+
+
+def test_the_record_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While anything can still go wrong, there is none."""
+
+    def fail(*arguments: object) -> None:
+        assert not (tmp_path / "out" / "llava_remap.json").exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llava_remap.apply.record_json", fail)
+    with pytest.raises(Exception, match="LR502"):
+        apply("llava-v1.5", SOURCES, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- verify
+
+
+def test_a_folder_as_it_was_written(out: Path, run: Run) -> None:
+    ran = run("verify", out)
+    assert ran.code == 0
+    assert "as they were written" in ran.out
+    assert "nothing missing, unexpected or mismatched" in ran.out
+    assert ran.out.rstrip().endswith("Verified")
+    found = run("verify", out, "--format", "json").json
+    assert (found["verified"], found["strict_load"], found["tensors_compared"], found["problems"]) == (True, True, None, [])
+    assert found["files"] == len(record_of(out)["outputs"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_against_the_sources(form: str, tmp_path: Path, run: Run) -> None:
+    apply("llava-v1.5", [str(FORMS[form]), SOURCES[1]], "made")
+    for other in (form, "bin"):  # the tensors count, not the form in which they come
+        ran = run("verify", "made", "--against", FORMS[other], "--against", SOURCES[1], "--format", "json")
+        assert (ran.code, ran.json["tensors_compared"]) == (0, 80)
+
+
+def test_sources_may_be_given_by_name(out: Path, run: Run) -> None:
+    ran = run("verify", out, "--against", f"vision_tower={CLIP}", "--against", f"model={SOURCES[0]}")
+    assert ran.code == 0
+    assert "80 tensors equal, bit by bit, to what the sources give" in ran.out
+
+
+def test_every_source_is_asked_for(out: Path, run: Run) -> None:
+    ran = run("verify", out, "--against", SOURCES[0])
+    assert ran.code == 2
+    assert f"the folder was also made from `vision_tower` ({CLIP})" in ran.err
+    assert "--against vision_tower=DIR" in ran.err
+
+
+def test_a_changed_value(out: Path, run: Run) -> None:
+    """One bit of one value: the digest shows the file; with the sources, the tensor is named, and how far it is off."""
+
+    def flip(tensor: torch.Tensor) -> None:
+        tensor[3] += 0.5
+
+    path = change_tensor(out, NORM, flip)
+    ran = run("verify", out)
+    assert (ran.code, "LR603" in ran.out, "LR602" in ran.out) == (1, True, False)
+    assert f"{path.name}  has sha256 {sha256(path)[:12]}…, the record says" in ran.out
+    assert "Verified" not in ran.out
+    accept(out, path)
+    assert run("verify", out).code == 0
+    ran = run("verify", out, *AGAINST)
+    assert ran.code == 1
+    assert f"{NORM}  1 of 64 values differ, by up to 0.5" in ran.out
+    [problem] = run("verify", out, *AGAINST, "--format", "json").json["problems"]
+    assert (problem["code"], problem["names"]) == ("LR602", [NORM])
+    assert problem["details"] == {NORM: "1 of 64 values differ, by up to 0.5"}
+
+
+def test_a_changed_new_row(out: Path, run: Run) -> None:
+    """Rows that no source has are made again and compared."""
+
+    def last(tensor: torch.Tensor) -> None:
+        tensor[-1] = float("nan")
+
+    accept(out, change_tensor(out, EMBEDDING, last))
+    ran = run("verify", out, *AGAINST)
+    assert ran.code == 1
+    assert f"{EMBEDDING}  1 of 24,576 values differ, by up to inf" in ran.out
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00002-of-00003.safetensors", "config.json", "tokenizer.json", "model.safetensors.index.json"]
+)
+def test_a_file_that_is_gone(name: str, out: Path, run: Run) -> None:
+    (out / name).unlink()
+    ran = run("verify", out, *AGAINST)
+    assert ran.code >= 1
+    assert f"{name}  is gone" in ran.out
+    assert "Verified" not in ran.out
+
+
+def test_a_file_cut_short(out: Path, run: Run) -> None:
+    path = out / "model-00001-of-00003.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-100])
+    ran = run("verify", out)
+    assert ran.code == 3
+    assert f"{path.name}  has {size - 100:,} bytes, the record says {size:,}" in ran.out
+    assert "LR102" in ran.out
+
+
+def test_a_changed_config(out: Path, run: Run) -> None:
+    """A rope theta changed by hand loads strictly, and computes something else."""
+    path = out / "config.json"
+    path.write_text(path.read_text().replace("10000.0", "20000.0"))
+    ran = run("verify", out)
+    assert (ran.code, "config.json  has sha256" in ran.out) == (1, True)
+
+
+def test_a_config_of_another_size(out: Path, run: Run) -> None:
+    path = out / "config.json"
+    path.write_text(path.read_text().replace('"intermediate_size": 112', '"intermediate_size": 96'))
+    accept(out, path)
+    ran = run("verify", out)
+    assert ran.code == 1
+    assert "LR601" in ran.out
+    assert "mlp.up_proj.weight" in ran.out
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "model.safetensors.partial"]
+)
+def test_a_file_that_a_loader_would_take_in(name: str, out: Path, run: Run) -> None:
+    shutil.copy(out / "model-00001-of-00003.safetensors", out / name)
+    ran = run("verify", out)
+    assert ran.code == 1
+    assert f"{name}  is not in the record" in ran.out
+
+
+def test_other_files_may_be_added(out: Path, run: Run) -> None:
+    (out / "README.md").write_text("# My model\n")
+    (out / ".cache").mkdir()
+    assert run("verify", out).code == 0
+
+
+def test_against_another_checkpoint(out: Path, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(RELEASED / "safetensors", folder)
+    state = load_file(folder / "model.safetensors")
+    state["model.norm.weight"] = state["model.norm.weight"] + 1
+    state["model.mm_projector.0.bias"] = state["model.mm_projector.0.bias"].float()
+    del state["model.mm_projector.2.bias"]
+    save_file(state, folder / "model.safetensors")
+    ran = run("verify", out, "--against", folder, "--against", SOURCES[1])
+    assert ran.code == 1
+    assert "3 of 80 tensors are not what the sources give" in ran.out
+    assert f"{NORM}  64 of 64 values differ, by up to " in ran.out
+    assert "linear_1.bias  comes from `model.mm_projector.0.bias`, which is F32 [64] and was F16 [64]" in ran.out
+    assert "linear_2.bias  comes from `model.mm_projector.2.bias`, which source `model` doesn't have" in ran.out
+
+
+# --- folders and records that can't be read
+
+
+def test_without_a_record(out: Path, run: Run) -> None:
+    (out / "llava_remap.json").unlink()
+    ran = run("verify", out)
+    assert ran.code == 3
+    assert "LR606" in ran.err
+
+
+@pytest.mark.parametrize("left", [["model-00001-of-00003.safetensors"], ["model-00002-of-00003.safetensors.partial"]])
+def test_an_unfinished_folder(left: list[str], out: Path, run: Run) -> None:
+    for path in out.iterdir():
+        path.unlink()
+    for name in left:
+        (out / name).write_bytes(b"")
+    ran = run("verify", out)
+    assert ran.code == 4
+    assert "LR505" in ran.err
+
+
+def test_no_folder(run: Run) -> None:
+    ran = run("verify", "nowhere")
+    assert (ran.code, "LR100" in ran.err) == (3, True)
+    Path("file").write_text("")
+    assert run("verify", "file").code == 3
+
+
+def broken(change: Callable[[Any], object]) -> Callable[[str], str]:
+    def apply_to(text: str) -> str:
+        record = json.loads(text)
+        change(record)
+        return json.dumps(record)
+
+    return apply_to
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[:-10],
+        lambda text: "[]",
+        broken(lambda r: r.update(format="other")),
+        broken(lambda r: r.update(format_version=2)),
+        broken(lambda r: r.pop("outputs")),
+        broken(lambda r: r["outputs"].update({"../../etc/passwd": {"nbytes": 1, "sha256": "0" * 64}})),
+        broken(lambda r: r["outputs"].update({"..": {"nbytes": 1, "sha256": "0" * 64}})),
+        broken(lambda r: r["outputs"].update({"a": {"nbytes": -1, "sha256": "0" * 64}})),
+        broken(lambda r: r["outputs"].update({"a": {"nbytes": 1, "sha256": "zz"}})),
+        broken(lambda r: r["plan"]["mapped"][0].pop("target")),
+        broken(lambda r: r["plan"]["mapped"][0].update(shape="x")),
+        broken(lambda r: r["plan"]["mapped"][0].update({"from": []})),
+        broken(lambda r: r["plan"]["post_load"][0].pop("use")),
+        broken(lambda r: r["plan"].pop("target")),
+    ],
+)
+def test_a_broken_record(damage: Callable[[str], str], out: Path, run: Run) -> None:
+    path = out / "llava_remap.json"
+    path.write_text(damage(path.read_text()))
+    ran = run("verify", out)
+    assert ran.code == 3
+    assert "LR113" in ran.err
+    assert "llava_remap.json" in ran.err
+
+
+# --- apply --verify
+
+
+def corrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that loses the last byte of what is copied to it."""
+    real = write._copy
+
+    def copy(piece: Any, target: Any, on_progress: Any) -> None:
+        real(piece, target, on_progress)
+        target.seek(-1, 1)
+        target.write(b"\x7f")
+
+    monkeypatch.setattr(write, "_copy", copy)
+
+
+def test_full_reads_everything_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--output")
+    ran = run(*command, "good", "--verify", "full")
+    assert ran.code == 0
+    assert "every tensor read back and equal to its source" in ran.out
+    assert record_of(Path("good"))["verified"] == "full"
+    corrupt(monkeypatch)
+    assert run(*command, "unseen").code == 0
+    assert run("verify", "unseen").code == 0
+    assert run("verify", "unseen", *AGAINST).code == 1
+    ran = run(*command, "bad", "--verify", "full")
+    assert ran.code == 1
+    assert "LR602" in ran.err
+    assert not Path("bad").exists()
+
+
+def test_none_asks_nobody(made: Path) -> None:
+    """Warm, a job without the strict load imports neither torch nor transformers."""
+    command = ["apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--output", "out", "--verify", "none"]
+    program = (
+        f"import sys\nsys.argv = {['llava-remap', *command]!r}\nfrom llava_remap.cli import main\ntry: main()\n"
+        f"finally: print(*({HEAVY} & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(ran.stderr.split()) == {"numpy"}  # the new rows
+    assert "not checked after writing (--verify none)" in ran.stdout
+    assert record_of(Path("out"))["verified"] == "none"
+    for path in made.iterdir():
+        if path.name != "llava_remap.json":
+            assert path.read_bytes() == Path("out", path.name).read_bytes()
