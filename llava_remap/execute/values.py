@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,12 @@ def chunks(tensor: Tensor, start: int = 0, stop: int | None = None) -> Iterator[
 
 
 def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:
-    """Rows start..stop of a matrix, [stop - start, columns], as float64."""
+    """Rows start..stop along the first dimension, [stop - start, …], as float64."""
     from llava_remap.dtypes import to_float64
 
-    columns = tensor.shape[1]
-    width = columns * DTYPE_BITS[tensor.dtype] // 8
-    return to_float64(_bytes(tensor, start * width, stop * width), tensor.dtype).reshape(stop - start, columns)
+    inner = tensor.shape[1:]
+    width = prod(inner) * DTYPE_BITS[tensor.dtype] // 8
+    return to_float64(_bytes(tensor, start * width, stop * width), tensor.dtype).reshape(stop - start, *inner)
 
 
 def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:

@@ -44,8 +44,8 @@ class ExpandEmbeddings(BaseModel):
     )
     init: Literal["multivariate_normal", "mean", "zeros", "normal", "copy"] = Field(
         "multivariate_normal",
-        description="how new rows are made: drawn from N(mean, scale·cov) of the old rows; all their mean; all zero; drawn from "
-        "N(0, std²); all a copy of the row of `token`",
+        description="how new rows are made. multivariate_normal: drawn from N(mean, scale·cov) of the old rows; mean: all their "
+        "mean; zeros; normal: each number drawn from N(0, std²); copy: all like the row of `token`",
     )
     statistics: Literal["embed_tokens", "own"] = Field(
         "embed_tokens",

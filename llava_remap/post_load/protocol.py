@@ -70,7 +70,7 @@ class Reader(Protocol):
     """Reads rows of target tensors as they were before the change."""
 
     def __call__(self, target: str, start: int, stop: int) -> NDArray[np.float64]:
-        """Rows start..stop of a matrix, [stop - start, columns], as float64."""
+        """Rows start..stop along the first dimension, [stop - start, …], as float64."""
         ...
 
 
@@ -96,6 +96,7 @@ def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
         RemapError: LR212 for a name that isn't installed or options that don't fit.
     """
     import difflib
+    import json
     from importlib.metadata import entry_points
 
     from pydantic import ValidationError
@@ -111,7 +112,8 @@ def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
             f"Did you mean `{near[0]}`?" if near else "Install the package that has it.",
         )
     try:
-        rule: PostLoadRule = installed[use].load()(**options)
+        # As JSON, which they are in a plan: there a list is a list or a tuple, as the model wants it.
+        rule: PostLoadRule = installed[use].load().model_validate_json(json.dumps(options))
     except ValidationError as error:
         reasons = "; ".join((f"`{'.'.join(map(str, e['loc']))}`: " if e["loc"] else "") + e["msg"] for e in error.errors())
         raise refuse("LR212", f"options of `{use}`: {reasons}.", "See `with` of that rule.") from None

@@ -198,10 +198,14 @@ def _vocabulary(console: Console, job: Job) -> None:
     _heading(console, "Vocabulary")
     for token in job.derived.tokens:
         _line(console, f"  {token.text} = {token.id}{' (new)' if token.added else ''}, {token.role} token")
-    for entry in job.plan.post_load:
-        before, after = entry.change.shape_before, entry.change.shape_after
-        what = f"{before[0]} → {after[0]} rows" if before[:1] != after[:1] else "same shape, other values"
-        _line(console, f"  {entry.change.target}: {what} ({entry.use})")
+    resized = [entry for entry in job.plan.post_load if entry.change.shape_before != entry.change.shape_after]
+    for entry in resized:
+        change = entry.change
+        _line(console, f"  {change.target}: {change.shape_before[0]} → {change.shape_after[0]} rows ({entry.use})")
+    if others := [entry for entry in job.plan.post_load if entry not in resized]:
+        _heading(console, "Other values")
+        for entry in others:
+            _line(console, f"  {entry.change.target} ({entry.use})")
 
 
 def _names(console: Console, problem: Problem, nearest: dict[str, tuple[str, ...]]) -> None:
