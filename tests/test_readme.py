@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from llava_remap.errors import CODES
+from llava_remap.post_load.expand_embeddings import USED_BY, ExpandEmbeddings
 from llava_remap.rulefile import load_rule_file, shipped_rule_files
 from tests.conftest import CLIP, RELEASED, Run
 
@@ -21,6 +22,24 @@ def code_table() -> str:
 
 def test_table_of_codes() -> None:
     assert code_table() in README
+
+
+def option_table() -> str:
+    """Options of `expand_embeddings` as they stand in the README."""
+    rows = ["| option | default | with `init` | what |", "| --- | --- | --- | --- |"]
+    for name, field in ExpandEmbeddings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `{name}` | {default} | {', '.join(USED_BY.get(name, ['any']))} | {field.description} |")
+    return "\n".join(rows)
+
+
+def test_table_of_options() -> None:
+    assert f"-->\n{option_table()}\n<!-- end of options -->" in README
+
+
+def test_the_plug_in_is_the_one_in_the_tests() -> None:
+    for language, file in (("toml", "pyproject.toml"), ("python", "llava_remap_multiply.py")):
+        assert f"```{language}\n{(ROOT / 'tests/data/plugin' / file).read_text(encoding='utf-8')}```" in README
 
 
 def test_every_code_is_used_and_every_used_code_is_known() -> None:

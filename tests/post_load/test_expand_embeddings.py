@@ -524,7 +524,8 @@ def test_statistics_of_its_own(init: Literal["multivariate_normal", "mean"]) -> 
         asked.append(target)
         return matrices[target][start:stop]
 
-    for statistics, source in (("own", HEAD), ("embed_tokens", EMBED)):
+    cases: list[tuple[Literal["own", "embed_tokens"], str]] = [("own", HEAD), ("embed_tokens", EMBED)]
+    for statistics, source in cases:
         asked.clear()
         rule = ExpandEmbeddings(init=init, statistics=statistics)
         (_, change) = rule.plan(before(640, (600, 4), (600, 4), "F64")).changes

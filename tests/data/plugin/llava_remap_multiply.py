@@ -1,0 +1,34 @@
+"""Multiplies tensors by a factor that the training code applied outside the model."""
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llava_remap.dtypes import from_float64
+from llava_remap.errors import refuse
+from llava_remap.post_load import Before, Change, Effect, OldBytes, Reader
+
+
+class Multiply(BaseModel):
+    """Options of `use: multiply`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    targets: list[str] = Field(description="names of the tensors in the model")
+    factor: float = Field(allow_inf_nan=False)
+
+    def plan(self, before: Before) -> Effect:
+        """Dtypes and shapes stay; the values are read, so they are checked for inf and NaN first."""
+        changes = []
+        for name in self.targets:
+            if name not in before.tensors:
+                raise refuse("LR212", f"`multiply`: the model has no `{name}`.", "A dry run with --format json lists the names.")
+            dtype, shape = before.tensors[name]
+            changes.append(Change(name, dtype, shape, shape, reads=(name,)))
+        return Effect(tuple(changes))
+
+    def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
+        """Some rows at a time, computed in float64 and rounded once."""
+        rows = change.shape_before[0]
+        for start in range(0, rows, 1000):
+            yield from_float64(self.factor * read(change.target, start, min(start + 1000, rows)), change.dtype)
