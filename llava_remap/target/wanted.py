@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,8 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
         )
     try:
         with torch.device("meta"):
-            return model_class(model_class.config_class.from_dict(dict(config)))
+            # A copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given for `rope_scaling`.
+            return model_class(model_class.config_class.from_dict(deepcopy(dict(config))))
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split())
         raise refuse(
