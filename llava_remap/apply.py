@@ -281,7 +281,8 @@ def _manifest_problems(checkpoints: Mapping[str, Checkpoint], dry_run: bool) -> 
 
 def _small_files(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived: Derived) -> dict[str, bytes]:
     """Config, tokenizer, processor and chat template, made and tried in a scratch folder before a byte of weights moves."""
-    folders = [checkpoint.folder for checkpoint in checkpoints.values() if checkpoint.folder is not None]
+    counts = [c for name, c in checkpoints.items() if "config" in rules.text.sources[name].use]
+    folders = [checkpoint.folder for checkpoint in counts if checkpoint.folder is not None]
     generation = read_generation_config(folders)
     parts = Parts(rules, derived.config, derived.tokens, derived.vocabulary, derived.image_processor, generation)
     return make_files(parts)

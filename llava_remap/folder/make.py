@@ -19,6 +19,9 @@ from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
 
 #: Of the source's generation config; they say who wrote it.
 _NOT_KEPT = ("_from_model_config", "transformers_version")
+#: What only sampling reads. Vicuna's generation config has them without `do_sample`: generation is greedy and they are of no
+#: effect, but newer versions warn of them, and 4.57's `save_pretrained` refuses.
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def _make(parts: Parts, scratch: Path) -> None:
 
 
 def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:
-    """The first generation config in the sources' folders; empty without one.
+    """The first generation config in these folders; empty without one.
 
     Raises:
         RemapError: LR113 where it isn't a JSON object.
@@ -108,4 +111,5 @@ def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:
 def _generation_config(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     text = config["text_config"]
     ids = {key: text.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(key) is not None}
-    return {**ids, **{k: v for k, v in source.items() if k not in _NOT_KEPT}, "pad_token_id": text.get("pad_token_id")}
+    not_kept = _NOT_KEPT if source.get("do_sample") else (*_NOT_KEPT, *_SAMPLING)
+    return {**ids, **{k: v for k, v in source.items() if k not in not_kept}, "pad_token_id": text.get("pad_token_id")}
