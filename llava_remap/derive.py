@@ -90,9 +90,10 @@ def derive(
         notes.append(
             Problem(
                 "LR408",
-                "no source has a tokenizer, so the folder will have none, and no processor; the ids of new tokens are "
-                "those behind the last row of embed_tokens.",
-                "To have them: --source language_model=DIR with the tokenizer's files.",
+                "no source has a tokenizer. The folder will lack the tokenizer (tokenizer.json, tokenizer_config.json), the "
+                "processor (processor_config.json) and the chat template (chat_template.jinja, chat_template.json): the model "
+                "opens, AutoProcessor doesn't. The ids of new tokens are those behind the last row of embed_tokens.",
+                "To have them, convert with --source language_model=DIR, the folder with the language model's tokenizer files.",
             )
         )
     return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
