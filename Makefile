@@ -3,9 +3,10 @@ BIN := .venv/bin
 SIZE ?= 1GB
 TINY := tests/data/tiny
 INSTALLED := .venv/installed
+VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench
+.PHONY: help install versions demo test check bench
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
@@ -17,13 +18,21 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
 
+versions: $(VERSIONS:%=.venv/transformers-%/installed)  ## other versions of transformers, for the tests: .ci/versions.txt
+
+.venv/transformers-%/installed: .ci/versions.txt | $(INSTALLED)
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) \
+	  transformers==$* $$(sed -n 's/^$* //p' .ci/versions.txt)
+	@touch $@
+
 demo: install  ## convert a small genuine LLaVA-1.5 checkpoint into demo/ and load the result
 	rm -rf demo
 	$(BIN)/llava-remap apply rules/llava-v1.5.yaml --source $(TINY)/llava-v1.5/released/sharded \
 	  --source vision_tower=$(TINY)/clip-vit-tiny-patch14-28 --output demo
 	$(BIN)/python tests/load.py demo
 
-test: install  ## run all tests
+test: install versions  ## run all tests
 	$(BIN)/python -m pytest
 
 check: install  ## style (ruff) and types (mypy, strict)
