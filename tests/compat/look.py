@@ -1,0 +1,146 @@
+"""Open converted folders as a user would, with whatever transformers is on the path, and write down all that came of it.
+
+`python look.py OUT FOLDER…` writes OUT.json and OUT.npz. It is run by several versions, so it keeps to what all of them have.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+IMAGE = {"type": "image"}
+#: Long enough that a wrong rope theta shows in the logits of small random weights.
+QUESTION = "What is in the picture? Name 3 things, and say which of them is nearest: the cat, the dog or the house on the hill."
+CONVERSATIONS = {
+    "picture": [{"role": "user", "content": [IMAGE, {"type": "text", "text": QUESTION}]}],
+    "words": [
+        {"role": "user", "content": [{"type": "text", "text": QUESTION}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "The cat."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Are you sure?"}]},
+    ],
+}
+#: What tokenizers have disagreed on: spaces, line ends, marks before and after special tokens, letters that are no ASCII.
+SENTENCES = ("Two  spaces, 1234 and it's\n\nso.", " a cat", "ein Bär, 猫", "a <image> b<image>\nc", "end.</s>USER: next", "")
+
+
+class Heard(logging.Handler):
+    """What transformers warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+
+
+def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What one folder is to this version: plain values, and arrays."""
+    arrays: dict[str, Any] = {}
+    dtype = {"dtype" if int(transformers.__version__.split(".")[0]) > 4 else "torch_dtype": torch.float32}
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **dtype)
+    # 4.46 leaves tensors of a checkpoint with two dtypes in theirs, if that of the first is the one that is asked for.
+    model = model.float().eval()
+    said: dict[str, Any] = {
+        "left_over": {kind: sorted(map(str, names)) for kind, names in info.items() if names},
+        "class": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        "generation": {key: getattr(model.generation_config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    }
+    with tempfile.TemporaryDirectory() as scratch:  # as everybody's fine-tuning does; some versions refuse here, not before
+        model.generation_config.save_pretrained(scratch)
+    inputs: dict[str, Any] = {}
+    if (folder / "tokenizer_config.json").is_file():
+        processor = AutoProcessor.from_pretrained(folder)
+        said |= words(processor, model)
+        for name, conversation in CONVERSATIONS.items():
+            prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
+            images = {"images": picture()} if name == "picture" else {}
+            inputs[name] = processor(text=prompt, return_tensors="pt", **images)
+            said[name] = {"prompt": prompt, "input_ids": inputs[name]["input_ids"].tolist()}
+    else:  # no tokenizer: ids that are no words
+        ids = torch.arange(3, 103)[None]
+        tokens = torch.full((1, model.config.image_seq_length), model.config.image_token_index)
+        pixels = AutoImageProcessor.from_pretrained(folder)(picture(), return_tensors="pt")["pixel_values"]
+        inputs = {
+            "words": {"input_ids": ids},
+            "picture": {"input_ids": torch.cat([ids[:, :20], tokens, ids[:, 20:]], 1), "pixel_values": pixels},
+        }
+    arrays["pixel_values"] = inputs["picture"]["pixel_values"].numpy()
+    # 4.46 takes a prompt without a picture for one whose image tokens were not expanded, and fails: its language model is asked.
+    inner = getattr(model, "language_model", model)
+    classic = inner if hasattr(inner, "lm_head") else model
+    with torch.no_grad():
+        for name, given in inputs.items():
+            asked = model if name == "picture" else classic
+            given = {**given, "attention_mask": torch.ones_like(given["input_ids"])}
+            arrays[f"{name}_logits"] = asked(**given).logits.numpy()
+            made = asked.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+            said[f"{name}_generated"] = made[0, given["input_ids"].shape[1] :].tolist()
+    return said, arrays
+
+
+def words(processor: Any, model: Any) -> dict[str, Any]:
+    """What the folder's tokenizer and chat template say."""
+    tokenizer = processor.tokenizer
+    ids = [tokenizer(sentence)["input_ids"] for sentence in SENTENCES]
+    both = tokenizer(list(SENTENCES[:2]), padding=True)
+    return {
+        "processor": type(processor).__name__,
+        "image_processor": type(processor.image_processor).__name__.removesuffix("Fast").removesuffix("Pil"),
+        "chat_template": processor.chat_template,
+        "special": {str(token): tokenizer.convert_tokens_to_ids(str(token)) for token in sorted(tokenizer.all_special_tokens)},
+        "roles": {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")},
+        "image_token": [processor.image_token, tokenizer.convert_tokens_to_ids(processor.image_token)],
+        "image_token_of_the_model": model.config.image_token_index,
+        "vocabulary": len(tokenizer),
+        "sentences": ids,
+        "padded": [list(both["input_ids"]), list(both["attention_mask"])],
+        "decoded": [tokenizer.decode(i) for i in ids],
+        "without_special": [tokenizer.decode(i, skip_special_tokens=True) for i in ids],
+    }
+
+
+def main(out: str, *folders: str) -> None:
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    logger = transformers.utils.logging.get_logger("transformers")
+    transformers.utils.logging.disable_default_handler()
+    said: dict[str, Any] = {"transformers": transformers.__version__}
+    arrays: dict[str, Any] = {}
+    for folder in map(Path, folders):
+        heard = Heard()
+        logger.addHandler(heard)
+        with warnings.catch_warnings(record=True) as caught:
+            try:
+                said[folder.name], found = look(folder)
+                arrays |= {f"{folder.name}/{name}": array for name, array in found.items()}
+            except Exception as error:  # the other folders are still worth a look
+                said[folder.name] = {"error": f"{type(error).__name__}: {error}"}
+        logger.removeHandler(heard)
+        said[folder.name]["warned"] = heard.said + [str(w.message) for w in caught if "transformers" in w.filename]
+    np.savez(f"{out}.npz", **arrays)
+    Path(f"{out}.json").write_text(json.dumps(said, indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
