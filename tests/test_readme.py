@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llava_remap.errors import CODES
+from llava_remap.codes import CODES
 from llava_remap.post_load.expand_embeddings import USED_BY, ExpandEmbeddings
 from llava_remap.rulefile import load_rule_file, shipped_rule_files
 from tests.conftest import CLIP, RELEASED, Run
@@ -15,9 +15,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def code_table() -> str:
-    """Codes and titles as they stand in the README."""
-    rows = [f"| {code} | {entry.title} | {entry.exit.value} |" for code, entry in CODES.items()]
-    return "\n".join(["| code | what | exit |", "| --- | --- | --- |", *rows])
+    """The entries of all codes as they stand in the README."""
+    rows = [f"| {code} | {entry.title} | {entry.exit.value} | {entry.about} |" for code, entry in CODES.items()]
+    return "\n".join(["| code | what | exit | what it means, and what to do |", "| --- | --- | --- | --- |", *rows])
 
 
 def test_table_of_codes() -> None:
@@ -43,7 +43,7 @@ def test_the_plug_in_is_the_one_in_the_tests() -> None:
 
 
 def test_every_code_is_used_and_every_used_code_is_known() -> None:
-    source = "".join(path.read_text() for path in (ROOT / "llava_remap").rglob("*.py") if path.name != "errors.py")
+    source = "".join(path.read_text() for path in (ROOT / "llava_remap").rglob("*.py") if path.name != "codes.py")
     assert set(re.findall(r'"(LR\d{3})"', source)) == set(CODES)
 
 

@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 
 from llava_remap import __version__
-from llava_remap.errors import Exit, Problem, RemapError
+from llava_remap.codes import Exit
+from llava_remap.errors import Problem, RemapError
 
 app = typer.Typer(
     help="Turn research LLaVA checkpoints into ones that transformers, vLLM, SGLang and llama.cpp load.",

@@ -13,7 +13,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from llava_remap.errors import Exit, Problem, RemapError, refuse
+from llava_remap.codes import Exit
+from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.rulefile.schema import ORIGINS, SCHEMA_VERSIONS, RuleText, Target
 from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 

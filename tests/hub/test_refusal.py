@@ -11,7 +11,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, file_download
 
-from llava_remap.errors import CODES, Exit, RemapError
+from llava_remap.codes import CODES, Exit
+from llava_remap.errors import RemapError
 from llava_remap.hub import Repository, download
 from tests.conftest import RELEASED
 

@@ -1,0 +1,169 @@
+"""The codes of everything that can go wrong, and the exit codes they lead to. The README's table is made from these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """What the command line returns to the shell."""
+
+    DONE = 0
+    PROBLEMS = 1
+    USAGE = 2
+    INPUT = 3
+    RESOURCES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """The fixed part of a problem.
+
+    Attributes:
+        title: a few words, the same every time.
+        exit: the exit code that it leads to, unless it is a note.
+        about: what it means, and what to do: the entry in the README.
+    """
+
+    title: str
+    exit: Exit
+    about: str
+
+
+# fmt: off
+CODES: dict[str, Code] = {
+    # Input
+    "LR100": Code("checkpoint not found", Exit.INPUT,
+        "Nothing is at the path, or nothing that holds weights. Give the folder that the weights lie in, a file of weights, "
+        "an index or a manifest."),
+    "LR101": Code("Git LFS pointer in place of weights", Exit.INPUT,
+        "The file is the text that Git LFS keeps in place of a large file. Run `git lfs pull`, or download the file itself."),
+    "LR102": Code("truncated or corrupt file", Exit.INPUT,
+        "A file is shorter, longer or other inside than its own header says, or shrank while it was read. Download or copy it "
+        "again."),
+    "LR103": Code("index and shards disagree", Exit.INPUT,
+        "The index names a shard or a tensor that isn't there, a tensor is in two shards, or shards without an index are "
+        "incomplete."),
+    # LR104 is a finding in a file that can be read, so it counts as a mapping problem.
+    "LR104": Code("DeepSpeed ZeRO-3 stubs", Exit.PROBLEMS,
+        "Tensors of shape [0]: DeepSpeed's ZeRO-3 keeps the values elsewhere. Run the `zero_to_fp32.py` of the training "
+        "folder and give its output."),
+    "LR105": Code("pickle wants to build something", Exit.INPUT,
+        "A pickle asks for more than descriptions of tensors. It isn't run; save the plain state dict again."),
+    "LR106": Code("not a model checkpoint", Exit.INPUT,
+        "Optimizer state, a trainer's file, a quantised model, or JSON that is neither manifest nor index."),
+    "LR107": Code("adapter only", Exit.INPUT,
+        "Only the pairs of a LoRA adapter are there; they change a base model that is needed too."),
+    "LR108": Code("projector only", Exit.INPUT,
+        "Only the projector is there; the language model and the tower are needed too."),
+    "LR109": Code("already converted", Exit.PROBLEMS,
+        "The names are already those of a layout of transformers: load the folder as it is."),
+    "LR110": Code("every name has a wrapper prefix", Exit.PROBLEMS,
+        "Every name begins with what a training framework puts before it, and the rule file leaves it there. Let it extend "
+        "`parts/wrappers.yaml`."),
+    "LR111": Code("a manifest has no bytes", Exit.PROBLEMS,
+        "A manifest has names and shapes and no values. Plan from it with `--dry-run`; convert the checkpoint itself."),
+    "LR112": Code("the config doesn't say enough", Exit.INPUT,
+        "The sources' config.json lacks something that tensors can't show, or says what can't be. Give the part's own "
+        "checkpoint with its config, or mend the config."),
+    "LR113": Code("unreadable tokenizer, config or processor file", Exit.INPUT,
+        "A tokenizer, processor or config file, or a folder's record, can't be understood. Replace it by the original."),
+    "LR114": Code("not to be had from the hub", Exit.INPUT,
+        "No network, no such repository or revision, no permission, or a server's error. Download it elsewhere and give its "
+        "folder."),
+    # Rule file
+    "LR200": Code("rule file not found", Exit.USAGE,
+        "No such file, and no shipped rule file of that name: see `llava-remap rules list`."),
+    "LR201": Code("invalid rule file", Exit.USAGE,
+        "YAML that can't be read, an unknown or missing field, a value of another kind, or one that the target doesn't know. "
+        "The place is told as file:line:column."),
+    "LR202": Code("invalid pattern", Exit.USAGE,
+        "A template or regex can't be compiled, or uses a field or group that isn't there."),
+    "LR206": Code("pattern ran into the time limit", Exit.USAGE,
+        "A regex took too long on a name. Make it simpler, or write a template, which can't."),
+    "LR209": Code("two rules with one id", Exit.USAGE,
+        "Two rules of one file, or of two files that it extends, share an id."),
+    "LR210": Code("extends cannot be resolved", Exit.USAGE,
+        "A file that `extends` names isn't there, extends this one again, or says something else than another one that is "
+        "extended."),
+    "LR211": Code("wrong command line", Exit.USAGE,
+        "Arguments that don't go together: a source named twice or unknown, or none where one is needed."),
+    "LR212": Code("unknown post-load rule or option", Exit.USAGE,
+        "`post_load` names a plug-in that isn't installed, or an option that it doesn't take."),
+    # Mapping
+    "LR301": Code("source names that no rule maps", Exit.PROBLEMS,
+        "No rule of `names` takes these tensors. Map them, or drop them with a reason; leaving them out in silence is what "
+        "this tool is there to prevent."),
+    "LR302": Code("target parameters that get nothing", Exit.PROBLEMS,
+        "Parameters for which no source has a tensor, or a source that is needed and wasn't given."),
+    "LR303": Code("produced names that the model doesn't have", Exit.PROBLEMS,
+        "Rules made names that the target doesn't have: a config of another size, or a rule that reaches too far."),
+    "LR304": Code("two sources for one target", Exit.PROBLEMS,
+        "Two tensors become one parameter. Take one out of the checkpoint, or drop it by a rule."),
+    "LR305": Code("nothing matched", Exit.PROBLEMS,
+        "The rule file knows none of the names. The message says which shipped file fits, if one does."),
+    "LR306": Code("a drop takes what the target wants", Exit.PROBLEMS,
+        "Without this drop, the tensor would have provided a parameter that is missing."),
+    "LR307": Code("empty or doubled name segment", Exit.PROBLEMS,
+        "A rule made a name like `a..b` or `model.model.x`: it was applied to what had the prefix already."),
+    "LR308": Code("projector kind", Exit.PROBLEMS,
+        "Note. The config names another projector than the tensors are; the tensors are believed."),
+    "LR309": Code("tower kind", Exit.PROBLEMS,
+        "The tower's tensors and a config contradict each other. A note where the tensors settle it, a refusal where "
+        "something that they can't show is unknown."),
+    "LR310": Code("tower both in the checkpoint and given apart", Exit.PROBLEMS,
+        "Note. The checkpoint has a tower and another one was given beside it: the checkpoint's is used, and it is told how "
+        "many tensors differ."),
+    "LR311": Code("wrong family", Exit.PROBLEMS,
+        "Names or config contradict the rule file's `detect`: the checkpoint is of another family, though all names might "
+        "fit."),
+    # Shapes, dtypes, vocabulary
+    "LR401": Code("shapes differ", Exit.PROBLEMS,
+        "A tensor has another shape than the parameter. Mostly a config.json of another model."),
+    "LR402": Code("vocabulary sizes disagree", Exit.PROBLEMS,
+        "Rows of embed_tokens, the config's vocab_size and the tokenizer's length contradict each other, or a new token gets "
+        "no row."),
+    "LR403": Code("token id taken by another token", Exit.PROBLEMS,
+        "A token that the rule file adds would get an id that is taken, or another one than planned."),
+    "LR405": Code("tied tensors differ", Exit.PROBLEMS,
+        "The config ties lm_head to embed_tokens, and the checkpoint has two with different values."),
+    "LR406": Code("non-finite values", Exit.PROBLEMS,
+        "inf or NaN where values are computed with, or values that don't fit into the stored dtype."),
+    "LR407": Code("spare rows used, no resize", Exit.PROBLEMS,
+        "Note. embed_tokens has rows to spare, so new tokens need no new ones."),
+    "LR408": Code("no tokenizer", Exit.PROBLEMS,
+        "Note. No source has a tokenizer: the folder has none, nor a processor or a chat template. `--source "
+        "language_model=DIR` adds them."),
+    "LR409": Code("not a dtype for parameters", Exit.PROBLEMS,
+        "A parameter is stored as whole numbers, complex numbers or in eight bits."),
+    # Resources and output
+    "LR501": Code("not enough memory", Exit.RESOURCES,
+        "The machine ran out of memory."),
+    "LR502": Code("not enough disk", Exit.RESOURCES,
+        "The output, or the hub's cache, needs more room than the disk has."),
+    "LR503": Code("output not empty", Exit.RESOURCES,
+        "The output is a file, or a folder with something in it. Nothing is overwritten."),
+    "LR505": Code("unfinished folder", Exit.RESOURCES,
+        "A folder with shards and without a record: a conversion that was killed. Delete it and convert again."),
+    "LR506": Code("shared storage", Exit.PROBLEMS,
+        "Note. Names that lie on the same bytes: one tensor, or views of one storage; and whether it was written once or for "
+        "each."),
+    "LR508": Code("output can't be written", Exit.RESOURCES,
+        "The output can't be made where it should be, or it would lie inside a source."),
+    # Verification
+    "LR601": Code("the loader disagrees", Exit.PROBLEMS,
+        "The installed transformers would not load exactly these names and shapes. The output has been removed, or, in "
+        "`verify`, isn't what was written."),
+    "LR602": Code("values differ", Exit.PROBLEMS,
+        "A tensor isn't what its source gives: it was changed since, or it was made from another checkpoint."),
+    "LR603": Code("files differ from the record", Exit.PROBLEMS,
+        "A file of the folder is gone, has changed, or was added since it was written."),
+    "LR604": Code("number of image tokens", Exit.PROBLEMS,
+        "Image processor and tower disagree on how many image tokens a picture has."),
+    "LR605": Code("the processor doesn't work", Exit.PROBLEMS,
+        "The processor that was made doesn't open, or fails on a picture and a sentence."),
+    "LR606": Code("no record", Exit.INPUT,
+        "`verify` needs the record that `apply` writes, and the folder has none."),
+}
+# fmt: on
