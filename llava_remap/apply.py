@@ -62,7 +62,7 @@ class Job:
         return any(checkpoint.is_manifest for checkpoint in self.checkpoints.values())
 
     @property
-    def sources(self) -> dict[str, dict[str, Path]]:
+    def source_files(self) -> dict[str, dict[str, Path]]:
         """The files read of each source, by name relative to its folder."""
         found: dict[str, dict[str, Path]] = {}
         for name, checkpoint in self.checkpoints.items():
@@ -76,7 +76,7 @@ class Job:
     def nbytes_to_handle(self, verify: Verify) -> int:
         """Bytes of which `apply_job` reports progress: written, digested, and compared where everything is."""
         small = sum(map(len, self.small_files.values()))
-        read = sum(path.stat().st_size for files in self.sources.values() for path in files.values())
+        read = sum(path.stat().st_size for files in self.source_files.values() for path in files.values())
         return self.plan.nbytes_write * (3 if verify == "full" else 2) + small + read
 
 
@@ -215,10 +215,10 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
         for name, content in sorted(job.small_files.items()):
             with whole_file(output / name, written) as file:
                 write_all(file, content)
-        digests = digest_files([*written, *(path for files in job.sources.values() for path in files.values())], on_progress)
+        digests = digest_files([*written, *(path for files in job.source_files.values() for path in files.values())], on_progress)
         write_index(plan, output, written)
         digests |= digest_files(written[-1:])
-        sources = {source: {name: digests[path] for name, path in files.items()} for source, files in job.sources.items()}
+        sources = {source: {name: digests[path] for name, path in files.items()} for source, files in job.source_files.items()}
         record = record_json(plan, job.rules, sources, {path.name: digests[path] for path in written}, verify)
         with whole_file(output / RECORD, written) as file:
             write_all(file, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from llava_remap.errors import refuse
+
 #: Bytes read at once: larger ones leave the processor's cache between reading and digesting.
 _BLOCK_NBYTES = 1 << 20
 
@@ -28,17 +30,22 @@ def digest_files(paths: Iterable[Path], on_progress: Callable[[int], None] = lam
         on_progress: called with the number of bytes read since the last call, from any thread.
 
     Raises:
-        OSError: for a file that can't be read.
+        RemapError: LR102 for a file that can't be read.
     """
     stop = Event()
 
     def digest(path: Path) -> FileDigest:
         state, nbytes = hashlib.sha256(), 0
-        with path.open("rb", buffering=0) as file:
-            while (block := file.read(_BLOCK_NBYTES)) and not stop.is_set():
-                state.update(block)
-                nbytes += len(block)
-                on_progress(len(block))
+        try:
+            with path.open("rb", buffering=0) as file:
+                while (block := file.read(_BLOCK_NBYTES)) and not stop.is_set():
+                    state.update(block)
+                    nbytes += len(block)
+                    on_progress(len(block))
+        except OSError as error:
+            raise refuse(
+                "LR102", f"{path} can't be read: {error.strerror or error}.", "Check the disk and its permissions."
+            ) from None
         return FileDigest(nbytes, state.hexdigest())
 
     with ThreadPoolExecutor(max_workers=2) as pool:
