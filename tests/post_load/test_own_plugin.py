@@ -65,14 +65,10 @@ def test_it_is_used(installed: Path) -> None:
 
 
 def test_its_mistakes_have_a_place_in_the_rule_file(installed: Path) -> None:
-    for old, new, said in (
-        (BIAS, "no.such.bias", "mine.yaml:8:5 `multiply`: the model has no `no.such.bias`."),
-        ("factor: 0.3", "factor: much", "mine.yaml:8:5 options of `multiply`: `factor`: Input should be a valid number."),
-    ):
-        ran = apply_with([installed], RULES.replace(old, new))
-        assert ran.returncode == 2
-        assert said in ran.stdout + ran.stderr
-        assert not Path("out").exists()
+    ran = apply_with([installed], RULES.replace(BIAS, "no.such.bias"))
+    assert ran.returncode == 2
+    assert "mine.yaml:8:5 `multiply`: the model has no `no.such.bias`." in ran.stdout
+    assert not Path("out").exists()
 
 
 def test_what_it_makes_is_checked(installed: Path) -> None:
