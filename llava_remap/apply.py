@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from llava_remap.checkpoint import BESIDE, Checkpoint, open_checkpoint
 from llava_remap.derive import Derived, derive, source_configs
-from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.errors import Problem, RemapError
 from llava_remap.execute import (
     Recipe,
     digest_files,
@@ -30,7 +30,7 @@ from llava_remap.plan import Plan, build_plan, route
 from llava_remap.record import RECORD, record_json
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
-from llava_remap.sources import name_sources, open_source, short_name
+from llava_remap.sources import given_sources, open_given, open_needed, short_name
 from llava_remap.target import text_config
 from llava_remap.verify import compare, strict_load
 
@@ -127,13 +127,8 @@ def plan_job(
     _ = file.target
     program = compile_rules(file)
     first = file.first_source
-    given = name_sources(list(file.text.sources), sources)
-    if first not in given and (default := file.text.sources[first].default) is not None:
-        given[first] = default
-    if first not in given:
-        cause = f"no checkpoint is given for source `{first}`, and {file.name} has no default."
-        raise refuse("LR211", cause, "Give it: --source DIR.")
-    checkpoints = _open_given(file, given, offline)
+    given = given_sources(file, sources)
+    checkpoints = open_given(file, given, offline)
     folder = Path(output) if output is not None else Path(short_name(given[first]) + "-hf")
     routes = route(file, program, checkpoints)
     configs = source_configs(file, checkpoints)
@@ -141,7 +136,7 @@ def plan_job(
     problems += _manifest_problems(checkpoints, dry_run)
     derived, recognised = None, not problems
     if recognised and routes.not_given:  # whether a further source is needed is known only now
-        checkpoints, problems = _with_defaults(file, checkpoints, routes.not_given, offline)
+        checkpoints, problems = open_needed(file, checkpoints, routes.not_given, offline)
         routes = route(file, program, checkpoints)
         configs = source_configs(file, checkpoints)
     if not problems:
@@ -238,34 +233,6 @@ def apply(
     return apply_job(plan_job(rules, sources, output, offline=offline), verify=verify)
 
 
-def _open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict[str, Checkpoint]:
-    """The checkpoints of the sources that are given, in the rule file's order."""
-    return {
-        name: open_source(name, given[name], source.use, first=name == rules.first_source, offline=offline)
-        for name, source in rules.text.sources.items()
-        if name in given
-    }
-
-
-def _with_defaults(
-    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], needed: Sequence[str], offline: bool
-) -> tuple[dict[str, Checkpoint], list[Problem]]:
-    """The checkpoints with the defaults of those that are needed and not given; LR302 where there is none."""
-    found, problems = dict(checkpoints), []
-    for name in needed:
-        source, why = rules.text.sources[name], _not_given(rules, name)
-        if source.default is None:
-            problems.append(Problem("LR302", f"{why}.", f"Give it: --source {name}=DIR."))
-            continue
-        try:
-            found[name] = open_source(name, source.default, source.use, first=False, offline=offline)
-        except RemapError as error:
-            problems += [
-                replace(problem, cause=f"{why}, so its default is wanted: {problem.cause}") for problem in error.problems
-            ]
-    return {name: found[name] for name in rules.text.sources if name in found}, problems
-
-
 def _manifest_problems(checkpoints: Mapping[str, Checkpoint], dry_run: bool) -> list[Problem]:
     manifests = [checkpoint.path for checkpoint in checkpoints.values() if checkpoint.is_manifest]
     if dry_run or not manifests:
@@ -286,11 +253,6 @@ def _small_files(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived
     generation = read_generation_config(folders)
     parts = Parts(rules, derived.config, derived.tokens, derived.vocabulary, derived.image_processor, generation)
     return make_files(parts)
-
-
-def _not_given(rules: RuleFile, name: str) -> str:
-    absent = rules.text.sources[name].used_if_absent
-    return f"source `{name}` is not given" + (f", and `{rules.first_source}` has no `{absent}`" if absent else "")
 
 
 def _output_problems(output: Path, plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:

@@ -8,8 +8,57 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_remap.checkpoint import Checkpoint, open_checkpoint
-from llava_remap.errors import RemapError, refuse
+from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.hub import download, parse_repository
+from llava_remap.rulefile import RuleFile
+
+
+def given_sources(rules: RuleFile, given: Sequence[str]) -> dict[str, str]:
+    """The SRC of each source of a rule file that `--source` arguments give, and the first source's default where they don't.
+
+    Raises:
+        RemapError: as `name_sources`; LR211 where the first source is not given and has no default.
+    """
+    first = rules.first_source
+    sources = name_sources(list(rules.text.sources), given)
+    if first not in sources:
+        default = rules.text.sources[first].default
+        if default is None:
+            cause = f"no checkpoint is given for source `{first}`, and {rules.name} has no default."
+            raise refuse("LR211", cause, "Give it: --source DIR.")
+        sources[first] = default
+    return sources
+
+
+def open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict[str, Checkpoint]:
+    """The checkpoints of the sources that are given, in the rule file's order."""
+    return {
+        name: open_source(name, given[name], source.use, first=name == rules.first_source, offline=offline)
+        for name, source in rules.text.sources.items()
+        if name in given
+    }
+
+
+def open_needed(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], needed: Sequence[str], offline: bool
+) -> tuple[dict[str, Checkpoint], list[Problem]]:
+    """The checkpoints, with the defaults of those that are needed and not given.
+
+    The problems say why one can't be had: LR302 where it has no default, else whatever keeps that from being opened.
+    """
+    found, problems = dict(checkpoints), []
+    for name in needed:
+        source, why = rules.text.sources[name], _not_given(rules, name)
+        if source.default is None:
+            problems.append(Problem("LR302", f"{why}.", f"Give it: --source {name}=DIR."))
+            continue
+        try:
+            found[name] = open_source(name, source.default, source.use, first=False, offline=offline)
+        except RemapError as error:
+            problems += [
+                replace(problem, cause=f"{why}, so its default is wanted: {problem.cause}") for problem in error.problems
+            ]
+    return {name: found[name] for name in rules.text.sources if name in found}, problems
 
 
 def name_sources(names: Sequence[str], given: Sequence[str], option: str = "--source") -> dict[str, str]:
@@ -89,6 +138,11 @@ def short_name(text: str) -> str:
     """The last part of a SRC, without a hub id's revision: what an output is named after."""
     repository = None if _exists(Path(text)) else parse_repository(text)
     return repository.id.rpartition("/")[2] if repository else Path(text).expanduser().resolve().name
+
+
+def _not_given(rules: RuleFile, name: str) -> str:
+    absent = rules.text.sources[name].used_if_absent
+    return f"source `{name}` is not given" + (f", and `{rules.first_source}` has no `{absent}`" if absent else "")
 
 
 def _open(path: Path, weights: bool, first: bool) -> Checkpoint:
