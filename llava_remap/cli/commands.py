@@ -89,9 +89,10 @@ def apply_command(
     ] = Verify.meta,
     offline: Annotated[bool, OFFLINE] = False,
 ) -> None:
-    """Convert a checkpoint: plan it, check that the plan is complete, write it, and load the result strictly.
+    """Convert a checkpoint.
 
-    Nothing is written unless every tensor and every parameter has its place.
+    It is planned, written if the plan is complete, and loaded strictly. Nothing is written unless every tensor and every
+    parameter has its place.
     """
     with _refusals(output_format):
         if report is not None and report.suffix != ".json":
@@ -110,7 +111,7 @@ def apply_command(
             if output_format is Format.json:
                 print(plan_json(job))
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
-        with _progress("writing", job.nbytes_to_handle(verify.value)) as on_progress:
+        with _progress("writing and checking", job.nbytes_to_handle(verify.value)) as on_progress:
             result = apply_job(job, on_progress, verify=verify.value)
         if report is not None:
             _write_report(report, plan_json(job, result))
@@ -134,7 +135,11 @@ def verify_command(
     output_format: Annotated[Format, typer.Option("--format", help="How the report is printed.")] = Format.human,
     offline: Annotated[bool, OFFLINE] = False,
 ) -> None:
-    """Check a converted folder: the digests in its record, a strict load by transformers, and, with --against, every value."""
+    """Check a converted folder.
+
+    The files are compared with the digests in the folder's record, transformers loads names and shapes strictly, and with
+    --against every value is compared with what the sources give.
+    """
     with _refusals(output_format):
         import json
 
@@ -160,7 +165,10 @@ def inspect(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint: folder, file, manifest or hub id.")],
     offline: Annotated[bool, OFFLINE] = False,
 ) -> None:
-    """Say what a checkpoint is, which rule files fit it, and the command to run."""
+    """Say what a checkpoint is.
+
+    Also which rule files fit it, and the command to run.
+    """
     with _refusals(Format.human):
         from llava_remap.identify import fits
         from llava_remap.report import print_fits
