@@ -438,6 +438,7 @@ def test_sources_are_never_written_to(run: Run, changed: Changed) -> None:
 ENDING = """
 import os, signal, sys
 import llava_remap.apply as job
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell runs in the background
 job.strict_load = lambda *arguments: os.kill(os.getpid(), signal.{signal}) or signal.pause()
 sources = ["--source", {source!r}, "--source", "vision_tower=" + {tower!r}]
 sys.argv = ["llava-remap", "apply", "llava-v1.5", *sources, "--output", "nest/a/b"]
