@@ -96,7 +96,7 @@ def apply_command(
     """
     with _refusals(output_format):
         if report is not None and report.suffix != ".json":
-            raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json."))
+            raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json.", "Write --report NAME.json."))
         from llava_remap.apply import apply_job, check_values as run_checks, plan_job  # noqa: I001
         from llava_remap.report import plan_json, print_plan, print_result
 

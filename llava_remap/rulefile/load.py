@@ -23,6 +23,7 @@ _OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
 _RULES = ("prepare", "names")
 #: A step of pydantic's path that is no field but one of several types that it tried.
 _TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
+_PATTERNS = "In a template, fields are {x}, {x:int} and {x...}; in a regex, a sign that stands for itself has a \\ before it."
 #: pydantic's kinds of error in the words of YAML.
 _KINDS = {
     "tuple_type": "a list", "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
@@ -145,7 +146,7 @@ def _merge_file(path: Path, chain: tuple[Path, ...]) -> tuple[Node, dict[Path, b
     texts: dict[Path, bytes] = {}
     for parent in _items(root, "extends"):
         if not isinstance(parent.value, str):
-            raise refuse("LR201", f"{parent.mark} `extends` is a list of files.")
+            raise refuse("LR201", f"{parent.mark} `extends` is a list of files.", "Write it so: extends: [parts/llava.yaml].")
         found = _find_parent(path, parent.value, parent.mark)
         if found.resolve() in (*chain, path.resolve()):
             links = [_shown(link) for link in (*chain, path.resolve(), found.resolve())]
@@ -334,9 +335,9 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                 fix = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(_fields_at(path[:-1]))}."
                 yield Problem("LR201", f"{node.key_mark or node.mark} unknown field `{name}`.", fix)
             case "missing":
-                yield Problem("LR201", f"{node.mark} the field `{name}` is missing.")
+                yield Problem("LR201", f"{node.mark} the field `{name}` is missing.", "Add it.")
             case "pattern":
-                yield Problem("LR202", f"{node.mark} {detail['msg']}.")
+                yield Problem("LR202", f"{node.mark} {detail['msg']}.", _PATTERNS)
             case "form" | "origin" | "outcome":
                 yield Problem("LR201", f"{node.mark} {detail['msg']}.")
             case _:

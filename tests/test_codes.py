@@ -1,0 +1,460 @@
+"""Every code happens here: for each one a small situation that forces it through the command line.
+
+Whatever the code, it is shown with its title, its exit code and what to do; no traceback is, and no file is made or changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llava_remap.apply import apply
+from llava_remap.errors import CODES, Exit
+from llava_remap.execute import files, write
+from llava_remap.rulefile import pattern
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
+
+#: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`.
+NOTES = {"LR308", "LR309", "LR310", "LR407", "LR408", "LR506"}
+#: Codes that others always come with: what a drop takes from the target, the target also misses.
+TOGETHER = {"LR306": {"LR302", "LR306"}}
+
+HEAD, EMBEDDING, NORM = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
+
+Arguments = Sequence[object]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a situation is set up with: the fixtures, the test's own folder (where it runs), and a folder that `apply` wrote."""
+
+    changed: Changed
+    patch: pytest.MonkeyPatch
+    converted: Path
+
+    def folder(self, name: str, **contents: str) -> Path:
+        """A new folder with text files."""
+        Path(name).mkdir()
+        for file, text in contents.items():
+            Path(name, file.replace("_json", ".json")).write_text(text)
+        return Path(name)
+
+    def copy(self, folder: Path, name: str = "source") -> Path:
+        shutil.copytree(folder, name)
+        return Path(name)
+
+    def saved(self, value: object) -> Path:
+        """A checkpoint folder whose one file holds this."""
+        source = self.folder("source")
+        torch.save(value, source / "pytorch_model.bin")
+        return source
+
+    def rules(self, text: str, extends: str = "llava-v1.5.yaml") -> Path:
+        """A rule file of one's own."""
+        path = Path("mine.yaml")
+        path.write_text(f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: one's own\nextends: [{extends}]\n{text}\n")
+        return path
+
+
+def applied(source: Path = RELEASED / "bin", rules: object = "llava-v1.5", *more: object, tower: Path = CLIP) -> Arguments:
+    return ("apply", rules, "--source", source, "--source", f"vision_tower={tower}", "--output", "out", *more)
+
+
+def planned(source: Path, *more: object) -> Arguments:
+    return applied(source, "llava-v1.5", "--dry-run", *more)
+
+
+# --- input
+
+
+def lr100(scene: Scene) -> Arguments:
+    return applied(Path("nowhere"))
+
+
+def lr101(scene: Scene) -> Arguments:
+    source = scene.copy(RELEASED / "safetensors")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 9976578928\n"
+    (source / "model.safetensors").write_text(pointer)
+    return applied(source)
+
+
+def lr102(scene: Scene) -> Arguments:
+    source = scene.copy(RELEASED / "safetensors")
+    os.truncate(source / "model.safetensors", 50_000)
+    return applied(source)
+
+
+def lr103(scene: Scene) -> Arguments:
+    source = scene.copy(RELEASED / "sharded_safetensors")
+    (source / "model-00002-of-00002.safetensors").unlink()
+    return applied(source)
+
+
+def lr104(scene: Scene) -> Arguments:
+    def stub(tensors: Tensors) -> None:
+        tensors.update({name: torch.empty(0, dtype=torch.float16) for name in tensors if ".layers." in name})
+
+    return applied(scene.changed(tensors=stub))
+
+
+def lr105(scene: Scene) -> Arguments:
+    return applied(scene.saved({NORM: torch.ones(64), "args": argparse.Namespace(lr=2e-5)}))
+
+
+def lr106(scene: Scene) -> Arguments:
+    return applied(scene.saved({"state": {0: torch.ones(2)}, "param_groups": [{"lr": 2e-5}]}))
+
+
+def lr107(scene: Scene) -> Arguments:
+    return applied(TINY / "llava-v1.5-lora")
+
+
+def lr108(scene: Scene) -> Arguments:
+    return applied(TINY / "llava-v1.5" / "pretrain_projector_only")
+
+
+def lr109(scene: Scene) -> Arguments:
+    return applied(scene.converted)
+
+
+def lr110(scene: Scene) -> Arguments:
+    def wrap(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors["module." + name] = tensors.pop(name)
+
+    text = "sources: {model: {}, vision_tower: {}}\ntarget: {class: LlavaForConditionalGeneration}"
+    return applied(scene.changed(tensors=wrap), scene.rules(text, "parts/llava.yaml"))
+
+
+def lr111(scene: Scene) -> Arguments:
+    return applied(MANIFESTS / "llava-v1.5-7b.json")
+
+
+def lr112(scene: Scene) -> Arguments:
+    return applied(scene.changed(config=lambda config: config.pop("num_attention_heads")))
+
+
+def lr113(scene: Scene) -> Arguments:
+    source = scene.changed()
+    (source / "tokenizer_config.json").write_text("{")
+    return applied(source)
+
+
+def lr114(scene: Scene) -> Arguments:
+    return ("apply", "llava-v1.5", "--source", "no-such-user/no-such-model", "--output", "out", "--offline")
+
+
+# --- rule file
+
+
+def lr200(scene: Scene) -> Arguments:
+    return applied(rules="llava-v1.7")
+
+
+def lr201(scene: Scene) -> Arguments:
+    return applied(rules=scene.rules("nmaes: []"))
+
+
+def lr202(scene: Scene) -> Arguments:
+    return applied(rules=scene.rules("names: [{id: open, match: 'model.(', replace: x}]"))
+
+
+def lr206(scene: Scene) -> Arguments:
+    scene.patch.setattr(pattern, "TIME_LIMIT", 0.05)
+    source = scene.changed(tensors=lambda tensors: tensors.update({"a" * 200: torch.ones(1)}))
+    return applied(source, scene.rules("names: [{id: runaway, match: '^(a|a|aa)+$b', replace: x}]"))
+
+
+def lr209(scene: Scene) -> Arguments:
+    return applied(rules=scene.rules("names: [{id: a, from: a, to: b}, {id: a, from: c, to: d}]"))
+
+
+def lr210(scene: Scene) -> Arguments:
+    return applied(rules=scene.rules("", "llava-v1.7.yaml"))
+
+
+def lr211(scene: Scene) -> Arguments:
+    return applied(Path("a"), "llava-v1.5", "--source", "b")
+
+
+def lr212(scene: Scene) -> Arguments:
+    return applied(rules=scene.rules("post_load: [{use: expand_embedings}]"))
+
+
+# --- mapping
+
+
+def lr301(scene: Scene) -> Arguments:
+    return applied(scene.changed(tensors=lambda tensors: tensors.update({"model.mm_projector.4.weight": torch.ones(64, 64)})))
+
+
+def lr302(scene: Scene) -> Arguments:
+    return applied(scene.changed(tensors=lambda tensors: tensors.pop("model.mm_projector.0.bias")))
+
+
+def lr303(scene: Scene) -> Arguments:
+    def add_layer(tensors: Tensors) -> None:
+        tensors.update({n.replace(".1.", ".2."): t.clone() for n, t in tensors.items() if n.startswith("model.layers.1.")})
+
+    return applied(scene.changed(tensors=add_layer))
+
+
+def lr304(scene: Scene) -> Arguments:
+    return applied(scene.changed(tensors=lambda tensors: tensors.update({f"module.{NORM}": tensors[NORM].clone()})))
+
+
+def lr305(scene: Scene) -> Arguments:
+    text = (
+        "schema: 1\nname: other\nversion: 1.0.0\nsummary: a file for other names\nsources: {model: {}, vision_tower: {}}\n"
+        "target: {class: LlavaForConditionalGeneration}\nnames: [{id: other, from: 'other.{rest...}', to: '{rest}'}]\n"
+    )
+    Path("other.yaml").write_text(text)
+    return applied(rules="other.yaml")
+
+
+def lr306(scene: Scene) -> Arguments:
+    return applied(rules=scene.rules("prepare: [{id: norms, from: 'model.norm.{p}', drop: thought to be a buffer}]"))
+
+
+def lr307(scene: Scene) -> Arguments:
+    rules = scene.rules("names: [{id: extra, from: 'extra.{p}', to: 'language_model.language_model.{p}'}]")
+    return applied(scene.changed(tensors=lambda tensors: tensors.update({"extra.weight": torch.ones(1)})), rules)
+
+
+def lr308(scene: Scene) -> Arguments:
+    return planned(scene.changed(config=lambda config: config.update(mm_projector_type="linear")))
+
+
+def lr309(scene: Scene) -> Arguments:
+    """The config names the tower of the full size; the one that is given is a tiny one."""
+    return planned(RELEASED / "bin")
+
+
+def lr310(scene: Scene) -> Arguments:
+    return planned(TINY / "llava-v1.5" / "full_state_dict")
+
+
+def lr311(scene: Scene) -> Arguments:
+    return planned(MANIFESTS / "llava-interleave-qwen-0.5b.released.json")
+
+
+# --- shapes, dtypes, vocabulary
+
+
+def lr401(scene: Scene) -> Arguments:
+    return applied(scene.changed(tensors=lambda tensors: tensors.update({NORM: torch.ones(63, dtype=torch.float16)})))
+
+
+def lr402(scene: Scene) -> Arguments:
+    return applied(rules=scene.rules("post_load: []"))
+
+
+def lr403(scene: Scene) -> Arguments:
+    """A list of added tokens beside a tokenizer.json that has none of them, and doesn't count them."""
+    source = more_rows(scene)
+    tokenizer = json.loads((scene.converted / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < 320]
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (source / "added_tokens.json").write_text('{"<extra>": 325}')
+    return applied(source)
+
+
+def lr405(scene: Scene) -> Arguments:
+    return applied(scene.changed(config=lambda config: config.update(tie_word_embeddings=True)))
+
+
+def lr406(scene: Scene) -> Arguments:
+    return applied(scene.changed(tensors=lambda tensors: tensors[EMBEDDING][7, 3:5].fill_(float("nan"))))
+
+
+def lr407(scene: Scene) -> Arguments:
+    return planned(more_rows(scene))
+
+
+def lr408(scene: Scene) -> Arguments:
+    return planned(TINY / "llava-v1.5" / "legacy_pickle")
+
+
+def lr409(scene: Scene) -> Arguments:
+    return applied(scene.changed(tensors=lambda tensors: tensors.update({NORM: tensors[NORM].long()})))
+
+
+def more_rows(scene: Scene) -> Path:
+    """A checkpoint with ten rows more than its tokenizer has words."""
+
+    def grow(tensors: Tensors) -> None:
+        tensors.update({name: torch.cat([tensors[name], tensors[name][:10]]) for name in (EMBEDDING, HEAD)})
+
+    return scene.changed(tensors=grow, config=lambda config: config.update(vocab_size=330))
+
+
+# --- resources and output
+
+
+def fail(error: Exception) -> Callable[..., Any]:
+    def failing(*arguments: object, **named: object) -> Any:
+        raise error
+
+    return failing
+
+
+def lr501(scene: Scene) -> Arguments:
+    scene.patch.setattr(write, "_copy", fail(MemoryError()))
+    return applied()
+
+
+def lr502(scene: Scene) -> Arguments:
+    """The disk is filled by others while the weights are written."""
+    scene.patch.setattr(os, "copy_file_range", fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    return applied()
+
+
+def lr503(scene: Scene) -> Arguments:
+    scene.folder("out", notes="mine")
+    return applied()
+
+
+def lr505(scene: Scene) -> Arguments:
+    scene.copy(scene.converted, "out")
+    Path("out/llava_remap.json").unlink()
+    Path("out/model-00001-of-00002.safetensors").rename("out/model-00001-of-00002.safetensors.partial")
+    return ("verify", "out")
+
+
+def lr506(scene: Scene) -> Arguments:
+    source = scene.copy(RELEASED / "bin")
+    state = torch.load(source / "pytorch_model.bin", weights_only=True)
+    torch.save({**state, HEAD: state[EMBEDDING]}, source / "pytorch_model.bin")
+    return planned(source)
+
+
+def lr508(scene: Scene) -> Arguments:
+    Path("out").write_text("a file")
+    return (*applied(), "--output", "out/below")
+
+
+# --- verification
+
+
+def lr601(scene: Scene) -> Arguments:
+    """A transformers that doesn't know the classic layout any more, when it is asked to load what was written."""
+    from transformers import conversion_mapping
+
+    scene.patch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: [])
+    return applied()
+
+
+def lr602(scene: Scene) -> Arguments:
+    """A disk that loses the last byte of what is copied to it."""
+    real = write._copy
+
+    def copy(piece: Any, target: Any, on_progress: Any) -> None:
+        real(piece, target, on_progress)
+        target.seek(-1, os.SEEK_CUR)
+        target.write(b"\x7f")
+
+    scene.patch.setattr(write, "_copy", copy)
+    return applied(RELEASED / "bin", "llava-v1.5", "--verify", "full")
+
+
+def lr603(scene: Scene) -> Arguments:
+    with (scene.copy(scene.converted, "out") / "generation_config.json").open("a") as file:
+        file.write("\n")
+    return ("verify", "out")
+
+
+def lr604(scene: Scene) -> Arguments:
+    tower = scene.copy(CLIP, "tower")
+    content = json.loads((tower / "preprocessor_config.json").read_text())
+    content["crop_size"] = {"height": 42, "width": 42}
+    (tower / "preprocessor_config.json").write_text(json.dumps(content))
+    return applied(tower=tower)
+
+
+def lr605(scene: Scene) -> Arguments:
+    return applied(rules=scene.rules("processor: {class: FooProcessor}"))
+
+
+def lr606(scene: Scene) -> Arguments:
+    return ("verify", scene.copy(RELEASED / "safetensors", "out"))
+
+
+SCENARIOS: dict[str, Callable[[Scene], Arguments]] = {
+    name.upper(): found for name, found in list(globals().items()) if name.startswith("lr") and name[2:].isdecimal()
+}
+
+
+def test_every_code_has_its_scenario() -> None:
+    assert set(SCENARIOS) == set(CODES)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("converted") / "out"
+    apply("llava-v1.5", [str(RELEASED / "bin"), f"vision_tower={CLIP}"], folder)
+    return folder
+
+
+@pytest.fixture
+def scene(changed: Changed, monkeypatch: pytest.MonkeyPatch, converted: Path) -> Scene:
+    return Scene(changed, monkeypatch, converted)
+
+
+def tree() -> dict[str, str]:
+    """Every file below the current folder with its digest, and every folder."""
+    found = (path for path in Path().rglob("*"))
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in found}
+
+
+@pytest.mark.parametrize("code", SCENARIOS)
+def test_it_is_told_and_nothing_is_left(code: str, run: Run, scene: Scene) -> None:
+    arguments = SCENARIOS[code](scene)
+    before = tree()
+    human, machine = run(*arguments), run(*arguments, "--format", "json")
+    assert human.code == machine.code == (Exit.DONE if code in NOTES else CODES[code].exit)
+    printed = human.out + human.err
+    assert f"{code} {CODES[code].title}" in printed
+    assert code in NOTES or "  → " in printed
+    assert "Traceback" not in printed + machine.out + machine.err
+    assert len(printed.splitlines()) < 80  # of which about 40 are the plan
+    found = {problem["code"]: problem["message"] for problem in machine.json["problems"]}
+    if code in NOTES:
+        assert code in {note["code"] for note in machine.json["notes"]}
+        assert not found
+    else:
+        assert set(found) == TOGETHER.get(code, {code})
+        assert CODES[code].title in found[code]
+    assert tree() == before
+
+
+@pytest.mark.parametrize("code", ["LR405", "LR406"])
+def test_values_are_checked_before_anything_is_made(code: str, run: Run, scene: Scene) -> None:
+    """Not even for a moment: neither the output folder nor a file in it is asked for."""
+    made: list[object] = []
+    mkdir, opened = Path.mkdir, Path.open
+
+    def watched_mkdir(path: Path, *arguments: Any, **named: Any) -> None:
+        made.append(path)
+        mkdir(path, *arguments, **named)
+
+    def watched_open(path: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        made.extend([path] if set(mode) & set("wxa+") else [])
+        return opened(path, mode, *arguments, **named)
+
+    arguments = SCENARIOS[code](scene)
+    scene.patch.setattr(Path, "mkdir", watched_mkdir)
+    scene.patch.setattr(Path, "open", watched_open)
+    assert run(*arguments).code == CODES[code].exit
+    assert made == []
