@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from llava_remap import __version__
 from llava_remap.checkpoint import read_object
-from llava_remap.errors import refuse
+from llava_remap.errors import RemapError, refuse
 from llava_remap.execute import FileDigest
 from llava_remap.plan import Mapped, Plan, PostLoadChange
 from llava_remap.rulefile import RuleFile
@@ -96,12 +96,15 @@ def read_record(folder: Path) -> Record:
     """The record in a folder.
 
     Raises:
-        RemapError: LR113 where it can't be read or is none, LR505 or LR606 where there is none.
+        RemapError: LR113 where it isn't one, LR505 or LR606 where there is none, LR100 where nothing can be read.
     """
     path = folder / RECORD
-    if not path.is_file():
-        raise _no_record(folder)
-    content = read_object(path, "LR113", _FIX)
+    try:
+        if not path.is_file():
+            raise _no_record(folder)
+        content = read_object(path, "LR113", _FIX)
+    except OSError as error:
+        raise unreadable(error, path) from None
     if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
         said = f"{content.get('format')!r}, version {content.get('format_version')!r}"
         cause = f"{path} is of the format {said}; this version reads {FORMAT!r}, version {FORMAT_VERSION}."
@@ -116,6 +119,9 @@ def read_record(folder: Path) -> Record:
     except (KeyError, TypeError, ValueError) as error:
         raise refuse("LR113", f"{path}: the plan in it can't be read ({type(error).__name__}: {error}).", _FIX) from None
     used = {origin.source for entry in mapped for origin in entry.from_}
+    changed = {name for entry in post_load for name in (entry.change.target, *entry.change.reads)}
+    if not used <= set(text.sources) or not changed <= {entry.target for entry in mapped}:
+        raise refuse("LR113", f"{path}: the plan in it names sources or parameters that it doesn't have.", _FIX)
     return Record(
         text.plan.target.class_,
         {name: FileDigest(file.nbytes, file.sha256) for name, file in text.outputs.items()},
@@ -124,6 +130,12 @@ def read_record(folder: Path) -> Record:
         post_load,
         text.verified,
     )
+
+
+def unreadable(error: OSError, path: Path) -> RemapError:
+    """LR100 for what is there, or may be, and can't be read."""
+    cause = f"{error.filename or path} can't be read: {error.strerror or error}."
+    return refuse("LR100", cause, "Check the path and its permissions.")
 
 
 def _no_record(folder: Path) -> Exception:

@@ -125,13 +125,17 @@ def open_again(locations: Mapping[str, str], given: Sequence[str], *, offline: b
         locations: where they were, by name.
 
     Raises:
-        RemapError: as `name_sources` and `open_source`; LR211 where one isn't given.
+        RemapError: as `name_sources` and `open_source`; LR111 for a manifest, LR211 where one isn't given.
     """
     texts = name_sources(list(locations), given, "--against")
     if absent := [name for name in locations if name not in texts]:
         cause = f"the folder was also made from {', '.join(f'`{name}` ({locations[name]})' for name in absent)}."
         raise refuse("LR211", cause, f"Give it too: --against {absent[0]}=DIR.")
-    return {name: open_source(name, text, ("tensors",), first=True, offline=offline) for name, text in texts.items()}
+    sources = {name: open_source(name, text, ("tensors",), first=True, offline=offline) for name, text in texts.items()}
+    if manifests := [str(source.path) for source in sources.values() if source.is_manifest]:
+        cause = f"{', '.join(manifests)}: names and shapes only, there are no values to compare."
+        raise refuse("LR111", cause, "Give the checkpoint itself.")
+    return sources
 
 
 def short_name(text: str) -> str:

@@ -43,6 +43,15 @@ def _difference(tensor: Tensor | None, entry: Mapped, recipe: Recipe, on_progres
         return "is not there"
     if (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
         return f"is {tensor.dtype} {list(tensor.shape)}, the record says {entry.dtype} {list(entry.shape)}"
+    change = recipe.post_load.get(entry.target)
+    for name in (entry.target, *(change.change.reads if change is not None else ())):  # new values may be made from others
+        if difference := _other_source(recipe.mapped[name], recipe):
+            return difference
+    return _values(tensor, _blocks(recipe, entry.target), on_progress)
+
+
+def _other_source(entry: Mapped, recipe: Recipe) -> str:
+    """How the tensor that a source has for an entry isn't what it was, by its header."""
     origin = entry.from_[0]
     source = recipe.checkpoints[origin.source].catalog.get(origin.name)
     if source is None:
@@ -50,7 +59,7 @@ def _difference(tensor: Tensor | None, entry: Mapped, recipe: Recipe, on_progres
     shape = _shape_before(entry, recipe.post_load.get(entry.target))
     if (source.dtype, source.shape) != (entry.dtype, shape):
         return f"comes from `{origin.name}`, which is {source.dtype} {list(source.shape)} and was {entry.dtype} {list(shape)}"
-    return _values(tensor, _blocks(recipe, entry.target), on_progress)
+    return ""
 
 
 def _shape_before(entry: Mapped, change: PostLoadChange | None) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from llava_remap.checkpoint import Checkpoint, open_checkpoint, read_object
 from llava_remap.errors import Problem, RemapError
 from llava_remap.execute import INDEX, Recipe, digest_files
-from llava_remap.record import RECORD, Record
+from llava_remap.record import RECORD, Record, unreadable
 from llava_remap.verify.compare import compare
 from llava_remap.verify.strict import strict_load
 
@@ -64,9 +64,12 @@ def verify_folder(
         on_progress: called with the number of bytes read since the last call.
 
     Raises:
-        RemapError: where a file can't be read at all.
+        RemapError: LR100 where a file can't be read at all.
     """
-    problems = _files(folder, record, on_progress)
+    try:
+        problems = _files(folder, record, on_progress)
+    except OSError as error:
+        raise unreadable(error, folder) from None
     strict, tensors = False, None
     shards = [folder / name for name in sorted(record.outputs) if name.endswith(".safetensors")]
     if all(shard.is_file() for shard in shards) and (folder / "config.json").is_file():
@@ -86,7 +89,7 @@ def verify_folder(
 
 def _files(folder: Path, record: Record, on_progress: Callable[[int], None]) -> list[Problem]:
     """LR603 for files that are gone, have changed, or that a loader would take in though the record doesn't know them."""
-    there = {path.name for path in folder.iterdir()}
+    there = {path.name for path in folder.iterdir() if path.is_file()}
     digests = {
         path.name: d for path, d in digest_files((folder / name for name in record.outputs if name in there), on_progress).items()
     }

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_remap.apply import apply
+from llava_remap.checkpoint import open_checkpoint
 from llava_remap.execute import write
 from tests.conftest import CLIP, HEAVY, RELEASED, TINY, Run
 
@@ -265,6 +266,30 @@ def test_against_another_checkpoint(out: Path, run: Run, tmp_path: Path) -> None
     assert "linear_2.bias  comes from `model.mm_projector.2.bias`, which source `model` doesn't have" in ran.out
 
 
+def test_against_a_checkpoint_without_what_new_rows_are_made_from(out: Path, run: Run, tmp_path: Path) -> None:
+    """The new rows of lm_head are made from embed_tokens, so both are not what this source gives."""
+    folder = tmp_path / "other"
+    shutil.copytree(RELEASED / "safetensors", folder)
+    state = load_file(folder / "model.safetensors")
+    del state["model.embed_tokens.weight"]
+    save_file(state, folder / "model.safetensors")
+    ran = run("verify", out, "--against", folder, "--against", SOURCES[1])
+    assert ran.code == 1
+    assert "2 of 80 tensors are not what the sources give" in ran.out
+    assert "lm_head.weight  comes from `model.embed_tokens.weight`, which source `model` doesn't have" in ran.out
+
+
+def test_against_a_manifest(out: Path, run: Run, tmp_path: Path) -> None:
+    """It has every name and shape, and no values."""
+    catalog = open_checkpoint(Path(SOURCES[0])).catalog
+    tensors = {name: {"dtype": tensor.dtype, "shape": tensor.shape} for name, tensor in catalog.items()}
+    content = {"format": "llava-remap/manifest", "format_version": 1, "tensors": tensors}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    ran = run("verify", out, "--against", "manifest.json", "--against", SOURCES[1])
+    assert (ran.code, "LR111" in ran.err) == (1, True)
+    assert "there are no values to compare" in ran.err
+
+
 # --- folders and records that can't be read
 
 
@@ -273,6 +298,37 @@ def test_without_a_record(out: Path, run: Run) -> None:
     ran = run("verify", out)
     assert ran.code == 3
     assert "LR606" in ran.err
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00002-of-00003.safetensors", "tokenizer.json"])
+def test_a_folder_in_place_of_a_file(name: str, out: Path, run: Run) -> None:
+    (out / name).unlink()
+    (out / name).mkdir()
+    ran = run("verify", out, *AGAINST)
+    assert ran.code == 1
+    assert f"{name}  is gone" in ran.out
+
+
+@pytest.mark.parametrize("name", ["llava_remap.json", "config.json"])
+def test_a_file_that_must_not_be_read(name: str, out: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose test run may read everything: the refusal is made up."""
+    opened = Path.open
+
+    def denied(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", denied)
+    ran = run("verify", out)
+    assert ran.code == 3
+    assert "LR100" in ran.err
+    assert f"{name} can't be read: Permission denied" in ran.err
+
+
+def test_a_name_too_long(run: Run) -> None:
+    ran = run("verify", "x" * 300)
+    assert (ran.code, "LR100" in ran.err) == (3, True)
 
 
 @pytest.mark.parametrize("left", [["model-00001-of-00003.safetensors"], ["model-00002-of-00003.safetensors.partial"]])
@@ -320,6 +376,9 @@ def broken(change: Callable[[Any], object]) -> Callable[[str], str]:
         broken(lambda r: r["plan"]["mapped"][0].update({"from": []})),
         broken(lambda r: r["plan"]["post_load"][0].pop("use")),
         broken(lambda r: r["plan"].pop("target")),
+        broken(lambda r: r["plan"]["mapped"][0]["from"][0].update(source="other")),
+        broken(lambda r: r["plan"]["post_load"][0].update(target="other")),
+        broken(lambda r: r["plan"]["post_load"][0].update(reads=["other"])),
     ],
 )
 def test_a_broken_record(damage: Callable[[str], str], out: Path, run: Run) -> None:
