@@ -129,7 +129,10 @@ def plan_job(
     first = file.first_source
     given = given_sources(file, sources)
     checkpoints = open_given(file, given, offline)
-    folder = Path(output) if output is not None else Path(short_name(given[first]) + "-hf")
+    try:
+        folder = Path(output).expanduser() if output is not None else Path(short_name(given[first]) + "-hf")
+    except RuntimeError as error:
+        raise refuse("LR211", f"--output {output}: {error}", "Write the path out.") from None
     routes = route(file, program, checkpoints)
     configs = source_configs(file, checkpoints)
     problems = identify(file, routes.taken, checkpoints[first], text_config(configs))
@@ -255,23 +258,24 @@ def _small_files(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived
     return make_files(parts)
 
 
+def source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | None:
+    """The source that `path` is, or that it lies inside of; None where it could be written without changing one."""
+    real = Path(os.path.realpath(path))  # which, unlike `Path.resolve`, takes links that lead in a circle
+    return next((name for name, source in checkpoints.items() if real.is_relative_to(os.path.realpath(source.path))), None)
+
+
 def _output_problems(output: Path, plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
     """LR503 for an output that isn't an empty folder, LR502 for a disk without room, LR508 where it can't or mustn't be."""
     another = "Give another --output."
     try:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
             return [Problem("LR503", f"{output} is there and isn't an empty folder.", "Give another --output, or empty it.")]
         parent = next(path for path in (output, *output.absolute().parents) if path.exists())
         free = shutil.disk_usage(parent).free
     except (OSError, ValueError) as error:
         return [Problem("LR508", f"{output}: {getattr(error, 'strerror', None) or error}.", another)]
-    for name, checkpoint in checkpoints.items():
-        if (
-            checkpoint.folder is not None
-            and checkpoint.path.is_dir()
-            and output.resolve().is_relative_to(checkpoint.path.resolve())
-        ):
-            return [Problem("LR508", f"{output} is inside source `{name}`, and sources are never written to.", another)]
+    if (name := source_with(output, checkpoints)) is not None:
+        return [Problem("LR508", f"{output} is inside source `{name}`, and sources are never written to.", another)]
     if not parent.is_dir():
         return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]
     if not os.access(parent, os.W_OK):

@@ -18,11 +18,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from llava_remap.apply import apply
 from llava_remap.errors import CODES, Exit
-from llava_remap.execute import files, write
+from llava_remap.execute import write
 from llava_remap.rulefile import pattern
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 

@@ -435,6 +435,38 @@ def test_sources_are_never_written_to(run: Run, changed: Changed) -> None:
     assert not (source / "out").exists()
 
 
+@pytest.mark.parametrize("report", ["checkpoint/config.json", "checkpoint/plan.json", "manifest.json"])
+def test_a_report_does_not_replace_a_source(report: str, run: Run, changed: Changed) -> None:
+    shutil.copy(MANIFESTS / "llava-v1.5-7b.json", "manifest.json")
+    source = changed() if report.startswith("checkpoint") else Path("manifest.json")
+    before = {path: path.read_bytes() for path in Path().rglob("*.json")}
+    ran = run("apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={CLIP}", "--dry-run", "--report", report)
+    assert ran.code == 4
+    assert f"{report} is inside source `model`" in ran.err
+    assert {path: path.read_bytes() for path in Path().rglob("*.json")} == before
+
+
+@pytest.mark.parametrize("leads_to", ["link", "nowhere"])
+def test_an_output_that_is_a_link_to_nothing(leads_to: str, run: Run) -> None:
+    Path("link").symlink_to(leads_to)
+    command = ("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output")
+    ran = run(*command, "link", "--dry-run")
+    assert (ran.code, "LR503" in ran.out) == (4, True)
+    assert run(*command, "link/below").code == 4
+    assert Path("link").is_symlink()
+
+
+def test_home_in_an_output(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a source: a shell leaves the tilde of `--output=~/out` as it is, and a folder `~` here is nobody's wish."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    command = ("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--verify", "none")
+    assert run(*command, "--output=~/out").code == 0
+    assert (tmp_path / "home" / "out" / "config.json").is_file()
+    ran = run(*command, "--output=~no-such-user/out")
+    assert (ran.code, "LR211" in ran.err) == (2, True)
+    assert not Path("~").exists()
+
+
 ENDING = """
 import os, signal, sys
 import llava_remap.apply as job

@@ -97,7 +97,7 @@ def apply_command(
     with _refusals(output_format):
         if report is not None and report.suffix != ".json":
             raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json.", "Write --report NAME.json."))
-        from llava_remap.apply import apply_job, check_values as run_checks, plan_job  # noqa: I001
+        from llava_remap.apply import apply_job, check_values as run_checks, plan_job, source_with  # noqa: I001
         from llava_remap.report import plan_json, print_plan, print_result
 
         job = plan_job(rules, source, output, dry_run=dry_run, offline=offline)
@@ -106,6 +106,9 @@ def apply_command(
         if output_format is Format.human:
             print_plan(Console(soft_wrap=True), job)
         if report is not None:
+            if (name := source_with(report, job.checkpoints)) is not None:
+                cause = f"{report} is inside source `{name}`, and sources are never written to."
+                raise RemapError(Problem("LR508", cause, "Give another --report."))
             _write_report(report, plan_json(job))
         if dry_run or not job.plan.complete:
             if output_format is Format.json:
