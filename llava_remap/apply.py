@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from llava_remap.checkpoint import BESIDE, Checkpoint, open_checkpoint
 from llava_remap.derive import Derived, derive, source_configs
-from llava_remap.errors import Problem, RemapError
+from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import (
     Recipe,
     digest_files,

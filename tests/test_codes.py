@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from llava_remap.apply import apply
-from llava_remap.errors import CODES, Exit
+from llava_remap.codes import CODES, Exit
 from llava_remap.execute import write
 from llava_remap.rulefile import pattern
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
