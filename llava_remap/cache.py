@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -38,9 +39,9 @@ def cached(question: str, facts: Mapping[str, Any], ask: Callable[[], dict[str, 
     versions = _versions()
     if any("dev" in number for number in versions.values()):  # two states of a library under one number
         return ask()
-    key = json.dumps([facts, versions, _code()], sort_keys=True, ensure_ascii=True)
+    key = json.dumps([facts, versions, _code()])  # in the order given: an answer may have it too
     path = cache_folder() / question / f"{hashlib.sha256(key.encode()).hexdigest()}.zip"
-    with contextlib.suppress(OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError):
+    with contextlib.suppress(OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError):
         with zipfile.ZipFile(path) as entry:  # every content has a checksum
             answer = {name: entry.read(name) for name in entry.namelist()}
         os.utime(path)
@@ -80,7 +81,7 @@ def _versions() -> dict[str, str]:
 
 @cache
 def _code() -> str:
-    """Digest of this package's code and layouts: while they are worked on, the version stays the same."""
+    """Digest of this package's code: while it is worked on, its version stays the same."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

@@ -11,7 +11,7 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder import find_image_processor, image_processor_problems
 from llava_remap.plan import PostLoadChange, Routes
-from llava_remap.post_load import Before, load_post_load_rule
+from llava_remap.post_load import Before, plan_changes
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import (
     EMBEDDING,
@@ -75,7 +75,7 @@ def derive(
     notes = [*config.notes]
     for number, post_load in enumerate(rules.text.post_load):
         with rules.placed("post_load", number):
-            effect = load_post_load_rule(post_load.use, post_load.with_).plan(before)
+            effect = plan_changes(post_load.use, post_load.with_, before)
             new = [PostLoadChange(post_load.use, post_load.with_, change) for change in effect.changes]
             if twice := {entry.change.target for entry in changes} & {entry.change.target for entry in new}:
                 raise refuse("LR212", f"two rules of `post_load` change `{min(twice)}`.", "Take one of them out.")

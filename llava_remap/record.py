@@ -20,6 +20,7 @@ from llava_remap.checkpoint import read_object
 from llava_remap.errors import RemapError, refuse
 from llava_remap.execute import FileDigest
 from llava_remap.plan import Mapped, Plan, PostLoadChange
+from llava_remap.post_load import provenance
 from llava_remap.rulefile import RuleFile
 
 RECORD = "llava_remap.json"
@@ -78,6 +79,7 @@ def record_json(
             "llava_remap": __version__,
             "python": platform.python_version(),
             **{library: version(library) for library in _LIBRARIES},
+            "post_load": {change.use: provenance(change.use) for change in plan.post_load},
         },
         "verified": verified,
         "rules": {
@@ -120,7 +122,8 @@ def read_record(folder: Path) -> Record:
         raise refuse("LR113", f"{path}: the plan in it can't be read ({type(error).__name__}: {error}).", _FIX) from None
     used = {origin.source for entry in mapped for origin in entry.from_}
     changed = {name for entry in post_load for name in (entry.change.target, *entry.change.reads)}
-    if not used <= set(text.sources) or not changed <= {entry.target for entry in mapped}:
+    tied = {entry.tied_to for entry in mapped if entry.tied_to}
+    if not mapped or not used <= set(text.sources) or not changed | tied <= {entry.target for entry in mapped}:
         raise refuse("LR113", f"{path}: the plan in it names sources or parameters that it doesn't have.", _FIX)
     return Record(
         text.plan.target.class_,

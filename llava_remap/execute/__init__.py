@@ -3,7 +3,7 @@
 from llava_remap.execute.digests import FileDigest, digest_files
 from llava_remap.execute.files import fresh_folder, whole_file, write_all
 from llava_remap.execute.pieces import Range, Recipe
-from llava_remap.execute.value_checks import run_value_checks
+from llava_remap.execute.value_checks import equal, run_value_checks
 from llava_remap.execute.write import INDEX, write_index, write_shards
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Range",
     "Recipe",
     "digest_files",
+    "equal",
     "fresh_folder",
     "run_value_checks",
     "whole_file",

@@ -30,7 +30,7 @@ def digest_files(paths: Iterable[Path], on_progress: Callable[[int], None] = lam
         on_progress: called with the number of bytes read since the last call, from any thread.
 
     Raises:
-        RemapError: LR102 for a file that can't be read.
+        RemapError: LR100 or LR102 for a file that can't be read.
     """
     stop = Event()
 
@@ -43,8 +43,9 @@ def digest_files(paths: Iterable[Path], on_progress: Callable[[int], None] = lam
                     nbytes += len(block)
                     on_progress(len(block))
         except OSError as error:
+            code = "LR100" if isinstance(error, (PermissionError, FileNotFoundError)) else "LR102"
             raise refuse(
-                "LR102", f"{path} can't be read: {error.strerror or error}.", "Check the disk and its permissions."
+                code, f"{path} can't be read: {error.strerror or error}.", "Check the path and its permissions."
             ) from None
         return FileDigest(nbytes, state.hexdigest())
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_remap.checkpoint import Checkpoint, Tensor
-from llava_remap.errors import refuse
 from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly, rows
 from llava_remap.plan import Mapped, PostLoadChange
-from llava_remap.post_load import OldBytes, load_post_load_rule
+from llava_remap.post_load import OldBytes, make_pieces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,44 +66,25 @@ class Recipe:
             RemapError: LR102 where a source has become shorter, LR212 without the plug-in, and whatever a plug-in refuses.
         """
         tensor = self.source(target)
-        where = tensor.location
-        assert where is not None
-        op = self.mapped[target].op
-        if op is None:
-            yield Range(where.file, where.offset, tensor.nbytes)
+        change = self.post_load.get(target)
+        if change is None:
+            yield from _run(tensor, 0, tensor.nbytes)
             return
-        if op == "gather":
-            yield from chunks(tensor)
-            return
-        change = self.post_load[target]
-        for piece in load_post_load_rule(change.use, change.options).pieces(change.change, self._read):
-            if not isinstance(piece, OldBytes):
-                _check_made(piece, change)
-                yield piece
-                continue
-            end = piece.offset + piece.nbytes
-            assert 0 <= piece.offset <= end <= tensor.nbytes, f"`{change.use}` wants bytes of `{target}` that it doesn't have"
-            if where.stride is None and not where.big_endian:
-                yield Range(where.file, where.offset + piece.offset, piece.nbytes)
+        for piece in make_pieces(change.use, change.options, change.change, self._read):
+            if isinstance(piece, OldBytes):
+                yield from _run(tensor, piece.offset, piece.offset + piece.nbytes)
             else:
-                yield from chunks(tensor, piece.offset, end)
+                yield piece
 
     def _read(self, target: str, start: int, stop: int) -> NDArray[np.float64]:
         return rows(self.source(target), start, stop)
 
 
-def _check_made(made: bytes, change: PostLoadChange) -> None:
-    """LR406 for new values that are not finite; those that they were made from were, so they don't fit into the dtype."""
-    import numpy as np
-
-    from llava_remap.dtypes import to_float64
-
-    target, dtype = change.change.target, change.change.dtype
-    bad = int(np.count_nonzero(~np.isfinite(to_float64(made, dtype))))
-    if bad:
-        raise refuse(
-            "LR406",
-            f"{bad} values that `{change.use}` makes for `{target}` don't fit into {dtype}: they are inf or NaN.",
-            "Look for values close to the largest ones in the checkpoint, and at the options of the rule.",
-            [target],
-        )
+def _run(tensor: Tensor, start: int, stop: int) -> Iterator[Range | bytes]:
+    """A run of a source tensor's bytes in row-major, little-endian order: a range of its file, if that is how they lie there."""
+    where = tensor.location
+    assert where is not None
+    if where.stride is None and not where.big_endian:
+        yield Range(where.file, where.offset + start, stop - start)
+    else:
+        yield from chunks(tensor, start, stop)

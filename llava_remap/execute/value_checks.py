@@ -32,7 +32,7 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
                 )
             continue
         one, other = (find(checkpoints, origin) for origin in check.from_)
-        same = _equal(one, other)
+        same = equal(one, other)
         if check.check == "compare":
             pairs += 1
             differing += [] if same else [check.from_[1].name]
@@ -62,7 +62,7 @@ def _non_finite(tensor: Tensor) -> int:
     return sum(int(np.count_nonzero(~np.isfinite(to_float64(chunk, tensor.dtype)))) for chunk in chunks(tensor))
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape have the same bytes, or, with different dtypes, the same values."""
     pairs = zip_longest(chunks(one), chunks(other))
     if one.dtype == other.dtype:

@@ -121,7 +121,7 @@ def _mapped(
         op, shape = changes[name].use, changes[name].change.shape_after
     elif where is not None and (where.stride is not None or where.big_endian):
         op = "gather"
-    return Mapped(name, tensor.dtype, shape, (routed.origin,), routed.rewrite.rules, op)
+    return Mapped(name, tensor.dtype, shape, (routed.origin,), routed.rewrite.rules, op, other)
 
 
 def _missing(missing: Sequence[str], shapes: Mapping[str, tuple[int, ...]], unclaimed: Sequence[Routed]) -> list[Missing]:

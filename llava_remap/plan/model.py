@@ -36,6 +36,7 @@ class Mapped:
         rules: the rules that took the name there.
         op: None when the bytes are only copied; `tied`: not written, since another name has the tensor; `gather`: the elements
             are put in row-major, little-endian order; else the name of the post-load rule that changes it.
+        tied_to: the name that has the tensor, where `op` is `tied`.
     """
 
     target: str
@@ -44,6 +45,7 @@ class Mapped:
     from_: tuple[SourceName, ...]
     rules: tuple[str, ...]
     op: str | None
+    tied_to: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +60,7 @@ class Mapped:
             "from": _names(self.from_),
             "rules": list(self.rules),
             "op": self.op,
+            **({"tied_to": self.tied_to} if self.op == "tied" else {}),
         }
 
     @classmethod
@@ -72,7 +75,8 @@ class Mapped:
             raise ValueError(f"`{entry['target']}` comes from nowhere")
         op = entry["op"] if entry["op"] is None else str(entry["op"])
         shape = tuple(int(size) for size in entry["shape"])
-        return cls(str(entry["target"]), str(entry["dtype"]), shape, origins, tuple(map(str, entry["rules"])), op)
+        tied_to = str(entry["tied_to"]) if op == "tied" else None
+        return cls(str(entry["target"]), str(entry["dtype"]), shape, origins, tuple(map(str, entry["rules"])), op, tied_to)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,17 @@
 """Post-load rules: plug-ins that change tensors after the rename."""
 
-from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader, load_post_load_rule
+from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
+from llava_remap.post_load.run import load_post_load_rule, make_pieces, plan_changes, provenance
 
-__all__ = ["Before", "Change", "Effect", "OldBytes", "PostLoadRule", "Reader", "load_post_load_rule"]
+__all__ = [
+    "Before",
+    "Change",
+    "Effect",
+    "OldBytes",
+    "PostLoadRule",
+    "Reader",
+    "load_post_load_rule",
+    "make_pieces",
+    "plan_changes",
+    "provenance",
+]

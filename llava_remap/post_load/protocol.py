@@ -87,34 +87,3 @@ class PostLoadRule(Protocol):
         New values that are inf or NaN are refused when they are written (LR406).
         """
         ...
-
-
-def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
-    """The installed plug-in of a name, with its options validated.
-
-    Raises:
-        RemapError: LR212 for a name that isn't installed or options that don't fit.
-    """
-    import difflib
-    import json
-    from importlib.metadata import entry_points
-
-    from pydantic import ValidationError
-
-    from llava_remap.errors import refuse
-
-    installed = {entry.name: entry for entry in entry_points(group="llava_remap.post_load")}
-    if use not in installed:
-        near = difflib.get_close_matches(use, installed, 1)
-        raise refuse(
-            "LR212",
-            f"`post_load` uses `{use}`; installed: {', '.join(sorted(installed)) or 'none'}.",
-            f"Did you mean `{near[0]}`?" if near else "Install the package that has it.",
-        )
-    try:
-        # As JSON, which they are in a plan: there a list is a list or a tuple, as the model wants it.
-        rule: PostLoadRule = installed[use].load().model_validate_json(json.dumps(options))
-    except ValidationError as error:
-        reasons = "; ".join((f"`{'.'.join(map(str, e['loc']))}`: " if e["loc"] else "") + e["msg"] for e in error.errors())
-        raise refuse("LR212", f"options of `{use}`: {reasons}.", "See `with` of that rule.") from None
-    return rule

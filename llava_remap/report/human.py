@@ -105,8 +105,13 @@ def print_verification(console: Console, found: Verification) -> None:
     )
     _line(console, f"  {load}")
     if found.tensors is not None:
-        same = "differ from" if "LR602" in bad else "equal, bit by bit, to"
-        _line(console, f"  {found.tensors} tensors {same} what the sources give")
+        differing = sum(len(problem.names) for problem in found.problems if problem.code == "LR602")
+        same = (
+            f"tensors held against what the sources give, {differing} differ"
+            if differing
+            else ("tensors equal, bit by bit, to what the sources give")
+        )
+        _line(console, f"  {found.tensors} {same}")
     print_problems(console, found.problems)
     if not found.problems:
         _line(console, Text("Verified", "bold green"))

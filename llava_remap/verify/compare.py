@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from llava_remap.checkpoint import DTYPE_BITS, Catalog, Tensor
 from llava_remap.errors import Problem
-from llava_remap.execute import Range, Recipe
-from llava_remap.plan import Mapped, PostLoadChange
+from llava_remap.execute import Range, Recipe, equal
+from llava_remap.plan import Mapped
 
 _FIX = "It isn't the checkpoint that this was made from, or one of the two has been changed since."
 
@@ -17,6 +17,8 @@ def compare(
 ) -> tuple[int, list[Problem]]:
     """Hold every tensor of an output against what its sources give; gives the number of tensors compared, and LR602.
 
+    A tied one, which isn't written, is held against the one that it is tied to.
+
     Args:
         written: the output's tensors.
         recipe: how they are made.
@@ -25,16 +27,31 @@ def compare(
     Raises:
         RemapError: as `Recipe.pieces`.
     """
-    names, rows = [], []
-    made = [entry for entry in recipe.mapped.values() if entry.op != "tied"]
-    for entry in made:
-        if difference := _difference(written.get(entry.target), entry, recipe, on_progress):
-            names.append(entry.target)
+    rows = []
+    for entry in recipe.mapped.values():
+        if entry.op == "tied":
+            difference = _tie(written, entry, recipe)
+        else:
+            difference = _difference(written.get(entry.target), entry, recipe, on_progress)
+        if difference:
             rows.append((entry.target, difference))
+    rows += [(name, "comes from nowhere, by the record") for name in sorted(written.keys() - recipe.mapped.keys())]
+    count = len(recipe.mapped)
     if not rows:
-        return len(made), []
-    cause = f"{len(rows)} of {len(made)} tensors are not what the sources give."
-    return len(made), [Problem("LR602", cause, _FIX, tuple(names), tuple(rows))]
+        return count, []
+    cause = f"{len(rows)} of {count} tensors are not what the sources give."
+    return count, [Problem("LR602", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]
+
+
+def _tie(written: Catalog, entry: Mapped, recipe: Recipe) -> str:
+    """How a tensor that the model ties to another one, and that isn't written, is another one in its source."""
+    other = recipe.mapped.get(entry.tied_to or "")
+    if entry.target in written or other is None:
+        return "is tied to another parameter by the record, and is not in the folder"
+    if difference := _other_source(entry, recipe) or _other_source(other, recipe):
+        return difference
+    same = equal(recipe.source(entry.target), recipe.source(other.target))
+    return "" if same else f"is tied to `{other.target}`, and has other values in its source"
 
 
 def _difference(tensor: Tensor | None, entry: Mapped, recipe: Recipe, on_progress: Callable[[int], None]) -> str:
@@ -56,14 +73,11 @@ def _other_source(entry: Mapped, recipe: Recipe) -> str:
     source = recipe.checkpoints[origin.source].catalog.get(origin.name)
     if source is None:
         return f"comes from `{origin.name}`, which source `{origin.source}` doesn't have"
-    shape = _shape_before(entry, recipe.post_load.get(entry.target))
+    change = recipe.post_load.get(entry.target if entry.op != "tied" else entry.tied_to or "")
+    shape = entry.shape if change is None else change.change.shape_before
     if (source.dtype, source.shape) != (entry.dtype, shape):
         return f"comes from `{origin.name}`, which is {source.dtype} {list(source.shape)} and was {entry.dtype} {list(shape)}"
     return ""
-
-
-def _shape_before(entry: Mapped, change: PostLoadChange | None) -> tuple[int, ...]:
-    return entry.shape if change is None else change.change.shape_before
 
 
 def _blocks(recipe: Recipe, target: str) -> Iterator[bytes]:
@@ -86,6 +100,8 @@ def _values(tensor: Tensor, wanted: Iterator[bytes], on_progress: Callable[[int]
         if have != block:
             count, distance = _distance(have, block, tensor.dtype)
             differing, furthest = differing + count, max(furthest, distance)
+    if offset != where.offset + tensor.nbytes:
+        return f"has {tensor.nbytes:,} bytes, and {offset - where.offset:,} are made from the sources"
     if not differing:
         return ""
     return f"{differing:,} of {tensor.nbytes * 8 // DTYPE_BITS[tensor.dtype]:,} values differ, by up to {furthest:.3g}"
@@ -98,7 +114,7 @@ def _distance(have: bytes, wanted: bytes, dtype: str) -> tuple[int, float]:
     from llava_remap.dtypes import to_float64
 
     width = np.dtype(f"u{DTYPE_BITS[dtype] // 8}")
-    count = int(np.count_nonzero(np.frombuffer(have, width) != np.frombuffer(wanted, width)))
+    other = np.frombuffer(have, width) != np.frombuffer(wanted, width)
     with np.errstate(invalid="ignore"):
-        apart = np.abs(to_float64(have, dtype) - to_float64(wanted, dtype))
-    return count, float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max())
+        apart = np.abs(to_float64(have, dtype) - to_float64(wanted, dtype))[other]
+    return int(np.count_nonzero(other)), float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from llava_remap.record import RECORD, Record, unreadable
 from llava_remap.verify.compare import compare
 from llava_remap.verify.strict import strict_load
 
-#: What a loader would take for a part of the model.
-_LOADED = (".safetensors", ".bin", ".index.json", ".partial")
+#: What would be taken for a part of the model, its config, tokenizer or processor. Other files may be added.
+_LOADED = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".py", ".partial")
+_LOADED_NAMES = ("merges.txt", "vocab.txt", "additional_chat_templates")
 _FIX = "Convert the checkpoint again, or copy the folder again from where it was whole."
 
 
@@ -76,7 +77,7 @@ def verify_folder(
         strict = True
         try:
             config = read_object(folder / "config.json", "LR113", _FIX)
-            problems += strict_load(shards, record.target_class, config)
+            problems += _strict_load(shards, record.target_class, config)
             if against is not None:
                 written = open_checkpoint(folder / INDEX).catalog
                 tensors, found = compare(written, Recipe.of(record.mapped, record.post_load, against), on_progress)
@@ -87,9 +88,19 @@ def verify_folder(
     return Verification(folder, len(record.outputs), nbytes, strict, tensors, tuple(problems))
 
 
+def _strict_load(shards: list[Path], class_name: str, config: Mapping[str, Any]) -> list[Problem]:
+    """LR601 also where the model can't even be built: the config was right when it was written."""
+    try:
+        return strict_load(shards, class_name, config)
+    except RemapError as error:
+        codes = ("LR112", "LR201")
+        return [replace(p, code="LR601", fix=_FIX) if p.code in codes else p for p in error.problems]
+
+
 def _files(folder: Path, record: Record, on_progress: Callable[[int], None]) -> list[Problem]:
     """LR603 for files that are gone, have changed, or that a loader would take in though the record doesn't know them."""
-    there = {path.name for path in folder.iterdir() if path.is_file()}
+    every = {path.name for path in folder.iterdir()}
+    there = {name for name in every if (folder / name).is_file()}
     digests = {
         path.name: d for path, d in digest_files((folder / name for name in record.outputs if name in there), on_progress).items()
     }
@@ -102,8 +113,12 @@ def _files(folder: Path, record: Record, on_progress: Callable[[int], None]) -> 
             rows.append((name, f"has {have.nbytes:,} bytes, the record says {wanted.nbytes:,}"))
         elif have != wanted:
             rows.append((name, f"has sha256 {have.sha256[:12]}…, the record says {wanted.sha256[:12]}…"))
-    rows += [(name, "is not in the record") for name in sorted(there - {RECORD, *record.outputs}) if name.endswith(_LOADED)]
+    rows += [(name, "is not in the record") for name in sorted(every - {RECORD, *record.outputs}) if _is_loaded(name)]
     if not rows:
         return []
-    cause = f"{len(rows)} files in {folder} are not as they were written."
+    cause = f"{folder} has {len(rows)} file{'s' if len(rows) > 1 else ''} that {'are' if len(rows) > 1 else 'is'} not as written."
     return [Problem("LR603", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]
+
+
+def _is_loaded(name: str) -> bool:
+    return name in _LOADED_NAMES or (name.endswith(_LOADED) and not name.startswith("."))

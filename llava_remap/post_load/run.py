@@ -1,0 +1,142 @@
+"""Plug-ins are other people's code: here it is called, and what it says and makes is held against what it was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import EntryPoint, entry_points
+from math import prod
+from typing import Any
+
+from pydantic import ValidationError
+
+from llava_remap.checkpoint import DTYPE_BITS
+from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
+
+GROUP = "llava_remap.post_load"
+
+
+def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
+    """The installed plug-in of a name, with its options validated.
+
+    Raises:
+        RemapError: LR212 for a name that isn't installed or options that don't fit.
+    """
+    with _own_faults(use):
+        try:
+            # As JSON, which they are in a plan: there a list is a list or a tuple, as the model wants it.
+            rule: PostLoadRule = _entry(use).load().model_validate_json(json.dumps(options))
+        except ValidationError as error:
+            reasons = "; ".join((f"`{'.'.join(map(str, e['loc']))}`: " if e["loc"] else "") + e["msg"] for e in error.errors())
+            raise refuse("LR212", f"options of `{use}`: {reasons}.", "See `with` of that rule.") from None
+    return rule
+
+
+def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect:
+    """What a plug-in will change. Its facts come back as JSON gives them back, so that what is written can be made again.
+
+    Raises:
+        RemapError: LR212 as `load_post_load_rule`, and for changes of what the model doesn't have.
+    """
+    rule = load_post_load_rule(use, options)
+    with _own_faults(use):
+        effect = rule.plan(before)
+        changes = tuple(replace(change, facts=json.loads(json.dumps(dict(change.facts)))) for change in effect.changes)
+    for change in changes:
+        have = before.tensors.get(change.target)
+        if have != (change.dtype, change.shape_before):
+            said = "has no such tensor to be written" if have is None else f"has it as {have[0]} {list(have[1])}"
+            wanted = f"`{change.target}` as {change.dtype} {list(change.shape_before)}"
+            raise refuse("LR212", f"`{use}` wants to change {wanted}, and the model {said}.", _report(use))
+        if unknown := [name for name in change.reads if name not in before.tensors]:
+            raise refuse("LR212", f"`{use}` wants to read `{unknown[0]}`, which the model doesn't have.", _report(use))
+    return replace(effect, changes=changes)
+
+
+def make_pieces(use: str, options: Mapping[str, Any], change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
+    """The changed tensor from a plug-in, piece by piece: as many bytes as planned, old ones that are there, finite new ones.
+
+    Raises:
+        RemapError: LR212 as `load_post_load_rule`, and where it makes something else; LR406 for inf or NaN.
+    """
+    rule = load_post_load_rule(use, options)
+    width = DTYPE_BITS[change.dtype] // 8
+    old, planned, made = prod(change.shape_before) * width, prod(change.shape_after) * width, 0
+    pieces = rule.pieces(change, read)
+    while True:
+        with _own_faults(use):
+            piece = next(pieces, None)
+        if piece is None:
+            break
+        if isinstance(piece, OldBytes):
+            if not 0 <= piece.offset <= piece.offset + piece.nbytes <= old:
+                cause = (
+                    f"`{use}` wants bytes {piece.offset} to {piece.offset + piece.nbytes} of `{change.target}`, which has {old}."
+                )
+                raise refuse("LR212", cause, _report(use))
+            made += piece.nbytes
+        else:
+            _check_made(use, piece, change)
+            made += len(piece)
+        if made > planned:
+            break
+        yield piece
+    if made != planned:
+        cause = f"`{use}` makes {'more' if made > planned else made} bytes for `{change.target}`; {planned} were planned."
+        raise refuse("LR212", cause, _report(use))
+
+
+def provenance(use: str) -> str:
+    """The package that a plug-in comes from, with its version."""
+    package = _entry(use).dist
+    return f"{package.name} {package.version}" if package is not None else ""
+
+
+def _entry(use: str) -> EntryPoint:
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if use not in installed:
+        near = difflib.get_close_matches(use, installed, 1)
+        raise refuse(
+            "LR212",
+            f"`post_load` uses `{use}`; installed: {', '.join(sorted(installed)) or 'none'}.",
+            f"Did you mean `{near[0]}`?" if near else "Install the package that has it.",
+        )
+    return installed[use]
+
+
+def _check_made(use: str, made: bytes, change: Change) -> None:
+    """LR406 for new values that are not finite; those that they were made from were, so they don't fit into the dtype."""
+    import numpy as np
+
+    from llava_remap.dtypes import to_float64
+
+    if len(made) * 8 % DTYPE_BITS[change.dtype]:
+        raise refuse("LR212", f"`{use}` makes a piece of `{change.target}` that ends inside a number.", _report(use))
+    bad = int(np.count_nonzero(~np.isfinite(to_float64(made, change.dtype))))
+    if bad:
+        raise refuse(
+            "LR406",
+            f"{bad} values that `{use}` makes for `{change.target}` don't fit into {change.dtype}: they are inf or NaN.",
+            "Look for values close to the largest ones in the checkpoint, and at the options of the rule.",
+            [change.target],
+        )
+
+
+@contextlib.contextmanager
+def _own_faults(use: str) -> Iterator[None]:
+    """LR212 for what goes wrong inside a plug-in. What it refuses itself, the system's errors and want of memory pass."""
+    try:
+        yield
+    except (RemapError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        cause = f"`{use}` fails: {type(error).__name__}: {error}."
+        raise RemapError(Problem("LR212", cause, _report(use))) from error
+
+
+def _report(use: str) -> str:
+    return f"Tell those who wrote `{use}`."
