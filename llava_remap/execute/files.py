@@ -37,7 +37,7 @@ def fresh_folder(folder: Path) -> Iterator[list[Path]]:
 
 @contextlib.contextmanager
 def whole_file(path: Path, written: list[Path]) -> Iterator[FileIO]:
-    """A file opened as `*.partial`, without a buffer; flushed to disk, renamed and entered into `written` at the end.
+    """A file opened as `*.partial`, without a buffer; flushed to disk, entered into `written` and renamed at the end.
 
     If anything fails, it is removed.
 
@@ -49,8 +49,8 @@ def whole_file(path: Path, written: list[Path]) -> Iterator[FileIO]:
         with partial.open("xb", buffering=0) as file:
             yield file
             os.fsync(file.fileno())
+        written.append(path)  # first: an interruption may come between the two
         partial.replace(path)
-        written.append(path)
         _sync_folder(path.parent)
     except BaseException as error:
         partial.unlink(missing_ok=True)

@@ -1,0 +1,121 @@
+"""Ctrl-C and SIGTERM at every stage of a job, each as a process of its own: nothing is left, and no traceback is shown."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_remap.apply import apply
+from tests.conftest import CLIP, RELEASED
+
+#: Runs the command line with one function replaced by one that reports that it is reached, and waits.
+DRIVER = """
+import importlib, sys, time
+
+def wait(*arguments, **named):
+    print("reached", flush=True)
+    time.sleep(60)
+
+module, function = sys.argv[1].rsplit(".", 1)
+setattr(importlib.import_module(module), function, wait)
+sys.argv[1:] = sys.argv[2:]
+from llava_remap.cli import main
+main()
+"""
+
+APPLY = (
+    "apply", "llava-v1.5", "--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}", "--output", "deep/out",
+)  # fmt: skip
+
+#: What is replaced, and so the moment at which the signal comes; how many weight files are there then; and `--verify`.
+STAGES = {
+    "planning": ("llava_remap.apply.build_plan", 0, "none"),
+    "checking values": ("llava_remap.apply.run_value_checks", 0, "none"),
+    "writing the first weights": ("llava_remap.execute.write._copy", 1, "none"),
+    "loading strictly": ("llava_remap.apply.strict_load", 3, "meta"),
+    "computing digests": ("llava_remap.apply.digest_files", 3, "none"),
+    "between index and record": ("llava_remap.apply.record_json", 3, "none"),
+}
+
+
+def ended(stage: str, number: signal.Signals, *arguments: str) -> tuple[int, str, int]:
+    """Return code and standard error of a job that got a signal at a stage, and how many weight files there were then."""
+    program = [sys.executable, "-c", DRIVER, stage, *arguments]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while (line := process.stdout.readline()) != "reached\n":
+            assert line, process.stderr.read()
+        weights = len(list(Path("deep/out").glob("model-*")))
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    return process.returncode, errors, weights
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The libraries' answers are in the cache, so that each process is quick."""
+    apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], tmp_path_factory.mktemp("warm") / "out")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_is_left(stage: str, number: signal.Signals) -> None:
+    function, weights, verify = STAGES[stage]
+    code, errors, there = ended(function, number, *APPLY, "--verify", verify)
+    assert (code, there) == (128 + number, weights)
+    assert errors.strip() == {"SIGINT": "Interrupted: no unfinished output is left.", "SIGTERM": "Terminated."}[number.name]
+    assert list(Path().iterdir()) == []
+
+
+def test_an_interrupted_verification_leaves_the_folder() -> None:
+    apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out")
+    before = {path: path.read_bytes() for path in Path("out").iterdir()}
+    code, errors, _ = ended("llava_remap.verify.folder.strict_load", signal.SIGINT, "verify", "out")
+    assert code == 130
+    assert "Traceback" not in errors
+    assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
+
+
+def test_between_two_steps_of_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moment after a file got its name."""
+    replace, named = Path.replace, []
+
+    def interrupted(path: Path, target: Any) -> Any:
+        named.append(replace(path, target).name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "deep/out")
+    assert named == ["model-00001-of-00003.safetensors"]
+    assert not Path("deep").exists()
+
+
+SWALLOWED = """
+import os, signal, sys
+import llava_remap.apply as job
+
+def library(*arguments, **named):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except KeyboardInterrupt:
+        raise ImportError("cannot load module more than once per process") from None
+
+job.strict_load = library
+from llava_remap.cli import main
+main()
+"""
+
+
+def test_a_library_that_makes_an_error_of_it() -> None:
+    """As numpy does while it is imported: it is an interruption all the same, no internal error."""
+    ran = subprocess.run([sys.executable, "-c", SWALLOWED, *APPLY], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (130, "")
+    assert list(Path().iterdir()) == []
