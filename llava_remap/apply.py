@@ -219,7 +219,8 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
         sources = {source: {name: digests[path] for name, path in files.items()} for source, files in job.source_files.items()}
         record = record_json(plan, job.rules, sources, {path.name: digests[path] for path in written}, verify)
         with whole_file(output / RECORD, written) as file:
-            write_all(file, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+            # A file name that isn't text has halves of characters, which JSON can spell: `\udcff`.
+            write_all(file, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
     files = tuple(sorted(path.name for path in written))
     return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes)
 

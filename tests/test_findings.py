@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -467,28 +467,22 @@ def test_home_in_an_output(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not Path("~").exists()
 
 
-ENDING = """
-import os, signal, sys
-import llava_remap.apply as job
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell runs in the background
-job.strict_load = lambda *arguments: os.kill(os.getpid(), signal.{signal}) or signal.pause()
-sources = ["--source", {source!r}, "--source", "vision_tower=" + {tower!r}]
-sys.argv = ["llava-remap", "apply", "llava-v1.5", *sources, "--output", "nest/a/b"]
-from llava_remap.cli import main
-main()
-"""
-
-
-@pytest.mark.parametrize(("name", "code", "words"), [("SIGINT", 130, "Interrupted"), ("SIGTERM", 143, "Terminated")])
-def test_signals_leave_nothing(name: str, code: int, words: str) -> None:
-    """The weights are there when the signal comes; they and the folders that were made go again."""
-    assert hasattr(signal, name)
-    program = ENDING.format(signal=name, source=str(RELEASED / "sharded"), tower=str(CLIP))
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
-    assert ran.returncode == code
-    assert words in ran.stderr
-    assert "Traceback" not in ran.stderr
-    assert not Path("nest").exists()
+def test_names_and_terminals_that_are_not_text() -> None:
+    """A source, an output and a report whose names are no UTF-8, on a terminal that has ASCII alone."""
+    odd = os.fsdecode(b"\xff")
+    shutil.copytree(RELEASED / "bin", odd)
+    program = "from llava_remap.cli import main; main()"
+    sources = ("--source", odd, "--source", f"vision_tower={CLIP}")
+    files = ("--output", f"out{odd}", "--report", f"{odd}.json")
+    command = [sys.executable, "-c", program, "apply", "llava-v1.5", *sources, *files, "--verify", "none", "--format"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for form, words in (("human", "\\udcff written in"), ("json", '"output": "out\\udcff"')):
+        ran = subprocess.run([*command, form], capture_output=True, text=True, check=False, env=environment)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert words in ran.stdout
+        for made in (f"{odd}.json", f"out{odd}/llava_remap.json"):
+            assert json.loads(Path(made).read_text())["sources"]["model"]["location"] == odd
+        shutil.rmtree(f"out{odd}")
 
 
 def test_a_file_given_alone_can_have_its_output_beside_it(run: Run, changed: Changed) -> None:

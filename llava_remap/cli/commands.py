@@ -223,7 +223,7 @@ def _refusals(output_format: Format) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\nInterrupted: what was written has been removed.", file=sys.stderr)
+        print("\nInterrupted: no unfinished output is left.", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise
@@ -251,7 +251,8 @@ def _show(problems: tuple[Problem, ...] | list[Problem], output_format: Format) 
 
 def _write_report(path: Path, text: str) -> None:
     try:
-        path.write_text(text + "\n", encoding="utf-8")
+        # A file name that isn't text has halves of characters, which JSON can spell: `\udcff`.
+        path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RemapError(Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")) from None
 

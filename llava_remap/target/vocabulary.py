@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ def _sentencepiece(path: Path) -> dict[str, int]:
     import sentencepiece
 
     try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        model = sentencepiece.SentencePieceProcessor(model_file=os.fsencode(path))  # a name that is no UTF-8 goes as bytes only
     except (RuntimeError, OSError) as error:
         raise refuse("LR113", f"{path} is not a SentencePiece model: {error}.", _REPLACE) from None
     return {model.id_to_piece(i): i for i in range(model.get_piece_size())}
