@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llava_remap.checkpoint import BESIDE, Checkpoint, open_checkpoint
+from llava_remap.checkpoint import Checkpoint, open_checkpoint
 from llava_remap.derive import Derived, derive, source_configs
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import (
@@ -19,6 +19,7 @@ from llava_remap.execute import (
     digest_files,
     fresh_folder,
     run_value_checks,
+    shard_header,
     whole_file,
     write_all,
     write_index,
@@ -64,20 +65,20 @@ class Job:
     @property
     def source_files(self) -> dict[str, dict[str, Path]]:
         """The files read of each source, by name relative to its folder."""
-        found: dict[str, dict[str, Path]] = {}
-        for name, checkpoint in self.checkpoints.items():
-            folder, use = checkpoint.folder, self.rules.text.sources[name].use
-            if folder is not None:
-                small = [folder / file for kind in use for file in BESIDE.get(kind, ())]
-                paths = [*checkpoint.files, *(path for path in small if path.is_file())]
-                found[name] = {path.relative_to(folder).as_posix(): path for path in paths}
-        return found
+        sources = self.rules.text.sources
+        return {
+            name: checkpoint.read(sources[name].use)
+            for name, checkpoint in self.checkpoints.items()
+            if not checkpoint.is_manifest
+        }
 
     def nbytes_to_handle(self, verify: Verify) -> int:
         """Bytes of which `apply_job` reports progress: written, digested, and compared where everything is."""
+        mapped = {entry.target: entry for entry in self.plan.mapped}
+        heads = sum(len(shard_header(shard, mapped)) for shard in self.plan.shards)
         small = sum(map(len, self.small_files.values()))
         read = sum(path.stat().st_size for files in self.source_files.values() for path in files.values())
-        return self.plan.nbytes_write * (3 if verify == "full" else 2) + small + read
+        return self.plan.nbytes_write * (3 if verify == "full" else 2) + heads + small + read
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def plan_job(
     routes = route(file, program, checkpoints)
     configs = source_configs(file, checkpoints)
     problems = identify(file, routes.taken, checkpoints[first], text_config(configs))
-    problems += _manifest_problems(checkpoints, dry_run)
+    problems += _manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems
     if recognised and routes.not_given:  # whether a further source is needed is known only now
         checkpoints, problems = open_needed(file, checkpoints, routes.not_given, offline)
@@ -177,9 +178,9 @@ def check_values(job: Job) -> Job:
     """Run the plan's value checks (they read tensors); what they find is in the plan of the job that comes back."""
     if job.plan.values_checked or not job.plan.complete or job.from_manifest:
         return job
+    _refuse_changed(job)
     problems, notes = run_value_checks(job.plan, job.checkpoints)
-    plan = replace(job.plan, problems=(*job.plan.problems, *problems), notes=(*job.plan.notes, *notes), values_checked=True)
-    return replace(job, plan=plan)
+    return refused(replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes), values_checked=True)), problems)
 
 
 def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta") -> Result:
@@ -199,8 +200,10 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
     """
     started = time.monotonic()
     job = check_values(job)
-    if job.derived is None or not job.plan.complete:
-        raise RemapError(job.plan.problems)
+    problems = [*job.plan.problems, *_manifest_problems(job.checkpoints, dry_run=False)]
+    if job.derived is None or problems:
+        raise RemapError(dict.fromkeys(problems))
+    _refuse_changed(job)
     output, config, plan = job.output, job.derived.config.config, job.plan
     with fresh_folder(output) as written:
         write_shards(plan, job.checkpoints, output, written, on_progress)
@@ -214,13 +217,13 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
             with whole_file(output / name, written) as file:
                 write_all(file, content)
         digests = digest_files([*written, *(path for files in job.source_files.values() for path in files.values())], on_progress)
+        _refuse_changed(job)
         write_index(plan, output, written)
         digests |= digest_files(written[-1:])
         sources = {source: {name: digests[path] for name, path in files.items()} for source, files in job.source_files.items()}
         record = record_json(plan, job.rules, sources, {path.name: digests[path] for path in written}, verify)
         with whole_file(output / RECORD, written) as file:
-            # A file name that isn't text has halves of characters, which JSON can spell: `\udcff`.
-            write_all(file, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+            write_all(file, (json.dumps(record, indent=2) + "\n").encode())
     files = tuple(sorted(path.name for path in written))
     return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes)
 
@@ -237,7 +240,18 @@ def apply(
     return apply_job(plan_job(rules, sources, output, offline=offline), verify=verify)
 
 
-def _manifest_problems(checkpoints: Mapping[str, Checkpoint], dry_run: bool) -> list[Problem]:
+def refused(job: Job, problems: Sequence[Problem]) -> Job:
+    """The job with what was found since it was planned."""
+    return replace(job, plan=replace(job.plan, problems=(*job.plan.problems, *problems)))
+
+
+def _refuse_changed(job: Job) -> None:
+    """LR102 for a source that is no longer what the plan was made from."""
+    if changed := [str(path) for checkpoint in job.checkpoints.values() for path in checkpoint.changed()]:
+        raise refuse("LR102", f"{', '.join(changed)}: changed since it was opened.", "Leave the sources alone while a job runs.")
+
+
+def _manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -> list[Problem]:
     manifests = [checkpoint.path for checkpoint in checkpoints.values() if checkpoint.is_manifest]
     if dry_run or not manifests:
         return []

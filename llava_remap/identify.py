@@ -25,10 +25,12 @@ class Fit:
     Attributes:
         mapped, total: of the `total` names that it doesn't drop it maps so many.
         contradictions: what contradicts its `detect`, in words.
+        source: what it calls the checkpoint: its first source.
         also: sources that it needs besides.
     """
 
     rules: str
+    source: str
     mapped: int
     total: int
     contradictions: tuple[str, ...]
@@ -68,7 +70,7 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
         mapped = sum(r.rewrite.target is not None for r in taken)
         total = sum(r.rewrite.reason is None for r in taken)
         reasons = contradictions(rules.text.detect, taken, checkpoint.config)
-        found.append(Fit(rules.name, mapped, total, tuple(reasons), routes.not_given))
+        found.append(Fit(rules.name, rules.first_source, mapped, total, tuple(reasons), routes.not_given))
     return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))
 
 

@@ -51,10 +51,10 @@ class Record:
     post_load: tuple[PostLoadChange, ...]
     verified: str
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all other files."""
-        return sum(file.nbytes for file in self.outputs.values())
+    def nbytes_to_read(self, *, compared: bool) -> int:
+        """Bytes of which `verify_folder` reports progress: all files, and all tensors where they are compared."""
+        tensors = sum(entry.nbytes for entry in self.mapped if entry.op != "tied") if compared else 0
+        return sum(file.nbytes for file in self.outputs.values()) + tensors
 
 
 def record_json(
@@ -121,10 +121,12 @@ def read_record(folder: Path) -> Record:
     except (KeyError, TypeError, ValueError) as error:
         raise refuse("LR113", f"{path}: the plan in it can't be read ({type(error).__name__}: {error}).", _FIX) from None
     used = {origin.source for entry in mapped for origin in entry.from_}
-    changed = {name for entry in post_load for name in (entry.change.target, *entry.change.reads)}
-    tied = {entry.tied_to for entry in mapped if entry.tied_to}
-    if not mapped or not used <= set(text.sources) or not changed | tied <= {entry.target for entry in mapped}:
-        raise refuse("LR113", f"{path}: the plan in it names sources or parameters that it doesn't have.", _FIX)
+    made = {entry.target: (entry.dtype, entry.shape) for entry in mapped}
+    changes = [entry.change for entry in post_load]
+    named = {entry.tied_to for entry in mapped if entry.tied_to} | {name for change in changes for name in change.reads}
+    agreed = all(made.get(change.target) == (change.dtype, change.shape_after) for change in changes)
+    if not made or not agreed or not named <= set(made) or not used <= set(text.sources):
+        raise refuse("LR113", f"{path}: the parts of the plan in it contradict each other.", _FIX)
     return Record(
         text.plan.target.class_,
         {name: FileDigest(file.nbytes, file.sha256) for name, file in text.outputs.items()},

@@ -33,7 +33,14 @@ def given_sources(rules: RuleFile, given: Sequence[str]) -> dict[str, str]:
 def open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict[str, Checkpoint]:
     """The checkpoints of the sources that are given, in the rule file's order."""
     return {
-        name: open_source(name, given[name], source.use, first=name == rules.first_source, offline=offline)
+        name: open_source(
+            name,
+            given[name],
+            source.use,
+            first=name == rules.first_source,
+            offline=offline,
+            default=given[name] == source.default,
+        )
         for name, source in rules.text.sources.items()
         if name in given
     }
@@ -53,7 +60,7 @@ def open_needed(
             problems.append(Problem("LR302", f"{why}.", f"Give it: --source {name}=DIR."))
             continue
         try:
-            found[name] = open_source(name, source.default, source.use, first=False, offline=offline)
+            found[name] = open_source(name, source.default, source.use, first=False, offline=offline, default=True)
         except RemapError as error:
             problems += [
                 replace(problem, cause=f"{why}, so its default is wanted: {problem.cause}") for problem in error.problems
@@ -91,7 +98,9 @@ def name_sources(names: Sequence[str], given: Sequence[str], option: str = "--so
     return sources
 
 
-def open_source(name: str, text: str, use: Collection[str], *, first: bool, offline: bool = False) -> Checkpoint:
+def open_source(
+    name: str, text: str, use: Collection[str], *, first: bool, offline: bool = False, default: bool = False
+) -> Checkpoint:
     """Open a source: a folder, a file or a manifest on this disk, or else a repository on the hub, which is downloaded.
 
     Args:
@@ -100,6 +109,7 @@ def open_source(name: str, text: str, use: Collection[str], *, first: bool, offl
         first: whether it is the source that a job is about. A further one may be a folder with a config alone, for a part
             that the first has already.
         offline: whether only what was downloaded before is taken from the hub.
+        default: whether it is what a rule file says, so that it is no path with a mistake in it.
 
     Raises:
         RemapError: as `open_checkpoint` and `download`; LR211 for a home folder that isn't known.
@@ -109,9 +119,11 @@ def open_source(name: str, text: str, use: Collection[str], *, first: bool, offl
     except RuntimeError as error:
         raise refuse("LR211", f"source `{name}`: {error}", "Write the path out.") from None
     repository = parse_repository(text)
-    # A path with a slip of the pen in its last part is no hub id.
-    if repository is None or _exists(path) or _exists(path.parent):
+    if repository is None or _exists(path):
         return _open(path, "tensors" in use, first)
+    if not default and _exists(path.parent):  # more likely a slip of the pen than a hub id
+        fix = f"Check the path. If the hub's {text} is meant, start the command where there is no folder {path.parent}."
+        raise refuse("LR100", f"there is no {text} in the folder {path.parent}.", fix)
     snapshot = download(repository, use, offline=offline, name=name)
     checkpoint = _open(snapshot.folder, "tensors" in use, first)
     form = checkpoint.form + ("; downloaded before, the hub was not asked or didn't answer" if snapshot.cached else "")

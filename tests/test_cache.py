@@ -108,6 +108,18 @@ def test_a_damaged_entry_is_asked_for_again(damage: str, folder: Path) -> None:
         assert ask.times == 1
 
 
+def test_whichever_byte_is_damaged(folder: Path) -> None:
+    ask = Asked({"a.json": b'{"some": "text, some more text"}' * 3})
+    cached("q", {}, ask)
+    [entry] = folder.rglob("*.zip")
+    content = entry.read_bytes()
+    for at in range(len(content)):
+        entry.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+        found = cached("q", {}, ask)
+        # A changed name or comment is outside of what has a checksum; the content never is another one.
+        assert list(found.values()) in ([ask.answer["a.json"]], [])
+
+
 def test_a_folder_that_cant_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLAVA_REMAP_CACHE", str(tmp_path / "file" / "cache"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from llava_remap.checkpoint.beside import BESIDE
 
 #: Bits of one element, by dtype in the spelling of safetensors.
 DTYPE_BITS: Mapping[str, int] = {
@@ -35,6 +37,20 @@ class Location:
     stride: tuple[int, ...] | None
     big_endian: bool
     storage: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes when a file is written again: its size in bytes, time of change in nanoseconds, number in the file system."""
+
+    nbytes: int
+    changed: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp:
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +84,7 @@ class Checkpoint:
         folder: where config, tokenizer and processor files lie, or None for a manifest.
         passed_over: weight files or indexes in the folder that were not read since another form takes precedence, and parts of a
             file with several that hold tensors besides the state dict.
+        stamps: the files that it was read from, and those beside them that may be read, as they were when it was opened.
         origin: the hub id and the commit that it was downloaded from; empty for one that was on this disk.
         aliases: groups of names that are one and the same tensor: the same bytes, dtype and shape.
     """
@@ -79,6 +96,7 @@ class Checkpoint:
     folder: Path | None
     passed_over: tuple[str, ...] = ()
     aliases: tuple[tuple[str, ...], ...] = ()
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     origin: str = ""
 
     @property
@@ -97,6 +115,20 @@ class Checkpoint:
     def same_tensor(self, one: str, other: str) -> bool:
         """Whether two names are one and the same tensor, so that their values need no comparing."""
         return any(one in group and other in group for group in self.aliases)
+
+    def changed(self) -> list[Path]:
+        """The files that are no longer as they were when it was opened."""
+        return [path for path, stamp in self.stamps.items() if not path.is_file() or Stamp.of(path) != stamp]
+
+    def read(self, use: Collection[str]) -> dict[str, Path]:
+        """The files that are read of it, by their names in its folder.
+
+        Args:
+            use: for what it is used: keys of `BESIDE`, and `tensors`.
+        """
+        left = {name for kind, names in BESIDE.items() if kind not in use for name in names} - {"config.json"}
+        paths = {path.relative_to(self.folder).as_posix(): path for path in self.stamps} if self.folder else {}
+        return {name: path for name, path in sorted(paths.items()) if name not in left}
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint.catalog import Catalog, Checkpoint, Tensor
+from llava_remap.checkpoint.beside import BESIDE
+from llava_remap.checkpoint.catalog import Catalog, Checkpoint, Stamp, Tensor
 from llava_remap.checkpoint.form import Form, choose_form, every_form, is_trainers, no_form
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
 from llava_remap.checkpoint.purpose import ADAPTER_CONFIG, adapter_only, refuse_unless_model
@@ -33,7 +34,7 @@ def open_checkpoint(path: Path, *, weights: bool = True) -> Checkpoint:
     """
     try:
         if not weights and path.is_dir():
-            return Checkpoint(path, NO_WEIGHTS, {}, _config(path), path)
+            return Checkpoint(path, NO_WEIGHTS, {}, _config(path), path, stamps=_stamps(path, ()))
         return _open(path)
     except OSError as error:
         code = "LR100" if isinstance(error, (PermissionError, FileNotFoundError)) else "LR102"
@@ -105,7 +106,13 @@ def _checkpoint(path: Path, folder: Path, form: Form, forms: Set[str] = frozense
     label = kind + which + (f", inside {several(inside)}" if inside else "")
     passed_over = [*sorted(forms - {form.file} - {file.name for file in read})]
     passed_over += [key for file in read.values() for key in file.passed_over]
-    return Checkpoint(path, label, catalog, _config(folder), folder, tuple(passed_over), _aliases(catalog.values()))
+    stamps = _stamps(folder, [*read, *([folder / form.file] if form.is_index else [])])
+    return Checkpoint(path, label, catalog, _config(folder), folder, tuple(passed_over), _aliases(catalog.values()), stamps)
+
+
+def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
+    beside = (folder / name for names in BESIDE.values() for name in names)
+    return {path: Stamp.of(path) for path in (*weights, *beside) if path.is_file()}
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

@@ -97,8 +97,8 @@ def apply_command(
     with _refusals(output_format):
         if report is not None and report.suffix != ".json":
             raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json.", "Write --report NAME.json."))
-        from llava_remap.apply import apply_job, check_values as run_checks, plan_job, source_with  # noqa: I001
-        from llava_remap.report import plan_json, print_plan, print_result
+        from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused, source_with  # noqa: I001
+        from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
         job = plan_job(rules, source, output, dry_run=dry_run, offline=offline)
         if check_values or not dry_run:
@@ -106,6 +106,9 @@ def apply_command(
         if output_format is Format.human:
             print_plan(Console(soft_wrap=True), job)
         if report is not None:
+            if report.resolve().is_relative_to(job.output.resolve()):
+                cause = f"{report} is inside the output, where it would be taken for a part of it."
+                raise RemapError(Problem("LR508", cause, "Give another --report."))
             if (name := source_with(report, job.checkpoints)) is not None:
                 cause = f"{report} is inside source `{name}`, and sources are never written to."
                 raise RemapError(Problem("LR508", cause, "Give another --report."))
@@ -115,7 +118,17 @@ def apply_command(
                 print(plan_json(job))
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
         with _progress("writing and checking", job.nbytes_to_handle(verify.value)) as on_progress:
-            result = apply_job(job, on_progress, verify=verify.value)
+            try:
+                result = apply_job(job, on_progress, verify=verify.value)
+            except RemapError as error:  # found while it was written, so the plan that was shown didn't have it
+                job = refused(job, error.problems)
+        if not job.plan.complete:
+            if report is not None:
+                _write_report(report, plan_json(job))
+            if output_format is Format.json:
+                print(plan_json(job))
+            print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
+            raise typer.Exit(max(problem.exit for problem in job.plan.problems))
         if report is not None:
             _write_report(report, plan_json(job, result))
         if output_format is Format.json:
@@ -143,7 +156,7 @@ def verify_command(
     The files are compared with the digests in the folder's record, transformers loads names and shapes strictly, and with
     --against every value is compared with what the sources give.
     """
-    with _refusals(output_format):
+    with _refusals(output_format, "verification"):
         import json
 
         from llava_remap.record import read_record
@@ -153,11 +166,10 @@ def verify_command(
 
         record = read_record(folder)
         sources = open_again(record.sources, against, offline=offline) if against else None
-        nbytes = record.nbytes * (2 if sources else 1)
-        with _progress("verifying", nbytes) as on_progress:
+        with _progress("verifying", record.nbytes_to_read(compared=sources is not None)) as on_progress:
             found = verify_folder(folder, record, sources, on_progress)
         if output_format is Format.json:
-            print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+            print(json.dumps(found.to_json(), indent=2))
         else:
             print_verification(Console(soft_wrap=True), found)
         raise typer.Exit(max((problem.exit for problem in found.problems), default=Exit.DONE))
@@ -218,8 +230,8 @@ def rules_test(
 
 
 @contextlib.contextmanager
-def _refusals(output_format: Format) -> Iterator[None]:
-    """Show a refusal and turn it into its exit code."""
+def _refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
+    """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan` or `verification`."""
     try:
         yield
     except KeyboardInterrupt:
@@ -228,31 +240,31 @@ def _refusals(output_format: Format) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:  # stdout, as a rule: a full disk behind a redirection
-        _show([Problem("LR508", f"{error.filename or 'the report'}: {error.strerror or error}.")], Format.human)
+        _show([Problem("LR508", f"{error.filename or 'the report'}: {error.strerror or error}.")], Format.human, kind)
         raise typer.Exit(Exit.RESOURCES) from None
     except MemoryError:
         _show(
             [Problem("LR501", "the machine has not enough free memory.", "Close other programs, or use a larger machine.")],
             output_format,
+            kind,
         )
         raise typer.Exit(Exit.RESOURCES) from None
     except RemapError as error:
-        _show(error.problems, output_format)
+        _show(error.problems, output_format, kind)
         raise typer.Exit(error.exit) from None
 
 
-def _show(problems: tuple[Problem, ...] | list[Problem], output_format: Format) -> None:
+def _show(problems: tuple[Problem, ...] | list[Problem], output_format: Format, kind: str) -> None:
     from llava_remap.report import print_problems, refusal_json
 
     if output_format is Format.json:
-        print(refusal_json(problems))
+        print(refusal_json(problems, kind))
     print_problems(Console(stderr=True, soft_wrap=True), problems)
 
 
 def _write_report(path: Path, text: str) -> None:
     try:
-        # A file name that isn't text has halves of characters, which JSON can spell: `\udcff`.
-        path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise RemapError(Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")) from None
 

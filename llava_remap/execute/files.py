@@ -11,25 +11,45 @@ from pathlib import Path
 
 from llava_remap.errors import RemapError, refuse
 
+#: Lies in a folder while a job fills it, so that no other one does.
+CLAIM = "llava_remap.partial"
+
 
 @contextlib.contextmanager
 def fresh_folder(folder: Path) -> Iterator[list[Path]]:
-    """Fill an empty folder, made with its parents where it isn't there. Gives the list for `whole_file` to enter files into.
+    """Fill an empty folder, made with its parents where it isn't there; no other job can meanwhile.
+
+    Gives the list for `whole_file` to enter files into.
 
     Whatever fails or interrupts: the files in the list and the folders that were made go again.
 
     Raises:
-        RemapError: LR508 where the folder can't be made or a file in it can't be written, LR502 for a full disk.
+        RemapError: LR503 where the folder isn't empty or another job writes into it, LR508 where it can't be made or a file in
+            it can't be written, LR502 for a full disk.
     """
     made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
     written: list[Path] = []
+    claim = folder / CLAIM
+    ours: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError:
+            cause = f"another job writes into {folder}, or one was killed in it."
+            raise refuse("LR503", cause, "Give another --output, or wait; delete it if no job is running.") from None
+        ours.append(claim)
+        if any(path != claim for path in folder.iterdir()):
+            raise refuse("LR503", f"{folder} isn't empty any more.", "Give another --output, or empty it.")
         yield written
+        claim.unlink()
     except BaseException as error:
-        for path in (*written, *made):
+        for path in (*written, *ours):
             with contextlib.suppress(OSError):  # what is told is why it failed
-                path.unlink() if path in written else path.rmdir()
+                path.unlink()
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
         if isinstance(error, OSError):
             raise _write_error(error, folder) from error
         raise
@@ -46,9 +66,15 @@ def whole_file(path: Path, written: list[Path]) -> Iterator[FileIO]:
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("xb", buffering=0) as file:
+        file = partial.open("xb", buffering=0)  # one that is there already is somebody else's, and stays
+    except OSError as error:
+        raise _write_error(error, path) from error
+    try:
+        with file:
             yield file
             os.fsync(file.fileno())
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "it is there, and no job of ours wrote it", str(path))
         written.append(path)  # first: an interruption may come between the two
         partial.replace(path)
         _sync_folder(path.parent)

@@ -66,7 +66,8 @@ def make_pieces(use: str, options: Mapping[str, Any], change: Change, read: Read
     rule = load_post_load_rule(use, options)
     width = DTYPE_BITS[change.dtype] // 8
     old, planned, made = prod(change.shape_before) * width, prod(change.shape_after) * width, 0
-    pieces = rule.pieces(change, read)
+    with _own_faults(use):
+        pieces = iter(rule.pieces(change, read))
     while True:
         with _own_faults(use):
             piece = next(pieces, None)
@@ -114,6 +115,8 @@ def _check_made(use: str, made: bytes, change: Change) -> None:
 
     from llava_remap.dtypes import to_float64
 
+    if not isinstance(made, bytes):
+        raise refuse("LR212", f"`{use}` makes a {type(made).__name__} for `{change.target}`, not bytes.", _report(use))
     if len(made) * 8 % DTYPE_BITS[change.dtype]:
         raise refuse("LR212", f"`{use}` makes a piece of `{change.target}` that ends inside a number.", _report(use))
     bad = int(np.count_nonzero(~np.isfinite(to_float64(made, change.dtype))))

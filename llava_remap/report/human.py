@@ -284,4 +284,6 @@ def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit]) -
         if fit.fits:
             also = "".join(f" --source {name}=DIR" for name in fit.also)
             dry = " --dry-run" if checkpoint.is_manifest else ""
-            _line(console, f"\nllava-remap apply {fit.rules} --source {quote(checkpoint.location)}{also}{dry}")
+            # With the source's name, a path with `=` in it isn't taken for one.
+            name = f"{fit.source}=" if "=" in checkpoint.location else ""
+            _line(console, f"\nllava-remap apply {fit.rules} --source {quote(name + checkpoint.location)}{also}{dry}")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from llava_remap.apply import Job, Result
 from llava_remap.errors import Problem
-from llava_remap.plan import FORMAT, FORMAT_VERSION
 
 
 def plan_json(job: Job, result: Result | None = None) -> str:
@@ -15,10 +14,15 @@ def plan_json(job: Job, result: Result | None = None) -> str:
     content = job.plan.to_json()
     if result is not None:
         content["result"] = result.to_json()
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return json.dumps(content, indent=2)
 
 
-def refusal_json(problems: Sequence[Problem]) -> str:
-    """What is said where there is no plan at all: a source, a rule file or the command line can't be read."""
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": False, "problems": [p.to_json() for p in problems]}
-    return json.dumps(content, indent=2, ensure_ascii=False)
+def refusal_json(problems: Sequence[Problem], kind: str) -> str:
+    """What is said where there is nothing else to tell: a source, a rule file, a record or the command line can't be read.
+
+    Args:
+        kind: what was asked for: `plan` or `verification`.
+    """
+    done = {"plan": "complete", "verification": "verified"}[kind]
+    content = {"format": f"llava-remap/{kind}", "format_version": 1, done: False, "problems": [p.to_json() for p in problems]}
+    return json.dumps(content, indent=2)

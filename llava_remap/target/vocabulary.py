@@ -161,7 +161,8 @@ def _sentencepiece(path: Path) -> dict[str, int]:
     import sentencepiece
 
     try:
-        model = sentencepiece.SentencePieceProcessor(model_file=os.fsencode(path))  # a name that is no UTF-8 goes as bytes only
+        name: Any = os.fsencode(path)  # one that is no UTF-8 goes as bytes only
+        model = sentencepiece.SentencePieceProcessor(model_file=name)
     except (RuntimeError, OSError) as error:
         raise refuse("LR113", f"{path} is not a SentencePiece model: {error}.", _REPLACE) from None
     return {model.id_to_piece(i): i for i in range(model.get_piece_size())}

@@ -153,7 +153,15 @@ def test_a_slip_in_a_path_is_no_hub_id(hub: Hub) -> None:
     ran = command(hub.url, "apply", "llava-v1.5", "--source", "models/llava-v1.5-7b")
     assert ran.returncode == 3
     assert "LR100" in ran.stderr
+    assert "If the hub's models/llava-v1.5-7b is meant" in ran.stderr
     assert hub.asked == []
+
+
+def test_a_default_is_no_slip(hub: Hub) -> None:
+    """A folder that is called as the default's owner changes nothing."""
+    Path("liuhaotian").mkdir()
+    Path("openai").mkdir()
+    assert command(hub.url, "apply", "llava-v1.5", "--dry-run").returncode == 0
 
 
 def test_inspect_a_repository(hub: Hub) -> None:

@@ -19,6 +19,10 @@ from safetensors.torch import load_file, save_file
 from llava_remap.apply import apply
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.execute import write
+from llava_remap.record import read_record
+from llava_remap.sources import open_again
+from llava_remap.verify import verify_folder
+from llava_remap.verify.compare import _distance
 from tests.conftest import CLIP, HEAVY, RELEASED, TINY, Run
 
 FORMS = {form: RELEASED / form for form in ("bin", "sharded", "safetensors")}
@@ -83,6 +87,7 @@ def test_what_a_record_says(made: Path, run: Run) -> None:
     record = record_of(made)
     assert (record["format"], record["format_version"], record["verified"]) == ("llava-remap/record", 1, "meta")
     assert record["made_with"]["transformers"] == version("transformers")
+    assert record["made_with"]["post_load"] == {"expand_embeddings": f"llava-remap {version('llava-remap')}"}
     dry = run("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--dry-run", "--format", "json").json
     for check in dry["value_checks"]:
         check["checked"] = True
@@ -107,7 +112,9 @@ def test_sources_in_the_record(made: Path) -> None:
         "vision_tower": str(CLIP),
     }
     assert set(sources["vision_tower"]["files"]) == {"model.safetensors", "config.json", "preprocessor_config.json"}
-    assert {"pytorch_model-00001-of-00002.bin", "tokenizer.model", "config.json"} <= set(sources["model"]["files"])
+    weights = {f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)} | {"pytorch_model.bin.index.json"}
+    small = {"config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"}
+    assert set(sources["model"]["files"]) == weights | small
     for name, source in sources.items():
         folder = Path(source["location"])
         for file, digest in source["files"].items():
@@ -244,6 +251,19 @@ def test_a_file_that_a_loader_would_take_in(name: str, out: Path, run: Run) -> N
     assert f"{name}  is not in the record" in ran.out
 
 
+@pytest.mark.parametrize("name", ["added_tokens.json", "merges.txt", "modeling_llava.py", "chat_template2.jinja"])
+def test_a_small_file_that_would_be_taken_in(name: str, out: Path, run: Run) -> None:
+    (out / name).write_text("{}")
+    assert f"{name}  is not in the record" in run("verify", out).out
+
+
+def test_a_folder_that_would_be_taken_in(out: Path, run: Run) -> None:
+    """With another default template in it, AutoProcessor doesn't open the folder any more."""
+    (out / "additional_chat_templates").mkdir()
+    ran = run("verify", out)
+    assert (ran.code, "additional_chat_templates  is not in the record" in ran.out) == (1, True)
+
+
 def test_other_files_may_be_added(out: Path, run: Run) -> None:
     (out / "README.md").write_text("# My model\n")
     (out / ".cache").mkdir()
@@ -288,6 +308,83 @@ def test_against_a_manifest(out: Path, run: Run, tmp_path: Path) -> None:
     ran = run("verify", out, "--against", "manifest.json", "--against", SOURCES[1])
     assert (ran.code, "LR111" in ran.err) == (1, True)
     assert "there are no values to compare" in ran.err
+
+
+def without_norm(record: Any) -> None:
+    record["plan"]["mapped"] = [entry for entry in record["plan"]["mapped"] if entry["target"] != NORM]
+
+
+def test_a_tensor_that_the_record_leaves_out(out: Path, run: Run) -> None:
+    path = out / "llava_remap.json"
+    path.write_text(broken(without_norm)(path.read_text()))
+    ran = run("verify", out, *AGAINST)
+    assert ran.code == 1
+    assert f"{NORM}  comes from nowhere, by the record" in ran.out
+
+
+def test_sources_whose_tensors_lie_otherwise(out: Path, run: Run, tmp_path: Path) -> None:
+    """The same values, transposed in memory: how they lie is no difference."""
+    folder = tmp_path / "transposed"
+    shutil.copytree(RELEASED / "bin", folder)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    for name in ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"):
+        state[name] = state[name].T.contiguous().T
+    torch.save(state, folder / "pytorch_model.bin")
+    assert run("verify", out, "--against", folder, "--against", SOURCES[1]).code == 0
+
+
+def test_a_tied_head_that_has_come_apart(run: Run, tmp_path: Path) -> None:
+    """It isn't in the folder; in the source it has to be what it is tied to."""
+    for name in ("tied", "apart"):
+        shutil.copytree(RELEASED / "bin", tmp_path / name)
+        state = torch.load(tmp_path / name / "pytorch_model.bin", weights_only=True)
+        state["lm_head.weight"] = state["model.embed_tokens.weight"] + (0 if name == "tied" else 1)
+        torch.save(state, tmp_path / name / "pytorch_model.bin")
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    apply("llava-v1.5", [str(tmp_path / "tied"), SOURCES[1]], "made")
+    assert run("verify", "made", "--against", tmp_path / "tied", "--against", SOURCES[1]).code == 0
+    ran = run("verify", "made", "--against", tmp_path / "apart", "--against", SOURCES[1])
+    assert ran.code == 1
+    assert "lm_head.weight  is tied to `language_model.model.embed_tokens.weight`, and has other values in its source" in ran.out
+    assert "80 tensors held against what the sources give, 1 differ" in ran.out
+
+
+def test_progress_adds_up(out: Path) -> None:
+    record = read_record(out)
+    for against in (None, open_again(record.sources, AGAINST[1::2])):
+        told: list[int] = []
+        assert not verify_folder(out, record, against, told.append).problems
+        assert sum(told) == record.nbytes_to_read(compared=against is not None)
+
+
+@pytest.mark.parametrize("config", ["{}", '{"model_type": "llava"}', '{"model_type": "llava", "text_config": 5}'])
+def test_a_config_from_which_no_model_is_built(config: str, out: Path, run: Run) -> None:
+    """No rule file is wrong, and nobody used anything wrongly."""
+    (out / "config.json").write_text(config)
+    ran = run("verify", out, "--format", "json")
+    assert ran.code == 1
+    assert {problem["code"] for problem in ran.json["problems"]} == {"LR603", "LR601"}
+
+
+def test_json_of_a_refusal(tmp_path: Path, run: Run) -> None:
+    ran = run("verify", tmp_path, "--format", "json")
+    assert (ran.json["format"], ran.json["verified"], ran.code) == ("llava-remap/verification", False, 3)
+
+
+@pytest.mark.parametrize("dtype", ["U16", "I16", "C64"])
+def test_a_shard_of_another_dtype(dtype: str, out: Path, run: Run) -> None:
+    path = shard_with(out, NORM)
+    path.write_bytes(path.read_bytes().replace(b'"F16"', f'"{dtype}"'.encode(), 1))
+    ran = run("verify", out)
+    assert ran.code > 0
+    assert f"{path.name}  has" in ran.out
+
+
+def test_how_far_is_told_of_what_differs() -> None:
+    """Two infinite values that are equal are no difference, beside one that is."""
+    one, other = torch.tensor([1.0, float("inf")]), torch.tensor([1.5, float("inf")])
+    assert _distance(one.numpy().tobytes(), other.numpy().tobytes(), "F32") == (1, 0.5)
 
 
 # --- folders and records that can't be read
@@ -379,6 +476,8 @@ def broken(change: Callable[[Any], object]) -> Callable[[str], str]:
         broken(lambda r: r["plan"]["mapped"][0]["from"][0].update(source="other")),
         broken(lambda r: r["plan"]["post_load"][0].update(target="other")),
         broken(lambda r: r["plan"]["post_load"][0].update(reads=["other"])),
+        broken(lambda r: r["plan"]["post_load"][0].update(dtype="other")),
+        broken(lambda r: r["plan"]["post_load"][0]["shape_after"].append(2)),
     ],
 )
 def test_a_broken_record(damage: Callable[[str], str], out: Path, run: Run) -> None:
