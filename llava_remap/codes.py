@@ -39,9 +39,9 @@ CODES: dict[str, Code] = {
         "an index or a manifest."),
     "LR101": Code("Git LFS pointer in place of weights", Exit.INPUT,
         "The file is the text that Git LFS keeps in place of a large file. Run `git lfs pull`, or download the file itself."),
-    "LR102": Code("truncated or corrupt file", Exit.INPUT,
-        "A file is shorter, longer or other inside than its own header says, or shrank while it was read. Download or copy it "
-        "again."),
+    "LR102": Code("truncated, corrupt or changed file", Exit.INPUT,
+        "A file is shorter, longer or other inside than its own header says: download or copy it again. Or it was changed "
+        "after it was opened: leave the sources alone while a job runs."),
     "LR103": Code("index and shards disagree", Exit.INPUT,
         "The index names a shard or a tensor that isn't there, a tensor is in two shards, or shards without an index are "
         "incomplete."),
@@ -89,8 +89,9 @@ CODES: dict[str, Code] = {
         "extended."),
     "LR211": Code("wrong command line", Exit.USAGE,
         "Arguments that don't go together: a source named twice or unknown, or none where one is needed."),
-    "LR212": Code("unknown post-load rule or option", Exit.USAGE,
-        "`post_load` names a plug-in that isn't installed, or an option that it doesn't take."),
+    "LR212": Code("a post-load rule can't be used", Exit.USAGE,
+        "`post_load` names a plug-in that isn't installed, or an option that it doesn't take; or the plug-in itself fails, "
+        "or makes something else than it planned."),
     # Mapping
     "LR301": Code("source names that no rule maps", Exit.PROBLEMS,
         "No rule of `names` takes these tensors. Map them, or drop them with a reason; leaving them out in silence is what "
@@ -143,14 +144,14 @@ CODES: dict[str, Code] = {
     "LR502": Code("not enough disk", Exit.RESOURCES,
         "The output, or the hub's cache, needs more room than the disk has."),
     "LR503": Code("output not empty", Exit.RESOURCES,
-        "The output is a file, or a folder with something in it. Nothing is overwritten."),
+        "The output is a file, or a folder with something in it, or another job is writing into it. Nothing is overwritten."),
     "LR505": Code("unfinished folder", Exit.RESOURCES,
         "A folder with shards and without a record: a conversion that was killed. Delete it and convert again."),
     "LR506": Code("shared storage", Exit.PROBLEMS,
         "Note. Names that lie on the same bytes: one tensor, or views of one storage; and whether it was written once or for "
         "each."),
     "LR508": Code("output can't be written", Exit.RESOURCES,
-        "The output can't be made where it should be, or it would lie inside a source."),
+        "Output or report can't be made where they should be, or would lie inside a source or in each other."),
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS,
         "The installed transformers would not load exactly these names and shapes. The output has been removed, or, in "
