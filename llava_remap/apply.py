@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llava_remap.checkpoint import Checkpoint, open_checkpoint
 from llava_remap.derive import Derived, derive, source_configs
@@ -128,7 +128,7 @@ def plan_job(
     _ = file.target
     program = compile_rules(file)
     first = file.first_source
-    given = given_sources(file, sources)
+    given = given_sources(file, [sources] if isinstance(sources, str) else sources)
     checkpoints = open_given(file, given, offline)
     try:
         folder = Path(output).expanduser() if output is not None else Path(short_name(given[first]) + "-hf")
@@ -193,12 +193,14 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
         on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle(verify)` in all, from
             any thread.
         verify: `meta`: the installed transformers is asked to load what was written, on meta tensors; `full`: every tensor is
-            also read back and compared with its source; `none`: neither.
+            also read back and compared with what its source gives; `none`: neither.
 
     Raises:
         RemapError: with the plan's problems, or what was found since.
     """
     started = time.monotonic()
+    if verify not in get_args(Verify):
+        raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
     job = check_values(job)
     problems = [*job.plan.problems, *_manifest_problems(job.checkpoints, dry_run=False)]
     if job.derived is None or problems:
@@ -297,6 +299,6 @@ def _output_problems(output: Path, plan: Plan, checkpoints: Mapping[str, Checkpo
         return [Problem("LR508", f"nothing can be written in {parent}.", another)]
     needed = plan.nbytes_write + _SMALL_FILES_NBYTES
     if needed > free:
-        facts = f"{needed:,} bytes are needed in {parent}, {free:,} are free."
+        facts = f"{needed:,} bytes are needed in {parent} ({_SMALL_FILES_NBYTES:,} of them for small files), {free:,} are free."
         return [Problem("LR502", facts, "Free some, or give another --output.")]
     return []

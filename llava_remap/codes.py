@@ -34,7 +34,7 @@ class Code:
 # fmt: off
 CODES: dict[str, Code] = {
     # Input
-    "LR100": Code("checkpoint not found", Exit.INPUT,
+    "LR100": Code("checkpoint not found or not readable", Exit.INPUT,
         "Nothing is at the path, or nothing that holds weights. Give the folder that the weights lie in, a file of weights, "
         "an index or a manifest."),
     "LR101": Code("Git LFS pointer in place of weights", Exit.INPUT,
@@ -73,7 +73,7 @@ CODES: dict[str, Code] = {
         "No network, no such repository or revision, no permission, or a server's error. Download it elsewhere and give its "
         "folder."),
     # Rule file
-    "LR200": Code("rule file not found", Exit.USAGE,
+    "LR200": Code("rule file not found or not readable", Exit.USAGE,
         "No such file, and no shipped rule file of that name: see `llava-remap rules list`."),
     "LR201": Code("invalid rule file", Exit.USAGE,
         "YAML that can't be read, an unknown or missing field, a value of another kind, or one that the target doesn't know. "
@@ -159,7 +159,8 @@ CODES: dict[str, Code] = {
     "LR602": Code("values differ", Exit.PROBLEMS,
         "A tensor isn't what its source gives: it was changed since, or it was made from another checkpoint."),
     "LR603": Code("files differ from the record", Exit.PROBLEMS,
-        "A file of the folder is gone, has changed, or was added since it was written."),
+        "Since the folder was written, a file of it is gone or has changed, or one was added that a loader would take in; or "
+        "the record itself was changed."),
     "LR604": Code("number of image tokens", Exit.PROBLEMS,
         "Image processor and tower disagree on how many image tokens a picture has."),
     "LR605": Code("the processor doesn't work", Exit.PROBLEMS,

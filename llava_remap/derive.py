@@ -90,7 +90,7 @@ def derive(
         notes.append(
             Problem(
                 "LR408",
-                "no source has a tokenizer. The folder will lack the tokenizer (tokenizer.json, tokenizer_config.json), the "
+                "no source has a tokenizer. The folder goes without the tokenizer (tokenizer.json, tokenizer_config.json), the "
                 "processor (processor_config.json) and the chat template (chat_template.jinja, chat_template.json): the model "
                 "opens, AutoProcessor doesn't. The ids of new tokens are those behind the last row of embed_tokens.",
                 "To have them, convert with --source language_model=DIR, the folder with the language model's tokenizer files.",

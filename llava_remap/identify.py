@@ -107,25 +107,27 @@ def _stubs(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) ->
     )
 
 
-def _already_converted(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
-    """LR109: a layout of transformers takes more of the names than the rule file does.
+def already_converted(checkpoint: Checkpoint, names: Sequence[str], mapped: int) -> Problem | None:
+    """LR109: a layout of transformers takes more of the names than the `mapped` ones that a rule file does.
 
     A quarter of them at least: an original shares `lm_head.weight` with some layouts, and a layout unknown here (the mixtures
     that some versions saved) still has its language model, nearly half of the names, in a known one.
     """
-    best, count = "", max(sum(r.rewrite.target is not None for r in routed), len(routed) // 4)
+    best, count = "", max(mapped, len(names) // 4)
     for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
         program = compile_rules(load_rule_file(path))
-        known = sum(program.rewrite(r.tensor.name).target is not None for r in routed)
+        known = sum(program.rewrite(name).target is not None for name in names)
         if known > count:
             best, count = path.stem, known
     if not best:
         return None
-    return Problem(
-        "LR109",
-        f"{count} of {len(routed)} names in {checkpoint.location} are in layout {best}.",
-        "Nothing is to be done: load it with transformers as it is.",
-    )
+    cause = f"{count} of {len(names)} names in {checkpoint.location} are in layout {best}."
+    return Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")
+
+
+def _already_converted(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
+    mapped = sum(r.rewrite.target is not None for r in routed)
+    return already_converted(checkpoint, [r.tensor.name for r in routed], mapped)
 
 
 def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:

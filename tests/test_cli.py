@@ -43,6 +43,16 @@ def test_inspect_a_manifest_that_can_only_be_planned(run: Run) -> None:
     assert "--dry-run" in ran.out
 
 
+def test_inspect_what_is_converted_already(run: Run) -> None:
+    assert (
+        run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out").code == 0
+    )
+    ran = run("inspect", "out")
+    assert ran.code == 1
+    assert "LR109" in ran.err
+    assert "80 of 80 names in out are in layout classic" in ran.err
+
+
 def test_rules_list(run: Run) -> None:
     ran = run("rules", "list")
     assert ran.code == 0

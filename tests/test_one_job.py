@@ -129,6 +129,17 @@ def test_a_job_planned_from_a_manifest(source: Path) -> None:
     refusal(job, "LR111")
 
 
+@pytest.mark.parametrize("verify", ["Full", "some", None])
+def test_a_check_that_there_is_not(verify: Any, source: Path) -> None:
+    with pytest.raises(RemapError, match="it is one of meta, full, none"):
+        apply_job(planned(source), verify=verify)
+    assert not Path("out").exists()
+
+
+def test_one_source_as_a_text(source: Path) -> None:
+    assert plan_job("llava-v1.5", f"{RELEASED / 'bin'}", "out").checkpoints["model"].path == RELEASED / "bin"
+
+
 @pytest.mark.parametrize("verify", ["meta", "full", "none"])
 def test_progress_adds_up(verify: Any) -> None:
     job = plan_job("llava-v1.5", [str(RELEASED / "sharded"), TOWER], "out")

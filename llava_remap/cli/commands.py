@@ -77,14 +77,17 @@ def apply_command(
     ] = False,
     output_format: Annotated[Format, typer.Option("--format", help="How the report is printed.")] = Format.human,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE.json", help="Also write the plan as JSON to a file.")
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.json", help="Also write the plan as JSON to a file; one that is there is replaced."
+        ),
     ] = None,
     verify: Annotated[
         Verify,
         typer.Option(
             "--verify",
             help="What is checked after writing. meta: transformers loads names and shapes strictly; full: also every tensor is "
-            "read back and compared with its source; none: nothing.",
+            "read back and compared with what its source gives; none: nothing.",
         ),
     ] = Verify.meta,
     offline: Annotated[bool, OFFLINE] = False,
@@ -128,6 +131,7 @@ def apply_command(
             if output_format is Format.json:
                 print(plan_json(job))
             print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
+            print("\nWhat was written has been removed.", file=sys.stderr)
             raise typer.Exit(max(problem.exit for problem in job.plan.problems))
         if report is not None:
             _write_report(report, plan_json(job, result))
@@ -139,7 +143,7 @@ def apply_command(
 
 @app.command("verify")
 def verify_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `apply` wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", readable=False, help="A folder that `apply` wrote.")],
     against: Annotated[
         list[str],
         typer.Option(
@@ -185,12 +189,14 @@ def inspect(
     Also which rule files fit it, and the command to run.
     """
     with _refusals(Format.human):
-        from llava_remap.identify import fits
+        from llava_remap.identify import already_converted, fits
         from llava_remap.report import print_fits
         from llava_remap.sources import open_source
 
         checkpoint = open_source("model", source, ("tensors", "config"), first=True, offline=offline)
         found = fits(checkpoint)
+        if problem := already_converted(checkpoint, list(checkpoint.catalog), max(fit.mapped for fit in found)):
+            raise RemapError(problem)
         print_fits(Console(soft_wrap=True), checkpoint, found)
         if not any(fit.fits for fit in found):
             raise typer.Exit(Exit.PROBLEMS)
@@ -275,9 +281,9 @@ def _progress(what: str, nbytes: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda done: None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=nbytes)
         yield lambda done: progress.update(task, advance=done)

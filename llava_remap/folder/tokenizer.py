@@ -52,7 +52,7 @@ def open_tokenizer(vocabulary: Vocabulary, text_model_type: str, tokens: Sequenc
         except Exception as error:  # whatever the tokenizer's code raises: the files are the user's
             raise refuse(
                 "LR113",
-                f"transformers can't open the tokenizer in {vocabulary.folder}: {' '.join(str(error).split())}.",
+                f"transformers can't open the tokenizer in {vocabulary.folder}: {' '.join(str(error).split()).rstrip('.')}.",
                 "Replace its files by the original ones, or give --source language_model=DIR.",
             ) from error
         if (folder / "tokenizer.model").is_file() and not whole:

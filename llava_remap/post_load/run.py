@@ -32,7 +32,7 @@ def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
             rule: PostLoadRule = _entry(use).load().model_validate_json(json.dumps(options))
         except ValidationError as error:
             reasons = "; ".join((f"`{'.'.join(map(str, e['loc']))}`: " if e["loc"] else "") + e["msg"] for e in error.errors())
-            raise refuse("LR212", f"options of `{use}`: {reasons}.", "See `with` of that rule.") from None
+            raise refuse("LR212", f"options of `{use}`: {reasons}.", _options(use, options)) from None
     return rule
 
 
@@ -89,6 +89,15 @@ def make_pieces(use: str, options: Mapping[str, Any], change: Change, read: Read
     if made != planned:
         cause = f"`{use}` makes {'more' if made > planned else made} bytes for `{change.target}`; {planned} were planned."
         raise refuse("LR212", cause, _report(use))
+
+
+def _options(use: str, options: Mapping[str, Any]) -> str:
+    """What to do about wrong options: the ones that there are, or the one that is nearest to an unknown one."""
+    known = list(getattr(_entry(use).load(), "model_fields", ()))
+    for name in options:
+        if name not in known and (near := difflib.get_close_matches(name, known, 1)):
+            return f"Did you mean `{near[0]}`?"
+    return f"Its options: {', '.join(known)}."
 
 
 def provenance(use: str) -> str:

@@ -25,7 +25,7 @@ _STRICT = "strict load by transformers: nothing missing, unexpected or mismatche
 #: What was checked after writing, by `--verify`.
 _CHECKED = {
     "meta": _STRICT,
-    "full": f"{_STRICT}; every tensor read back and equal to its source",
+    "full": f"{_STRICT}; every tensor read back, and as the sources give it",
     "none": "not checked after writing (--verify none)",
 }
 
@@ -95,15 +95,9 @@ def print_verification(console: Console, found: Verification) -> None:
     """What was checked of a folder, and what is wrong with it."""
     bad = {problem.code for problem in found.problems}
     _line(console, Text(_shown(str(found.folder)), "bold"))
-    _line(
-        console, f"  {found.files} files, {size(found.nbytes)}: {'digests differ' if 'LR603' in bad else 'as they were written'}"
-    )
-    load = (
-        _STRICT
-        if found.strict and "LR601" not in bad
-        else "strict load by transformers: " + ("failed" if found.strict else "not tried")
-    )
-    _line(console, f"  {load}")
+    _line(console, f"  {found.files} files, {size(found.nbytes)}: {'not ' * ('LR603' in bad)}as they were written")
+    load = {True: _STRICT, False: "strict load by transformers: failed", None: "strict load by transformers: not tried"}
+    _line(console, f"  {load[found.strict]}")
     if found.tensors is not None:
         differing = sum(len(problem.names) for problem in found.problems if problem.code == "LR602")
         same = (

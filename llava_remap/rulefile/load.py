@@ -21,6 +21,7 @@ from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 #: What a file says of itself and doesn't hand on to files that extend it.
 _OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
 _RULES = ("prepare", "names")
+_MEND = "Mend it there; the shipped rule files show every field."
 #: A step of pydantic's path that is no field but one of several types that it tried.
 _TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
 _PATTERNS = "In a template, fields are {x}, {x:int} and {x...}; in a regex, a sign that stands for itself has a \\ before it."
@@ -339,17 +340,19 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
             case "pattern":
                 yield Problem("LR202", f"{node.mark} {detail['msg']}.", _PATTERNS)
             case "form" | "origin" | "outcome":
-                yield Problem("LR201", f"{node.mark} {detail['msg']}.")
+                yield Problem("LR201", f"{node.mark} {detail['msg']}.", _MEND)
             case _:
                 said = ".".join(str(step) for step in path if not _TRIED.search(str(step)))
                 if said != ".".join(map(str, path)):
                     yield Problem(
-                        "LR201", f"{node.mark} `{said}` has to be a text, a number, true, false, null or a list of those."
+                        "LR201",
+                        f"{node.mark} `{said}` has to be a text, a number, true, false, null or a list of those.",
+                        _MEND,
                     )
                 elif kind in _KINDS:
-                    yield Problem("LR201", f"{node.mark} `{said}` has to be {_KINDS[kind]}.")
+                    yield Problem("LR201", f"{node.mark} `{said}` has to be {_KINDS[kind]}.", _MEND)
                 else:
-                    yield Problem("LR201", f"{node.mark} `{said}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.")
+                    yield Problem("LR201", f"{node.mark} `{said}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.", _MEND)
 
 
 def _fields_at(path: tuple[str | int, ...]) -> list[str]:

@@ -21,6 +21,7 @@ from llava_remap.errors import refuse
 MAX_NBYTES = 1_000_000
 #: Levels of nesting; the rule language needs seven.
 MAX_DEPTH = 50
+_OTHER = "Mend it there, if this is the rule file that you mean."
 
 _LOADER = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 _CONSTANTS = {"": None, "null": None, "~": None, "true": True, "false": False}
@@ -84,12 +85,12 @@ def read_yaml(path: Path, shown: str) -> Node:
     """
     try:
         if path.stat().st_size > MAX_NBYTES:
-            raise refuse("LR201", f"{shown}:1:1 the file has {path.stat().st_size} bytes; at most {MAX_NBYTES} are read.")
+            raise refuse("LR201", f"{shown}:1:1 the file has {path.stat().st_size} bytes; at most {MAX_NBYTES} are read.", _OTHER)
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise refuse("LR200", f"{shown}: {error.strerror}.", "Give a path or the name of a shipped rule file.") from None
     except UnicodeDecodeError as error:
-        raise refuse("LR201", f"{shown}:1:1 not UTF-8 at byte {error.start}.") from None
+        raise refuse("LR201", f"{shown}:1:1 not UTF-8 at byte {error.start}.", _OTHER) from None
     return parse_yaml(text, shown)
 
 
@@ -99,9 +100,9 @@ def parse_yaml(text: str, shown: str) -> Node:
         root = _document(iter(yaml.parse(text, Loader=_LOADER)), shown)
     except yaml.MarkedYAMLError as error:
         mark = _mark(error.problem_mark or error.context_mark, shown)
-        raise refuse("LR201", f"{mark} not valid YAML: {error.problem or error.context}.") from None
+        raise refuse("LR201", f"{mark} not valid YAML: {error.problem or error.context}.", _OTHER) from None
     except yaml.YAMLError as error:
-        raise refuse("LR201", f"{shown}:1:1 not valid YAML: {' '.join(str(error).split())}.") from None
+        raise refuse("LR201", f"{shown}:1:1 not valid YAML: {' '.join(str(error).split())}.", _OTHER) from None
     if not isinstance(root.value, dict):
         raise refuse("LR201", f"{root.mark} a rule file is a mapping of fields.", "Start with `schema: 1`.")
     return root
@@ -116,7 +117,9 @@ def _document(events: Iterator[Any], shown: str) -> Node:
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
             if root is not None:
-                raise refuse("LR201", f"{_mark(event.start_mark, shown)} a rule file is one YAML document.")
+                raise refuse(
+                    "LR201", f"{_mark(event.start_mark, shown)} a rule file is one YAML document.", "Take the `---` out."
+                )
             root = _node(next(events), events, shown, 0)
     return root or Node({}, Mark(shown, 1, 1))
 
@@ -128,7 +131,7 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int) -> Node:
     if event.tag:
         raise refuse("LR201", f"{mark} tags (`{event.tag}`) are not part of the rule language.", "Leave the tag out.")
     if depth > MAX_DEPTH:
-        raise refuse("LR201", f"{mark} nested more than {MAX_DEPTH} levels deep.")
+        raise refuse("LR201", f"{mark} nested more than {MAX_DEPTH} levels deep.", _OTHER)
     if isinstance(event, yaml.ScalarEvent):
         return Node(_scalar(event.value, mark) if event.implicit[0] else event.value, mark)
     if isinstance(event, yaml.SequenceStartEvent):
@@ -143,7 +146,11 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int) -> Node:
             raise refuse("LR201", f"{key.mark} a key is a word, not a list or mapping.", "Quote it if it starts with { or [.")
         name = event.value
         if name in entries:
-            raise refuse("LR201", f"{key.mark} `{name}` stands twice; first at line {(entries[name].key_mark or key.mark).line}.")
+            raise refuse(
+                "LR201",
+                f"{key.mark} `{name}` stands twice; first at line {(entries[name].key_mark or key.mark).line}.",
+                "Take one out.",
+            )
         value = _node(next(events), events, shown, depth + 1)
         entries[name] = Node(value.value, value.mark, key.mark)
     return Node(entries, mark)

@@ -23,6 +23,7 @@ _TEXT_KEYS = (
     "pad_token_id", "use_cache", "pretraining_tp",
 )  # fmt: skip
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_RULE = "Mend the rule file there."
 _MEND = "Mend the source's config.json."
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
 #: rope_theta of every class that was trained before the key existed.
@@ -131,7 +132,9 @@ class _Values:
         if value.token is not None:
             found = next((token.id for token in self.tokens if token.role == value.token), None)
             if found is None and value.token != "pad":
-                raise refuse("LR201", f"`{where}` is the id of the {value.token} token, and `tokens` has none with this role.")
+                raise refuse(
+                    "LR201", f"`{where}` is the id of the {value.token} token, and `tokens` has none with this role.", _RULE
+                )
             return self.source.get("pad_token_id") if found is None else found
         if value.target is not None:
             return self.target.get(value.target)
@@ -165,7 +168,7 @@ class _Values:
 
     def _fact(self, where: str, fact: str) -> Any:
         if fact not in self.tower.facts:
-            raise refuse("LR201", f"`{where}` asks for `{fact}` of the tower; known: {', '.join(self.tower.facts)}.")
+            raise refuse("LR201", f"`{where}` asks for `{fact}` of the tower; known: {', '.join(self.tower.facts)}.", _RULE)
         return self.tower.facts[fact]
 
 
@@ -176,7 +179,7 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         place = place.setdefault(parent, {}) if isinstance(place, dict) else None
     if not isinstance(place, dict) or isinstance(place.get(last), dict):
-        raise refuse("LR201", f"`target.config.{key}`: a value and a group of values can't have one name.")
+        raise refuse("LR201", f"`target.config.{key}`: a value and a group of values can't have one name.", _RULE)
     if value is not None:
         place[last] = value
 

@@ -58,17 +58,18 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
             "LR201",
             f"`target.config.model_type` is {config.get('model_type')!r}; "
             f"{class_name} has {model_class.config_class.model_type!r}.",
+            "Write that, or another `target.class`.",
         )
     try:
         with torch.device("meta"):
             # A copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given for `rope_scaling`.
             return model_class(model_class.config_class.from_dict(deepcopy(dict(config))))
     except Exception as error:  # whatever the class raises: the config is the user's
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise refuse(
             "LR112",
             f"transformers {transformers.__version__} can't build {class_name} from the config: {reason}.",
-            "See the source's config.json.",
+            "Mend the source's config.json.",
         ) from error
 
 

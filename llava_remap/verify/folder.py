@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, open_checkpoint, read_object
+from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object
 from llava_remap.errors import Problem, RemapError
 from llava_remap.execute import INDEX, Recipe, digest_files
 from llava_remap.record import RECORD, Record, unreadable
@@ -26,14 +26,14 @@ class Verification:
 
     Attributes:
         files, nbytes: how many files were digested.
-        strict: whether a strict load was tried.
+        strict: whether a strict load succeeded; None where files are gone, so that it wasn't tried.
         tensors: how many tensors were compared with the sources; None where no source was given.
     """
 
     folder: Path
     files: int
     nbytes: int
-    strict: bool
+    strict: bool | None
     tensors: int | None
     problems: tuple[Problem, ...]
 
@@ -71,30 +71,42 @@ def verify_folder(
         problems = _files(folder, record, on_progress)
     except OSError as error:
         raise unreadable(error, folder) from None
-    strict, tensors = False, None
+    strict: bool | None = None
+    tensors = None
     shards = [folder / name for name in sorted(record.outputs) if name.endswith(".safetensors")]
-    if all(shard.is_file() for shard in shards) and (folder / "config.json").is_file():
-        strict = True
+    if all(path.is_file() for path in (*shards, folder / "config.json", folder / INDEX)):
         try:
+            written = open_checkpoint(folder / INDEX).catalog
             config = read_object(folder / "config.json", "LR113", _FIX)
-            problems += _strict_load(shards, record.target_class, config)
-            if against is not None:
-                written = open_checkpoint(folder / INDEX).catalog
-                tensors, found = compare(written, Recipe.of(record.mapped, record.post_load, against), on_progress)
-                problems += found
-        except RemapError as error:
-            problems += error.problems
+            found = _headers(written, record) + strict_load(shards, record.target_class, config)
+        except RemapError as error:  # all of it could be read when it was written
+            found = [replace(problem, code="LR601", fix=_FIX) for problem in error.problems]
+        problems += found
+        strict = not any(problem.code == "LR601" for problem in found)
+        if against is not None and strict:
+            tensors, found = compare(written, Recipe.of(record.mapped, record.post_load, against), on_progress)
+            problems += found
     nbytes = sum(file.nbytes for file in record.outputs.values())
     return Verification(folder, len(record.outputs), nbytes, strict, tensors, tuple(problems))
 
 
-def _strict_load(shards: list[Path], class_name: str, config: Mapping[str, Any]) -> list[Problem]:
-    """LR601 also where the model can't even be built: the config was right when it was written."""
-    try:
-        return strict_load(shards, class_name, config)
-    except RemapError as error:
-        codes = ("LR112", "LR201")
-        return [replace(p, code="LR601", fix=_FIX) if p.code in codes else p for p in error.problems]
+def _headers(written: Catalog, record: Record) -> list[Problem]:
+    """LR603 where the tensors are other ones than the record says, by name, dtype or shape."""
+    said = {entry.target: (entry.dtype, entry.shape) for entry in record.mapped if entry.op != "tied"}
+    have = {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()}
+    rows = [
+        (name, f"is {_said(have.get(name))} in the files, {_said(said.get(name))} in the record")
+        for name in sorted(said.keys() | have.keys())
+        if have.get(name) != said.get(name)
+    ]
+    if not rows:
+        return []
+    cause = f"the record and the files disagree on {len(rows)} tensors."
+    return [Problem("LR603", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]
+
+
+def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+    return f"{tensor[0]} {list(tensor[1])}" if tensor is not None else "not there"
 
 
 def _files(folder: Path, record: Record, on_progress: Callable[[int], None]) -> list[Problem]:

@@ -18,7 +18,7 @@ BOMB = "schema: 1\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 TRAPS = {
-    "duplicate key": ("schema: 1\nname: a\nsummary: b\nname: c\n", "4:1", "`name` stands twice; first at line 2."),
+    "duplicate key": ("schema: 1\nname: a\nsummary: b\nname: c\n", "4:1", "`name` stands twice; first at line 2. Take one out."),
     "duplicate key, deep": (
         "schema: 1\nsources:\n  model: {optional: true, optional: false}\n",
         "3:27",
@@ -73,7 +73,7 @@ def test_trap(trap: str, loader: str, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_first_of_two_keys_is_shown_where_it_stands(tmp_path: Path) -> None:
     [(_, place, message)] = said(tmp_path, "schema: 1\nsources:\n  model: {}\nsources: {}\n")
     assert place == "r.yaml:4:1"
-    assert message == "`sources` stands twice; first at line 2."
+    assert message == "`sources` stands twice; first at line 2. Take one out."
 
 
 BROKEN = {
@@ -103,12 +103,20 @@ def test_control_character(tmp_path: Path) -> None:
 
 def test_not_utf8(tmp_path: Path) -> None:
     [(code, place, message)] = said(tmp_path, b"schema: 1\nname: caf\xe9\n")
-    assert (code, place, message) == ("LR201", "r.yaml:1:1", "not UTF-8 at byte 19.")
+    assert (code, place, message) == (
+        "LR201",
+        "r.yaml:1:1",
+        "not UTF-8 at byte 19. Mend it there, if this is the rule file that you mean.",
+    )
 
 
 def test_utf16(tmp_path: Path) -> None:
     [(code, place, message)] = said(tmp_path, "schema: 1\n".encode("utf-16"))
-    assert (code, place, message) == ("LR201", "r.yaml:1:1", "not UTF-8 at byte 0.")
+    assert (code, place, message) == (
+        "LR201",
+        "r.yaml:1:1",
+        "not UTF-8 at byte 0. Mend it there, if this is the rule file that you mean.",
+    )
 
 
 def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
@@ -120,7 +128,9 @@ def test_size_limit(tmp_path: Path) -> None:
     assert load(tmp_path, head + "x" * (1_000_000 - len(head))).name == "large"
     [(code, place, message)] = said(tmp_path, head + "x" * (1_000_001 - len(head)))
     assert (code, place) == ("LR201", "r.yaml:1:1")
-    assert message == "the file has 1000001 bytes; at most 1000000 are read."
+    assert (
+        message == "the file has 1000001 bytes; at most 1000000 are read. Mend it there, if this is the rule file that you mean."
+    )
 
 
 def test_unreadable_file(tmp_path: Path) -> None:

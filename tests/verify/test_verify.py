@@ -218,9 +218,10 @@ def test_a_file_cut_short(out: Path, run: Run) -> None:
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-100])
     ran = run("verify", out)
-    assert ran.code == 3
+    assert ran.code == 1
     assert f"{path.name}  has {size - 100:,} bytes, the record says {size:,}" in ran.out
-    assert "LR102" in ran.out
+    assert "LR601" in ran.out
+    assert "strict load by transformers: failed" in ran.out
 
 
 def test_a_changed_config(out: Path, run: Run) -> None:
@@ -229,6 +230,40 @@ def test_a_changed_config(out: Path, run: Run) -> None:
     path.write_text(path.read_text().replace("10000.0", "20000.0"))
     ran = run("verify", out)
     assert (ran.code, "config.json  has sha256" in ran.out) == (1, True)
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.json", "x"), ("model.safetensors.index.json", '{"a"')])
+def test_what_can_not_be_read_any_more_is_not_loaded(name: str, text: str, out: Path, run: Run) -> None:
+    """Nothing claims a strict load that wasn't made."""
+    (out / name).write_text(text)
+    ran = run("verify", out)
+    assert ran.code == 1
+    assert "strict load by transformers: failed" in ran.out
+    found = run("verify", out, "--format", "json").json
+    assert (found["strict_load"], [problem["code"] for problem in found["problems"]]) == (False, ["LR603", "LR601"])
+
+
+def other_dtype(record: Any) -> None:
+    next(entry for entry in record["plan"]["mapped"] if entry["target"] == NORM)["dtype"] = "BF16"
+
+
+def other_name(record: Any) -> None:
+    next(entry for entry in record["plan"]["mapped"] if entry["target"] == NORM)["target"] = "other"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (other_dtype, f"{NORM}  is F16 [64] in the files, BF16 [64] in the record"),
+        (other_name, f"{NORM}  is F16 [64] in the files, not there in the record"),
+    ],
+)
+def test_a_record_that_is_not_of_these_files(change: Callable[[Any], object], words: str, out: Path, run: Run) -> None:
+    path = out / "llava_remap.json"
+    path.write_text(broken(change)(path.read_text()))
+    ran = run("verify", out)
+    assert (ran.code, "LR603" in ran.out) == (1, True)
+    assert words in ran.out
 
 
 def test_a_config_of_another_size(out: Path, run: Run) -> None:
@@ -508,7 +543,7 @@ def test_full_reads_everything_back(run: Run, monkeypatch: pytest.MonkeyPatch) -
     command = ("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--output")
     ran = run(*command, "good", "--verify", "full")
     assert ran.code == 0
-    assert "every tensor read back and equal to its source" in ran.out
+    assert "every tensor read back, and as the sources give it" in ran.out
     assert record_of(Path("good"))["verified"] == "full"
     corrupt(monkeypatch)
     assert run(*command, "unseen").code == 0
