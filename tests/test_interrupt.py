@@ -15,7 +15,9 @@ from tests.conftest import CLIP, RELEASED
 
 #: Runs the command line with one function replaced by one that reports that it is reached, and waits.
 DRIVER = """
-import importlib, sys, time
+import importlib, signal, sys, time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores it
 
 def wait(*arguments, **named):
     print("reached", flush=True)
@@ -100,6 +102,8 @@ def test_between_two_steps_of_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
 SWALLOWED = """
 import os, signal, sys
 import llava_remap.apply as job
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def library(*arguments, **named):
     try:
