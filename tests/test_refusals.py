@@ -73,6 +73,11 @@ def test_a_missing_projector_bias(run: Run, changed: Changed) -> None:
     assert "multi_modal_projector.linear_1.bias" in printed
 
 
+def test_a_config_with_more_layers(run: Run, changed: Changed) -> None:
+    printed = refused(run, changed(config=lambda config: config.update(num_hidden_layers=3)), "LR302")
+    assert "The config says 3 layers of the language model, the sources have 2." in printed
+
+
 def test_an_extra_layer(run: Run, changed: Changed) -> None:
     def add_layer(tensors: Tensors) -> None:
         for name in [n for n in tensors if n.startswith("model.layers.1.") and "rotary" not in n]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from llava_remap.checkpoint import DTYPE_BITS, Checkpoint
@@ -27,6 +27,8 @@ from llava_remap.rewrite import Program
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import Target
 
+#: Where the layers of the language model are in the classic layout.
+_LAYERS = "language_model.model.layers."
 #: What a parameter can be stored as.
 PARAMETER_DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -76,7 +78,7 @@ def build_plan(
     if recognised:
         found_problems += _unmapped_problems(plan_unmapped, target is not None)
     if target is not None:
-        found_problems += _coverage_problems(plan_missing, mismatched, collisions, routes)
+        found_problems += _coverage_problems(plan_missing, mismatched, collisions, routes, _layers(shapes), _layers(providers))
         found_problems += _dtype_problems(mapped)
         found_problems += _drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
@@ -171,7 +173,12 @@ def _unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool) -> l
 
 
 def _coverage_problems(
-    missing: Sequence[Missing], mismatched: Sequence[Mismatched], collisions: Sequence[Collision], routes: Routes
+    missing: Sequence[Missing],
+    mismatched: Sequence[Mismatched],
+    collisions: Sequence[Collision],
+    routes: Routes,
+    layers_wanted: int,
+    layers_there: int,
 ) -> list[Problem]:
     """What the target misses, gets in another shape or gets twice, one problem a kind, with every name of that kind."""
     problems = []
@@ -181,6 +188,8 @@ def _coverage_problems(
         if any(m.target.endswith("lm_head.weight") for m in missing):
             fix += " If the model ties lm_head to embed_tokens, its config.json has to say tie_word_embeddings: true."
         cause = f"{_count(len(missing), 'parameter')} of the model that no source provides.{sources}"
+        if 0 < layers_there < layers_wanted:
+            cause += f" The config says {layers_wanted} layers of the language model, the sources have {layers_there}."
         problems.append(Problem("LR302", cause, fix, tuple(m.target for m in missing)))
     if mismatched:
         rows = tuple(
@@ -310,6 +319,12 @@ def _summary(name: str, checkpoint: Checkpoint, routes: Routes) -> SourceSummary
     return SourceSummary(
         checkpoint.location, checkpoint.form, checkpoint.passed_over, len(checkpoint.catalog), taken, checkpoint.nbytes
     )
+
+
+def _layers(names: Iterable[str]) -> int:
+    """Layers of the language model among target names: one more than the largest number."""
+    numbers = (name.removeprefix(_LAYERS).partition(".")[0] for name in names if name.startswith(_LAYERS))
+    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 
 
 def _broken(name: str) -> bool:
