@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 
 from llava_remap.checkpoint import DTYPE_BITS, Checkpoint
 from llava_remap.errors import Problem
@@ -21,16 +20,12 @@ from llava_remap.plan.model import (
     Unmapped,
     ValueCheck,
 )  # fmt: skip
+from llava_remap.plan.problems import coverage_problems, drop_problems, dtype_problems, layers, unmapped_problems
 from llava_remap.plan.route import Routed, Routes
 from llava_remap.plan.suggest import nearest
 from llava_remap.rewrite import Program
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import Target
-
-#: Where the layers of the language model are in the classic layout.
-_LAYERS = "language_model.model.layers."
-#: What a parameter can be stored as.
-PARAMETER_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def build_plan(
@@ -76,11 +71,11 @@ def build_plan(
     ]
     found_problems = list(problems)
     if recognised:
-        found_problems += _unmapped_problems(plan_unmapped, target is not None)
+        found_problems += unmapped_problems(plan_unmapped, target is not None)
     if target is not None:
-        found_problems += _coverage_problems(plan_missing, mismatched, collisions, routes, _layers(shapes), _layers(providers))
-        found_problems += _dtype_problems(mapped)
-        found_problems += _drop_problems(program, routes.taken, set(missing))
+        found_problems += coverage_problems(plan_missing, mismatched, collisions, routes, layers(shapes), layers(providers))
+        found_problems += dtype_problems(mapped)
+        found_problems += drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
     all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *_beside_notes(rules, routes))
     return Plan(
@@ -144,95 +139,6 @@ def _unmapped(unclaimed: Sequence[Routed], missing: Sequence[str], shapes: Mappi
             nearest(r.tensor.name, r.tensor.shape, wanted),
         )
         for r in unclaimed
-    ]
-
-
-def _unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool) -> list[Problem]:
-    """Source names that go nowhere, one problem a kind."""
-    problems = []
-    if names := tuple(u.name for u in unmapped if u.produced is None):
-        cause = f"{_count(len(names), 'tensor')} that no rule maps."
-        problems.append(
-            Problem("LR301", cause, "Add a rule that maps them. Drop only what the model doesn't compute with.", names)
-        )
-    if not target_is_known:
-        return problems
-    for code, broken in (("LR307", True), ("LR303", False)):
-        found = [u for u in unmapped if u.produced is not None and _broken(u.produced) is broken]
-        if found:
-            what = "with an empty or doubled segment" if broken else "that the model doesn't have"
-            rules = ", ".join(dict.fromkeys(u.rules[-1] for u in found))
-            cause = f"{_count(len(found), 'name')} {what}, made by {rules}."
-            fix = (
-                "Mend the rules that made them."
-                if broken
-                else "Is the config that of another size, or does a rule reach too far?"
-            )
-            problems.append(Problem(code, cause, fix, tuple(str(u.produced) for u in found)))
-    return problems
-
-
-def _coverage_problems(
-    missing: Sequence[Missing],
-    mismatched: Sequence[Mismatched],
-    collisions: Sequence[Collision],
-    routes: Routes,
-    layers_wanted: int,
-    layers_there: int,
-) -> list[Problem]:
-    """What the target misses, gets in another shape or gets twice, one problem a kind, with every name of that kind."""
-    problems = []
-    if missing:
-        sources = "".join(f" Source `{name}` has no tensor that its `select` takes." for name in routes.unselected)
-        fix = "Give the source that has them, or add a rule for the nearest names."
-        if any(m.target.endswith("lm_head.weight") for m in missing):
-            fix += " If the model ties lm_head to embed_tokens, its config.json has to say tie_word_embeddings: true."
-        cause = f"{_count(len(missing), 'parameter')} of the model that no source provides.{sources}"
-        if 0 < layers_there < layers_wanted:
-            cause += f" The config says {layers_wanted} layers of the language model, the sources have {layers_there}."
-        problems.append(Problem("LR302", cause, fix, tuple(m.target for m in missing)))
-    if mismatched:
-        rows = tuple(
-            (m.target, f"{_shape(m.source_shape)} in the checkpoint, {_shape(m.target_shape)} in the model") for m in mismatched
-        )
-        cause = f"{_count(len(mismatched), 'tensor')} of another shape than the model's."
-        fix = "Does the config.json belong to these weights?"
-        problems.append(Problem("LR401", cause, fix, tuple(m.target for m in mismatched), rows))
-    if collisions:
-        first = collisions[0]
-        origins = " and ".join(f"`{origin.name}` ({origin.source})" for origin in first.from_)
-        more = f", and so for {_count(len(collisions) - 1, 'other name')}" if len(collisions) > 1 else ""
-        names = tuple(origin.name for collision in collisions for origin in collision.from_)
-        cause = f"{origins} both become `{first.target}`{more}."
-        problems.append(Problem("LR304", cause, "Take one of the two out of the checkpoint.", names))
-    return problems
-
-
-def _dtype_problems(mapped: Sequence[Mapped]) -> list[Problem]:
-    """LR409: a parameter holds floating-point numbers; a loader would convert anything else into them without a word."""
-    odd = [entry for entry in mapped if entry.dtype not in PARAMETER_DTYPES]
-    if not odd:
-        return []
-    cause = (
-        f"{_count(len(odd), 'tensor')} of dtype {', '.join(sorted({entry.dtype for entry in odd}))} for parameters of the model."
-    )
-    fix = f"A parameter is {', '.join(PARAMETER_DTYPES)}. Find out what wrote them."
-    return [Problem("LR409", cause, fix, tuple(entry.target for entry in odd))]
-
-
-def _drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) -> list[Problem]:
-    """LR306: a dropped tensor that, without the drop, would provide what is missing."""
-    if not missing:
-        return []
-    stolen: dict[str, list[str]] = defaultdict(list)
-    for routed in taken:
-        if routed.rewrite.reason is not None:
-            rule = routed.rewrite.rules[-1]
-            if program.without(rule).rewrite(routed.rewrite.source).target in missing:
-                stolen[rule].append(routed.tensor.name)
-    return [
-        Problem("LR306", f"the drop `{rule}` takes tensors that the model wants.", "Make its pattern narrower.", tuple(names))
-        for rule, names in stolen.items()
     ]
 
 
@@ -319,22 +225,3 @@ def _summary(name: str, checkpoint: Checkpoint, routes: Routes) -> SourceSummary
     return SourceSummary(
         checkpoint.location, checkpoint.form, checkpoint.passed_over, len(checkpoint.catalog), taken, checkpoint.nbytes
     )
-
-
-def _layers(names: Iterable[str]) -> int:
-    """Layers of the language model among target names: one more than the largest number."""
-    numbers = (name.removeprefix(_LAYERS).partition(".")[0] for name in names if name.startswith(_LAYERS))
-    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
-
-
-def _broken(name: str) -> bool:
-    segments = name.split(".")
-    return "" in segments or any(one == other for one, other in pairwise(segments))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("s" if number != 1 else "")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"

@@ -1,0 +1,125 @@
+"""What keeps a plan from being complete, in words: one problem a kind, with every name of that kind."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from llava_remap.errors import Problem
+from llava_remap.plan.model import Collision, Mapped, Mismatched, Missing, Unmapped
+from llava_remap.plan.route import Routed, Routes
+from llava_remap.rewrite import Program
+
+#: Where the layers of the language model are in the classic layout.
+_LAYERS = "language_model.model.layers."
+#: What a parameter can be stored as.
+PARAMETER_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+def unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool) -> list[Problem]:
+    """Source names that go nowhere, one problem a kind."""
+    problems = []
+    if names := tuple(u.name for u in unmapped if u.produced is None):
+        cause = f"{_count(len(names), 'tensor')} that no rule maps."
+        problems.append(
+            Problem("LR301", cause, "Add a rule that maps them. Drop only what the model doesn't compute with.", names)
+        )
+    if not target_is_known:
+        return problems
+    for code, broken in (("LR307", True), ("LR303", False)):
+        found = [u for u in unmapped if u.produced is not None and _broken(u.produced) is broken]
+        if found:
+            what = "with an empty or doubled segment" if broken else "that the model doesn't have"
+            rules = ", ".join(dict.fromkeys(u.rules[-1] for u in found))
+            cause = f"{_count(len(found), 'name')} {what}, made by {rules}."
+            fix = (
+                "Mend the rules that made them."
+                if broken
+                else "Is the config that of another size, or does a rule reach too far?"
+            )
+            problems.append(Problem(code, cause, fix, tuple(str(u.produced) for u in found)))
+    return problems
+
+
+def coverage_problems(
+    missing: Sequence[Missing],
+    mismatched: Sequence[Mismatched],
+    collisions: Sequence[Collision],
+    routes: Routes,
+    layers_wanted: int,
+    layers_there: int,
+) -> list[Problem]:
+    """What the target misses, gets in another shape or gets twice, one problem a kind, with every name of that kind."""
+    problems = []
+    if missing:
+        sources = "".join(f" Source `{name}` has no tensor that its `select` takes." for name in routes.unselected)
+        fix = "Give the source that has them, or add a rule for the nearest names."
+        if any(m.target.endswith("lm_head.weight") for m in missing):
+            fix += " If the model ties lm_head to embed_tokens, its config.json has to say tie_word_embeddings: true."
+        cause = f"{_count(len(missing), 'parameter')} of the model that no source provides.{sources}"
+        if 0 < layers_there < layers_wanted:
+            cause += f" The config says {layers_wanted} layers of the language model, the sources have {layers_there}."
+        problems.append(Problem("LR302", cause, fix, tuple(m.target for m in missing)))
+    if mismatched:
+        rows = tuple(
+            (m.target, f"{_shape(m.source_shape)} in the checkpoint, {_shape(m.target_shape)} in the model") for m in mismatched
+        )
+        cause = f"{_count(len(mismatched), 'tensor')} of another shape than the model's."
+        fix = "Does the config.json belong to these weights?"
+        problems.append(Problem("LR401", cause, fix, tuple(m.target for m in mismatched), rows))
+    if collisions:
+        first = collisions[0]
+        origins = " and ".join(f"`{origin.name}` ({origin.source})" for origin in first.from_)
+        more = f", and so for {_count(len(collisions) - 1, 'other name')}" if len(collisions) > 1 else ""
+        names = tuple(origin.name for collision in collisions for origin in collision.from_)
+        cause = f"{origins} both become `{first.target}`{more}."
+        problems.append(Problem("LR304", cause, "Take one of the two out of the checkpoint.", names))
+    return problems
+
+
+def dtype_problems(mapped: Sequence[Mapped]) -> list[Problem]:
+    """LR409: a parameter holds floating-point numbers; a loader would convert anything else into them without a word."""
+    odd = [entry for entry in mapped if entry.dtype not in PARAMETER_DTYPES]
+    if not odd:
+        return []
+    cause = (
+        f"{_count(len(odd), 'tensor')} of dtype {', '.join(sorted({entry.dtype for entry in odd}))} for parameters of the model."
+    )
+    fix = f"A parameter is {', '.join(PARAMETER_DTYPES)}. Find out what wrote them."
+    return [Problem("LR409", cause, fix, tuple(entry.target for entry in odd))]
+
+
+def drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) -> list[Problem]:
+    """LR306: a dropped tensor that, without the drop, would provide what is missing."""
+    if not missing:
+        return []
+    stolen: dict[str, list[str]] = defaultdict(list)
+    for routed in taken:
+        if routed.rewrite.reason is not None:
+            rule = routed.rewrite.rules[-1]
+            if program.without(rule).rewrite(routed.rewrite.source).target in missing:
+                stolen[rule].append(routed.tensor.name)
+    return [
+        Problem("LR306", f"the drop `{rule}` takes tensors that the model wants.", "Make its pattern narrower.", tuple(names))
+        for rule, names in stolen.items()
+    ]
+
+
+def layers(names: Iterable[str]) -> int:
+    """Layers of the language model among target names: one more than the largest number."""
+    numbers = (name.removeprefix(_LAYERS).partition(".")[0] for name in names if name.startswith(_LAYERS))
+    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+
+
+def _broken(name: str) -> bool:
+    segments = name.split(".")
+    return "" in segments or any(one == other for one, other in pairwise(segments))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
