@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +11,8 @@ import typer
 from rich.console import Console
 
 from llava_remap import __version__
+from llava_remap.cli.common import OFFLINE, Format, progress, refusals, write_report
+from llava_remap.cli.rules import rules_app
 from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError
 
@@ -20,22 +20,13 @@ app = typer.Typer(
     help="Turn research LLaVA checkpoints into ones that transformers, vLLM, SGLang and llama.cpp load.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
-rules_app = typer.Typer(help="Look at rule files and test them.", no_args_is_help=True)
 app.add_typer(rules_app, name="rules")
-
-
-class Format(str, Enum):
-    human = "human"
-    json = "json"
 
 
 class Verify(str, Enum):
     meta = "meta"
     full = "full"
     none = "none"
-
-
-OFFLINE = typer.Option("--offline", help="Take from the hub only what was downloaded before.")
 
 
 def _version(wanted: bool) -> None:
@@ -97,7 +88,7 @@ def apply_command(
     It is planned, written if the plan is complete, and loaded strictly. Nothing is written unless every tensor and every
     parameter has its place.
     """
-    with _refusals(output_format):
+    with refusals(output_format):
         if report is not None and report.suffix != ".json":
             raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json.", "Write --report NAME.json."))
         from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused, source_with  # noqa: I001
@@ -115,26 +106,26 @@ def apply_command(
             if (name := source_with(report, job.checkpoints)) is not None:
                 cause = f"{report} is inside source `{name}`, and sources are never written to."
                 raise RemapError(Problem("LR508", cause, "Give another --report."))
-            _write_report(report, plan_json(job))
+            write_report(report, plan_json(job))
         if dry_run or not job.plan.complete:
             if output_format is Format.json:
                 print(plan_json(job))
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
-        with _progress("writing and checking", job.nbytes_to_handle(verify.value)) as on_progress:
+        with progress("writing and checking", job.nbytes_to_handle(verify.value)) as onprogress:
             try:
-                result = apply_job(job, on_progress, verify=verify.value)
+                result = apply_job(job, onprogress, verify=verify.value)
             except RemapError as error:  # found while it was written, so the plan that was shown didn't have it
                 job = refused(job, error.problems)
         if not job.plan.complete:
             if report is not None:
-                _write_report(report, plan_json(job))
+                write_report(report, plan_json(job))
             if output_format is Format.json:
                 print(plan_json(job))
             print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
             print("\nWhat was written has been removed.", file=sys.stderr)
             raise typer.Exit(max(problem.exit for problem in job.plan.problems))
         if report is not None:
-            _write_report(report, plan_json(job, result))
+            write_report(report, plan_json(job, result))
         if output_format is Format.json:
             print(plan_json(job, result))
         else:
@@ -160,7 +151,7 @@ def verify_command(
     The files are compared with the digests in the folder's record, transformers loads names and shapes strictly, and with
     --against every value is compared with what the sources give.
     """
-    with _refusals(output_format, "verification"):
+    with refusals(output_format, "verification"):
         import json
 
         from llava_remap.record import read_record
@@ -170,8 +161,8 @@ def verify_command(
 
         record = read_record(folder)
         sources = open_again(record.sources, against, offline=offline) if against else None
-        with _progress("verifying", record.nbytes_to_read(compared=sources is not None)) as on_progress:
-            found = verify_folder(folder, record, sources, on_progress)
+        with progress("verifying", record.nbytes_to_read(compared=sources is not None)) as onprogress:
+            found = verify_folder(folder, record, sources, onprogress)
         if output_format is Format.json:
             print(json.dumps(found.to_json(), indent=2))
         else:
@@ -188,7 +179,7 @@ def inspect(
 
     Also which rule files fit it, and the command to run.
     """
-    with _refusals(Format.human):
+    with refusals(Format.human):
         from llava_remap.identify import already_converted, fits
         from llava_remap.report import print_fits
         from llava_remap.sources import open_source
@@ -200,90 +191,3 @@ def inspect(
         print_fits(Console(soft_wrap=True), checkpoint, found)
         if not any(fit.fits for fit in found):
             raise typer.Exit(Exit.PROBLEMS)
-
-
-@rules_app.command("list")
-def rules_list() -> None:
-    """List the shipped rule files: name, version, what each is for."""
-    with _refusals(Format.human):
-        from llava_remap.rulefile import load_rule_file, shipped_rule_files
-
-        for path in shipped_rule_files().values():
-            text = load_rule_file(path).text
-            print(f"{text.name} {text.version}  {text.summary}")
-
-
-@rules_app.command("test")
-def rules_test(
-    rules: Annotated[list[str], typer.Argument(help="Rule files, or names of shipped ones.")],
-) -> None:
-    """Run the tests that stand in rule files; exit code 1 if one fails."""
-    with _refusals(Format.human):
-        from llava_remap.rewrite import run_tests
-        from llava_remap.rulefile import load_rule_file
-
-        failed = 0
-        for name in rules:
-            results = run_tests(load_rule_file(name))
-            for result in results:
-                if result.status == "failed":
-                    print(f"FAILED {name}: {result.name}\n  wanted {result.wanted}\n  got    {result.got}")
-            bad = sum(result.status == "failed" for result in results)
-            failed += bad
-            print(f"{name}: {len(results) - bad} passed, {bad} failed")
-        if failed:
-            raise typer.Exit(Exit.PROBLEMS)
-
-
-@contextlib.contextmanager
-def _refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
-    """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan` or `verification`."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\nInterrupted: no unfinished output is left.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # stdout, as a rule: a full disk behind a redirection
-        _show([Problem("LR508", f"{error.filename or 'the report'}: {error.strerror or error}.")], Format.human, kind)
-        raise typer.Exit(Exit.RESOURCES) from None
-    except MemoryError:
-        _show(
-            [Problem("LR501", "the machine has not enough free memory.", "Close other programs, or use a larger machine.")],
-            output_format,
-            kind,
-        )
-        raise typer.Exit(Exit.RESOURCES) from None
-    except RemapError as error:
-        _show(error.problems, output_format, kind)
-        raise typer.Exit(error.exit) from None
-
-
-def _show(problems: tuple[Problem, ...] | list[Problem], output_format: Format, kind: str) -> None:
-    from llava_remap.report import print_problems, refusal_json
-
-    if output_format is Format.json:
-        print(refusal_json(problems, kind))
-    print_problems(Console(stderr=True, soft_wrap=True), problems)
-
-
-def _write_report(path: Path, text: str) -> None:
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RemapError(Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")) from None
-
-
-@contextlib.contextmanager
-def _progress(what: str, nbytes: int) -> Iterator[Callable[[int], None]]:
-    """One line by bytes with the time left, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=nbytes)
-        yield lambda done: progress.update(task, advance=done)

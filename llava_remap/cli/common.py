@@ -1,0 +1,77 @@
+"""What the commands share: options, refusals turned into exit codes, the progress line."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from llava_remap.codes import Exit
+from llava_remap.errors import Problem, RemapError
+
+
+class Format(str, Enum):
+    human = "human"
+    json = "json"
+
+
+OFFLINE = typer.Option("--offline", help="Take from the hub only what was downloaded before.")
+
+
+@contextlib.contextmanager
+def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
+    """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan` or `verification`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nInterrupted: no unfinished output is left.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # stdout, as a rule: a full disk behind a redirection
+        show([Problem("LR508", f"{error.filename or 'the report'}: {error.strerror or error}.")], Format.human, kind)
+        raise typer.Exit(Exit.RESOURCES) from None
+    except MemoryError:
+        show(
+            [Problem("LR501", "the machine has not enough free memory.", "Close other programs, or use a larger machine.")],
+            output_format,
+            kind,
+        )
+        raise typer.Exit(Exit.RESOURCES) from None
+    except RemapError as error:
+        show(error.problems, output_format, kind)
+        raise typer.Exit(error.exit) from None
+
+
+def show(problems: tuple[Problem, ...] | list[Problem], output_format: Format, kind: str) -> None:
+    from llava_remap.report import print_problems, refusal_json
+
+    if output_format is Format.json:
+        print(refusal_json(problems, kind))
+    print_problems(Console(stderr=True, soft_wrap=True), problems)
+
+
+def write_report(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RemapError(Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")) from None
+
+
+@contextlib.contextmanager
+def progress(what: str, nbytes: int) -> Iterator[Callable[[int], None]]:
+    """One line by bytes with the time left, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=nbytes)
+        yield lambda done: progress.update(task, advance=done)
