@@ -126,7 +126,6 @@ def plan_job(
     """
     file = load_rule_file(rules)
     _ = file.target
-    program = compile_rules(file)
     first = file.first_source
     given = given_sources(file, [sources] if isinstance(sources, str) else sources)
     checkpoints = open_given(file, given, offline)
@@ -134,8 +133,9 @@ def plan_job(
         folder = Path(output).expanduser() if output is not None else Path(short_name(given[first]) + "-hf")
     except RuntimeError as error:
         raise refuse("LR211", f"--output {output}: {error}", "Write the path out.") from None
-    routes = route(file, program, checkpoints)
     configs = source_configs(file, checkpoints)
+    program = compile_rules(file, checkpoints[first].catalog, text_config(configs))
+    routes = route(file, program, checkpoints)
     problems = identify(file, routes.taken, checkpoints[first], text_config(configs))
     problems += _manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems

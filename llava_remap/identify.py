@@ -12,8 +12,8 @@ from typing import Any
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
 from llava_remap.plan import Routed, route
-from llava_remap.rewrite import compile_rules
-from llava_remap.rulefile import Detect, RuleFile, Template, load_rule_file, shipped_folder, shipped_rule_files
+from llava_remap.rewrite import compile_rules, contradictions
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder, shipped_rule_files
 
 _WRAPPERS = ("module.", "base_model.model.")
 
@@ -54,7 +54,7 @@ def identify(rules: RuleFile, taken: Sequence[Routed], checkpoint: Checkpoint, c
     for check in (_stubs, _already_converted, _wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
-    if reasons := contradictions(rules.text.detect, routed, config):
+    if reasons := contradictions(rules.text.detect, [r.rewrite.prepared for r in routed], config):
         cause = f"{checkpoint.location} isn't a checkpoint for {rules.name}: {'; '.join(reasons)}."
         return [Problem("LR311", cause, _better(checkpoint))]
     return []
@@ -65,34 +65,14 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
     found = []
     for path in shipped_rule_files().values():
         rules = load_rule_file(path)
-        routes = route(rules, compile_rules(rules), {rules.first_source: checkpoint})
+        program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
+        routes = route(rules, program, {rules.first_source: checkpoint})
         taken = routes.taken
         mapped = sum(r.rewrite.target is not None for r in taken)
         total = sum(r.rewrite.reason is None for r in taken)
-        reasons = contradictions(rules.text.detect, taken, checkpoint.config)
+        reasons = contradictions(rules.text.detect, [r.rewrite.prepared for r in taken], checkpoint.config)
         found.append(Fit(rules.name, rules.first_source, mapped, total, tuple(reasons), routes.not_given))
     return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))
-
-
-def contradictions(detect: Detect, routed: Sequence[Routed], config: Mapping[str, Any] | None) -> list[str]:
-    """What in a checkpoint's names or config contradicts a `detect`, in words."""
-    names = [r.rewrite.prepared for r in routed]
-    found = []
-    for text in detect.present:
-        template = Template(text)
-        if not any(template.match(name) is not None for name in names):
-            found.append(f"after `prepare` it has no `{text}`")
-    for text in detect.absent:
-        template = Template(text)
-        if any(template.match(name) is not None for name in names):
-            found.append(f"after `prepare` it has `{text}`")
-    for key, wanted in detect.config.items():
-        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
-        value = (config or {}).get(key)
-        if not any(value == other and type(value) is type(other) for other in allowed):
-            said = f"its config says {key}: {value!r}" if config is not None else f"it has no config.json to say {key}"
-            found.append(f"{said}, not {' or '.join(map(repr, allowed))}")
-    return found
 
 
 def _stubs(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:

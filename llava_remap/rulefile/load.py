@@ -15,12 +15,10 @@ from pydantic import BaseModel, ValidationError
 
 from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.rulefile.schema import ORIGINS, SCHEMA_VERSIONS, RuleText, Target
-from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
+from llava_remap.rulefile.extends import RULES, Extended, entries, is_file, items
+from llava_remap.rulefile.schema import RuleText, Target
+from llava_remap.rulefile.yaml_text import Mark, Node
 
-#: What a file says of itself and doesn't hand on to files that extend it.
-_OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
-_RULES = ("prepare", "names")
 _MEND = "Mend it there; the shipped rule files show every field."
 #: A step of pydantic's path that is no field but one of several types that it tried.
 _TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
@@ -107,24 +105,25 @@ def load_rule_file(rules: str | Path) -> RuleFile:
         RemapError: LR200–LR210, every problem of the file at once where they don't hide each other.
     """
     path = _find(str(rules))
-    merged, texts = _merge_file(path, ())
+    files = Extended(shipped_folder())
+    merged = files.merge(path)
     digest = hashlib.sha256()
-    for content in texts.values():
+    for content in files.texts.values():
         digest.update(content)
     text = _validate(merged)
     marks = {
         f"{kind}/{node.value['id'].value}": node.mark
-        for kind in _RULES
-        for node in _items(merged, kind)
+        for kind in RULES
+        for node in items(merged, kind)
         if isinstance(node.value, dict)
     }
-    named = tuple((_called(file, path), content.decode()) for file, content in texts.items())
+    named = tuple((_called(file, path), content.decode()) for file, content in files.texts.items())
     return RuleFile(path, text, digest.hexdigest(), named, marks, merged)
 
 
 def _find(rules: str) -> Path:
     path = Path(rules)
-    if _is_file(path):
+    if is_file(path):
         return path
     shipped = shipped_rule_files()
     name = path.name.removesuffix(".yaml")
@@ -138,175 +137,12 @@ def _find(rules: str) -> Path:
     )
 
 
-def _merge_file(path: Path, chain: tuple[Path, ...]) -> tuple[Node, dict[Path, bytes]]:
-    """The file's tree with its parents merged in, and the bytes of every file read, parents first."""
-    root = read_yaml(path, _shown(path))
-    assert isinstance(root.value, dict)
-    _check_version(root)
-    merged: dict[str, Node] = {}
-    texts: dict[Path, bytes] = {}
-    for parent in _items(root, "extends"):
-        if not isinstance(parent.value, str):
-            raise refuse("LR201", f"{parent.mark} `extends` is a list of files.", "Write it so: extends: [parts/llava.yaml].")
-        found = _find_parent(path, parent.value, parent.mark)
-        if found.resolve() in (*chain, path.resolve()):
-            links = [_shown(link) for link in (*chain, path.resolve(), found.resolve())]
-            raise refuse("LR210", f"{parent.mark} `extends` runs in a circle: {' → '.join(links)}.", "Take one of them out.")
-        tree, more = _merge_file(found, (*chain, path.resolve()))
-        assert isinstance(tree.value, dict)
-        handed_on = {key: node for key, node in tree.value.items() if key not in _OWN}
-        merged = _merge_parents(merged, handed_on, root.value, parent.mark)
-        texts |= more
-    _check_ids(root)
-    texts[path.resolve()] = path.read_bytes()
-    return Node(_override(merged, root.value), root.mark), texts
-
-
 def _called(file: Path, child: Path) -> str:
     """The name of a merged file as `extends` spells it: relative to the shipped files, or to the file that was asked for."""
     for folder in (shipped_folder(), child.parent):
         if file.is_relative_to(folder.resolve()):
             return file.relative_to(folder.resolve()).as_posix()
     return file.name
-
-
-def _shown(path: Path) -> str:
-    """The path as short as it can be said from here."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-def _find_parent(child: Path, name: str, mark: Mark) -> Path:
-    for folder in (child.parent, shipped_folder()):
-        if _is_file(folder / name):
-            return folder / name
-    raise refuse(
-        "LR210",
-        f"{mark} `{name}` is neither beside {child.name} nor a shipped file.",
-        "Write the path relative to this file, or parts/NAME.yaml for a shipped part.",
-    )
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a zero byte
-        return False
-
-
-def _check_version(root: Node) -> None:
-    assert isinstance(root.value, dict)
-    version = root.value.get("schema")
-    if version is None or version.value not in SCHEMA_VERSIONS or isinstance(version.value, bool):
-        what = (
-            "the field `schema` is missing" if version is None else f"version `{version.plain}` of the rule language is unknown"
-        )
-        mark = version.mark if version else root.mark
-        raise refuse(
-            "LR201", f"{mark} {what}; known: {', '.join(map(str, SCHEMA_VERSIONS))}.", "Start the file with `schema: 1`."
-        )
-
-
-def _items(root: Node, key: str) -> tuple[Node, ...]:
-    """The list under `key`; empty where there is none or it is something else, which validation reports."""
-    node = root.value.get(key) if isinstance(root.value, dict) else None
-    return _items_of(node) if node is not None else ()
-
-
-def _rule_id(node: Node) -> str | None:
-    """The rule's id, or None where it has none or none that is a word, which validation reports."""
-    found = node.value["id"].value if isinstance(node.value, dict) and "id" in node.value else None
-    return found if isinstance(found, str) else None
-
-
-def _check_ids(root: Node) -> None:
-    """LR209: within one file an id names one rule; over files it replaces."""
-    for kind in _RULES:
-        seen: dict[str, Mark] = {}
-        for node in _items(root, kind):
-            name = _rule_id(node)
-            if name is None:
-                continue
-            if name in seen:
-                raise refuse(
-                    "LR209",
-                    f"{node.mark} the id `{name}` in `{kind}` is taken by the rule at line {seen[name].line}.",
-                    "Give one of them another id.",
-                )
-            seen[name] = node.mark
-
-
-def _merge_parents(
-    before: dict[str, Node], after: dict[str, Node], child: dict[str, Node], mark: Mark, path: tuple[str, ...] = ()
-) -> dict[str, Node]:
-    """Two parents in order. What both set differently and the child doesn't settle is LR210."""
-    merged = dict(before)
-    for key, node in after.items():
-        old, here = merged.get(key), (*path, key)
-        if old is None:
-            merged[key] = node
-        elif _merges(here, old, node):
-            own = child.get(key)
-            own_entries = _entries(own) if own is not None else {}
-            entries = _merge_parents(_entries(old), _entries(node), own_entries, mark, here)
-            merged[key] = Node(entries, old.mark, old.key_mark)
-        elif _is_rules(here, old, node):
-            merged[key] = Node(_join_rules(_items_of(old), _items_of(node)), old.mark, old.key_mark)
-        elif key not in child and old.plain != node.plain:
-            raise refuse(
-                "LR210",
-                f"{mark} two parents give `{key}` different values: {old.mark} and {node.mark}.",
-                f"Set `{key}` in this file.",
-            )
-        else:
-            merged[key] = node
-    return merged
-
-
-def _merges(path: tuple[str, ...], old: Node, new: Node) -> bool:
-    """Whether two mappings at this place are merged. A config value with another origin than its parent's replaces it whole."""
-    if not isinstance(old.value, dict) or not isinstance(new.value, dict):
-        return False
-    config_value = len(path) == 3 and path[1] == "config"
-    origins = [key for key in new.value if key in ORIGINS]
-    return not (config_value and origins and not any(key in old.value for key in origins))
-
-
-def _is_rules(path: tuple[str, ...], old: Node, new: Node) -> bool:
-    return path in (("prepare",), ("names",)) and isinstance(old.value, tuple) and isinstance(new.value, tuple)
-
-
-def _entries(node: Node) -> dict[str, Node]:
-    return node.value if isinstance(node.value, dict) else {}
-
-
-def _items_of(node: Node) -> tuple[Node, ...]:
-    return node.value if isinstance(node.value, tuple) else ()
-
-
-def _join_rules(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Two lists of rules, one behind the other; a rule of the second with an id of the first replaces it in place."""
-    replaced = {_rule_id(node): node for node in second}
-    known = {_rule_id(node) for node in first}
-    return (*(replaced.get(_rule_id(n), n) for n in first), *(n for n in second if _rule_id(n) not in known))
-
-
-def _override(parents: dict[str, Node], own: dict[str, Node], path: tuple[str, ...] = ()) -> dict[str, Node]:
-    """The child's fields over its parents': mappings merge in the parents' order, rules stand in front, the rest is replaced."""
-    merged = dict(parents)
-    for key, node in own.items():
-        old, here = parents.get(key), (*path, key)
-        value: Any = node.value
-        if old is not None and _merges(here, old, node):
-            value = _override(_entries(old), _entries(node), here)
-        elif old is not None and _is_rules(here, old, node):
-            inherited = {_rule_id(n) for n in _items_of(old)}
-            first = tuple(n for n in _items_of(node) if _rule_id(n) not in inherited)
-            value = (*first, *_join_rules(_items_of(old), tuple(n for n in _items_of(node) if _rule_id(n) in inherited)))
-        merged[key] = Node(value, node.mark, node.key_mark)
-    return merged
 
 
 def _validate(merged: Node) -> RuleText:
@@ -330,7 +166,7 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
         match kind:
             case "extra_forbidden":
                 here = (node.key_mark or node.mark).file
-                beside = {k for k, n in _entries(merged.locate(path[:-1])).items() if n.key_mark and n.key_mark.file == here}
+                beside = {k for k, n in entries(merged.locate(path[:-1])).items() if n.key_mark and n.key_mark.file == here}
                 free = [known for known in _fields_at(path[:-1]) if known not in beside]
                 near = difflib.get_close_matches(str(name), free, 1)
                 fix = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(_fields_at(path[:-1]))}."

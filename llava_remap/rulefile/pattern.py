@@ -14,7 +14,7 @@ A regex is the `regex` package's, searched once, under a time limit; what it mat
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import regex
 
@@ -22,7 +22,7 @@ import regex
 TIME_LIMIT = 0.5
 
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
-_KINDS = {None: r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
+_KINDS = {"": r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
 _REFERENCE = re.compile(r"\\(?:g<([^>]*)>|([0-9]+)|(.?))", re.DOTALL)
 
 
@@ -39,26 +39,46 @@ class Template:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        pieces, fields, end, touching = [], [], 0, False
+        pieces: list[str] = []
+        fields: dict[str, str] = {}
+        end, touching = 0, False
         for found in _FIELD.finditer(text):
             literal = text[end : found.start()]
-            name, kind = found[1], found[2]
+            name, kind = found[1], found[2] or ""
             if name in fields:
                 raise PatternError(f"field `{{{name}}}` stands twice in `{text}`")
             if touching and not literal:
                 raise PatternError(f"two fields touch in `{text}`: where one ends and the next begins is open")
             pieces += [re.escape(literal), f"(?P<{name}>{_KINDS[kind]})"]
-            fields.append(name)
+            fields[name] = kind
             end, touching = found.end(), True
         literals = _FIELD.sub("", text)
         if "{" in literals or "}" in literals:
             raise PatternError(f"`{text}` has a brace that isn't part of a field; fields are {{x}}, {{x:int}} and {{x...}}")
         if not text or any(character.isspace() for character in text):
             raise PatternError(f"`{text}` is empty or has white space; tensor names have none")
-        self.fields = tuple(fields)
+        #: Each field's name, and what stands behind it: `:int`, `...` or nothing.
+        self.fields: Mapping[str, str] = fields
         #: The text before the first field: whatever doesn't start with it can't match.
         self.prefix = text[: first.start()] if (first := _FIELD.search(text)) else text
         self._pattern = re.compile("".join([*pieces, re.escape(text[end:])]))
+        self._filled = _FIELD.sub(r"{\1}", text)
+
+    @property
+    def regex(self) -> str:
+        """The same as a regex without groups, for a whole name."""
+        return "".join(_KINDS[kind] if field else re.escape(text) for text, field, kind in self.pieces())
+
+    def pieces(self) -> Iterator[tuple[str, str, str]]:
+        """The template from left to right: literal texts as (text, "", ""), fields as ("", name, `:int`, `...` or nothing)."""
+        end = 0
+        for found in _FIELD.finditer(self.text):
+            if found.start() > end:
+                yield self.text[end : found.start()], "", ""
+            yield "", found[1], found[2] or ""
+            end = found.end()
+        if end < len(self.text):
+            yield self.text[end:], "", ""
 
     def match(self, name: str) -> dict[str, str] | None:
         """The fields' values if the template matches the whole of `name`, else None."""
@@ -69,7 +89,16 @@ class Template:
 
     def fill(self, values: Mapping[str, str]) -> str:
         """The text with every field replaced by its value."""
-        return _FIELD.sub(lambda found: values[found[1]], self.text)
+        return self._filled.format_map(values)
+
+
+def reversed_template(source: Template, target: Template) -> Template:
+    """The template that matches what filling `target` makes of a match of `source`, with the same fields.
+
+    Raises:
+        PatternError: where two fields touch in `target`, so that it can't be told where one ends.
+    """
+    return Template("".join(text or f"{{{field}{source.fields[field]}}}" for text, field, _ in target.pieces()))
 
 
 class Regex:

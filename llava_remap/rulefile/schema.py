@@ -38,15 +38,17 @@ class Part(BaseModel):
 
 
 class Change(Part):
-    version: str
-    what: str
+    """An entry of the file's history."""
+
+    version: str = Field(description="the version of this rule file that brought it")
+    what: str = Field(description="what changed, in a line")
 
 
-class Detect(Part):
-    """Which checkpoints the file is for. Patterns are templates on names of the first source after `prepare`."""
+class Condition(Part):
+    """What a checkpoint's names and config have to be. All that is said has to hold."""
 
-    present: tuple[TemplateText, ...] = Field((), description="each must match at least one name")
-    absent: tuple[TemplateText, ...] = Field((), description="none may match a name")
+    present: tuple[TemplateText, ...] = Field((), description="templates of names; each must match at least one")
+    absent: tuple[TemplateText, ...] = Field((), description="templates of names; none may match one")
     config: dict[str, Scalar | tuple[Scalar, ...]] = Field(
         {}, description="key of the source's config: the value, or the list of values, that it may have; null stands for absent"
     )
@@ -56,8 +58,10 @@ class Source(Part):
     """A checkpoint that the file reads."""
 
     default: str | None = Field(None, description="hub repository taken where none is given")
-    optional: bool = False
-    use: tuple[Literal["tensors", "config", "tokenizer", "processor"], ...] = ("tensors", "config", "tokenizer", "processor")
+    optional: bool = Field(False, description="whether a job goes on where it isn't given")
+    use: tuple[Literal["tensors", "config", "tokenizer", "processor"], ...] = Field(
+        ("tensors", "config", "tokenizer", "processor"), description="what is taken of it; all by default"
+    )
     used_if_absent: TemplateText | None = Field(
         None, description="its tensors are taken only where no name of the first source matches"
     )
@@ -71,7 +75,7 @@ class ConfigValue(Part):
     from_: str | None = Field(
         None, alias="from", description="key of the source's config; with `map`, of a list the first item is taken"
     )
-    const: Any = None
+    const: Any = Field(None, description="the value itself")
     tower: str | None = Field(None, description="a fact of the vision tower, read from its tensors and its own config")
     token: Literal["image", "video", "pad"] | None = Field(None, description="the id of the token with this role")
     target: str | None = Field(None, description="a value of the target's config (for the processor)")
@@ -93,6 +97,8 @@ class ConfigValue(Part):
 
 
 class Target(Part):
+    """The model that is wanted."""
+
     class_: str | None = Field(None, alias="class", description="name of the transformers class; a part may leave it out")
     config: dict[str, ConfigValue] = Field({}, description="key of the target's config (dots for nested ones): its value")
 
@@ -100,28 +106,62 @@ class Target(Part):
 class Token(Part):
     """A token that the tokenizer must have; added where it is absent."""
 
-    text: str = Field(min_length=1)
-    role: Literal["image", "video", "pad"]
+    text: str = Field(min_length=1, description="as the tokenizer spells it")
+    role: Literal["image", "video", "pad"] = Field(description="what it stands for")
+
+
+class Reverse(Part):
+    """The way back of a regex: what is searched in the new name, and what it is replaced by."""
+
+    match: str = Field(description="regex, searched once in the new name")
+    replace: str = Field(description="what its match is replaced by; \\1 and \\g<name> stand for groups")
 
 
 class Rule(Part):
-    """One rename or one drop: `from`/`to` or `match`/`replace`, or `from`/`drop` or `match`/`drop`."""
+    """One rename or one drop: `from` + `to` or `match` + `replace`, or `from` + `drop` or `match` + `drop`."""
 
-    id: Id
-    from_: TemplateText | None = Field(None, alias="from")
-    to: TemplateText | None = None
-    match: str | None = None
-    replace: str | None = None
-    drop: str | None = Field(None, min_length=1, description="the reason, in words that a user reads")
+    id: Id = Field(
+        description="its name in reports, unlike any other in the list; a rule with the id of one of an extended file replaces it"
+    )
+    from_: TemplateText | None = Field(
+        None,
+        alias="from",
+        description="template of the whole name: dots are literal, {x} is one segment or a part of one, {x:int} a number, {x...} "
+        "one or more segments",
+    )
+    to: TemplateText | None = Field(None, description="template of the new name, with fields of `from`")
+    match: str | None = Field(
+        None, description="regex (of the `regex` package), searched once in the name; anchor it with ^ and $, write a dot as \\."
+    )
+    replace: str | None = Field(None, description="what the regex's match is replaced by; \\1 and \\g<name> stand for groups")
+    drop: str | None = Field(
+        None, min_length=1, description="the tensor is left out; the reason, in words that a user reads in the report"
+    )
+    when: Condition | None = Field(
+        None,
+        description="the rule counts only for checkpoints for which this holds; names are the first source's, in `prepare` as "
+        "they are stored, in `names` as `prepare` left them",
+    )
+    optional: bool = Field(False, description="whether it is expected that a checkpoint has no name for it (lint's LR205)")
+    one_way: Literal[True] | None = Field(None, description="true: new names are not taken back by this rule")
+    reverse: Reverse | None = Field(None, description="the way back of a regex; a template has its own")
 
     @model_validator(mode="after")
     def _one_form(self) -> Rule:
         form = {n for n in ("from_", "to", "match", "replace", "drop") if getattr(self, n) is not None}
         if form not in ({"from_", "to"}, {"match", "replace"}, {"from_", "drop"}, {"match", "drop"}):
             raise PydanticCustomError("form", "a rule is from + to, match + replace, from + drop or match + drop")
+        if self.reverse is not None and (self.replace is None or self.one_way):
+            raise PydanticCustomError("form", "`reverse` goes with match + replace, and not with `one_way`")
+        if self.one_way and self.drop is not None:
+            raise PydanticCustomError("form", "`one_way` goes with a rename; a drop has no way back")
+        if self.when == Condition():
+            raise PydanticCustomError("form", "`when` is empty, so it always holds: leave it out")
         try:
             if self.match is not None:
                 Regex(self.match, self.replace)
+                if self.reverse is not None:
+                    Regex(self.reverse.match, self.reverse.replace)
             elif self.to is not None and self.from_ is not None:
                 have, wanted = Template(self.from_).fields, Template(self.to).fields
                 if unknown := [field for field in wanted if field not in have]:
@@ -132,27 +172,37 @@ class Rule(Part):
 
 
 class PostLoad(Part):
-    """A post-load rule: an installed plug-in by its name, and its options."""
+    """A post-load rule: it changes tensors after the rename, with shapes that the plan knows beforehand."""
 
-    use: str
-    with_: dict[str, Any] = Field({}, alias="with")
+    use: str = Field(description="name of an installed plug-in, e.g. expand_embeddings")
+    with_: dict[str, Any] = Field({}, alias="with", description="its options")
 
 
 class Processor(Part):
+    """What the processor is made with."""
+
     class_: str | None = Field(None, alias="class", description="name of the transformers processor class")
-    chat_template: str | None = Field(None, description="Jinja")
+    chat_template: str | None = Field(None, description="Jinja, as apply_chat_template takes it")
     config: dict[str, ConfigValue] = Field(
         {}, description="what the processor is made with, beside tokenizer and image processor"
     )
 
 
+class Given(Part):
+    """What else is true of the checkpoint that a test is about, for rules with a `when`."""
+
+    names: tuple[str, ...] = Field((), description="further names that it has")
+    config: dict[str, Any] = Field({}, description="what its config says")
+
+
 class NameTest(Part):
     """What must become of a name: exactly one of `to`, `dropped: true`, `unmapped: true`."""
 
-    from_: str = Field(alias="from")
-    to: str | None = None
-    dropped: Literal[True] | None = None
-    unmapped: Literal[True] | None = None
+    from_: str = Field(alias="from", description="a name as a checkpoint has it")
+    to: str | None = Field(None, description="the name that it must become")
+    dropped: Literal[True] | None = Field(None, description="true: a drop must take it")
+    unmapped: Literal[True] | None = Field(None, description="true: no rule of `names` may take it")
+    given: Given = Field(Given(), description="what else is true of the checkpoint, for rules with a `when`")
 
     @model_validator(mode="after")
     def _one_outcome(self) -> NameTest:
@@ -162,23 +212,33 @@ class NameTest(Part):
 
 
 class RuleText(Part):
-    """All fields that a rule file or a part of one can have, merged with what it extends."""
+    """A rule file of llava-remap, or a part that rule files extend: how the names of a family of checkpoints become others."""
 
-    schema_: int = Field(alias="schema", description="version of the rule language")
-    name: str | None = None
-    version: str | None = Field(None, pattern=r"^\d+\.\d+\.\d+$")
-    summary: str | None = None
-    changes: tuple[Change, ...] = ()
-    extends: tuple[str, ...] = ()
-    detect: Detect = Detect()
-    sources: dict[str, Source] = {}
-    target: Target | None = None
-    tokens: tuple[Token, ...] = ()
-    prepare: tuple[Rule, ...] = ()
-    names: tuple[Rule, ...] = ()
-    post_load: tuple[PostLoad, ...] = ()
-    processor: Processor | None = None
-    tests: tuple[NameTest, ...] = ()
+    schema_: int = Field(alias="schema", description="version of the rule language; known: 1")
+    name: str | None = Field(None, description="what it is called by, and what the record of a conversion names")
+    version: str | None = Field(None, pattern=r"^\d+\.\d+\.\d+$", description="version of this rule file: three numbers")
+    summary: str | None = Field(None, description="what it is for, in a line: `rules list` shows it")
+    changes: tuple[Change, ...] = Field((), description="its history, the newest last")
+    extends: tuple[str, ...] = Field(
+        (),
+        description="files to build on, relative to this file or named as the shipped ones are (parts/wrappers.yaml); this "
+        "file's own rules stand before theirs, and a rule with the id of one of theirs replaces it",
+    )
+    detect: Condition = Field(
+        Condition(), description="which checkpoints the file is for; names are the first source's, as `prepare` left them"
+    )
+    sources: dict[str, Source] = Field({}, description="the checkpoints that are read, by name; the first is the main one")
+    target: Target | None = Field(None, description="the model that is wanted")
+    tokens: tuple[Token, ...] = Field((), description="tokens that the tokenizer must have; they are added where they are absent")
+    prepare: tuple[Rule, ...] = Field(
+        (), description="clean-up of names (wrappers off, buffers dropped): every rule in turn, each at most once a name"
+    )
+    names: tuple[Rule, ...] = Field(
+        (), description="translation: the first rule that matches takes the name; one that none matches is an error"
+    )
+    post_load: tuple[PostLoad, ...] = Field((), description="what changes tensors after the rename, in order")
+    processor: Processor | None = Field(None, description="image processor, chat template, number of image tokens")
+    tests: tuple[NameTest, ...] = Field((), description="what must become of which name; `rules test` runs them")
 
     @model_validator(mode="after")
     def _complete(self) -> RuleText:

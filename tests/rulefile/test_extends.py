@@ -271,3 +271,36 @@ def test_a_complete_file_is_no_less_complete_for_its_parents(tmp_path: Path) -> 
     put(tmp_path, "c.yaml", COMPLETE)
     [problem] = refused(put(tmp_path, "r.yaml", "schema: 1\nextends: [c.yaml]\nname: child\nversion: 1.0.0\n")).problems
     assert problem.cause.endswith("r.yaml:1:1 a rule file with a target class needs summary.")
+
+
+def test_a_parents_own_rule_stays_where_another_parent_has_the_one_it_replaced(tmp_path: Path) -> None:
+    """In a diamond, what the left file replaced of the base is not put back by the right file, which only has it as it was."""
+    put(tmp_path, "base.yaml", "schema: 1\nsummary: b\ntarget: {class: Base}\nnames:\n  - {id: a, from: a, to: base}\n")
+    left = "schema: 1\nextends: [base.yaml]\ntarget: {class: Left}\nnames:\n  - {id: a, from: a, to: left}\n"
+    put(tmp_path, "left.yaml", left.replace("target: {class: Left}", "tokens: [{text: L, role: pad}]"))
+    put(tmp_path, "right.yaml", "schema: 1\nextends: [base.yaml]\nnames:\n  - {id: r, from: r, to: r}\n")
+    put(tmp_path, "base.yaml", "schema: 1\ntokens: [{text: B, role: pad}]\nnames:\n  - {id: a, from: a, to: base}\n")
+    for order in ("left.yaml, right.yaml", "right.yaml, left.yaml"):
+        rules = load(tmp_path, f"schema: 1\nextends: [{order}]\n")
+        assert dict(outcomes(rules)) == {"a": "left", "r": "r"}, order
+        assert [token.text for token in rules.text.tokens] == ["L"], order
+
+
+def test_a_ladder_of_diamonds_is_read_at_once(tmp_path: Path) -> None:
+    """Every file extends two that extend the same two: as many ways as two to the power of fifteen, and thirty files."""
+    for side in "lr":
+        put(tmp_path, f"{side}0.yaml", f"schema: 1\nnames: [{{id: {side}, from: {side}, to: x}}]\n")
+        for step in range(1, 16):
+            put(tmp_path, f"{side}{step}.yaml", f"schema: 1\nextends: [l{step - 1}.yaml, r{step - 1}.yaml]\n")
+    rules = load(tmp_path, "schema: 1\nextends: [l15.yaml, r15.yaml]\n")
+    assert ids(rules) == ["l", "r"]
+    assert len(rules.texts) == 33
+
+
+def test_a_long_chain_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "f0.yaml", "schema: 1\n")
+    for step in range(1, 3000):
+        put(tmp_path, f"f{step}.yaml", f"schema: 1\nextends: [f{step - 1}.yaml]\n")
+    [(code, place, message)] = said(tmp_path, "schema: 1\nextends: [f2999.yaml]\n")
+    assert (code, place.split(":")[1:]) == ("LR210", ["2", "11"])
+    assert message.startswith("more than 20 files extend one another")

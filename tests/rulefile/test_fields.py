@@ -20,7 +20,7 @@ MISTAKES = {
     "unknown in a rule": (RULE + "id: a, frm: a, to: b}]\n", "2:17", "unknown field `frm`. Did you mean `from`?"),
     "unknown, far": (
         RULE + "id: a, zzz: 1, from: a, to: b}]\n", "2:17",
-        "unknown field `zzz`. Known here: id, from, to, match, replace, drop."),
+        "unknown field `zzz`. Known here: id, from, to, match, replace, drop, when, optional, one_way, reverse."),
     "unknown in a target": ("schema: 1\ntarget: {clas: X}\n", "2:10", "unknown field `clas`. Did you mean `class`?"),
     "unknown in a config value": (
         "schema: 1\ntarget: {config: {a: {form: b}}}\n", "2:23", "unknown field `form`. Did you mean `from`?"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_remap.rulefile import Regex, RunawayError, Template, pattern
+from llava_remap.rulefile import Regex, RunawayError, Template, pattern, reversed_template
 from llava_remap.rulefile.pattern import PatternError
 
 RUNS = settings(deadline=None)
@@ -95,7 +96,7 @@ def test_fill_leaves_values_as_they_are() -> None:
 
 def test_fields_and_prefix() -> None:
     template = Template("model.h_{n:int}.{rest...}")
-    assert (template.fields, template.prefix) == (("n", "rest"), "model.h_")
+    assert (dict(template.fields), template.prefix) == ({"n": ":int", "rest": "..."}, "model.h_")
     assert (Template("{x}.a").prefix, Template("a.b").prefix) == ("", "a.b")
 
 
@@ -196,3 +197,37 @@ def test_the_time_limit_holds_for_drops(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_nested_repetition_that_matches_at_once_is_fine() -> None:
     assert Regex("^(a|aa)+$", "b").search("a" * 36) == "b"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "name"),
+    [
+        ("a.{n:int}.{rest...}", "b.{rest}.{n}", "a.3.x.y"),
+        ("{rest...}.gamma", "{rest}.weight", "x.y.gamma"),
+        ("a", "b", "a"),
+        ("h_{n:int}.{p}", "layers.{n}.{p}", "h_12.weight"),
+    ],
+)
+def test_reversed_template_leads_back(source: str, target: str, name: str) -> None:
+    there, back = Template(source), reversed_template(Template(source), Template(target))
+    fields = there.match(name)
+    assert fields is not None
+    assert back.match(Template(target).fill(fields)) == fields
+
+
+def test_a_reversed_field_keeps_its_kind() -> None:
+    back = reversed_template(Template("a.{n:int}.{p}"), Template("b.{n}.{p}"))
+    assert back.match("b.x.p") is None
+    assert back.match("b.1.p.q") is None
+
+
+def test_fields_that_touch_can_not_be_reversed() -> None:
+    with pytest.raises(PatternError, match="touch"):
+        reversed_template(Template("a.{x}.{y}"), Template("b.{x}{y}"))
+
+
+@pytest.mark.parametrize("text", ["a.b", "{x}", "a.{n:int}.{rest...}", "h_{n:int}.b", "{r...}.p"])
+@pytest.mark.parametrize("name", ["a.b", "a.3.x", "a.3.x.y", "h_3.b", "x", "x.y.p", "a..b", "a.b\n"])
+def test_the_regex_of_a_template_matches_what_it_does(text: str, name: str) -> None:
+    template = Template(text)
+    assert bool(re.fullmatch(template.regex, name)) == (template.match(name) is not None)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,21 +10,11 @@ from hypothesis import strategies as st
 
 from llava_remap.errors import RemapError
 from llava_remap.rewrite import Program, Rewrite, Step, compile_rules, run_tests
-from llava_remap.rulefile import RuleFile, load_rule_file, pattern
+from llava_remap.rulefile import load_rule_file, pattern
+
+from .conftest import Load
 
 RUNS = settings(deadline=None)
-
-Load = Callable[[str], RuleFile]
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Load:
-    def write_and_load(text: str) -> RuleFile:
-        path = tmp_path / "r.yaml"
-        path.write_text("schema: 1\n" + text)
-        return load_rule_file(path)
-
-    return write_and_load
 
 
 @pytest.fixture(scope="module")

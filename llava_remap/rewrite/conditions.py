@@ -1,0 +1,36 @@
+"""Does a condition of a rule file (`detect`, or the `when` of a rule) hold for a checkpoint's names and config?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from llava_remap.rulefile import Condition, Template
+
+
+def contradictions(condition: Condition, names: Collection[str], config: Mapping[str, Any] | None) -> list[str]:
+    """What in a checkpoint's names or config contradicts a condition, in words; empty where it holds.
+
+    Args:
+        names: of the first source: after `prepare`, or, for the `when` of a rule of `prepare`, as they are stored.
+        config: the source's config; None where it has none.
+    """
+    found = []
+    for text in condition.present:
+        if not _matches(text, names):
+            found.append(f"after `prepare` it has no `{text}`")
+    for text in condition.absent:
+        if _matches(text, names):
+            found.append(f"after `prepare` it has `{text}`")
+    for key, wanted in condition.config.items():
+        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
+        value = (config or {}).get(key)
+        if not any(value == other and type(value) is type(other) for other in allowed):
+            said = f"its config says {key}: {value!r}" if config is not None else f"it has no config.json to say {key}"
+            found.append(f"{said}, not {' or '.join(map(repr, allowed))}")
+    return found
+
+
+def _matches(text: str, names: Collection[str]) -> bool:
+    template = Template(text)
+    return any(template.match(name) is not None for name in names)

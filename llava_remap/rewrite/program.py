@@ -1,0 +1,259 @@
+"""Rule file to a compiled program; the program takes names to new names, and back. Pure: no files, no tensors.
+
+A name goes through every rule of `prepare` in turn (wrappers off, buffers dropped), each at most once, and then to the first
+rule of `names` that matches. Only a name that a rule of `names` matched counts as mapped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from llava_remap.errors import refuse
+from llava_remap.rewrite.conditions import contradictions
+from llava_remap.rulefile import Condition, Mark, PatternError, Regex, Rule, RuleFile, RunawayError, Template, reversed_template
+
+
+class Step(NamedTuple):
+    """One rule that matched: `rule` is `prepare/ID` or `names/ID`; `after` is None for a drop."""
+
+    rule: str
+    before: str
+    after: str | None
+
+
+class Rewrite(NamedTuple):
+    """What became of a name.
+
+    Attributes:
+        source: the name that went in.
+        target: the name that came out, or None if it was dropped or no rule of `names` matched it.
+        reason: why it was dropped, or None.
+        prepared: the name after `prepare`; for a dropped one, as it stood before the drop.
+        trace: the rules that matched, in order.
+    """
+
+    source: str
+    target: str | None
+    reason: str | None
+    prepared: str
+    trace: tuple[Step, ...]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        return tuple(step.rule for step in self.trace)
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """A rule, ready to run.
+
+    Attributes:
+        label: `prepare/ID` or `names/ID`.
+        rule: as the rule file has it.
+        mark: where that is.
+        run: gives the new name (for a drop: the name) or None where it doesn't match.
+        back: takes a name that `run` made back; None for one that can't be reversed.
+    """
+
+    label: str
+    rule: Rule
+    mark: Mark
+    run: Callable[[str], str | None]
+    back: Callable[[str], str | None] | None
+
+    def __call__(self, name: str) -> str | None:
+        try:
+            return self.run(name)
+        except RunawayError:
+            raise refuse(
+                "LR206",
+                f"{self.mark} the regex of `{self.label}` ran into the time limit on one name.",
+                "Write it as a template, or without nested repetition.",
+                [name],
+            ) from None
+
+
+@dataclass(frozen=True)
+class Program:
+    """Compiled rules, in order."""
+
+    prepare: tuple[CompiledRule, ...]
+    names: tuple[CompiledRule, ...]
+
+    def rewrite(self, name: str) -> Rewrite:
+        """Take one name through the rules.
+
+        Raises:
+            RemapError: LR206 if a regex of the rule file hit its time limit on this name.
+        """
+        trace: list[Step] = []
+        prepared = name
+        start = 0
+        while (found := self._prepare.first(prepared, start)) is not None:
+            start, rule, after = found
+            if rule.rule.drop is not None:
+                trace.append(Step(rule.label, prepared, None))
+                return Rewrite(name, None, rule.rule.drop, prepared, tuple(trace))
+            trace.append(Step(rule.label, prepared, after))
+            prepared = after
+        if (found := self._names.first(prepared, 0)) is None:
+            return Rewrite(name, None, None, prepared, tuple(trace))
+        _, rule, after = found
+        target = None if rule.rule.drop is not None else after
+        trace.append(Step(rule.label, prepared, target))
+        return Rewrite(name, target, rule.rule.drop, prepared, tuple(trace))
+
+    def inverse(self, target: str) -> str | None:
+        """The name, after `prepare`, that `names` takes to `target`; None where no rule of it leads back.
+
+        What comes back is held against the way there: `rewrite` of it gives `target`.
+        """
+        for rule in self.names:
+            if rule.back is not None and (name := rule.back(target)) is not None and self.rewrite(name).target == target:
+                return name
+        return None
+
+    def without(self, label: str) -> Program:
+        """The same program without one rule, to see what the rule keeps from happening."""
+        return self._only(lambda rule: rule.label != label)
+
+    def given(self, names: Collection[str], config: Mapping[str, Any] | None) -> Program:
+        """The program for a checkpoint: of the rules with a `when` only those whose `when` holds for it."""
+        if all(rule.rule.when is None for rule in (*self.prepare, *self.names)):
+            return self
+        prepare = tuple(rule for rule in self.prepare if _holds(rule.rule.when, names, config))
+        first = Program(prepare, ())
+        prepared = [first.rewrite(name).prepared for name in names]
+        return Program(prepare, tuple(rule for rule in self.names if _holds(rule.rule.when, prepared, config)))
+
+    def assuming(self, condition: Condition | None) -> Program:
+        """The program in which, of the rules with a `when`, only those with this one count."""
+        return self._only(lambda rule: rule.rule.when is None or rule.rule.when == condition)
+
+    def _only(self, wanted: Callable[[CompiledRule], bool]) -> Program:
+        return Program(tuple(filter(wanted, self.prepare)), tuple(filter(wanted, self.names)))
+
+    @cached_property
+    def _prepare(self) -> _Sequence:
+        return _Sequence(self.prepare)
+
+    @cached_property
+    def _names(self) -> _Sequence:
+        return _Sequence(self.names)
+
+
+def compile_rules(rules: RuleFile, names: Collection[str] = (), config: Mapping[str, Any] | None = None) -> Program:
+    """Compile the rules of a validated rule file for a checkpoint; patterns were checked when it was loaded.
+
+    Args:
+        names, config: the names and the config of the first source, which a rule's `when` may ask for.
+    """
+    return compile_all(rules).given(names, config)
+
+
+def compile_all(rules: RuleFile) -> Program:
+    """Compile every rule of a rule file, whether its `when` holds or not: to look at the rules, not at a checkpoint."""
+    text = rules.text
+    return Program(
+        tuple(_compile(f"prepare/{rule.id}", rule, rules) for rule in text.prepare),
+        tuple(_compile(f"names/{rule.id}", rule, rules) for rule in text.names),
+    )
+
+
+def _compile(label: str, rule: Rule, file: RuleFile) -> CompiledRule:
+    return CompiledRule(label, rule, file.marks[label], _runner(rule), None if one_way(rule) else _back(rule))
+
+
+def one_way(rule: Rule) -> str:
+    """Why a rename can't be reversed, in words; empty for one that can, and for a drop, which has no way back to miss."""
+    if rule.drop is not None:
+        return ""
+    if rule.one_way:
+        return "it says `one_way: true`"
+    if rule.match is not None:
+        return "" if rule.reverse is not None else "a regex has no way back without `reverse:`"
+    source, target = Template(str(rule.from_)), Template(str(rule.to))
+    if lost := [name for name in source.fields if name not in target.fields]:
+        return f"`to` leaves out the field `{{{lost[0]}}}`"
+    try:
+        reversed_template(source, target)
+    except PatternError as error:
+        return str(error)
+    return ""
+
+
+def _runner(rule: Rule) -> Callable[[str], str | None]:
+    if rule.match is not None:
+        return Regex(rule.match, rule.replace).search
+    source = Template(str(rule.from_))
+    if rule.to is None:
+        return lambda name: name if source.match(name) is not None else None
+    return _between(source, Template(rule.to))
+
+
+def _back(rule: Rule) -> Callable[[str], str | None] | None:
+    if rule.reverse is not None:
+        return Regex(rule.reverse.match, rule.reverse.replace).search
+    if rule.to is None:
+        return None
+    source = Template(str(rule.from_))
+    return _between(reversed_template(source, Template(rule.to)), source)
+
+
+def _between(source: Template, target: Template) -> Callable[[str], str | None]:
+    def run(name: str) -> str | None:
+        fields = source.match(name)
+        return None if fields is None else target.fill(fields)
+
+    return run
+
+
+def _holds(condition: Condition | None, names: Collection[str], config: Mapping[str, Any] | None) -> bool:
+    return condition is None or not contradictions(condition, names, config)
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Rules in order, of which the first that matches is wanted.
+
+    Templates are asked all at once, by one regex that tries each in turn: for a name that few rules take, it is many times
+    faster than to ask them one by one.
+    """
+
+    rules: tuple[CompiledRule, ...]
+    _at_once: list[tuple[int, int, re.Pattern[str] | None]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        start = 0
+        while start < len(self.rules):
+            stop = start
+            while stop < len(self.rules) and self.rules[stop].rule.from_ is not None:
+                stop += 1
+            if stop == start:
+                self._at_once.append((start, start + 1, None))
+                start += 1
+            else:
+                patterns = [Template(str(rule.rule.from_)).regex for rule in self.rules[start:stop]]
+                joined = "|".join(f"(?P<r{start + number}>{pattern})" for number, pattern in enumerate(patterns))
+                self._at_once.append((start, stop, re.compile(joined)))
+                start = stop
+
+    def first(self, name: str, start: int) -> tuple[int, CompiledRule, str] | None:
+        """The first rule from `start` on that matches: the number of the one behind it, the rule, what it makes of the name."""
+        for begin, stop, pattern in self._at_once:
+            if stop <= start:
+                continue
+            if pattern is None or start > begin:
+                candidates = range(max(begin, start), stop)
+            elif (found := pattern.fullmatch(name)) is None:
+                continue
+            else:
+                candidates = range(int(str(found.lastgroup)[1:]), stop)
+            for number in candidates:
+                if (after := self.rules[number](name)) is not None:
+                    return number + 1, self.rules[number], after
+        return None

@@ -1,0 +1,217 @@
+"""A rule file's text merged with that of all files it extends: which field and which rule of which file counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llava_remap.errors import refuse
+from llava_remap.rulefile.schema import ORIGINS, SCHEMA_VERSIONS
+from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
+
+#: The lists of rules.
+RULES = ("prepare", "names")
+#: What a file says of itself and doesn't hand on to files that extend it.
+_OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
+#: Files that extend one another in a row. The shipped ones have four.
+_MAX_CHAIN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """Rule files, each read and merged with what it extends once, however many ways lead to it.
+
+    Attributes:
+        shipped: the folder where a parent is looked for that isn't beside its child.
+        texts: the bytes of every file read, parents before their children.
+    """
+
+    shipped: Path
+    texts: dict[Path, bytes] = field(default_factory=dict)
+    _trees: dict[Path, Node] = field(default_factory=dict)
+    #: By the name of a file in messages: the names of all that it extends, directly or not.
+    _above: dict[str, set[str]] = field(default_factory=dict)
+
+    def merge(self, path: Path, chain: tuple[Path, ...] = ()) -> Node:
+        """The tree of a file with its parents' merged in. `chain`: the files that led to it, each extending the next.
+
+        Raises:
+            RemapError: LR200, LR201, LR209 and LR210.
+        """
+        here = path.resolve()
+        if here in self._trees:
+            return self._trees[here]
+        root = read_yaml(path, shown(path))
+        assert isinstance(root.value, dict)
+        _check_version(root)
+        above = self._above[shown(path)] = set()
+        merged: dict[str, Node] = {}
+        for parent in items(root, "extends"):
+            if not isinstance(parent.value, str):
+                raise refuse("LR201", f"{parent.mark} `extends` is a list of files.", "Write it so: extends: [parts/llava.yaml].")
+            found = self._find(path, parent.value, parent.mark)
+            links = [*chain, here, found.resolve()]
+            if links[-1] in links[:-1]:
+                circle = " → ".join(map(shown, links))
+                raise refuse("LR210", f"{parent.mark} `extends` runs in a circle: {circle}.", "Take one of them out.")
+            if len(links) > _MAX_CHAIN:
+                cause = f"{parent.mark} more than {_MAX_CHAIN} files extend one another in a row."
+                raise refuse("LR210", cause, "Let this file extend what it needs of them directly.")
+            tree = self.merge(found, (*chain, here))
+            above |= {shown(found)} | self._above[shown(found)]
+            handed_on = {key: node for key, node in entries(tree).items() if key not in _OWN}
+            merged = self._merge_parents(merged, handed_on, root.value, parent.mark)
+        _check_ids(root)
+        self.texts[here] = path.read_bytes()
+        self._trees[here] = tree = Node(_override(merged, root.value), root.mark)
+        return tree
+
+    def _find(self, child: Path, name: str, mark: Mark) -> Path:
+        for folder in (child.parent, self.shipped):
+            if is_file(folder / name):
+                return folder / name
+        raise refuse(
+            "LR210",
+            f"{mark} `{name}` is neither beside {child.name} nor a shipped file.",
+            "Write the path relative to this file, or parts/NAME.yaml for a shipped part.",
+        )
+
+    def _merge_parents(
+        self, before: dict[str, Node], after: dict[str, Node], child: Mapping[str, Node], mark: Mark, path: tuple[str, ...] = ()
+    ) -> dict[str, Node]:
+        """Two parents in order. What both set differently and the child doesn't settle is LR210."""
+        merged = dict(before)
+        for key, node in after.items():
+            old, here = merged.get(key), (*path, key)
+            if old is None:
+                merged[key] = node
+            elif _merges(here, old, node):
+                own = child.get(key)
+                inside = self._merge_parents(entries(old), entries(node), entries(own) if own else {}, mark, here)
+                merged[key] = Node(inside, old.mark, old.key_mark)
+            elif _is_rules(here, old, node):
+                merged[key] = Node(self._join(_items_of(old), _items_of(node)), old.mark, old.key_mark)
+            elif self._settled(old, node):
+                continue
+            elif key not in child and old.plain != node.plain and not self._settled(node, old):
+                raise refuse(
+                    "LR210",
+                    f"{mark} two parents give `{key}` different values: {old.mark} and {node.mark}.",
+                    f"Set `{key}` in this file.",
+                )
+            else:
+                merged[key] = node
+        return merged
+
+    def _join(self, first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
+        """The rules of two parents; one of the second replaces that of the first with its id, unless that had replaced it."""
+        mine = {_rule_id(node): node for node in first}
+        return _join_rules(first, tuple(n for n in second if _rule_id(n) not in mine or not self._settled(mine[_rule_id(n)], n)))
+
+    def _settled(self, new: Node, old: Node) -> bool:
+        """Whether `new` stands in a file that extends that of `old`, so that it was put in its place."""
+        return old.mark.file in self._above.get(new.mark.file, ())
+
+
+def shown(path: Path) -> str:
+    """The path as short as it can be said from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a name that can't be one is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a zero byte
+        return False
+
+
+def _check_version(root: Node) -> None:
+    assert isinstance(root.value, dict)
+    version = root.value.get("schema")
+    if version is None or version.value not in SCHEMA_VERSIONS or isinstance(version.value, bool):
+        what = (
+            "the field `schema` is missing" if version is None else f"version `{version.plain}` of the rule language is unknown"
+        )
+        mark = version.mark if version else root.mark
+        raise refuse(
+            "LR201", f"{mark} {what}; known: {', '.join(map(str, SCHEMA_VERSIONS))}.", "Start the file with `schema: 1`."
+        )
+
+
+def items(root: Node, key: str) -> tuple[Node, ...]:
+    """The list under `key`; empty where there is none or it is something else, which validation reports."""
+    node = root.value.get(key) if isinstance(root.value, dict) else None
+    return _items_of(node) if node is not None else ()
+
+
+def _rule_id(node: Node) -> str | None:
+    """The rule's id, or None where it has none or none that is a word, which validation reports."""
+    found = node.value["id"].value if isinstance(node.value, dict) and "id" in node.value else None
+    return found if isinstance(found, str) else None
+
+
+def _check_ids(root: Node) -> None:
+    """LR209: within one file an id names one rule; over files it replaces."""
+    for kind in RULES:
+        seen: dict[str, Mark] = {}
+        for node in items(root, kind):
+            name = _rule_id(node)
+            if name is None:
+                continue
+            if name in seen:
+                raise refuse(
+                    "LR209",
+                    f"{node.mark} the id `{name}` in `{kind}` is taken by the rule at line {seen[name].line}.",
+                    "Give one of them another id.",
+                )
+            seen[name] = node.mark
+
+
+def _merges(path: tuple[str, ...], old: Node, new: Node) -> bool:
+    """Whether two mappings at this place are merged. A config value with another origin than its parent's replaces it whole."""
+    if not isinstance(old.value, dict) or not isinstance(new.value, dict):
+        return False
+    config_value = len(path) == 3 and path[1] == "config"
+    origins = [key for key in new.value if key in ORIGINS]
+    return not (config_value and origins and not any(key in old.value for key in origins))
+
+
+def _is_rules(path: tuple[str, ...], old: Node, new: Node) -> bool:
+    return path in (("prepare",), ("names",)) and isinstance(old.value, tuple) and isinstance(new.value, tuple)
+
+
+def entries(node: Node) -> dict[str, Node]:
+    return node.value if isinstance(node.value, dict) else {}
+
+
+def _items_of(node: Node) -> tuple[Node, ...]:
+    return node.value if isinstance(node.value, tuple) else ()
+
+
+def _join_rules(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Two lists of rules, one behind the other; a rule of the second with an id of the first replaces it in place."""
+    replaced = {_rule_id(node): node for node in second}
+    known = {_rule_id(node) for node in first}
+    return (*(replaced.get(_rule_id(n), n) for n in first), *(n for n in second if _rule_id(n) not in known))
+
+
+def _override(parents: dict[str, Node], own: dict[str, Node], path: tuple[str, ...] = ()) -> dict[str, Node]:
+    """The child's fields over its parents': mappings merge in the parents' order, rules stand in front, the rest is replaced."""
+    merged = dict(parents)
+    for key, node in own.items():
+        old, here = parents.get(key), (*path, key)
+        value: Any = node.value
+        if old is not None and _merges(here, old, node):
+            value = _override(entries(old), entries(node), here)
+        elif old is not None and _is_rules(here, old, node):
+            inherited = {_rule_id(n) for n in _items_of(old)}
+            first = tuple(n for n in _items_of(node) if _rule_id(n) not in inherited)
+            value = (*first, *_join_rules(_items_of(old), tuple(n for n in _items_of(node) if _rule_id(n) in inherited)))
+        merged[key] = Node(value, node.mark, node.key_mark)
+    return merged
