@@ -43,3 +43,15 @@ def rules_test(
             print(f"{name}: {len(results) - bad} passed, {bad} failed")
         if failed:
             raise typer.Exit(Exit.PROBLEMS)
+
+
+@rules_app.command("schema")
+def rules_schema() -> None:
+    """Print the rule language as JSON Schema.
+
+    With it an editor checks a rule file and explains every field: save it, and start the rule file with the line
+    # yaml-language-server: $schema=PATH
+    """
+    from llava_remap.rulefile.json_schema import schema_json
+
+    print(schema_json(), end="")
