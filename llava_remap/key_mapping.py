@@ -1,6 +1,6 @@
 """The rules as the dict that `from_pretrained(key_mapping=…)` of transformers takes, and what such a dict can't say. Pure.
 
-How transformers 5 reads it (`WeightRenaming` in its core_model_loading.py), for each name of a checkpoint:
+How transformers 5.23 reads it (`WeightRenaming` in its core_model_loading.py), for each name of a checkpoint:
 
 - every pattern in turn is searched (`re.search`) in what the last one left: all that match fire, not the first alone;
 - of a replacement, `\\1` is the pattern's first group; no other group can be had;

@@ -116,6 +116,7 @@ def test_it_is_the_model_of_the_folder(form: str, source: Callable[[str], Path])
     sources = [str(source(form)), TOWER, f"language_model={RELEASED / 'bin'}"]  # the last one for its tokenizer
     model, other = equal_to_the_folder("llava-v1.5", sources)
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float16}
+    assert all(tensor.data_ptr() % tensor.element_size() == 0 for tensor in model.parameters())
     found, wanted = logits(model.float(), Path("out")), logits(other.float(), Path("out"))
     assert torch.isfinite(found).all()
     assert torch.equal(found, wanted)
