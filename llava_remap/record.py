@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from llava_remap import __version__
-from llava_remap.checkpoint import read_object
-from llava_remap.errors import RemapError, refuse
+from llava_remap.checkpoint import read_object, unreadable
+from llava_remap.errors import refuse
 from llava_remap.execute import FileDigest
 from llava_remap.plan import Mapped, Plan, PostLoadChange
 from llava_remap.post_load import provenance
@@ -98,7 +98,7 @@ def read_record(folder: Path) -> Record:
     """The record in a folder.
 
     Raises:
-        RemapError: LR113 where it isn't one, LR505 or LR606 where there is none, LR100 where nothing can be read.
+        RemapError: LR113 where it isn't one, LR505 or LR606 where there is none, LR100 or LR102 where nothing can be read.
     """
     path = folder / RECORD
     try:
@@ -135,12 +135,6 @@ def read_record(folder: Path) -> Record:
         post_load,
         text.verified,
     )
-
-
-def unreadable(error: OSError, path: Path) -> RemapError:
-    """LR100 for what is there, or may be, and can't be read."""
-    cause = f"{error.filename or path} can't be read: {error.strerror or error}."
-    return refuse("LR100", cause, "Check the path and its permissions.")
 
 
 def _no_record(folder: Path) -> Exception:

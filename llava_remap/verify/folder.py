@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object
+from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object, unreadable
 from llava_remap.errors import Problem, RemapError
 from llava_remap.execute import INDEX, Recipe, digest_files
-from llava_remap.record import RECORD, Record, unreadable
+from llava_remap.record import RECORD, Record
 from llava_remap.verify.compare import compare
 from llava_remap.verify.strict import strict_load
 
@@ -65,7 +65,7 @@ def verify_folder(
         on_progress: called with the number of bytes read since the last call.
 
     Raises:
-        RemapError: LR100 where a file can't be read at all.
+        RemapError: LR100 or LR102 where a file can't be read at all.
     """
     try:
         problems = _files(folder, record, on_progress)

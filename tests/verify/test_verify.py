@@ -455,7 +455,7 @@ def test_a_file_that_must_not_be_read(name: str, out: Path, run: Run, monkeypatc
     ran = run("verify", out)
     assert ran.code == 3
     assert "LR100" in ran.err
-    assert f"{name} can't be read: Permission denied" in ran.err
+    assert f"{name}` can't be read: Permission denied" in ran.err
 
 
 def test_a_name_too_long(run: Run) -> None:
