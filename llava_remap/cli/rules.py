@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llava_remap.cli.common import Format, refusals
+from llava_remap.cli.new import rules_new
 from llava_remap.codes import Exit
 
 rules_app = typer.Typer(help="Look at rule files and test them.", no_args_is_help=True)
@@ -43,3 +44,6 @@ def rules_test(
             print(f"{name}: {len(results) - bad} passed, {bad} failed")
         if failed:
             raise typer.Exit(Exit.PROBLEMS)
+
+
+rules_app.command("new")(rules_new)

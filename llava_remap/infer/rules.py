@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from os.path import commonprefix
 
 from llava_remap.infer.groups import INDEX, Segments
@@ -43,8 +44,11 @@ class InferredRule:
         if self.is_regex:
             after = Regex(self.match, self.to).search(name)
             return after is not None, None if self.to is None else after
-        fields = Template(self.match).match(name)
-        return fields is not None, None if self.to is None or fields is None else Template(self.to).fill(fields)
+        fields = _template(self.match).match(name)
+        return fields is not None, None if self.to is None or fields is None else _template(self.to).fill(fields)
+
+
+_template = lru_cache(Template)
 
 
 def make_rules(moves: Mapping[Segments, Segments | None], others: Collection[Segments] = ()) -> list[InferredRule]:
