@@ -6,17 +6,17 @@ import difflib
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, Tensor, read_object
-from llava_remap.errors import Problem, refuse
+from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.identify import fits
-from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, infer
+from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, infer, unfold
 from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rewrite import compile_rules
-from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder, shipped_rule_files
 from llava_remap.sources import open_source
 from llava_remap.target import EMBEDDING, TOWER, derive_config, embedding_rows, place_tokens, wanted_parameters
 
@@ -62,7 +62,7 @@ class Draft:
     Attributes:
         output: where.
         source, wanted: what it was made from.
-        cleaned: names that the shared parts drop before anything is inferred.
+        buffers: names that the shared parts drop before anything is inferred.
         found: what was inferred.
         notes: what else is a guess, in words.
     """
@@ -70,7 +70,7 @@ class Draft:
     output: Path
     source: Checkpoint
     wanted: Wanted
-    cleaned: int
+    buffers: int
     found: Inference
     notes: tuple[str, ...]
 
@@ -80,12 +80,16 @@ class Draft:
         problems = []
         if self.found.questions:
             names = tuple(name for question in self.found.questions for name in question.source.names)
-            cause = f"{len(self.found.questions)} groups of names could become several things; neither names nor shapes tell which."
+            cause = (
+                f"{len(self.found.questions)} groups of names could become several things; neither names nor shapes tell which."
+            )
             problems.append(Problem("LR301", cause, "Answer with --map FROM=TO and another --output, or write the rules.", names))
         if self.found.unplaced:
             names = tuple(name for group in self.found.unplaced for name in group.names)
             cause = f"{len(names)} tensors that nothing which the target misses could take."
-            problems.append(Problem("LR301", cause, "Map them, or drop them with a reason, if the model doesn't need them.", names))
+            problems.append(
+                Problem("LR301", cause, "Map them, or drop them with a reason, if the model doesn't need them.", names)
+            )
         if self.found.missing:
             names = tuple(name for group in self.found.missing for name in group.names)
             cause = f"{len(names)} parameters of the target that nothing in the checkpoint is found for."
@@ -117,15 +121,15 @@ def draft_rules(
     """
     refuse_existing(output)
     checkpoint = open_source("model", source, ("tensors", "config"), first=True, offline=offline)
-    shapes, cleaned = _cleaned({name: tensor.shape for name, tensor in checkpoint.catalog.items()})
+    shapes, buffers = cleaned({name: tensor.shape for name, tensor in checkpoint.catalog.items()})
     wanted = _wanted(target, checkpoint, shapes, offline)
     given = _answers(answers, shapes, wanted)
-    open_questions = []
+    left_open: list[Segments] = []
     found = infer(shapes, wanted.shapes, tied=wanted.tied, answers=given)
-    while question := next((q for q in found.questions if q.source.pattern not in open_questions), None):
+    while question := next((q for q in found.questions if q.source.pattern not in left_open), None):
         chosen = ask(question)
         if chosen is None:
-            open_questions.append(question.source.pattern)
+            left_open.append(question.source.pattern)
         else:
             given[question.source.pattern] = chosen.pattern
             found = infer(shapes, wanted.shapes, tied=wanted.tied, answers=given)
@@ -140,7 +144,7 @@ def draft_rules(
             file.write(text)
     except OSError as error:
         raise refuse("LR508", f"{output}: {error.strerror or error}.", "Give another --output.") from None
-    return Draft(output, checkpoint, wanted, cleaned, found, notes)
+    return Draft(output, checkpoint, wanted, buffers, found, notes)
 
 
 def refuse_existing(output: Path) -> None:
@@ -153,7 +157,7 @@ def refuse_existing(output: Path) -> None:
         raise refuse("LR508", f"{output} is there, and nothing is overwritten.", "Give another --output.")
 
 
-def _cleaned(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], int]:
+def cleaned(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], int]:
     """The names without wrappers and stored buffers, and how many were dropped."""
     programs = [compile_rules(load_rule_file(shipped_folder() / part)) for part in _CLEAN]
     found = {}
@@ -174,7 +178,12 @@ def _wanted(target: str, checkpoint: Checkpoint, shapes: Mapping[str, Shape], of
         content = read_object(path, "LR102", "Download or copy it again.", unique=False)
         if "format" not in content and "weight_map" not in content:
             return _of_config(target, content)
-    if path.is_dir() and (path / "config.json").is_file() and not any(path.glob("*.safetensors*")) and not any(path.glob("*.bin*")):
+    if (
+        path.is_dir()
+        and (path / "config.json").is_file()
+        and not any(path.glob("*.safetensors*"))
+        and not any(path.glob("*.bin*"))
+    ):
         return _of_config(target, read_object(path / "config.json", "LR113", "Download it again.", unique=False))
     if _CLASS.fullmatch(target) and not path.exists():
         return _of_class(target, checkpoint, shapes)
@@ -185,7 +194,7 @@ def _wanted(target: str, checkpoint: Checkpoint, shapes: Mapping[str, Shape], of
     named = config.get("architectures")
     class_name = str(named[0]) if isinstance(named, list) and named else None
     classic = _classic({name: tensor.shape for name, tensor in other.catalog.items()})
-    clean, _ = _cleaned(classic)
+    clean, _ = cleaned(classic)
     ties = any(c.get("tie_word_embeddings") is True for c in (config, _mapping(config, "text_config"), checkpoint.config or {}))
     tied = frozenset(name for name in clean if ties and name.endswith("lm_head.weight"))
     return Wanted(other.location, clean, tied, class_name, config)
@@ -223,14 +232,18 @@ def _of_class(class_name: str, checkpoint: Checkpoint, shapes: Mapping[str, Shap
     Tower and embedding are found by how their names end, wherever they are, which is what the config needs of the names.
     """
     if checkpoint.config is None:
-        raise refuse("LR211", f"--to {class_name}: {checkpoint.location} has no config, so that of the target isn't known.", _FORMS)
+        raise refuse(
+            "LR211", f"--to {class_name}: {checkpoint.location} has no config, so that of the target isn't known.", _FORMS
+        )
     found: dict[str, Tensor] = {}
     mark = "embeddings.patch_embedding.weight"
     towers = sorted(name.removesuffix(mark) for name in shapes if name.endswith(mark))
     embeddings = [name for name in shapes if name.endswith("embed_tokens.weight")]
     if not towers or not embeddings:
         what = "vision tower" if not towers else "table of embeddings"
-        cause = f"--to {class_name}: no {what} is recognised in {checkpoint.location}, so the target's config can't be worked out."
+        cause = (
+            f"--to {class_name}: no {what} is recognised in {checkpoint.location}, so the target's config can't be worked out."
+        )
         raise refuse("LR211", cause, _FORMS)
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.catalog.items()}
     for name, shape in shapes.items():
@@ -240,11 +253,14 @@ def _of_class(class_name: str, checkpoint: Checkpoint, shapes: Mapping[str, Shap
     found[EMBEDDING] = Tensor(EMBEDDING, dtypes.get(embeddings[0], "F32"), shapes[embeddings[0]], None)
     model_type = _model_type(class_name)
     constants = {"model_type": (model_type, "")}
-    frame = Frame("draft", "draft", "", (*_CLEAN, _CONFIG), None, None, (), class_name, constants)
+    frame = Frame("draft", "draft", "", (*_CLEAN, _CONFIG), (), None, (), class_name, constants)
     rules = _loaded(rule_file(frame, infer({}, {})))
     tokens = place_tokens(rules.text.tokens, None, embedding_rows(found))
-    config = derive_config(rules, [checkpoint.config], found, tokens).config
-    asked = wanted_parameters(class_name, config)
+    try:
+        asked = wanted_parameters(class_name, derive_config(rules, [checkpoint.config], found, tokens).config)
+    except RemapError as error:  # what helps `apply`, another source, is nothing that can be given here
+        fix = f"Give another TARGET. {_FORMS}"
+        raise RemapError([replace(problem, fix=fix) for problem in error.problems]) from error
     return Wanted(class_name, asked.shapes, frozenset(asked.tied), class_name, {"model_type": model_type})
 
 
@@ -275,6 +291,8 @@ def _answers(given: Sequence[str], shapes: Mapping[str, Shape], wanted: Wanted) 
         if not equals:
             raise refuse("LR211", f"--map {text}: it is FROM=TO.", "Write names, or folded names: layers.{0..31}.up.weight.")
         source, target = _group(text, one, sources, "source"), _group(text, other, targets, "target")
+        if set(source.members) != set(target.members) and one in source.names and other in target.names:
+            source, target = _single(source, one), _single(target, other)
         if set(source.members) != set(target.members) or source.pattern in found or target.pattern in found.values():
             twice = source.pattern in found or target.pattern in found.values()
             why = "one of them is told twice" if twice else f"{source.folded} and {target.folded} have other layers"
@@ -296,11 +314,15 @@ def _group(text: str, name: str, groups: Sequence[Group], side: str) -> Group:
     raise refuse("LR211", f"--map {text}: the {side} has no `{name}`.", f"Did you mean `{near[0]}`?" if near else "")
 
 
+def _single(group: Group, name: str) -> Group:
+    return next(single for single in unfold(group) if single.names == [name])
+
+
 def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame, tuple[str, ...]]:
     """What the file says beside the names, and what of it is a guess."""
     source_name = checkpoint.path.stem if checkpoint.is_manifest else checkpoint.path.name
     notes: list[str] = []
-    extends, chat = [*_CLEAN], None
+    extends = [*_CLEAN]
     detect: dict[str, Any] = {}
     constants: dict[str, tuple[Any, str]] = {}
     processor = None
@@ -314,6 +336,11 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
             extends.append(chat)
             notes.append(f"{chat}: tensors don't show how a model was trained to chat")
         constants = _target_config(wanted, part, checkpoint.config or {}, notes)
+        shipped = (load_rule_file(path).target.class_ for path in shipped_rule_files().values())
+        if wanted.class_name not in shipped:
+            notes.append(
+                f"no shipped file is for {wanted.class_name}: what {_CONFIG} doesn't say of its config is the class's default"
+            )
         expected = wanted.class_name.removesuffix("ForConditionalGeneration") + "Processor"
         if part.text.processor and expected != part.text.processor.class_:
             processor = expected
@@ -326,7 +353,7 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).strip("-.") or "mine"
     summary = f"{source_name} to {wanted.class_name or Path(wanted.location).stem}"
     made_from = f"{source_name} to {Path(wanted.location).name}"
-    frame = Frame(name, summary, made_from, extends, chat, detect, sources, wanted.class_name, constants, processor)
+    frame = Frame(name, summary, made_from, extends, notes, detect, sources, wanted.class_name, constants, processor)
     return frame, tuple(notes)
 
 
@@ -339,22 +366,24 @@ def _chat(checkpoint: Checkpoint) -> str | None:
     return next((part for part in parts if part.startswith("parts/chat")), None)
 
 
-def _target_config(
-    wanted: Wanted, part: RuleFile, source: Mapping[str, Any], notes: list[str]
-) -> dict[str, tuple[Any, str]]:
+def _target_config(wanted: Wanted, part: RuleFile, source: Mapping[str, Any], notes: list[str]) -> dict[str, tuple[Any, str]]:
     """What the shared part doesn't say of the target's config, as constants from the target's own."""
     assert wanted.class_name is not None
     said = wanted.config.get("model_type")
-    constants: dict[str, tuple[Any, str]] = {"model_type": (said if isinstance(said, str) else _model_type(wanted.class_name), "")}
+    constants: dict[str, tuple[Any, str]] = {
+        "model_type": (said if isinstance(said, str) else _model_type(wanted.class_name), "")
+    }
     known = part.text.target.config if part.text.target else {}
     text_type = _mapping(wanted.config, "text_config").get("model_type")
     named = source.get("architectures")
     table = known["text_config.model_type"].map or {}
     if isinstance(text_type, str) and not (isinstance(named, list) and named and named[0] in table):
-        constants["text_config.model_type"] = (text_type, f"from {Path(wanted.location).name}; the source's architecture isn't known")
+        constants["text_config.model_type"] = (
+            text_type,
+            f"from {Path(wanted.location).name}; the source's architecture isn't known",
+        )
     for key, value in wanted.config.items():
-        plain = key.replace("vision_feature_layers", "vision_feature_layer")
-        if key not in _OWN_CONFIG and (plain not in known or isinstance(value, list)):
-            constants[plain if plain in known and plain == key else key] = (value, f"from {Path(wanted.location).name}")
+        if key not in _OWN_CONFIG and (key not in known or isinstance(value, list)):
+            constants[key] = (value, f"from {Path(wanted.location).name}")
             notes.append(f"target.config.{key}: {value!r}, from the target's config")
     return constants

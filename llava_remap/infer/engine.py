@@ -39,7 +39,7 @@ class Inference:
         """Why a rule should be looked at; empty where it needn't be."""
         if rule.to is None:
             return DROPPED
-        if any(found.how == "shape alone" for found in self._behind(rule)):
+        if any(found.how == "by shape alone" for found in self._behind(rule)):
             return "by shape alone, no name told so"
         return ""
 
@@ -95,10 +95,12 @@ def suggest_rules(
     return tuple(rule_line(rule) for rule in infer(unmapped, missing, untouched=untouched, drop=False).rules)
 
 
-def _rules(found: Matching, dropped: Collection[Group], unplaced: Collection[Group], untouched: Collection[str]) -> list[InferredRule]:
+def _rules(
+    found: Matching, dropped: Collection[Group], unplaced: Collection[Group], untouched: Collection[str]
+) -> list[InferredRule]:
     pairs: list[tuple[Group, Group | None]] = [(pair.source, pair.target) for pair in found.matches]
     pairs += [(group, None) for group in dropped]
-    left = [*(question.source for question in found.questions), *unplaced, *fold({name: () for name in untouched})]
+    left = [*(question.source for question in found.questions), *unplaced, *fold(dict.fromkeys(untouched, ()))]
     mixed = _mixed([*(group for group, _ in pairs), *left])
     moves: dict[Segments, Segments | None] = {}
     for group, target in pairs:

@@ -9,9 +9,9 @@ from typing import Literal
 
 from llava_remap.infer.groups import INDEX, Group, Segments, Shape, fold, tokens, unfold
 
-How = Literal["asked", "same name", "name and shape", "with its module", "shape alone"]
+How = Literal["asked", "by the same name", "by name and shape", "with its module", "by shape alone"]
 #: How a match was found, the surest first.
-HOWS: tuple[How, ...] = ("asked", "same name", "name and shape", "with its module", "shape alone")
+HOWS: tuple[How, ...] = ("asked", "by the same name", "by name and shape", "with its module", "by shape alone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def match(
     Args:
         source, target: name → shape.
         tied: target names that need no source.
-        answers: source pattern → target pattern, as told by a person.
+        answers: source pattern → target pattern, as told by a person; of groups, or of single names.
     """
     state = _State(fold(source), fold(target))
     for one, other in (answers or {}).items():
@@ -87,7 +87,7 @@ def _equal(source: Group, target: Group) -> bool:
 
 def _longer(source: Group, target: Group) -> bool:
     """A table with more rows than the source's: the vocabulary of a converted checkpoint has room for new tokens."""
-    if len(source.members) > 1 or len(target.members) > 1:
+    if [*source.members] != [()] or [*target.members] != [()]:
         return False
     one, other = source.shape, target.shape
     return len(one) == len(other) == 2 and one[1] == other[1] and one[0] < other[0]
@@ -103,26 +103,36 @@ class _State:
     #: Pairs of modules, one of each side, of which the first had something that went into the second.
     kin: set[tuple[Segments, Segments]] = field(default_factory=set)
     words: dict[Segments, frozenset[str]] = field(default_factory=dict)
+    #: All segments of each side.
+    ours: set[str] = field(default_factory=set)
+    theirs: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._read_words()
+        self.ours = {segment for group in self.sources for segment in group.pattern}
+        self.theirs = {segment for group in self.targets for segment in group.pattern}
 
     def _read_words(self) -> None:
         self.words |= tokens(self.sources) | tokens(self.targets)
 
     def answer(self, source: Segments, target: Segments) -> None:
+        self.sources, self.targets = _with(self.sources, source), _with(self.targets, target)
+        self._read_words()
         one = next(group for group in self.sources if group.pattern == source)
         other = next(group for group in self.targets if group.pattern == target)
         self._add([(one, other)], "asked")
 
     def settle_unfolded(self, fits: Callable[[Group, Group], bool]) -> None:
-        """What found no partner as a list of layers may find one as single modules; what doesn't is a list again."""
-        sources, targets = self.sources, self.targets
-        self.sources = [single for group in sources for single in unfold(group)]
-        self.targets = [single for group in targets for single in unfold(group)]
+        """What fits nothing as a list of layers may fit as single modules; what doesn't is a list again."""
+        sources = [group for group in self.sources if not any(fits(group, other) for other in self.targets)]
+        targets = [group for group in self.targets if not any(fits(other, group) for other in self.sources)]
+        self.sources = [single for group in self.sources for single in (unfold(group) if group in sources else [group])]
+        self.targets = [single for group in self.targets for single in (unfold(group) if group in targets else [group])]
         self._read_words()
         self.settle(fits)
-        self.sources, self.targets = _folded(self.sources, sources), _folded(self.targets, targets)
+        lonely = [group for group in self.sources if not any(fits(group, other) for other in self.targets)]
+        unwanted = [group for group in self.targets if not any(fits(other, group) for other in self.sources)]
+        self.sources, self.targets = _refolded(self.sources, sources, lonely), _refolded(self.targets, targets, unwanted)
 
     def settle(self, fits: Callable[[Group, Group], bool]) -> None:
         """Match what can be, the surest first, until nothing more can."""
@@ -154,23 +164,24 @@ class _State:
     def _score(self, source: Group, target: Group, how: How) -> tuple[int, ...]:
         shared = len(self.words[source.pattern] & self.words[target.pattern])
         ending = _ending(source.pattern, target.pattern)
-        if how == "same name":
+        if how == "by the same name":
             return (int(source.pattern == target.pattern),)
         return (shared, self._kinship(source.pattern, target.pattern), ending) if how == "with its module" else (shared, ending)
 
     def _tells(self, pair: tuple[Group, Group], how: How, *, alone: bool) -> bool:
         """Whether that two groups are each other's best is reason enough."""
         source, target = pair
-        if how == "same name":
+        if how == "by the same name":
             return source.pattern == target.pattern
+        if self._contradict(source, target):
+            return False
         # `weight` and `bias` agree everywhere, and so do `model` and a layer's number.
         shared = self.words[source.pattern] & self.words[target.pattern] - {source.pattern[-1].lower(), "model", INDEX}
-        if how == "name and shape":
+        if how == "by name and shape":
             return bool(shared)
         if how == "with its module":
             return self._kinship(source.pattern, target.pattern) >= -2
-        # That two vectors are of one length says nothing, and two words that both sides have are two things to both.
-        return alone and len(source.shape) > 1 and source.members == target.members and not self._contradict(source, target)
+        return alone and len(source.shape) > 1 and source.members == target.members  # that vectors are as long says nothing
 
     def _kinship(self, source: Segments, target: Segments) -> int:
         """Minus the levels up to the nearest pair of modules that hold them and have gone together before."""
@@ -179,11 +190,10 @@ class _State:
         return -next(near, max(len(source), len(target)))
 
     def _contradict(self, source: Group, target: Group) -> bool:
-        ours = {word for match in self.matches for word in match.source.pattern}
-        theirs = {word for match in self.matches for word in match.target.pattern}
+        """Whether their modules have two words each of which both sides know: `q_proj` doesn't become `k_proj`."""
         ending = _ending(source.pattern, target.pattern)
         one, other = source.pattern[: len(source.pattern) - ending], target.pattern[: len(target.pattern) - ending]
-        return bool(one and other) and one[-1] in theirs and other[-1] in ours
+        return ending < 2 and bool(one and other) and one[-1] in self.theirs and other[-1] in self.ours
 
     def _add(self, pairs: Sequence[tuple[Group, Group]], how: How) -> bool:
         for one, other in pairs:
@@ -196,9 +206,17 @@ class _State:
         return bool(pairs)
 
 
-def _folded(left: Sequence[Group], groups: Sequence[Group]) -> list[Group]:
-    """Of what is left of unfolded groups those that are whole as they were, the rest as single names."""
-    names = {group.pattern for group in left}
+def _with(groups: Sequence[Group], pattern: Segments) -> list[Group]:
+    """The groups, unfolded as far as it takes for one of them to have this pattern."""
+    if any(group.pattern == pattern for group in groups):
+        return list(groups)
+    name = ".".join(pattern)
+    return [single for group in groups for single in (unfold(group) if name in group.names else [group])]
+
+
+def _refolded(left: Sequence[Group], groups: Sequence[Group], lonely: Sequence[Group]) -> list[Group]:
+    """What is left, with those groups whole again of which every member is left and fits nothing."""
+    names = {group.pattern for group in lonely}
     whole = [group for group in groups if all(single.pattern in names for single in unfold(group))]
     covered = {single.pattern for group in whole for single in unfold(group)}
     return [*whole, *(group for group in left if group.pattern not in covered)]

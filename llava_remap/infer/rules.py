@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from os.path import commonprefix
+from itertools import chain, count, takewhile
 
 from llava_remap.infer.groups import INDEX, Segments
 from llava_remap.rulefile import Regex, Template
@@ -143,7 +143,8 @@ def _general(moves: _Moves, place: Segments | None) -> InferredRule:
     if len(moves) == 1:
         return _exact(*moves[0])
     sources = [source for source, _ in moves]
-    shared: Segments = tuple(commonprefix([list(source[:-1]) for source in sources]))
+    alike = takewhile(lambda column: len(set(column)) == 1, zip(*(source[:-1] for source in sources), strict=False))
+    shared = tuple(column[0] for column in alike)
     field = "p" if all(len(source) == len(shared) + 1 for source in sources) else "rest"
     opened = "{p}" if field == "p" else "{rest...}"
     if place is None:
@@ -175,19 +176,16 @@ def _rule(source: Sequence[str], target: Sequence[str] | None, moves: _Moves) ->
 
 def _with_ids(rules: Sequence[InferredRule]) -> list[InferredRule]:
     """The rules with ids from the words of where they lead; a drop's from where it takes from."""
-    taken: Counter[str] = Counter()
-    named = []
+    named: list[InferredRule] = []
     for rule in rules:
         text = rule.to if rule.to is not None else rule.match
         segments = [part for part in re.split(r"\\?\.", re.sub(r"\{[^}]*\}", "", text)) if part not in _PLAIN]
         words = re.findall(r"[a-z]+|[0-9]+", "-".join(segments if rule.to is not None else segments[-2:]).lower())
         words = [word for word in dict.fromkeys(words) if word != "model"] or ["rule"]
-        name = "-".join(words if rule.to is not None else ["drop", *words])
-        taken[name] += 1
-        while taken[name] > 1 or any(name == other.id for other in named):
-            name = f"{name}-{taken[name]}"
-            taken[name] += 1
-        named.append(replace(rule, id=name))
+        plain = "-".join(words if rule.to is not None else ["drop", *words])
+        taken = {other.id for other in named}
+        free = next(name for name in chain([plain], (f"{plain}-{number}" for number in count(2))) if name not in taken)
+        named.append(replace(rule, id=free))
     return named
 
 

@@ -24,7 +24,7 @@ class Frame:
         name, summary: of the rule file.
         made_from: source and target, in words.
         extends: parts.
-        chat: the part among `extends` that is a guess, if one is.
+        unsure: what beside the names is a guess, in words.
         detect: key of the source's config → the value that it has (None: none).
         sources: lines of `sources`.
         class_name: the target's class; None where the target doesn't say, which makes the file a part.
@@ -36,7 +36,7 @@ class Frame:
     summary: str
     made_from: str
     extends: Sequence[str] = ()
-    chat: str | None = None
+    unsure: Sequence[str] = ()
     detect: Mapping[str, Any] | None = None
     sources: Sequence[str] = ()
     class_name: str | None = None
@@ -55,8 +55,8 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
     lines += ["changes:", "  - {version: 0.1.0, what: inferred}"]
     if frame.extends:
         lines += [f"extends: [{', '.join(frame.extends)}]"]
-    if frame.chat:
-        lines += _comment(f"unsure: {frame.chat} is a guess; tensors don't show how a model was trained to chat.")
+    for guess in frame.unsure:
+        lines += _comment(f"unsure: {guess}")
     lines += ["", *_detect(frame, found, ends)]
     if frame.sources:
         lines += ["", "sources:", *(f"  {line}" for line in frame.sources)]
@@ -65,22 +65,21 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
         if frame.config:
             lines += ["  config:", *_constants(frame.config)]
     if frame.processor:
-        lines += ["", "processor:", f"  class: {frame.processor}        # unsure: by its name alone"]
-    lines += ["", *_names(found), "", *_tests(found)]
+        lines += ["", "processor:", f"  class: {frame.processor}"]
+    if found.rules:
+        lines += ["", *_names(found), "", *_tests(found)]
     return "\n".join(lines) + "\n"
 
 
 def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
-    lines = ["detect:", "  present:"]
+    """One name of each module that is renamed; of layers only where there is nothing else."""
+    names, of_layers = [], []
     for rule in found.rules:
         name, target = found.names_of(rule)[0]
-        if target is not None and not target.endswith(tuple(ends)) and not any(INDEX in p for p in rule.patterns[:1]):
-            lines.append(f"    - {quoted(name)}")
-    if len(lines) == 2:
-        name = next((name for rule in found.rules for name, target in found.names_of(rule) if target is not None), None)
-        lines = ["detect:", f"  present: [{quoted(name)}]"] if name is not None and "{" not in name else ["detect: {}"]
-    # A template can't say every name.
-    lines = [line for line in lines if not line.startswith("    - ") or not set(line[6:]) & set("{} \t\n")]
+        if target is not None and not target.endswith(tuple(ends)) and not rule.is_regex:
+            (of_layers if INDEX in rule.patterns[0] else names).append(name)
+    shown = names or of_layers[:1]
+    lines = ["detect:", "  present:", *(f"    - {quoted(name)}" for name in shown)] if shown else ["detect:", "  present: []"]
     if frame.detect:
         lines += ["  config:", *(f"    {key}: {_value(value)}" for key, value in frame.detect.items())]
     return lines

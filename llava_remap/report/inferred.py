@@ -17,7 +17,7 @@ def print_draft(console: Console, draft: Draft) -> None:
     """The rules with how each was found, what is a guess or open, and the next commands."""
     found = draft.found
     _line(console, Text(f"{draft.source.location} → {draft.wanted.class_name or draft.wanted.location}", "bold"))
-    cleaned = f", {draft.cleaned} buffers dropped by the shared parts" if draft.cleaned else ""
+    cleaned = f", {draft.buffers} buffers dropped by the shared parts" if draft.buffers else ""
     _line(console, f"  {len(draft.source.catalog)} names{cleaned}; {len(draft.wanted.shapes)} parameters wanted")
     _line(console, Text("\nRules", "bold"))
     width = max(len(rule.match) for rule in found.rules)
@@ -28,9 +28,10 @@ def print_draft(console: Console, draft: Draft) -> None:
         _line(
             console,
             Text.assemble(
-                f"  {rule.match:<{width}}  {outcome}", (f"  {count}: {', '.join(_hows(draft, rule))}", "dim"),
+                f"  {rule.match:<{width}}  {outcome}",
+                (f"  {count}: {', '.join(_hows(draft, rule))}", "dim"),
                 ("  unsure" if unsure else "", "yellow"),
-            ),  # fmt: skip
+            ),
         )
     _line(console, Text("\nHow sure", "bold"))
     counts: dict[str, int] = defaultdict(int)
@@ -38,9 +39,12 @@ def print_draft(console: Console, draft: Draft) -> None:
         counts[pair.how] += len(pair.source.members)
     for how in HOWS:
         if counts[how]:
-            _line(console, f"  {counts[how]:>5} by {how}" if how in ("same name", "name and shape", "shape alone") else f"  {counts[how]:>5} {how}")
+            _line(console, f"  {counts[how]:>5} {how}")
     if found.dropped:
-        _line(console, Text(f"  {sum(len(g.members) for g in found.dropped):>5} dropped, since nothing in the target takes them", "yellow"))
+        _line(
+            console,
+            Text(f"  {sum(len(g.members) for g in found.dropped):>5} dropped, since nothing in the target takes them", "yellow"),
+        )
     for note in draft.notes:
         _line(console, Text.assemble(("  unsure", "yellow"), f" {note}"))
     for question in found.questions:
