@@ -297,7 +297,8 @@ def _answers(given: Sequence[str], shapes: Mapping[str, Shape], wanted: Wanted) 
             twice = source.pattern in found or target.pattern in found.values()
             why = "one of them is told twice" if twice else f"{source.folded} and {target.folded} have other layers"
             raise refuse("LR211", f"--map {text}: {why}.", "Map a group to one with the same layers, each once.")
-        if any(len(a) != len(b) or a[1:] != b[1:] for a, b in zip(source.members.values(), target.members.values(), strict=True)):
+        pairs = [(shape, target.members[numbers]) for numbers, shape in source.members.items()]
+        if any(len(shape) != len(wanted_shape) or shape[1:] != wanted_shape[1:] for shape, wanted_shape in pairs):
             raise refuse("LR211", f"--map {text}: the shapes are {source.shape} and {target.shape}.", "Map what has one shape.")
         found[source.pattern] = target.pattern
     return found
@@ -308,7 +309,7 @@ def _group(text: str, name: str, groups: Sequence[Group], side: str) -> Group:
         return re.sub(r"\{[^}]*\}", "#", folded)
 
     for group in groups:
-        if name in group.members or bare(name) == bare(group.folded) or name in group.names:
+        if name in group.names or bare(name) == bare(group.folded):
             return group
     near = difflib.get_close_matches(bare(name), [bare(group.folded) for group in groups], 1, 0.3)
     raise refuse("LR211", f"--map {text}: the {side} has no `{name}`.", f"Did you mean `{near[0]}`?" if near else "")

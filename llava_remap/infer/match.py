@@ -13,6 +13,9 @@ How = Literal["asked", "by the same name", "by name and shape", "with its module
 #: How a match was found, the surest first.
 HOWS: tuple[How, ...] = ("asked", "by the same name", "by name and shape", "with its module", "by shape alone")
 
+#: Rows that a vocabulary may have more in the target: converters pad it to a multiple of 64, trainers of 512 at most.
+MOST_NEW_ROWS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
@@ -86,11 +89,14 @@ def _equal(source: Group, target: Group) -> bool:
 
 
 def _longer(source: Group, target: Group) -> bool:
-    """A table with more rows than the source's: the vocabulary of a converted checkpoint has room for new tokens."""
+    """A table with somewhat more rows than the source's: a converted checkpoint's vocabulary has room for new tokens.
+
+    A vocabulary has more rows than columns, which tells it from a table of positions.
+    """
     if [*source.members] != [()] or [*target.members] != [()]:
         return False
     one, other = source.shape, target.shape
-    return len(one) == len(other) == 2 and one[1] == other[1] and one[0] < other[0]
+    return len(one) == len(other) == 2 and one[1] == other[1] < one[0] < other[0] <= one[0] + MOST_NEW_ROWS
 
 
 @dataclass(slots=True)

@@ -73,7 +73,8 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
 
 def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
     """One name of each module that is renamed; of layers only where there is nothing else."""
-    names, of_layers = [], []
+    names: list[str] = []
+    of_layers: list[str] = []
     for rule in found.rules:
         name, target = found.names_of(rule)[0]
         if target is not None and not target.endswith(tuple(ends)) and not rule.is_regex:

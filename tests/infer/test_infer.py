@@ -218,6 +218,14 @@ def test_more_rows_for_new_tokens_are_allowed() -> None:
     assert mapping(found, source)["model.embed_tokens.weight"] == "lm.embed_tokens.weight"
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [((257, 1024), (577, 1024)), ((2048, 1024), (4096, 1024)), ((384, 64), (320, 64))])
+def test_other_tables_have_to_be_as_long(ours: Shape, theirs: Shape) -> None:
+    """A table of positions, a linear layer, fewer rows: that is another size of model, not room for new tokens."""
+    found = infer({"a.table.weight": ours}, {"b.table.weight": theirs})
+    assert found.rules == ()
+    assert [group.folded for group in found.unplaced] == ["a.table.weight"]
+
+
 def test_nothing_is_dropped_while_something_is_missing() -> None:
     source = {"a.norm.weight": (8,), "a.extra": (2, 2, 2)}
     found = infer(source, {"b.norm.weight": (8,), "b.pos": (9, 9)})
