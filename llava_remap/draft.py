@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, Tensor, read_object
-from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.checkpoint import Checkpoint
+from llava_remap.draft_target import CLEAN, CONFIG, Wanted, cleaned, inner, loaded, model_type_of, read_wanted
+from llava_remap.errors import Problem, refuse
 from llava_remap.identify import fits
 from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, infer, unfold
 from llava_remap.infer.text import Frame, rule_file
-from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder, shipped_rule_files
 from llava_remap.sources import open_source
-from llava_remap.target import EMBEDDING, TOWER, derive_config, embedding_rows, place_tokens, wanted_parameters
+from llava_remap.target import EMBEDDING
 
-_CLEAN = ("parts/wrappers.yaml", "parts/buffers.yaml")
-_CONFIG = "parts/llava-config.yaml"
-_CLASS = re.compile(r"[A-Z][A-Za-z0-9]*")
-_FORMS = (
-    "TARGET is a class of transformers (with a SRC that has its config.json), a config.json that names one in `architectures`, "
-    "a manifest, or a converted checkpoint."
-)
 #: Keys of a LLaVA's config that tell families of the same names apart. Those after the bar are told only where they are there.
 _FAMILY, _FAMILY_IF_THERE = ("image_aspect_ratio", "mm_patch_merge_type"), ("mm_projector_type", "mm_newline_position")
 #: What of a target's config says nothing of how features are taken, or is made anew for each checkpoint.
@@ -35,24 +27,6 @@ _OWN_CONFIG = {
     "transformers_version", "_name_or_path", "image_token_index", "image_token_id", "video_token_index", "video_token_id",
     "pad_token_id", "bos_token_id", "eos_token_id", "vocab_size", "hidden_size", "initializer_range", "use_cache",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is wanted.
-
-    Attributes:
-        location: where it was read from, in words.
-        shapes: name → shape, in the classic layout where the layout is known.
-        tied: names that need no source.
-        class_name, config: as far as the target says.
-    """
-
-    location: str
-    shapes: Mapping[str, Shape]
-    tied: frozenset[str]
-    class_name: str | None
-    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +96,7 @@ def draft_rules(
     refuse_existing(output)
     checkpoint = open_source("model", source, ("tensors", "config"), first=True, offline=offline)
     shapes, buffers = cleaned({name: tensor.shape for name, tensor in checkpoint.catalog.items()})
-    wanted = _wanted(target, checkpoint, shapes, offline)
+    wanted = read_wanted(target, checkpoint, shapes, offline)
     given = _answers(answers, shapes, wanted)
     left_open: list[Segments] = []
     found = infer(shapes, wanted.shapes, tied=wanted.tied, answers=given)
@@ -138,7 +112,7 @@ def draft_rules(
         raise refuse("LR305", cause, "Is it the right target, and of the same size?")
     frame, notes = _frame(checkpoint, wanted, output)
     text = rule_file(frame, found)
-    _loaded(text)  # before it stands where a user would take it for one that works
+    loaded(text)  # before it stands where a user would take it for one that works
     try:
         with output.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -155,131 +129,6 @@ def refuse_existing(output: Path) -> None:
         raise refuse("LR508", f"{output}: {error}.", "Give another --output.") from None
     if there:
         raise refuse("LR508", f"{output} is there, and nothing is overwritten.", "Give another --output.")
-
-
-def cleaned(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], int]:
-    """The names without wrappers and stored buffers, and how many were dropped."""
-    programs = [compile_rules(load_rule_file(shipped_folder() / part)) for part in _CLEAN]
-    found = {}
-    for name, shape in shapes.items():
-        prepared: str | None = name
-        for program in programs:
-            if prepared is not None:
-                rewrite = program.rewrite(prepared)
-                prepared = None if rewrite.reason is not None else rewrite.prepared
-        if prepared is not None:
-            found[prepared] = shape
-    return found, len(shapes) - len(found)
-
-
-def _wanted(target: str, checkpoint: Checkpoint, shapes: Mapping[str, Shape], offline: bool) -> Wanted:
-    path = Path(target)
-    if path.is_file() and path.suffix == ".json":
-        content = read_object(path, "LR102", "Download or copy it again.", unique=False)
-        if "format" not in content and "weight_map" not in content:
-            return _of_config(target, content)
-    if (
-        path.is_dir()
-        and (path / "config.json").is_file()
-        and not any(path.glob("*.safetensors*"))
-        and not any(path.glob("*.bin*"))
-    ):
-        return _of_config(target, read_object(path / "config.json", "LR113", "Download it again.", unique=False))
-    if _CLASS.fullmatch(target) and not path.exists():
-        return _of_class(target, checkpoint, shapes)
-    if "/" not in target and not path.exists():
-        raise refuse("LR211", f"--to {target}: there is no such file or class.", _FORMS)
-    other = open_source("target", target, ("tensors", "config"), first=True, offline=offline)
-    config = other.config or {}
-    named = config.get("architectures")
-    class_name = str(named[0]) if isinstance(named, list) and named else None
-    classic = _classic({name: tensor.shape for name, tensor in other.catalog.items()})
-    clean, _ = cleaned(classic)
-    ties = any(c.get("tie_word_embeddings") is True for c in (config, _mapping(config, "text_config"), checkpoint.config or {}))
-    tied = frozenset(name for name in clean if ties and name.endswith("lm_head.weight"))
-    return Wanted(other.location, clean, tied, class_name, config)
-
-
-def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = config.get(key)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _classic(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
-    """Names of another layout as they are in the classic one. A layout is one that takes every name."""
-    for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
-        program = compile_rules(load_rule_file(path))
-        taken = {name: program.rewrite(name).target for name in shapes}
-        if all(taken.values()):
-            return {str(taken[name]): shape for name, shape in shapes.items()}
-    return shapes
-
-
-def _of_config(location: str, config: Mapping[str, Any]) -> Wanted:
-    """The parameters of the class that a config.json names."""
-    named = config.get("architectures")
-    if not isinstance(named, list) or not named or not isinstance(named[0], str):
-        raise refuse("LR211", f"--to {location}: it names no class in `architectures`.", _FORMS)
-    if not _mapping(config, "text_config") or not _mapping(config, "vision_config"):
-        raise refuse("LR211", f"--to {location}: the config has no text_config and vision_config.", _FORMS)
-    asked = wanted_parameters(named[0], config)
-    return Wanted(location, asked.shapes, frozenset(asked.tied), named[0], config)
-
-
-def _of_class(class_name: str, checkpoint: Checkpoint, shapes: Mapping[str, Shape]) -> Wanted:
-    """The parameters of a class, with the config that the source's own config and its tower's tensors give.
-
-    Tower and embedding are found by how their names end, wherever they are, which is what the config needs of the names.
-    """
-    if checkpoint.config is None:
-        raise refuse(
-            "LR211", f"--to {class_name}: {checkpoint.location} has no config, so that of the target isn't known.", _FORMS
-        )
-    found: dict[str, Tensor] = {}
-    mark = "embeddings.patch_embedding.weight"
-    towers = sorted(name.removesuffix(mark) for name in shapes if name.endswith(mark))
-    embeddings = [name for name in shapes if name.endswith("embed_tokens.weight")]
-    if not towers or not embeddings:
-        what = "vision tower" if not towers else "table of embeddings"
-        cause = (
-            f"--to {class_name}: no {what} is recognised in {checkpoint.location}, so the target's config can't be worked out."
-        )
-        raise refuse("LR211", cause, _FORMS)
-    dtypes = {name: tensor.dtype for name, tensor in checkpoint.catalog.items()}
-    for name, shape in shapes.items():
-        if name.startswith(towers[0]):
-            classic = TOWER + name.removeprefix(towers[0])
-            found[classic] = Tensor(classic, dtypes.get(name, "F32"), shape, None)
-    found[EMBEDDING] = Tensor(EMBEDDING, dtypes.get(embeddings[0], "F32"), shapes[embeddings[0]], None)
-    model_type = _model_type(class_name)
-    constants = {"model_type": (model_type, "")}
-    frame = Frame("draft", "draft", "", (*_CLEAN, _CONFIG), (), None, (), class_name, constants)
-    rules = _loaded(rule_file(frame, infer({}, {})))
-    tokens = place_tokens(rules.text.tokens, None, embedding_rows(found))
-    try:
-        asked = wanted_parameters(class_name, derive_config(rules, [checkpoint.config], found, tokens).config)
-    except RemapError as error:  # what helps `apply`, another source, is nothing that can be given here
-        fix = f"Give another TARGET. {_FORMS}"
-        raise RemapError([replace(problem, fix=fix) for problem in error.problems]) from error
-    return Wanted(class_name, asked.shapes, frozenset(asked.tied), class_name, {"model_type": model_type})
-
-
-def _model_type(class_name: str) -> str:
-    """The `model_type` of a class of the installed transformers."""
-    import transformers
-
-    model_class: Any = getattr(transformers, class_name, None)
-    config_class = getattr(model_class, "config_class", None)
-    if config_class is None:
-        raise refuse("LR211", f"--to {class_name}: transformers {transformers.__version__} has no such model class.", _FORMS)
-    return str(config_class.model_type)
-
-
-def _loaded(text: str) -> RuleFile:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "draft.yaml"
-        path.write_text(text, encoding="utf-8")
-        return load_rule_file(path)
 
 
 def _answers(given: Sequence[str], shapes: Mapping[str, Shape], wanted: Wanted) -> dict[Segments, Segments]:
@@ -323,14 +172,14 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
     """What the file says beside the names, and what of it is a guess."""
     source_name = checkpoint.path.stem if checkpoint.is_manifest else checkpoint.path.name
     notes: list[str] = []
-    extends = [*_CLEAN]
+    extends = [*CLEAN]
     detect: dict[str, Any] = {}
     constants: dict[str, tuple[Any, str]] = {}
     processor = None
     sources = ["model: {}"]
     if wanted.class_name and EMBEDDING in wanted.shapes:
-        part = load_rule_file(shipped_folder() / _CONFIG)
-        extends.append(_CONFIG)
+        part = load_rule_file(shipped_folder() / CONFIG)
+        extends.append(CONFIG)
         sources += ["vision_tower: {optional: true, use: [config, processor]}      # for a tower of other sizes than a stock one"]
         chat = _chat(checkpoint)
         if chat:
@@ -340,7 +189,7 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
         shipped = (load_rule_file(path).target.class_ for path in shipped_rule_files().values())
         if wanted.class_name not in shipped:
             notes.append(
-                f"no shipped file is for {wanted.class_name}: what {_CONFIG} doesn't say of its config is the class's default"
+                f"no shipped file is for {wanted.class_name}: what {CONFIG} doesn't say of its config is the class's default"
             )
         expected = wanted.class_name.removesuffix("ForConditionalGeneration") + "Processor"
         if part.text.processor and expected != part.text.processor.class_:
@@ -372,10 +221,10 @@ def _target_config(wanted: Wanted, part: RuleFile, source: Mapping[str, Any], no
     assert wanted.class_name is not None
     said = wanted.config.get("model_type")
     constants: dict[str, tuple[Any, str]] = {
-        "model_type": (said if isinstance(said, str) else _model_type(wanted.class_name), "")
+        "model_type": (said if isinstance(said, str) else model_type_of(wanted.class_name), "")
     }
     known = part.text.target.config if part.text.target else {}
-    text_type = _mapping(wanted.config, "text_config").get("model_type")
+    text_type = inner(wanted.config, "text_config").get("model_type")
     named = source.get("architectures")
     table = known["text_config.model_type"].map or {}
     if isinstance(text_type, str) and not (isinstance(named, list) and named and named[0] in table):

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from llava_remap.draft import draft_rules
+from llava_remap.errors import RemapError
+from llava_remap.infer import Group, Question
 from llava_remap.rewrite import compile_rules, run_tests
 from llava_remap.rulefile import load_rule_file
 from tests.conftest import DATA, MANIFESTS, TINY, Run
@@ -87,6 +90,28 @@ def test_a_question_is_told_and_answered(run: Run) -> None:
         assert program.rewrite("h.2.ffn.w1.weight").target == "l.2.mlp.up.weight"
         assert program.rewrite("h.2.ffn.w3.weight").target == "l.2.mlp.gate.weight"
         Path("answered.yaml").unlink()
+
+
+def test_who_is_asked_may_leave_it_open() -> None:
+    """Every question is put once; an answer settles the one beside it, so that isn't put at all."""
+    source = manifest(Path("source.json"), {"a.0.weight": (8, 8), "a.1.weight": (8, 8)})
+    wanted = manifest(Path("to.json"), {"b.linear_1.weight": (8, 8), "b.linear_2.weight": (8, 8)})
+    asked: list[str] = []
+
+    def answer(question: Question, choice: int | None) -> Group | None:
+        asked.append(question.source.folded)
+        return None if choice is None else question.candidates[choice]
+
+    left_open = draft_rules(
+        str(source), str(wanted), Path("open.yaml"), ["a.1.weight=b.linear_1.weight"], ask=lambda question: answer(question, None)
+    )
+    assert (asked, left_open.problems) == ([], [])
+    with pytest.raises(RemapError, match="LR305"):
+        draft_rules(str(source), str(wanted), Path("none.yaml"), ask=lambda question: answer(question, None))
+    assert asked == ["a.0.weight", "a.1.weight"]
+    settled = draft_rules(str(source), str(wanted), Path("settled.yaml"), ask=lambda question: answer(question, 1))
+    assert asked[2:] == ["a.0.weight"]
+    assert [rule.to for rule in settled.found.rules] == ["b.linear_2.weight", "b.linear_1.weight"]
 
 
 def test_single_names_are_answered_too(run: Run) -> None:
