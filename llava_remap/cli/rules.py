@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llava_remap.cli.common import Format, refusals
+from llava_remap.cli.new import rules_new
 from llava_remap.codes import Exit
 
 rules_app = typer.Typer(help="Look at rule files and test them.", no_args_is_help=True)
@@ -55,3 +56,6 @@ def rules_schema() -> None:
     from llava_remap.rulefile.json_schema import schema_json
 
     print(schema_json(), end="")
+
+
+rules_app.command("new")(rules_new)
