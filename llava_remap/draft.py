@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.draft_target import CLEAN, CONFIG, Wanted, cleaned, inner, loaded, model_type_of, read_wanted
+from llava_remap.draft_target import CLEAN, CONFIG, Wanted, cleaned, knows_architecture, loaded, model_type_of, read_wanted
 from llava_remap.errors import Problem, refuse
 from llava_remap.identify import fits
 from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, infer, unfold
@@ -223,15 +223,10 @@ def _target_config(wanted: Wanted, part: RuleFile, source: Mapping[str, Any], no
     constants: dict[str, tuple[Any, str]] = {
         "model_type": (said if isinstance(said, str) else model_type_of(wanted.class_name), "")
     }
-    known = part.text.target.config if part.text.target else {}
-    text_type = inner(wanted.config, "text_config").get("model_type")
-    named = source.get("architectures")
-    table = known["text_config.model_type"].map or {}
-    if isinstance(text_type, str) and not (isinstance(named, list) and named and named[0] in table):
-        constants["text_config.model_type"] = (
-            text_type,
-            f"from {Path(wanted.location).name}; the source's architecture isn't known",
-        )
+    known = part.target_config
+    if wanted.text_type is not None and not knows_architecture(part, source):
+        constants["text_config.model_type"] = wanted.text_type
+        notes.append(f"target.config.text_config.model_type: {wanted.text_type[0]} ({wanted.text_type[1]})")
     for key, value in wanted.config.items():
         if key not in _OWN_CONFIG and (key not in known or isinstance(value, list)):
             constants[key] = (value, f"from {Path(wanted.location).name}")

@@ -16,7 +16,7 @@ from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
 from llava_remap.sources import open_source
-from llava_remap.target import EMBEDDING, TOWER, derive_config, embedding_rows, place_tokens, wanted_parameters
+from llava_remap.target import EMBEDDING, TOWER, derive_config, embedding_rows, place_tokens, shapes_config, wanted_parameters
 
 #: The shared parts that an inferred file extends: what cleans names up, and what the LLaVA family has in common but for names.
 CLEAN = ("parts/wrappers.yaml", "parts/buffers.yaml")
@@ -37,6 +37,7 @@ class Wanted:
         shapes: name → shape, in the classic layout where the layout is known.
         tied: names that need no source.
         class_name, config: as far as the target says.
+        text_type: the language model's `model_type`, and how it is known.
     """
 
     location: str
@@ -44,6 +45,7 @@ class Wanted:
     tied: frozenset[str]
     class_name: str | None
     config: Mapping[str, Any]
+    text_type: tuple[str, str] | None = None
 
 
 def read_wanted(target: str, checkpoint: Checkpoint, shapes: Mapping[str, Shape], offline: bool) -> Wanted:
@@ -80,13 +82,25 @@ def read_wanted(target: str, checkpoint: Checkpoint, shapes: Mapping[str, Shape]
     clean, _ = cleaned(classic)
     ties = any(c.get("tie_word_embeddings") is True for c in (config, inner(config, "text_config"), checkpoint.config or {}))
     tied = frozenset(name for name in clean if ties and name.endswith("lm_head.weight"))
-    return Wanted(other.location, clean, tied, class_name, config)
+    return Wanted(other.location, clean, tied, class_name, config, _text_type(other.location, config))
 
 
 def inner(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The part of a config under a key; empty where there is none."""
     found = config.get(key)
     return found if isinstance(found, Mapping) else {}
+
+
+def _text_type(location: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
+    said = inner(config, "text_config").get("model_type")
+    return (said, f"from {Path(location).name}; the source's architecture isn't known") if isinstance(said, str) else None
+
+
+def knows_architecture(part: RuleFile, config: Mapping[str, Any]) -> bool:
+    """Whether the shared part tells the language model's type from a source's `architectures`."""
+    named = config.get("architectures")
+    table = part.target_config["text_config.model_type"].map or {}
+    return isinstance(named, list) and bool(named) and named[0] in table
 
 
 def _classic(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
@@ -107,7 +121,7 @@ def _of_config(location: str, config: Mapping[str, Any]) -> Wanted:
     if not inner(config, "text_config") or not inner(config, "vision_config"):
         raise refuse("LR211", f"--to {location}: the config has no text_config and vision_config.", _FORMS)
     asked = wanted_parameters(named[0], config)
-    return Wanted(location, asked.shapes, frozenset(asked.tied), named[0], config)
+    return Wanted(location, asked.shapes, frozenset(asked.tied), named[0], config, _text_type(location, config))
 
 
 def _of_class(class_name: str, checkpoint: Checkpoint, shapes: Mapping[str, Shape]) -> Wanted:
@@ -136,16 +150,22 @@ def _of_class(class_name: str, checkpoint: Checkpoint, shapes: Mapping[str, Shap
             found[classic] = Tensor(classic, dtypes.get(name, "F32"), shape, None)
     found[EMBEDDING] = Tensor(EMBEDDING, dtypes.get(embeddings[0], "F32"), shapes[embeddings[0]], None)
     model_type = model_type_of(class_name)
+    biased = any(name.endswith(".q_proj.bias") and not name.startswith(towers[0]) for name in shapes)
+    why = "q, k and v have biases" if biased else "q, k and v have no biases; Mistral has the same tensors"
+    text_type = ("qwen2" if biased else "llama", f"{why}, and the source's architecture isn't known")
     constants = {"model_type": (model_type, "")}
+    if not knows_architecture(load_rule_file(shipped_folder() / CONFIG), checkpoint.config):
+        constants["text_config.model_type"] = text_type
     frame = Frame("draft", "draft", "", (*CLEAN, CONFIG), (), None, (), class_name, constants)
     rules = loaded(rule_file(frame, infer({}, {})))
     tokens = place_tokens(rules.text.tokens, None, embedding_rows(found))
     try:
-        asked = wanted_parameters(class_name, derive_config(rules, [checkpoint.config], found, tokens).config)
+        configs = [checkpoint.config, {"vision_config": shapes_config(found)}]
+        asked = wanted_parameters(class_name, derive_config(rules, configs, found, tokens).config)
     except RemapError as error:  # what helps `apply`, another source, is nothing that can be given here
         fix = f"Give another TARGET. {_FORMS}"
         raise RemapError([replace(problem, fix=fix) for problem in error.problems]) from error
-    return Wanted(class_name, asked.shapes, frozenset(asked.tied), class_name, {"model_type": model_type})
+    return Wanted(class_name, asked.shapes, frozenset(asked.tied), class_name, {"model_type": model_type}, text_type)
 
 
 def model_type_of(class_name: str) -> str:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors import safe_open
 
 from llava_remap.draft import draft_rules
 from llava_remap.errors import RemapError
 from llava_remap.infer import Group, Question
+from llava_remap.report.inferred import ask_on_terminal
 from llava_remap.rewrite import compile_rules, run_tests
 from llava_remap.rulefile import load_rule_file
-from tests.conftest import DATA, MANIFESTS, TINY, Run
+from tests.conftest import CLIP, DATA, MANIFESTS, TINY, Run
 from tests.test_expected import expected
 
 SHAPES = dict[str, tuple[int, ...]]
@@ -232,3 +234,41 @@ def test_manifest_to_manifest_needs_no_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(DATA.parents[1])}
     )
     assert ran.stdout.strip() == "[]"
+
+
+def test_a_variant_of_unknown_architecture_and_tower(run: Run) -> None:
+    """A class is enough of a target: heads change no shape, and biases tell Qwen's attention from Llama's."""
+    ran = run("rules", "new", "--from", DATA / "fork", "--to", "LlavaForConditionalGeneration", "--output", "mine.yaml")
+    assert ran.code == 0, ran.out + ran.err
+    rules = load_rule_file("mine.yaml")
+    assert [(rule.from_, rule.to) for rule in rules.text.names] == [
+        ("connector.fc1.{p}", "multi_modal_projector.linear_1.{p}"),
+        ("connector.fc2.{p}", "multi_modal_projector.linear_2.{p}"),
+        ("language.{rest...}", "language_model.model.{rest}"),
+        ("lm_head.weight", "language_model.lm_head.weight"),
+        ("value_head.weight", None),
+        ("vision.{rest...}", "vision_tower.vision_model.{rest}"),
+    ]
+    assert rules.target_config["text_config.model_type"].const == "llama"
+    assert "Mistral has the same tensors" in ran.out
+    sources = ("--source", DATA / "fork", "--source", f"vision_tower={CLIP}")
+    plan = run("apply", "mine.yaml", *sources, "--dry-run", "--format", "json").json
+    assert plan["complete"] is True
+    assert [dropped["name"] for dropped in plan["dropped"]] == ["value_head.weight"]
+
+
+def test_an_unknown_architecture_with_biases_is_qwens(run: Run, tmp_path: Path) -> None:
+    content = json.loads((MANIFESTS / "llava-interleave-qwen-0.5b.released.json").read_text())
+    content["config"]["architectures"] = ["MineForCausalLM"]
+    Path("m.json").write_text(json.dumps(content))
+    assert run("rules", "new", "--from", "m.json", "--to", "LlavaForConditionalGeneration", "--output", "q.yaml").code == 0
+    assert load_rule_file("q.yaml").target_config["text_config.model_type"].const == "qwen2"
+
+
+def test_no_answer_on_a_terminal_leaves_a_question_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*arguments: object) -> str:
+        raise EOFError
+
+    console = Console()
+    monkeypatch.setattr(console, "input", nothing)
+    assert ask_on_terminal(console, Question(Group(("a",), {(): (1,)}), (Group(("b",), {(): (1,)}),))) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
@@ -14,6 +15,9 @@ from llava_remap.infer.rules import InferredRule, quoted, rule_line
 
 #: Width of comments and of lines that are broken.
 _WIDTH = 120
+#: Texts that need no quotes, and words that look like some and are none to YAML or to some readers of it.
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
+_NO_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
         ends: how target names end that a checkpoint of the same family may lack, so that `detect` doesn't ask for them.
     """
     lines = [*_comment(f"Inferred from names and shapes: {frame.made_from}. Look at what is marked `unsure`."), "schema: 1"]
-    lines += [f"name: {quoted(frame.name)}", "version: 0.1.0", f"summary: {quoted(frame.summary)}"]
+    lines += [f"name: {_text(frame.name)}", "version: 0.1.0", f"summary: {_text(frame.summary)}"]
     lines += ["changes:", "  - {version: 0.1.0, what: inferred}"]
     if frame.extends:
         lines += [f"extends: [{', '.join(frame.extends)}]"]
@@ -129,7 +133,7 @@ def _tests(found: Inference) -> list[str]:
 def _value(value: Any) -> str:
     """A JSON value in YAML's flow style."""
     if isinstance(value, str):
-        return quoted(value)
+        return _text(value)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, Mapping):
@@ -137,6 +141,11 @@ def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_value, value)) + "]"
     return repr(value)
+
+
+def _text(text: str) -> str:
+    """A text of a person's or a config's, quoted only where YAML would read it as something else."""
+    return text if _PLAIN.fullmatch(text) and text.lower() not in _NO_TEXT else quoted(text)
 
 
 def _comment(text: str) -> list[str]:

@@ -24,12 +24,13 @@ def print_draft(console: Console, draft: Draft) -> None:
     for rule in found.rules:
         outcome = f"→ {rule.to}" if rule.to is not None else "dropped"
         count = len(found.names_of(rule))
+        hows = ", ".join(_hows(draft, rule))
         unsure = found.unsure(rule)
         _line(
             console,
             Text.assemble(
                 f"  {rule.match:<{width}}  {outcome}",
-                (f"  {count}: {', '.join(_hows(draft, rule))}", "dim"),
+                (f"  {count}{f': {hows}' if hows else ''}", "dim"),
                 ("  unsure" if unsure else "", "yellow"),
             ),
         )
@@ -54,6 +55,7 @@ def print_draft(console: Console, draft: Draft) -> None:
     print_problems(console, draft.problems)
     verdict = ("Complete", "bold green") if found.complete else ("Not complete", "bold yellow")
     _line(console, Text.assemble("\n", verdict, f": {len(found.rules)} rules in {draft.output}"))
+    _line(console, f"  llava-remap rules lint {quote(str(draft.output))}")
     _line(console, f"  llava-remap rules test {quote(str(draft.output))}")
     if draft.wanted.class_name:
         source = quote(("model=" if "=" in draft.source.location else "") + draft.source.location)
@@ -66,7 +68,10 @@ def ask_on_terminal(console: Console, question: Question) -> Group | None:
     for number, other in enumerate(question.candidates, 1):
         _line(console, f"  {number}  {other.folded}")
     while True:
-        answer = console.input("Which? (a number; nothing leaves it open) ").strip()
+        try:
+            answer = console.input("Which? (a number; nothing leaves it open) ").strip()
+        except EOFError:
+            return None
         if not answer:
             return None
         if answer.isdecimal() and 1 <= int(answer) <= len(question.candidates):
