@@ -166,6 +166,9 @@ CODES: dict[str, Code] = {
     "LR605": Code("the processor doesn't work", Exit.PROBLEMS,
         "The processor that was made doesn't open, or fails on a picture and a sentence."),
     "LR606": Code("no record", Exit.INPUT,
-        "`verify` needs the record that `apply` writes, and the folder has none."),
+        "`verify` and `revert` need the record that `apply` writes, and the folder has none."),
+    "LR607": Code("original bytes not kept", Exit.PROBLEMS,
+        "A post-load rule changed tensors so that what they were isn't in the folder any more, or a tied tensor had another "
+        "dtype than the one that was written. Take them from the original checkpoint."),
 }
 # fmt: on

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from shlex import quote
 
 from rich.console import Console
@@ -16,6 +15,10 @@ from llava_remap.errors import Problem
 from llava_remap.fold import fold_names
 from llava_remap.identify import Fit
 from llava_remap.plan import Plan
+from llava_remap.report.terminal import heading as _heading
+from llava_remap.report.terminal import line as _line
+from llava_remap.report.terminal import shown as _shown
+from llava_remap.report.terminal import size
 from llava_remap.verify import Verification
 
 #: Folded lines shown for one problem; the rest is counted, and whole in the JSON report.
@@ -109,16 +112,6 @@ def print_verification(console: Console, found: Verification) -> None:
     print_problems(console, found.problems)
     if not found.problems:
         _line(console, Text("Verified", "bold green"))
-
-
-def size(nbytes: int) -> str:
-    """Bytes in the unit a person would choose (powers of 1000, as disks are sold)."""
-    amount, unit = float(nbytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if amount < 1000:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
 
 
 def _sources(console: Console, plan: Plan) -> None:
@@ -241,23 +234,6 @@ def _kinds(problems: Iterable[Problem]) -> str:
 def _sentence(problem: Problem) -> str:
     names = f" ({', '.join(fold_names(problem.names)[:4])})" if problem.names else ""
     return f"{problem.cause}{names}" + (f" {problem.fix}" if problem.fix else "")
-
-
-def _shown(location: str) -> str:
-    """A path as short as it can be said from here; anything else, a hub id for one, as it is."""
-    path = Path(location)
-    try:
-        return f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else location
-    except ValueError:
-        return location
-
-
-def _heading(console: Console, text: str) -> None:
-    _line(console, Text(f"\n{text}", "bold"))
-
-
-def _line(console: Console, text: str | Text) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit]) -> None:

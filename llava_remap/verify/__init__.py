@@ -1,7 +1,7 @@
 """Strict load of what was written; digests; bit equality with the sources."""
 
 from llava_remap.verify.compare import compare
-from llava_remap.verify.folder import Verification, verify_folder
+from llava_remap.verify.folder import Verification, file_problems, header_problems, verify_folder
 from llava_remap.verify.strict import strict_load
 
-__all__ = ["Verification", "compare", "strict_load", "verify_folder"]
+__all__ = ["Verification", "compare", "file_problems", "header_problems", "strict_load", "verify_folder"]
