@@ -176,6 +176,21 @@ def check_values(job: Job) -> Job:
     return refused(replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes), values_checked=True)), problems)
 
 
+def ready(job: Job, verify: Verify) -> Job:
+    """The job with its values checked, if it can be carried out.
+
+    Raises:
+        RemapError: with all problems of its plan; LR111 for a manifest, LR102 for a source that has changed, LR211 for `verify`.
+    """
+    if verify not in get_args(Verify):
+        raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
+    job = check_values(job)
+    if problems := [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]:
+        raise RemapError(dict.fromkeys(problems))
+    refuse_changed(job.checkpoints)
+    return job
+
+
 def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta") -> Result:
     """Carry a planned job out, or leave no trace.
 
@@ -192,13 +207,8 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
         RemapError: with the plan's problems, or what was found since.
     """
     started = time.monotonic()
-    if verify not in get_args(Verify):
-        raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
-    job = check_values(job)
-    problems = [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]
-    if job.derived is None or problems:
-        raise RemapError(dict.fromkeys(problems))
-    refuse_changed(job.checkpoints)
+    job = ready(job, verify)
+    assert job.derived is not None
     output, config, plan = job.output, job.derived.config.config, job.plan
     recipe = Recipe.of(plan.mapped, plan.post_load, job.checkpoints)
     texts = {source: read_texts(files) for source, files in job.source_files.items()}

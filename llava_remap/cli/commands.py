@@ -68,6 +68,14 @@ def apply_command(
         bool, typer.Option("--check-values", help="With --dry-run: also run the checks that read tensors.")
     ] = False,
     output_format: Annotated[Format, typer.Option("--format", help="How the report is printed.")] = Format.human,
+    reverse: Annotated[
+        bool,
+        typer.Option(
+            "--reverse",
+            help="The way back by the rules alone: from a checkpoint in a layout of transformers to the original names. With a "
+            "folder's record, `revert` does it better.",
+        ),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -94,9 +102,11 @@ def apply_command(
             raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json.", "Write --report NAME.json."))
         from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused  # noqa: I001
         from llava_remap.output import source_with
+        from llava_remap.reverse import plan_reverse, reverse_job
         from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
-        job = plan_job(rules, source, output, dry_run=dry_run, offline=offline)
+        plan, carry_out = (plan_reverse, reverse_job) if reverse else (plan_job, apply_job)
+        job = plan(rules, source, output, dry_run=dry_run, offline=offline)
         if check_values or not dry_run:
             job = run_checks(job)
         if output_format is Format.human:
@@ -115,7 +125,7 @@ def apply_command(
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
         with progress("writing and checking", job.nbytes_to_handle(verify.value)) as onprogress:
             try:
-                result = apply_job(job, onprogress, verify=verify.value)
+                result = carry_out(job, onprogress, verify=verify.value)
             except RemapError as error:  # found while it was written, so the plan that was shown didn't have it
                 job = refused(job, error.problems)
         if not job.plan.complete:

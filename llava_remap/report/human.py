@@ -31,6 +31,8 @@ _CHECKED = {
     "full": f"{_STRICT}; every tensor read back, and as the sources give it",
     "none": "not checked after writing (--verify none)",
 }
+_FORWARD = "names and shapes read back: the rule file takes them where they came from"
+_CHECKED_BACK = {**_CHECKED, "meta": _FORWARD, "full": f"{_FORWARD}; every tensor as the source gives it"}
 
 
 def print_plan(console: Console, job: Job) -> None:
@@ -84,12 +86,16 @@ def print_result(console: Console, result: Result, plan: Plan) -> None:
     shown = _shown(str(result.output))
     _line(console, Text.assemble(("Done", "bold green"), f": {shown} written in {result.seconds:.1f} s"))
     shards = len(plan.shards)
+    checked = _CHECKED_BACK if plan.layout == "original" else _CHECKED
     _line(
         console,
-        f"  {size(result.nbytes)} of weights in {shards} {'file' if shards == 1 else 'files'}; {_CHECKED[result.verified]}",
+        f"  {size(result.nbytes)} of weights in {shards} {'file' if shards == 1 else 'files'}; {checked[result.verified]}",
     )
     for note in result.notes:
-        if note not in plan.notes or note.code == "LR408":  # what the folder lacks is told where it is said to be done, too
+        if note not in plan.notes or note.code in (
+            "LR408",
+            "LR411",
+        ):  # what the folder lacks is told where it is said to be done, too
             _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
     _line(console, f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}")
 
