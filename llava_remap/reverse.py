@@ -90,7 +90,7 @@ def plan_reverse(
         checkpoints,
         Routes(taken, (), (), ()),
         target,
-        problems=(*problems, *_name_problems(file, taken, classic, layout, target)),
+        problems=problems or _name_problems(file, taken, classic, layout, target),
         notes=_notes(file, checkpoint, classic),
         recognised=False,  # what isn't mapped is told here, in the words of the way back
     )
@@ -178,7 +178,7 @@ def _name_problems(
     stuck = tuple(r.tensor.name for r in taken if r.tensor.name in classic and r.rewrite.target is None)
     problems = []
     if unknown:
-        cause = f"{len(unknown)} of {len(taken)} names are in no layout of transformers, nor are all in {layout}, the nearest."
+        cause = f"{len(unknown)} of {len(taken)} names are not in layout {layout}, the nearest that transformers has on disk."
         problems.append(Problem("LR301", cause, "Give a checkpoint that transformers saved, or `apply` wrote.", unknown))
     if stuck:
         cause = f"{len(stuck)} of {len(taken)} names that no rule of {rules.name} leads back from."
