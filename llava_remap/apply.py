@@ -120,12 +120,19 @@ def plan_job(
     Raises:
         RemapError: for a rule file, a source or a command line that can't be read. What doesn't map is in `plan.problems`.
     """
+    folder = None if output is None else output_folder(output)
+    job = plan_mapping(rules, sources, dry_run=dry_run, offline=offline)
+    job = replace(job, output=folder or job.output)
+    return refused(job, output_problems(job.output, job.plan.nbytes_write, job.checkpoints))
+
+
+def plan_mapping(rules: str | Path, sources: Sequence[str] = (), *, dry_run: bool = False, offline: bool = False) -> Job:
+    """`plan_job` without the question whether the output can be written: for what writes none."""
     file = load_rule_file(rules)
     _ = file.target
     first = file.first_source
     given = given_sources(file, [sources] if isinstance(sources, str) else sources)
     checkpoints = open_given(file, given, offline)
-    folder = output_folder(output if output is not None else short_name(given[first]) + "-hf")
     configs = source_configs(file, checkpoints)
     program = compile_rules(file, checkpoints[first].catalog, text_config(configs))
     routes = route(file, program, checkpoints)
@@ -162,9 +169,7 @@ def plan_job(
         derived.notes if derived else (),
         recognised=recognised,
     )
-    if room := output_problems(folder, plan.nbytes_write, checkpoints):
-        plan = replace(plan, problems=(*plan.problems, *room))
-    return Job(file, checkpoints, folder, plan, derived, small_files)
+    return Job(file, checkpoints, Path(short_name(given[first]) + "-hf"), plan, derived, small_files)
 
 
 def check_values(job: Job) -> Job:
@@ -176,11 +181,11 @@ def check_values(job: Job) -> Job:
     return refused(replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes), values_checked=True)), problems)
 
 
-def ready(job: Job, verify: Verify) -> Job:
-    """The job with its values checked, if it can be carried out.
+def proven(job: Job, verify: Verify = "none") -> Job:
+    """The job with its value checks run, as it may be carried out.
 
     Raises:
-        RemapError: with all problems of its plan; LR111 for a manifest, LR102 for a source that has changed, LR211 for `verify`.
+        RemapError: with whatever keeps it from that; LR211 for a `verify` that there is not.
     """
     if verify not in get_args(Verify):
         raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
@@ -207,7 +212,7 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
         RemapError: with the plan's problems, or what was found since.
     """
     started = time.monotonic()
-    job = ready(job, verify)
+    job = proven(job, verify)
     assert job.derived is not None
     output, config, plan = job.output, job.derived.config.config, job.plan
     recipe = Recipe.of(plan.mapped, plan.post_load, job.checkpoints)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llava_remap.apply import Job, Result, Verify, manifest_problems, ready
+from llava_remap.apply import Job, Result, Verify, manifest_problems, proven
 from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import Recipe, fresh_folder, write_index, write_shards
@@ -112,7 +112,7 @@ def reverse_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: No
         RemapError: with the plan's problems, or what was found since.
     """
     started = time.monotonic()
-    job = ready(job, verify)
+    job = proven(job, verify)
     assert isinstance(job, Reversal)
     plan, output = job.plan, job.output
     recipe = Recipe.of(plan.mapped, plan.post_load, job.checkpoints)
