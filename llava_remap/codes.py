@@ -117,8 +117,8 @@ CODES: dict[str, Code] = {
         "Note. The checkpoint has a tower and another one was given beside it: the checkpoint's is used, and it is told how "
         "many tensors differ."),
     "LR311": Code("wrong family", Exit.PROBLEMS,
-        "Names or config contradict the rule file's `detect`: the checkpoint is of another family, though all names might "
-        "fit."),
+        "Names or config contradict the rule file's `detect`, or, with `--reverse`, its target class: the checkpoint is of "
+        "another family, though all names might fit."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. Mostly a config.json of another model."),
@@ -138,6 +138,12 @@ CODES: dict[str, Code] = {
         "language_model=DIR` adds them."),
     "LR409": Code("not a dtype for parameters", Exit.PROBLEMS,
         "A parameter is stored as whole numbers, complex numbers or in eight bits."),
+    "LR410": Code("rows of new tokens stay", Exit.PROBLEMS,
+        "Note. With `--reverse` nothing tells which rows were there before, and new ones may have been trained: all are kept, "
+        "and the original's config.json has to say how many there are."),
+    "LR411": Code("weights alone", Exit.PROBLEMS,
+        "Note. `--reverse` writes weights: config and tokenizer files can't be derived, and what a rule drops doesn't come back. "
+        "It is told what to copy."),
     # Resources and output
     "LR501": Code("not enough memory", Exit.RESOURCES,
         "The machine ran out of memory."),
@@ -154,8 +160,8 @@ CODES: dict[str, Code] = {
         "Output or report can't be made where they should be, or would lie inside a source or in each other."),
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS,
-        "The installed transformers would not load exactly these names and shapes. The output has been removed, or, in "
-        "`verify`, isn't what was written."),
+        "The installed transformers would not load exactly these names and shapes, or, after `--reverse`, the rule file would "
+        "not take them forward. The output has been removed, or, in `verify`, isn't what was written."),
     "LR602": Code("values differ", Exit.PROBLEMS,
         "A tensor isn't what its source gives: it was changed since, or it was made from another checkpoint."),
     "LR603": Code("files differ from the record", Exit.PROBLEMS,
@@ -166,6 +172,9 @@ CODES: dict[str, Code] = {
     "LR605": Code("the processor doesn't work", Exit.PROBLEMS,
         "The processor that was made doesn't open, or fails on a picture and a sentence."),
     "LR606": Code("no record", Exit.INPUT,
-        "`verify` needs the record that `apply` writes, and the folder has none."),
+        "`verify` and `revert` need the record that `apply` writes, and the folder has none."),
+    "LR607": Code("original bytes not kept", Exit.PROBLEMS,
+        "A post-load rule changed tensors so that what they were isn't in the folder any more, or a tied tensor had another "
+        "dtype than the one that was written. Take them from the original checkpoint."),
 }
 # fmt: on

@@ -26,7 +26,7 @@ from llava_remap.rulefile import pattern
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 #: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`.
-NOTES = {"LR308", "LR309", "LR310", "LR407", "LR408", "LR506"}
+NOTES = {"LR308", "LR309", "LR310", "LR407", "LR408", "LR410", "LR411", "LR506"}
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
 TOGETHER = {"LR306": {"LR302", "LR306"}}
 
@@ -290,6 +290,13 @@ def lr409(scene: Scene) -> Arguments:
     return applied(scene.changed(tensors=lambda tensors: tensors.update({NORM: tensors[NORM].long()})))
 
 
+def lr410(scene: Scene) -> Arguments:
+    return ("apply", "llava-v1.5", "--reverse", "--source", scene.converted, "--output", "out", "--dry-run")
+
+
+lr411 = lr410
+
+
 def more_rows(scene: Scene) -> Path:
     """A checkpoint with ten rows more than its tokenizer has words."""
 
@@ -388,6 +395,17 @@ def lr605(scene: Scene) -> Arguments:
 
 def lr606(scene: Scene) -> Arguments:
     return ("verify", scene.copy(RELEASED / "safetensors", "out"))
+
+
+def lr607(scene: Scene) -> Arguments:
+    """An lm_head in float32 that equals the embedding in float16: one of them is written."""
+    source = scene.copy(RELEASED / "bin")
+    state = torch.load(source / "pytorch_model.bin", weights_only=True)
+    torch.save({**state, HEAD: state[EMBEDDING].float()}, source / "pytorch_model.bin")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], "out")
+    return ("revert", "out", "--output", "back")
 
 
 SCENARIOS: dict[str, Callable[[Scene], Arguments]] = {

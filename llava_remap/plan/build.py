@@ -210,14 +210,7 @@ def _shards(written: Sequence[Mapped], single: Mapping[str, Routed]) -> tuple[Sh
     for entry in sorted(written, key=lambda m: order[id(single[m.target])]):
         where = single[entry.target].tensor.location
         files[where.file if where else single[entry.target].source].append(entry)
-    count = len(files)
-    return tuple(
-        Shard(
-            f"model-{number:05d}-of-{count:05d}.safetensors",
-            tuple(m.target for m in sorted(entries, key=lambda m: -DTYPE_BITS[m.dtype])),
-        )
-        for number, entries in enumerate(files.values(), 1)
-    )
+    return Shard.numbered([[m.target for m in sorted(found, key=lambda m: -DTYPE_BITS[m.dtype])] for found in files.values()])
 
 
 def _summary(name: str, checkpoint: Checkpoint, routes: Routes) -> SourceSummary:

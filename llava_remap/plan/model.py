@@ -5,7 +5,7 @@ Field names are those of the JSON (`llava-remap/plan`, version 1); every list is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -188,6 +188,13 @@ class Shard:
 
     file: str
     tensors: tuple[str, ...]
+
+    @classmethod
+    def numbered(cls, files: Collection[Sequence[str]]) -> tuple[Shard, ...]:
+        """The output files for these lists of tensors, under the names that transformers gives to shards."""
+        return tuple(
+            cls(f"model-{number:05d}-of-{len(files):05d}.safetensors", tuple(tensors)) for number, tensors in enumerate(files, 1)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Plan and result to a terminal or to JSON."""
 
-from llava_remap.report.human import print_fits, print_plan, print_problems, print_result, print_verification, size
+from llava_remap.report.human import print_fits, print_plan, print_problems, print_result, print_verification
 from llava_remap.report.machine import plan_json, refusal_json
+from llava_remap.report.reverted import print_reverted
+from llava_remap.report.terminal import size
 
 __all__ = [
     "plan_json",
@@ -9,6 +11,7 @@ __all__ = [
     "print_plan",
     "print_problems",
     "print_result",
+    "print_reverted",
     "print_verification",
     "refusal_json",
     "size",

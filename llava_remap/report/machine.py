@@ -21,8 +21,8 @@ def refusal_json(problems: Sequence[Problem], kind: str) -> str:
     """What is said where there is nothing else to tell: a source, a rule file, a record or the command line can't be read.
 
     Args:
-        kind: what was asked for: `plan` or `verification`.
+        kind: what was asked for: `plan`, `verification` or `reversion`.
     """
-    done = {"plan": "complete", "verification": "verified"}[kind]
+    done = {"plan": "complete", "verification": "verified", "reversion": "reverted"}[kind]
     content = {"format": f"llava-remap/{kind}", "format_version": 1, done: False, "problems": [p.to_json() for p in problems]}
     return json.dumps(content, indent=2)

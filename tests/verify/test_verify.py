@@ -387,7 +387,7 @@ def test_a_tied_head_that_has_come_apart(run: Run, tmp_path: Path) -> None:
 
 def test_progress_adds_up(out: Path) -> None:
     record = read_record(out)
-    for against in (None, open_again(record.sources, AGAINST[1::2])):
+    for against in (None, open_again(record.locations, AGAINST[1::2])):
         told: list[int] = []
         assert not verify_folder(out, record, against, told.append).problems
         assert sum(told) == record.nbytes_to_read(compared=against is not None)
