@@ -10,6 +10,10 @@ from llava_remap.infer.match import Match, Matching, Question, match
 from llava_remap.infer.rules import DROPPED, InferredRule, make_rules, rule_line
 
 
+#: Pairs of groups that are looked at for a suggestion, which is nothing to wait for: a second or two.
+_MOST_PAIRS = 40_000
+
+
 @dataclass(frozen=True, slots=True)
 class Inference:
     """What was inferred.
@@ -64,7 +68,6 @@ def infer(
     tied: Collection[str] = (),
     answers: Mapping[Segments, Segments] | None = None,
     untouched: Collection[str] = (),
-    drop: bool = True,
 ) -> Inference:
     """Find the rules that take the source names to the target names.
 
@@ -74,10 +77,9 @@ def infer(
         tied: target names that need no source.
         answers: source pattern → target pattern, as told by a person.
         untouched: names of the same checkpoint that no rule may take, since others do.
-        drop: whether what nothing takes is dropped where the target misses nothing.
     """
     found = match(source, target, tied, answers)
-    dropped = found.unplaced if drop and not found.missing else ()
+    dropped = found.unplaced if not found.missing else ()
     unplaced = () if dropped else found.unplaced
     rules = _rules(found, dropped, unplaced, untouched)
     return Inference(tuple(rules), found.matches, dropped, found.questions, unplaced, found.missing)
@@ -86,13 +88,17 @@ def infer(
 def suggest_rules(
     unmapped: Mapping[str, Shape], missing: Mapping[str, Shape], untouched: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Lines to paste into `names` that would map names without a rule to parameters without a source; empty where none is sure.
+    """Lines to paste in front of `names`: they map names without a rule to parameters without a source; empty where none is sure.
+
+    Where no parameter is without a source, what is left of the names is dropped.
 
     Args:
         unmapped, missing: name → shape. A source name is meant as it stands after `prepare`.
         untouched: source names that rules take already.
     """
-    return tuple(rule_line(rule) for rule in infer(unmapped, missing, untouched=untouched, drop=False).rules)
+    if len(fold(unmapped)) * len(fold(missing)) > _MOST_PAIRS:
+        return ()
+    return tuple(rule_line(rule) for rule in infer(unmapped, missing, untouched=untouched).rules)
 
 
 def _rules(

@@ -215,6 +215,7 @@ class Plan:
 
     Attributes:
         target_names: every parameter wanted.
+        suggested_rules: lines for a rule file, which would map what is unmapped to what is missing; guesses, to be looked at.
         tied_absent: those that no source has and none needs to have, since another parameter's tensor is theirs.
         values_checked: whether the value checks were run; what they found is in `problems` and `notes`.
     """
@@ -231,6 +232,7 @@ class Plan:
     dropped: tuple[Dropped, ...]
     unmapped: tuple[Unmapped, ...]
     missing: tuple[Missing, ...]
+    suggested_rules: tuple[str, ...]
     mismatched: tuple[Mismatched, ...]
     collisions: tuple[Collision, ...]
     post_load: tuple[PostLoadChange, ...]
@@ -284,6 +286,7 @@ class Plan:
                 for u in self.unmapped
             ],
             "missing": [{"target": m.target, "shape": list(m.shape), "suggestions": list(m.suggestions)} for m in self.missing],
+            "suggested_rules": list(self.suggested_rules),
             "mismatched": [
                 {"target": m.target, "source_shape": list(m.source_shape), "target_shape": list(m.target_shape)}
                 for m in self.mismatched
