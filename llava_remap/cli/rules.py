@@ -43,3 +43,6 @@ def rules_test(
             print(f"{name}: {len(results) - bad} passed, {bad} failed")
         if failed:
             raise typer.Exit(Exit.PROBLEMS)
+
+
+from llava_remap.cli import lint  # noqa: E402, F401  (its command registers itself)

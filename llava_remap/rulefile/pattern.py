@@ -126,12 +126,24 @@ class Regex:
         Raises:
             RunawayError: the time limit was hit.
         """
-        try:
-            found = self._pattern.search(name, timeout=TIME_LIMIT)
-        except TimeoutError:
-            raise RunawayError(name) from None
+        found = self._found(name)
         if found is None:
             return None
         if self._replace is None:
             return name
         return name[: found.start()] + str(found.expand(self._replace)) + name[found.end() :]
+
+    def span(self, name: str) -> tuple[int, int] | None:
+        """Where the first match begins and ends, or None without one.
+
+        Raises:
+            RunawayError: the time limit was hit.
+        """
+        found = self._found(name)
+        return None if found is None else found.span()
+
+    def _found(self, name: str) -> regex.Match[str] | None:
+        try:
+            return self._pattern.search(name, timeout=TIME_LIMIT)
+        except TimeoutError:
+            raise RunawayError(name) from None
