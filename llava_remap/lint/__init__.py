@@ -6,12 +6,14 @@ if it did.
 
 from __future__ import annotations
 
+from functools import reduce
+
 from llava_remap.errors import RemapError
 from llava_remap.lint.checks import CHECKS
 from llava_remap.lint.model import Finding, Linted, Names
 from llava_remap.lint.rule_checks import runaway
 from llava_remap.lint.trial import Trial, trees_of
-from llava_remap.rewrite import compile_all, one_way
+from llava_remap.rewrite import Program, compile_all, one_way
 from llava_remap.rulefile import RuleFile
 
 __all__ = ["Finding", "Linted", "Names", "lint"]
@@ -30,7 +32,7 @@ def lint(rules: RuleFile, names: Names | None = None) -> Linted:
     found = list(runaways.values())
     trial = None
     try:
-        trial = Trial.of(rules, trees, runaways, names)
+        trial = Trial.of(rules, reduce(Program.without, runaways, program), trees, names)
         for check in CHECKS:
             found += check(trial)
     except RemapError as error:  # a regex that no attack made run away, and another name did

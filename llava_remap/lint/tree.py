@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Characters. The longest names of real checkpoints have about 120.
-LONGEST = 200
+LONGEST, _PUMPED = 200, 150
 #: Arms of an alternative, and characters of a set, that are tried.
 _MOST_ARMS = 8
 _MANY = 20
@@ -37,8 +37,8 @@ class _TooLongError(Exception):
     """What is written is longer than any name."""
 
 
-class _PumpedError(Exception):
-    """The repeat that was to be pumped has been written; what stands behind it isn't wanted."""
+class _EnoughError(Exception):
+    """The repeat that was to be pumped has been written, and what stands behind it isn't wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,15 @@ class _Choice:
         arm: which arm of an alternative, which character of a set.
         repeats: how often a repeat, as far as it allows that.
         dot: what stands for a dot that isn't repeated.
-        pumped: the repeat that is written as often as a name is long, with nothing behind it.
+        pumped: the repeat that is written as often as a name is long.
+        breaker: what is written behind that, before the rest; where it is None, nothing is.
     """
 
     arm: int
     repeats: int
     dot: str = "."
     pumped: tuple[Any, Any] | None = None
+    breaker: str | None = None
 
 
 class Tree:
@@ -86,8 +88,10 @@ class Tree:
             if int(repeat[1][1]) < _MANY:
                 continue
             for arm in range(min(self._arms, _MOST_ARMS)):
-                if (text := self._written(_Choice(arm, 1, pumped=repeat))) is not None:
-                    yield from (text + breaker for breaker in _BREAKERS)
+                for breaker in _BREAKERS:
+                    with_rest = self._written(_Choice(arm, 1, pumped=repeat, breaker=breaker))
+                    without = self._written(_Choice(arm, 1, pumped=repeat))
+                    yield from (text for text in (without and without + breaker, with_rest) if text)
 
     @property
     def has_loose_dot(self) -> bool:
@@ -98,7 +102,7 @@ class Tree:
         out: list[str] = []
         try:
             _write(self._root, choice, out, {})
-        except _PumpedError:
+        except _EnoughError:
             pass
         except (_TooLongError, RecursionError):
             return None
@@ -149,12 +153,14 @@ def _repeat(item: tuple[Any, Any], choice: _Choice, out: list[str], groups: dict
     _write(body, choice, out, groups, True)
     once = "".join(out[start:])
     if once:
-        count = (LONGEST - sum(map(len, out))) // len(once) if pumped else count - 1
+        count = max(_PUMPED - sum(map(len, out)), 0) // len(once) if pumped else count - 1
         if len(once) * count > LONGEST:
             raise _TooLongError
         out.append(once * count)
+    if pumped and choice.breaker is None:
+        raise _EnoughError
     if pumped:
-        raise _PumpedError
+        out.append(str(choice.breaker))
 
 
 def _character(accepted: Items, at: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from llava_remap.lint.model import Names
 from llava_remap.lint.tree import Tree
 from llava_remap.lint.witnesses import tree_of, witnesses
-from llava_remap.rewrite import CompiledRule, Program, Rewrite, compile_all
+from llava_remap.rewrite import CompiledRule, Program, Rewrite
 from llava_remap.rulefile import Condition, RuleFile
 
 #: The tree of each rule's regex, by label; None for one that the standard library can't parse.
@@ -74,15 +74,12 @@ class Trial:
     wanted: Collection[str] | None
 
     @classmethod
-    def of(cls, file: RuleFile, trees: Trees, left_out: Collection[str], names: Names | None) -> Trial:
-        """Try a file's rules but some that are left out.
+    def of(cls, file: RuleFile, program: Program, trees: Trees, names: Names | None) -> Trial:
+        """Try the rules of a program, which are those of the file or some of them.
 
         Raises:
             RemapError: LR206 if one hit its time limit on a name.
         """
-        program = compile_all(file)
-        for label in left_out:
-            program = program.without(label)
         rules = (*program.prepare, *program.names)
         tests = [test.from_ for test in file.text.tests]
         made = {

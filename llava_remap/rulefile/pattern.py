@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-import regex
+if TYPE_CHECKING:
+    import regex
 
 #: Seconds that a user's regex may take on one name. Ordinary ones take microseconds.
 TIME_LIMIT = 0.5
@@ -105,6 +107,8 @@ class Regex:
     """A regex and, for a rename, what its match is replaced by (`\\1`, `\\g<name>`)."""
 
     def __init__(self, match: str, replace: str | None) -> None:
+        import regex  # which takes as long to import as all the rest of this room to run, and most rule files have no regex
+
         try:
             self._pattern = regex.compile(match)
         except regex.error as error:
