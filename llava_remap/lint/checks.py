@@ -66,7 +66,9 @@ def shadowed(trial: Trial) -> Iterator[Finding]:
     for rule, takers in _shadowed(trial):
         names = trial.witnesses[rule.label]
         by = " and ".join(f"`{taker.label}`" for taker in takers)
-        cause, fix = f"`{rule.label}` can take no name: {by} has them before it.", f"Put it before {by}, or take it out."
+        cause = f"`{rule.label}` can take no name: {by} has them before it."
+        movable = all(_list(taker) == _list(rule) for taker in takers)
+        fix = f"Put it before {by}, or take it out." if movable else f"Make {by} narrower, or take `{rule.label}` out."
         inherited = rule.mark.file != trial.own
         mine = next((taker for taker in takers if inherited and taker.mark.file == trial.own), None)
         if mine is not None:
@@ -96,9 +98,7 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
         rules = " and ".join(f"`{label}`" for label in by_rule)
         cause = f"the drop `{taker}` takes every name that {rules} would give the target."
         lost = tuple(dict.fromkeys(name for names in by_rule.values() for name in names))
-        yield Finding(
-            _marks(trial)[taker], Problem("LR306", cause, "Make it narrower, or let it replace the rename by id.", lost)
-        )
+        yield Finding(_marks(trial)[taker], Problem("LR306", cause, "Make it narrower, or take the rename out.", lost))
 
 
 def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]:

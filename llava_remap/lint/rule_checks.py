@@ -64,14 +64,14 @@ def _loose(rule: CompiledRule, what: str, pattern: str, tree: Tree | None, names
             yield Finding(rule.mark, Problem("LR208", cause, r"Write `\.` for a dot that is meant."))
     made = around(tree.texts()) if tree else []
     tried = [*made, *names]
-    ends = {
-        "begins": (next(filter(None, (_before(regex, name) for name in tried)), None), r"Let it begin with `^` or `\.`"),
-        "ends": (next(filter(None, (_behind(regex, name) for name in tried)), None), r"Let it end with `\.` or `$`"),
-    }
-    for at, (also, fix) in ends.items():
-        if also is not None:
-            cause = f"`{pattern}` of {what} {at} inside a segment of a name: it also takes `{also}`."
-            yield Finding(rule.mark, Problem("LR208", cause, f"{fix}, or write a template, which takes whole names."))
+    before = next(filter(None, (_before(regex, name) for name in tried)), None)
+    behind = next(filter(None, (_behind(regex, name) for name in tried)), None)
+    if before is not None or behind is not None:
+        where = " and ".join(["begins"] * (before is not None) + ["ends"] * (behind is not None))
+        also = " and ".join(f"`{name}`" for name in (before, behind) if name is not None)
+        cause = f"`{pattern}` of {what} {where} inside a segment of a name: it also takes {also}."
+        fix = r"Let it begin with `^` or `\.` and end with `\.` or `$`, or write a template, which takes whole names."
+        yield Finding(rule.mark, Problem("LR208", cause, fix))
 
 
 def _before(regex: Regex, name: str) -> str | None:
