@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from llava_remap.errors import Problem
 from llava_remap.lint.model import Finding
 from llava_remap.lint.rule_checks import loose, lost_fields
-from llava_remap.lint.trial import Trial
+from llava_remap.lint.trial import Ground, Trial
 from llava_remap.rewrite import CompiledRule, Rewrite, outcome, run_tests
 from llava_remap.rulefile import Mark
 
-_ANCHOR = "Let it take only names that aren't renamed yet, or put a rule before it that keeps the new one ({from: X, to: X})."
+_NARROW = "Let it take only names that aren't renamed yet"
+#: By list: a rule of `names` before others keeps a name from them, one of `prepare` doesn't.
+_SETTLE = {"prepare": f"{_NARROW}.", "names": f"{_NARROW}, or put a rule before it that keeps the new one ({{from: X, to: X}})."}
 
 
 def not_idempotent(trial: Trial) -> Iterator[Finding]:
@@ -21,13 +23,13 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
     for ground in trial.grounds:
         rules = {rule.label: rule for rule in ground.rules}
         for name, rewrite in ground.rewrites.items():
-            after = rewrite.target or rewrite.prepared
+            after = _made(rewrite)
             again = ground.program.rewrite(after)
             if rewrite.reason is not None or again.reason is not None or not _renamed(rewrite, again):
                 continue
             first, second = _changing(rewrite)[-1], _changing(again)[0]
             rule, _, chains = found.setdefault(first, (rules[first], second, []))
-            chains.append((name, f"→ {after} → {again.target or again.prepared}"))
+            chains.append((name, f"→ {after} → {_made(again)}"))
         for rule in ground.program.names:
             if rule.rule.reverse is not None:
                 chains = [chain for target in ground.targets if (chain := _back_twice(rule, target))]
@@ -37,11 +39,19 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
         if not second:
             cause, fix = f"the way back of `{rule.label}` takes its own names.", r"Anchor the `match` of its `reverse`."
         elif second == rule.label:
-            cause, fix = f"`{rule.label}` takes its own new names: run twice, it renames them again.", _ANCHOR
+            cause, fix = f"`{rule.label}` takes its own new names: run twice, it renames them again.", _SETTLE[_list(rule)]
         else:
-            cause, fix = f"what `{rule.label}` makes is renamed by `{second}` where the rules are run twice.", _ANCHOR
+            cause, fix = (
+                f"what `{rule.label}` makes is renamed by `{second}` where the rules are run twice.",
+                _SETTLE[_list(rule)],
+            )
         table = tuple(dict.fromkeys(chains))
         yield Finding(rule.mark, Problem("LR203", cause, fix, tuple(name for name, _ in table), table))
+
+
+def _made(rewrite: Rewrite) -> str:
+    """The new name; where no rule of `names` took it, what `prepare` made of it."""
+    return rewrite.prepared if rewrite.target is None else rewrite.target
 
 
 def _renamed(once: Rewrite, twice: Rewrite) -> bool:
@@ -104,19 +114,27 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
 def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]:
     """Each rule that none of its witnesses and no real name reaches, with the rules that keep them from it."""
     rules = {rule.label: rule for rule in trial.rules}
-    for rule in trial.rules:
-        rewrites = [trial.assumed[rule.label].rewrites[name] for name in trial.witnesses[rule.label]]
-        reached = any(rule.label in rewrite.rules for rewrite in rewrites)
-        if rewrites and not reached and not (trial.real and rule.label in trial.real.reached):
-            labels = dict.fromkeys(label for rewrite in rewrites for label in _takers(rule, rewrite))
+    for at, rule in enumerate(trial.rules):
+        ground, before = trial.assumed[rule.label], {other.label for other in trial.rules[:at]}
+        rewrites = [ground.rewrites[name] for name in trial.witnesses[rule.label]]
+        reached = any(
+            rule.label in rewrite.rules for rewrite in (*rewrites, *(trial.real.rewrites.values() if trial.real else ()))
+        )
+        if rewrites and not reached and all(_is_settled(ground, rewrite) for rewrite in rewrites):
+            labels = dict.fromkeys(label for rewrite in rewrites for label in _takers(rule, rewrite) if label in before)
             yield rule, [rules[label] for label in labels]
+
+
+def _is_settled(ground: Ground, rewrite: Rewrite) -> bool:
+    """Whether `prepare` leaves alone what it made. If not (LR203), names that it makes are none that could be tried here."""
+    return rewrite.reason is not None or ground.program.rewrite(rewrite.prepared).prepared == rewrite.prepared
 
 
 def _takers(rule: CompiledRule, rewrite: Rewrite) -> list[str]:
     """The rules that kept a name from this one: who took it, or who changed it so that this one doesn't know it any more."""
     if _list(rule) == "names" and rule(rewrite.prepared) is not None:
         return [rewrite.rules[-1]]
-    return [step.rule for step in rewrite.trace if step.rule.startswith("prepare/") and step.after != step.before]
+    return [step.rule for step in rewrite.trace if step.after != step.before]
 
 
 def _list(rule: CompiledRule) -> str:

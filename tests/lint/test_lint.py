@@ -133,6 +133,13 @@ def test_shadowed_by_prepare(linted: Lint) -> None:
     assert "`prepare/b` can take no name: `prepare/a`" in found(linted(text), "LR204").problem.cause
 
 
+def test_what_prepare_would_make_is_no_name_to_try(linted: Lint) -> None:
+    """From `layers.0.w` it makes what the rule takes; from what the rule takes it makes something else."""
+    text = "prepare: [{id: bare, from: '{r...}', to: 'model.{r}'}]\nnames: [{id: b, from: 'model.layers.{r...}', to: 'b.{r}'}]\n"
+    assert "LR203" in codes(linted(text))
+    assert "LR204" not in codes(linted(text))
+
+
 def test_a_rule_with_a_condition_is_judged_where_it_holds(linted: Lint) -> None:
     """With another condition, or none, rules may take one another's names: that is what conditions are for."""
     text = """\
