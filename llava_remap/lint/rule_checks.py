@@ -10,7 +10,7 @@ from llava_remap.lint.tree import Tree
 from llava_remap.lint.trial import Trial
 from llava_remap.lint.witnesses import around, tree_of
 from llava_remap.rewrite import CompiledRule
-from llava_remap.rulefile import Regex, Template
+from llava_remap.rulefile import Regex, RunawayError, Template
 
 #: A letter put where a match begins or ends.
 _LETTER = "x"
@@ -56,6 +56,14 @@ def _lost_fields(rule: CompiledRule, to: str) -> Iterator[Finding]:
 
 
 def _loose(rule: CompiledRule, what: str, pattern: str, tree: Tree | None, names: Sequence[str]) -> Iterator[Finding]:
+    try:
+        yield from _takes_more(rule, what, pattern, tree, names)
+    except RunawayError as error:
+        cause = f"the regex `{pattern}` of {what} ran into the time limit on one name."
+        yield Finding(rule.mark, Problem("LR206", cause, "Make it simpler.", (str(error),)))
+
+
+def _takes_more(rule: CompiledRule, what: str, pattern: str, tree: Tree | None, names: Sequence[str]) -> Iterator[Finding]:
     regex = Regex(pattern, None)
     if tree is not None and tree.has_loose_dot:
         meant = set(around(tree.texts()))

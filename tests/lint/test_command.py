@@ -217,3 +217,11 @@ def test_it_feels_instant() -> None:
     rounds = range(7)
     empty = min(seconds_of_cpu(EMPTY_TYPER, "--help") for _ in rounds)
     assert min(seconds_of_cpu(CLI, "rules", "lint", "llava-v1.5") for _ in rounds) < 2.5 * empty
+
+
+def test_the_room_knows_rule_files_and_programs_only() -> None:
+    program = (
+        "import sys, llava_remap.lint\nprint(*{name.split('.')[1] for name in sys.modules if name.startswith('llava_remap.')})"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(ran.stdout.split()) == {"codes", "errors", "lint", "rewrite", "rulefile"}

@@ -217,6 +217,13 @@ def test_only_a_real_name_makes_it_run_away(linted: Lint, monkeypatch: pytest.Mo
     assert result.unparsed == ("names/a",)
 
 
+def test_a_name_that_is_nearly_one_of_the_rules_makes_it_run_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
+    text = "names: [{id: a, match: '^(\\p{Lu}|\\p{Lu}\\p{Lu})+$', replace: x}]\ntests: [{from: %s, to: x}]\n" % ("A" * 60)
+    finding = found(linted(text), "LR206")
+    assert finding.problem.names == ("A" * 60 + "x",)
+
+
 # --- LR208
 
 
