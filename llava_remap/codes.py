@@ -80,8 +80,18 @@ CODES: dict[str, Code] = {
         "The place is told as file:line:column."),
     "LR202": Code("invalid pattern", Exit.USAGE,
         "A template or regex can't be compiled, or uses a field or group that isn't there."),
+    "LR203": Code("not idempotent", Exit.USAGE,
+        "`rules lint`: a rule's new name would be renamed again if the rules ran twice, by the same rule or by another one."),
+    "LR204": Code("shadowed", Exit.USAGE,
+        "`rules lint`: a rule can take no name, since rules before it take all of them. To replace an inherited rule, give the "
+        "new one its id."),
+    "LR205": Code("matched nothing", Exit.USAGE,
+        "Note, of `rules lint --source`: a rule takes none of the names. Say `optional: true` where that is expected."),
     "LR206": Code("pattern ran into the time limit", Exit.USAGE,
         "A regex took too long on a name. Make it simpler, or write a template, which can't."),
+    "LR208": Code("pattern takes more than it seems to", Exit.USAGE,
+        "`rules lint`: a regex has a dot without a backslash, or begins or ends inside a segment of a name: `^model` takes "
+        "`modelx` too."),
     "LR209": Code("two rules with one id", Exit.USAGE,
         "Two rules of one file, or of two files that it extends, share an id."),
     "LR210": Code("extends cannot be resolved", Exit.USAGE,
@@ -92,6 +102,13 @@ CODES: dict[str, Code] = {
     "LR212": Code("a post-load rule can't be used", Exit.USAGE,
         "`post_load` names a plug-in that isn't installed, or an option that it doesn't take; or the plug-in itself fails, "
         "or makes something else than it planned."),
+    "LR213": Code("rule without a test", Exit.USAGE,
+        "`rules lint`: no test of the file has a name that the rule takes."),
+    "LR214": Code("fields differ", Exit.USAGE,
+        "`rules lint`: `to` leaves out a field of `from`, so that two names can become one and none comes back. Take it up, or "
+        "say `one_way: true`."),
+    "LR215": Code("doesn't come back", Exit.USAGE,
+        "`rules lint`: a rule has a way back, and it doesn't lead from the new name to one that becomes the new name again."),
     # Mapping
     "LR301": Code("source names that no rule maps", Exit.PROBLEMS,
         "No rule of `names` takes these tensors. Map them, or drop them with a reason; leaving them out in silence is what "
@@ -105,7 +122,8 @@ CODES: dict[str, Code] = {
     "LR305": Code("nothing matched", Exit.PROBLEMS,
         "The rule file knows none of the names. The message says which shipped file fits, if one does."),
     "LR306": Code("a drop takes what the target wants", Exit.PROBLEMS,
-        "Without this drop, the tensor would have provided a parameter that is missing."),
+        "Without this drop, the tensor would have provided a parameter that is missing. `rules lint` also finds a drop that "
+        "leaves a rename no name at all."),
     "LR307": Code("empty or doubled name segment", Exit.PROBLEMS,
         "A rule made a name like `a..b` or `model.model.x`: it was applied to what had the prefix already."),
     "LR308": Code("projector kind", Exit.PROBLEMS,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llava_remap.cli.common import Format, refusals
+from llava_remap.cli.lint import rules_lint
 from llava_remap.cli.new import rules_new
 from llava_remap.codes import Exit
 
@@ -58,4 +59,5 @@ def rules_schema() -> None:
     print(schema_json(), end="")
 
 
+rules_app.command("lint")(rules_lint)
 rules_app.command("new")(rules_new)

@@ -9,7 +9,6 @@ from llava_remap.infer.groups import INDEX, Group, Segments, Shape, fold, unfold
 from llava_remap.infer.match import Match, Matching, Question, match
 from llava_remap.infer.rules import DROPPED, InferredRule, make_rules, rule_line
 
-
 #: Pairs of groups that are looked at for a suggestion, which is nothing to wait for: a second or two.
 _MOST_PAIRS = 40_000
 

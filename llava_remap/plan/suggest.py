@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from llava_remap.infer import Group, Segments, Shape, fill, fold
 
@@ -22,18 +22,27 @@ def nearest(names: Mapping[str, Shape], others: Mapping[str, Shape]) -> dict[str
     Args:
         names, others: name → shape.
     """
-    alike: dict[tuple[int, Shape], list[Group]] = defaultdict(list)
+    groups: dict[tuple[int, Shape], list[Group]] = defaultdict(list)
+    singles: dict[Shape, list[Segments]] = defaultdict(list)
     for other in fold(others):
         for key in {(len(numbers), shape) for numbers, shape in other.members.items()}:
-            alike[key].append(other)
+            groups[key].append(other)
+    for name, shape in others.items():
+        singles[shape].append(tuple(name.split(".")))
     found: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
     for group in fold(names)[:_MOST_GROUPS]:
         for numbers, shape in group.members.items():
-            fitting = [other for other in alike[len(numbers), shape] if other.members.get(numbers) == shape]
-            scored = sorted((_distance(group.pattern, other.pattern), other.pattern) for other in fitting)
-            near = [pattern for distance, pattern in scored if distance != (0, 0)]
-            found[fill(group.pattern, numbers)] = tuple(fill(pattern, numbers) for pattern in near[:LIMIT])
+            own = [other.pattern for other in groups[len(numbers), shape] if other.members.get(numbers) == shape]
+            near = [fill(pattern, numbers) for pattern in _best(group.pattern, own)]
+            name = fill(group.pattern, numbers)
+            found[name] = tuple(near or (".".join(single) for single in _best(tuple(name.split(".")), singles[shape])))
     return found
+
+
+def _best(pattern: Segments, others: Sequence[Segments]) -> list[Segments]:
+    """The most alike of those that have something in common."""
+    scored = sorted((_distance(pattern, other), other) for other in others)
+    return [other for distance, other in scored if distance != (0, 0)][:LIMIT]
 
 
 def _distance(one: Segments, other: Segments) -> tuple[int, float]:

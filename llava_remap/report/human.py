@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.apply import Job, Result
-from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
 from llava_remap.fold import fold_names
-from llava_remap.identify import Fit
-from llava_remap.plan import Plan
 from llava_remap.report.terminal import heading as _heading
 from llava_remap.report.terminal import line as _line
 from llava_remap.report.terminal import shown as _shown
 from llava_remap.report.terminal import size
-from llava_remap.verify import Verification
+
+if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it doesn't come to
+    from llava_remap.apply import Job, Result
+    from llava_remap.checkpoint import Checkpoint
+    from llava_remap.identify import Fit
+    from llava_remap.plan import Plan
+    from llava_remap.verify import Verification
 
 #: Folded lines shown for one problem; the rest is counted, and whole in the JSON report.
 MOST_LINES = 12
@@ -73,12 +76,19 @@ def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | N
     """Each problem: code and title, the cause, the names folded, what to do."""
     nearest = {u.name: u.suggestions for u in plan.unmapped} | {m.target: m.suggestions for m in plan.missing} if plan else {}
     for problem in problems:
-        console.print()
-        _line(console, Text.assemble((problem.code, "bold red"), (f" {problem.title}", "bold")))
-        _line(console, f"  {problem.cause}")
-        _names(console, problem, nearest)
-        if problem.fix:
-            _line(console, Text.assemble(("  → ", "green"), problem.fix))
+        print_problem(console, problem, nearest)
+
+
+def print_problem(
+    console: Console, problem: Problem, nearest: Mapping[str, tuple[str, ...]] = {}, place: str = "", style: str = "bold red"
+) -> None:
+    """One problem. `place`: what stands before its code. `nearest`: for a name those that it could have been meant for."""
+    console.print()
+    _line(console, Text.assemble(place, (problem.code, style), (f" {problem.title}", "bold")))
+    _line(console, f"  {problem.cause}")
+    _names(console, problem, nearest)
+    if problem.fix:
+        _line(console, Text.assemble(("  → ", "green"), problem.fix))
 
 
 def print_result(console: Console, result: Result, plan: Plan) -> None:
@@ -206,7 +216,7 @@ def _vocabulary(console: Console, job: Job) -> None:
             _line(console, f"  {entry.change.target} ({entry.use})")
 
 
-def _names(console: Console, problem: Problem, nearest: dict[str, tuple[str, ...]]) -> None:
+def _names(console: Console, problem: Problem, nearest: Mapping[str, tuple[str, ...]]) -> None:
     if problem.table:
         for name, fact in problem.table[:MOST_LINES]:
             _line(console, f"    {name}  {fact}")

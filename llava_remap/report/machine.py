@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from llava_remap.apply import Job, Result
 from llava_remap.errors import Problem
+
+if TYPE_CHECKING:
+    from llava_remap.apply import Job, Result
 
 
 def plan_json(job: Job, result: Result | None = None) -> str:
@@ -21,8 +24,8 @@ def refusal_json(problems: Sequence[Problem], kind: str) -> str:
     """What is said where there is nothing else to tell: a source, a rule file, a record or the command line can't be read.
 
     Args:
-        kind: what was asked for: `plan`, `verification` or `reversion`.
+        kind: what was asked for: `plan`, `verification`, `reversion` or `lint`.
     """
-    done = {"plan": "complete", "verification": "verified", "reversion": "reverted"}[kind]
+    done = {"plan": "complete", "verification": "verified", "reversion": "reverted", "lint": "clean"}[kind]
     content = {"format": f"llava-remap/{kind}", "format_version": 1, done: False, "problems": [p.to_json() for p in problems]}
     return json.dumps(content, indent=2)
