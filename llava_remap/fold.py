@@ -18,16 +18,24 @@ def fold_names(names: Iterable[str]) -> list[str]:
 
     Numbers that don't follow each other are listed as runs: `layers.{0..3,7}`. Numbers inside a word (`fc1`) are never folded.
     """
-    folded: list[tuple[str, ...]] = [tuple(name.split(".")) for name in dict.fromkeys(names)]
+    return list(fold_groups(names))
+
+
+def fold_groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """As `fold_names`: each line with the names that it stands for."""
+    folded: dict[tuple[str, ...], list[str]] = {tuple(name.split(".")): [name] for name in names}
     for at in range(max(map(len, folded), default=0)):
-        groups: dict[tuple[str | None, ...], list[int]] = {}
-        for segments in folded:
-            if at < len(segments) and _NUMBER.fullmatch(segments[at]):
-                groups.setdefault((*segments[:at], None, *segments[at + 1 :]), []).append(int(segments[at]))
-            else:
-                groups.setdefault(segments, [])
-        folded = [tuple(_runs(numbers) if s is None else s for s in key) for key, numbers in groups.items()]
-    return [".".join(segments) for segments in folded]
+        groups: dict[tuple[str | None, ...], dict[tuple[str, ...], list[str]]] = {}
+        for segments, members in folded.items():
+            numbered = at < len(segments) and _NUMBER.fullmatch(segments[at])
+            key = (*segments[:at], None, *segments[at + 1 :]) if numbered else segments
+            groups.setdefault(key, {})[segments] = members
+        folded = {}
+        for key, alike in groups.items():
+            numbers = [int(segments[at]) for segments in alike] if None in key else []
+            line = tuple(_runs(numbers) if segment is None else segment for segment in key)
+            folded[line] = [name for members in alike.values() for name in members]
+    return {".".join(segments): members for segments, members in folded.items()}
 
 
 def _runs(numbers: list[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,8 @@ from rich.text import Text
 
 from llava_remap.errors import Problem
 from llava_remap.fold import fold_names
-from llava_remap.report.terminal import heading as _heading
-from llava_remap.report.terminal import line as _line
-from llava_remap.report.terminal import shown as _shown
-from llava_remap.report.terminal import size
+from llava_remap.report.problems import print_problems
+from llava_remap.report.terminal import heading, line, shown, size
 
 if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it doesn't come to
     from llava_remap.apply import Job, Result
@@ -23,9 +21,6 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
     from llava_remap.identify import Fit
     from llava_remap.plan import Plan
     from llava_remap.verify import Verification
-
-#: Folded lines shown for one problem; the rest is counted, and whole in the JSON report.
-MOST_LINES = 12
 
 _STRICT = "strict load by transformers: nothing missing, unexpected or mismatched"
 #: What was checked after writing, by `--verify`.
@@ -41,26 +36,26 @@ _CHECKED_BACK = {**_CHECKED, "meta": _FORWARD, "full": f"{_FORWARD}; every tenso
 def print_plan(console: Console, job: Job) -> None:
     """The whole plan: sources, components, drops, vocabulary, notes, problems, and last whether it is complete."""
     plan = job.plan
-    _line(console, Text(f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout", "bold"))
+    line(console, Text(f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout", "bold"))
     _sources(console, plan)
     _components(console, plan)
     _dropped(console, plan)
     _model(console, job)
     _vocabulary(console, job)
     if plan.notes:
-        _heading(console, "Notes")
+        heading(console, "Notes")
         for note in plan.notes:
-            _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
+            line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
     if plan.value_checks:
         counted = Counter(check.check for check in plan.value_checks)
         state = "not run, a manifest has no values" if job.from_manifest else "not run (in a dry run, --check-values does)"
         if plan.values_checked:
             state = "passed" if plan.complete else "run"
-        _line(console, f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}: {state}")
+        line(console, f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}: {state}")
     print_problems(console, plan.problems, plan)
     console.print()
     if plan.complete:
-        _line(
+        line(
             console,
             Text.assemble(
                 ("Complete", "bold green"),
@@ -69,35 +64,15 @@ def print_plan(console: Console, job: Job) -> None:
             ),
         )
     else:
-        _line(console, Text.assemble(("Refused", "bold red"), f": {_kinds(plan.problems)}. Nothing was written."))
-
-
-def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | None = None) -> None:
-    """Each problem: code and title, the cause, the names folded, what to do."""
-    nearest = {u.name: u.suggestions for u in plan.unmapped} | {m.target: m.suggestions for m in plan.missing} if plan else {}
-    for problem in problems:
-        print_problem(console, problem, nearest)
-
-
-def print_problem(
-    console: Console, problem: Problem, nearest: Mapping[str, tuple[str, ...]] = {}, place: str = "", style: str = "bold red"
-) -> None:
-    """One problem. `place`: what stands before its code. `nearest`: for a name those that it could have been meant for."""
-    console.print()
-    _line(console, Text.assemble(place, (problem.code, style), (f" {problem.title}", "bold")))
-    _line(console, f"  {problem.cause}")
-    _names(console, problem, nearest)
-    if problem.fix:
-        _line(console, Text.assemble(("  → ", "green"), problem.fix))
+        line(console, Text.assemble(("Refused", "bold red"), f": {_kinds(plan.problems)}. Nothing was written."))
 
 
 def print_result(console: Console, result: Result, plan: Plan) -> None:
     """What was written, and how it can be loaded."""
-    shown = _shown(str(result.output))
-    _line(console, Text.assemble(("Done", "bold green"), f": {shown} written in {result.seconds:.1f} s"))
+    line(console, Text.assemble(("Done", "bold green"), f": {shown(str(result.output))} written in {result.seconds:.1f} s"))
     shards = len(plan.shards)
     checked = _CHECKED_BACK if plan.layout == "original" else _CHECKED
-    _line(
+    line(
         console,
         f"  {size(result.nbytes)} of weights in {shards} {'file' if shards == 1 else 'files'}; {checked[result.verified]}",
     )
@@ -106,17 +81,17 @@ def print_result(console: Console, result: Result, plan: Plan) -> None:
             "LR408",
             "LR411",
         ):  # what the folder lacks is told where it is said to be done, too
-            _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
-    _line(console, f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}")
+            line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
+    line(console, f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}")
 
 
 def print_verification(console: Console, found: Verification) -> None:
     """What was checked of a folder, and what is wrong with it."""
     bad = {problem.code for problem in found.problems}
-    _line(console, Text(_shown(str(found.folder)), "bold"))
-    _line(console, f"  {found.files} files, {size(found.nbytes)}: {'not ' * ('LR603' in bad)}as they were written")
+    line(console, Text(shown(str(found.folder)), "bold"))
+    line(console, f"  {found.files} files, {size(found.nbytes)}: {'not ' * ('LR603' in bad)}as they were written")
     load = {True: _STRICT, False: "strict load by transformers: failed", None: "strict load by transformers: not tried"}
-    _line(console, f"  {load[found.strict]}")
+    line(console, f"  {load[found.strict]}")
     if found.tensors is not None:
         differing = sum(len(problem.names) for problem in found.problems if problem.code == "LR602")
         same = (
@@ -124,22 +99,22 @@ def print_verification(console: Console, found: Verification) -> None:
             if differing
             else ("tensors equal, bit by bit, to what the sources give")
         )
-        _line(console, f"  {found.tensors} {same}")
+        line(console, f"  {found.tensors} {same}")
     print_problems(console, found.problems)
     if not found.problems:
-        _line(console, Text("Verified", "bold green"))
+        line(console, Text("Verified", "bold green"))
 
 
 def _sources(console: Console, plan: Plan) -> None:
-    _heading(console, "Sources")
+    heading(console, "Sources")
     width = max(map(len, plan.sources))
     for name, source in plan.sources.items():
         taken = f"{source.taken} of {source.tensors}" if source.taken != source.tensors else str(source.tensors)
-        _line(console, Text.assemble("  ", (name.ljust(width), "bold"), f"  {_shown(source.location)}"))
+        line(console, Text.assemble("  ", (name.ljust(width), "bold"), f"  {shown(source.location)}"))
         tensors = f"; {taken} tensors taken; {size(source.nbytes)}" if source.tensors else ""
-        _line(console, f"  {' ' * width}  {source.form}{tensors}")
+        line(console, f"  {' ' * width}  {source.form}{tensors}")
         if source.passed_over:
-            _line(console, f"  {' ' * width}  not read: {', '.join(source.passed_over)}")
+            line(console, f"  {' ' * width}  not read: {', '.join(source.passed_over)}")
 
 
 def _components(console: Console, plan: Plan) -> None:
@@ -152,13 +127,13 @@ def _components(console: Console, plan: Plan) -> None:
         got[_component(entry.target)][entry.from_[0].source] += 1
     for name in plan.tied_absent:
         got[_component(name)]["ties"] += 1
-    _heading(console, "Parameters")
+    heading(console, "Parameters")
     width, digits = max(map(len, wanted)), len(str(max(wanted.values())))
     for name, count in sorted(wanted.items()):
         found = sum(got[name].values())
         origins = ", ".join(f"{source}" if len(got[name]) == 1 else f"{source} ({n})" for source, n in sorted(got[name].items()))
         style = "" if found == count else "red"
-        _line(
+        line(
             console,
             Text.assemble(
                 f"  {name.ljust(width)}  ", (f"{found:>{digits}}/{count:<{digits}}", style), f"  from {origins or 'nowhere'}"
@@ -169,14 +144,14 @@ def _components(console: Console, plan: Plan) -> None:
 def _dropped(console: Console, plan: Plan) -> None:
     if not plan.dropped:
         return
-    _heading(console, "Dropped")
+    heading(console, "Dropped")
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for dropped in plan.dropped:
         groups[(dropped.rule, dropped.reason)].append(dropped.name)
     for (rule, reason), names in groups.items():
         for folded in fold_names(names):
-            _line(console, f"  {folded}")
-        _line(console, Text(f"    {reason} ({rule})", "dim"))
+            line(console, f"  {folded}")
+        line(console, Text(f"    {reason} ({rule})", "dim"))
 
 
 def _model(console: Console, job: Job) -> None:
@@ -185,15 +160,15 @@ def _model(console: Console, job: Job) -> None:
         return
     config = job.derived.config.config
     text, tower = config["text_config"], config["vision_config"]
-    _heading(console, "Model")
-    _line(
+    heading(console, "Model")
+    line(
         console,
         f"  {text.get('model_type', 'text')}: {text['num_hidden_layers']} layers of {text['hidden_size']}, "
         f"{text['num_attention_heads']} heads, rope theta {text['rope_theta']:g}, {config['dtype']}",
     )
     size_and_patch = f"{tower['image_size']} px in patches of {tower['patch_size']}"
     features = f"features of layer {config.get('vision_feature_layer')}, {config.get('vision_feature_select_strategy')}"
-    _line(
+    line(
         console,
         f"  {tower['model_type']}: {tower['num_hidden_layers']} layers of {tower['hidden_size']}, "
         f"{tower['num_attention_heads']} heads, {size_and_patch}, {tower['hidden_act']}; {features}",
@@ -203,36 +178,17 @@ def _model(console: Console, job: Job) -> None:
 def _vocabulary(console: Console, job: Job) -> None:
     if job.derived is None:
         return
-    _heading(console, "Vocabulary")
+    heading(console, "Vocabulary")
     for token in job.derived.tokens:
-        _line(console, f"  {token.text} = {token.id}{' (new)' if token.added else ''}, {token.role} token")
+        line(console, f"  {token.text} = {token.id}{' (new)' if token.added else ''}, {token.role} token")
     resized = [entry for entry in job.plan.post_load if entry.change.shape_before != entry.change.shape_after]
     for entry in resized:
         change = entry.change
-        _line(console, f"  {change.target}: {change.shape_before[0]} → {change.shape_after[0]} rows ({entry.use})")
+        line(console, f"  {change.target}: {change.shape_before[0]} → {change.shape_after[0]} rows ({entry.use})")
     if others := [entry for entry in job.plan.post_load if entry not in resized]:
-        _heading(console, "Other values")
+        heading(console, "Other values")
         for entry in others:
-            _line(console, f"  {entry.change.target} ({entry.use})")
-
-
-def _names(console: Console, problem: Problem, nearest: Mapping[str, tuple[str, ...]]) -> None:
-    if problem.table:
-        for name, fact in problem.table[:MOST_LINES]:
-            _line(console, f"    {name}  {fact}")
-        _more(console, len(problem.table) - MOST_LINES, bool(nearest))
-        return
-    lines = fold_names(problem.names)
-    for line in lines[:MOST_LINES]:
-        near = fold_names(nearest.get(line, ()))
-        _line(console, f"    {line}" + (f"   nearest: {', '.join(near)}" if near else ""))
-    _more(console, len(lines) - MOST_LINES, bool(nearest))
-
-
-def _more(console: Console, count: int, in_plan: bool) -> None:
-    if count > 0:
-        where = "; --report FILE.json has every name" if in_plan else ""
-        _line(console, Text(f"    … and {count} more lines{where}", "dim"))
+            line(console, f"  {entry.change.target} ({entry.use})")
 
 
 def _component(name: str) -> str:
@@ -255,21 +211,21 @@ def _sentence(problem: Problem) -> str:
 def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit]) -> None:
     """What a checkpoint is, and each shipped rule file held against it."""
     config = checkpoint.config or {}
-    _line(console, Text(_shown(checkpoint.location), "bold"))
-    _line(console, f"  {checkpoint.form}; {len(checkpoint.catalog)} tensors; {size(checkpoint.nbytes)}")
+    line(console, Text(shown(checkpoint.location), "bold"))
+    line(console, f"  {checkpoint.form}; {len(checkpoint.catalog)} tensors; {size(checkpoint.nbytes)}")
     if checkpoint.passed_over:
-        _line(console, f"  not read: {', '.join(checkpoint.passed_over)}")
-    _line(console, f"  {', '.join(config.get('architectures') or ['no config.json that names an architecture'])}")
-    _heading(console, "Rule files")
+        line(console, f"  not read: {', '.join(checkpoint.passed_over)}")
+    line(console, f"  {', '.join(config.get('architectures') or ['no config.json that names an architecture'])}")
+    heading(console, "Rule files")
     for fit in found:
         verdict = ("fits", "green") if fit.fits else ("doesn't fit", "red")
-        _line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names"))
+        line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names"))
         for reason in fit.contradictions:
-            _line(console, f"    {reason}")
+            line(console, f"    {reason}")
     for fit in found:
         if fit.fits:
             also = "".join(f" --source {name}=DIR" for name in fit.also)
             dry = " --dry-run" if checkpoint.is_manifest else ""
             # With the source's name, a path with `=` in it isn't taken for one.
             name = f"{fit.source}=" if "=" in checkpoint.location else ""
-            _line(console, f"\nllava-remap apply {fit.rules} --source {quote(name + checkpoint.location)}{also}{dry}")
+            line(console, f"\nllava-remap apply {fit.rules} --source {quote(name + checkpoint.location)}{also}{dry}")

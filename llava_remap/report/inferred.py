@@ -10,7 +10,7 @@ from rich.text import Text
 
 from llava_remap.draft import Draft
 from llava_remap.infer import HOWS, Group, InferredRule, Question
-from llava_remap.report.human import print_problems
+from llava_remap.report.problems import print_problems
 
 
 def print_draft(console: Console, draft: Draft) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.fold import fold_names
-from llava_remap.report.human import MOST_LINES, print_problem
+from llava_remap.report.problems import MOST_LINES, print_problem
 
 if TYPE_CHECKING:
     from llava_remap.errors import Problem

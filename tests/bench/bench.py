@@ -43,6 +43,11 @@ MIB = 1 << 20
 TABLE_WIDTH = 120
 EMPTY_TYPER = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
 COPY, APPLY, CLASSIC = "cp -r", "llava-remap apply", "classic way"
+RULES_COMMANDS = (
+    ("lint", "llava-v1.5"),
+    ("test", "llava-v1.5"),
+    ("explain", "llava-v1.5", "model.layers.0.mlp.up_proj.weight"),
+)
 EMPTY = "an empty typer app, --help"
 
 
@@ -120,6 +125,7 @@ def measure_short(remap: str, rounds: int) -> dict[str, list[Usage]]:
     ways = (
         Way(EMPTY, (sys.executable, "-c", EMPTY_TYPER, "--help")),
         Way("llava-remap --help", (remap, "--help")),
+        *(Way(f"rules {what[0]}", (remap, "rules", *what)) for what in RULES_COMMANDS),
         Way("apply --dry-run, 7B's manifest", (remap, "apply", "llava-v1.5", "--source", str(MANIFEST), "--dry-run")),
     )
     results: dict[str, list[Usage]] = {way.name: [] for way in ways}
