@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.infer import suggest_rules
+from llava_remap.infer import Segments, suggest_rules
 from llava_remap.plan import suggest
 from llava_remap.plan.suggest import nearest
 from tests.conftest import CLIP, DATA, MANIFESTS, Run
@@ -85,7 +85,12 @@ def test_nothing_is_suggested_for_a_complete_plan(run: Run) -> None:
 def test_of_very_many_names_only_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two thousand names on both sides that nothing tells apart: four million pairs."""
     compared = []
-    monkeypatch.setattr(suggest, "_distance", lambda *pair: compared.append(pair) or (-1, 0.0))
+
+    def distance(one: Segments, other: Segments) -> tuple[int, float]:
+        compared.append((one, other))
+        return -1, 0.0
+
+    monkeypatch.setattr(suggest, "_distance", distance)
     names, others = ({f"{side}.{n:x}x.weight": (64, 64) for n in range(2000)} for side in "ab")
     found = suggest.nearest(names, others)
     assert set(found) == set(names)
