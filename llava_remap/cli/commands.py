@@ -92,7 +92,8 @@ def apply_command(
         if report is not None and report.suffix != ".json":
             raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json.", "Write --report NAME.json."))
         from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused, source_with  # noqa: I001
-        from llava_remap.report import plan_json, print_plan, print_problems, print_result
+        from llava_remap.report.human import print_plan, print_problems, print_result
+        from llava_remap.report.machine import plan_json
 
         job = plan_job(rules, source, output, dry_run=dry_run, offline=offline)
         if check_values or not dry_run:
@@ -155,7 +156,7 @@ def verify_command(
         import json
 
         from llava_remap.record import read_record
-        from llava_remap.report import print_verification
+        from llava_remap.report.human import print_verification
         from llava_remap.sources import open_again
         from llava_remap.verify import verify_folder
 
@@ -181,7 +182,7 @@ def inspect(
     """
     with refusals(Format.human):
         from llava_remap.identify import already_converted, fits
-        from llava_remap.report import print_fits
+        from llava_remap.report.human import print_fits
         from llava_remap.sources import open_source
 
         checkpoint = open_source("model", source, ("tensors", "config"), first=True, offline=offline)

@@ -25,7 +25,7 @@ OFFLINE = typer.Option("--offline", help="Take from the hub only what was downlo
 
 @contextlib.contextmanager
 def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
-    """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan` or `verification`."""
+    """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan`, `verification`, …"""
     try:
         yield
     except KeyboardInterrupt:
@@ -49,7 +49,8 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
 
 
 def show(problems: tuple[Problem, ...] | list[Problem], output_format: Format, kind: str) -> None:
-    from llava_remap.report import print_problems, refusal_json
+    from llava_remap.report.human import print_problems
+    from llava_remap.report.machine import refusal_json
 
     if output_format is Format.json:
         print(refusal_json(problems, kind))

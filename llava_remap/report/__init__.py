@@ -1,15 +1,1 @@
-"""Plan and result to a terminal or to JSON."""
-
-from llava_remap.report.human import print_fits, print_plan, print_problems, print_result, print_verification, size
-from llava_remap.report.machine import plan_json, refusal_json
-
-__all__ = [
-    "plan_json",
-    "print_fits",
-    "print_plan",
-    "print_problems",
-    "print_result",
-    "print_verification",
-    "refusal_json",
-    "size",
-]
+"""Plan, result and rules to a terminal or to JSON. Import from the modules: each brings in only what it prints."""

@@ -9,6 +9,17 @@ from llava_remap.apply import Job, Result
 from llava_remap.errors import Problem
 
 
+#: What else stands in the JSON of each kind, where nothing came of it.
+_DONE: dict[str, dict[str, bool]] = {
+    "plan": {"complete": False},
+    "verification": {"verified": False},
+    "rule-files": {},
+    "tests": {"passed": False},
+    "explanation": {},
+    "key-mapping": {},
+}
+
+
 def plan_json(job: Job, result: Result | None = None) -> str:
     """The plan (`llava-remap/plan`, version 1); after a job that was carried out with `result` in it."""
     content = job.plan.to_json()
@@ -21,8 +32,7 @@ def refusal_json(problems: Sequence[Problem], kind: str) -> str:
     """What is said where there is nothing else to tell: a source, a rule file, a record or the command line can't be read.
 
     Args:
-        kind: what was asked for: `plan` or `verification`.
+        kind: what was asked for: a key of `_DONE`.
     """
-    done = {"plan": "complete", "verification": "verified"}[kind]
-    content = {"format": f"llava-remap/{kind}", "format_version": 1, done: False, "problems": [p.to_json() for p in problems]}
+    content = {"format": f"llava-remap/{kind}", "format_version": 1, **_DONE[kind], "problems": [p.to_json() for p in problems]}
     return json.dumps(content, indent=2)
