@@ -115,7 +115,8 @@ def _written(rules: RuleFile, missing: Sequence[Untested], known: Known) -> list
         if (test := new_test(rules, rule.rule, known)) is not None:
             found[rule.rule] = test
     if found:
-        _add(rules, list(dict.fromkeys(found.values())))
+        tests = list(found.values())
+        _add(rules, [test for at, test in enumerate(tests) if test not in tests[:at]])
     why = "no name is known that it takes: give --source SRC, or write the test by hand"
     return [Untested(r.rule, found[r.rule]) if r.rule in found else Untested(r.rule, why=why) for r in missing]
 

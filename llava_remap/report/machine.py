@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from llava_remap.apply import Job, Result
 from llava_remap.errors import Problem
 
-
 #: What else stands in the JSON of each kind, where nothing came of it.
 _DONE: dict[str, dict[str, bool]] = {
     "plan": {"complete": False},
