@@ -41,4 +41,5 @@ check: install  ## style (ruff) and types (mypy, strict)
 	$(BIN)/mypy
 
 bench: install  ## time and memory beside cp and the classic way; SIZE=1GB, or SIZE=7b for the full size
+	$(BIN)/python tests/bench/engine.py
 	$(BIN)/python tests/bench/bench.py --size $(SIZE)

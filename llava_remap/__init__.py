@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llava_remap.apply import Job, Result, apply_job, plan_job
     from llava_remap.errors import Problem, RemapError
+    from llava_remap.load import load_model
 
 __version__ = "0.1.0"
-__all__ = ["Job", "Problem", "RemapError", "Result", "apply_job", "plan_job"]
+__all__ = ["Job", "Problem", "RemapError", "Result", "apply_job", "load_model", "plan_job"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,5 +19,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    home = "llava_remap.errors" if name in ("Problem", "RemapError") else "llava_remap.apply"
-    return getattr(import_module(home), name)
+    homes = {"Problem": "errors", "RemapError": "errors", "load_model": "load"}
+    return getattr(import_module(f"llava_remap.{homes.get(name, 'apply')}"), name)

@@ -124,15 +124,22 @@ def plan_job(
     Raises:
         RemapError: for a rule file, a source or a command line that can't be read. What doesn't map is in `plan.problems`.
     """
+    try:
+        folder = None if output is None else Path(output).expanduser()
+    except RuntimeError as error:
+        raise refuse("LR211", f"--output {output}: {error}", "Write the path out.") from None
+    job = plan_mapping(rules, sources, dry_run=dry_run, offline=offline)
+    job = replace(job, output=folder or job.output)
+    return refused(job, _output_problems(job.output, job.plan, job.checkpoints))
+
+
+def plan_mapping(rules: str | Path, sources: Sequence[str] = (), *, dry_run: bool = False, offline: bool = False) -> Job:
+    """`plan_job` without the question whether the output can be written: for what writes none."""
     file = load_rule_file(rules)
     _ = file.target
     first = file.first_source
     given = given_sources(file, [sources] if isinstance(sources, str) else sources)
     checkpoints = open_given(file, given, offline)
-    try:
-        folder = Path(output).expanduser() if output is not None else Path(short_name(given[first]) + "-hf")
-    except RuntimeError as error:
-        raise refuse("LR211", f"--output {output}: {error}", "Write the path out.") from None
     configs = source_configs(file, checkpoints)
     program = compile_rules(file, checkpoints[first].catalog, text_config(configs))
     routes = route(file, program, checkpoints)
@@ -169,18 +176,30 @@ def plan_job(
         derived.notes if derived else (),
         recognised=recognised,
     )
-    if room := _output_problems(folder, plan, checkpoints):
-        plan = replace(plan, problems=(*plan.problems, *room))
-    return Job(file, checkpoints, folder, plan, derived, small_files)
+    return Job(file, checkpoints, Path(short_name(given[first]) + "-hf"), plan, derived, small_files)
 
 
 def check_values(job: Job) -> Job:
     """Run the plan's value checks (they read tensors); what they find is in the plan of the job that comes back."""
     if job.plan.values_checked or not job.plan.complete or job.from_manifest:
         return job
-    _refuse_changed(job)
+    refuse_changed(job)
     problems, notes = run_value_checks(job.plan, job.checkpoints)
     return refused(replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes), values_checked=True)), problems)
+
+
+def proven(job: Job) -> Job:
+    """The job with its value checks run, as it may be carried out.
+
+    Raises:
+        RemapError: with whatever keeps it from that.
+    """
+    job = check_values(job)
+    problems = [*job.plan.problems, *_manifest_problems(job.checkpoints, dry_run=False)]
+    if job.derived is None or problems:
+        raise RemapError(dict.fromkeys(problems))
+    refuse_changed(job)
+    return job
 
 
 def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta") -> Result:
@@ -201,11 +220,8 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
     started = time.monotonic()
     if verify not in get_args(Verify):
         raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
-    job = check_values(job)
-    problems = [*job.plan.problems, *_manifest_problems(job.checkpoints, dry_run=False)]
-    if job.derived is None or problems:
-        raise RemapError(dict.fromkeys(problems))
-    _refuse_changed(job)
+    job = proven(job)
+    assert job.derived is not None
     output, config, plan = job.output, job.derived.config.config, job.plan
     with fresh_folder(output) as written:
         write_shards(plan, job.checkpoints, output, written, on_progress)
@@ -219,7 +235,7 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
             with whole_file(output / name, written) as file:
                 write_all(file, content)
         digests = digest_files([*written, *(path for files in job.source_files.values() for path in files.values())], on_progress)
-        _refuse_changed(job)
+        refuse_changed(job)
         write_index(plan, output, written)
         digests |= digest_files(written[-1:])
         sources = {source: {name: digests[path] for name, path in files.items()} for source, files in job.source_files.items()}
@@ -247,7 +263,7 @@ def refused(job: Job, problems: Sequence[Problem]) -> Job:
     return replace(job, plan=replace(job.plan, problems=(*job.plan.problems, *problems)))
 
 
-def _refuse_changed(job: Job) -> None:
+def refuse_changed(job: Job) -> None:
     """LR102 for a source that is no longer what the plan was made from."""
     if changed := [str(path) for checkpoint in job.checkpoints.values() for path in checkpoint.changed()]:
         raise refuse("LR102", f"{', '.join(changed)}: changed since it was opened.", "Leave the sources alone while a job runs.")

@@ -46,6 +46,16 @@ class ExplainedNames:
         }
 
 
+def explainer_for(rules: RuleFile, given: Sequence[str], *, offline: bool = False) -> Explainer:
+    """The rules for the checkpoints that `--source` arguments give; without any, for one of which nothing is known."""
+    if not given:
+        return Explainer(rules, (), None)
+    from llava_remap.name_set import read_names
+
+    known = read_names(rules, given, offline=offline)
+    return Explainer(rules, known.stored, known.config)
+
+
 def explain_names(rules: RuleFile, names: Sequence[str], given: Sequence[str], *, offline: bool = False) -> ExplainedNames:
     """Explain names, or all that are taken of checkpoints.
 

@@ -1,6 +1,6 @@
 """The rules as the dict that `from_pretrained(key_mapping=…)` of transformers takes, and what such a dict can't say. Pure.
 
-How transformers 5 reads it (`WeightRenaming` in its core_model_loading.py), for each name of a checkpoint:
+How transformers 5.23 reads it (`WeightRenaming` in its core_model_loading.py), for each name of a checkpoint:
 
 - every pattern in turn is searched (`re.search`) in what the last one left: all that match fire, not the first alone;
 - of a replacement, `\\1` is the pattern's first group; no other group can be had;
@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from llava_remap.rewrite import CompiledRule, Program, compile_all
 from llava_remap.rulefile import Rule, RuleFile
 
 _MARK = "."
@@ -58,11 +59,14 @@ class _InexpressibleError(Exception):
     """A rule that no single renaming of transformers is equal to, with the reason."""
 
 
-def key_mapping(rules: RuleFile) -> KeyMapping:
+def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
     """The dict that leads `from_pretrained` from a checkpoint's own names to the target's, as far as it can.
 
-    It renames, and that is all: it proves nothing, reads one checkpoint, makes no new rows, and a name that no rule takes is
-    loaded where the model happens to have it.
+    Args:
+        program: the rule file compiled for the checkpoint; rules of it whose `when` doesn't hold are not in it.
+
+    The dict renames, and that is all: it proves nothing, reads one checkpoint, makes no new rows, and a name that no rule takes
+    is loaded where the model happens to have it.
     """
     patterns: dict[str, str] = {}
     remarks, marked = [], False
@@ -72,16 +76,16 @@ def key_mapping(rules: RuleFile) -> KeyMapping:
             pattern += "(?:)"
         patterns[pattern] = replacement
 
-    def renamings(kind: str, of: Sequence[Rule]) -> Iterator[_Renaming]:
-        for rule in of:
+    def renamings(of: Sequence[CompiledRule]) -> Iterator[_Renaming]:
+        for compiled in of:
             try:
-                yield _renaming(rule)
+                yield _renaming(compiled.rule)
             except _InexpressibleError as error:
-                remarks.append(f"`{kind}/{rule.id}` is left out: {error}. What it takes is left to the rules that follow.")
+                remarks.append(f"`{compiled.label}` is left out: {error}. What it takes is left to the rules that follow.")
 
-    for renaming in renamings("prepare", rules.text.prepare):
+    for renaming in renamings(program.prepare):
         enter(renaming.pattern, renaming.replacement)
-    names = list(renamings("names", rules.text.names))
+    names = list(renamings(program.names))
     for position, renaming in enumerate(names, 1):
         again = any(_may_meet(renaming.makes, later.takes) for later in names[position:])
         mark = _MARK if again and not renaming.makes.startswith(_MARK) else ""
@@ -90,15 +94,16 @@ def key_mapping(rules: RuleFile) -> KeyMapping:
     if marked:
         enter(r"^\.(?!dropped\.)", "")
         remarks.append("A model loaded so can't be saved with its original names: save_pretrained puts a dot before each.")
-    return KeyMapping(patterns, (*remarks, *_remarks(rules)))
+    return KeyMapping(patterns, (*remarks, *_remarks(rules, program)))
 
 
-def _remarks(rules: RuleFile) -> Iterator[str]:
+def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
     text = rules.text
-    drops = [
-        f"{kind}/{r.id}" for kind, of in (("prepare", text.prepare), ("names", text.names)) for r in of if r.drop is not None
-    ]
-    if drops:
+    taken = {compiled.label: compiled.rule for compiled in (*program.prepare, *program.names)}
+    every = compile_all(rules)
+    if conditional := [compiled.label for compiled in (*every.prepare, *every.names) if compiled.label not in taken]:
+        yield f"Rules whose `when` doesn't hold here are left out: {', '.join(conditional)}."
+    if drops := [label for label, rule in taken.items() if rule.drop is not None]:
         yield (
             f"Nothing can be dropped ({', '.join(drops)}): the loader reports such names as unexpected, with `{_DROPPED}` before "
             "them, except rotary_emb.inv_freq and position_ids, which it passes over; one that is a parameter's name, it loads."

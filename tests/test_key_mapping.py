@@ -24,6 +24,11 @@ from tests.conftest import CLIP, MANIFESTS, TINY, Changed, Tensors
 from tests.rulefile.written import load
 from tests.test_apply import interleave  # noqa: F401
 
+
+def mapped(rules: RuleFile) -> KeyMapping:
+    return key_mapping(rules, compile_rules(rules))
+
+
 LLAVA = TINY / "llava-v1.5"
 
 
@@ -45,11 +50,11 @@ def test_every_name_of_the_manifests(family: str, wrapper: str) -> None:
     rules = load_rule_file(family)
     names = {wrapper + name for file in MANIFESTS.glob("*.json") for name in json.loads(file.read_text())["tensors"]}
     assert len(names) > 1000
-    assert_equal(rules, key_mapping(rules), names)
+    assert_equal(rules, mapped(rules), names)
 
 
 def test_it_reads_as_the_rules_do() -> None:
-    mapping = key_mapping(load_rule_file("llava-v1.5"))
+    mapping = mapped(load_rule_file("llava-v1.5"))
     assert mapping.patterns[r"^model\.layers\.(?=[0-9]+\.[^.].*$)"] == "language_model.model.layers."
     assert next(iter(mapping.patterns)) == r"^module\.(?=[^.].*$)"
     drops, tower, rows, config = mapping.remarks
@@ -93,7 +98,7 @@ NAMES = st.lists(SEGMENT, min_size=1, max_size=5).map(".".join)
 def test_rules_that_meet_what_others_make(kind: str, tmp_path: Path) -> None:
     """The first match only, and a dropped name stays dropped, whatever the order."""
     rules = load(tmp_path, f"schema: 1\n{RULES[kind]}\n")
-    mapping = key_mapping(rules)
+    mapping = mapped(rules)
     assert not [remark for remark in mapping.remarks if "is left out" in remark]
 
     @settings(deadline=None, max_examples=200)
@@ -119,7 +124,7 @@ def test_rules_that_meet_what_others_make(kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_said_is_told(rule: str, reason: str, tmp_path: Path) -> None:
-    mapping = key_mapping(load(tmp_path, f"schema: 1\nnames: [{rule}]\n"))
+    mapping = mapped(load(tmp_path, f"schema: 1\nnames: [{rule}]\n"))
     assert mapping.patterns == {}
     assert mapping.remarks[0].startswith("`names/x` is left out: ")
     assert reason in mapping.remarks[0]
@@ -141,7 +146,7 @@ def loads_what_apply_writes(family: str, source: Path, tower: Path) -> set[str]:
     """Load the original folder by the mapping; give the names that the loader reports as unexpected."""
     apply(family, [str(source), f"vision_tower={tower}"], "out")
     wanted = AutoModelForImageTextToText.from_pretrained("out", dtype="auto").state_dict()
-    mapping = key_mapping(load_rule_file(family)).patterns
+    mapping = mapped(load_rule_file(family)).patterns
     model, info = LlavaForConditionalGeneration.from_pretrained(
         source, config=at_original_size(Path("out")), key_mapping=mapping, dtype="auto", output_loading_info=True
     )
@@ -211,9 +216,16 @@ def test_onevision_with_wrapped_names(changed: Changed) -> None:
 def test_saved_again_it_has_its_original_names(dumped: Callable[..., Path]) -> None:
     source = dumped("safetensors", "module.")
     apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], "out")
-    mapping = key_mapping(load_rule_file("llava-v1.5")).patterns
+    mapping = mapped(load_rule_file("llava-v1.5")).patterns
     config = at_original_size(Path("out"))
     model = LlavaForConditionalGeneration.from_pretrained(source, config=config, key_mapping=mapping)
     model.save_pretrained("saved")
     original = {name for name in load_file(source / "model.safetensors") if not name.endswith("inv_freq")}
     assert load_file("saved/model.safetensors").keys() == original
+
+
+def test_rules_for_other_checkpoints_are_left_out(tmp_path: Path) -> None:
+    rules = load(tmp_path, "schema: 1\nnames: [{id: a, from: 'a.{p}', to: 'b.{p}', when: {config: {kind: x}}}]\n")
+    assert mapped(rules).patterns == {}
+    assert mapped(rules).remarks[0] == "Rules whose `when` doesn't hold here are left out: names/a."
+    assert len(key_mapping(rules, compile_rules(rules, (), {"kind": "x"})).patterns) == 1

@@ -28,7 +28,10 @@ _FORMAT = typer.Option("--format", help="How the result is printed.")
 
 @rules_app.command("list")
 def rules_list(output_format: Annotated[Format, _FORMAT] = Format.human) -> None:
-    """List the shipped rule files: name, version, what each is for, what it extends."""
+    """List the shipped rule files.
+
+    With name, version, what each is for, and what it extends.
+    """
     with refusals(output_format, "rule-files"):
         from llava_remap.report.rules import list_json, print_list
         from llava_remap.rulefile import shipped_list
@@ -57,9 +60,9 @@ def rules_test(
     output_format: Annotated[Format, _FORMAT] = Format.human,
     offline: Annotated[bool, OFFLINE] = False,
 ) -> None:
-    """Run the tests of rule files: those in the file, and the snapshots beside it.
+    """Run the tests of rule files.
 
-    The snapshots of mine.yaml are the files in the folder mine.snapshots: what becomes of every name of a checkpoint. They are
+    Those in the file, and the snapshots beside it. The snapshots of mine.yaml are the files in the folder mine.snapshots: what becomes of every name of a checkpoint. They are
     run without the checkpoint. Exit code 1 if a test or a snapshot fails, or the snapshot that --source asks for is missing.
     What is there already is never overwritten.
     """
@@ -83,7 +86,7 @@ def rules_test(
 def rules_explain(
     rules: Annotated[str, typer.Argument(help="A rule file, or the name of a shipped one: llava-v1.5.")],
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Names of tensors; by default all of --source.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Names of tensors; by default all of --source.")
     ] = None,
     source: Annotated[
         list[str],
@@ -111,7 +114,7 @@ def rules_explain(
         from llava_remap.rulefile import load_rule_file
 
         if printed_as is not None:
-            _print_key_mapping(load_rule_file(rules), names or [], source)
+            _print_key_mapping(load_rule_file(rules), names or [], source, offline=offline)
             return
         from llava_remap.explain import explain_names
         from llava_remap.report.rules import explanation_json, print_explanation
@@ -123,15 +126,31 @@ def rules_explain(
             print_explanation(Console(soft_wrap=True), explained)
 
 
-def _print_key_mapping(rules: RuleFile, names: list[str], source: list[str]) -> None:
-    """The dict to stdout, what it can't say to stderr."""
+@rules_app.command("schema")
+def rules_schema() -> None:
+    """Print the rule language as JSON Schema.
+
+    With it an editor checks a rule file and explains every field: save it, and start the rule file with the line
+    # yaml-language-server: $schema=PATH
+    """
+    from llava_remap.rulefile.json_schema import schema_json
+
+    print(schema_json(), end="")
+
+
+def _print_key_mapping(rules: RuleFile, names: list[str], source: list[str], *, offline: bool) -> None:
+    """The dict to stdout; to stderr what it can't say."""
     import json
 
+    from llava_remap.explain import explainer_for
     from llava_remap.key_mapping import key_mapping
 
-    if names or source:
-        raise refuse("LR211", "--as key-mapping prints the whole rule file.", "Leave names and --source out.")
-    found = key_mapping(rules)
+    if names:
+        raise refuse("LR211", "--as key-mapping is about the whole rule file, not about names.", "Leave the names out.")
+    explainer = explainer_for(rules, source, offline=offline)
+    found = key_mapping(rules, explainer.program)
     print(json.dumps(found.patterns, indent=2))
+    for left in explainer.left_out:
+        print(f"`{left.rule}` is left out, since its `when` doesn't hold: {'; '.join(left.why)}.", file=sys.stderr)
     for remark in found.remarks:
         print(remark, file=sys.stderr)

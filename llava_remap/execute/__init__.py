@@ -4,6 +4,7 @@ from llava_remap.execute.digests import FileDigest, digest_files
 from llava_remap.execute.files import fresh_folder, whole_file, write_all
 from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.value_checks import equal, run_value_checks
+from llava_remap.execute.values import too_short
 from llava_remap.execute.write import INDEX, shard_header, write_index, write_shards
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "fresh_folder",
     "run_value_checks",
     "shard_header",
+    "too_short",
     "whole_file",
     "write_all",
     "write_index",

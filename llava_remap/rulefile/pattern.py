@@ -26,6 +26,17 @@ _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
 #: What a template is made of: fields, dots, and the text between them.
 _STEP = re.compile(r"\{[^}]*\}|\.|[^{.]+")
 _KINDS = {"": r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
+#: What an anchored regex begins with: letters, digits and escaped signs that no quantifier follows.
+_LITERALS = re.compile(r"\^((?:[A-Za-z0-9_-]|\\[.\-])*)(?![*+?{])")
+#: What makes the beginning of a regex say nothing: alternatives, flags that hold everywhere.
+_NO_PREFIX = re.compile(r"\||\(\?(?!:|P?<[A-Za-z_])")
+#: What can't be a quantifier: escaped signs and classes.
+_PLAIN = re.compile(r"\\.|\[\^?\]?[^\]]*\]", re.DOTALL)
+#: Quantifiers of a group, references and whatever else could make a search long; and quantifiers of a sign.
+_WILD = re.compile(r"\)[*+?{]|\(\?(?!:|P?<[A-Za-z_])|\\[1-9gpk]")
+_QUANTIFIER = re.compile(r"[*+{]")
+#: A search with two quantifiers takes at most as many steps as the third power of a name's length.
+_TAME_QUANTIFIERS, _TAME_LENGTH = 2, 200
 _REFERENCE = re.compile(r"\\(?:g<([^>]*)>|([0-9]+)|(.?))", re.DOTALL)
 
 
@@ -193,6 +204,11 @@ class Regex:
         except regex.error as error:
             raise PatternError(f"`{match}` is not a regex: {error}") from None
         self._replace = replace
+        literals = None if _NO_PREFIX.search(match) else _LITERALS.match(match)
+        #: What a name must begin with, as far as that is plain to see. To ask that first is cheap, the time limit isn't.
+        self.prefix = literals[1].replace("\\", "") if literals else ""
+        quantifiers = len(_QUANTIFIER.findall(_PLAIN.sub("", match)))
+        self._is_tame = _WILD.search(match) is None and quantifiers <= _TAME_QUANTIFIERS
         for found in _REFERENCE.finditer(replace or ""):
             name, number, other = found.groups()
             if number is not None or (name is not None and name.isascii() and name.isdecimal()):
@@ -203,14 +219,22 @@ class Regex:
             if not known:
                 raise PatternError(f"`{found[0]}` in `{replace}` refers to no group of `{match}`")
 
+    @property
+    def candidates(self) -> str:
+        """A regex of whole names, for `re` with DOTALL: every name that this one matches, and others that begin alike."""
+        return re.escape(self.prefix) + ".*"
+
     def search(self, name: str) -> str | None:
         """The name with the first match replaced (for a drop: the name as it is), or None without a match.
 
         Raises:
             RunawayError: the time limit was hit.
         """
+        if not name.startswith(self.prefix):
+            return None
         try:
-            found = self._pattern.search(name, timeout=TIME_LIMIT)
+            tame = self._is_tame and len(name) <= _TAME_LENGTH
+            found = self._pattern.search(name) if tame else self._pattern.search(name, timeout=TIME_LIMIT)
         except TimeoutError:
             raise RunawayError(name) from None
         if found is None:

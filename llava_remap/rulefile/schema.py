@@ -31,6 +31,11 @@ Scalar = str | int | float | bool | None
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
+def _either(*forms: tuple[str, ...]) -> ConfigDict:
+    """For editors: fields of which exactly one set has to be there. Validators say the same, in better words."""
+    return ConfigDict(json_schema_extra={"oneOf": [{"required": list(form)} for form in forms]})
+
+
 class Part(BaseModel):
     """Unknown fields are errors, nothing is coerced, nothing changes after loading."""
 
@@ -72,11 +77,17 @@ class Source(Part):
 class ConfigValue(Part):
     """Where one value of a config comes from: exactly one of `from`, `const`, `tower`, `token`, `target`, `cases`."""
 
+    model_config = _either(*((origin,) for origin in ORIGINS))
+
     from_: str | None = Field(
         None, alias="from", description="key of the source's config; with `map`, of a list the first item is taken"
     )
     const: Any = Field(None, description="the value itself")
-    tower: str | None = Field(None, description="a fact of the vision tower, read from its tensors and its own config")
+    tower: str | None = Field(
+        None,
+        description="a fact of the vision tower, read from its tensors and its own config: image_size, patch_size, positions, "
+        "image_tokens, class_tokens, model_type, last_layer_deleted, num_hidden_layers, hidden_size, intermediate_size",
+    )
     token: Literal["image", "video", "pad"] | None = Field(None, description="the id of the token with this role")
     target: str | None = Field(None, description="a value of the target's config (for the processor)")
     map: dict[str, Scalar] | None = Field(None, description="the value found → the value wanted; others are an error")
@@ -119,6 +130,8 @@ class Reverse(Part):
 
 class Rule(Part):
     """One rename or one drop: `from` + `to` or `match` + `replace`, or `from` + `drop` or `match` + `drop`."""
+
+    model_config = _either(("from", "to"), ("match", "replace"), ("from", "drop"), ("match", "drop"))
 
     id: Id = Field(
         description="its name in reports, unlike any other in the list; a rule with the id of one of an extended file replaces it"
@@ -198,6 +211,8 @@ class Given(Part):
 class NameTest(Part):
     """What must become of a name: exactly one of `to`, `dropped: true`, `unmapped: true`."""
 
+    model_config = _either(("to",), ("dropped",), ("unmapped",))
+
     from_: str = Field(alias="from", description="a name as a checkpoint has it")
     to: str | None = Field(None, description="the name that it must become")
     dropped: Literal[True] | None = Field(None, description="true: a drop must take it")
@@ -214,7 +229,9 @@ class NameTest(Part):
 class RuleText(Part):
     """A rule file of llava-remap, or a part that rule files extend: how the names of a family of checkpoints become others."""
 
-    schema_: int = Field(alias="schema", description="version of the rule language; known: 1")
+    schema_: int = Field(
+        alias="schema", description="version of the rule language", json_schema_extra={"enum": list(SCHEMA_VERSIONS)}
+    )
     name: str | None = Field(None, description="what it is called by, and what the record of a conversion names")
     version: str | None = Field(None, pattern=r"^\d+\.\d+\.\d+$", description="version of this rule file: three numbers")
     summary: str | None = Field(None, description="what it is for, in a line: `rules list` shows it")

@@ -2,6 +2,6 @@
 
 from llava_remap.verify.compare import compare
 from llava_remap.verify.folder import Verification, verify_folder
-from llava_remap.verify.strict import strict_load
+from llava_remap.verify.strict import TORCH_DTYPES, loading_problems, strict_load
 
-__all__ = ["Verification", "compare", "strict_load", "verify_folder"]
+__all__ = ["TORCH_DTYPES", "Verification", "compare", "loading_problems", "strict_load", "verify_folder"]

@@ -10,7 +10,8 @@ from llava_remap.checkpoint import Checkpoint, open_checkpoint
 from llava_remap.errors import Problem
 from llava_remap.target import build_on_meta
 
-_TORCH_DTYPES = {
+#: Names in torch of the dtypes that safetensors has.
+TORCH_DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16",
     "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
     "U16": "uint16", "U32": "uint32", "U64": "uint64",
@@ -32,7 +33,7 @@ def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -
     model = build_on_meta(class_name, config)
     checkpoints: list[Checkpoint] = [open_checkpoint(path) for path in files]
     state = {
-        name: torch.empty(tensor.shape, dtype=getattr(torch, _TORCH_DTYPES[tensor.dtype]), device="meta")
+        name: torch.empty(tensor.shape, dtype=getattr(torch, TORCH_DTYPES[tensor.dtype]), device="meta")
         for checkpoint in checkpoints
         for name, tensor in checkpoint.catalog.items()
     }
@@ -41,11 +42,16 @@ def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -
     model.mark_tied_weights_as_initialized(info)
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
     model._adjust_missing_and_unexpected_keys(info)
+    return loading_problems(info.to_dict() | {"conversion_errors": info.conversion_errors})
+
+
+def loading_problems(info: Mapping[str, Any]) -> list[Problem]:
+    """LR601 for what transformers' loading info lists: `missing_keys`, `unexpected_keys`, `mismatched_keys`, …"""
     found = {
-        "missing": sorted(info.missing_keys),
-        "unexpected": sorted(info.unexpected_keys),
-        "mismatched": sorted(str(entry[0]) for entry in info.mismatched_keys),
-        "not converted": sorted(map(str, info.conversion_errors)),
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "mismatched": sorted(str(entry[0]) for entry in info["mismatched_keys"]),
+        "not converted": sorted(map(str, info.get("conversion_errors", ()))),
     }
     return [
         Problem(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from llava_remap.errors import RemapError
 from llava_remap.rewrite import Program, Rewrite, Step, compile_rules, run_tests
-from llava_remap.rulefile import load_rule_file, pattern
+from llava_remap.rulefile import Regex, Template, load_rule_file, pattern
 
 from .conftest import Load
 
@@ -271,3 +274,48 @@ tests:
 
 def test_no_in_file_tests(load: Load) -> None:
     assert run_tests(load("names: [{id: a, from: a, to: b}]\n")) == []
+
+
+PIECES = st.sampled_from(["a", "b", "{x}", "{n:int}", "{r...}", "a{y}", "w"])
+EXPRESSIONS = st.sampled_from(
+    [
+        "^a",
+        "a",
+        r"^a\.b",
+        r"^a\.(.+)$",
+        r"^a\.?b",
+        "^a|b",
+        "^(?:a|b)+$",
+        "^[ab]",
+        r"\.b$",
+        "^ab*",
+        "^$",
+        r"^w\.(\d+)\.(.*)$",
+        "(?i)^A",
+    ]
+)
+
+
+@RUNS
+@given(
+    st.lists(
+        st.one_of(st.lists(PIECES, min_size=1, max_size=3, unique=True).map(".".join), EXPRESSIONS.map(lambda e: f"/{e}")),
+        max_size=8,
+    ),
+    st.lists(st.sampled_from(["a", "b", "ab", "0", "12", "w", "A", ""]), min_size=1, max_size=4).map(".".join),
+)
+def test_rules_asked_at_once_answer_as_one_by_one(patterns: list[str], name: str) -> None:
+    """Every rule drops, so that the trace has the first of `names` that matches: the same as if each were tried in turn."""
+    tried = [Regex(p[1:], None).search(name) if p.startswith("/") else Template(p).match(name) for p in patterns]
+    first = next((f"names/r{n}" for n, found in enumerate(tried) if found is not None), None)
+    with tempfile.TemporaryDirectory() as folder:
+        rules = [f"match: {json.dumps(p[1:])}" if p.startswith("/") else f"from: '{p}'" for p in patterns]
+        lines = "".join(f"\n  - {{id: r{n}, {rule}, drop: x}}" for n, rule in enumerate(rules))
+        path = Path(folder) / "r.yaml"
+        path.write_text(f"schema: 1\nnames:{lines or ' []'}\n")
+        found = compile_rules(load_rule_file(path)).rewrite(name)
+    assert found.rules == ((first,) if first else ())
+
+
+def test_no_rules_at_all(load: Load) -> None:
+    assert compile_rules(load("name: empty\n")).rewrite("a.b") == Rewrite("a.b", None, None, "a.b", ())

@@ -231,3 +231,37 @@ def test_fields_that_touch_can_not_be_reversed() -> None:
 def test_the_regex_of_a_template_matches_what_it_does(text: str, name: str) -> None:
     template = Template(text)
     assert bool(re.fullmatch(template.regex, name)) == (template.match(name) is not None)
+
+
+@pytest.mark.parametrize(
+    ("match", "prefix"),
+    [
+        (r"^model\.layers\.(\d+)", "model.layers."), ("^models?", "model"), (r"^ab\.*", "ab"), ("^ab{2}", "a"),
+        (r"^a\-b.c", "a-b"),
+        ("^a|b", ""), ("^a(?i)b", ""), ("(?m)^a", ""), ("^(?:x)y", ""), ("abc", ""), ("^", ""),
+    ],
+)  # fmt: skip
+def test_what_a_regex_begins_with(match: str, prefix: str) -> None:
+    assert Regex(match, None).prefix == prefix
+
+
+@pytest.mark.parametrize(
+    ("match", "length", "limit"),
+    [(match, 30, pattern.TIME_LIMIT) for match in ("(a+)+$", "(a|aa)+$", "(a*)*b", "a*a*a*b", "((?:a)+)+$")]
+    + [(match, 30, pattern.TIME_LIMIT) for match in ("(?:a+){2,}$", r"(a+)\1+$")]
+    + [("^a*.*$", 200, None), ("^a*.*$", 201, pattern.TIME_LIMIT)],
+)  # fmt: skip
+def test_every_search_that_can_run_away_has_its_time_limit(
+    match: str, length: int, limit: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short names under regexes of few quantifiers go without the limit, which costs more than they do."""
+    asked = []
+
+    class Spy:
+        def search(self, name: str, timeout: float | None = None) -> None:
+            asked.append(timeout)
+
+    found = Regex(match, None)
+    monkeypatch.setattr(found, "_pattern", Spy())
+    found.search("a" * length)
+    assert asked == [limit]
