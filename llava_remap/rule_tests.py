@@ -99,13 +99,8 @@ def run_rule_tests(rules: RuleFile, asked: str, given: Sequence[str], *, update:
 def _known(rules: RuleFile, names: NameSet | None) -> Known:
     if names is None:
         return Known()
-    others = [
-        rules.text.sources[source].prefix + name
-        for source, own in names.names.items()
-        for name in own
-        if source != rules.first_source
-    ]
-    return Known(names.stored, others, names.config)
+    taken = [rules.text.sources[source].prefix + name for source, own in names.names.items() for name in own]
+    return Known(names.stored, taken, names.config)
 
 
 def _written(rules: RuleFile, missing: Sequence[Untested], known: Known) -> list[Untested]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import read_object
 from llava_remap.errors import refuse
 from llava_remap.name_set import NameSet
 from llava_remap.replace_file import replacing
@@ -207,6 +206,8 @@ def _read(file: Path) -> Snapshot:
     Raises:
         RemapError: LR113.
     """
+    from llava_remap.checkpoint import read_object
+
     try:
         content = read_object(file, "LR113", _FIX)
     except OSError as error:

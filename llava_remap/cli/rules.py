@@ -62,9 +62,9 @@ def rules_test(
 ) -> None:
     """Run the tests of rule files.
 
-    Those in the file, and the snapshots beside it. The snapshots of mine.yaml are the files in the folder mine.snapshots: what becomes of every name of a checkpoint. They are
-    run without the checkpoint. Exit code 1 if a test or a snapshot fails, or the snapshot that --source asks for is missing.
-    What is there already is never overwritten.
+    Those in the file, and the snapshots beside it: those of mine.yaml are the files in the folder mine.snapshots. Each says what
+    becomes of every name of a checkpoint, and is run without it. Exit code 1 if a test or a snapshot fails, or the snapshot that
+    --source asks for is missing. What is there already is never overwritten.
     """
     with refusals(output_format, "tests"):
         from llava_remap.report.rules import print_tests, tests_json

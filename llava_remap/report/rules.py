@@ -6,16 +6,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.explain import ExplainedName, ExplainedNames
 from llava_remap.fold import fold_names
-from llava_remap.rewrite import Status
-from llava_remap.rule_tests import Tested
-from llava_remap.rulefile import Listed
+
+if TYPE_CHECKING:  # to list rule files, neither their tests nor their engine is needed
+    from llava_remap.explain import ExplainedName, ExplainedNames
+    from llava_remap.rewrite import Status
+    from llava_remap.rule_tests import Tested
+    from llava_remap.rulefile import Listed
 
 _STYLES: dict[Status, str] = {"passed": "green", "failed": "bold red", "missing": "yellow", "written": "cyan"}
 #: Columns of a line in which a name still stands beside what it became.
@@ -64,7 +66,8 @@ def print_tests(console: Console, tested: Tested) -> None:
     if tested.snapshots:
         names = sum(snapshot.names for snapshot in tested.snapshots if snapshot.status == "passed")
         of_snapshots = Counter(snapshot.status for snapshot in tested.snapshots)
-        said.append(f"snapshots: {', '.join(f'{n} {status}' for status, n in of_snapshots.items())} ({names} names as they were)")
+        of_names = f" ({names} names)" if names else ""
+        said.append(f"snapshots: {', '.join(f'{n} {status}' for status, n in of_snapshots.items())}{of_names}")
     _line(console, f"{tested.rules}: {', '.join(said)}")
 
 

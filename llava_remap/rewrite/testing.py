@@ -57,10 +57,16 @@ def untested(rules: RuleFile) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a checkpoint is known by: the names of its first source, those of the others (with their prefix), its config."""
+    """What is known of a checkpoint.
+
+    Attributes:
+        names: of the first source, as they are stored: what a `when` may ask for.
+        taken: of all sources, behind their prefix: what the program is asked about.
+        config: of the first source.
+    """
 
     names: Sequence[str] = ()
-    others: Sequence[str] = ()
+    taken: Sequence[str] = ()
     config: Mapping[str, Any] | None = None
 
 
@@ -72,7 +78,7 @@ def new_test(rules: RuleFile, label: str, known: Known) -> NameTest | None:
     everything = compile_all(rules)
     rule = next(rule.rule for rule in (*everything.prepare, *everything.names) if rule.label == label)
     program = everything.given(known.names, known.config)
-    real = next((name for name in (*known.names, *known.others) if label in program.rewrite(name).rules), None)
+    real = next((name for name in known.taken if label in program.rewrite(name).rules), None)
     stored = label.startswith("prepare/")
     seen = [(name, name if stored else program.rewrite(name).prepared) for name in known.names]
     given = Given() if rule.when is None else _given(rule.when, seen, known.config)

@@ -15,6 +15,7 @@ from llava_remap.rulefile.yaml_text import LOADER
 
 #: Columns of a line; what is longer is written over several.
 _WIDTH = 130
+_BOM = "\ufeff"
 _LINE_END = re.compile(r"\r\n|\n|\r|\Z")
 #: Text that needs no quotes anywhere in YAML, unless it is one of the words.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]*")
@@ -31,6 +32,8 @@ def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
     Raises:
         RemapError: LR201 for a file that is one flow mapping, `{schema: 1, …}`, which has no lines to put tests between.
     """
+    if text.startswith(_BOM):  # which a reader doesn't count
+        return _BOM + with_tests(text.removeprefix(_BOM), tests, shown)
     root = yaml.compose(text, Loader=LOADER)
     assert isinstance(root, yaml.MappingNode)
     if root.flow_style:
