@@ -6,10 +6,10 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from llava_remap import replace_file
 from llava_remap.rewrite import Status
 from llava_remap.rulefile import load_rule_file, shipped_rule_files
 from tests.conftest import MANIFESTS, RELEASED, TINY, Ran, Run
@@ -35,7 +35,7 @@ def files() -> dict[str, bytes]:
 def told(ran: Ran) -> list[tuple[str, str]]:
     """Each line with a status: that and the rest."""
     lines = [line.partition(" ") for line in ran.out.splitlines()]
-    return [(status.lower(), rest) for status, _, rest in lines if status.lower() in Status.__args__]  # type: ignore[attr-defined]
+    return [(status.lower(), rest) for status, _, rest in lines if status.lower() in get_args(Status)]
 
 
 # --- list
@@ -109,9 +109,8 @@ def test_update_writes_tests_that_pass(run: Run) -> None:
 
 
 def test_update_takes_real_names_of_a_source(run: Run) -> None:
-    rules = mine(
-        r"names: [{id: in-proj, match: '\.mlp\.up_proj', replace: .up}, {id: t, from: 'model.vision_tower.{r...}', to: '{r}'}]"
-    )
+    tower = "{id: tower, from: 'model.vision_tower.{r...}', to: '{r}'}"
+    rules = mine(rf"names: [{{id: up, match: '\.mlp\.up_proj', replace: .up}}, {tower}]")
     run("rules", "test", rules, "--source", RELEASED_7B, "--source", f"vision_tower={CLIP_L}", "--update")
     tests = load_rule_file(rules).text.tests
     names = json.loads(RELEASED_7B.read_text())["tensors"]
@@ -172,7 +171,7 @@ def test_update_through_a_link(run: Run) -> None:
 
 def test_update_that_would_change_what_the_file_says(run: Run) -> None:
     """Text that ends with the file has no line's end; with one behind it, it would be another text."""
-    rules = mine("names: [{id: n, from: a, to: b}]\nprocessor:\n  chat_template: |\n    a")
+    rules = mine("names: [{id: one, from: a, to: b}]\nprocessor:\n  chat_template: |\n    a")
     before = files()
     ran = run("rules", "test", rules, "--update")
     assert ran.code == 2
@@ -194,7 +193,7 @@ def test_update_where_nothing_can_be_written(how: str, run: Run, monkeypatch: py
         def full(descriptor: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(replace_file.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
     ran = run("rules", "test", rules, "--update")
     assert ran.code == 4
     assert "LR508" in ran.err

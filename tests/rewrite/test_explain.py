@@ -95,10 +95,13 @@ def test_a_regex_finds_nothing(load: Load) -> None:
 
 
 def test_a_regex_that_runs_away(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is left out by its `when`, it is asked whether it would have matched."""
     monkeypatch.setattr("llava_remap.rulefile.pattern.TIME_LIMIT", 0.05)
-    explainer = Explainer(load(r"names: [{id: bad, match: '(a+)+$', drop: unwanted}]"), (), None)
+    rule = "{id: runaway, match: '^(a|a|aa)+$b', drop: unwanted, when: {present: [b]}}"
+    explainer = Explainer(load(f"names: [{rule}]"), (), None)
+    rewrite = explainer.program.rewrite("a" * 200)
     with pytest.raises(RemapError, match="LR206"):
-        explainer.program.rewrite("a" * 40 + "b")
+        explainer.explain(rewrite)
 
 
 def test_every_step_has_its_pattern_as_written_and_what_it_left(load: Load) -> None:

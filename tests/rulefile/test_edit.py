@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_remap.errors import RemapError
-from llava_remap.rulefile import Given, NameTest
+from llava_remap.rulefile import Given, NameTest, edit
 from llava_remap.rulefile.edit import with_tests
 from llava_remap.rulefile.load import _validate
 from llava_remap.rulefile.yaml_text import parse_yaml
@@ -41,7 +42,9 @@ def read_tests(text: str) -> tuple[NameTest, ...]:
         ("\ufeff# é 😀\nschema: 1\ntests: [{from: é😀, to: b}", ", {from: new.name, to: b.c}", "] # é\n"),
     ],
 )
-def test_what_is_inserted_and_where(before: str, inserted: str, after: str) -> None:
+@pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
+def test_what_is_inserted_and_where(loader: str, before: str, inserted: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edit, "LOADER", getattr(yaml, loader))
     for newline in ("\n", "\r\n"):
         if newline == "\r\n" and "\n" not in before + after:
             continue
