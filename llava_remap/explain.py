@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_remap.errors import refuse
-from llava_remap.rewrite import Explainer, Explanation, LeftOut
+from llava_remap.rewrite.explain import Explainer, Explanation, LeftOut
 from llava_remap.rulefile import RuleFile
 
 

@@ -9,10 +9,8 @@ from typing import Any
 
 from llava_remap.errors import RemapError, refuse
 from llava_remap.name_set import NameSet, read_names
-from llava_remap.replace_file import replacing
 from llava_remap.rewrite import Known, Status, TestResult, new_test, run_tests, untested
 from llava_remap.rulefile import NameTest, RuleFile, load_rule_file
-from llava_remap.rulefile.edit import with_tests
 from llava_remap.snapshot import SnapshotResult, run_snapshots
 
 
@@ -118,6 +116,9 @@ def _written(rules: RuleFile, missing: Sequence[Untested], known: Known) -> list
 
 def _add(rules: RuleFile, tests: Sequence[NameTest]) -> None:
     """Add tests to the file. The new text is loaded and tested first, and has to say the same as the old one otherwise."""
+    from llava_remap.replace_file import replacing  # tests that are only run start the sooner
+    from llava_remap.rulefile.edit import with_tests
+
     path = rules.path
     text = with_tests(path.read_bytes().decode("utf-8"), tests, str(path))
     with replacing(path, text.encode("utf-8")) as partial:

@@ -9,11 +9,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava_remap.errors import refuse
 from llava_remap.name_set import NameSet
-from llava_remap.replace_file import replacing
 from llava_remap.rewrite import UNMAPPED, Status, compile_rules, contradictions
 from llava_remap.rulefile import RuleFile, Template
 
@@ -39,8 +38,7 @@ class Snapshot:
     fits: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(NamedTuple):
     """A name of which something else became than a snapshot says."""
 
     source: str
@@ -178,6 +176,8 @@ def _file_name(names: NameSet) -> str:
 
 
 def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
+    from llava_remap.replace_file import replacing
+
     config = snapshot.names.config
     outcomes = {source: dict(sorted(names.items())) for source, names in snapshot.outcomes.items()}
     content = {
@@ -206,7 +206,7 @@ def _read(file: Path) -> Snapshot:
     Raises:
         RemapError: LR113.
     """
-    from llava_remap.checkpoint import read_object
+    from llava_remap.checkpoint import read_object  # a rule file without snapshots needs none of it
 
     try:
         content = read_object(file, "LR113", _FIX)

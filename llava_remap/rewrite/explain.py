@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llava_remap.rewrite.conditions import contradictions
 from llava_remap.rewrite.program import CompiledRule, Program, Rewrite, compile_all
@@ -16,8 +16,7 @@ MOST_NEAREST = 3
 _WORD = re.compile(r"[A-Za-z0-9_]+")
 
 
-@dataclass(frozen=True, slots=True)
-class ExplainedStep:
+class ExplainedStep(NamedTuple):
     """A rule that took a name.
 
     Attributes:
@@ -32,8 +31,7 @@ class ExplainedStep:
     after: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class NearRule:
+class NearRule(NamedTuple):
     """A rule of `names` that almost took a name, and why it didn't."""
 
     rule: str
@@ -41,8 +39,7 @@ class NearRule:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
+class LeftOut(NamedTuple):
     """A rule whose `when` doesn't hold for the checkpoint, with the reasons."""
 
     rule: str

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_remap.errors import RemapError
-from llava_remap.rewrite import Explainer
+from llava_remap.rewrite.explain import Explainer
 from llava_remap.rulefile import PatternError, RuleFile, Template, load_rule_file
 
 from .conftest import Load
