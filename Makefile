@@ -40,6 +40,7 @@ check: install  ## style (ruff) and types (mypy, strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install  ## time and memory beside cp and the classic way; SIZE=1GB, or SIZE=7b for the full size
+bench: install  ## time and memory beside cp and the classic way (SIZE=1GB, or 7b: the full size); how well rules are inferred
 	$(BIN)/python tests/bench/engine.py
 	$(BIN)/python tests/bench/bench.py --size $(SIZE)
+	$(BIN)/python -m tests.bench.infer

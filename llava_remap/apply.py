@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +25,9 @@ from llava_remap.execute import (
 )
 from llava_remap.folder import Parts, make_files, read_generation_config
 from llava_remap.identify import identify
+from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Plan, build_plan, route
-from llava_remap.record import RECORD, record_json
+from llava_remap.record import RECORD, read_texts, record_json
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.sources import given_sources, open_given, open_needed, short_name
@@ -36,9 +35,6 @@ from llava_remap.target import text_config
 from llava_remap.verify import compare, strict_load
 
 Verify = Literal["meta", "full", "none"]
-
-#: Bytes beside the weights that an output folder needs at most: tokenizer files, in the main.
-_SMALL_FILES_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +120,10 @@ def plan_job(
     Raises:
         RemapError: for a rule file, a source or a command line that can't be read. What doesn't map is in `plan.problems`.
     """
-    try:
-        folder = None if output is None else Path(output).expanduser()
-    except RuntimeError as error:
-        raise refuse("LR211", f"--output {output}: {error}", "Write the path out.") from None
+    folder = None if output is None else output_folder(output)
     job = plan_mapping(rules, sources, dry_run=dry_run, offline=offline)
     job = replace(job, output=folder or job.output)
-    return refused(job, _output_problems(job.output, job.plan, job.checkpoints))
+    return refused(job, output_problems(job.output, job.plan.nbytes_write, job.checkpoints))
 
 
 def plan_mapping(rules: str | Path, sources: Sequence[str] = (), *, dry_run: bool = False, offline: bool = False) -> Job:
@@ -144,7 +137,7 @@ def plan_mapping(rules: str | Path, sources: Sequence[str] = (), *, dry_run: boo
     program = compile_rules(file, checkpoints[first].catalog, text_config(configs))
     routes = route(file, program, checkpoints)
     problems = identify(file, routes.taken, checkpoints[first], text_config(configs))
-    problems += _manifest_problems(checkpoints, dry_run=dry_run)
+    problems += manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems
     if recognised and routes.not_given:  # whether a further source is needed is known only now
         checkpoints, problems = open_needed(file, checkpoints, routes.not_given, offline)
@@ -183,22 +176,23 @@ def check_values(job: Job) -> Job:
     """Run the plan's value checks (they read tensors); what they find is in the plan of the job that comes back."""
     if job.plan.values_checked or not job.plan.complete or job.from_manifest:
         return job
-    refuse_changed(job)
+    refuse_changed(job.checkpoints)
     problems, notes = run_value_checks(job.plan, job.checkpoints)
     return refused(replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes), values_checked=True)), problems)
 
 
-def proven(job: Job) -> Job:
+def proven(job: Job, verify: Verify = "none") -> Job:
     """The job with its value checks run, as it may be carried out.
 
     Raises:
-        RemapError: with whatever keeps it from that.
+        RemapError: with whatever keeps it from that; LR211 for a `verify` that there is not.
     """
+    if verify not in get_args(Verify):
+        raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
     job = check_values(job)
-    problems = [*job.plan.problems, *_manifest_problems(job.checkpoints, dry_run=False)]
-    if job.derived is None or problems:
+    if problems := [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]:
         raise RemapError(dict.fromkeys(problems))
-    refuse_changed(job)
+    refuse_changed(job.checkpoints)
     return job
 
 
@@ -218,28 +212,29 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
         RemapError: with the plan's problems, or what was found since.
     """
     started = time.monotonic()
-    if verify not in get_args(Verify):
-        raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
-    job = proven(job)
+    job = proven(job, verify)
     assert job.derived is not None
     output, config, plan = job.output, job.derived.config.config, job.plan
+    recipe = Recipe.of(plan.mapped, plan.post_load, job.checkpoints)
+    texts = {source: read_texts(files) for source, files in job.source_files.items()}
     with fresh_folder(output) as written:
-        write_shards(plan, job.checkpoints, output, written, on_progress)
+        write_shards(recipe, plan.shards, output, written, on_progress)
         found = strict_load(written, plan.target_class, config) if verify != "none" else []
         if verify == "full":
             catalog = {name: tensor for path in written for name, tensor in open_checkpoint(path).catalog.items()}
-            found += compare(catalog, Recipe.of(plan.mapped, plan.post_load, job.checkpoints), on_progress)[1]
+            found += compare(catalog, recipe, on_progress)[1]
         if found:
             raise RemapError(found)
         for name, content in sorted(job.small_files.items()):
             with whole_file(output / name, written) as file:
                 write_all(file, content)
         digests = digest_files([*written, *(path for files in job.source_files.values() for path in files.values())], on_progress)
-        refuse_changed(job)
-        write_index(plan, output, written)
+        refuse_changed(job.checkpoints)
+        write_index(recipe, plan.shards, output, written)
         digests |= digest_files(written[-1:])
         sources = {source: {name: digests[path] for name, path in files.items()} for source, files in job.source_files.items()}
-        record = record_json(plan, job.rules, sources, {path.name: digests[path] for path in written}, verify)
+        outputs = {path.name: digests[path] for path in written}
+        record = record_json(plan, job.rules, sources, texts, outputs, verify)
         with whole_file(output / RECORD, written) as file:
             write_all(file, (json.dumps(record, indent=2) + "\n").encode())
     files = tuple(sorted(path.name for path in written))
@@ -263,13 +258,8 @@ def refused(job: Job, problems: Sequence[Problem]) -> Job:
     return replace(job, plan=replace(job.plan, problems=(*job.plan.problems, *problems)))
 
 
-def refuse_changed(job: Job) -> None:
-    """LR102 for a source that is no longer what the plan was made from."""
-    if changed := [str(path) for checkpoint in job.checkpoints.values() for path in checkpoint.changed()]:
-        raise refuse("LR102", f"{', '.join(changed)}: changed since it was opened.", "Leave the sources alone while a job runs.")
-
-
-def _manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -> list[Problem]:
+def manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -> list[Problem]:
+    """LR111 for manifests, unless the job is only planned."""
     manifests = [checkpoint.path for checkpoint in checkpoints.values() if checkpoint.is_manifest]
     if dry_run or not manifests:
         return []
@@ -289,32 +279,3 @@ def _small_files(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived
     generation = read_generation_config(folders)
     parts = Parts(rules, derived.config, derived.tokens, derived.vocabulary, derived.image_processor, generation)
     return make_files(parts)
-
-
-def source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | None:
-    """The source that `path` is, or that it lies inside of; None where it could be written without changing one."""
-    real = Path(os.path.realpath(path))  # which, unlike `Path.resolve`, takes links that lead in a circle
-    return next((name for name, source in checkpoints.items() if real.is_relative_to(os.path.realpath(source.path))), None)
-
-
-def _output_problems(output: Path, plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
-    """LR503 for an output that isn't an empty folder, LR502 for a disk without room, LR508 where it can't or mustn't be."""
-    another = "Give another --output."
-    try:
-        if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
-            return [Problem("LR503", f"{output} is there and isn't an empty folder.", "Give another --output, or empty it.")]
-        parent = next(path for path in (output, *output.absolute().parents) if path.exists())
-        free = shutil.disk_usage(parent).free
-    except (OSError, ValueError) as error:
-        return [Problem("LR508", f"{output}: {getattr(error, 'strerror', None) or error}.", another)]
-    if (name := source_with(output, checkpoints)) is not None:
-        return [Problem("LR508", f"{output} is inside source `{name}`, and sources are never written to.", another)]
-    if not parent.is_dir():
-        return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]
-    if not os.access(parent, os.W_OK):
-        return [Problem("LR508", f"nothing can be written in {parent}.", another)]
-    needed = plan.nbytes_write + _SMALL_FILES_NBYTES
-    if needed > free:
-        facts = f"{needed:,} bytes are needed in {parent} ({_SMALL_FILES_NBYTES:,} of them for small files), {free:,} are free."
-        return [Problem("LR502", facts, "Free some, or give another --output.")]
-    return []

@@ -81,8 +81,18 @@ CODES: dict[str, Code] = {
         "The place is told as file:line:column."),
     "LR202": Code("invalid pattern", Exit.USAGE,
         "A template or regex can't be compiled, or uses a field or group that isn't there."),
+    "LR203": Code("not idempotent", Exit.USAGE,
+        "`rules lint`: a rule's new name would be renamed again if the rules ran twice, by the same rule or by another one."),
+    "LR204": Code("shadowed", Exit.USAGE,
+        "`rules lint`: a rule can take no name, since rules before it take all of them. To replace an inherited rule, give the "
+        "new one its id."),
+    "LR205": Code("matched nothing", Exit.USAGE,
+        "Note, of `rules lint --source`: a rule takes none of the names. Say `optional: true` where that is expected."),
     "LR206": Code("pattern ran into the time limit", Exit.USAGE,
         "A regex took too long on a name. Make it simpler, or write a template, which can't."),
+    "LR208": Code("pattern takes more than it seems to", Exit.USAGE,
+        "`rules lint`: a regex has a dot without a backslash, or begins or ends inside a segment of a name: `^model` takes "
+        "`modelx` too."),
     "LR209": Code("two rules with one id", Exit.USAGE,
         "Two rules of one file, or of two files that it extends, share an id."),
     "LR210": Code("extends cannot be resolved", Exit.USAGE,
@@ -93,6 +103,13 @@ CODES: dict[str, Code] = {
     "LR212": Code("a post-load rule can't be used", Exit.USAGE,
         "`post_load` names a plug-in that isn't installed, or an option that it doesn't take; or the plug-in itself fails, "
         "or makes something else than it planned."),
+    "LR213": Code("rule without a test", Exit.USAGE,
+        "`rules lint`: no test of the file has a name that the rule takes."),
+    "LR214": Code("fields differ", Exit.USAGE,
+        "`rules lint`: `to` leaves out a field of `from`, so that two names can become one and none comes back. Take it up, or "
+        "say `one_way: true`."),
+    "LR215": Code("doesn't come back", Exit.USAGE,
+        "`rules lint`: a rule has a way back, and it doesn't lead from the new name to one that becomes the new name again."),
     # Mapping
     "LR301": Code("source names that no rule maps", Exit.PROBLEMS,
         "No rule of `names` takes these tensors. Map them, or drop them with a reason; leaving them out in silence is what "
@@ -106,7 +123,8 @@ CODES: dict[str, Code] = {
     "LR305": Code("nothing matched", Exit.PROBLEMS,
         "The rule file knows none of the names. The message says which shipped file fits, if one does."),
     "LR306": Code("a drop takes what the target wants", Exit.PROBLEMS,
-        "Without this drop, the tensor would have provided a parameter that is missing."),
+        "Without this drop, the tensor would have provided a parameter that is missing. `rules lint` also finds a drop that "
+        "leaves a rename no name at all."),
     "LR307": Code("empty or doubled name segment", Exit.PROBLEMS,
         "A rule made a name like `a..b` or `model.model.x`: it was applied to what had the prefix already."),
     "LR308": Code("projector kind", Exit.PROBLEMS,
@@ -118,8 +136,8 @@ CODES: dict[str, Code] = {
         "Note. The checkpoint has a tower and another one was given beside it: the checkpoint's is used, and it is told how "
         "many tensors differ."),
     "LR311": Code("wrong family", Exit.PROBLEMS,
-        "Names or config contradict the rule file's `detect`: the checkpoint is of another family, though all names might "
-        "fit."),
+        "Names or config contradict the rule file's `detect`, or, with `--reverse`, its target class: the checkpoint is of "
+        "another family, though all names might fit."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. Mostly a config.json of another model."),
@@ -139,6 +157,12 @@ CODES: dict[str, Code] = {
         "language_model=DIR` adds them."),
     "LR409": Code("not a dtype for parameters", Exit.PROBLEMS,
         "A parameter is stored as whole numbers, complex numbers or in eight bits."),
+    "LR410": Code("rows of new tokens stay", Exit.PROBLEMS,
+        "Note. With `--reverse` nothing tells which rows were there before, and new ones may have been trained: all are kept, "
+        "and the original's config.json has to say how many there are."),
+    "LR411": Code("weights alone", Exit.PROBLEMS,
+        "Note. `--reverse` writes weights: config and tokenizer files can't be derived, and what a rule drops doesn't come back. "
+        "It is told what to copy."),
     # Resources and output
     "LR501": Code("not enough memory", Exit.RESOURCES,
         "The machine ran out of memory."),
@@ -155,8 +179,8 @@ CODES: dict[str, Code] = {
         "Output or report can't be made where they should be, or would lie inside a source or in each other."),
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS,
-        "The installed transformers would not load exactly these names and shapes. The output has been removed, or, in "
-        "`verify`, isn't what was written."),
+        "The installed transformers would not load exactly these names and shapes, or, after `--reverse`, the rule file would "
+        "not take them forward. The output has been removed, or, in `verify`, isn't what was written."),
     "LR602": Code("values differ", Exit.PROBLEMS,
         "A tensor isn't what its source gives: it was changed since, or it was made from another checkpoint."),
     "LR603": Code("files differ from the record", Exit.PROBLEMS,
@@ -167,6 +191,9 @@ CODES: dict[str, Code] = {
     "LR605": Code("the processor doesn't work", Exit.PROBLEMS,
         "The processor that was made doesn't open, or fails on a picture and a sentence."),
     "LR606": Code("no record", Exit.INPUT,
-        "`verify` needs the record that `apply` writes, and the folder has none."),
+        "`verify` and `revert` need the record that `apply` writes, and the folder has none."),
+    "LR607": Code("original bytes not kept", Exit.PROBLEMS,
+        "A post-load rule changed tensors so that what they were isn't in the folder any more, or a tied tensor had another "
+        "dtype than the one that was written. Take them from the original checkpoint."),
 }
 # fmt: on

@@ -5,7 +5,7 @@ The shipped rule files and layouts are held against its names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,21 +87,27 @@ def _stubs(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) ->
     )
 
 
+def nearest_layout(names: Collection[str]) -> tuple[str, dict[str, str]]:
+    """The layout of transformers that takes most of these names, and what they are in the classic layout."""
+    best: tuple[str, dict[str, str]] = "", {}
+    for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
+        program = compile_rules(load_rule_file(path))
+        classic = {name: target for name in names if (target := program.rewrite(name).target) is not None}
+        if len(classic) > len(best[1]) or not best[0]:
+            best = path.stem, classic
+    return best
+
+
 def already_converted(checkpoint: Checkpoint, names: Sequence[str], mapped: int) -> Problem | None:
     """LR109: a layout of transformers takes more of the names than the `mapped` ones that a rule file does.
 
     A quarter of them at least: an original shares `lm_head.weight` with some layouts, and a layout unknown here (the mixtures
     that some versions saved) still has its language model, nearly half of the names, in a known one.
     """
-    best, count = "", max(mapped, len(names) // 4)
-    for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
-        program = compile_rules(load_rule_file(path))
-        known = sum(program.rewrite(name).target is not None for name in names)
-        if known > count:
-            best, count = path.stem, known
-    if not best:
+    layout, classic = nearest_layout(names)
+    if len(classic) <= max(mapped, len(names) // 4):
         return None
-    cause = f"{count} of {len(names)} names in {checkpoint.location} are in layout {best}."
+    cause = f"{len(classic)} of {len(names)} names in {checkpoint.location} are in layout {layout}."
     return Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_remap.apply import Job, plan_mapping, proven, refuse_changed
+from llava_remap.apply import Job, plan_mapping, proven
 from llava_remap.errors import RemapError, refuse
 from llava_remap.execute import Range, Recipe, too_short
+from llava_remap.output import refuse_changed
 from llava_remap.plan import Mapped
 from llava_remap.verify import TORCH_DTYPES, loading_problems
 
@@ -54,7 +55,7 @@ def load_model(rules: str | Path, sources: Sequence[str] = (), *, offline: bool 
     )
     if problems := loading_problems(info):
         raise RemapError(problems)
-    refuse_changed(job)
+    refuse_changed(job.checkpoints)
     model.name_or_path = model.config.name_or_path = ""  # it comes from no folder
     loaded: PreTrainedModel = model
     return loaded

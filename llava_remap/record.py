@@ -1,7 +1,8 @@
 """The record: how a folder was made, in the folder itself, so that it can be checked and taken back later.
 
-`llava_remap.json` holds the applied plan, the rule file's text, size and digest of every file read and written, and the
-versions of what made them. It is written last, and holds no time and nothing random: two runs give the same bytes.
+`llava_remap.json` holds the applied plan, the rule file's text, the sources' configs, size and digest of every file read and
+written, and the versions of what made them. It is written last, and holds no time and nothing random: two runs give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from llava_remap import __version__
-from llava_remap.checkpoint import read_object
-from llava_remap.errors import RemapError, refuse
+from llava_remap.checkpoint import BESIDE, read_object, unreadable
+from llava_remap.errors import refuse
 from llava_remap.execute import FileDigest
-from llava_remap.plan import Mapped, Plan, PostLoadChange
+from llava_remap.plan import Dropped, Mapped, Plan, PostLoadChange
 from llava_remap.post_load import provenance
 from llava_remap.rulefile import RuleFile
 
@@ -33,23 +34,49 @@ _FIX = "Convert the checkpoint again; a record can't be mended by hand."
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What of a record is needed to check a folder.
+class RecordedSource:
+    """A source as it was.
 
     Attributes:
+        location: where it was.
+        not_taken: how many of its tensors were not selected.
+        files: size and digest of every file read of it, by name.
+        texts: those of its files that the record keeps whole, by name: its configs.
+    """
+
+    location: str
+    not_taken: int
+    files: Mapping[str, FileDigest]
+    texts: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What of a record is needed to check a folder, and to take it back.
+
+    Attributes:
+        rules: name and version of the rule file.
         target_class: the transformers class that the folder is for.
         outputs: size and digest of every other file, by name.
-        sources: where each source was, by its name in the rule file; those that nothing was taken from are not there.
-        mapped, post_load: as in the plan.
+        sources: by their names in the rule file.
+        mapped, dropped, post_load: as in the plan.
         verified: how it was checked when it was written: `meta`, `full` or `none`.
     """
 
+    rules: str
     target_class: str
     outputs: Mapping[str, FileDigest]
-    sources: Mapping[str, str]
+    sources: Mapping[str, RecordedSource]
     mapped: tuple[Mapped, ...]
+    dropped: tuple[Dropped, ...]
     post_load: tuple[PostLoadChange, ...]
     verified: str
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """Where each source was that a tensor was taken from."""
+        used = {origin.source for entry in self.mapped for origin in entry.from_}
+        return {name: source.location for name, source in self.sources.items() if name in used}
 
     def nbytes_to_read(self, *, compared: bool) -> int:
         """Bytes of which `verify_folder` reports progress: all files, and all tensors where they are compared."""
@@ -61,6 +88,7 @@ def record_json(
     plan: Plan,
     rules: RuleFile,
     sources: Mapping[str, Mapping[str, FileDigest]],
+    texts: Mapping[str, Mapping[str, str]],
     outputs: Mapping[str, FileDigest],
     verified: str,
 ) -> dict[str, Any]:
@@ -68,6 +96,7 @@ def record_json(
 
     Args:
         sources: the files read of each source, by name relative to its folder.
+        texts: of each source, as `read_texts` gives them.
         outputs: every file written but the record.
         verified: which check was made after writing: `meta`, `full` or `none`.
     """
@@ -88,17 +117,29 @@ def record_json(
             "sha256": plan.rules_sha256,
             "files": [{"name": name, "text": text} for name, text in rules.texts],
         },
-        "sources": {name: {"location": summary[name].location, "files": _files(files)} for name, files in sources.items()},
+        "sources": {
+            name: {"location": summary[name].location, "files": _files(files), "texts": dict(texts[name])}
+            for name, files in sources.items()
+        },
         "outputs": _files(outputs),
         "plan": plan.to_json(),
     }
+
+
+def read_texts(files: Mapping[str, Path]) -> dict[str, str]:
+    """The texts of a source's configs, to be kept in the record; what of them isn't UTF-8 is in them as surrogates.
+
+    Args:
+        files: the files read of it, by name.
+    """
+    return {name: files[name].read_bytes().decode("utf-8", "surrogateescape") for name in BESIDE["config"] if name in files}
 
 
 def read_record(folder: Path) -> Record:
     """The record in a folder.
 
     Raises:
-        RemapError: LR113 where it isn't one, LR505 or LR606 where there is none, LR100 where nothing can be read.
+        RemapError: LR113 where it isn't one, LR505 or LR606 where there is none, LR100 or LR102 where nothing can be read.
     """
     path = folder / RECORD
     try:
@@ -128,19 +169,23 @@ def read_record(folder: Path) -> Record:
     if not made or not agreed or not named <= set(made) or not used <= set(text.sources):
         raise refuse("LR113", f"{path}: the parts of the plan in it contradict each other.", _FIX)
     return Record(
+        f"{text.rules.name} {text.rules.version}",
         text.plan.target.class_,
         {name: FileDigest(file.nbytes, file.sha256) for name, file in text.outputs.items()},
-        {name: source.location for name, source in text.sources.items() if name in used},
+        {
+            name: RecordedSource(
+                source.location,
+                max(counts.tensors - counts.taken, 0) if (counts := text.plan.sources.get(name)) else 0,
+                {file: FileDigest(digest.nbytes, digest.sha256) for file, digest in source.files.items()},
+                {file: content.encode("utf-8", "surrogateescape") for file, content in source.texts.items()},
+            )
+            for name, source in text.sources.items()
+        },
         mapped,
+        tuple(Dropped(entry.source, entry.name, entry.rule, entry.reason) for entry in text.plan.dropped),
         post_load,
         text.verified,
     )
-
-
-def unreadable(error: OSError, path: Path) -> RemapError:
-    """LR100 for what is there, or may be, and can't be read."""
-    cause = f"{error.filename or path} can't be read: {error.strerror or error}."
-    return refuse("LR100", cause, "Check the path and its permissions.")
 
 
 def _no_record(folder: Path) -> Exception:
@@ -166,8 +211,33 @@ class _File(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+def _encodable(text: str) -> str:
+    text.encode("utf-8", "surrogateescape")
+    return text
+
+
 class _Source(BaseModel):
     location: str
+    files: dict[str, _File]
+    #: Nothing else is ever written from a record. Records of an earlier day have none.
+    texts: dict[Literal["config.json", "generation_config.json"], Annotated[str, AfterValidator(_encodable)]] = {}
+
+
+class _Rules(BaseModel):
+    name: str
+    version: str
+
+
+class _Counts(BaseModel):
+    tensors: int
+    taken: int
+
+
+class _Dropped(BaseModel):
+    source: str
+    name: str
+    rule: str
+    reason: str
 
 
 class _Target(BaseModel):
@@ -175,7 +245,9 @@ class _Target(BaseModel):
 
 
 class _Plan(BaseModel):
+    sources: dict[str, _Counts]
     target: _Target
+    dropped: list[_Dropped]
     mapped: list[dict[str, Any]]
     post_load: list[dict[str, Any]]
 
@@ -184,6 +256,7 @@ class _Text(BaseModel):
     """A record as it stands in the file, as far as it is read again."""
 
     verified: Literal["meta", "full", "none"]
+    rules: _Rules
     sources: dict[str, _Source]
     #: No name may leave the folder.
     outputs: dict[Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")], _File]

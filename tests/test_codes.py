@@ -26,9 +26,9 @@ from llava_remap.rulefile import pattern
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 #: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`.
-NOTES = {"LR308", "LR309", "LR310", "LR407", "LR408", "LR506"}
+NOTES = {"LR205", "LR308", "LR309", "LR310", "LR407", "LR408", "LR410", "LR411", "LR506"}
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
-TOGETHER = {"LR306": {"LR302", "LR306"}}
+TOGETHER = {"LR204": {"LR204", "LR213"}, "LR306": {"LR302", "LR306"}}
 
 HEAD, EMBEDDING, NORM = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
 
@@ -170,10 +170,34 @@ def lr202(scene: Scene) -> Arguments:
     return applied(rules=scene.rules("names: [{id: open, match: 'model.(', replace: x}]"))
 
 
+def lint(names: str, *tests: str) -> Arguments:
+    """Of a file with these rules, and tests for them."""
+    said = "".join(f"\n  - {{{test}}}" for test in tests)
+    Path("linted.yaml").write_text(f"schema: 1\nnames: [{names}]\ntests:{said or ' []'}\n")
+    return ("rules", "lint", "linted.yaml")
+
+
+def lr203(scene: Scene) -> Arguments:
+    return lint("{id: model, from: 'model.{r...}', to: 'model.text.{r}'}", "from: model.a, to: model.text.a")
+
+
+def lr204(scene: Scene) -> Arguments:
+    tests = ("from: model.a.b, to: text.a.b", "from: model.norm.w, to: text.norm.w")
+    return lint("{id: all, from: 'model.{r...}', to: 'text.{r}'}, {id: norm, from: 'model.norm.{p}', to: 'n.{p}'}", *tests)
+
+
+def lr205(scene: Scene) -> Arguments:
+    return (*lint("{id: gone, from: gone, to: lost}", "from: gone, to: lost"), "--source", MANIFESTS / "llava-v1.5-7b.json")
+
+
 def lr206(scene: Scene) -> Arguments:
     scene.patch.setattr(pattern, "TIME_LIMIT", 0.05)
     source = scene.changed(tensors=lambda tensors: tensors.update({"a" * 200: torch.ones(1)}))
     return applied(source, scene.rules("names: [{id: runaway, match: '^(a|a|aa)+$b', replace: x}]"))
+
+
+def lr208(scene: Scene) -> Arguments:
+    return lint("{id: model, match: '^model', replace: text}", "from: model.a, to: text.a")
 
 
 def lr209(scene: Scene) -> Arguments:
@@ -190,6 +214,19 @@ def lr211(scene: Scene) -> Arguments:
 
 def lr212(scene: Scene) -> Arguments:
     return applied(rules=scene.rules("post_load: [{use: expand_embedings}]"))
+
+
+def lr213(scene: Scene) -> Arguments:
+    return lint("{id: norm, from: norm.w, to: text.norm.w}")
+
+
+def lr214(scene: Scene) -> Arguments:
+    return lint("{id: layers, from: 'layers.{n:int}.{p}', to: 'text.{p}'}", "from: layers.1.w, to: text.w")
+
+
+def lr215(scene: Scene) -> Arguments:
+    names = "{id: norm, match: '^norm\\.', replace: 'text.', reverse: {match: '^text\\.', replace: 'nrom.'}}"
+    return lint(names, "from: norm.w, to: text.w")
 
 
 # --- mapping
@@ -288,6 +325,13 @@ def lr408(scene: Scene) -> Arguments:
 
 def lr409(scene: Scene) -> Arguments:
     return applied(scene.changed(tensors=lambda tensors: tensors.update({NORM: tensors[NORM].long()})))
+
+
+def lr410(scene: Scene) -> Arguments:
+    return ("apply", "llava-v1.5", "--reverse", "--source", scene.converted, "--output", "out", "--dry-run")
+
+
+lr411 = lr410
 
 
 def more_rows(scene: Scene) -> Path:
@@ -390,6 +434,17 @@ def lr606(scene: Scene) -> Arguments:
     return ("verify", scene.copy(RELEASED / "safetensors", "out"))
 
 
+def lr607(scene: Scene) -> Arguments:
+    """An lm_head in float32 that equals the embedding in float16: one of them is written."""
+    source = scene.copy(RELEASED / "bin")
+    state = torch.load(source / "pytorch_model.bin", weights_only=True)
+    torch.save({**state, HEAD: state[EMBEDDING].float()}, source / "pytorch_model.bin")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], "out")
+    return ("revert", "out", "--output", "back")
+
+
 SCENARIOS: dict[str, Callable[[Scene], Arguments]] = {
     name.upper(): found for name, found in list(globals().items()) if name.startswith("lr") and name[2:].isdecimal()
 }
@@ -417,6 +472,17 @@ def tree() -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in found}
 
 
+def said(content: Any) -> tuple[list[Any], list[Any]]:
+    """The problems and the notes of a plan or a verification, or of the one file of a lint."""
+    if content["format"] != "llava-remap/lint":
+        return content["problems"], content.get("notes", [])
+    [file] = content["files"]
+    levels: dict[str, list[Any]] = {"error": [], "note": []}
+    for finding in file["findings"]:
+        levels[finding["level"]].append(finding)
+    return levels["error"], levels["note"]
+
+
 @pytest.mark.parametrize("code", SCENARIOS)
 def test_it_is_told_and_nothing_is_left(code: str, run: Run, scene: Scene) -> None:
     arguments = SCENARIOS[code](scene)
@@ -428,9 +494,10 @@ def test_it_is_told_and_nothing_is_left(code: str, run: Run, scene: Scene) -> No
     assert code in NOTES or "  → " in printed
     assert "Traceback" not in printed + machine.out + machine.err
     assert len(printed.splitlines()) < 80  # of which about 40 are the plan
-    found = {problem["code"]: problem["message"] for problem in machine.json["problems"]}
+    problems, notes = said(machine.json)
+    found = {problem["code"]: problem["message"] for problem in problems}
     if code in NOTES:
-        assert code in {note["code"] for note in machine.json["notes"]}
+        assert code in {note["code"] for note in notes}
         assert not found
     else:
         assert set(found) == TOGETHER.get(code, {code})

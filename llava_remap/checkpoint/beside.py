@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 BESIDE: Mapping[str, tuple[str, ...]] = {
     "config": ("config.json", "generation_config.json"),
@@ -17,3 +17,10 @@ BESIDE: Mapping[str, tuple[str, ...]] = {
     ),
     "processor": ("preprocessor_config.json", "processor_config.json"),
 }
+#: Read of every checkpoint, whatever it is used for.
+_ALWAYS = "config.json"
+
+
+def files_for(use: Collection[str]) -> list[str]:
+    """The files that are read for what a checkpoint is used for: keys of `BESIDE`, and others that need none of these files."""
+    return list(dict.fromkeys([_ALWAYS, *(name for part, names in BESIDE.items() if part in use for name in names)]))

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint.beside import BESIDE
+from llava_remap.checkpoint.beside import BESIDE, files_for
 
 #: Bits of one element, by dtype in the spelling of safetensors.
 DTYPE_BITS: Mapping[str, int] = {
@@ -126,7 +126,7 @@ class Checkpoint:
         Args:
             use: for what it is used: keys of `BESIDE`, and `tensors`.
         """
-        left = {name for kind, names in BESIDE.items() if kind not in use for name in names} - {"config.json"}
+        left = {name for names in BESIDE.values() for name in names} - set(files_for(use))
         paths = {path.relative_to(self.folder).as_posix(): path for path in self.stamps} if self.folder else {}
         return {name: path for name, path in sorted(paths.items()) if name not in left}
 

@@ -14,7 +14,7 @@ from llava_remap.checkpoint.purpose import ADAPTER_CONFIG, adapter_only, refuse_
 from llava_remap.checkpoint.shards import read_index, read_shard_set
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
-from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.checkpoint.wording import quoted, several, unreadable
 from llava_remap.errors import refuse
 
 #: `Checkpoint.form` of a folder that is taken for its config and tokenizer alone.
@@ -37,9 +37,7 @@ def open_checkpoint(path: Path, *, weights: bool = True) -> Checkpoint:
             return Checkpoint(path, NO_WEIGHTS, {}, _config(path), path, stamps=_stamps(path, ()))
         return _open(path)
     except OSError as error:
-        code = "LR100" if isinstance(error, (PermissionError, FileNotFoundError)) else "LR102"
-        cause = f"{quoted(str(error.filename or path))} can't be read: {error.strerror or error}."
-        raise refuse(code, cause, "Check the path and its permissions.") from None
+        raise unreadable(error, path) from None
 
 
 def _open(path: Path) -> Checkpoint:

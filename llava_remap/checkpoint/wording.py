@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
+from pathlib import Path
+
+from llava_remap.errors import RemapError, refuse
 
 
 def quoted(text: str) -> str:
@@ -21,3 +25,10 @@ def several(names: Iterable[str], most: int = 3) -> str:
     every = list(names)
     rest = len(every) - most
     return ", ".join(map(quoted, every[:most])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def unreadable(error: OSError, path: Path) -> RemapError:
+    """LR102 for what the disk fails to read, LR100 for what isn't there or mustn't be read."""
+    code = "LR102" if error.errno == errno.EIO else "LR100"
+    cause = f"{quoted(str(error.filename or path))} can't be read: {error.strerror or error}."
+    return refuse(code, cause, "Check the path and its permissions.")

@@ -17,6 +17,7 @@ _asked_to_end: list[int] = []
 def main() -> None:
     """Entry point of the console script. No traceback reaches the user, unless LLAVA_REMAP_TRACEBACK is set."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else every installed package is asked for some at the start
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter, and not every file name is text
             stream.reconfigure(errors="backslashreplace")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from llava_remap import __version__
 from llava_remap.cli.common import OFFLINE, Format, progress, refusals, write_report
+from llava_remap.cli.revert import revert_command
 from llava_remap.cli.rules import rules_app
 from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError
@@ -67,6 +68,14 @@ def apply_command(
         bool, typer.Option("--check-values", help="With --dry-run: also run the checks that read tensors.")
     ] = False,
     output_format: Annotated[Format, typer.Option("--format", help="How the report is printed.")] = Format.human,
+    reverse: Annotated[
+        bool,
+        typer.Option(
+            "--reverse",
+            help="The way back by the rules alone: from a checkpoint in a layout of transformers to the original names. With a "
+            "folder's record, `revert` does it better.",
+        ),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -91,11 +100,13 @@ def apply_command(
     with refusals(output_format):
         if report is not None and report.suffix != ".json":
             raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json.", "Write --report NAME.json."))
-        from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused, source_with  # noqa: I001
-        from llava_remap.report.human import print_plan, print_problems, print_result
-        from llava_remap.report.machine import plan_json
+        from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused  # noqa: I001
+        from llava_remap.output import source_with
+        from llava_remap.reverse import plan_reverse, reverse_job
+        from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
-        job = plan_job(rules, source, output, dry_run=dry_run, offline=offline)
+        plan, carry_out = (plan_reverse, reverse_job) if reverse else (plan_job, apply_job)
+        job = plan(rules, source, output, dry_run=dry_run, offline=offline)
         if check_values or not dry_run:
             job = run_checks(job)
         if output_format is Format.human:
@@ -114,7 +125,7 @@ def apply_command(
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
         with progress("writing and checking", job.nbytes_to_handle(verify.value)) as onprogress:
             try:
-                result = apply_job(job, onprogress, verify=verify.value)
+                result = carry_out(job, onprogress, verify=verify.value)
             except RemapError as error:  # found while it was written, so the plan that was shown didn't have it
                 job = refused(job, error.problems)
         if not job.plan.complete:
@@ -156,12 +167,12 @@ def verify_command(
         import json
 
         from llava_remap.record import read_record
-        from llava_remap.report.human import print_verification
+        from llava_remap.report import print_verification
         from llava_remap.sources import open_again
         from llava_remap.verify import verify_folder
 
         record = read_record(folder)
-        sources = open_again(record.sources, against, offline=offline) if against else None
+        sources = open_again(record.locations, against, offline=offline) if against else None
         with progress("verifying", record.nbytes_to_read(compared=sources is not None)) as onprogress:
             found = verify_folder(folder, record, sources, onprogress)
         if output_format is Format.json:
@@ -169,6 +180,9 @@ def verify_command(
         else:
             print_verification(Console(soft_wrap=True), found)
         raise typer.Exit(max((problem.exit for problem in found.problems), default=Exit.DONE))
+
+
+app.command("revert")(revert_command)
 
 
 @app.command()
@@ -182,7 +196,7 @@ def inspect(
     """
     with refusals(Format.human):
         from llava_remap.identify import already_converted, fits
-        from llava_remap.report.human import print_fits
+        from llava_remap.report import print_fits
         from llava_remap.sources import open_source
 
         checkpoint = open_source("model", source, ("tensors", "config"), first=True, offline=offline)

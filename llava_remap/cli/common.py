@@ -49,8 +49,7 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
 
 
 def show(problems: tuple[Problem, ...] | list[Problem], output_format: Format, kind: str) -> None:
-    from llava_remap.report.human import print_problems
-    from llava_remap.report.machine import refusal_json
+    from llava_remap.report import print_problems, refusal_json
 
     if output_format is Format.json:
         print(refusal_json(problems, kind))

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 
 from llava_remap.cli.common import OFFLINE, Format, refusals
+from llava_remap.cli.lint import rules_lint
+from llava_remap.cli.new import rules_new
 from llava_remap.codes import Exit
 from llava_remap.errors import refuse
 
@@ -154,3 +156,7 @@ def _print_key_mapping(rules: RuleFile, names: list[str], source: list[str], *, 
         print(f"`{left.rule}` is left out, since its `when` doesn't hold: {'; '.join(left.why)}.", file=sys.stderr)
     for remark in found.remarks:
         print(remark, file=sys.stderr)
+
+
+rules_app.command("lint")(rules_lint)
+rules_app.command("new")(rules_new)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from llava_remap.errors import refuse
+from llava_remap.checkpoint import unreadable
 
 #: Bytes read at once: larger ones leave the processor's cache between reading and digesting.
 _BLOCK_NBYTES = 1 << 20
@@ -43,10 +43,7 @@ def digest_files(paths: Iterable[Path], on_progress: Callable[[int], None] = lam
                     nbytes += len(block)
                     on_progress(len(block))
         except OSError as error:
-            code = "LR100" if isinstance(error, (PermissionError, FileNotFoundError)) else "LR102"
-            raise refuse(
-                code, f"{path} can't be read: {error.strerror or error}.", "Check the path and its permissions."
-            ) from None
+            raise unreadable(error, path) from None
         return FileDigest(nbytes, state.hexdigest())
 
     with ThreadPoolExecutor(max_workers=2) as pool:

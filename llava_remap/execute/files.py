@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 
@@ -16,8 +16,11 @@ CLAIM = "llava_remap.partial"
 
 
 @contextlib.contextmanager
-def fresh_folder(folder: Path) -> Iterator[list[Path]]:
+def fresh_folder(folder: Path, inside: Sequence[str] = ()) -> Iterator[list[Path]]:
     """Fill an empty folder, made with its parents where it isn't there; no other job can meanwhile.
+
+    Args:
+        inside: names of folders to be made in it.
 
     Gives the list for `whole_file` to enter files into.
 
@@ -41,6 +44,9 @@ def fresh_folder(folder: Path) -> Iterator[list[Path]]:
         ours.append(claim)
         if any(path != claim for path in folder.iterdir()):
             raise refuse("LR503", f"{folder} isn't empty any more.", "Give another --output, or empty it.")
+        for name in inside:
+            made.insert(0, folder / name)
+            (folder / name).mkdir()
         yield written
         claim.unlink()
     except BaseException as error:

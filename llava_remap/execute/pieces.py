@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,11 +43,14 @@ class Recipe:
         mapped: entries of the plan by target name.
         post_load: changes of the plan by target name.
         checkpoints: the sources by name.
+        runs: by target name, the runs of its source's bytes that a tensor consists of, where those aren't all of them: offset,
+            counted from the source tensor's first byte, and number of bytes.
     """
 
     mapped: Mapping[str, Mapped]
     post_load: Mapping[str, PostLoadChange]
     checkpoints: Mapping[str, Checkpoint]
+    runs: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, mapped: Iterable[Mapped], post_load: Iterable[PostLoadChange], checkpoints: Mapping[str, Checkpoint]) -> Recipe:
@@ -68,7 +71,8 @@ class Recipe:
         tensor = self.source(target)
         change = self.post_load.get(target)
         if change is None:
-            yield from _run(tensor, 0, tensor.nbytes)
+            for offset, nbytes in self.runs.get(target, [(0, tensor.nbytes)]):
+                yield from _run(tensor, offset, offset + nbytes)
             return
         for piece in make_pieces(change.use, change.options, change.change, self._read):
             if isinstance(piece, OldBytes):

@@ -8,15 +8,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 
-from llava_remap.checkpoint import Checkpoint
 from llava_remap.execute.files import whole_file, write_all
 from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.values import CHUNK_NBYTES, too_short
-from llava_remap.plan import Mapped, Plan, Shard
+from llava_remap.plan import Mapped, Shard
 
 INDEX = "model.safetensors.index.json"
 
@@ -25,8 +24,8 @@ _NOT_HERE = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EB
 
 
 def write_shards(
-    plan: Plan,
-    checkpoints: Mapping[str, Checkpoint],
+    recipe: Recipe,
+    shards: Sequence[Shard],
     output: Path,
     written: list[Path],
     on_progress: Callable[[int], None] = lambda nbytes: None,
@@ -34,15 +33,14 @@ def write_shards(
     """Write the weight files of a complete plan into an existing folder.
 
     Args:
+        recipe: how the tensors in `shards` are made.
         written: the paths of finished files are entered here.
         on_progress: called with the number of bytes written since the last call.
 
     Raises:
         RemapError: LR102 where a source has become shorter, LR502 for a full disk, LR508 for any other write error.
     """
-    assert plan.complete
-    recipe = Recipe.of(plan.mapped, plan.post_load, checkpoints)
-    for shard in plan.shards:
+    for shard in shards:
         header = shard_header(shard, recipe.mapped)
         with whole_file(output / shard.file, written) as file:
             write_all(file, header)
@@ -56,11 +54,11 @@ def write_shards(
             assert file.tell() == planned, f"{shard.file}: {file.tell()} bytes written, {planned} planned"
 
 
-def write_index(plan: Plan, output: Path, written: list[Path]) -> None:
+def write_index(recipe: Recipe, shards: Sequence[Shard], output: Path, written: list[Path]) -> None:
     """Write the index. With it the folder can be loaded, so it comes after everything else."""
-    sizes = {mapped.target: mapped.nbytes for mapped in plan.mapped}
-    files = {name: shard.file for shard in plan.shards for name in shard.tensors}
-    content = {"metadata": {"total_size": sum(sizes[name] for name in files)}, "weight_map": dict(sorted(files.items()))}
+    files = {name: shard.file for shard in shards for name in shard.tensors}
+    total = sum(recipe.mapped[name].nbytes for name in files)
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
     with whole_file(output / INDEX, written) as file:
         write_all(file, (json.dumps(content, indent=2) + "\n").encode())
 

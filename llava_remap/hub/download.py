@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llava_remap.checkpoint.beside import BESIDE
+from llava_remap.checkpoint.beside import files_for
 from llava_remap.checkpoint.form import choose_form, no_form
 from llava_remap.checkpoint.purpose import ADAPTER_CONFIG
 from llava_remap.checkpoint.shards import missing_shards, read_weight_map
@@ -20,8 +20,6 @@ from llava_remap.errors import RemapError, refuse
 from llava_remap.hub.refusal import explain, not_cached
 from llava_remap.hub.repository import Repository
 
-#: Read of every folder, whatever it is used for.
-CONFIG = "config.json"
 #: Seconds until the hub counts as out of reach. By default `model_info` would wait for ever.
 _TIMEOUT = 10
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -89,7 +87,7 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
         def fetch(file: str) -> Path:
             return Path(hf_hub_download(repository.id, file, revision=commit))
 
-        beside = [file for file in _beside(use) if file in there]
+        beside = [file for file in files_for(use) if file in there]
         # This notes in the cache which commit the revision is, and what there is, for a job without a network. Should the branch
         # have moved just now, the note is of another commit; what is taken here is not.
         snapshot_download(repository.id, revision=repository.revision, allow_patterns=_literally(beside))
@@ -116,7 +114,7 @@ def _from_cache(repository: Repository, use: Collection[str], name: str, why: st
     """As `_from_hub`, of what the cache has alone; `why` says what keeps the hub from giving it."""
     from huggingface_hub import snapshot_download
 
-    beside, revision = _beside(use), repository.revision
+    beside, revision = files_for(use), repository.revision
     try:
         with _quiet(bars=False):
             patterns = _literally(beside)
@@ -132,10 +130,6 @@ def _from_cache(repository: Repository, use: Collection[str], name: str, why: st
     if absent := [file for file in weights if file not in there]:
         raise not_cached(repository, name, why, lacking=absent)
     return Snapshot(folder, repository.id, folder.name, tuple(sorted({*files, *weights})), cached=True)
-
-
-def _beside(use: Collection[str]) -> list[str]:
-    return list(dict.fromkeys([CONFIG, *(file for part in BESIDE if part in use for file in BESIDE[part])]))
 
 
 def _weights(there: Set[str], fetch: Callable[[str], Path]) -> list[str] | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from llava_remap.checkpoint import DTYPE_BITS, Checkpoint
 from llava_remap.errors import Problem
+from llava_remap.infer import suggest_rules
 from llava_remap.plan.model import (
     Collision,
     Dropped,
@@ -59,10 +60,10 @@ def build_plan(
     changes = {change.change.target: change for change in post_load}
     single = {name: found[0] for name, found in providers.items() if len(found) == 1}
     mapped = [_mapped(name, routed, tied, single, changes) for name, routed in single.items()]
-    missing = [name for name in shapes if name not in providers and name not in tied]
+    missing = {name: shape for name, shape in shapes.items() if name not in providers and name not in tied}
     mismatched = [Mismatched(m.target, m.shape, shapes[m.target]) for m in mapped if m.shape != shapes[m.target]]
-    plan_missing = _missing(missing, shapes, unclaimed)
-    plan_unmapped = _unmapped(unclaimed, missing, shapes)
+    plan_missing = _missing(missing, unclaimed)
+    plan_unmapped = _unmapped(unclaimed, missing)
     collisions = [Collision(name, tuple(r.origin for r in found)) for name, found in providers.items() if len(found) > 1]
     dropped = [
         Dropped(r.source, r.tensor.name, r.rewrite.rules[-1], r.rewrite.reason)
@@ -91,6 +92,7 @@ def build_plan(
         dropped=tuple(sorted(dropped, key=lambda d: (d.source, d.name))),
         unmapped=tuple(sorted(plan_unmapped, key=lambda u: (u.source, u.name))),
         missing=tuple(sorted(plan_missing, key=lambda m: m.target)),
+        suggested_rules=_suggested(unclaimed, missing, routes.taken) if recognised and target is not None else (),
         mismatched=tuple(sorted(mismatched, key=lambda m: m.target)),
         collisions=tuple(sorted(collisions, key=lambda c: c.target)),
         post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
@@ -121,13 +123,13 @@ def _mapped(
     return Mapped(name, tensor.dtype, shape, (routed.origin,), routed.rewrite.rules, op, other)
 
 
-def _missing(missing: Sequence[str], shapes: Mapping[str, tuple[int, ...]], unclaimed: Sequence[Routed]) -> list[Missing]:
-    others = [(r.tensor.name, r.tensor.shape) for r in unclaimed]
-    return [Missing(name, shapes[name], nearest(name, shapes[name], others)) for name in missing]
+def _missing(missing: Mapping[str, tuple[int, ...]], unclaimed: Sequence[Routed]) -> list[Missing]:
+    near = nearest(missing, {r.tensor.name: r.tensor.shape for r in unclaimed})
+    return [Missing(name, shape, near[name]) for name, shape in missing.items()]
 
 
-def _unmapped(unclaimed: Sequence[Routed], missing: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> list[Unmapped]:
-    wanted = [(name, shapes[name]) for name in missing]
+def _unmapped(unclaimed: Sequence[Routed], missing: Mapping[str, tuple[int, ...]]) -> list[Unmapped]:
+    near = nearest({r.tensor.name: r.tensor.shape for r in unclaimed}, missing)
     return [
         Unmapped(
             r.source,
@@ -136,10 +138,15 @@ def _unmapped(unclaimed: Sequence[Routed], missing: Sequence[str], shapes: Mappi
             r.tensor.shape,
             r.rewrite.target,
             r.rewrite.rules,
-            nearest(r.tensor.name, r.tensor.shape, wanted),
+            near[r.tensor.name],
         )
         for r in unclaimed
     ]
+
+
+def _suggested(unclaimed: Sequence[Routed], missing: Mapping[str, tuple[int, ...]], taken: Sequence[Routed]) -> tuple[str, ...]:
+    left = {r.rewrite.prepared: r.tensor.shape for r in unclaimed}
+    return suggest_rules(left, missing, [r.rewrite.prepared for r in taken if r.rewrite.prepared not in left])
 
 
 def _value_checks(
@@ -210,14 +217,7 @@ def _shards(written: Sequence[Mapped], single: Mapping[str, Routed]) -> tuple[Sh
     for entry in sorted(written, key=lambda m: order[id(single[m.target])]):
         where = single[entry.target].tensor.location
         files[where.file if where else single[entry.target].source].append(entry)
-    count = len(files)
-    return tuple(
-        Shard(
-            f"model-{number:05d}-of-{count:05d}.safetensors",
-            tuple(m.target for m in sorted(entries, key=lambda m: -DTYPE_BITS[m.dtype])),
-        )
-        for number, entries in enumerate(files.values(), 1)
-    )
+    return Shard.numbered([[m.target for m in sorted(found, key=lambda m: -DTYPE_BITS[m.dtype])] for found in files.values()])
 
 
 def _summary(name: str, checkpoint: Checkpoint, routes: Routes) -> SourceSummary:

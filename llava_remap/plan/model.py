@@ -5,7 +5,7 @@ Field names are those of the JSON (`llava-remap/plan`, version 1); every list is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -189,6 +189,13 @@ class Shard:
     file: str
     tensors: tuple[str, ...]
 
+    @classmethod
+    def numbered(cls, files: Collection[Sequence[str]]) -> tuple[Shard, ...]:
+        """The output files for these lists of tensors, under the names that transformers gives to shards."""
+        return tuple(
+            cls(f"model-{number:05d}-of-{len(files):05d}.safetensors", tuple(tensors)) for number, tensors in enumerate(files, 1)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
@@ -208,6 +215,7 @@ class Plan:
 
     Attributes:
         target_names: every parameter wanted.
+        suggested_rules: lines for a rule file, which would map what is unmapped to what is missing; guesses, to be looked at.
         tied_absent: those that no source has and none needs to have, since another parameter's tensor is theirs.
         values_checked: whether the value checks were run; what they found is in `problems` and `notes`.
     """
@@ -224,6 +232,7 @@ class Plan:
     dropped: tuple[Dropped, ...]
     unmapped: tuple[Unmapped, ...]
     missing: tuple[Missing, ...]
+    suggested_rules: tuple[str, ...]
     mismatched: tuple[Mismatched, ...]
     collisions: tuple[Collision, ...]
     post_load: tuple[PostLoadChange, ...]
@@ -277,6 +286,7 @@ class Plan:
                 for u in self.unmapped
             ],
             "missing": [{"target": m.target, "shape": list(m.shape), "suggestions": list(m.suggestions)} for m in self.missing],
+            "suggested_rules": list(self.suggested_rules),
             "mismatched": [
                 {"target": m.target, "source_shape": list(m.source_shape), "target_shape": list(m.target_shape)}
                 for m in self.mismatched

@@ -1,5 +1,6 @@
 """Post-load rules: plug-ins that change tensors after the rename."""
 
+from llava_remap.post_load.old_bytes import find_old_bytes
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
 from llava_remap.post_load.run import load_post_load_rule, make_pieces, plan_changes, provenance
 
@@ -10,6 +11,7 @@ __all__ = [
     "OldBytes",
     "PostLoadRule",
     "Reader",
+    "find_old_bytes",
     "load_post_load_rule",
     "make_pieces",
     "plan_changes",

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llava_remap.checkpoint import DTYPE_BITS
-from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.errors import RemapError, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
 
 GROUP = "llava_remap.post_load"
@@ -147,7 +147,7 @@ def _own_faults(use: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = f"`{use}` fails: {type(error).__name__}: {error}."
-        raise RemapError(Problem("LR212", cause, _report(use))) from error
+        raise refuse("LR212", cause, _report(use)) from error
 
 
 def _report(use: str) -> str:

@@ -1,1 +1,18 @@
-"""Plan, result and rules to a terminal or to JSON. Import from the modules: each brings in only what it prints."""
+"""Plan and result to a terminal or to JSON."""
+
+from llava_remap.report.human import print_fits, print_plan, print_problems, print_result, print_verification
+from llava_remap.report.machine import plan_json, refusal_json
+from llava_remap.report.reverted import print_reverted
+from llava_remap.report.terminal import size
+
+__all__ = [
+    "plan_json",
+    "print_fits",
+    "print_plan",
+    "print_problems",
+    "print_result",
+    "print_reverted",
+    "print_verification",
+    "refusal_json",
+    "size",
+]

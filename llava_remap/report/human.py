@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.apply import Job, Result
-from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
 from llava_remap.fold import fold_names
-from llava_remap.identify import Fit
-from llava_remap.plan import Plan
-from llava_remap.verify import Verification
+from llava_remap.report.terminal import heading as _heading
+from llava_remap.report.terminal import line as _line
+from llava_remap.report.terminal import shown as _shown
+from llava_remap.report.terminal import size
+
+if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it doesn't come to
+    from llava_remap.apply import Job, Result
+    from llava_remap.checkpoint import Checkpoint
+    from llava_remap.identify import Fit
+    from llava_remap.plan import Plan
+    from llava_remap.verify import Verification
 
 #: Folded lines shown for one problem; the rest is counted, and whole in the JSON report.
 MOST_LINES = 12
@@ -28,6 +34,8 @@ _CHECKED = {
     "full": f"{_STRICT}; every tensor read back, and as the sources give it",
     "none": "not checked after writing (--verify none)",
 }
+_FORWARD = "names and shapes read back: the rule file takes them where they came from"
+_CHECKED_BACK = {**_CHECKED, "meta": _FORWARD, "full": f"{_FORWARD}; every tensor as the source gives it"}
 
 
 def print_plan(console: Console, job: Job) -> None:
@@ -68,12 +76,19 @@ def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | N
     """Each problem: code and title, the cause, the names folded, what to do."""
     nearest = {u.name: u.suggestions for u in plan.unmapped} | {m.target: m.suggestions for m in plan.missing} if plan else {}
     for problem in problems:
-        console.print()
-        _line(console, Text.assemble((problem.code, "bold red"), (f" {problem.title}", "bold")))
-        _line(console, f"  {problem.cause}")
-        _names(console, problem, nearest)
-        if problem.fix:
-            _line(console, Text.assemble(("  → ", "green"), problem.fix))
+        print_problem(console, problem, nearest)
+
+
+def print_problem(
+    console: Console, problem: Problem, nearest: Mapping[str, tuple[str, ...]] = {}, place: str = "", style: str = "bold red"
+) -> None:
+    """One problem. `place`: what stands before its code. `nearest`: for a name those that it could have been meant for."""
+    console.print()
+    _line(console, Text.assemble(place, (problem.code, style), (f" {problem.title}", "bold")))
+    _line(console, f"  {problem.cause}")
+    _names(console, problem, nearest)
+    if problem.fix:
+        _line(console, Text.assemble(("  → ", "green"), problem.fix))
 
 
 def print_result(console: Console, result: Result, plan: Plan) -> None:
@@ -81,12 +96,16 @@ def print_result(console: Console, result: Result, plan: Plan) -> None:
     shown = _shown(str(result.output))
     _line(console, Text.assemble(("Done", "bold green"), f": {shown} written in {result.seconds:.1f} s"))
     shards = len(plan.shards)
+    checked = _CHECKED_BACK if plan.layout == "original" else _CHECKED
     _line(
         console,
-        f"  {size(result.nbytes)} of weights in {shards} {'file' if shards == 1 else 'files'}; {_CHECKED[result.verified]}",
+        f"  {size(result.nbytes)} of weights in {shards} {'file' if shards == 1 else 'files'}; {checked[result.verified]}",
     )
     for note in result.notes:
-        if note not in plan.notes or note.code == "LR408":  # what the folder lacks is told where it is said to be done, too
+        if note not in plan.notes or note.code in (
+            "LR408",
+            "LR411",
+        ):  # what the folder lacks is told where it is said to be done, too
             _line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
     _line(console, f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}")
 
@@ -109,16 +128,6 @@ def print_verification(console: Console, found: Verification) -> None:
     print_problems(console, found.problems)
     if not found.problems:
         _line(console, Text("Verified", "bold green"))
-
-
-def size(nbytes: int) -> str:
-    """Bytes in the unit a person would choose (powers of 1000, as disks are sold)."""
-    amount, unit = float(nbytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if amount < 1000:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
 
 
 def _sources(console: Console, plan: Plan) -> None:
@@ -207,7 +216,7 @@ def _vocabulary(console: Console, job: Job) -> None:
             _line(console, f"  {entry.change.target} ({entry.use})")
 
 
-def _names(console: Console, problem: Problem, nearest: dict[str, tuple[str, ...]]) -> None:
+def _names(console: Console, problem: Problem, nearest: Mapping[str, tuple[str, ...]]) -> None:
     if problem.table:
         for name, fact in problem.table[:MOST_LINES]:
             _line(console, f"    {name}  {fact}")
@@ -241,23 +250,6 @@ def _kinds(problems: Iterable[Problem]) -> str:
 def _sentence(problem: Problem) -> str:
     names = f" ({', '.join(fold_names(problem.names)[:4])})" if problem.names else ""
     return f"{problem.cause}{names}" + (f" {problem.fix}" if problem.fix else "")
-
-
-def _shown(location: str) -> str:
-    """A path as short as it can be said from here; anything else, a hub id for one, as it is."""
-    path = Path(location)
-    try:
-        return f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else location
-    except ValueError:
-        return location
-
-
-def _heading(console: Console, text: str) -> None:
-    _line(console, Text(f"\n{text}", "bold"))
-
-
-def _line(console: Console, text: str | Text) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit]) -> None:

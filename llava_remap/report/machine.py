@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from llava_remap.apply import Job, Result
 from llava_remap.errors import Problem
 
+if TYPE_CHECKING:
+    from llava_remap.apply import Job, Result
+
+
 #: What else stands in the JSON of each kind, where nothing came of it.
-_DONE: dict[str, dict[str, bool]] = {
+_NONE: dict[str, dict[str, bool]] = {
     "plan": {"complete": False},
     "verification": {"verified": False},
-    "rule-files": {},
+    "reversion": {"reverted": False},
+    "lint": {"clean": False},
     "tests": {"passed": False},
+    "rule-files": {},
     "explanation": {},
     "key-mapping": {},
 }
@@ -31,7 +37,12 @@ def refusal_json(problems: Sequence[Problem], kind: str) -> str:
     """What is said where there is nothing else to tell: a source, a rule file, a record or the command line can't be read.
 
     Args:
-        kind: what was asked for: a key of `_DONE`.
+        kind: what was asked for: a key of `_NONE`.
     """
-    content = {"format": f"llava-remap/{kind}", "format_version": 1, **_DONE[kind], "problems": [p.to_json() for p in problems]}
+    content = {
+        "format": f"llava-remap/{kind}",
+        "format_version": 1,
+        **_NONE[kind],
+        "problems": [p.to_json() for p in problems],
+    }
     return json.dumps(content, indent=2)

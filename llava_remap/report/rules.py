@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.fold import fold_names
+from llava_remap.report.terminal import line
 
 if TYPE_CHECKING:  # to list rule files, neither their tests nor their engine is needed
     from llava_remap.explain import ExplainedName, ExplainedNames
@@ -33,9 +34,9 @@ def print_list(console: Console, files: Sequence[Listed]) -> None:
     """One file after the other: name, version, what it is for; below, what it extends."""
     names, versions = (max(map(len, column)) for column in zip(*((file.name, file.version) for file in files), strict=True))
     for file in files:
-        _line(console, Text.assemble((file.name.ljust(names), "bold"), f"  {file.version.ljust(versions)}  {file.summary}"))
+        line(console, Text.assemble((file.name.ljust(names), "bold"), f"  {file.version.ljust(versions)}  {file.summary}"))
         if file.extends:
-            _line(console, Text(f"{' ' * (names + versions + 4)}extends {', '.join(file.extends)}", "dim"))
+            line(console, Text(f"{' ' * (names + versions + 4)}extends {', '.join(file.extends)}", "dim"))
 
 
 def list_json(files: Sequence[Listed]) -> str:
@@ -49,7 +50,7 @@ def print_tests(console: Console, tested: Tested) -> None:
     for test in tested.tests:
         if test.status == "failed":
             _status(console, test.status, f"{tested.rules}: {test.name}")
-            _line(console, f"  wanted {test.wanted}\n  got    {test.got}")
+            line(console, f"  wanted {test.wanted}\n  got    {test.got}")
     for rule in tested.untested:
         what = f"no test in the file reaches it{': ' + rule.why if rule.why else '; --update writes one'}"
         if rule.test is not None:
@@ -59,7 +60,7 @@ def print_tests(console: Console, tested: Tested) -> None:
         if snapshot.status != "passed":
             _status(console, snapshot.status, f"{snapshot.file}" + (f": {snapshot.why}" if snapshot.why else ""))
         for (name, wanted, got), _ in _together([((d.name, d.wanted, d.got), ()) for d in snapshot.differences]):
-            _line(console, f"  {name}\n    wanted {wanted}\n    got    {got}")
+            line(console, f"  {name}\n    wanted {wanted}\n    got    {got}")
     counted = Counter([*(t.status for t in tested.tests), *(rule.status for rule in tested.untested)])
     said = [f"{counted['passed']} passed", f"{counted['failed']} failed"]
     said += [f"{counted[status]} {status}" for status in ("missing", "written") if counted[status]]
@@ -68,7 +69,7 @@ def print_tests(console: Console, tested: Tested) -> None:
         of_snapshots = Counter(snapshot.status for snapshot in tested.snapshots)
         of_names = f" ({names} names)" if names else ""
         said.append(f"snapshots: {', '.join(f'{n} {status}' for status, n in of_snapshots.items())}{of_names}")
-    _line(console, f"{tested.rules}: {', '.join(said)}")
+    line(console, f"{tested.rules}: {', '.join(said)}")
 
 
 def tests_json(tested: Sequence[Tested]) -> str:
@@ -82,11 +83,11 @@ def print_explanation(console: Console, found: ExplainedNames) -> None:
 
     Names that the same rules took, and that differ in numbers only, are folded.
     """
-    _line(console, Text(f"{found.rules.name} {found.rules.text.version or ''}".strip(), "bold"))
+    line(console, Text(f"{found.rules.name} {found.rules.text.version or ''}".strip(), "bold"))
     for source, why in found.aside.items():
-        _line(console, f"  {source}: {why}")
+        line(console, f"  {source}: {why}")
     for left in found.left_out:
-        _line(console, f"  {left.rule} is left out, since its `when` doesn't hold: {'; '.join(left.why)}")
+        line(console, f"  {left.rule} is left out, since its `when` doesn't hold: {'; '.join(left.why)}")
     chains: dict[tuple[str, ...], list[ExplainedName]] = {}
     for entry in sorted(found.names, key=lambda entry: _OUTCOMES.index(entry.explanation.outcome)):
         rewrite = entry.explanation.rewrite
@@ -96,7 +97,7 @@ def print_explanation(console: Console, found: ExplainedNames) -> None:
         _chain(console, entries)
     counted: Counter[str] = Counter(entry.explanation.outcome for entry in found.names)
     said = ", ".join(f"{counted[outcome]} {outcome}" for outcome in _OUTCOMES if counted[outcome])
-    _line(console, f"\n{said or 'no names'}")
+    line(console, f"\n{said or 'no names'}")
 
 
 def explanation_json(found: ExplainedNames) -> str:
@@ -110,24 +111,24 @@ def _chain(console: Console, entries: Sequence[ExplainedName]) -> None:
     console.print()
     if first.rewrite.source != entries[0].name:
         prefix = first.rewrite.source.removesuffix(entries[0].name)
-        _line(console, Text.assemble((f"prefix of {entries[0].source}", "bold"), f": {prefix}"))
+        line(console, Text.assemble((f"prefix of {entries[0].source}", "bold"), f": {prefix}"))
     for step in first.steps:
         makes = "dropped" if step.makes is None else step.makes
-        _line(console, Text.assemble((step.rule, "bold"), f": {step.pattern} → {makes}"))
+        line(console, Text.assemble((step.rule, "bold"), f": {step.pattern} → {makes}"))
     if first.outcome == "dropped":
-        _line(console, Text(f"  {first.rewrite.reason}", "dim"))
+        line(console, Text(f"  {first.rewrite.reason}", "dim"))
     elif first.outcome == "unmapped":
-        _line(console, Text("unmapped: no rule of `names` takes it", "bold red"))
+        line(console, Text("unmapped: no rule of `names` takes it", "bold red"))
     rows = []
     for entry in entries:
         stations = [entry.explanation.rewrite.source, *(step.after or "" for step in entry.explanation.steps)]
         left = [entry.name, *(name for name in stations if name)]
         rows.append((tuple(dict.fromkeys(left)), entry.explanation.nearest))
     for names, nearest in _together(rows):
-        one_line = "  " + " → ".join(names)
-        _line(console, one_line if len(one_line) <= _WIDTH else "  " + "\n    → ".join(names))
+        whole = "  " + " → ".join(names)
+        line(console, whole if len(whole) <= _WIDTH else "  " + "\n    → ".join(names))
         for near in nearest:
-            _line(console, f"    {near.rule} ({near.pattern}): {near.why}")
+            line(console, f"    {near.rule} ({near.pattern}): {near.why}")
 
 
 def _together(rows: Sequence[tuple[tuple[str, ...], _Fact]]) -> list[tuple[tuple[str, ...], _Fact]]:
@@ -144,12 +145,8 @@ def _together(rows: Sequence[tuple[tuple[str, ...], _Fact]]) -> list[tuple[tuple
 
 
 def _status(console: Console, status: Status, text: str) -> None:
-    _line(console, Text.assemble((status.upper(), _STYLES[status]), f" {text}"))
+    line(console, Text.assemble((status.upper(), _STYLES[status]), f" {text}"))
 
 
 def _json(kind: str, content: dict[str, Any]) -> str:
     return json.dumps({"format": f"llava-remap/{kind}", "format_version": 1, **content, "problems": []}, indent=2)
-
-
-def _line(console: Console, text: str | Text) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -68,8 +68,15 @@ class CompiledRule:
     back: Callable[[str], str | None] | None
 
     def __call__(self, name: str) -> str | None:
+        return self._limited(self.run, name)
+
+    def lead_back(self, target: str) -> str | None:
+        """The name that `back` makes of a target; None where it doesn't match or there is no way back."""
+        return None if self.back is None else self._limited(self.back, target)
+
+    def _limited(self, run: Callable[[str], str | None], name: str) -> str | None:
         try:
-            return self.run(name)
+            return run(name)
         except RunawayError:
             raise refuse(
                 "LR206",
@@ -113,9 +120,12 @@ class Program:
         """The name, after `prepare`, that `names` takes to `target`; None where no rule of it leads back.
 
         What comes back is held against the way there: `rewrite` of it gives `target`.
+
+        Raises:
+            RemapError: LR206 if a regex of the rule file hit its time limit on the way.
         """
         for rule in self.names:
-            if rule.back is not None and (name := rule.back(target)) is not None and self.rewrite(name).target == target:
+            if (name := rule.lead_back(target)) is not None and self.rewrite(name).target == target:
                 return name
         return None
 

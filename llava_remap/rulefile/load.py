@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.rulefile.extends import RULES, Extended, entries, is_file, items
-from llava_remap.rulefile.schema import RuleText, Target
+from llava_remap.rulefile.schema import ConfigValue, RuleText, Target
 from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 
 _MEND = "Mend it there; the shipped rule files show every field."
@@ -69,6 +69,11 @@ class RuleFile:
                 "Give a rule file that extends it.",
             )
         return self.text.target
+
+    @property
+    def target_config(self) -> Mapping[str, ConfigValue]:
+        """What the file says of the target's config; a part may say some, and have no class."""
+        return self.text.target.config if self.text.target is not None else {}
 
     @contextlib.contextmanager
     def placed(self, *path: str | int) -> Iterator[None]:

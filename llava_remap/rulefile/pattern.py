@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import regex
+if TYPE_CHECKING:
+    import regex
 
 #: Seconds that a user's regex may take on one name. Ordinary ones take microseconds.
 TIME_LIMIT = 0.5
@@ -199,6 +200,8 @@ class Regex:
     """A regex and, for a rename, what its match is replaced by (`\\1`, `\\g<name>`)."""
 
     def __init__(self, match: str, replace: str | None) -> None:
+        import regex  # which takes as long to import as all the rest of this room to run, and most rule files have no regex
+
         try:
             self._pattern = regex.compile(match)
         except regex.error as error:
@@ -230,15 +233,27 @@ class Regex:
         Raises:
             RunawayError: the time limit was hit.
         """
-        if not name.startswith(self.prefix):
-            return None
-        try:
-            tame = self._is_tame and len(name) <= _TAME_LENGTH
-            found = self._pattern.search(name) if tame else self._pattern.search(name, timeout=TIME_LIMIT)
-        except TimeoutError:
-            raise RunawayError(name) from None
+        found = self._found(name)
         if found is None:
             return None
         if self._replace is None:
             return name
         return name[: found.start()] + str(found.expand(self._replace)) + name[found.end() :]
+
+    def span(self, name: str) -> tuple[int, int] | None:
+        """Where the first match begins and ends, or None without one.
+
+        Raises:
+            RunawayError: the time limit was hit.
+        """
+        found = self._found(name)
+        return None if found is None else found.span()
+
+    def _found(self, name: str) -> regex.Match[str] | None:
+        if not name.startswith(self.prefix):
+            return None
+        try:
+            tame = self._is_tame and len(name) <= _TAME_LENGTH
+            return self._pattern.search(name) if tame else self._pattern.search(name, timeout=TIME_LIMIT)
+        except TimeoutError:
+            raise RunawayError(name) from None

@@ -39,7 +39,7 @@ def _either(*forms: tuple[str, ...]) -> ConfigDict:
 class Part(BaseModel):
     """Unknown fields are errors, nothing is coerced, nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class Change(Part):

@@ -3,7 +3,7 @@
 from llava_remap.target.config import EMBEDDING, HEAD, TargetConfig, derive_config, embedding_rows, text_config
 from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
 from llava_remap.target.tower import PREFIX as TOWER
-from llava_remap.target.tower import Tower
+from llava_remap.target.tower import Tower, shapes_config
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
 from llava_remap.target.wanted import Target, build_on_meta, wanted_parameters
 
@@ -23,6 +23,7 @@ __all__ = [
     "embedding_rows",
     "place_tokens",
     "read_vocabulary",
+    "shapes_config",
     "text_config",
     "vocabulary_problems",
     "wanted_parameters",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
@@ -74,6 +75,17 @@ def read_tower(tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, nam
         "last_layer_deleted": known["num_hidden_layers"] == seen["num_hidden_layers"] + 1,
     }
     return Tower(config, facts, tuple(notes))
+
+
+def shapes_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A vision config that gives a tower the shapes of these tensors, where only shapes are wanted.
+
+    The number of attention heads, which changes none, is made up.
+    """
+    seen = _sizes(tensors)
+    keys = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "num_channels")
+    image_size = isqrt(seen["patches"]) * seen["patch_size"]
+    return {**{key: seen[key] for key in keys}, "image_size": image_size, "num_attention_heads": 1}
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,7 +1,16 @@
 """Strict load of what was written; digests; bit equality with the sources."""
 
 from llava_remap.verify.compare import compare
-from llava_remap.verify.folder import Verification, verify_folder
+from llava_remap.verify.folder import Verification, file_problems, header_problems, verify_folder
 from llava_remap.verify.strict import TORCH_DTYPES, loading_problems, strict_load
 
-__all__ = ["TORCH_DTYPES", "Verification", "compare", "loading_problems", "strict_load", "verify_folder"]
+__all__ = [
+    "TORCH_DTYPES",
+    "Verification",
+    "compare",
+    "file_problems",
+    "header_problems",
+    "loading_problems",
+    "strict_load",
+    "verify_folder",
+]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object
+from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object, unreadable
 from llava_remap.errors import Problem, RemapError
 from llava_remap.execute import INDEX, Recipe, digest_files
-from llava_remap.record import RECORD, Record, unreadable
+from llava_remap.record import RECORD, Record
 from llava_remap.verify.compare import compare
 from llava_remap.verify.strict import strict_load
 
@@ -65,12 +65,9 @@ def verify_folder(
         on_progress: called with the number of bytes read since the last call.
 
     Raises:
-        RemapError: LR100 where a file can't be read at all.
+        RemapError: LR100 or LR102 where a file can't be read at all.
     """
-    try:
-        problems = _files(folder, record, on_progress)
-    except OSError as error:
-        raise unreadable(error, folder) from None
+    problems = file_problems(folder, record, on_progress)
     strict: bool | None = None
     tensors = None
     shards = [folder / name for name in sorted(record.outputs) if name.endswith(".safetensors")]
@@ -78,7 +75,7 @@ def verify_folder(
         try:
             written = open_checkpoint(folder / INDEX).catalog
             config = read_object(folder / "config.json", "LR113", _FIX)
-            found = _headers(written, record) + strict_load(shards, record.target_class, config)
+            found = header_problems(written, record) + strict_load(shards, record.target_class, config)
         except RemapError as error:  # all of it could be read when it was written
             found = [replace(problem, code="LR601", fix=_FIX) for problem in error.problems]
         problems += found
@@ -90,7 +87,7 @@ def verify_folder(
     return Verification(folder, len(record.outputs), nbytes, strict, tensors, tuple(problems))
 
 
-def _headers(written: Catalog, record: Record) -> list[Problem]:
+def header_problems(written: Catalog, record: Record) -> list[Problem]:
     """LR603 where the tensors are other ones than the record says, by name, dtype or shape."""
     said = {entry.target: (entry.dtype, entry.shape) for entry in record.mapped if entry.op != "tied"}
     have = {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()}
@@ -109,10 +106,17 @@ def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
     return f"{tensor[0]} {list(tensor[1])}" if tensor is not None else "not there"
 
 
-def _files(folder: Path, record: Record, on_progress: Callable[[int], None]) -> list[Problem]:
-    """LR603 for files that are gone, have changed, or that a loader would take in though the record doesn't know them."""
-    every = {path.name for path in folder.iterdir()}
-    there = {name for name in every if (folder / name).is_file()}
+def file_problems(folder: Path, record: Record, on_progress: Callable[[int], None] = lambda nbytes: None) -> list[Problem]:
+    """LR603 for files that are gone, have changed, or that a loader would take in though the record doesn't know them.
+
+    Raises:
+        RemapError: LR100 where a file can't be read at all.
+    """
+    try:
+        every = {path.name for path in folder.iterdir()}
+        there = {name for name in every if (folder / name).is_file()}
+    except OSError as error:
+        raise unreadable(error, folder) from None
     digests = {
         path.name: d for path, d in digest_files((folder / name for name in record.outputs if name in there), on_progress).items()
     }

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from llava_remap.errors import RemapError
 from llava_remap.rewrite import compile_all, compile_rules, one_way
-from llava_remap.rulefile import load_rule_file
+from llava_remap.rulefile import load_rule_file, pattern
 from tests.conftest import MANIFESTS
 
 from .conftest import Load
@@ -69,3 +70,11 @@ def test_shipped_files_lead_back_from_every_target(rules: str, name: str) -> Non
     there = {target: source for source in tensors if (target := program.rewrite(source).target)}
     assert len(there) > 500
     assert {target: program.inverse(target) for target in there} == there
+
+
+def test_a_way_back_that_runs_away_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
+    program = compile_all(load("names: [{id: a, match: '^b$', replace: c, reverse: {match: '^(a|aa)+$', replace: b}}]\n"))
+    with pytest.raises(RemapError) as caught:
+        program.inverse("a" * 60 + "!")
+    assert [problem.code for problem in caught.value.problems] == ["LR206"]

@@ -172,6 +172,11 @@ def test_regex(match: str, replace: str | None, name: str, after: str | None) ->
     assert Regex(match, replace).search(name) == after
 
 
+def test_where_a_regex_matches() -> None:
+    assert Regex("b+", None).span("abba") == (1, 3)
+    assert Regex("b+", "c").span("aa") is None
+
+
 @pytest.mark.parametrize(
     ("match", "replace"),
     [("(", "a"), ("(?<x", "a"), ("[", None), ("a{2", "\\1"), ("a", r"\1"), ("(a)", r"\2"), ("(?<x>a)", r"\g<y>"),

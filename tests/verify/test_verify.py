@@ -387,7 +387,7 @@ def test_a_tied_head_that_has_come_apart(run: Run, tmp_path: Path) -> None:
 
 def test_progress_adds_up(out: Path) -> None:
     record = read_record(out)
-    for against in (None, open_again(record.sources, AGAINST[1::2])):
+    for against in (None, open_again(record.locations, AGAINST[1::2])):
         told: list[int] = []
         assert not verify_folder(out, record, against, told.append).problems
         assert sum(told) == record.nbytes_to_read(compared=against is not None)
@@ -455,7 +455,7 @@ def test_a_file_that_must_not_be_read(name: str, out: Path, run: Run, monkeypatc
     ran = run("verify", out)
     assert ran.code == 3
     assert "LR100" in ran.err
-    assert f"{name} can't be read: Permission denied" in ran.err
+    assert f"{name}` can't be read: Permission denied" in ran.err
 
 
 def test_a_name_too_long(run: Run) -> None:

@@ -1,0 +1,65 @@
+"""The order of a lint, once, for the command line and the Python API alike: rule file → real names, where given → findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llava_remap.errors import RemapError, refuse
+from llava_remap.lint import Finding, Linted, Names, lint
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
+
+
+def lint_files(rules: Sequence[str | Path] = (), sources: Sequence[str] = ()) -> list[Linted]:
+    """Lint rule files; without any, all that are shipped, parts and layouts too.
+
+    Args:
+        sources: `SRC` or `NAME=SRC` each, as `apply` takes them: real names to hold every file against. Only headers are read,
+            and what isn't given isn't downloaded.
+
+    Raises:
+        RemapError: for a source that can't be read. What is wrong with a rule file is in its findings, whatever it is.
+    """
+    return [_linted(file, sources) for file in rules or sorted(shipped_folder().rglob("*.yaml"))]
+
+
+def _linted(file: str | Path, sources: Sequence[str]) -> Linted:
+    try:
+        rules = load_rule_file(file)
+    except RemapError as error:
+        return Linted(str(file), tuple(map(Finding.of, error.problems)), loaded=False)
+    try:
+        return lint(rules, _real_names(rules, sources) if sources else None)
+    except RemapError as error:
+        if any(problem.code != "LR206" for problem in error.problems):
+            raise
+        linted, found = lint(rules), map(Finding.of, error.problems)  # a real name makes a regex run away, so none can be routed
+        return replace(linted, findings=(*found, *linted.findings))
+
+
+def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
+    """The names of the sources that are given, as the rules see them; for a file with a target class also its parameters."""
+    from llava_remap.apply import plan_job
+    from llava_remap.derive import source_configs
+    from llava_remap.plan import route
+    from llava_remap.rewrite import compile_rules
+    from llava_remap.sources import name_sources, open_given, open_source
+    from llava_remap.target import text_config
+
+    if not rules.text.sources:  # a part, for which the names are as they are
+        checkpoint = open_source("model", name_sources(["model"], given)["model"], ("tensors", "config"), first=True)
+        return Names(tuple(checkpoint.catalog), tuple(checkpoint.catalog), checkpoint.config)
+    named = name_sources(list(rules.text.sources), given)
+    if rules.first_source not in named:
+        raise refuse("LR211", f"no checkpoint is given for source `{rules.first_source}`.", "Give it: --source DIR.")
+    checkpoints = open_given(rules, named, offline=False)
+    first, config = tuple(checkpoints[rules.first_source].catalog), text_config(source_configs(rules, checkpoints))
+    routes = route(rules, compile_rules(rules, first, config), checkpoints)
+    names = Names(tuple(routed.rewrite.source for routed in routes.taken), first, config)
+    if rules.text.target is None or rules.text.target.class_ is None:
+        return names
+    plan = plan_job(rules.path, given, dry_run=True, offline=True).plan
+    if plan.target_names:
+        return replace(names, wanted=frozenset(plan.target_names))
+    return replace(names, unknown=", ".join(f"{problem.code} {problem.title}" for problem in plan.problems))

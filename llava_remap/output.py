@@ -1,0 +1,66 @@
+"""May this folder be written, and are the sources still what they were? Asked before anything is made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from llava_remap.checkpoint import Checkpoint
+from llava_remap.errors import Problem, refuse
+
+#: Bytes beside the weights that an output folder needs at most: tokenizer files, in the main.
+_SMALL_FILES_NBYTES = 64 << 20
+
+
+def output_folder(text: str | Path) -> Path:
+    """The folder that `--output` names.
+
+    Raises:
+        RemapError: LR211 for a home folder that isn't known.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise refuse("LR211", f"--output {text}: {error}", "Write the path out.") from None
+
+
+def refuse_changed(checkpoints: Mapping[str, Checkpoint]) -> None:
+    """LR102 for a source that is no longer what it was when it was opened."""
+    if changed := [str(path) for checkpoint in checkpoints.values() for path in checkpoint.changed()]:
+        raise refuse("LR102", f"{', '.join(changed)}: changed since it was opened.", "Leave the sources alone while a job runs.")
+
+
+def source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | None:
+    """The source that `path` is, or that it lies inside of; None where it could be written without changing one."""
+    real = Path(os.path.realpath(path))  # which, unlike `Path.resolve`, takes links that lead in a circle
+    return next((name for name, source in checkpoints.items() if real.is_relative_to(os.path.realpath(source.path))), None)
+
+
+def output_problems(output: Path, nbytes: int, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
+    """LR503 for an output that isn't an empty folder, LR502 for a disk without room, LR508 where it can't or mustn't be.
+
+    Args:
+        nbytes: how much will be written, small files aside.
+        checkpoints: the sources by name.
+    """
+    another = "Give another --output."
+    try:
+        if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+            return [Problem("LR503", f"{output} is there and isn't an empty folder.", "Give another --output, or empty it.")]
+        parent = next(path for path in (output, *output.absolute().parents) if path.exists())
+        free = shutil.disk_usage(parent).free
+    except (OSError, ValueError) as error:
+        return [Problem("LR508", f"{output}: {getattr(error, 'strerror', None) or error}.", another)]
+    if (name := source_with(output, checkpoints)) is not None:
+        return [Problem("LR508", f"{output} is inside source `{name}`, and sources are never written to.", another)]
+    if not parent.is_dir():
+        return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]
+    if not os.access(parent, os.W_OK):
+        return [Problem("LR508", f"nothing can be written in {parent}.", another)]
+    needed = nbytes + _SMALL_FILES_NBYTES
+    if needed > free:
+        facts = f"{needed:,} bytes are needed in {parent} ({_SMALL_FILES_NBYTES:,} of them for small files), {free:,} are free."
+        return [Problem("LR502", facts, "Free some, or give another --output.")]
+    return []

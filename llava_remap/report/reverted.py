@@ -1,0 +1,56 @@
+"""The way back as text for a person: what was restored, and what could not be."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from llava_remap.fold import fold_names
+from llava_remap.report.terminal import heading, line, shown, size
+
+if TYPE_CHECKING:  # every other report is imported together with this one
+    from llava_remap.revert import Part, Reverted
+
+
+def print_reverted(console: Console, done: Reverted) -> None:
+    """Each source with what of it is back, what is not and why, and last where it lies."""
+    job = done.job
+    line(console, Text(f"{shown(str(job.converted.path))}, back through {job.record.rules}", "bold"))
+    heading(console, "Restored")
+    width = max(len(part.name) for part in job.parts)
+    for part in job.parts:
+        count = len(part.recipe.mapped)
+        tensors = (
+            f"{_count(count, 'tensor')} in {_count(len(part.shards), 'file')}, {size(part.nbytes)}" if count else "no tensor"
+        )
+        line(console, Text.assemble("  ", (part.name.ljust(width), "bold"), f"  {shown(str(part.folder))}: {tensors}"))
+        line(console, f"  {' ' * width}  {', '.join(sorted(part.texts)) or 'no config: the record has none'}")
+    if any(part.dropped or part.not_taken or part.not_restored or not part.texts for part in job.parts):
+        heading(console, "Not restored")
+        for part in job.parts:
+            _not_restored(console, part)
+    console.print()
+    line(console, Text.assemble(("Done", "bold green"), f": {shown(str(job.output))} written in {done.seconds:.1f} s"))
+
+
+def _not_restored(console: Console, part: Part) -> None:
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for dropped in part.dropped:
+        groups[(dropped.rule, dropped.reason)].append(dropped.name)
+    for (rule, reason), names in groups.items():
+        line(console, f"  {part.name}: {_count(len(names), 'tensor')} that {'was' if len(names) == 1 else 'were'} dropped")
+        for folded in fold_names(names):
+            line(console, f"    {folded}")
+        line(console, Text(f"      {reason} ({rule})", "dim"))
+    if part.not_taken:
+        line(console, f"  {part.name}: {_count(part.not_taken, 'tensor')} of {part.location} that the rule file doesn't take")
+    files = [*part.not_restored, *([] if part.texts else ["config.json"])]
+    if files:
+        line(console, f"  {part.name}: {', '.join(dict.fromkeys(files))}; copy from {part.location}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")

@@ -1,0 +1,35 @@
+"""How a report says a path, a number of bytes, a heading, a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+
+def size(nbytes: int) -> str:
+    """Bytes in the unit a person would choose (powers of 1000, as disks are sold)."""
+    amount, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
+
+
+def shown(location: str) -> str:
+    """A path as short as it can be said from here; anything else, a hub id for one, as it is."""
+    path = Path(location)
+    try:
+        return f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else location
+    except ValueError:
+        return location
+
+
+def heading(console: Console, text: str) -> None:
+    line(console, Text(f"\n{text}", "bold"))
+
+
+def line(console: Console, text: str | Text) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,274 @@
+"""`rules new` through the command line: the file, the dry run behind it, the questions, and wrong input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from safetensors import safe_open
+
+from llava_remap.draft import draft_rules
+from llava_remap.errors import RemapError
+from llava_remap.infer import Group, Question
+from llava_remap.report.inferred import ask_on_terminal
+from llava_remap.rewrite import compile_rules, run_tests
+from llava_remap.rulefile import load_rule_file
+from tests.conftest import CLIP, DATA, MANIFESTS, TINY, Run
+from tests.test_expected import expected
+
+SHAPES = dict[str, tuple[int, ...]]
+
+
+def manifest(path: Path, shapes: SHAPES, config: dict[str, Any] | None = None) -> Path:
+    tensors = {name: {"dtype": "F16", "shape": list(shape)} for name, shape in shapes.items()}
+    content = {"format": "llava-remap/manifest", "format_version": 1, "name": path.stem, "config": config, "tensors": tensors}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def target(name: str, config: dict[str, Any] | None = None) -> Path:
+    """The names and shapes that a manifest is to become, as a manifest."""
+    wanted = expected(name)
+    config = {"architectures": [wanted["class"]], "model_type": "llava"} if config is None else config
+    return manifest(Path("target.json"), {n: tuple(shape) for n, shape in wanted["target"].items()}, config)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llava-v1.5-7b", "bakllava-v1", "llava-med-v1.5-mistral-7b.released", "llava-interleave-qwen-0.5b.released"],
+)
+@pytest.mark.parametrize("by_class", [False, True], ids=["manifest", "class"])
+def test_a_complete_dry_run_at_once(name: str, by_class: bool, run: Run) -> None:
+    source = MANIFESTS / f"{name}.json"
+    wanted = expected(name)["class"] if by_class else target(name)
+    made = run("rules", "new", "--from", source, "--to", wanted, "--output", "mine.yaml")
+    assert made.code == 0, made.err + made.out
+    assert "rules test mine.yaml" in made.out
+    assert run("rules", "test", "mine.yaml").code == 0
+    plan = run("apply", "mine.yaml", "--source", source, "--dry-run", "--format", "json").json
+    assert plan["complete"] is True
+    assert {m["from"][0]["name"]: m["target"] for m in plan["mapped"]} == expected(name)["map"]
+
+
+def test_the_file_is_one_that_a_person_would_write(run: Run) -> None:
+    assert run("rules", "new", "--from", MANIFESTS / "video-llava-7b.json", "--to", target("video-llava-7b"),
+               "--output", "mine.yaml").code == 0  # fmt: skip
+    rules = load_rule_file("mine.yaml")
+    assert len(rules.text.names) <= 15
+    assert len(rules.text.tests) == len(rules.text.names)
+    assert all(result.status == "passed" for result in run_tests(rules))
+    assert rules.text.detect.present
+    assert rules.text.detect.config["image_aspect_ratio"] == "pad"
+    drops = [rule for rule in rules.text.names if rule.drop]
+    assert [rule.from_ for rule in drops] == ["model.video_tower.video_tower.encoder.layers.{n:int}.temporal_{rest...}"]
+    text = Path("mine.yaml").read_text()
+    assert text.index("# unsure: nothing in the target takes it") < text.index("drop-temporal")
+
+
+def test_a_question_is_told_and_answered(run: Run) -> None:
+    source = manifest(
+        Path("source.json"),
+        {f"h.{n}.ffn.{w}.weight": (16, 8) for n in range(3) for w in ("w1", "w3")} | {"out.norm.weight": (8,)},
+    )
+    wanted = manifest(
+        Path("to.json"), {f"l.{n}.mlp.{w}.weight": (16, 8) for n in range(3) for w in ("gate", "up")} | {"norm.weight": (8,)}
+    )
+    new = ["rules", "new", "--from", source, "--to", wanted, "--output"]
+    asked = run(*new, "asked.yaml")
+    assert asked.code == 1
+    assert "h.{0..2}.ffn.w1.weight" in asked.out
+    assert "LR301" in asked.out
+    assert "#   l.{0..2}.mlp.gate.weight" in Path("asked.yaml").read_text()
+    program = compile_rules(load_rule_file("asked.yaml"))
+    assert program.rewrite("h.0.ffn.w1.weight").target is None
+    for answer in ("h.{0..2}.ffn.w1.weight=l.{0..2}.mlp.up.weight", "h.1.ffn.w1.weight=l.1.mlp.up.weight"):
+        assert run(*new, "answered.yaml", "--map", answer).code == 0
+        program = compile_rules(load_rule_file("answered.yaml"))
+        assert program.rewrite("h.2.ffn.w1.weight").target == "l.2.mlp.up.weight"
+        assert program.rewrite("h.2.ffn.w3.weight").target == "l.2.mlp.gate.weight"
+        Path("answered.yaml").unlink()
+
+
+def test_who_is_asked_may_leave_it_open() -> None:
+    """Every question is put once; an answer settles the one beside it, so that isn't put at all."""
+    source = manifest(Path("source.json"), {"a.0.weight": (8, 8), "a.1.weight": (8, 8)})
+    wanted = manifest(Path("to.json"), {"b.linear_1.weight": (8, 8), "b.linear_2.weight": (8, 8)})
+    asked: list[str] = []
+
+    def answer(question: Question, choice: int | None) -> Group | None:
+        asked.append(question.source.folded)
+        return None if choice is None else question.candidates[choice]
+
+    left_open = draft_rules(
+        str(source), str(wanted), Path("open.yaml"), ["a.1.weight=b.linear_1.weight"], ask=lambda question: answer(question, None)
+    )
+    assert (asked, left_open.problems) == ([], [])
+    with pytest.raises(RemapError, match="LR305"):
+        draft_rules(str(source), str(wanted), Path("none.yaml"), ask=lambda question: answer(question, None))
+    assert asked == ["a.0.weight", "a.1.weight"]
+    settled = draft_rules(str(source), str(wanted), Path("settled.yaml"), ask=lambda question: answer(question, 1))
+    assert asked[2:] == ["a.0.weight"]
+    assert [rule.to for rule in settled.found.rules] == ["b.linear_2.weight", "b.linear_1.weight"]
+
+
+def test_single_names_are_answered_too(run: Run) -> None:
+    source = manifest(Path("source.json"), {"a.0.weight": (8, 8), "a.1.weight": (8, 8)})
+    wanted = manifest(Path("to.json"), {"b.linear_1.weight": (8, 8), "b.linear_2.weight": (8, 8)})
+    answer = "a.0.weight=b.linear_1.weight"
+    assert run("rules", "new", "--from", source, "--to", wanted, "--output", "m.yaml", "--map", answer).code == 0
+    assert compile_rules(load_rule_file("m.yaml")).rewrite("a.1.weight").target == "b.linear_2.weight"
+
+
+@pytest.mark.parametrize("checkpoint", ["llava-v1.5/full_state_dict", "llava-v1.6-mistral/safetensors", "llava-onevision/bin"])
+def test_small_checkpoints(checkpoint: str, run: Run) -> None:
+    """Two layers, and hidden sizes that coincide; the target is what shipped knowledge of these names says."""
+    from llava_remap.sources import open_source
+
+    names = {t.name: t.shape for t in open_source("model", str(TINY / checkpoint), ("tensors",), first=True).catalog.values()}
+    program = compile_rules(load_rule_file("llava-v1.5"))
+    taken = {name: "image_newline" if name.endswith("image_newline") else program.rewrite(name).target for name in names}
+    wanted = manifest(Path("to.json"), {new: names[name] for name, new in taken.items() if new is not None})
+    assert run("rules", "new", "--from", TINY / checkpoint, "--to", wanted, "--output", "mine.yaml").code == 0
+    mine = compile_rules(load_rule_file("mine.yaml"))
+    assert {name: mine.rewrite(name).target for name in names} == taken
+    assert len(mine.names) <= 15
+
+
+def test_a_target_in_todays_module_names(run: Run) -> None:
+    def module(name: str) -> str:
+        if name == "language_model.lm_head.weight":
+            return "lm_head.weight"
+        for old, new in (("language_model.model.", "language_model."), ("vision_tower.vision_model.", "vision_tower.")):
+            if name.startswith(old):
+                return "model." + new + name.removeprefix(old)
+        return "model." + name
+
+    shapes = {module(name): tuple(shape) for name, shape in expected("llava-v1.5-7b")["target"].items()}
+    wanted = manifest(Path("to.json"), shapes, {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"})
+    source = MANIFESTS / "llava-v1.5-7b.json"
+    assert run("rules", "new", "--from", source, "--to", wanted, "--output", "mine.yaml").code == 0
+    program = compile_rules(load_rule_file("mine.yaml"))
+    assert {name: program.rewrite(name).target for name in expected("llava-v1.5-7b")["map"]} == expected("llava-v1.5-7b")["map"]
+
+
+def test_a_converted_checkpoint_is_a_target(run: Run) -> None:
+    source = TINY / "llava-v1.5" / "full_state_dict"
+    given = ["--source", source, "--source", f"vision_tower={TINY / 'clip-vit-tiny-patch14-28'}"]
+    assert run("apply", "llava-v1.5", *given, "--output", "converted").code == 0
+    config = json.loads(Path("converted/config.json").read_text())
+    config["vision_feature_layers"] = [-2, -1]
+    Path("converted/config.json").write_text(json.dumps(config))
+    assert run("rules", "new", "--from", source, "--to", "converted", "--output", "mine.yaml").code == 0
+    with safe_open("converted/model-00001-of-00001.safetensors", "np") as file:
+        written = set(file.keys())
+    program = compile_rules(load_rule_file("mine.yaml"))
+    from llava_remap.sources import open_source
+
+    names = open_source("model", str(source), ("tensors",), first=True).catalog
+    assert {program.rewrite(name).target for name in names} - {None} == written
+    constant = load_rule_file("mine.yaml").target.config["vision_feature_layers"].const
+    assert list(constant) == [-2, -1]
+    assert run("apply", "mine.yaml", *given, "--dry-run").code == 0
+    # The config alone says as much: the class it names is built from it.
+    assert run("rules", "new", "--from", source, "--to", "converted/config.json", "--output", "again.yaml").code == 0
+
+
+def test_source_equal_to_target(run: Run) -> None:
+    same = target("llava-v1.5-7b")
+    assert run("rules", "new", "--from", same, "--to", same, "--output", "mine.yaml").code == 0
+    program = compile_rules(load_rule_file("mine.yaml"))
+    assert all(program.rewrite(name).target == name for name in expected("llava-v1.5-7b")["target"])
+
+
+def test_nothing_is_overwritten(run: Run) -> None:
+    Path("mine.yaml").write_text("work of days")
+    ran = run("rules", "new", "--from", "nowhere.json", "--to", "Nothing", "--output", "mine.yaml")
+    assert (ran.code, "LR508" in ran.err) == (4, True)
+    assert Path("mine.yaml").read_text() == "work of days"
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "code", "said"),
+    [
+        ("nowhere.json", [], 2, "LR211"),
+        ("NoSuchClass", [], 2, "LR211"),
+        ("BertModel", [], 1, "LR601"),
+        ("config.json", [], 2, "names no class"),
+        ("bare.json", [], 2, "no text_config"),
+        ("target.json", ["--map", "nonsense"], 2, "FROM=TO"),
+        ("target.json", ["--map", "model.nrm.weight=x"], 2, "Did you mean `model.norm.weight`?"),
+        ("target.json", ["--map", "model.norm.weight=language_model.lm_head.weight"], 2, "the shapes are"),
+        ("target.json", ["--map", "lm_head.weight=language_model.model.layers.{0..31}.mlp.up_proj.weight"], 2, "other layers"),
+        ("other.json", [], 1, "LR305"),
+        ("target.json", ["--output", "no/such/folder/x.yaml"], 4, "LR508"),
+    ],
+)  # fmt: skip
+def test_wrong_input(to: str, options: list[str], code: int, said: str, run: Run) -> None:
+    target("llava-v1.5-7b")
+    Path("config.json").write_text("{}")
+    Path("bare.json").write_text('{"architectures": ["LlavaForConditionalGeneration"]}')
+    manifest(Path("other.json"), {"x.y.z": (3, 5, 7)})
+    ran = run("rules", "new", "--from", MANIFESTS / "llava-v1.5-7b.json", "--to", to, "--output", "mine.yaml", *options)
+    assert ran.code == code, ran.err
+    assert said in ran.err
+    assert not Path("mine.yaml").exists()
+
+
+def test_a_class_needs_a_config(run: Run) -> None:
+    source = manifest(Path("bare.json"), {"model.embed_tokens.weight": (8, 8)})
+    ran = run("rules", "new", "--from", source, "--to", "LlavaForConditionalGeneration", "--output", "mine.yaml")
+    assert (ran.code, "has no config" in ran.err, "a manifest" in ran.err) == (2, True, True)
+
+
+def test_manifest_to_manifest_needs_no_torch() -> None:
+    wanted = target("llava-v1.5-7b")
+    code = "import sys\nfrom llava_remap.draft import draft_rules\nfrom pathlib import Path\n"
+    code += f"draft_rules({str(MANIFESTS / 'llava-v1.5-7b.json')!r}, {str(wanted)!r}, Path('m.yaml'))\n"
+    code += "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(DATA.parents[1])}
+    )
+    assert ran.stdout.strip() == "[]"
+
+
+def test_a_variant_of_unknown_architecture_and_tower(run: Run) -> None:
+    """A class is enough of a target: heads change no shape, and biases tell Qwen's attention from Llama's."""
+    ran = run("rules", "new", "--from", DATA / "fork", "--to", "LlavaForConditionalGeneration", "--output", "mine.yaml")
+    assert ran.code == 0, ran.out + ran.err
+    rules = load_rule_file("mine.yaml")
+    assert [(rule.from_, rule.to) for rule in rules.text.names] == [
+        ("connector.fc1.{p}", "multi_modal_projector.linear_1.{p}"),
+        ("connector.fc2.{p}", "multi_modal_projector.linear_2.{p}"),
+        ("language.{rest...}", "language_model.model.{rest}"),
+        ("lm_head.weight", "language_model.lm_head.weight"),
+        ("value_head.weight", None),
+        ("vision.{rest...}", "vision_tower.vision_model.{rest}"),
+    ]
+    assert rules.target_config["text_config.model_type"].const == "llama"
+    assert "Mistral has the same tensors" in ran.out
+    sources = ("--source", DATA / "fork", "--source", f"vision_tower={CLIP}")
+    plan = run("apply", "mine.yaml", *sources, "--dry-run", "--format", "json").json
+    assert plan["complete"] is True
+    assert [dropped["name"] for dropped in plan["dropped"]] == ["value_head.weight"]
+
+
+def test_an_unknown_architecture_with_biases_is_qwens(run: Run, tmp_path: Path) -> None:
+    content = json.loads((MANIFESTS / "llava-interleave-qwen-0.5b.released.json").read_text())
+    content["config"]["architectures"] = ["MineForCausalLM"]
+    Path("m.json").write_text(json.dumps(content))
+    assert run("rules", "new", "--from", "m.json", "--to", "LlavaForConditionalGeneration", "--output", "q.yaml").code == 0
+    assert load_rule_file("q.yaml").target_config["text_config.model_type"].const == "qwen2"
+
+
+def test_no_answer_on_a_terminal_leaves_a_question_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*arguments: object) -> str:
+        raise EOFError
+
+    console = Console()
+    monkeypatch.setattr(console, "input", nothing)
+    assert ask_on_terminal(console, Question(Group(("a",), {(): (1,)}), (Group(("b",), {(): (1,)}),))) is None
