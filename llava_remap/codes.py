@@ -68,7 +68,8 @@ CODES: dict[str, Code] = {
         "The sources' config.json lacks something that tensors can't show, or says what can't be. Give the part's own "
         "checkpoint with its config, or mend the config."),
     "LR113": Code("unreadable tokenizer, config or processor file", Exit.INPUT,
-        "A tokenizer, processor or config file, or a folder's record, can't be understood. Replace it by the original."),
+        "A tokenizer, processor or config file, a folder's record, or a rule file's snapshot, can't be understood. Replace it by "
+        "the original."),
     "LR114": Code("not to be had from the hub", Exit.INPUT,
         "No network, no such repository or revision, no permission, or a server's error. Download it elsewhere and give its "
         "folder."),

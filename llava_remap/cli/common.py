@@ -25,7 +25,7 @@ OFFLINE = typer.Option("--offline", help="Take from the hub only what was downlo
 
 @contextlib.contextmanager
 def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
-    """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan`, `verification` or `reversion`."""
+    """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan`, `verification`, …"""
     try:
         yield
     except KeyboardInterrupt:

@@ -12,6 +12,19 @@ if TYPE_CHECKING:
     from llava_remap.apply import Job, Result
 
 
+#: What else stands in the JSON of each kind, where nothing came of it.
+_NONE: dict[str, dict[str, bool]] = {
+    "plan": {"complete": False},
+    "verification": {"verified": False},
+    "reversion": {"reverted": False},
+    "lint": {"clean": False},
+    "tests": {"passed": False},
+    "rule-files": {},
+    "explanation": {},
+    "key-mapping": {},
+}
+
+
 def plan_json(job: Job, result: Result | None = None) -> str:
     """The plan (`llava-remap/plan`, version 1); after a job that was carried out with `result` in it."""
     content = job.plan.to_json()
@@ -24,8 +37,12 @@ def refusal_json(problems: Sequence[Problem], kind: str) -> str:
     """What is said where there is nothing else to tell: a source, a rule file, a record or the command line can't be read.
 
     Args:
-        kind: what was asked for: `plan`, `verification`, `reversion` or `lint`.
+        kind: what was asked for: a key of `_NONE`.
     """
-    done = {"plan": "complete", "verification": "verified", "reversion": "reverted", "lint": "clean"}[kind]
-    content = {"format": f"llava-remap/{kind}", "format_version": 1, done: False, "problems": [p.to_json() for p in problems]}
+    content = {
+        "format": f"llava-remap/{kind}",
+        "format_version": 1,
+        **_NONE[kind],
+        "problems": [p.to_json() for p in problems],
+    }
     return json.dumps(content, indent=2)

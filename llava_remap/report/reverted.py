@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from llava_remap.fold import fold_names
 from llava_remap.report.terminal import heading, line, shown, size
-from llava_remap.revert import Part, Reverted
+
+if TYPE_CHECKING:  # every other report is imported together with this one
+    from llava_remap.revert import Part, Reverted
 
 
 def print_reverted(console: Console, done: Reverted) -> None:

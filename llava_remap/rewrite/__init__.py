@@ -2,9 +2,9 @@
 
 from llava_remap.rewrite.conditions import contradictions
 from llava_remap.rewrite.program import CompiledRule, Program, Rewrite, Step, compile_all, compile_rules, one_way
-from llava_remap.rewrite.testing import TestResult, outcome, run_tests
+from llava_remap.rewrite.testing import UNMAPPED, Known, Status, TestResult, new_test, outcome, run_tests, untested
 
 __all__ = [
-    "CompiledRule", "Program", "Rewrite", "Step", "TestResult", "compile_all", "compile_rules", "contradictions", "one_way",
-    "outcome", "run_tests",
+    "UNMAPPED", "CompiledRule", "Known", "Program", "Rewrite", "Status", "Step", "TestResult", "compile_all", "compile_rules",
+    "contradictions", "new_test", "one_way", "outcome", "run_tests", "untested",
 ]  # fmt: skip

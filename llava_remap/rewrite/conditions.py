@@ -8,20 +8,24 @@ from typing import Any
 from llava_remap.rulefile import Condition, Template
 
 
-def contradictions(condition: Condition, names: Collection[str], config: Mapping[str, Any] | None) -> list[str]:
+def contradictions(
+    condition: Condition, names: Collection[str], config: Mapping[str, Any] | None, *, stored: bool = False
+) -> list[str]:
     """What in a checkpoint's names or config contradicts a condition, in words; empty where it holds.
 
     Args:
         names: of the first source: after `prepare`, or, for the `when` of a rule of `prepare`, as they are stored.
         config: the source's config; None where it has none.
+        stored: whether the names are as they are stored, which the words then say.
     """
     found = []
+    where = "as it is stored" if stored else "after `prepare`"
     for text in condition.present:
         if not _matches(text, names):
-            found.append(f"after `prepare` it has no `{text}`")
+            found.append(f"{where} it has no `{text}`")
     for text in condition.absent:
         if _matches(text, names):
-            found.append(f"after `prepare` it has `{text}`")
+            found.append(f"{where} it has `{text}`")
     for key, wanted in condition.config.items():
         allowed = wanted if isinstance(wanted, tuple) else (wanted,)
         value = (config or {}).get(key)

@@ -1,14 +1,19 @@
-"""The tests that stand in a rule file, run."""
+"""The tests that stand in a rule file, run; the rules that none of them reaches, and tests for those."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from llava_remap.rewrite.program import Program, Rewrite, compile_all
-from llava_remap.rulefile import NameTest, RuleFile
+from llava_remap.rulefile import Condition, Given, NameTest, RuleFile, Template
 
+#: What a test can come to. There is no other.
+Status = Literal["passed", "failed", "missing", "written"]
 DROPPED, UNMAPPED = "(dropped)", "(unmapped)"
+#: What the fields of a template are filled with, by kind, where no checkpoint gives a name.
+_FILLED = ({"": "weight", ":int": "0", "...": "x.weight"}, {"": "x", ":int": "1", "...": "x"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class TestResult:
     rules: tuple[str, ...]
 
     @property
-    def status(self) -> Literal["passed", "failed"]:
+    def status(self) -> Status:
         return "passed" if self.wanted == self.got else "failed"
 
 
@@ -41,6 +46,77 @@ def run_tests(rules: RuleFile) -> list[TestResult]:
     """Run the tests that stand in a rule file, in order."""
     program = compile_all(rules)
     return [_run(program, test) for test in rules.text.tests]
+
+
+def untested(rules: RuleFile) -> list[str]:
+    """The labels of the rules that were written in this very file and that none of its tests reaches, in order."""
+    reached = {label for result in run_tests(rules) for label in result.rules}
+    own = rules.tree.mark.file
+    return [label for label, mark in rules.marks.items() if mark.file == own and label not in reached]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a checkpoint.
+
+    Attributes:
+        names: of the first source, as they are stored: what a `when` may ask for.
+        taken: of all sources, behind their prefix: what the program is asked about.
+        config: of the first source.
+    """
+
+    names: Sequence[str] = ()
+    taken: Sequence[str] = ()
+    config: Mapping[str, Any] | None = None
+
+
+def new_test(rules: RuleFile, label: str, known: Known) -> NameTest | None:
+    """A test that reaches a rule, with the outcome that it has now; None where no name is found that the rule takes.
+
+    The name is the checkpoint's first one that the rule takes, else the rule's template filled with something.
+    """
+    everything = compile_all(rules)
+    rule = next(rule.rule for rule in (*everything.prepare, *everything.names) if rule.label == label)
+    program = everything.given(known.names, known.config)
+    real = next((name for name in known.taken if label in program.rewrite(name).rules), None)
+    stored = label.startswith("prepare/")
+    seen = [(name, name if stored else program.rewrite(name).prepared) for name in known.names]
+    given = Given() if rule.when is None else _given(rule.when, seen, known.config)
+    for name in [real] if real is not None else _made_up(rule.from_):
+        found = everything.given((name, *given.names), given.config).rewrite(name)
+        if label in found.rules:
+            return _as_test(name, found, given)
+    return None
+
+
+def _made_up(template: str | None) -> Iterator[str]:
+    if template is not None:
+        pattern = Template(template)
+        for values in _FILLED:
+            yield pattern.fill({field: values[kind] for field, kind in pattern.fields.items()})
+
+
+def _given(when: Condition, seen: Sequence[tuple[str, str]], config: Mapping[str, Any] | None) -> Given:
+    """What has to be true for a `when`: names of the checkpoint (as stored, as the condition sees them), or made-up ones."""
+    names = []
+    for text in when.present:
+        template = Template(text)
+        real = (stored for stored, name in seen if template.match(name) is not None)
+        names.append(next(real, None) or next(_made_up(text)))
+    values = {}
+    for key, wanted in when.config.items():
+        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
+        value = config[key] if config is not None and config.get(key) in allowed else allowed[0]
+        if value is not None:
+            values[key] = value
+    return Given(names=tuple(dict.fromkeys(names)), config=values)
+
+
+def _as_test(name: str, found: Rewrite, given: Given) -> NameTest:
+    fields: dict[str, Any] = {"from": name, "given": given}
+    if found.target is not None:
+        return NameTest.model_validate({**fields, "to": found.target})
+    return NameTest.model_validate({**fields, "dropped" if found.reason is not None else "unmapped": True})
 
 
 def _run(program: Program, test: NameTest) -> TestResult:

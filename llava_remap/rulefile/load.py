@@ -17,7 +17,7 @@ from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.rulefile.extends import RULES, Extended, entries, is_file, items
 from llava_remap.rulefile.schema import ConfigValue, RuleText, Target
-from llava_remap.rulefile.yaml_text import Mark, Node
+from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 
 _MEND = "Mend it there; the shipped rule files show every field."
 #: A step of pydantic's path that is no field but one of several types that it tried.
@@ -101,6 +101,30 @@ def shipped_folder() -> Path:
 def shipped_rule_files() -> dict[str, Path]:
     """The shipped files that can be applied, by name; parts and layouts are not among them."""
     return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"))}
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a shipped rule file says of itself."""
+
+    name: str
+    version: str
+    summary: str
+    extends: tuple[str, ...]
+
+
+def shipped_list() -> list[Listed]:
+    """Every shipped rule file, read alone: what it extends isn't needed to list it.
+
+    Raises:
+        RemapError: LR200, LR201.
+    """
+    found = []
+    for name, path in shipped_rule_files().items():
+        own = read_yaml(path, str(path)).plain
+        version, summary = (str(own.get(key, "")) for key in ("version", "summary"))
+        found.append(Listed(name, version, summary, tuple(own.get("extends", ()))))
+    return found
 
 
 def load_rule_file(rules: str | Path) -> RuleFile:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import regex
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TIME_LIMIT = 0.5
 
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
+#: What a template is made of: fields, dots, and the text between them.
+_STEP = re.compile(r"\{[^}]*\}|\.|[^{.]+")
 _KINDS = {"": r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
 #: What an anchored regex begins with: letters, digits and escaped signs that no quantifier follows.
 _LITERALS = re.compile(r"\^((?:[A-Za-z0-9_-]|\\[.\-])*)(?![*+?{])")
@@ -45,6 +47,18 @@ class PatternError(ValueError):
 
 class RunawayError(Exception):
     """A regex that hit the time limit on a name."""
+
+
+class Mismatch(NamedTuple):
+    """Why a template doesn't match a name.
+
+    Attributes:
+        matched: so many characters of the template's literal text are as the name has them, from the left.
+        why: what is wanted at the first place where it can't go on, and what the name has there.
+    """
+
+    matched: int
+    why: str
 
 
 class Template:
@@ -100,9 +114,77 @@ class Template:
         found = self._pattern.fullmatch(name)
         return found.groupdict() if found else None
 
+    def mismatch(self, name: str) -> Mismatch | None:
+        """How far the template matches a name, and why no further; None if it matches the whole.
+
+        It is followed from the left through every way in which its fields can take the name, and told of the one that leads
+        furthest.
+        """
+        reached, matched, at, open_end = {0}, 0, 0, ""
+        for literal, field, kind in self.pieces():
+            if literal:
+                after = {place + len(literal) for place in reached if name.startswith(literal, place)}
+                if not after and open_end:
+                    return Mismatch(matched, f"nowhere behind `{open_end}` does the name have `{literal}`")
+                if not after:
+                    place = max(reached, key=lambda place: (_common(literal, name, place), place))
+                    same = _common(literal, name, place)
+                    return Mismatch(matched + same, self._stopped(at + same, name, place + same))
+                matched, open_end = matched + len(literal), ""
+            else:
+                after = _ends(re.compile(_KINDS[kind]), name, reached)
+                if not after:
+                    return Mismatch(matched, self._stopped(at, name, max(reached)))
+                open_end = f"{{{field}...}}" if kind == "..." else ""
+            reached, at = after, at + (len(literal) or len(field) + len(kind) + 2)
+        return None if len(name) in reached else Mismatch(matched, self._stopped(at, name, max(reached)))
+
+    def _stopped(self, at: int, name: str, place: int) -> str:
+        """Why the template can't go on: its text is followed up to `at`, the name up to `place`."""
+        steps = list(_STEP.finditer(self.text))
+        dots = [step.start() for step in steps if step[0] == "."]
+        start = max((dot + 1 for dot in dots if dot < at), default=0)
+        end = min((dot for dot in dots if dot >= at), default=len(self.text))
+        wanted = self.text[start:end]
+        has_start = name.rfind(".", 0, place) + 1
+        has_end = name.find(".", place) if "." in name[place:] else len(name)
+        has = name[has_start:has_end]
+        if place == len(name) and (at == start or at == end < len(self.text)):
+            return f"the name ends where `{self.text[at:]}` is wanted"
+        if at == len(self.text) and name.startswith(".", place):
+            last = _FIELD.fullmatch(wanted)
+            if last is not None and not last[2]:
+                return f"`{wanted}` is one segment, and the name has `{name[has_start:]}` there"
+            if last is None or last[2] != "...":
+                return f"it ends with `{wanted}`, and the name goes on with `{name[place:]}`"
+            return f"`{wanted}` takes whole segments, and the name has an empty one there"
+        if not has:
+            return f"`{wanted}` is wanted where the name has an empty segment"
+        if (field := _FIELD.fullmatch(wanted)) is not None and field[2] == ":int":
+            return f"`{wanted}` wants a number where the name has `{has}`"
+        return f"`{wanted}` is wanted where the name has `{has}`"
+
     def fill(self, values: Mapping[str, str]) -> str:
         """The text with every field replaced by its value."""
         return self._filled.format_map(values)
+
+
+def _ends(piece: re.Pattern[str], name: str, starts: set[int]) -> set[int]:
+    """Where a field can end that begins at one of `starts`: anywhere in what it takes at most, but not behind a dot."""
+    ends: set[int] = set()
+    done = 0
+    for start in sorted(starts):
+        if start >= done and (found := piece.match(name, start)) is not None:
+            done = found.end()
+            ends.update(end for end in range(start + 1, done + 1) if name[end - 1] != ".")
+    return ends
+
+
+def _common(text: str, name: str, place: int) -> int:
+    """How many characters from the beginning of `text` on are those of the name from `place` on."""
+    return next(
+        (n for n, (a, b) in enumerate(zip(text, name[place:], strict=False)) if a != b), min(len(text), len(name) - place)
+    )
 
 
 def reversed_template(source: Template, target: Template) -> Template:

@@ -23,7 +23,8 @@ MAX_NBYTES = 1_000_000
 MAX_DEPTH = 50
 _OTHER = "Mend it there, if this is the rule file that you mean."
 
-_LOADER = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+#: libyaml where it is there: ten times as fast as Python's own.
+LOADER = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 _CONSTANTS = {"": None, "null": None, "~": None, "true": True, "false": False}
 _YAML_1_1_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
 _INT = re.compile(r"[-+]?[0-9]+")
@@ -97,7 +98,7 @@ def read_yaml(path: Path, shown: str) -> Node:
 def parse_yaml(text: str, shown: str) -> Node:
     """As `read_yaml`, from text."""
     try:
-        root = _document(iter(yaml.parse(text, Loader=_LOADER)), shown)
+        root = _document(iter(yaml.parse(text, Loader=LOADER)), shown)
     except yaml.MarkedYAMLError as error:
         mark = _mark(error.problem_mark or error.context_mark, shown)
         raise refuse("LR201", f"{mark} not valid YAML: {error.problem or error.context}.", _OTHER) from None

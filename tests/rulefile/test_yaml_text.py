@@ -63,7 +63,7 @@ TRAPS = {
 @pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
 @pytest.mark.parametrize("trap", TRAPS)
 def test_trap(trap: str, loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yaml_text, "_LOADER", getattr(yaml, loader))
+    monkeypatch.setattr(yaml_text, "LOADER", getattr(yaml, loader))
     text, place, words = TRAPS[trap]
     [(code, where, message)] = said(tmp_path, text)
     assert (code, where) == ("LR201", f"r.yaml:{place}")

@@ -1,0 +1,242 @@
+"""Snapshots: what a rule file makes of every name of a checkpoint, as a JSON file that later versions are held against.
+
+Those of `mine.yaml` lie beside it in the folder `mine.snapshots`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llava_remap.errors import refuse
+from llava_remap.name_set import NameSet
+from llava_remap.rewrite import UNMAPPED, Status, compile_rules, contradictions
+from llava_remap.rulefile import RuleFile, Template
+
+FORMAT, FORMAT_VERSION = "llava-remap/snapshot", 1
+_FIX = "Take the file as it was from version control; or delete it and make it again: rules test RULES --source SRC --update."
+
+#: The new name, or None; the rule that dropped the name, or None.
+Outcome = tuple[str | None, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A name set, and what became of its names.
+
+    Attributes:
+        names: its `config` has the keys that were asked for when it was made, absent ones as None.
+        outcomes: by source and name.
+        fits: whether the rule file's `detect` held.
+    """
+
+    names: NameSet
+    outcomes: Mapping[str, Mapping[str, Outcome]]
+    fits: bool
+
+
+class Difference(NamedTuple):
+    """A name of which something else became than a snapshot says."""
+
+    source: str
+    name: str
+    wanted: str
+    got: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotResult:
+    """What a snapshot came to.
+
+    Attributes:
+        names: how many it has.
+        differences: where it failed, by name.
+        why: what is to be said besides.
+    """
+
+    file: Path
+    status: Status
+    names: int
+    differences: tuple[Difference, ...] = ()
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        differences = [{"source": d.source, "name": d.name, "wanted": d.wanted, "got": d.got} for d in self.differences]
+        return {
+            "file": str(self.file), "status": self.status, "names": self.names, "why": self.why, "differences": differences,
+        }  # fmt: skip
+
+
+def snapshot_folder(rules: RuleFile) -> Path:
+    """Where the snapshots of a rule file are; it needn't exist."""
+    stem = rules.path.name.removesuffix(".yaml").removesuffix(".yml")
+    return rules.path.with_name(f"{stem}.snapshots")
+
+
+def run_snapshots(rules: RuleFile, live: NameSet | None, *, update: bool) -> list[SnapshotResult]:
+    """Hold a rule file against its snapshots, without the checkpoints that they were made from.
+
+    Args:
+        live: names for which a snapshot has to be there, with all of them in it.
+        update: whether it is written, and names that it hasn't are added; what is in it stays.
+
+    Raises:
+        RemapError: LR113 for a snapshot that can't be read, LR508 for one that can't be written.
+    """
+    folder = snapshot_folder(rules)
+    files = sorted(folder.glob("*.json"))
+    wanted = folder / _file_name(live) if live is not None else None
+    results = [_held(rules, file, live if file == wanted else None, update=update) for file in files]
+    if live is not None and wanted is not None and wanted not in files:
+        count = sum(map(len, live.names.values()))
+        if update:
+            _write(wanted, rules, _taken(rules, live))
+            results.append(SnapshotResult(wanted, "written", count))
+        else:
+            results.append(SnapshotResult(wanted, "missing", count, why="it isn't there; --update writes it"))
+    return results
+
+
+def _held(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool) -> SnapshotResult:
+    old = _read(file)
+    count = sum(map(len, old.outcomes.values()))
+    again = "If it is what is wanted now, delete the file and run `rules test RULES --source SRC --update`."
+    unknown = sorted(_asked(rules) - set(old.names.config)) if old.names.config is not None else []
+    asked = f"rules ask for `{'`, `'.join(unknown)}` of the config, which it doesn't have; --source SRC --update adds it"
+    if unknown and live is None:
+        return SnapshotResult(file, "missing", count, why=asked)
+    new = _taken(rules, live) if live is not None else None
+    differences = [] if unknown else _differences(old, _taken(rules, old.names))
+    if new is not None:
+        differences += [d for d in _differences(old, new) if d not in differences]
+    if differences:
+        return SnapshotResult(file, "failed", count, tuple(differences), again)
+    if new is not None:
+        names = {**old.outcomes, **new.outcomes}
+        added = {source: {**new.outcomes.get(source, {}), **old.outcomes.get(source, {})} for source in names}
+        missing = sum(map(len, added.values())) - count
+        if (missing or unknown) and update:
+            sources = {**old.names.sources, **new.names.sources}
+            _write(file, rules, Snapshot(NameSet(sources, {}, (), new.names.config, {}), added, new.fits))
+            return SnapshotResult(file, "written", count + missing, why=f"{missing} names added")
+        if missing or unknown:
+            why = f"{missing} names of the source aren't in it; --update adds them"
+            return SnapshotResult(file, "missing", count, why=why if missing else asked)
+    return SnapshotResult(file, "passed", count)
+
+
+def _taken(rules: RuleFile, names: NameSet) -> Snapshot:
+    """What becomes of every name now."""
+    program = compile_rules(rules, names.stored, names.config)
+    known = {source: own for source, own in names.names.items() if source in rules.text.sources}
+    outcomes: dict[str, dict[str, Outcome]] = {
+        source: dict.fromkeys(own, ("(no such source)", None)) for source, own in names.names.items()
+    }
+    prepared = []
+    for source, name, rewrite in NameSet({}, known, (), None, {}).rewrites(rules, program):
+        select = rules.text.sources[source].select
+        taken = select is None or Template(select).match(name) is not None
+        dropped_by = rewrite.rules[-1] if rewrite.reason is not None else None
+        outcomes[source][name] = (rewrite.target, dropped_by) if taken else ("(not selected)", None)
+        if source == rules.first_source:
+            prepared.append(rewrite.prepared)
+    return Snapshot(names, outcomes, not contradictions(rules.text.detect, prepared, names.config))
+
+
+def _in_words(outcome: Outcome) -> str:
+    target, dropped_by = outcome
+    return target or (UNMAPPED if dropped_by is None else f"(dropped by {dropped_by})")
+
+
+def _differences(old: Snapshot, new: Snapshot) -> list[Difference]:
+    found = [
+        Difference(source, name, _in_words(wanted), _in_words(got))
+        for source, names in old.outcomes.items()
+        for name, wanted in names.items()
+        if (got := new.outcomes.get(source, {}).get(name, wanted)) != wanted
+    ]
+    if old.fits != new.fits:
+        words = {True: "fits", False: "is contradicted"}
+        found.append(Difference("", "(detect)", words[old.fits], words[new.fits]))
+    return found
+
+
+def _asked(rules: RuleFile) -> set[str]:
+    """The keys of the config that `detect` and the rules ask for."""
+    conditions = [rules.text.detect, *(rule.when for rule in (*rules.text.prepare, *rules.text.names) if rule.when is not None)]
+    return {key for condition in conditions for key in condition.config}
+
+
+def _file_name(names: NameSet) -> str:
+    """That of the checkpoints, first source first."""
+    return "+".join(part.removesuffix(".json") or "checkpoint" for part in names.sources.values()) + ".json"
+
+
+def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
+    from llava_remap.replace_file import replacing
+
+    config = snapshot.names.config
+    outcomes = {source: dict(sorted(names.items())) for source, names in snapshot.outcomes.items()}
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "rules": rules.name,
+        "sources": dict(snapshot.names.sources),
+        "config": None if config is None else {key: config.get(key) for key in sorted(_asked(rules))},
+        "fits": snapshot.fits,
+        "mapping": {s: {n: to for n, (to, rule) in names.items() if rule is None} for s, names in outcomes.items()},
+        "dropped": {s: {n: rule for n, (_, rule) in names.items() if rule is not None} for s, names in outcomes.items()},
+    }
+    try:
+        file.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise refuse(
+            "LR508", f"{file.parent} can't be made: {error.strerror}.", "Put the rule file where you may write."
+        ) from None
+    with replacing(file, (json.dumps(content, indent=1) + "\n").encode()):
+        pass
+
+
+def _read(file: Path) -> Snapshot:
+    """A snapshot, held against its form.
+
+    Raises:
+        RemapError: LR113.
+    """
+    from llava_remap.checkpoint import read_object  # a rule file without snapshots needs none of it
+
+    try:
+        content = read_object(file, "LR113", _FIX)
+    except OSError as error:
+        raise refuse("LR113", f"{file} can't be read: {error.strerror}.", _FIX) from None
+    head = content.get("format"), content.get("format_version")
+    if head != (FORMAT, FORMAT_VERSION):
+        cause = f"{file} says format {head[0]!r}, version {head[1]!r}, not {FORMAT!r}, version {FORMAT_VERSION}."
+        raise refuse("LR113", cause, _FIX)
+    sources, config, fits = content.get("sources"), content.get("config"), content.get("fits")
+    mapping, dropped = content.get("mapping"), content.get("dropped")
+    if not (
+        isinstance(sources, dict)
+        and _is_texts(sources)
+        and (config is None or isinstance(config, dict))
+        and isinstance(fits, bool)
+        and isinstance(mapping, dict)
+        and isinstance(dropped, dict)
+        and all(_is_texts(names, or_null=True) for names in mapping.values())
+        and all(_is_texts(names) for names in dropped.values())
+    ):
+        raise refuse("LR113", f"{file}: `sources`, `config`, `fits`, `mapping` or `dropped` isn't of its kind.", _FIX)
+    outcomes: dict[str, dict[str, Outcome]] = {source: {} for source in {**mapping, **dropped}}
+    for source, own in outcomes.items():
+        own |= {name: (target, None) for name, target in mapping.get(source, {}).items()}
+        own |= {name: (None, rule) for name, rule in dropped.get(source, {}).items()}
+    names = {source: tuple(own) for source, own in outcomes.items()}
+    first = next(iter(names.values()), ())
+    return Snapshot(NameSet(sources, names, first, config, {}), outcomes, fits)
+
+
+def _is_texts(value: Any, *, or_null: bool = False) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) or (or_null and text is None) for text in value.values())

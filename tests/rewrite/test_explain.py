@@ -1,0 +1,150 @@
+"""Every rule that took a name and what it left; for an unmapped one the nearest rules, and exactly why they don't match."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_remap.errors import RemapError
+from llava_remap.rewrite.explain import Explainer
+from llava_remap.rulefile import PatternError, RuleFile, Template, load_rule_file
+
+from .conftest import Load
+
+
+def nearest(rules: RuleFile, name: str) -> list[tuple[str, str]]:
+    explainer = Explainer(rules, (), None)
+    explanation = explainer.explain(explainer.program.rewrite(name))
+    assert explanation.outcome == "unmapped"
+    return [(near.rule.removeprefix("names/"), near.why) for near in explanation.nearest]
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "why"),
+    [
+        ("model.mm_projector.0.{p}", "model.mm_projector.1.weight", "`0` is wanted where the name has `1`"),
+        ("model.norm.weight", "model.nor", "`norm` is wanted where the name has `nor`"),
+        ("a.b.{x}", "a.bc.d", "`b` is wanted where the name has `bc`"),
+        ("model.{r...}", "modelX.a", "`model` is wanted where the name has `modelX`"),
+        ("a.{x}.weight", "a.bias.bias", "`weight` is wanted where the name has `bias`"),
+        ("temporal_{x}", "spatial_3", "`temporal_{x}` is wanted where the name has `spatial_3`"),
+        ("temporal_{x}", "temporal_", "`temporal_{x}` is wanted where the name has `temporal_`"),
+        ("layers.{n:int}.{r...}", "layers.x.y", "`{n:int}` wants a number where the name has `x`"),
+        ("layers.{n:int}.{r...}", "layers.3x.y", "`{n:int}` wants a number where the name has `3x`"),
+        ("layers.{n:int}.{r...}", "layers.3", "the name ends where `.{r...}` is wanted"),
+        ("model.norm.weight", "model.norm", "the name ends where `.weight` is wanted"),
+        ("model.norm.{p}", "model.norm.", "the name ends where `{p}` is wanted"),
+        ("model.norm.{p}", "model.norm..", "`{p}` is wanted where the name has an empty segment"),
+        ("model.norm.{p}", "model.norm.a.b", "`{p}` is one segment, and the name has `a.b` there"),
+        ("layers.{n:int}", "layers.3.x", "it ends with `{n:int}`, and the name goes on with `.x`"),
+        ("lm_head", "lm_head.weight", "it ends with `lm_head`, and the name goes on with `.weight`"),
+        ("a.{r...}", "a.b..c", "`{r...}` takes whole segments, and the name has an empty one there"),
+        ("{r...}.inv_freq", "a.b.c", "nowhere behind `{r...}` does the name have `.inv_freq`"),
+        ("{r...}.inv_freq", "a.inv_freq.c", "it ends with `inv_freq`, and the name goes on with `.c`"),
+        ("a.{r...}", "", "the name ends where `a.{r...}` is wanted"),
+    ],
+)
+def test_why_a_template_does_not_match(template: str, name: str, why: str) -> None:
+    mismatch = Template(template).mismatch(name)
+    assert mismatch is not None
+    assert mismatch.why == why
+
+
+pieces = st.lists(
+    st.sampled_from(["a", "b.", "1", ".", "{x}", "{y}", "{n:int}", "{m:int}", "{r...}", "{s...}"]), min_size=1, max_size=5
+)
+
+
+@given(pieces, st.text("ab1.", max_size=8))
+def test_there_is_a_reason_exactly_where_it_does_not_match(parts: list[str], name: str) -> None:
+    try:
+        template = Template("".join(parts))
+    except PatternError:
+        return
+    assert (template.mismatch(name) is None) == (template.match(name) is not None)
+
+
+def test_a_very_long_name_takes_no_time() -> None:
+    start = time.perf_counter()
+    assert Template("{a...}.x.{b...}.y").mismatch("ab." * 20000) is not None
+    assert Template("{a...}.ab.{b...}.ab.{c...}z").mismatch("ab." * 20000) is not None
+    assert time.perf_counter() - start < 5
+
+
+def test_the_nearest_rules_stand_first() -> None:
+    rules = load_rule_file("llava-v1.5")
+    assert nearest(rules, "model.mm_projector.1.weight")[:2] == [
+        ("projector-in", "`0` is wanted where the name has `1`"),
+        ("projector-out", "`2` is wanted where the name has `1`"),
+    ]
+    assert nearest(rules, "model.layers.x.weight")[0] == ("text-layers", "`{n:int}` wants a number where the name has `x`")
+    assert nearest(rules, "wrapper.model.norm.weight")[0] == ("text-norm", "`model` is wanted where the name has `wrapper`")
+    assert len(nearest(rules, "model.x")) == 3
+
+
+def test_what_has_nothing_in_common_is_not_near() -> None:
+    assert nearest(load_rule_file("llava-v1.5"), "mystery") == []
+
+
+def test_a_regex_finds_nothing(load: Load) -> None:
+    rules = load(r"names: [{id: norm, match: '^model\.norm\.', replace: 'n.'}, {id: far, match: '^other$', drop: unwanted}]")
+    assert nearest(rules, "wrapper.model.norm.x") == [("norm", "it finds nothing in the name")]
+
+
+def test_a_regex_that_runs_away(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is left out by its `when`, it is asked whether it would have matched."""
+    monkeypatch.setattr("llava_remap.rulefile.pattern.TIME_LIMIT", 0.05)
+    rule = "{id: runaway, match: '^(a|a|aa)+$b', drop: unwanted, when: {present: [b]}}"
+    explainer = Explainer(load(f"names: [{rule}]"), (), None)
+    rewrite = explainer.program.rewrite("a" * 200)
+    with pytest.raises(RemapError, match="LR206"):
+        explainer.explain(rewrite)
+
+
+def test_every_step_has_its_pattern_as_written_and_what_it_left(load: Load) -> None:
+    rules = load(r"""
+prepare:
+  - {id: unwrap, match: '^w\.', replace: ''}
+  - {id: buffers, from: '{r...}.inv_freq', drop: computed}
+names:
+  - {id: all, from: 'a.{r...}', to: 'b.{r}'}
+""")
+    explainer = Explainer(rules, (), None)
+    steps = explainer.explain(explainer.program.rewrite("w.a.x")).steps
+    assert [(s.rule, s.pattern, s.makes, s.after) for s in steps] == [
+        ("prepare/unwrap", r"^w\.", "", "a.x"),
+        ("names/all", "a.{r...}", "b.{r}", "b.x"),
+    ]
+    dropped = explainer.explain(explainer.program.rewrite("w.a.inv_freq"))
+    assert dropped.outcome == "dropped"
+    assert [(s.rule, s.makes, s.after) for s in dropped.steps] == [
+        ("prepare/unwrap", "", "a.inv_freq"),
+        ("prepare/buffers", None, None),
+    ]
+    assert dropped.nearest == ()
+
+
+WHEN = """
+prepare:
+  - {id: unwrap, from: 'w.{r...}', to: '{r}', when: {present: ['w.marker']}}
+names:
+  - {id: new, from: 'head.{p}', to: 'new.{p}', when: {config: {kind: a}, absent: [old]}}
+"""
+
+
+def test_rules_left_out_and_why(load: Load) -> None:
+    left = {rule.rule: rule.why for rule in Explainer(load(WHEN), ("old", "x"), {"kind": "b"}).left_out}
+    assert left == {
+        "prepare/unwrap": ("as it is stored it has no `w.marker`",),
+        "names/new": ("after `prepare` it has `old`", "its config says kind: 'b', not 'a'"),
+    }
+    assert Explainer(load(WHEN), ("w.marker",), {"kind": "a"}).left_out == ()
+
+
+def test_a_rule_that_would_take_the_name_if_it_counted(load: Load) -> None:
+    assert nearest(load(WHEN), "head.x") == [
+        ("new", "it matches, but its `when` doesn't hold: it has no config.json to say kind, not 'a'")
+    ]
