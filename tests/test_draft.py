@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from safetensors import safe_open
 
-from llava_remap.draft import draft_rules
+from llava_remap.authoring.draft import draft_rules
 from llava_remap.errors import RemapError
 from llava_remap.infer import Group, Question
 from llava_remap.report.inferred import ask_on_terminal
@@ -227,7 +227,7 @@ def test_a_class_needs_a_config(run: Run) -> None:
 
 def test_manifest_to_manifest_needs_no_torch() -> None:
     wanted = target("llava-v1.5-7b")
-    code = "import sys\nfrom llava_remap.draft import draft_rules\nfrom pathlib import Path\n"
+    code = "import sys\nfrom llava_remap.authoring.draft import draft_rules\nfrom pathlib import Path\n"
     code += f"draft_rules({str(MANIFESTS / 'llava-v1.5-7b.json')!r}, {str(wanted)!r}, Path('m.yaml'))\n"
     code += "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     ran = subprocess.run(

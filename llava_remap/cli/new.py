@@ -36,7 +36,7 @@ def rules_new(
     What neither names nor shapes tell is asked on a terminal; elsewhere it is left out and told, with exit code 1.
     """
     with refusals(Format.human):
-        from llava_remap.draft import draft_rules
+        from llava_remap.authoring.draft import draft_rules
         from llava_remap.report.inferred import ask_on_terminal, print_draft
 
         on_terminal = sys.stdin.isatty() and sys.stderr.isatty()

@@ -69,8 +69,8 @@ def rules_test(
     --source asks for is missing. What is there already is never overwritten.
     """
     with refusals(output_format, "tests"):
+        from llava_remap.authoring.rule_tests import run_rule_tests
         from llava_remap.report.rules import print_tests, tests_json
-        from llava_remap.rule_tests import run_rule_tests
         from llava_remap.rulefile import load_rule_file
 
         files = [(name, load_rule_file(name)) for name in rules]
@@ -118,7 +118,7 @@ def rules_explain(
         if printed_as is not None:
             _print_key_mapping(load_rule_file(rules), names or [], source, offline=offline)
             return
-        from llava_remap.explain import explain_names
+        from llava_remap.authoring.explain import explain_names
         from llava_remap.report.rules import explanation_json, print_explanation
 
         explained = explain_names(load_rule_file(rules), names or [], source, offline=offline)
@@ -144,7 +144,7 @@ def _print_key_mapping(rules: RuleFile, names: list[str], source: list[str], *, 
     """The dict to stdout; to stderr what it can't say."""
     import json
 
-    from llava_remap.explain import explainer_for
+    from llava_remap.authoring.explain import explainer_for
     from llava_remap.key_mapping import key_mapping
 
     if names:

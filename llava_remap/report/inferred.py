@@ -8,7 +8,7 @@ from shlex import quote
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.draft import Draft
+from llava_remap.authoring.draft import Draft
 from llava_remap.infer import HOWS, Group, InferredRule, Question
 from llava_remap.report.problems import print_problems
 

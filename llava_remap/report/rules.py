@@ -15,9 +15,9 @@ from llava_remap.fold import fold_names
 from llava_remap.report.terminal import line
 
 if TYPE_CHECKING:  # to list rule files, neither their tests nor their engine is needed
-    from llava_remap.explain import ExplainedName, ExplainedNames
+    from llava_remap.authoring.explain import ExplainedName, ExplainedNames
+    from llava_remap.authoring.rule_tests import Tested
     from llava_remap.rewrite import Status
-    from llava_remap.rule_tests import Tested
     from llava_remap.rulefile import Listed
 
 _STYLES: dict[Status, str] = {"passed": "green", "failed": "bold red", "missing": "yellow", "written": "cyan"}

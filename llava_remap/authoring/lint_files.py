@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llava_remap.errors import RemapError, refuse
+from llava_remap.errors import RemapError
 from llava_remap.lint import Finding, Linted, Names, lint
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
 
@@ -41,22 +41,15 @@ def _linted(file: str | Path, sources: Sequence[str]) -> Linted:
 def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
     """The names of the sources that are given, as the rules see them; for a file with a target class also its parameters."""
     from llava_remap.apply import plan_job
-    from llava_remap.derive import source_configs
-    from llava_remap.plan import route
-    from llava_remap.rewrite import compile_rules
-    from llava_remap.sources import name_sources, open_given, open_source
-    from llava_remap.target import text_config
+    from llava_remap.authoring.name_set import read_names
+    from llava_remap.sources import name_sources, open_source
 
     if not rules.text.sources:  # a part, for which the names are as they are
         checkpoint = open_source("model", name_sources(["model"], given)["model"], ("tensors", "config"), first=True)
         return Names(tuple(checkpoint.catalog), tuple(checkpoint.catalog), checkpoint.config)
-    named = name_sources(list(rules.text.sources), given)
-    if rules.first_source not in named:
-        raise refuse("LR211", f"no checkpoint is given for source `{rules.first_source}`.", "Give it: --source DIR.")
-    checkpoints = open_given(rules, named, offline=False)
-    first, config = tuple(checkpoints[rules.first_source].catalog), text_config(source_configs(rules, checkpoints))
-    routes = route(rules, compile_rules(rules, first, config), checkpoints)
-    names = Names(tuple(routed.rewrite.source for routed in routes.taken), first, config)
+    found = read_names(rules, given)
+    taken = tuple(rules.text.sources[source].prefix + name for source, names in found.names.items() for name in names)
+    names = Names(taken, tuple(found.stored), found.config)
     if rules.text.target is None or rules.text.target.class_ is None:
         return names
     plan = plan_job(rules.path, given, dry_run=True, offline=True).plan

@@ -50,7 +50,7 @@ def explainer_for(rules: RuleFile, given: Sequence[str], *, offline: bool = Fals
     """The rules for the checkpoints that `--source` arguments give; without any, for one of which nothing is known."""
     if not given:
         return Explainer(rules, (), None)
-    from llava_remap.name_set import read_names
+    from llava_remap.authoring.name_set import read_names
 
     known = read_names(rules, given, offline=offline)
     return Explainer(rules, known.stored, known.config)
@@ -75,7 +75,7 @@ def explain_names(rules: RuleFile, names: Sequence[str], given: Sequence[str], *
         explainer = Explainer(rules, wanted, None)
         alone = tuple(ExplainedName("", name, explainer.explain(explainer.program.rewrite(name))) for name in wanted)
         return ExplainedNames(rules, alone, explainer.left_out, {})
-    from llava_remap.name_set import read_names
+    from llava_remap.authoring.name_set import read_names
 
     known = read_names(rules, given, offline=offline)
     explainer = Explainer(rules, known.stored, known.config)

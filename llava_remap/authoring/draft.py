@@ -9,8 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_remap.authoring.draft_target import (
+    CLEAN,
+    CONFIG,
+    Wanted,
+    cleaned,
+    knows_architecture,
+    loaded,
+    model_type_of,
+    read_wanted,
+)
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.draft_target import CLEAN, CONFIG, Wanted, cleaned, knows_architecture, loaded, model_type_of, read_wanted
 from llava_remap.errors import Problem, refuse
 from llava_remap.identify import fits
 from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, infer, unfold
