@@ -134,7 +134,7 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
     _refuse_contradictions(folder, record)
     if problems := [*header_problems(converted.catalog, record), *_text_problems(folder, record)]:
         raise RemapError(problems)
-    names = [name for name, source in record.sources.items() if name in record.locations or source.texts]
+    names = list(record.locations)
     folders = {name: output / name if len(names) > 1 else output for name in names}
     if len(names) > 1 and (odd := [name for name in names if not _is_plain(name)]):
         raise refuse("LR113", f"{folder / RECORD}: source {odd[0]!r} can't be the name of a folder.", "Look where it comes from.")

@@ -60,20 +60,23 @@ def test_there_and_back_and_there_again(form: str) -> None:
     source = FORMS[form]
     apply("llava-v1.5", [str(source), TOWER], "out")
     done = revert("out", "back")
-    [model, tower] = done.job.parts
-    restored(source, Path("back/model"), {entry.name for entry in model.dropped})
+    own = form == "full_state_dict"  # which has a tower of its own: of the other one only the config is used
+    [model, *towers] = done.job.parts
+    back = Path("back") if own else Path("back/model")
+    restored(source, back, {entry.name for entry in model.dropped})
     assert {entry.rule for entry in model.dropped} <= {"prepare/inv-freq", "prepare/position-ids"}
     for name in ("config.json", "generation_config.json"):
-        assert (Path("back/model") / name).is_file() == (source / name).is_file()
-        assert not (source / name).is_file() or (Path("back/model") / name).read_bytes() == (source / name).read_bytes()
-    assert (Path("back/vision_tower") / "config.json").read_bytes() == (CLIP / "config.json").read_bytes()
-    if form != "full_state_dict":  # which has a tower of its own
+        assert (back / name).is_file() == (source / name).is_file()
+        assert not (source / name).is_file() or (back / name).read_bytes() == (source / name).read_bytes()
+    assert len(towers) == (0 if own else 1)
+    for tower in towers:
         taken = {name for name in tensors(CLIP) if name.startswith("vision_model.")} - {e.name for e in tower.dropped}
         assert tensors(Path("back/vision_tower")) == {name: t for name, t in tensors(CLIP).items() if name in taken}
         assert tower.not_taken == 39
+        assert (Path("back/vision_tower") / "config.json").read_bytes() == (CLIP / "config.json").read_bytes()
     for file in source.glob("*token*"):
-        shutil.copy(file, "back/model")
-    apply("llava-v1.5", ["back/model", "vision_tower=back/vision_tower"], "again")
+        shutil.copy(file, back)
+    apply("llava-v1.5", [str(back), TOWER if own else "vision_tower=back/vision_tower"], "again")
     assert contents(Path("again"), *WEIGHTS) == contents(Path("out"), *WEIGHTS)
 
 
@@ -92,11 +95,9 @@ def test_one_source_with_everything_in_it(tie: bool, changed: Changed) -> None:
     )
     apply("llava-interleave", [str(source), f"vision_tower={SIGLIP}"], "out")
     done = revert("out", "back")
-    [model, tower] = done.job.parts
+    [model] = done.job.parts  # of the tower that is given apart only the config was used
     assert {entry.name for entry in model.dropped} == {"model.image_newline"}
-    restored(source, Path("back/model"), {"model.image_newline"})
-    assert [path.name for path in Path("back/vision_tower").iterdir()] == ["config.json"]  # nothing else of it was used
-    assert not tower.shards
+    restored(source, Path("back"), {"model.image_newline"})
 
 
 def test_a_single_source_becomes_the_output_itself(changed: Changed, run: Run) -> None:
@@ -461,3 +462,24 @@ def test_the_digests_in_the_record_are_those_of_the_texts(made: Path) -> None:
         assert source["texts"]
         for name, text in source["texts"].items():
             assert source["files"][name]["sha256"] == hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@pytest.mark.parametrize("form", ["bin", "sharded", "safetensors", "sharded_safetensors"])
+@pytest.mark.parametrize(
+    ("name", "class_name", "tower"),
+    [
+        ("llava-v1.6-mistral", "LlavaNextForConditionalGeneration", CLIP),
+        ("llava-onevision", "LlavaOnevisionForConditionalGeneration", SIGLIP),
+    ],
+)
+def test_families_without_a_shipped_file(name: str, class_name: str, tower: Path, form: str, run: Run) -> None:
+    """There and back by an inferred rule file; without a tokenizer, since no shipped part knows these classes' processors."""
+    shutil.copytree(TINY / name / form, "source", ignore=shutil.ignore_patterns("*token*"))
+    assert run("rules", "new", "--from", "source", "--to", class_name, "--output", "mine.yaml").code == 0
+    ran = run("apply", "mine.yaml", "--source", "source", "--source", f"vision_tower={tower}", "--output", "out")
+    assert ran.code == 0, ran.out + ran.err
+    [part] = revert("out", "back").job.parts
+    restored_all = tensors(Path("back"))
+    assert restored_all == {n: t for n, t in tensors(Path("source")).items() if n not in {d.name for d in part.dropped}}
+    assert len(restored_all) > 60
+    assert not part.dropped

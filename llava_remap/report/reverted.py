@@ -23,15 +23,16 @@ def print_reverted(console: Console, done: Reverted) -> None:
     width = max(len(part.name) for part in job.parts)
     for part in job.parts:
         count = len(part.recipe.mapped)
-        tensors = (
-            f"{_count(count, 'tensor')} in {_count(len(part.shards), 'file')}, {size(part.nbytes)}" if count else "no tensor"
-        )
+        tensors = f"{_count(count, 'tensor')} in {_count(len(part.shards), 'file')}, {size(part.nbytes)}"
         line(console, Text.assemble("  ", (part.name.ljust(width), "bold"), f"  {shown(str(part.folder))}: {tensors}"))
         line(console, f"  {' ' * width}  {', '.join(sorted(part.texts)) or 'no config: the record has none'}")
-    if any(part.dropped or part.not_taken or part.not_restored or not part.texts for part in job.parts):
+    others = {name: source for name, source in job.record.sources.items() if name not in {part.name for part in job.parts}}
+    if others or any(part.dropped or part.not_taken or part.not_restored or not part.texts for part in job.parts):
         heading(console, "Not restored")
         for part in job.parts:
             _not_restored(console, part)
+        for name, source in others.items():
+            line(console, f"  {name}: none of its tensors was used; it is as it was, in {source.location}")
     console.print()
     line(console, Text.assemble(("Done", "bold green"), f": {shown(str(job.output))} written in {done.seconds:.1f} s"))
 

@@ -31,13 +31,14 @@ _KINDS = {"": r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
 _LITERALS = re.compile(r"\^((?:[A-Za-z0-9_-]|\\[.\-])*)(?![*+?{])")
 #: What makes the beginning of a regex say nothing: alternatives, flags that hold everywhere.
 _NO_PREFIX = re.compile(r"\||\(\?(?!:|P?<[A-Za-z_])")
-#: What can't be a quantifier: escaped signs and classes.
-_PLAIN = re.compile(r"\\.|\[\^?\]?[^\]]*\]", re.DOTALL)
-#: Quantifiers of a group, references and whatever else could make a search long; and quantifiers of a sign.
+#: What is no quantifier and no choice, whatever signs are in it: escaped signs, classes, the beginnings of groups.
+_PLAIN = re.compile(r"\\.|\[\^?\]?[^\]]*\]|\(\?(?::|P?<[A-Za-z_])", re.DOTALL)
+#: What can make a search long by itself: quantifiers of groups, references, and whatever else a group can begin with.
 _WILD = re.compile(r"\)[*+?{]|\(\?(?!:|P?<[A-Za-z_])|\\[1-9gpk]")
-_QUANTIFIER = re.compile(r"[*+{]")
-#: A search with two quantifiers takes at most as many steps as the third power of a name's length.
-_TAME_QUANTIFIERS, _TAME_LENGTH = 2, 200
+#: Each of these multiplies the ways in which a name can be tried: by its length, or by the number of alternatives.
+_QUANTIFIER, _CHOICE = re.compile(r"[*+{]"), re.compile(r"[?|]")
+#: What goes without the time limit: at most a million steps from every start, times eight.
+_TAME_QUANTIFIERS, _TAME_CHOICES, _TAME_LENGTH = 2, 3, 100
 _REFERENCE = re.compile(r"\\(?:g<([^>]*)>|([0-9]+)|(.?))", re.DOTALL)
 
 
@@ -210,8 +211,9 @@ class Regex:
         literals = None if _NO_PREFIX.search(match) else _LITERALS.match(match)
         #: What a name must begin with, as far as that is plain to see. To ask that first is cheap, the time limit isn't.
         self.prefix = literals[1].replace("\\", "") if literals else ""
-        quantifiers = len(_QUANTIFIER.findall(_PLAIN.sub("", match)))
-        self._is_tame = _WILD.search(match) is None and quantifiers <= _TAME_QUANTIFIERS
+        signs = _PLAIN.sub("", match)
+        few = len(_QUANTIFIER.findall(signs)) <= _TAME_QUANTIFIERS and len(_CHOICE.findall(signs)) <= _TAME_CHOICES
+        self._is_tame = few and _WILD.search(match) is None
         for found in _REFERENCE.finditer(replace or ""):
             name, number, other = found.groups()
             if number is not None or (name is not None and name.isascii() and name.isdecimal()):

@@ -253,8 +253,10 @@ def test_what_a_regex_begins_with(match: str, prefix: str) -> None:
 @pytest.mark.parametrize(
     ("match", "length", "limit"),
     [(match, 30, pattern.TIME_LIMIT) for match in ("(a+)+$", "(a|aa)+$", "(a*)*b", "a*a*a*b", "((?:a)+)+$")]
+    + [(match, 30, pattern.TIME_LIMIT) for match in ("a?" * 30 + "a" * 30, "(a|aa)" * 30)]
     + [(match, 30, pattern.TIME_LIMIT) for match in ("(?:a+){2,}$", r"(a+)\1+$")]
-    + [("^a*.*$", 200, None), ("^a*.*$", 201, pattern.TIME_LIMIT)],
+    + [("^a*.*$", 100, None), ("^a*.*$", 101, pattern.TIME_LIMIT)]
+    + [(r"^(?:a|b)\.[+*?{|]\++(?P<n>[^]+])c?$", 30, None)],
 )  # fmt: skip
 def test_every_search_that_can_run_away_has_its_time_limit(
     match: str, length: int, limit: float | None, monkeypatch: pytest.MonkeyPatch
