@@ -216,7 +216,8 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
     assert job.derived is not None
     output, config, plan = job.output, job.derived.config.config, job.plan
     recipe = Recipe.of(plan.mapped, plan.post_load, job.checkpoints)
-    texts = {source: read_texts(files) for source, files in job.source_files.items()}
+    read = job.source_files
+    texts = {source: read_texts(files) for source, files in read.items()}
     with fresh_folder(output) as written:
         write_shards(recipe, plan.shards, output, written, on_progress)
         found = strict_load(written, plan.target_class, config) if verify != "none" else []
@@ -228,11 +229,11 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
         for name, content in sorted(job.small_files.items()):
             with whole_file(output / name, written) as file:
                 write_all(file, content)
-        digests = digest_files([*written, *(path for files in job.source_files.values() for path in files.values())], on_progress)
+        digests = digest_files([*written, *(path for files in read.values() for path in files.values())], on_progress)
         refuse_changed(job.checkpoints)
         write_index(recipe, plan.shards, output, written)
         digests |= digest_files(written[-1:])
-        sources = {source: {name: digests[path] for name, path in files.items()} for source, files in job.source_files.items()}
+        sources = {source: {name: digests[path] for name, path in files.items()} for source, files in read.items()}
         outputs = {path.name: digests[path] for path in written}
         record = record_json(plan, job.rules, sources, texts, outputs, verify)
         with whole_file(output / RECORD, written) as file:
