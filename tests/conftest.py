@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,17 @@ RELEASED = TINY / "llava-v1.5" / "released"
 
 #: Modules that are slow to import, and that what needs none of them must not import.
 HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors"}
+
+
+def heavy(*arguments: object) -> set[str]:
+    """The heavy modules that a whole process of the command line has loaded at its end."""
+    program = (
+        f"import sys\nsys.argv = {['llava-remap', *map(str, arguments)]!r}\nfrom llava_remap.cli import main\ntry: main()\n"
+        f"finally: print(*({HEAVY} & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(ran.stderr.split())
+
 
 Tensors = dict[str, torch.Tensor]
 Run = Callable[..., "Ran"]

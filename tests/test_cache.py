@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from llava_remap import cache
 from llava_remap.cache import cached
 from llava_remap.errors import RemapError, refuse
-from tests.conftest import CLIP, HEAVY, MANIFESTS, RELEASED, Changed, Run
+from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run, heavy
 
 SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")
 
@@ -142,16 +140,6 @@ def test_the_oldest_go_when_there_are_too_many(folder: Path, monkeypatch: pytest
     cached("q", {"x": 3}, ask)
     assert ask.times == 0
     assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".zip"}
-
-
-def heavy(*arguments: str) -> set[str]:
-    """The heavy modules that a whole process of the command line has loaded at its end."""
-    program = (
-        f"import sys\nsys.argv = {['llava-remap', *arguments]!r}\nfrom llava_remap.cli import main\ntry: main()\n"
-        f"finally: print(*({HEAVY} & set(sys.modules)), file=sys.stderr)"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return set(ran.stderr.split())
 
 
 @pytest.mark.parametrize(

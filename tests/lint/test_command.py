@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava_remap.rulefile import pattern, shipped_folder
-from tests.conftest import HEAVY, MANIFESTS, Run
+from tests.conftest import MANIFESTS, Run, heavy
 
 CLIP = f"vision_tower={MANIFESTS / 'clip-vit-large-patch14-336.json'}"
 #: Each manifest that a shipped file is for, with what else it needs.
@@ -187,13 +187,6 @@ def test_a_name_that_makes_a_regex_run_away(run: Run, monkeypatch: pytest.Monkey
     assert ran.code == 2
     assert "r.yaml:3:9 LR206" in ran.out
     assert "no names could be made from `names/a`" in ran.out
-
-
-def heavy(*arguments: str) -> set[str]:
-    program = f"import sys\nsys.argv = {['llava-remap', *arguments]!r}\nfrom llava_remap.cli import main\ntry: main()\n"
-    program += f"finally: print(*({HEAVY} & set(sys.modules)), file=sys.stderr)"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return set(ran.stderr.split())
 
 
 @pytest.mark.parametrize("output", ["human", "json", "github"])
