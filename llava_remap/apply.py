@@ -101,7 +101,7 @@ class Result:
 
 def plan_job(
     rules: str | Path,
-    sources: Sequence[str] = (),
+    sources: Sequence[str | Path] = (),
     output: str | Path | None = None,
     *,
     dry_run: bool = False,
@@ -126,7 +126,7 @@ def plan_job(
     return refused(job, output_problems(job.output, job.plan.nbytes_write, job.checkpoints))
 
 
-def plan_mapping(rules: str | Path, sources: Sequence[str] = (), *, dry_run: bool = False, offline: bool = False) -> Job:
+def plan_mapping(rules: str | Path, sources: Sequence[str | Path] = (), *, dry_run: bool = False, offline: bool = False) -> Job:
     """`plan_job` without the question whether the output can be written: for what writes none."""
     file = load_rule_file(rules)
     _ = file.target
@@ -244,7 +244,7 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
 
 def apply(
     rules: str | Path,
-    sources: Sequence[str] = (),
+    sources: Sequence[str | Path] = (),
     output: str | Path | None = None,
     *,
     verify: Verify = "meta",

@@ -67,7 +67,7 @@ CODES: dict[str, Code] = {
     "LR112": Code("the config doesn't say enough", Exit.INPUT,
         "The sources' config.json lacks something that tensors can't show, or says what can't be. Give the part's own "
         "checkpoint with its config, or mend the config."),
-    "LR113": Code("unreadable tokenizer, config or processor file", Exit.INPUT,
+    "LR113": Code("unreadable tokenizer, config, record or snapshot", Exit.INPUT,
         "A tokenizer, processor or config file, a folder's record, or a rule file's snapshot, can't be understood. Replace it by "
         "the original."),
     "LR114": Code("not to be had from the hub", Exit.INPUT,

@@ -35,7 +35,12 @@ def fold_groups(names: Iterable[str]) -> dict[str, list[str]]:
             numbers = [int(segments[at]) for segments in alike] if None in key else []
             line = tuple(_runs(numbers) if segment is None else segment for segment in key)
             folded[line] = [name for members in alike.values() for name in members]
-    return {".".join(segments): members for segments, members in folded.items()}
+    return {printable(".".join(segments)): members for segments, members in folded.items()}
+
+
+def printable(text: str) -> str:
+    """Text in which nothing moves the cursor, changes a colour or turns the direction: a checkpoint's names can be anything."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _runs(numbers: list[int]) -> str:

@@ -128,8 +128,9 @@ def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) 
 
 
 def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
-    if any(r.rewrite.target is not None for r in routed):
-        return None
+    left = [r for r in routed if r.rewrite.reason is None]
+    if not left or any(r.rewrite.target is not None for r in left):
+        return None  # where all is dropped, that is what the plan finds
     return Problem(
         "LR305",
         f"no rule of {rules.name} takes any of the {len(routed)} names in {checkpoint.location}.",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(rules: str | Path, sources: Sequence[str] = (), *, offline: bool = False) -> PreTrainedModel:
+def load_model(rules: str | Path, sources: Sequence[str | Path] = (), *, offline: bool = False) -> PreTrainedModel:
     """The model that `apply` would write, loaded, without writing it: class, config, names, dtypes and values are those that
     `AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")` gives for the folder, in eval mode, on the CPU.
 

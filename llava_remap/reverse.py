@@ -43,7 +43,7 @@ class Reversal(Job):
 
 def plan_reverse(
     rules: str | Path,
-    sources: Sequence[str] = (),
+    sources: Sequence[str | Path] = (),
     output: str | Path | None = None,
     *,
     dry_run: bool = False,

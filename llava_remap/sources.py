@@ -13,7 +13,7 @@ from llava_remap.hub import download, parse_repository
 from llava_remap.rulefile import RuleFile
 
 
-def given_sources(rules: RuleFile, given: Sequence[str]) -> dict[str, str]:
+def given_sources(rules: RuleFile, given: Sequence[str | Path]) -> dict[str, str]:
     """The SRC of each source of a rule file that `--source` arguments give, and the first source's default where they don't.
 
     Raises:
@@ -68,7 +68,7 @@ def open_needed(
     return {name: found[name] for name in rules.text.sources if name in found}, problems
 
 
-def name_sources(names: Sequence[str], given: Sequence[str], option: str = "--source") -> dict[str, str]:
+def name_sources(names: Sequence[str], given: Sequence[str | Path], option: str = "--source") -> dict[str, str]:
     """The SRC of each source from `[NAME=]SRC` arguments; a bare SRC is the first name's.
 
     Args:
@@ -79,7 +79,7 @@ def name_sources(names: Sequence[str], given: Sequence[str], option: str = "--so
         RemapError: LR211 for a name that isn't there, one given twice, or one without a SRC.
     """
     sources: dict[str, str] = {}
-    for text in given:
+    for text in map(str, given):  # from Python, a path will do
         name, equals, rest = text.partition("=")
         if not equals or (name not in names and _exists(Path(text))):
             name, rest = names[0], text
@@ -130,7 +130,7 @@ def open_source(
     return replace(checkpoint, form=form, origin=f"{repository.id}@{snapshot.commit}")
 
 
-def open_again(locations: Mapping[str, str], given: Sequence[str], *, offline: bool = False) -> dict[str, Checkpoint]:
+def open_again(locations: Mapping[str, str], given: Sequence[str | Path], *, offline: bool = False) -> dict[str, Checkpoint]:
     """The sources that a folder was made from, as given again by `[NAME=]SRC` arguments.
 
     Args:

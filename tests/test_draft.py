@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from llava_remap.authoring.draft import draft_rules
 from llava_remap.errors import RemapError
@@ -272,3 +274,21 @@ def test_no_answer_on_a_terminal_leaves_a_question_open(monkeypatch: pytest.Monk
     console = Console()
     monkeypatch.setattr(console, "input", nothing)
     assert ask_on_terminal(console, Question(Group(("a",), {(): (1,)}), (Group(("b",), {(): (1,)}),))) is None
+
+
+def test_an_answer_of_another_shape_is_refused(run: Run) -> None:
+    """One row is no smaller vocabulary."""
+    answer = ("--map", "value_head.weight=language_model.lm_head.weight")
+    ran = run("rules", "new", "--from", DATA / "fork", "--to", "LlavaForConditionalGeneration", "--output", "m.yaml", *answer)
+    assert (ran.code, Path("m.yaml").exists()) == (2, False)
+    assert "the shapes are (1, 64) and (320, 64)" in ran.err
+
+
+def test_a_draft_without_a_chat_template_says_so(run: Run, tmp_path: Path) -> None:
+    tensors = load_file(DATA / "fork" / "model.safetensors")
+    shutil.copytree(DATA / "fork", "other")
+    save_file({f"student.net.{name}": tensor for name, tensor in tensors.items()}, "other/model.safetensors")
+    ran = run("rules", "new", "--from", "other", "--to", "LlavaForConditionalGeneration", "--output", "m.yaml")
+    assert ran.code == 0
+    assert "no chat template" in ran.out
+    assert "# unsure: no chat template" in Path("m.yaml").read_text()

@@ -100,3 +100,7 @@ def test_unfold_itself() -> None:
     assert unfold("a.{0..2,5}.w") == ["a.0.w", "a.1.w", "a.2.w", "a.5.w"]
     assert unfold("{0..1}.{3,5}") == ["0.3", "0.5", "1.3", "1.5"]
     assert unfold("a.b") == ["a.b"]
+
+
+def test_a_folded_name_moves_no_cursor() -> None:
+    assert fold_names(["a\n\x1b[31m.0.w", "a\n\x1b[31m.1.w", "b\u202ec"]) == ["a\\n\\x1b[31m.{0..1}.w", "b\\u202ec"]

@@ -270,3 +270,7 @@ def test_it_is_public_and_costs_nothing_until_it_is_used() -> None:
     assert llava_remap.load_model is load_model
     program = "import sys, llava_remap; llava_remap.load_model; print({'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_source_can_be_a_path() -> None:
+    assert llava_remap.plan_job("llava-v1.5", [RELEASED / "bin", f"vision_tower={CLIP}"]).plan.complete

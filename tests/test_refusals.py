@@ -351,3 +351,13 @@ def test_a_source_that_is_not_there(run: Run) -> None:
     assert ran.code == 3
     assert [p["code"] for p in ran.json["problems"]] == ["LR100"]
     assert ran.json["complete"] is False
+
+
+def test_a_drop_of_everything_is_told_as_one(run: Run) -> None:
+    Path("mine.yaml").write_text(
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.5.yaml]\n"
+        "detect: {present: [], absent: []}\nnames: [{id: all, from: '{r...}', drop: too wide}]\n"
+    )
+    ran = run("apply", "mine.yaml", "--source", MANIFESTS / "llava-v1.5-7b.json", "--dry-run")
+    assert ran.code == 1
+    assert "LR305" not in ran.out

@@ -533,3 +533,19 @@ def test_a_checkpoint_of_weights_is_only_read(run: Run) -> None:
     assert run("rules", "test", mine(TESTED), "--source", RELEASED / "bin", "--update").code == 0
     assert {path: path.stat().st_mtime_ns for path in RELEASED.rglob("*")} == before
     assert Path("mine.snapshots/bin.json").is_file()
+
+
+def test_a_snapshot_of_another_checkpoint_of_the_same_name(run: Run) -> None:
+    """Two checkpoints in folders of one name: the second one hasn't the names of the first, so it isn't that one."""
+    rules = "schema: 1\nname: m\nsources: {model: {}}\nnames: [{id: a, from: '{r...}', to: 'x.{r}'}]\n"
+    Path("m.yaml").write_text(rules + "tests: [{from: a.b, to: x.a.b}]\n")
+    for folder, name in (("one", "a.w"), ("two", "b.w")):
+        Path(folder).mkdir()
+        content = {"format": "llava-remap/manifest", "format_version": 1, "tensors": {name: {"dtype": "F16", "shape": [1]}}}
+        Path(folder, "c.json").write_text(json.dumps(content))
+    assert run("rules", "test", "m.yaml", "--source", "one/c.json", "--update").code == 0
+    before = Path("m.snapshots/c.json").read_bytes()
+    ran = run("rules", "test", "m.yaml", "--source", "two/c.json", "--update")
+    assert ran.code == 1
+    assert "(not in the checkpoint)" in ran.out
+    assert Path("m.snapshots/c.json").read_bytes() == before

@@ -22,7 +22,7 @@ from llava_remap.authoring.draft_target import (
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, refuse
 from llava_remap.identify import fits
-from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, infer, unfold
+from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, grows, infer, unfold
 from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder, shipped_rule_files
 from llava_remap.sources import open_source
@@ -156,7 +156,7 @@ def _answers(given: Sequence[str], shapes: Mapping[str, Shape], wanted: Wanted) 
             why = "one of them is told twice" if twice else f"{source.folded} and {target.folded} have other layers"
             raise refuse("LR211", f"--map {text}: {why}.", "Map a group to one with the same layers, each once.")
         pairs = [(shape, target.members[numbers]) for numbers, shape in source.members.items()]
-        if any(len(shape) != len(wanted_shape) or shape[1:] != wanted_shape[1:] for shape, wanted_shape in pairs):
+        if any(shape != wanted_shape and not grows(shape, wanted_shape) for shape, wanted_shape in pairs):
             raise refuse("LR211", f"--map {text}: the shapes are {source.shape} and {target.shape}.", "Map what has one shape.")
         found[source.pattern] = target.pattern
     return found
@@ -194,6 +194,10 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
         if chat:
             extends.append(chat)
             notes.append(f"{chat}: tensors don't show how a model was trained to chat")
+        else:
+            notes.append(
+                "no chat template: no shipped family is near. Extend a parts/chat-*.yaml, or write processor.chat_template"
+            )
         constants = _target_config(wanted, part, checkpoint.config or {}, notes)
         shipped = (load_rule_file(path).target.class_ for path in shipped_rule_files().values())
         if wanted.class_name not in shipped:

@@ -40,7 +40,7 @@ def _linted(file: str | Path, sources: Sequence[str]) -> Linted:
 
 def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
     """The names of the sources that are given, as the rules see them; for a file with a target class also its parameters."""
-    from llava_remap.apply import plan_job
+    from llava_remap.apply import plan_mapping
     from llava_remap.authoring.name_set import read_names
     from llava_remap.sources import name_sources, open_source
 
@@ -52,7 +52,7 @@ def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
     names = Names(taken, tuple(found.stored), found.config)
     if rules.text.target is None or rules.text.target.class_ is None:
         return names
-    plan = plan_job(rules.path, given, dry_run=True, offline=True).plan
+    plan = plan_mapping(rules.path, given, dry_run=True, offline=True).plan
     if plan.target_names:
         return replace(names, wanted=frozenset(plan.target_names))
     return replace(names, unknown=", ".join(f"{problem.code} {problem.title}" for problem in plan.problems))

@@ -112,6 +112,12 @@ def _held(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool) ->
     differences = [] if unknown else _differences(old, _taken(rules, old.names))
     if new is not None:
         differences += [d for d in _differences(old, new) if d not in differences]
+        differences += [
+            Difference(source, name, _in_words(outcome), "(not in the checkpoint)")
+            for source, names in old.outcomes.items()
+            for name, outcome in names.items()
+            if source in new.outcomes and name not in new.outcomes[source]
+        ]
     if differences:
         return SnapshotResult(file, "failed", count, tuple(differences), again)
     if new is not None:

@@ -58,7 +58,9 @@ def apply_command(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", metavar="DIR", help="The folder to write; new or empty. By default ./<last part of the first source>-hf."
+            "--output",
+            metavar="DIR",
+            help="The folder to write; new or empty. By default ./<last part of the first source>-hf, with --reverse -original.",
         ),
     ] = None,
     dry_run: Annotated[

@@ -135,9 +135,10 @@ def rules_schema() -> None:
     With it an editor checks a rule file and explains every field: save it, and start the rule file with the line
     # yaml-language-server: $schema=PATH
     """
-    from llava_remap.rulefile.json_schema import schema_json
+    with refusals(Format.human):
+        from llava_remap.rulefile.json_schema import schema_json
 
-    print(schema_json(), end="")
+        print(schema_json(), end="", flush=True)
 
 
 def _print_key_mapping(rules: RuleFile, names: list[str], source: list[str], *, offline: bool) -> None:

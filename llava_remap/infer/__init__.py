@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from llava_remap.infer.engine import Inference, infer, suggest_rules
 from llava_remap.infer.groups import Group, Segments, Shape, fill, fold, unfold
-from llava_remap.infer.match import HOWS, How, Match, Question
+from llava_remap.infer.match import HOWS, How, Match, Question, grows
 from llava_remap.infer.rules import DROPPED, InferredRule, quoted, rule_line
 
 __all__ = [
     "DROPPED", "Group", "HOWS", "How", "Inference", "InferredRule", "Match", "Question", "Segments", "Shape", "fill", "fold",
-    "infer", "quoted", "rule_line", "suggest_rules", "unfold",
+    "grows", "infer", "quoted", "rule_line", "suggest_rules", "unfold",
 ]  # fmt: skip

@@ -89,13 +89,14 @@ def _equal(source: Group, target: Group) -> bool:
 
 
 def _longer(source: Group, target: Group) -> bool:
-    """A table with somewhat more rows than the source's: a converted checkpoint's vocabulary has room for new tokens.
+    return [*source.members] == [*target.members] == [()] and grows(source.shape, target.shape)
+
+
+def grows(one: Shape, other: Shape) -> bool:
+    """Whether the other is a table with somewhat more rows: a converted checkpoint's vocabulary has room for new tokens.
 
     A vocabulary has more rows than columns, which tells it from a table of positions.
     """
-    if [*source.members] != [()] or [*target.members] != [()]:
-        return False
-    one, other = source.shape, target.shape
     return len(one) == len(other) == 2 and one[1] == other[1] < one[0] < other[0] <= one[0] + MOST_NEW_ROWS
 
 

@@ -84,7 +84,7 @@ def shadowed(trial: Trial) -> Iterator[Finding]:
         if mine is not None:
             cause = f"`{rule.label}` of {rule.mark.file} can take no name: {by} has them before it."
             fix = f"Make `{mine.label}` narrower."
-            if _list(mine) == _list(rule):
+            if _list(mine) == _list(rule) and mine.rule.drop is None:
                 fix = f"Give `{mine.label}` the id `{rule.rule.id}`: then it replaces the inherited rule."
         yield Finding((mine or rule).mark, Problem("LR204", cause, fix, names))
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from llava_remap.fold import printable
+
 
 def size(nbytes: int) -> str:
     """Bytes in the unit a person would choose (powers of 1000, as disks are sold)."""
@@ -32,4 +34,9 @@ def heading(console: Console, text: str) -> None:
 
 
 def line(console: Console, text: str | Text) -> None:
+    """One line or several, with nothing in them that a terminal would obey."""
+    plain = text if isinstance(text, str) else text.plain
+    shown = "\n".join(map(printable, plain.split("\n")))
+    if shown != plain:
+        text = shown
     console.print(text, soft_wrap=True, highlight=False, markup=False)
