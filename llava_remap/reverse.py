@@ -182,6 +182,9 @@ def _name_problems(
         problems.append(Problem("LR301", cause, "Give a checkpoint that transformers saved, or `apply` wrote.", unknown))
     if stuck:
         cause = f"{len(stuck)} of {len(taken)} names that no rule of {rules.name} leads back from."
+        asking = [rule.id for rule in (*rules.text.prepare, *rules.text.names) if rule.when is not None and rule.when.config]
+        if asking:
+            cause += f" Whether {', '.join(f'`{rule}`' for rule in asking)} counts depends on the original's config, which isn't there."
         problems.append(
             Problem(
                 "LR301", cause, "Add a rule that makes them, or `reverse:` to one, or take them out of the checkpoint.", stuck
