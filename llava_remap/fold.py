@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 #: As a program writes it: `01` is another name than `1`.
-_NUMBER = re.compile(r"0|[1-9][0-9]*")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 def fold_names(names: Iterable[str]) -> list[str]:

@@ -181,10 +181,10 @@ def _name_problems(
         cause = f"{len(unknown)} of {len(taken)} names are not in layout {layout}, the nearest that transformers has on disk."
         problems.append(Problem("LR301", cause, "Give a checkpoint that transformers saved, or `apply` wrote.", unknown))
     if stuck:
-        cause = f"{len(stuck)} of {len(taken)} names that no rule of {rules.name} leads back from."
+        cause = f"{len(stuck)} of {len(taken)} names that no rule of {rules.name} leads back from, or rules to several names."
         asking = [rule.id for rule in (*rules.text.prepare, *rules.text.names) if rule.when is not None and rule.when.config]
         if asking:
-            cause += f" Whether {', '.join(f'`{rule}`' for rule in asking)} counts depends on the original's config, which isn't there."
+            cause += f" Whether {', '.join(asking)} count depends on the original's config, which isn't there."
         problems.append(
             Problem(
                 "LR301", cause, "Add a rule that makes them, or `reverse:` to one, or take them out of the checkpoint.", stuck

@@ -48,7 +48,7 @@ def target(name: str, config: dict[str, Any] | None = None) -> Path:
 def test_a_complete_dry_run_at_once(name: str, by_class: bool, run: Run) -> None:
     source = MANIFESTS / f"{name}.json"
     wanted = expected(name)["class"] if by_class else target(name)
-    made = run("rules", "new", "--from", source, "--to", wanted, "--output", "mine.yaml")
+    made = run("rules", "new", "--from", source, "--to", wanted, "--output", "mine.yaml", "--drop-rest")
     assert made.code == 0, made.err + made.out
     assert "rules test mine.yaml" in made.out
     assert run("rules", "test", "mine.yaml").code == 0
@@ -59,7 +59,7 @@ def test_a_complete_dry_run_at_once(name: str, by_class: bool, run: Run) -> None
 
 def test_the_file_is_one_that_a_person_would_write(run: Run) -> None:
     assert run("rules", "new", "--from", MANIFESTS / "video-llava-7b.json", "--to", target("video-llava-7b"),
-               "--output", "mine.yaml").code == 0  # fmt: skip
+               "--output", "mine.yaml", "--drop-rest").code == 0  # fmt: skip
     rules = load_rule_file("mine.yaml")
     assert len(rules.text.names) <= 15
     assert len(rules.text.tests) == len(rules.text.names)
@@ -240,7 +240,9 @@ def test_manifest_to_manifest_needs_no_torch() -> None:
 
 def test_a_variant_of_unknown_architecture_and_tower(run: Run) -> None:
     """A class is enough of a target: heads change no shape, and biases tell Qwen's attention from Llama's."""
-    ran = run("rules", "new", "--from", DATA / "fork", "--to", "LlavaForConditionalGeneration", "--output", "mine.yaml")
+    ran = run(
+        "rules", "new", "--from", DATA / "fork", "--to", "LlavaForConditionalGeneration", "--output", "mine.yaml", "--drop-rest"
+    )
     assert ran.code == 0, ran.out + ran.err
     rules = load_rule_file("mine.yaml")
     assert [(rule.from_, rule.to) for rule in rules.text.names] == [
@@ -263,7 +265,10 @@ def test_an_unknown_architecture_with_biases_is_qwens(run: Run, tmp_path: Path) 
     content = json.loads((MANIFESTS / "llava-interleave-qwen-0.5b.released.json").read_text())
     content["config"]["architectures"] = ["MineForCausalLM"]
     Path("m.json").write_text(json.dumps(content))
-    assert run("rules", "new", "--from", "m.json", "--to", "LlavaForConditionalGeneration", "--output", "q.yaml").code == 0
+    assert (
+        run("rules", "new", "--from", "m.json", "--to", "LlavaForConditionalGeneration", "--output", "q.yaml", "--drop-rest").code
+        == 0
+    )
     assert load_rule_file("q.yaml").target_config["text_config.model_type"].const == "qwen2"
 
 
@@ -288,7 +293,18 @@ def test_a_draft_without_a_chat_template_says_so(run: Run, tmp_path: Path) -> No
     tensors = load_file(DATA / "fork" / "model.safetensors")
     shutil.copytree(DATA / "fork", "other")
     save_file({f"student.net.{name}": tensor for name, tensor in tensors.items()}, "other/model.safetensors")
-    ran = run("rules", "new", "--from", "other", "--to", "LlavaForConditionalGeneration", "--output", "m.yaml")
+    ran = run("rules", "new", "--from", "other", "--to", "LlavaForConditionalGeneration", "--output", "m.yaml", "--drop-rest")
     assert ran.code == 0
     assert "no chat template" in ran.out
     assert "# unsure: no chat template" in Path("m.yaml").read_text()
+
+
+def test_what_nothing_takes_is_not_dropped_unasked(run: Run) -> None:
+    """LLaVA-1.6 taken for 1.5 lacks nothing; its `image_newline` is all that tells."""
+    source = ("--from", MANIFESTS / "llava-v1.6-vicuna-7b.released.json", "--to", "LlavaForConditionalGeneration")
+    ran = run("rules", "new", *source, "--output", "mine.yaml")
+    assert ran.code == 1
+    assert "LR301" in ran.out
+    assert "model.image_newline" in ran.out
+    assert "drop:" not in Path("mine.yaml").read_text()
+    assert run("apply", "mine.yaml", "--source", source[1], "--dry-run").code == 1

@@ -69,10 +69,9 @@ class Draft:
             problems.append(Problem("LR301", cause, "Answer with --map FROM=TO and another --output, or write the rules.", names))
         if self.found.unplaced:
             names = tuple(name for group in self.found.unplaced for name in group.names)
-            cause = f"{len(names)} tensors that nothing which the target misses could take."
-            problems.append(
-                Problem("LR301", cause, "Map them, or drop them with a reason, if the model doesn't need them.", names)
-            )
+            cause = f"{len(names)} tensors that nothing in the target takes."
+            fix = "Map them. If the model doesn't compute with them, drop them with a reason; --drop-rest writes such rules."
+            problems.append(Problem("LR301", cause, fix, names))
         if self.found.missing:
             names = tuple(name for group in self.found.missing for name in group.names)
             cause = f"{len(names)} parameters of the target that nothing in the checkpoint is found for."
@@ -87,6 +86,7 @@ def draft_rules(
     answers: Sequence[str] = (),
     *,
     ask: Callable[[Question], Group | None] = lambda question: None,
+    drop_rest: bool = False,
     offline: bool = False,
 ) -> Draft:
     """Infer a rule file and write it.
@@ -96,6 +96,7 @@ def draft_rules(
         target: the name of a class, a config.json, a manifest or a converted checkpoint.
         output: the file; it must not be there yet.
         answers: `FROM=TO` each, names or folded names.
+        drop_rest: whether what nothing in the target takes is dropped, if the target misses nothing.
         ask: answers a question that neither names nor shapes do; None leaves it open.
 
     Raises:
@@ -108,14 +109,14 @@ def draft_rules(
     wanted = read_wanted(target, checkpoint, shapes, offline)
     given = _answers(answers, shapes, wanted)
     left_open: list[Segments] = []
-    found = infer(shapes, wanted.shapes, tied=wanted.tied, answers=given)
+    found = infer(shapes, wanted.shapes, tied=wanted.tied, answers=given, drop=drop_rest)
     while question := next((q for q in found.questions if q.source.pattern not in left_open), None):
         chosen = ask(question)
         if chosen is None:
             left_open.append(question.source.pattern)
         else:
             given[question.source.pattern] = chosen.pattern
-            found = infer(shapes, wanted.shapes, tied=wanted.tied, answers=given)
+            found = infer(shapes, wanted.shapes, tied=wanted.tied, answers=given, drop=drop_rest)
     if not any(rule.to is not None for rule in found.rules):
         cause = f"no name in {checkpoint.location} could be matched with one of {wanted.location} by name and shape."
         raise refuse("LR305", cause, "Is it the right target, and of the same size?")

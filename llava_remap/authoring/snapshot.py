@@ -110,6 +110,12 @@ def _held(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool) ->
         return SnapshotResult(file, "missing", count, why=asked)
     new = _taken(rules, live) if live is not None else None
     differences = [] if unknown else _differences(old, _taken(rules, old.names))
+    if live is not None and live.config is not None:
+        differences += [
+            Difference("", f"(config {key})", repr(value), repr(live.config.get(key)))
+            for key, value in (old.names.config or {}).items()
+            if live.config.get(key) != value
+        ]
     if new is not None:
         differences += [d for d in _differences(old, new) if d not in differences]
         differences += [

@@ -29,6 +29,12 @@ def rules_new(
         list[str],
         typer.Option("--map", metavar="FROM=TO", help="Answers a question: a source name and what it becomes, folded or not."),
     ] = [],  # noqa: B006
+    drop_rest: Annotated[
+        bool,
+        typer.Option(
+            "--drop-rest", help="Drop what nothing in the target takes: you know that the model doesn't compute with it."
+        ),
+    ] = False,
     offline: Annotated[bool, OFFLINE] = False,
 ) -> None:
     """Infer a rule file from names and shapes.
@@ -47,6 +53,7 @@ def rules_new(
             output,
             answers,
             ask=lambda question: ask_on_terminal(asking, question) if on_terminal else None,
+            drop_rest=drop_rest,
             offline=offline,
         )
         print_draft(Console(soft_wrap=True), draft)

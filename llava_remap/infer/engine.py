@@ -67,6 +67,7 @@ def infer(
     tied: Collection[str] = (),
     answers: Mapping[Segments, Segments] | None = None,
     untouched: Collection[str] = (),
+    drop: bool = False,
 ) -> Inference:
     """Find the rules that take the source names to the target names.
 
@@ -76,9 +77,11 @@ def infer(
         tied: target names that need no source.
         answers: source pattern → target pattern, as told by a person.
         untouched: names of the same checkpoint that no rule may take, since others do.
+        drop: whether what nothing in the target takes is dropped, where the target misses nothing. Nobody but a person knows
+            whether a model computes with it: with the tiles' `image_newline`, for one, LLaVA-1.6 is complete without it as 1.5.
     """
     found = match(source, target, tied, answers)
-    dropped = found.unplaced if not found.missing else ()
+    dropped = found.unplaced if drop and not found.missing else ()
     unplaced = () if dropped else found.unplaced
     rules = _rules(found, dropped, unplaced, untouched)
     return Inference(tuple(rules), found.matches, dropped, found.questions, unplaced, found.missing)
@@ -88,8 +91,6 @@ def suggest_rules(
     unmapped: Mapping[str, Shape], missing: Mapping[str, Shape], untouched: Collection[str] = ()
 ) -> tuple[str, ...]:
     """Lines to paste in front of `names`: they map names without a rule to parameters without a source; empty where none is sure.
-
-    Where no parameter is without a source, what is left of the names is dropped.
 
     Args:
         unmapped, missing: name → shape. A source name is meant as it stands after `prepare`.

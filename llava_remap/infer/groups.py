@@ -17,7 +17,7 @@ Segments = tuple[str, ...]
 #: What stands for a layer's number in a pattern. It has a dot, so it is no segment of any name.
 INDEX = "#."
 
-_NUMBER = re.compile(r"0|[1-9][0-9]*")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _NUMBERED = re.compile(r"(.*?)_?([0-9]+)")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 #: Words that stand for the same thing in research code and in transformers. What means one thing here and another there is not

@@ -25,7 +25,7 @@ _STYLES: dict[Status, str] = {"passed": "green", "failed": "bold red", "missing"
 _WIDTH = 120
 #: What can become of a name, in the order in which it is shown: what is wrong stands last, where it is seen.
 _OUTCOMES = ("mapped", "dropped", "unmapped")
-_NUMBER = re.compile(r"(?<![^.])(0|[1-9][0-9]*)(?![^.])")
+_NUMBER = re.compile(r"(?<![^.])(0|[1-9][0-9]{0,8})(?![^.])")
 
 _Fact = TypeVar("_Fact", bound=Hashable)
 

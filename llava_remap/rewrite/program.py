@@ -117,17 +117,16 @@ class Program:
         return Rewrite(name, target, rule.rule.drop, prepared, tuple(trace))
 
     def inverse(self, target: str) -> str | None:
-        """The name, after `prepare`, that `names` takes to `target`; None where no rule of it leads back.
+        """The one name, after `prepare`, that `names` takes to `target`; None where no rule leads back, or rules to several.
 
         What comes back is held against the way there: `rewrite` of it gives `target`.
 
         Raises:
             RemapError: LR206 if a regex of the rule file hit its time limit on the way.
         """
-        for rule in self.names:
-            if (name := rule.lead_back(target)) is not None and self.rewrite(name).target == target:
-                return name
-        return None
+        candidates = {name for rule in self.names if (name := rule.lead_back(target)) is not None}
+        found = [name for name in candidates if self.rewrite(name).target == target]
+        return found[0] if len(found) == 1 else None
 
     def without(self, label: str) -> Program:
         """The same program without one rule, to see what the rule keeps from happening."""

@@ -60,7 +60,8 @@ class Extended:
                 cause = f"{parent.mark} more than {_MAX_CHAIN} files extend one another in a row."
                 raise refuse("LR210", cause, "Let this file extend what it needs of them directly.")
             tree = self.merge(found, (*chain, here))
-            above |= {shown(found)} | self._above[shown(found)]
+            name = tree.mark.file  # as it was spelt when it was read first
+            above |= {name} | self._above[name]
             handed_on = {key: node for key, node in entries(tree).items() if key not in _OWN}
             merged = self._merge_parents(merged, handed_on, root.value, parent.mark)
         _check_ids(root)

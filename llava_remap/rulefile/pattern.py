@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
 #: What a template is made of: fields, dots, and the text between them.
 _STEP = re.compile(r"\{[^}]*\}|\.|[^{.]+")
 _KINDS = {"": r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
+#: Fields whose end is open: `{x...}`, and each but the first in one segment. A search takes that power of a name's length.
+_MOST_OPEN = 3
 #: What an anchored regex begins with: letters, digits and escaped signs that no quantifier follows.
 _LITERALS = re.compile(r"\^((?:[A-Za-z0-9_-]|\\[.\-])*)(?![*+?{])")
 #: What makes the beginning of a regex say nothing: alternatives, flags that hold everywhere.
@@ -39,6 +42,9 @@ _WILD = re.compile(r"\)[*+?{]|\(\?(?!:|P?<[A-Za-z_])|\\[1-9gpk]")
 _QUANTIFIER, _CHOICE = re.compile(r"[*+{]"), re.compile(r"[?|]")
 #: What goes without the time limit: at most a million steps from every start, times eight.
 _TAME_QUANTIFIERS, _TAME_CHOICES, _TAME_LENGTH = 2, 3, 100
+#: What a regex may have at most: signs, and how often its counted repeats may repeat each other. To compile it takes time, too.
+_MOST_SIGNS, _MOST_REPEATS = 2000, 10_000
+_COUNT = re.compile(r"\{([0-9]{0,9}),?([0-9]{0,9})\}")
 _REFERENCE = re.compile(r"\\(?:g<([^>]*)>|([0-9]+)|(.?))", re.DOTALL)
 
 
@@ -87,6 +93,10 @@ class Template:
             raise PatternError(f"`{text}` is empty or has white space; tensor names have none")
         #: Each field's name, and what stands behind it: `:int`, `...` or nothing.
         self.fields: Mapping[str, str] = fields
+        open_ends = sum(kind == "..." for kind in fields.values())
+        open_ends += sum(max(0, len(_FIELD.findall(segment)) - 1) for segment in _segments(text))
+        if open_ends > _MOST_OPEN:
+            raise PatternError(f"`{text}` can match a name in too many ways: more than {_MOST_OPEN} fields whose end is open")
         #: The text before the first field: whatever doesn't start with it can't match.
         self.prefix = text[: first.start()] if (first := _FIELD.search(text)) else text
         self._pattern = re.compile("".join([*pieces, re.escape(text[end:])]))
@@ -188,6 +198,11 @@ def _common(text: str, name: str, place: int) -> int:
     )
 
 
+def _segments(text: str) -> list[str]:
+    """A template's segments; the dots of `{x...}` end none."""
+    return text.replace("...}", "}").split(".")
+
+
 def reversed_template(source: Template, target: Template) -> Template:
     """The template that matches what filling `target` makes of a match of `source`, with the same fields.
 
@@ -203,9 +218,12 @@ class Regex:
     def __init__(self, match: str, replace: str | None) -> None:
         import regex  # which takes as long to import as all the rest of this room to run, and most rule files have no regex
 
+        counts = [max(1, *(int(number or 0) for number in pair)) for pair in _COUNT.findall(_PLAIN.sub("", match))]
+        if len(match) > _MOST_SIGNS or prod(counts) > _MOST_REPEATS:
+            raise PatternError(f"`{match[:60]}` is too long, or its counts multiply to more than {_MOST_REPEATS:,}")
         try:
             self._pattern = regex.compile(match)
-        except regex.error as error:
+        except (regex.error, RecursionError) as error:
             raise PatternError(f"`{match}` is not a regex: {error}") from None
         self._replace = replace
         literals = None if _NO_PREFIX.search(match) else _LITERALS.match(match)

@@ -24,6 +24,8 @@ names:
   - {id: lossy,   from: 'e.{x}.{p}', to: 'f.{p}'}
   - {id: shadow,  from: 's.{p}', to: 't.{p}'}
   - {id: shadows, from: 's.{p}', to: 'u.{p}'}
+  - {id: one,     from: 'k.{p}', to: 'w.{p}'}
+  - {id: other,   from: 'l.{p}', to: 'w.{p}'}
   - {id: drop,    from: 'x.{p}', drop: no use}
 """
 
@@ -39,6 +41,7 @@ names:
         ("f.weight", None),
         ("t.weight", "s.weight"),
         ("u.weight", None),  # `s.weight` would lead back here, but the way there takes it to `t.weight`
+        ("w.weight", None),  # `k.weight` and `l.weight` both become it
         ("nothing", None),
     ],
 )

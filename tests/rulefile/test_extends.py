@@ -304,3 +304,11 @@ def test_a_long_chain_is_refused(tmp_path: Path) -> None:
     [(code, place, message)] = said(tmp_path, "schema: 1\nextends: [f2999.yaml]\n")
     assert (code, place.split(":")[1:]) == ("LR210", ["2", "11"])
     assert message.startswith("more than 20 files extend one another")
+
+
+def test_a_file_reached_under_two_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    put(tmp_path, "left.yaml", "schema: 1\nextends: [one.yaml]\n")
+    put(tmp_path, "right.yaml", "schema: 1\nextends: [sub/../one.yaml]\n")
+    assert ids(load(tmp_path, "schema: 1\nextends: [left.yaml, right.yaml]\n")) == ["a", "b"]

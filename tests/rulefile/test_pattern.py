@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from llava_remap.rulefile import Regex, RunawayError, Template, pattern, reversed_template
@@ -126,6 +127,10 @@ def templates_with_a_name(draw: st.DrawFn) -> tuple[str, str]:
         literal = draw(LITERALS)
         template += f"{{f{at}{kind}}}{literal}"
         name += draw(VALUES[kind]) + literal
+    try:
+        Template(template)
+    except PatternError:  # it can match in too many ways
+        reject()
     return template, name
 
 
@@ -272,3 +277,24 @@ def test_every_search_that_can_run_away_has_its_time_limit(
     monkeypatch.setattr(found, "_pattern", Spy())
     found.search("a" * length)
     assert asked == [limit]
+
+
+@pytest.mark.parametrize("match", ["(?:[a-z]{9999}){9999}", "(?:(?:a{999}){999}){999}", "a" * 3000])
+def test_a_regex_that_would_take_long_to_compile_is_refused(match: str) -> None:
+    with pytest.raises(PatternError, match="too long"):
+        Regex(match, None)
+
+
+def test_how_deep_groups_may_be_nested_is_the_interpreters() -> None:
+    with contextlib.suppress(PatternError):
+        assert Regex("(?:a" * 300 + ")" * 300 + "{2}", None).search("a") is None
+
+
+@pytest.mark.parametrize("text", ["{a...}.{b...}.{c...}.{d...}.x", "{a}x{b}x{c}x{d}x{e}y", "{a}.{b...}.{c...}-{d}.{e...}"])
+def test_a_template_that_could_match_in_too_many_ways_is_refused(text: str) -> None:
+    with pytest.raises(PatternError, match="too many ways"):
+        Template(text)
+
+
+def test_a_template_with_many_plain_fields_is_fine() -> None:
+    assert Template("{a}.{b}.{c}.{d}.{e}.{f...}").match("1.2.3.4.5.6.7") is not None
