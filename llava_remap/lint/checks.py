@@ -184,9 +184,11 @@ def not_back(trial: Trial) -> Iterator[Finding]:
                 continue
             back = rule.lead_back(target)
             fact = "is not matched" if back is None else f"→ {back} → {outcome(ground.program.rewrite(back))}"
+            if back is not None and ground.program.rewrite(back).target == target:
+                fact = f"→ {back}, and by another rule to another name"
             found.setdefault(label, (rule, {}))[1][target] = fact
     for label, (rule, facts) in found.items():
-        cause = f"new names of `{label}` don't come back by its way back."
+        cause = f"new names of `{label}` don't come back by its way back, or not only by it."
         fix = "Mend its `reverse`, or say `one_way: true`." if rule.rule.reverse else "Say `one_way: true`."
         yield Finding(rule.mark, Problem("LR215", cause, fix, tuple(facts), tuple(facts.items())))
 

@@ -200,3 +200,14 @@ def test_the_room_knows_rule_files_and_programs_only() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert set(ran.stdout.split()) == {"codes", "errors", "lint", "rewrite", "rulefile"}
+
+
+def test_two_names_that_become_one_have_no_way_back(run: Run) -> None:
+    Path("two.yaml").write_text(
+        "schema: 1\nnames:\n  - {id: a, from: 'a.{p}', to: 'x.{p}'}\n  - {id: b, from: 'b.{p}', to: 'x.{p}'}\n"
+        "tests:\n  - {from: a.w, to: x.w}\n  - {from: b.w, to: x.w}\n"
+    )
+    ran = run("rules", "lint", "two.yaml")
+    assert ran.code == 2
+    assert "LR215" in ran.out
+    assert "x.w  → b.w, and by another rule to another name" in ran.out
