@@ -195,5 +195,7 @@ CODES: dict[str, Code] = {
     "LR607": Code("original bytes not kept", Exit.PROBLEMS,
         "A post-load rule changed tensors so that what they were isn't in the folder any more, or a tied tensor had another "
         "dtype than the one that was written. Take them from the original checkpoint."),
+    "LR608": Code("video processor not tried", Exit.PROBLEMS,
+        "A note. The video processor was written, but transformers opens it with torchvision only, which isn't installed."),
 }
 # fmt: on

@@ -9,14 +9,13 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, refuse
-from llava_remap.folder import find_image_processor, image_processor_problems
+from llava_remap.folder import find_image_processor, image_processor_problems, video_processor_notes
 from llava_remap.plan import PostLoadChange, Routes
 from llava_remap.post_load import Before, plan_changes
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import (
     EMBEDDING,
     HEAD,
-    TOWER,
     PlacedToken,
     Target,
     TargetConfig,
@@ -62,9 +61,13 @@ def derive(
     rows = embedding_rows(produced)
     vocabulary = next((v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None)
     tokens = place_tokens(rules.text.tokens, vocabulary, rows)
-    apart = any((r.rewrite.target or "").startswith(TOWER) for r in routes.taken if r.source != rules.first_source)
+    towers = tuple(rules.target.towers)
+    apart = any((r.rewrite.target or "").startswith(towers) for r in routes.taken if r.source != rules.first_source)
     one_tensor = _head_is_embedding(checkpoints, routes)
-    config = derive_config(rules, configs, produced, tokens, tower_apart=apart, head_is_embedding=one_tensor)
+    words = [*(vocabulary.ids if vocabulary is not None else ()), *(token.text for token in tokens)]
+    config = derive_config(
+        rules, configs, produced, tokens, words=frozenset(words), tower_apart=apart, head_is_embedding=one_tensor
+    )
     with rules.placed("target", "class"):
         target = wanted_parameters(str(rules.target.class_), config.config)
     needed = max((token.id + 1 for token in tokens), default=0)
@@ -86,7 +89,9 @@ def derive(
     problems = [*vocabulary_problems(vocabulary, tokens, said, rows, target.shapes.get(EMBEDDING, (0,))[0])]
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
-    if vocabulary is None and rules.text.processor is not None:
+    if vocabulary is not None:
+        notes += video_processor_notes(rules.text.processor)
+    elif rules.text.processor is not None:
         notes.append(
             Problem(
                 "LR408",

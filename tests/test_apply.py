@@ -222,7 +222,7 @@ def square(config: dict[str, Any]) -> None:
 def test_mistral_text(changed: Changed, tmp_path: Path) -> None:
     """Grouped heads and a rope theta of 1e6, as in LLaVA-Med 1.5; LLaVA-1.6's tensors without the one that 1.5 hasn't."""
     out = tmp_path / "out"
-    convert(changed(TINY / "llava-v1.6-mistral" / "safetensors", tensors=without_newline, config=square), out)
+    convert(changed(TINY / "llava-v1.6-mistral" / "safetensors", tensors=without_newline, config=square), out, "llava-med-v1.5")
     config = AutoConfig.from_pretrained(out)
     assert config.text_config.model_type == "mistral"
     assert config.text_config.num_key_value_heads == 2

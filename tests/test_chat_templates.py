@@ -18,10 +18,12 @@ CONVERSATION: list[dict[str, Any]] = [
 ]
 
 
-def rendered(rules: str, messages: list[dict[str, Any]], generate: bool) -> str:
+def rendered(rules: str, messages: list[dict[str, Any]], generate: bool, name: str | None = None) -> str:
+    """By the rule file's template, or the one of its `chat_templates` with this name."""
     processor = load_rule_file(rules).text.processor
     assert processor is not None
-    texts, _ = render_jinja_template([messages], chat_template=processor.chat_template, add_generation_prompt=generate)
+    template = processor.chat_templates[name].text if name else processor.chat_template
+    texts, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=generate)
     return str(texts[0])
 
 
@@ -44,4 +46,45 @@ def test_chatml(generate: bool) -> None:
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is it?<image>\n<|im_end|>\n"
         "<|im_start|>assistant\nA cat.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n"
     )
-    assert rendered("llava-interleave", CONVERSATION, generate) == wanted + ("<|im_start|>assistant\n" if generate else "")
+    got = rendered("llava-interleave", CONVERSATION, generate, "chatml-qwen")
+    assert got == wanted + ("<|im_start|>assistant\n" if generate else "")
+
+
+@pytest.mark.parametrize("generate", [True, False])
+def test_chatml_of_yi(generate: bool) -> None:
+    """As LLaVA-1.6's `chatml_direct` conversation has it: nothing between turns."""
+    wanted = (
+        "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\nWhat is it?<image>\n<|im_end|>"
+        "<|im_start|>assistant\nA cat.<|im_end|><|im_start|>user\nSure?<|im_end|>"
+    )
+    got = rendered("llava-next", CONVERSATION, generate, "chatml-yi")
+    assert got == wanted + ("<|im_start|>assistant\n" if generate else "")
+
+
+@pytest.mark.parametrize("generate", [True, False])
+@pytest.mark.parametrize("rules", ["llava-next", "llava-med-v1.5"])
+def test_mistral(rules: str, generate: bool) -> None:
+    """As LLaVA-1.6's `mistral_instruct` conversation has it; the tokenizer puts `<s>` in front."""
+    wanted = "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>\nWhat is it? [/INST] A cat.</s>[INST] Sure? [/INST]"
+    assert rendered(rules, CONVERSATION, generate, "mistral") == wanted
+
+
+@pytest.mark.parametrize("generate", [True, False])
+def test_llama_3(generate: bool) -> None:
+    """As LLaVA-NeXT's `llava_llama_3` conversation has it; the tokenizer puts `<|begin_of_text|>` in front."""
+    wanted = (
+        "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat is it?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nA cat.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
+    )
+    more = "<|start_header_id|>assistant<|end_header_id|>\n\n" if generate else ""
+    assert rendered("llava-next", CONVERSATION, generate, "llama-3") == wanted + more
+
+
+def test_videos_stand_where_images_do() -> None:
+    message: dict[str, Any] = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}
+    assert rendered("video-llava", [message], True) == "USER: <video>\nWhat happens? ASSISTANT:"
+    assert rendered("llava-next-video", [message], True, "mistral") == "[INST] <video>\nWhat happens? [/INST]"
+    qwen = "<|im_start|>user\n<video>\nWhat happens?<|im_end|>\n<|im_start|>assistant\n"
+    assert rendered("llava-onevision", [message], True, "chatml-qwen") == qwen

@@ -17,7 +17,7 @@ def test_inspect_names_the_file_and_the_command(run: Run) -> None:
     assert ran.code == 0
     assert "torch .bin, 2 shards (pytorch_model.bin.index.json); 27 tensors; 247 kB" in ran.out
     assert "llava-v1.5: fits, maps 25 of 25 names" in ran.out
-    assert "llava-interleave: doesn't fit" in ran.out
+    assert ", llava-interleave (25 of 25), " in ran.out  # it maps the names, and another family has the same
     assert f"llava-remap apply llava-v1.5 --source {RELEASED / 'sharded'}" in ran.out
 
 
@@ -30,10 +30,18 @@ def test_the_command_that_inspect_gives_runs(run: Run) -> None:
     assert run(*arguments).code == 0
 
 
-def test_inspect_what_fits_nothing(run: Run) -> None:
-    ran = run("inspect", TINY / "llava-v1.6-mistral" / "safetensors")
+def test_inspect_what_fits_nothing(run: Run, changed: Changed) -> None:
+    """What cuts images into tiles without a learned end of rows: the nearest are told in full, with why they don't fit."""
+    ran = run(
+        "inspect", changed(TINY / "llava-v1.6-mistral" / "safetensors", config=lambda c: c.update(mm_patch_merge_type="flat"))
+    )
     assert ran.code == 1
-    assert "it has `model.image_newline`" in ran.out
+    assert (
+        "  llava-next: doesn't fit, maps 81 of 81 names\n    its config says mm_patch_merge_type: 'flat', not 'spatial_unpad'"
+        in ran.out
+    )
+    assert ran.out.count("doesn't fit, maps") == 3
+    assert "  don't fit: " in ran.out
 
 
 def test_inspect_a_manifest_that_can_only_be_planned(run: Run) -> None:

@@ -22,11 +22,13 @@ import torch
 from llava_remap.apply import apply
 from llava_remap.codes import CODES, Exit
 from llava_remap.execute import write
+from llava_remap.folder import processor
 from llava_remap.rulefile import pattern
+from tests.compat.checkpoints import qwen_tokenizer
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 #: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`.
-NOTES = {"LR205", "LR308", "LR309", "LR310", "LR407", "LR408", "LR410", "LR411", "LR506"}
+NOTES = {"LR205", "LR308", "LR309", "LR310", "LR407", "LR408", "LR410", "LR411", "LR506", "LR608"}
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
 TOGETHER = {"LR204": {"LR204", "LR213"}, "LR306": {"LR302", "LR306"}}
 
@@ -443,6 +445,14 @@ def lr607(scene: Scene) -> Arguments:
     (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], "out")
     return ("revert", "out", "--output", "back")
+
+
+def lr608(scene: Scene) -> Arguments:
+    scene.patch.setattr(processor, "has_torchvision", lambda: False)
+    tokenizer = qwen_tokenizer(Path("tokenizer"))
+    tower = TINY / "siglip-tiny-patch14-28"
+    source = TINY / "llava-onevision" / "safetensors"
+    return applied(source, "llava-onevision", "--source", f"language_model={tokenizer}", "--dry-run", tower=tower)
 
 
 SCENARIOS: dict[str, Callable[[Scene], Arguments]] = {

@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from llava_remap.checkpoint import open_checkpoint
+from llava_remap.identify import fits
 from tests.conftest import DATA, MANIFESTS, Run
 
 CASES = {
     "llava-v1.5-7b": "llava-v1.5",
     "llava-v1.5-7b.tf4.37": "llava-v1.5",
     "llava-v1.5-7b.self-trained-deepspeed": "llava-v1.5",
-    "bakllava-v1": "llava-v1.5",
-    "llava-med-v1.5-mistral-7b.released": "llava-v1.5",
+    "bakllava-v1": "bakllava",
+    "llava-med-v1.5-mistral-7b.released": "llava-med-v1.5",
     "llava-interleave-qwen-0.5b.released": "llava-interleave",
+    "llava-v1.6-vicuna-7b.released": "llava-next",
+    "llava-v1.6-mistral-7b.released": "llava-next",
+    "llava-next-llama3-8b.released": "llava-next",
+    "llava-next-qwen1.5-72b.released": "llava-next",
+    "llava-next-video-7b.released": "llava-next-video",
+    "llava-onevision-qwen2-0.5b.released": "llava-onevision",
+    "llava-onevision-qwen2-7b.released": "llava-onevision",
+    "vip-llava-7b": "vip-llava",
+    "video-llava-7b": "video-llava",
 }
+#: Manifests without an expected file: what else is the same family's.
+OTHERS = {
+    "llava-v1.5-7b.released": "llava-v1.5",
+    "bakllava-v1.released": "bakllava",
+}
+#: Those of no family that there is a rule file for.
+NONE = ("clip-vit-large-patch14-336", "siglip-so400m-patch14-384", "llava-lightning-7b-v1-1.released")
+#: What is needed of LanguageBind's towers, whose heads and activation are in no checkpoint of Video-LLaVA.
+LANGUAGE_BIND = {
+    "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+    "num_attention_heads": 16, "image_size": 224, "patch_size": 14, "hidden_act": "gelu",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _large_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that holds 72B."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**13, used=0, free=10**13))
 
 
 def expected(name: str) -> Any:
@@ -30,9 +61,14 @@ def shapes_from_source(plan: Any) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize(("name", "rules"), CASES.items(), ids=CASES)
-def test_mapping_equals_the_official_converter(name: str, rules: str, run: Run) -> None:
+def test_mapping_equals_the_official_converter(name: str, rules: str, run: Run, tmp_path: Path) -> None:
     wanted = expected(name)
-    ran = run("apply", rules, "--source", MANIFESTS / f"{name}.json", "--dry-run", "--format", "json")
+    sources = ["--source", MANIFESTS / f"{name}.json"]
+    if rules == "video-llava":
+        (tmp_path / "tower").mkdir()
+        (tmp_path / "tower" / "config.json").write_text(json.dumps({"vision_config": LANGUAGE_BIND}))
+        sources += ["--source", f"vision_tower={tmp_path / 'tower'}"]
+    ran = run("apply", rules, *sources, "--dry-run", "--format", "json")
     plan = ran.json
     assert ran.code == 0
     assert plan["complete"] is True
@@ -45,6 +81,14 @@ def test_mapping_equals_the_official_converter(name: str, rules: str, run: Run) 
     assert plan["target"] == {"class": wanted["class"], "layout": "classic", "tensors": len(wanted["target"])}
     dtypes = {n: t["dtype"] for n, t in json.loads((MANIFESTS / f"{name}.json").read_text())["tensors"].items()}
     assert all(m["dtype"] == dtypes[m["from"][0]["name"]] for m in plan["mapped"])
+
+
+def test_every_manifest_has_one_rule_file_that_takes_it() -> None:
+    """Each is offered to each: by names and config, before anything else is known of it."""
+    taken = {
+        path.stem: [fit.rules for fit in fits(open_checkpoint(path)) if fit.fits] for path in sorted(MANIFESTS.glob("*.json"))
+    }
+    assert taken == {**{name: [rules] for name, rules in (CASES | OTHERS).items()}, **{name: [] for name in NONE}}
 
 
 def test_released_checkpoint_with_its_tower_from_clip(run: Run) -> None:

@@ -20,10 +20,11 @@ from llava_remap.apply import apply
 from llava_remap.checkpoint import Location, Tensor
 from llava_remap.errors import RemapError
 from llava_remap.execute import value_checks
-from llava_remap.target.tower import PREFIX, read_tower
+from llava_remap.target.tower import read_tower
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 OPENAI_336 = "openai/clip-vit-large-patch14-336"
+TOWER = "vision_tower.vision_model."
 
 
 def apply_v15(run: Run, source: Path, tower: Path = CLIP, rules: object = "llava-v1.5") -> Any:
@@ -47,13 +48,13 @@ def clip_tensors(layers: int = 24, positions: int = 577) -> dict[str, Tensor]:
         "embeddings.position_embedding.weight": (positions, 1024),
         **{f"encoder.layers.{n}.mlp.fc1.weight": (4096, 1024) for n in range(layers)},
     }
-    return {PREFIX + name: Tensor(PREFIX + name, "F16", shape, None) for name, shape in shapes.items()}
+    return {TOWER + name: Tensor(TOWER + name, "F16", shape, None) for name, shape in shapes.items()}
 
 
 def test_own_config_without_default_values_is_believed() -> None:
     """transformers writes only what differs from the defaults: a 224-px tower has no `image_size`."""
     own = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
-    tower = read_tower(clip_tensors(positions=257), {**own, "hidden_act": "gelu"}, None)
+    tower = read_tower(TOWER, clip_tensors(positions=257), {**own, "hidden_act": "gelu"}, None)
     assert tower.config["hidden_act"] == "gelu"
     assert tower.config["image_size"] == 224
     assert tower.notes == ()
@@ -62,17 +63,17 @@ def test_own_config_without_default_values_is_believed() -> None:
 def test_a_tower_of_another_name_has_no_preset() -> None:
     """It has the sizes of a stock one, but may have another activation."""
     with pytest.raises(RemapError) as raised:
-        read_tower(clip_tensors(), None, "laion/CLIP-ViT-L-14-336")
+        read_tower(TOWER, clip_tensors(), None, "laion/CLIP-ViT-L-14-336")
     assert [p.code for p in raised.value.problems] == ["LR112"]
     cached = "/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14-336/snapshots/0123abc"
     for named in (OPENAI_336, "/models/clip-vit-large-patch14-336/", "C:\\models\\clip-vit-large-patch14-336", cached, None):
-        assert read_tower(clip_tensors(), None, named).config["hidden_act"] == "quick_gelu"
+        assert read_tower(TOWER, clip_tensors(), None, named).config["hidden_act"] == "quick_gelu"
 
 
 @pytest.mark.parametrize("named", [OPENAI_336, None])
 def test_a_tower_that_lost_layers_is_no_stock_one(named: str | None) -> None:
     with pytest.raises(RemapError, match="LR112"):
-        read_tower(clip_tensors(layers=23), None, named)
+        read_tower(TOWER, clip_tensors(layers=23), None, named)
 
 
 def test_a_tower_that_lost_layers_contradicts_its_config(run: Run, tmp_path: Path) -> None:
@@ -243,8 +244,8 @@ def test_strided_tensors_are_compared_by_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"rope_scaling": "linear"}, {"rope_scaling": [1]}, {"rope_parameters": "x"}, {"architectures": [{}]},
-        {"architectures": ["LlamaForCausalLMX"]}, {"mm_vision_select_feature": {}}, {"num_attention_heads": "4"},
+        {"rope_scaling": "linear"}, {"rope_scaling": [1]}, {"rope_parameters": "x"},
+        {"mm_vision_select_feature": {}}, {"num_attention_heads": "4"},
         {"num_attention_heads": 0}, {"hidden_size": None}, {"mm_vision_select_layer": [-2, -1]}, {"mm_vision_select_layer": 100},
         {"mm_vision_select_layer": "x"}, {"mm_vision_select_layer": 0}, {"tie_word_embeddings": "false"}, {"rope_theta": "x"},
     ],
@@ -255,6 +256,12 @@ def test_a_config_that_cannot_be(change: dict[str, Any], run: Run, changed: Chan
     assert ran.code == 3
     assert "LR112" in ran.out
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("named", [{}, "LlamaForCausalLMX", "LlavaMptForCausalLM"])
+def test_an_architecture_that_is_not_known(named: Any, run: Run, changed: Changed) -> None:
+    ran = apply_v15(run, changed(config=lambda c: c.update({"architectures": [named]})))
+    assert (ran.code, "LR311" in ran.out, repr(named) in ran.out) == (1, True, True)
 
 
 def test_a_config_with_nan(run: Run, changed: Changed) -> None:
@@ -389,9 +396,12 @@ def test_cls_patch_makes_one_token_more(changed: Changed, tmp_path: Path) -> Non
 SENTENCES = ("What is it?", "USER: a cat, 3 dogs\nASSISTANT: é中")
 
 
-@pytest.mark.parametrize("text", ["LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "Share4VLlamaForCausalLM"])
+@pytest.mark.parametrize(
+    ("rules", "text"),
+    [("llava-v1.5", "LlavaLlamaForCausalLM"), ("bakllava", "LlavaMistralForCausalLM"), ("sharegpt4v", "Share4VLlamaForCausalLM")],
+)
 @pytest.mark.parametrize("said", ["whole", "no class", "nothing"])
-def test_the_output_cuts_words_as_sentencepiece_does(text: str, said: str, changed: Changed, tmp_path: Path) -> None:
+def test_the_output_cuts_words_as_sentencepiece_does(rules: str, text: str, said: str, changed: Changed, tmp_path: Path) -> None:
     """Whatever class a tokenizer's config names, and whatever transformers would take for a model of this type."""
     source = changed(config=lambda c: c.update({"architectures": [text]}))
     config = json.loads((source / "tokenizer_config.json").read_text())
@@ -400,7 +410,7 @@ def test_the_output_cuts_words_as_sentencepiece_does(text: str, said: str, chang
         (source / "tokenizer_config.json").write_text(json.dumps(config))
     if said == "nothing":
         (source / "tokenizer_config.json").unlink()
-    apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], tmp_path / "out")
+    apply(rules, [str(source), f"vision_tower={CLIP}"], tmp_path / "out")
     tokenizer = AutoProcessor.from_pretrained(tmp_path / "out").tokenizer
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
     for sentence in SENTENCES:

@@ -107,7 +107,7 @@ def test_a_single_source_becomes_the_output_itself(changed: Changed, run: Run) -
         lambda state: state.pop("model.image_newline"),
         lambda config: config.update(image_aspect_ratio="pad", mm_patch_merge_type="flat"),
     )
-    apply("llava-v1.5", [str(source), TOWER], "out")
+    apply("llava-med-v1.5", [str(source), TOWER], "out")
     change_record(lambda record: record["sources"].pop("vision_tower"))
     ran = run("revert", "out", "--output", "back")
     assert ran.code == 0, ran.err
@@ -115,7 +115,7 @@ def test_a_single_source_becomes_the_output_itself(changed: Changed, run: Run) -
     assert Path("back/config.json").read_bytes() == (source / "config.json").read_bytes()
     for file in source.glob("*token*"):
         shutil.copy(file, "back")
-    apply("llava-v1.5", ["back", TOWER], "again")
+    apply("llava-med-v1.5", ["back", TOWER], "again")
     assert contents(Path("again"), *WEIGHTS) == contents(Path("out"), *WEIGHTS)
 
 

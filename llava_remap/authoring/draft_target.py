@@ -16,11 +16,13 @@ from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
 from llava_remap.sources import open_source
-from llava_remap.target import EMBEDDING, TOWER, derive_config, embedding_rows, place_tokens, shapes_config, wanted_parameters
+from llava_remap.target import EMBEDDING, derive_config, embedding_rows, place_tokens, shapes_config, wanted_parameters
 
 #: The shared parts that an inferred file extends: what cleans names up, and what the LLaVA family has in common but for names.
 CLEAN = ("parts/wrappers.yaml", "parts/buffers.yaml")
 CONFIG = "parts/llava-config.yaml"
+#: Where the tower is put to have its shapes read.
+_TOWER = "vision_tower.vision_model."
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]*")
 _FORMS = (
     "TARGET is a class of transformers (with a SRC that has its config.json), a config.json that names one in `architectures`, "
@@ -146,7 +148,7 @@ def _of_class(class_name: str, checkpoint: Checkpoint, shapes: Mapping[str, Shap
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.catalog.items()}
     for name, shape in shapes.items():
         if name.startswith(towers[0]):
-            classic = TOWER + name.removeprefix(towers[0])
+            classic = _TOWER + name.removeprefix(towers[0])
             found[classic] = Tensor(classic, dtypes.get(name, "F32"), shape, None)
     found[EMBEDDING] = Tensor(EMBEDDING, dtypes.get(embeddings[0], "F32"), shapes[embeddings[0]], None)
     model_type = model_type_of(class_name)
@@ -160,7 +162,7 @@ def _of_class(class_name: str, checkpoint: Checkpoint, shapes: Mapping[str, Shap
     rules = loaded(rule_file(frame, infer({}, {})))
     tokens = place_tokens(rules.text.tokens, None, embedding_rows(found))
     try:
-        configs = [checkpoint.config, {"vision_config": shapes_config(found)}]
+        configs = [checkpoint.config, {"vision_config": shapes_config(_TOWER, found)}]
         asked = wanted_parameters(class_name, derive_config(rules, configs, found, tokens).config)
     except RemapError as error:  # what helps `apply`, another source, is nothing that can be given here
         fix = f"Give another TARGET. {_FORMS}"

@@ -1,6 +1,13 @@
 """What makes the output complete: config, generation config, tokenizer, processor, chat template."""
 
 from llava_remap.folder.make import Parts, make_files, read_generation_config
-from llava_remap.folder.processor import find_image_processor, image_processor_problems
+from llava_remap.folder.processor import find_image_processor, image_processor_problems, video_processor_notes
 
-__all__ = ["Parts", "find_image_processor", "image_processor_problems", "make_files", "read_generation_config"]
+__all__ = [
+    "Parts",
+    "find_image_processor",
+    "image_processor_problems",
+    "make_files",
+    "read_generation_config",
+    "video_processor_notes",
+]

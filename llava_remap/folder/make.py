@@ -12,7 +12,7 @@ from typing import Any
 from llava_remap.cache import cached
 from llava_remap.checkpoint import BESIDE, read_object
 from llava_remap.folder.json_file import write_json
-from llava_remap.folder.processor import check_processor, write_image_processor, write_processor
+from llava_remap.folder.processor import check_processor, has_torchvision, write_pixel_processors, write_processor
 from llava_remap.folder.tokenizer import open_tokenizer, write_tokenizer
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
@@ -56,8 +56,11 @@ def make_files(parts: Parts) -> dict[str, bytes]:
     processor = parts.rules.text.processor
     facts = {
         "config": parts.target.config,
-        "processor": [processor.class_, processor.chat_template, parts.target.processor] if processor else None,
+        "processor": processor.model_dump(mode="json") if processor else None,
+        "made with": [parts.target.processor, parts.target.image_processor, parts.target.video_processor],
+        "chat_template": parts.target.chat_template,
         "tower": parts.target.tower.facts,
+        "videos": has_torchvision(),
         "tokens": [asdict(token) for token in parts.tokens],
         "generation": parts.generation,
         "tokenizer": _digests(parts.vocabulary.folder, BESIDE["tokenizer"]) if parts.vocabulary else None,
@@ -85,14 +88,13 @@ def _make(parts: Parts, scratch: Path) -> None:
     processor = parts.rules.text.processor
     if processor is None or processor.class_ is None:
         return
-    write_image_processor(parts.image_processor, parts.target.tower, scratch, processor.class_)
+    write_pixel_processors(parts.image_processor, parts.target, processor, scratch)
     if parts.vocabulary is None:
         return
     tokenizer = open_tokenizer(parts.vocabulary, config["text_config"]["model_type"], parts.tokens)
     write_tokenizer(tokenizer, parts.vocabulary, scratch, processor.class_)
-    image = next((token for token in parts.tokens if token.role == "image"), None)
-    write_processor(scratch, processor.class_, parts.target.processor, image, processor.chat_template)
-    check_processor(scratch, processor.class_, image, config.get("image_seq_length"))
+    write_processor(scratch, processor.class_, parts.target, parts.tokens)
+    check_processor(scratch, processor, parts.target, parts.tokens)
 
 
 def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+import json
+from collections.abc import Sequence
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import read_object
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder.json_file import write_json
-from llava_remap.target import IMAGE_PROCESSORS, PlacedToken, Tower
+from llava_remap.rulefile import Processor
+from llava_remap.target import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower
 
 PREPROCESSOR = "preprocessor_config.json"
+#: Its name since transformers 4.52.
+VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
+_CLASS = "processor_class"
 _REPLACE = "Replace the file by the original one."
 
 
@@ -51,70 +58,132 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
     ]
 
 
-def write_image_processor(folder: Path | None, tower: Tower, output: Path, processor_class: str) -> None:
-    """Write `preprocessor_config.json`: the source's, in today's form, or the stock one.
+def write_pixel_processors(folder: Path | None, target: TargetConfig, rules: Processor, output: Path) -> None:
+    """Write `preprocessor_config.json`, and `video_preprocessor_config.json` where videos are taken.
+
+    Sizes, means and steps are those of the source's image processor, in today's form, or of the stock one; class and what it has
+    besides are the rule file's.
 
     Raises:
         RemapError: LR113 where transformers can't open the source's.
     """
+    images = _opened(folder) if folder is not None else stock_image_processor(target.tower)
+    images[_CLASS] = rules.class_
+    named = {"image_processor_type": rules.image_processor.class_} if rules.image_processor is not None else {}
+    write_json(output / PREPROCESSOR, {**images, **named, **target.image_processor})
+    if rules.video_processor is not None:  # up to 4.51 videos go by the file above
+        videos = {key: value for key, value in images.items() if key != "image_processor_type"}
+        named = {"video_processor_type": rules.video_processor.class_}
+        write_json(output / VIDEO_PREPROCESSOR, {**videos, **named, **target.video_processor})
+
+
+def _opened(folder: Path) -> dict[str, Any]:
+    """The source's image processor; opening it brings files of any age (`size: 336`, `feature_extractor_type`) into one form."""
     from transformers import AutoImageProcessor
 
-    path = output / PREPROCESSOR
-    if folder is None:
-        content = stock_image_processor(tower)
-    else:
-        try:  # opening it brings files of any age (`size: 336`, `feature_extractor_type`) into one form
-            content = AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
-        except Exception as error:  # whatever its code raises: the file is the user's
-            raise refuse(
-                "LR113",
-                f"transformers can't open {folder / PREPROCESSOR}: {_one_line(error)}.",
-                _REPLACE,
-            ) from error
-    write_json(path, {**content, "processor_class": processor_class})
+    try:
+        return dict(AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict())
+    except Exception as error:  # whatever its code raises: the file is the user's
+        raise refuse("LR113", f"transformers can't open {folder / PREPROCESSOR}: {_one_line(error)}.", _REPLACE) from error
 
 
-def write_processor(
-    output: Path, processor_class: str, config: Mapping[str, Any], image: PlacedToken | None, chat_template: str | None
-) -> None:
+def write_processor(output: Path, processor_class: str, target: TargetConfig, tokens: Sequence[PlacedToken]) -> None:
     """Write `processor_config.json` without the nested image processor of 5.x, and the chat template in both forms."""
-    token = {"image_token": image.text} if image is not None else {}
-    write_json(output / "processor_config.json", {**config, **token, "processor_class": processor_class})
-    if chat_template is not None:
-        write_json(output / "chat_template.json", {"chat_template": chat_template})
-        (output / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    named = {f"{token.role}_token": token.text for token in tokens if token.role in ("image", "video")}
+    write_json(output / "processor_config.json", {**target.processor, **named, _CLASS: processor_class})
+    if target.chat_template is not None:
+        write_json(output / "chat_template.json", {"chat_template": target.chat_template})
+        (output / "chat_template.jinja").write_text(target.chat_template, encoding="utf-8")
 
 
-def check_processor(output: Path, processor_class: str, image: PlacedToken | None, image_tokens: int | None) -> None:
+def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens: Sequence[PlacedToken]) -> None:
     """Open what was written as a user would, and take one picture and one sentence through it.
 
     Raises:
         RemapError: LR605 where it doesn't open as the class wanted, or fails; LR604 for another number of image tokens.
     """
     from PIL import Image
-    from transformers import AutoProcessor
 
+    image = next((token for token in tokens if token.role == "image"), None)
     try:
-        processor = AutoProcessor.from_pretrained(output, local_files_only=True)
-        if type(processor).__name__ != processor_class:
+        processor = _processor(output, rules)
+        if type(processor).__name__ != rules.class_:
             raise ValueError(f"AutoProcessor opens it as a {type(processor).__name__}")
         content = [{"type": "image"}] * (image is not None) + [{"type": "text", "text": "What is it?"}]
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         if image is None:
             return
-        ids = processor(images=Image.new("RGB", (64, 48)), text=prompt, return_tensors="pt")["input_ids"][0].tolist()
+        size, wanted = _expected(target)
+        ids = processor(images=Image.new("RGB", size), text=prompt, return_tensors="pt")["input_ids"][0].tolist()
     except Exception as error:  # whatever the processor's code raises
         raise refuse(
             "LR605",
-            f"the {processor_class} that was made doesn't work: {_one_line(error)}.",
+            f"the {rules.class_} that was made doesn't work: {_one_line(error)}.",
             "See `processor` of the rule file and the source's preprocessor_config.json and tokenizer files.",
         ) from error
-    if image_tokens is not None and ids.count(image.id) != image_tokens:
+    if wanted is not None and ids.count(image.id) != wanted:
         raise refuse(
             "LR604",
-            f"the processor made {ids.count(image.id)} image tokens for one picture, the tower makes {image_tokens}.",
+            f"the processor made {ids.count(image.id)} image tokens for a picture of {size[0]} × {size[1]} px, the tower makes "
+            f"{wanted}.",
             "See `processor.config` and `chat_template` of the rule file.",
         )
+
+
+def _processor(output: Path, rules: Processor) -> Any:
+    """What was written, opened; without torchvision all of it but the video processor, which no version since 4.52 opens then."""
+    import transformers
+
+    if rules.video_processor is None or has_torchvision():
+        return transformers.AutoProcessor.from_pretrained(output, local_files_only=True)
+    wanted: Any = getattr(transformers, str(rules.class_))
+
+    def check(self: Any, name: str, argument: Any) -> Any:
+        return None if name == "video_processor" else wanted.check_argument_for_proper_class(self, name, argument)
+
+    without = type(wanted.__name__, (wanted,), {"check_argument_for_proper_class": check})
+    template = output / "chat_template.jinja"
+    return without(
+        image_processor=transformers.AutoImageProcessor.from_pretrained(output, local_files_only=True),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(output, local_files_only=True),
+        video_processor=None,
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+        **{key: value for key, value in json.loads((output / "processor_config.json").read_text()).items() if key != _CLASS},
+    )
+
+
+def _expected(target: TargetConfig) -> tuple[tuple[int, int], int | None]:
+    """A picture's size, [width, height] in pixels, and the number of image tokens that the model makes of it.
+
+    A tiled picture of just one of the grid's sizes needs no padding: the whole of it in one tile, then all tiles with a token
+    at the end of each row of patches (`pack_image_features` of transformers' LLaVA-NeXT).
+    """
+    grid = target.config.get("image_grid_pinpoints")
+    if not grid:
+        return (64, 48), target.config.get("image_seq_length")
+    side, tokens = int(target.tower.facts["image_size"]), int(target.tower.facts["image_tokens"])
+    height, width = grid[0]
+    rows, columns, patches = height // side, width // side, isqrt(tokens)
+    return (width, height), tokens + rows * patches * (columns * patches + 1)
+
+
+def video_processor_notes(rules: Processor | None) -> list[Problem]:
+    """LR608 where a video processor is written that can't be opened here."""
+    if rules is None or rules.video_processor is None or has_torchvision():
+        return []
+    return [
+        Problem(
+            "LR608",
+            f"transformers opens the {rules.video_processor.class_} with torchvision only, and there is none here: pictures were "
+            "tried, videos weren't.",
+            "To open the folder with AutoProcessor (transformers 4.52 and later), install torchvision.",
+        )
+    ]
+
+
+def has_torchvision() -> bool:
+    """Whether transformers can open a video processor."""
+    return importlib.util.find_spec("torchvision") is not None
 
 
 def _one_line(error: Exception) -> str:

@@ -61,6 +61,7 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
     unselected, not_given = [], []
     for name, source in rules.text.sources.items():
         if "tensors" not in source.use:
+            not_given += [] if source.optional or name in checkpoints else [name]
             continue
         absent = Template(source.used_if_absent) if source.used_if_absent else None
         own = absent is not None and any(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
     from llava_remap.plan import Plan
     from llava_remap.verify import Verification
 
+#: Rule files that are told with what contradicts them, where none fits.
+_NEAREST = 3
 _STRICT = "strict load by transformers: nothing missing, unexpected or mismatched"
 #: What was checked after writing, by `--verify`.
 _CHECKED = {
@@ -217,11 +219,15 @@ def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit]) -
         line(console, f"  not read: {', '.join(checkpoint.passed_over)}")
     line(console, f"  {', '.join(config.get('architectures') or ['no config.json that names an architecture'])}")
     heading(console, "Rule files")
-    for fit in found:
+    told = sum(fit.fits for fit in found) or _NEAREST
+    for fit in found[:told]:
         verdict = ("fits", "green") if fit.fits else ("doesn't fit", "red")
         line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names"))
         for reason in fit.contradictions:
             line(console, f"    {reason}")
+    others = ", ".join(f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in found[told:])
+    if others:
+        line(console, f"  don't fit: {others}")
     for fit in found:
         if fit.fits:
             also = "".join(f" --source {name}=DIR" for name in fit.also)

@@ -29,6 +29,8 @@ def contradictions(
     for key, wanted in condition.config.items():
         allowed = wanted if isinstance(wanted, tuple) else (wanted,)
         value = (config or {}).get(key)
+        if isinstance(value, list):
+            value = value[0] if value else None
         if not any(value == other and type(value) is type(other) for other in allowed):
             said = f"its config says {key}: {value!r}" if config is not None else f"it has no config.json to say {key}"
             found.append(f"{said}, not {' or '.join(map(repr, allowed))}")

@@ -100,7 +100,7 @@ def shipped_folder() -> Path:
 
 def shipped_rule_files() -> dict[str, Path]:
     """The shipped files that can be applied, by name; parts and layouts are not among them."""
-    return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"))}
+    return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"), key=lambda path: path.stem)}
 
 
 @dataclass(frozen=True, slots=True)

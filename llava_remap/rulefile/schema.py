@@ -28,6 +28,7 @@ def _check_template(text: str) -> str:
 
 TemplateText = Annotated[str, AfterValidator(_check_template)]
 Scalar = str | int | float | bool | None
+Facts = dict[str, Scalar]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
@@ -55,7 +56,9 @@ class Condition(Part):
     present: tuple[TemplateText, ...] = Field((), description="templates of names; each must match at least one")
     absent: tuple[TemplateText, ...] = Field((), description="templates of names; none may match one")
     config: dict[str, Scalar | tuple[Scalar, ...]] = Field(
-        {}, description="key of the source's config: the value, or the list of values, that it may have; null stands for absent"
+        {},
+        description="key of the source's config: the value, or the list of values, that it may have; null stands for absent, "
+        "and of a list in the config the first item counts",
     )
 
 
@@ -72,6 +75,12 @@ class Source(Part):
     )
     select: TemplateText | None = Field(None, description="of its tensors only those that match are taken")
     prefix: str = Field("", description="put before each of its names, before any rule")
+
+
+_FACTS = (
+    "values of the target's config that stand before (dots for nested ones), facts of the vision tower, values of the "
+    "source's config (source.KEY; null where it has none), and, with token, a word that the tokenizer has"
+)
 
 
 class ConfigValue(Part):
@@ -92,9 +101,13 @@ class ConfigValue(Part):
     target: str | None = Field(None, description="a value of the target's config (for the processor)")
     map: dict[str, Scalar] | None = Field(None, description="the value found → the value wanted; others are an error")
     default: Any = Field(None, description="the value where the source's config has none; without it, a missing one is an error")
-    when: dict[str, Scalar] = Field(
-        {}, description="what must hold for this case: facts of the tower, and values of the target's config that stand before"
+    as_: Literal["grid_pinpoints"] | None = Field(
+        None,
+        alias="as",
+        description="how the value is read; grid_pinpoints: LLaVA's sizes of tiled images, [width, height] each or a text like "
+        "(1x1),...,(6x6) in tiles, as transformers wants them, [height, width] each",
     )
+    when: Facts = Field({}, description=f"what must hold for this case: {_FACTS}")
     cases: tuple[ConfigValue, ...] = Field((), description="the first case whose `when` holds")
 
     @model_validator(mode="after")
@@ -104,7 +117,13 @@ class ConfigValue(Part):
             raise PydanticCustomError("origin", "give exactly one of {origins}", {"origins": ", ".join(ORIGINS)})
         if ("map" in self.model_fields_set or "default" in self.model_fields_set) and origins != ["from"]:
             raise PydanticCustomError("origin", "`map` and `default` go with `from`")
+        if self.as_ is not None and (origins not in (["from"], ["const"]) or self.map is not None):
+            raise PydanticCustomError("origin", "`as` goes with `from` (without `map`) or `const`")
         return self
+
+
+def _named_by(key: str) -> ConfigValue:
+    return ConfigValue.model_validate({"from": key, "default": None})
 
 
 class Target(Part):
@@ -112,6 +131,12 @@ class Target(Part):
 
     class_: str | None = Field(None, alias="class", description="name of the transformers class; a part may leave it out")
     config: dict[str, ConfigValue] = Field({}, description="key of the target's config (dots for nested ones): its value")
+    towers: dict[str, ConfigValue] = Field(
+        default_factory=lambda: {"vision_tower.vision_model.": _named_by("mm_vision_tower")},
+        min_length=1,
+        description="prefix of each vision tower's names in the target: the hub repository that it was trained from; all have "
+        "one form, and `vision_config` describes the first",
+    )
 
 
 class Token(Part):
@@ -191,11 +216,32 @@ class PostLoad(Part):
     with_: dict[str, Any] = Field({}, alias="with", description="its options")
 
 
+class PixelProcessor(Part):
+    """What makes pixel values of images, or of videos; sizes and means are those of the vision tower's own image processor."""
+
+    class_: str = Field(alias="class", description="name of the transformers class")
+    config: dict[str, ConfigValue] = Field({}, description="what it has beside them")
+
+
+class ChatTemplate(Part):
+    """A chat template for some of the models that a rule file is for."""
+
+    when: Facts = Field(min_length=1, description=f"what must hold for it to be taken: {_FACTS}")
+    text: str = Field(description="Jinja, as apply_chat_template takes it")
+
+
 class Processor(Part):
     """What the processor is made with."""
 
     class_: str | None = Field(None, alias="class", description="name of the transformers processor class")
     chat_template: str | None = Field(None, description="Jinja, as apply_chat_template takes it")
+    chat_templates: dict[str, ChatTemplate] = Field(
+        {}, description="chat templates by name: the first whose `when` holds is taken in place of `chat_template`"
+    )
+    image_processor: PixelProcessor | None = Field(
+        None, description="the image processor; without it, that of the vision tower as it is"
+    )
+    video_processor: PixelProcessor | None = Field(None, description="the video processor, where there is one")
     config: dict[str, ConfigValue] = Field(
         {}, description="what the processor is made with, beside tokenizer and image processor"
     )

@@ -2,7 +2,6 @@
 
 from llava_remap.target.config import EMBEDDING, HEAD, TargetConfig, derive_config, embedding_rows, text_config
 from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
-from llava_remap.target.tower import PREFIX as TOWER
 from llava_remap.target.tower import Tower, shapes_config
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
 from llava_remap.target.wanted import Target, build_on_meta, wanted_parameters
@@ -13,7 +12,6 @@ __all__ = [
     "IMAGE_PROCESSORS",
     "PlacedToken",
     "TOKENIZERS",
-    "TOWER",
     "Target",
     "TargetConfig",
     "Tower",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
 from llava_remap.errors import Problem, refuse
-from llava_remap.rulefile import ConfigValue, RuleFile
+from llava_remap.rulefile import ConfigValue, Processor, RuleFile
+from llava_remap.target.pinpoints import grid_pinpoints
 from llava_remap.target.tower import Tower, read_tower
 from llava_remap.target.vocabulary import PlacedToken
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
+#: There is none where the projector is one linear layer.
+_SECOND_LAYER = "multi_modal_projector.linear_2.weight"
 
 #: What of the source's config describes the language model. The rest of it is LLaVA's own, or training's.
 _TEXT_KEYS = (
@@ -43,12 +46,17 @@ class TargetConfig:
     Attributes:
         config: the whole `config.json` of the output, in both generations of keys.
         processor: what the processor is made with.
+        image_processor, video_processor: what they have beside what the tower's own image processor says.
+        chat_template: the one for this model.
         tower: the vision tower.
         notes: where configs were not believed.
     """
 
     config: Mapping[str, Any]
     processor: Mapping[str, Any]
+    image_processor: Mapping[str, Any]
+    video_processor: Mapping[str, Any]
+    chat_template: str | None
     tower: Tower
     notes: tuple[Problem, ...]
 
@@ -63,6 +71,7 @@ def derive_config(
     tensors: Mapping[str, Tensor],
     tokens: Sequence[PlacedToken],
     *,
+    words: Collection[str] = (),
     tower_apart: bool = False,
     head_is_embedding: bool = False,
 ) -> TargetConfig:
@@ -73,6 +82,7 @@ def derive_config(
         configs: the sources' own configs, in the order of the rule file's sources.
         tensors: what the sources hold for the target, by classic name.
         tokens: the rule file's tokens with their ids.
+        words: those of the source's tokenizer.
         tower_apart: whether the tower comes from another source than the language model.
         head_is_embedding: whether a source stores `lm_head` and `embed_tokens` as one tensor; then they are tied.
 
@@ -83,10 +93,11 @@ def derive_config(
     if text_source is None:
         raise refuse("LR112", "no source has a config.json that describes the language model.", _GIVE)
     own = next((found for config in configs if (found := _vision_config(config)) is not None), None)
-    named = text_source.get("mm_vision_tower")
-    tower = read_tower(tensors, own, named if isinstance(named, str) else None, apart=tower_apart)
+    prefix, name = next(iter(rules.target.towers.items()))
+    named = _Values(text_source, {}, tokens, words, {}).of(f"target.towers.{prefix}", name)
+    tower = read_tower(prefix, tensors, own, named if isinstance(named, str) else None, apart=tower_apart)
     text = _language_model(text_source, tensors)
-    notes = [*tower.notes, *_projector_notes(text_source)]
+    notes = [*tower.notes, *_projector_notes(text_source, tensors)]
     if head_is_embedding and not text["tie_word_embeddings"]:
         text["tie_word_embeddings"] = True
         cause = "the checkpoint stores lm_head and embed_tokens as one tensor, its config doesn't tie them."
@@ -100,16 +111,24 @@ def derive_config(
         "text_config": {**text, "torch_dtype": dtype, "dtype": dtype},
         "vision_config": dict(tower.config),
     }
-    values = _Values(text_source, tower, tokens, config)
+    values = _Values(text_source, tower.facts, tokens, words, config)
     for key, value in rules.target.config.items():
         with rules.placed("target", "config", key):
             _put(config, key, values.of(f"target.config.{key}", value))
     _check_feature_layer(config.get("vision_feature_layer"), tower)
     if "pad_token_id" in config:
         config["text_config"]["pad_token_id"] = config["pad_token_id"]
-    processor_rules = rules.text.processor.config if rules.text.processor else {}
-    processor = {key: values.of(f"processor.config.{key}", value) for key, value in processor_rules.items()}
-    return TargetConfig(config, processor, tower, tuple(notes))
+    made = rules.text.processor or Processor()
+    processor, images, videos = (
+        {key: values.of(f"{where}.config.{key}", value) for key, value in (part.config if part else {}).items()}
+        for where, part in (
+            ("processor", made),
+            ("processor.image_processor", made.image_processor),
+            ("processor.video_processor", made.video_processor),
+        )
+    )
+    templates = (t.text for name, t in made.chat_templates.items() if values.hold(f"processor.chat_templates.{name}", t.when))
+    return TargetConfig(config, processor, images, videos, next(templates, made.chat_template), tower, tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +136,17 @@ class _Values:
     """Looks up the values that a rule file asks for. `target` is the config that is being made: what stands before is in it."""
 
     source: Mapping[str, Any]
-    tower: Tower
+    facts: Mapping[str, Any]
     tokens: Sequence[PlacedToken]
+    words: Collection[str]
     target: Mapping[str, Any]
 
     def of(self, where: str, value: ConfigValue) -> Any:
         if value.cases:
             for case in value.cases:
-                if all(self._condition(where, key) == wanted for key, wanted in case.when.items()):
+                if self.hold(where, case.when):
                     return self.of(where, case)
-            raise refuse("LR112", f"no case of `{where}` holds for this tower ({dict(self.tower.facts)}).")
+            raise refuse("LR112", f"no case of `{where}` holds for this tower ({dict(self.facts)}).")
         if value.tower is not None:
             return self._fact(where, value.tower)
         if value.token is not None:
@@ -138,15 +158,31 @@ class _Values:
             return self.source.get("pad_token_id") if found is None else found
         if value.target is not None:
             return self.target.get(value.target)
-        if value.from_ is not None:
-            return self._from(where, value.from_, value)
-        return value.const
+        const = list(value.const) if isinstance(value.const, tuple) else value.const
+        given = const if value.from_ is None else self._from(where, value.from_, value)
+        return given if value.as_ is None else grid_pinpoints(where, given, int(self._fact(where, "image_size")))
+
+    def hold(self, where: str, when: Mapping[str, Any]) -> bool:
+        """Whether all of a `when` holds."""
+        return all(self._holds(where, key, wanted) for key, wanted in when.items())
+
+    def _holds(self, where: str, key: str, wanted: Any) -> bool:
+        if key == "token":
+            return wanted in self.words
+        if key.startswith("source."):
+            return bool(self.source.get(key.removeprefix("source.")) == wanted)
+        found: Any = self.target
+        for part in key.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                return bool(self._fact(where, key) == wanted)
+            found = found[part]
+        return bool(found == wanted)
 
     def _from(self, where: str, key: str, value: ConfigValue) -> Any:
         found = self.source.get(key)
         if isinstance(found, list) and value.map is not None:
             found = found[0] if found else None
-        if isinstance(found, (list, dict)):
+        if isinstance(found, (list, dict)) and value.as_ is None:
             kind = "list" if isinstance(found, list) else "mapping"
             raise refuse("LR112", f"the source's config has a {kind} for `{key}`; `{where}` is one value.", "Give one value.")
         if found is None:
@@ -163,13 +199,10 @@ class _Values:
             )
         return value.map[found]
 
-    def _condition(self, where: str, key: str) -> Any:
-        return self.target[key] if key in self.target else self._fact(where, key)
-
     def _fact(self, where: str, fact: str) -> Any:
-        if fact not in self.tower.facts:
-            raise refuse("LR201", f"`{where}` asks for `{fact}` of the tower; known: {', '.join(self.tower.facts)}.", _RULE)
-        return self.tower.facts[fact]
+        if fact not in self.facts:
+            raise refuse("LR201", f"`{where}` asks for `{fact}` of the tower; known: {', '.join(self.facts)}.", _RULE)
+        return self.facts[fact]
 
 
 def _put(config: dict[str, Any], key: str, value: Any) -> None:
@@ -250,12 +283,9 @@ def _key_value_heads(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     return keys.shape[0] * heads // text["hidden_size"] if keys is not None and text.get("head_dim") is None else heads
 
 
-def _projector_notes(source: Mapping[str, Any]) -> list[Problem]:
-    kind = source.get("mm_projector_type", "mlp2x_gelu")
-    if kind in ("mlp2x_gelu", None):
+def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:
+    kind, words = ("mlp2x_gelu", "a two-layer MLP") if _SECOND_LAYER in tensors else ("linear", "one linear layer")
+    said = source.get("mm_projector_type")
+    if said in (kind, None):
         return []
-    return [
-        Problem(
-            "LR308", f"the config says mm_projector_type: {kind}, the tensors are a two-layer MLP.", "The tensors are believed."
-        )
-    ]
+    return [Problem("LR308", f"the config says mm_projector_type: {said}, the tensors are {words}.", "The tensors are believed.")]

@@ -12,8 +12,6 @@ from llava_remap.checkpoint import Tensor
 from llava_remap.errors import Problem, refuse
 from llava_remap.target.presets import TOWER_DEFAULTS, TOWERS
 
-#: Where the tower is in the classic layout.
-PREFIX = "vision_tower.vision_model."
 #: What of a vision config is kept; everything else in it has no effect on what the tower computes.
 _KEYS = (
     "num_attention_heads",
@@ -43,10 +41,13 @@ class Tower:
     notes: tuple[Problem, ...]
 
 
-def read_tower(tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, named: str | None, *, apart: bool = False) -> Tower:
+def read_tower(
+    prefix: str, tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, named: str | None, *, apart: bool = False
+) -> Tower:
     """Describe the tower of a target.
 
     Args:
+        prefix: what its names begin with.
         tensors: the target's tensors by classic name.
         own: the tower's own vision config, where a source has one.
         named: the tower that the language model's config names (`mm_vision_tower`).
@@ -56,7 +57,7 @@ def read_tower(tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, nam
         RemapError: LR302 without a tower; LR309 for a config that contradicts the tensors, where nothing else is known; LR112
             where neither tensors nor configs tell the number of attention heads.
     """
-    seen = _sizes(tensors)
+    seen = _sizes(prefix, tensors)
     kind = seen["model_type"]
     known, notes = _known(seen, own, named, apart)
     sizes = {key: seen[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "num_channels")}
@@ -77,20 +78,20 @@ def read_tower(tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, nam
     return Tower(config, facts, tuple(notes))
 
 
-def shapes_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """A vision config that gives a tower the shapes of these tensors, where only shapes are wanted.
 
     The number of attention heads, which changes none, is made up.
     """
-    seen = _sizes(tensors)
+    seen = _sizes(prefix, tensors)
     keys = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "num_channels")
     image_size = isqrt(seen["patches"]) * seen["patch_size"]
     return {**{key: seen[key] for key in keys}, "image_size": image_size, "num_attention_heads": 1}
 
 
-def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors' names and shapes show."""
-    tower = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    tower = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     patch = tower.get("embeddings.patch_embedding.weight")
     positions = tower.get("embeddings.position_embedding.weight")
     if not tower:
@@ -101,7 +102,7 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "LR302",
             "the vision tower lacks its patch embedding, its position table or its layers.",
             _GIVE,
-            [PREFIX + "embeddings.patch_embedding.weight", PREFIX + "embeddings.position_embedding.weight"],
+            [prefix + "embeddings.patch_embedding.weight", prefix + "embeddings.position_embedding.weight"],
         )
     class_tokens = int("embeddings.class_embedding" in tower)
     return {

@@ -73,7 +73,7 @@ def tied(tensors: Tensors) -> None:
 
 
 def mistral(**config: Any) -> Case:
-    return Case(MISTRAL, without_newline, {**SQUARE, **config})
+    return Case(MISTRAL, without_newline, {**SQUARE, **config}, "llava-med-v1.5")
 
 
 def qwen2(tokenizer: str | None = "files", **config: Any) -> Case:

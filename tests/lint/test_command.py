@@ -18,10 +18,14 @@ MANIFESTS_OF = {
     "llava-v1.5-7b.tf4.37": ("llava-v1.5",),
     "llava-v1.5-7b.self-trained-deepspeed": ("llava-v1.5",),
     "llava-v1.5-7b.released": ("llava-v1.5", "--source", CLIP),
-    "bakllava-v1": ("llava-v1.5",),
-    "bakllava-v1.released": ("llava-v1.5", "--source", CLIP),
-    "llava-med-v1.5-mistral-7b.released": ("llava-v1.5",),
+    "bakllava-v1": ("bakllava",),
+    "bakllava-v1.released": ("bakllava", "--source", CLIP),
+    "llava-med-v1.5-mistral-7b.released": ("llava-med-v1.5",),
     "llava-interleave-qwen-0.5b.released": ("llava-interleave",),
+    "llava-v1.6-vicuna-7b.released": ("llava-next",),
+    "llava-next-video-7b.released": ("llava-next-video",),
+    "llava-onevision-qwen2-7b.released": ("llava-onevision",),
+    "vip-llava-7b": ("vip-llava",),
 }
 
 #: A rule that is not idempotent and has no test; in a file whose name has what GitHub wants to be escaped.
@@ -50,7 +54,8 @@ def test_against_the_manifests_that_they_are_for(manifest: str, run: Run) -> Non
     [line] = run("rules", "lint", name, *source, *more).out.splitlines()  # so there is no note either
     assert ": clean; " in line
     assert " real names; reversible: " in line
-    for part in ("wrappers", "buffers", *(() if more else ("llava",))):  # which knows no second source for the tower
+    # which knows no second source for the tower, and not ViP-LLaVA's projector
+    for part in ("wrappers", "buffers", *(() if more or name == "vip-llava" else ("llava",))):
         ran = run("rules", "lint", shipped_folder() / "parts" / f"{part}.yaml", *source)
         assert (ran.code, len(ran.out.splitlines())) == (0, 1)
 
