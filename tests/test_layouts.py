@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import cache
+
 import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
-from llava_remap.rewrite import compile_rules
+from llava_remap.rewrite import Program, compile_rules
 from llava_remap.rulefile import load_rule_file, shipped_folder
 from llava_remap.target import wanted_parameters
+from tests.conftest import DATA
 from tests.test_expected import expected
+
+LAYOUTS = sorted(path.stem for path in (shipped_folder() / "layouts").glob("*.yaml"))
 
 
 def layout(name: str) -> dict[str, str]:
     """Module names of a small LLaVA in the installed transformers, to what a layout makes of them."""
-    program = compile_rules(load_rule_file(shipped_folder() / "layouts" / f"{name}.yaml"))
+    rules = program(name)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlavaConfig(
         text_config=LlamaConfig(**small), vision_config=SiglipVisionConfig(**small, image_size=28, patch_size=14)
     )
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
-    return {name: str(program.rewrite(name).target) for name in model.state_dict()}
+    return {name: str(rules.rewrite(name).target) for name in model.state_dict()}
 
 
 def test_module_names_of_the_installed_transformers_are_known() -> None:
@@ -32,10 +38,38 @@ def test_module_names_of_the_installed_transformers_are_known() -> None:
     assert names["lm_head.weight"] == "language_model.lm_head.weight"
 
 
-def test_classic_names_stay() -> None:
-    program = compile_rules(load_rule_file(shipped_folder() / "layouts" / "classic.yaml"))
-    for name in expected("llava-v1.5-7b")["target"]:
-        assert program.rewrite(name).target == name
+@cache
+def program(name: str) -> Program:
+    return compile_rules(load_rule_file(shipped_folder() / "layouts" / f"{name}.yaml"))
+
+
+def takes_all(layout: str, names: Collection[str]) -> bool:
+    return all(program(layout).rewrite(name).target is not None for name in names)
+
+
+@pytest.mark.parametrize("checkpoint", sorted(path.stem for path in (DATA / "expected").glob("*.json")))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_there_and_back_is_the_same(layout: str, checkpoint: str) -> None:
+    """Every parameter of every class at full size: classic to a layout and to classic again; no other layout takes what was made."""
+    classic = expected(checkpoint)["target"]
+    there = {name: program(layout).inverse(name) for name in classic}
+    written = {str(name) for name in there.values()}
+    assert None not in there.values()
+    assert len(written) == len(classic)
+    assert {name: program(layout).rewrite(str(made)).target for name, made in there.items()} == {name: name for name in classic}
+    assert [other for other in LAYOUTS if takes_all(other, written)] == [layout]
+    assert (there == {name: name for name in classic}) == (layout == "classic")
+
+
+def test_the_mixture_as_it_was_seen_on_disk() -> None:
+    """What 5.4.0 and 5.5.4 saved, spelt out by hand."""
+    names = {
+        "language_model.lm_head.weight": "language_model.lm_head.weight",
+        "model.image_newline": "image_newline",
+        "model.language_model.model.layers.0.mlp.up_proj.weight": "language_model.model.layers.0.mlp.up_proj.weight",
+        "model.video_tower.vision_model.pre_layrnorm.bias": "video_tower.vision_model.pre_layrnorm.bias",
+    }
+    assert {name: program("mixed-5.4").rewrite(name).target for name in names} == names
 
 
 @pytest.mark.parametrize("heads", [16, 8])

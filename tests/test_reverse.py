@@ -130,7 +130,7 @@ def respelt(out: Path, layout: str) -> None:
     save_file({str(program.inverse(name)): tensor for name, tensor in state.items()}, out / "model.safetensors")
 
 
-@pytest.mark.parametrize("layout", ["classic", "classic-5.6", "module-4.52", "module-5.6"])
+@pytest.mark.parametrize("layout", ["classic", "classic-5.6", "mixed-5.4", "module-4.52", "module-5.6"])
 def test_every_layout(layout: str, made: Path, out: Path) -> None:
     respelt(out, layout)
     assert (tensors(out).keys() == tensors(made).keys()) == (layout == "classic")
