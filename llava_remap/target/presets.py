@@ -5,7 +5,7 @@ A preset is used only where the sources' own configs say nothing, and only if ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Values that a vision config has where it doesn't say (defaults of the transformers classes, the same in 4.46 to 5.23).
@@ -42,6 +42,17 @@ TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
     "mistral": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False},
     "qwen2": {"tokenizer_class": "Qwen2Tokenizer"},
 }
+
+#: Special tokens by id, and the roles that tokenizers give them, by kind of text model. A config's ids tell the kind.
+SPECIAL_TOKENS: Sequence[tuple[Mapping[int, str], Mapping[str, int]]] = (
+    ({0: "<unk>", 1: "<s>", 2: "</s>"}, {"bos_token": 1, "eos_token": 2, "unk_token": 0, "pad_token": 0}),  # Llama, Mistral
+    ({0: "<unk>", 1: "<|startoftext|>", 2: "<|endoftext|>", 6: "<|im_start|>", 7: "<|im_end|>"},
+     {"bos_token": 1, "eos_token": 7, "unk_token": 0, "pad_token": 0}),  # Yi
+    ({151643: "<|endoftext|>", 151644: "<|im_start|>", 151645: "<|im_end|>"},
+     {"eos_token": 151645, "pad_token": 151643}),  # Qwen 1.5 and 2
+    ({128000: "<|begin_of_text|>", 128001: "<|end_of_text|>", 128006: "<|start_header_id|>", 128007: "<|end_header_id|>",
+      128009: "<|eot_id|>", 128255: "<|reserved_special_token_250|>"}, {"bos_token": 128000, "eos_token": 128009}),  # Llama 3
+)  # fmt: skip
 
 #: Image processors of the stock towers, without sizes; used where no source has a `preprocessor_config.json`.
 IMAGE_PROCESSORS: Mapping[str, Mapping[str, Any]] = {

@@ -1,0 +1,158 @@
+"""A checkpoint made small, without values: which tensors stay, and their shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.errors import refuse
+from llava_remap.shrink.sizes import (
+    HIDDEN,
+    Part,
+    has_class_token,
+    layer_of,
+    small_shape,
+    small_text,
+    small_tower,
+    text_before,
+    tower_before,
+)
+from llava_remap.shrink.tower import CLIP, SIGLIP, sizes_of, tower_tensors, trained_with
+from llava_remap.target.presets import TOWERS
+
+_TOWER = re.compile(r"(?:^|\.)((?:vision|image|video)_tower|vision_model)\.")
+_PROJECTOR = re.compile(r"(?:^|\.)\w*(?:projector|projection|resampler)\.")
+TEXT, PROJECTOR = "language model", "projector"
+#: Where a tower is that the checkpoint itself doesn't hold.
+APART = "vision_tower"
+#: Layers of a small tower, and of one of which the projector takes several layers' features side by side: ViP-LLaVA takes those
+#: of −2, −5, −8, −11 and 6, and no config says so.
+_LAYERS, _LAYERS_OF_SEVERAL = 3, 12
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """What a small twin consists of.
+
+    Attributes:
+        tensors: those of the checkpoint, by name, in its order.
+        tower_apart: those of its tower where it holds none; otherwise empty.
+        aliases: groups of names that are one tensor.
+        text: the language model.
+        towers: by the segment that tells them in names: `vision_tower`, `image_tower`, `video_tower`, `vision_model`.
+        projector: what the sizes become that a projector leads from and to.
+        tower_kind: the `model_type` of the towers' config.
+        last_layer_deleted: whether the tower's own config says one layer more than there are, as LLaVA's SigLIP code has it.
+    """
+
+    tensors: Mapping[str, Tensor]
+    tower_apart: Mapping[str, Tensor]
+    aliases: tuple[tuple[str, ...], ...]
+    text: Part
+    towers: Mapping[str, Part]
+    projector: Mapping[int, int]
+    tower_kind: str
+    last_layer_deleted: bool
+
+    @property
+    def tower(self) -> Part:
+        """The first tower; several are made small alike."""
+        return next(iter(self.towers.values()))
+
+
+def make_twin(checkpoint: Checkpoint, config: Mapping[str, Any], layers: int, tower_layers: int | None) -> Twin:
+    """Decide what becomes of every tensor.
+
+    Args:
+        checkpoint: the large one.
+        config: what its config says of the language model and of LLaVA.
+        layers: how many layers of the language model stay.
+        tower_layers: how many of each tower; None for as many as the features are taken from, and at least 3.
+
+    Raises:
+        RemapError: LR112 where tensors and config don't say enough or contradict each other, LR211 for too few tower layers.
+    """
+    parts: dict[str, dict[str, Tensor]] = {TEXT: {}, PROJECTOR: {}}
+    for name, tensor in checkpoint.catalog.items():
+        parts.setdefault(part_of(name), {})[name] = tensor
+    text, projector, *_ = parts.values()
+    found = {segment: tensors for segment, tensors in parts.items() if segment not in (TEXT, PROJECTOR)}
+    before = text_before(text, config)
+    inputs = [tensor.shape[1] for tensor in projector.values() if len(tensor.shape) > 1]
+    taken = config["mm_hidden_size"] if config.get("mm_hidden_size") in inputs else next(iter(inputs), 0)
+    if found:
+        kind = CLIP if has_class_token(next(iter(found.values()))) else SIGLIP
+        large = {segment: tower_before(tensors) for segment, tensors in found.items()}
+    else:
+        preset = trained_with(config, taken)
+        kind, large = preset["model_type"], {APART: sizes_of(preset)}
+    first = next(iter(large.values()))
+    times, rest = divmod(taken, first["hidden_size"])
+    needed = _layers_needed(config, times if not rest else 1)
+    if tower_layers is not None and tower_layers < needed:
+        cause = f"--tower-layers {tower_layers}: features are taken from {needed} layers."
+        raise refuse("LR211", cause, f"Give at least {needed}.")
+    towers = {segment: small_tower(sizes, tower_layers or max(needed, _LAYERS)) for segment, sizes in large.items()}
+    tower = next(iter(towers.values()))
+    width = tower.after["hidden_size"]
+    # Where the language model is as wide as what the projector takes, both stay so: the two can't be told apart there.
+    same = {first["hidden_size"]: width, **({taken: times * width} if times and not rest else {})}
+    hidden = same.get(before["hidden_size"], min(before["hidden_size"], HIDDEN))
+    language_model = small_text(before, hidden, layers)
+    twin = Twin(
+        {},
+        tower_tensors(tower.after, kind) if not found else {},
+        (),
+        language_model,
+        towers,
+        {before["hidden_size"]: hidden, **same},
+        kind,
+        _last_layer_deleted(first, kind),
+    )
+    tensors = {name: small for name, tensor in checkpoint.catalog.items() if (small := _small(twin, tensor)) is not None}
+    groups = (tuple(name for name in group if name in tensors) for group in checkpoint.aliases)
+    return replace(twin, tensors=tensors, aliases=tuple(group for group in groups if len(group) > 1))
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a tensor is in: a tower by its segment, the projector, or the language model and all the rest."""
+    if tower := _TOWER.search(name):
+        return tower[1]
+    return PROJECTOR if _PROJECTOR.search(name) else TEXT
+
+
+def _small(twin: Twin, tensor: Tensor) -> Tensor | None:
+    """A tensor made small; None for one of a layer that doesn't stay."""
+    part = part_of(tensor.name)
+    if part == PROJECTOR:
+        return replace(tensor, shape=small_shape(tensor.shape, twin.projector), location=None)
+    within = twin.text if part == TEXT else twin.towers[part]
+    if layer_of(tensor.name) >= within.after["num_hidden_layers"]:
+        return None
+    return replace(tensor, shape=within.small_shape(tensor.name, tensor.shape), location=None)
+
+
+def _layers_needed(config: Mapping[str, Any], times: int) -> int:
+    """How many layers a tower has to have for its features: −2 is the last but one, 6 the sixth.
+
+    Args:
+        times: features of how many layers the projector takes side by side.
+    """
+    taken = next(
+        (config[key] for key in ("mm_vision_select_layer", "vision_feature_layers", "vision_feature_layer") if key in config), -2
+    )
+    layers = [abs(layer) for layer in (taken if isinstance(taken, list) else [taken]) if isinstance(layer, int)]
+    return max([*layers, _LAYERS_OF_SEVERAL if times > 1 and len(layers) < 2 else 1])
+
+
+def _last_layer_deleted(tower: Mapping[str, int], kind: str) -> bool:
+    keys = ("hidden_size", "intermediate_size", "patch_size")
+    return any(
+        preset["model_type"] == kind == SIGLIP
+        and all(preset[key] == tower[key] for key in keys)
+        and preset["num_hidden_layers"] == tower["num_hidden_layers"] + 1
+        for preset in TOWERS.values()
+    )
