@@ -59,8 +59,8 @@ CODES: dict[str, Code] = {
         "Only the projector is there; the language model and the tower are needed too."),
     "LR109": Code("already converted", Exit.PROBLEMS,
         "The names are already those of a layout of transformers: load the folder as it is."),
-    "LR110": Code("every name has a wrapper prefix", Exit.PROBLEMS,
-        "Every name begins with what a training framework puts before it, and the rule file leaves it there. Let it extend "
+    "LR110": Code("names with a wrapper on", Exit.PROBLEMS,
+        "Names have in them what a training framework puts around modules, and the rule file leaves it there. Let it extend "
         "`parts/wrappers.yaml`."),
     "LR111": Code("a manifest has no bytes", Exit.PROBLEMS,
         "A manifest has names and shapes and no values. Plan from it with `--dry-run`; convert the checkpoint itself."),

@@ -15,7 +15,8 @@ from llava_remap.plan import Routed, route
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder, shipped_rule_files
 
-_WRAPPERS = ("module.", "base_model.model.")
+#: The rules that know what frameworks put around modules.
+_WRAPPERS = "parts/wrappers.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +118,15 @@ def _already_converted(rules: RuleFile, routed: Sequence[Routed], checkpoint: Ch
 
 
 def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
-    for wrapper in _WRAPPERS:
-        if routed and all(r.rewrite.prepared.startswith(wrapper) for r in routed):
-            return Problem(
-                "LR110",
-                f"all {len(routed)} names in {checkpoint.location} start with `{wrapper}`, which {rules.name} leaves on.",
-                "Add parts/wrappers.yaml to its `extends`.",
-            )
-    return None
+    bare = compile_rules(load_rule_file(shipped_folder() / _WRAPPERS))
+    made = {r.tensor.name: r.rewrite.target or r.rewrite.prepared for r in routed if r.rewrite.reason is None}
+    on = {name: found for name, after in made.items() if (found := bare.rewrite(after).rules)}
+    if not on:
+        return None
+    names = dict.fromkeys(rule for found in on.values() for rule in found)
+    wrappers = ", ".join(f"`{rule.rule.unwrap}.`" for rule in bare.prepare if rule.label in names)
+    cause = f"{len(on)} of {len(routed)} names in {checkpoint.location} have {wrappers} in them, which {rules.name} leaves there."
+    return Problem("LR110", cause, f"Add {_WRAPPERS} to its `extends`.", tuple(on))
 
 
 def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:

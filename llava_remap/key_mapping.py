@@ -103,6 +103,8 @@ def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
     every = compile_all(rules)
     if conditional := [compiled.label for compiled in (*every.prepare, *every.names) if compiled.label not in taken]:
         yield f"Rules whose `when` doesn't hold here are left out: {', '.join(conditional)}."
+    if wrappers := [label for label, rule in taken.items() if rule.unwrap is not None]:
+        yield f"Wrappers come off once, and at the start of a name alone ({', '.join(wrappers)}); `apply` takes off all."
     if drops := [label for label, rule in taken.items() if rule.drop is not None]:
         yield (
             f"Nothing can be dropped ({', '.join(drops)}): the loader reports such names as unexpected, with `{_DROPPED}` before "
@@ -121,7 +123,12 @@ def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
 
 
 def _renaming(rule: Rule) -> _Renaming:
-    made = _of_template(rule) if rule.from_ is not None else _of_regex(rule)
+    if rule.unwrap is not None:  # at the start alone: there save_pretrained can put it back
+        made = _of_template(f"{rule.unwrap}.{{rest...}}", "{rest}")
+    elif rule.from_ is not None:
+        made = _of_template(rule.from_, rule.to)
+    else:
+        made = _of_regex(rule)
     if "*." in made.pattern:
         raise _InexpressibleError("transformers reads `*.` in a regex as its own wildcard")
     if re.search(r"[\\^()]", made.replacement.replace(r"\1", "")):
@@ -133,11 +140,11 @@ def _renaming(rule: Rule) -> _Renaming:
     return made
 
 
-def _of_template(rule: Rule) -> _Renaming:
-    assert rule.from_ is not None
-    source, target = _tokens(rule.from_), _tokens(rule.to if rule.to is not None else rule.from_)
+def _of_template(from_: str, to: str | None) -> _Renaming:
+    """`to`: None for a drop."""
+    source, target = _tokens(from_), _tokens(to if to is not None else from_)
     takes = _literal_start(source)
-    if rule.drop is not None:
+    if to is None:
         return _Renaming(f"^(?={_regex(source)}$)", _DROPPED, takes, _DROPPED)
     # What follows the last change is only looked at: from the first field of the end that both have in common.
     tail = next((n for n, (a, b) in enumerate(zip(source[::-1], target[::-1], strict=False)) if a[0] != b[0]), None)

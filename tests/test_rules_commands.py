@@ -394,7 +394,7 @@ def test_explain_one_name(run: Run) -> None:
     assert ran.code == 0
     assert ran.out == (
         "llava-v1.5 1.0.0\n\n"
-        "prepare/data-parallel: module.{rest...} → {rest}\n"
+        "prepare/data-parallel: module → taken out\n"
         "names/projector-in: model.mm_projector.0.{p} → multi_modal_projector.linear_1.{p}\n"
         "  module.model.mm_projector.0.weight → model.mm_projector.0.weight → multi_modal_projector.linear_1.weight\n\n"
         "1 mapped\n"

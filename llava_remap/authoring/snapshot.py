@@ -150,7 +150,7 @@ def _taken(rules: RuleFile, names: NameSet) -> Snapshot:
     prepared = []
     for source, name, rewrite in NameSet({}, known, (), None, {}).rewrites(rules, program):
         select = rules.text.sources[source].select
-        taken = select is None or Template(select).match(name) is not None
+        taken = select is None or Template(select).match(program.rewrite(name).prepared) is not None
         dropped_by = rewrite.rules[-1] if rewrite.reason is not None else None
         outcomes[source][name] = (rewrite.target, dropped_by) if taken else ("(not selected)", None)
         if source == rules.first_source:

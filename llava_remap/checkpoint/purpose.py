@@ -16,8 +16,11 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "non_lora_tra
 #: What LLaVA's pretraining writes.
 PROJECTOR_FILE = "mm_projector.bin"
 
-#: A segment of a name that bitsandbytes, GPTQ or AWQ give to what they store beside or instead of a weight.
-_QUANTISED = re.compile(r"(?:^|\.)(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state|SCB|qweight|qzeros)(?:\.|$)")
+#: A segment of a name that bitsandbytes, GPTQ, AWQ or compressed-tensors give to what they store beside or instead of a weight.
+_QUANTISED = re.compile(
+    r"(?:^|\.)(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state|SCB|qweight|qzeros|weight_packed|"
+    r"weight_scale(?:_inv)?)(?:\.|$)"
+)
 _LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
 #: What a projector's file may hold besides: embeddings of tokens that pretraining adds, the row separator.
 _BESIDE_PROJECTOR = re.compile(r"(?:^|\.)(?:embed_tokens\.weight|image_newline)$")

@@ -22,6 +22,8 @@ def witnesses(rule: CompiledRule, tree: Tree | None) -> list[str]:
     Raises:
         RemapError: LR206 if the rule hit its time limit on one.
     """
+    if (wrapper := rule.rule.unwrap) is not None:
+        return [f"{wrapper}.{wrapper}.qz", f"{wrapper}.qz.kv", f"qz.{wrapper}.kv.{wrapper}.wy"]
     if rule.rule.match is None:
         return template_names(Template(str(rule.rule.from_)))
     return [name for name in (around(tree.texts()) if tree else ()) if rule(name) is not None]

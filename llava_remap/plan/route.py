@@ -74,7 +74,7 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
         routed = [
             Routed(name, tensor, program.rewrite(source.prefix + tensor.name))
             for tensor in checkpoints[name].catalog.values()
-            if select is None or select.match(tensor.name) is not None
+            if select is None or select.match(program.rewrite(tensor.name).prepared) is not None
         ]
         if own:
             beside += routed

@@ -113,7 +113,7 @@ def _chain(console: Console, entries: Sequence[ExplainedName]) -> None:
         prefix = first.rewrite.source.removesuffix(entries[0].name)
         line(console, Text.assemble((f"prefix of {entries[0].source}", "bold"), f": {prefix}"))
     for step in first.steps:
-        makes = "dropped" if step.makes is None else step.makes
+        makes = "dropped" if step.makes is None else step.makes or "taken out"
         line(console, Text.assemble((step.rule, "bold"), f": {step.pattern} → {makes}"))
     if first.outcome == "dropped":
         line(console, Text(f"  {first.rewrite.reason}", "dim"))

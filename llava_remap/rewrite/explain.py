@@ -21,7 +21,7 @@ class ExplainedStep(NamedTuple):
 
     Attributes:
         rule: `prepare/ID` or `names/ID`.
-        pattern, makes: as the rule file has them; `makes` is None for a drop.
+        pattern, makes: as the rule file has them; `makes` is None for a drop, empty for what is taken out.
         after: what it left; None for a drop.
     """
 
@@ -122,12 +122,12 @@ class Explainer:
 
 
 def pattern_of(rule: Rule) -> str:
-    """A rule's template or regex, as the file has it."""
-    return rule.match if rule.match is not None else str(rule.from_)
+    """A rule's template, regex or wrapper, as the file has it."""
+    return next(pattern for pattern in (rule.from_, rule.match, rule.unwrap) if pattern is not None)
 
 
 def _makes(rule: Rule) -> str | None:
-    return rule.replace if rule.match is not None else rule.to
+    return "" if rule.unwrap is not None else rule.replace if rule.match is not None else rule.to
 
 
 def _literals(rule: Rule) -> str:

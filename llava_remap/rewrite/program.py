@@ -14,7 +14,18 @@ from typing import Any, NamedTuple
 
 from llava_remap.errors import refuse
 from llava_remap.rewrite.conditions import contradictions
-from llava_remap.rulefile import Condition, Mark, PatternError, Regex, Rule, RuleFile, RunawayError, Template, reversed_template
+from llava_remap.rulefile import (
+    Condition,
+    Mark,
+    PatternError,
+    Regex,
+    Rule,
+    RuleFile,
+    RunawayError,
+    Template,
+    Wrapper,
+    reversed_template,
+)
 
 
 class Step(NamedTuple):
@@ -176,6 +187,9 @@ def compile_all(rules: RuleFile) -> Program:
 
 
 def _compile(label: str, rule: Rule, file: RuleFile) -> CompiledRule:
+    if rule.unwrap is not None:
+        wrapper = Wrapper(rule.unwrap)
+        return CompiledRule(label, rule, file.marks[label], wrapper.candidates, wrapper.take_off, None)
     back = None if one_way(rule) else _back(rule)
     if rule.match is not None:
         regex = Regex(rule.match, rule.replace)
@@ -186,7 +200,7 @@ def _compile(label: str, rule: Rule, file: RuleFile) -> CompiledRule:
 
 
 def one_way(rule: Rule) -> str:
-    """Why a rename can't be reversed, in words; empty for one that can, and for a drop, which has no way back to miss."""
+    """Why a rename of `names` can't be reversed, in words; empty for one that can, and for a drop, which has none to miss."""
     if rule.drop is not None:
         return ""
     if rule.one_way:

@@ -82,7 +82,8 @@ def new_test(rules: RuleFile, label: str, known: Known) -> NameTest | None:
     stored = label.startswith("prepare/")
     seen = [(name, name if stored else program.rewrite(name).prepared) for name in known.names]
     given = Given() if rule.when is None else _given(rule.when, seen, known.config)
-    for name in [real] if real is not None else _made_up(rule.from_):
+    template = rule.from_ if rule.unwrap is None else f"{rule.unwrap}.{{rest...}}"
+    for name in [real] if real is not None else _made_up(template):
         found = everything.given((name, *given.names), given.config).rewrite(name)
         if label in found.rules:
             return _as_test(name, found, given)

@@ -1,4 +1,4 @@
-"""The two kinds of pattern that a rule can have: templates and regexes.
+"""The kinds of pattern that a rule can have: templates, regexes and wrappers.
 
 A template matches a whole name. Its dots are literal; `{x}` is one segment or a part of one, `{x:int}` a number, `{x...}` one or
 more segments:
@@ -9,6 +9,11 @@ more segments:
     'layers.3.mlp.up_proj.weight'
 
 A regex is the `regex` package's, searched once, under a time limit; what it matched is replaced.
+
+A wrapper is the name of a module that was put around others; it is taken off wherever it stands:
+
+    >>> Wrapper("_orig_mod").take_off("_orig_mod.model.layers.3._orig_mod.mlp.up_proj.weight")
+    'model.layers.3.mlp.up_proj.weight'
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 #: Seconds that a user's regex may take on one name. Ordinary ones take microseconds.
 TIME_LIMIT = 0.5
 
+_SEGMENTS = re.compile(r"[^.\s{}]+(?:\.[^.\s{}]+)*")
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
 #: What a template is made of: fields, dots, and the text between them.
 _STEP = re.compile(r"\{[^}]*\}|\.|[^{.]+")
@@ -210,6 +216,25 @@ def reversed_template(source: Template, target: Template) -> Template:
         PatternError: where two fields touch in `target`, so that it can't be told where one ends.
     """
     return Template("".join(text or f"{{{field}{source.fields[field]}}}" for text, field, _ in target.pieces()))
+
+
+class Wrapper:
+    """Whole segments, to be taken out of a name: wherever others follow them, and as often as they stand there."""
+
+    def __init__(self, text: str) -> None:
+        if not _SEGMENTS.fullmatch(text):
+            raise PatternError(f"`{text}` is no segment of a name, nor several with dots between them; a wrapper has no fields")
+        segments = re.escape(text)
+        self._pattern = re.compile(rf"(?<![^.])(?:{segments}\.)+(?=[^.])")
+        #: A regex of whole names, for `re` with DOTALL: every name that has the wrapper on, and others.
+        self.candidates = rf"(?:.*\.)?{segments}\..+"
+
+    def take_off(self, name: str) -> str | None:
+        """The name without the wrapper, or None where it has none."""
+        bare, before = self._pattern.sub("", name), name
+        while bare != before:  # one of several segments may come together only when another one between them is gone
+            bare, before = self._pattern.sub("", bare), bare
+        return bare if bare != name else None
 
 
 class Regex:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from llava_remap.rulefile.pattern import PatternError, Regex, Template
+from llava_remap.rulefile.pattern import PatternError, Regex, Template, Wrapper
 
 SCHEMA_VERSIONS = (1,)
 #: The ways to say where a config value comes from.
@@ -73,7 +73,9 @@ class Source(Part):
     used_if_absent: TemplateText | None = Field(
         None, description="its tensors are taken only where no name of the first source matches"
     )
-    select: TemplateText | None = Field(None, description="of its tensors only those that match are taken")
+    select: TemplateText | None = Field(
+        None, description="of its tensors only those are taken whose names match as `prepare` leaves them"
+    )
     prefix: str = Field("", description="put before each of its names, before any rule")
 
 
@@ -154,9 +156,9 @@ class Reverse(Part):
 
 
 class Rule(Part):
-    """One rename or one drop: `from` + `to` or `match` + `replace`, or `from` + `drop` or `match` + `drop`."""
+    """One rename or one drop: `from` + `to`, `match` + `replace` or `unwrap`, or `from` + `drop` or `match` + `drop`."""
 
-    model_config = _either(("from", "to"), ("match", "replace"), ("from", "drop"), ("match", "drop"))
+    model_config = _either(("from", "to"), ("match", "replace"), ("from", "drop"), ("match", "drop"), ("unwrap",))
 
     id: Id = Field(
         description="its name in reports, unlike any other in the list; a rule with the id of one of an extended file replaces it"
@@ -172,6 +174,11 @@ class Rule(Part):
         None, description="regex (of the `regex` package), searched once in the name; anchor it with ^ and $, write a dot as \\."
     )
     replace: str | None = Field(None, description="what the regex's match is replaced by; \\1 and \\g<name> stand for groups")
+    unwrap: str | None = Field(
+        None,
+        description="in `prepare`: a segment of names, or several (base_model.model), that a framework put around modules; it is "
+        "taken out wherever others follow it, at the start or inside, as often as it stands there",
+    )
     drop: str | None = Field(
         None, min_length=1, description="the tensor is left out; the reason, in words that a user reads in the report"
     )
@@ -186,13 +193,15 @@ class Rule(Part):
 
     @model_validator(mode="after")
     def _one_form(self) -> Rule:
-        form = {n for n in ("from_", "to", "match", "replace", "drop") if getattr(self, n) is not None}
-        if form not in ({"from_", "to"}, {"match", "replace"}, {"from_", "drop"}, {"match", "drop"}):
-            raise PydanticCustomError("form", "a rule is from + to, match + replace, from + drop or match + drop")
+        form = {n for n in ("from_", "to", "match", "replace", "unwrap", "drop") if getattr(self, n) is not None}
+        if form not in ({"from_", "to"}, {"match", "replace"}, {"unwrap"}, {"from_", "drop"}, {"match", "drop"}):
+            raise PydanticCustomError("form", "a rule is from + to, match + replace, unwrap, from + drop or match + drop")
         if self.reverse is not None and (self.replace is None or self.one_way):
             raise PydanticCustomError("form", "`reverse` goes with match + replace, and not with `one_way`")
         if self.one_way and self.drop is not None:
             raise PydanticCustomError("form", "`one_way` goes with a rename; a drop has no way back")
+        if self.one_way and self.unwrap is not None:
+            raise PydanticCustomError("form", "`unwrap` has no way back as it is: leave `one_way` out")
         if self.when == Condition():
             raise PydanticCustomError("form", "`when` is empty, so it always holds: leave it out")
         try:
@@ -200,6 +209,8 @@ class Rule(Part):
                 Regex(self.match, self.replace)
                 if self.reverse is not None:
                     Regex(self.reverse.match, self.reverse.replace)
+            elif self.unwrap is not None:
+                Wrapper(self.unwrap)
             elif self.to is not None and self.from_ is not None:
                 have, wanted = Template(self.from_).fields, Template(self.to).fields
                 if unknown := [field for field in wanted if field not in have]:
@@ -306,6 +317,8 @@ class RuleText(Part):
     @model_validator(mode="after")
     def _complete(self) -> RuleText:
         """A part may leave out what the files that extend it say; a file with a target may not."""
+        if lost := [rule.id for rule in self.names if rule.unwrap is not None]:
+            raise PydanticCustomError("form", "`unwrap` is for `prepare`; `{id}` is a rule of `names`", {"id": lost[0]})
         for what, given in (("text", [t.text for t in self.tokens]), ("role", [t.role for t in self.tokens])):
             if len(set(given)) < len(given):
                 raise PydanticCustomError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -167,6 +168,18 @@ names: [{id: a, from: a, to: b}, {id: c, from: '{x}', to: 'c.{x}'}]
         ("module.model.layers.0.mlp.up_proj.weight", "language_model.model.layers.0.mlp.up_proj.weight"),
         ("base_model.model.model.norm.weight", "language_model.model.norm.weight"),
         ("module.base_model.model.lm_head.weight", "language_model.lm_head.weight"),
+        ("module.module._orig_mod.lm_head.weight", "language_model.lm_head.weight"),
+        ("base_model._orig_mod.model.module.lm_head.weight", "language_model.lm_head.weight"),
+        (
+            "_fsdp_wrapped_module.model.layers.0._fsdp_wrapped_module._checkpoint_wrapped_module._orig_mod.mlp.up_proj.weight",
+            "language_model.model.layers.0.mlp.up_proj.weight",
+        ),
+        (
+            "model.vision_tower.base_model.model.vision_tower.vision_model.post_layernorm.bias",
+            "vision_tower.vision_model.post_layernorm.bias",
+        ),
+        ("modules.lm_head.weight", None),
+        ("lm_head.module", None),
         ("model.vision_resampler.mm_projector.2.bias", "multi_modal_projector.linear_2.bias"),
         ("modelX.layers.0.mlp.up_proj.weight", None),
         ("model.layers.x.mlp.up_proj.weight", None),
@@ -199,6 +212,7 @@ SEGMENTS = st.sampled_from(
      "inv_freq", "vision_tower", "vision_model", "vision_resampler", "embed_tokens", "modelX", "", "{rest}", "\\1"]
 )  # fmt: skip
 NAMES = st.lists(SEGMENTS, min_size=1, max_size=7).map(".".join)
+WRAPPED = re.compile(r"\.(module|base_model\.model)\.")
 FIRST = compile_rules(load_rule_file("llava-v1.5"))
 SECOND = compile_rules(load_rule_file("llava-v1.5"))
 
@@ -218,7 +232,7 @@ def test_a_name_doesnt_change_what_becomes_of_another(one: str, other: str) -> N
 
 
 @RUNS
-@given(NAMES.map("elsewhere.{}.not_ours".format))
+@given(NAMES.map("elsewhere.{}.not_ours".format).filter(lambda name: not WRAPPED.search(name)))
 def test_a_name_no_rule_touches_is_unmapped(name: str) -> None:
     assert FIRST.rewrite(name) == Rewrite(name, None, None, name, ())
 

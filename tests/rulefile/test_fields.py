@@ -20,7 +20,7 @@ MISTAKES = {
     "unknown in a rule": (RULE + "id: a, frm: a, to: b}]\n", "2:17", "unknown field `frm`. Did you mean `from`?"),
     "unknown, far": (
         RULE + "id: a, zzz: 1, from: a, to: b}]\n", "2:17",
-        "unknown field `zzz`. Known here: id, from, to, match, replace, drop, when, optional, one_way, reverse."),
+        "unknown field `zzz`. Known here: id, from, to, match, replace, unwrap, drop, when, optional, one_way, reverse."),
     "unknown in a target": ("schema: 1\ntarget: {clas: X}\n", "2:10", "unknown field `clas`. Did you mean `class`?"),
     "unknown in a config value": (
         "schema: 1\ntarget: {config: {a: {form: b}}}\n", "2:23", "unknown field `form`. Did you mean `from`?"),
@@ -48,9 +48,12 @@ MISTAKES = {
     "an empty reason": (RULE + "id: a, from: a, drop: ''}]\n", "2:32", "`names.0.drop`: "),
     "an unknown role": ("schema: 1\ntokens: [{text: a, role: audio}]\n", "2:26", "`tokens.0.role`: input should be 'image'"),
     "an unknown use": ("schema: 1\nsources: {model: {use: [tensor]}}\n", "2:25", "`sources.model.use.0`: "),
-    "to and drop": (RULE + "id: a, from: a, to: b, drop: c}]\n", "2:9", "a rule is from + to, match + replace, from + drop or"),
+    "to and drop": (RULE + "id: a, from: a, to: b, drop: c}]\n", "2:9", "a rule is from + to, match + replace, unwrap, from +"),
     "from and replace": (RULE + "id: a, from: a, replace: b}]\n", "2:9", "a rule is from + to, match + replace,"),
-    "from alone": (RULE + "id: a, from: a}]\n", "2:9", "a rule is from + to, match + replace, from + drop or match + drop."),
+    "unwrap in names": (RULE + "id: a, unwrap: a}]\n", "1:1", "`unwrap` is for `prepare`; `a` is a rule of `names`"),
+    "unwrap and to": (RULE + "id: a, unwrap: a, to: b}]\n", "2:9", "a rule is from + to, match + replace, unwrap, from +"),
+    "unwrap one way": (RULE + "id: a, unwrap: a, one_way: true}]\n", "2:9", "`unwrap` has no way back as it is"),
+    "from alone": (RULE + "id: a, from: a}]\n", "2:9", "a rule is from + to, match + replace, unwrap, from + drop or"),
     "two origins": (
         "schema: 1\ntarget: {config: {a: {from: b, const: 1}}}\n", "2:22",
         "give exactly one of from, const, tower, token, target, cases."),

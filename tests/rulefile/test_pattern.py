@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from llava_remap.rulefile import Regex, RunawayError, Template, pattern, reversed_template
+from llava_remap.rulefile import Regex, RunawayError, Template, Wrapper, pattern, reversed_template
 from llava_remap.rulefile.pattern import PatternError
 
 RUNS = settings(deadline=None)
@@ -298,3 +298,47 @@ def test_a_template_that_could_match_in_too_many_ways_is_refused(text: str) -> N
 
 def test_a_template_with_many_plain_fields_is_fine() -> None:
     assert Template("{a}.{b}.{c}.{d}.{e}.{f...}").match("1.2.3.4.5.6.7") is not None
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "name", "bare"),
+    [
+        ("w", "w.a", "a"),
+        ("w", "w.w.a", "a"),
+        ("w", "a.w.b.w.w.c", "a.b.c"),
+        ("w", "a.w", None),
+        ("w", "w", None),
+        ("w", "w..a", None),
+        ("w", "xw.a.wx.b", None),
+        ("w", "w1.w2.a", None),
+        ("v.w", "a.v.w.b", "a.b"),
+        ("v.w", "a.v.x.w.b", None),
+        ("v.w", "v.v.w.w.a", "a"),
+        ("v+", "v+.vv.a", "vv.a"),
+    ],
+)
+def test_a_wrapper_comes_off(wrapper: str, name: str, bare: str | None) -> None:
+    found = Wrapper(wrapper)
+    assert found.take_off(name) == bare
+    assert bare is None or re.fullmatch(found.candidates, name, re.DOTALL)
+
+
+@pytest.mark.parametrize("text", ["", ".", "a.", ".a", "a..b", "{x}", "a b"])
+def test_no_wrapper(text: str) -> None:
+    with pytest.raises(PatternError, match="is no segment of a name"):
+        Wrapper(text)
+
+
+WRAPPED = st.lists(st.sampled_from(["v", "w", "a", "vw", ""]), max_size=8).map(".".join)
+
+
+@RUNS
+@given(WRAPPED, st.sampled_from(["w", "v.w"]))
+def test_a_wrapper_is_off_for_good(name: str, wrapper: str) -> None:
+    """Nothing is left to be taken off, and only whole wrappers went."""
+    found = Wrapper(wrapper)
+    bare = found.take_off(name)
+    assert bare != name
+    if bare is not None:
+        assert found.take_off(bare) is None
+        assert len(name.split(".")) - len(bare.split(".")) in range(len(wrapper.split(".")), 9, len(wrapper.split(".")))
