@@ -26,7 +26,7 @@ from llava_remap.execute import (
 from llava_remap.folder import Parts, make_files, read_generation_config
 from llava_remap.identify import identify
 from llava_remap.output import output_folder, output_problems, refuse_changed
-from llava_remap.plan import Plan, build_plan, route
+from llava_remap.plan import Plan, build_plan, main_names, route
 from llava_remap.record import RECORD, read_texts, record_json
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
@@ -134,9 +134,9 @@ def plan_mapping(rules: str | Path, sources: Sequence[str | Path] = (), *, dry_r
     given = given_sources(file, [sources] if isinstance(sources, str) else sources)
     checkpoints = open_given(file, given, offline)
     configs = source_configs(file, checkpoints)
-    program = compile_rules(file, checkpoints[first].catalog, text_config(configs))
+    program = compile_rules(file, main_names(file, checkpoints), text_config(configs))
     routes = route(file, program, checkpoints)
-    problems = identify(file, routes.taken, checkpoints[first], text_config(configs))
+    problems = identify(file, routes.taken, checkpoints, text_config(configs))
     problems += manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems
     if recognised and routes.not_given:  # whether a further source is needed is known only now

@@ -54,9 +54,11 @@ CODES: dict[str, Code] = {
     "LR106": Code("not a model checkpoint", Exit.INPUT,
         "Optimizer state, a trainer's file, a quantised model, or JSON that is neither manifest nor index."),
     "LR107": Code("adapter only", Exit.INPUT,
-        "Only the pairs of a LoRA adapter are there; they change a base model that is needed too."),
+        "Only the pairs of a LoRA adapter are there; they change a base model that is needed too: "
+        "`--source model=BASE --source adapter=DIR`."),
     "LR108": Code("projector only", Exit.INPUT,
-        "Only the projector is there; the language model and the tower are needed too."),
+        "Only the projector is there; the language model and the tower are needed too: "
+        "`--source model=LANGUAGE_MODEL --source projector=DIR`."),
     "LR109": Code("already converted", Exit.PROBLEMS,
         "The names are already those of a layout of transformers: load the folder as it is."),
     "LR110": Code("names with a wrapper on", Exit.PROBLEMS,
@@ -73,6 +75,9 @@ CODES: dict[str, Code] = {
     "LR114": Code("not to be had from the hub", Exit.INPUT,
         "No network, no such repository or revision, no permission, or a server's error. Download it elsewhere and give its "
         "folder."),
+    "LR115": Code("adapter that can't be merged", Exit.INPUT,
+        "It isn't plain LoRA on linear layers (DoRA, another kind, one that changed its base first), it lacks its config or "
+        "half of a pair, or config and tensors contradict each other. PEFT itself merges most of them."),
     # Rule file
     "LR200": Code("rule file not found or not readable", Exit.USAGE,
         "No such file, and no shipped rule file of that name: see `llava-remap rules list`."),
@@ -138,6 +143,11 @@ CODES: dict[str, Code] = {
     "LR311": Code("wrong family", Exit.PROBLEMS,
         "Names or config contradict the rule file's `detect`, or, with `--reverse`, its target class: the checkpoint is of "
         "another family, though all names might fit."),
+    "LR312": Code("another source's tensors taken", Exit.PROBLEMS,
+        "Note. An adapter or a projector has tensors of its own for parameters that other sources have too: its own are taken."),
+    "LR313": Code("LoRA pair without its base tensor", Exit.PROBLEMS,
+        "A pair changes a tensor that no source has, or one that the model ties to another: it isn't the base that the adapter "
+        "was trained on, or the rule file isn't for it."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. Mostly a config.json of another model."),
@@ -193,8 +203,8 @@ CODES: dict[str, Code] = {
     "LR606": Code("no record", Exit.INPUT,
         "`verify` and `revert` need the record that `apply` writes, and the folder has none."),
     "LR607": Code("original bytes not kept", Exit.PROBLEMS,
-        "A post-load rule changed tensors so that what they were isn't in the folder any more, or a tied tensor had another "
-        "dtype than the one that was written. Take them from the original checkpoint."),
+        "A post-load rule or a merged adapter changed tensors so that what they were isn't in the folder any more, or a tied "
+        "tensor had another dtype than the one that was written. Take them from the original checkpoint."),
     "LR608": Code("video processor not tried", Exit.PROBLEMS,
         "A note. The video processor was written, but transformers opens it with torchvision only, which isn't installed."),
 }

@@ -45,8 +45,16 @@ class Derived:
 
 
 def source_configs(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Mapping[str, Any]]:
-    """The configs of the sources whose config counts, in the rule file's order."""
-    return [c.config for name, c in checkpoints.items() if "config" in rules.text.sources[name].use and c.config is not None]
+    """The configs of the sources whose config counts, in the rule file's order.
+
+    Before them those of sources that override, the last first, where they have LLaVA's own keys: the language model that a
+    projector or an adapter is put into has none of them.
+    """
+    found = {
+        name: c.config for name, c in checkpoints.items() if "config" in rules.text.sources[name].use and c.config is not None
+    }
+    own = [name for name in found if rules.text.sources[name].overrides and any(key.startswith("mm_") for key in found[name])]
+    return [found[name] for name in (*reversed(own), *(name for name in found if name not in own))]
 
 
 def derive(
@@ -62,7 +70,8 @@ def derive(
     vocabulary = next((v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None)
     tokens = place_tokens(rules.text.tokens, vocabulary, rows)
     towers = tuple(rules.target.towers)
-    apart = any((r.rewrite.target or "").startswith(towers) for r in routes.taken if r.source != rules.first_source)
+    others = {name for name, source in rules.text.sources.items() if name != rules.first_source and not source.overrides}
+    apart = any((r.rewrite.target or "").startswith(towers) for r in routes.taken if r.source in others)
     one_tensor = _head_is_embedding(checkpoints, routes)
     words = [*(vocabulary.ids if vocabulary is not None else ()), *(token.text for token in tokens)]
     config = derive_config(

@@ -42,21 +42,31 @@ class Fit:
         return self.mapped > 0 and self.mapped == self.total and not self.contradictions
 
 
-def identify(rules: RuleFile, taken: Sequence[Routed], checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> list[Problem]:
-    """The reasons not to believe that this rule file is for this checkpoint; empty where there are none.
+def identify(
+    rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None
+) -> list[Problem]:
+    """The reasons not to believe that this rule file is for these checkpoints; empty where there are none.
 
     Each makes the ones after it meaningless, so the first found is returned alone.
 
     Args:
-        checkpoint: the first source.
-        config: what describes its language model: its own config, or that of the source given in its place.
+        checkpoints: the sources. Stubs can be in any; what it is for is asked of the first and those that override it, as a
+            projector may be in the one and the language model in the other; the rest of the first alone.
+        config: what describes the language model: the first source's own config, or that of a source given in its place.
     """
+    for name, other in checkpoints.items():
+        if stubs := _stubs([r for r in taken if r.source == name], other):
+            return [stubs]
+    checkpoint = checkpoints[rules.first_source]
     routed = [r for r in taken if r.source == rules.first_source]
-    for check in (_stubs, _already_converted, _wrapped, _nothing_matched):
+    for check in (_already_converted, _wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
-    if reasons := contradictions(rules.text.detect, [r.rewrite.prepared for r in routed], config):
-        cause = f"{checkpoint.location} isn't a checkpoint for {rules.name}: {'; '.join(reasons)}."
+    main = [r for r in taken if r.source == rules.first_source or rules.text.sources[r.source].overrides]
+    if reasons := contradictions(rules.text.detect, [r.rewrite.prepared for r in main], config):
+        these = [checkpoints[name].location for name in dict.fromkeys(r.source for r in main)]
+        are = "isn't a checkpoint" if len(these) == 1 else "are no checkpoint"
+        cause = f"{' with '.join(these)} {are} for {rules.name}: {'; '.join(reasons)}."
         return [Problem("LR311", cause, _better(checkpoint))]
     return []
 
@@ -76,7 +86,7 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
     return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))
 
 
-def _stubs(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
+def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
     stubs = [r.tensor.name for r in routed if 0 in r.tensor.shape]
     if not stubs:
         return None

@@ -233,7 +233,9 @@ def _old_bytes(record: Record) -> dict[str, list[tuple[int, int]]]:
     lost = []
     for mapped in record.mapped:
         holder = mapped.tied_to or mapped.target
-        if holder in rules:
+        if mapped.merge is not None:
+            lost.append((mapped.from_[0].name, f"was merged with `{mapped.from_[1].name}` and rounded"))
+        elif holder in rules:
             lost.append((mapped.from_[0].name, f"changed by `{rules[holder]}`, which doesn't keep what was there"))
         elif dtypes[holder] != mapped.dtype:
             lost.append((mapped.from_[0].name, f"was {mapped.dtype}; it is tied to `{holder}`, which is {dtypes[holder]}"))
@@ -252,9 +254,9 @@ def _refuse_contradictions(folder: Path, record: Record) -> None:
     twice = Counter(origin for entry in record.mapped for origin in entry.from_)
     for entry in record.mapped:
         holder = entry.tied_to or entry.target
-        [origin, *more] = entry.from_
-        known = entry.op in (None, "gather", "tied") or entry.target in changed
-        sound = known and not more and twice[origin] == 1 and shapes[holder] == entry.shape
+        origin = entry.from_[0]
+        known = entry.op in (None, "gather", "tied") or entry.target in changed or entry.merge is not None
+        sound = known and twice[origin] == 1 and shapes[holder] == entry.shape
         if not sound or (ops[holder] == "tied") or not _is_tensor_name(origin.name):
             cause = f"{folder / RECORD}: what it says of `{entry.target}` contradicts the rest of it, or can't be."
             raise refuse("LR113", cause, "Convert the checkpoint again; a record can't be mended by hand.")

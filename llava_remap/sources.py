@@ -38,6 +38,7 @@ def open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict
             given[name],
             source.use,
             first=name == rules.first_source,
+            part=source.overrides,
             offline=offline,
             default=given[name] == source.default,
         )
@@ -60,7 +61,9 @@ def open_needed(
             problems.append(Problem("LR302", f"{why}.", f"Give it: --source {name}=DIR."))
             continue
         try:
-            found[name] = open_source(name, source.default, source.use, first=False, offline=offline, default=True)
+            found[name] = open_source(
+                name, source.default, source.use, first=False, part=source.overrides, offline=offline, default=True
+            )
         except RemapError as error:
             problems += [
                 replace(problem, cause=f"{why}, so its default is wanted: {problem.cause}") for problem in error.problems
@@ -99,7 +102,14 @@ def name_sources(names: Sequence[str], given: Sequence[str | Path], option: str 
 
 
 def open_source(
-    name: str, text: str, use: Collection[str], *, first: bool, offline: bool = False, default: bool = False
+    name: str,
+    text: str,
+    use: Collection[str],
+    *,
+    first: bool,
+    part: bool = False,
+    offline: bool = False,
+    default: bool = False,
 ) -> Checkpoint:
     """Open a source: a folder, a file or a manifest on this disk, or else a repository on the hub, which is downloaded.
 
@@ -108,6 +118,7 @@ def open_source(
         use: what is wanted of it, as in a rule file's `use`.
         first: whether it is the source that a job is about. A further one may be a folder with a config alone, for a part
             that the first has already.
+        part: whether less than a model will do, an adapter or a projector; but not a config alone.
         offline: whether only what was downloaded before is taken from the hub.
         default: whether it is what a rule file says, so that it is no path with a mistake in it.
 
@@ -120,12 +131,12 @@ def open_source(
         raise refuse("LR211", f"source `{name}`: {error}", "Write the path out.") from None
     repository = parse_repository(text)
     if repository is None or _exists(path):
-        return _open(path, "tensors" in use, first)
+        return _open(path, "tensors" in use, first, part)
     if not default and _exists(path.parent):  # more likely a slip of the pen than a hub id
         fix = f"Check the path. If the hub's {text} is meant, start the command where there is no folder {path.parent}."
         raise refuse("LR100", f"there is no {text} in the folder {path.parent}.", fix)
     snapshot = download(repository, use, offline=offline, name=name)
-    checkpoint = _open(snapshot.folder, "tensors" in use, first)
+    checkpoint = _open(snapshot.folder, "tensors" in use, first, part)
     form = checkpoint.form + ("; downloaded before, the hub was not asked or didn't answer" if snapshot.cached else "")
     return replace(checkpoint, form=form, origin=f"{repository.id}@{snapshot.commit}")
 
@@ -143,7 +154,9 @@ def open_again(locations: Mapping[str, str], given: Sequence[str | Path], *, off
     if absent := [name for name in locations if name not in texts]:
         cause = f"the folder was also made from {', '.join(f'`{name}` ({locations[name]})' for name in absent)}."
         raise refuse("LR211", cause, f"Give it too: --against {absent[0]}=DIR.")
-    sources = {name: open_source(name, text, ("tensors",), first=True, offline=offline) for name, text in texts.items()}
+    sources = {
+        name: open_source(name, text, ("tensors",), first=True, part=True, offline=offline) for name, text in texts.items()
+    }
     if manifests := [str(source.path) for source in sources.values() if source.is_manifest]:
         cause = f"{', '.join(manifests)}: names and shapes only, there are no values to compare."
         raise refuse("LR111", cause, "Give the checkpoint itself.")
@@ -161,11 +174,11 @@ def _not_given(rules: RuleFile, name: str) -> str:
     return f"source `{name}` is not given" + (f", and `{rules.first_source}` has no `{absent}`" if absent else "")
 
 
-def _open(path: Path, weights: bool, first: bool) -> Checkpoint:
+def _open(path: Path, weights: bool, first: bool, part: bool) -> Checkpoint:
     try:
-        return open_checkpoint(path, weights=weights)
+        return open_checkpoint(path, weights=weights, part=part)
     except RemapError as error:
-        if first or error.problems[0].code != "LR100" or not (path / "config.json").is_file():
+        if first or part or error.problems[0].code != "LR100" or not (path / "config.json").is_file():
             raise
         return open_checkpoint(path, weights=False)
 

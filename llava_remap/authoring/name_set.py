@@ -44,7 +44,7 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
         RemapError: as `name_sources` and `open_source`; LR211 where the first source isn't given, or the rule file is a part.
     """
     from llava_remap.derive import source_configs
-    from llava_remap.plan import route
+    from llava_remap.plan import main_names, route
     from llava_remap.rewrite import compile_rules
     from llava_remap.sources import name_sources, open_given, short_name
     from llava_remap.target import text_config
@@ -58,7 +58,7 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
         raise refuse("LR211", f"no checkpoint is given for source `{first}`.", f"Give it too: --source {first}=SRC.")
     checkpoints = open_given(rules, named, offline)
     config = text_config(source_configs(rules, checkpoints))
-    stored = tuple(checkpoints[first].catalog)
+    stored = main_names(rules, checkpoints)
     routes = route(rules, compile_rules(rules, stored, config), checkpoints)
     names: dict[str, list[str]] = {name: [] for name in checkpoints}
     for routed in routes.taken:
@@ -71,5 +71,6 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
         elif any(routed.source == name for routed in routes.beside):
             aside[name] = f"none of {total} names: `{first}` has its own, `{source.used_if_absent}`"
         elif len(names[name]) < total:
-            aside[name] = f"{len(names[name])} of {total} names: those that are `{source.select}`"
+            which = f"those that are `{source.select}`" if source.select else "the others are an adapter's pairs, or replaced"
+            aside[name] = f"{len(names[name])} of {total} names: {which}"
     return NameSet({name: short_name(named[name]) for name in checkpoints}, names, stored, config, aside)

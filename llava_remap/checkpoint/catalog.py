@@ -18,6 +18,9 @@ DTYPE_BITS: Mapping[str, int] = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64,
 }  # fmt: skip
 
+#: Those of them that are floating-point numbers one can compute with.
+FLOATS = ("F64", "F32", "F16", "BF16")
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -73,6 +76,22 @@ Catalog = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class LoraPair:
+    """Two matrices of an adapter. B times A, times `scale`, is added to a tensor of the base.
+
+    Attributes:
+        base: the tensor's name, behind the wrappers that the names of the matrices have.
+        a, b: names of A, [rank, columns], and of B, [rows, rank].
+        scale: None in a manifest, which doesn't tell it.
+    """
+
+    base: str
+    a: str
+    b: str
+    scale: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What a person has: a folder, a file or a manifest, read from headers alone.
 
@@ -87,6 +106,7 @@ class Checkpoint:
         stamps: the files that it was read from, and those beside them that may be read, as they were when it was opened.
         origin: the hub id and the commit that it was downloaded from; empty for one that was on this disk.
         aliases: groups of names that are one and the same tensor: the same bytes, dtype and shape.
+        pairs: of an adapter, its pairs of matrices; both of each are in the catalog, too.
     """
 
     path: Path
@@ -96,6 +116,7 @@ class Checkpoint:
     folder: Path | None
     passed_over: tuple[str, ...] = ()
     aliases: tuple[tuple[str, ...], ...] = ()
+    pairs: tuple[LoraPair, ...] = ()
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     origin: str = ""
 

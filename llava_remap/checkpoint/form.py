@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Set
 from dataclasses import dataclass
 
-from llava_remap.checkpoint.purpose import ADAPTER_FILES, PROJECTOR_FILE
+from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE
 from llava_remap.checkpoint.shards import shard_sets
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
@@ -34,12 +34,14 @@ class Form:
         is_index: whether `file` is an index, which says itself where the shards are.
         shards: the shards of a set without an index, in their order; otherwise empty.
         total: how many of them their names promise.
+        beside: another file whose tensors are read too; empty without one.
     """
 
     file: str
     is_index: bool = False
     shards: tuple[str, ...] = ()
     total: int = 0
+    beside: str = ""
 
 
 def is_trainers(name: str) -> bool:
@@ -51,8 +53,9 @@ def choose_form(names: Collection[str]) -> Form | None:
     """The form that is read where these files lie side by side; None if there are no weights or nothing says which are meant.
 
     The first of these: the index of safetensors shards, `model.safetensors`, the index of torch shards, `pytorch_model.bin`,
-    `model_state_dict.bin`, a set of shards without one of these indexes, a single weight file of any other name, an adapter,
-    a projector. The last two are refused when they are read, unless their tensors are a model's after all.
+    `model_state_dict.bin`, a set of shards without one of these indexes, a single weight file of any other name, an adapter
+    with what lies beside it, a projector. Where a model is wanted, the last two are refused when they are read, unless their
+    tensors are a model's after all.
     """
     weights, indexes = _weights(names), _indexes(names)
     for name in _KNOWN:
@@ -67,11 +70,14 @@ def choose_form(names: Collection[str]) -> Form | None:
         if index in indexes:
             return Form(index, is_index=True)
         return Form(min(shards.values()), shards=tuple(shards[number] for number in sorted(shards)), total=total)
-    aside = (*ADAPTER_FILES, PROJECTOR_FILE)
+    aside = (*ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE)
     others = weights.difference(aside)
     if len(others) == 1:
         return Form(others.pop())
-    return next((Form(name) for name in aside if name in weights), None)
+    for name in aside:
+        if name in weights:
+            return Form(name, beside=BESIDE_ADAPTER if name in ADAPTER_FILES and BESIDE_ADAPTER in weights else "")
+    return None
 
 
 def every_form(names: Collection[str]) -> Set[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llava_remap.checkpoint.adapter import ADAPTER_CONFIG, lora_pairs
 from llava_remap.checkpoint.beside import BESIDE
-from llava_remap.checkpoint.catalog import Catalog, Checkpoint, Stamp, Tensor
+from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp, Tensor
 from llava_remap.checkpoint.form import Form, choose_form, every_form, is_trainers, no_form
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
-from llava_remap.checkpoint.purpose import ADAPTER_CONFIG, adapter_only, refuse_unless_model
-from llava_remap.checkpoint.shards import read_index, read_shard_set
+from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, adapter_config, adapter_only, is_adapter
+from llava_remap.checkpoint.shards import read_index, read_shard_set, read_together
 from llava_remap.checkpoint.strict_json import read_object
-from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
+from llava_remap.checkpoint.weight_file import WeightFile
 from llava_remap.checkpoint.wording import quoted, several, unreadable
 from llava_remap.errors import refuse
 
@@ -21,48 +23,51 @@ from llava_remap.errors import refuse
 NO_WEIGHTS = "config and tokenizer alone"
 
 
-def open_checkpoint(path: Path, *, weights: bool = True) -> Checkpoint:
+def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> Checkpoint:
     """The checkpoint at `path`, read from headers alone: a folder, one file of weights, an index or a manifest.
 
     Where a folder holds several forms, `choose_form` says which is read; the rest are named in `passed_over`.
 
     Args:
         weights: whether its tensors are wanted; if not, a folder is taken for its config and tokenizer and needs no weights.
+        part: whether less than a model will do: an adapter or a projector.
 
     Raises:
-        RemapError: LR100 to LR103, LR105 to LR108, LR113.
+        RemapError: LR100 to LR103, LR105 to LR108, LR113, LR115.
     """
     try:
         if not weights and path.is_dir():
             return Checkpoint(path, NO_WEIGHTS, {}, _config(path), path, stamps=_stamps(path, ()))
-        return _open(path)
+        return _open(path, part)
     except OSError as error:
         raise unreadable(error, path) from None
 
 
-def _open(path: Path) -> Checkpoint:
+def _open(path: Path, part: bool) -> Checkpoint:
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, part)
     if path.is_file():
-        return _open_file(path)
+        return _open_file(path, part)
     fix = "Give a checkpoint's folder or file."
     if path.exists():
         raise refuse("LR100", f"{quoted(str(path))} is neither a file nor a folder.", fix)
     raise refuse("LR100", f"there is no {quoted(str(path))}.", fix)
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Path, part: bool) -> Checkpoint:
     if is_trainers(path.name):
         raise refuse("LR106", f"{quoted(path.name)} is the trainer's own file, not weights.", "Give the checkpoint's folder.")
     if not _is_json(path):
-        return _checkpoint(path, path.parent, Form(path.name))
+        left = {BESIDE_ADAPTER} if path.name in ADAPTER_FILES and (path.parent / BESIDE_ADAPTER).is_file() else set()
+        return _checkpoint(path, path.parent, Form(path.name), part, left)
     content = read_object(path, "LR102", "Download or copy it again.")
     if content.get("format") == FORMAT:
         manifest = parse_manifest(path, content)
-        _refuse_unless_sound(path, manifest.catalog, None)
-        return manifest
+        _refuse_unless_sound(path, manifest.catalog)
+        adapter = is_adapter(path, manifest.catalog, None, part=part)
+        return replace(manifest, pairs=lora_pairs(path.name, manifest.catalog, None) if adapter else ())
     if "weight_map" in content:
-        return _checkpoint(path, path.parent, Form(path.name, is_index=True))
+        return _checkpoint(path, path.parent, Form(path.name, is_index=True), part)
     cause = f"{quoted(path.name)} is JSON, but neither a manifest nor the index of a sharded checkpoint."
     raise refuse("LR106", cause, "Give a checkpoint's folder, a file of weights, an index or a manifest.")
 
@@ -74,11 +79,11 @@ def _is_json(path: Path) -> bool:
     return path.suffix == ".json" or (head.lstrip().startswith(b"{") and b"\0" not in head)
 
 
-def _open_folder(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path, part: bool) -> Checkpoint:
     every = [entry.name for entry in folder.iterdir()]
     files = {name for name in every if (folder / name).is_file()}
     if form := choose_form(files):
-        return _checkpoint(folder, folder, form, every_form(files))
+        return _checkpoint(folder, folder, form, part, every_form(files))
     if ADAPTER_CONFIG in files:
         raise adapter_only(folder, {}, folder)
     raise no_form(str(folder), files, every)
@@ -89,23 +94,43 @@ def _read(folder: Path, form: Form) -> dict[Path, WeightFile]:
         return read_index(folder / form.file)
     if form.shards:
         return read_shard_set(folder, form.shards, form.total)
-    return read_weight_files([folder / form.file])
+    return read_together([folder / name for name in (form.file, form.beside) if name])
 
 
-def _checkpoint(path: Path, folder: Path, form: Form, forms: Set[str] = frozenset()) -> Checkpoint:
+def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str] = frozenset()) -> Checkpoint:
     read = _read(folder, form)
     catalog = {tensor.name: tensor for file in read.values() for tensor in file.tensors}
-    _refuse_unless_sound(folder / form.file, catalog, folder)
+    _refuse_unless_sound(folder / form.file, catalog)
+    adapter = is_adapter(folder / form.file, catalog, folder, part=part)
+    pairs = _pairs(folder, form.file, catalog) if adapter else ()
     kind = " and ".join(sorted({file.kind for file in read.values()}))
-    which = f" ({form.file})"
+    which = f" ({form.file}{' and ' * bool(form.beside)}{form.beside})"
     if form.is_index or form.shards:
         which = f", {len(read)} shards" + (which if form.is_index else " without an index")
     inside = sorted({" / ".join(file.inside) for file in read.values() if file.inside})
     label = kind + which + (f", inside {several(inside)}" if inside else "")
     passed_over = [*sorted(forms - {form.file} - {file.name for file in read})]
     passed_over += [key for file in read.values() for key in file.passed_over]
-    stamps = _stamps(folder, [*read, *([folder / form.file] if form.is_index else [])])
-    return Checkpoint(path, label, catalog, _config(folder), folder, tuple(passed_over), _aliases(catalog.values()), stamps)
+    stamped = [folder / form.file] * form.is_index + [folder / ADAPTER_CONFIG] * bool(pairs)
+    return Checkpoint(
+        path,
+        label,
+        catalog,
+        _config(folder),
+        folder,
+        tuple(passed_over),
+        _aliases(catalog.values()),
+        pairs,
+        _stamps(folder, [*read, *stamped]),
+    )
+
+
+def _pairs(folder: Path, file: str, catalog: Catalog) -> tuple[LoraPair, ...]:
+    config = adapter_config(folder)
+    if config is None:
+        cause = f"{quoted(file)} is an adapter, and there is no {ADAPTER_CONFIG} beside it to say its alpha."
+        raise refuse("LR115", cause, f"Put the {ADAPTER_CONFIG} there that was saved with it.")
+    return lora_pairs(file, catalog, config)
 
 
 def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
@@ -127,9 +152,8 @@ def _aliases(tensors: Iterable[Tensor]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
-def _refuse_unless_sound(file: Path, catalog: Catalog, folder: Path | None) -> None:
+def _refuse_unless_sound(file: Path, catalog: Catalog) -> None:
     # JSON and pickles can spell halves of characters, which no UTF-8 file, report or header can hold.
     if broken := [name for name in catalog if any("\ud800" <= letter <= "\udfff" for letter in name)]:
         cause = f"{len(broken)} tensor names in {quoted(file.name)} are not valid Unicode: {several(broken)}."
         raise refuse("LR102", cause, "Download or copy it again.")
-    refuse_unless_model(file, catalog, folder)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import Catalog
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
 
-ADAPTER_CONFIG = "adapter_config.json"
-#: What PEFT and LLaVA's LoRA training write.
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin")
+#: What PEFT writes, one or the other, and what LLaVA's LoRA training puts beside it.
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+BESIDE_ADAPTER = "non_lora_trainables.bin"
 #: What LLaVA's pretraining writes.
 PROJECTOR_FILE = "mm_projector.bin"
 
@@ -26,15 +28,16 @@ _LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
 _BESIDE_PROJECTOR = re.compile(r"(?:^|\.)(?:embed_tokens\.weight|image_newline)$")
 
 
-def refuse_unless_model(path: Path, catalog: Catalog, folder: Path | None) -> None:
-    """Nothing, if `catalog` can be a model's.
+def is_adapter(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) -> bool:
+    """Whether `catalog` is that of an adapter; it isn't where the base that the adapter changes is in it, too.
 
     Args:
         path: what was named by the user, or the file chosen in that folder.
         folder: where an adapter's config may lie.
+        part: whether less than a model will do.
 
     Raises:
-        RemapError: LR106 (empty, quantised), LR107 (adapter only), LR108 (projector only).
+        RemapError: LR106 (empty, quantised); without `part` LR107 (adapter only), LR108 (projector only).
     """
     if not catalog:
         raise refuse("LR106", f"{quoted(path.name)} holds no tensor.", "Give the checkpoint with the weights.")
@@ -45,22 +48,22 @@ def refuse_unless_model(path: Path, catalog: Catalog, folder: Path | None) -> No
         "mm_projector" in name or _BESIDE_PROJECTOR.search(name) for name in catalog
     )
     pairs = [(name, match.start()) for name in catalog if (match := _LORA.search(name))]
-    has_base = any(f"{name[:end]}{middle}.weight" in catalog for name, end in pairs for middle in ("", ".base_layer"))
+    based = [any(f"{name[:end]}{middle}.weight" in catalog for middle in ("", ".base_layer")) for name, end in pairs]
     beside_lora = projector_only and all(name.startswith("base_model.") for name in catalog)
-    if (pairs and not has_base) or beside_lora or path.name in ADAPTER_FILES:
+    if part:
+        return any(".lora_" in name for name in catalog) and not (based and all(based))
+    if (pairs and not any(based)) or beside_lora or path.name in (*ADAPTER_FILES, BESIDE_ADAPTER):
         raise adapter_only(path, catalog, folder)
     if projector_only:
         cause = f"{quoted(path.name)} holds the projector alone ({len(catalog)} tensors), no language model and no vision tower."
-        raise refuse(
-            "LR108", cause, "Give the full checkpoint, or first load the projector into its model and save that.", catalog
-        )
+        fix = "Give its language model too: --source model=LANGUAGE_MODEL --source projector=SRC."
+        raise refuse("LR108", cause, fix, catalog)
+    return False
 
 
 def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> RemapError:
     """LR107, with what the adapter's tensors and the `adapter_config.json` in `folder` say about it."""
-    config = {}
-    if folder is not None and (folder / ADAPTER_CONFIG).is_file():
-        config = read_object(folder / ADAPTER_CONFIG, "LR113", "Download it again.", unique=False)
+    config = adapter_config(folder) or {}
     lora = [tensor for name, tensor in catalog.items() if _LORA.search(name)]
     rank = config.get("r", lora[0].shape[0] if lora and lora[0].shape else None)
     facts = f"rank {rank}, " if isinstance(rank, int) and rank < 2**31 else ""
@@ -69,5 +72,15 @@ def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> RemapErro
     )
     base = config.get("base_model_name_or_path")
     named = f" ({quoted(base)})" if isinstance(base, str) and base else ""
-    fix = f"Give its base{named}: this version reads no adapters, so merge it into its base first and give the merged checkpoint."
-    return refuse("LR107", cause, fix, catalog)
+    return refuse("LR107", cause, f"Give its base{named} too: --source model=BASE --source adapter=SRC.", catalog)
+
+
+def adapter_config(folder: Path | None) -> dict[str, Any] | None:
+    """The `adapter_config.json` in a folder; None without one.
+
+    Raises:
+        RemapError: LR113.
+    """
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    return read_object(folder / ADAPTER_CONFIG, "LR113", "Download it again.", unique=False)

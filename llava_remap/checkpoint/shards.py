@@ -88,7 +88,7 @@ def _in_two_shards(found: Mapping[str, list[Path]]) -> list[Problem]:
     if not twice:
         return []
     first = f"{quoted(twice[0])} in {several(file.name for file in found[twice[0]])}"
-    return [Problem("LR103", f"{len(twice)} tensors are in more than one shard: {first}.", _FETCH, tuple(twice))]
+    return [Problem("LR103", f"{len(twice)} tensors are in more than one file: {first}.", _FETCH, tuple(twice))]
 
 
 def shard_sets(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str]]:
@@ -117,7 +117,16 @@ def read_shard_set(folder: Path, shards: Sequence[str], total: int) -> dict[Path
     if len(shards) != total or missing_shards(shards, total):
         cause = f"{len(shards)} of the {total} shards that names like {quoted(shards[0])} promise are there, and no index."
         raise refuse("LR103", cause, "Download the missing shards, and the index.")
-    read = read_weight_files([folder / name for name in shards])
+    return read_together([folder / name for name in shards])
+
+
+def read_together(files: list[Path]) -> dict[Path, WeightFile]:
+    """Files that are one checkpoint.
+
+    Raises:
+        RemapError: LR103 where a tensor is in two of them, otherwise as `read_weight_file`.
+    """
+    read = read_weight_files(files)
     if problems := _in_two_shards(_files_by_name(read)):
         raise RemapError(problems)
     return read

@@ -59,7 +59,7 @@ class Recipe:
         return cls({entry.target: entry for entry in mapped}, changes, checkpoints)
 
     def source(self, target: str) -> Tensor:
-        """The source tensor that a target tensor is made from."""
+        """The source tensor that a target tensor is made from; where an adapter is merged, that of the base."""
         return find(self.checkpoints, self.mapped[target].from_[0])
 
     def pieces(self, target: str) -> Iterator[Range | bytes]:
@@ -68,20 +68,38 @@ class Recipe:
         Raises:
             RemapError: LR102 where a source has become shorter, LR212 without the plug-in, and whatever a plug-in refuses.
         """
-        tensor = self.source(target)
         change = self.post_load.get(target)
         if change is None:
-            for offset, nbytes in self.runs.get(target, [(0, tensor.nbytes)]):
-                yield from _run(tensor, offset, offset + nbytes)
+            for offset, nbytes in self.runs.get(target, [(0, self.source(target).nbytes)]):
+                yield from self._run(target, offset, offset + nbytes)
             return
         for piece in make_pieces(change.use, change.options, change.change, self._read):
             if isinstance(piece, OldBytes):
-                yield from _run(tensor, piece.offset, piece.offset + piece.nbytes)
+                yield from self._run(target, piece.offset, piece.offset + piece.nbytes)
             else:
                 yield piece
 
+    def _run(self, target: str, start: int, stop: int) -> Iterator[Range | bytes]:
+        """A run of the bytes that a target tensor has before post-load rules."""
+        entry = self.mapped[target]
+        if entry.merge is None:
+            yield from _run(self.source(target), start, stop)
+            return
+        from llava_remap.execute.merge import merged_bytes
+
+        assert entry.merge.scale is not None, "only a manifest doesn't tell it"
+        w, a, b = (find(self.checkpoints, origin) for origin in entry.from_)
+        yield from merged_bytes(w, a, b, entry.merge.scale, start, stop)
+
     def _read(self, target: str, start: int, stop: int) -> NDArray[np.float64]:
-        return rows(self.source(target), start, stop)
+        source = self.source(target)
+        if self.mapped[target].merge is None:
+            return rows(source, start, stop)
+        from llava_remap.dtypes import to_float64
+
+        width = source.nbytes // source.shape[0]
+        made = b"".join(piece for piece in self._run(target, start * width, stop * width) if isinstance(piece, bytes))
+        return to_float64(made, source.dtype).reshape(stop - start, *source.shape[1:])
 
 
 def _run(tensor: Tensor, start: int, stop: int) -> Iterator[Range | bytes]:

@@ -25,7 +25,7 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
                 problems.append(
                     Problem(
                         "LR406",
-                        f"{bad} values of `{check.from_[0].name}` are inf or NaN, and new rows would be made from them.",
+                        f"{bad} values of `{check.from_[0].name}` are inf or NaN, and others would be made from them.",
                         "Find out why the training produced them; a checkpoint with them is broken.",
                         (check.from_[0].name,),
                     )

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.beside import files_for
 from llava_remap.checkpoint.form import choose_form, no_form
-from llava_remap.checkpoint.purpose import ADAPTER_CONFIG
 from llava_remap.checkpoint.shards import missing_shards, read_weight_map
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
@@ -139,7 +139,7 @@ def _weights(there: Set[str], fetch: Callable[[str], Path]) -> list[str] | None:
         there: what there is; the files that come back need not be all in it.
         fetch: gives an index as a local file.
     """
-    # Read when an adapter is refused, which may be all that there is.
+    # Needed with an adapter, and read where it is refused, which may be all that there is.
     adapter = [ADAPTER_CONFIG] if ADAPTER_CONFIG in there else []
     form = choose_form(_top(there))
     if form is None:
@@ -148,7 +148,7 @@ def _weights(there: Set[str], fetch: Callable[[str], Path]) -> list[str] | None:
         return [form.file, *sorted(set(read_weight_map(fetch(form.file)).values())), *adapter]
     if form.shards:
         return [*form.shards, *missing_shards(form.shards, form.total), *adapter]
-    return [form.file, *adapter]
+    return [form.file, *([form.beside] if form.beside else []), *adapter]
 
 
 def _top(there: Set[str]) -> Set[str]:

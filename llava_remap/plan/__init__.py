@@ -1,21 +1,35 @@
 """Program, catalogs, target and post-load shapes to a plan and its coverage. Pure: no files, no torch, no printing."""
 
 from llava_remap.plan.build import build_plan
-from llava_remap.plan.model import FORMAT, FORMAT_VERSION, Dropped, Mapped, Plan, PostLoadChange, Shard, SourceName, ValueCheck
-from llava_remap.plan.route import Routed, Routes, route
+from llava_remap.plan.model import (
+    FORMAT,
+    FORMAT_VERSION,
+    Dropped,
+    Mapped,
+    Merge,
+    Plan,
+    PostLoadChange,
+    Shard,
+    SourceName,
+    ValueCheck,
+)
+from llava_remap.plan.route import Routed, RoutedPair, Routes, main_names, route
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "Dropped",
     "Mapped",
+    "Merge",
     "Plan",
     "PostLoadChange",
     "Routed",
+    "RoutedPair",
     "Routes",
     "Shard",
     "SourceName",
     "ValueCheck",
     "build_plan",
+    "main_names",
     "route",
 ]

@@ -12,6 +12,7 @@ from llava_remap.plan.model import (
     Collision,
     Dropped,
     Mapped,
+    Merge,
     Mismatched,
     Missing,
     Plan,
@@ -21,8 +22,15 @@ from llava_remap.plan.model import (
     Unmapped,
     ValueCheck,
 )  # fmt: skip
-from llava_remap.plan.problems import coverage_problems, drop_problems, dtype_problems, layers, unmapped_problems
-from llava_remap.plan.route import Routed, Routes
+from llava_remap.plan.problems import (
+    coverage_problems,
+    drop_problems,
+    dtype_problems,
+    layers,
+    pair_problems,
+    unmapped_problems,
+)
+from llava_remap.plan.route import Routed, RoutedPair, Routes
 from llava_remap.plan.suggest import nearest
 from llava_remap.rewrite import Program
 from llava_remap.rulefile import RuleFile
@@ -59,7 +67,8 @@ def build_plan(
             unclaimed.append(routed)
     changes = {change.change.target: change for change in post_load}
     single = {name: found[0] for name, found in providers.items() if len(found) == 1}
-    mapped = [_mapped(name, routed, tied, single, changes) for name, routed in single.items()]
+    pairs = {str(pair.rewrite.target): pair for pair in routes.pairs}
+    mapped = [_mapped(name, routed, tied, single, changes, pairs.get(name)) for name, routed in single.items()]
     missing = {name: shape for name, shape in shapes.items() if name not in providers and name not in tied}
     mismatched = [Mismatched(m.target, m.shape, shapes[m.target]) for m in mapped if m.shape != shapes[m.target]]
     plan_missing = _missing(missing, unclaimed)
@@ -75,10 +84,12 @@ def build_plan(
         found_problems += unmapped_problems(plan_unmapped, target is not None)
     if target is not None:
         found_problems += coverage_problems(plan_missing, mismatched, collisions, routes, layers(shapes), layers(providers))
+        found_problems += pair_problems(routes.pairs, {name: r[0].tensor.shape for name, r in providers.items()}, tied)
         found_problems += dtype_problems(mapped)
         found_problems += drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
-    all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *_beside_notes(rules, routes))
+    read = sum(single[m.target].tensor.nbytes for m in written) + sum(p.a.nbytes + p.b.nbytes for p in routes.pairs)
+    all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *_beside_notes(rules, routes), *_replaced_notes(routes))
     return Plan(
         rules_name=rules.name,
         rules_version=rules.text.version or "",
@@ -100,13 +111,18 @@ def build_plan(
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=tuple(sorted(all_notes, key=lambda note: note.code)),
         shards=_shards(written, single),
-        nbytes_read=sum(single[m.target].tensor.nbytes for m in written),
+        nbytes_read=read,
         nbytes_write=sum(m.nbytes for m in written),
     )
 
 
 def _mapped(
-    name: str, routed: Routed, tied: Mapping[str, str], single: Mapping[str, Routed], changes: Mapping[str, PostLoadChange]
+    name: str,
+    routed: Routed,
+    tied: Mapping[str, str],
+    single: Mapping[str, Routed],
+    changes: Mapping[str, PostLoadChange],
+    pair: RoutedPair | None,
 ) -> Mapped:
     tensor = routed.tensor
     where = tensor.location
@@ -118,9 +134,13 @@ def _mapped(
             shape = changes[other].change.shape_after  # it is the other's tensor, so it changes with it
     elif name in changes:
         op, shape = changes[name].use, changes[name].change.shape_after
+    elif pair is not None:
+        op = "merge_adapter"
     elif where is not None and (where.stride is not None or where.big_endian):
         op = "gather"
-    return Mapped(name, tensor.dtype, shape, (routed.origin,), routed.rewrite.rules, op, other)
+    merge = None if pair is None else Merge(pair.a.shape[0], pair.scale)
+    origins = (routed.origin, *(pair.origins if pair is not None else ()))
+    return Mapped(name, tensor.dtype, shape, origins, routed.rewrite.rules, op, other, merge)
 
 
 def _missing(missing: Mapping[str, tuple[int, ...]], unclaimed: Sequence[Routed]) -> list[Missing]:
@@ -162,6 +182,7 @@ def _value_checks(
         if name in single:
             checks.append(ValueCheck("finite", name, (single[name].origin,)))
     for entry in mapped:
+        checks += [ValueCheck("finite", entry.target, (matrix,)) for matrix in entry.from_[1:]]
         other = single.get(tied.get(entry.target, ""))
         if entry.op == "tied" and other is not None and not _one_tensor(checkpoints, single[entry.target], other):
             checks.append(ValueCheck("equal", entry.target, (single[entry.target].origin, other.origin)))
@@ -202,6 +223,17 @@ def _beside_notes(rules: RuleFile, routes: Routes) -> list[Problem]:
     ]
 
 
+def _replaced_notes(routes: Routes) -> list[Problem]:
+    """LR312, for each source that takes others' places."""
+    notes = []
+    for source in dict.fromkeys(source for _, source in routes.replaced):
+        places = [routed for routed, by in routes.replaced if by == source]
+        whose = " and ".join(f"`{name}`" for name in dict.fromkeys(routed.source for routed in places))
+        cause = f"{len(places)} tensors of `{source}` are taken, not those of {whose}."
+        notes.append(Problem("LR312", cause, names=tuple(str(routed.rewrite.target) for routed in places)))
+    return notes
+
+
 def _one_tensor(checkpoints: Mapping[str, Checkpoint], one: Routed, other: Routed) -> bool:
     return one.source == other.source and checkpoints[one.source].same_tensor(one.tensor.name, other.tensor.name)
 
@@ -221,7 +253,7 @@ def _shards(written: Sequence[Mapped], single: Mapping[str, Routed]) -> tuple[Sh
 
 
 def _summary(name: str, checkpoint: Checkpoint, routes: Routes) -> SourceSummary:
-    taken = sum(r.source == name for r in routes.taken)
+    taken = sum(r.source == name for r in routes.taken) + 2 * sum(pair.source == name for pair in routes.pairs)
     return SourceSummary(
         checkpoint.location, checkpoint.form, checkpoint.passed_over, len(checkpoint.catalog), taken, checkpoint.nbytes
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 from llava_remap.checkpoint import Tensor
@@ -28,15 +29,42 @@ class SourceName:
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """What an adapter adds to a tensor: `scale` times B times A, of rank `rank`.
+
+    Attributes:
+        scale: None where a manifest doesn't tell it.
+    """
+
+    rank: int
+    scale: float | None
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Merge:
+        """As it stands in a record.
+
+        Raises:
+            KeyError, TypeError, ValueError: for anything else.
+        """
+        rank, scale = entry["rank"], entry["scale"]
+        if type(rank) is not int or rank < 1 or type(scale) not in (int, float) or not isfinite(scale):
+            raise ValueError(f"rank {rank!r} and scale {scale!r}")
+        return cls(rank, float(scale))
+
+
+@dataclass(frozen=True, slots=True)
 class Mapped:
     """A target tensor and its origin.
 
     Attributes:
         shape: as written.
+        from_: one source tensor; where an adapter is merged, that of the base and the adapter's A and B.
         rules: the rules that took the name there.
         op: None when the bytes are only copied; `tied`: not written, since another name has the tensor; `gather`: the elements
-            are put in row-major, little-endian order; else the name of the post-load rule that changes it.
+            are put in row-major, little-endian order; `merge_adapter`: computed as `merge` says; else the name of the post-load
+            rule that changes it, after an adapter was merged, if one is.
         tied_to: the name that has the tensor, where `op` is `tied`.
+        merge: what an adapter adds.
     """
 
     target: str
@@ -46,6 +74,7 @@ class Mapped:
     rules: tuple[str, ...]
     op: str | None
     tied_to: str | None = None
+    merge: Merge | None = None
 
     @property
     def nbytes(self) -> int:
@@ -61,6 +90,7 @@ class Mapped:
             "rules": list(self.rules),
             "op": self.op,
             **({"tied_to": self.tied_to} if self.op == "tied" else {}),
+            **({"merge": {"rank": self.merge.rank, "scale": self.merge.scale}} if self.merge is not None else {}),
         }
 
     @classmethod
@@ -71,12 +101,16 @@ class Mapped:
             KeyError, TypeError, ValueError: for anything else.
         """
         origins = tuple(SourceName(str(origin["source"]), str(origin["name"])) for origin in entry["from"])
-        if not origins:
-            raise ValueError(f"`{entry['target']}` comes from nowhere")
+        merge = Merge.from_json(entry["merge"]) if "merge" in entry else None
+        if len(origins) != (1 if merge is None else 3):
+            raise ValueError(f"`{entry['target']}` comes from {len(origins)} tensors")
         op = entry["op"] if entry["op"] is None else str(entry["op"])
         shape = tuple(int(size) for size in entry["shape"])
+        if merge is not None and (op in (None, "gather", "tied") or len(shape) != 2):
+            raise ValueError(f"`{entry['target']}` is merged, of shape {list(shape)} and with op {op!r}")
         tied_to = str(entry["tied_to"]) if op == "tied" else None
-        return cls(str(entry["target"]), str(entry["dtype"]), shape, origins, tuple(map(str, entry["rules"])), op, tied_to)
+        rules = tuple(map(str, entry["rules"]))
+        return cls(str(entry["target"]), str(entry["dtype"]), shape, origins, rules, op, tied_to, merge)
 
 
 @dataclass(frozen=True, slots=True)

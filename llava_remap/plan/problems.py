@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from llava_remap.errors import Problem
 from llava_remap.plan.model import Collision, Mapped, Mismatched, Missing, Unmapped
-from llava_remap.plan.route import Routed, Routes
+from llava_remap.plan.route import Routed, RoutedPair, Routes
 from llava_remap.rewrite import Program
 
 #: Where the layers of the language model are in the classic layout.
@@ -75,6 +75,44 @@ def coverage_problems(
         names = tuple(origin.name for collision in collisions for origin in collision.from_)
         cause = f"{origins} both become `{first.target}`{more}."
         problems.append(Problem("LR304", cause, "Take one of the two out of the checkpoint.", names))
+    return problems
+
+
+def pair_problems(pairs: Sequence[RoutedPair], shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str]) -> list[Problem]:
+    """LR313, LR401 or LR304 for an adapter's pairs that have no tensor to change, one of another shape, or one with others.
+
+    Args:
+        shapes: of the one tensor that the sources have for a parameter.
+        tied: parameters and those whose tensor they share. What is added to one of them would change the other too.
+    """
+    problems = []
+    shared = {*tied, *tied.values()}
+    rows = [
+        (pair.b.name, f"`{pair.rewrite.target}` is tied" if pair.rewrite.target in shared else "no source has it")
+        for pair in pairs
+        if pair.rewrite.target not in shapes or pair.rewrite.target in shared
+    ]
+    if rows:
+        cause = f"{_count(len(rows), 'LoRA pair')} of {len(pairs)} can't be merged into a tensor of the base."
+        fix = "Give the base that the adapter was trained on, with a rule file for it."
+        problems.append(Problem("LR313", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
+    rows = [
+        (pair.b.name, f"{_shape((pair.b.shape[0], pair.a.shape[1]))} in the adapter, {_shape(shape)} in the base")
+        for pair in pairs
+        if (shape := shapes.get(str(pair.rewrite.target))) not in (None, (pair.b.shape[0], pair.a.shape[1]))
+    ]
+    if rows:
+        cause = f"{_count(len(rows), 'LoRA pair')} of another shape than the tensors that they change."
+        fix = "Give the base that the adapter was trained on."
+        problems.append(Problem("LR401", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
+    changed: dict[str, list[RoutedPair]] = defaultdict(list)
+    for pair in pairs:
+        changed[str(pair.rewrite.target)].append(pair)
+    if twice := {target: found for target, found in changed.items() if target in shapes and len(found) > 1}:
+        target, (one, other, *_) = next(iter(twice.items()))
+        cause = f"`{one.b.name}` ({one.source}) and `{other.b.name}` ({other.source}) both change `{target}`."
+        names = tuple(pair.b.name for found in twice.values() for pair in found)
+        problems.append(Problem("LR304", cause, "Merge one of the adapters first, and give the result as its base.", names))
     return problems
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.plan.model import SourceName
 from llava_remap.rewrite import Program, Rewrite
-from llava_remap.rulefile import RuleFile, Template
+from llava_remap.rulefile import RuleFile, Source, Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +25,39 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutedPair:
+    """A pair of an adapter's matrices, and what the program made of the name of the tensor that it changes."""
+
+    source: str
+    a: Tensor
+    b: Tensor
+    scale: float | None
+    rewrite: Rewrite
+
+    @property
+    def origins(self) -> tuple[SourceName, SourceName]:
+        return SourceName(self.source, self.a.name), SourceName(self.source, self.b.name)
+
+
+@dataclass(frozen=True, slots=True)
 class Routes:
     """All source tensors.
 
     Attributes:
-        taken: those that count, in the order of sources and of their catalogs.
+        taken: those that count, in the order of sources and of their catalogs; sources that override stand behind the others.
         beside: those of a source that isn't used since the first source has its own (`used_if_absent`).
         unselected: sources that count but of which `select` took nothing.
         not_given: sources that are needed and weren't given.
+        pairs: those of adapters.
+        replaced: those in whose place one of a source that overrides is taken, each with that source.
     """
 
     taken: tuple[Routed, ...]
-    beside: tuple[Routed, ...]
-    unselected: tuple[str, ...]
-    not_given: tuple[str, ...]
+    beside: tuple[Routed, ...] = ()
+    unselected: tuple[str, ...] = ()
+    not_given: tuple[str, ...] = ()
+    pairs: tuple[RoutedPair, ...] = ()
+    replaced: tuple[tuple[Routed, str], ...] = ()
 
     @property
     def produced(self) -> dict[str, Tensor]:
@@ -58,27 +77,62 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
     """Take the names of every given source, selected and prefixed as the rule file says, through the program."""
     taken: list[Routed] = []
     beside: list[Routed] = []
+    pairs: list[RoutedPair] = []
+    replaced: list[tuple[Routed, str]] = []
     unselected, not_given = [], []
-    for name, source in rules.text.sources.items():
+    routed = {
+        name: [Routed(name, t, program.rewrite(source.prefix + t.name)) for t in _tensors(source, checkpoints[name], program)]
+        for name, source in rules.text.sources.items()
+        if name in checkpoints and "tensors" in source.use
+    }
+    main = [r for name, every in routed.items() if _is_main(rules, name) for r in every]
+    for name, source in sorted(rules.text.sources.items(), key=lambda item: item[1].overrides):
         if "tensors" not in source.use:
             not_given += [] if source.optional or name in checkpoints else [name]
             continue
         absent = Template(source.used_if_absent) if source.used_if_absent else None
-        own = absent is not None and any(
-            absent.match(r.rewrite.prepared) is not None for r in taken if r.source == rules.first_source
-        )
+        having = {r.source for r in main if absent is not None and absent.match(r.rewrite.prepared) is not None}
         if name not in checkpoints:
-            not_given += [] if own or source.optional else [name]
-            continue
-        select = Template(source.select) if source.select else None
-        routed = [
-            Routed(name, tensor, program.rewrite(source.prefix + tensor.name))
-            for tensor in checkpoints[name].catalog.values()
-            if select is None or select.match(program.rewrite(tensor.name).prepared) is not None
-        ]
-        if own:
-            beside += routed
+            not_given += [] if having or source.optional else [name]
+        elif rules.first_source in having:
+            beside += routed[name]
+        elif source.overrides:
+            own = {r.rewrite.target for r in routed[name] if r.rewrite.target is not None}
+            replaced += [(r, name) for r in taken if r.rewrite.target in own]
+            taken = [*(r for r in taken if r.rewrite.target not in own), *routed[name]]
+            catalog = checkpoints[name].catalog
+            pairs += [
+                RoutedPair(name, catalog[p.a], catalog[p.b], p.scale, program.rewrite(source.prefix + p.base))
+                for p in checkpoints[name].pairs
+            ]
         else:
-            taken += routed
-            unselected += [] if routed else [name]
-    return Routes(tuple(taken), tuple(beside), tuple(unselected), tuple(not_given))
+            taken += routed[name]
+            unselected += [] if routed[name] else [name]
+    return Routes(tuple(taken), tuple(beside), tuple(unselected), tuple(not_given), tuple(pairs), tuple(replaced))
+
+
+def main_names(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
+    """The names, as they are stored, that conditions of a rule file speak of: the first source's, and those that override it."""
+    return tuple(
+        source.prefix + tensor.name
+        for name, source in rules.text.sources.items()
+        if name in checkpoints and _is_main(rules, name)
+        for tensor in _tensors(source, checkpoints[name])
+    )
+
+
+def _is_main(rules: RuleFile, source: str) -> bool:
+    return source == rules.first_source or rules.text.sources[source].overrides
+
+
+def _tensors(source: Source, checkpoint: Checkpoint, program: Program | None = None) -> Iterator[Tensor]:
+    """The tensors of a source that `select` takes, without the matrices of an adapter's pairs.
+
+    What is selected goes by the name that `prepare` leaves; without a program, by the stored one.
+    """
+    select = Template(source.select) if source.select else None
+    matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
+    for name, tensor in checkpoint.catalog.items():
+        prepared = name if program is None or select is None else program.rewrite(name).prepared
+        if name not in matrices and (select is None or select.match(prepared) is not None):
+            yield tensor

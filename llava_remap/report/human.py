@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
     from llava_remap.apply import Job, Result
     from llava_remap.checkpoint import Checkpoint
     from llava_remap.identify import Fit
-    from llava_remap.plan import Plan
+    from llava_remap.plan import Merge, Plan
     from llava_remap.verify import Verification
 
 #: Rule files that are told with what contradicts them, where none fits.
@@ -41,6 +41,7 @@ def print_plan(console: Console, job: Job) -> None:
     line(console, Text(f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout", "bold"))
     _sources(console, plan)
     _components(console, plan)
+    _merged(console, plan)
     _dropped(console, plan)
     _model(console, job)
     _vocabulary(console, job)
@@ -141,6 +142,21 @@ def _components(console: Console, plan: Plan) -> None:
                 f"  {name.ljust(width)}  ", (f"{found:>{digits}}/{count:<{digits}}", style), f"  from {origins or 'nowhere'}"
             ),
         )
+
+
+def _merged(console: Console, plan: Plan) -> None:
+    """Which tensors an adapter changes, those of one rank and scale together."""
+    groups: dict[tuple[str, Merge], list[str]] = defaultdict(list)
+    for entry in plan.mapped:
+        if entry.merge is not None:
+            groups[entry.from_[1].source, entry.merge].append(entry.target)
+    if groups:
+        heading(console, "Merged")
+    for (source, merge), names in groups.items():
+        for folded in fold_names(names):
+            line(console, f"  {folded}")
+        scale = "a scale that a manifest doesn't tell" if merge.scale is None else f"scale {merge.scale:g}"
+        line(console, Text(f"    with pairs of {source}, rank {merge.rank}, {scale}", "dim"))
 
 
 def _dropped(console: Console, plan: Plan) -> None:

@@ -77,6 +77,11 @@ class Source(Part):
         None, description="of its tensors only those are taken whose names match as `prepare` leaves them"
     )
     prefix: str = Field("", description="put before each of its names, before any rule")
+    overrides: bool = Field(
+        False,
+        description="its tensors take the place of those that other sources have for the same parameters, and if it is a LoRA "
+        "adapter, it is merged; of two such sources the later wins. Less than a model will do: an adapter, a projector",
+    )
 
 
 _FACTS = (
@@ -184,8 +189,8 @@ class Rule(Part):
     )
     when: Condition | None = Field(
         None,
-        description="the rule counts only for checkpoints for which this holds; names are the first source's, in `prepare` as "
-        "they are stored, in `names` as `prepare` left them",
+        description="the rule counts only for checkpoints for which this holds; names are those of the first source and of the "
+        "ones that override it, in `prepare` as they are stored, in `names` as `prepare` left them",
     )
     optional: bool = Field(False, description="whether it is expected that a checkpoint has no name for it (lint's LR205)")
     one_way: Literal[True] | None = Field(None, description="true: new names are not taken back by this rule")
@@ -299,7 +304,9 @@ class RuleText(Part):
         "file's own rules stand before theirs, and a rule with the id of one of theirs replaces it",
     )
     detect: Condition = Field(
-        Condition(), description="which checkpoints the file is for; names are the first source's, as `prepare` left them"
+        Condition(),
+        description="which checkpoints the file is for; names are those of the first source and of the ones that override it, as "
+        "`prepare` left them",
     )
     sources: dict[str, Source] = Field({}, description="the checkpoints that are read, by name; the first is the main one")
     target: Target | None = Field(None, description="the model that is wanted")
@@ -324,6 +331,8 @@ class RuleText(Part):
                 raise PydanticCustomError(
                     "form", "two of `tokens` have one {what}: {given}", {"what": what, "given": ", ".join(given)}
                 )
+        if self.sources and next(iter(self.sources.values())).overrides:
+            raise PydanticCustomError("form", "the first of `sources` has none before it to override")
         if self.target is not None and self.target.class_ is not None:
             missing = [field for field in ("name", "version", "summary") if getattr(self, field) is None]
             if not self.sources:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from llava_remap.checkpoint import DTYPE_BITS, Catalog, Tensor
+from llava_remap.checkpoint import DTYPE_BITS, FLOATS, Catalog, Tensor
 from llava_remap.errors import Problem
 from llava_remap.execute import Range, Recipe, equal
 from llava_remap.plan import Mapped
@@ -69,7 +69,7 @@ def _difference(tensor: Tensor | None, entry: Mapped, recipe: Recipe, on_progres
 
 def _other_source(entry: Mapped, recipe: Recipe) -> str:
     """How the tensor that a source has for an entry isn't what it was, by its header."""
-    origin = entry.from_[0]
+    origin, *matrices = entry.from_
     source = recipe.checkpoints[origin.source].catalog.get(origin.name)
     if source is None:
         return f"comes from `{origin.name}`, which source `{origin.source}` doesn't have"
@@ -77,6 +77,12 @@ def _other_source(entry: Mapped, recipe: Recipe) -> str:
     shape = entry.shape if change is None else change.change.shape_before
     if (source.dtype, source.shape) != (entry.dtype, shape):
         return f"comes from `{origin.name}`, which is {source.dtype} {list(source.shape)} and was {entry.dtype} {list(shape)}"
+    sizes = [] if entry.merge is None else [(entry.merge.rank, *shape[1:]), (*shape[:1], entry.merge.rank)]
+    for matrix, size in zip(matrices, sizes, strict=True):
+        other = recipe.checkpoints[matrix.source].catalog.get(matrix.name)
+        if other is None or other.shape != size or other.dtype not in FLOATS:
+            said = "isn't there" if other is None else f"is {other.dtype} {list(other.shape)}"
+            return f"is merged with `{matrix.name}`, a matrix of floats {list(size)}; in source `{matrix.source}` it {said}"
     return ""
 
 

@@ -162,7 +162,7 @@ def test_tensor_in_another_shard(folder: Path) -> None:
 def test_tensor_in_two_shards(folder: Path) -> None:
     put(folder, TWO, "c", "b")
     (problem,) = problems(indexed(folder, a=ONE, b=ONE, c=TWO))
-    assert "1 tensors are in more than one shard: `b` in `one.safetensors`, `two.safetensors`" in problem.cause
+    assert "1 tensors are in more than one file: `b` in `one.safetensors`, `two.safetensors`" in problem.cause
 
 
 def test_all_disagreements_at_once(folder: Path) -> None:
@@ -209,7 +209,7 @@ def test_one_tensor_in_two_shards_without_an_index(tmp_path: Path) -> None:
     for name in shards("model", ".bin"):
         put(tmp_path, name, "w")
     (problem,) = problems(tmp_path)
-    assert "more than one shard: `w`" in problem.cause
+    assert "more than one file: `w`" in problem.cause
 
 
 def test_problems_of_all_shards_are_told_together(tmp_path: Path) -> None:
