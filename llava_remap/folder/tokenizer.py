@@ -85,6 +85,7 @@ def write_tokenizer(tokenizer: Any, vocabulary: Vocabulary, folder: Path, proces
         name for name in (original.get("tokenizer_class"), type(tokenizer).__name__, _ANY) if name not in (None, _NEW)
     )
     config["processor_class"] = processor_class
+    config["model_input_names"] = ["input_ids", "attention_mask"]  # where it isn't said, 4.x makes token_type_ids too
     for key in ("add_bos_token", "add_eos_token", "legacy", "add_prefix_space"):
         if original.get(key) is not None:
             config[key] = original[key]

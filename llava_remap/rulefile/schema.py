@@ -104,6 +104,7 @@ class ConfigValue(Part):
         description="a fact of the vision tower, read from its tensors and its own config: image_size, patch_size, positions, "
         "image_tokens, class_tokens, model_type, last_layer_deleted, num_hidden_layers, hidden_size, intermediate_size",
     )
+    times: float | int = Field(1, gt=0, description="a number that the tower's fact is multiplied by; the result is whole")
     token: Literal["image", "video", "pad"] | None = Field(None, description="the id of the token with this role")
     target: str | None = Field(None, description="a value of the target's config (for the processor)")
     map: dict[str, Scalar] | None = Field(None, description="the value found → the value wanted; others are an error")
@@ -124,6 +125,8 @@ class ConfigValue(Part):
             raise PydanticCustomError("origin", "give exactly one of {origins}", {"origins": ", ".join(ORIGINS)})
         if ("map" in self.model_fields_set or "default" in self.model_fields_set) and origins != ["from"]:
             raise PydanticCustomError("origin", "`map` and `default` go with `from`")
+        if "times" in self.model_fields_set and origins != ["tower"]:
+            raise PydanticCustomError("origin", "`times` goes with `tower`")
         if self.as_ is not None and (origins not in (["from"], ["const"]) or self.map is not None):
             raise PydanticCustomError("origin", "`as` goes with `from` (without `map`) or `const`")
         return self

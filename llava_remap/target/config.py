@@ -148,7 +148,8 @@ class _Values:
                     return self.of(where, case)
             raise refuse("LR112", f"no case of `{where}` holds for this tower ({dict(self.facts)}).")
         if value.tower is not None:
-            return self._fact(where, value.tower)
+            fact = self._fact(where, value.tower)
+            return fact if value.times == 1 else int(fact * value.times)
         if value.token is not None:
             found = next((token.id for token in self.tokens if token.role == value.token), None)
             if found is None and value.token != "pad":

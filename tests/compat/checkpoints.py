@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from llava_remap.apply import apply
-from tests.conftest import CLIP, RELEASED, TINY, Tensors
+from llava_remap.shrink import shrink
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Tensors
 
 LLAMA = RELEASED / "safetensors"
 STATE_DICT = TINY / "llava-v1.5" / "full_state_dict"
@@ -105,6 +106,24 @@ CASES: dict[str, Case] = {
     "interleave": interleave(),
     "interleave-tied": interleave(tied, tie_word_embeddings=True),
 }
+#: Small twins of the manifest of each family: its rule file.
+FAMILIES: dict[str, str] = {
+    "llava-v1.5-7b.released": "llava-v1.5",
+    "bakllava-v1.released": "bakllava",
+    "llava-med-v1.5-mistral-7b.released": "llava-med-v1.5",
+    "llava-interleave-qwen-0.5b.released": "llava-interleave",
+    "llava-v1.6-vicuna-7b.released": "llava-next",
+    "llava-v1.6-mistral-7b.released": "llava-next",
+    "llava-next-llama3-8b.released": "llava-next",
+    "llava-next-qwen1.5-72b.released": "llava-next",
+    "llava-next-video-7b.released": "llava-next-video",
+    "llava-onevision-qwen2-0.5b.released": "llava-onevision",
+    "llava-onevision-qwen2-7b.released": "llava-onevision",
+    "vip-llava-7b": "vip-llava",
+    "video-llava-7b": "video-llava",
+}
+#: Their text models have tokenizers of one file; those of the others are SentencePiece models, as Llama's and Mistral's are.
+_ONE_FILE = ("qwen", "llama3")
 #: Folders that are copied, with nothing said in their config of how positions are turned.
 ROPED = ("mistral", "qwen2", "llama-linear")
 
@@ -125,6 +144,17 @@ def convert(case: Case, work: Path, output: Path) -> None:
     if case.tokenizer is not None:
         sources.append(f"language_model={qwen_tokenizer(work / 'tokenizer', one_file=case.tokenizer == 'one file')}")
     apply(case.rules, sources, output)
+
+
+def convert_family(manifest: str, work: Path, output: Path) -> None:
+    """Make a small twin of a manifest in `work` and convert it."""
+    shrink(MANIFESTS / f"{manifest}.json", work)
+    if not any(kind in manifest for kind in _ONE_FILE):
+        for file in work.glob("*token*"):
+            file.unlink()
+        for file in STATE_DICT.glob("*token*"):
+            shutil.copy(file, work)
+    apply(FAMILIES[manifest], [str(work), f"vision_tower={work / 'vision_tower'}"], output)
 
 
 def change(path: Path, **entries: Any) -> None:

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 
 IMAGE = {"type": "image"}
 #: Long enough that a wrong rope theta shows in the logits of small random weights.
@@ -49,14 +50,17 @@ class Heard(logging.Handler):
 
 
 def picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    """Of a size that is padded evenly when it is tiled: up to 4.51, an odd pixel is lost, and all tiles behind it are shifted."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (42, 56, 3), dtype=np.uint8))
 
 
 def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What one folder is to this version: plain values, and arrays."""
     arrays: dict[str, Any] = {}
+    written = json.loads((folder / "config.json").read_text())
     dtype = {"dtype" if int(transformers.__version__.split(".")[0]) > 4 else "torch_dtype": torch.float32}
-    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **dtype)
+    model_class = getattr(transformers, written["architectures"][0])
+    model, info = model_class.from_pretrained(folder, output_loading_info=True, **dtype)
     # 4.46 leaves tensors of a checkpoint with two dtypes in theirs, if that of the first is the one that is asked for.
     model = model.float().eval()
     said: dict[str, Any] = {
@@ -70,12 +74,14 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         model.generation_config.save_pretrained(scratch)
     inputs: dict[str, Any] = {}
     if (folder / "tokenizer_config.json").is_file():
-        processor = AutoProcessor.from_pretrained(folder)
+        processor, said["opens_with_AutoProcessor"] = open_processor(folder)
         said |= words(processor, model)
         for name, conversation in CONVERSATIONS.items():
             prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
             images = {"images": picture()} if name == "picture" else {}
-            inputs[name] = processor(text=prompt, return_tensors="pt", **images)
+            # Up to 4.51 Video-LLaVA's processor fails without pictures and videos.
+            asked = processor.tokenizer if type(processor).__name__ == "VideoLlavaProcessor" and not images else processor
+            inputs[name] = asked(text=prompt, return_tensors="pt", **images)
             said[name] = {"prompt": prompt, "input_ids": inputs[name]["input_ids"].tolist()}
     else:  # no tokenizer: ids that are no words
         ids = torch.arange(3, 103)[None]
@@ -85,18 +91,64 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "words": {"input_ids": ids},
             "picture": {"input_ids": torch.cat([ids[:, :20], tokens, ids[:, 20:]], 1), "pixel_values": pixels},
         }
-    arrays["pixel_values"] = inputs["picture"]["pixel_values"].numpy()
+    pixels = next(key for key in inputs["picture"] if key.startswith("pixel_values"))
+    arrays["pixel_values"] = inputs["picture"][pixels].numpy()
+    if "video_token_index" in written:
+        inputs["video"] = video(written, inputs["words"]["input_ids"])
     # 4.46 takes a prompt without a picture for one whose image tokens were not expanded, and fails: its language model is asked.
     inner = getattr(model, "language_model", model)
     classic = inner if hasattr(inner, "lm_head") else model
+    # 4.46 divides by the tower's side over the patch's area, which is 0 for small towers.
+    small = getattr(model.config, "spatial_pool_stride", None) and model.config.vision_config.image_size < 196
+    if small and transformers.__version__.startswith("4.46."):
+        del inputs["video"]
     with torch.no_grad():
         for name, given in inputs.items():
-            asked = model if name == "picture" else classic
+            model_or_text = classic if name == "words" else model
             given = {**given, "attention_mask": torch.ones_like(given["input_ids"])}
-            arrays[f"{name}_logits"] = asked(**given).logits.numpy()
-            made = asked.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+            arrays[f"{name}_logits"] = model_or_text(**given).logits.numpy()
+            made = model_or_text.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False)
             said[f"{name}_generated"] = made[0, given["input_ids"].shape[1] :].tolist()
     return said, arrays
+
+
+def open_processor(folder: Path) -> tuple[Any, bool]:
+    """The folder's processor, and whether AutoProcessor opens it: without torchvision, none with videos does since 4.52."""
+    old = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 52)
+    if old or not (folder / "video_preprocessor_config.json").is_file() or transformers.utils.is_torchvision_available():
+        return AutoProcessor.from_pretrained(folder), True
+    said = json.loads((folder / "processor_config.json").read_text())
+    known = getattr(transformers, said.pop("processor_class"))
+
+    def plain(self: Any, *parts: Any, **more: Any) -> None:
+        """Without the check of what a video processor is, which no version lets one leave out."""
+        names = self.get_attributes() if hasattr(self, "get_attributes") else self.attributes
+        for name, part in [*zip(names, parts, strict=False), *more.items()]:
+            setattr(self, name, part)
+
+    with patch.object(ProcessorMixin, "__init__", plain):
+        processor = known(
+            image_processor=AutoImageProcessor.from_pretrained(folder),
+            tokenizer=AutoTokenizer.from_pretrained(folder),
+            video_processor=None,
+            chat_template=(folder / "chat_template.jinja").read_text(),
+            **said,
+        )
+    return processor, False
+
+
+def video(config: dict[str, Any], ids: Any) -> dict[str, Any]:
+    """Eight frames of made-up pixel values between words, with as many tokens as the class makes of them."""
+    side, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
+    frames, patches = 8, side // patch
+    count = {
+        "llava_next_video": frames * (patches // config.get("spatial_pool_stride", 1)) ** 2,  # pooled
+        "llava_onevision": frames * ((patches + 1) // 2) ** 2 + 1,  # pooled, and one token at the end
+        "video_llava": frames * (patches**2 + 1),  # with the class token
+    }[config["model_type"]]
+    pixels = np.random.default_rng(1).standard_normal((1, frames, 3, side, side), dtype=np.float32)
+    tokens = torch.full((1, count), config["video_token_index"])
+    return {"input_ids": torch.cat([ids[:, :20], tokens, ids[:, 20:]], 1), "pixel_values_videos": torch.from_numpy(pixels)}
 
 
 def words(processor: Any, model: Any) -> dict[str, Any]:
