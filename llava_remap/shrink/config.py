@@ -61,7 +61,7 @@ def small_config(config: Mapping[str, Any], twin: Twin, ids: Mapping[int, int]) 
             elif _ID.search(key):
                 section[key] = _each(value, lambda i: ids.get(i, i))
             elif key in _OF_PROJECTOR and isinstance(value, int):
-                section[key] = twin.projector.get(value, value)
+                section[key] = twin.projector.sizes.get(value, value)
     if small.get("image_grid_pinpoints"):
         small["image_grid_pinpoints"] = _pinpoints(small["image_grid_pinpoints"], twin.tower.after["image_size"])
     if "image_seq_length" in small:
@@ -91,7 +91,7 @@ def token_ids(config: Mapping[str, Any]) -> dict[int, str]:
         for key, value in section.items():
             if _ID.search(key):
                 for i in value if isinstance(value, list) else [value]:
-                    if isinstance(i, int) and i >= 0:
+                    if isinstance(i, int) and not isinstance(i, bool) and i >= 0:
                         found.setdefault(i, _ID.sub("", key))
     return found
 
@@ -111,7 +111,7 @@ def _pinpoints(pinpoints: Any, image_size: int) -> Any:
     """Sizes of images in pixels, as a list or as text, for another tile: the size that all are multiples of."""
     text = json.dumps(pinpoints)
     tile = gcd(*map(int, re.findall(r"\d+", text)))
-    if tile == 1:  # counted in tiles
+    if tile <= 1:  # counted in tiles
         return pinpoints
     return json.loads(re.sub(r"\d+", lambda number: str(int(number[0]) // tile * image_size), text))
 

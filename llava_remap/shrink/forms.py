@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,9 @@ def _legacy(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
     for value in _LEGACY:
         pickle.dump(value, file, protocol=2)
-    Pickler(file, protocol=2).dump(dict(tensors))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of the storages that it itself pickles here
+        Pickler(file, protocol=2).dump(dict(tensors))
     pickle.dump(list(dict.fromkeys(keys.values())), file, protocol=2)
     for tensor in written:
         file.write(tensor.numel().to_bytes(8, "little"))

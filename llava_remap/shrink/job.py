@@ -73,6 +73,10 @@ def shrink(
         RemapError: as `open_checkpoint`; LR112 where config and tensors don't say enough, LR211 for numbers of layers that can't
             be, LR409 for tensors in a dtype without arithmetic, LR502, LR503 and LR508 for an output that can't be written.
     """
+    if form not in list(Form):
+        raise refuse(
+            "LR211", f"there is no form `{form}`; there are {', '.join(known.value for known in Form)}.", "Give one of them."
+        )
     if layers < 1:
         raise refuse("LR211", f"--layers {layers}: a model has at least one.", "Give 1 or more.")
     checkpoint = open_source("model", str(source), ("tensors", "config"), first=True, offline=offline)

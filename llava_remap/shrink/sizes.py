@@ -87,6 +87,8 @@ def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
     if not isinstance(heads, int) or heads < 1:
         raise refuse("LR112", f"the config says num_attention_heads: {heads!r}; a whole number is needed.", _MEND)
     query = _find(tensors, "self_attn.q_proj.weight") or (hidden,)
+    if query[0] % heads or query[0] == 0:
+        raise refuse("LR112", f"the config says num_attention_heads: {heads}; q_proj has {query[0]} rows.", _MEND)
     key = _find(tensors, "self_attn.k_proj.weight") or (hidden,)
     widened = _find(tensors, "mlp.gate_proj.weight", "mlp.fc1.weight") or (config.get("intermediate_size") or 4 * hidden,)
     before = {
@@ -152,7 +154,7 @@ def tower_before(tensors: Tensors) -> dict[str, int]:
     """
     patch, positions = _find(tensors, "patch_embedding.weight"), _find(tensors, "position_embedding.weight")
     widened = _find(tensors, "mlp.fc1.weight")
-    if patch is None or len(patch) != 4 or positions is None or widened is None:
+    if patch is None or len(patch) != 4 or positions is None or widened is None or 0 in (*patch, *positions, *widened):
         names = sorted(tensors)
         raise refuse("LR112", "a vision tower lacks its patch embedding, its position table or its layers.", _MEND, names)
     patches = positions[0] - has_class_token(tensors)
