@@ -113,5 +113,6 @@ def shrink(
 
 
 def _stored(tensors: Mapping[str, Tensor], seed: int, config: Mapping[str, Any]) -> Stored:
-    theta = config.get("rope_theta") or _ROPE_THETA
+    theta = config.get("rope_theta")
+    theta = theta if isinstance(theta, (int, float)) and theta > 0 else _ROPE_THETA
     return {name: (tensor.dtype, tensor.shape, values(tensor, seed, theta)) for name, tensor in tensors.items()}
