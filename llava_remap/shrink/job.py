@@ -86,7 +86,7 @@ def shrink(
     config = of_text(checkpoint.config)
     twin = make_twin(checkpoint, config, layers, tower_layers)
     folder, described = output_folder(output), "vision_config" in checkpoint.config and not twin.tower_apart
-    vocabulary = small_vocabulary(config, twin.text.before["vocab_size"], twin.text.after["vocab_size"])
+    vocabulary = small_vocabulary(checkpoint.config, twin.text.before["vocab_size"], twin.text.after["vocab_size"])
     tower = tower_config(checkpoint.config, twin)
     beside = {
         "config.json": json_file({"model_type": tower["model_type"].removesuffix("_vision_model"), "vision_config": tower}),

@@ -147,9 +147,10 @@ def tower_before(tensors: Tensors) -> dict[str, int]:
     Raises:
         RemapError: LR112 without a patch embedding, a position table or layers.
     """
-    patch, positions = _find(tensors, "patch_embedding.weight"), _find(tensors, "position_embedding.weight")
+    patch = _find(tensors, "patch_embedding.weight", dimensions=4)
+    positions = _find(tensors, "position_embedding.weight")
     widened = _find(tensors, "mlp.fc1.weight")
-    if patch is None or len(patch) != 4 or positions is None or widened is None or 0 in (*patch, *positions, *widened):
+    if patch is None or positions is None or widened is None or 0 in (*patch, *positions, *widened):
         names = sorted(tensors)
         raise refuse("LR112", "a vision tower lacks its patch embedding, its position table or its layers.", _MEND, names)
     patches = positions[0] - has_class_token(tensors)
@@ -196,6 +197,6 @@ def layers_of(tensors: Tensors) -> int:
     return 1 + max(map(layer_of, tensors), default=-1)
 
 
-def _find(tensors: Tensors, *ends: str) -> tuple[int, ...] | None:
-    """The shape of the first matrix whose name ends so."""
-    return next((t.shape for name, t in tensors.items() if name.endswith(ends) and len(t.shape) > 1), None)
+def _find(tensors: Tensors, *ends: str, dimensions: int = 2) -> tuple[int, ...] | None:
+    """The shape of the first tensor whose name ends so and that has so many dimensions."""
+    return next((t.shape for name, t in tensors.items() if name.endswith(ends) and len(t.shape) == dimensions), None)

@@ -114,7 +114,7 @@ def make_twin(checkpoint: Checkpoint, config: Mapping[str, Any], layers: int, to
         towers=towers,
         projector=parts[PROJECTOR],
         tower_kind=kind,
-        last_layer_deleted=_last_layer_deleted(next(iter(before.values())), kind),
+        last_layer_deleted="vision_config" not in config and _last_layer_deleted(next(iter(before.values())), kind),
     )
 
 
@@ -139,6 +139,7 @@ def _layers_needed(config: Mapping[str, Any], times: int) -> int:
 
 
 def _last_layer_deleted(tower: Mapping[str, int], kind: str) -> bool:
+    """Whether a tower is a stock one of SigLIP's with one layer less."""
     keys = ("hidden_size", "intermediate_size", "patch_size")
     return any(
         preset["model_type"] == kind == SIGLIP

@@ -48,6 +48,20 @@ def test_to_finite_logits(name: str, rules: str, form: str) -> None:
     assert logits.std() > 0
 
 
+def test_a_converted_checkpoint_has_a_twin_too() -> None:
+    """Its config describes the tower, and names ids behind the original vocabulary."""
+    shrink(MANIFESTS / "llava-v1.5-7b.json", "small")
+    apply("llava-v1.5", ["small", "vision_tower=small/vision_tower"], Path("converted"))
+    shrink("converted", "again", form="sharded_safetensors")
+    config = json.loads(Path("again/config.json").read_text())
+    assert (config["image_token_index"], config["pad_token_id"], config["text_config"]["vocab_size"]) == (301, 302, 320)
+    tokenizer = transformers.AutoTokenizer.from_pretrained("again")
+    assert tokenizer.convert_ids_to_tokens([301, 302]) == ["<image>", "<pad>"]
+    assert not Path("again/vision_tower").exists()
+    _, info = transformers.AutoModelForImageTextToText.from_pretrained("again", output_loading_info=True)
+    assert not left_over(info)
+
+
 @pytest.mark.parametrize("expected", EXPECTED, ids=lambda path: path.stem)
 def test_every_family_loads_by_the_official_mapping(expected: Path) -> None:
     """The twin's sizes, under the names to which the official script takes it, are those of the class with the twin's config."""

@@ -392,6 +392,23 @@ def test_refusals(tmp_path: Path, manifest: Changed) -> None:
     assert refusal(MANIFESTS / f"{LLAMA}.json", layers=0).startswith("LR211 ")
 
 
+def test_odd_configs_and_tensors(manifest: Changed) -> None:
+    """What no model has is kept where it does no harm, else refused; it never fails in another way."""
+
+    def odd(config: dict[str, Any]) -> None:
+        config.update(eos_token_id=[{"a": 1}, 2], pad_token_id={}, bos_token_id=True, rope_theta="x", image_grid_pinpoints="none")
+
+    shrink(manifest(LLAMA, odd), "out")
+    config = read(Path("out/config.json"))
+    assert [config[key] for key in ("eos_token_id", "pad_token_id", "image_grid_pinpoints")] == [[{"a": 1}, 2], {}, "none"]
+    frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    shrink(manifest(LLAMA, tensors=lambda tensors: tensors[frequencies].update(dtype="BOOL", shape=[])), "bool")
+    assert not stored(open_checkpoint(Path("bool")).catalog[frequencies]).item()
+    table = "model.embed_tokens.weight"
+    for shape in ([0], [0, 4096], [2, 32000, 4096]):
+        assert "`embed_tokens.weight`" in refusal(manifest(LLAMA, tensors=lambda t, s=shape: t[table].update(shape=s)))
+
+
 def test_nothing_is_left_where_writing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     syncs: list[int] = []
 
