@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.errors import RemapError
 from llava_remap.shrink import Form, Shrunk, shrink
+from llava_remap.shrink.forms import weight_files
 from tests.checkpoint.stored import raw, same, stored
 from tests.conftest import MANIFESTS, RELEASED, TINY, Run
 
@@ -213,6 +214,24 @@ def test_torch_reads_what_is_written() -> None:
         assert raw(tensor) == raw(states[1][name])
     for state in states:
         assert state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
+
+
+@pytest.mark.parametrize("form", Form)
+def test_stubs_and_ties_in_any_order(form: Form) -> None:
+    """Tensors without elements, as ZeRO-3 leaves them, and a second name that stands before the first."""
+    head, table = "lm_head.weight", "model.embed_tokens.weight"
+    stub = [(name, ("F16", (0,), b"")) for name in ("model.norm.weight", "model.layers.0.input_layernorm.weight")]
+    held = dict(
+        [(head, ("F32", (2,), bytes(8))), *stub, (table, ("F32", (2,), b"\0\0\x80\x3f" * 2)), ("a", ("F32", (1,), bytes(4)))]
+    )
+    Path("out").mkdir()
+    for name, data in weight_files(form, held, [(table, head)]).items():
+        Path("out", name).write_bytes(data)
+    checkpoint = open_checkpoint(Path("out"))
+    found = {name: stored(tensor).tolist() for name, tensor in checkpoint.catalog.items()}
+    second = {} if form.suffix == "safetensors" else {head: [1.0, 1.0]}
+    assert found == {table: [1.0, 1.0], "a": [0.0], stub[0][0]: [], stub[1][0]: [], **second}
+    assert {frozenset(group) for group in checkpoint.aliases} == ({frozenset((table, head))} if second else set())
 
 
 def test_values() -> None:
