@@ -14,6 +14,7 @@ from llava_remap import __version__
 from llava_remap.cli.common import OFFLINE, Format, progress, refusals, write_report
 from llava_remap.cli.revert import revert_command
 from llava_remap.cli.rules import rules_app
+from llava_remap.cli.shrink import shrink_command
 from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError
 
@@ -185,6 +186,7 @@ def verify_command(
 
 
 app.command("revert")(revert_command)
+app.command("shrink")(shrink_command)
 
 
 @app.command()

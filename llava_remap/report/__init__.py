@@ -4,6 +4,7 @@ from llava_remap.report.human import print_fits, print_plan, print_result, print
 from llava_remap.report.machine import plan_json, refusal_json
 from llava_remap.report.problems import print_problems
 from llava_remap.report.reverted import print_reverted
+from llava_remap.report.shrunk import print_shrunk
 from llava_remap.report.terminal import size
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "print_problems",
     "print_result",
     "print_reverted",
+    "print_shrunk",
     "print_verification",
     "refusal_json",
     "size",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import gcd
 from typing import Any
 
@@ -59,9 +59,9 @@ def small_config(config: Mapping[str, Any], twin: Twin, ids: Mapping[int, int]) 
             if key == "vocab_size" and isinstance(value, int):
                 section[key] = _rows(value, before["vocab_size"], after["vocab_size"])
             elif _ID.search(key):
-                section[key] = _each(value, lambda i: ids.get(i, i))
+                section[key] = [_id(i, ids) for i in value] if isinstance(value, list) else _id(value, ids)
             elif key in _OF_PROJECTOR and isinstance(value, int):
-                section[key] = twin.projector.get(value, value)
+                section[key] = twin.projector.sizes.get(value, value)
     if small.get("image_grid_pinpoints"):
         small["image_grid_pinpoints"] = _pinpoints(small["image_grid_pinpoints"], twin.tower.after["image_size"])
     if "image_seq_length" in small:
@@ -85,14 +85,13 @@ def tower_config(config: Mapping[str, Any], twin: Twin) -> dict[str, Any]:
 
 def token_ids(config: Mapping[str, Any]) -> dict[int, str]:
     """The ids of tokens that a config names, with the role of each: 32000 → `image`."""
-    sections = [config, *(part for key in ("text_config",) if isinstance(part := config.get(key), Mapping))]
+    text = config.get("text_config")
+    said = [*config.items(), *(text.items() if isinstance(text, Mapping) else ())]
+    each = ((key, i) for key, value in said if _ID.search(key) for i in (value if isinstance(value, list) else [value]))
     found: dict[int, str] = {}
-    for section in sections:
-        for key, value in section.items():
-            if _ID.search(key):
-                for i in value if isinstance(value, list) else [value]:
-                    if isinstance(i, int) and i >= 0:
-                        found.setdefault(i, _ID.sub("", key))
+    for key, i in each:
+        if isinstance(i, int) and not isinstance(i, bool) and i >= 0:
+            found.setdefault(i, _ID.sub("", key))
     return found
 
 
@@ -103,15 +102,15 @@ def _rows(said: int, before: int, after: int) -> int:
     return after + said - before
 
 
-def _each(value: Any, change: Callable[[Any], Any]) -> Any:
-    return [change(one) for one in value] if isinstance(value, list) else change(value)
+def _id(value: Any, ids: Mapping[int, int]) -> Any:
+    return ids.get(value, value) if isinstance(value, int) else value
 
 
 def _pinpoints(pinpoints: Any, image_size: int) -> Any:
     """Sizes of images in pixels, as a list or as text, for another tile: the size that all are multiples of."""
     text = json.dumps(pinpoints)
     tile = gcd(*map(int, re.findall(r"\d+", text)))
-    if tile == 1:  # counted in tiles
+    if tile <= 1:  # counted in tiles
         return pinpoints
     return json.loads(re.sub(r"\d+", lambda number: str(int(number[0]) // tile * image_size), text))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -73,16 +74,15 @@ def _split(stored: Stored, first: Mapping[str, str]) -> list[dict[str, tuple[str
     place: dict[str, int] = {}
     before = 0
     for name, entry in stored.items():
-        place[name] = place.get(first.get(name, ""), before * SHARDS // total)
-        shards[place[name]][name] = entry
+        number = place.setdefault(first.get(name, name), before * SHARDS // total)
+        shards[number][name] = entry
         before += len(entry[2])
     return [shard for shard in shards if shard]
 
 
 def _file(form: Form, stored: Stored, first: Mapping[str, str]) -> bytes:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, (dtype, shape, data) in stored.items():
-        tensors[name] = tensors[first[name]] if first.get(name) in tensors else _tensor(dtype, shape, data)
+    each = {name: _tensor(*entry) for name, entry in stored.items() if name not in first}
+    tensors = {name: each[first.get(name, name)] for name in stored}
     if form.suffix == "safetensors":
         from safetensors.torch import save
 
@@ -112,9 +112,9 @@ def _legacy(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """
     import torch
 
-    # Each tensor has a storage of its own, or is there under several names.
-    written = list({id(tensor): tensor for tensor in tensors.values()}.values())
-    keys = {tensor.data_ptr(): f"{number:05}" for number, tensor in enumerate(written)}
+    # Each tensor has a storage of its own, or is there under several names; empty ones share one without a place.
+    written = {tensor.data_ptr(): tensor for tensor in tensors.values()}
+    keys = {place: f"{number:05}" for number, place in enumerate(written)}
     file = io.BytesIO()
 
     class Pickler(pickle.Pickler):
@@ -126,9 +126,11 @@ def _legacy(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
     for value in _LEGACY:
         pickle.dump(value, file, protocol=2)
-    Pickler(file, protocol=2).dump(dict(tensors))
-    pickle.dump(list(dict.fromkeys(keys.values())), file, protocol=2)
-    for tensor in written:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of the storages that it itself pickles here
+        Pickler(file, protocol=2).dump(dict(tensors))
+    pickle.dump(list(keys.values()), file, protocol=2)
+    for tensor in written.values():
         file.write(tensor.numel().to_bytes(8, "little"))
         file.write(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return file.getvalue()

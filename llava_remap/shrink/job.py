@@ -73,6 +73,10 @@ def shrink(
         RemapError: as `open_checkpoint`; LR112 where config and tensors don't say enough, LR211 for numbers of layers that can't
             be, LR409 for tensors in a dtype without arithmetic, LR502, LR503 and LR508 for an output that can't be written.
     """
+    if form not in list(Form):
+        raise refuse(
+            "LR211", f"there is no form `{form}`; there are {', '.join(known.value for known in Form)}.", "Give one of them."
+        )
     if layers < 1:
         raise refuse("LR211", f"--layers {layers}: a model has at least one.", "Give 1 or more.")
     checkpoint = open_source("model", str(source), ("tensors", "config"), first=True, offline=offline)
@@ -82,7 +86,7 @@ def shrink(
     config = of_text(checkpoint.config)
     twin = make_twin(checkpoint, config, layers, tower_layers)
     folder, described = output_folder(output), "vision_config" in checkpoint.config and not twin.tower_apart
-    vocabulary = small_vocabulary(config, twin.text.before["vocab_size"], twin.text.after["vocab_size"])
+    vocabulary = small_vocabulary(checkpoint.config, twin.text.before["vocab_size"], twin.text.after["vocab_size"])
     tower = tower_config(checkpoint.config, twin)
     beside = {
         "config.json": json_file({"model_type": tower["model_type"].removesuffix("_vision_model"), "vision_config": tower}),
@@ -109,5 +113,6 @@ def shrink(
 
 
 def _stored(tensors: Mapping[str, Tensor], seed: int, config: Mapping[str, Any]) -> Stored:
-    theta = config.get("rope_theta") or _ROPE_THETA
+    theta = config.get("rope_theta")
+    theta = theta if isinstance(theta, (int, float)) and theta > 0 else _ROPE_THETA
     return {name: (tensor.dtype, tensor.shape, values(tensor, seed, theta)) for name, tensor in tensors.items()}

@@ -20,8 +20,20 @@ HIDDEN, INTERMEDIATE, ROWS, HEADS = 64, 112, 320, 4
 WIDTH, TOWER_INTERMEDIATE, SIDE = 32, 80, 2
 #: Any other size up to this one stays: channels, patches, frames, kernels, positions of a short text.
 _KEPT = 128
+#: And how many times one of them another may be: five layers' features side by side, three projections in one matrix.
+_TIMES = 16
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _MEND = "Give a checkpoint with the config.json that belongs to it."
+
+#: What dimensions of a language model's tensors mean: sizes of its config, multiplied. Where two are equal, the later one counts.
+_ROLES = (
+    ("head_dim",),
+    ("head_dim", "num_key_value_heads"),
+    ("head_dim", "num_attention_heads"),
+    ("vocab_size",),
+    ("intermediate_size",),
+    ("hidden_size",),
+)
 
 Tensors = Mapping[str, Tensor]
 
@@ -42,18 +54,13 @@ class Part:
 
     def small_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a tensor of this part."""
-        if name.endswith("inv_freq"):
+        if name.endswith("inv_freq") and shape == (self.before.get("head_dim", 0) // 2,):
             return (self.after["head_dim"] // 2,)
-        positions = self.after.get("positions")
-        if positions is not None and name.endswith("position_embedding.weight"):
-            return (positions, small_size(shape[1], self.sizes))
-        if positions is not None and name.endswith("position_ids"):
-            return (1, positions)
-        return small_shape(shape, self.sizes)
-
-
-def small_shape(shape: tuple[int, ...], sizes: Mapping[int, int]) -> tuple[int, ...]:
-    return tuple(small_size(size, sizes) for size in shape)
+        if "positions" in self.after and name.endswith("position_embedding.weight"):
+            return (self.after["positions"], *(small_size(size, self.sizes) for size in shape[1:]))
+        if "positions" in self.after and name.endswith("position_ids"):
+            return (*shape[:-1], self.after["positions"])
+        return tuple(small_size(size, self.sizes) for size in shape)
 
 
 def small_size(size: int, sizes: Mapping[int, int]) -> int:
@@ -63,7 +70,7 @@ def small_size(size: int, sizes: Mapping[int, int]) -> int:
     if size <= _KEPT:
         return size
     for large, small in sizes.items():
-        if size % large == 0:
+        if size % large == 0 and size // large <= _TIMES:
             return size // large * small
     for large, small in sizes.items():
         if large % size == 0 and small % (large // size) == 0:
@@ -78,15 +85,16 @@ def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
         RemapError: LR112 where they contradict each other, or there is no embedding.
     """
     embedding = _find(tensors, "embed_tokens.weight", "token_embedding.weight")
-    if embedding is None:
-        raise refuse(
-            "LR112", "there is no `embed_tokens.weight`, which shows the sizes of a language model.", "Give a whole model."
-        )
+    if embedding is None or 0 in embedding:
+        cause = "there is no matrix `embed_tokens.weight`, which shows the sizes of a language model."
+        raise refuse("LR112", cause, "Give a whole model.")
     rows, hidden = embedding
     heads = config.get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1:
         raise refuse("LR112", f"the config says num_attention_heads: {heads!r}; a whole number is needed.", _MEND)
     query = _find(tensors, "self_attn.q_proj.weight") or (hidden,)
+    if query[0] % heads or query[0] == 0:
+        raise refuse("LR112", f"the config says num_attention_heads: {heads}; q_proj has {query[0]} rows.", _MEND)
     key = _find(tensors, "self_attn.k_proj.weight") or (hidden,)
     widened = _find(tensors, "mlp.gate_proj.weight", "mlp.fc1.weight") or (config.get("intermediate_size") or 4 * hidden,)
     before = {
@@ -129,17 +137,6 @@ def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Part:
     return Part(before, after, {_product(before, role): _product(after, role) for role in _ROLES})
 
 
-#: What dimensions of a language model's tensors mean: sizes of its config, multiplied. Where two are equal, the later one counts.
-_ROLES = (
-    ("head_dim",),
-    ("head_dim", "num_key_value_heads"),
-    ("head_dim", "num_attention_heads"),
-    ("vocab_size",),
-    ("intermediate_size",),
-    ("hidden_size",),
-)
-
-
 def _product(sizes: Mapping[str, int], keys: tuple[str, ...]) -> int:
     return prod(sizes[key] for key in keys)
 
@@ -150,9 +147,10 @@ def tower_before(tensors: Tensors) -> dict[str, int]:
     Raises:
         RemapError: LR112 without a patch embedding, a position table or layers.
     """
-    patch, positions = _find(tensors, "patch_embedding.weight"), _find(tensors, "position_embedding.weight")
+    patch = _find(tensors, "patch_embedding.weight", dimensions=4)
+    positions = _find(tensors, "position_embedding.weight")
     widened = _find(tensors, "mlp.fc1.weight")
-    if patch is None or len(patch) != 4 or positions is None or widened is None:
+    if patch is None or positions is None or widened is None or 0 in (*patch, *positions, *widened):
         names = sorted(tensors)
         raise refuse("LR112", "a vision tower lacks its patch embedding, its position table or its layers.", _MEND, names)
     patches = positions[0] - has_class_token(tensors)
@@ -199,6 +197,6 @@ def layers_of(tensors: Tensors) -> int:
     return 1 + max(map(layer_of, tensors), default=-1)
 
 
-def _find(tensors: Tensors, *ends: str) -> tuple[int, ...] | None:
-    """The shape of the first matrix whose name ends so."""
-    return next((t.shape for name, t in tensors.items() if name.endswith(ends) and len(t.shape) > 1), None)
+def _find(tensors: Tensors, *ends: str, dimensions: int = 2) -> tuple[int, ...] | None:
+    """The shape of the first tensor whose name ends so and that has so many dimensions."""
+    return next((t.shape for name, t in tensors.items() if name.endswith(ends) and len(t.shape) == dimensions), None)

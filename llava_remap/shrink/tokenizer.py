@@ -53,13 +53,15 @@ def small_vocabulary(config: Mapping[str, Any], rows: int, small_rows: int) -> S
     """
     named = token_ids(config)
     ends = {i for i, role in named.items() if role in ("bos", "eos")}
-    words, by_role = next(((words, roles) for words, roles in SPECIAL_TOKENS if ends and ends <= set(words)), ({}, {}))
+    words, by_role = max(SPECIAL_TOKENS, key=lambda kind: len(ends.intersection(kind[0])))
+    if not ends.intersection(words):  # a kind that isn't known
+        words, by_role = {}, {}
     added = [word for key, group in _ADDED.items() if config.get(key) for word in group]
-    special = {
-        **{i: f"<{role}>" for i, role in named.items() if i < rows},
-        **{i: word for i, word in words.items() if i < rows},
-        **{rows - len(added) + n: word for n, word in enumerate(added)},
-    }
+    special = {i: word for i, word in words.items() if i < rows}
+    special |= {rows - len(added) + n: word for n, word in enumerate(added)}
+    for i, role in named.items():
+        if i < rows and i not in special:
+            special[i] = f"<{role}>" if f"<{role}>" not in special.values() else f"<{role}-{i}>"
     low, high = (sorted(i for i in special if (i < _LOW) is wanted) for wanted in (True, False))
     size = small_rows - (min(rows - high[-1] - 1, _SPARE) if high else 0)
     ids = {**{i: i for i in low}, **{i: size - len(high) + n for n, i in enumerate(high)}}

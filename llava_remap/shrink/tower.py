@@ -15,29 +15,29 @@ PREFIX = "vision_model."
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 
 
-def trained_with(config: Mapping[str, Any], taken: int) -> Mapping[str, Any]:
-    """The preset of the tower that a config names, or else of one whose width, or a multiple of it, the projector takes.
+def trained_with(config: Mapping[str, Any], taken: int) -> tuple[str, dict[str, int]]:
+    """The `model_type` and the sizes of the stock tower that a config names, or else of one that the projector fits.
 
     Args:
-        taken: the width of what the projector takes.
+        taken: the width of what the projector takes: a tower's own, or a multiple of it. If the tower that is named has another,
+            as it is with a model that is small already, that one is made as wide.
 
     Raises:
-        RemapError: LR112 where no stock tower fits.
+        RemapError: LR112 where no stock tower is named and none fits.
     """
+    stock = {name.split("/")[-1]: preset for name, preset in TOWERS.items()}
     named = re.split(r"[/\\]|--", str(config.get("mm_vision_tower") or ""))
-    fitting = {name.split("/")[-1]: preset for name, preset in TOWERS.items() if taken % preset["hidden_size"] == 0}
-    if not fitting:
-        cause = f"there is no vision tower, and the projector takes {taken} values, as from none of {', '.join(TOWERS)}."
+    preset = next((stock[name] for name in named if name in stock), None)
+    for other in stock.values() if preset is None else ():
+        preset = other if taken and taken % other["hidden_size"] == 0 else preset
+    if preset is None:
+        cause = f"there is no vision tower; of {', '.join(TOWERS)} its config names none, and none gives {taken} values."
         raise refuse("LR112", cause, "Give a checkpoint that holds its tower.")
-    return next((fitting[name] for name in named if name in fitting), list(fitting.values())[-1])
-
-
-def sizes_of(preset: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes of a stock tower, as `tower_before` would see them."""
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "image_size")
-    class_tokens = int(preset["model_type"] == CLIP)
-    positions = (preset["image_size"] // preset["patch_size"]) ** 2 + class_tokens
-    return {**{key: preset[key] for key in keys}, "num_channels": 3, "positions": positions}
+    positions = (preset["image_size"] // preset["patch_size"]) ** 2 + (preset["model_type"] == CLIP)
+    width = taken if taken % preset["hidden_size"] else preset["hidden_size"]
+    sizes = {**{key: preset[key] for key in keys}, "hidden_size": width, "num_channels": 3, "positions": positions}
+    return preset["model_type"], sizes
 
 
 def tower_tensors(sizes: Mapping[str, int], kind: str) -> dict[str, Tensor]:

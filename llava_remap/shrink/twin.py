@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, Tensor
@@ -14,13 +15,12 @@ from llava_remap.shrink.sizes import (
     Part,
     has_class_token,
     layer_of,
-    small_shape,
     small_text,
     small_tower,
     text_before,
     tower_before,
 )
-from llava_remap.shrink.tower import CLIP, SIGLIP, sizes_of, tower_tensors, trained_with
+from llava_remap.shrink.tower import CLIP, SIGLIP, tower_tensors, trained_with
 from llava_remap.target.presets import TOWERS
 
 _TOWER = re.compile(r"(?:^|\.)((?:vision|image|video)_tower|vision_model)\.")
@@ -43,7 +43,7 @@ class Twin:
         aliases: groups of names that are one tensor.
         text: the language model.
         towers: by the segment that tells them in names: `vision_tower`, `image_tower`, `video_tower`, `vision_model`.
-        projector: what the sizes become that a projector leads from and to.
+        projector: what leads from the towers to the language model.
         tower_kind: the `model_type` of the towers' config.
         last_layer_deleted: whether the tower's own config says one layer more than there are, as LLaVA's SigLIP code has it.
     """
@@ -53,7 +53,7 @@ class Twin:
     aliases: tuple[tuple[str, ...], ...]
     text: Part
     towers: Mapping[str, Part]
-    projector: Mapping[int, int]
+    projector: Part
     tower_kind: str
     last_layer_deleted: bool
 
@@ -75,46 +75,47 @@ def make_twin(checkpoint: Checkpoint, config: Mapping[str, Any], layers: int, to
     Raises:
         RemapError: LR112 where tensors and config don't say enough or contradict each other, LR211 for too few tower layers.
     """
-    parts: dict[str, dict[str, Tensor]] = {TEXT: {}, PROJECTOR: {}}
+    large: dict[str, dict[str, Tensor]] = {TEXT: {}, PROJECTOR: {}}
     for name, tensor in checkpoint.catalog.items():
-        parts.setdefault(part_of(name), {})[name] = tensor
-    text, projector, *_ = parts.values()
-    found = {segment: tensors for segment, tensors in parts.items() if segment not in (TEXT, PROJECTOR)}
-    before = text_before(text, config)
-    inputs = [tensor.shape[1] for tensor in projector.values() if len(tensor.shape) > 1]
+        large.setdefault(part_of(name), {})[name] = tensor
+    text = text_before(large.pop(TEXT), config)
+    inputs = [tensor.shape[1] for tensor in large.pop(PROJECTOR).values() if len(tensor.shape) > 1]
     taken = config["mm_hidden_size"] if config.get("mm_hidden_size") in inputs else next(iter(inputs), 0)
-    if found:
-        kind = CLIP if has_class_token(next(iter(found.values()))) else SIGLIP
-        large = {segment: tower_before(tensors) for segment, tensors in found.items()}
+    if large:
+        kind = CLIP if any(map(has_class_token, large.values())) else SIGLIP
+        before = {segment: tower_before(tensors) for segment, tensors in large.items()}
     else:
-        preset = trained_with(config, taken)
-        kind, large = preset["model_type"], {APART: sizes_of(preset)}
-    first = next(iter(large.values()))
-    times, rest = divmod(taken, first["hidden_size"])
-    needed = _layers_needed(config, times if not rest else 1)
+        kind, sizes = trained_with(config, taken)
+        before = {APART: sizes}
+    width = next(iter(before.values()))["hidden_size"]
+    times = taken // width if taken % width == 0 else 0
+    needed = _layers_needed(config, times)
     if tower_layers is not None and tower_layers < needed:
         cause = f"--tower-layers {tower_layers}: features are taken from {needed} layers."
         raise refuse("LR211", cause, f"Give at least {needed}.")
-    towers = {segment: small_tower(sizes, tower_layers or max(needed, _LAYERS)) for segment, sizes in large.items()}
+    towers = {segment: small_tower(sizes, tower_layers or max(needed, _LAYERS)) for segment, sizes in before.items()}
     tower = next(iter(towers.values()))
-    width = tower.after["hidden_size"]
-    # Where the language model is as wide as what the projector takes, both stay so: the two can't be told apart there.
-    same = {first["hidden_size"]: width, **({taken: times * width} if times and not rest else {})}
-    hidden = same.get(before["hidden_size"], min(before["hidden_size"], HIDDEN))
-    language_model = small_text(before, hidden, layers)
-    twin = Twin(
-        {},
-        tower_tensors(tower.after, kind) if not found else {},
-        (),
-        language_model,
-        towers,
-        {before["hidden_size"]: hidden, **same},
-        kind,
-        _last_layer_deleted(first, kind),
-    )
-    tensors = {name: small for name, tensor in checkpoint.catalog.items() if (small := _small(twin, tensor)) is not None}
+    # A language model as wide as what the projector takes stays so: in the projector's tensors the two can't be told apart.
+    widths = {size: size // width * tower.after["hidden_size"] for size in (width, times * width) if size}
+    hidden = widths.get(text["hidden_size"], min(text["hidden_size"], HIDDEN))
+    language_model = small_text(text, hidden, layers)
+    parts = {TEXT: language_model, PROJECTOR: Part({}, {}, {text["hidden_size"]: hidden, **widths}), **towers}
+    tensors = {
+        name: replace(tensor, shape=parts[part].small_shape(name, tensor.shape), location=None)
+        for name, tensor in checkpoint.catalog.items()
+        if layer_of(name) < parts[part := part_of(name)].after.get("num_hidden_layers", inf)
+    }
     groups = (tuple(name for name in group if name in tensors) for group in checkpoint.aliases)
-    return replace(twin, tensors=tensors, aliases=tuple(group for group in groups if len(group) > 1))
+    return Twin(
+        tensors=tensors,
+        tower_apart={} if large else tower_tensors(tower.after, kind),
+        aliases=tuple(group for group in groups if len(group) > 1),
+        text=language_model,
+        towers=towers,
+        projector=parts[PROJECTOR],
+        tower_kind=kind,
+        last_layer_deleted="vision_config" not in config and _last_layer_deleted(next(iter(before.values())), kind),
+    )
 
 
 def part_of(name: str) -> str:
@@ -122,17 +123,6 @@ def part_of(name: str) -> str:
     if tower := _TOWER.search(name):
         return tower[1]
     return PROJECTOR if _PROJECTOR.search(name) else TEXT
-
-
-def _small(twin: Twin, tensor: Tensor) -> Tensor | None:
-    """A tensor made small; None for one of a layer that doesn't stay."""
-    part = part_of(tensor.name)
-    if part == PROJECTOR:
-        return replace(tensor, shape=small_shape(tensor.shape, twin.projector), location=None)
-    within = twin.text if part == TEXT else twin.towers[part]
-    if layer_of(tensor.name) >= within.after["num_hidden_layers"]:
-        return None
-    return replace(tensor, shape=within.small_shape(tensor.name, tensor.shape), location=None)
 
 
 def _layers_needed(config: Mapping[str, Any], times: int) -> int:
@@ -149,6 +139,7 @@ def _layers_needed(config: Mapping[str, Any], times: int) -> int:
 
 
 def _last_layer_deleted(tower: Mapping[str, int], kind: str) -> bool:
+    """Whether a tower is a stock one of SigLIP's with one layer less."""
     keys = ("hidden_size", "intermediate_size", "patch_size")
     return any(
         preset["model_type"] == kind == SIGLIP

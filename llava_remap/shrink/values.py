@@ -25,7 +25,7 @@ def values(tensor: Tensor, seed: int, rope_theta: float) -> bytes:
         RemapError: LR409 for a dtype that has no arithmetic (eight-bit floats, complex numbers).
     """
     count = prod(tensor.shape)
-    if tensor.name.endswith("inv_freq"):
+    if tensor.name.endswith("inv_freq") and tensor.dtype in FLOATS:
         return from_float64(rope_theta ** (-np.arange(count) / count), tensor.dtype)
     if tensor.dtype in FLOATS:
         digest = hashlib.sha256(f"{seed} {tensor.name}".encode()).digest()
@@ -37,6 +37,6 @@ def values(tensor: Tensor, seed: int, rope_theta: float) -> bytes:
             "LR409", f"no values can be made in dtype {tensor.dtype}.", "Give the checkpoint in F16, BF16 or F32.", [tensor.name]
         )
     nbytes = DTYPE_BITS[tensor.dtype] // 8
-    row = range(tensor.shape[-1]) if tensor.name.endswith("position_ids") else [0] * count
+    row = range(tensor.shape[-1]) if tensor.shape and tensor.name.endswith("position_ids") else [0] * count
     one = b"".join(i.to_bytes(nbytes, "little") for i in row)
     return one * (count * nbytes // len(one)) if one else b""
