@@ -50,7 +50,7 @@ def takes_all(layout: str, names: Collection[str]) -> bool:
 @pytest.mark.parametrize("checkpoint", sorted(path.stem for path in (DATA / "expected").glob("*.json")))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_there_and_back_is_the_same(layout: str, checkpoint: str) -> None:
-    """Every parameter of every class at full size: classic to a layout and to classic again; no other layout takes what was made."""
+    """Every parameter of every class at full size: classic to a layout and back; no other layout takes what was made."""
     classic = expected(checkpoint)["target"]
     there = {name: program(layout).inverse(name) for name in classic}
     written = {str(name) for name in there.values()}

@@ -1,6 +1,7 @@
 """Program, catalogs, target and post-load shapes to a plan and its coverage. Pure: no files, no torch, no printing."""
 
 from llava_remap.plan.build import build_plan
+from llava_remap.plan.layout import in_layout
 from llava_remap.plan.model import FORMAT, FORMAT_VERSION, Dropped, Mapped, Plan, PostLoadChange, Shard, SourceName, ValueCheck
 from llava_remap.plan.route import Routed, Routes, route
 
@@ -17,5 +18,6 @@ __all__ = [
     "SourceName",
     "ValueCheck",
     "build_plan",
+    "in_layout",
     "route",
 ]
