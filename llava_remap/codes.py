@@ -58,8 +58,8 @@ CODES: dict[str, Code] = {
     "LR108": Code("projector only", Exit.INPUT,
         "Only the projector is there; the language model and the tower are needed too."),
     "LR109": Code("already converted", Exit.PROBLEMS,
-        "The names are already those of a layout of transformers. In the classic one, load the folder as it is; from another one, "
-        "`apply hf-layouts` makes it classic."),
+        "The names are already those of a layout of transformers. In the classic one, load the folder as it is; from another "
+        "one, `apply hf-layouts` makes it classic."),
     "LR110": Code("every name has a wrapper prefix", Exit.PROBLEMS,
         "Every name begins with what a training framework puts before it, and the rule file leaves it there. Let it extend "
         "`parts/wrappers.yaml`."),

@@ -1,8 +1,8 @@
 """The small files of what is a model of transformers already: the source's own, in the forms of old and of new versions.
 
 transformers 5.x puts the image processor into `processor_config.json`, the chat template into `chat_template.jinja`, and writes
-tokenizer files that 4.x can't read; 4.x has `preprocessor_config.json` and `chat_template.json`. What the source has in one form is
-written in both.
+tokenizer files that 4.x can't read; 4.x has `preprocessor_config.json` and `chat_template.json`. What the source has in one form
+is written in both.
 """
 
 from __future__ import annotations

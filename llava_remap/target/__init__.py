@@ -2,7 +2,7 @@
 
 from llava_remap.target.as_source import config_as_source
 from llava_remap.target.config import EMBEDDING, HEAD, TargetConfig, derive_config, embedding_rows, text_config
-from llava_remap.target.layouts import CLASSIC, check_layout, layout_program, names_in
+from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
 from llava_remap.target.tower import PREFIX as TOWER
 from llava_remap.target.tower import Tower, shapes_config
@@ -21,6 +21,7 @@ __all__ = [
     "TargetConfig",
     "Tower",
     "Vocabulary",
+    "WRITTEN",
     "build_on_meta",
     "check_layout",
     "config_as_source",
