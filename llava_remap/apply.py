@@ -23,15 +23,15 @@ from llava_remap.execute import (
     write_index,
     write_shards,
 )
-from llava_remap.folder import Parts, make_files, read_generation_config
+from llava_remap.folder import Parts, keep_files, make_files, read_generation_config
 from llava_remap.identify import identify
 from llava_remap.output import output_folder, output_problems, refuse_changed
-from llava_remap.plan import Plan, build_plan, main_names, route
+from llava_remap.plan import Plan, build_plan, in_layout, main_names, route
 from llava_remap.record import RECORD, read_texts, record_json
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.sources import given_sources, open_given, open_needed, short_name
-from llava_remap.target import text_config
+from llava_remap.target import CLASSIC, check_layout, text_config
 from llava_remap.verify import compare, strict_load
 
 Verify = Literal["meta", "full", "none"]
@@ -104,6 +104,7 @@ def plan_job(
     sources: Sequence[str | Path] = (),
     output: str | Path | None = None,
     *,
+    layout: str = CLASSIC,
     dry_run: bool = False,
     offline: bool = False,
 ) -> Job:
@@ -114,6 +115,8 @@ def plan_job(
         sources: `SRC` or `NAME=SRC` each; a bare SRC is the rule file's first source. A SRC is a folder, a file, a manifest or
             a hub id with an optional `@revision`. What isn't given and is needed is the rule file's default.
         output: the folder to be written; by default the first source's last part with `-hf`, in the current folder.
+        layout: the names that are written: `classic`, which every version of transformers loads, or `module-4.52` or
+            `module-5.6`, the module names of some versions.
         dry_run: whether the job is only to be planned; then a manifest will do for a source.
         offline: whether only what was downloaded before is taken from the hub.
 
@@ -121,13 +124,21 @@ def plan_job(
         RemapError: for a rule file, a source or a command line that can't be read. What doesn't map is in `plan.problems`.
     """
     folder = None if output is None else output_folder(output)
-    job = plan_mapping(rules, sources, dry_run=dry_run, offline=offline)
+    job = plan_mapping(rules, sources, layout=layout, dry_run=dry_run, offline=offline)
     job = replace(job, output=folder or job.output)
     return refused(job, output_problems(job.output, job.plan.nbytes_write, job.checkpoints))
 
 
-def plan_mapping(rules: str | Path, sources: Sequence[str | Path] = (), *, dry_run: bool = False, offline: bool = False) -> Job:
+def plan_mapping(
+    rules: str | Path,
+    sources: Sequence[str | Path] = (),
+    *,
+    layout: str = CLASSIC,
+    dry_run: bool = False,
+    offline: bool = False,
+) -> Job:
     """`plan_job` without the question whether the output can be written: for what writes none."""
+    check_layout(layout)
     file = load_rule_file(rules)
     _ = file.target
     first = file.first_source
@@ -145,7 +156,7 @@ def plan_mapping(rules: str | Path, sources: Sequence[str | Path] = (), *, dry_r
         configs = source_configs(file, checkpoints)
     if not problems:
         try:
-            derived = derive(file, checkpoints, configs, routes)
+            derived = derive(file, checkpoints, configs, routes, layout)
         except RemapError as error:
             problems += error.problems
         except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
@@ -169,6 +180,7 @@ def plan_mapping(rules: str | Path, sources: Sequence[str | Path] = (), *, dry_r
         derived.notes if derived else (),
         recognised=recognised,
     )
+    plan = in_layout(plan, layout, derived.target.names if derived else {})
     return Job(file, checkpoints, Path(short_name(given[first]) + "-hf"), plan, derived, small_files)
 
 
@@ -247,11 +259,12 @@ def apply(
     sources: Sequence[str | Path] = (),
     output: str | Path | None = None,
     *,
+    layout: str = CLASSIC,
     verify: Verify = "meta",
     offline: bool = False,
 ) -> Result:
     """Plan a job and carry it out: `plan_job`, then `apply_job`."""
-    return apply_job(plan_job(rules, sources, output, offline=offline), verify=verify)
+    return apply_job(plan_job(rules, sources, output, layout=layout, offline=offline), verify=verify)
 
 
 def refused(job: Job, problems: Sequence[Problem]) -> Job:
@@ -278,5 +291,7 @@ def _small_files(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived
     counts = [c for name, c in checkpoints.items() if "config" in rules.text.sources[name].use]
     folders = [checkpoint.folder for checkpoint in counts if checkpoint.folder is not None]
     generation = read_generation_config(folders)
+    if rules.target.as_ is not None:
+        return keep_files(checkpoints[rules.first_source].folder, derived.config.config, derived.vocabulary, generation)
     parts = Parts(rules, derived.config, derived.tokens, derived.vocabulary, derived.image_processor, generation)
     return make_files(parts)

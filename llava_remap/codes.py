@@ -60,7 +60,8 @@ CODES: dict[str, Code] = {
         "Only the projector is there; the language model and the tower are needed too: "
         "`--source model=LANGUAGE_MODEL --source projector=DIR`."),
     "LR109": Code("already converted", Exit.PROBLEMS,
-        "The names are already those of a layout of transformers: load the folder as it is."),
+        "The names are already those of a layout of transformers. In the classic one, load the folder as it is; from another "
+        "one, `apply hf-layouts` makes it classic."),
     "LR110": Code("names with a wrapper on", Exit.PROBLEMS,
         "Names have in them what a training framework puts around modules, and the rule file leaves it there. Let it extend "
         "`parts/wrappers.yaml`."),

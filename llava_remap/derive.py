@@ -9,17 +9,19 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, refuse
-from llava_remap.folder import find_image_processor, image_processor_problems, video_processor_notes
+from llava_remap.folder import find_image_processor, image_processor_problems, kept_notes, video_processor_notes
 from llava_remap.plan import PostLoadChange, Routes
 from llava_remap.post_load import Before, plan_changes
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import (
+    CLASSIC,
     EMBEDDING,
     HEAD,
     PlacedToken,
     Target,
     TargetConfig,
     Vocabulary,
+    config_as_source,
     derive_config,
     embedding_rows,
     place_tokens,
@@ -58,9 +60,15 @@ def source_configs(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> li
 
 
 def derive(
-    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], configs: Sequence[Mapping[str, Any]], routes: Routes
+    rules: RuleFile,
+    checkpoints: Mapping[str, Checkpoint],
+    configs: Sequence[Mapping[str, Any]],
+    routes: Routes,
+    layout: str = CLASSIC,
 ) -> Derived:
     """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change."""
+    if rules.target.as_ is not None:
+        return _derive_as_source(checkpoints[rules.first_source], routes, layout)
     folders = {
         kind: [c.folder for name, c in checkpoints.items() if kind in rules.text.sources[name].use and c.folder is not None]
         for kind in ("tokenizer", "processor")
@@ -78,7 +86,7 @@ def derive(
         rules, configs, produced, tokens, words=frozenset(words), tower_apart=apart, head_is_embedding=one_tensor
     )
     with rules.placed("target", "class"):
-        target = wanted_parameters(str(rules.target.class_), config.config)
+        target = wanted_parameters(str(rules.target.class_), config.config, layout)
     needed = max((token.id + 1 for token in tokens), default=0)
     tensors = {name: (t.dtype, t.shape) for name, t in produced.items() if name in target.shapes and name not in target.tied}
     token_ids = None if vocabulary is None else {**vocabulary.ids, **{token.text: token.id for token in tokens}}
@@ -111,6 +119,18 @@ def derive(
             )
         )
     return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
+
+
+def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str) -> Derived:
+    """What the source is already: nothing is added, so its tokenizer has to fit its rows as they are."""
+    config = config_as_source(checkpoint)
+    target = wanted_parameters(config.config["architectures"][0], config.config, layout)
+    vocabulary = None if checkpoint.folder is None else read_vocabulary(checkpoint.folder)
+    rows = embedding_rows(routes.produced)
+    said = config.config["text_config"].get("vocab_size")
+    problems = vocabulary_problems(vocabulary, (), said, rows, target.shapes.get(EMBEDDING, (0,))[0])
+    notes = (*config.notes, *kept_notes(checkpoint.folder, vocabulary))
+    return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes)
 
 
 def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes) -> bool:

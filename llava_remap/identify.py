@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
 from llava_remap.plan import Routed, route
 from llava_remap.rewrite import compile_rules, contradictions
-from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder, shipped_rule_files
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder, shipped_layouts, shipped_rule_files
+from llava_remap.target import CLASSIC, layout_program
 
+#: The shipped rule file from any layout of transformers to the classic one.
+HF_LAYOUTS = "hf-layouts"
 #: The rules that know what frameworks put around modules.
 _WRAPPERS = "parts/wrappers.yaml"
 
@@ -100,13 +104,14 @@ def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
 
 def nearest_layout(names: Collection[str]) -> tuple[str, dict[str, str]]:
     """The layout of transformers that takes most of these names, and what they are in the classic layout."""
-    best: tuple[str, dict[str, str]] = "", {}
-    for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
-        program = compile_rules(load_rule_file(path))
-        classic = {name: target for name in names if (target := program.rewrite(name).target) is not None}
-        if len(classic) > len(best[1]) or not best[0]:
-            best = path.stem, classic
-    return best
+    found = [(layout, _classic(layout, names)) for layout in shipped_layouts()]
+    return max(found, key=lambda entry: len(entry[1]))
+
+
+def _classic(layout: str, names: Collection[str]) -> dict[str, str]:
+    """What those of the names that a layout takes are in the classic one."""
+    program = layout_program(layout)
+    return {name: target for name in names if (target := program.rewrite(name).target) is not None}
 
 
 def already_converted(checkpoint: Checkpoint, names: Sequence[str], mapped: int) -> Problem | None:
@@ -119,7 +124,12 @@ def already_converted(checkpoint: Checkpoint, names: Sequence[str], mapped: int)
     if len(classic) <= max(mapped, len(names) // 4):
         return None
     cause = f"{len(classic)} of {len(names)} names in {checkpoint.location} are in layout {layout}."
-    return Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")
+    if layout == CLASSIC and len(classic) == len(names):
+        return Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")
+    command = f"llava-remap apply {HF_LAYOUTS} --source {quote(checkpoint.location)}"
+    if len(classic) < len(names):
+        return Problem("LR109", cause, f"To see which are not: {command} --dry-run.")
+    return Problem("LR109", cause, f"For the classic layout, which every transformers loads: {command}.")
 
 
 def _already_converted(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:

@@ -50,7 +50,7 @@ def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
     found = read_names(rules, given)
     taken = tuple(rules.text.sources[source].prefix + name for source, names in found.names.items() for name in names)
     names = Names(taken, tuple(found.stored), found.config)
-    if rules.text.target is None or rules.text.target.class_ is None:
+    if rules.text.target is None or not rules.text.target.is_said:
         return names
     plan = plan_mapping(rules.path, given, dry_run=True, offline=True).plan
     if plan.target_names:

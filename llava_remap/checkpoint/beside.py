@@ -15,7 +15,13 @@ BESIDE: Mapping[str, tuple[str, ...]] = {
         "vocab.json",
         "merges.txt",
     ),
-    "processor": ("preprocessor_config.json", "processor_config.json"),
+    "processor": (
+        "preprocessor_config.json",
+        "processor_config.json",
+        "video_preprocessor_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ),
 }
 #: Read of every checkpoint, whatever it is used for.
 _ALWAYS = "config.json"

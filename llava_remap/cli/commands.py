@@ -79,6 +79,15 @@ def apply_command(
             "folder's record, `revert` does it better.",
         ),
     ] = False,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            metavar="LAYOUT",
+            help="The names that are written. classic: those that every transformers loads; module-4.52, module-5.6: the module "
+            "names of transformers 4.52 to 5.5 and of 5.6 and later, for programs that want those.",
+        ),
+    ] = "classic",
     report: Annotated[
         Path | None,
         typer.Option(
@@ -108,8 +117,15 @@ def apply_command(
         from llava_remap.reverse import plan_reverse, reverse_job
         from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
-        plan, carry_out = (plan_reverse, reverse_job) if reverse else (plan_job, apply_job)
-        job = plan(rules, source, output, dry_run=dry_run, offline=offline)
+        if reverse and layout != "classic":
+            cause = f"--layout {layout} is a layout of transformers, and --reverse writes original names."
+            raise RemapError(Problem("LR211", cause, "Give one of the two. A checkpoint in any layout can be taken back."))
+        job = (
+            plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
+            if reverse
+            else plan_job(rules, source, output, layout=layout, dry_run=dry_run, offline=offline)
+        )
+        carry_out = reverse_job if reverse else apply_job
         if check_values or not dry_run:
             job = run_checks(job)
         if output_format is Format.human:
@@ -199,14 +215,18 @@ def inspect(
     Also which rule files fit it, and the command to run.
     """
     with refusals(Format.human):
-        from llava_remap.identify import already_converted, fits
+        from llava_remap.identify import HF_LAYOUTS, already_converted, fits, nearest_layout
         from llava_remap.report import print_fits
         from llava_remap.sources import open_source
+        from llava_remap.target import CLASSIC
 
         checkpoint = open_source("model", source, ("tensors", "config"), first=True, offline=offline)
         found = fits(checkpoint)
-        if problem := already_converted(checkpoint, list(checkpoint.catalog), max(fit.mapped for fit in found)):
+        layout, names = nearest_layout(checkpoint.catalog)
+        others = max(fit.mapped for fit in found if fit.rules != HF_LAYOUTS)
+        problem = already_converted(checkpoint, list(checkpoint.catalog), others)
+        if problem is not None and layout == CLASSIC and len(names) == len(checkpoint.catalog):
             raise RemapError(problem)
-        print_fits(Console(soft_wrap=True), checkpoint, found)
+        print_fits(Console(soft_wrap=True), checkpoint, found, layout if problem is not None else None, len(names))
         if not any(fit.fits for fit in found):
             raise typer.Exit(Exit.PROBLEMS)

@@ -1,5 +1,6 @@
 """What makes the output complete: config, generation config, tokenizer, processor, chat template."""
 
+from llava_remap.folder.keep import keep_files, kept_notes
 from llava_remap.folder.make import Parts, make_files, read_generation_config
 from llava_remap.folder.processor import find_image_processor, image_processor_problems, video_processor_notes
 
@@ -7,6 +8,8 @@ __all__ = [
     "Parts",
     "find_image_processor",
     "image_processor_problems",
+    "keep_files",
+    "kept_notes",
     "make_files",
     "read_generation_config",
     "video_processor_notes",

@@ -84,7 +84,7 @@ def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
 def _make(parts: Parts, scratch: Path) -> None:
     config = parts.target.config
     write_json(scratch / "config.json", config)
-    write_json(scratch / "generation_config.json", _generation_config(parts.generation, config))
+    write_json(scratch / "generation_config.json", generation_config(parts.generation, config))
     processor = parts.rules.text.processor
     if processor is None or processor.class_ is None:
         return
@@ -110,7 +110,7 @@ def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:
     return {}
 
 
-def _generation_config(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def generation_config(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     text = config["text_config"]
     ids = {key: text.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(key) is not None}
     not_kept = _NOT_KEPT if source.get("do_sample") else (*_NOT_KEPT, *_SAMPLING)

@@ -72,7 +72,7 @@ def open_tokenizer(vocabulary: Vocabulary, text_model_type: str, tokens: Sequenc
     return tokenizer
 
 
-def write_tokenizer(tokenizer: Any, vocabulary: Vocabulary, folder: Path, processor_class: str) -> None:
+def write_tokenizer(tokenizer: Any, vocabulary: Vocabulary, folder: Path, processor_class: str | None) -> None:
     """Save a tokenizer in both generations of files: real class name and all added tokens in `tokenizer_config.json`."""
     tokenizer.chat_template = None  # the processor's counts; a text model's knows no images
     tokenizer.save_pretrained(folder)
@@ -84,7 +84,8 @@ def write_tokenizer(tokenizer: Any, vocabulary: Vocabulary, folder: Path, proces
     config["tokenizer_class"] = next(
         name for name in (original.get("tokenizer_class"), type(tokenizer).__name__, _ANY) if name not in (None, _NEW)
     )
-    config["processor_class"] = processor_class
+    if processor_class is not None:
+        config["processor_class"] = processor_class
     config["model_input_names"] = ["input_ids", "attention_mask"]  # where it isn't said, 4.x makes token_type_ids too
     for key in ("add_bos_token", "add_eos_token", "legacy", "add_prefix_space"):
         if original.get(key) is not None:

@@ -1,6 +1,7 @@
 """Program, catalogs, target and post-load shapes to a plan and its coverage. Pure: no files, no torch, no printing."""
 
 from llava_remap.plan.build import build_plan
+from llava_remap.plan.layout import in_layout
 from llava_remap.plan.model import (
     FORMAT,
     FORMAT_VERSION,
@@ -30,6 +31,7 @@ __all__ = [
     "SourceName",
     "ValueCheck",
     "build_plan",
+    "in_layout",
     "main_names",
     "route",
 ]

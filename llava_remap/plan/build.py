@@ -95,7 +95,7 @@ def build_plan(
         rules_version=rules.text.version or "",
         rules_sha256=rules.sha256,
         sources={name: _summary(name, checkpoint, routes) for name, checkpoint in checkpoints.items()},
-        target_class=target.class_name if target else str(rules.target.class_),
+        target_class=target.class_name if target else rules.target.class_ or "the source's own class",
         layout=target.layout if target else "classic",
         target_names=tuple(sorted(shapes)),
         tied_absent=tuple(sorted(name for name in tied if name not in providers)),

@@ -126,7 +126,8 @@ class ExpandEmbeddings(BaseModel):
         from llava_remap.post_load.normals import normals
 
         rows, columns = change.shape_before
-        stream = (EMBEDDING, HEAD).index(change.target)  # the matrices get rows of their own, as in the scripts
+        # The matrices get rows of their own, as in the scripts. The end of a name is the same in every layout.
+        stream = int(change.target.endswith("lm_head.weight"))
         bits = np.random.Philox(key=self.seed + (stream << 64))
         if self.init == "normal":
             return self.std * normals(bits, new * columns).reshape(new, columns)

@@ -196,10 +196,11 @@ def _model(console: Console, job: Job) -> None:
 def _vocabulary(console: Console, job: Job) -> None:
     if job.derived is None:
         return
-    heading(console, "Vocabulary")
+    resized = [entry for entry in job.plan.post_load if entry.change.shape_before != entry.change.shape_after]
+    if job.derived.tokens or resized:
+        heading(console, "Vocabulary")
     for token in job.derived.tokens:
         line(console, f"  {token.text} = {token.id}{' (new)' if token.added else ''}, {token.role} token")
-    resized = [entry for entry in job.plan.post_load if entry.change.shape_before != entry.change.shape_after]
     for entry in resized:
         change = entry.change
         line(console, f"  {change.target}: {change.shape_before[0]} → {change.shape_after[0]} rows ({entry.use})")
@@ -210,7 +211,7 @@ def _vocabulary(console: Console, job: Job) -> None:
 
 
 def _component(name: str) -> str:
-    return name.split(".")[0]
+    return name.removeprefix("model.").split(".")[0]
 
 
 def _provided(plan: Plan) -> int:
@@ -226,14 +227,20 @@ def _sentence(problem: Problem) -> str:
     return f"{problem.cause}{names}" + (f" {problem.fix}" if problem.fix else "")
 
 
-def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit]) -> None:
-    """What a checkpoint is, and each shipped rule file held against it."""
+def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit], layout: str | None = None, named: int = 0) -> None:
+    """What a checkpoint is, and each shipped rule file held against it.
+
+    Args:
+        layout: of transformers, in which `named` of its names are; None for an original.
+    """
     config = checkpoint.config or {}
     line(console, Text(shown(checkpoint.location), "bold"))
     line(console, f"  {checkpoint.form}; {len(checkpoint.catalog)} tensors; {size(checkpoint.nbytes)}")
     if checkpoint.passed_over:
         line(console, f"  not read: {', '.join(checkpoint.passed_over)}")
     line(console, f"  {', '.join(config.get('architectures') or ['no config.json that names an architecture'])}")
+    if layout is not None:
+        line(console, f"  saved by transformers: {named} of {len(checkpoint.catalog)} names are in layout {layout}")
     heading(console, "Rule files")
     told = sum(fit.fits for fit in found) or _NEAREST
     for fit in found[:told]:

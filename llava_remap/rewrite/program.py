@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class CompiledRule:
     """A rule, ready to run.
 
     Attributes:
-        label: `prepare/ID` or `names/ID`.
+        label: `prepare/ID` or `names/ID`; of a layout, its name and the ID.
         rule: as the rule file has it.
         mark: where that is.
         candidates: a regex of whole names that every name matches which the rule takes, and perhaps others.
@@ -99,10 +99,15 @@ class CompiledRule:
 
 @dataclass(frozen=True)
 class Program:
-    """Compiled rules, in order."""
+    """Compiled rules, in order.
+
+    Attributes:
+        layouts: rules of layouts. Those of one of them stand behind `names` in the program for a checkpoint (`given`).
+    """
 
     prepare: tuple[CompiledRule, ...]
     names: tuple[CompiledRule, ...]
+    layouts: tuple[tuple[CompiledRule, ...], ...] = ()
 
     def rewrite(self, name: str) -> Rewrite:
         """Take one name through the rules.
@@ -144,20 +149,22 @@ class Program:
         return self._only(lambda rule: rule.label != label)
 
     def given(self, names: Collection[str], config: Mapping[str, Any] | None) -> Program:
-        """The program for a checkpoint: of the rules with a `when` only those whose `when` holds for it."""
-        if all(rule.rule.when is None for rule in (*self.prepare, *self.names)):
+        """The program for a checkpoint: of the rules with a `when` only those whose `when` holds for it, of the layouts one."""
+        if not self.layouts and all(rule.rule.when is None for rule in (*self.prepare, *self.names)):
             return self
         prepare = tuple(rule for rule in self.prepare if _holds(rule.rule.when, names, config))
         first = Program(prepare, ())
         prepared = [first.rewrite(name).prepared for name in names]
-        return Program(prepare, tuple(rule for rule in self.names if _holds(rule.rule.when, prepared, config)))
+        own = tuple(rule for rule in self.names if _holds(rule.rule.when, prepared, config))
+        layout = max(self.layouts, key=lambda rules: _taken(rules, prepared), default=())
+        return Program(prepare, (*own, *layout) if _taken(layout, prepared) else own)
 
     def assuming(self, condition: Condition | None) -> Program:
         """The program in which, of the rules with a `when`, only those with this one count."""
         return self._only(lambda rule: rule.rule.when is None or rule.rule.when == condition)
 
     def _only(self, wanted: Callable[[CompiledRule], bool]) -> Program:
-        return Program(tuple(filter(wanted, self.prepare)), tuple(filter(wanted, self.names)))
+        return Program(tuple(filter(wanted, self.prepare)), tuple(filter(wanted, self.names)), self.layouts)
 
     @cached_property
     def _prepare(self) -> _Sequence:
@@ -183,6 +190,10 @@ def compile_all(rules: RuleFile) -> Program:
     return Program(
         tuple(_compile(f"prepare/{rule.id}", rule, rules) for rule in text.prepare),
         tuple(_compile(f"names/{rule.id}", rule, rules) for rule in text.names),
+        tuple(
+            tuple(replace(rule, label=f"{layout.name}/{rule.rule.id}") for rule in compile_all(layout).names)
+            for layout in rules.layouts
+        ),
     )
 
 
@@ -236,6 +247,12 @@ def _between(source: Template, target: Template) -> Callable[[str], str | None]:
 
 def _holds(condition: Condition | None, names: Collection[str], config: Mapping[str, Any] | None) -> bool:
     return condition is None or not contradictions(condition, names, config)
+
+
+def _taken(rules: tuple[CompiledRule, ...], names: Collection[str]) -> int:
+    """How many of the names some rule takes."""
+    sequence = _Sequence(rules)
+    return sum(sequence.first(name, 0) is not None for name in names)
 
 
 class _Sequence:

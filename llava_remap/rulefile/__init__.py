@@ -1,6 +1,14 @@
 """YAML text to a validated, versioned rule file. Knows no tensors."""
 
-from llava_remap.rulefile.load import Listed, RuleFile, load_rule_file, shipped_folder, shipped_list, shipped_rule_files
+from llava_remap.rulefile.load import (
+    Listed,
+    RuleFile,
+    load_rule_file,
+    shipped_folder,
+    shipped_layouts,
+    shipped_list,
+    shipped_rule_files,
+)  # fmt: skip
 from llava_remap.rulefile.pattern import Mismatch, PatternError, Regex, RunawayError, Template, Wrapper, reversed_template
 from llava_remap.rulefile.schema import Condition, ConfigValue, Given, NameTest, Processor, Rule, RuleText, Source, Target, Token
 from llava_remap.rulefile.yaml_text import Mark
@@ -8,5 +16,5 @@ from llava_remap.rulefile.yaml_text import Mark
 __all__ = [
     "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "PatternError", "Processor", "Regex", "Rule",
     "RuleFile", "RuleText", "RunawayError", "Source", "Target", "Template", "Token", "Wrapper", "load_rule_file",
-    "reversed_template", "shipped_folder", "shipped_list", "shipped_rule_files",
+    "reversed_template", "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

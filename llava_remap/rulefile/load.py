@@ -38,10 +38,11 @@ class RuleFile:
     Attributes:
         path: where it was read from.
         text: its fields.
-        sha256: digest of the bytes of the file and of all files it extends, in the order of merging.
+        sha256: digest of the bytes of the file and of all files it extends, in the order of merging, and of its layouts.
         texts: the name and the text of each of these files, in that order.
         marks: place of each rule, by `prepare/ID` or `names/ID`.
         tree: the merged file with the place of everything in it.
+        layouts: the files of its `layouts`, in that order.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class RuleFile:
     texts: tuple[tuple[str, str], ...] = field(repr=False)
     marks: dict[str, Mark]
     tree: Node = field(repr=False)
+    layouts: tuple[RuleFile, ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:
@@ -60,9 +62,9 @@ class RuleFile:
         """What is wanted.
 
         Raises:
-            RemapError: LR201 for a part, which has no target class.
+            RemapError: LR201 for a part, which doesn't say.
         """
-        if self.text.target is None or self.text.target.class_ is None:
+        if self.text.target is None or not self.text.target.is_said:
             raise refuse(
                 "LR201",
                 f"{self.path}:1:1 `{self.name}` has no `target.class`: it is a part of other rule files.",
@@ -147,7 +149,25 @@ def load_rule_file(rules: str | Path) -> RuleFile:
         if isinstance(node.value, dict)
     }
     named = tuple((_called(file, path), content.decode()) for file, content in files.texts.items())
-    return RuleFile(path, text, digest.hexdigest(), named, marks, merged)
+    layouts = tuple(_layout(merged, number, name) for number, name in enumerate(text.layouts))
+    for layout in layouts:
+        digest.update(layout.sha256.encode())
+        named += tuple(entry for entry in layout.texts if entry not in named)
+    return RuleFile(path, text, digest.hexdigest(), named, marks, merged, layouts)
+
+
+def shipped_layouts() -> dict[str, Path]:
+    """The shipped layouts by name; classic first, which counts where names are the same in several."""
+    found = sorted((shipped_folder() / "layouts").glob("*.yaml"), key=lambda path: (path.stem != "classic", path.stem))
+    return {path.stem: path for path in found}
+
+
+def _layout(merged: Node, number: int, name: str) -> RuleFile:
+    known = shipped_layouts()
+    if name not in known:
+        mark = merged.locate(("layouts", number)).mark
+        raise refuse("LR201", f"{mark} there is no layout `{name}`.", f"The shipped ones: {', '.join(known)}.")
+    return load_rule_file(known[name])
 
 
 def _find(rules: str) -> Path:

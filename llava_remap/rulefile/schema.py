@@ -140,6 +140,12 @@ class Target(Part):
     """The model that is wanted."""
 
     class_: str | None = Field(None, alias="class", description="name of the transformers class; a part may leave it out")
+    as_: Literal["source"] | None = Field(
+        None,
+        alias="as",
+        description="source: class and config are the first source's own, whose config.json is one of transformers; for what "
+        "is a model of transformers already, under other names",
+    )
     config: dict[str, ConfigValue] = Field({}, description="key of the target's config (dots for nested ones): its value")
     towers: dict[str, ConfigValue] = Field(
         default_factory=lambda: {"vision_tower.vision_model.": _named_by("mm_vision_tower")},
@@ -147,6 +153,17 @@ class Target(Part):
         description="prefix of each vision tower's names in the target: the hub repository that it was trained from; all have "
         "one form, and `vision_config` describes the first",
     )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Target:
+        if self.as_ is not None and (self.class_ is not None or self.config):
+            raise PydanticCustomError("form", "`as` goes with neither `class` nor `config`")
+        return self
+
+    @property
+    def is_said(self) -> bool:
+        """Whether it says which model is wanted, as that of a part needn't."""
+        return self.class_ is not None or self.as_ is not None
 
 
 class Token(Part):
@@ -320,6 +337,11 @@ class RuleText(Part):
     names: tuple[Rule, ...] = Field(
         (), description="translation: the first rule that matches takes the name; one that none matches is an error"
     )
+    layouts: tuple[str, ...] = Field(
+        (),
+        description="layouts of transformers (the shipped files in `layouts/`, by name): the `names` of that one count, behind "
+        "this file's own, which takes most of the checkpoint's names; of two the first",
+    )
     post_load: tuple[PostLoad, ...] = Field((), description="what changes tensors after the rename, in order")
     processor: Processor | None = Field(None, description="image processor, chat template, number of image tokens")
     tests: tuple[NameTest, ...] = Field((), description="what must become of which name; `rules test` runs them")
@@ -336,14 +358,14 @@ class RuleText(Part):
                 )
         if self.sources and next(iter(self.sources.values())).overrides:
             raise PydanticCustomError("form", "the first of `sources` has none before it to override")
-        if self.target is not None and self.target.class_ is not None:
+        if self.target is not None and self.target.as_ is not None and (self.tokens or self.post_load or self.processor):
+            raise PydanticCustomError("form", "`target.as` goes with none of `tokens`, `post_load` and `processor`")
+        if self.target is not None and self.target.is_said:
             missing = [field for field in ("name", "version", "summary") if getattr(self, field) is None]
             if not self.sources:
                 missing.append("sources")
             if self.processor is not None and self.processor.class_ is None:
                 missing.append("processor.class")
             if missing:
-                raise PydanticCustomError(
-                    "form", "a rule file with a target class needs {fields}", {"fields": ", ".join(missing)}
-                )
+                raise PydanticCustomError("form", "a rule file with a target needs {fields}", {"fields": ", ".join(missing)})
         return self

@@ -1,12 +1,15 @@
 """Class and config to the wanted parameters."""
 
+from llava_remap.target.as_source import config_as_source
 from llava_remap.target.config import EMBEDDING, HEAD, TargetConfig, derive_config, embedding_rows, text_config
+from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
 from llava_remap.target.tower import Tower, shapes_config
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
 from llava_remap.target.wanted import Target, build_on_meta, wanted_parameters
 
 __all__ = [
+    "CLASSIC",
     "EMBEDDING",
     "HEAD",
     "IMAGE_PROCESSORS",
@@ -16,9 +19,14 @@ __all__ = [
     "TargetConfig",
     "Tower",
     "Vocabulary",
+    "WRITTEN",
     "build_on_meta",
+    "check_layout",
+    "config_as_source",
     "derive_config",
     "embedding_rows",
+    "layout_program",
+    "names_in",
     "place_tokens",
     "read_vocabulary",
     "shapes_config",

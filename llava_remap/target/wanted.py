@@ -1,7 +1,7 @@
-"""The parameters wanted: names and shapes of a transformers class, in the classic layout.
+"""The parameters wanted: names and shapes of a transformers class, by classic name, and what each is called where it is written.
 
 The class is built on the meta device, so no weights exist. Its module names are taken to the classic layout by a layout rule
-file, and the installed transformers is asked whether it takes each classic name back to the parameter that it came from.
+file, and the installed transformers is asked whether it takes each name that is written back to the parameter that it came from.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llava_remap.cache import cached
 from llava_remap.errors import refuse
-from llava_remap.rewrite import compile_rules
-from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
+from llava_remap.rulefile import load_rule_file, shipped_layouts
+from llava_remap.target.layouts import CLASSIC, layout_program, names_in
 
 #: Module names of the installed transformers (the tool runs on 5.6 and later).
 MODULE_LAYOUT = "module-5.6"
@@ -27,43 +27,56 @@ class Target:
 
     Attributes:
         class_name: the transformers class.
-        layout: naming convention of `shapes`.
-        shapes: name → shape; a tied parameter is there too.
+        layout: naming convention in which they will be written.
+        shapes: classic name → shape; a tied parameter is there too.
         tied: name → the name whose tensor it shares.
+        names: classic name → name in the layout; empty for the classic one.
     """
 
     class_name: str
     layout: str
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def model_class(class_name: str, config: Mapping[str, Any]) -> Any:
+    """A class of the installed transformers, for a config of its kind.
+
+    Raises:
+        RemapError: LR201 for a class that isn't there, or a config of another one.
+    """
+    import transformers
+
+    found: Any = getattr(transformers, class_name, None)
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    if not is_model:
+        raise refuse(
+            "LR201", f"transformers {transformers.__version__} has no model class `{class_name}`.", "See `target.class`."
+        )
+    if config.get("model_type") != found.config_class.model_type:
+        raise refuse(
+            "LR201",
+            f"`target.config.model_type` is {config.get('model_type')!r}; {class_name} has {found.config_class.model_type!r}.",
+            "Write that, or another `target.class`.",
+        )
+    return found
 
 
 def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
     """An instance of a transformers class without weights.
 
     Raises:
-        RemapError: LR201 for a class that the installed transformers doesn't have, LR112 for a config that it refuses.
+        RemapError: as `model_class`; LR112 for a config that the class refuses.
     """
     import torch
     import transformers
 
-    model_class: Any = getattr(transformers, class_name, None)
-    is_model = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
-    if not is_model:
-        raise refuse(
-            "LR201", f"transformers {transformers.__version__} has no model class `{class_name}`.", "See `target.class`."
-        )
-    if config.get("model_type") != model_class.config_class.model_type:
-        raise refuse(
-            "LR201",
-            f"`target.config.model_type` is {config.get('model_type')!r}; "
-            f"{class_name} has {model_class.config_class.model_type!r}.",
-            "Write that, or another `target.class`.",
-        )
+    kind = model_class(class_name, config)
     try:
         with torch.device("meta"):
             # A copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given for `rope_scaling`.
-            return model_class(model_class.config_class.from_dict(deepcopy(dict(config))))
+            return kind(kind.config_class.from_dict(deepcopy(dict(config))))
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split()).rstrip(".")
         raise refuse(
@@ -73,39 +86,48 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def wanted_parameters(class_name: str, config: Mapping[str, Any]) -> Target:
-    """Names and shapes of a class with a config, in the classic layout; from the cache where they were asked for before.
+def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = CLASSIC) -> Target:
+    """Names and shapes of a class with a config; from the cache where they were asked for before.
+
+    Args:
+        layout: in which they will be written; the names of `shapes` are classic ones in any case.
 
     Raises:
-        RemapError: as `build_on_meta`; LR601 where the installed transformers doesn't take classic names to its own.
+        RemapError: as `build_on_meta` and `names_in`; LR601 where the installed transformers doesn't take names of the layout to
+            its own.
     """
     # A pad token changes no shape, and a new one has no row before the embedding is expanded, which torch would refuse.
     text = {**config["text_config"], "pad_token_id": None}
     config = {**config, "pad_token_id": None, "text_config": text}
-    layout = load_rule_file(shipped_folder() / "layouts" / f"{MODULE_LAYOUT}.yaml")
-    facts = {"class": class_name, "config": config, "layout": layout.sha256}
+    rules = [load_rule_file(shipped_layouts()[name]).sha256 for name in (MODULE_LAYOUT, layout)]
+    facts = {"class": class_name, "config": config, "layouts": rules}
     answer = json.loads(cached("target", facts, lambda: _ask(class_name, config, layout))["target.json"])
     shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
-    return Target(class_name, "classic", shapes, answer["tied"])
+    return Target(class_name, layout, shapes, answer["tied"], answer["names"])
 
 
-def _ask(class_name: str, config: Mapping[str, Any], layout: RuleFile) -> dict[str, bytes]:
+def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, bytes]:
     """Names, shapes and ties as the installed transformers has them."""
     model = build_on_meta(class_name, config)
-    program = compile_rules(layout)
+    program = layout_program(MODULE_LAYOUT)
     state = model.state_dict()
     classic = {name: program.rewrite(name).target for name in state}
     if lost := [name for name, target in classic.items() if target is None]:
         raise refuse("LR601", f"layout {MODULE_LAYOUT} has no classic name for parameters of {class_name}.", names=lost)
     named = {name: str(target) for name, target in classic.items()}
-    _ask_loader(model, state, named)
+    names = names_in(layout, named.values()) if layout != CLASSIC else {}
+    _ask_loader(model, state, {name: names.get(target, target) for name, target in named.items()}, layout)
     tied = {named[name]: named[other] for name, other in model.all_tied_weights_keys.items() if name in named and other in named}
     shapes = {named[name]: list(value.shape) for name, value in state.items()}
-    return {"target.json": json.dumps({"shapes": shapes, "tied": tied}).encode()}
+    return {"target.json": json.dumps({"shapes": shapes, "tied": tied, "names": names}).encode()}
 
 
-def _ask_loader(model: Any, state: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    """Every classic name must lead the installed loader to the parameter it stands for, each hit exactly once."""
+def _ask_loader(model: Any, state: Mapping[str, Any], named: Mapping[str, str], layout: str) -> None:
+    """Every name written must lead the installed loader to the parameter it stands for, each hit exactly once.
+
+    Args:
+        named: module name → name in the layout.
+    """
     import transformers
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -114,14 +136,14 @@ def _ask_loader(model: Any, state: Mapping[str, Any], named: Mapping[str, str]) 
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     wrong = []
-    for name, classic in named.items():
-        taken_to, _ = rename_source_key(classic, renamings, converters, model.base_model_prefix, state)
-        if (taken_to if taken_to in state else classic) != name:
-            wrong.append(classic)
+    for name, written in named.items():
+        taken_to, _ = rename_source_key(written, renamings, converters, model.base_model_prefix, state)
+        if (taken_to if taken_to in state else written) != name:
+            wrong.append(written)
     if wrong or len(set(named.values())) != len(named):
         raise refuse(
             "LR601",
-            f"transformers {transformers.__version__} takes classic names of {type(model).__name__} elsewhere.",
+            f"transformers {transformers.__version__} takes {layout} names of {type(model).__name__} elsewhere.",
             "Install a version that the README's table lists.",
             wrong,
         )

@@ -1,0 +1,66 @@
+"""A target that is what the source is already: its own class, its own config, in the keys of old and new transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llava_remap.checkpoint import Checkpoint
+from llava_remap.errors import refuse
+from llava_remap.target.config import TargetConfig
+from llava_remap.target.tower import Tower
+from llava_remap.target.wanted import model_class
+
+_GIVE = "Put the config.json beside the weights that transformers saved with them."
+_PARTS = ("text_config", "vision_config")
+
+
+def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
+    """The checkpoint's own config, with what only one generation of transformers writes said for both.
+
+    What it leaves out, since it was the default where it was saved, is said as the installed transformers understands it:
+    defaults are not the same in all versions. What it says itself stays.
+
+    Raises:
+        RemapError: LR112 for a config that isn't one of transformers for a model of text and pictures; LR201 for a class that the
+            installed transformers doesn't have.
+    """
+    own = checkpoint.config
+    if own is None:
+        raise refuse("LR112", f"{checkpoint.location} has no config.json to say which model it is.", _GIVE)
+    named = own.get("architectures")
+    if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
+        cause = f"the config.json in {checkpoint.location} says architectures: {named!r}; one class is needed."
+        raise refuse("LR112", cause, _GIVE)
+    if not all(isinstance(own.get(part), Mapping) for part in _PARTS):
+        raise refuse("LR112", f"the config.json in {checkpoint.location} has no {' and '.join(_PARTS)}.", _GIVE)
+    kind = model_class(named[0], own).config_class
+    read = kind.from_dict(_copy(own))
+    whole = read.to_diff_dict()
+    config = {**whole, **own, **{part: {**whole[part], **own[part]} for part in _PARTS}}
+    # 5.x says `image_token_id` for what is stored as `image_token_index`, and `vision_feature_layers` for `…_layer`.
+    for name, stored in kind.attribute_map.items():
+        value = own.get(name, config.get(stored))
+        if value is not None:
+            config |= {name: value, stored: own.get(stored, value)}
+    dtype = own.get("dtype") or own.get("torch_dtype")
+    if dtype is not None:
+        config |= {"dtype": dtype, "torch_dtype": dtype}
+    config["text_config"] |= _rope(config["text_config"])
+    config.pop("transformers_version", None)
+    return TargetConfig(config, {}, {}, {}, None, Tower(config["vision_config"], {}, ()), ())
+
+
+def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
+    """How positions are turned, in the keys of 4.x, from `rope_parameters`; nothing where those are of another form."""
+    new = text.get("rope_parameters")
+    if not isinstance(new, Mapping) or "rope_theta" not in new:
+        return {}
+    scaling = {key: value for key, value in new.items() if key != "rope_theta"}
+    plain = scaling.get("rope_type", "default") == "default"
+    return {"rope_theta": new["rope_theta"], "rope_scaling": None if plain else scaling}
+
+
+def _copy(value: Any) -> Any:
+    """5.x writes into the mappings that it is given."""
+    return {key: _copy(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
