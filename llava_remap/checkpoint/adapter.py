@@ -15,7 +15,7 @@ from typing import Any
 
 from llava_remap.checkpoint.catalog import FLOATS, Catalog, LoraPair
 from llava_remap.checkpoint.wording import quoted, several
-from llava_remap.errors import RemapError, refuse
+from llava_remap.errors import refuse
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -135,10 +135,8 @@ def _matches(pattern: str, name: str, patterns: str) -> bool:
 
     try:
         return Regex(rf"^(.*\.)?({pattern})$", None).search(name) is not None
-    except (PatternError, RunawayError) as error:
-        why = str(error) or "it runs into the time limit"
-        raise _bad_pattern(pattern, patterns, why) from None
-
-
-def _bad_pattern(pattern: str, patterns: str, why: str) -> RemapError:
-    return refuse("LR115", f"{ADAPTER_CONFIG} has {quoted(pattern)} in its {patterns}: {why}.", _MERGE)
+    except PatternError as error:
+        why = str(error)
+    except RunawayError:
+        why = "it runs into the time limit"
+    raise refuse("LR115", f"{ADAPTER_CONFIG} has {quoted(pattern)} in its {patterns}: {why}.", _MERGE)
