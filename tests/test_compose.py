@@ -324,6 +324,20 @@ def test_leftovers(run: Run, adapter: Callable[..., Path], more: Tensors, code: 
     assert not Path("out").exists()
 
 
+def test_onto_a_base_whose_elements_lie_apart(run: Run) -> None:
+    """A transposed view in a torch file, and an adapter that is one."""
+    Path("base").mkdir()
+    for file in (RELEASED / "bin").iterdir():
+        shutil.copy(file, "base")
+    tensors, pairs = torch_file(RELEASED / "bin" / "pytorch_model.bin"), torch_file(LORA / "adapter_model.bin")
+    name, matrix = f"model.{Q}.weight", f"base_model.model.model.{Q}.lora_B.weight"
+    torch.save({**tensors, name: tensors[name].T.contiguous().T}, "base/pytorch_model.bin")
+    shutil.copytree(LORA, "adapter")
+    torch.save({**pairs, matrix: pairs[matrix].T.contiguous().T}, "adapter/adapter_model.bin")
+    assert applied(run, "base", "adapter=adapter").code == 0
+    assert torch.equal(written()[f"language_model.{name}"], sum_of(tensors[name], pairs, f"model.{Q}", 2.0))
+
+
 def test_a_pair_on_what_is_tied(run: Run, changed: Changed, adapter: Callable[..., Path]) -> None:
     def tie(tensors: Tensors) -> None:
         del tensors["lm_head.weight"]

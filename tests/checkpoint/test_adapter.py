@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from llava_remap.checkpoint import LoraPair, open_checkpoint
+from llava_remap.checkpoint import LoraPair, Tensor, open_checkpoint
+from llava_remap.checkpoint.adapter import lora_pairs
 from llava_remap.errors import Problem, RemapError
 
 from .stored import DATA, TINY
 
 LORA = TINY / "llava-v1.5-lora"
 PLAIN = json.loads((LORA / "adapter_config.json").read_text())
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text() | st.just("q_proj"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.just("q_proj"), inner, max_size=3),
+    max_leaves=6,
+)
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
 
 
@@ -141,6 +150,22 @@ def test_configs_that_are_refused(tmp_path: Path, config: dict[str, Any], said: 
     assert problem.code == "LR115"
     assert said in problem.cause
     assert problem.fix
+
+
+@given(st.dictionaries(st.sampled_from(sorted({*PLAIN, "use_rslora", "alpha_pattern", "other"})), JSON))
+def test_whatever_a_config_says(config: dict[str, Any]) -> None:
+    """Pairs with a finite scale, or a refusal."""
+    shapes = {f"{Q}.lora_A.weight": (4, 6), f"{Q}.lora_B.weight": (5, 4)}
+    catalog = {name: Tensor(name, "F32", shape, None) for name, shape in shapes.items()}
+    refused: tuple[Problem, ...] = ()
+    found: tuple[LoraPair, ...] = ()
+    try:
+        found = lora_pairs("file", catalog, {**PLAIN, **config})
+    except RemapError as error:
+        refused = error.problems
+    assert [problem.code for problem in refused] == ["LR115"] * (not found)
+    assert all("\n" not in problem.message for problem in refused)
+    assert all(pair.scale is not None and math.isfinite(pair.scale) for pair in found)
 
 
 def test_a_pattern_that_runs_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
