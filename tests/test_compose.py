@@ -490,6 +490,7 @@ def test_a_language_model_alone_is_another_family(run: Run, vicuna: Path) -> Non
     ran = applied(run, vicuna, more=("--format", "json"))
     assert set(problems(ran)) == {"LR311"}
     assert "it has no `model.mm_projector.0.weight`" in problems(ran)["LR311"]
+    assert "give that too: --source projector=DIR or --source adapter=DIR." in problems(ran)["LR311"]
 
 
 # --- from manifests alone

@@ -16,7 +16,9 @@ from torch import nn
 from llava_remap.apply import apply
 from tests.conftest import CLIP, RELEASED, Changed, Tensors
 
-#: PEFT's own default, and the modules that LLaVA's training takes.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, about what is tried on purpose
+
+#: The modules that LLaVA's training takes.
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DIGITS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24}
 

@@ -47,7 +47,8 @@ def lora_pairs(file: str, catalog: Catalog, config: Mapping[str, Any] | None) ->
         config: the content of `adapter_config.json`; None for a manifest, which doesn't tell alpha.
 
     Raises:
-        RemapError: LR115 where it isn't plain LoRA, or where pairs are not whole or not of the rank that the config says.
+        RemapError: LR104 for matrices without elements; LR115 where it isn't plain LoRA, or where pairs are not whole or not of
+            the rank that the config says.
     """
     matrices: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"A": [], "B": []})
     strange = []
@@ -59,6 +60,10 @@ def lora_pairs(file: str, catalog: Catalog, config: Mapping[str, Any] | None) ->
     if strange:
         cause = f"{quoted(file)} has more than LoRA's pairs of matrices: {_kind(strange[0])} ({several(strange)})."
         raise refuse("LR115", cause, _MERGE, strange)
+    if stubs := [name for name, tensor in catalog.items() if _LORA.search(name) and 0 in tensor.shape]:
+        cause = f"{len(stubs)} of the adapter's matrices in {quoted(file)} have no elements."
+        fix = "DeepSpeed's ZeRO-3 keeps the values elsewhere: save the adapter with the parameters gathered."
+        raise refuse("LR104", cause, fix, stubs)
     if config is not None:
         _refuse_variant(config)
     if odd := [module for module, found in matrices.items() if len(found["A"]) != 1 or len(found["B"]) != 1]:

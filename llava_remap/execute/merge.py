@@ -2,9 +2,8 @@
 
 A matrix product adds in the order that suits the processor, so its last bits differ. Sums of small integers are exact in any
 order. So each row of B and each column of A is scaled with a power of two and rounded to integers, of so few bits that no sum of
-their products exceeds 2^53: 23 at rank 128, about as good as float32's 24. For what is stored in float32 or finer, as many bits
-again are taken, `low`, and only low times low is left out. The rest is elementwise: float64, and one rounding at the end, to the
-stored dtype.
+their products exceeds 2^53: 23 at rank 128, about as good as float32's 24. For what is written in float32 or finer, as many bits
+again are taken, `low`, and only low times low is left out. The rest is elementwise: float64, and one rounding at the end.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ Matrix = NDArray[np.float64]
 _BLOCK_ELEMENTS = 1 << 20
 
 
-def merged_bytes(w: Tensor, a: Tensor, b: Tensor, scale: float, start: int, stop: int) -> Iterator[bytes]:
-    """A run of the merged tensor's bytes, a block of rows at a time, in the dtype of `w`.
+def merged_bytes(w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str, start: int, stop: int) -> Iterator[bytes]:
+    """A run of the merged tensor's bytes, a block of rows at a time.
 
     Args:
         w, a, b: [rows, columns], [rank, columns] and [rows, rank].
-        start, stop: the run, counted in row-major order from the first byte.
+        dtype: what the sum is rounded to.
+        start, stop: the run, counted in that dtype, in row-major order, from the first byte.
 
     Raises:
         RemapError: LR406 for values that are inf or NaN, or become so in the dtype; LR102 where a source has become shorter.
@@ -38,16 +38,16 @@ def merged_bytes(w: Tensor, a: Tensor, b: Tensor, scale: float, start: int, stop
     if start == stop:
         return
     columns = w.shape[1]
-    width = columns * DTYPE_BITS[w.dtype] // 8
+    width = columns * DTYPE_BITS[dtype] // 8
     last, step = -(-stop // width), max(1, _BLOCK_ELEMENTS // columns)
     with _judged_later():
-        product = _Product(rows(a, 0, a.shape[0]), scale, fine=w.dtype in ("F32", "F64"))
+        product = _Product(rows(a, 0, a.shape[0]), scale, fine=dtype in ("F32", "F64"))
     for row in range(start // width, last, step):
         end = min(row + step, last)
         with _judged_later():
-            made = from_float64(product.of(rows(b, row, end)) + rows(w, row, end), w.dtype)
-        if not np.isfinite(to_float64(made, w.dtype)).all():
-            cause = f"`{w.name}`, with what `{b.name}` adds, has values that are inf or NaN or don't fit into {w.dtype}."
+            made = from_float64(product.of(rows(b, row, end)) + rows(w, row, end), dtype)
+        if not np.isfinite(to_float64(made, dtype)).all():
+            cause = f"`{w.name}`, with what `{b.name}` adds, has values that are inf or NaN or don't fit into {dtype}."
             raise refuse("LR406", cause, "Look for large values in the base, and at the adapter's alpha.", [w.name])
         yield made[max(start - row * width, 0) : stop - row * width]
 

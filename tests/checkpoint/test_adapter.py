@@ -205,6 +205,12 @@ def test_tensors_that_are_refused(tmp_path: Path, change: Any, said: str) -> Non
     assert said in problem.cause
 
 
+def test_stubs(tmp_path: Path) -> None:
+    problem = refusal(adapter(tmp_path, {**pair(V), f"base_model.model.{Q}.lora_A.weight": torch.empty(0)}))
+    assert problem.code == "LR104"
+    assert problem.names == (f"base_model.model.{Q}.lora_A.weight",)
+
+
 def test_without_its_config(tmp_path: Path) -> None:
     shutil.copy(LORA / "adapter_model.bin", tmp_path)
     problem = refusal(tmp_path)

@@ -42,7 +42,7 @@ def values(tensor: Tensor) -> Matrix:
 
 
 def merged(w: Tensor, a: Tensor, b: Tensor, scale: float, start: int = 0, stop: int | None = None) -> bytes:
-    return b"".join(merged_bytes(w, a, b, scale, start, w.nbytes if stop is None else stop))
+    return b"".join(merged_bytes(w, a, b, scale, w.dtype, start, w.nbytes if stop is None else stop))
 
 
 @pytest.mark.parametrize("of_adapter", ["F16", "BF16", "F32"])
@@ -86,6 +86,15 @@ def test_any_run_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert merged(w, a, b, 2.0, 7, 300) == whole[7:300]
 
 
+def test_another_dtype_is_rounded_to_once() -> None:
+    w, a, b = triple("F32", "F32")
+    fine = to_float64(b"".join(merged_bytes(w, a, b, 2.0, "F64", 0, 2 * w.nbytes)), "F64")
+    for dtype in ("F16", "BF16"):
+        made = to_float64(b"".join(merged_bytes(w, a, b, 2.0, dtype, 0, w.nbytes // 2)), dtype)
+        wanted = to_float64(from_float64(fine, dtype), dtype)
+        assert np.count_nonzero(made != wanted) <= 2  # beside a tie, 23 bits and 46 may fall apart
+
+
 def test_nothing_added_changes_nothing() -> None:
     for dtype in ("F16", "BF16", "F32"):
         w, a, b = triple(dtype, "F16")
@@ -110,7 +119,7 @@ def test_memory_is_a_few_blocks() -> None:
     w = stored("w", "F16", np.zeros((size, size)))
     a, b = stored("a", "F16", np.ones((rank, size))), stored("b", "F16", np.ones((size, rank)))
     tracemalloc.start()
-    count = sum(len(piece) for piece in merged_bytes(w, a, b, 0.5, 0, w.nbytes))
+    count = sum(len(piece) for piece in merged_bytes(w, a, b, 0.5, "F16", 0, w.nbytes))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == w.nbytes
