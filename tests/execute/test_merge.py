@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from fractions import Fraction
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llava_remap.checkpoint import Location, Tensor
+from llava_remap.checkpoint import DTYPE_BITS, FLOATS, Location, Tensor
 from llava_remap.dtypes import from_float64, to_float64
 from llava_remap.errors import RemapError
 from llava_remap.execute.merge import merged_bytes
@@ -124,3 +128,36 @@ def test_memory_is_a_few_blocks() -> None:
     tracemalloc.stop()
     assert count == w.nbytes
     assert peak < 64 << 20
+
+
+def pattern(name: str, rows: int, columns: int, dtype: str) -> Tensor:
+    """A matrix made of integers alone."""
+    row, column = np.arange(rows)[:, None], np.arange(columns)[None, :]
+    integers = (row * row * 7919 + column * 104729 + row * column * 31) % 16777213 - 8388606
+    return stored(name, dtype, integers * 2.0**-28)
+
+
+def digests() -> list[str]:
+    """Of the sum that is rounded to each dtype."""
+    w, a, b = pattern("w", 300, 500, "F32"), pattern("a", 128, 500, "F32"), pattern("b", 300, 128, "BF16")
+    made = (b"".join(merged_bytes(w, a, b, 1.7, dtype, 0, 300 * 500 * DTYPE_BITS[dtype] // 8)) for dtype in FLOATS)
+    return [sha256(data).hexdigest()[:16] for data in made]
+
+
+GOLDEN = ["5c8b7ea8e9810112", "67ab0097bdb27e36", "93c1c540ca5ad5f9", "c9f24ecbbdab3241"]
+
+
+def test_golden() -> None:
+    """If this fails on another machine or with another numpy, what is merged is not what it was: that breaks a promise."""
+    assert digests() == GOLDEN
+
+
+@pytest.mark.parametrize("variable", ["OPENBLAS_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=2", "OPENBLAS_CORETYPE=Prescott"])
+def test_golden_with_other_kernels(variable: str) -> None:
+    """Where numpy's library is another than OpenBLAS, a variable does nothing."""
+    name, _, value = variable.partition("=")
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, name: value, "PYTHONPATH": root}
+    program = "from tests.execute.test_merge import digests; print(*digests())"
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == GOLDEN
