@@ -14,7 +14,7 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
 from llava_remap.plan import Routed, route
 from llava_remap.rewrite import compile_rules, contradictions
-from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder, shipped_layouts, shipped_rule_files
+from llava_remap.rulefile import Condition, RuleFile, load_rule_file, shipped_folder, shipped_layouts, shipped_rule_files
 from llava_remap.target import CLASSIC, layout_program
 
 #: The shipped rule file from any layout of transformers to the classic one.
@@ -71,7 +71,7 @@ def identify(
         these = [checkpoints[name].location for name in dict.fromkeys(r.source for r in main)]
         are = "isn't a checkpoint" if len(these) == 1 else "are no checkpoint"
         cause = f"{' with '.join(these)} {are} for {rules.name}: {'; '.join(reasons)}."
-        return [Problem("LR311", cause, _better(checkpoint))]
+        return [Problem("LR311", cause, _elsewhere(rules, main, checkpoints) or _better(checkpoint))]
     return []
 
 
@@ -159,6 +159,17 @@ def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Chec
         _better(checkpoint),
         tuple(r.tensor.name for r in routed),
     )
+
+
+def _elsewhere(rules: RuleFile, main: Sequence[Routed], checkpoints: Mapping[str, Checkpoint]) -> str:
+    """Where a bare language model is given, which source may have the rest; empty otherwise."""
+    parts = [name for name, source in rules.text.sources.items() if source.overrides and name not in checkpoints]
+    missing = Condition(present=rules.text.detect.present)
+    if not parts or not contradictions(missing, [r.rewrite.prepared for r in main], None):
+        return ""
+    if any(fit.fits for fit in fits(checkpoints[rules.first_source])):
+        return ""
+    return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in parts)}."
 
 
 def _better(checkpoint: Checkpoint) -> str:

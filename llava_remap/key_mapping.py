@@ -111,7 +111,7 @@ def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
             "them, except rotary_emb.inv_freq and position_ids, which it passes over; one that is a parameter's name, it loads."
         )
     for position, (name, source) in enumerate(text.sources.items()):
-        if "tensors" not in source.use:
+        if "tensors" not in source.use or source.overrides:  # nothing overrides the one that is read
             continue
         if position:
             yield f"One checkpoint is read: what only `{name}` has is missing, and the loader makes it up, with a warning."

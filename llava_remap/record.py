@@ -39,7 +39,7 @@ class RecordedSource:
 
     Attributes:
         location: where it was.
-        not_taken: how many of its tensors were not selected.
+        not_taken: how many of its tensors were not selected, or replaced by those of another source.
         files: size and digest of every file read of it, by name.
         texts: those of its files that the record keeps whole, by name: its configs.
     """

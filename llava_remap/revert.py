@@ -43,7 +43,7 @@ class Part:
         recipe, shards: its tensors, of those of the converted folder.
         texts: its configs, by file name.
         dropped: its tensors that rules dropped; they can't come back.
-        not_taken: how many of its tensors were not selected; they can't, either.
+        not_taken: how many of its tensors were not selected or were replaced; they can't, either.
         not_restored: its other small files, of which only the digests are known.
     """
 

@@ -28,10 +28,11 @@ from tests.compat.checkpoints import qwen_tokenizer
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 #: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`.
-NOTES = {"LR205", "LR308", "LR309", "LR310", "LR407", "LR408", "LR410", "LR411", "LR506", "LR608"}
+NOTES = {"LR205", "LR308", "LR309", "LR310", "LR312", "LR407", "LR408", "LR410", "LR411", "LR506", "LR608"}
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
 TOGETHER = {"LR204": {"LR204", "LR213"}, "LR306": {"LR302", "LR306"}}
 
+LORA = TINY / "llava-v1.5-lora"
 HEAD, EMBEDDING, NORM = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
 
 Arguments = Sequence[object]
@@ -119,7 +120,7 @@ def lr106(scene: Scene) -> Arguments:
 
 
 def lr107(scene: Scene) -> Arguments:
-    return applied(TINY / "llava-v1.5-lora")
+    return applied(LORA)
 
 
 def lr108(scene: Scene) -> Arguments:
@@ -155,6 +156,13 @@ def lr113(scene: Scene) -> Arguments:
 
 def lr114(scene: Scene) -> Arguments:
     return ("apply", "llava-v1.5", "--source", "no-such-user/no-such-model", "--output", "out", "--offline")
+
+
+def lr115(scene: Scene) -> Arguments:
+    adapter = scene.copy(LORA, "adapter")
+    content = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**content, "use_dora": True}))
+    return (*applied(), "--source", f"adapter={adapter}")
 
 
 # --- rule file
@@ -286,6 +294,20 @@ def lr310(scene: Scene) -> Arguments:
 
 def lr311(scene: Scene) -> Arguments:
     return planned(MANIFESTS / "llava-interleave-qwen-0.5b.released.json")
+
+
+def lr312(scene: Scene) -> Arguments:
+    """Beside the pairs lies a projector, and the base has one, too."""
+    return planned(RELEASED / "bin", "--source", f"adapter={LORA}")
+
+
+def lr313(scene: Scene) -> Arguments:
+    """The adapter of a deeper model."""
+    adapter = scene.copy(LORA, "adapter")
+    pairs = torch.load(adapter / "adapter_model.bin", weights_only=True)
+    deeper = {name.replace(".1.", ".2."): tensor for name, tensor in pairs.items() if ".layers.1." in name}
+    torch.save(pairs | deeper, adapter / "adapter_model.bin")
+    return (*applied(), "--source", f"adapter={adapter}")
 
 
 # --- shapes, dtypes, vocabulary

@@ -265,7 +265,7 @@ def test_what_is_told(out: Path, run: Run) -> None:
         "config.json, generation_config.json",
         "model: 2 tensors that were dropped\n    model.layers.{0..1}.self_attn.rotary_emb.inv_freq\n",
         "computed by the model since transformers 4.32 (prepare/inv-freq)",
-        f"vision_tower: 39 tensors of {CLIP} that the rule file doesn't take",
+        f"vision_tower: 39 tensors of {CLIP} that were not taken",
         f"model: special_tokens_map.json, tokenizer.model, tokenizer_config.json; copy from {RELEASED / 'sharded'}",
         "Done: ./back written in",
     ):

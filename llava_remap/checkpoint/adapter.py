@@ -15,7 +15,7 @@ from typing import Any
 
 from llava_remap.checkpoint.catalog import FLOATS, Catalog, LoraPair
 from llava_remap.checkpoint.wording import quoted, several
-from llava_remap.errors import RemapError, refuse
+from llava_remap.errors import refuse
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -47,7 +47,8 @@ def lora_pairs(file: str, catalog: Catalog, config: Mapping[str, Any] | None) ->
         config: the content of `adapter_config.json`; None for a manifest, which doesn't tell alpha.
 
     Raises:
-        RemapError: LR115 where it isn't plain LoRA, or where pairs are not whole or not of the rank that the config says.
+        RemapError: LR104 for matrices without elements; LR115 where it isn't plain LoRA, or where pairs are not whole or not of
+            the rank that the config says.
     """
     matrices: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"A": [], "B": []})
     strange = []
@@ -59,6 +60,10 @@ def lora_pairs(file: str, catalog: Catalog, config: Mapping[str, Any] | None) ->
     if strange:
         cause = f"{quoted(file)} has more than LoRA's pairs of matrices: {_kind(strange[0])} ({several(strange)})."
         raise refuse("LR115", cause, _MERGE, strange)
+    if stubs := [name for name, tensor in catalog.items() if _LORA.search(name) and 0 in tensor.shape]:
+        cause = f"{len(stubs)} of the adapter's matrices in {quoted(file)} have no elements."
+        fix = "DeepSpeed's ZeRO-3 keeps the values elsewhere: save the adapter with the parameters gathered."
+        raise refuse("LR104", cause, fix, stubs)
     if config is not None:
         _refuse_variant(config)
     if odd := [module for module, found in matrices.items() if len(found["A"]) != 1 or len(found["B"]) != 1]:
@@ -135,10 +140,8 @@ def _matches(pattern: str, name: str, patterns: str) -> bool:
 
     try:
         return Regex(rf"^(.*\.)?({pattern})$", None).search(name) is not None
-    except (PatternError, RunawayError) as error:
-        why = str(error) or "it runs into the time limit"
-        raise _bad_pattern(pattern, patterns, why) from None
-
-
-def _bad_pattern(pattern: str, patterns: str, why: str) -> RemapError:
-    return refuse("LR115", f"{ADAPTER_CONFIG} has {quoted(pattern)} in its {patterns}: {why}.", _MERGE)
+    except PatternError as error:
+        why = str(error)
+    except RunawayError:
+        why = "it runs into the time limit"
+    raise refuse("LR115", f"{ADAPTER_CONFIG} has {quoted(pattern)} in its {patterns}: {why}.", _MERGE)

@@ -81,15 +81,19 @@ class Recipe:
 
     def _run(self, target: str, start: int, stop: int) -> Iterator[Range | bytes]:
         """A run of the bytes that a target tensor has before post-load rules."""
-        entry = self.mapped[target]
-        if entry.merge is None:
+        if self.mapped[target].merge is None:
             yield from _run(self.source(target), start, stop)
-            return
+        else:
+            yield from self._merged(target, self.mapped[target].dtype, start, stop)
+
+    def _merged(self, target: str, dtype: str, start: int, stop: int) -> Iterator[bytes]:
         from llava_remap.execute.merge import merged_bytes
 
-        assert entry.merge.scale is not None, "only a manifest doesn't tell it"
+        entry = self.mapped[target]
+        assert entry.merge is not None
+        assert entry.merge.scale is not None, "a manifest alone doesn't tell it"
         w, a, b = (find(self.checkpoints, origin) for origin in entry.from_)
-        yield from merged_bytes(w, a, b, entry.merge.scale, start, stop)
+        return merged_bytes(w, a, b, entry.merge.scale, dtype, start, stop)
 
     def _read(self, target: str, start: int, stop: int) -> NDArray[np.float64]:
         source = self.source(target)
@@ -98,7 +102,7 @@ class Recipe:
         from llava_remap.dtypes import to_float64
 
         width = source.nbytes // source.shape[0]
-        made = b"".join(piece for piece in self._run(target, start * width, stop * width) if isinstance(piece, bytes))
+        made = b"".join(self._merged(target, source.dtype, start * width, stop * width))
         return to_float64(made, source.dtype).reshape(stop - start, *source.shape[1:])
 
 

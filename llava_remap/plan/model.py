@@ -233,7 +233,11 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
-    """A source in short. `taken`: how many of its tensors the job uses, drops or can't place; the others were not selected."""
+    """A source in short.
+
+    Attributes:
+        taken: how many of its tensors the job uses, drops or can't place; the others were not selected, or were replaced.
+    """
 
     location: str
     form: str

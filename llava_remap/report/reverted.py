@@ -47,7 +47,7 @@ def _not_restored(console: Console, part: Part) -> None:
             line(console, f"    {folded}")
         line(console, Text(f"      {reason} ({rule})", "dim"))
     if part.not_taken:
-        line(console, f"  {part.name}: {_count(part.not_taken, 'tensor')} of {part.location} that the rule file doesn't take")
+        line(console, f"  {part.name}: {_count(part.not_taken, 'tensor')} of {part.location} that were not taken")
     files = [*part.not_restored, *([] if part.texts else ["config.json"])]
     if files:
         line(console, f"  {part.name}: {', '.join(dict.fromkeys(files))}; copy from {part.location}")

@@ -226,14 +226,14 @@ def test_the_trainers_own_files(tmp_path: Path) -> None:
 
 def test_adapter_folder_and_files() -> None:
     for path, facts in [
-        (LORA, "`adapter_model.bin` is an adapter (rank 4, 14 LoRA pairs, 28 tensors)"),
+        (LORA, "`adapter_model.bin` is an adapter (rank 4, 14 LoRA pairs, 32 tensors)"),
         (LORA / "adapter_model.bin", "(rank 4, 14 LoRA pairs, 28 tensors)"),
         (LORA / "non_lora_trainables.bin", "(rank 4, 0 LoRA pairs, 4 tensors)"),
     ]:
         problem = refusal(path)
         assert problem.code == "LR107"
         assert facts in problem.cause
-        assert "merge it into its base first" in problem.fix
+        assert problem.fix == "Give its base too: --source model=BASE --source adapter=SRC."
 
 
 def test_adapter_by_its_content(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_adapter_config_alone_and_its_base(tmp_path: Path) -> None:
     problem = refusal(tmp_path)
     assert problem.code == "LR107"
     assert "rank 128, 0 LoRA pairs" in problem.cause
-    assert "Give its base (`lmsys/vicuna-7b-v1.5`)" in problem.fix
+    assert "Give its base (`lmsys/vicuna-7b-v1.5`) too: --source model=BASE" in problem.fix
     (tmp_path / "adapter_config.json").write_text("{")
     assert refusal(tmp_path).code == "LR113"
 

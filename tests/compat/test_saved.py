@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from llava_remap.apply import apply
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.identify import nearest_layout
-from tests.compat.save import logits, models
 from tests.compat.run import LOGITS, VERSIONS, missing, place
+from tests.compat.save import logits, models
 
 #: On disk, by version; what the installed one saves of a model built from scratch has no `vision_model` level.
 LAYOUT = {"": "classic-5.6", **dict.fromkeys(VERSIONS, "classic")}

@@ -132,6 +132,12 @@ def test_what_is_no_model_is_refused_as_in_a_folder(hub: Hub, folder: str, code:
     assert messages[0] == messages[1]
 
 
+def test_an_adapter_with_what_lies_beside_it(hub: Hub) -> None:
+    hub.add("org/name", TINY / "llava-v1.5-lora")
+    found = open_checkpoint(take().folder, part=True)
+    assert (len(found.catalog), len(found.pairs)) == (32, 14)
+
+
 def test_adapter_config_alone(hub: Hub) -> None:
     hub.repos["org/name"] = Repo()
     hub.repos["org/name"].commit({"adapter_config.json": b'{"r": 8}', "adapter_model.gguf": b"x"})
