@@ -35,6 +35,8 @@ from llava_remap.target import text_config
 from llava_remap.verify import compare, strict_load
 
 Verify = Literal["meta", "full", "none"]
+Dtype = Literal["keep", "bfloat16", "float16", "float32"]
+_STORED_AS = {"keep": None, "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ def plan_job(
     sources: Sequence[str | Path] = (),
     output: str | Path | None = None,
     *,
+    dtype: Dtype = "keep",
     dry_run: bool = False,
     offline: bool = False,
 ) -> Job:
@@ -114,20 +117,31 @@ def plan_job(
         sources: `SRC` or `NAME=SRC` each; a bare SRC is the rule file's first source. A SRC is a folder, a file, a manifest or
             a hub id with an optional `@revision`. What isn't given and is needed is the rule file's default.
         output: the folder to be written; by default the first source's last part with `-hf`, in the current folder.
+        dtype: the dtype that every parameter is written in; `keep`: each in the one that it is stored in.
         dry_run: whether the job is only to be planned; then a manifest will do for a source.
         offline: whether only what was downloaded before is taken from the hub.
 
     Raises:
-        RemapError: for a rule file, a source or a command line that can't be read. What doesn't map is in `plan.problems`.
+        RemapError: for a rule file, a source or a command line that can't be read, LR211 for a `dtype` that there is not. What
+            doesn't map is in `plan.problems`.
     """
     folder = None if output is None else output_folder(output)
-    job = plan_mapping(rules, sources, dry_run=dry_run, offline=offline)
+    job = plan_mapping(rules, sources, dtype=dtype, dry_run=dry_run, offline=offline)
     job = replace(job, output=folder or job.output)
     return refused(job, output_problems(job.output, job.plan.nbytes_write, job.checkpoints))
 
 
-def plan_mapping(rules: str | Path, sources: Sequence[str | Path] = (), *, dry_run: bool = False, offline: bool = False) -> Job:
+def plan_mapping(
+    rules: str | Path,
+    sources: Sequence[str | Path] = (),
+    *,
+    dtype: Dtype = "keep",
+    dry_run: bool = False,
+    offline: bool = False,
+) -> Job:
     """`plan_job` without the question whether the output can be written: for what writes none."""
+    if dtype not in _STORED_AS:
+        raise refuse("LR211", f"dtype={dtype!r}: it is one of {', '.join(_STORED_AS)}.", "Write one of them.")
     file = load_rule_file(rules)
     _ = file.target
     first = file.first_source
@@ -145,7 +159,7 @@ def plan_mapping(rules: str | Path, sources: Sequence[str | Path] = (), *, dry_r
         configs = source_configs(file, checkpoints)
     if not problems:
         try:
-            derived = derive(file, checkpoints, configs, routes)
+            derived = derive(file, checkpoints, configs, routes, _STORED_AS[dtype])
         except RemapError as error:
             problems += error.problems
         except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
@@ -167,6 +181,7 @@ def plan_mapping(rules: str | Path, sources: Sequence[str | Path] = (), *, dry_r
         derived.post_load if derived else (),
         (*problems, *(derived.problems if derived else ())),
         derived.notes if derived else (),
+        dtype=_STORED_AS[dtype],
         recognised=recognised,
     )
     return Job(file, checkpoints, Path(short_name(given[first]) + "-hf"), plan, derived, small_files)
@@ -247,11 +262,12 @@ def apply(
     sources: Sequence[str | Path] = (),
     output: str | Path | None = None,
     *,
+    dtype: Dtype = "keep",
     verify: Verify = "meta",
     offline: bool = False,
 ) -> Result:
     """Plan a job and carry it out: `plan_job`, then `apply_job`."""
-    return apply_job(plan_job(rules, sources, output, offline=offline), verify=verify)
+    return apply_job(plan_job(rules, sources, output, dtype=dtype, offline=offline), verify=verify)
 
 
 def refused(job: Job, problems: Sequence[Problem]) -> Job:

@@ -10,7 +10,7 @@ from typing import Any
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder import find_image_processor, image_processor_problems
-from llava_remap.plan import PostLoadChange, Routes
+from llava_remap.plan import PostLoadChange, Routes, written_dtype
 from llava_remap.post_load import Before, plan_changes
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import (
@@ -51,9 +51,17 @@ def source_configs(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> li
 
 
 def derive(
-    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], configs: Sequence[Mapping[str, Any]], routes: Routes
+    rules: RuleFile,
+    checkpoints: Mapping[str, Checkpoint],
+    configs: Sequence[Mapping[str, Any]],
+    routes: Routes,
+    dtype: str | None = None,
 ) -> Derived:
-    """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change."""
+    """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change.
+
+    Args:
+        dtype: the dtype that every parameter is written in; None: each in its own.
+    """
     folders = {
         kind: [c.folder for name, c in checkpoints.items() if kind in rules.text.sources[name].use and c.folder is not None]
         for kind in ("tokenizer", "processor")
@@ -65,10 +73,16 @@ def derive(
     apart = any((r.rewrite.target or "").startswith(TOWER) for r in routes.taken if r.source != rules.first_source)
     one_tensor = _head_is_embedding(checkpoints, routes)
     config = derive_config(rules, configs, produced, tokens, tower_apart=apart, head_is_embedding=one_tensor)
+    if dtype is not None:
+        config = config.with_dtype(dtype)
     with rules.placed("target", "class"):
         target = wanted_parameters(str(rules.target.class_), config.config)
     needed = max((token.id + 1 for token in tokens), default=0)
-    tensors = {name: (t.dtype, t.shape) for name, t in produced.items() if name in target.shapes and name not in target.tied}
+    tensors = {
+        name: (written_dtype(tensor.dtype, dtype), tensor.shape)
+        for name, tensor in produced.items()
+        if name in target.shapes and name not in target.tied
+    }
     token_ids = None if vocabulary is None else {**vocabulary.ids, **{token.text: token.id for token in tokens}}
     before = Before(tensors, needed, token_ids)
     changes: list[PostLoadChange] = []

@@ -30,6 +30,13 @@ class Verify(str, Enum):
     none = "none"
 
 
+class Dtype(str, Enum):
+    keep = "keep"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(__version__)
@@ -63,6 +70,14 @@ def apply_command(
             help="The folder to write; new or empty. By default ./<last part of the first source>-hf, with --reverse -original.",
         ),
     ] = None,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            "--dtype",
+            help="What every weight is written in; keep: each in the dtype that it is stored in. Values are rounded to nearest; "
+            "those that don't fit are found before anything is written. What was rounded, revert can't give back.",
+        ),
+    ] = Dtype.keep,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only plan, from headers: print what would be done or why not.")
     ] = False,
@@ -107,8 +122,13 @@ def apply_command(
         from llava_remap.reverse import plan_reverse, reverse_job
         from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
-        plan, carry_out = (plan_reverse, reverse_job) if reverse else (plan_job, apply_job)
-        job = plan(rules, source, output, dry_run=dry_run, offline=offline)
+        if not reverse:
+            job, carry_out = plan_job(rules, source, output, dtype=dtype.value, dry_run=dry_run, offline=offline), apply_job
+        elif dtype is Dtype.keep:
+            job, carry_out = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline), reverse_job
+        else:
+            cause = "--reverse gives back what is there, in its own dtype."
+            raise RemapError(Problem("LR211", cause, "Leave --dtype out; cast on the way forward."))
         if check_values or not dry_run:
             job = run_checks(job)
         if output_format is Format.human:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
 from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly, rows
 from llava_remap.plan import Mapped, PostLoadChange
 from llava_remap.post_load import OldBytes, make_pieces
@@ -44,7 +44,7 @@ class Recipe:
         post_load: changes of the plan by target name.
         checkpoints: the sources by name.
         runs: by target name, the runs of its source's bytes that a tensor consists of, where those aren't all of them: offset,
-            counted from the source tensor's first byte, and number of bytes.
+            counted from the source tensor's first byte, and number of bytes, both in the dtype that is written.
     """
 
     mapped: Mapping[str, Mapped]
@@ -68,15 +68,16 @@ class Recipe:
         Raises:
             RemapError: LR102 where a source has become shorter, LR212 without the plug-in, and whatever a plug-in refuses.
         """
-        tensor = self.source(target)
+        tensor, dtype = self.source(target), self.mapped[target].dtype
+        run = _run if dtype == tensor.dtype else _cast_run
         change = self.post_load.get(target)
         if change is None:
-            for offset, nbytes in self.runs.get(target, [(0, tensor.nbytes)]):
-                yield from _run(tensor, offset, offset + nbytes)
+            for offset, nbytes in self.runs.get(target, [(0, self.mapped[target].nbytes)]):
+                yield from run(tensor, offset, offset + nbytes, dtype)
             return
         for piece in make_pieces(change.use, change.options, change.change, self._read):
             if isinstance(piece, OldBytes):
-                yield from _run(tensor, piece.offset, piece.offset + piece.nbytes)
+                yield from run(tensor, piece.offset, piece.offset + piece.nbytes, dtype)
             else:
                 yield piece
 
@@ -84,7 +85,19 @@ class Recipe:
         return rows(self.source(target), start, stop)
 
 
-def _run(tensor: Tensor, start: int, stop: int) -> Iterator[Range | bytes]:
+def _cast_run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
+    """A run of what a source tensor's bytes are in another dtype; start and stop count bytes in that one."""
+    from llava_remap.dtypes import cast
+
+    old, new = (DTYPE_BITS[name] // 8 for name in (tensor.dtype, dtype))
+    at = start - start % new
+    for chunk in chunks(tensor, at // new * old, -(-stop // new) * old):
+        made = cast(chunk, tensor.dtype, dtype)
+        yield made[max(start - at, 0) : stop - at]
+        at += len(made)
+
+
+def _run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
     """A run of a source tensor's bytes in row-major, little-endian order: a range of its file, if that is how they lie there."""
     where = tensor.location
     assert where is not None

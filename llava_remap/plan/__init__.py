@@ -1,7 +1,18 @@
 """Program, catalogs, target and post-load shapes to a plan and its coverage. Pure: no files, no torch, no printing."""
 
 from llava_remap.plan.build import build_plan
-from llava_remap.plan.model import FORMAT, FORMAT_VERSION, Dropped, Mapped, Plan, PostLoadChange, Shard, SourceName, ValueCheck
+from llava_remap.plan.model import (
+    FORMAT,
+    FORMAT_VERSION,
+    Dropped,
+    Mapped,
+    Plan,
+    PostLoadChange,
+    Shard,
+    SourceName,
+    ValueCheck,
+    written_dtype,
+)
 from llava_remap.plan.route import Routed, Routes, route
 
 __all__ = [
@@ -18,4 +29,5 @@ __all__ = [
     "ValueCheck",
     "build_plan",
     "route",
+    "written_dtype",
 ]

@@ -20,6 +20,7 @@ from llava_remap.plan.model import (
     SourceSummary,
     Unmapped,
     ValueCheck,
+    written_dtype,
 )  # fmt: skip
 from llava_remap.plan.problems import coverage_problems, drop_problems, dtype_problems, layers, unmapped_problems
 from llava_remap.plan.route import Routed, Routes
@@ -39,6 +40,7 @@ def build_plan(
     problems: Sequence[Problem] = (),
     notes: Sequence[Problem] = (),
     *,
+    dtype: str | None = None,
     recognised: bool = True,
 ) -> Plan:
     """Match what the sources provide with what the target wants.
@@ -46,6 +48,7 @@ def build_plan(
     Args:
         target: None where `problems` kept it from being derived; then nothing is mapped, and the plan only tells why.
         problems: what was found before; the plan adds what doesn't match.
+        dtype: the dtype that every parameter is written in; None: each in its own.
         recognised: whether the checkpoint is one that the rule file is for; if not, what isn't mapped says nothing.
     """
     shapes = dict(target.shapes) if target else {}
@@ -59,7 +62,7 @@ def build_plan(
             unclaimed.append(routed)
     changes = {change.change.target: change for change in post_load}
     single = {name: found[0] for name, found in providers.items() if len(found) == 1}
-    mapped = [_mapped(name, routed, tied, single, changes) for name, routed in single.items()]
+    mapped = [_mapped(name, routed, tied, single, changes, dtype) for name, routed in single.items()]
     missing = {name: shape for name, shape in shapes.items() if name not in providers and name not in tied}
     mismatched = [Mismatched(m.target, m.shape, shapes[m.target]) for m in mapped if m.shape != shapes[m.target]]
     plan_missing = _missing(missing, unclaimed)
@@ -106,9 +109,16 @@ def build_plan(
 
 
 def _mapped(
-    name: str, routed: Routed, tied: Mapping[str, str], single: Mapping[str, Routed], changes: Mapping[str, PostLoadChange]
+    name: str,
+    routed: Routed,
+    tied: Mapping[str, str],
+    single: Mapping[str, Routed],
+    changes: Mapping[str, PostLoadChange],
+    dtype: str | None,
 ) -> Mapped:
     tensor = routed.tensor
+    written = written_dtype(tensor.dtype, dtype)
+    cast_from = tensor.dtype if written != tensor.dtype else None
     where = tensor.location
     other = tied.get(name)
     op, shape = None, tensor.shape
@@ -118,9 +128,11 @@ def _mapped(
             shape = changes[other].change.shape_after  # it is the other's tensor, so it changes with it
     elif name in changes:
         op, shape = changes[name].use, changes[name].change.shape_after
+    elif cast_from is not None:
+        op = "cast"
     elif where is not None and (where.stride is not None or where.big_endian):
         op = "gather"
-    return Mapped(name, tensor.dtype, shape, (routed.origin,), routed.rewrite.rules, op, other)
+    return Mapped(name, written, shape, (routed.origin,), routed.rewrite.rules, op, other, cast_from)
 
 
 def _missing(missing: Mapping[str, tuple[int, ...]], unclaimed: Sequence[Routed]) -> list[Missing]:
@@ -161,6 +173,7 @@ def _value_checks(
     for name in sorted({read for change in post_load for read in change.change.reads}):
         if name in single:
             checks.append(ValueCheck("finite", name, (single[name].origin,)))
+    checks += [ValueCheck("range", entry.target, entry.from_[:1]) for entry in mapped if entry.is_rounded and entry.op != "tied"]
     for entry in mapped:
         other = single.get(tied.get(entry.target, ""))
         if entry.op == "tied" and other is not None and not _one_tensor(checkpoints, single[entry.target], other):
