@@ -145,7 +145,7 @@ CODES: dict[str, Code] = {
         "Rows of embed_tokens, the config's vocab_size and the tokenizer's length contradict each other, or a new token gets "
         "no row."),
     "LR403": Code("token id taken by another token", Exit.PROBLEMS,
-        "A token that the rule file adds would get an id that is taken, or another one than planned."),
+        "A token of the rule file has an id that is taken, or gets another one than planned, or than the source's config says."),
     "LR405": Code("tied tensors differ", Exit.PROBLEMS,
         "The config ties lm_head to embed_tokens, and the checkpoint has two with different values."),
     "LR406": Code("non-finite or too large values", Exit.PROBLEMS,

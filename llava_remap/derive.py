@@ -11,7 +11,7 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder import find_image_processor, image_processor_problems
 from llava_remap.plan import PostLoadChange, Routes, written_dtype
-from llava_remap.post_load import Before, plan_changes
+from llava_remap.post_load import Before, plan_changes, takes
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import (
     EMBEDDING,
@@ -56,11 +56,13 @@ def derive(
     configs: Sequence[Mapping[str, Any]],
     routes: Routes,
     dtype: str | None = None,
+    vocab: str | int = "pad",
 ) -> Derived:
     """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change.
 
     Args:
         dtype: the dtype that every parameter is written in; None: each in its own.
+        vocab: `pad`: as many rows of the vocabulary as the rule file says; else what it is to say, `keep` or a number.
     """
     folders = {
         kind: [c.folder for name, c in checkpoints.items() if kind in rules.text.sources[name].use and c.folder is not None]
@@ -69,7 +71,8 @@ def derive(
     produced = routes.produced
     rows = embedding_rows(produced)
     vocabulary = next((v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None)
-    tokens = place_tokens(rules.text.tokens, vocabulary, rows)
+    said = text_config(configs) or {}
+    tokens = place_tokens(rules.text.tokens, vocabulary, rows, said)
     apart = any((r.rewrite.target or "").startswith(TOWER) for r in routes.taken if r.source != rules.first_source)
     one_tensor = _head_is_embedding(checkpoints, routes)
     config = derive_config(rules, configs, produced, tokens, tower_apart=apart, head_is_embedding=one_tensor)
@@ -89,15 +92,22 @@ def derive(
     notes = [*config.notes]
     for number, post_load in enumerate(rules.text.post_load):
         with rules.placed("post_load", number):
-            effect = plan_changes(post_load.use, post_load.with_, before)
-            new = [PostLoadChange(post_load.use, post_load.with_, change) for change in effect.changes]
+            options = post_load.with_
+            if vocab != "pad" and takes(post_load.use, "vocab"):
+                options = {**options, "vocab": vocab}
+            effect = plan_changes(post_load.use, options, before)
+            new = [PostLoadChange(post_load.use, options, change) for change in effect.changes]
             if twice := {entry.change.target for entry in changes} & {entry.change.target for entry in new}:
                 raise refuse("LR212", f"two rules of `post_load` change `{min(twice)}`.", "Take one of them out.")
         changes += new
         notes += effect.notes
-    said = (text_config(configs) or {}).get("vocab_size")
     target, config = _changed(target, config, changes)
-    problems = [*vocabulary_problems(vocabulary, tokens, said, rows, target.shapes.get(EMBEDDING, (0,))[0])]
+    rows_after = target.shapes.get(EMBEDDING, (0,))[0]
+    problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after)
+    if isinstance(vocab, int) and vocab != rows_after:
+        how = "rows are added, never taken away" if vocab < rows else f"no rule of `post_load` in {rules.name} adds rows"
+        cause = f"--vocab {vocab}: embed_tokens has {rows} rows, and {how}."
+        problems.append(Problem("LR402", cause, f"Give a number that isn't below {rows}, or --vocab pad or keep."))
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
     if vocabulary is None and rules.text.processor is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -78,6 +78,15 @@ def apply_command(
             "those that don't fit are found before anything is written. What was rounded, revert can't give back.",
         ),
     ] = Dtype.keep,
+    vocab: Annotated[
+        str,
+        typer.Option(
+            "--vocab",
+            metavar="keep|pad|N",
+            help="How many rows the vocabulary will have. pad: as the rule file says, mostly as many as new tokens need and on "
+            "to a multiple of 64; keep: as many as there are, so new tokens have to fit; N: so many.",
+        ),
+    ] = "pad",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only plan, from headers: print what would be done or why not.")
     ] = False,
@@ -123,12 +132,14 @@ def apply_command(
         from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
         if not reverse:
-            job, carry_out = plan_job(rules, source, output, dtype=dtype.value, dry_run=dry_run, offline=offline), apply_job
-        elif dtype is Dtype.keep:
-            job, carry_out = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline), reverse_job
+            rows: Any = int(vocab) if vocab.isascii() and vocab.isdecimal() and len(vocab) < 10 else vocab
+            job = plan_job(rules, source, output, dtype=dtype.value, vocab=rows, dry_run=dry_run, offline=offline)
+        elif (dtype.value, vocab) == ("keep", "pad"):
+            job = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
         else:
-            cause = "--reverse gives back what is there, in its own dtype."
-            raise RemapError(Problem("LR211", cause, "Leave --dtype out; cast on the way forward."))
+            cause = "--reverse gives back what is there, in its own dtype and with all its rows."
+            raise RemapError(Problem("LR211", cause, "Leave --dtype and --vocab out; they are for the way forward."))
+        carry_out = reverse_job if reverse else apply_job
         if check_values or not dry_run:
             job = run_checks(job)
         if output_format is Format.human:
