@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from itertools import zip_longest
 from math import prod
@@ -19,8 +19,9 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
     Problems: LR405 where tied tensors differ, LR406 for inf or NaN, and for what is too large for the dtype that is written.
     Note: LR310 with the number of tensors that differ.
     """
-    problems, differing = [], []
-    pairs = 0
+    problems = []
+    pairs: dict[str, int] = Counter()  # by source that isn't used
+    differing: dict[str, list[str]] = defaultdict(list)
     beyond: dict[str, list[tuple[str, str]]] = defaultdict(list)  # by dtype, each tensor and what of it doesn't fit
     dtypes = {entry.target: entry.dtype for entry in plan.mapped}
     for check in plan.value_checks:
@@ -44,8 +45,8 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
         one, other = (find(checkpoints, origin) for origin in check.from_)
         same = equal(one, other)
         if check.check == "compare":
-            pairs += 1
-            differing += [] if same else [check.from_[1].name]
+            pairs[check.from_[1].source] += 1
+            differing[check.from_[1].source] += [] if same else [check.from_[1].name]
         elif not same:
             problems.append(
                 Problem(
@@ -59,12 +60,10 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
         cause = f"values of {len(rows)} tensor{'s' if len(rows) > 1 else ''} don't fit into {dtype}."
         fix = "Write another --dtype: bfloat16 holds numbers as large as float32 does. inf and NaN no dtype makes good."
         problems.append(Problem("LR406", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
-    notes = []
-    if pairs:
-        source = next(c.from_[1].source for c in plan.value_checks if c.check == "compare")
-        notes.append(
-            Problem("LR310", f"{len(differing)} of {pairs} tensors differ from those of `{source}`.", names=tuple(differing))
-        )
+    notes = [
+        Problem("LR310", f"{len(names)} of {pairs[source]} tensors differ from those of `{source}`.", names=tuple(names))
+        for source, names in differing.items()
+    ]
     return problems, notes
 
 

@@ -81,7 +81,7 @@ def build_plan(
         found_problems += dtype_problems(mapped)
         found_problems += drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
-    all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *_beside_notes(rules, routes))
+    all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *_beside_notes(rules, routes, single))
     return Plan(
         rules_name=rules.name,
         rules_version=rules.text.version or "",
@@ -208,11 +208,16 @@ def _sharing_notes(
     return notes
 
 
-def _beside_notes(rules: RuleFile, routes: Routes) -> list[Problem]:
-    return [
-        Problem("LR310", f"`{rules.first_source}` has its own, so that of `{source}` is not used.")
-        for source in dict.fromkeys(r.source for r in routes.beside)
-    ]
+def _beside_notes(rules: RuleFile, routes: Routes, single: Mapping[str, Routed]) -> list[Problem]:
+    """LR310: which source isn't used, and how many of its tensors are others by their shape alone; the rest are compared."""
+    notes = []
+    for source in dict.fromkeys(r.source for r in routes.beside):
+        there = [r for r in routes.beside if r.source == source and r.rewrite.reason is None]
+        used = [single.get(r.rewrite.target or "") for r in there]
+        odd = sum(u is None or u.tensor.shape != r.tensor.shape for r, u in zip(there, used, strict=True))
+        shapes = f" {odd} of its {len(there)} tensors have another shape, or nothing in their place." if odd else ""
+        notes.append(Problem("LR310", f"`{rules.first_source}` has its own, so that of `{source}` is not used.{shapes}"))
+    return notes
 
 
 def _one_tensor(checkpoints: Mapping[str, Checkpoint], one: Routed, other: Routed) -> bool:
