@@ -35,6 +35,9 @@ from llava_remap.target import CLASSIC, check_layout, text_config
 from llava_remap.verify import compare, strict_load
 
 Verify = Literal["meta", "full", "none"]
+Dtype = Literal["keep", "bfloat16", "float16", "float32"]
+Vocab = Literal["keep", "pad"] | int
+_STORED_AS = {"keep": None, "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,8 @@ def plan_job(
     output: str | Path | None = None,
     *,
     layout: str = CLASSIC,
+    dtype: Dtype = "keep",
+    vocab: Vocab = "pad",
     dry_run: bool = False,
     offline: bool = False,
 ) -> Job:
@@ -117,14 +122,17 @@ def plan_job(
         output: the folder to be written; by default the first source's last part with `-hf`, in the current folder.
         layout: the names that are written: `classic`, which every version of transformers loads, or `module-4.52` or
             `module-5.6`, the module names of some versions.
+        dtype: the dtype that every parameter is written in; `keep`: each in the one that it is stored in.
+        vocab: how many rows the vocabulary will have. `pad`: as the rule file says; `keep`: as many as there are; or a number.
         dry_run: whether the job is only to be planned; then a manifest will do for a source.
         offline: whether only what was downloaded before is taken from the hub.
 
     Raises:
-        RemapError: for a rule file, a source or a command line that can't be read. What doesn't map is in `plan.problems`.
+        RemapError: for a rule file, a source or a command line that can't be read, LR211 for a `dtype` or `vocab` that there is
+            not. What doesn't map is in `plan.problems`.
     """
     folder = None if output is None else output_folder(output)
-    job = plan_mapping(rules, sources, layout=layout, dry_run=dry_run, offline=offline)
+    job = plan_mapping(rules, sources, layout=layout, dtype=dtype, vocab=vocab, dry_run=dry_run, offline=offline)
     job = replace(job, output=folder or job.output)
     return refused(job, output_problems(job.output, job.plan.nbytes_write, job.checkpoints))
 
@@ -134,11 +142,17 @@ def plan_mapping(
     sources: Sequence[str | Path] = (),
     *,
     layout: str = CLASSIC,
+    dtype: Dtype = "keep",
+    vocab: Vocab = "pad",
     dry_run: bool = False,
     offline: bool = False,
 ) -> Job:
     """`plan_job` without the question whether the output can be written: for what writes none."""
     check_layout(layout)
+    if dtype not in _STORED_AS:
+        raise refuse("LR211", f"dtype={dtype!r}: it is one of {', '.join(_STORED_AS)}.", "Write one of them.")
+    if vocab not in ("keep", "pad") and not (type(vocab) is int and 0 < vocab < 2**31):
+        raise refuse("LR211", f"vocab={vocab!r}: it is keep, pad or a number of rows.", "Write one of them.")
     file = load_rule_file(rules)
     _ = file.target
     first = file.first_source
@@ -156,7 +170,7 @@ def plan_mapping(
         configs = source_configs(file, checkpoints)
     if not problems:
         try:
-            derived = derive(file, checkpoints, configs, routes, layout)
+            derived = derive(file, checkpoints, configs, routes, layout, _STORED_AS[dtype], vocab)
         except RemapError as error:
             problems += error.problems
         except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
@@ -178,6 +192,7 @@ def plan_mapping(
         derived.post_load if derived else (),
         (*problems, *(derived.problems if derived else ())),
         derived.notes if derived else (),
+        dtype=_STORED_AS[dtype],
         recognised=recognised,
     )
     plan = in_layout(plan, layout, derived.target.names if derived else {})
@@ -260,11 +275,14 @@ def apply(
     output: str | Path | None = None,
     *,
     layout: str = CLASSIC,
+    dtype: Dtype = "keep",
+    vocab: Vocab = "pad",
     verify: Verify = "meta",
     offline: bool = False,
 ) -> Result:
     """Plan a job and carry it out: `plan_job`, then `apply_job`."""
-    return apply_job(plan_job(rules, sources, output, layout=layout, offline=offline), verify=verify)
+    job = plan_job(rules, sources, output, layout=layout, dtype=dtype, vocab=vocab, offline=offline)
+    return apply_job(job, verify=verify)
 
 
 def refused(job: Job, problems: Sequence[Problem]) -> Job:

@@ -156,11 +156,11 @@ CODES: dict[str, Code] = {
         "Rows of embed_tokens, the config's vocab_size and the tokenizer's length contradict each other, or a new token gets "
         "no row."),
     "LR403": Code("token id taken by another token", Exit.PROBLEMS,
-        "A token that the rule file adds would get an id that is taken, or another one than planned."),
+        "A token of the rule file has an id that is taken, or gets another one than planned, or than the source's config says."),
     "LR405": Code("tied tensors differ", Exit.PROBLEMS,
         "The config ties lm_head to embed_tokens, and the checkpoint has two with different values."),
-    "LR406": Code("non-finite values", Exit.PROBLEMS,
-        "inf or NaN where values are computed with, or values that don't fit into the stored dtype."),
+    "LR406": Code("non-finite or too large values", Exit.PROBLEMS,
+        "inf or NaN where values are computed with or rounded, or values that don't fit into the dtype that is written."),
     "LR407": Code("spare rows used, no resize", Exit.PROBLEMS,
         "Note. embed_tokens has rows to spare, so new tokens need no new ones."),
     "LR408": Code("no tokenizer", Exit.PROBLEMS,
@@ -204,8 +204,8 @@ CODES: dict[str, Code] = {
     "LR606": Code("no record", Exit.INPUT,
         "`verify` and `revert` need the record that `apply` writes, and the folder has none."),
     "LR607": Code("original bytes not kept", Exit.PROBLEMS,
-        "A post-load rule or a merged adapter changed tensors so that what they were isn't in the folder any more, or a tied "
-        "tensor had another dtype than the one that was written. Take them from the original checkpoint."),
+        "`--dtype` rounded tensors, a post-load rule or a merged adapter changed them so that what they were isn't in the folder "
+        "any more, or a tied tensor had another dtype than the one that was written. Take them from the original checkpoint."),
     "LR608": Code("video processor not tried", Exit.PROBLEMS,
         "A note. The video processor was written, but transformers opens it with torchvision only, which isn't installed."),
 }

@@ -10,8 +10,8 @@ from typing import Any
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder import find_image_processor, image_processor_problems, kept_notes, video_processor_notes
-from llava_remap.plan import PostLoadChange, Routes
-from llava_remap.post_load import Before, plan_changes
+from llava_remap.plan import PostLoadChange, Routes, written_dtype
+from llava_remap.post_load import Before, plan_changes, takes
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import (
     CLASSIC,
@@ -65,10 +65,18 @@ def derive(
     configs: Sequence[Mapping[str, Any]],
     routes: Routes,
     layout: str = CLASSIC,
+    dtype: str | None = None,
+    vocab: str | int = "pad",
 ) -> Derived:
-    """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change."""
+    """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change.
+
+    Args:
+        layout: the names that are wanted.
+        dtype: the dtype that every parameter is written in; None: each in its own.
+        vocab: `pad`: as many rows of the vocabulary as the rule file says; else what it is to say, `keep` or a number.
+    """
     if rules.target.as_ is not None:
-        return _derive_as_source(checkpoints[rules.first_source], routes, layout)
+        return _derive_as_source(rules, checkpoints[rules.first_source], routes, layout, dtype, vocab)
     folders = {
         kind: [c.folder for name, c in checkpoints.items() if kind in rules.text.sources[name].use and c.folder is not None]
         for kind in ("tokenizer", "processor")
@@ -76,7 +84,8 @@ def derive(
     produced = routes.produced
     rows = embedding_rows(produced)
     vocabulary = next((v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None)
-    tokens = place_tokens(rules.text.tokens, vocabulary, rows)
+    said = text_config(configs) or {}
+    tokens = place_tokens(rules.text.tokens, vocabulary, rows, said)
     towers = tuple(rules.target.towers)
     others = {name for name, source in rules.text.sources.items() if name != rules.first_source and not source.overrides}
     apart = any((r.rewrite.target or "").startswith(towers) for r in routes.taken if r.source in others)
@@ -85,25 +94,36 @@ def derive(
     config = derive_config(
         rules, configs, produced, tokens, words=frozenset(words), tower_apart=apart, head_is_embedding=one_tensor
     )
+    if dtype is not None:
+        config = config.with_dtype(dtype)
     with rules.placed("target", "class"):
         target = wanted_parameters(str(rules.target.class_), config.config, layout)
     needed = max((token.id + 1 for token in tokens), default=0)
-    tensors = {name: (t.dtype, t.shape) for name, t in produced.items() if name in target.shapes and name not in target.tied}
+    tensors = {
+        name: (written_dtype(tensor.dtype, dtype), tensor.shape)
+        for name, tensor in produced.items()
+        if name in target.shapes and name not in target.tied
+    }
     token_ids = None if vocabulary is None else {**vocabulary.ids, **{token.text: token.id for token in tokens}}
     before = Before(tensors, needed, token_ids)
     changes: list[PostLoadChange] = []
     notes = [*config.notes]
     for number, post_load in enumerate(rules.text.post_load):
         with rules.placed("post_load", number):
-            effect = plan_changes(post_load.use, post_load.with_, before)
-            new = [PostLoadChange(post_load.use, post_load.with_, change) for change in effect.changes]
+            options = post_load.with_
+            if vocab != "pad" and takes(post_load.use, "vocab"):
+                options = {**options, "vocab": vocab}
+            effect = plan_changes(post_load.use, options, before)
+            new = [PostLoadChange(post_load.use, options, change) for change in effect.changes]
             if twice := {entry.change.target for entry in changes} & {entry.change.target for entry in new}:
                 raise refuse("LR212", f"two rules of `post_load` change `{min(twice)}`.", "Take one of them out.")
         changes += new
         notes += effect.notes
-    said = (text_config(configs) or {}).get("vocab_size")
     target, config = _changed(target, config, changes)
-    problems = [*vocabulary_problems(vocabulary, tokens, said, rows, target.shapes.get(EMBEDDING, (0,))[0])]
+    rows_after = target.shapes.get(EMBEDDING, (0,))[0]
+    problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after)
+    if isinstance(vocab, int) and vocab != rows_after:
+        problems.append(_rows_problem(rules, vocab, rows))
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
     if vocabulary is not None:
@@ -121,16 +141,28 @@ def derive(
     return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
 
 
-def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str) -> Derived:
+def _derive_as_source(
+    rules: RuleFile, checkpoint: Checkpoint, routes: Routes, layout: str, dtype: str | None, vocab: str | int
+) -> Derived:
     """What the source is already: nothing is added, so its tokenizer has to fit its rows as they are."""
     config = config_as_source(checkpoint)
+    if dtype is not None:
+        config = config.with_dtype(dtype)
     target = wanted_parameters(config.config["architectures"][0], config.config, layout)
     vocabulary = None if checkpoint.folder is None else read_vocabulary(checkpoint.folder)
     rows = embedding_rows(routes.produced)
-    said = config.config["text_config"].get("vocab_size")
+    said = config.config["text_config"]
     problems = vocabulary_problems(vocabulary, (), said, rows, target.shapes.get(EMBEDDING, (0,))[0])
+    if isinstance(vocab, int) and vocab != rows:
+        problems.append(_rows_problem(rules, vocab, rows))
     notes = (*config.notes, *kept_notes(checkpoint.folder, vocabulary))
     return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes)
+
+
+def _rows_problem(rules: RuleFile, vocab: int, rows: int) -> Problem:
+    how = "rows are added, never taken away" if vocab < rows else f"no rule of `post_load` in {rules.name} adds rows"
+    cause = f"--vocab {vocab}: embed_tokens has {rows} rows, and {how}."
+    return Problem("LR402", cause, f"Give a number that isn't below {rows}, or --vocab pad or keep.")
 
 
 def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes) -> bool:

@@ -22,10 +22,37 @@ def to_float64(raw: bytes | memoryview, dtype: str) -> NDArray[np.float64]:
     """
     if dtype not in _NUMPY:
         raise ValueError(f"no arithmetic on dtype {dtype}")
+    return _values(raw, dtype).astype(np.float64)
+
+
+def cast(raw: bytes | memoryview, stored: str, dtype: str) -> bytes:
+    """Little-endian elements in another float dtype, each rounded once, to nearest and ties to even.
+
+    Raises:
+        ValueError: for a dtype that is not a float.
+    """
+    if not {stored, dtype} <= set(FLOATS):
+        raise ValueError(f"can't cast dtype {stored} to {dtype}")
+    if stored == "F64":
+        return from_float64(_values(raw, stored), dtype)
+    values = _values(raw, stored)
+    if dtype == "BF16":  # a float32 holds every value of the other dtypes
+        return _upper_half(values.astype(np.float32).view(np.uint32))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(_NUMPY[dtype]).tobytes()
+
+
+def _values(raw: bytes | memoryview, dtype: str) -> NDArray[Any]:
+    """Elements as numpy has them: those of BF16, which it hasn't, as float32."""
     stored: NDArray[Any] = np.frombuffer(raw, _NUMPY[dtype])
-    if dtype == "BF16":  # the upper half of a float32
-        stored = (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float64)
+    return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else stored
+
+
+def _upper_half(bits: NDArray[np.uint32]) -> bytes:
+    """float32 bits rounded to BF16, which is their upper half."""
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(is_nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
 
 
 def from_float64(values: NDArray[np.float64], dtype: str) -> bytes:
@@ -45,6 +72,4 @@ def from_float64(values: NDArray[np.float64], dtype: str) -> bytes:
     bits = single.view(np.uint32)
     tie = (bits & 0xFFFF) == 0x8000
     grew, shrank = np.abs(single) > np.abs(values), np.abs(single) < np.abs(values)
-    bits = np.where(tie & grew, bits - 1, np.where(tie & shrank, bits + 1, bits))
-    rounded = np.where(np.isnan(single), (bits >> 16) | 0x40, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
-    return rounded.astype("<u2").tobytes()
+    return _upper_half(np.where(tie & grew, bits - 1, np.where(tie & shrank, bits + 1, bits)))

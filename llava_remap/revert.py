@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import BESIDE, Checkpoint, open_checkpoint
+from llava_remap.checkpoint import BESIDE, DTYPE_BITS, Checkpoint, open_checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import (
     INDEX,
@@ -193,7 +193,7 @@ def _part(name: str, folder: Path, record: Record, converted: Checkpoint, runs: 
         origin, holder = entry.from_[0], entry.tied_to or entry.target
         if origin.source == name:
             here[holder].append(
-                Mapped(origin.name, entry.dtype, shapes[holder], (SourceName(CONVERTED, holder),), entry.rules, None)
+                Mapped(origin.name, entry.stored_dtype, shapes[holder], (SourceName(CONVERTED, holder),), entry.rules, None)
             )
     files: dict[Path, list[str]] = defaultdict(list)
     for holder, tensor in converted.catalog.items():
@@ -201,6 +201,7 @@ def _part(name: str, folder: Path, record: Record, converted: Checkpoint, runs: 
             assert tensor.location is not None
             files[tensor.location.file] += [entry.target for entry in here[holder]]
     mapped = {entry.target: entry for entries in here.values() for entry in entries}
+    shards = [sorted(names, key=lambda name: -DTYPE_BITS[mapped[name].dtype]) for names in files.values()]  # so each is aligned
     kept = {original: runs[entry.from_[0].name] for original, entry in mapped.items() if entry.from_[0].name in runs}
     beside = {file for files_of_kind in BESIDE.values() for file in files_of_kind}
     return Part(
@@ -208,7 +209,7 @@ def _part(name: str, folder: Path, record: Record, converted: Checkpoint, runs: 
         source.location,
         folder,
         Recipe(mapped, {}, {CONVERTED: converted}, kept),
-        Shard.numbered(files.values()),
+        Shard.numbered(shards),
         source.texts,
         tuple(entry for entry in record.dropped if entry.source == name),
         source.not_taken,
@@ -224,8 +225,10 @@ def _old_bytes(record: Record) -> dict[str, list[tuple[int, int]]]:
     """
     runs: dict[str, list[tuple[int, int]]] = {}
     rules: dict[str, str] = {}
+    stored = {entry.target: entry.stored_dtype for entry in record.mapped}
     for entry in record.post_load:
-        if (found := find_old_bytes(entry.use, entry.options, entry.change)) is not None:
+        change = replace(entry.change, dtype=stored[entry.change.target])  # so the runs count bytes as they will be written
+        if (found := find_old_bytes(entry.use, entry.options, change)) is not None:
             runs[entry.change.target] = found
         else:
             rules[entry.change.target] = entry.use
@@ -237,8 +240,9 @@ def _old_bytes(record: Record) -> dict[str, list[tuple[int, int]]]:
             lost.append((mapped.from_[0].name, f"was merged with `{mapped.from_[1].name}` and rounded"))
         elif holder in rules:
             lost.append((mapped.from_[0].name, f"changed by `{rules[holder]}`, which doesn't keep what was there"))
-        elif dtypes[holder] != mapped.dtype:
-            lost.append((mapped.from_[0].name, f"was {mapped.dtype}; it is tied to `{holder}`, which is {dtypes[holder]}"))
+        elif replace(mapped, dtype=dtypes[holder], cast_from=mapped.stored_dtype).is_rounded:
+            held = f"it is tied to `{holder}`, which is {dtypes[holder]}" if mapped.tied_to else f"it is {dtypes[holder]} now"
+            lost.append((mapped.from_[0].name, f"was {mapped.stored_dtype}; {held}"))
     if lost:
         cause = f"{len(lost)} tensors of the sources are not in the folder as they were."
         fix = f"Take them from the original: {', '.join(record.locations.values())}."
@@ -255,7 +259,7 @@ def _refuse_contradictions(folder: Path, record: Record) -> None:
     for entry in record.mapped:
         holder = entry.tied_to or entry.target
         origin = entry.from_[0]
-        known = entry.op in (None, "gather", "tied") or entry.target in changed or entry.merge is not None
+        known = entry.op in (None, "gather", "cast", "tied") or entry.target in changed or entry.merge is not None
         sound = known and twice[origin] == 1 and shapes[holder] == entry.shape
         if not sound or (ops[holder] == "tied") or not _is_tensor_name(origin.name):
             cause = f"{folder / RECORD}: what it says of `{entry.target}` contradicts the rest of it, or can't be."

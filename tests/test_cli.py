@@ -132,6 +132,7 @@ def test_json_of_a_plan_has_its_form(run: Run) -> None:
     assert entry == {
         "target": "multi_modal_projector.linear_1.weight",
         "dtype": "F16",
+        "stored_dtype": "F16",
         "shape": [4096, 1024],
         "from": [{"source": "model", "name": "model.mm_projector.0.weight"}],
         "rules": ["names/projector-in"],

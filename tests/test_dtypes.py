@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llava_remap.checkpoint import DTYPE_BITS
-from llava_remap.dtypes import FLOATS, from_float64, to_float64
+from llava_remap.dtypes import FLOATS, cast, from_float64, to_float64
 
 RUNS = settings(deadline=None)
 
@@ -268,3 +268,39 @@ def test_the_input_is_left_alone() -> None:
     before = values.copy()
     from_float64(values, "BF16")
     np.testing.assert_array_equal(values, before)
+
+
+def float32_patterns() -> bytes:
+    """Each upper half with lower halves on and beside the ties of BF16 and F16, and random ones."""
+    upper = ALL_PATTERNS.astype(np.uint32) << 16
+    lower = [0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF, *np.random.default_rng(0).integers(0, 1 << 16, 8)]
+    return b"".join((upper | np.uint32(low)).astype("<u4").tobytes() for low in lower)
+
+
+STORED = {"F16": ALL_PATTERNS.tobytes(), "BF16": ALL_PATTERNS.tobytes(), "F32": float32_patterns()}
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
+@pytest.mark.parametrize("stored", STORED)
+def test_cast_as_torch_does(stored: str, dtype: str) -> None:
+    """Every half, and floats around every tie, to the bit; of NaN only that it stays one."""
+    raw = STORED[stored]
+    wanted = torch.frombuffer(bytearray(raw), dtype=TORCH[stored]).to(TORCH[dtype])
+    found = torch.frombuffer(bytearray(cast(raw, stored, dtype)), dtype=TORCH[dtype])
+    nan = torch.isnan(wanted)
+    assert torch.equal(torch.isnan(found), nan)
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[found.element_size()]
+    assert torch.equal(found.view(whole)[~nan], wanted.view(whole)[~nan])
+
+
+@RUNS
+@given(st.floats(allow_nan=False), st.sampled_from(["F16", "BF16"]))
+def test_cast_from_float64_rounds_once(number: float, dtype: str) -> None:
+    """Which torch doesn't: it goes by way of float32."""
+    assert bits_of(cast(struct.pack("<d", number), "F64", dtype))[0] == nearest(number, dtype)
+
+
+@pytest.mark.parametrize("pair", [("I64", "F16"), ("F16", "I8"), ("F8_E4M3", "F32"), ("F32", "BOOL")])
+def test_cast_of_no_float(pair: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="can't cast"):
+        cast(b"", *pair)

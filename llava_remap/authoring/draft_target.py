@@ -160,7 +160,7 @@ def _of_class(class_name: str, checkpoint: Checkpoint, shapes: Mapping[str, Shap
         constants["text_config.model_type"] = text_type
     frame = Frame("draft", "draft", "", (*CLEAN, CONFIG), (), None, (), class_name, constants)
     rules = loaded(rule_file(frame, infer({}, {})))
-    tokens = place_tokens(rules.text.tokens, None, embedding_rows(found))
+    tokens = place_tokens(rules.text.tokens, None, embedding_rows(found), checkpoint.config or {})
     try:
         configs = [checkpoint.config, {"vision_config": shapes_config(_TOWER, found)}]
         asked = wanted_parameters(class_name, derive_config(rules, configs, found, tokens).config)

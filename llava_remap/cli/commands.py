@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,6 +29,13 @@ class Verify(str, Enum):
     meta = "meta"
     full = "full"
     none = "none"
+
+
+class Dtype(str, Enum):
+    keep = "keep"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
 
 
 def _version(wanted: bool) -> None:
@@ -64,6 +71,23 @@ def apply_command(
             help="The folder to write; new or empty. By default ./<last part of the first source>-hf, with --reverse -original.",
         ),
     ] = None,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            "--dtype",
+            help="What every weight is written in; keep: each in the dtype that it is stored in. Values are rounded to nearest; "
+            "those that don't fit are found before anything is written. What was rounded, revert can't give back.",
+        ),
+    ] = Dtype.keep,
+    vocab: Annotated[
+        str,
+        typer.Option(
+            "--vocab",
+            metavar="keep|pad|N",
+            help="How many rows the vocabulary will have. pad: as the rule file says, mostly as many as new tokens need and on "
+            "to a multiple of 64; keep: as many as there are, so new tokens have to fit; N: so many.",
+        ),
+    ] = "pad",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only plan, from headers: print what would be done or why not.")
     ] = False,
@@ -117,14 +141,17 @@ def apply_command(
         from llava_remap.reverse import plan_reverse, reverse_job
         from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
-        if reverse and layout != "classic":
+        if not reverse:
+            rows: Any = int(vocab) if vocab.isascii() and vocab.isdecimal() and len(vocab) < 10 else vocab
+            job = plan_job(rules, source, output, layout=layout, dtype=dtype.value, vocab=rows, dry_run=dry_run, offline=offline)
+        elif layout != "classic":
             cause = f"--layout {layout} is a layout of transformers, and --reverse writes original names."
             raise RemapError(Problem("LR211", cause, "Give one of the two. A checkpoint in any layout can be taken back."))
-        job = (
-            plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
-            if reverse
-            else plan_job(rules, source, output, layout=layout, dry_run=dry_run, offline=offline)
-        )
+        elif (dtype.value, vocab) == ("keep", "pad"):
+            job = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
+        else:
+            cause = "--reverse gives back what is there, in its own dtype and with all its rows."
+            raise RemapError(Problem("LR211", cause, "Leave --dtype and --vocab out; they are for the way forward."))
         carry_out = reverse_job if reverse else apply_job
         if check_values or not dry_run:
             job = run_checks(job)

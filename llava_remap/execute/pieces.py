@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
 from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly, rows
 from llava_remap.plan import Mapped, PostLoadChange
 from llava_remap.post_load import OldBytes, make_pieces
@@ -44,7 +44,7 @@ class Recipe:
         post_load: changes of the plan by target name.
         checkpoints: the sources by name.
         runs: by target name, the runs of its source's bytes that a tensor consists of, where those aren't all of them: offset,
-            counted from the source tensor's first byte, and number of bytes.
+            counted from the source tensor's first byte, and number of bytes, both in the dtype that is written.
     """
 
     mapped: Mapping[str, Mapped]
@@ -70,7 +70,7 @@ class Recipe:
         """
         change = self.post_load.get(target)
         if change is None:
-            for offset, nbytes in self.runs.get(target, [(0, self.source(target).nbytes)]):
+            for offset, nbytes in self.runs.get(target, [(0, self.mapped[target].nbytes)]):
                 yield from self._run(target, offset, offset + nbytes)
             return
         for piece in make_pieces(change.use, change.options, change.change, self._read):
@@ -80,11 +80,14 @@ class Recipe:
                 yield piece
 
     def _run(self, target: str, start: int, stop: int) -> Iterator[Range | bytes]:
-        """A run of the bytes that a target tensor has before post-load rules."""
-        if self.mapped[target].merge is None:
-            yield from _run(self.source(target), start, stop)
+        """A run of the bytes that a target tensor has before post-load rules, in the dtype that is written."""
+        tensor, entry = self.source(target), self.mapped[target]
+        if entry.merge is not None:
+            yield from self._merged(target, entry.dtype, start, stop)
+        elif entry.dtype != tensor.dtype:
+            yield from _cast_run(tensor, start, stop, entry.dtype)
         else:
-            yield from self._merged(target, self.mapped[target].dtype, start, stop)
+            yield from _run(tensor, start, stop)
 
     def _merged(self, target: str, dtype: str, start: int, stop: int) -> Iterator[bytes]:
         from llava_remap.execute.merge import merged_bytes
@@ -104,6 +107,18 @@ class Recipe:
         width = source.nbytes // source.shape[0]
         made = b"".join(self._merged(target, source.dtype, start * width, stop * width))
         return to_float64(made, source.dtype).reshape(stop - start, *source.shape[1:])
+
+
+def _cast_run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
+    """A run of what a source tensor's bytes are in another dtype; start and stop count bytes in that one."""
+    from llava_remap.dtypes import cast
+
+    old, new = (DTYPE_BITS[name] // 8 for name in (tensor.dtype, dtype))
+    at = start - start % new
+    for chunk in chunks(tensor, at // new * old, -(-stop // new) * old):
+        made = cast(chunk, tensor.dtype, dtype)
+        yield made[max(start - at, 0) : stop - at]
+        at += len(made)
 
 
 def _run(tensor: Tensor, start: int, stop: int) -> Iterator[Range | bytes]:

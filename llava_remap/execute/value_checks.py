@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from itertools import zip_longest
+from math import prod
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.errors import Problem
@@ -14,11 +16,20 @@ from llava_remap.plan import Plan
 def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple[list[Problem], list[Problem]]:
     """Run every value check of a plan; gives problems and notes.
 
-    Problems: LR405 where tied tensors differ, LR406 for inf or NaN. Note: LR310 with the number of tensors that differ.
+    Problems: LR405 where tied tensors differ, LR406 for inf or NaN, and for what is too large for the dtype that is written.
+    Note: LR310 with the number of tensors that differ.
     """
-    problems, differing = [], []
-    pairs = 0
+    problems = []
+    pairs: dict[str, int] = Counter()  # by source that isn't used
+    differing: dict[str, list[str]] = defaultdict(list)
+    beyond: dict[str, list[tuple[str, str]]] = defaultdict(list)  # by dtype, each tensor and what of it doesn't fit
+    dtypes = {entry.target: entry.dtype for entry in plan.mapped}
     for check in plan.value_checks:
+        if check.check == "range":
+            dtype = dtypes[check.target]
+            if found := _beyond(find(checkpoints, check.from_[0]), dtype):
+                beyond[dtype].append((check.from_[0].name, found))
+            continue
         if check.check == "finite":
             bad = _non_finite(find(checkpoints, check.from_[0]))
             if bad:
@@ -34,8 +45,8 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
         one, other = (find(checkpoints, origin) for origin in check.from_)
         same = equal(one, other)
         if check.check == "compare":
-            pairs += 1
-            differing += [] if same else [check.from_[1].name]
+            pairs[check.from_[1].source] += 1
+            differing[check.from_[1].source] += [] if same else [check.from_[1].name]
         elif not same:
             problems.append(
                 Problem(
@@ -45,12 +56,14 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
                     (one.name, other.name),
                 )
             )
-    notes = []
-    if pairs:
-        source = next(c.from_[1].source for c in plan.value_checks if c.check == "compare")
-        notes.append(
-            Problem("LR310", f"{len(differing)} of {pairs} tensors differ from those of `{source}`.", names=tuple(differing))
-        )
+    for dtype, rows in beyond.items():
+        cause = f"values of {len(rows)} tensor{'s' if len(rows) > 1 else ''} don't fit into {dtype}."
+        fix = "Write another --dtype: bfloat16 holds numbers as large as float32 does. inf and NaN no dtype makes good."
+        problems.append(Problem("LR406", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
+    notes = [
+        Problem("LR310", f"{len(names)} of {pairs[source]} tensors differ from those of `{source}`.", names=tuple(names))
+        for source, names in differing.items()
+    ]
     return problems, notes
 
 
@@ -60,6 +73,27 @@ def _non_finite(tensor: Tensor) -> int:
     from llava_remap.dtypes import to_float64
 
     return sum(int(np.count_nonzero(~np.isfinite(to_float64(chunk, tensor.dtype)))) for chunk in chunks(tensor))
+
+
+def _beyond(tensor: Tensor, dtype: str) -> str:
+    """What of a tensor can't be written in another dtype, in words; empty where all of it can."""
+    import numpy as np
+
+    from llava_remap.dtypes import cast, to_float64
+
+    broken, large, largest = 0, 0, 0.0
+    for chunk in chunks(tensor):
+        fits = np.isfinite(to_float64(cast(chunk, tensor.dtype, dtype), dtype))
+        if fits.all():
+            continue
+        values = to_float64(chunk, tensor.dtype)
+        finite = np.isfinite(values)
+        broken += int(np.count_nonzero(~finite))
+        large += int(np.count_nonzero(finite & ~fits))
+        largest = max(largest, float(np.abs(values[finite]).max(initial=0.0)))
+    numbers = f"of {prod(tensor.shape):,} values"
+    found = [f"{large:,} {numbers} too large, the largest {largest:.6g}"] * bool(large)
+    return "; ".join([*found, *[f"{broken:,} {numbers} inf or NaN"] * bool(broken)])
 
 
 def equal(one: Tensor, other: Tensor) -> bool:

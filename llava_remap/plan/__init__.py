@@ -13,6 +13,7 @@ from llava_remap.plan.model import (
     Shard,
     SourceName,
     ValueCheck,
+    written_dtype,
 )
 from llava_remap.plan.route import Routed, RoutedPair, Routes, main_names, route
 
@@ -34,4 +35,5 @@ __all__ = [
     "in_layout",
     "main_names",
     "route",
+    "written_dtype",
 ]

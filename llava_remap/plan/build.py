@@ -21,6 +21,7 @@ from llava_remap.plan.model import (
     SourceSummary,
     Unmapped,
     ValueCheck,
+    written_dtype,
 )  # fmt: skip
 from llava_remap.plan.problems import (
     coverage_problems,
@@ -47,6 +48,7 @@ def build_plan(
     problems: Sequence[Problem] = (),
     notes: Sequence[Problem] = (),
     *,
+    dtype: str | None = None,
     recognised: bool = True,
 ) -> Plan:
     """Match what the sources provide with what the target wants.
@@ -54,6 +56,7 @@ def build_plan(
     Args:
         target: None where `problems` kept it from being derived; then nothing is mapped, and the plan only tells why.
         problems: what was found before; the plan adds what doesn't match.
+        dtype: the dtype that every parameter is written in; None: each in its own.
         recognised: whether the checkpoint is one that the rule file is for; if not, what isn't mapped says nothing.
     """
     shapes = dict(target.shapes) if target else {}
@@ -68,7 +71,7 @@ def build_plan(
     changes = {change.change.target: change for change in post_load}
     single = {name: found[0] for name, found in providers.items() if len(found) == 1}
     pairs = {str(pair.rewrite.target): pair for pair in routes.pairs}
-    mapped = [_mapped(name, routed, tied, single, changes, pairs.get(name)) for name, routed in single.items()]
+    mapped = [_mapped(name, routed, tied, single, changes, dtype, pairs.get(name)) for name, routed in single.items()]
     missing = {name: shape for name, shape in shapes.items() if name not in providers and name not in tied}
     mismatched = [Mismatched(m.target, m.shape, shapes[m.target]) for m in mapped if m.shape != shapes[m.target]]
     plan_missing = _missing(missing, unclaimed)
@@ -89,7 +92,8 @@ def build_plan(
         found_problems += drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
     read = sum(single[m.target].tensor.nbytes for m in written) + sum(p.a.nbytes + p.b.nbytes for p in routes.pairs)
-    all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *_beside_notes(rules, routes), *_replaced_notes(routes))
+    beside = _beside_notes(rules, routes, single)
+    all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *beside, *_replaced_notes(routes))
     return Plan(
         rules_name=rules.name,
         rules_version=rules.text.version or "",
@@ -122,9 +126,12 @@ def _mapped(
     tied: Mapping[str, str],
     single: Mapping[str, Routed],
     changes: Mapping[str, PostLoadChange],
+    dtype: str | None,
     pair: RoutedPair | None,
 ) -> Mapped:
     tensor = routed.tensor
+    written = written_dtype(tensor.dtype, dtype)
+    cast_from = tensor.dtype if written != tensor.dtype else None
     where = tensor.location
     other = tied.get(name)
     op, shape = None, tensor.shape
@@ -136,11 +143,13 @@ def _mapped(
         op, shape = changes[name].use, changes[name].change.shape_after
     elif pair is not None:
         op = "merge_adapter"
+    elif cast_from is not None:
+        op = "cast"
     elif where is not None and (where.stride is not None or where.big_endian):
         op = "gather"
     merge = None if pair is None else Merge(pair.a.shape[0], pair.scale)
     origins = (routed.origin, *(pair.origins if pair is not None else ()))
-    return Mapped(name, tensor.dtype, shape, origins, routed.rewrite.rules, op, other, merge)
+    return Mapped(name, written, shape, origins, routed.rewrite.rules, op, other, merge, cast_from)
 
 
 def _missing(missing: Mapping[str, tuple[int, ...]], unclaimed: Sequence[Routed]) -> list[Missing]:
@@ -181,6 +190,7 @@ def _value_checks(
     for name in sorted({read for change in post_load for read in change.change.reads}):
         if name in single:
             checks.append(ValueCheck("finite", name, (single[name].origin,)))
+    checks += [ValueCheck("range", entry.target, entry.from_[:1]) for entry in mapped if entry.is_rounded and entry.op != "tied"]
     for entry in mapped:
         checks += [ValueCheck("finite", entry.target, (matrix,)) for matrix in entry.from_[1:]]
         other = single.get(tied.get(entry.target, ""))
@@ -216,11 +226,16 @@ def _sharing_notes(
     return notes
 
 
-def _beside_notes(rules: RuleFile, routes: Routes) -> list[Problem]:
-    return [
-        Problem("LR310", f"`{rules.first_source}` has its own, so that of `{source}` is not used.")
-        for source in dict.fromkeys(r.source for r in routes.beside)
-    ]
+def _beside_notes(rules: RuleFile, routes: Routes, single: Mapping[str, Routed]) -> list[Problem]:
+    """LR310: which source isn't used, and how many of its tensors are others by their shape alone; the rest are compared."""
+    notes = []
+    for source in dict.fromkeys(r.source for r in routes.beside):
+        there = [r for r in routes.beside if r.source == source and r.rewrite.reason is None]
+        used = [single.get(r.rewrite.target or "") for r in there]
+        odd = sum(u is None or u.tensor.shape != r.tensor.shape for r, u in zip(there, used, strict=True))
+        shapes = f" {odd} of its {len(there)} tensors have another shape, or nothing in their place." if odd else ""
+        notes.append(Problem("LR310", f"`{rules.first_source}` has its own, so that of `{source}` is not used.{shapes}"))
+    return notes
 
 
 def _replaced_notes(routes: Routes) -> list[Problem]:

@@ -17,7 +17,17 @@ from llava_remap.post_load import Change
 FORMAT = "llava-remap/plan"
 FORMAT_VERSION = 1
 
+#: What a parameter can be stored as.
+PARAMETER_DTYPES = ("F64", "F32", "F16", "BF16")
+#: By dtype, those that hold each of its numbers exactly.
+_HELD_BY = {"F64": ("F64",), "F32": ("F32", "F64"), "F16": ("F16", "F32", "F64"), "BF16": ("BF16", "F32", "F64")}
+
 Shape = tuple[int, ...]
+
+
+def written_dtype(stored: str, wanted: str | None) -> str:
+    """The dtype that a tensor is written in: the one `wanted` for all parameters, or, where that is None, its own."""
+    return wanted if wanted is not None and stored in PARAMETER_DTYPES else stored
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,14 +67,16 @@ class Mapped:
     """A target tensor and its origin.
 
     Attributes:
-        shape: as written.
+        dtype, shape: as written.
         from_: one source tensor; where an adapter is merged, that of the base and the adapter's A and B.
         rules: the rules that took the name there.
         op: None when the bytes are only copied; `tied`: not written, since another name has the tensor; `gather`: the elements
-            are put in row-major, little-endian order; `merge_adapter`: computed as `merge` says; else the name of the post-load
-            rule that changes it, after an adapter was merged, if one is.
+            are put in row-major, little-endian order; `cast`: that, and they are written in another dtype; `merge_adapter`:
+            computed as `merge` says, and written in whatever dtype; else the name of the post-load rule that changes it, after
+            an adapter was merged, if one is; it may come with another dtype, too.
         tied_to: the name that has the tensor, where `op` is `tied`.
         merge: what an adapter adds.
+        cast_from: the dtype that the source has it in, where another one is written.
     """
 
     target: str
@@ -75,6 +87,17 @@ class Mapped:
     op: str | None
     tied_to: str | None = None
     merge: Merge | None = None
+    cast_from: str | None = None
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that the source has it in."""
+        return self.cast_from or self.dtype
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether it is stored in a dtype that has numbers which the one written hasn't."""
+        return self.dtype not in _HELD_BY.get(self.stored_dtype, (self.stored_dtype,))
 
     @property
     def nbytes(self) -> int:
@@ -85,6 +108,7 @@ class Mapped:
         return {
             "target": self.target,
             "dtype": self.dtype,
+            "stored_dtype": self.stored_dtype,
             "shape": list(self.shape),
             "from": _names(self.from_),
             "rules": list(self.rules),
@@ -109,8 +133,10 @@ class Mapped:
         if merge is not None and (op in (None, "gather", "tied") or len(shape) != 2):
             raise ValueError(f"`{entry['target']}` is merged, of shape {list(shape)} and with op {op!r}")
         tied_to = str(entry["tied_to"]) if op == "tied" else None
-        rules = tuple(map(str, entry["rules"]))
-        return cls(str(entry["target"]), str(entry["dtype"]), shape, origins, rules, op, tied_to, merge)
+        dtype, rules = str(entry["dtype"]), tuple(map(str, entry["rules"]))
+        stored = str(entry.get("stored_dtype", dtype))  # records of an earlier day have none
+        cast_from = stored if stored != dtype else None
+        return cls(str(entry["target"]), dtype, shape, origins, rules, op, tied_to, merge, cast_from)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +231,14 @@ class ValueCheck:
     """A check that needs the bytes; run before the first output file exists.
 
     Attributes:
-        check: `finite`: no inf or NaN in it; `equal`: two tensors that become one have the same bytes; `compare`: only count
-            the differences between the tensor used and one given beside it.
+        check: `finite`: no inf or NaN in it; `range`: none, and no number too large for the dtype that is written; `equal`: two
+            tensors that become one have the same bytes; `compare`: only count the differences between the tensor used and one
+            given beside it.
         target: the target tensor it is about.
         from_: one source tensor, or the two to compare.
     """
 
-    check: Literal["finite", "equal", "compare"]
+    check: Literal["finite", "range", "equal", "compare"]
     target: str
     from_: tuple[SourceName, ...]
 

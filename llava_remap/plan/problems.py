@@ -7,14 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from llava_remap.errors import Problem
-from llava_remap.plan.model import Collision, Mapped, Mismatched, Missing, Unmapped
+from llava_remap.plan.model import PARAMETER_DTYPES, Collision, Mapped, Mismatched, Missing, Unmapped
 from llava_remap.plan.route import Routed, RoutedPair, Routes
 from llava_remap.rewrite import Program
 
 #: Where the layers of the language model are in the classic layout.
 _LAYERS = "language_model.model.layers."
-#: What a parameter can be stored as.
-PARAMETER_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool) -> list[Problem]:

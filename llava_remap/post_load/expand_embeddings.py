@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import sqrt
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from llava_remap.post_load.exact_sums import ExactSums
+
+#: New rows made at a time. For each group the old rows are read once.
+_GROUP_ROWS = 512
 #: Options that only some ways of making new rows use. Given with another way, one would do nothing, so it is an error.
 USED_BY: Mapping[str, tuple[str, ...]] = {
     "statistics": ("multivariate_normal", "mean"),
@@ -39,8 +43,16 @@ class ExpandEmbeddings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    vocab: Literal["pad", "keep"] | Annotated[int, Field(ge=1, lt=2**31)] = Field(
+        "pad",
+        description="how many rows there will be. pad: where rows are wanting, as many as tokens need, and on to a multiple of "
+        "`pad_to_multiple_of`; keep: as many as there are; a number: so many. On the command line: `--vocab`",
+    )
     pad_to_multiple_of: int = Field(
-        64, ge=1, description="the number of rows after growing is a multiple of this; a matrix with rows enough stays as it is"
+        64,
+        ge=1,
+        description="with `vocab: pad`, the number of rows after growing is a multiple of this; a matrix with rows enough stays "
+        "as it is",
     )
     init: Literal["multivariate_normal", "mean", "zeros", "normal", "copy"] = Field(
         "multivariate_normal",
@@ -75,7 +87,7 @@ class ExpandEmbeddings(BaseModel):
         return self
 
     def plan(self, before: Before) -> Effect:
-        """Grow both matrices to the next multiple if the vocabulary needs more rows than there are; else leave them.
+        """Grow both matrices as `vocab` says; rows are never taken away. Whether there are enough for all tokens, the gate asks.
 
         Raises:
             RemapError: LR212 where the token to copy has no row.
@@ -83,10 +95,10 @@ class ExpandEmbeddings(BaseModel):
         if EMBEDDING not in before.tensors or len(before.tensors[EMBEDDING][1]) != 2:
             return Effect(())
         rows = before.tensors[EMBEDDING][1][0]
-        if before.rows_needed <= rows:
+        grown = self._grown(rows, before.rows_needed)
+        if grown == rows:
             note = Problem("LR407", f"{before.rows_needed} tokens fit into the {rows} rows that embed_tokens has.")
-            return Effect((), (note,))
-        grown = -(-before.rows_needed // self.pad_to_multiple_of) * self.pad_to_multiple_of
+            return Effect((), (note,) * (before.rows_needed <= rows))
         matrices = ((name, *before.tensors[name]) for name in (EMBEDDING, HEAD) if name in before.tensors)
         facts = {"row": _row_of(self.token, before.token_ids, rows)} if self.token is not None else {}
         return Effect(
@@ -97,13 +109,18 @@ class ExpandEmbeddings(BaseModel):
             )
         )
 
+    def _grown(self, rows: int, needed: int) -> int:
+        if self.vocab == "pad":
+            return rows if needed <= rows else -(-needed // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        return rows if self.vocab == "keep" else max(rows, self.vocab)
+
     def _reads(self, name: str) -> tuple[str, ...]:
         if self.init in ("zeros", "normal"):
             return ()
         return (name,) if self.init == "copy" or self.statistics == "own" else (EMBEDDING,)
 
     def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
-        """The old rows as they are, then the new ones, rounded once to the stored dtype."""
+        """The old rows as they are, then the new ones, rounded once to the dtype that is written."""
         from llava_remap.checkpoint import DTYPE_BITS
         from llava_remap.dtypes import from_float64
 
@@ -114,31 +131,48 @@ class ExpandEmbeddings(BaseModel):
         if self.init == "copy":
             yield from [OldBytes(change.facts["row"] * row_nbytes, row_nbytes)] * new
         elif self.init == "zeros":
-            yield bytes(new * row_nbytes)
+            yield from (bytes(count * row_nbytes) for count in _groups(new))
         else:
-            yield from_float64(self._made(change, read, new), change.dtype)
+            yield from (from_float64(made, change.dtype) for made in self._made(change, read, new))
 
-    def _made(self, change: Change, read: Reader, new: int) -> NDArray[np.float64]:
-        """The new rows that are computed, [new, columns]."""
+    def _made(self, change: Change, read: Reader, new: int) -> Iterator[NDArray[np.float64]]:
+        """The new rows that are computed, some at a time, [some, columns]."""
         import numpy as np
 
-        from llava_remap.post_load.exact_sums import CHUNK_ROWS, ExactSums
         from llava_remap.post_load.normals import normals
 
-        rows, columns = change.shape_before
+        columns = change.shape_before[1]
         # The matrices get rows of their own, as in the scripts. The end of a name is the same in every layout.
         stream = int(change.target.endswith("lm_head.weight"))
         bits = np.random.Philox(key=self.seed + (stream << 64))
         if self.init == "normal":
-            return self.std * normals(bits, new * columns).reshape(new, columns)
+            yield from (self.std * normals(bits, some * columns).reshape(some, columns) for some in _groups(new))
+        elif self.init == "mean":
+            mean = self._sums(change, read, bits, 0).mean(change.dtype)
+            yield from (np.tile(mean, (some, 1)) for some in _groups(new))
+        else:
+            factor = sqrt(self.scale / change.shape_before[0])
+            for some in _groups(new):
+                sums = self._sums(change, read, bits, some)
+                yield sums.mean(change.dtype) + sums.spread(factor)
+
+    def _sums(self, change: Change, read: Reader, bits: np.random.Philox, drawn: int) -> ExactSums:
+        """Sums over all old rows, and with `drawn` normals for each."""
+        from llava_remap.post_load.exact_sums import CHUNK_ROWS, ExactSums
+        from llava_remap.post_load.normals import normals
+
+        rows, columns = change.shape_before
         (source,) = change.reads
-        drawn = new if self.init == "multivariate_normal" else 0
         sums = ExactSums(columns, drawn)
         for start in range(0, rows, CHUNK_ROWS):
             x = read(source, start, min(start + CHUNK_ROWS, rows))
             sums.add(x, normals(bits, len(x) * drawn).reshape(len(x), drawn))
-        mean = sums.mean(change.dtype)
-        return mean + sums.spread(sqrt(self.scale / rows)) if drawn else np.tile(mean, (new, 1))
+        return sums
+
+
+def _groups(new: int) -> list[int]:
+    """How many of the new rows are made at a time, so that memory doesn't grow with their number."""
+    return [min(_GROUP_ROWS, new - start) for start in range(0, new, _GROUP_ROWS)]
 
 
 def _row_of(token: str, ids: Mapping[str, int] | None, rows: int) -> int:

@@ -19,7 +19,7 @@ class Change:
 
     Attributes:
         target: its name.
-        dtype: its dtype, which stays.
+        dtype: the one that it is written in, by the source or by --dtype; the rule doesn't change it.
         shape_before: as it comes from the source.
         shape_after: as it is written.
         reads: the target tensors whose values go into it; they are checked to be finite first.
@@ -48,7 +48,7 @@ class Before:
     """The model as the plan has it when post-load rules are asked.
 
     Attributes:
-        tensors: dtype and shape of every target tensor that will be written, by name.
+        tensors: dtype, as written, and shape of every target tensor that will be written, by name.
         rows_needed: rows that the vocabulary needs: one more than the largest token id.
         token_ids: the id of every token, those that are new included; None where no source has a tokenizer.
     """
@@ -60,7 +60,7 @@ class Before:
 
 @dataclass(frozen=True, slots=True)
 class OldBytes:
-    """A run of the tensor's own bytes, row-major: `offset` counts from the tensor's first byte."""
+    """A run of the tensor's own bytes, row-major, in the dtype that is written: `offset` counts from the tensor's first byte."""
 
     offset: int
     nbytes: int
@@ -70,7 +70,7 @@ class Reader(Protocol):
     """Reads rows of target tensors as they were before the change."""
 
     def __call__(self, target: str, start: int, stop: int) -> NDArray[np.float64]:
-        """Rows start..stop along the first dimension, [stop - start, …], as float64."""
+        """Rows start..stop along the first dimension, [stop - start, …], as float64: the values that the source has."""
         ...
 
 

@@ -36,6 +36,16 @@ def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
     return rule
 
 
+def takes(use: str, option: str) -> bool:
+    """Whether a plug-in has an option of this name.
+
+    Raises:
+        RemapError: LR212 for a name that isn't installed.
+    """
+    with _own_faults(use):
+        return option in getattr(_entry(use).load(), "model_fields", ())
+
+
 def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect:
     """What a plug-in will change. Its facts come back as JSON gives them back, so that what is written can be made again.
 

@@ -43,6 +43,7 @@ def print_plan(console: Console, job: Job) -> None:
     _components(console, plan)
     _merged(console, plan)
     _dropped(console, plan)
+    _casts(console, plan)
     _model(console, job)
     _vocabulary(console, job)
     if plan.notes:
@@ -170,6 +171,19 @@ def _dropped(console: Console, plan: Plan) -> None:
         for folded in fold_names(names):
             line(console, f"  {folded}")
         line(console, Text(f"    {reason} ({rule})", "dim"))
+
+
+def _casts(console: Console, plan: Plan) -> None:
+    """Which dtypes become which, where not all stay as they are."""
+    cast = [entry for entry in plan.mapped if entry.cast_from is not None and entry.op != "tied"]
+    if not cast:
+        return
+    heading(console, "Dtypes")
+    for (stored, dtype, rounded), count in sorted(Counter((e.stored_dtype, e.dtype, e.is_rounded) for e in cast).items()):
+        how = "rounded to nearest, so revert can't give them back" if rounded else "exactly"
+        line(console, f"  {stored} → {dtype}: {count} tensors, {how}")
+    if kept := sum(entry.op != "tied" for entry in plan.mapped) - len(cast):
+        line(console, f"  as they are: {kept} tensors")
 
 
 def _model(console: Console, job: Job) -> None:

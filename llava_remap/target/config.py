@@ -64,6 +64,11 @@ class TargetConfig:
         """The same with an embedding of another number of rows."""
         return replace(self, config={**self.config, "text_config": {**self.config["text_config"], "vocab_size": rows}})
 
+    def with_dtype(self, dtype: str) -> TargetConfig:
+        """The same for weights that are all of one dtype."""
+        said = {"torch_dtype": _DTYPE_NAMES[dtype], "dtype": _DTYPE_NAMES[dtype]}
+        return replace(self, config={**self.config, **said, "text_config": {**self.config["text_config"], **said}})
+
 
 def derive_config(
     rules: RuleFile,

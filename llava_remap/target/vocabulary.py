@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +88,14 @@ def _read(folder: Path) -> Vocabulary | None:
     return Vocabulary(folder, ids, next_id, roles)
 
 
-def place_tokens(tokens: Sequence[Token], vocabulary: Vocabulary | None, rows: int) -> tuple[PlacedToken, ...]:
+def place_tokens(
+    tokens: Sequence[Token], vocabulary: Vocabulary | None, rows: int, config: Mapping[str, Any]
+) -> tuple[PlacedToken, ...]:
     """Give every token of a rule file its id: the one it has, else the next free one.
 
     A pad token is added only where the tokenizer has none of its own; `<unk>` standing in for one doesn't count.
-    Without a tokenizer the ids follow the `rows` of the embedding, as they do for every tokenizer without spare rows.
+    Without a tokenizer an id is what the source's `config` says, or follows the `rows` of the embedding, as it does for every
+    tokenizer without spare rows.
     """
     free = vocabulary.next_id if vocabulary else rows
     ids = vocabulary.ids if vocabulary else {}
@@ -102,50 +106,75 @@ def place_tokens(tokens: Sequence[Token], vocabulary: Vocabulary | None, rows: i
         pad = special.get("pad_token")
         if token.role == "pad" and pad is not None and pad in ids and pad != special.get("unk_token"):
             text = pad
-        known = ids.get(text)
+        known = ids.get(text) if vocabulary is not None else next(iter(_said_ids(token.role, config).values()), None)
         placed.append(PlacedToken(text, token.role, free if known is None else known, known is None))
         free += known is None
     return tuple(placed)
 
 
 def vocabulary_problems(
-    vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config_rows: object, rows: int, rows_after: int
+    vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any], rows: int, rows_after: int
 ) -> list[Problem]:
-    """LR402 where config, tokenizer and embedding disagree on the size of the vocabulary, or new tokens get no row.
+    """LR402 and LR403: all in which config, tokenizer and embedding disagree on how many tokens there are and on their ids.
 
     Args:
-        config_rows: what the source's config says, or None.
+        config: the source's own, of the language model.
         rows: rows of the embedding in the checkpoint.
         rows_after: rows of the embedding that will be written.
     """
-    if config_rows is not None and config_rows != rows and rows:
-        return [
-            Problem(
-                "LR402",
-                f"embed_tokens has {rows} rows, the source's config says vocab_size: {config_rows!r}.",
-                "If the weights are right, set vocab_size in the source's config.json to the rows.",
-            )
-        ]
+    problems = _id_problems(vocabulary, tokens, config)
+    said = config.get("vocab_size")
+    if said is not None and said != rows and rows:
+        cause = f"embed_tokens has {rows} rows, the source's config says vocab_size: {said!r}."
+        fix = "If the weights are right, set vocab_size in the source's config.json to the rows."
+        return [*problems, Problem("LR402", cause, fix)]
     ours = {token.text for token in tokens}
     words = [word for word, i in vocabulary.ids.items() if i >= rows and word not in ours] if vocabulary is not None else []
     if vocabulary is not None and words:
-        return [
-            Problem(
-                "LR402",
-                f"embed_tokens has {rows} rows, the tokenizer in {vocabulary.folder} has {vocabulary.size} tokens.",
-                "Put the tokenizer files there that the checkpoint was trained with.",
-            )
-        ]
+        cause = f"embed_tokens has {rows} rows, the tokenizer in {vocabulary.folder} has {vocabulary.size} tokens."
+        fix = "Put the tokenizer files there that the checkpoint was trained with."
+        return [*problems, Problem("LR402", cause, fix)]
     if beyond := [token for token in tokens if token.id >= rows_after]:
         listed = ", ".join(f"`{token.text}` {token.id}" for token in beyond)
-        return [
-            Problem(
-                "LR402",
-                f"embed_tokens will have {rows_after} rows, and there is none for {listed}.",
-                "Add `use: expand_embeddings` to `post_load` of the rule file.",
-            )
-        ]
-    return []
+        needed = max(token.id for token in beyond) + 1
+        cause = f"embed_tokens will have {rows_after} rows, and there is none for {listed}: {needed} are needed."
+        fix = f"Give --vocab pad, or --vocab {needed} or more; the rule file needs `use: expand_embeddings` in `post_load`."
+        problems.append(Problem("LR402", cause, fix))
+    return problems
+
+
+def _id_problems(vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any]) -> list[Problem]:
+    """LR403 where two tokens have one id, or where the source's config has another id for one than the tokenizer."""
+    if vocabulary is None:
+        return []
+    words: dict[int, list[str]] = defaultdict(list)
+    for word, i in vocabulary.ids.items():
+        words[i].append(word)
+    fix = f"Put the tokenizer files there that the checkpoint was trained with, in {vocabulary.folder}."
+    problems = []
+    for token in tokens:
+        if others := [word for word in words[token.id] if word != token.text]:
+            cause = f"`{token.text}`, the {token.role} token, has id {token.id}, and so has `{others[0]}`."
+            problems.append(Problem("LR403", cause, fix))
+        roles = [other.role for other in tokens if other.id == token.id]
+        if len(roles) > 1 and token.role == roles[0]:
+            cause = f"`{token.text}` has id {token.id}, and it is {' and '.join(f'the {role} token' for role in roles)}."
+            problems.append(Problem("LR403", cause, "Give the tokenizer a pad token of its own, or none."))
+        for key, said in _said_ids(token.role, config).items():
+            if said != token.id:
+                taken = f", which is `{words[said][0]}`" if words[said] else ""
+                cause = f"`{token.text}` is {token.id} in the tokenizer, the source's config says {key}: {said}{taken}."
+                problems.append(Problem("LR403", cause, f"{fix[:-1]}; or take {key} out of the source's config.json."))
+    return problems
+
+
+def _said_ids(role: str, config: Mapping[str, Any]) -> dict[str, int]:
+    """What a source's config says the id of a token is, by key. A pad token's is no such: it says what stands in for one.
+
+    LLaVA's own code marks images by a number below 0, which is no token's id.
+    """
+    keys = () if role == "pad" else (f"{role}_token_index", f"{role}_token_id")
+    return {key: said for key in keys if type(said := config.get(key)) is int and said >= 0}
 
 
 def _word(token: Any) -> str:

@@ -75,8 +75,9 @@ def _other_source(entry: Mapped, recipe: Recipe) -> str:
         return f"comes from `{origin.name}`, which source `{origin.source}` doesn't have"
     change = recipe.post_load.get(entry.target if entry.op != "tied" else entry.tied_to or "")
     shape = entry.shape if change is None else change.change.shape_before
-    if (source.dtype, source.shape) != (entry.dtype, shape):
-        return f"comes from `{origin.name}`, which is {source.dtype} {list(source.shape)} and was {entry.dtype} {list(shape)}"
+    if (source.dtype, source.shape) != (entry.stored_dtype, shape):
+        was = f"{entry.stored_dtype} {list(shape)}"
+        return f"comes from `{origin.name}`, which is {source.dtype} {list(source.shape)} and was {was}"
     sizes = [] if entry.merge is None else [(entry.merge.rank, *shape[1:]), (*shape[:1], entry.merge.rank)]
     for matrix, size in zip(matrices, sizes, strict=True):
         other = recipe.checkpoints[matrix.source].catalog.get(matrix.name)
