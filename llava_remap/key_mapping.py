@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from llava_remap.errors import refuse
 from llava_remap.rewrite import CompiledRule, Program, compile_all
 from llava_remap.rulefile import Rule, RuleFile
 
@@ -67,7 +68,13 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
 
     The dict renames, and that is all: it proves nothing, reads one checkpoint, makes no new rows, and a name that no rule takes
     is loaded where the model happens to have it.
+
+    Raises:
+        RemapError: LR211 where the rules depend on the checkpoint's layout and none is known.
     """
+    if rules.layouts and not program.names:
+        cause = f"the rules of {rules.name} depend on the layout that a checkpoint is in, and none is given."
+        raise refuse("LR211", cause, "Give it: --source SRC.")
     patterns: dict[str, str] = {}
     remarks, marked = [], False
 
@@ -119,7 +126,8 @@ def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
             yield f"`select` and `prefix` of `{name}` are not applied."
     for post_load in text.post_load:
         yield f"`{post_load.use}` changes nothing: sizes in the config have to be the checkpoint's own."
-    yield "The checkpoint's config.json is the original model's: give the target's as `config=`, as `apply` writes it."
+    if text.target is None or text.target.as_ is None:
+        yield "The checkpoint's config.json is the original model's: give the target's as `config=`, as `apply` writes it."
 
 
 def _renaming(rule: Rule) -> _Renaming:

@@ -226,3 +226,22 @@ def test_layouts_that_are_not_written(run: Run) -> None:
     ran = run("apply", "llava-v1.5", "--reverse", "--source", RELEASED / "bin", "--layout", "module-5.6")
     assert ran.code == 2
     assert "--reverse writes original names" in ran.err
+
+
+def test_explain_says_which_layout_s_rule_it_was(run: Run) -> None:
+    name = "model.vision_tower.post_layernorm.bias"
+    ran = run("rules", "explain", "hf-layouts", name, "model.norm.weight", "--format", "json")
+    mapped, unmapped = sorted(ran.json["names"], key=lambda entry: entry["outcome"])
+    assert [step["rule"] for step in mapped["steps"]] == ["module-5.6/tower-post-norm"]
+    assert mapped["target"] == "vision_tower.vision_model.post_layernorm.bias"
+    assert unmapped["outcome"] == "unmapped"
+    assert unmapped["nearest"]
+
+
+def test_a_key_mapping_needs_to_know_the_layout(classic: Path, run: Run, tmp_path: Path) -> None:
+    ran = run("rules", "explain", "hf-layouts", "--as", "key-mapping")
+    assert ran.code == 2
+    assert "LR211" in ran.err
+    source = respelt(classic, tmp_path / "source", in_layout("mixed-5.4"))
+    patterns = json.loads(run("rules", "explain", "hf-layouts", "--as", "key-mapping", "--source", source).out)
+    assert any("model" in pattern for pattern in patterns)

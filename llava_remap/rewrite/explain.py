@@ -84,7 +84,8 @@ class Explainer:
         self._all = compile_all(rules)
         self.program = self._all.given(names, config)
         self.left_out = tuple(_left_out(self._all, self.program, names, config))
-        self._rules = {rule.label: rule.rule for rule in (*self._all.prepare, *self._all.names)}
+        self._names = tuple(dict.fromkeys((*self._all.names, *self.program.names)))  # of the program those of a layout, too
+        self._rules = {rule.label: rule.rule for rule in (*self._all.prepare, *self._names)}
 
     def explain(self, rewrite: Rewrite) -> Explanation:
         """What the program made of a name, explained.
@@ -103,7 +104,7 @@ class Explainer:
         """Rules with anything in common with the name, by how far they match it and then by how many of their words it has."""
         held_back = {left.rule: left.why for left in self.left_out}
         found = []
-        for rule in self._all.names:
+        for rule in self._names:
             pattern = pattern_of(rule.rule)
             words = set(_WORD.findall(_literals(rule.rule)))
             shared = len(words & set(_WORD.findall(name))) / max(len(words), 1)

@@ -173,17 +173,41 @@ def test_a_file_with_a_target_needs(field: str, tmp_path: Path) -> None:
         (
             "LR201",
             "r.yaml:1:1",
-            f"a rule file with a target class needs {field}. Mend it there; the shipped rule files show every field.",
+            f"a rule file with a target needs {field}. Mend it there; the shipped rule files show every field.",
         )
     ]
 
 
 def test_a_file_with_a_target_needs_a_processor_class(tmp_path: Path) -> None:
     [(_, _, message)] = said(tmp_path, COMPLETE + "processor: {chat_template: x}\n")
-    assert (
-        message
-        == "a rule file with a target class needs processor.class. Mend it there; the shipped rule files show every field."
-    )
+    assert message == "a rule file with a target needs processor.class. Mend it there; the shipped rule files show every field."
+
+
+SOURCE = COMPLETE.replace("{class: SomeForConditionalGeneration}", "{as: source}")
+
+
+def test_a_target_that_is_the_source(tmp_path: Path) -> None:
+    rules = load(tmp_path, SOURCE + "layouts: [classic, module-5.6]\n")
+    assert (rules.target.as_, rules.target.class_) == ("source", None)
+    assert [layout.name for layout in rules.layouts] == ["classic", "module-5.6"]
+    assert {"layouts/classic.yaml", "layouts/module-5.6.yaml", "layouts/module-4.52.yaml"} <= {name for name, _ in rules.texts}
+    assert rules.sha256 != load(tmp_path, SOURCE + "layouts: [classic]\n").sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (SOURCE.replace("as: source", "as: source, class: X"), "`as` goes with neither `class` nor `config`"),
+        (SOURCE + "tokens: [{text: x, role: pad}]\n", "`target.as` goes with none of `tokens`, `post_load` and `processor`"),
+        (SOURCE + "layouts: [clasic]\n", "there is no layout `clasic`. The shipped ones: classic, classic-5.6, mixed-5.4, "),
+        (SOURCE.replace("as: source", "as: it"), "`target.as`: input should be 'source'"),
+        (SOURCE.replace("version: 1.0.0\n", ""), "a rule file with a target needs version"),
+    ],
+)
+def test_mistakes_in_a_target_that_is_the_source(text: str, wanted: str, tmp_path: Path) -> None:
+    [(code, _, message)] = said(tmp_path, text)
+    assert code == "LR201"
+    assert message.startswith(wanted)
 
 
 def test_a_complete_file(tmp_path: Path) -> None:
