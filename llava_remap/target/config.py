@@ -246,6 +246,8 @@ def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def _language_model(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The language model's part of the config: what the source says of it, in the keys of 4.x and of 5.x."""
     text = {key: source[key] for key in _TEXT_KEYS if key in source}
+    if text.get("use_sliding_window") is False:  # 4.51 warns of a window even so
+        text["sliding_window"] = None
     if text.get("head_dim", 0) is None:  # newer classes divide by it; without the key it is hidden_size / heads in all versions
         del text["head_dim"]
     for key in _NEEDED:
