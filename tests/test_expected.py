@@ -34,9 +34,13 @@ CASES = {
 OTHERS = {
     "llava-v1.5-7b.released": "llava-v1.5",
     "bakllava-v1.released": "bakllava",
+    "llava-lightning-7b-v1-1": "llava-v1",
+    "llava-lightning-7b-v1-1.released": "llava-v1",
+    "llava-v1-0719-336px-vicuna-7b-v1.3.released": "llava-v1",
+    "llava-v1-0719-336px-vicuna-13b-v1.3.released": "llava-v1",
 }
 #: Those of no family that there is a rule file for.
-NONE = ("clip-vit-large-patch14-336", "siglip-so400m-patch14-384", "llava-lightning-7b-v1-1.released")
+NONE = ("clip-vit-large-patch14", "clip-vit-large-patch14-336", "siglip-so400m-patch14-384")
 #: What is needed of LanguageBind's towers, whose heads and activation are in no checkpoint of Video-LLaVA.
 LANGUAGE_BIND = {
     "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,

@@ -31,7 +31,7 @@ def test_every_field_is_needed(field: str) -> None:
 
 
 GARBAGE: list[tuple[str, Any]] = [
-    *[(field, None) for field in CHANGE.to_json()],
+    *[(field, None) for field in CHANGE.to_json() if field != "shape_before"],
     ("shape_before", [320, -1]),
     ("shape_before", [320, 64.0]),
     ("shape_after", [True, 64]),
