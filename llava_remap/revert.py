@@ -187,7 +187,9 @@ def _part(name: str, folder: Path, record: Record, converted: Checkpoint, runs: 
     """A source, its tensors in the files and in the order in which the converted folder has them."""
     source = record.sources[name]
     shapes = {entry.target: entry.shape for entry in record.mapped}
-    shapes |= {entry.change.target: entry.change.shape_before for entry in record.post_load if entry.change.shape_before is not None}
+    shapes |= {
+        entry.change.target: entry.change.shape_before for entry in record.post_load if entry.change.shape_before is not None
+    }
     here: dict[str, list[Mapped]] = defaultdict(list)
     for entry in (entry for entry in record.mapped if not entry.is_made):
         origin, holder = entry.from_[0], entry.tied_to or entry.target

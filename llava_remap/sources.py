@@ -68,14 +68,18 @@ def open_needed(
         default, named = source.default, ""
         if isinstance(default, NamedDefault):
             key, default = default.from_, (config or {}).get(default.from_)
-            named = f" The config names it, {key}: {default!r}" if default is not None else f" The config has no {key} to name it."
+            named = (
+                f" The config names it, {key}: {default!r}" if default is not None else f" The config has no {key} to name it."
+            )
             if default is not None and (not isinstance(default, str) or parse_repository(default) is None):
                 default, named = None, f"{named}, and that is no repository of the hub."
         if default is None:
             problems.append(Problem("LR302", f"{why}.{named}", f"Give it: --source {name}=DIR."))
             continue
         try:
-            found[name] = open_source(name, default, source.use, first=False, part=source.overrides, offline=offline, default=True)
+            found[name] = open_source(
+                name, default, source.use, first=False, part=source.overrides, offline=offline, default=True
+            )
         except RemapError as error:
             wanted = f"{why}.{named}" if named else f"{why}, so its default is wanted"
             problems += [replace(problem, cause=f"{wanted}: {problem.cause}") for problem in error.problems]

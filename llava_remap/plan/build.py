@@ -101,7 +101,9 @@ def build_plan(
         found_problems += dtype_problems(mapped)
         found_problems += drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
-    read = sum(single[m.target].tensor.nbytes for m in written if not m.is_made) + sum(p.a.nbytes + p.b.nbytes for p in routes.pairs)
+    read = sum(single[m.target].tensor.nbytes for m in written if not m.is_made) + sum(
+        p.a.nbytes + p.b.nbytes for p in routes.pairs
+    )
     beside = _beside_notes(rules, routes, single)
     all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *beside, *_replaced_notes(routes))
     return Plan(

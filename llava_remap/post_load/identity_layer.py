@@ -1,8 +1,8 @@
 """A second linear layer that changes nothing, for a model whose class has one and whose checkpoints don't.
 
-LLaVA v1.0 has one linear layer between tower and language model, transformers' LLaVA has two with an activation between them. With
-the first as trained, the identity for an activation, and a second of ones on the diagonal and zeros elsewhere, both compute the
-same: a product with 0 or 1 and a sum with 0 are exact. What isn't kept is the sign of a zero; and inf, which becomes NaN.
+LLaVA 1.0 has one linear layer between tower and language model, transformers' LLaVA has two with an activation between them.
+With the first as trained, the identity for an activation, and a second of ones on the diagonal and zeros elsewhere, both compute
+the same: a product with 0 or 1 and a sum with 0 are exact. What isn't kept is the sign of a zero; and inf, which becomes NaN.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ class IdentityLayer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    after: str = Field(min_length=1, description="the weight of the layer that stands before; its dtype and its rows are followed")
+    after: str = Field(
+        min_length=1, description="the weight of the layer that stands before; its dtype and its rows are followed"
+    )
     weight: str = Field(min_length=1, description="the weight that is made: ones on the diagonal, zeros elsewhere")
     bias: str = Field(min_length=1, description="the bias that is made: zeros")
 

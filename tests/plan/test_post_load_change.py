@@ -17,7 +17,14 @@ CHANGE = PostLoadChange(
 )
 
 
-@pytest.mark.parametrize("change", [CHANGE, PostLoadChange("x", {}, Change("y", "BF16", (), (), ()))])
+@pytest.mark.parametrize(
+    "change",
+    [
+        CHANGE,
+        PostLoadChange("x", {}, Change("y", "BF16", (), (), ())),
+        PostLoadChange("x", {}, Change("y", "BF16", None, (2,), ())),
+    ],
+)
 def test_there_and_back(change: PostLoadChange) -> None:
     assert PostLoadChange.from_json(json.loads(json.dumps(change.to_json()))) == change
 
