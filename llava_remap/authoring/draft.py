@@ -21,7 +21,7 @@ from llava_remap.authoring.draft_target import (
 )
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, refuse
-from llava_remap.identify import fits
+from llava_remap.identify import HF_LAYOUTS, fits
 from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, grows, infer, unfold
 from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder, shipped_rule_files
@@ -223,7 +223,7 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
 
 def _chat(checkpoint: Checkpoint) -> str | None:
     """The chat part of the shipped rule file that takes the most of the names."""
-    best = fits(checkpoint)[0]
+    best = next(fit for fit in fits(checkpoint) if fit.rules != HF_LAYOUTS)  # that is for no family
     if not best.mapped:
         return None
     parts = load_rule_file(best.rules).text.extends
