@@ -34,9 +34,10 @@ CASES = {
 OTHERS = {
     "llava-v1.5-7b.released": "llava-v1.5",
     "bakllava-v1.released": "bakllava",
+    "llava-onevision-qwen2-0.5b": "llava-onevision",
 }
 #: Those of no family that there is a rule file for.
-NONE = ("clip-vit-large-patch14-336", "siglip-so400m-patch14-384", "llava-lightning-7b-v1-1.released")
+NONE = ("mobilevlm-1.7b", "clip-vit-large-patch14-336", "siglip-so400m-patch14-384", "llava-lightning-7b-v1-1.released")
 #: What is needed of LanguageBind's towers, whose heads and activation are in no checkpoint of Video-LLaVA.
 LANGUAGE_BIND = {
     "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,

@@ -193,8 +193,8 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
         sources += ["vision_tower: {optional: true, use: [config, processor]}      # for a tower of other sizes than a stock one"]
         chat = _chat(checkpoint)
         if chat:
-            extends.append(chat)
-            notes.append(f"{chat}: tensors don't show how a model was trained to chat")
+            extends += chat
+            notes.append(f"{', '.join(chat)}: tensors don't show how a model was trained to chat")
         else:
             notes.append(
                 "no chat template: no shipped family is near. Extend a parts/chat-*.yaml, or write processor.chat_template"
@@ -221,13 +221,10 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
     return frame, tuple(notes)
 
 
-def _chat(checkpoint: Checkpoint) -> str | None:
-    """The chat part of the shipped rule file that takes the most of the names."""
+def _chat(checkpoint: Checkpoint) -> list[str]:
+    """The parts with chat templates of the shipped rule file that takes the most of the names."""
     best = next(fit for fit in fits(checkpoint) if fit.rules != HF_LAYOUTS)  # that is for no family
-    if not best.mapped:
-        return None
-    parts = load_rule_file(best.rules).text.extends
-    return next((part for part in parts if part.startswith("parts/chat")), None)
+    return [name for name, _ in load_rule_file(best.rules).texts if name.startswith("parts/chat")] if best.mapped else []
 
 
 def _target_config(wanted: Wanted, part: RuleFile, source: Mapping[str, Any], notes: list[str]) -> dict[str, tuple[Any, str]]:
