@@ -270,7 +270,7 @@ def test_the_digest_is_that_of_parents_then_child(tmp_path: Path) -> None:
 def test_a_complete_file_is_no_less_complete_for_its_parents(tmp_path: Path) -> None:
     put(tmp_path, "c.yaml", COMPLETE)
     [problem] = refused(put(tmp_path, "r.yaml", "schema: 1\nextends: [c.yaml]\nname: child\nversion: 1.0.0\n")).problems
-    assert problem.cause.endswith("r.yaml:1:1 a rule file with a target class needs summary.")
+    assert problem.cause.endswith("r.yaml:1:1 a rule file with a target needs summary.")
 
 
 def test_a_parents_own_rule_stays_where_another_parent_has_the_one_it_replaced(tmp_path: Path) -> None:
