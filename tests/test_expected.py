@@ -34,13 +34,15 @@ CASES = {
 OTHERS = {
     "llava-v1.5-7b.released": "llava-v1.5",
     "bakllava-v1.released": "bakllava",
+    "llava-onevision-qwen2-0.5b": "llava-onevision",
     "llava-lightning-7b-v1-1": "llava-v1",
     "llava-lightning-7b-v1-1.released": "llava-v1",
     "llava-v1-0719-336px-vicuna-7b-v1.3.released": "llava-v1",
     "llava-v1-0719-336px-vicuna-13b-v1.3.released": "llava-v1",
 }
 #: Those of no family that there is a rule file for.
-NONE = ("clip-vit-large-patch14", "clip-vit-large-patch14-336", "siglip-so400m-patch14-384")
+NONE = ("mobilevlm-1.7b", "clip-vit-large-patch14", "clip-vit-large-patch14-336", "siglip-so400m-patch14-384")
+SEVENTY_TWO = ("llava-next-qwen1.5-72b", "llava-onevision-qwen2-7b")
 #: What is needed of LanguageBind's towers, whose heads and activation are in no checkpoint of Video-LLaVA.
 LANGUAGE_BIND = {
     "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
@@ -136,3 +138,19 @@ def test_tied_head_needs_no_source(run: Run) -> None:
     assert plan["missing"] == []
     assert "language_model.lm_head.weight" not in {m["target"] for m in plan["mapped"]}
     assert plan["target"]["tensors"] == 716
+
+
+def test_onevision_72b(run: Run) -> None:
+    """Of which there is no manifest: the language model of LLaVA-NeXT's 72B has its size, the tower is that of the 7B."""
+    large, small = (json.loads((MANIFESTS / f"{name}.released.json").read_text()) for name in SEVENTY_TWO)
+    tower = {name: tensor for name, tensor in small["tensors"].items() if "vision_tower" in name}
+    tensors = {name: tensor for name, tensor in large["tensors"].items() if "vision_tower" not in name} | tower
+    tensors["model.mm_projector.0.weight"] = {"dtype": "BF16", "shape": [8192, 1152]}
+    text = {key: value for key, value in large["config"].items() if not key.startswith(("mm_", "image_"))}
+    config = text | {key: value for key, value in small["config"].items() if key.startswith(("mm_", "image_"))}
+    Path("72b.json").write_text(json.dumps({**large, "tensors": tensors, "config": config}))
+    plan = run("apply", "llava-onevision", "--source", "72b.json", "--dry-run", "--format", "json").json
+    assert (plan["complete"], len(plan["mapped"]), plan["target"]["tensors"]) == (True, len(tensors), len(tensors))
+    assert {m["from"][0]["name"]: m["target"] for m in plan["mapped"] if "vision" in m["target"]} == {
+        name: target for name, target in expected(SEVENTY_TWO[1] + ".released")["map"].items() if "vision_tower" in name
+    }

@@ -171,6 +171,26 @@ def test_a_source_without_a_class(classic: Path, run: Run, tmp_path: Path) -> No
     assert "says architectures: None; one class is needed" in ran.out
 
 
+def test_a_config_that_transformers_can_t_read(classic: Path, run: Run, tmp_path: Path) -> None:
+    source = respelt(classic, tmp_path / "source", str)
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"]["hidden_size"] = "64"
+    (source / "config.json").write_text(json.dumps(config))
+    ran = run("apply", "hf-layouts", "--source", source, "--dry-run")
+    assert ran.code == 3
+    assert "LR112" in ran.out
+
+
+def test_a_null_head_dim_is_left_out(classic: Path, tmp_path: Path) -> None:
+    source = respelt(classic, tmp_path / "source", in_layout("module-4.52"))
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"]["head_dim"] = None
+    (source / "config.json").write_text(json.dumps(config))
+    out = apply("hf-layouts", [source], tmp_path / "out").output
+    assert "head_dim" not in json.loads((out / "config.json").read_text())["text_config"]
+    assert same(loaded(out), loaded(classic))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_inspect_says_which_layout_it_is_and_what_to_run(layout: str, classic: Path, run: Run, tmp_path: Path) -> None:
     source = respelt(classic, tmp_path / "source", in_layout(layout))

@@ -21,7 +21,7 @@ from llava_remap.authoring.draft_target import (
 )
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, refuse
-from llava_remap.identify import fits
+from llava_remap.identify import HF_LAYOUTS, fits
 from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, grows, infer, unfold
 from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder, shipped_rule_files
@@ -193,8 +193,8 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
         sources += ["vision_tower: {optional: true, use: [config, processor]}      # for a tower of other sizes than a stock one"]
         chat = _chat(checkpoint)
         if chat:
-            extends.append(chat)
-            notes.append(f"{chat}: tensors don't show how a model was trained to chat")
+            extends += chat
+            notes.append(f"{', '.join(chat)}: tensors don't show how a model was trained to chat")
         else:
             notes.append(
                 "no chat template: no shipped family is near. Extend a parts/chat-*.yaml, or write processor.chat_template"
@@ -221,13 +221,10 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
     return frame, tuple(notes)
 
 
-def _chat(checkpoint: Checkpoint) -> str | None:
-    """The chat part of the shipped rule file that takes the most of the names."""
-    best = fits(checkpoint)[0]
-    if not best.mapped:
-        return None
-    parts = load_rule_file(best.rules).text.extends
-    return next((part for part in parts if part.startswith("parts/chat")), None)
+def _chat(checkpoint: Checkpoint) -> list[str]:
+    """The parts with chat templates of the shipped rule file that takes the most of the names."""
+    best = next(fit for fit in fits(checkpoint) if fit.rules != HF_LAYOUTS)  # that is for no family
+    return [name for name, _ in load_rule_file(best.rules).texts if name.startswith("parts/chat")] if best.mapped else []
 
 
 def _target_config(wanted: Wanted, part: RuleFile, source: Mapping[str, Any], notes: list[str]) -> dict[str, tuple[Any, str]]:

@@ -84,7 +84,8 @@ class Explainer:
         self._all = compile_all(rules)
         self.program = self._all.given(names, config)
         self.left_out = tuple(_left_out(self._all, self.program, names, config))
-        self._names = tuple(dict.fromkeys((*self._all.names, *self.program.names)))  # of the program those of a layout, too
+        # Of the program those of a layout, too.
+        self._names = tuple({rule.label: rule for rule in (*self._all.names, *self.program.names)}.values())
         self._rules = {rule.label: rule.rule for rule in (*self._all.prepare, *self._names)}
 
     def explain(self, rewrite: Rewrite) -> Explanation:

@@ -91,6 +91,7 @@ def tokenizer_files(vocabulary: SmallVocabulary) -> dict[str, bytes]:
     config = {
         "added_tokens_decoder": {str(i): {"content": vocabulary.words[i], **flags} for i in vocabulary.special},
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # 4.46 would make token types as well, which no model here takes
         **dict(sorted(vocabulary.roles.items())),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }

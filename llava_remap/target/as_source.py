@@ -35,9 +35,13 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
     if not all(isinstance(own.get(part), Mapping) for part in _PARTS):
         raise refuse("LR112", f"the config.json in {checkpoint.location} has no {' and '.join(_PARTS)}.", _GIVE)
     kind = model_class(named[0], own).config_class
-    read = kind.from_dict(_copy(own))
-    whole = read.to_diff_dict()
-    config = {**whole, **own, **{part: {**whole[part], **own[part]} for part in _PARTS}}
+    try:
+        whole = kind.from_dict(_copy(own)).to_diff_dict()
+    except Exception as error:  # whatever the class raises: the config is the user's
+        reason = " ".join(str(error).split()).rstrip(".")
+        cause = f"transformers can't read the config.json in {checkpoint.location}: {reason}."
+        raise refuse("LR112", cause, _GIVE) from error
+    config = {**whole, **own, **{part: _filled(own[part], whole[part]) for part in _PARTS}}
     # 5.x says `image_token_id` for what is stored as `image_token_index`, and `vision_feature_layers` for `…_layer`.
     for name, stored in kind.attribute_map.items():
         value = own.get(name, config.get(stored))
@@ -49,6 +53,14 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
     config["text_config"] |= _rope(config["text_config"])
     config.pop("transformers_version", None)
     return TargetConfig(config, {}, {}, {}, None, Tower(config["vision_config"], {}, ()), ())
+
+
+def _filled(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of the config with what it leaves out. A null `head_dim`, which newer classes divide by, stands for left out."""
+    filled = {**whole, **own}
+    if filled.get("head_dim", 0) is None:
+        del filled["head_dim"]
+    return filled
 
 
 def _rope(text: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def grid_pinpoints(where: str, value: Any, side: int) -> list[list[int]]:
         RemapError: LR112 for anything else, and for sizes that are no whole number of tiles.
     """
     pairs = _pairs(value, side)
-    if not pairs or not all(_is_size(pair, side) for pair in pairs):
+    if not isinstance(pairs, (list, tuple)) or not pairs or not all(_is_size(pair, side) for pair in pairs):
         said = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
         cause = (
             f"`{where}` is {said}; wanted are pairs [width, height] in multiples of the tower's {side} px, or a range of tiles."

@@ -13,6 +13,8 @@ from tests.compat.checkpoints import CASES, FAMILIES, ROPED
 from tests.compat.run import LOGITS, ROOT, VERSIONS, Look, Seen, convert_all, differences, look_with_all, missing
 from tests.compat.table import KNOWN, table
 
+#: 5.0.0 puts the theta into `rope_parameters` itself, and doesn't know it there where scaling is dynamic.
+OWN_FAULT = ("5.0.0", "for 'rope_type'='dynamic': {'rope_theta'}")
 TIED = ("interleave-tied", "llava-interleave-qwen-0.5b.released", "llava-onevision-qwen2-0.5b.released")
 #: Words of warnings that say something isn't as it was meant.
 MEANT_OTHERWISE = (
@@ -60,7 +62,8 @@ def test_it_loads_strictly(name: str, version: str, seen: Look, folders: dict[st
     config = json.loads((folders[name] / "config.json").read_text())
     assert said["class"] == config["architectures"][0]
     assert said["tied"] == config["tie_word_embeddings"] == (name in TIED)
-    assert [text for text in said["warned"] if any(words in text for words in MEANT_OTHERWISE)] == []
+    warned = [text for text in said["warned"] if not (version == OWN_FAULT[0] and text.endswith(OWN_FAULT[1]))]
+    assert [text for text in warned if any(words in text for words in MEANT_OTHERWISE)] == []
 
 
 @pytest.mark.parametrize("name", [*CASES, *FAMILIES])

@@ -146,7 +146,7 @@ def test_parents_lie_beside_the_child_or_among_the_shipped(tmp_path: Path) -> No
     child = put(tmp_path, "sub/r.yaml", "schema: 1\nextends: [../up.yaml, parts/wrappers.yaml]\n")
     rules = load_rule_file(child)
     assert ids(rules) == ["up"]
-    assert [rule.id for rule in rules.text.prepare][-2:] == ["peft-base", "peft-layer"]
+    assert [rule.id for rule in rules.text.prepare][-2:] == ["peft-layer", "peft-base"]
 
 
 def test_a_file_beside_the_child_comes_first(tmp_path: Path) -> None:

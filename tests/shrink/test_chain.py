@@ -28,8 +28,8 @@ def left_over(info: dict[str, Any]) -> dict[str, Any]:
     [
         ("llava-v1.5-7b.released", "llava-v1.5", "sharded"),
         ("llava-v1.5-7b", "llava-v1.5", "safetensors"),
-        ("bakllava-v1.released", "llava-v1.5", "legacy"),
-        ("bakllava-v1", "llava-v1.5", "bin"),
+        ("bakllava-v1.released", "bakllava", "legacy"),
+        ("bakllava-v1", "bakllava", "bin"),
         ("llava-interleave-qwen-0.5b.released", "llava-interleave", "sharded_safetensors"),
     ],
 )

@@ -20,7 +20,7 @@ from llava_remap.shrink.forms import weight_files
 from tests.checkpoint.stored import raw, same, stored
 from tests.conftest import MANIFESTS, RELEASED, TINY, Run
 
-EVERY = sorted(path.stem for path in MANIFESTS.iterdir())
+EVERY = sorted(path.stem for path in MANIFESTS.glob("*.json"))
 TIED = "llava-onevision-qwen2-0.5b"
 LLAMA = "llava-v1.5-7b.released"
 VIP = "vip-llava-7b"

@@ -1,0 +1,123 @@
+"""Where values of the target's config come from, and what a `when` can ask."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_remap.apply import plan_job
+from tests.compat.checkpoints import qwen_tokenizer
+from tests.conftest import CLIP, RELEASED, TINY, Changed, Run
+
+LLAMA = RELEASED / "safetensors"
+TILED = TINY / "llava-v1.6-mistral" / "safetensors"
+
+
+def mine(text: str, parent: str = "llava-v1.5") -> Path:
+    path = Path("mine.yaml")
+    path.write_text(f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: mine\nextends: [{parent}.yaml]\n{text}\n")
+    return path
+
+
+def config(text: str, source: Path = LLAMA) -> Any:
+    """The target's config by a rule file with this `target.config.probe`."""
+    job = plan_job(mine(f"target:\n  config:\n    probe: {text}"), [str(source), f"vision_tower={CLIP}"], dry_run=True)
+    assert job.derived is not None, job.plan.problems
+    return job.derived.config.config.get("probe")
+
+
+@pytest.mark.parametrize(
+    ("when", "holds"),
+    [
+        ("{source.mm_vision_select_layer: -2}", True),
+        ("{source.mm_vision_select_layer: -1}", False),
+        ("{source.of_no_config: null}", True),
+        ("{text_config.model_type: llama}", True),
+        ("{text_config.model_type: mistral}", False),
+        ("{text_config.hidden_size: 64, patch_size: 14}", True),
+        ("{text_config.hidden_size: 64, patch_size: 16}", False),
+        ("{token: '<image>'}", True),
+        ("{token: '<unk>'}", True),
+        ("{token: '<|im_start|>'}", False),
+    ],
+)
+def test_what_a_case_can_ask(when: str, holds: bool) -> None:
+    assert config(f"{{cases: [{{when: {when}, const: yes it does}}, {{const: it doesn't}}]}}") == (
+        "yes it does" if holds else "it doesn't"
+    )
+
+
+def test_a_multiple_of_a_fact() -> None:
+    assert config("{tower: image_tokens, times: 0.5}") == 2
+    assert config("{tower: positions, times: 8}") == 40
+
+
+def test_a_list_that_is_written_out() -> None:
+    assert config("{const: [-2, -5]}") == [-2, -5]
+
+
+@pytest.mark.parametrize(
+    "text", ["{const: 1, times: 2}", "{tower: positions, as: grid_pinpoints}", "{tower: positions, times: 0}"]
+)
+def test_fields_that_do_not_go_together(text: str, run: Run) -> None:
+    ran = run("apply", mine(f"target:\n  config:\n    probe: {text}"), "--source", LLAMA, "--dry-run")
+    assert (ran.code, "LR201" in ran.err) == (2, True)
+
+
+def test_pinpoints_are_the_sources_own(changed: Changed, run: Run) -> None:
+    """As a text, not symmetric, and not those of the class: in config, and in what cuts images."""
+    source = changed(TILED, config=lambda c: c.update(image_grid_pinpoints="[(28, 56), (84, 28)]"))
+    ran = run("apply", "llava-next", "--source", source, "--source", f"vision_tower={CLIP}", "--output", "out")
+    assert ran.code == 0, ran.out + ran.err
+    for file in ("config.json", "preprocessor_config.json"):
+        assert json.loads(Path("out", file).read_text())["image_grid_pinpoints"] == [[56, 28], [28, 84]]
+
+
+def test_pinpoints_that_do_not_fit_the_tower(changed: Changed, run: Run) -> None:
+    source = changed(TILED, config=lambda c: c.update(image_grid_pinpoints=[[30, 60]]))
+    ran = run("apply", "llava-next", "--source", source, "--source", f"vision_tower={CLIP}", "--output", "out")
+    assert (ran.code, "LR112" in ran.out, "multiples of the tower's 28 px" in ran.out) == (3, True, True)
+    assert not Path("out").exists()
+
+
+def test_the_chat_template_goes_by_the_tokenizer(changed: Changed, tmp_path: Path) -> None:
+    """A LLaVA-NeXT with Qwen's words for turns; without them, the fallback is Vicuna's."""
+    source = changed(TILED, config=lambda c: c.update(architectures=["LlavaLlamaForCausalLM"]))
+
+    def template() -> str:
+        job = plan_job("llava-next", [str(source), f"vision_tower={CLIP}", *more], dry_run=True)
+        assert job.derived is not None, job.plan.problems
+        return str(job.derived.config.chat_template)
+
+    more: list[str] = []
+    assert "'ASSISTANT:'" in template()
+    for file in source.glob("*token*"):
+        file.unlink()
+    more = [f"language_model={qwen_tokenizer(tmp_path / 'qwen')}"]
+    assert "<|im_start|>" in template()
+    shutil.rmtree(tmp_path / "qwen")
+
+
+def test_processors_have_the_classes_of_the_rule_file(run: Run, tmp_path: Path) -> None:
+    """What the tower's own image processor says of sizes and means stays; class and grid are the family's."""
+    siglip = TINY / "siglip-tiny-patch14-28"
+    tokenizer = qwen_tokenizer(tmp_path / "qwen")
+    ran = run(
+        "apply", "llava-onevision", "--source", TINY / "llava-onevision" / "safetensors", "--source", f"vision_tower={siglip}",
+        "--source", f"language_model={tokenizer}", "--output", "out",
+    )  # fmt: skip
+    assert ran.code == 0, ran.out + ran.err
+    own = json.loads((siglip / "preprocessor_config.json").read_text())
+    images, videos = (json.loads(Path("out", f"{kind}preprocessor_config.json").read_text()) for kind in ("", "video_"))
+    assert images["image_processor_type"] == "LlavaOnevisionImageProcessor"
+    assert videos["video_processor_type"] == "LlavaOnevisionVideoProcessor"
+    assert "image_processor_type" not in videos
+    for key in ("size", "image_mean", "image_std", "rescale_factor"):
+        assert images[key] == videos[key] == own[key]
+    assert len(images["image_grid_pinpoints"]) == 36
+    processor = json.loads(Path("out/processor_config.json").read_text())
+    assert (processor["image_token"], processor["video_token"], processor["num_image_tokens"]) == ("<image>", "<video>", 4)
