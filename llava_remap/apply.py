@@ -165,7 +165,7 @@ def plan_mapping(
     problems += manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems
     if recognised and routes.not_given:  # whether a further source is needed is known only now
-        checkpoints, problems = open_needed(file, checkpoints, routes.not_given, offline)
+        checkpoints, problems = open_needed(file, checkpoints, routes.not_given, text_config(configs), offline)
         routes = route(file, program, checkpoints)
         configs = source_configs(file, checkpoints)
     if not problems:

@@ -105,7 +105,8 @@ def derive(
         if name in target.shapes and name not in target.tied
     }
     token_ids = None if vocabulary is None else {**vocabulary.ids, **{token.text: token.id for token in tokens}}
-    before = Before(tensors, needed, token_ids)
+    missing = {name: shape for name, shape in target.shapes.items() if name not in tensors and name not in target.tied}
+    before = Before(tensors, needed, missing, token_ids)
     changes: list[PostLoadChange] = []
     notes = [*config.notes]
     for number, post_load in enumerate(rules.text.post_load):
@@ -176,9 +177,9 @@ def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes) ->
 def _changed(target: Target, config: TargetConfig, changes: Sequence[PostLoadChange]) -> tuple[Target, TargetConfig]:
     """Target and config as they are after the post-load rules."""
     shapes = dict(target.shapes)
-    for post_load in changes:
-        if shapes.get(post_load.change.target) == post_load.change.shape_before:
-            shapes[post_load.change.target] = post_load.change.shape_after
+    for change in (entry.change for entry in changes if entry.change.shape_before is not None):
+        if shapes.get(change.target) == change.shape_before:
+            shapes[change.target] = change.shape_after
     for name, other in target.tied.items():
         shapes[name] = shapes[other]
     if EMBEDDING in shapes:

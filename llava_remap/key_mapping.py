@@ -125,7 +125,10 @@ def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
         elif source.prefix or source.select:
             yield f"`select` and `prefix` of `{name}` are not applied."
     for post_load in text.post_load:
-        yield f"`{post_load.use}` changes nothing: sizes in the config have to be the checkpoint's own."
+        yield (
+            f"`{post_load.use}` changes and makes nothing: sizes in the config have to be the checkpoint's own; what has no "
+            "tensor, the loader makes up, with a warning."
+        )
     if text.target is None or text.target.as_ is None:
         yield "The checkpoint's config.json is the original model's: give the target's as `config=`, as `apply` writes it."
 

@@ -166,7 +166,9 @@ def read_record(folder: Path) -> Record:
     changes = [entry.change for entry in post_load]
     named = {entry.tied_to for entry in mapped if entry.tied_to} | {name for change in changes for name in change.reads}
     agreed = all(made.get(change.target) == (change.dtype, change.shape_after) for change in changes)
-    if not made or not agreed or not named <= set(made) or not used <= set(text.sources):
+    from_sources = {entry.target for entry in mapped if not entry.is_made}
+    agreed = agreed and {change.target for change in changes if change.shape_before is None} == made.keys() - from_sources
+    if not made or not agreed or not named <= from_sources or not used <= set(text.sources):
         raise refuse("LR113", f"{path}: the parts of the plan in it contradict each other.", _FIX)
     return Record(
         f"{text.rules.name} {text.rules.version}",

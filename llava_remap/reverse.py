@@ -158,9 +158,11 @@ def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
     if config is None:
         cause = f"{checkpoint.location} has no config.json to say which model it is."
         return [Problem("LR112", cause, "Put the config.json beside the weights that was saved with them.")]
-    kind = rules.target.config.get("model_type")
     said = [("architectures", config.get("architectures"), [wanted])]
-    said += [("model_type", config.get("model_type"), kind.const)] if kind is not None and kind.const is not None else []
+    for key, value in rules.target.config.items():
+        const = list(value.const) if isinstance(value.const, tuple) else value.const
+        if const is not None and (key == "model_type" or key in config):  # versions differ in which keys they save
+            said.append((key, config.get(key), const))
     if reasons := [f"its config says {key}: {found!r}, not {right!r}" for key, found, right in said if found != right]:
         cause = f"{checkpoint.location} isn't what {rules.name} makes: {'; '.join(reasons)}."
         return [Problem("LR311", cause, "Give a checkpoint of that class, or the rule file that it was made with.")]
@@ -176,7 +178,15 @@ def _name_problems(
     """LR301 for names in no layout or without a way back, LR303 for what the model doesn't have."""
     unknown = tuple(r.tensor.name for r in taken if r.tensor.name not in classic)
     stuck = tuple(r.tensor.name for r in taken if r.tensor.name in classic and r.rewrite.target is None)
+    options = {option: rule.use for rule in rules.text.post_load for option in rule.with_.values() if isinstance(option, str)}
+    made = tuple(name for name in stuck if classic[name] in options)
+    stuck = tuple(name for name in stuck if name not in made)
     problems = []
+    if made:
+        makers = ", ".join(dict.fromkeys(f"`{options[classic[name]]}`" for name in made))
+        cause = f"{len(made)} of {len(taken)} names are of tensors that {makers} made, and that may have been trained since."
+        fix = "The original has no place for them. What `apply` wrote, `llava-remap revert` gives back."
+        problems.append(Problem("LR301", cause, fix, made))
     if unknown:
         cause = f"{len(unknown)} of {len(taken)} names are not in layout {layout}, the nearest that transformers has on disk."
         problems.append(Problem("LR301", cause, "Give a checkpoint that transformers saved, or `apply` wrote.", unknown))

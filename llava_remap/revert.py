@@ -187,9 +187,11 @@ def _part(name: str, folder: Path, record: Record, converted: Checkpoint, runs: 
     """A source, its tensors in the files and in the order in which the converted folder has them."""
     source = record.sources[name]
     shapes = {entry.target: entry.shape for entry in record.mapped}
-    shapes |= {change.change.target: change.change.shape_before for change in record.post_load}
+    shapes |= {
+        entry.change.target: entry.change.shape_before for entry in record.post_load if entry.change.shape_before is not None
+    }
     here: dict[str, list[Mapped]] = defaultdict(list)
-    for entry in record.mapped:
+    for entry in (entry for entry in record.mapped if not entry.is_made):
         origin, holder = entry.from_[0], entry.tied_to or entry.target
         if origin.source == name:
             here[holder].append(
@@ -226,7 +228,7 @@ def _old_bytes(record: Record) -> dict[str, list[tuple[int, int]]]:
     runs: dict[str, list[tuple[int, int]]] = {}
     rules: dict[str, str] = {}
     stored = {entry.target: entry.stored_dtype for entry in record.mapped}
-    for entry in record.post_load:
+    for entry in (entry for entry in record.post_load if entry.change.shape_before is not None):
         change = replace(entry.change, dtype=stored[entry.change.target])  # so the runs count bytes as they will be written
         if (found := find_old_bytes(entry.use, entry.options, change)) is not None:
             runs[entry.change.target] = found
@@ -256,7 +258,7 @@ def _refuse_contradictions(folder: Path, record: Record) -> None:
     shapes = {entry.target: entry.shape for entry in record.mapped}
     changed = {change.change.target for change in record.post_load}
     twice = Counter(origin for entry in record.mapped for origin in entry.from_)
-    for entry in record.mapped:
+    for entry in (entry for entry in record.mapped if not entry.is_made):
         holder = entry.tied_to or entry.target
         origin = entry.from_[0]
         known = entry.op in (None, "gather", "cast", "tied") or entry.target in changed or entry.merge is not None

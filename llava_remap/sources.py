@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, open_checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.hub import download, parse_repository
-from llava_remap.rulefile import RuleFile
+from llava_remap.rulefile import NamedDefault, RuleFile
 
 
 def given_sources(rules: RuleFile, given: Sequence[str | Path]) -> dict[str, str]:
@@ -23,7 +24,7 @@ def given_sources(rules: RuleFile, given: Sequence[str | Path]) -> dict[str, str
     sources = name_sources(list(rules.text.sources), given)
     if first not in sources:
         default = rules.text.sources[first].default
-        if default is None:
+        if not isinstance(default, str):
             cause = f"no checkpoint is given for source `{first}`, and {rules.name} has no default."
             raise refuse("LR211", cause, "Give it: --source DIR.")
         sources[first] = default
@@ -48,26 +49,40 @@ def open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict
 
 
 def open_needed(
-    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], needed: Sequence[str], offline: bool
+    rules: RuleFile,
+    checkpoints: Mapping[str, Checkpoint],
+    needed: Sequence[str],
+    config: Mapping[str, Any] | None,
+    offline: bool,
 ) -> tuple[dict[str, Checkpoint], list[Problem]]:
     """The checkpoints, with the defaults of those that are needed and not given.
 
     The problems say why one can't be had: LR302 where it has no default, else whatever keeps that from being opened.
+
+    Args:
+        config: the one that describes the language model; it may name a default.
     """
     found, problems = dict(checkpoints), []
     for name in needed:
         source, why = rules.text.sources[name], _not_given(rules, name)
-        if source.default is None:
-            problems.append(Problem("LR302", f"{why}.", f"Give it: --source {name}=DIR."))
+        default, named = source.default, ""
+        if isinstance(default, NamedDefault):
+            key, default = default.from_, (config or {}).get(default.from_)
+            named = (
+                f" The config names it, {key}: {default!r}" if default is not None else f" The config has no {key} to name it."
+            )
+            if default is not None and (not isinstance(default, str) or parse_repository(default) is None):
+                default, named = None, f"{named}, and that is no repository of the hub."
+        if default is None:
+            problems.append(Problem("LR302", f"{why}.{named}", f"Give it: --source {name}=DIR."))
             continue
         try:
             found[name] = open_source(
-                name, source.default, source.use, first=False, part=source.overrides, offline=offline, default=True
+                name, default, source.use, first=False, part=source.overrides, offline=offline, default=True
             )
         except RemapError as error:
-            problems += [
-                replace(problem, cause=f"{why}, so its default is wanted: {problem.cause}") for problem in error.problems
-            ]
+            wanted = f"{why}.{named}" if named else f"{why}, so its default is wanted"
+            problems += [replace(problem, cause=f"{wanted}: {problem.cause}") for problem in error.problems]
     return {name: found[name] for name in rules.text.sources if name in found}, problems
 
 

@@ -35,9 +35,13 @@ OTHERS = {
     "llava-v1.5-7b.released": "llava-v1.5",
     "bakllava-v1.released": "bakllava",
     "llava-onevision-qwen2-0.5b": "llava-onevision",
+    "llava-lightning-7b-v1-1": "llava-v1",
+    "llava-lightning-7b-v1-1.released": "llava-v1",
+    "llava-v1-0719-336px-vicuna-7b-v1.3.released": "llava-v1",
+    "llava-v1-0719-336px-vicuna-13b-v1.3.released": "llava-v1",
 }
 #: Those of no family that there is a rule file for.
-NONE = ("mobilevlm-1.7b", "clip-vit-large-patch14-336", "siglip-so400m-patch14-384", "llava-lightning-7b-v1-1.released")
+NONE = ("mobilevlm-1.7b", "clip-vit-large-patch14", "clip-vit-large-patch14-336", "siglip-so400m-patch14-384")
 SEVENTY_TWO = ("llava-next-qwen1.5-72b", "llava-onevision-qwen2-7b")
 #: What is needed of LanguageBind's towers, whose heads and activation are in no checkpoint of Video-LLaVA.
 LANGUAGE_BIND = {

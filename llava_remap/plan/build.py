@@ -72,11 +72,21 @@ def build_plan(
     single = {name: found[0] for name, found in providers.items() if len(found) == 1}
     pairs = {str(pair.rewrite.target): pair for pair in routes.pairs}
     mapped = [_mapped(name, routed, tied, single, changes, dtype, pairs.get(name)) for name, routed in single.items()]
-    missing = {name: shape for name, shape in shapes.items() if name not in providers and name not in tied}
+    makes = {name: entry for name, entry in changes.items() if entry.change.shape_before is None}
+    mapped += [
+        Mapped(name, entry.change.dtype, entry.change.shape_after, (), (), entry.use)
+        for name, entry in makes.items()
+        if name not in providers
+    ]
+    missing = {name: shape for name, shape in shapes.items() if name not in providers and name not in tied and name not in makes}
     mismatched = [Mismatched(m.target, m.shape, shapes[m.target]) for m in mapped if m.shape != shapes[m.target]]
     plan_missing = _missing(missing, unclaimed)
     plan_unmapped = _unmapped(unclaimed, missing)
-    collisions = [Collision(name, tuple(r.origin for r in found)) for name, found in providers.items() if len(found) > 1]
+    collisions = [
+        Collision(name, tuple(r.origin for r in found), makes[name].use if name in makes else None)
+        for name, found in providers.items()
+        if len(found) > 1 or name in makes
+    ]
     dropped = [
         Dropped(r.source, r.tensor.name, r.rewrite.rules[-1], r.rewrite.reason)
         for r in routes.taken
@@ -91,7 +101,9 @@ def build_plan(
         found_problems += dtype_problems(mapped)
         found_problems += drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]
-    read = sum(single[m.target].tensor.nbytes for m in written) + sum(p.a.nbytes + p.b.nbytes for p in routes.pairs)
+    read = sum(single[m.target].tensor.nbytes for m in written if not m.is_made) + sum(
+        p.a.nbytes + p.b.nbytes for p in routes.pairs
+    )
     beside = _beside_notes(rules, routes, single)
     all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *beside, *_replaced_notes(routes))
     return Plan(
@@ -208,7 +220,7 @@ def _sharing_notes(
 ) -> list[Problem]:
     """LR506: names that share a storage of a source: one tensor, or views of one."""
     groups: dict[object, list[Mapped]] = defaultdict(list)
-    for entry in mapped:
+    for entry in (entry for entry in mapped if not entry.is_made):
         routed = single[entry.target]
         where = routed.tensor.location
         aliases = next((group for group in checkpoints[routed.source].aliases if routed.tensor.name in group), None)
@@ -257,13 +269,14 @@ def _shards(written: Sequence[Mapped], single: Mapping[str, Routed]) -> tuple[Sh
     """One output file for each source file, its tensors in the source's order, so that runs of bytes stay whole.
 
     Wider elements stand first: then every tensor starts at a multiple of its element size, as readers that map the file want it.
-    A manifest has no files; its sources stand in for them.
+    A manifest has no files; its sources stand in for them. What no source has lies in the last file.
     """
     order = {id(routed): position for position, routed in enumerate(single.values())}
     files: dict[object, list[Mapped]] = defaultdict(list)
-    for entry in sorted(written, key=lambda m: order[id(single[m.target])]):
+    for entry in sorted((m for m in written if not m.is_made), key=lambda m: order[id(single[m.target])]):
         where = single[entry.target].tensor.location
         files[where.file if where else single[entry.target].source].append(entry)
+    files[next(reversed(files), "")] += [entry for entry in written if entry.is_made]
     return Shard.numbered([[m.target for m in sorted(found, key=lambda m: -DTYPE_BITS[m.dtype])] for found in files.values()])
 
 

@@ -68,12 +68,13 @@ class Mapped:
 
     Attributes:
         dtype, shape: as written.
-        from_: one source tensor; where an adapter is merged, that of the base and the adapter's A and B.
+        from_: one source tensor; where an adapter is merged, that of the base and the adapter's A and B; where a post-load rule
+            makes the tensor, none.
         rules: the rules that took the name there.
         op: None when the bytes are only copied; `tied`: not written, since another name has the tensor; `gather`: the elements
             are put in row-major, little-endian order; `cast`: that, and they are written in another dtype; `merge_adapter`:
-            computed as `merge` says, and written in whatever dtype; else the name of the post-load rule that changes it, after
-            an adapter was merged, if one is; it may come with another dtype, too.
+            computed as `merge` says, and written in whatever dtype; else the name of the post-load rule that makes it, or
+            changes it, after an adapter was merged, if one is; it may come with another dtype, too.
         tied_to: the name that has the tensor, where `op` is `tied`.
         merge: what an adapter adds.
         cast_from: the dtype that the source has it in, where another one is written.
@@ -98,6 +99,11 @@ class Mapped:
     def is_rounded(self) -> bool:
         """Whether it is stored in a dtype that has numbers which the one written hasn't."""
         return self.dtype not in _HELD_BY.get(self.stored_dtype, (self.stored_dtype,))
+
+    @property
+    def is_made(self) -> bool:
+        """Whether no source has it, and a post-load rule makes it."""
+        return not self.from_
 
     @property
     def nbytes(self) -> int:
@@ -126,9 +132,10 @@ class Mapped:
         """
         origins = tuple(SourceName(str(origin["source"]), str(origin["name"])) for origin in entry["from"])
         merge = Merge.from_json(entry["merge"]) if "merge" in entry else None
-        if len(origins) != (1 if merge is None else 3):
-            raise ValueError(f"`{entry['target']}` comes from {len(origins)} tensors")
         op = entry["op"] if entry["op"] is None else str(entry["op"])
+        wanted = (3,) if merge is not None else (1,) if op in (None, "gather", "cast", "tied") else (0, 1)
+        if len(origins) not in wanted:
+            raise ValueError(f"`{entry['target']}` comes from {len(origins)} tensors")
         shape = tuple(int(size) for size in entry["shape"])
         if merge is not None and (op in (None, "gather", "tied") or len(shape) != 2):
             raise ValueError(f"`{entry['target']}` is merged, of shape {list(shape)} and with op {op!r}")
@@ -176,8 +183,11 @@ class Mismatched:
 
 @dataclass(frozen=True, slots=True)
 class Collision:
+    """Several source tensors for one parameter; or one, where a post-load rule makes it too, whose name is `made_by` then."""
+
     target: str
     from_: tuple[SourceName, ...]
+    made_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +209,7 @@ class PostLoadChange:
             "with": self.options,
             "target": self.change.target,
             "dtype": self.change.dtype,
-            "shape_before": list(self.change.shape_before),
+            "shape_before": None if self.change.shape_before is None else list(self.change.shape_before),
             "shape_after": list(self.change.shape_after),
             "reads": list(self.change.reads),
             "facts": dict(self.change.facts),
@@ -214,12 +224,13 @@ class PostLoadChange:
             ValueError: for one of another form.
         """
         forms = {"use": str, "with": dict, "target": str, "dtype": str, "reads": list, "facts": dict}
-        forms |= {"shape_before": list, "shape_after": list}
+        forms |= {"shape_after": list} if data["shape_before"] is None else {"shape_before": list, "shape_after": list}
         for field, form in forms.items():
             if not isinstance(data[field], form):
                 raise ValueError(f"`{field}` is no {form.__name__}")
-        before, after, reads = tuple(data["shape_before"]), tuple(data["shape_after"]), tuple(data["reads"])
-        if not all(type(size) is int and size >= 0 for size in before + after):
+        before = None if data["shape_before"] is None else tuple(data["shape_before"])
+        after, reads = tuple(data["shape_after"]), tuple(data["reads"])
+        if not all(type(size) is int and size >= 0 for size in (before or ()) + after):
             raise ValueError("a size in a shape is no whole number")
         if not all(isinstance(name, str) for name in reads):
             raise ValueError("a name in `reads` is no text")
@@ -356,7 +367,10 @@ class Plan:
                 {"target": m.target, "source_shape": list(m.source_shape), "target_shape": list(m.target_shape)}
                 for m in self.mismatched
             ],
-            "collisions": [{"target": c.target, "from": _names(c.from_)} for c in self.collisions],
+            "collisions": [
+                {"target": c.target, "from": _names(c.from_), **({"made_by": c.made_by} if c.made_by else {})}
+                for c in self.collisions
+            ],
             "post_load": [change.to_json() for change in self.post_load],
             "value_checks": [
                 {"check": v.check, "target": v.target, "from": _names(v.from_), "checked": self.values_checked}

@@ -69,10 +69,16 @@ def coverage_problems(
     if collisions:
         first = collisions[0]
         origins = " and ".join(f"`{origin.name}` ({origin.source})" for origin in first.from_)
+        becomes = f"both become `{first.target}`"
+        if first.made_by is not None:
+            becomes = f"become{'s' if len(first.from_) == 1 else ''} `{first.target}`, which `{first.made_by}` makes"
         more = f", and so for {_count(len(collisions) - 1, 'other name')}" if len(collisions) > 1 else ""
         names = tuple(origin.name for collision in collisions for origin in collision.from_)
-        cause = f"{origins} both become `{first.target}`{more}."
-        problems.append(Problem("LR304", cause, "Take one of the two out of the checkpoint.", names))
+        cause = f"{origins} {becomes}{more}."
+        fix = "Take one of the two out of the checkpoint."
+        if first.made_by is not None:
+            fix = f"Take it out of the checkpoint, or `{first.made_by}` out of `post_load`."
+        problems.append(Problem("LR304", cause, fix, names))
     return problems
 
 

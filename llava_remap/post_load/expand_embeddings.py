@@ -124,6 +124,7 @@ class ExpandEmbeddings(BaseModel):
         from llava_remap.checkpoint import DTYPE_BITS
         from llava_remap.dtypes import from_float64
 
+        assert change.shape_before is not None
         rows, columns = change.shape_before
         new = change.shape_after[0] - rows
         row_nbytes = columns * DTYPE_BITS[change.dtype] // 8
@@ -141,7 +142,7 @@ class ExpandEmbeddings(BaseModel):
 
         from llava_remap.post_load.normals import normals
 
-        columns = change.shape_before[1]
+        columns = change.shape_after[1]
         # The matrices get rows of their own, as in the scripts. The end of a name is the same in every layout.
         stream = int(change.target.endswith("lm_head.weight"))
         bits = np.random.Philox(key=self.seed + (stream << 64))
@@ -151,7 +152,7 @@ class ExpandEmbeddings(BaseModel):
             mean = self._sums(change, read, bits, 0).mean(change.dtype)
             yield from (np.tile(mean, (some, 1)) for some in _groups(new))
         else:
-            factor = sqrt(self.scale / change.shape_before[0])
+            factor = sqrt(self.scale / (change.shape_after[0] - new))
             for some in _groups(new):
                 sums = self._sums(change, read, bits, some)
                 yield sums.mean(change.dtype) + sums.spread(factor)
@@ -161,6 +162,7 @@ class ExpandEmbeddings(BaseModel):
         from llava_remap.post_load.exact_sums import CHUNK_ROWS, ExactSums
         from llava_remap.post_load.normals import normals
 
+        assert change.shape_before is not None
         rows, columns = change.shape_before
         (source,) = change.reads
         sums = ExactSums(columns, drawn)

@@ -30,6 +30,7 @@ def find_old_bytes(use: str, options: Mapping[str, Any], change: Change) -> list
     Raises:
         RemapError: LR212 as `make_pieces`.
     """
+    assert change.shape_before is not None, "what was made has no old bytes"
     nbytes = prod(change.shape_before) * DTYPE_BITS[change.dtype] // 8
     waiting: list[tuple[int, int, int]] = []  # old bytes: from where, how many, and where they lie now
     found: list[tuple[int, int]] = []

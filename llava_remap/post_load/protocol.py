@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One tensor of the target that a post-load rule changes.
+    """One tensor of the target that a post-load rule changes, or makes.
 
     Attributes:
         target: its name.
         dtype: the one that it is written in, by the source or by --dtype; the rule doesn't change it.
-        shape_before: as it comes from the source.
+        shape_before: as it comes from the source; None for one that no source has, which the rule makes.
         shape_after: as it is written.
         reads: the target tensors whose values go into it; they are checked to be finite first.
         facts: what else the plug-in worked out while planning, as JSON can hold it. What is written follows from the rule's
@@ -29,7 +29,7 @@ class Change:
 
     target: str
     dtype: str
-    shape_before: tuple[int, ...]
+    shape_before: tuple[int, ...] | None
     shape_after: tuple[int, ...]
     reads: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -48,13 +48,15 @@ class Before:
     """The model as the plan has it when post-load rules are asked.
 
     Attributes:
-        tensors: dtype, as written, and shape of every target tensor that will be written, by name.
+        tensors: dtype, as written, and shape of every target tensor that sources have and that will be written, by name.
+        missing: shape of every parameter of the target that no source has, by name; those that tie to another one are not in it.
         rows_needed: rows that the vocabulary needs: one more than the largest token id.
         token_ids: the id of every token, those that are new included; None where no source has a tokenizer.
     """
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     rows_needed: int
+    missing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     token_ids: Mapping[str, int] | None = None
 
 
@@ -82,7 +84,7 @@ class PostLoadRule(Protocol):
         ...
 
     def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
-        """The changed tensor, piece by piece in order: runs of old bytes, and new values in the tensor's dtype, little-endian.
+        """The tensor, piece by piece in order: runs of old bytes, and new values in the tensor's dtype, little-endian.
 
         New values that are inf or NaN are refused when they are written (LR406).
         """

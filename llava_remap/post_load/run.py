@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llava_remap.checkpoint import DTYPE_BITS
+from llava_remap.checkpoint import DTYPE_BITS, FLOATS
 from llava_remap.errors import RemapError, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
 
@@ -50,7 +50,8 @@ def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect
     """What a plug-in will change. Its facts come back as JSON gives them back, so that what is written can be made again.
 
     Raises:
-        RemapError: LR212 as `load_post_load_rule`, and for changes of what the model doesn't have.
+        RemapError: LR212 as `load_post_load_rule`, and for changes of what the model doesn't have. That a source has what the
+            plug-in makes is told by the plan (LR304).
     """
     rule = load_post_load_rule(use, options)
     with _own_faults(use):
@@ -58,7 +59,9 @@ def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect
         changes = tuple(replace(change, facts=json.loads(json.dumps(dict(change.facts)))) for change in effect.changes)
     for change in changes:
         have = before.tensors.get(change.target)
-        if have != (change.dtype, change.shape_before):
+        if change.shape_before is None:
+            _check_makes(use, change, before)
+        elif have != (change.dtype, change.shape_before):
             said = "has no such tensor to be written" if have is None else f"has it as {have[0]} {list(have[1])}"
             wanted = f"`{change.target}` as {change.dtype} {list(change.shape_before)}"
             raise refuse("LR212", f"`{use}` wants to change {wanted}, and the model {said}.", _report(use))
@@ -75,7 +78,8 @@ def make_pieces(use: str, options: Mapping[str, Any], change: Change, read: Read
     """
     rule = load_post_load_rule(use, options)
     width = DTYPE_BITS[change.dtype] // 8
-    old, planned, made = prod(change.shape_before) * width, prod(change.shape_after) * width, 0
+    old = 0 if change.shape_before is None else prod(change.shape_before) * width
+    planned, made = prod(change.shape_after) * width, 0
     with _own_faults(use):
         pieces = iter(rule.pieces(change, read))
     while True:
@@ -126,6 +130,16 @@ def _entry(use: str) -> EntryPoint:
             f"Did you mean `{near[0]}`?" if near else "Install the package that has it.",
         )
     return installed[use]
+
+
+def _check_makes(use: str, change: Change, before: Before) -> None:
+    """LR212 for a tensor that the model doesn't have, or has in another shape, or in a dtype that no parameter has."""
+    have = before.tensors.get(change.target)
+    shape = before.missing.get(change.target) if have is None else have[1]
+    if shape != change.shape_after or change.dtype not in FLOATS:
+        said = "has no such parameter" if shape is None else f"has it as {list(shape)}, in floating-point numbers"
+        wanted = f"`{change.target}` as {change.dtype} {list(change.shape_after)}"
+        raise refuse("LR212", f"`{use}` wants to make {wanted}, and the model {said}.", _report(use))
 
 
 def _check_made(use: str, made: bytes, change: Change) -> None:

@@ -128,7 +128,7 @@ def _components(console: Console, plan: Plan) -> None:
     wanted: Counter[str] = Counter(_component(name) for name in plan.target_names)
     got: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in plan.mapped:
-        got[_component(entry.target)][entry.from_[0].source] += 1
+        got[_component(entry.target)][str(entry.op) if entry.is_made else entry.from_[0].source] += 1
     for name in plan.tied_absent:
         got[_component(name)]["ties"] += 1
     heading(console, "Parameters")
@@ -182,7 +182,7 @@ def _casts(console: Console, plan: Plan) -> None:
     for (stored, dtype, rounded), count in sorted(Counter((e.stored_dtype, e.dtype, e.is_rounded) for e in cast).items()):
         how = "rounded to nearest, so revert can't give them back" if rounded else "exactly"
         line(console, f"  {stored} → {dtype}: {count} tensors, {how}")
-    if kept := sum(entry.op != "tied" for entry in plan.mapped) - len(cast):
+    if kept := sum(entry.op != "tied" and not entry.is_made for entry in plan.mapped) - len(cast):
         line(console, f"  as they are: {kept} tensors")
 
 
@@ -210,17 +210,21 @@ def _model(console: Console, job: Job) -> None:
 def _vocabulary(console: Console, job: Job) -> None:
     if job.derived is None:
         return
-    resized = [entry for entry in job.plan.post_load if entry.change.shape_before != entry.change.shape_after]
+    changed = [entry for entry in job.plan.post_load if entry.change.shape_before is not None]
+    resized = [entry for entry in changed if entry.change.shape_before != entry.change.shape_after]
     if job.derived.tokens or resized:
         heading(console, "Vocabulary")
     for token in job.derived.tokens:
         line(console, f"  {token.text} = {token.id}{' (new)' if token.added else ''}, {token.role} token")
     for entry in resized:
         change = entry.change
+        assert change.shape_before is not None
         line(console, f"  {change.target}: {change.shape_before[0]} → {change.shape_after[0]} rows ({entry.use})")
-    if others := [entry for entry in job.plan.post_load if entry not in resized]:
-        heading(console, "Other values")
-        for entry in others:
+    made = [entry for entry in job.plan.post_load if entry not in changed]
+    for title, entries in (("Other values", [entry for entry in changed if entry not in resized]), ("Made", made)):
+        if entries:
+            heading(console, title)
+        for entry in entries:
             line(console, f"  {entry.change.target} ({entry.use})")
 
 

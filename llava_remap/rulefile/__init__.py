@@ -10,11 +10,23 @@ from llava_remap.rulefile.load import (
     shipped_rule_files,
 )  # fmt: skip
 from llava_remap.rulefile.pattern import Mismatch, PatternError, Regex, RunawayError, Template, Wrapper, reversed_template
-from llava_remap.rulefile.schema import Condition, ConfigValue, Given, NameTest, Processor, Rule, RuleText, Source, Target, Token
+from llava_remap.rulefile.schema import (
+    Condition,
+    ConfigValue,
+    Given,
+    NamedDefault,
+    NameTest,
+    Processor,
+    Rule,
+    RuleText,
+    Source,
+    Target,
+    Token,
+)  # fmt: skip
 from llava_remap.rulefile.yaml_text import Mark
 
 __all__ = [
-    "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "PatternError", "Processor", "Regex", "Rule",
-    "RuleFile", "RuleText", "RunawayError", "Source", "Target", "Template", "Token", "Wrapper", "load_rule_file",
+    "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "NamedDefault", "PatternError", "Processor",
+    "Regex", "Rule", "RuleFile", "RuleText", "RunawayError", "Source", "Target", "Template", "Token", "Wrapper", "load_rule_file",
     "reversed_template", "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 RULES = ("prepare", "names")
 #: What a file says of itself and doesn't hand on to files that extend it.
 _OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
-#: Files that extend one another in a row. The shipped ones have four.
+#: Files that extend one another in a row. The shipped ones have five.
 _MAX_CHAIN = 20
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.rulefile.extends import RULES, Extended, entries, is_file, items
-from llava_remap.rulefile.schema import ConfigValue, RuleText, Target
+from llava_remap.rulefile.schema import NAMED, ConfigValue, RuleText, Target
 from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 
 _MEND = "Mend it there; the shipped rule files show every field."
@@ -205,7 +205,7 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
     """One problem for each place; where a value fits none of several types, pydantic has one for each type."""
     told = set()
     for detail in error.errors():
-        path = tuple(detail["loc"])
+        path = tuple(step for step in detail["loc"] if step != NAMED)
         node = merged.locate(path)
         name = path[-1] if path else ""
         if (kind := detail["type"]) not in ("extra_forbidden", "missing"):

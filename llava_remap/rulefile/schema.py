@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from llava_remap.rulefile.pattern import PatternError, Regex, Template, Wrapper
 
 SCHEMA_VERSIONS = (1,)
+#: What a default that is a mapping is called in the place of an error; no field is called so.
+NAMED = "{from}"
 #: The ways to say where a config value comes from.
 ORIGINS = ("from", "const", "tower", "token", "target", "cases")
 
@@ -62,10 +64,36 @@ class Condition(Part):
     )
 
 
+class NamedDefault(Part):
+    """A source's default that the sources' config names."""
+
+    from_: str = Field(
+        alias="from", description="key of the config that describes the language model; its value is a hub repository"
+    )
+
+
+def _kind_of_default(value: Any) -> str | None:
+    return NAMED if isinstance(value, (dict, NamedDefault)) else "str" if isinstance(value, str) else None
+
+
+Default = Annotated[
+    Annotated[str, Tag("str")] | Annotated[NamedDefault, Tag(NAMED)],
+    Discriminator(
+        _kind_of_default,
+        custom_error_type="form",
+        custom_error_message="a `default` is a hub repository, or {from: KEY} for the one that the source's config names",
+    ),
+]
+
+
 class Source(Part):
     """A checkpoint that the file reads."""
 
-    default: str | None = Field(None, description="hub repository taken where none is given")
+    default: Default | None = Field(
+        None,
+        description="hub repository taken where none is given; or, not for the first source, {from: KEY}: the one that the "
+        "source's config names",
+    )
     optional: bool = Field(False, description="whether a job goes on where it isn't given")
     use: tuple[Literal["tensors", "config", "tokenizer", "processor"], ...] = Field(
         ("tensors", "config", "tokenizer", "processor"), description="what is taken of it; all by default"
@@ -356,8 +384,11 @@ class RuleText(Part):
                 raise PydanticCustomError(
                     "form", "two of `tokens` have one {what}: {given}", {"what": what, "given": ", ".join(given)}
                 )
-        if self.sources and next(iter(self.sources.values())).overrides:
+        first = next(iter(self.sources.values()), Source())
+        if first.overrides:
             raise PydanticCustomError("form", "the first of `sources` has none before it to override")
+        if isinstance(first.default, NamedDefault):
+            raise PydanticCustomError("form", "the first of `sources` has none before it whose config could name its default")
         if self.target is not None and self.target.as_ is not None and (self.tokens or self.post_load or self.processor):
             raise PydanticCustomError("form", "`target.as` goes with none of `tokens`, `post_load` and `processor`")
         if self.target is not None and self.target.is_said:

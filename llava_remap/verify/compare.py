@@ -69,12 +69,14 @@ def _difference(tensor: Tensor | None, entry: Mapped, recipe: Recipe, on_progres
 
 def _other_source(entry: Mapped, recipe: Recipe) -> str:
     """How the tensor that a source has for an entry isn't what it was, by its header."""
+    if entry.is_made:
+        return ""
     origin, *matrices = entry.from_
     source = recipe.checkpoints[origin.source].catalog.get(origin.name)
     if source is None:
         return f"comes from `{origin.name}`, which source `{origin.source}` doesn't have"
     change = recipe.post_load.get(entry.target if entry.op != "tied" else entry.tied_to or "")
-    shape = entry.shape if change is None else change.change.shape_before
+    shape = entry.shape if change is None or change.change.shape_before is None else change.change.shape_before
     if (source.dtype, source.shape) != (entry.stored_dtype, shape):
         was = f"{entry.stored_dtype} {list(shape)}"
         return f"comes from `{origin.name}`, which is {source.dtype} {list(source.shape)} and was {was}"

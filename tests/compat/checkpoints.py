@@ -108,6 +108,7 @@ CASES: dict[str, Case] = {
 }
 #: Small twins of the manifest of each family: its rule file.
 FAMILIES: dict[str, str] = {
+    "llava-lightning-7b-v1-1.released": "llava-v1",
     "llava-v1.5-7b.released": "llava-v1.5",
     "bakllava-v1.released": "bakllava",
     "llava-med-v1.5-mistral-7b.released": "llava-med-v1.5",

@@ -84,5 +84,5 @@ def test_not_installed() -> None:
     ran = apply_with([])
     assert ran.returncode == 2
     assert "LR212" in ran.stdout + ran.stderr
-    assert "mine.yaml:8:5 `post_load` uses `multiply`; installed: expand_embeddings." in ran.stdout + ran.stderr
+    assert "mine.yaml:8:5 `post_load` uses `multiply`; installed: expand_embeddings, identity_layer." in ran.stdout + ran.stderr
     assert not Path("out").exists()

@@ -30,7 +30,7 @@ def test_only_what_is_installed(use: str) -> None:
         load_post_load_rule(use, {})
     (problem,) = caught.value.problems
     assert problem.code == "LR212"
-    assert problem.cause == f"`post_load` uses `{use}`; installed: expand_embeddings."
+    assert problem.cause == f"`post_load` uses `{use}`; installed: expand_embeddings, identity_layer."
     assert caught.value.exit is Exit.USAGE
 
 

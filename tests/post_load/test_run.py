@@ -66,6 +66,31 @@ def test_changes_that_can_not_be(change: Change, words: str) -> None:
     assert words in refused(lambda: plan_changes("plug", {}, Before(HAVE, 0)))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (Change("nrm", "F16", None, (4,), ()), "wants to make `nrm` as F16 [4], and the model has no such parameter"),
+        (Change("new", "F16", None, (4,), ()), "as F16 [4], and the model has it as [5]"),
+        (Change("new", "I64", None, (5,), ()), "as I64 [5], and the model has it as [5], in floating-point numbers"),
+        (Change("new", "F16", None, (5,), ("new",)), "wants to read `new`"),
+        (Change("a", "F32", None, (3, 2), ()), "and the model has it as [2, 3]"),
+    ],
+)
+def test_what_can_not_be_made(change: Change, words: str) -> None:
+    Plug.says = lambda: change
+    assert words in refused(lambda: plan_changes("plug", {}, Before(HAVE, 0, {"new": (5,)})))
+
+
+def test_what_can_be_made_has_no_old_bytes() -> None:
+    change = Change("new", "F16", None, (5,), ())
+    Plug.says = lambda: change
+    assert plan_changes("plug", {}, Before(HAVE, 0, {"new": (5,)})).changes == (change,)
+    Plug.makes = lambda read: iter([bytes(10)])
+    assert list(make_pieces("plug", {}, change, failing)) == [bytes(10)]
+    Plug.makes = lambda read: iter([OldBytes(0, 2), bytes(8)])
+    assert "wants bytes 0 to 2 of `new`, which has 0" in refused(lambda: list(make_pieces("plug", {}, change, failing)))
+
+
 def test_a_fault_while_planning() -> None:
     Plug.says = failing
     assert "fails: KeyError: 'oops'" in refused(lambda: plan_changes("plug", {}, Before(HAVE, 0)))

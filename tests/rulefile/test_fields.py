@@ -47,6 +47,14 @@ MISTAKES = {
     "an id with capitals": (RULE + "id: Head, from: a, to: b}]\n", "2:14", "`names.0.id` has to be of another form: "),
     "an empty reason": (RULE + "id: a, from: a, drop: ''}]\n", "2:32", "`names.0.drop`: "),
     "an unknown role": ("schema: 1\ntokens: [{text: a, role: audio}]\n", "2:26", "`tokens.0.role`: input should be 'image'"),
+    "a default that is a number": (
+        "schema: 1\nsources: {a: {}, b: {default: 5}}\n", "2:31", "a `default` is a hub repository, or {from: KEY} for"),
+    "a default from nowhere": (
+        "schema: 1\nsources: {a: {}, b: {default: {from: x, form: x}}}\n", "2:41", "unknown field `form`. Known here: from."),
+    "a default from a number": (
+        "schema: 1\nsources: {a: {}, b: {default: {from: 5}}}\n", "2:38", "`sources.b.default.from` has to be text"),
+    "a first default from a config": (
+        "schema: 1\nsources: {a: {default: {from: x}}}\n", "1:1", "the first of `sources` has none before it whose config"),
     "an unknown use": ("schema: 1\nsources: {model: {use: [tensor]}}\n", "2:25", "`sources.model.use.0`: "),
     "to and drop": (RULE + "id: a, from: a, to: b, drop: c}]\n", "2:9", "a rule is from + to, match + replace, unwrap, from +"),
     "from and replace": (RULE + "id: a, from: a, replace: b}]\n", "2:9", "a rule is from + to, match + replace,"),

@@ -29,6 +29,6 @@ class Multiply(BaseModel):
 
     def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
         """Some rows at a time, computed in float64 and rounded once."""
-        rows = change.shape_before[0]
+        rows = change.shape_after[0]
         for start in range(0, rows, 1000):
             yield from_float64(self.factor * read(change.target, start, min(start + 1000, rows)), change.dtype)
