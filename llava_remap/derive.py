@@ -27,6 +27,7 @@ from llava_remap.target import (
     place_tokens,
     read_vocabulary,
     text_config,
+    text_differences,
     vocabulary_problems,
     wanted_parameters,
 )
@@ -55,8 +56,8 @@ def source_configs(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> li
     found = {
         name: c.config for name, c in checkpoints.items() if "config" in rules.text.sources[name].use and c.config is not None
     }
-    own = [name for name in found if rules.text.sources[name].overrides and any(key.startswith("mm_") for key in found[name])]
-    return [found[name] for name in (*reversed(own), *(name for name in found if name not in own))]
+    own = _believed(rules, checkpoints)
+    return [found[name] for name in (*own, *(name for name in found if name not in own))]
 
 
 def derive(
@@ -77,8 +78,13 @@ def derive(
     """
     if rules.target.as_ is not None:
         return _derive_as_source(rules, checkpoints[rules.first_source], routes, layout, dtype, vocab)
+    # What overrides comes first, the last before the others: tokens may have been added in the training that it comes from.
+    over = [name for name in reversed(list(checkpoints)) if rules.text.sources[name].overrides]
+    order = [*over, *(name for name in checkpoints if name not in over)]
     folders = {
-        kind: [c.folder for name, c in checkpoints.items() if kind in rules.text.sources[name].use and c.folder is not None]
+        kind: [
+            folder for name in order if kind in rules.text.sources[name].use and (folder := checkpoints[name].folder) is not None
+        ]
         for kind in ("tokenizer", "processor")
     }
     produced = routes.produced
@@ -123,6 +129,7 @@ def derive(
     target, config = _changed(target, config, changes)
     rows_after = target.shapes.get(EMBEDDING, (0,))[0]
     problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after)
+    problems += _unexplained_rows(rules, routes, rows, vocabulary) + _config_problems(rules, checkpoints)
     if isinstance(vocab, int) and vocab != rows_after:
         problems.append(_rows_problem(rules, vocab, rows))
     images = find_image_processor(folders["processor"])
@@ -150,6 +157,7 @@ def _derive_as_source(
     if dtype is not None:
         config = config.with_dtype(dtype)
     target = wanted_parameters(config.config["architectures"][0], config.config, layout)
+    config = config.with_tie(HEAD in target.tied)
     vocabulary = None if checkpoint.folder is None else read_vocabulary(checkpoint.folder)
     rows = embedding_rows(routes.produced)
     said = config.config["text_config"]
@@ -158,6 +166,41 @@ def _derive_as_source(
         problems.append(_rows_problem(rules, vocab, rows))
     notes = (*config.notes, *kept_notes(checkpoint.folder, vocabulary))
     return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes)
+
+
+def _unexplained_rows(rules: RuleFile, routes: Routes, rows: int, vocabulary: Vocabulary | None) -> list[Problem]:
+    """LR402 where a source that overrides has rows for tokens that the tokenizer doesn't know: they would become `<image>`."""
+    origin = routes.origin(EMBEDDING)
+    if origin is None or vocabulary is None or not rules.text.sources[origin.source].overrides:
+        return []
+    before = next((r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == EMBEDDING), rows)
+    if rows <= before or vocabulary.size > before:
+        return []
+    cause = (
+        f"embed_tokens of `{origin.source}` has {rows} rows, that of its base {before}, and the tokenizer in "
+        f"{vocabulary.folder} has no tokens for the new ones."
+    )
+    fix = f"Put the tokenizer files that it was trained with into the folder of `{origin.source}`."
+    return [Problem("LR402", cause, fix)]
+
+
+def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
+    """LR112 where the config of a source that overrides would have the first source's layers compute something else."""
+    base = checkpoints[rules.first_source].config or {}
+    problems = []
+    for name in _believed(rules, checkpoints):
+        own = checkpoints[name].config or {}
+        if "hidden_size" in base and "hidden_size" in own and (found := text_differences(own, base)):
+            cause = f"the configs of `{name}` and `{rules.first_source}` disagree on the language model: {'; '.join(found)}."
+            problems.append(Problem("LR112", cause, "Find out how the layers were trained, and mend the other config.json."))
+    return problems
+
+
+def _believed(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[str]:
+    """The sources that override and whose config has LLaVA's own keys, the last first."""
+    sources = rules.text.sources
+    over = [name for name in reversed(list(checkpoints)) if sources[name].overrides and "config" in sources[name].use]
+    return [name for name in over if any(key.startswith("mm_") for key in checkpoints[name].config or {})]
 
 
 def _rows_problem(rules: RuleFile, vocab: int, rows: int) -> Problem:

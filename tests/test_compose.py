@@ -423,10 +423,59 @@ def test_the_config_is_that_with_llavas_keys(run: Run, vicuna: Path) -> None:
     folder = Path("projector")
     shutil.copytree(PRETRAINED, folder)
     content = json.loads((folder / "config.json").read_text())
-    content.update(mm_vision_select_layer=-3, rms_norm_eps=2e-5)
+    content.update(mm_vision_select_layer=-3)
     (folder / "config.json").write_text(json.dumps(content))
     assert applied(run, vicuna, f"projector={folder}").code == 0
-    assert (config()["vision_feature_layer"], config()["text_config"]["rms_norm_eps"]) == (-3, 2e-5)
+    assert config()["vision_feature_layer"] == -3
+
+
+@pytest.mark.parametrize(
+    "said", [{"rms_norm_eps": 2e-5}, {"rope_theta": 1e6}, {"rope_scaling": {"type": "linear", "factor": 2.0}}]
+)
+def test_configs_that_disagree_on_the_language_model(said: dict[str, object], run: Run, vicuna: Path) -> None:
+    """The layers are the base's; neither config is taken at its word."""
+    folder = Path("projector")
+    shutil.copytree(PRETRAINED, folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **said}))
+    ran = applied(run, vicuna, f"projector={folder}")
+    assert (ran.code, "LR112" in ran.out, "`projector` and `model` disagree" in ran.out) == (3, True, True)
+    assert not Path("out").exists()
+
+
+def test_rows_that_no_tokenizer_knows(run: Run) -> None:
+    """Tokens were added in the training of an adapter: without its tokenizer their rows would be taken for free ones."""
+    folder = Path("adapter")
+    shutil.copytree(LORA, folder)
+    beside = torch_file(folder / "non_lora_trainables.bin")
+    rows = torch.full((322, 64), 0.5, dtype=torch.float16)
+    more = {f"base_model.model.{name}.weight": rows.clone() for name in ("model.embed_tokens", "lm_head")}
+    torch.save({**beside, **more}, folder / "non_lora_trainables.bin")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "vocab_size": 322}))
+    ran = applied(run, RELEASED / "bin", f"adapter={folder}")
+    assert (ran.code, "LR402" in ran.out, "322 rows, that of its base 320" in ran.out) == (1, True, True)
+    first = Path("first")  # a tokenizer with two tokens more, which it may have been trained with
+    assert (
+        run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", first).code == 0
+    )
+    for file in first.glob("*token*"):
+        shutil.copy(file, folder)
+    assert applied(run, RELEASED / "bin", f"adapter={folder}").code == 0
+    assert (config()["text_config"]["vocab_size"], config()["image_token_id"]) == (322, 320)
+
+
+@pytest.mark.parametrize("file", ["adapter_model.bin", "non_lora_trainables.bin"])
+def test_half_of_a_training_is_refused(file: str, run: Run) -> None:
+    """As an interrupted download leaves it, and named alone."""
+    folder = Path("adapter")
+    shutil.copytree(LORA, folder)
+    alone = applied(run, RELEASED / "bin", f"adapter={folder / file}")
+    assert (alone.code, "LR115" in alone.err + alone.out, "Give the folder" in alone.err + alone.out) == (3, True, True)
+    (folder / "adapter_model.bin").unlink()
+    ran = applied(run, RELEASED / "bin", f"adapter={folder}")
+    assert (ran.code, "LR115" in ran.err + ran.out, "has no LoRA pairs" in ran.err + ran.out) == (3, True, True)
+    assert not Path("out").exists()
 
 
 def test_a_config_without_them_is_not_asked(run: Run) -> None:

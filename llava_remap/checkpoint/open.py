@@ -103,6 +103,8 @@ def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str
     _refuse_unless_sound(folder / form.file, catalog)
     adapter = is_adapter(folder / form.file, catalog, folder, part=part)
     pairs = _pairs(folder, form.file, catalog) if adapter else ()
+    if part:
+        _refuse_half(path, folder, form, bool(pairs))
     kind = " and ".join(sorted({file.kind for file in read.values()}))
     which = f" ({form.file}{' and ' * bool(form.beside)}{form.beside})"
     if form.is_index or form.shards:
@@ -123,6 +125,18 @@ def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str
         pairs,
         _stamps(folder, [*read, *stamped]),
     )
+
+
+def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
+    """LR115 for one half of what LoRA's training left: the model would be neither the base nor the trained one."""
+    file = quoted(form.file)
+    if not paired and (folder / ADAPTER_CONFIG).is_file():
+        cause = f"{quoted(str(folder))} has an {ADAPTER_CONFIG}, and {file} has no LoRA pairs: the adapter itself isn't read."
+        fix = f"Give the folder with {' or '.join(ADAPTER_FILES)}; where there is none, copy it again."
+        raise refuse("LR115", cause, fix)
+    if paired and path.is_file() and (folder / BESIDE_ADAPTER).is_file() and form.file != BESIDE_ADAPTER:
+        cause = f"{file} is named alone, and {BESIDE_ADAPTER}, which was trained with it, lies beside it."
+        raise refuse("LR115", cause, f"Give the folder, {quoted(str(folder))}.")
 
 
 def _pairs(folder: Path, file: str, catalog: Catalog) -> tuple[LoraPair, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.errors import refuse
+from llava_remap.errors import RemapError, refuse
 from llava_remap.target.config import TargetConfig
 from llava_remap.target.tower import Tower
 from llava_remap.target.wanted import model_class
@@ -22,8 +22,8 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
     defaults are not the same in all versions. What it says itself stays.
 
     Raises:
-        RemapError: LR112 for a config that isn't one of transformers for a model of text and pictures; LR201 for a class that the
-            installed transformers doesn't have.
+        RemapError: LR112 for a config that isn't one of the installed transformers for a model of text and pictures, or that
+            contradicts itself.
     """
     own = checkpoint.config
     if own is None:
@@ -34,7 +34,10 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
         raise refuse("LR112", cause, _GIVE)
     if not all(isinstance(own.get(part), Mapping) for part in _PARTS):
         raise refuse("LR112", f"the config.json in {checkpoint.location} has no {' and '.join(_PARTS)}.", _GIVE)
-    kind = model_class(named[0], own).config_class
+    try:
+        kind = model_class(named[0], own).config_class
+    except RemapError as error:  # there is no rule file to be mended: the config says it
+        raise refuse("LR112", f"the config.json in {checkpoint.location}: {error.problems[0].cause}", _GIVE) from error
     try:
         whole = kind.from_dict(_copy(own)).to_diff_dict()
     except Exception as error:  # whatever the class raises: the config is the user's
@@ -44,15 +47,26 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
     config = {**whole, **own, **{part: _filled(own[part], whole[part]) for part in _PARTS}}
     # 5.x says `image_token_id` for what is stored as `image_token_index`, and `vision_feature_layers` for `…_layer`.
     for name, stored in kind.attribute_map.items():
+        if name in own and stored in own and own[name] != own[stored]:
+            _contradiction(checkpoint, f"{name}: {own[name]!r} and {stored}: {own[stored]!r}")
         value = own.get(name, config.get(stored))
         if value is not None:
             config |= {name: value, stored: own.get(stored, value)}
     dtype = own.get("dtype") or own.get("torch_dtype")
     if dtype is not None:
         config |= {"dtype": dtype, "torch_dtype": dtype}
+    theta, new = own["text_config"].get("rope_theta"), own["text_config"].get("rope_parameters")
+    if theta is not None and isinstance(new, Mapping) and new.get("rope_theta", theta) != theta:
+        _contradiction(checkpoint, f"rope_theta: {theta!r} and, in rope_parameters, {new['rope_theta']!r}")
     config["text_config"] |= _rope(config["text_config"])
     config.pop("transformers_version", None)
     return TargetConfig(config, {}, {}, {}, None, Tower(config["vision_config"], {}, ()), ())
+
+
+def _contradiction(checkpoint: Checkpoint, said: str) -> NoReturn:
+    """LR112 for one thing said twice and differently: versions of transformers would each believe another."""
+    cause = f"the config.json in {checkpoint.location} says {said}."
+    raise refuse("LR112", cause, "Find out which is right, and take the other out.")
 
 
 def _filled(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:

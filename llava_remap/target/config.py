@@ -15,6 +15,8 @@ from llava_remap.target.vocabulary import PlacedToken
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
+#: Kinds of projectors whose computation is known.
+_PROJECTORS = ("linear", "mlp2x_gelu")
 #: There is none where the projector is one linear layer.
 _SECOND_LAYER = "multi_modal_projector.linear_2.weight"
 
@@ -24,6 +26,11 @@ _TEXT_KEYS = (
     "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_bias", "attention_dropout",
     "mlp_bias", "sliding_window", "use_sliding_window", "max_window_layers", "bos_token_id", "eos_token_id",
     "pad_token_id", "use_cache", "pretraining_tp",
+)  # fmt: skip
+#: Of these, what changes what it computes.
+_COMPUTES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias",
 )  # fmt: skip
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _RULE = "Mend the rule file there."
@@ -63,6 +70,11 @@ class TargetConfig:
     def with_vocab_size(self, rows: int) -> TargetConfig:
         """The same with an embedding of another number of rows."""
         return replace(self, config={**self.config, "text_config": {**self.config["text_config"], "vocab_size": rows}})
+
+    def with_tie(self, tied: bool) -> TargetConfig:
+        """The same with head and embedding tied or not: 4.x asks the language model's part, 5.x the whole."""
+        said = {"tie_word_embeddings": tied}
+        return replace(self, config={**self.config, **said, "text_config": {**self.config["text_config"], **said}})
 
     def with_dtype(self, dtype: str) -> TargetConfig:
         """The same for weights that are all of one dtype."""
@@ -236,6 +248,17 @@ def text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     return next((config for config in configs if "hidden_size" in config and _vision_config(config) is None), None)
 
 
+def text_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """In what two configs would have one language model compute differently; of what one leaves out nothing is said."""
+    found = [
+        f"{key} {one[key]!r} and {other[key]!r}"
+        for key in _COMPUTES
+        if one.get(key) is not None and other.get(key) is not None and one[key] != other[key]
+    ]
+    turned = [_rope(config)["rope_parameters"] for config in (one, other)]
+    return found + ([f"rope {turned[0]} and {turned[1]}"] if turned[0] != turned[1] else [])
+
+
 def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The tower's config, inside that of a two-part model (CLIP) or as a checkpoint's whole config."""
     if isinstance(inner := config.get("vision_config"), Mapping):
@@ -296,4 +319,8 @@ def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     said = source.get("mm_projector_type")
     if said in (kind, None):
         return []
+    if said not in _PROJECTORS:
+        known = ", ".join(_PROJECTORS)
+        cause = f"the config says mm_projector_type: {said!r}, and tensors don't show an activation; known are {known}."
+        raise refuse("LR112", cause, "If it is one of these, say so in the source's config.json; transformers has no other.")
     return [Problem("LR308", f"the config says mm_projector_type: {said}, the tensors are {words}.", "The tensors are believed.")]

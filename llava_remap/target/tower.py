@@ -73,7 +73,7 @@ def read_tower(
         "class_tokens": seen["class_tokens"],
         "image_tokens": seen["patches"],
         "positions": seen["positions"][0],
-        "last_layer_deleted": known["num_hidden_layers"] == seen["num_hidden_layers"] + 1,
+        "last_layer_deleted": known["num_hidden_layers"] == seen["num_hidden_layers"] + 1 or _cut(seen),
     }
     return Tower(config, facts, tuple(notes))
 
@@ -180,6 +180,11 @@ def _fits(config: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
         and deleted in ((0,) if seen["class_tokens"] else (0, 1))
         and side * side == seen["patches"]
     )
+
+
+def _cut(seen: Mapping[str, Any]) -> bool:
+    """Whether it is a stock tower without its last layer, whatever a config that was written since says."""
+    return any(_fits(preset, seen) and preset["num_hidden_layers"] > seen["num_hidden_layers"] for preset in TOWERS.values())
 
 
 def _called(named: str | None) -> str:
