@@ -265,3 +265,38 @@ def test_a_key_mapping_needs_to_know_the_layout(classic: Path, run: Run, tmp_pat
     source = respelt(classic, tmp_path / "source", in_layout("mixed-5.4"))
     patterns = json.loads(run("rules", "explain", "hf-layouts", "--as", "key-mapping", "--source", source).out)
     assert any("model" in pattern for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.update(image_token_index=320, image_token_id=5),
+        lambda config: config["text_config"].update(rope_theta=500000.0),
+        lambda config: config.update(model_type="llava_next"),
+        lambda config: config.update(architectures=["NoSuchClass"]),
+    ],
+    ids=["token ids", "rope theta", "model type", "class"],
+)
+def test_configs_that_contradict_themselves(change: Callable[[Any], None], classic: Path, run: Run, tmp_path: Path) -> None:
+    source = respelt(classic, tmp_path / "source", in_layout("module-5.6"))
+    content = json.loads((source / "config.json").read_text())
+    change(content)
+    (source / "config.json").write_text(json.dumps(content))
+    ran = run("apply", "hf-layouts", "--source", source, "--output", "out")
+    assert (ran.code, "LR112" in ran.out, "target.class" in ran.out) == (3, True, False)
+    assert not Path("out").exists()
+
+
+def test_a_model_that_only_the_whole_config_ties(classic: Path, run: Run, tmp_path: Path) -> None:
+    """As 5.23 saves it, without a head; 4.x asks the language model's part of the config, and would make up a head."""
+    source = respelt(classic, tmp_path / "source", in_layout("classic-5.6"))
+    state = load_file(source / "model.safetensors")
+    del state["language_model.lm_head.weight"]
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    content = json.loads((source / "config.json").read_text())
+    content["tie_word_embeddings"], content["text_config"]["tie_word_embeddings"] = True, False
+    (source / "config.json").write_text(json.dumps(content))
+    ran = run("apply", "hf-layouts", "--source", source, "--output", "out")
+    assert ran.code == 0, ran.out + ran.err
+    written = json.loads(Path("out/config.json").read_text())
+    assert written["tie_word_embeddings"] is written["text_config"]["tie_word_embeddings"] is True

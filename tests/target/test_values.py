@@ -11,7 +11,7 @@ import pytest
 
 from llava_remap.apply import plan_job
 from tests.compat.checkpoints import qwen_tokenizer
-from tests.conftest import CLIP, RELEASED, TINY, Changed, Run
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run
 
 LLAMA = RELEASED / "safetensors"
 TILED = TINY / "llava-v1.6-mistral" / "safetensors"
@@ -121,3 +121,26 @@ def test_processors_have_the_classes_of_the_rule_file(run: Run, tmp_path: Path) 
     assert len(images["image_grid_pinpoints"]) == 36
     processor = json.loads(Path("out/processor_config.json").read_text())
     assert (processor["image_token"], processor["video_token"], processor["num_image_tokens"]) == ("<image>", "<video>", 4)
+
+
+@pytest.mark.parametrize("layers", [27, 26])
+def test_siglip_is_read_from_its_last_layer_whatever_its_config_says(layers: int, run: Run) -> None:
+    """A config that was written after the last layer was deleted, as converted models have it, says 26."""
+    tower = Path("tower")
+    tower.mkdir()
+    sizes = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "image_size": 384, "patch_size": 14}
+    (tower / "config.json").write_text(json.dumps({"model_type": "siglip_vision_model", "num_hidden_layers": layers, **sizes}))
+    for rules, manifest in (("onevision", "onevision-qwen2-7b"), ("interleave", "interleave-qwen-0.5b")):
+        source = str(MANIFESTS / f"llava-{manifest}.released.json")
+        job = plan_job(f"llava-{rules}", [source, f"vision_tower={tower}"], dry_run=True)
+        assert job.derived is not None, job.plan.problems
+        written = job.derived.config.config
+        assert (written["vision_feature_layer"], written["vision_feature_select_strategy"]) == (-1, "full")
+        assert job.derived.config.tower.facts["last_layer_deleted"] is True
+
+
+@pytest.mark.parametrize("said", ["mlp2x_relu", "identity", 3])
+def test_a_projector_of_a_kind_that_tensors_do_not_show(said: object, run: Run, changed: Changed) -> None:
+    source = changed(config=lambda c: c.update(mm_projector_type=said))
+    ran = run("apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={CLIP}", "--output", "out")
+    assert (ran.code, "LR112" in ran.out, repr(said) in ran.out) == (3, True, True)
