@@ -103,6 +103,8 @@ CASES: dict[str, Case] = {
     "qwen2-linear": qwen2(rope_scaling=LINEAR),
     "qwen2-head-dim-null": qwen2(head_dim=None),
     "no-tokenizer": qwen2(None),
+    "next": Case(MISTRAL, rules="llava-next"),
+    "onevision": Case(QWEN2, rules="llava-onevision", tower=SIGLIP, tokenizer="files"),
     "interleave": interleave(),
     "interleave-tied": interleave(tied, tie_word_embeddings=True),
 }
