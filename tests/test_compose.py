@@ -300,7 +300,7 @@ def test_a_trained_bias(run: Run) -> None:
     Path("as_interleave/config.json").write_text(json.dumps({**text, "image_aspect_ratio": "anyres"}))
     shutil.copy(source / "model.safetensors", "as_interleave")
     ran = run("apply", "llava-interleave", *given("as_interleave", "adapter=biased"), "--output", "out", "--dry-run")
-    assert "1 tensors of `adapter` are taken, not those of `model`." in ran.out
+    assert "1 tensor of `adapter` is taken, not that of `model`." in ran.out
     assert f"(language_model.{module}.bias)" in ran.out
     assert "LR301" not in ran.out
 
@@ -452,7 +452,7 @@ def test_its_own_embeddings_count(run: Run, vicuna: Path) -> None:
     found = written()[EMBEDDING]
     assert torch.equal(found[:320], rows)
     assert found.shape == (384, 64)
-    assert f"1 tensors of `projector` are taken, not those of `model`. ({EMBEDDING})" in ran.out
+    assert f"1 tensor of `projector` is taken, not that of `model`. ({EMBEDDING})" in ran.out
 
 
 def test_embeddings_of_another_size_are_told(run: Run, vicuna: Path) -> None:
