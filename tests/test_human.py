@@ -6,13 +6,14 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from llava_remap.apply import Result, plan_job
 from llava_remap.errors import Problem
 from llava_remap.report import print_result
-from tests.conftest import MANIFESTS, RELEASED, Run
+from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,18 @@ def test_names_in_a_sentence(number: int, told: str) -> None:
     print_result(Console(file=text), Result(Path("out"), (), 0, 0.0, "meta", (note,)), plan)
     [line] = [line for line in text.getvalue().splitlines() if "LR312" in line]
     assert line.endswith(told)
+
+
+def test_value_checks_of_a_refused_plan(run: Run, changed: Changed) -> None:
+    """They are run in no way, so none is named; the dry run of a plan that is complete names one."""
+    source = changed(tensors=lambda tensors: tensors.update({"stray": torch.ones(1)}))
+    for more in (("--dry-run",), ("--dry-run", "--check-values"), ("--output", "out")):
+        ran = run("apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={CLIP}", *more)
+        assert ran.code == 1
+        [line] = [line for line in ran.out.splitlines() if line.startswith("Value checks")]
+        assert line.endswith(": not run")
+    ran = run("apply", "llava-v1.5", "--source", RELEASED / "safetensors", "--source", f"vision_tower={CLIP}", "--dry-run")
+    assert "finite: not run (in a dry run, --check-values does)" in ran.out
 
 
 def test_one_is_singular(run: Run) -> None:

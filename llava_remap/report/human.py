@@ -54,9 +54,12 @@ def print_plan(console: Console, job: Job) -> None:
             line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
     if plan.value_checks:
         counted = Counter(check.check for check in plan.value_checks)
-        state = "not run, a manifest has no values" if job.from_manifest else "not run (in a dry run, --check-values does)"
         if plan.values_checked:
             state = "passed" if plan.complete else "run"
+        elif job.from_manifest:
+            state = "not run, a manifest has no values"
+        else:  # those of a plan that isn't complete are run in no way
+            state = "not run (in a dry run, --check-values does)" if plan.complete else "not run"
         line(console, f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}: {state}")
     print_problems(console, plan.problems, plan)
     console.print()
