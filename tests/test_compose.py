@@ -493,6 +493,23 @@ def test_a_language_model_alone_is_another_family(run: Run, vicuna: Path) -> Non
     assert "give that too: --source projector=DIR or --source adapter=DIR." in problems(ran)["LR311"]
 
 
+@pytest.mark.parametrize("name", ["adapter", "projector"])
+def test_the_config_that_contradicts_is_named(name: str, run: Run, adapter: Callable[..., Path], tmp_path: Path) -> None:
+    """It is that of a part, so the file isn't advised that was given and that the first source fits."""
+    folder = adapter() if name == "adapter" else tmp_path / "part"
+    if name == "projector":
+        shutil.copytree(PRETRAINED, folder)
+    content = json.loads((LORA / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "image_aspect_ratio": "anyres"}))
+    ran = applied(run, RELEASED / "safetensors", f"{name}={folder}", more=("--format", "json"))
+    assert set(problems(ran)) == {"LR311"}
+    told = problems(ran)["LR311"]
+    assert f"the config of `{name}` says image_aspect_ratio: 'anyres'" in told
+    assert "its config" not in told
+    assert "This rule file fits" not in told
+    assert f"`model` alone fits llava-v1.5: leave out `{name}`, or give what belongs to this checkpoint." in told
+
+
 # --- from manifests alone
 
 
