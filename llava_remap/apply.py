@@ -134,7 +134,7 @@ def plan_job(
     folder = None if output is None else output_folder(output)
     job = plan_mapping(rules, sources, layout=layout, dtype=dtype, vocab=vocab, dry_run=dry_run, offline=offline)
     job = replace(job, output=folder or job.output)
-    return refused(job, output_problems(job.output, job.plan.nbytes_write, job.checkpoints))
+    return refused(job, output_problems(job.output, None if job.from_manifest else job.plan.nbytes_write, job.checkpoints))
 
 
 def plan_mapping(

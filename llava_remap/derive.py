@@ -77,7 +77,7 @@ def derive(
         vocab: `pad`: as many rows of the vocabulary as the rule file says; else what it is to say, `keep` or a number.
     """
     if rules.target.as_ is not None:
-        return _derive_as_source(rules, checkpoints[rules.first_source], routes, layout, dtype, vocab)
+        return _derive_as_source(checkpoints[rules.first_source], routes, layout, dtype, vocab)
     # What overrides comes first, the last before the others: tokens may have been added in the training that it comes from.
     over = [name for name in reversed(list(checkpoints)) if rules.text.sources[name].overrides]
     order = [*over, *(name for name in checkpoints if name not in over)]
@@ -128,10 +128,9 @@ def derive(
         notes += effect.notes
     target, config = _changed(target, config, changes)
     rows_after = target.shapes.get(EMBEDDING, (0,))[0]
-    problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after)
+    adds_rows = any(takes(post_load.use, "vocab") for post_load in rules.text.post_load)
+    problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows)
     problems += _unexplained_rows(rules, routes, rows, vocabulary) + _config_problems(rules, checkpoints)
-    if isinstance(vocab, int) and vocab != rows_after:
-        problems.append(_rows_problem(rules, vocab, rows))
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
     if vocabulary is not None:
@@ -149,9 +148,7 @@ def derive(
     return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
 
 
-def _derive_as_source(
-    rules: RuleFile, checkpoint: Checkpoint, routes: Routes, layout: str, dtype: str | None, vocab: str | int
-) -> Derived:
+def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str, dtype: str | None, vocab: str | int) -> Derived:
     """What the source is already: nothing is added, so its tokenizer has to fit its rows as they are."""
     config = config_as_source(checkpoint)
     if dtype is not None:
@@ -161,9 +158,8 @@ def _derive_as_source(
     vocabulary = None if checkpoint.folder is None else read_vocabulary(checkpoint.folder)
     rows = embedding_rows(routes.produced)
     said = config.config["text_config"]
-    problems = vocabulary_problems(vocabulary, (), said, rows, target.shapes.get(EMBEDDING, (0,))[0])
-    if isinstance(vocab, int) and vocab != rows:
-        problems.append(_rows_problem(rules, vocab, rows))
+    rows_after = target.shapes.get(EMBEDDING, (0,))[0]
+    problems = vocabulary_problems(vocabulary, (), said, rows, rows_after, vocab, adds_rows=False)
     notes = (*config.notes, *kept_notes(checkpoint.folder, vocabulary))
     return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes)
 
@@ -201,12 +197,6 @@ def _believed(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[st
     sources = rules.text.sources
     over = [name for name in reversed(list(checkpoints)) if sources[name].overrides and "config" in sources[name].use]
     return [name for name in over if any(key.startswith("mm_") for key in checkpoints[name].config or {})]
-
-
-def _rows_problem(rules: RuleFile, vocab: int, rows: int) -> Problem:
-    how = "rows are added, never taken away" if vocab < rows else f"no rule of `post_load` in {rules.name} adds rows"
-    cause = f"--vocab {vocab}: embed_tokens has {rows} rows, and {how}."
-    return Problem("LR402", cause, f"Give a number that isn't below {rows}, or --vocab pad or keep.")
 
 
 def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes) -> bool:

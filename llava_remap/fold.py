@@ -38,6 +38,15 @@ def fold_groups(names: Iterable[str]) -> dict[str, list[str]]:
     return {printable(".".join(segments)): members for segments, members in folded.items()}
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "tensor"), counted(2, "tensor")
+    ('1 tensor', '2 tensors')
+    """
+    return f"{number} {what}" + ("s" if number != 1 else "")
+
+
 def printable(text: str) -> str:
     """Text in which nothing moves the cursor, changes a colour or turns the direction: a checkpoint's names can be anything."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

@@ -67,11 +67,15 @@ def identify(
         if problem := check(rules, routed, checkpoint):
             return [problem]
     main = [r for r in taken if r.source == rules.first_source or rules.text.sources[r.source].overrides]
-    if reasons := contradictions(rules.text.detect, [r.rewrite.prepared for r in main], config):
+    said_by = next((name for name, c in checkpoints.items() if c.config is config and c.config is not None), rules.first_source)
+    whose = "its config" if said_by == rules.first_source else f"the config of `{said_by}`"
+    if reasons := contradictions(rules.text.detect, [r.rewrite.prepared for r in main], config, whose=whose):
         these = [checkpoints[name].location for name in dict.fromkeys(r.source for r in main)]
         are = "isn't a checkpoint" if len(these) == 1 else "are no checkpoint"
         cause = f"{' with '.join(these)} {are} for {rules.name}: {'; '.join(reasons)}."
-        return [Problem("LR311", cause, _elsewhere(rules, main, checkpoints) or _better(checkpoint))]
+        others = [name for name in dict.fromkeys((said_by, *(r.source for r in main))) if name != rules.first_source]
+        fix = _elsewhere(rules, main, checkpoints) or _without(rules, others, checkpoint) or _better(checkpoint)
+        return [Problem("LR311", cause, fix)]
     return []
 
 
@@ -170,6 +174,14 @@ def _elsewhere(rules: RuleFile, main: Sequence[Routed], checkpoints: Mapping[str
     if any(fit.fits for fit in fits(checkpoints[rules.first_source])):
         return ""
     return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in parts)}."
+
+
+def _without(rules: RuleFile, others: Sequence[str], checkpoint: Checkpoint) -> str:
+    """Where the first source alone fits, which others keep it from that; empty otherwise."""
+    if not others or not any(fit.fits and fit.rules == rules.name for fit in fits(checkpoint)):
+        return ""
+    named = " and ".join(f"`{name}`" for name in others)
+    return f"`{rules.first_source}` alone fits {rules.name}: leave out {named}, or give what belongs to this checkpoint."
 
 
 def _better(checkpoint: Checkpoint) -> str:

@@ -38,11 +38,11 @@ def source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | None
     return next((name for name, source in checkpoints.items() if real.is_relative_to(os.path.realpath(source.path))), None)
 
 
-def output_problems(output: Path, nbytes: int, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
+def output_problems(output: Path, nbytes: int | None, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
     """LR503 for an output that isn't an empty folder, LR502 for a disk without room, LR508 where it can't or mustn't be.
 
     Args:
-        nbytes: how much will be written, small files aside.
+        nbytes: how much will be written, small files aside; None where nothing can be, so that no room is needed.
         checkpoints: the sources by name.
     """
     another = "Give another --output."
@@ -59,8 +59,7 @@ def output_problems(output: Path, nbytes: int, checkpoints: Mapping[str, Checkpo
         return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]
     if not os.access(parent, os.W_OK):
         return [Problem("LR508", f"nothing can be written in {parent}.", another)]
-    needed = nbytes + _SMALL_FILES_NBYTES
-    if needed > free:
+    if nbytes is not None and (needed := nbytes + _SMALL_FILES_NBYTES) > free:
         facts = f"{needed:,} bytes are needed in {parent} ({_SMALL_FILES_NBYTES:,} of them for small files), {free:,} are free."
         return [Problem("LR502", facts, "Free some, or give another --output.")]
     return []

@@ -78,6 +78,11 @@ class Record:
         used = {origin.source for entry in self.mapped for origin in entry.from_}
         return {name: source.location for name, source in self.sources.items() if name in used}
 
+    @property
+    def unused(self) -> list[str]:
+        """The other sources: of which the config or the tokenizer alone was used, or nothing."""
+        return [name for name in self.sources if name not in self.locations]
+
     def nbytes_to_read(self, *, compared: bool) -> int:
         """Bytes of which `verify_folder` reports progress: all files, and all tensors where they are compared."""
         tensors = sum(entry.nbytes for entry in self.mapped if entry.op != "tied") if compared else 0

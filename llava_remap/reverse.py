@@ -95,7 +95,7 @@ def plan_reverse(
         recognised=False,  # what isn't mapped is told here, in the words of the way back
     )
     plan = replace(plan, layout=ORIGINAL)
-    if room := output_problems(folder, plan.nbytes_write, checkpoints):
+    if room := output_problems(folder, None if checkpoint.is_manifest else plan.nbytes_write, checkpoints):
         plan = replace(plan, problems=(*plan.problems, *room))
     return Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
 

@@ -156,21 +156,26 @@ def open_source(
     return replace(checkpoint, form=form, origin=f"{repository.id}@{snapshot.commit}")
 
 
-def open_again(locations: Mapping[str, str], given: Sequence[str | Path], *, offline: bool = False) -> dict[str, Checkpoint]:
+def open_again(
+    locations: Mapping[str, str], given: Sequence[str | Path], *, unused: Sequence[str] = (), offline: bool = False
+) -> dict[str, Checkpoint]:
     """The sources that a folder was made from, as given again by `[NAME=]SRC` arguments.
 
     Args:
         locations: where they were, by name.
+        unused: further sources that may be given and aren't opened, as no tensor was taken from them.
 
     Raises:
         RemapError: as `name_sources` and `open_source`; LR111 for a manifest, LR211 where one isn't given.
     """
-    texts = name_sources(list(locations), given, "--against")
+    texts = name_sources([*locations, *unused], given, "--against")
     if absent := [name for name in locations if name not in texts]:
         cause = f"the folder was also made from {', '.join(f'`{name}` ({locations[name]})' for name in absent)}."
         raise refuse("LR211", cause, f"Give it too: --against {absent[0]}=DIR.")
     sources = {
-        name: open_source(name, text, ("tensors",), first=True, part=True, offline=offline) for name, text in texts.items()
+        name: open_source(name, text, ("tensors",), first=True, part=True, offline=offline)
+        for name, text in texts.items()
+        if name in locations
     }
     if manifests := [str(source.path) for source in sources.values() if source.is_manifest]:
         cause = f"{', '.join(manifests)}: names and shapes only, there are no values to compare."

@@ -300,7 +300,7 @@ def test_a_trained_bias(run: Run) -> None:
     Path("as_interleave/config.json").write_text(json.dumps({**text, "image_aspect_ratio": "anyres"}))
     shutil.copy(source / "model.safetensors", "as_interleave")
     ran = run("apply", "llava-interleave", *given("as_interleave", "adapter=biased"), "--output", "out", "--dry-run")
-    assert "1 tensors of `adapter` are taken, not those of `model`." in ran.out
+    assert "1 tensor of `adapter` is taken, not that of `model`." in ran.out
     assert f"(language_model.{module}.bias)" in ran.out
     assert "LR301" not in ran.out
 
@@ -501,7 +501,7 @@ def test_its_own_embeddings_count(run: Run, vicuna: Path) -> None:
     found = written()[EMBEDDING]
     assert torch.equal(found[:320], rows)
     assert found.shape == (384, 64)
-    assert f"1 tensors of `projector` are taken, not those of `model`. ({EMBEDDING})" in ran.out
+    assert f"1 tensor of `projector` is taken, not that of `model`. ({EMBEDDING})" in ran.out
 
 
 def test_embeddings_of_another_size_are_told(run: Run, vicuna: Path) -> None:
@@ -540,6 +540,23 @@ def test_a_language_model_alone_is_another_family(run: Run, vicuna: Path) -> Non
     assert set(problems(ran)) == {"LR311"}
     assert "it has no `model.mm_projector.0.weight`" in problems(ran)["LR311"]
     assert "give that too: --source projector=DIR or --source adapter=DIR." in problems(ran)["LR311"]
+
+
+@pytest.mark.parametrize("name", ["adapter", "projector"])
+def test_the_config_that_contradicts_is_named(name: str, run: Run, adapter: Callable[..., Path], tmp_path: Path) -> None:
+    """It is that of a part, so the file isn't advised that was given and that the first source fits."""
+    folder = adapter() if name == "adapter" else tmp_path / "part"
+    if name == "projector":
+        shutil.copytree(PRETRAINED, folder)
+    content = json.loads((LORA / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "image_aspect_ratio": "anyres"}))
+    ran = applied(run, RELEASED / "safetensors", f"{name}={folder}", more=("--format", "json"))
+    assert set(problems(ran)) == {"LR311"}
+    told = problems(ran)["LR311"]
+    assert f"the config of `{name}` says image_aspect_ratio: 'anyres'" in told
+    assert "its config" not in told
+    assert "This rule file fits" not in told
+    assert f"`model` alone fits llava-v1.5: leave out `{name}`, or give what belongs to this checkpoint." in told
 
 
 # --- from manifests alone

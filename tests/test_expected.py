@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,12 +47,6 @@ LANGUAGE_BIND = {
     "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
     "num_attention_heads": 16, "image_size": 224, "patch_size": 14, "hidden_act": "gelu",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _large_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that holds 72B."""
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**13, used=0, free=10**13))
 
 
 def expected(name: str) -> Any:

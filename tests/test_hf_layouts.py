@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llava_remap.apply import apply
+from llava_remap.apply import apply, plan_job
 from llava_remap.errors import RemapError
 from llava_remap.rulefile import shipped_layouts
 from llava_remap.target import WRITTEN, layout_program
@@ -225,6 +225,14 @@ def test_an_original_to_every_layout(layout: str, classic: Path, run: Run) -> No
     assert run("apply", "llava-v1.5", "--reverse", "--source", "out", "--output", "by-rules").code == 0
     apply("hf-layouts", ["out"], "again")
     assert same(tensors(Path("again")), tensors(classic))
+
+
+def test_the_rows_stay(classic: Path) -> None:
+    """`--vocab N` with the number of rows is no change; another can't be had."""
+    assert plan_job("hf-layouts", [classic], "out", vocab=384).plan.complete
+    [problem] = plan_job("hf-layouts", [classic], "out", vocab=500).plan.problems
+    assert problem.cause == "--vocab 500: embed_tokens has 384 rows, and none can be added: no rule of `post_load` adds rows."
+    assert problem.fix == "Give --vocab keep, or leave it out."
 
 
 def test_a_dry_run_shows_the_layout(run: Run) -> None:

@@ -286,6 +286,17 @@ def test_a_full_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("way", [(), ("--reverse",)])
+def test_a_full_disk_and_nothing_to_write(way: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest has no values, so no room is needed for a plan of it; a checkpoint's dry run still says that there is none."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    ran = run("apply", "llava-v1.5", *way, "--source", MANIFESTS / "llava-v1.5-7b.json", "--dry-run", "--format", "json")
+    assert "LR502" not in {problem["code"] for problem in ran.json["problems"]}
+    assert way or (ran.code, ran.json["complete"]) == (0, True)
+    ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--dry-run")
+    assert (ran.code, "LR502" in ran.out) == (4, True)
+
+
 def test_a_tokenizer_with_more_words_than_rows(run: Run, changed: Changed) -> None:
     def cut(tensors: Tensors) -> None:
         for name in ("model.embed_tokens.weight", "lm_head.weight"):

@@ -284,7 +284,37 @@ def test_without_a_rule_that_adds_rows(tmp_path: Path) -> None:
 
     assert problems("keep") == problems("pad") == problems(330) == []
     [cause] = problems(340)
-    assert "no rule of `post_load` in mine adds rows" in cause
+    assert "--vocab 340: embed_tokens has 330 rows, and none can be added: no rule of `post_load` adds rows." in cause
+
+
+@pytest.mark.parametrize(
+    ("vocab", "adds_rows", "rows", "fix"),
+    [
+        (100, True, 320, "Give --vocab pad, or --vocab 322 or more."),
+        (100, True, 330, "Give --vocab pad, or --vocab 330 or more."),
+        (321, True, 320, "Give --vocab pad, or --vocab 322 or more."),
+        ("keep", True, 320, "Give --vocab pad, or --vocab 322 or more."),
+        ("pad", False, 320, "Add `use: expand_embeddings` to the rule file's `post_load`."),
+        (400, False, 320, "Add `use: expand_embeddings` to the rule file's `post_load`."),
+        (400, False, 330, "Give --vocab keep, or leave it out."),
+        (100, False, 330, "Give --vocab keep, or leave it out."),
+    ],
+)
+def test_one_fix_that_can_be_done(vocab: Any, adds_rows: bool, rows: int, fix: str, tmp_path: Path) -> None:
+    """One problem for one cause, and what its fix says is accepted."""
+    rules = "llava-v1.5"
+    if not adds_rows:
+        rules = str(tmp_path / "mine.yaml")
+        Path(rules).write_text(
+            "schema: 1\nname: mine\nversion: 1.0.0\nsummary: no new rows\nextends: [llava-v1.5.yaml]\npost_load: []\n"
+        )
+    sources: list[str | Path] = [checkpoint(Case(rows), tmp_path / "source"), f"vision_tower={CLIP}"]
+    [problem] = plan_job(rules, sources, "out", vocab=vocab).plan.problems
+    assert (problem.code, problem.fix) == ("LR402", fix)
+    if "keep" in fix:
+        assert plan_job(rules, sources, "out", vocab="keep").plan.complete
+    if adds_rows:
+        assert plan_job(rules, sources, "out", vocab=int(fix.split()[-3])).plan.complete
 
 
 @pytest.mark.parametrize("vocab", ["none", "0", "-1", "1e3", "", "99999999999", "٣"])

@@ -18,6 +18,7 @@ from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.weight_file import WeightFile
 from llava_remap.checkpoint.wording import quoted, several, unreadable
 from llava_remap.errors import refuse
+from llava_remap.fold import counted
 
 #: `Checkpoint.form` of a folder that is taken for its config and tokenizer alone.
 NO_WEIGHTS = "config and tokenizer alone"
@@ -108,7 +109,7 @@ def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str
     kind = " and ".join(sorted({file.kind for file in read.values()}))
     which = f" ({form.file}{' and ' * bool(form.beside)}{form.beside})"
     if form.is_index or form.shards:
-        which = f", {len(read)} shards" + (which if form.is_index else " without an index")
+        which = f", {counted(len(read), 'shard')}" + (which if form.is_index else " without an index")
     inside = sorted({" / ".join(file.inside) for file in read.values() if file.inside})
     label = kind + which + (f", inside {several(inside)}" if inside else "")
     passed_over = [*sorted(forms - {form.file} - {file.name for file in read})]

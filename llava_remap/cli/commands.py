@@ -218,7 +218,7 @@ def verify_command(
         from llava_remap.verify import verify_folder
 
         record = read_record(folder)
-        sources = open_again(record.locations, against, offline=offline) if against else None
+        sources = open_again(record.locations, against, unused=record.unused, offline=offline) if against else None
         with progress("verifying", record.nbytes_to_read(compared=sources is not None)) as onprogress:
             found = verify_folder(folder, record, sources, onprogress)
         if output_format is Format.json:

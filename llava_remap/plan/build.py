@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from llava_remap.checkpoint import DTYPE_BITS, Checkpoint
 from llava_remap.errors import Problem
+from llava_remap.fold import counted
 from llava_remap.infer import suggest_rules
 from llava_remap.plan.model import (
     Collision,
@@ -256,7 +257,8 @@ def _replaced_notes(routes: Routes) -> list[Problem]:
     for source in dict.fromkeys(source for _, source in routes.replaced):
         places = [routed for routed, by in routes.replaced if by == source]
         whose = " and ".join(f"`{name}`" for name in dict.fromkeys(routed.source for routed in places))
-        cause = f"{len(places)} tensors of `{source}` are taken, not those of {whose}."
+        taken = "is taken, not that" if len(places) == 1 else "are taken, not those"
+        cause = f"{counted(len(places), 'tensor')} of `{source}` {taken} of {whose}."
         notes.append(Problem("LR312", cause, names=tuple(str(routed.rewrite.target) for routed in places)))
     return notes
 

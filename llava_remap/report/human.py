@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.errors import Problem
-from llava_remap.fold import fold_names
+from llava_remap.fold import counted, fold_names
 from llava_remap.report.problems import print_problems
 from llava_remap.report.terminal import heading, line, shown, size
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
 
 #: Rule files that are told with what contradicts them, where none fits.
 _NEAREST = 3
+#: Folded names in a sentence.
+_SHOWN = 4
 _STRICT = "strict load by transformers: nothing missing, unexpected or mismatched"
 #: What was checked after writing, by `--verify`.
 _CHECKED = {
@@ -52,9 +54,12 @@ def print_plan(console: Console, job: Job) -> None:
             line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
     if plan.value_checks:
         counted = Counter(check.check for check in plan.value_checks)
-        state = "not run, a manifest has no values" if job.from_manifest else "not run (in a dry run, --check-values does)"
         if plan.values_checked:
             state = "passed" if plan.complete else "run"
+        elif job.from_manifest:
+            state = "not run, a manifest has no values"
+        else:  # those of a plan that isn't complete are run in no way
+            state = "not run (in a dry run, --check-values does)" if plan.complete else "not run"
         line(console, f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}: {state}")
     print_problems(console, plan.problems, plan)
     console.print()
@@ -74,11 +79,10 @@ def print_plan(console: Console, job: Job) -> None:
 def print_result(console: Console, result: Result, plan: Plan) -> None:
     """What was written, and how it can be loaded."""
     line(console, Text.assemble(("Done", "bold green"), f": {shown(str(result.output))} written in {result.seconds:.1f} s"))
-    shards = len(plan.shards)
     checked = _CHECKED_BACK if plan.layout == "original" else _CHECKED
     line(
         console,
-        f"  {size(result.nbytes)} of weights in {shards} {'file' if shards == 1 else 'files'}; {checked[result.verified]}",
+        f"  {size(result.nbytes)} of weights in {counted(len(plan.shards), 'file')}; {checked[result.verified]}",
     )
     for note in result.notes:
         if note not in plan.notes or note.code in (
@@ -93,7 +97,7 @@ def print_verification(console: Console, found: Verification) -> None:
     """What was checked of a folder, and what is wrong with it."""
     bad = {problem.code for problem in found.problems}
     line(console, Text(shown(str(found.folder)), "bold"))
-    line(console, f"  {found.files} files, {size(found.nbytes)}: {'not ' * ('LR603' in bad)}as they were written")
+    line(console, f"  {counted(found.files, 'file')}, {size(found.nbytes)}: {'not ' * ('LR603' in bad)}as they were written")
     load = {True: _STRICT, False: "strict load by transformers: failed", None: "strict load by transformers: not tried"}
     line(console, f"  {load[found.strict]}")
     if found.tensors is not None:
@@ -113,9 +117,9 @@ def _sources(console: Console, plan: Plan) -> None:
     heading(console, "Sources")
     width = max(map(len, plan.sources))
     for name, source in plan.sources.items():
-        taken = f"{source.taken} of {source.tensors}" if source.taken != source.tensors else str(source.tensors)
+        taken = f"{source.taken} of " if source.taken != source.tensors else ""
         line(console, Text.assemble("  ", (name.ljust(width), "bold"), f"  {shown(source.location)}"))
-        tensors = f"; {taken} tensors taken; {size(source.nbytes)}" if source.tensors else ""
+        tensors = f"; {taken}{counted(source.tensors, 'tensor')} taken; {size(source.nbytes)}" if source.tensors else ""
         line(console, f"  {' ' * width}  {source.form}{tensors}")
         if source.passed_over:
             line(console, f"  {' ' * width}  not read: {', '.join(source.passed_over)}")
@@ -181,9 +185,9 @@ def _casts(console: Console, plan: Plan) -> None:
     heading(console, "Dtypes")
     for (stored, dtype, rounded), count in sorted(Counter((e.stored_dtype, e.dtype, e.is_rounded) for e in cast).items()):
         how = "rounded to nearest, so revert can't give them back" if rounded else "exactly"
-        line(console, f"  {stored} → {dtype}: {count} tensors, {how}")
+        line(console, f"  {stored} → {dtype}: {counted(count, 'tensor')}, {how}")
     if kept := sum(entry.op != "tied" and not entry.is_made for entry in plan.mapped) - len(cast):
-        line(console, f"  as they are: {kept} tensors")
+        line(console, f"  as they are: {counted(kept, 'tensor')}")
 
 
 def _model(console: Console, job: Job) -> None:
@@ -241,7 +245,9 @@ def _kinds(problems: Iterable[Problem]) -> str:
 
 
 def _sentence(problem: Problem) -> str:
-    names = f" ({', '.join(fold_names(problem.names)[:4])})" if problem.names else ""
+    folded = fold_names(problem.names)
+    more = f" and {len(folded) - _SHOWN} more" if len(folded) > _SHOWN else ""
+    names = f" ({', '.join(folded[:_SHOWN])}{more})" if folded else ""
     return f"{problem.cause}{names}" + (f" {problem.fix}" if problem.fix else "")
 
 
@@ -253,7 +259,7 @@ def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit], l
     """
     config = checkpoint.config or {}
     line(console, Text(shown(checkpoint.location), "bold"))
-    line(console, f"  {checkpoint.form}; {len(checkpoint.catalog)} tensors; {size(checkpoint.nbytes)}")
+    line(console, f"  {checkpoint.form}; {counted(len(checkpoint.catalog), 'tensor')}; {size(checkpoint.nbytes)}")
     if checkpoint.passed_over:
         line(console, f"  not read: {', '.join(checkpoint.passed_over)}")
     line(console, f"  {', '.join(config.get('architectures') or ['no config.json that names an architecture'])}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.fold import fold_names
+from llava_remap.fold import counted, fold_names
 from llava_remap.report.terminal import heading, line, shown, size
 
 if TYPE_CHECKING:  # every other report is imported together with this one
@@ -23,7 +23,7 @@ def print_reverted(console: Console, done: Reverted) -> None:
     width = max(len(part.name) for part in job.parts)
     for part in job.parts:
         count = len(part.recipe.mapped)
-        tensors = f"{_count(count, 'tensor')} in {_count(len(part.shards), 'file')}, {size(part.nbytes)}"
+        tensors = f"{counted(count, 'tensor')} in {counted(len(part.shards), 'file')}, {size(part.nbytes)}"
         line(console, Text.assemble("  ", (part.name.ljust(width), "bold"), f"  {shown(str(part.folder))}: {tensors}"))
         line(console, f"  {' ' * width}  {', '.join(sorted(part.texts)) or 'no config: the record has none'}")
     others = {name: source for name, source in job.record.sources.items() if name not in {part.name for part in job.parts}}
@@ -42,16 +42,12 @@ def _not_restored(console: Console, part: Part) -> None:
     for dropped in part.dropped:
         groups[(dropped.rule, dropped.reason)].append(dropped.name)
     for (rule, reason), names in groups.items():
-        line(console, f"  {part.name}: {_count(len(names), 'tensor')} that {'was' if len(names) == 1 else 'were'} dropped")
+        line(console, f"  {part.name}: {counted(len(names), 'tensor')} that {'was' if len(names) == 1 else 'were'} dropped")
         for folded in fold_names(names):
             line(console, f"    {folded}")
         line(console, Text(f"      {reason} ({rule})", "dim"))
     if part.not_taken:
-        line(console, f"  {part.name}: {_count(part.not_taken, 'tensor')} of {part.location} that were not taken")
+        line(console, f"  {part.name}: {counted(part.not_taken, 'tensor')} of {part.location} that were not taken")
     files = [*part.not_restored, *([] if part.texts else ["config.json"])]
     if files:
         line(console, f"  {part.name}: {', '.join(dict.fromkeys(files))}; copy from {part.location}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("s" if number != 1 else "")

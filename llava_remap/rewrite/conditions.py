@@ -9,7 +9,12 @@ from llava_remap.rulefile import Condition, Template
 
 
 def contradictions(
-    condition: Condition, names: Collection[str], config: Mapping[str, Any] | None, *, stored: bool = False
+    condition: Condition,
+    names: Collection[str],
+    config: Mapping[str, Any] | None,
+    *,
+    stored: bool = False,
+    whose: str = "its config",
 ) -> list[str]:
     """What in a checkpoint's names or config contradicts a condition, in words; empty where it holds.
 
@@ -17,6 +22,7 @@ def contradictions(
         names: of the first source: after `prepare`, or, for the `when` of a rule of `prepare`, as they are stored.
         config: the source's config; None where it has none.
         stored: whether the names are as they are stored, which the words then say.
+        whose: how the words name the config.
     """
     found = []
     where = "as it is stored" if stored else "after `prepare`"
@@ -32,7 +38,7 @@ def contradictions(
         if isinstance(value, list):
             value = value[0] if value else None
         if not any(value == other and type(value) is type(other) for other in allowed):
-            said = f"its config says {key}: {value!r}" if config is not None else f"it has no config.json to say {key}"
+            said = f"{whose} says {key}: {value!r}" if config is not None else f"it has no config.json to say {key}"
             found.append(f"{said}, not {' or '.join(map(repr, allowed))}")
     return found
 

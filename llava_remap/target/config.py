@@ -206,7 +206,8 @@ class _Values:
         if found is None:
             if "default" in value.model_fields_set:
                 return value.default
-            raise refuse("LR112", f"`{where}` is read from `{key}`, which the source's config doesn't have.", _GIVE)
+            fix = _GIVE if key in _TEXT_KEYS else "Add it to the source's config.json."
+            raise refuse("LR112", f"`{where}` is read from `{key}`, which the source's config doesn't have.", fix)
         if value.map is None:
             return found
         if found not in value.map:

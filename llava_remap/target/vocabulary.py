@@ -113,7 +113,14 @@ def place_tokens(
 
 
 def vocabulary_problems(
-    vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any], rows: int, rows_after: int
+    vocabulary: Vocabulary | None,
+    tokens: Sequence[PlacedToken],
+    config: Mapping[str, Any],
+    rows: int,
+    rows_after: int,
+    vocab: str | int,
+    *,
+    adds_rows: bool,
 ) -> list[Problem]:
     """LR402 and LR403: all in which config, tokenizer and embedding disagree on how many tokens there are and on their ids.
 
@@ -121,6 +128,8 @@ def vocabulary_problems(
         config: the source's own, of the language model.
         rows: rows of the embedding in the checkpoint.
         rows_after: rows of the embedding that will be written.
+        vocab: what was asked for: `pad`, `keep` or a number of rows.
+        adds_rows: whether a rule of `post_load` can add rows.
     """
     problems = _id_problems(vocabulary, tokens, config)
     said = config.get("vocab_size")
@@ -134,13 +143,27 @@ def vocabulary_problems(
         cause = f"embed_tokens has {rows} rows, the tokenizer in {vocabulary.folder} has {vocabulary.size} tokens."
         fix = "Put the tokenizer files there that the checkpoint was trained with."
         return [*problems, Problem("LR402", cause, fix)]
-    if beyond := [token for token in tokens if token.id >= rows_after]:
+    beyond = [token for token in tokens if token.id >= rows_after]
+    needed = max((token.id + 1 for token in tokens), default=0)
+    pad = "" if vocab == "pad" else "--vocab pad, or "  # which is what was asked for, where it doesn't help
+    as_it_is = "Give --vocab keep, or leave it out."
+    if isinstance(vocab, int) and vocab < rows:
+        cause = f"--vocab {vocab}: embed_tokens has {rows} rows, and rows are added, never taken away."
+        fix = f"Give {pad}--vocab {max(rows, needed)} or more." if adds_rows else as_it_is
+    elif beyond:
         listed = ", ".join(f"`{token.text}` {token.id}" for token in beyond)
-        needed = max(token.id for token in beyond) + 1
         cause = f"embed_tokens will have {rows_after} rows, and there is none for {listed}: {needed} are needed."
-        fix = f"Give --vocab pad, or --vocab {needed} or more; the rule file needs `use: expand_embeddings` in `post_load`."
-        problems.append(Problem("LR402", cause, fix))
-    return problems
+        fix = (
+            f"Give {pad}--vocab {needed} or more."
+            if adds_rows
+            else "Add `use: expand_embeddings` to the rule file's `post_load`."
+        )
+    elif isinstance(vocab, int) and vocab != rows_after:
+        cause = f"--vocab {vocab}: embed_tokens has {rows} rows, and none can be added: no rule of `post_load` adds rows."
+        fix = as_it_is
+    else:
+        return problems
+    return [*problems, Problem("LR402", cause, fix)]
 
 
 def _id_problems(vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any]) -> list[Problem]:

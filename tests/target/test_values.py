@@ -84,6 +84,21 @@ def test_pinpoints_that_do_not_fit_the_tower(changed: Changed, run: Run) -> None
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("image_grid_pinpoints", "Add it to the source's config.json."),
+        ("sliding_window", "Give the language model's config and tokenizer: --source language_model=DIR."),
+    ],
+)
+def test_a_key_that_the_config_does_not_have(key: str, fix: str, changed: Changed) -> None:
+    """Whose key it is says where it is to be had."""
+    source = changed(TILED, config=lambda c: c.pop(key, None))
+    rules = mine(f"target:\n  config:\n    probe: {{from: {key}}}", "llava-next")
+    [problem] = plan_job(rules, [str(source), f"vision_tower={CLIP}"], dry_run=True).plan.problems
+    assert (problem.code, f"is read from `{key}`" in problem.cause, problem.fix) == ("LR112", True, fix)
+
+
 def test_the_chat_template_goes_by_the_tokenizer(changed: Changed, tmp_path: Path) -> None:
     """A LLaVA-NeXT with Qwen's words for turns; without them, the fallback is Vicuna's."""
     source = changed(TILED, config=lambda c: c.update(architectures=["LlavaLlamaForCausalLM"]))

@@ -383,6 +383,22 @@ def test_a_tied_head_that_has_come_apart(run: Run, tmp_path: Path) -> None:
     assert "80 tensors held against what the sources give, 1 differ" in ran.out
 
 
+def test_a_source_of_which_no_tensor_was_used(run: Run, tmp_path: Path) -> None:
+    """As `apply` was given it: a tower of its own is there already, and of the other only the config was read."""
+    model = TINY / "llava-onevision" / "safetensors"
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    shutil.copy(TINY / "siglip-tiny-patch14-28" / "config.json", tower)
+    sources = (f"model={model}", f"vision_tower={tower}")
+    ran = run("apply", "llava-onevision", *(a for source in sources for a in ("--source", source)), "--output", "made")
+    assert ran.code == 0, ran.out + ran.err
+    assert run("verify", "made", *(a for source in sources for a in ("--against", source))).code == 0
+    assert run("verify", "made", "--against", model).code == 0
+    assert "made from `model`" in run("verify", "made", "--against", sources[1]).err
+    ran = run("verify", "made", "--against", model, "--against", f"tower={tower}")
+    assert (ran.code, "there are model, vision_tower" in ran.err) == (2, True)
+
+
 def test_progress_adds_up(out: Path) -> None:
     record = read_record(out)
     for against in (None, open_again(record.locations, AGAINST[1::2])):
