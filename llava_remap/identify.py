@@ -30,6 +30,7 @@ class Fit:
     Attributes:
         mapped, total: of the `total` names that it doesn't drop it maps so many.
         contradictions: what contradicts its `detect`, in words.
+        by_config: whether the config alone contradicts it: the names do not.
         source: what it calls the checkpoint: its first source.
         also: sources that it needs besides.
     """
@@ -39,6 +40,7 @@ class Fit:
     mapped: int
     total: int
     contradictions: tuple[str, ...]
+    by_config: bool
     also: tuple[str, ...]
 
     @property
@@ -89,8 +91,10 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
         taken = routes.taken
         mapped = sum(r.rewrite.target is not None for r in taken)
         total = sum(r.rewrite.reason is None for r in taken)
-        reasons = contradictions(rules.text.detect, [r.rewrite.prepared for r in taken], checkpoint.config)
-        found.append(Fit(rules.name, rules.first_source, mapped, total, tuple(reasons), routes.not_given))
+        detect, names = rules.text.detect, [r.rewrite.prepared for r in taken]
+        reasons = contradictions(detect, names, checkpoint.config)
+        by_config = bool(reasons) and not contradictions(detect.model_copy(update={"config": {}}), names, None)
+        found.append(Fit(rules.name, rules.first_source, mapped, total, tuple(reasons), by_config, routes.not_given))
     return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))
 
 
@@ -185,7 +189,13 @@ def _without(rules: RuleFile, others: Sequence[str], checkpoint: Checkpoint) -> 
 
 
 def _better(checkpoint: Checkpoint) -> str:
-    best = fits(checkpoint)[0]
+    found = fits(checkpoint)
+    best = found[0]
     if best.fits:
         return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
+    if (near := next((fit for fit in found if fit.by_config and fit.mapped == fit.total), None)) is not None:
+        return (
+            f"None of the shipped rule files fits. {near.rules} takes every name, and its `detect` refuses this config since a "
+            "model with it computes something else: override `detect` only if you know that transformers computes the same."
+        )
     return "None of the shipped rule files fits: write one that extends the nearest. `llava-remap inspect` shows how far each is."

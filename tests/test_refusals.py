@@ -149,6 +149,31 @@ def test_a_checkpoint_of_another_family_and_the_file_that_fits(run: Run) -> None
     assert "This rule file fits: llava-interleave (715 of 715 names)." in ran.out
 
 
+@pytest.mark.parametrize(
+    "entry", [{"mm_patch_merge_type": "flat"}, {"mm_patch_merge_type": "spatial"}, {"image_aspect_ratio": "pad"}], ids=str
+)
+@pytest.mark.parametrize("rules", ["llava-next", "llava-v1.5"])
+def test_names_that_fit_and_a_config_that_computes_something_else(
+    entry: dict[str, str], rules: str, run: Run, changed: Changed
+) -> None:
+    """All names map, and a file that overrides `detect` would give another model: that isn't advised."""
+    source = changed(TINY / "llava-v1.6-mistral" / "safetensors", config=lambda c: c.update(entry))
+    printed = refused(run, source, "LR311", rules=rules)
+    assert "llava-next takes every name, and its `detect` refuses this config" in printed
+    assert "override `detect` only if you know that transformers computes the same." in printed
+    assert "write one that extends" not in printed
+
+
+def test_names_that_do_not_fit(run: Run, changed: Changed) -> None:
+    """There a rule file of one's own is the way, whatever the config says."""
+
+    def another(tensors: Tensors) -> None:
+        tensors["model.other.weight"] = tensors["model.image_newline"].clone()
+
+    source = changed(TINY / "llava-v1.6-mistral" / "safetensors", another, lambda c: c.update(mm_patch_merge_type="flat"))
+    assert "write one that extends the nearest" in refused(run, source, "LR311", rules="llava-next")
+
+
 def test_llava_1_5_given_to_the_file_of_another_family(run: Run, changed: Changed) -> None:
     printed = refused(run, changed(), "LR311", rules="llava-interleave")
     assert "it has no `model.image_newline`" in printed
