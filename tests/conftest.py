@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -23,6 +24,10 @@ TINY = DATA / "tiny"
 MANIFESTS = DATA / "manifests"
 CLIP = TINY / "clip-vit-tiny-patch14-28"
 RELEASED = TINY / "llava-v1.5" / "released"
+
+# No test is judged by a clock: the first strategy with texts, for one, makes hypothesis read all of Unicode.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 #: Modules that are slow to import, and that what needs none of them must not import.
 HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors"}
