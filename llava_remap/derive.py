@@ -78,8 +78,7 @@ def derive(
     """
     if rules.target.as_ is not None:
         return _derive_as_source(checkpoints[rules.first_source], routes, layout, dtype, vocab)
-    # What overrides comes first, the last before the others: tokens may have been added in the training that it comes from.
-    over = [name for name in reversed(list(checkpoints)) if rules.text.sources[name].overrides]
+    over = _overriding(rules, checkpoints)  # first: tokens may have been added in the training that they come from
     order = [*over, *(name for name in checkpoints if name not in over)]
     folders = {
         kind: [
@@ -193,10 +192,14 @@ def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> 
 
 
 def _believed(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[str]:
-    """The sources that override and whose config has LLaVA's own keys, the last first."""
-    sources = rules.text.sources
-    over = [name for name in reversed(list(checkpoints)) if sources[name].overrides and "config" in sources[name].use]
+    """Of the sources that override those whose config has LLaVA's own keys."""
+    over = [name for name in _overriding(rules, checkpoints) if "config" in rules.text.sources[name].use]
     return [name for name in over if any(key.startswith("mm_") for key in checkpoints[name].config or {})]
+
+
+def _overriding(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[str]:
+    """The given sources that override, the last first: of two it is the later that counts."""
+    return [name for name in reversed(list(checkpoints)) if rules.text.sources[name].overrides]
 
 
 def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes) -> bool:

@@ -11,34 +11,10 @@ import pytest
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.identify import fits
 from tests.conftest import DATA, MANIFESTS, Run
+from tests.families import RULES_OF
 
-CASES = {
-    "llava-v1.5-7b": "llava-v1.5",
-    "llava-v1.5-7b.tf4.37": "llava-v1.5",
-    "llava-v1.5-7b.self-trained-deepspeed": "llava-v1.5",
-    "bakllava-v1": "bakllava",
-    "llava-med-v1.5-mistral-7b.released": "llava-med-v1.5",
-    "llava-interleave-qwen-0.5b.released": "llava-interleave",
-    "llava-v1.6-vicuna-7b.released": "llava-next",
-    "llava-v1.6-mistral-7b.released": "llava-next",
-    "llava-next-llama3-8b.released": "llava-next",
-    "llava-next-qwen1.5-72b.released": "llava-next",
-    "llava-next-video-7b.released": "llava-next-video",
-    "llava-onevision-qwen2-0.5b.released": "llava-onevision",
-    "llava-onevision-qwen2-7b.released": "llava-onevision",
-    "vip-llava-7b": "vip-llava",
-    "video-llava-7b": "video-llava",
-}
-#: Manifests without an expected file: what else is the same family's.
-OTHERS = {
-    "llava-v1.5-7b.released": "llava-v1.5",
-    "bakllava-v1.released": "bakllava",
-    "llava-onevision-qwen2-0.5b": "llava-onevision",
-    "llava-lightning-7b-v1-1": "llava-v1",
-    "llava-lightning-7b-v1-1.released": "llava-v1",
-    "llava-v1-0719-336px-vicuna-7b-v1.3.released": "llava-v1",
-    "llava-v1-0719-336px-vicuna-13b-v1.3.released": "llava-v1",
-}
+#: Every manifest with an expected file.
+CASES = {path.stem: RULES_OF[path.stem] for path in sorted((DATA / "expected").glob("*.json"))}
 #: Those of no family that there is a rule file for.
 NONE = ("mobilevlm-1.7b", "clip-vit-large-patch14", "clip-vit-large-patch14-336", "siglip-so400m-patch14-384")
 SEVENTY_TWO = ("llava-next-qwen1.5-72b", "llava-onevision-qwen2-7b")
@@ -87,7 +63,7 @@ def test_every_manifest_has_one_rule_file_that_takes_it() -> None:
     taken = {
         path.stem: [fit.rules for fit in fits(open_checkpoint(path)) if fit.fits] for path in sorted(MANIFESTS.glob("*.json"))
     }
-    assert taken == {**{name: [rules] for name, rules in (CASES | OTHERS).items()}, **{name: [] for name in NONE}}
+    assert taken == {**{name: [rules] for name, rules in RULES_OF.items()}, **{name: [] for name in NONE}}
 
 
 def test_released_checkpoint_with_its_tower_from_clip(run: Run) -> None:

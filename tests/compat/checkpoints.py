@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from llava_remap.apply import apply
 from llava_remap.shrink import shrink
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Tensors
+from tests.families import RULES_OF
 
 LLAMA = RELEASED / "safetensors"
 STATE_DICT = TINY / "llava-v1.5" / "full_state_dict"
@@ -108,22 +109,25 @@ CASES: dict[str, Case] = {
     "interleave": interleave(),
     "interleave-tied": interleave(tied, tie_word_embeddings=True),
 }
-#: Small twins of the manifest of each family: its rule file.
+#: Manifests of which small twins are made, those that differ in text model or stored names: their rule files.
 FAMILIES: dict[str, str] = {
-    "llava-lightning-7b-v1-1.released": "llava-v1",
-    "llava-v1.5-7b.released": "llava-v1.5",
-    "bakllava-v1.released": "bakllava",
-    "llava-med-v1.5-mistral-7b.released": "llava-med-v1.5",
-    "llava-interleave-qwen-0.5b.released": "llava-interleave",
-    "llava-v1.6-vicuna-7b.released": "llava-next",
-    "llava-v1.6-mistral-7b.released": "llava-next",
-    "llava-next-llama3-8b.released": "llava-next",
-    "llava-next-qwen1.5-72b.released": "llava-next",
-    "llava-next-video-7b.released": "llava-next-video",
-    "llava-onevision-qwen2-0.5b.released": "llava-onevision",
-    "llava-onevision-qwen2-7b.released": "llava-onevision",
-    "vip-llava-7b": "vip-llava",
-    "video-llava-7b": "video-llava",
+    name: RULES_OF[name]
+    for name in (
+        "llava-lightning-7b-v1-1.released",
+        "llava-v1.5-7b.released",
+        "bakllava-v1.released",
+        "llava-med-v1.5-mistral-7b.released",
+        "llava-interleave-qwen-0.5b.released",
+        "llava-v1.6-vicuna-7b.released",
+        "llava-v1.6-mistral-7b.released",
+        "llava-next-llama3-8b.released",
+        "llava-next-qwen1.5-72b.released",
+        "llava-next-video-7b.released",
+        "llava-onevision-qwen2-0.5b.released",
+        "llava-onevision-qwen2-7b.released",
+        "vip-llava-7b",
+        "video-llava-7b",
+    )
 }
 #: Their text models have tokenizers of one file; those of the others are SentencePiece models, as Llama's and Mistral's are.
 _ONE_FILE = ("qwen", "llama3")
