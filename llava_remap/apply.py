@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from llava_remap.checkpoint import Checkpoint, open_checkpoint
+from llava_remap import __version__
+from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint
 from llava_remap.derive import Derived, derive, source_configs
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import (
+    INDEX,
+    JOBS,
+    Facts,
+    FileDigest,
     Recipe,
-    digest_files,
+    Resumable,
     fresh_folder,
     run_value_checks,
     shard_header,
-    whole_file,
-    write_all,
     write_index,
     write_shards,
 )
@@ -27,6 +31,7 @@ from llava_remap.folder import Parts, keep_files, make_files, read_generation_co
 from llava_remap.identify import identify
 from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Plan, build_plan, in_layout, main_names, route
+from llava_remap.post_load import provenance
 from llava_remap.record import RECORD, read_texts, record_json
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
@@ -47,6 +52,7 @@ class Job:
     Attributes:
         derived: None where a problem prevented it.
         small_files: everything in the output folder beside the weights, by name; empty where a problem prevented it.
+        resume: whether it is gone on with, if it was begun in the output.
     """
 
     rules: RuleFile
@@ -55,6 +61,7 @@ class Job:
     plan: Plan
     derived: Derived | None
     small_files: Mapping[str, bytes]
+    resume: bool = field(default=False, kw_only=True)
 
     @property
     def from_manifest(self) -> bool:
@@ -71,18 +78,42 @@ class Job:
             if not checkpoint.is_manifest
         }
 
+    @property
+    def recipe(self) -> Recipe:
+        """How the tensors of the output are made."""
+        return Recipe.of(self.plan.mapped, self.plan.post_load, self.checkpoints)
+
     def nbytes_to_handle(self, verify: Verify) -> int:
-        """Bytes of which `apply_job` reports progress: written, digested, and compared where everything is."""
-        mapped = {entry.target: entry for entry in self.plan.mapped}
-        heads = sum(len(shard_header(shard, mapped)) for shard in self.plan.shards)
-        small = sum(map(len, self.small_files.values()))
-        read = sum(path.stat().st_size for files in self.source_files.values() for path in files.values())
-        return self.plan.nbytes_write * (3 if verify == "full" else 2) + heads + small + read
+        """Bytes of which `apply_job` reports progress: written, or found finished, and compared where everything is."""
+        recipe = self.recipe
+        heads = sum(len(shard_header(shard, recipe)) for shard in self.plan.shards)
+        return self.plan.nbytes_write * (2 if verify == "full" else 1) + heads
+
+    def facts(self) -> Facts:
+        """All that the bytes of the weight files depend on, as it is now."""
+        plan = self.plan
+        content = [plan.to_json()[part] for part in ("mapped", "post_load", "shards")]
+        return {
+            "llava-remap": __version__,
+            "rule file": f"{plan.rules_name} {plan.rules_version} ({plan.rules_sha256[:12]})",
+            "post-load rules": {change.use: provenance(change.use) for change in plan.post_load},
+            "tensors and files written": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12],
+            **{
+                f"source `{name}`": {
+                    str(path): astuple(Stamp.of(path)) if path.is_file() else None for path in sorted(checkpoint.stamps)
+                }
+                for name, checkpoint in self.checkpoints.items()
+            },
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A job that was carried out: the folder's files, bytes of weights, seconds, how it was checked, what is worth telling."""
+    """A job that was carried out: the folder's files, bytes of weights, seconds, how it was checked, what is worth telling.
+
+    Attributes:
+        reused: how many weight files were finished by an earlier try.
+    """
 
     output: Path
     files: tuple[str, ...]
@@ -90,6 +121,7 @@ class Result:
     seconds: float
     verified: Verify
     notes: tuple[Problem, ...]
+    reused: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -98,6 +130,7 @@ class Result:
             "nbytes": self.nbytes,
             "seconds": round(self.seconds, 3),
             "verified": self.verified,
+            "reused": self.reused,
             "notes": [note.to_json() for note in self.notes],
         }
 
@@ -110,6 +143,8 @@ def plan_job(
     layout: str = CLASSIC,
     dtype: Dtype = "keep",
     vocab: Vocab = "pad",
+    max_shard_nbytes: int | None = None,
+    resume: bool = False,
     dry_run: bool = False,
     offline: bool = False,
 ) -> Job:
@@ -124,6 +159,9 @@ def plan_job(
             `module-5.6`, the module names of some versions.
         dtype: the dtype that every parameter is written in; `keep`: each in the one that it is stored in.
         vocab: how many rows the vocabulary will have. `pad`: as the rule file says; `keep`: as many as there are; or a number.
+        max_shard_nbytes: how many bytes of tensors a weight file may have; one that is larger alone has a file to itself. None:
+            the files are divided as the sources' are.
+        resume: whether the job is gone on with, if it was begun in the output.
         dry_run: whether the job is only to be planned; then a manifest will do for a source.
         offline: whether only what was downloaded before is taken from the hub.
 
@@ -132,9 +170,19 @@ def plan_job(
             not. What doesn't map is in `plan.problems`.
     """
     folder = None if output is None else output_folder(output)
-    job = plan_mapping(rules, sources, layout=layout, dtype=dtype, vocab=vocab, dry_run=dry_run, offline=offline)
-    job = replace(job, output=folder or job.output)
-    return refused(job, output_problems(job.output, None if job.from_manifest else job.plan.nbytes_write, job.checkpoints))
+    job = plan_mapping(
+        rules,
+        sources,
+        layout=layout,
+        dtype=dtype,
+        vocab=vocab,
+        max_shard_nbytes=max_shard_nbytes,
+        dry_run=dry_run,
+        offline=offline,
+    )
+    job = replace(job, output=folder or job.output, resume=resume)
+    nbytes = None if job.from_manifest else job.plan.nbytes_write
+    return refused(job, output_problems(job.output, nbytes, job.checkpoints, job.facts() if resume else None))
 
 
 def plan_mapping(
@@ -144,6 +192,7 @@ def plan_mapping(
     layout: str = CLASSIC,
     dtype: Dtype = "keep",
     vocab: Vocab = "pad",
+    max_shard_nbytes: int | None = None,
     dry_run: bool = False,
     offline: bool = False,
 ) -> Job:
@@ -193,6 +242,7 @@ def plan_mapping(
         (*problems, *(derived.problems if derived else ())),
         derived.notes if derived else (),
         dtype=_STORED_AS[dtype],
+        max_shard_nbytes=max_shard_nbytes,
         recognised=recognised,
     )
     plan = in_layout(plan, layout, derived.target.names if derived else {})
@@ -223,17 +273,21 @@ def proven(job: Job, verify: Verify = "none") -> Job:
     return job
 
 
-def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta") -> Result:
-    """Carry a planned job out, or leave no trace.
+def apply_job(
+    job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta", jobs: int = JOBS
+) -> Result:
+    """Carry a planned job out, whole.
 
     Value checks come first, then the weights, a check of them, the small files, the index, and last the record.
-    Whatever fails or interrupts, everything that this call wrote is removed.
+    Whatever fails or interrupts, what this call wrote is removed, but for weight files that are finished and that the same job
+    can go on from: `plan_job(resume=True)`.
 
     Args:
         on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle(verify)` in all, from
             any thread.
         verify: `meta`: the installed transformers is asked to load what was written, on meta tensors; `full`: every tensor is
             also read back and compared with what its source gives; `none`: neither.
+        jobs: how many weight files are written at a time.
 
     Raises:
         RemapError: with the plan's problems, or what was found since.
@@ -241,12 +295,16 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
     started = time.monotonic()
     job = proven(job, verify)
     assert job.derived is not None
-    output, config, plan = job.output, job.derived.config.config, job.plan
-    recipe = Recipe.of(plan.mapped, plan.post_load, job.checkpoints)
-    read = job.source_files
-    texts = {source: read_texts(files) for source, files in read.items()}
-    with fresh_folder(output) as written:
-        write_shards(recipe, plan.shards, output, written, on_progress)
+    output, config, plan, recipe = job.output, job.derived.config.config, job.plan, job.recipe
+    read = {name: (checkpoint, job.source_files[name]) for name, checkpoint in job.checkpoints.items()}
+    texts = {source: read_texts(files) for source, (_, files) in read.items()}
+    sources = {source: _read_files(checkpoint, files) for source, (checkpoint, files) in read.items()}
+    weights = [shard.file for shard in plan.shards]
+    resumable = Resumable(job.facts, weights, (*job.small_files, INDEX, RECORD), job.resume, on_progress)
+    with fresh_folder(output, job=resumable) as folder:
+        reused = len(folder.digests)
+        write_shards(recipe, plan.shards, folder, on_progress, jobs)
+        written = [output / name for name in weights]
         found = strict_load(written, plan.target_class, config) if verify != "none" else []
         if verify == "full":
             catalog = {name: tensor for path in written for name, tensor in open_checkpoint(path).catalog.items()}
@@ -254,19 +312,14 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
         if found:
             raise RemapError(found)
         for name, content in sorted(job.small_files.items()):
-            with whole_file(output / name, written) as file:
-                write_all(file, content)
-        digests = digest_files([*written, *(path for files in read.values() for path in files.values())], on_progress)
+            folder.put(name, content)
         refuse_changed(job.checkpoints)
-        write_index(recipe, plan.shards, output, written)
-        digests |= digest_files(written[-1:])
-        sources = {source: {name: digests[path] for name, path in files.items()} for source, files in read.items()}
-        outputs = {path.name: digests[path] for path in written}
+        write_index(recipe, plan.shards, folder)
+        outputs = {path.name: digest for path, digest in folder.digests.items()}
         record = record_json(plan, job.rules, sources, texts, outputs, verify)
-        with whole_file(output / RECORD, written) as file:
-            write_all(file, (json.dumps(record, indent=2) + "\n").encode())
-    files = tuple(sorted(path.name for path in written))
-    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes)
+        folder.put(RECORD, (json.dumps(record, indent=2) + "\n").encode())
+    files = tuple(sorted(path.name for path in folder.digests))
+    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes, reused)
 
 
 def apply(
@@ -277,12 +330,25 @@ def apply(
     layout: str = CLASSIC,
     dtype: Dtype = "keep",
     vocab: Vocab = "pad",
+    max_shard_nbytes: int | None = None,
+    resume: bool = False,
     verify: Verify = "meta",
+    jobs: int = JOBS,
     offline: bool = False,
 ) -> Result:
     """Plan a job and carry it out: `plan_job`, then `apply_job`."""
-    job = plan_job(rules, sources, output, layout=layout, dtype=dtype, vocab=vocab, offline=offline)
-    return apply_job(job, verify=verify)
+    job = plan_job(
+        rules,
+        sources,
+        output,
+        layout=layout,
+        dtype=dtype,
+        vocab=vocab,
+        max_shard_nbytes=max_shard_nbytes,
+        resume=resume,
+        offline=offline,
+    )
+    return apply_job(job, verify=verify, jobs=jobs)
 
 
 def refused(job: Job, problems: Sequence[Problem]) -> Job:
@@ -302,6 +368,15 @@ def manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -
             "Give the checkpoint itself, or add --dry-run to plan from the manifest.",
         )
     ]
+
+
+def _read_files(checkpoint: Checkpoint, files: Mapping[str, Path]) -> dict[str, FileDigest | int]:
+    """What the record says of the files read of a source: the size of weight files, size and digest of the others."""
+    weights = set(checkpoint.files)
+    return {
+        name: checkpoint.stamps[path].nbytes if path in weights else FileDigest.of(path.read_bytes())
+        for name, path in files.items()
+    }
 
 
 def _small_files(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived: Derived) -> dict[str, bytes]:

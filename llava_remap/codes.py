@@ -181,8 +181,12 @@ CODES: dict[str, Code] = {
         "The output, or the hub's cache, needs more room than the disk has."),
     "LR503": Code("output not empty", Exit.RESOURCES,
         "The output is a file, or a folder with something in it, or another job is writing into it. Nothing is overwritten."),
+    "LR504": Code("resume refused", Exit.RESOURCES,
+        "The job that was begun in the folder is not this one: the rule file, a source, an option or the version of llava-remap "
+        "is another. What was finished wouldn't fit. Run it as it was begun, or delete the folder."),
     "LR505": Code("unfinished folder", Exit.RESOURCES,
-        "A folder with shards and without a record: a conversion that was killed. Delete it and convert again."),
+        "A job was begun in the folder and not ended: it still runs, was interrupted or killed, or the disk was full. The same "
+        "command with `--resume` goes on; what was finished is held against its digest and kept."),
     "LR506": Code("shared storage", Exit.PROBLEMS,
         "Note. Names that lie on the same bytes: one tensor, or views of one storage; and whether it was written once or for "
         "each."),

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.errors import Problem, refuse
+from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.execute import Facts, is_held, read_claim, refuse_changed_job, refuse_filled
 
 #: Bytes beside the weights that an output folder needs at most: tokenizer files, in the main.
 _SMALL_FILES_NBYTES = 64 << 20
@@ -38,19 +39,26 @@ def source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | None
     return next((name for name, source in checkpoints.items() if real.is_relative_to(os.path.realpath(source.path))), None)
 
 
-def output_problems(output: Path, nbytes: int | None, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
+def output_problems(
+    output: Path, nbytes: int | None, checkpoints: Mapping[str, Checkpoint], facts: Facts | None = None
+) -> list[Problem]:
     """LR503 for an output that isn't an empty folder, LR502 for a disk without room, LR508 where it can't or mustn't be.
+
+    Also LR505 for one in which a job was begun, and LR504 if that is another one than the job that is to be gone on with.
 
     Args:
         nbytes: how much will be written, small files aside; None where nothing can be, so that no room is needed.
         checkpoints: the sources by name.
+        facts: of the job, where it is to be gone on with.
     """
     another = "Give another --output."
     try:
-        if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
-            return [Problem("LR503", f"{output} is there and isn't an empty folder.", "Give another --output, or empty it.")]
+        if os.path.lexists(output):
+            nbytes = _left_to_write(output, nbytes, facts)
         parent = next(path for path in (output, *output.absolute().parents) if path.exists())
         free = shutil.disk_usage(parent).free
+    except RemapError as error:
+        return list(error.problems)
     except (OSError, ValueError) as error:
         return [Problem("LR508", f"{output}: {getattr(error, 'strerror', None) or error}.", another)]
     if (name := source_with(output, checkpoints)) is not None:
@@ -60,6 +68,20 @@ def output_problems(output: Path, nbytes: int | None, checkpoints: Mapping[str, 
     if not os.access(parent, os.W_OK):
         return [Problem("LR508", f"nothing can be written in {parent}.", another)]
     if nbytes is not None and (needed := nbytes + _SMALL_FILES_NBYTES) > free:
-        facts = f"{needed:,} bytes are needed in {parent} ({_SMALL_FILES_NBYTES:,} of them for small files), {free:,} are free."
-        return [Problem("LR502", facts, "Free some, or give another --output.")]
+        room = f"{needed:,} bytes are needed in {parent} ({_SMALL_FILES_NBYTES:,} of them for small files), {free:,} are free."
+        return [Problem("LR502", room, "Free some, or give another --output.")]
     return []
+
+
+def _left_to_write(output: Path, nbytes: int | None, facts: Facts | None) -> int | None:
+    """How much of `nbytes` isn't there yet."""
+    if not output.is_dir():
+        raise refuse("LR503", f"{output} is there and isn't a folder.", "Give another --output.")
+    if is_held(output):
+        raise refuse("LR503", f"another job writes into {output}.", "Give another --output, or wait for it.")
+    begun = read_claim(output)
+    if facts is None or begun is None:
+        refuse_filled(output, begun)
+        return nbytes
+    refuse_changed_job(output, begun, facts)
+    return None if nbytes is None else nbytes - sum(file.nbytes for file in begun.files.values())

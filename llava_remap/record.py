@@ -1,25 +1,25 @@
 """The record: how a folder was made, in the folder itself, so that it can be checked and taken back later.
 
-`llava_remap.json` holds the applied plan, the rule file's text, the sources' configs, size and digest of every file read and
-written, and the versions of what made them. It is written last, and holds no time and nothing random: two runs give the same
-bytes.
+`llava_remap.json` holds the applied plan, the rule file's text, the sources' configs, size and digest of every file that was
+written and of the small ones that were read, and the versions of what made them. Of the sources' weight files it has the size:
+their bytes are in the output. It is written last, and holds no time and nothing random: two runs give the same bytes.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from llava_remap import __version__
 from llava_remap.checkpoint import BESIDE, read_object, unreadable
 from llava_remap.errors import refuse
-from llava_remap.execute import FileDigest
+from llava_remap.execute import FileDigest, Unfinished, read_claim
 from llava_remap.plan import Dropped, Mapped, Plan, PostLoadChange
 from llava_remap.post_load import provenance
 from llava_remap.rulefile import RuleFile
@@ -40,7 +40,7 @@ class RecordedSource:
     Attributes:
         location: where it was.
         not_taken: how many of its tensors were not selected, or replaced by those of another source.
-        files: size and digest of every file read of it, by name.
+        files: size and digest of the files read of it, by name; of weight files in older records alone.
         texts: those of its files that the record keeps whole, by name: its configs.
     """
 
@@ -92,7 +92,7 @@ class Record:
 def record_json(
     plan: Plan,
     rules: RuleFile,
-    sources: Mapping[str, Mapping[str, FileDigest]],
+    sources: Mapping[str, Mapping[str, FileDigest | int]],
     texts: Mapping[str, Mapping[str, str]],
     outputs: Mapping[str, FileDigest],
     verified: str,
@@ -100,7 +100,7 @@ def record_json(
     """The record of a job that was carried out.
 
     Args:
-        sources: the files read of each source, by name relative to its folder.
+        sources: the files read of each source, by name relative to its folder; of a weight file its size.
         texts: of each source, as `read_texts` gives them.
         outputs: every file written but the record.
         verified: which check was made after writing: `meta`, `full` or `none`.
@@ -148,6 +148,8 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD
     try:
+        if (begun := read_claim(folder)) is not None:
+            raise _unfinished(folder, begun)
         if not path.is_file():
             raise _no_record(folder)
         content = read_object(path, "LR113", _FIX)
@@ -178,12 +180,12 @@ def read_record(folder: Path) -> Record:
     return Record(
         f"{text.rules.name} {text.rules.version}",
         text.plan.target.class_,
-        {name: FileDigest(file.nbytes, file.sha256) for name, file in text.outputs.items()},
+        {name: digest for name, file in text.outputs.items() if (digest := file.digest)},
         {
             name: RecordedSource(
                 source.location,
                 max(counts.tensors - counts.taken, 0) if (counts := text.plan.sources.get(name)) else 0,
-                {file: FileDigest(digest.nbytes, digest.sha256) for file, digest in source.files.items()},
+                {name: digest for name, file in source.files.items() if (digest := file.digest)},
                 {file: content.encode("utf-8", "surrogateescape") for file, content in source.texts.items()},
             )
             for name, source in text.sources.items()
@@ -195,27 +197,49 @@ def read_record(folder: Path) -> Record:
     )
 
 
+def _unfinished(folder: Path, begun: Unfinished) -> Exception:
+    """LR505 where a job broke off, or still runs."""
+    fix = "Wait for the job that writes it; if it was killed, run its command again with --resume, or delete the folder."
+    return refuse("LR505", f"{folder} is unfinished: {begun}.", fix)
+
+
 def _no_record(folder: Path) -> Exception:
-    """LR505 where a conversion broke off, LR606 for a folder that wasn't made here."""
-    names: Sequence[str] = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    partial = [name for name in names if name.endswith(".partial")]
-    shards = [name for name in names if name.startswith("model-") and name.endswith(".safetensors")]
-    total = max((int(part) for name in shards if (part := name.rpartition("-of-")[2].split(".")[0]).isdecimal()), default=0)
-    if partial or (shards and (len(shards) < total or "model.safetensors.index.json" not in names)):
-        cause = f"{folder} is unfinished: {len(shards)} of {total or '?'} shards, no {RECORD}."
-        return refuse("LR505", cause, "Delete it and convert again.", partial)
+    """LR505 where a job that can't be gone on with was killed, LR606 for a folder that wasn't made here."""
     if not folder.is_dir():
         return refuse("LR100", f"there is no folder {folder}.", "Give the folder that `apply` wrote.")
+    names = [path.name for path in folder.iterdir()]
+    if partial := [name for name in names if name.endswith(".partial")]:
+        return refuse("LR505", f"{folder} is unfinished, and has no {RECORD}.", "Delete it and convert again.", partial)
     return refuse("LR606", f"{folder} has no {RECORD}, so nothing tells what it should be.", "Give a folder that `apply` wrote.")
 
 
-def _files(files: Mapping[str, FileDigest]) -> dict[str, Any]:
-    return {name: {"nbytes": file.nbytes, "sha256": file.sha256} for name, file in sorted(files.items())}
+def _files(files: Mapping[str, FileDigest | int]) -> dict[str, Any]:
+    return {
+        name: {"nbytes": file} if isinstance(file, int) else {"nbytes": file.nbytes, file.kind: file.digest}
+        for name, file in sorted(files.items())
+    }
 
 
-class _File(BaseModel):
+class _Sized(BaseModel):
+    """A file; records of an earlier day have a sha256 of every one."""
+
     nbytes: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    xxh3_128: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def digest(self) -> FileDigest | None:
+        if self.xxh3_128 is not None:
+            return FileDigest(self.nbytes, "xxh3_128", self.xxh3_128)
+        return FileDigest(self.nbytes, "sha256", self.sha256) if self.sha256 is not None else None
+
+
+class _Digested(_Sized):
+    @model_validator(mode="after")
+    def _has_one(self) -> _Digested:
+        if self.digest is None:
+            raise ValueError("it has no digest")
+        return self
 
 
 def _encodable(text: str) -> str:
@@ -225,7 +249,7 @@ def _encodable(text: str) -> str:
 
 class _Source(BaseModel):
     location: str
-    files: dict[str, _File]
+    files: dict[str, _Sized]
     #: Nothing else is ever written from a record. Records of an earlier day have none.
     texts: dict[Literal["config.json", "generation_config.json"], Annotated[str, AfterValidator(_encodable)]] = {}
 
@@ -266,5 +290,5 @@ class _Text(BaseModel):
     rules: _Rules
     sources: dict[str, _Source]
     #: No name may leave the folder.
-    outputs: dict[Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")], _File]
+    outputs: dict[Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")], _Digested]
     plan: _Plan

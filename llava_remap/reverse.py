@@ -10,7 +10,7 @@ from pathlib import Path
 from llava_remap.apply import Job, Result, Verify, manifest_problems, proven
 from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.execute import Recipe, fresh_folder, write_index, write_shards
+from llava_remap.execute import JOBS, Recipe, fresh_folder, write_index, write_shards
 from llava_remap.identify import nearest_layout
 from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Routed, Routes, build_plan
@@ -100,13 +100,16 @@ def plan_reverse(
     return Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
 
 
-def reverse_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta") -> Result:
+def reverse_job(
+    job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta", jobs: int = JOBS
+) -> Result:
     """Go a planned way back, or leave no trace: weights, a check of them, the index.
 
     Args:
         on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle(verify)` in all.
         verify: `meta`: what was written is read again, and the rule file has to take it forward to where it came from; `full`:
             every tensor is also compared with what its source gives; `none`: neither.
+        jobs: how many weight files are written at a time.
 
     Raises:
         RemapError: with the plan's problems, or what was found since.
@@ -116,17 +119,17 @@ def reverse_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: No
     assert isinstance(job, Reversal)
     plan, output = job.plan, job.output
     recipe = Recipe.of(plan.mapped, plan.post_load, job.checkpoints)
-    with fresh_folder(output) as written:
-        write_shards(recipe, plan.shards, output, written, on_progress)
-        catalog = {name: tensor for path in written for name, tensor in open_checkpoint(path).catalog.items()}
+    with fresh_folder(output) as folder:
+        write_shards(recipe, plan.shards, folder, on_progress, jobs)
+        catalog = {name: tensor for path in folder.digests for name, tensor in open_checkpoint(path).catalog.items()}
         found = _forward_problems(job, catalog) if verify != "none" else []
         if verify == "full":
             found += compare(catalog, recipe, on_progress)[1]
         if found:
             raise RemapError(found)
         refuse_changed(job.checkpoints)
-        write_index(recipe, plan.shards, output, written)
-    files = tuple(sorted(path.name for path in written))
+        write_index(recipe, plan.shards, folder)
+    files = tuple(sorted(path.name for path in folder.digests))
     return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes)
 
 

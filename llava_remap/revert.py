@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -10,20 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import BESIDE, DTYPE_BITS, Checkpoint, open_checkpoint
+from llava_remap.checkpoint import BESIDE, Checkpoint, open_checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import (
     INDEX,
+    JOBS,
     FileDigest,
     Recipe,
     fresh_folder,
-    whole_file,
-    write_all,
     write_index,
     write_shards,
 )
 from llava_remap.output import output_folder, output_problems, refuse_changed
-from llava_remap.plan import Dropped, Mapped, Shard, SourceName
+from llava_remap.plan import Dropped, Mapped, Shard, SourceName, aligned
 from llava_remap.post_load import find_old_bytes
 from llava_remap.record import RECORD, Record, read_record
 from llava_remap.verify import file_problems, header_problems
@@ -146,7 +144,7 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
     return job
 
 
-def revert_job(job: Reversion, on_progress: Callable[[int], None] = lambda nbytes: None) -> Reverted:
+def revert_job(job: Reversion, on_progress: Callable[[int], None] = lambda nbytes: None, *, jobs: int = JOBS) -> Reverted:
     """Go a planned way back, or leave no trace.
 
     The folder's files are held against their digests before anything is written. Then come weights and configs, last the indexes.
@@ -154,6 +152,7 @@ def revert_job(job: Reversion, on_progress: Callable[[int], None] = lambda nbyte
 
     Args:
         on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle` in all, from any thread.
+        jobs: how many weight files are written at a time.
 
     Raises:
         RemapError: LR603 where files aren't as they were written; LR102, LR502, LR503 or LR508 for what happens on the way.
@@ -163,18 +162,18 @@ def revert_job(job: Reversion, on_progress: Callable[[int], None] = lambda nbyte
     if problems := file_problems(job.converted.path, job.record, on_progress):
         raise RemapError(problems)
     refuse_changed(checkpoints)
-    with fresh_folder(job.output, [part.name for part in job.parts if part.folder != job.output]) as written:
+    with fresh_folder(job.output, [part.name for part in job.parts if part.folder != job.output]) as folder:
+        folders = {part.name: folder if part.folder == job.output else folder.inside(part.name) for part in job.parts}
         for part in job.parts:
-            write_shards(part.recipe, part.shards, part.folder, written, on_progress)
+            write_shards(part.recipe, part.shards, folders[part.name], on_progress, jobs)
         for part in job.parts:
             for name, content in sorted(part.texts.items()):
-                with whole_file(part.folder / name, written) as file:
-                    write_all(file, content)
+                folders[part.name].put(name, content)
         refuse_changed(checkpoints)
         for part in job.parts:
             if part.shards:
-                write_index(part.recipe, part.shards, part.folder, written)
-    files = tuple(sorted(path.relative_to(job.output).as_posix() for path in written))
+                write_index(part.recipe, part.shards, folders[part.name])
+    files = tuple(sorted(path.relative_to(job.output).as_posix() for path in folder.digests))
     return Reverted(job, files, time.monotonic() - started)
 
 
@@ -203,7 +202,7 @@ def _part(name: str, folder: Path, record: Record, converted: Checkpoint, runs: 
             assert tensor.location is not None
             files[tensor.location.file] += [entry.target for entry in here[holder]]
     mapped = {entry.target: entry for entries in here.values() for entry in entries}
-    shards = [sorted(names, key=lambda name: -DTYPE_BITS[mapped[name].dtype]) for names in files.values()]  # so each is aligned
+    shards = [[entry.target for entry in aligned([mapped[name] for name in names])] for names in files.values()]
     kept = {original: runs[entry.from_[0].name] for original, entry in mapped.items() if entry.from_[0].name in runs}
     beside = {file for files_of_kind in BESIDE.values() for file in files_of_kind}
     return Part(
@@ -274,7 +273,7 @@ def _text_problems(folder: Path, record: Record) -> list[Problem]:
         (f"{name}/{file}", "is not the text whose digest is in the record")
         for name, source in record.sources.items()
         for file, text in source.texts.items()
-        if source.files.get(file) != FileDigest(len(text), hashlib.sha256(text).hexdigest())
+        if (known := source.files.get(file)) is None or known != FileDigest.of(text, known.kind)
     ]
     if not rows:
         return []

@@ -1,7 +1,7 @@
 """Files to a catalog: headers only, with nothing but the standard library."""
 
 from llava_remap.checkpoint.beside import BESIDE, files_for
-from llava_remap.checkpoint.catalog import DTYPE_BITS, FLOATS, Catalog, Checkpoint, Location, LoraPair, Tensor
+from llava_remap.checkpoint.catalog import DTYPE_BITS, FLOATS, Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
 from llava_remap.checkpoint.open import open_checkpoint
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import unreadable
@@ -14,6 +14,7 @@ __all__ = [
     "Checkpoint",
     "Location",
     "LoraPair",
+    "Stamp",
     "Tensor",
     "files_for",
     "open_checkpoint",

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from llava_remap import __version__
-from llava_remap.cli.common import OFFLINE, Format, progress, refusals, write_report
+from llava_remap.cli.common import OFFLINE, Format, kept, nbytes, progress, refusals, resumable, write_report
 from llava_remap.cli.revert import revert_command
 from llava_remap.cli.rules import rules_app
 from llava_remap.cli.shrink import shrink_command
@@ -118,6 +118,25 @@ def apply_command(
             "--report", metavar="FILE.json", help="Also write the plan as JSON to a file; one that is there is replaced."
         ),
     ] = None,
+    max_shard_size: Annotated[
+        int | None,
+        typer.Option(
+            "--max-shard-size",
+            metavar="SIZE",
+            parser=nbytes,
+            help="How large a weight file may be (5GB, 500MB; a tensor that is larger has a file to itself). Without it, weight "
+            "files are divided as the sources' are.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", metavar="N", min=1, max=64, help="How many weight files are written at a time.")
+    ] = 2,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a job that was interrupted or killed: weight files that are finished are kept."
+        ),
+    ] = False,
     verify: Annotated[
         Verify,
         typer.Option(
@@ -143,10 +162,14 @@ def apply_command(
 
         if not reverse:
             rows: Any = int(vocab) if vocab.isascii() and vocab.isdecimal() and len(vocab) < 10 else vocab
-            job = plan_job(rules, source, output, layout=layout, dtype=dtype.value, vocab=rows, dry_run=dry_run, offline=offline)
+            job = plan_job(rules, source, output, layout=layout, dtype=dtype.value, vocab=rows,
+                           max_shard_nbytes=max_shard_size, resume=resume, dry_run=dry_run, offline=offline)  # fmt: skip
         elif layout != "classic":
             cause = f"--layout {layout} is a layout of transformers, and --reverse writes original names."
             raise RemapError(Problem("LR211", cause, "Give one of the two. A checkpoint in any layout can be taken back."))
+        elif resume or max_shard_size is not None:
+            cause = f"{'--resume' if resume else '--max-shard-size'} is for the way forward, and --reverse goes back."
+            raise RemapError(Problem("LR211", cause, "Leave it out."))
         elif (dtype.value, vocab) == ("keep", "pad"):
             job = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
         else:
@@ -169,9 +192,9 @@ def apply_command(
             if output_format is Format.json:
                 print(plan_json(job))
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
-        with progress("writing and checking", job.nbytes_to_handle(verify.value)) as onprogress:
+        with resumable(job.output), progress("writing and checking", job.nbytes_to_handle(verify.value)) as onprogress:
             try:
-                result = carry_out(job, onprogress, verify=verify.value)
+                result = carry_out(job, onprogress, verify=verify.value, jobs=jobs)
             except RemapError as error:  # found while it was written, so the plan that was shown didn't have it
                 job = refused(job, error.problems)
         if not job.plan.complete:
@@ -180,7 +203,7 @@ def apply_command(
             if output_format is Format.json:
                 print(plan_json(job))
             print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
-            print("\nWhat was written has been removed.", file=sys.stderr)
+            print(f"\n{kept(job.output) or 'What was written has been removed.'}", file=sys.stderr)
             raise typer.Exit(max(problem.exit for problem in job.plan.problems))
         if report is not None:
             write_report(report, plan_json(job, result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -46,6 +47,44 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     except RemapError as error:
         show(error.problems, output_format, kind)
         raise typer.Exit(error.exit) from None
+
+
+def kept(output: Path) -> str:
+    """What of a job that broke off is left in its output, and how to go on; empty where nothing is."""
+    from llava_remap.execute import is_held, read_claim
+    from llava_remap.report import shown
+
+    with contextlib.suppress(OSError):
+        if (begun := read_claim(output)) is not None and not is_held(output):
+            return f"{begun} in {shown(str(output))}. The same command with --resume goes on from there."
+    return ""
+
+
+@contextlib.contextmanager
+def resumable(output: Path) -> Iterator[None]:
+    """Where a job is interrupted or ended, say what is kept of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (left := kept(output)):
+            raise
+        print(f"\nInterrupted: {left}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except SystemExit:
+        if left := kept(output):
+            print(left, file=sys.stderr)
+        raise
+
+
+def nbytes(text: str) -> int:
+    """The bytes of `5GB`, `500MB`, `5GiB` or `1000000`."""
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?(?:([kMGT])(i?)B?)?", text.strip(), re.IGNORECASE)
+    amount = (
+        0 if found is None else int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()))
+    )
+    if not amount:
+        raise typer.BadParameter(f"{text!r} is no size. Write 5GB or 500MB.")
+    return amount
 
 
 def show(problems: tuple[Problem, ...] | list[Problem], output_format: Format, kind: str) -> None:

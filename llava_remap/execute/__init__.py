@@ -1,25 +1,35 @@
 """Plan to weight files. Decides nothing; value checks first, then byte ranges."""
 
-from llava_remap.execute.digests import FileDigest, digest_files
-from llava_remap.execute.files import fresh_folder, whole_file, write_all
+from llava_remap.execute.digests import FileDigest, Kind, digest_files
+from llava_remap.execute.files import Folder, Resumable, fresh_folder, refuse_changed_job, refuse_filled
 from llava_remap.execute.pieces import Range, Recipe
+from llava_remap.execute.unfinished import CLAIM, Facts, Unfinished, is_held, read_claim
 from llava_remap.execute.value_checks import equal, run_value_checks
 from llava_remap.execute.values import too_short
-from llava_remap.execute.write import INDEX, shard_header, write_index, write_shards
+from llava_remap.execute.write import INDEX, JOBS, shard_header, write_index, write_shards
 
 __all__ = [
+    "CLAIM",
+    "Facts",
     "FileDigest",
+    "Folder",
     "INDEX",
+    "JOBS",
+    "Kind",
     "Range",
     "Recipe",
+    "Resumable",
+    "Unfinished",
     "digest_files",
     "equal",
     "fresh_folder",
+    "is_held",
+    "read_claim",
+    "refuse_changed_job",
+    "refuse_filled",
     "run_value_checks",
     "shard_header",
     "too_short",
-    "whole_file",
-    "write_all",
     "write_index",
     "write_shards",
 ]

@@ -5,90 +5,198 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 
+from llava_remap.codes import Exit
 from llava_remap.errors import RemapError, refuse
+from llava_remap.execute.digests import FileDigest, digest_files
+from llava_remap.execute.unfinished import CLAIM, Claim, Facts, Unfinished, read_claim
 
-#: Lies in a folder while a job fills it, so that no other one does.
-CLAIM = "llava_remap.partial"
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that is being filled.
+
+    Attributes:
+        digests: of the files that were written, and of weight files that were there already, by path.
+    """
+
+    path: Path
+    digests: dict[Path, FileDigest] = field(default_factory=dict)
+    _claim: Claim | None = None
+
+    def inside(self, name: str) -> Folder:
+        """One of the folders in it."""
+        return replace(self, path=self.path / name)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small file.
+
+        Raises:
+            RemapError: as `fresh_folder`.
+        """
+
+        def fill(file: FileIO) -> FileDigest:
+            write_all(file, content)
+            return FileDigest.of(content)
+
+        self._write(name, fill, None)
+
+    def put_weights(self, name: str, fill: Callable[[FileIO], FileDigest]) -> None:
+        """Write a weight file. `fill` writes into a file that is opened without a buffer, and gives its digest.
+
+        Raises:
+            RemapError: as `fresh_folder`.
+        """
+        self._write(name, fill, self._claim)
+
+    def _write(self, name: str, fill: Callable[[FileIO], FileDigest], claim: Claim | None) -> None:
+        """A file written as `*.partial`; flushed to disk and renamed at the end. If anything fails, it is removed."""
+        path = self.path / name
+        partial = path.with_name(name + ".partial")
+        try:
+            file = partial.open("xb", buffering=0)  # one that is there already is somebody else's, and stays
+        except OSError as error:
+            raise _write_error(error, path) from error
+        try:
+            with file:
+                digest = fill(file)
+                os.fsync(file.fileno())
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, "it is there, and no job of ours wrote it", str(path))
+            if claim is not None:
+                claim.enter(name, digest)
+            self.digests[path] = digest  # first: an interruption may come between the two
+            partial.replace(path)
+            _sync_folder(path.parent)
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _write_error(error, path) from error
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """What makes a job one that can be gone on with.
+
+    Attributes:
+        facts: gives the facts of the job as they are when it is called.
+        weights: names of its weight files.
+        others: names of the other files that it writes.
+        resume: whether it is to be gone on with, if it was begun.
+        on_progress: called with the number of bytes of finished files that were read since the last call, from any thread.
+    """
+
+    facts: Callable[[], Facts]
+    weights: Sequence[str]
+    others: Sequence[str]
+    resume: bool
+    on_progress: Callable[[int], None]
 
 
 @contextlib.contextmanager
-def fresh_folder(folder: Path, inside: Sequence[str] = ()) -> Iterator[list[Path]]:
+def fresh_folder(path: Path, inside: Sequence[str] = (), job: Resumable | None = None) -> Iterator[Folder]:
     """Fill an empty folder, made with its parents where it isn't there; no other job can meanwhile.
+
+    Whatever fails or interrupts: the files that were written and the folders that were made go again. Only where the job could
+    be gone on with, and has weight files that are finished, these stay, with the claim that tells of them.
 
     Args:
         inside: names of folders to be made in it.
-
-    Gives the list for `whole_file` to enter files into.
-
-    Whatever fails or interrupts: the files in the list and the folders that were made go again.
+        job: what makes it a job that can be gone on with; None for one that starts anew.
 
     Raises:
-        RemapError: LR503 where the folder isn't empty or another job writes into it, LR508 where it can't be made or a file in
-            it can't be written, LR502 for a full disk.
+        RemapError: LR503 where the folder isn't empty or another job writes into it, LR504 where the job isn't the one that was
+            begun in it, LR505 where one was and isn't to be gone on with, LR508 where the folder can't be made or a file in it
+            can't be written, LR502 for a full disk.
     """
-    made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
-    written: list[Path] = []
-    claim = folder / CLAIM
-    ours: list[Path] = []
+    made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
+    folder: Folder | None = None
+    claim: Claim | None = None
+    begun: Unfinished | None = None
+    facts = job.facts() if job is not None else {}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            claim.touch(exist_ok=False)
-        except FileExistsError:
-            cause = f"another job writes into {folder}, or one was killed in it."
-            raise refuse("LR503", cause, "Give another --output, or wait; delete it if no job is running.") from None
-        ours.append(claim)
-        if any(path != claim for path in folder.iterdir()):
-            raise refuse("LR503", f"{folder} isn't empty any more.", "Give another --output, or empty it.")
+        path.mkdir(parents=True, exist_ok=True)
+        claim = Claim(path)
+        begun = read_claim(path)
+        finished: dict[Path, FileDigest] = {}
+        if begun is not None and job is not None and job.resume:
+            finished = _take_up(path, begun, facts, job)
+        else:
+            refuse_filled(path, begun)
+        folder = Folder(path, finished, claim if job is not None else None)
+        if job is not None and not finished:
+            claim.begin(facts, len(job.weights))
         for name in inside:
-            made.insert(0, folder / name)
-            (folder / name).mkdir()
-        yield written
-        claim.unlink()
+            made.insert(0, path / name)
+            (path / name).mkdir()
+        yield folder
     except BaseException as error:
-        for path in (*written, *ours):
-            with contextlib.suppress(OSError):  # what is told is why it failed
-                path.unlink()
-        for path in made:
+        kept = begun is not None
+        if folder is not None:
+            weights = [path / name for name in job.weights] if job is not None else []
+            kept = job is not None and any(map(folder.digests.__contains__, weights)) and _is_good(error, job, facts)
+            for file in reversed(folder.digests):  # the record first, the index next: what is left never looks whole
+                if not kept or file not in weights:
+                    with contextlib.suppress(OSError):  # what is told is why it failed
+                        file.unlink()
+        if claim is not None:
             with contextlib.suppress(OSError):
-                path.rmdir()
-        if isinstance(error, OSError):
-            raise _write_error(error, folder) from error
-        raise
-
-
-@contextlib.contextmanager
-def whole_file(path: Path, written: list[Path]) -> Iterator[FileIO]:
-    """A file opened as `*.partial`, without a buffer; flushed to disk, entered into `written` and renamed at the end.
-
-    If anything fails, it is removed.
-
-    Raises:
-        RemapError: as `fresh_folder`.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        file = partial.open("xb", buffering=0)  # one that is there already is somebody else's, and stays
-    except OSError as error:
-        raise _write_error(error, path) from error
-    try:
-        with file:
-            yield file
-            os.fsync(file.fileno())
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, "it is there, and no job of ours wrote it", str(path))
-        written.append(path)  # first: an interruption may come between the two
-        partial.replace(path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
+                claim.release(remove=not kept)
+        for directory in made:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
         if isinstance(error, OSError):
             raise _write_error(error, path) from error
         raise
+    claim.release(remove=True)
+
+
+def refuse_filled(path: Path, begun: Unfinished | None) -> None:
+    """LR505 for a folder in which a job was begun, LR503 for one that isn't empty."""
+    if begun is not None:
+        fix = "Add --resume to the same command to go on, or delete the folder."
+        raise refuse("LR505", f"a job was begun in {path} and not ended: {begun}.", fix)
+    there = {entry.name for entry in path.iterdir()}
+    if there - {CLAIM}:
+        killed = f": a job was killed in it (it has {CLAIM})" if CLAIM in there else ""
+        raise refuse("LR503", f"{path} is there and isn't an empty folder{killed}.", "Give another --output, or empty it.")
+
+
+def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
+    """LR504 where a job isn't the one that was begun: what it writes wouldn't fit to what is there."""
+    if changed := begun.changed(facts):
+        cause = f"the job that was begun in {path} is another one. What has changed: {'; '.join(changed)}."
+        raise refuse("LR504", cause, "Run it as it was begun, or delete the folder and start anew.")
+
+
+def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dict[Path, FileDigest]:
+    """The finished weight files; all else that the job left is removed, to be written again."""
+    refuse_changed_job(path, begun, facts)
+    weights = {name: path / name for name in job.weights}
+    ours = {CLAIM, *weights, *job.others, *(f"{name}.partial" for name in (*job.weights, *job.others))}
+    there = {entry.name for entry in path.iterdir()}
+    if foreign := sorted((there - ours) | (there & weights.keys() - begun.files.keys())):
+        cause = f"{path} has files that the job begun in it didn't write: {', '.join(foreign[:6])}."
+        raise refuse("LR503", cause, "Move them elsewhere.")
+    digests = digest_files((weights[name] for name in begun.files if name in there), job.on_progress)
+    whole = {file: digest for file, digest in digests.items() if digest == begun.files[file.name]}
+    for name in there - {CLAIM} - {file.name for file in whole}:
+        (path / name).unlink()
+    return whole
+
+
+def _is_good(error: BaseException, job: Resumable, facts: Facts) -> bool:
+    """Whether what was written is good for another try: the disk was full, say, or somebody pressed Ctrl-C."""
+    if isinstance(error, RemapError) and error.exit not in (Exit.INPUT, Exit.RESOURCES):
+        return False  # it is wrong
+    with contextlib.suppress(OSError, RemapError):
+        return job.facts() == facts
+    return False
 
 
 def write_all(file: FileIO, data: bytes) -> None:

@@ -62,6 +62,18 @@ class Recipe:
         """The source tensor that a target tensor is made from; where an adapter is merged, that of the base."""
         return find(self.checkpoints, self.mapped[target].from_[0])
 
+    def copied(self, target: str) -> Range | None:
+        """Where the bytes of a target tensor are copied from, if they are, and all of them lie there one behind the other."""
+        entry = self.mapped[target]
+        runs = self.runs.get(target, [(0, entry.nbytes)])
+        if entry.is_made or target in self.post_load or entry.merge is not None or len(runs) != 1:
+            return None
+        tensor, (offset, nbytes) = self.source(target), runs[0]
+        where = tensor.location
+        if where is None or where.stride is not None or where.big_endian or tensor.dtype != entry.dtype:
+            return None
+        return Range(where.file, where.offset + offset, nbytes)
+
     def pieces(self, target: str) -> Iterator[Range | bytes]:
         """The bytes of a target tensor, in order.
 

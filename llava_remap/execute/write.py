@@ -5,75 +5,123 @@ The index is written by a call of its own, to come after everything else.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import FileIO
 from pathlib import Path
+from threading import Event
 
-from llava_remap.execute.files import whole_file, write_all
+from llava_remap.checkpoint import unreadable
+from llava_remap.execute.digests import FileDigest
+from llava_remap.execute.files import Folder
 from llava_remap.execute.pieces import Range, Recipe
-from llava_remap.execute.values import CHUNK_NBYTES, too_short
-from llava_remap.plan import Mapped, Shard
+from llava_remap.execute.writer import BLOCK, Writer
+from llava_remap.plan import Shard
 
 INDEX = "model.safetensors.index.json"
-
-#: copy_file_range can't do it between these two files; a read and write loop can.
-_NOT_HERE = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM)
+#: How many files are written at a time, if nothing else is said.
+JOBS = 2
+#: The tensors of a safetensors file start at a multiple of this: then each is aligned, if those before it are.
+_ALIGNMENT = 8
 
 
 def write_shards(
     recipe: Recipe,
     shards: Sequence[Shard],
-    output: Path,
-    written: list[Path],
+    folder: Folder,
     on_progress: Callable[[int], None] = lambda nbytes: None,
+    jobs: int = JOBS,
 ) -> None:
-    """Write the weight files of a complete plan into an existing folder.
+    """Write the weight files of a complete plan, but for those that the folder has already.
 
     Args:
         recipe: how the tensors in `shards` are made.
-        written: the paths of finished files are entered here.
-        on_progress: called with the number of bytes written since the last call.
+        on_progress: called with the number of bytes written since the last call, from any thread.
+        jobs: how many files are written at a time.
 
     Raises:
-        RemapError: LR102 where a source has become shorter, LR502 for a full disk, LR508 for any other write error.
+        RemapError: LR102 where a source has become shorter or can't be read, LR502 for a full disk, LR508 for any other write
+            error; and what a post-load rule refuses.
     """
-    for shard in shards:
-        header = shard_header(shard, recipe.mapped)
-        with whole_file(output / shard.file, written) as file:
-            write_all(file, header)
-            for piece in _coalesced(piece for name in shard.tensors for piece in recipe.pieces(name)):
-                if isinstance(piece, bytes):
-                    write_all(file, piece)
-                    on_progress(len(piece))
-                else:
-                    _copy(piece, file, on_progress)
-            planned = len(header) + sum(recipe.mapped[name].nbytes for name in shard.tensors)
-            assert file.tell() == planned, f"{shard.file}: {file.tell()} bytes written, {planned} planned"
+    stop = Event()
+    left = [shard for shard in shards if folder.path / shard.file not in folder.digests]
+    # In threads even where there is one job: then this one is free to be interrupted, whatever the disk is busy with.
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for done in as_completed(
+                [pool.submit(_write_shard, recipe, shard, folder, on_progress, stop.is_set) for shard in left]
+            ):
+                done.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)  # no thread writes into a folder that is cleared
+            raise
 
 
-def write_index(recipe: Recipe, shards: Sequence[Shard], output: Path, written: list[Path]) -> None:
+def write_index(recipe: Recipe, shards: Sequence[Shard], folder: Folder) -> None:
     """Write the index. With it the folder can be loaded, so it comes after everything else."""
     files = {name: shard.file for shard in shards for name in shard.tensors}
     total = sum(recipe.mapped[name].nbytes for name in files)
     content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
-    with whole_file(output / INDEX, written) as file:
-        write_all(file, (json.dumps(content, indent=2) + "\n").encode())
+    folder.put(INDEX, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def shard_header(shard: Shard, mapped: Mapping[str, Mapped]) -> bytes:
-    """The head of a safetensors file: 8 bytes of length, then JSON, padded with spaces to a multiple of 8 bytes."""
+def shard_header(shard: Shard, recipe: Recipe) -> bytes:
+    """The head of a safetensors file: 8 bytes of length, then JSON, padded with spaces.
+
+    It ends where most of the bytes behind it get the place within a block that they have in the source: a file system that can
+    share blocks then needn't copy them. That doesn't depend on the file system, so the same bytes are written everywhere.
+    """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    shifts: dict[int, int] = defaultdict(int)  # by how far source and target are apart within a block, bytes
     end = 0
     for name in shard.tensors:
-        entry = mapped[name]
+        entry = recipe.mapped[name]
         start, end = end, end + entry.nbytes
         entries[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [start, end]}
+        if (run := recipe.copied(name)) is not None:
+            shifts[(run.offset - start) % BLOCK] += run.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    aligned = {shift: nbytes for shift, nbytes in shifts.items() if shift % _ALIGNMENT == 0}
+    if aligned:
+        text += b" " * ((max(aligned, key=lambda shift: (aligned[shift], shift)) - 8 - len(text)) % BLOCK)
+    text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def _write_shard(
+    recipe: Recipe, shard: Shard, folder: Folder, on_progress: Callable[[int], None], stopped: Callable[[], bool]
+) -> None:
+    header = shard_header(shard, recipe)
+
+    def fill(file: FileIO) -> FileDigest:
+        opened: dict[Path, int] = {}
+        with contextlib.ExitStack() as sources, Writer(file, on_progress, stopped) as writer:
+            writer.write(header)
+            for piece in _coalesced(piece for name in shard.tensors for piece in recipe.pieces(name)):
+                if isinstance(piece, bytes):
+                    writer.write(piece)
+                    continue
+                if piece.file not in opened:
+                    opened[piece.file] = _open(piece.file)
+                    sources.callback(os.close, opened[piece.file])
+                writer.copy(opened[piece.file], piece.file, piece.offset, piece.nbytes)
+            planned = len(header) + sum(recipe.mapped[name].nbytes for name in shard.tensors)
+            assert writer.nbytes == planned, f"{shard.file}: {writer.nbytes} bytes written, {planned} planned"
+            return writer.finish()
+
+    folder.put_weights(shard.file, fill)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise unreadable(error, path) from None
 
 
 def _coalesced(pieces: Iterator[Range | bytes]) -> Iterator[Range | bytes]:
@@ -90,28 +138,3 @@ def _coalesced(pieces: Iterator[Range | bytes]) -> Iterator[Range | bytes]:
             yield piece
     if run is not None:
         yield run
-
-
-def _copy(piece: Range, target: FileIO, on_progress: Callable[[int], None]) -> None:
-    """Append a range of a file to `target` (opened without a buffer)."""
-    kernel_copies = hasattr(os, "copy_file_range")
-    done = 0
-    with piece.file.open("rb", buffering=0) as source:
-        while done < piece.nbytes:
-            if kernel_copies:
-                try:
-                    wanted = min(piece.nbytes - done, 1 << 28)  # a call returns often enough to show progress
-                    count = os.copy_file_range(source.fileno(), target.fileno(), wanted, piece.offset + done)
-                except OSError as error:
-                    if error.errno not in _NOT_HERE:
-                        raise
-                    kernel_copies = False
-                    continue
-            else:
-                data = os.pread(source.fileno(), min(piece.nbytes - done, CHUNK_NBYTES), piece.offset + done)
-                count = len(data)
-                write_all(target, data)
-            if count == 0:
-                raise too_short(piece.file, piece.nbytes - done)
-            done += count
-            on_progress(count)

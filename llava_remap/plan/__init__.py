@@ -13,6 +13,7 @@ from llava_remap.plan.model import (
     Shard,
     SourceName,
     ValueCheck,
+    aligned,
     written_dtype,
 )
 from llava_remap.plan.route import Routed, RoutedPair, Routes, main_names, route
@@ -31,6 +32,7 @@ __all__ = [
     "Shard",
     "SourceName",
     "ValueCheck",
+    "aligned",
     "build_plan",
     "in_layout",
     "main_names",

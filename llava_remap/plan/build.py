@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from llava_remap.checkpoint import DTYPE_BITS, Checkpoint
+from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
 from llava_remap.fold import counted
 from llava_remap.infer import suggest_rules
@@ -22,6 +22,7 @@ from llava_remap.plan.model import (
     SourceSummary,
     Unmapped,
     ValueCheck,
+    aligned,
     written_dtype,
 )  # fmt: skip
 from llava_remap.plan.problems import (
@@ -50,6 +51,7 @@ def build_plan(
     notes: Sequence[Problem] = (),
     *,
     dtype: str | None = None,
+    max_shard_nbytes: int | None = None,
     recognised: bool = True,
 ) -> Plan:
     """Match what the sources provide with what the target wants.
@@ -58,6 +60,8 @@ def build_plan(
         target: None where `problems` kept it from being derived; then nothing is mapped, and the plan only tells why.
         problems: what was found before; the plan adds what doesn't match.
         dtype: the dtype that every parameter is written in; None: each in its own.
+        max_shard_nbytes: how many bytes of tensors an output file may have, unless it has one alone; None: one output file for
+            each source file.
         recognised: whether the checkpoint is one that the rule file is for; if not, what isn't mapped says nothing.
     """
     shapes = dict(target.shapes) if target else {}
@@ -127,7 +131,7 @@ def build_plan(
         value_checks=tuple(_value_checks(mapped, single, checkpoints, tied, post_load, routes)),
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=tuple(sorted(all_notes, key=lambda note: note.code)),
-        shards=_shards(written, single),
+        shards=_shards(written, single, max_shard_nbytes),
         nbytes_read=read,
         nbytes_write=sum(m.nbytes for m in written),
     )
@@ -267,11 +271,10 @@ def _one_tensor(checkpoints: Mapping[str, Checkpoint], one: Routed, other: Route
     return one.source == other.source and checkpoints[one.source].same_tensor(one.tensor.name, other.tensor.name)
 
 
-def _shards(written: Sequence[Mapped], single: Mapping[str, Routed]) -> tuple[Shard, ...]:
-    """One output file for each source file, its tensors in the source's order, so that runs of bytes stay whole.
+def _shards(written: Sequence[Mapped], single: Mapping[str, Routed], max_nbytes: int | None) -> tuple[Shard, ...]:
+    """One output file for each source file, or as many as `max_nbytes` asks for, the tensors in the sources' order.
 
-    Wider elements stand first: then every tensor starts at a multiple of its element size, as readers that map the file want it.
-    A manifest has no files; its sources stand in for them. What no source has lies in the last file.
+    So runs of bytes stay whole. A manifest has no files; its sources stand in for them. What no source has lies at the end.
     """
     order = {id(routed): position for position, routed in enumerate(single.values())}
     files: dict[object, list[Mapped]] = defaultdict(list)
@@ -279,7 +282,23 @@ def _shards(written: Sequence[Mapped], single: Mapping[str, Routed]) -> tuple[Sh
         where = single[entry.target].tensor.location
         files[where.file if where else single[entry.target].source].append(entry)
     files[next(reversed(files), "")] += [entry for entry in written if entry.is_made]
-    return Shard.numbered([[m.target for m in sorted(found, key=lambda m: -DTYPE_BITS[m.dtype])] for found in files.values()])
+    groups = list(files.values())
+    if max_nbytes is not None:
+        groups = _filled([entry for group in groups for entry in group], max_nbytes)
+    return Shard.numbered([[entry.target for entry in aligned(group)] for group in groups])
+
+
+def _filled(entries: Sequence[Mapped], max_nbytes: int) -> list[list[Mapped]]:
+    """Consecutive groups of at most `max_nbytes`, or of one tensor that is larger."""
+    groups: list[list[Mapped]] = []
+    room = 0
+    for entry in entries:
+        if not groups or entry.nbytes > room:
+            groups.append([])
+            room = max_nbytes
+        groups[-1].append(entry)
+        room -= entry.nbytes
+    return groups
 
 
 def _summary(name: str, checkpoint: Checkpoint, routes: Routes) -> SourceSummary:

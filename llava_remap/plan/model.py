@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
-from llava_remap.checkpoint import Tensor
+from llava_remap.checkpoint import DTYPE_BITS, Tensor
 from llava_remap.errors import Problem
 from llava_remap.post_load import Change
 
@@ -267,6 +267,19 @@ class Shard:
         return tuple(
             cls(f"model-{number:05d}-of-{len(files):05d}.safetensors", tuple(tensors)) for number, tensors in enumerate(files, 1)
         )
+
+
+def aligned(entries: Sequence[Mapped]) -> list[Mapped]:
+    """In this order, if each tensor of a file then starts at a multiple of its elements' size; else the wider elements first.
+
+    Readers that map the file want it so.
+    """
+    at = 0
+    for entry in entries:
+        if at * 8 % DTYPE_BITS[entry.dtype]:
+            return sorted(entries, key=lambda entry: -DTYPE_BITS[entry.dtype])
+        at += entry.nbytes
+    return list(entries)
 
 
 @dataclass(frozen=True, slots=True)

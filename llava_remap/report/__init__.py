@@ -5,7 +5,7 @@ from llava_remap.report.machine import plan_json, refusal_json
 from llava_remap.report.problems import print_problems
 from llava_remap.report.reverted import print_reverted
 from llava_remap.report.shrunk import print_shrunk
-from llava_remap.report.terminal import size
+from llava_remap.report.terminal import shown, size
 
 __all__ = [
     "plan_json",
@@ -17,5 +17,6 @@ __all__ = [
     "print_shrunk",
     "print_verification",
     "refusal_json",
+    "shown",
     "size",
 ]

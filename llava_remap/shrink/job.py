@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_remap.checkpoint import Tensor
 from llava_remap.errors import RemapError, refuse
-from llava_remap.execute import fresh_folder, whole_file, write_all
+from llava_remap.execute import fresh_folder
 from llava_remap.folder.processor import stock_image_processor
 from llava_remap.output import output_folder, output_problems
 from llava_remap.shrink.config import json_file, of_text, small_config, tower_config
@@ -107,8 +107,7 @@ def shrink(
         raise RemapError(problems)
     with fresh_folder(folder, () if described else (TOWER,)) as written:
         for name, data in files.items():
-            with whole_file(folder / name, written) as file:
-                write_all(file, data)
+            written.put(name, data)
     return Shrunk(folder, None if described else folder / TOWER, checkpoint.location, len(checkpoint.catalog), twin, nbytes)
 
 

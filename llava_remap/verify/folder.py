@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object, unreadable
 from llava_remap.errors import Problem, RemapError
-from llava_remap.execute import INDEX, Recipe, digest_files
+from llava_remap.execute import INDEX, FileDigest, Recipe, digest_files
 from llava_remap.record import RECORD, Record
 from llava_remap.verify.compare import compare
 from llava_remap.verify.strict import strict_load
@@ -117,9 +117,10 @@ def file_problems(folder: Path, record: Record, on_progress: Callable[[int], Non
         there = {name for name in every if (folder / name).is_file()}
     except OSError as error:
         raise unreadable(error, folder) from None
-    digests = {
-        path.name: d for path, d in digest_files((folder / name for name in record.outputs if name in there), on_progress).items()
-    }
+    digests: dict[str, FileDigest] = {}
+    for kind in sorted({wanted.kind for wanted in record.outputs.values()}):
+        files = [folder / name for name, wanted in record.outputs.items() if name in there and wanted.kind == kind]
+        digests |= {path.name: digest for path, digest in digest_files(files, on_progress, kind).items()}
     rows = []
     for name, wanted in sorted(record.outputs.items()):
         have = digests.get(name)
@@ -128,7 +129,7 @@ def file_problems(folder: Path, record: Record, on_progress: Callable[[int], Non
         elif have.nbytes != wanted.nbytes:
             rows.append((name, f"has {have.nbytes:,} bytes, the record says {wanted.nbytes:,}"))
         elif have != wanted:
-            rows.append((name, f"has sha256 {have.sha256[:12]}…, the record says {wanted.sha256[:12]}…"))
+            rows.append((name, f"has {wanted.kind} {have.digest[:12]}…, the record says {wanted.digest[:12]}…"))
     rows += [(name, "is not in the record") for name in sorted(every - {RECORD, *record.outputs}) if _is_loaded(name)]
     if not rows:
         return []

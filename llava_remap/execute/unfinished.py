@@ -1,0 +1,160 @@
+"""The claim: what lies in a folder while a job fills it. It keeps other jobs away, and tells `--resume` what is finished.
+
+A line of JSON says what the job is, and one for each weight file that was flushed to disk what it has to be. A killed process
+lets go of its lock on the file, so whether a job still runs is never guessed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from llava_remap.errors import refuse
+from llava_remap.execute.digests import FileDigest
+
+if sys.platform != "win32":
+    import fcntl
+
+CLAIM = "llava_remap.partial"
+_FORMAT = "llava-remap/unfinished"
+_FORMAT_VERSION = 1
+
+Facts = Mapping[str, Any]
+"""All that the bytes of a job's weight files depend on, by what it is called in a message; plain JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What a claim says.
+
+    Attributes:
+        facts: of the job.
+        total: how many weight files there will be.
+        files: those that are finished, by name.
+    """
+
+    facts: Facts
+    total: int
+    files: Mapping[str, FileDigest]
+
+    def __str__(self) -> str:
+        return f"{len(self.files)} of {self.total} weight files {'is' if self.total == 1 else 'are'} finished"
+
+    def changed(self, facts: Facts) -> list[str]:
+        """What is no longer as it was, in words."""
+        now = json.loads(json.dumps(facts))
+        return [_difference(name, self.facts.get(name), now.get(name)) for name in sorted(self.facts.keys() | now.keys())
+                if self.facts.get(name) != now.get(name)]  # fmt: skip
+
+
+class Claim:
+    """A claim on a folder, held until it is let go of or the process ends. Entries may come from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take a folder.
+
+        Raises:
+            RemapError: LR503 where another job has it.
+            OSError: where it can't be written.
+        """
+        self.path = folder / CLAIM
+        self._lock = Lock()
+        self._file = _open(self.path)
+        try:
+            if not _lock(self._file) or os.fstat(self._file.fileno()).st_nlink == 0:
+                cause = f"another job writes into {folder}."
+                raise refuse("LR503", cause, "Give another --output, or wait for it.")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def begin(self, facts: Facts, total: int) -> None:
+        """Start anew, with no file finished."""
+        self._file.truncate(0)
+        self._append({"format": _FORMAT, "format_version": _FORMAT_VERSION, "weight_files": total, "facts": facts})
+
+    def enter(self, name: str, digest: FileDigest) -> None:
+        """A weight file is whole and on the disk; it gets its name only after this."""
+        self._append({"file": name, "nbytes": digest.nbytes, digest.kind: digest.digest})
+
+    def release(self, *, remove: bool) -> None:
+        """Let go of the folder. What is left tells `--resume` how far the job came."""
+        if remove:
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+        self._file.close()
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        line = json.dumps(entry).encode() + b"\n"
+        with self._lock:
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+
+
+def read_claim(folder: Path) -> Unfinished | None:
+    """What a claim in a folder says; None where there is none, or one that was killed before it said anything.
+
+    Raises:
+        OSError: where it can't be read.
+    """
+    path = folder / CLAIM
+    if not path.is_file():
+        return None
+    entries: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n")[:-1]:  # the last one has no end if its writing was cut off
+        with contextlib.suppress(ValueError):
+            if isinstance(entry := json.loads(line), dict):
+                entries.append(entry)
+    if not entries or (entries[0].get("format"), entries[0].get("format_version")) != (_FORMAT, _FORMAT_VERSION):
+        return None
+    try:
+        files = {str(e["file"]): FileDigest(int(e["nbytes"]), "xxh3_128", str(e["xxh3_128"])) for e in entries[1:]}
+        return Unfinished(dict(entries[0]["facts"]), int(entries[0]["weight_files"]), files)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a job that still runs has a claim on a folder.
+
+    Raises:
+        OSError: where it can't be read.
+    """
+    path = folder / CLAIM
+    if not path.is_file():
+        return False
+    with FileIO(path) as file:  # closing it lets go
+        return not _lock(file)
+
+
+def _open(path: Path) -> FileIO:
+    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), "r+")
+
+
+def _lock(file: FileIO) -> bool:
+    """Whether nobody else has it. Where a file system knows no locks, it is believed that nobody has."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    if isinstance(then, dict) and isinstance(now, dict):
+        parts = [part for part in sorted(then.keys() | now.keys()) if then.get(part) != now.get(part)]
+        return f"{name}: {', '.join(parts)}"
+    if isinstance(then, str) and isinstance(now, str):
+        return f"{name}: {then} then, {now} now"
+    return name

@@ -1,0 +1,196 @@
+"""One new file, written from front to back: read into one buffer while the other is digested and written.
+
+Where the file system can, writing goes past the page cache: what a job writes, nobody will read soon, and it would drive out what
+others do. It takes a fraction of the kernel's time, leaves nothing for the flush at the end, and so ends at once on Ctrl-C. Runs
+of a source that lie at the same place within a block, on a file system that can share blocks, aren't written at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
+from mmap import mmap
+from pathlib import Path
+from types import TracebackType
+
+from xxhash import xxh3_128
+
+from llava_remap.checkpoint import unreadable
+from llava_remap.execute.digests import FileDigest
+from llava_remap.execute.values import too_short
+
+if sys.platform != "win32":
+    import fcntl
+
+#: Bytes of each of the two buffers.
+BUFFER_NBYTES = 2 << 20
+#: What goes past the page cache starts and ends at multiples of this; so does what two files share.
+BLOCK = 4096
+#: Where writing can't go past the cache: bytes after which what was written is flushed, so that no flush takes long.
+_FLUSH_NBYTES = 32 << 20
+#: Linux' FICLONERANGE, _IOW(0x94, 13, struct file_clone_range).
+_CLONE_RANGE = 0x4020940D
+
+
+class Writer:
+    """Appends to an empty file (opened without a buffer). Used as a context manager; `finish` tells size and digest.
+
+    Args:
+        on_progress: called with the number of bytes that were handled since the last call, from any thread.
+        stopped: asked before every buffer; once true, writing ends with `Stopped`.
+    """
+
+    def __init__(
+        self,
+        file: FileIO,
+        on_progress: Callable[[int], None] = lambda nbytes: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._file, self._on_progress, self._stopped = file.fileno(), on_progress, stopped
+        self._direct = _past_the_cache(self._file)
+        self._clones = sys.platform == "linux"
+        self._digest = xxh3_128()
+        self._buffers = [mmap(-1, BUFFER_NBYTES), mmap(-1, BUFFER_NBYTES)]
+        self._start = self._filled = 0  # where in the file the buffer starts that is being filled, and how far it is
+        self._since_flush = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._thread.shutdown()  # of what is being written, at most one buffer is waited for
+        for buffer in self._buffers:
+            buffer.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes appended so far."""
+        return self._start + self._filled
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        view = memoryview(data)
+        while view:
+            count = min(len(view), BUFFER_NBYTES - self._filled)
+            self._buffers[0][self._filled : self._filled + count] = view[:count]
+            self._fill(count)
+            view = view[count:]
+
+    def copy(self, source: int, path: Path, offset: int, nbytes: int) -> None:
+        """Append a run of another file.
+
+        Args:
+            source, path: the other file, opened, and what it is called.
+            offset: where the run starts in it.
+
+        Raises:
+            RemapError: LR102 where it ends before the run does, or can't be read.
+        """
+        shared = self._share(source, offset, nbytes)
+        self._read(source, path, offset, shared.start)
+        if shared:
+            self._flush()
+            self._read(source, path, offset + shared.start, len(shared), write=False)
+            self._flush(write=False)
+        self._read(source, path, offset + shared.stop, nbytes - shared.stop)
+
+    def finish(self) -> FileDigest:
+        """Write what is left; the file then has its length. Flushing it to disk is the caller's."""
+        nbytes = self.nbytes
+        self._flush()
+        self._wait()
+        os.ftruncate(self._file, nbytes)  # the last block may have been written whole
+        return FileDigest(nbytes, "xxh3_128", self._digest.hexdigest())
+
+    def _share(self, source: int, offset: int, nbytes: int) -> range:
+        """The part of a run, counted from its start, that is shared with the file it comes from; empty where none is."""
+        first = -self.nbytes % BLOCK
+        last = nbytes - (self.nbytes + nbytes) % BLOCK
+        if not self._clones or first >= last or (offset - self.nbytes) % BLOCK:
+            return range(0)
+        run = struct.pack("qQQQ", source, offset + first, last - first, self.nbytes + first)
+        try:
+            fcntl.ioctl(self._file, _CLONE_RANGE, run)
+        except OSError:  # another file system, or one that shares nothing: then it is copied
+            self._clones = False
+            return range(0)
+        return range(first, last)
+
+    def _read(self, source: int, path: Path, offset: int, nbytes: int, *, write: bool = True) -> None:
+        while nbytes:
+            view = memoryview(self._buffers[0])[self._filled : min(self._filled + nbytes, BUFFER_NBYTES)]
+            try:
+                count = os.preadv(source, [view], offset)
+            except OSError as error:
+                raise unreadable(error, path) from None
+            finally:
+                view.release()
+            if count == 0:
+                raise too_short(path, nbytes)
+            self._fill(count, write=write)
+            offset, nbytes = offset + count, nbytes - count
+
+    def _fill(self, count: int, *, write: bool = True) -> None:
+        self._filled += count
+        self._on_progress(count)
+        if self._filled == BUFFER_NBYTES:
+            self._flush(write=write)
+
+    def _flush(self, *, write: bool = True) -> None:
+        """Hand the buffer over to the other thread, and take the other buffer."""
+        if self._stopped():
+            raise Stopped
+        self._wait()
+        self._writing = self._thread.submit(self._empty, self._buffers[0], self._start, self._filled, write)
+        self._buffers.reverse()
+        self._start, self._filled = self.nbytes, 0
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _empty(self, buffer: mmap, start: int, nbytes: int, write: bool) -> None:
+        with memoryview(buffer) as view:
+            self._digest.update(view[:nbytes])
+            if not write:
+                return
+            end = -(-nbytes // BLOCK) * BLOCK if self._direct else nbytes  # whole blocks only; what is too much is cut off
+            done = 0
+            while done < end:
+                try:
+                    done += os.pwrite(self._file, view[done:end], start + done)
+                except OSError as error:
+                    if not self._direct or error.errno != errno.EINVAL:
+                        raise
+                    _through_the_cache(self._file)  # a file system that takes the flag and not the write
+                    self._direct = False
+        self._since_flush += nbytes
+        if not self._direct and self._since_flush >= _FLUSH_NBYTES:
+            os.fdatasync(self._file) if hasattr(os, "fdatasync") else os.fsync(self._file)
+            self._since_flush = 0
+
+
+class Stopped(Exception):  # noqa: N818
+    """Writing ended early, as was asked for."""
+
+
+def _past_the_cache(file: int) -> bool:
+    """Have a file written past the page cache; whether its file system can."""
+    if not hasattr(os, "O_DIRECT"):
+        return False
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_DIRECT)
+        return True
+    return False
+
+
+def _through_the_cache(file: int) -> None:
+    fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
