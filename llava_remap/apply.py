@@ -23,7 +23,7 @@ from llava_remap.execute import (
     Resumable,
     fresh_folder,
     run_value_checks,
-    shard_header,
+    weight_nbytes,
     write_index,
     write_shards,
 )
@@ -85,9 +85,7 @@ class Job:
 
     def nbytes_to_handle(self, verify: Verify) -> int:
         """Bytes of which `apply_job` reports progress: written, or found finished, and compared where everything is."""
-        recipe = self.recipe
-        heads = sum(len(shard_header(shard, recipe)) for shard in self.plan.shards)
-        return self.plan.nbytes_write * (2 if verify == "full" else 1) + heads
+        return weight_nbytes(self.recipe, self.plan.shards) + (self.plan.nbytes_write if verify == "full" else 0)
 
     def facts(self) -> Facts:
         """All that the bytes of the weight files depend on, as it is now."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.execute import Facts, is_held, read_claim, refuse_changed_job, refuse_filled
+from llava_remap.execute import CLAIM, Facts, is_held, read_claim, refuse_changed_job, refuse_filled
 
 #: Bytes beside the weights that an output folder needs at most: tokenizer files, in the main.
 _SMALL_FILES_NBYTES = 64 << 20
@@ -81,7 +81,7 @@ def _left_to_write(output: Path, nbytes: int | None, facts: Facts | None) -> int
         raise refuse("LR503", f"another job writes into {output}.", "Give another --output, or wait for it.")
     begun = read_claim(output)
     if facts is None or begun is None:
-        refuse_filled(output, begun)
+        refuse_filled(output, begun, killed=(output / CLAIM).exists())
         return nbytes
     refuse_changed_job(output, begun, facts)
-    return None if nbytes is None else nbytes - sum(file.nbytes for file in begun.files.values())
+    return None if nbytes is None else nbytes - sum(file.nbytes for file in begun.finished.values())

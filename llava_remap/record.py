@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from llava_remap import __version__
 from llava_remap.checkpoint import BESIDE, read_object, unreadable
 from llava_remap.errors import refuse
-from llava_remap.execute import FileDigest, Unfinished, read_claim
+from llava_remap.execute import INDEX, FileDigest, Unfinished, read_claim
 from llava_remap.plan import Dropped, Mapped, Plan, PostLoadChange
 from llava_remap.post_load import provenance
 from llava_remap.rulefile import RuleFile
@@ -208,7 +208,8 @@ def _no_record(folder: Path) -> Exception:
     if not folder.is_dir():
         return refuse("LR100", f"there is no folder {folder}.", "Give the folder that `apply` wrote.")
     names = [path.name for path in folder.iterdir()]
-    if partial := [name for name in names if name.endswith(".partial")]:
+    partial = [name for name in names if name.endswith(".partial")]
+    if partial or (any(name.endswith(".safetensors") and "-of-" in name for name in names) and INDEX not in names):
         return refuse("LR505", f"{folder} is unfinished, and has no {RECORD}.", "Delete it and convert again.", partial)
     return refuse("LR606", f"{folder} has no {RECORD}, so nothing tells what it should be.", "Give a folder that `apply` wrote.")
 

@@ -36,10 +36,6 @@ class Reversal(Job):
     program: Program
     classic: Mapping[str, str]
 
-    def nbytes_to_handle(self, verify: Verify) -> int:
-        """Bytes of which `reverse_job` reports progress: written, and compared where everything is."""
-        return self.plan.nbytes_write * (2 if verify == "full" else 1)
-
 
 def plan_reverse(
     rules: str | Path,

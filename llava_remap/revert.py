@@ -17,6 +17,7 @@ from llava_remap.execute import (
     FileDigest,
     Recipe,
     fresh_folder,
+    weight_nbytes,
     write_index,
     write_shards,
 )
@@ -86,8 +87,9 @@ class Reversion:
 
     @property
     def nbytes_to_handle(self) -> int:
-        """Bytes of which `revert_job` reports progress: all files digested, all tensors written."""
-        return sum(file.nbytes for file in self.record.outputs.values()) + sum(part.nbytes for part in self.parts)
+        """Bytes of which `revert_job` reports progress: all files digested, all weight files written."""
+        digested = sum(file.nbytes for file in self.record.outputs.values())
+        return digested + sum(weight_nbytes(part.recipe, part.shards) for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)

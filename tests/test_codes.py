@@ -21,7 +21,7 @@ import torch
 
 from llava_remap.apply import apply
 from llava_remap.codes import CODES, Exit
-from llava_remap.execute import write
+from llava_remap.execute import Folder, write
 from llava_remap.folder import processor
 from llava_remap.rulefile import pattern
 from tests.compat.checkpoints import qwen_tokenizer
@@ -370,7 +370,7 @@ def more_rows(scene: Scene) -> Path:
 # --- resources and output
 
 
-def fail(error: Exception) -> Callable[..., Any]:
+def fail(error: BaseException) -> Callable[..., Any]:
     def failing(*arguments: object, **named: object) -> Any:
         raise error
 
@@ -378,19 +378,30 @@ def fail(error: Exception) -> Callable[..., Any]:
 
 
 def lr501(scene: Scene) -> Arguments:
-    scene.patch.setattr(write, "_copy", fail(MemoryError()))
+    scene.patch.setattr(write, "shard_header", fail(MemoryError()))
     return applied()
 
 
 def lr502(scene: Scene) -> Arguments:
     """The disk is filled by others while the weights are written."""
-    scene.patch.setattr(os, "copy_file_range", fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    scene.patch.setattr(os, "pwrite", fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     return applied()
 
 
 def lr503(scene: Scene) -> Arguments:
     scene.folder("out", notes="mine")
     return applied()
+
+
+def lr504(scene: Scene) -> Arguments:
+    """The source is touched after a job was interrupted."""
+    source = scene.copy(RELEASED / "bin")
+    with scene.patch.context() as patched:
+        patched.setattr("llava_remap.apply.write_index", fail(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], "out")
+    os.utime(source / "pytorch_model.bin", (1, 1))
+    return applied(source, "llava-v1.5", "--resume")
 
 
 def lr505(scene: Scene) -> Arguments:
@@ -425,14 +436,16 @@ def lr601(scene: Scene) -> Arguments:
 
 def lr602(scene: Scene) -> Arguments:
     """A disk that loses the last byte of what is copied to it."""
-    real = write._copy
+    real = Folder.put_weights
 
-    def copy(piece: Any, target: Any, on_progress: Any) -> None:
-        real(piece, target, on_progress)
-        target.seek(-1, os.SEEK_CUR)
-        target.write(b"\x7f")
+    def put(folder: Folder, name: str, fill: Any) -> None:
+        real(folder, name, fill)
+        if name.endswith(".safetensors"):
+            with (folder.path / name).open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\x7f")
 
-    scene.patch.setattr(write, "_copy", copy)
+    scene.patch.setattr(Folder, "put_weights", put)
     return applied(RELEASED / "bin", "llava-v1.5", "--verify", "full")
 
 

@@ -15,13 +15,13 @@ from tests.conftest import CLIP, RELEASED
 
 #: Runs the command line with one function replaced by one that reports that it is reached, and waits.
 DRIVER = """
-import importlib, signal, sys, time
+import importlib, signal, sys, threading, time
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores it
 
 def wait(*arguments, **named):
     print("reached", flush=True)
-    time.sleep(60)
+    time.sleep(60 if threading.current_thread() is threading.main_thread() else 3)  # a thread is waited for
 
 module, function = sys.argv[1].rsplit(".", 1)
 setattr(importlib.import_module(module), function, wait)
@@ -32,17 +32,20 @@ main()
 
 APPLY = (
     "apply", "llava-v1.5", "--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}", "--output", "deep/out",
+    "--jobs", "1",
 )  # fmt: skip
 
-#: What is replaced, and so the moment at which the signal comes; how many weight files are there then; and `--verify`.
+#: What is replaced, and so the moment at which the signal comes; how many weight files are there then, begun ones included; and
+#: `--verify`.
 STAGES = {
     "planning": ("llava_remap.apply.build_plan", 0, "none"),
     "checking values": ("llava_remap.apply.run_value_checks", 0, "none"),
-    "writing the first weights": ("llava_remap.execute.write._copy", 1, "none"),
+    "writing the first weights": ("llava_remap.execute.write._open", 1, "none"),
     "loading strictly": ("llava_remap.apply.strict_load", 3, "meta"),
-    "computing digests": ("llava_remap.apply.digest_files", 3, "none"),
+    "before the index": ("llava_remap.apply.write_index", 3, "none"),
     "between index and record": ("llava_remap.apply.record_json", 3, "none"),
 }
+FINISHED = {f"deep/out/model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)}
 
 
 def ended(stage: str, number: signal.Signals, *arguments: str) -> tuple[int, str, int]:
@@ -67,12 +70,19 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_nothing_is_left(stage: str, number: signal.Signals) -> None:
+def test_only_what_is_finished_is_left(stage: str, number: signal.Signals) -> None:
     function, weights, verify = STAGES[stage]
     code, errors, there = ended(function, number, *APPLY, "--verify", verify)
     assert (code, there) == (128 + number, weights)
-    assert errors.strip() == {"SIGINT": "Interrupted: no unfinished output is left.", "SIGTERM": "Terminated."}[number.name]
-    assert list(Path().iterdir()) == []
+    left = {str(path) for path in Path().rglob("*") if path.is_file()}
+    begins = {"SIGINT": "Interrupted: ", "SIGTERM": "Terminated.\n"}[number.name]
+    if weights < 3:
+        assert errors.strip() == {"SIGINT": f"{begins}no unfinished output is left.", "SIGTERM": "Terminated."}[number.name]
+        assert list(Path().iterdir()) == []
+    else:
+        kept = "3 of 3 weight files are finished in ./deep/out. The same command with --resume goes on from there."
+        assert errors.strip() == begins + kept
+        assert left == FINISHED | {"deep/out/llava_remap.partial"}
 
 
 def test_an_interrupted_verification_leaves_the_folder() -> None:
@@ -92,11 +102,14 @@ def test_between_two_steps_of_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
         named.append(replace(path, target).name)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "deep/out")
+    sources = [str(RELEASED / "sharded"), f"vision_tower={CLIP}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            apply("llava-v1.5", sources, "deep/out", jobs=1)
     assert named == ["model-00001-of-00003.safetensors"]
-    assert not Path("deep").exists()
+    assert {path.name for path in Path("deep/out").iterdir()} == {*named, "llava_remap.partial"}
+    assert apply("llava-v1.5", sources, "deep/out", resume=True).reused == 1
 
 
 SWALLOWED = """
@@ -121,5 +134,5 @@ main()
 def test_a_library_that_makes_an_error_of_it() -> None:
     """As numpy does while it is imported: it is an interruption all the same, no internal error."""
     ran = subprocess.run([sys.executable, "-c", SWALLOWED, *APPLY], capture_output=True, text=True, check=False, timeout=60)
-    assert (ran.returncode, ran.stderr) == (130, "")
-    assert list(Path().iterdir()) == []
+    assert (ran.returncode, "with --resume goes on" in ran.stderr, "error" in ran.stderr) == (130, True, False)
+    assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {"deep/out/llava_remap.partial"}

@@ -60,7 +60,7 @@ def test_two_jobs_on_one_output(source: Path, monkeypatch: pytest.MonkeyPatch) -
     causes = []
     during_the_load(monkeypatch, lambda: causes.append(refusal(second, "LR503")))
     apply_job(planned(source))
-    assert causes == ["another job writes into out, or one was killed in it."]
+    assert causes == ["another job writes into out."]
     assert not list(Path("out").glob("*.partial"))
     assert not verify_folder(Path("out"), read_record(Path("out"))).problems
 
@@ -69,7 +69,7 @@ def test_a_job_carried_out_twice(source: Path) -> None:
     job = planned(source)
     apply_job(job)
     before = contents(Path("out"))
-    assert "isn't empty any more" in refusal(job, "LR503")
+    assert "is there and isn't an empty folder" in refusal(job, "LR503")
     assert contents(Path("out")) == before
 
 
@@ -84,7 +84,8 @@ def test_a_file_that_came_after_planning(source: Path) -> None:
 def test_a_file_that_comes_while_a_job_runs(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     during_the_load(monkeypatch, lambda: Path("out/config.json").write_text("{}"))
     refusal(planned(source), "LR508")
-    assert contents(Path("out")) == {"config.json": b"{}"}
+    assert contents(Path("out"))["config.json"] == b"{}"
+    assert {"llava_remap.json", "model.safetensors.index.json"}.isdisjoint(contents(Path("out")))
 
 
 def reversed_order(source: Path) -> None:

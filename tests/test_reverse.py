@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForCondit
 from llava_remap.apply import apply
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.errors import RemapError
-from llava_remap.execute import write
+from llava_remap.execute import Folder, write
 from llava_remap.reverse import plan_reverse, reverse_job
 from llava_remap.rulefile import load_rule_file, shipped_folder
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Ran, Run, Tensors
@@ -337,14 +338,16 @@ def test_outputs_and_command_lines(out: Path, run: Run) -> None:
 
 
 def test_a_disk_that_loses_a_byte(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = write._copy
+    real = Folder.put_weights
 
-    def copy(piece: Any, target: Any, on_progress: Any) -> None:
-        real(piece, target, on_progress)
-        target.seek(-1, 1)
-        target.write(b"\x7f")
+    def put(folder: Folder, name: str, fill: Any) -> None:
+        real(folder, name, fill)
+        if name.endswith(".safetensors"):
+            with (folder.path / name).open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\x7f")
 
-    monkeypatch.setattr(write, "_copy", copy)
+    monkeypatch.setattr(Folder, "put_weights", put)
     with pytest.raises(RemapError, match="LR602"):
         reverse(verify="full")
     assert not Path("back").exists()
@@ -365,7 +368,7 @@ def test_a_header_that_is_not_the_one_planned(out: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
-    "stage", ["llava_remap.reverse.build_plan", "llava_remap.execute.write._copy", "llava_remap.reverse.write_index"]
+    "stage", ["llava_remap.reverse.build_plan", "llava_remap.execute.write._open", "llava_remap.reverse.write_index"]
 )
 def test_nothing_is_left_of_an_interrupted_job(stage: str, number: signal.Signals, out: Path) -> None:
     before = contents(Path())

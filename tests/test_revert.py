@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from xxhash import xxh3_128_hexdigest
 
 from llava_remap.apply import apply
 from llava_remap.checkpoint import open_checkpoint
@@ -338,7 +338,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda out: flip(out / "model-00002-of-00003.safetensors"), "has sha256"),
+        (lambda out: flip(out / "model-00002-of-00003.safetensors"), "has xxh3_128"),
         (lambda out: (out / "model-00002-of-00003.safetensors").write_bytes(b"x"), "has 1 bytes"),
         (lambda out: (out / "model-00002-of-00003.safetensors").unlink(), "is gone"),
         (lambda out: (out / "model.safetensors.index.json").unlink(), "is gone"),
@@ -435,8 +435,8 @@ def test_outputs_that_can_not_be(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         "llava_remap.revert.output_problems",
         "llava_remap.revert.file_problems",
-        "llava_remap.execute.write._copy",
-        "llava_remap.revert.whole_file",
+        "llava_remap.execute.write._open",
+        "llava_remap.execute.files.write_all",
         "llava_remap.revert.write_index",
     ],
 )
@@ -461,7 +461,7 @@ def test_the_digests_in_the_record_are_those_of_the_texts(made: Path) -> None:
     for source in json.loads((made / "llava_remap.json").read_text())["sources"].values():
         assert source["texts"]
         for name, text in source["texts"].items():
-            assert source["files"][name]["sha256"] == hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+            assert source["files"][name]["xxh3_128"] == xxh3_128_hexdigest(text.encode("utf-8", "surrogateescape"))
 
 
 @pytest.mark.parametrize("form", ["bin", "sharded", "safetensors", "sharded_safetensors"])

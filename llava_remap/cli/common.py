@@ -55,7 +55,7 @@ def kept(output: Path) -> str:
     from llava_remap.report import shown
 
     with contextlib.suppress(OSError):
-        if (begun := read_claim(output)) is not None and not is_held(output):
+        if (begun := read_claim(output)) is not None and begun.finished and not is_held(output):
             return f"{begun} in {shown(str(output))}. The same command with --resume goes on from there."
     return ""
 
@@ -70,7 +70,9 @@ def resumable(output: Path) -> Iterator[None]:
             raise
         print(f"\nInterrupted: {left}", file=sys.stderr)
         raise typer.Exit(130) from None
-    except SystemExit:
+    except typer.Exit:
+        raise
+    except BaseException:
         if left := kept(output):
             print(left, file=sys.stderr)
         raise

@@ -6,7 +6,7 @@ from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.unfinished import CLAIM, Facts, Unfinished, is_held, read_claim
 from llava_remap.execute.value_checks import equal, run_value_checks
 from llava_remap.execute.values import too_short
-from llava_remap.execute.write import INDEX, JOBS, shard_header, write_index, write_shards
+from llava_remap.execute.write import INDEX, JOBS, weight_nbytes, write_index, write_shards
 
 __all__ = [
     "CLAIM",
@@ -28,8 +28,8 @@ __all__ = [
     "refuse_changed_job",
     "refuse_filled",
     "run_value_checks",
-    "shard_header",
     "too_short",
+    "weight_nbytes",
     "write_index",
     "write_shards",
 ]

@@ -43,18 +43,15 @@ class Folder:
             write_all(file, content)
             return FileDigest.of(content)
 
-        self._write(name, fill, None)
+        self.put_weights(name, fill)
 
     def put_weights(self, name: str, fill: Callable[[FileIO], FileDigest]) -> None:
         """Write a weight file. `fill` writes into a file that is opened without a buffer, and gives its digest.
 
         Raises:
-            RemapError: as `fresh_folder`.
+            RemapError: as `fresh_folder`. The file is written as `*.partial`, flushed to disk and renamed at the end; if anything
+                fails, it is removed.
         """
-        self._write(name, fill, self._claim)
-
-    def _write(self, name: str, fill: Callable[[FileIO], FileDigest], claim: Claim | None) -> None:
-        """A file written as `*.partial`; flushed to disk and renamed at the end. If anything fails, it is removed."""
         path = self.path / name
         partial = path.with_name(name + ".partial")
         try:
@@ -67,8 +64,8 @@ class Folder:
                 os.fsync(file.fileno())
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, "it is there, and no job of ours wrote it", str(path))
-            if claim is not None:
-                claim.enter(name, digest)
+            if self._claim is not None:
+                self._claim.enter(name, digest)
             self.digests[path] = digest  # first: an interruption may come between the two
             partial.replace(path)
             _sync_folder(path.parent)
@@ -127,10 +124,10 @@ def fresh_folder(path: Path, inside: Sequence[str] = (), job: Resumable | None =
         if begun is not None and job is not None and job.resume:
             finished = _take_up(path, begun, facts, job)
         else:
-            refuse_filled(path, begun)
+            refuse_filled(path, begun, killed=not claim.is_new)
         folder = Folder(path, finished, claim if job is not None else None)
         if job is not None and not finished:
-            claim.begin(facts, len(job.weights))
+            claim.begin(facts, job.weights)
         for name in inside:
             made.insert(0, path / name)
             (path / name).mkdir()
@@ -156,15 +153,19 @@ def fresh_folder(path: Path, inside: Sequence[str] = (), job: Resumable | None =
     claim.release(remove=True)
 
 
-def refuse_filled(path: Path, begun: Unfinished | None) -> None:
-    """LR505 for a folder in which a job was begun, LR503 for one that isn't empty."""
+def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None:
+    """LR505 for a folder in which a job was begun, LR503 for one that isn't empty.
+
+    Args:
+        killed: whether the folder has a claim, if only one that says nothing.
+    """
     if begun is not None:
         fix = "Add --resume to the same command to go on, or delete the folder."
         raise refuse("LR505", f"a job was begun in {path} and not ended: {begun}.", fix)
     there = {entry.name for entry in path.iterdir()}
     if there - {CLAIM}:
-        killed = f": a job was killed in it (it has {CLAIM})" if CLAIM in there else ""
-        raise refuse("LR503", f"{path} is there and isn't an empty folder{killed}.", "Give another --output, or empty it.")
+        why = f": a job was killed in it (it has {CLAIM})" if killed else ""
+        raise refuse("LR503", f"{path} is there and isn't an empty folder{why}.", "Give another --output, or empty it.")
 
 
 def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
@@ -178,12 +179,12 @@ def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dic
     """The finished weight files; all else that the job left is removed, to be written again."""
     refuse_changed_job(path, begun, facts)
     weights = {name: path / name for name in job.weights}
-    ours = {CLAIM, *weights, *job.others, *(f"{name}.partial" for name in (*job.weights, *job.others))}
+    ours = {CLAIM, *begun.files, *(f"{name}.partial" for name in (*job.weights, *job.others))}
     there = {entry.name for entry in path.iterdir()}
-    if foreign := sorted((there - ours) | (there & weights.keys() - begun.files.keys())):
+    if foreign := sorted(name for name in there if name not in ours):
         cause = f"{path} has files that the job begun in it didn't write: {', '.join(foreign[:6])}."
         raise refuse("LR503", cause, "Move them elsewhere.")
-    digests = digest_files((weights[name] for name in begun.files if name in there), job.on_progress)
+    digests = digest_files((weights[name] for name in begun.finished if name in there), job.on_progress)
     whole = {file: digest for file, digest in digests.items() if digest == begun.files[file.name]}
     for name in there - {CLAIM} - {file.name for file in whole}:
         (path / name).unlink()

@@ -1,7 +1,7 @@
 """The claim: what lies in a folder while a job fills it. It keeps other jobs away, and tells `--resume` what is finished.
 
-A line of JSON says what the job is, and one for each weight file that was flushed to disk what it has to be. A killed process
-lets go of its lock on the file, so whether a job still runs is never guessed.
+A line of JSON says what the job is, and one for each file that was flushed to disk what it has to be. A killed process lets go of
+its lock on the file, so whether a job still runs is never guessed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from llava_remap.errors import refuse
 from llava_remap.execute.digests import FileDigest
+from llava_remap.fold import counted
 
 if sys.platform != "win32":
     import fcntl
@@ -37,16 +38,22 @@ class Unfinished:
 
     Attributes:
         facts: of the job.
-        total: how many weight files there will be.
-        files: those that are finished, by name.
+        weights: names of the weight files that there will be.
+        files: the files that are finished, by name.
     """
 
     facts: Facts
-    total: int
+    weights: tuple[str, ...]
     files: Mapping[str, FileDigest]
 
+    @property
+    def finished(self) -> dict[str, FileDigest]:
+        """The weight files that are finished, by name."""
+        return {name: digest for name, digest in self.files.items() if name in self.weights}
+
     def __str__(self) -> str:
-        return f"{len(self.files)} of {self.total} weight files {'is' if self.total == 1 else 'are'} finished"
+        total = len(self.weights)
+        return f"{len(self.finished)} of {counted(total, 'weight file')} {'is' if total == 1 else 'are'} finished"
 
     def changed(self, facts: Facts) -> list[str]:
         """What is no longer as it was, in words."""
@@ -66,6 +73,7 @@ class Claim:
             OSError: where it can't be written.
         """
         self.path = folder / CLAIM
+        self.is_new = not self.path.exists()
         self._lock = Lock()
         self._file = _open(self.path)
         try:
@@ -76,13 +84,13 @@ class Claim:
             self._file.close()
             raise
 
-    def begin(self, facts: Facts, total: int) -> None:
+    def begin(self, facts: Facts, weights: Sequence[str]) -> None:
         """Start anew, with no file finished."""
         self._file.truncate(0)
-        self._append({"format": _FORMAT, "format_version": _FORMAT_VERSION, "weight_files": total, "facts": facts})
+        self._append({"format": _FORMAT, "format_version": _FORMAT_VERSION, "weights": list(weights), "facts": facts})
 
     def enter(self, name: str, digest: FileDigest) -> None:
-        """A weight file is whole and on the disk; it gets its name only after this."""
+        """A file is whole and on the disk; it gets its name only after this."""
         self._append({"file": name, "nbytes": digest.nbytes, digest.kind: digest.digest})
 
     def release(self, *, remove: bool) -> None:
@@ -118,7 +126,7 @@ def read_claim(folder: Path) -> Unfinished | None:
         return None
     try:
         files = {str(e["file"]): FileDigest(int(e["nbytes"]), "xxh3_128", str(e["xxh3_128"])) for e in entries[1:]}
-        return Unfinished(dict(entries[0]["facts"]), int(entries[0]["weight_files"]), files)
+        return Unfinished(dict(entries[0]["facts"]), tuple(map(str, entries[0]["weights"])), files)
     except (KeyError, TypeError, ValueError):
         return None
 

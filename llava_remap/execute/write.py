@@ -62,6 +62,12 @@ def write_shards(
             raise
 
 
+def weight_nbytes(recipe: Recipe, shards: Sequence[Shard]) -> int:
+    """Bytes of the weight files, of which `write_shards` reports progress."""
+    heads = sum(len(shard_header(shard, recipe)) for shard in shards)
+    return heads + sum(recipe.mapped[name].nbytes for shard in shards for name in shard.tensors)
+
+
 def write_index(recipe: Recipe, shards: Sequence[Shard], folder: Folder) -> None:
     """Write the index. With it the folder can be loaded, so it comes after everything else."""
     files = {name: shard.file for shard in shards for name in shard.tensors}

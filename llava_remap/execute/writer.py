@@ -67,8 +67,7 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._thread.shutdown()  # of what is being written, at most one buffer is waited for
-        for buffer in self._buffers:
-            buffer.close()
+        self._buffers.clear()
 
     @property
     def nbytes(self) -> int:
