@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
+from threading import Condition
 
 from llava_remap.codes import Exit
 from llava_remap.errors import RemapError, refuse
@@ -27,10 +28,20 @@ class Folder:
     path: Path
     digests: dict[Path, FileDigest] = field(default_factory=dict)
     _claim: Claim | None = None
+    _gate: Gate = field(default_factory=lambda: Gate())
 
     def inside(self, name: str) -> Folder:
         """One of the folders in it."""
         return replace(self, path=self.path / name)
+
+    def check(self) -> None:
+        """Raise `Closed` if nothing may be written any more; asked again and again while a file is written."""
+        if self._gate.is_closed:
+            raise Closed
+
+    def close(self) -> None:
+        """Let no file be begun any more, and wait until the threads have given up the others."""
+        self._gate.close()
 
     def put(self, name: str, content: bytes) -> None:
         """Write a small file.
@@ -52,8 +63,11 @@ class Folder:
             RemapError: as `fresh_folder`. The file is written as `*.partial`, flushed to disk and renamed at the end; if anything
                 fails, it is removed.
         """
-        path = self.path / name
-        partial = path.with_name(name + ".partial")
+        with self._gate:
+            self._write(self.path / name, fill)
+
+    def _write(self, path: Path, fill: Callable[[FileIO], FileDigest]) -> None:
+        partial = path.with_name(path.name + ".partial")
         try:
             file = partial.open("xb", buffering=0)  # one that is there already is somebody else's, and stays
         except OSError as error:
@@ -65,7 +79,7 @@ class Folder:
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, "it is there, and no job of ours wrote it", str(path))
             if self._claim is not None:
-                self._claim.enter(name, digest)
+                self._claim.enter(path.name, digest)
             self.digests[path] = digest  # first: an interruption may come between the two
             partial.replace(path)
             _sync_folder(path.parent)
@@ -74,6 +88,35 @@ class Folder:
             if isinstance(error, OSError):
                 raise _write_error(error, path) from error
             raise
+
+
+class Gate:
+    """Entered by every thread that writes a file. Once it is closed nobody gets in, and all have left."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._inside = 0
+        self._changes = Condition()
+
+    def __enter__(self) -> None:
+        with self._changes:
+            if self.is_closed:
+                raise Closed
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._changes:
+            self._inside -= 1
+            self._changes.notify_all()
+
+    def close(self) -> None:
+        self.is_closed = True
+        with self._changes:
+            self._changes.wait_for(lambda: not self._inside)
+
+
+class Closed(Exception):  # noqa: N818
+    """Writing ended early, as was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +178,7 @@ def fresh_folder(path: Path, inside: Sequence[str] = (), job: Resumable | None =
     except BaseException as error:
         kept = begun is not None
         if folder is not None:
+            folder.close()
             weights = [path / name for name in job.weights] if job is not None else []
             kept = job is not None and any(map(folder.digests.__contains__, weights)) and _is_good(error, job, facts)
             for file in reversed(folder.digests):  # the record first, the index next: what is left never looks whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,12 +45,14 @@ class Recipe:
         checkpoints: the sources by name.
         runs: by target name, the runs of its source's bytes that a tensor consists of, where those aren't all of them: offset,
             counted from the source tensor's first byte, and number of bytes, both in the dtype that is written.
+        on_read: called before every read for what is computed; what it raises ends the computation.
     """
 
     mapped: Mapping[str, Mapped]
     post_load: Mapping[str, PostLoadChange]
     checkpoints: Mapping[str, Checkpoint]
     runs: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    on_read: Callable[[], None] = field(default=lambda: None)
 
     @classmethod
     def of(cls, mapped: Iterable[Mapped], post_load: Iterable[PostLoadChange], checkpoints: Mapping[str, Checkpoint]) -> Recipe:
@@ -111,6 +113,7 @@ class Recipe:
         return merged_bytes(w, a, b, entry.merge.scale, dtype, start, stop)
 
     def _read(self, target: str, start: int, stop: int) -> NDArray[np.float64]:
+        self.on_read()
         source = self.source(target)
         if self.mapped[target].merge is None:
             return rows(source, start, stop)

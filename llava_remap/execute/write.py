@@ -11,9 +11,9 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
-from threading import Event
 
 from llava_remap.checkpoint import unreadable
 from llava_remap.execute.digests import FileDigest
@@ -47,18 +47,15 @@ def write_shards(
         RemapError: LR102 where a source has become shorter or can't be read, LR502 for a full disk, LR508 for any other write
             error; and what a post-load rule refuses.
     """
-    stop = Event()
     left = [shard for shard in shards if folder.path / shard.file not in folder.digests]
     # In threads even where there is one job: then this one is free to be interrupted, whatever the disk is busy with.
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for done in as_completed(
-                [pool.submit(_write_shard, recipe, shard, folder, on_progress, stop.is_set) for shard in left]
-            ):
+            for done in as_completed([pool.submit(_write_shard, recipe, shard, folder, on_progress) for shard in left]):
                 done.result()
         except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)  # no thread writes into a folder that is cleared
+            pool.shutdown(wait=False, cancel_futures=True)
+            folder.close()
             raise
 
 
@@ -99,14 +96,13 @@ def shard_header(shard: Shard, recipe: Recipe) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_shard(
-    recipe: Recipe, shard: Shard, folder: Folder, on_progress: Callable[[int], None], stopped: Callable[[], bool]
-) -> None:
+def _write_shard(recipe: Recipe, shard: Shard, folder: Folder, on_progress: Callable[[int], None]) -> None:
     header = shard_header(shard, recipe)
+    recipe = replace(recipe, on_read=folder.check)
 
     def fill(file: FileIO) -> FileDigest:
         opened: dict[Path, int] = {}
-        with contextlib.ExitStack() as sources, Writer(file, on_progress, stopped) as writer:
+        with contextlib.ExitStack() as sources, Writer(file, on_progress, folder.check) as writer:
             writer.write(header)
             for piece in _coalesced(piece for name in shard.tensors for piece in recipe.pieces(name)):
                 if isinstance(piece, bytes):

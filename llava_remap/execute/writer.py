@@ -43,16 +43,16 @@ class Writer:
 
     Args:
         on_progress: called with the number of bytes that were handled since the last call, from any thread.
-        stopped: asked before every buffer; once true, writing ends with `Stopped`.
+        on_buffer: called before every buffer that is written; what it raises ends the writing.
     """
 
     def __init__(
         self,
         file: FileIO,
         on_progress: Callable[[int], None] = lambda nbytes: None,
-        stopped: Callable[[], bool] = lambda: False,
+        on_buffer: Callable[[], None] = lambda: None,
     ) -> None:
-        self._file, self._on_progress, self._stopped = file.fileno(), on_progress, stopped
+        self._file, self._on_progress, self._on_buffer = file.fileno(), on_progress, on_buffer
         self._direct = _past_the_cache(self._file)
         self._clones = sys.platform == "linux"
         self._digest = xxh3_128()
@@ -145,8 +145,7 @@ class Writer:
 
     def _flush(self, *, write: bool = True) -> None:
         """Hand the buffer over to the other thread, and take the other buffer."""
-        if self._stopped():
-            raise Stopped
+        self._on_buffer()
         self._wait()
         self._writing = self._thread.submit(self._empty, self._buffers[0], self._start, self._filled, write)
         self._buffers.reverse()
@@ -175,10 +174,6 @@ class Writer:
         if not self._direct and self._since_flush >= _FLUSH_NBYTES:
             os.fdatasync(self._file) if hasattr(os, "fdatasync") else os.fsync(self._file)
             self._since_flush = 0
-
-
-class Stopped(Exception):  # noqa: N818
-    """Writing ended early, as was asked for."""
 
 
 def _past_the_cache(file: int) -> bool:
