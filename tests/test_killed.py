@@ -1,4 +1,4 @@
-"""SIGKILL at every kind of moment that a job has: no folder ever looks finished and isn't, and `--resume` ends with the same bytes."""
+"""SIGKILL at every kind of moment: no folder ever looks finished and isn't, and `--resume` ends with the same bytes."""
 
 from __future__ import annotations
 

@@ -68,7 +68,8 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._thread.shutdown()  # of what is being written, at most one buffer is waited for
         for buffer in self._buffers:
-            buffer.close()
+            with contextlib.suppress(BufferError):  # the traceback of an error may hold a view
+                buffer.close()
 
     @property
     def nbytes(self) -> int:
