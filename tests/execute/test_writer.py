@@ -1,4 +1,4 @@
-"""The writer gives the bytes and the digest of plain concatenation, however it gets them to the disk; and shares blocks where it can."""
+"""The writer gives the bytes and digest of plain concatenation, however they get to the disk, and shares blocks where it can."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from xxhash import xxh3_128
 
 from llava_remap.apply import apply
