@@ -68,16 +68,12 @@ class Folder:
 
     def _write(self, path: Path, fill: Callable[[FileIO], FileDigest]) -> None:
         partial = path.with_name(path.name + ".partial")
+        _refuse_there(partial)
         try:
-            file = partial.open("xb", buffering=0)  # one that is there already is somebody else's, and stays
-        except OSError as error:
-            raise _write_error(error, path) from error
-        try:
-            with file:
+            with partial.open("xb", buffering=0) as file:
                 digest = fill(file)
                 os.fsync(file.fileno())
-            if os.path.lexists(path):
-                raise FileExistsError(errno.EEXIST, "it is there, and no job of ours wrote it", str(path))
+            _refuse_there(path)
             if self._claim is not None:
                 self._claim.enter(path.name, digest)
             self.digests[path] = digest  # first: an interruption may come between the two
@@ -180,9 +176,10 @@ def fresh_folder(path: Path, inside: Sequence[str] = (), job: Resumable | None =
         if folder is not None:
             folder.close()
             weights = [path / name for name in job.weights] if job is not None else []
-            kept = job is not None and any(map(folder.digests.__contains__, weights)) and _is_good(error, job, facts)
+            whole = {file for file in weights if file in folder.digests and file.exists()}
+            kept = job is not None and bool(whole) and _is_good(error, job, facts)
             for file in reversed(folder.digests):  # the record first, the index next: what is left never looks whole
-                if not kept or file not in weights:
+                if not kept or file not in whole:
                     with contextlib.suppress(OSError):  # what is told is why it failed
                         file.unlink()
         if claim is not None:
@@ -261,7 +258,16 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _refuse_there(path: Path) -> None:
+    """LR508 for a file that is somebody else's: it stays."""
+    if os.path.lexists(path):
+        raise refuse("LR508", f"{path} is there, and no job of ours wrote it.", "Give another --output.")
+
+
 def _write_error(error: OSError, path: Path) -> RemapError:
+    if error.errno == errno.EFBIG:
+        cause = f"{path} became larger than a file may be there, by its file system or by `ulimit -f`."
+        return refuse("LR508", cause, "Give a smaller --max-shard-size, or another --output.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return refuse("LR502", f"the disk filled up while {path} was written.", "Free some, or give another --output.")
     return refuse("LR508", f"{error.filename or path}: {error.strerror or error}.", "Give another --output.")

@@ -101,7 +101,7 @@ class Claim:
         self._file.close()
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        line = json.dumps(entry).encode() + b"\n"
+        line = b"\n" + json.dumps(entry).encode()  # the line before may have been cut off
         with self._lock:
             while line:
                 line = line[self._file.write(line) :]
@@ -118,16 +118,18 @@ def read_claim(folder: Path) -> Unfinished | None:
     if not path.is_file():
         return None
     entries: list[dict[str, Any]] = []
-    for line in path.read_bytes().split(b"\n")[:-1]:  # the last one has no end if its writing was cut off
-        with contextlib.suppress(ValueError):
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):  # its writing was cut off, or it was never ours
             if isinstance(entry := json.loads(line), dict):
                 entries.append(entry)
     if not entries or (entries[0].get("format"), entries[0].get("format_version")) != (_FORMAT, _FORMAT_VERSION):
         return None
     try:
         files = {str(e["file"]): FileDigest(int(e["nbytes"]), "xxh3_128", str(e["xxh3_128"])) for e in entries[1:]}
-        return Unfinished(dict(entries[0]["facts"]), tuple(map(str, entries[0]["weights"])), files)
-    except (KeyError, TypeError, ValueError):
+        # One is entered before it gets its name, and may never have got it.
+        named = {name: file for name, file in files.items() if (folder / name).exists()}
+        return Unfinished(dict(entries[0]["facts"]), tuple(map(str, entries[0]["weights"])), named)
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -145,7 +147,8 @@ def is_held(folder: Path) -> bool:
 
 
 def _open(path: Path) -> FileIO:
-    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), "r+")
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)  # a link would lead to somebody else's file
+    return FileIO(os.open(path, flags, 0o666), "r+")
 
 
 def _lock(file: FileIO) -> bool:

@@ -1,0 +1,126 @@
+"""Jobs that are killed at a chosen moment: each in a fork of a process that has everything imported and the job planned.
+
+Reads a `Try` as JSON from each line of its input, and answers with a line of JSON: the moments that were passed, or null where
+the job was killed, and the seconds that it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
+from io import FileIO
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Try:
+    """One run of the job.
+
+    Attributes:
+        call, number: before which call it is killed, the first being 1; 0: before none.
+        torn: whether half of what that call would write is written.
+        seconds: after which it is killed at the latest, from outside.
+    """
+
+    output: str
+    resume: bool = False
+    call: str = ""
+    number: int = 0
+    torn: bool = False
+    seconds: float = 60
+    jobs: int = 1
+    verify: str = "none"
+
+
+def watch(attempt: Try) -> list[str]:
+    """Count the calls that a job can be killed at, and kill it at that which was asked for. Gives their names, as they come."""
+    from llava_remap import apply
+    from llava_remap.execute import files, unfinished
+
+    passed: list[str] = []
+    lock = Lock()
+
+    def come(name: str, tear: Callable[[], Any]) -> None:
+        with lock:
+            passed.append(name)
+            if name == attempt.call and passed.count(name) == attempt.number:
+                if attempt.torn:
+                    tear()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(owner: Any, name: str, tear: Callable[..., Any] = lambda call, *arguments: None) -> None:
+        call = getattr(owner, name)
+
+        def instead(*arguments: Any, **named: Any) -> Any:
+            come(name, lambda: tear(call, *arguments))
+            return call(*arguments, **named)
+
+        setattr(owner, name, instead)
+
+    class ClaimFile(FileIO):
+        def write(self, data: Any) -> int:
+            come("claim", lambda: FileIO.write(self, data[: len(data) // 2]))
+            return super().write(data)
+
+        def truncate(self, size: int | None = None) -> int:
+            come("truncate", lambda: None)
+            return super().truncate(size)
+
+    def opened(path: Path) -> FileIO:
+        come("open", lambda: None)
+        with claim_file(path) as file:
+            return ClaimFile(os.dup(file.fileno()), "r+")
+
+    claim_file, unfinished._open = unfinished._open, opened
+    watched(os, "pwrite", lambda call, file, data, offset: call(file, data[: len(data) // 2 // BLOCK * BLOCK], offset))
+    watched(files, "write_all", lambda call, file, data: call(file, data[: len(data) // 2]))
+    for name in ("preadv", "ftruncate", "fsync"):
+        watched(os, name)
+    for name in ("mkdir", "replace", "unlink"):
+        watched(Path, name)
+    for name in ("write_shards", "strict_load", "refuse_changed", "write_index", "record_json"):
+        watched(apply, name)
+    return passed
+
+
+def main() -> None:
+    """Arguments: bytes of a weight file at most, rule file, sources."""
+    from llava_remap.apply import apply_job, check_values, plan_job
+
+    job = check_values(plan_job(sys.argv[2], sys.argv[3:], "nowhere", max_shard_nbytes=int(sys.argv[1])))
+    print(json.dumps([]), flush=True)
+    for line in sys.stdin:
+        attempt = Try(**json.loads(line))
+        started = time.monotonic()
+        result, child_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(result)
+            passed = watch(attempt)
+            done = replace(job, output=Path(attempt.output), resume=attempt.resume)
+            apply_job(done, verify=attempt.verify, jobs=attempt.jobs)  # type: ignore[arg-type]
+            os.write(child_end, json.dumps(passed).encode())
+            os._exit(0)
+        os.close(child_end)
+        deadline = started + attempt.seconds
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.001)
+        with os.fdopen(result, "rb") as file:
+            passed = json.loads(file.read() or b"null")
+        assert ended[1] in (0, signal.SIGKILL), f"{astuple(attempt)}: status {ended[1]}"
+        print(json.dumps([passed, time.monotonic() - started]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""SIGKILL at every kind of moment: no folder ever looks finished and isn't, and `--resume` ends with the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_remap.errors import RemapError
+from llava_remap.execute import INDEX
+from llava_remap.record import RECORD, read_record
+from llava_remap.verify import verify_folder
+from tests.conftest import CLIP, RELEASED
+from tests.killed import Try
+
+CLAIM = "llava_remap.partial"
+RULES = "llava-v1.5"
+SOURCES = [str(RELEASED / "sharded"), f"vision_tower={CLIP}"]
+#: The calls of which half is written: a weight file, the claim, any other file.
+TORN = ("pwrite", "claim", "write_all")
+
+
+class Jobs:
+    """The process that carries jobs out, and the folder that each is to end with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        program = [sys.executable, "-m", "tests.killed", "90000", RULES, *SOURCES]
+        self._process = subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+        )
+        self._answer()
+        self.numbers = itertools.count()
+        self.moments, self.seconds = self.carry_out(Try(str(folder / "whole")))
+        self.wanted = contents(folder / "whole")
+        self.weights = {name for name in self.wanted if name.endswith(".safetensors")}
+
+    def carry_out(self, attempt: Try) -> tuple[list[str], float]:
+        """The moments that were passed, none for a job that was killed; and the seconds that it took."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(attempt)) + "\n")
+        self._process.stdin.flush()
+        passed, seconds = self._answer()
+        return passed or [], seconds
+
+    def new(self) -> Path:
+        return self.folder / str(next(self.numbers))
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the process that carries jobs out has ended"
+        return json.loads(line)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """In memory where the machine has such a folder: nothing here depends on the disk, which makes it slow."""
+    memory = Path("/dev/shm")
+    base = memory if os.access(memory, os.W_OK) else tmp_path_factory.mktemp("killed")
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        process = Jobs(Path(folder))
+        yield process
+        process.end()
+
+
+def refuse_half_there(jobs: Jobs, folder: Path) -> None:
+    """What has its name is whole; what looks finished is; what isn't, says so."""
+    there = contents(folder) if folder.is_dir() else {}
+    named = {name: digest for name, digest in there.items() if not name.endswith(".partial")}
+    assert named.items() <= jobs.wanted.items()
+    assert (INDEX not in there) or jobs.weights <= there.keys()
+    assert (RECORD not in there) or there.keys() - {CLAIM} == jobs.wanted.keys()
+    if there.keys() <= {CLAIM}:
+        return
+    assert CLAIM in there or there == jobs.wanted
+    if CLAIM in there:
+        with pytest.raises(RemapError) as caught:
+            read_record(folder)
+        assert [problem.code for problem in caught.value.problems] == ["LR505"]
+
+
+def gone_on_with(jobs: Jobs, folder: Path) -> None:
+    """In the end the folder is what it would have been."""
+    if folder.is_dir() and contents(folder) == jobs.wanted:
+        return  # killed between the last step and the end
+    jobs.carry_out(Try(str(folder), resume=True))
+    assert contents(folder) == jobs.wanted
+
+
+def chosen(jobs: Jobs) -> list[tuple[str, int, bool]]:
+    """Of every kind of call the first, the last and some between: which, its number, and whether half of it is written."""
+    choose = random.Random(0)
+    found = []
+    for call in sorted(set(jobs.moments)):
+        count = jobs.moments.count(call)
+        some = choose.sample(range(1, count + 1), min(count, 2 if call in ("fsync", "replace") else 1))
+        found += [(call, number, torn) for number in sorted({1, count, *some}) for torn in (False, True)[: 1 + (call in TORN)]]
+    return found
+
+
+def test_every_kind_of_moment_is_there(jobs: Jobs) -> None:
+    assert {*TORN, "mkdir", "truncate", "preadv", "ftruncate", "fsync", "replace", "unlink"} < set(jobs.moments)
+    assert {"refuse_changed", "write_shards", "write_index", "record_json"} < set(jobs.moments)
+    assert verify_folder(jobs.folder / "whole", read_record(jobs.folder / "whole")).problems == ()
+
+
+def test_killed_at_every_kind_of_moment(jobs: Jobs) -> None:
+    """And every fourth of them at another moment again, when it is gone on with."""
+    again = random.Random(1)
+    for count, (call, number, torn) in enumerate(chosen(jobs)):
+        folder = jobs.new()
+        passed, _ = jobs.carry_out(Try(str(folder), call=call, number=number, torn=torn))
+        assert passed == [], f"{call}, {number}: it wasn't killed"
+        refuse_half_there(jobs, folder)
+        if count % 4 == 0:
+            call = again.choice(sorted(set(jobs.moments)))
+            jobs.carry_out(Try(str(folder), resume=True, call=call, number=again.randint(1, 4), torn=call in TORN))
+            refuse_half_there(jobs, folder)
+        gone_on_with(jobs, folder)
+
+
+def test_killed_after_any_time(jobs: Jobs) -> None:
+    """From outside, with two files written at a time; until the job comes to its end before it is killed."""
+    any_time = random.Random(2)
+    killed = 0
+    for _ in range(6):
+        folder = jobs.new()
+        for resume in (False, True):
+            seconds = any_time.uniform(0, jobs.seconds)
+            passed, _ = jobs.carry_out(Try(str(folder), resume=resume, seconds=seconds, jobs=2))
+            refuse_half_there(jobs, folder)
+            if passed:
+                break
+            killed += 1
+        gone_on_with(jobs, folder)
+    assert killed
+
+
+def test_a_claim_that_is_torn_again_and_again(jobs: Jobs) -> None:
+    """What is entered behind half a line counts as well."""
+    folder = jobs.new()
+    jobs.carry_out(Try(str(folder), call="claim", number=3, torn=True))  # the first is what the job is
+    for finished in range(1, len(jobs.weights) - 1):
+        refuse_half_there(jobs, folder)
+        assert len(jobs.weights & contents(folder).keys()) == finished
+        jobs.carry_out(Try(str(folder), resume=True, call="claim", number=2, torn=True))
+    gone_on_with(jobs, folder)
