@@ -12,17 +12,43 @@ _NUMPY = {
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "<u1",
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
+#: The bits of the exponent. All of them are set in inf and NaN, and in no other number.
+_EXPONENT = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 
 
-def to_float64(raw: bytes | memoryview, dtype: str) -> NDArray[np.float64]:
-    """Little-endian elements as float64, exactly (I64 and U64 beyond 2^53 excepted), in one dimension.
+def numbers(raw: bytes | memoryview, dtype: str) -> NDArray[Any]:
+    """Little-endian elements as numpy has them, in one dimension: those of BF16, which it hasn't, as float32.
 
     Raises:
         ValueError: for a dtype without a number format here (complex, 8-bit floats).
     """
     if dtype not in _NUMPY:
         raise ValueError(f"no arithmetic on dtype {dtype}")
-    return _values(raw, dtype).astype(np.float64)
+    stored: NDArray[Any] = np.frombuffer(raw, _NUMPY[dtype])
+    return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else stored
+
+
+def to_float64(raw: bytes | memoryview, dtype: str) -> NDArray[np.float64]:
+    """Little-endian elements as float64, exactly (I64 and U64 beyond 2^53 excepted), in one dimension.
+
+    Raises:
+        ValueError: as `numbers`.
+    """
+    return numbers(raw, dtype).astype(np.float64)
+
+
+def is_finite(raw: bytes | memoryview, dtype: str) -> NDArray[np.bool_]:
+    """Which elements are neither inf nor NaN, told by their bits.
+
+    Raises:
+        ValueError: as `numbers`.
+    """
+    if dtype not in FLOATS:
+        integers: NDArray[np.bool_] = np.isfinite(numbers(raw, dtype))
+        return integers
+    bits = np.frombuffer(raw, _NUMPY[dtype].replace("f", "u"))
+    finite: NDArray[np.bool_] = (bits & _EXPONENT[dtype]) != _EXPONENT[dtype]
+    return finite
 
 
 def cast(raw: bytes | memoryview, stored: str, dtype: str) -> bytes:
@@ -34,18 +60,12 @@ def cast(raw: bytes | memoryview, stored: str, dtype: str) -> bytes:
     if not {stored, dtype} <= set(FLOATS):
         raise ValueError(f"can't cast dtype {stored} to {dtype}")
     if stored == "F64":
-        return from_float64(_values(raw, stored), dtype)
-    values = _values(raw, stored)
+        return from_float64(numbers(raw, stored), dtype)
+    values = numbers(raw, stored)
     if dtype == "BF16":  # a float32 holds every value of the other dtypes
         return _upper_half(values.astype(np.float32).view(np.uint32))
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(_NUMPY[dtype]).tobytes()
-
-
-def _values(raw: bytes | memoryview, dtype: str) -> NDArray[Any]:
-    """Elements as numpy has them: those of BF16, which it hasn't, as float32."""
-    stored: NDArray[Any] = np.frombuffer(raw, _NUMPY[dtype])
-    return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else stored
 
 
 def _upper_half(bits: NDArray[np.uint32]) -> bytes:

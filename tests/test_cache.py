@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from llava_remap import cache
+from llava_remap.apply import apply
 from llava_remap.cache import cached
 from llava_remap.errors import RemapError, refuse
+from llava_remap.verify import strict, strict_load
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run, heavy
 
 SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")
@@ -151,6 +158,44 @@ def test_a_warm_dry_run_imports_nothing_heavy(arguments: tuple[str, ...], run: R
     command = ("apply", "llava-v1.5", *arguments, "--dry-run")
     assert "torch" in heavy(*command)
     assert heavy(*command) == set()
+
+
+def with_spare_rows(tensors: dict[str, torch.Tensor]) -> None:
+    """Rows for the new tokens are there, so that nothing is computed."""
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], tensors[name][:64]])
+
+
+@pytest.mark.parametrize(("tensors", "computed"), [(len, {"numpy"}), (with_spare_rows, set())], ids=["expanded", "renamed only"])
+def test_a_warm_job_imports_only_what_it_computes_with(
+    tensors: Callable[[dict[str, torch.Tensor]], object], computed: set[str], changed: Changed, folder: Path
+) -> None:
+    """Though it is loaded strictly: the loader has seen these names, dtypes and shapes before."""
+    source = changed(tensors=tensors, config=lambda config: config.pop("vocab_size"))
+    command = ("apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={CLIP}", "--output")
+    assert "torch" in heavy(*command, "cold")
+    assert heavy(*command, "warm") == computed
+    cold, warm = ({path.name: path.read_bytes() for path in Path(name).iterdir()} for name in ("cold", "warm"))
+    assert warm == cold
+
+
+def test_what_the_loader_says_is_kept_for_these_headers_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A problem too is kept; files with other headers are asked for anew."""
+    apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out")
+    config = json.loads(Path("out", "config.json").read_text())
+    files = sorted(Path("out").glob("*.safetensors"))
+    nobody = Mock(side_effect=AssertionError("asked again"))
+    wrong = strict_load(files[1:], "LlavaForConditionalGeneration", config)
+    assert [problem.code for problem in wrong] == ["LR601"]
+    with monkeypatch.context() as patch:
+        patch.setattr(strict, "_ask", nobody)
+        assert strict_load(files[1:], "LlavaForConditionalGeneration", config) == wrong
+        assert strict_load(files, "LlavaForConditionalGeneration", config) == []
+    tensors = load_file(files[0])
+    tensors["language_model.model.norm.weight"] = torch.ones(63)
+    save_file(tensors, files[0], {"format": "pt"})
+    [problem] = strict_load(files, "LlavaForConditionalGeneration", config)
+    assert "1 names as mismatched" in problem.cause
 
 
 def test_cold_and_warm_say_the_same(run: Run, folder: Path) -> None:

@@ -110,7 +110,11 @@ def test_new_rows_are_made_from_stored_values_and_rounded_once(dtype: str, chang
         found = file.get_tensor(EMBEDDING)[320:]
     options = {"pad_to_multiple_of": 64, "init": "multivariate_normal", "scale": 1e-5, "seed": 0}
     change = Change(EMBEDDING, "F64", (320, 64), (384, 64), (EMBEDDING,))
-    exact = list(make_pieces("expand_embeddings", options, change, lambda _, a, b: matrix[a:b]))[-1]
+
+    def read(target: str, start: int, stop: int, as_stored: bool = False) -> Any:
+        return matrix[start:stop]
+
+    exact = list(make_pieces("expand_embeddings", options, change, read))[-1]
     assert isinstance(exact, bytes)
     wanted = from_float64(to_float64(exact, "F64"), NAMES[dtype])
     assert found.view(torch.int16).numpy().tobytes() == wanted

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llava_remap.checkpoint import DTYPE_BITS
-from llava_remap.dtypes import FLOATS, cast, from_float64, to_float64
+from llava_remap.dtypes import FLOATS, cast, from_float64, is_finite, to_float64
+from llava_remap.dtypes import numbers as read_numbers
 
 RUNS = settings(deadline=None)
 
@@ -298,6 +299,35 @@ def test_cast_as_torch_does(stored: str, dtype: str) -> None:
 def test_cast_from_float64_rounds_once(number: float, dtype: str) -> None:
     """Which torch doesn't: it goes by way of float32."""
     assert bits_of(cast(struct.pack("<d", number), "F64", dtype))[0] == nearest(number, dtype)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_finite_as_torch_says(stored: str) -> None:
+    raw = STORED[stored]
+    wanted = torch.isfinite(torch.frombuffer(bytearray(raw), dtype=TORCH[stored])).numpy()
+    assert 0 < wanted.sum() < len(wanted)
+    np.testing.assert_array_equal(is_finite(raw, stored), wanted)
+
+
+@RUNS
+@given(st.floats())
+@example(-math.inf)
+@example(math.nan)
+@example(-1.7976931348623157e308)
+def test_finite_float64(number: float) -> None:
+    assert is_finite(struct.pack("<d", number), "F64").tolist() == [math.isfinite(number)]
+
+
+def test_integers_are_finite() -> None:
+    assert all(is_finite(bytes([255] * 8), dtype).all() for dtype, _, _ in INTEGERS)
+    with pytest.raises(ValueError, match="no arithmetic on dtype C64"):
+        is_finite(bytes(8), "C64")
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("F16", "f2"), ("BF16", "f4"), ("F32", "f4"), ("F64", "f8"), ("I8", "i1")])
+def test_numbers_keep_numpys_own_dtype(dtype: str, kind: str) -> None:
+    found = read_numbers(from_float64(np.array([1.5]), dtype) if dtype in FLOATS else b"\x01", dtype)
+    assert (found.dtype, found.tolist()) == (np.dtype(kind), [1.5 if dtype in FLOATS else 1])
 
 
 @pytest.mark.parametrize("pair", [("I64", "F16"), ("F16", "I8"), ("F8_E4M3", "F32"), ("F32", "BOOL")])

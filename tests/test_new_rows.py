@@ -156,7 +156,7 @@ def test_the_plan_as_json_is_enough_to_make_the_rows_again(options: dict[str, An
     matrices = load_file(source / "model.safetensors")
     old = {EMBED: matrices["model.embed_tokens.weight"], HEAD: matrices["lm_head.weight"]}
 
-    def read(target: str, start: int, stop: int) -> Any:
+    def read(target: str, start: int, stop: int, as_stored: bool = False) -> Any:
         return old[target][start:stop].numpy().astype(np.float64)
 
     entries = json.loads(json.dumps(job.plan.to_json()))["post_load"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_remap.checkpoint import DTYPE_BITS, Tensor
-from llava_remap.dtypes import from_float64, to_float64
+from llava_remap.dtypes import from_float64, is_finite
 from llava_remap.errors import refuse
 from llava_remap.execute.values import rows
 
@@ -46,7 +46,7 @@ def merged_bytes(w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str, star
         end = min(row + step, last)
         with _judged_later():
             made = from_float64(product.of(rows(b, row, end)) + rows(w, row, end), dtype)
-        if not np.isfinite(to_float64(made, dtype)).all():
+        if not is_finite(made, dtype).all():
             cause = f"`{w.name}`, with what `{b.name}` adds, has values that are inf or NaN or don't fit into {dtype}."
             raise refuse("LR406", cause, "Look for large values in the base, and at the adapter's alpha.", [w.name])
         yield made[max(start - row * width, 0) : stop - row * width]

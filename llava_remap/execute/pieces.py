@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
-from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly, rows
+from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly, stored_rows
 from llava_remap.plan import Mapped, PostLoadChange
 from llava_remap.post_load import OldBytes, make_pieces
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -112,16 +111,18 @@ class Recipe:
         w, a, b = (find(self.checkpoints, origin) for origin in entry.from_)
         return merged_bytes(w, a, b, entry.merge.scale, dtype, start, stop)
 
-    def _read(self, target: str, start: int, stop: int) -> NDArray[np.float64]:
+    def _read(self, target: str, start: int, stop: int, *, as_stored: bool = False) -> NDArray[Any]:
+        from llava_remap.dtypes import numbers
+
         self.on_read()
         source = self.source(target)
         if self.mapped[target].merge is None:
-            return rows(source, start, stop)
-        from llava_remap.dtypes import to_float64
-
-        width = source.nbytes // source.shape[0]
-        made = b"".join(self._merged(target, source.dtype, start * width, stop * width))
-        return to_float64(made, source.dtype).reshape(stop - start, *source.shape[1:])
+            found = stored_rows(source, start, stop)
+        else:
+            width = source.nbytes // source.shape[0]
+            made = b"".join(self._merged(target, source.dtype, start * width, stop * width))
+            found = numbers(made, source.dtype).reshape(stop - start, *source.shape[1:])
+        return found if as_stored else found.astype("f8")
 
 
 def _cast_run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:

@@ -70,20 +70,20 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
 def _non_finite(tensor: Tensor) -> int:
     import numpy as np
 
-    from llava_remap.dtypes import to_float64
+    from llava_remap.dtypes import is_finite
 
-    return sum(int(np.count_nonzero(~np.isfinite(to_float64(chunk, tensor.dtype)))) for chunk in chunks(tensor))
+    return sum(int(np.count_nonzero(~is_finite(chunk, tensor.dtype))) for chunk in chunks(tensor))
 
 
 def _beyond(tensor: Tensor, dtype: str) -> str:
     """What of a tensor can't be written in another dtype, in words; empty where all of it can."""
     import numpy as np
 
-    from llava_remap.dtypes import cast, to_float64
+    from llava_remap.dtypes import cast, is_finite, to_float64
 
     broken, large, largest = 0, 0, 0.0
     for chunk in chunks(tensor):
-        fits = np.isfinite(to_float64(cast(chunk, tensor.dtype, dtype), dtype))
+        fits = is_finite(cast(chunk, tensor.dtype, dtype), dtype)
         if fits.all():
             continue
         values = to_float64(chunk, tensor.dtype)

@@ -9,9 +9,11 @@ The rows are the same on every machine: the normals (`normals`) and the sums (`e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from math import sqrt
-from typing import TYPE_CHECKING, Annotated, Literal
+from threading import Lock
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 #: New rows made at a time. For each group the old rows are read once.
 _GROUP_ROWS = 512
+#: Two matrices may be made in two threads, and the rows of both are drawn by the one that comes first.
+_ONE_AT_A_TIME = Lock()
 #: Options that only some ways of making new rows use. Given with another way, one would do nothing, so it is an error.
 USED_BY: Mapping[str, tuple[str, ...]] = {
     "statistics": ("multivariate_normal", "mean"),
@@ -99,14 +103,13 @@ class ExpandEmbeddings(BaseModel):
         if grown == rows:
             note = Problem("LR407", f"{before.rows_needed} tokens fit into the {rows} rows that embed_tokens has.")
             return Effect((), (note,) * (before.rows_needed <= rows))
-        matrices = ((name, *before.tensors[name]) for name in (EMBEDDING, HEAD) if name in before.tensors)
-        facts = {"row": _row_of(self.token, before.token_ids, rows)} if self.token is not None else {}
+        matrices = [(name, *before.tensors[name]) for name in (EMBEDDING, HEAD) if name in before.tensors]
+        matrices = [(name, dtype, shape) for name, dtype, shape in matrices if len(shape) == 2 and shape[0] == rows]
+        facts: dict[str, Any] = {"row": _row_of(self.token, before.token_ids, rows)} if self.token is not None else {}
+        if self.init == "multivariate_normal" and self.statistics == "embed_tokens" and _are_alike(matrices, grown - rows):
+            facts["together"] = True
         return Effect(
-            tuple(
-                Change(name, dtype, shape, (grown, *shape[1:]), self._reads(name), facts)
-                for name, dtype, shape in matrices
-                if len(shape) == 2 and shape[0] == rows
-            )
+            tuple(Change(name, dtype, shape, (grown, *shape[1:]), self._reads(name), facts) for name, dtype, shape in matrices)
         )
 
     def _grown(self, rows: int, needed: int) -> int:
@@ -142,34 +145,76 @@ class ExpandEmbeddings(BaseModel):
 
         from llava_remap.post_load.normals import normals
 
+        assert change.shape_before is not None
         columns = change.shape_after[1]
         # The matrices get rows of their own, as in the scripts. The end of a name is the same in every layout.
         stream = int(change.target.endswith("lm_head.weight"))
-        bits = np.random.Philox(key=self.seed + (stream << 64))
+        bits = self.bits(stream)
         if self.init == "normal":
             yield from (self.std * normals(bits, some * columns).reshape(some, columns) for some in _groups(new))
-        elif self.init == "mean":
-            mean = self._sums(change, read, bits, 0).mean(change.dtype)
-            yield from (np.tile(mean, (some, 1)) for some in _groups(new))
-        else:
-            factor = sqrt(self.scale / (change.shape_after[0] - new))
-            for some in _groups(new):
-                sums = self._sums(change, read, bits, some)
-                yield sums.mean(change.dtype) + sums.spread(factor)
-
-    def _sums(self, change: Change, read: Reader, bits: np.random.Philox, drawn: int) -> ExactSums:
-        """Sums over all old rows, and with `drawn` normals for each."""
-        from llava_remap.post_load.exact_sums import CHUNK_ROWS, ExactSums
-        from llava_remap.post_load.normals import normals
-
-        assert change.shape_before is not None
-        rows, columns = change.shape_before
+            return
         (source,) = change.reads
-        sums = ExactSums(columns, drawn)
+        if self.init == "mean":
+            mean = _sums(read, source, change.shape_before).mean(change.dtype)
+            yield from (np.tile(mean, (some, 1)) for some in _groups(new))
+        elif change.facts.get("together"):
+            with _ONE_AT_A_TIME:
+                both = _drawn_for_both(self, read, source, change.shape_before, change.dtype, new)
+            yield both[stream * new :][:new]
+        else:
+            for some in _groups(new):
+                yield _drawn(self, read, source, change.shape_before, change.dtype, some, [bits])
+
+    def bits(self, stream: int) -> np.random.Philox:
+        """The random bits for a matrix: stream 0 for embed_tokens, 1 for lm_head."""
+        import numpy as np
+
+        return np.random.Philox(key=self.seed + (stream << 64))
+
+
+def _are_alike(matrices: Sequence[tuple[str, str, tuple[int, ...]]], new: int) -> bool:
+    """Whether there are two matrices of one dtype and shape that get so few rows that those can be drawn in one group."""
+    return len(matrices) == 2 and matrices[0][1:] == matrices[1][1:] and 2 * new <= _GROUP_ROWS
+
+
+@lru_cache(maxsize=1)
+def _drawn_for_both(
+    rule: ExpandEmbeddings, read: Reader, source: str, shape: tuple[int, ...], dtype: str, new: int
+) -> NDArray[np.float64]:
+    """New rows of embed_tokens, then those of lm_head. They are kept: the other matrix is asked for later, and reads nothing."""
+    return _drawn(rule, read, source, shape, dtype, new, (rule.bits(0), rule.bits(1)))
+
+
+def _drawn(
+    rule: ExpandEmbeddings,
+    read: Reader,
+    source: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    new: int,
+    streams: Sequence[np.random.Philox],
+) -> NDArray[np.float64]:
+    """`new` rows from each stream of bits, [streams·new, columns], for a source of this shape."""
+    sums = _sums(read, source, shape, new, streams)
+    return sums.mean(dtype) + sums.spread(sqrt(rule.scale / shape[0]))
+
+
+def _sums(read: Reader, source: str, shape: tuple[int, ...], new: int = 0, streams: Sequence[np.random.Philox] = ()) -> ExactSums:
+    """Sums over all rows of a source, and with `new` normals for each from each stream of bits."""
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    from llava_remap.post_load.exact_sums import CHUNK_ROWS, ExactSums
+    from llava_remap.post_load.normals import normals
+
+    rows, columns = shape
+    sums = ExactSums(columns, len(streams) * new)
+    with threadpool_limits(1, "blas"):  # more than one would spend as much time waiting, busily, between the small products
         for start in range(0, rows, CHUNK_ROWS):
-            x = read(source, start, min(start + CHUNK_ROWS, rows))
-            sums.add(x, normals(bits, len(x) * drawn).reshape(len(x), drawn))
-        return sums
+            x = read(source, start, min(start + CHUNK_ROWS, rows), as_stored=True)
+            z = [normals(bits, len(x) * new).reshape(len(x), new) for bits in streams]
+            sums.add(x, np.concatenate([*z, np.empty((len(x), 0))], axis=1))
+    return sums
 
 
 def _groups(new: int) -> list[int]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: The steps change the variance by 2e-11; beyond LARGEST lies one of 8e14.
 STEPS = 2.0**16
 LARGEST = 8.0
+#: Pairs tried at once: so few stay in the cache. No number depends on it.
+_TRIES = 4096
 
 
 def normals(bits: np.random.Philox, count: int) -> NDArray[np.float64]:
@@ -25,18 +27,22 @@ def normals(bits: np.random.Philox, count: int) -> NDArray[np.float64]:
     Of an odd number the last one's partner is thrown away.
     """
     pairs = (count + 1) // 2
-    found: list[NDArray[np.float64]] = []
-    missing = pairs
-    while missing:  # as many tries as pairs are missing: then no word is read that isn't used or rejected
-        u, v = _uniform(bits.random_raw(2 * missing)).reshape(missing, 2).T
+    drawn = np.empty((pairs, 2))
+    found = 0
+    while found < pairs:  # no more tries than pairs are missing: then no word is read that isn't used or rejected
+        raw = bits.random_raw(2 * min(_TRIES, pairs - found))
+        u, v = _uniform(raw[::2]), _uniform(raw[1::2])
         s = u * u + v * v
         inside = (s > 0) & (s < 1)
-        u, v, s = u[inside], v[inside], s[inside]
+        s = s[inside]
         factor = np.sqrt(-2.0 * log(s) / s)
-        found.append(np.stack([u * factor, v * factor], axis=1).ravel())
-        missing -= len(s)
-    drawn = np.concatenate([*found, np.empty(0)])[:count]
-    return np.clip(np.rint(drawn * STEPS) / STEPS, -LARGEST, LARGEST)
+        new = drawn[found : found + len(s)]
+        new[:, 0], new[:, 1] = u[inside] * factor, v[inside] * factor
+        found += len(s)
+    drawn *= STEPS
+    np.rint(drawn, out=drawn)
+    drawn /= STEPS
+    return np.clip(drawn, -LARGEST, LARGEST, out=drawn).ravel()[:count]
 
 
 def log(x: NDArray[np.float64]) -> NDArray[np.float64]:

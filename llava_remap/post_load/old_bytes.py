@@ -53,5 +53,5 @@ def find_old_bytes(use: str, options: Mapping[str, Any], change: Change) -> list
     return None
 
 
-def _not_at_hand(target: str, start: int, stop: int) -> NDArray[np.float64]:
+def _not_at_hand(target: str, start: int, stop: int, *, as_stored: bool = False) -> NDArray[np.float64]:
     raise refuse(_LOST, f"`{target}` as it was isn't at hand.")

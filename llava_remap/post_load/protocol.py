@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from llava_remap.errors import Problem
 
@@ -71,8 +71,18 @@ class OldBytes:
 class Reader(Protocol):
     """Reads rows of target tensors as they were before the change."""
 
-    def __call__(self, target: str, start: int, stop: int) -> NDArray[np.float64]:
-        """Rows start..stop along the first dimension, [stop - start, …], as float64: the values that the source has."""
+    @overload
+    def __call__(self, target: str, start: int, stop: int) -> NDArray[np.float64]: ...
+    @overload
+    def __call__(self, target: str, start: int, stop: int, *, as_stored: bool) -> NDArray[np.floating[Any]]:
+        """Rows start..stop along the first dimension, [stop - start, …], as float64: the values that the source has.
+
+        `as_stored`: as numpy has the dtype that they are stored in, BF16 as float32. Mind what such numbers overflow to.
+        """
+        ...
+
+    def __hash__(self) -> int:
+        """The same for as long as a job takes: what was made from its rows can be kept under it."""
         ...
 
 

@@ -146,13 +146,13 @@ def _check_made(use: str, made: bytes, change: Change) -> None:
     """LR406 for new values that are not finite; those that they were made from were, so they don't fit into the dtype."""
     import numpy as np
 
-    from llava_remap.dtypes import to_float64
+    from llava_remap.dtypes import is_finite
 
     if not isinstance(made, bytes):
         raise refuse("LR212", f"`{use}` makes a {type(made).__name__} for `{change.target}`, not bytes.", _report(use))
     if len(made) * 8 % DTYPE_BITS[change.dtype]:
         raise refuse("LR212", f"`{use}` makes a piece of `{change.target}` that ends inside a number.", _report(use))
-    bad = int(np.count_nonzero(~np.isfinite(to_float64(made, change.dtype))))
+    bad = int(np.count_nonzero(~is_finite(made, change.dtype)))
     if bad:
         raise refuse(
             "LR406",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, open_checkpoint
+from llava_remap.cache import cached
+from llava_remap.checkpoint import open_checkpoint
 from llava_remap.errors import Problem
 from llava_remap.target import build_on_meta
 
@@ -21,8 +23,21 @@ TORCH_DTYPES = {
 def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -> list[Problem]:
     """LR601 where the loader reports parameters missing, names unexpected or shapes mismatched; nothing is read but headers.
 
-    Two blind spots of the loader are the plan's to cover: two sources for one name, and leftover `inv_freq` or `position_ids`.
+    The loader sees no more of the files than names, dtypes and shapes: what it said of the same ones before is in the cache.
+    Two blind spots of it are the plan's to cover: two sources for one name, and leftover `inv_freq` or `position_ids`.
     """
+    tensors = {
+        name: (tensor.dtype, tensor.shape)
+        for checkpoint in map(open_checkpoint, files)
+        for name, tensor in checkpoint.catalog.items()
+    }
+    facts = {"class": class_name, "config": config, "tensors": tensors}
+    answer = cached("strict_load", facts, lambda: _ask(tensors, class_name, config))
+    return loading_problems(json.loads(answer["info.json"]))
+
+
+def _ask(tensors: Mapping[str, tuple[str, tuple[int, ...]]], class_name: str, config: Mapping[str, Any]) -> dict[str, bytes]:
+    """What the installed transformers reports of loading tensors of these dtypes and shapes."""
     import torch
     from transformers import logging
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -31,18 +46,22 @@ def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -
 
     logging.disable_progress_bar()  # it would count tensors that are never read
     model = build_on_meta(class_name, config)
-    checkpoints: list[Checkpoint] = [open_checkpoint(path) for path in files]
     state = {
-        name: torch.empty(tensor.shape, dtype=getattr(torch, TORCH_DTYPES[tensor.dtype]), device="meta")
-        for checkpoint in checkpoints
-        for name, tensor in checkpoint.catalog.items()
+        name: torch.empty(shape, dtype=getattr(torch, TORCH_DTYPES[dtype]), device="meta")
+        for name, (dtype, shape) in tensors.items()
     }
     load_config = LoadStateDictConfig(weight_mapping=get_model_conversion_mapping(model), device_map={"": "meta"})
     info, _ = convert_and_load_state_dict_in_model(model, state, load_config)
     model.mark_tied_weights_as_initialized(info)
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
     model._adjust_missing_and_unexpected_keys(info)
-    return loading_problems(info.to_dict() | {"conversion_errors": info.conversion_errors})
+    said = {
+        "missing_keys": sorted(info.missing_keys),
+        "unexpected_keys": sorted(info.unexpected_keys),
+        "mismatched_keys": sorted((name,) for name, *_ in info.mismatched_keys),
+        "conversion_errors": sorted(map(str, info.conversion_errors)),
+    }
+    return {"info.json": json.dumps(said).encode()}
 
 
 def loading_problems(info: Mapping[str, Any]) -> list[Problem]:

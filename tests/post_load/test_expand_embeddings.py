@@ -53,10 +53,14 @@ def before(rows_needed: int, embed: tuple[int, ...] | None, head: tuple[int, ...
 def test_grows_to_the_next_multiple(multiple: int, rows: int, needed: int, after: int) -> None:
     effect = ExpandEmbeddings(pad_to_multiple_of=multiple).plan(before(needed, (rows, 8), (rows, 8)))
     assert effect.changes == (
-        Change(EMBED, "F16", (rows, 8), (after, 8), (EMBED,)),
-        Change(HEAD, "F16", (rows, 8), (after, 8), (EMBED,)),
+        Change(EMBED, "F16", (rows, 8), (after, 8), (EMBED,), together(after - rows)),
+        Change(HEAD, "F16", (rows, 8), (after, 8), (EMBED,), together(after - rows)),
     )
     assert effect.notes == ()
+
+
+def together(new: int) -> dict[str, Any]:
+    return {"together": True} if new <= 256 else {}
 
 
 @pytest.mark.parametrize(("rows", "needed"), [(32064, 32002), (151936, 151648), (32001, 32001), (33, 2)])
@@ -163,7 +167,7 @@ class Rows:
         self.matrix = matrix
         self.asked: list[tuple[str, int, int]] = []
 
-    def __call__(self, target: str, start: int, stop: int) -> Floats:
+    def __call__(self, target: str, start: int, stop: int, as_stored: bool = False) -> Floats:
         self.asked.append((target, start, stop))
         return self.matrix[start:stop]
 
@@ -261,11 +265,53 @@ def test_however_rows_are_read(kind: str, dtype: str) -> None:
     matrix = some_matrix(1100, 16)
     change = change_of(matrix, 24, dtype)
 
-    def read(target: str, start: int, stop: int) -> Floats:
+    def read(target: str, start: int, stop: int, as_stored: bool = False) -> Floats:
         assert target == EMBED
         return READERS[kind](matrix[start:stop])
 
     assert list(ExpandEmbeddings().pieces(change, read)) == list(ExpandEmbeddings().pieces(change, Rows(matrix)))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["embeddings first", "head first"])
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_two_matrices_alike_are_drawn_from_one_reading(dtype: str, order: tuple[int, int]) -> None:
+    """The rows are those that each gets alone."""
+    matrix = some_matrix(1100, 16)
+    rule = ExpandEmbeddings(seed=5)
+    changes = rule.plan(before(1110, (1100, 16), (1100, 16), dtype)).changes
+    assert [change.facts for change in changes] == [{"together": True}] * 2
+    read = Rows(matrix)
+    for change in (changes[at] for at in order):
+        alone = replace(change, facts={})
+        assert list(rule.pieces(change, read)) == list(rule.pieces(alone, Rows(matrix)))
+    assert read.asked == [(EMBED, 0, 512), (EMBED, 512, 1024), (EMBED, 1024, 1100)]
+
+
+def test_what_was_drawn_is_of_this_job_alone() -> None:
+    """Other old rows, another seed or scale: nothing of what was kept."""
+    one, other = some_matrix(600, 16), some_matrix(600, 16) + 1
+    (change, _) = ExpandEmbeddings().plan(before(610, (600, 16), (600, 16), "F32")).changes
+    rules = [ExpandEmbeddings(), ExpandEmbeddings(seed=1), ExpandEmbeddings(scale=1.0)]
+    made = {tuple(rule.pieces(change, Rows(matrix))) for rule in rules for matrix in (one, other)}
+    assert len(made) == 6
+
+
+@pytest.mark.parametrize(
+    ("rule", "tensors", "needed"),
+    [
+        (ExpandEmbeddings(statistics="own"), {EMBED: ("F16", (600, 8)), HEAD: ("F16", (600, 8))}, 610),
+        (ExpandEmbeddings(init="mean"), {EMBED: ("F16", (600, 8)), HEAD: ("F16", (600, 8))}, 610),
+        (ExpandEmbeddings(), {EMBED: ("F16", (600, 8)), HEAD: ("BF16", (600, 8))}, 610),
+        (ExpandEmbeddings(), {EMBED: ("F16", (600, 8)), HEAD: ("F16", (600, 9))}, 610),
+        (ExpandEmbeddings(), {EMBED: ("F16", (600, 8))}, 610),
+        (ExpandEmbeddings(), {EMBED: ("F16", (600, 8)), HEAD: ("F16", (600, 8))}, 1000),
+    ],
+    ids=["own statistics", "mean", "dtypes", "shapes", "no head", "many rows"],
+)
+def test_drawn_each_for_itself(rule: ExpandEmbeddings, tensors: Shapes, needed: int) -> None:
+    changes = rule.plan(Before(tensors, needed)).changes
+    assert len(changes) == len(tensors)
+    assert all(change.facts == {} for change in changes)
 
 
 def test_what_the_reader_gives_is_left_alone() -> None:
@@ -485,7 +531,7 @@ def test_the_mean_is_not_rounded_on_the_way() -> None:
 # --- the other ways to make rows
 
 
-def never(target: str, start: int, stop: int) -> Floats:
+def never(target: str, start: int, stop: int, as_stored: bool = False) -> Floats:
     raise AssertionError(f"rows {start}..{stop} of {target} were read")
 
 
@@ -520,7 +566,7 @@ def test_statistics_of_its_own(init: Literal["multivariate_normal", "mean"]) -> 
     matrices = {EMBED: some_matrix(600, 4), HEAD: some_matrix(600, 4) + 3}
     asked = []
 
-    def read(target: str, start: int, stop: int) -> Floats:
+    def read(target: str, start: int, stop: int, as_stored: bool = False) -> Floats:
         asked.append(target)
         return matrices[target][start:stop]
 
