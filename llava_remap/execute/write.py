@@ -47,6 +47,7 @@ def write_shards(
         RemapError: LR102 where a source has become shorter or can't be read, LR502 for a full disk, LR508 for any other write
             error; and what a post-load rule refuses.
     """
+    recipe = replace(recipe, on_read=folder.check)  # once: what two files share is computed once for a recipe
     left = [shard for shard in shards if folder.path / shard.file not in folder.digests]
     # In threads even where there is one job: then this one is free to be interrupted, whatever the disk is busy with.
     with ThreadPoolExecutor(jobs) as pool:
@@ -98,7 +99,6 @@ def shard_header(shard: Shard, recipe: Recipe) -> bytes:
 
 def _write_shard(recipe: Recipe, shard: Shard, folder: Folder, on_progress: Callable[[int], None]) -> None:
     header = shard_header(shard, recipe)
-    recipe = replace(recipe, on_read=folder.check)
 
     def fill(file: FileIO) -> FileDigest:
         opened: dict[Path, int] = {}
