@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MANIFESTS = Path(__file__).resolve().parents[1] / "data" / "manifests"
 MANIFEST = _MANIFESTS / "llava-v1.5-7b.json"
 MANIFEST_72B = _MANIFESTS / "llava-next-qwen1.5-72b.released.json"
-FORMS = ("bin", "safetensors")
+FORMS = ("safetensors", "bin")
 
 #: What the trainer's config.json says beside what the manifest holds.
 _CONFIG = {"model_type": "llava", "hidden_act": "silu", "rope_scaling": None, "torch_dtype": "float16", "use_cache": True,
@@ -203,7 +203,7 @@ def _save_torch(file: Path, shapes: Shapes, values: Mapping[str, torch.Tensor]) 
 
 def _save_safetensors(file: Path, shapes: Shapes, values: Mapping[str, torch.Tensor]) -> None:
     """As the format's own writer does: the widest dtype first, then by name, behind a header padded to 8 bytes."""
-    data = {kind: memoryview(run.numpy()).cast("B") for kind, run in values.items()}
+    data = {kind: run.numpy().data.cast("B") for kind, run in values.items()}
     ordered = sorted(shapes, key=lambda name: (-_ITEM_NBYTES[shapes[name][0]], name))
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
