@@ -165,7 +165,7 @@ def _layer_nbytes(shapes: Shapes, pattern: re.Pattern[str]) -> list[int]:
 def _values(shapes: Shapes) -> dict[str, torch.Tensor]:
     """For each dtype a run as long as its largest tensor: one random block again and again; 0.02 is `initializer_range`.
 
-    The block's length is odd and no width is, so rows that begin in different blocks differ too.
+    The block's length is odd and the widths are powers of two, so no two of as many rows as it has numbers are the same.
     """
     import torch
 
