@@ -11,7 +11,7 @@ from tests.bench.results import COPY, GIB, MIB, SYNC, Converted, Results, peak, 
 _INK, _OTHERS, _OURS, _FAINT = "#7d8590", "#c27803", "#2f81f7", "#8b949e"
 _WIDTH, _ROW, _BAR = 900, 24, 14
 #: Where each panel's bars begin, and how long the longest is; what comes behind them is their text.
-_WALL, _MEMORY, _LONGEST = 205, 590, 200
+_WALL, _MEMORY, _LONGEST = 215, 600, 190
 
 
 def picture(results: Results) -> str:
@@ -20,7 +20,7 @@ def picture(results: Results) -> str:
     body: list[str] = []
     top = 0
     for entry in sorted(chosen, key=lambda entry: -entry.nbytes):
-        body += _block(entry, top)
+        body += _block(entry, results.floor, top)
         top += (len(entry.ways) + 2) * _ROW
     style = f"text {{ font: 12px system-ui, sans-serif; fill: {_INK} }} .title {{ font-weight: 600 }}"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {top}" width="{_WIDTH}" height="{top}" role="img">'
@@ -28,8 +28,8 @@ def picture(results: Results) -> str:
     return "\n".join([head, title, f"<style>{style}</style>", *body, "</svg>"]) + "\n"
 
 
-def _block(entry: Converted, top: int) -> Iterator[str]:
-    """One checkpoint: a line of titles, then a line for each way."""
+def _block(entry: Converted, floor: int, top: int) -> Iterator[str]:
+    """One checkpoint: a line of titles, then a line for each way. Peaks down at `floor` may be smaller than they seem."""
     title = f"{entry.nbytes / 1e9:.1f} GB, page cache {entry.page_cache}"
     for x, text in ((0, title), (_WALL, f"wall time ÷ {COPY}"), (_MEMORY, "peak memory")):
         yield _text(x, top + 17, text, ' class="title"')
@@ -46,6 +46,7 @@ def _block(entry: Converted, top: int) -> Iterator[str]:
         yield _text(_WALL + max(scaled) + 6, y + 17, spread(walls[way]))
         yield _bar(_MEMORY, y, peaks[way] / max(peaks.values()) * _LONGEST, colour)
         nbytes = f"{peaks[way] / GIB:.1f} GiB" if peaks[way] >= GIB else f"{peaks[way] / MIB:.0f} MiB"
+        nbytes = f"≤ {nbytes}" if peaks[way] < floor + MIB else nbytes
         yield _text(_MEMORY + peaks[way] / max(peaks.values()) * _LONGEST + 6, y + 17, nbytes)
 
 
