@@ -60,14 +60,14 @@ class Results:
 
     Attributes:
         machine: lines that describe it.
-        floor: bytes of peak memory that the kernel reports for a child that does nothing.
+        floor: bytes of peak memory that the kernel reported, at the end, for a child that does nothing.
         short: commands that move no weights.
         copied_nbytes: size of the file that ways to copy were tried on.
         copying: these ways, by the state of the page cache.
     """
 
     machine: list[str]
-    floor: int
+    floor: int = 0
     converted: list[Converted] = field(default_factory=list)
     short: Rounds = field(default_factory=dict)
     copied_nbytes: int = 0
