@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SIZE ?= 1GB
+ROUNDS ?= 3
+FORMS ?= safetensors,bin
 TINY := tests/data/tiny
 INSTALLED := .venv/installed
 VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
@@ -43,7 +45,7 @@ check: install  ## style (ruff) and types (mypy, strict)
 compat: install versions  ## ask every version of transformers about each family; writes the table in README.md
 	$(BIN)/python -m tests.compat.table
 
-bench: install  ## time and memory beside cp and the classic way (SIZE=1GB, or 7b: the full size); how well rules are inferred
+bench: install  ## time and memory beside cp and the classic way (SIZE=1GB, or 7b: the full size; ROUNDS=3; FORMS=safetensors,bin)
 	$(BIN)/python tests/bench/engine.py
-	$(BIN)/python tests/bench/bench.py --size $(SIZE)
 	$(BIN)/python -m tests.bench.infer
+	$(BIN)/python -m tests.bench.bench --size $(SIZE) --rounds $(ROUNDS) --forms $(FORMS) --json build/bench-$(SIZE).json

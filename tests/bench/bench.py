@@ -1,14 +1,20 @@
-"""How fast, with how much CPU and in how much memory a checkpoint is converted, beside `cp` and beside the classic way.
+"""How fast, with how much CPU and in how much memory a checkpoint is converted, beside `cp`, beside the classic way and beside
+transformers itself.
 
-    python tests/bench/bench.py [--size 1GB] [--rounds 3] [--scratch DIR]
+    python -m tests.bench.bench [--size 1GB] [--rounds 3] [--forms safetensors,bin] [--json FILE] [--scratch DIR]
 
 Every way is a process of its own, from its start to its exit, so imports count. In each round all ways run once, in every
-second round in reverse order. Before each run the last output is removed and the disk is synced, outside of the timing. The
-page cache is left as it is: warm while source and output fit into memory. `apply` returns when its files are on the disk, `cp`
-and the classic way before that; so one way is `cp` followed by `sync` of what it wrote.
+second round in reverse order. Before each run the last output is removed, the disk is synced and the source is read (page cache
+warm) or dropped from the page cache (cold), all outside of the timing; cold is the default where source and output don't fit
+into memory together. `apply` returns when its files are on the disk, `cp` and all others before that; so one way is `cp`
+followed by `sync` of what it wrote.
+
+What `apply` has learnt of the installed libraries it finds in a cache that one run filled which isn't counted; one way begins
+with an empty one. A checkpoint larger than 2 GB is preceded by one of 1 GB, so that growth can be told. All ways are measured
+on the first form, on others the most important ones.
 
 Wall time varies by a factor of two on some machines: look at the ranges, and trust CPU and memory more. There are no pass marks
-here.
+here; the table of goals says what was met.
 """
 
 from __future__ import annotations
@@ -16,153 +22,199 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from os import sync
 from pathlib import Path
-from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # it is run as a file
-
-from tests.bench.measure import CommandError, Usage, machine, run
-from tests.bench.synthetic import FORMS, MANIFEST, TOWER_CONFIG, shapes_for, total_nbytes
+from tests.bench.copying import make_file, measure_copying
+from tests.bench.measure import CommandError, cached_share, evict, machine, run, warm
+from tests.bench.results import (
+    APPLY,
+    CLASSIC,
+    CLASSIC_RENAME,
+    COPY,
+    DRY_7B,
+    DRY_72B,
+    DRY_110B,
+    EMPTY,
+    FIRST,
+    HELP,
+    LINT,
+    LIST,
+    LOADED,
+    RENAME,
+    SYNC,
+    Converted,
+    Results,
+    Rounds,
+)
+from tests.bench.synthetic import (
+    FORMS,
+    FULL_TOKENIZER,
+    MANIFEST,
+    MANIFEST_72B,
+    SPARE_TOKENIZER,
+    TOWER_CONFIG,
+    make_manifest_110b,
+    shapes_for,
+    total_nbytes,
+)
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "safetensors", "llava-remap")
 #: One checkpoint and one output are there at a time; the rest is for blocks that the file system frees late.
 DISK_FACTOR = 2.5
 #: Short commands are over in a second, so they can run more often.
-SHORT_ROUNDS = 5
-MIB = 1 << 20
-#: Columns that the tables need; a narrower terminal wraps them, a pipe gets them whole.
-TABLE_WIDTH = 120
+SHORT_ROUNDS = 7
+SMALL = 10**9
 EMPTY_TYPER = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
-COPY, APPLY, CLASSIC = "cp -r", "llava-remap apply", "classic way"
-RULES_COMMANDS = (
-    ("lint", "llava-v1.5"),
-    ("test", "llava-v1.5"),
-    ("explain", "llava-v1.5", "model.layers.0.mlp.up_proj.weight"),
-)
-EMPTY = "an empty typer app, --help"
+#: What is measured on every form; the rest on the first one only.
+ON_EVERY_FORM = (COPY, RENAME, APPLY, CLASSIC)
+#: Those whose tensors must be equal in name, dtype and shape.
+SAME = ((RENAME, CLASSIC_RENAME), (APPLY, CLASSIC), (APPLY, FIRST))
 
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way to do the job: its name in the table and its command line."""
-
-    name: str
-    command: tuple[str, ...]
+Command = tuple[str, ...]
+#: dtype and shape by name.
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def main() -> None:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the scratch folder goes then, too
-    shapes = shapes_for(arguments.size)
-    nbytes = total_nbytes(shapes)
-    tables: list[tuple[str, dict[str, list[Usage]], str]] = []
+    sizes = [arguments.size] if arguments.size <= 2 * SMALL else [SMALL, arguments.size]
     try:
         remap = _console_script()
-        with scratch_folder(arguments.scratch, int(nbytes * DISK_FACTOR)) as scratch:
-            print("\n".join(machine(scratch, PACKAGES)))
-            print(f"size      {nbytes / 1e9:.2f} GB in {len(shapes)} tensors, {arguments.rounds} rounds")
-            floor = run(["true"]).peak_nbytes
-            print(f"memory    {floor / MIB:.0f} MiB is the least that the kernel reports for a child of this process")
-            sys.stdout.flush()
-            for form in FORMS:
-                results = measure_form(remap, scratch, arguments.size, form, arguments.rounds)
-                tables.append((f"{nbytes / 1e9:.2f} GB, .{form}", results, COPY))
-            results = measure_short(remap, max(arguments.rounds, SHORT_ROUNDS))
-            tables.append(("start-up, and a plan for 7B from headers", results, EMPTY))
+        with scratch_folder(arguments.scratch, int(total_nbytes(shapes_for(arguments.size)) * DISK_FACTOR)) as scratch:
+            os.environ["LLAVA_REMAP_CACHE"] = str(scratch / "cache")
+            results = Results(machine(scratch, PACKAGES))
+            for size in sizes:
+                for form in arguments.forms:
+                    whole = form == arguments.forms[0]
+                    entry = measure_form(remap, scratch, size, form, arguments.rounds, arguments.page_cache, whole=whole)
+                    results.converted.append(entry)
+                    results.floor = run(["true"]).peak_nbytes  # of this process's own peak, which only grows
+                    results.write(arguments.json)
+            results.short = measure_short(remap, scratch, max(arguments.rounds, SHORT_ROUNDS))
+            results.copied_nbytes = SMALL
+            make_file(scratch / "source", SMALL)
+            results.copying = measure_copying(scratch / "source", scratch / "target", arguments.rounds, say)
+            results.floor = run(["true"]).peak_nbytes
+            results.write(arguments.json)
     except CommandError as error:
         sys.exit(f"bench: {error}")
     except KeyboardInterrupt:
         print("bench: interrupted; the scratch folder is removed.", file=sys.stderr)
         sys.exit(130)
-    for title, results, base in tables:
-        print_table(title, results, base, floor)
+    from tests.bench.tables import print_tables, tables
+
+    print("\n".join(results.machine))
+    print_tables(tables(results))
+    print(f"{arguments.json} has all figures; python -m tests.bench.readme {arguments.json} writes them into README.md")
 
 
-def measure_form(remap: str, scratch: Path, nbytes: int, form: str, rounds: int) -> dict[str, list[Usage]]:
-    """Make a checkpoint, convert it in every way in every round, remove it. Results by way, in the order of rounds."""
-    source, output = scratch / f"llava-{form}", scratch / "output"
-    _say(f"{form}: making the checkpoint")
-    # In a process of its own: memory that this one ever had would count as its children's (see measure.py).
-    run([sys.executable, str(HERE / "synthetic.py"), str(source), str(nbytes), form])
-    tower = ("--source", f"vision_tower={source / TOWER_CONFIG}")
-    ways = (
-        Way(COPY, ("cp", "-r", str(source), str(output))),
-        Way(f"{COPY}, then sync", ("sh", "-c", 'cp -r "$0" "$1" && sync "$1"/*', str(source), str(output))),
-        Way(APPLY, (remap, "apply", "llava-v1.5", "--source", str(source), *tower, "--output", str(output))),
-        Way(CLASSIC, (sys.executable, str(HERE / "classic.py"), str(source), str(output))),
-    )
-    results: dict[str, list[Usage]] = {way.name: [] for way in ways}
-    converted: dict[str, object] = {}
-    for number in range(rounds):
-        for way in ways if number % 2 == 0 else reversed(ways):
-            sync()
-            results[way.name].append(run(way.command))
-            _say(f"{form}: round {number + 1}, {way.name}: {results[way.name][-1].wall:.2f} s")
-            if way.name in (APPLY, CLASSIC):
-                converted[way.name] = _tensors(output)
-            else:
-                _check_copy(source, output)
-            shutil.rmtree(output)
-        if converted[APPLY] != converted[CLASSIC]:
-            raise CommandError(
-                "apply and the classic way wrote tensors of other names, dtypes or shapes: they are not comparable"
-            )
-    shutil.rmtree(source)
-    return results
-
-
-def measure_short(remap: str, rounds: int) -> dict[str, list[Usage]]:
-    """Commands that move no weights. A first round, in which caches fill, is not counted."""
-    ways = (
-        Way(EMPTY, (sys.executable, "-c", EMPTY_TYPER, "--help")),
-        Way("llava-remap --help", (remap, "--help")),
-        *(Way(f"rules {what[0]}", (remap, "rules", *what)) for what in RULES_COMMANDS),
-        Way("apply --dry-run, 7B's manifest", (remap, "apply", "llava-v1.5", "--source", str(MANIFEST), "--dry-run")),
-    )
-    results: dict[str, list[Usage]] = {way.name: [] for way in ways}
-    _say("start-up and dry run")
-    for number in range(rounds + 1):
-        for way in ways if number % 2 == 0 else reversed(ways):
-            usage = run(way.command)
-            if number:
-                results[way.name].append(usage)
-    return results
-
-
-def print_table(title: str, results: dict[str, list[Usage]], base: str, floor: int) -> None:
-    """Medians over the rounds.
+def measure_form(remap: str, scratch: Path, nbytes: int, form: str, rounds: int, page_cache: str, *, whole: bool) -> Converted:
+    """Make a checkpoint, convert it in every way in every round, remove it.
 
     Args:
-        base: the way that ratios of wall time are to, each within its own round.
-        floor: bytes of peak memory that the kernel reports for a child that does nothing.
+        page_cache: `warm`, `cold`, or `auto` for cold where source and output don't fit into memory.
+        whole: whether all ways are measured, or those of `ON_EVERY_FORM`.
     """
-    from rich.console import Console  # after the last measurement: see measure.py
-    from rich.table import Table
+    source, output = scratch / f"llava-{form}", scratch / "output"
+    shapes = shapes_for(nbytes)
+    total = total_nbytes(shapes)
+    if page_cache == "auto":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        page_cache = "warm" if 2 * total < memory else "cold"
+    what = f"{total / 1e9:.1f} GB, {form}, {page_cache}"
+    say(f"{what}: making the checkpoint")
+    # In a process of its own: memory that this one ever had would count as its children's (see measure.py).
+    run([sys.executable, str(HERE / "synthetic.py"), str(source), str(nbytes), form])
+    files = [path for path in source.rglob("*") if path.is_file()]
+    ways = _ways(remap, scratch, source, output)
+    if not whole:
+        ways = {name: ways[name] for name in ON_EVERY_FORM}
+    say(f"{what}: filling the cache of answers")
+    for name in (RENAME, APPLY):
+        run(ways[name])
+        if name == RENAME:
+            shutil.copy(output / "config.json", scratch / "config.json")  # LOADED takes it
+        shutil.rmtree(output)
+    results: Rounds = {name: [] for name in ways}
+    converted: dict[str, Tensors] = {}
+    most_cached = 0.0
+    for number in range(rounds):
+        for name in list(ways) if number % 2 == 0 else reversed(ways):
+            shutil.rmtree(scratch / "empty", ignore_errors=True)
+            os.sync()
+            if page_cache == "warm":
+                warm(files)
+            else:
+                evict(files)
+                most_cached = max(most_cached, cached_share(files))
+            results[name].append(run(ways[name]))
+            say(f"{what}: round {number + 1}, {name}: {results[name][-1].wall:.2f} s")
+            if name in (COPY, SYNC):
+                _check_copy(source, output)
+            else:
+                converted[name] = _tensors(output)
+            shutil.rmtree(output)
+        _check_conversions(converted)
+    shutil.rmtree(source)
+    return Converted(total, len(shapes), form, page_cache, most_cached, results)
 
-    table = Table(title=title, title_justify="left")
-    table.add_column("way", no_wrap=True)
-    for column in ("wall s", "min–max", f"÷ {base.partition(',')[0]}", "CPU s (user + sys)", "peak MiB"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, usages in results.items():
-        walls = [usage.wall for usage in usages]
-        ratio = median(usage.wall / other.wall for usage, other in zip(usages, results[base], strict=True))
-        user, system = median(usage.user for usage in usages), median(usage.system for usage in usages)
-        peak = median(usage.peak_nbytes for usage in usages)
-        cpu = median(usage.user + usage.system for usage in usages)
-        table.add_row(
-            name, f"{median(walls):.2f}", f"{min(walls):.2f}–{max(walls):.2f}", f"{ratio:.2f}",
-            f"{cpu:.2f} ({user:.2f} + {system:.2f})", f"{'≤ ' if peak < floor + MIB else ''}{peak / MIB:,.0f}",
-        )  # fmt: skip
-    Console(width=max(Console().width, TABLE_WIDTH)).print(table)
+
+def _ways(remap: str, scratch: Path, source: Path, output: Path) -> dict[str, Command]:
+    """The command line of each way.
+
+    A rename and no more is the same checkpoint with a tokenizer that leaves rows free for the new tokens, and without a check
+    of what was written.
+    """
+    mapping = scratch / "mapping.json"
+    with mapping.open("w") as file:
+        run([remap, "rules", "explain", "llava-v1.5", "--as", "key-mapping", "--source", str(source)], file)
+    here, there, python = str(source), str(output), sys.executable
+    common = (remap, "apply", "llava-v1.5", "--source", here, "--source", f"vision_tower={source / TOWER_CONFIG}")
+    full, spare = (("--source", f"language_model={source / name}") for name in (FULL_TOKENIZER, SPARE_TOKENIZER))
+    apply = (*common, *full, "--output", there)
+    return {
+        COPY: ("cp", "-r", here, there),
+        SYNC: ("sh", "-c", 'cp -r "$0" "$1" && find "$1" -type f -exec sync {} +', here, there),
+        RENAME: (*common, *spare, "--verify", "none", "--output", there),
+        APPLY: apply,
+        FIRST: ("env", f"LLAVA_REMAP_CACHE={scratch / 'empty'}", *apply),
+        CLASSIC_RENAME: (python, str(HERE / "classic.py"), here, there, "--rename-only"),
+        CLASSIC: (python, str(HERE / "classic.py"), here, there),
+        LOADED: (python, str(HERE / "key_mapping.py"), here, str(scratch / "config.json"), str(mapping), there),
+    }
+
+
+def measure_short(remap: str, scratch: Path, rounds: int) -> Rounds:
+    """Commands that move no weights. A first round, in which caches fill, is not counted."""
+    manifest = scratch / "llava-next-qwen1.5-110b.json"
+    make_manifest_110b(manifest)
+    ways: dict[str, Command] = {
+        EMPTY: (sys.executable, "-c", EMPTY_TYPER, "--help"),
+        HELP: (remap, "--help"),
+        LINT: (remap, "rules", "lint", "llava-v1.5"),
+        LIST: (remap, "rules", "list"),
+        DRY_7B: (remap, "apply", "llava-v1.5", "--source", str(MANIFEST), "--dry-run"),
+        DRY_72B: (remap, "apply", "llava-next", "--source", str(MANIFEST_72B), "--dry-run"),
+        DRY_110B: (remap, "apply", "llava-next", "--source", str(manifest), "--dry-run"),
+    }
+    results: Rounds = {name: [] for name in ways}
+    say("start-up and dry runs")
+    for number in range(rounds + 1):
+        for name in list(ways) if number % 2 == 0 else reversed(ways):
+            usage = run(ways[name])
+            if number:
+                results[name].append(usage)
+    return results
 
 
 @contextlib.contextmanager
@@ -177,15 +229,15 @@ def scratch_folder(parent: Path, nbytes: int) -> Iterator[Path]:
                 f"{nbytes / 1e9:.1f} GB are needed in {parent}, {free / 1e9:.1f} GB are free; give another --scratch"
             )
         with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as name:
-            yield Path(name)
+            yield Path(name).resolve()
     finally:
         if made and not any(parent.iterdir()):
             parent.rmdir()
 
 
-def _tensors(output: Path) -> dict[str, object]:
-    """Name to dtype and shape of all tensors in a folder's safetensors files; each must be as long as its header says."""
-    found: dict[str, object] = {}
+def _tensors(output: Path) -> Tensors:
+    """All tensors in a folder's safetensors files; each file must be as long as its header says."""
+    found: Tensors = {}
     for path in sorted(output.glob("*.safetensors")):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -194,14 +246,28 @@ def _tensors(output: Path) -> dict[str, object]:
         end = max(entry["data_offsets"][1] for entry in header.values())
         if path.stat().st_size != 8 + length + end:
             raise CommandError(f"{path.name} has {path.stat().st_size:,} bytes, its header says {8 + length + end:,}")
-        found.update({name: (entry["dtype"], entry["shape"]) for name, entry in header.items()})
+        found.update({name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()})
     if not found:
         raise CommandError(f"no tensors were written into {output}")
     return found
 
 
+def _check_conversions(converted: dict[str, Tensors]) -> None:
+    """Ways are comparable if they wrote the same tensors; transformers' own one has other names, and one dtype."""
+    for one, other in SAME:
+        if one in converted and other in converted and converted[one] != converted[other]:
+            raise CommandError(f"{one} and {other} wrote tensors of other names, dtypes or shapes: they are not comparable")
+    if LOADED in converted:
+        shapes = [Counter(shape for _, shape in converted[name].values()) for name in (LOADED, RENAME)]
+        if shapes[0] != shapes[1]:
+            raise CommandError(f"{LOADED} wrote tensors of other shapes than apply: they are not comparable")
+
+
 def _check_copy(source: Path, output: Path) -> None:
-    sizes = [{path.name: path.stat().st_size for path in folder.iterdir()} for folder in (source, output)]
+    sizes = [
+        {path.relative_to(folder): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        for folder in (source, output)
+    ]
     if sizes[0] != sizes[1]:
         raise CommandError(f"cp wrote {sizes[1]}, the source has {sizes[0]}")
 
@@ -215,7 +281,7 @@ def _console_script() -> str:
     return found
 
 
-def _size(text: str) -> int:
+def size_of(text: str) -> int:
     """Bytes for `500MB`, `2.5GB` (decimal units) or `7b` (the whole model)."""
     if text.lower() == "7b":
         return total_nbytes(shapes_for(1 << 62))
@@ -225,24 +291,37 @@ def _size(text: str) -> int:
     return int(float(found[1]) * {"M": 10**6, "G": 10**9}[found[2].upper()])
 
 
-def _rounds(text: str) -> int:
+def rounds_of(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds; write 1 or more")
     return int(text)
 
 
+def _forms(text: str) -> list[str]:
+    forms = text.split(",")
+    if not set(forms) <= set(FORMS) or len(set(forms)) < len(forms):
+        raise argparse.ArgumentTypeError(f"{text!r}: write {','.join(FORMS)} or one of them")
+    return forms
+
+
 def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure llava-remap beside cp and beside the classic way.")
+    parser = argparse.ArgumentParser(description="Measure llava-remap beside cp, the classic way and transformers itself.")
     parser.add_argument(
-        "--size", type=_size, default="1GB", help="of the checkpoint: 1GB to 14GB, or 7b for the whole (default: 1GB)"
+        "--size", type=size_of, default="1GB", help="of the checkpoint: 1GB to 14GB, or 7b for the whole (default: 1GB)"
     )
-    parser.add_argument("--rounds", type=_rounds, default=3, help="how often every way is run (default: 3)")
+    parser.add_argument("--rounds", type=rounds_of, default=3, help="how often every way is run (default: 3)")
+    parser.add_argument("--forms", type=_forms, default=",".join(FORMS), metavar="FORM[,FORM]",
+                        help=f"of the checkpoint (default: {','.join(FORMS)}); all ways are measured on the first")  # fmt: skip
+    parser.add_argument("--page-cache", choices=("auto", "warm", "cold"), default="auto",
+                        help="what it has of the source; auto: warm if source and output fit into memory (default)")  # fmt: skip
+    parser.add_argument("--json", type=Path, default=Path("build/bench.json"), metavar="FILE",
+                        help="where the figures are written (default: build/bench.json)")  # fmt: skip
     parser.add_argument("--scratch", type=Path, default=Path("build"), metavar="DIR",
                         help="where 2.5 times the size can be written; all is removed at the end (default: build)")  # fmt: skip
     return parser.parse_args(given)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

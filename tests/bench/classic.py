@@ -3,7 +3,7 @@
 It leaves out what the scripts of that kind also do (importing transformers, building the model, saving a processor), so its
 figures are a lower bound.
 
-    python classic.py SOURCE OUTPUT
+    python classic.py SOURCE OUTPUT [--rename-only]
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def grow(state: dict[str, torch.Tensor]) -> None:
 def main() -> None:
     source, output = map(Path, sys.argv[1:3])
     state = {rename(name): tensor for name, tensor in load(source).items() if not name.endswith(".inv_freq")}
-    grow(state)
+    if "--rename-only" not in sys.argv:
+        grow(state)
     output.mkdir()
     save_file(state, output / "model.safetensors", metadata={"format": "pt"})
 
