@@ -16,6 +16,7 @@ from llava_remap.execute import (
     Recipe,
     digest_files,
     fresh_folder,
+    nbytes_to_check,
     run_value_checks,
     shard_header,
     whole_file,
@@ -70,6 +71,11 @@ class Job:
             for name, checkpoint in self.checkpoints.items()
             if not checkpoint.is_manifest
         }
+
+    @property
+    def nbytes_to_check(self) -> int:
+        """Bytes of which `check_values` reports progress."""
+        return nbytes_to_check(self.plan, self.checkpoints)
 
     def nbytes_to_handle(self, verify: Verify) -> int:
         """Bytes of which `apply_job` reports progress: written, digested, and compared where everything is."""
@@ -199,12 +205,16 @@ def plan_mapping(
     return Job(file, checkpoints, Path(short_name(given[first]) + "-hf"), plan, derived, small_files)
 
 
-def check_values(job: Job) -> Job:
-    """Run the plan's value checks (they read tensors); what they find is in the plan of the job that comes back."""
+def check_values(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None) -> Job:
+    """Run the plan's value checks (they read tensors); what they find is in the plan of the job that comes back.
+
+    Args:
+        on_progress: called with the number of bytes read since the last call, `job.nbytes_to_check` in all.
+    """
     if job.plan.values_checked or not job.plan.complete or job.from_manifest:
         return job
     refuse_changed(job.checkpoints)
-    problems, notes = run_value_checks(job.plan, job.checkpoints)
+    problems, notes = run_value_checks(job.plan, job.checkpoints, on_progress)
     return refused(replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes), values_checked=True)), problems)
 
 
@@ -223,7 +233,13 @@ def proven(job: Job, verify: Verify = "none") -> Job:
     return job
 
 
-def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta") -> Result:
+def apply_job(
+    job: Job,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_phase: Callable[[str], None] = lambda what: None,
+    *,
+    verify: Verify = "meta",
+) -> Result:
     """Carry a planned job out, or leave no trace.
 
     Value checks come first, then the weights, a check of them, the small files, the index, and last the record.
@@ -232,6 +248,7 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
     Args:
         on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle(verify)` in all, from
             any thread.
+        on_phase: called with what is being done, where that changes.
         verify: `meta`: the installed transformers is asked to load what was written, on meta tensors; `full`: every tensor is
             also read back and compared with what its source gives; `none`: neither.
 
@@ -247,12 +264,16 @@ def apply_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None
     texts = {source: read_texts(files) for source, files in read.items()}
     with fresh_folder(output) as written:
         write_shards(recipe, plan.shards, output, written, on_progress)
+        if verify != "none":
+            on_phase("loading strictly")
         found = strict_load(written, plan.target_class, config) if verify != "none" else []
         if verify == "full":
+            on_phase("comparing with the sources")
             catalog = {name: tensor for path in written for name, tensor in open_checkpoint(path).catalog.items()}
             found += compare(catalog, recipe, on_progress)[1]
         if found:
             raise RemapError(found)
+        on_phase("taking digests")
         for name, content in sorted(job.small_files.items()):
             with whole_file(output / name, written) as file:
                 write_all(file, content)

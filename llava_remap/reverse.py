@@ -100,11 +100,18 @@ def plan_reverse(
     return Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
 
 
-def reverse_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta") -> Result:
+def reverse_job(
+    job: Job,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_phase: Callable[[str], None] = lambda what: None,
+    *,
+    verify: Verify = "meta",
+) -> Result:
     """Go a planned way back, or leave no trace: weights, a check of them, the index.
 
     Args:
         on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle(verify)` in all.
+        on_phase: called with what is being done, where that changes.
         verify: `meta`: what was written is read again, and the rule file has to take it forward to where it came from; `full`:
             every tensor is also compared with what its source gives; `none`: neither.
 
@@ -121,6 +128,7 @@ def reverse_job(job: Job, on_progress: Callable[[int], None] = lambda nbytes: No
         catalog = {name: tensor for path in written for name, tensor in open_checkpoint(path).catalog.items()}
         found = _forward_problems(job, catalog) if verify != "none" else []
         if verify == "full":
+            on_phase("comparing with the sources")
             found += compare(catalog, recipe, on_progress)[1]
         if found:
             raise RemapError(found)

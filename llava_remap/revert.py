@@ -146,7 +146,11 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
     return job
 
 
-def revert_job(job: Reversion, on_progress: Callable[[int], None] = lambda nbytes: None) -> Reverted:
+def revert_job(
+    job: Reversion,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_phase: Callable[[str], None] = lambda what: None,
+) -> Reverted:
     """Go a planned way back, or leave no trace.
 
     The folder's files are held against their digests before anything is written. Then come weights and configs, last the indexes.
@@ -154,6 +158,7 @@ def revert_job(job: Reversion, on_progress: Callable[[int], None] = lambda nbyte
 
     Args:
         on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle` in all, from any thread.
+        on_phase: called with what is being done, where that changes.
 
     Raises:
         RemapError: LR603 where files aren't as they were written; LR102, LR502, LR503 or LR508 for what happens on the way.
@@ -163,6 +168,7 @@ def revert_job(job: Reversion, on_progress: Callable[[int], None] = lambda nbyte
     if problems := file_problems(job.converted.path, job.record, on_progress):
         raise RemapError(problems)
     refuse_changed(checkpoints)
+    on_phase("writing")
     with fresh_folder(job.output, [part.name for part in job.parts if part.folder != job.output]) as written:
         for part in job.parts:
             write_shards(part.recipe, part.shards, part.folder, written, on_progress)

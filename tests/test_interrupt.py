@@ -65,13 +65,18 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], tmp_path_factory.mktemp("warm") / "out")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("stage", STAGES)
+SAID = {signal.SIGINT: "Interrupted: no unfinished output is left.", signal.SIGTERM: "Terminated.", signal.SIGHUP: ""}
+
+
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [*((stage, number) for stage in STAGES for number in (signal.SIGINT, signal.SIGTERM)), ("loading strictly", signal.SIGHUP)],
+)
 def test_nothing_is_left(stage: str, number: signal.Signals) -> None:
     function, weights, verify = STAGES[stage]
     code, errors, there = ended(function, number, *APPLY, "--verify", verify)
     assert (code, there) == (128 + number, weights)
-    assert errors.strip() == {"SIGINT": "Interrupted: no unfinished output is left.", "SIGTERM": "Terminated."}[number.name]
+    assert errors.strip() == SAID[number]
     assert list(Path().iterdir()) == []
 
 
@@ -123,3 +128,88 @@ def test_a_library_that_makes_an_error_of_it() -> None:
     ran = subprocess.run([sys.executable, "-c", SWALLOWED, *APPLY], capture_output=True, text=True, check=False, timeout=60)
     assert (ran.returncode, ran.stderr) == (130, "")
     assert list(Path().iterdir()) == []
+
+
+AGAIN = """
+import os, signal, sys
+from pathlib import Path
+import llava_remap.apply as job
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+again = [getattr(signal, name) for name in sys.argv.pop(1).split(",")]
+
+def unlink(path, missing_ok=False, unlink=Path.unlink):
+    for number in again:
+        os.kill(os.getpid(), number)
+    unlink(path, missing_ok)
+
+def interrupted(*arguments, **named):
+    Path.unlink = unlink
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+
+job.digest_files = interrupted
+from llava_remap.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("again", ["SIGINT", "SIGHUP,SIGTERM,SIGINT"])
+def test_more_signals_while_it_clears_up(again: str) -> None:
+    ran = subprocess.run([sys.executable, "-c", AGAIN, again, *APPLY], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr.strip()) == (130, SAID[signal.SIGINT])
+    assert list(Path().iterdir()) == []
+
+
+CAUGHT = """
+import os, signal, sys
+import llava_remap.apply as job
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def library(*arguments, **named):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except KeyboardInterrupt:
+        return []
+
+job.strict_load = library
+from llava_remap.cli import main
+main()
+"""
+
+
+def test_a_library_that_catches_it() -> None:
+    """The next report of progress raises it again."""
+    ran = subprocess.run([sys.executable, "-c", CAUGHT, *APPLY], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr.strip()) == (130, SAID[signal.SIGINT])
+    assert list(Path().iterdir()) == []
+
+
+def test_under_nohup() -> None:
+    """Who starts it with SIGHUP ignored wants it to go on when the terminal is closed."""
+    program = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + DRIVER.replace("time.sleep(60)", "time.sleep(1)")
+    call = [sys.executable, "-c", program, "llava_remap.apply.refuse_changed", *APPLY]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) != "reached\n":
+            assert line
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert Path("deep/out/llava_remap.json").is_file()
+
+
+def test_nothing_is_taken_down_by_the_book() -> None:
+    """With torch in it, the interpreter's end alone lasts longer than a user waits."""
+    program = DRIVER.replace("def wait(", "import atexit\natexit.register(print, 'taken down')\n\ndef wait(")
+    call = [sys.executable, "-c", program, "llava_remap.apply.digest_files", *APPLY]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) != "reached\n":
+            assert line
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.strip()) == (130, SAID[signal.SIGINT])
+    assert "taken down" not in rest

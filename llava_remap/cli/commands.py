@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from llava_remap import __version__
-from llava_remap.cli.common import OFFLINE, Format, progress, refusals, write_report
+from llava_remap.cli.common import OFFLINE, Format, refusals, write_report
+from llava_remap.cli.progress import progress
 from llava_remap.cli.revert import revert_command
 from llava_remap.cli.rules import rules_app
 from llava_remap.cli.shrink import shrink_command
@@ -143,18 +144,23 @@ def apply_command(
 
         if not reverse:
             rows: Any = int(vocab) if vocab.isascii() and vocab.isdecimal() and len(vocab) < 10 else vocab
-            job = plan_job(rules, source, output, layout=layout, dtype=dtype.value, vocab=rows, dry_run=dry_run, offline=offline)
+            with progress("planning"):
+                job = plan_job(
+                    rules, source, output, layout=layout, dtype=dtype.value, vocab=rows, dry_run=dry_run, offline=offline
+                )
         elif layout != "classic":
             cause = f"--layout {layout} is a layout of transformers, and --reverse writes original names."
             raise RemapError(Problem("LR211", cause, "Give one of the two. A checkpoint in any layout can be taken back."))
         elif (dtype.value, vocab) == ("keep", "pad"):
-            job = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
+            with progress("planning"):
+                job = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
         else:
             cause = "--reverse gives back what is there, in its own dtype and with all its rows."
             raise RemapError(Problem("LR211", cause, "Leave --dtype and --vocab out; they are for the way forward."))
         carry_out = reverse_job if reverse else apply_job
         if check_values or not dry_run:
-            job = run_checks(job)
+            with progress("checking values", job.nbytes_to_check) as shown:
+                job = run_checks(job, shown.advance)
         if output_format is Format.human:
             print_plan(Console(soft_wrap=True), job)
         if report is not None:
@@ -169,9 +175,9 @@ def apply_command(
             if output_format is Format.json:
                 print(plan_json(job))
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
-        with progress("writing and checking", job.nbytes_to_handle(verify.value)) as onprogress:
+        with progress("writing", job.nbytes_to_handle(verify.value)) as shown:
             try:
-                result = carry_out(job, onprogress, verify=verify.value)
+                result = carry_out(job, shown.advance, shown.phase, verify=verify.value)
             except RemapError as error:  # found while it was written, so the plan that was shown didn't have it
                 job = refused(job, error.problems)
         if not job.plan.complete:
@@ -219,8 +225,8 @@ def verify_command(
 
         record = read_record(folder)
         sources = open_again(record.locations, against, unused=record.unused, offline=offline) if against else None
-        with progress("verifying", record.nbytes_to_read(compared=sources is not None)) as onprogress:
-            found = verify_folder(folder, record, sources, onprogress)
+        with progress("comparing digests", record.nbytes_to_read(compared=sources is not None)) as shown:
+            found = verify_folder(folder, record, sources, shown.advance, shown.phase)
         if output_format is Format.json:
             print(json.dumps(found.to_json(), indent=2))
         else:

@@ -3,7 +3,7 @@
 from llava_remap.execute.digests import FileDigest, digest_files
 from llava_remap.execute.files import fresh_folder, whole_file, write_all
 from llava_remap.execute.pieces import Range, Recipe
-from llava_remap.execute.value_checks import equal, run_value_checks
+from llava_remap.execute.value_checks import equal, nbytes_to_check, run_value_checks
 from llava_remap.execute.values import too_short
 from llava_remap.execute.write import INDEX, shard_header, write_index, write_shards
 
@@ -15,6 +15,7 @@ __all__ = [
     "digest_files",
     "equal",
     "fresh_folder",
+    "nbytes_to_check",
     "run_value_checks",
     "shard_header",
     "too_short",
