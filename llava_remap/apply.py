@@ -29,6 +29,7 @@ from llava_remap.identify import identify
 from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Plan, build_plan, in_layout, main_names, route
 from llava_remap.record import RECORD, read_texts, record_json
+from llava_remap.resources import Used, job_disk_nbytes, memory_problems, predict
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.sources import given_sources, open_given, open_needed, short_name
@@ -88,7 +89,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A job that was carried out: the folder's files, bytes of weights, seconds, how it was checked, what is worth telling."""
+    """A job that was carried out: the folder's files, bytes of weights, seconds, how it was checked, what is worth telling, and
+    what it took of memory and disk."""
 
     output: Path
     files: tuple[str, ...]
@@ -96,6 +98,7 @@ class Result:
     seconds: float
     verified: Verify
     notes: tuple[Problem, ...]
+    used: Used
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -103,6 +106,8 @@ class Result:
             "files": list(self.files),
             "nbytes": self.nbytes,
             "seconds": round(self.seconds, 3),
+            "memory": self.used.memory,
+            "disk": self.used.disk,
             "verified": self.verified,
             "notes": [note.to_json() for note in self.notes],
         }
@@ -140,7 +145,7 @@ def plan_job(
     folder = None if output is None else output_folder(output)
     job = plan_mapping(rules, sources, layout=layout, dtype=dtype, vocab=vocab, dry_run=dry_run, offline=offline)
     job = replace(job, output=folder or job.output)
-    return refused(job, output_problems(job.output, None if job.from_manifest else job.plan.nbytes_write, job.checkpoints))
+    return refused(job, output_problems(job.output, None if job.from_manifest else job_disk_nbytes(job), job.checkpoints))
 
 
 def plan_mapping(
@@ -227,7 +232,8 @@ def proven(job: Job, verify: Verify = "none") -> Job:
     if verify not in get_args(Verify):
         raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
     job = check_values(job)
-    if problems := [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]:
+    problems = [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]
+    if problems := problems or memory_problems(predict(job, verify)):
         raise RemapError(dict.fromkeys(problems))
     refuse_changed(job.checkpoints)
     return job
@@ -287,7 +293,7 @@ def apply_job(
         with whole_file(output / RECORD, written) as file:
             write_all(file, (json.dumps(record, indent=2) + "\n").encode())
     files = tuple(sorted(path.name for path in written))
-    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes)
+    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes, Used.by(written))
 
 
 def apply(

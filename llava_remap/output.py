@@ -10,9 +10,6 @@ from pathlib import Path
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, refuse
 
-#: Bytes beside the weights that an output folder needs at most: tokenizer files, in the main.
-_SMALL_FILES_NBYTES = 64 << 20
-
 
 def output_folder(text: str | Path) -> Path:
     """The folder that `--output` names.
@@ -42,7 +39,7 @@ def output_problems(output: Path, nbytes: int | None, checkpoints: Mapping[str, 
     """LR503 for an output that isn't an empty folder, LR502 for a disk without room, LR508 where it can't or mustn't be.
 
     Args:
-        nbytes: how much will be written, small files aside; None where nothing can be, so that no room is needed.
+        nbytes: how much disk the files will occupy; None where nothing can be, so that no room is needed.
         checkpoints: the sources by name.
     """
     another = "Give another --output."
@@ -59,7 +56,7 @@ def output_problems(output: Path, nbytes: int | None, checkpoints: Mapping[str, 
         return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]
     if not os.access(parent, os.W_OK):
         return [Problem("LR508", f"nothing can be written in {parent}.", another)]
-    if nbytes is not None and (needed := nbytes + _SMALL_FILES_NBYTES) > free:
-        facts = f"{needed:,} bytes are needed in {parent} ({_SMALL_FILES_NBYTES:,} of them for small files), {free:,} are free."
+    if nbytes is not None and nbytes > free:
+        facts = f"{nbytes:,} bytes are needed in {parent}, {free:,} are free."
         return [Problem("LR502", facts, "Free some, or give another --output.")]
     return []

@@ -14,6 +14,7 @@ from llava_remap.execute import Recipe, fresh_folder, write_index, write_shards
 from llava_remap.identify import nearest_layout
 from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Routed, Routes, build_plan
+from llava_remap.resources import Used, job_disk_nbytes
 from llava_remap.rewrite import Program, Rewrite, compile_all
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.sources import name_sources, open_source, short_name
@@ -95,9 +96,9 @@ def plan_reverse(
         recognised=False,  # what isn't mapped is told here, in the words of the way back
     )
     plan = replace(plan, layout=ORIGINAL)
-    if room := output_problems(folder, None if checkpoint.is_manifest else plan.nbytes_write, checkpoints):
-        plan = replace(plan, problems=(*plan.problems, *room))
-    return Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
+    job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
+    room = output_problems(folder, None if job.from_manifest else job_disk_nbytes(job), checkpoints)
+    return replace(job, plan=replace(plan, problems=(*plan.problems, *room)))
 
 
 def reverse_job(
@@ -135,7 +136,7 @@ def reverse_job(
         refuse_changed(job.checkpoints)
         write_index(recipe, plan.shards, output, written)
     files = tuple(sorted(path.name for path in written))
-    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes)
+    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes, Used.by(written))
 
 
 def _routed(

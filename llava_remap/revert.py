@@ -26,6 +26,7 @@ from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Dropped, Mapped, Shard, SourceName
 from llava_remap.post_load import find_old_bytes
 from llava_remap.record import RECORD, Record, read_record
+from llava_remap.resources import disk_nbytes
 from llava_remap.verify import file_problems, header_problems
 
 #: What the folder is called where a source needs a name.
@@ -141,7 +142,8 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
     runs = _old_bytes(record)
     parts = tuple(_part(name, folders[name], record, converted, runs) for name in names)
     job = Reversion(converted, record, output, parts)
-    if problems := output_problems(output, sum(part.nbytes for part in parts), {CONVERTED: converted}):
+    disk = sum(disk_nbytes(part.shards, part.recipe.mapped, map(len, part.texts.values())) for part in parts)
+    if problems := output_problems(output, disk, {CONVERTED: converted}):
         raise RemapError(problems)
     return job
 

@@ -140,6 +140,7 @@ def apply_command(
         from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused  # noqa: I001
         from llava_remap.output import source_with
         from llava_remap.reverse import plan_reverse, reverse_job
+        from llava_remap.resources import memory_problems, predict
         from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
         if not reverse:
@@ -158,11 +159,14 @@ def apply_command(
             cause = "--reverse gives back what is there, in its own dtype and with all its rows."
             raise RemapError(Problem("LR211", cause, "Leave --dtype and --vocab out; they are for the way forward."))
         carry_out = reverse_job if reverse else apply_job
+        predicted = predict(job, verify.value) if job.plan.complete else None
+        if predicted is not None and not job.from_manifest:
+            job = refused(job, memory_problems(predicted))
         if check_values or not dry_run:
             with progress("checking values", job.nbytes_to_check) as shown:
                 job = run_checks(job, shown.advance)
         if output_format is Format.human:
-            print_plan(Console(soft_wrap=True), job)
+            print_plan(Console(soft_wrap=True), job, predicted)
         if report is not None:
             if report.resolve().is_relative_to(job.output.resolve()):
                 cause = f"{report} is inside the output, where it would be taken for a part of it."
@@ -170,10 +174,10 @@ def apply_command(
             if (name := source_with(report, job.checkpoints)) is not None:
                 cause = f"{report} is inside source `{name}`, and sources are never written to."
                 raise RemapError(Problem("LR508", cause, "Give another --report."))
-            write_report(report, plan_json(job))
+            write_report(report, plan_json(job, predicted=predicted))
         if dry_run or not job.plan.complete:
             if output_format is Format.json:
-                print(plan_json(job))
+                print(plan_json(job, predicted=predicted))
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
         with progress("writing", job.nbytes_to_handle(verify.value)) as shown:
             try:
@@ -182,16 +186,16 @@ def apply_command(
                 job = refused(job, error.problems)
         if not job.plan.complete:
             if report is not None:
-                write_report(report, plan_json(job))
+                write_report(report, plan_json(job, predicted=predicted))
             if output_format is Format.json:
-                print(plan_json(job))
+                print(plan_json(job, predicted=predicted))
             print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
             print("\nWhat was written has been removed.", file=sys.stderr)
             raise typer.Exit(max(problem.exit for problem in job.plan.problems))
         if report is not None:
-            write_report(report, plan_json(job, result))
+            write_report(report, plan_json(job, result, predicted))
         if output_format is Format.json:
-            print(plan_json(job, result))
+            print(plan_json(job, result, predicted))
         else:
             print_result(Console(soft_wrap=True), result, job.plan)
 

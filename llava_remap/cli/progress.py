@@ -15,8 +15,8 @@ from llava_remap.cli.signals import end_if_asked
 
 #: Seconds between two drawings on a terminal, and between two lines elsewhere (and before the first one).
 _REDRAWN, _LOGGED = 0.1, 10.0
-#: The rate is that of the last so many seconds: parts of a job are of different speed.
-_WINDOW = 15.0
+#: The rate is that of the last so many seconds, since parts of a job are of different speed; of fewer than the least, it is none.
+_WINDOW, _LEAST = 15.0, 1.0
 
 
 class Progress:
@@ -59,9 +59,10 @@ class Progress:
         """Something else is being done from now on."""
         end_if_asked()
         with self._lock:
-            self._what = what
+            now = self._now()
+            self._what, self._seen = what, deque([(now, self._done)])
             if self._redraws:
-                self._draw(self._now())
+                self._draw(now)
 
     def clear(self) -> None:
         """Leave the terminal as if nothing had been shown."""
@@ -84,9 +85,9 @@ class Progress:
         from llava_remap.report import amounts, size
 
         then, before = self._seen[0]
-        rate = (self._done - before) / (now - then) if now > then else 0.0
         part = f"{self._what}, {self._done * 100 // self._total} %"
-        speed = f", {size(int(rate))}/s"
+        rate = (self._done - before) / (now - then) if now - then >= _LEAST else 0.0
+        speed = f", {size(int(rate))}/s" if rate > 0 else ""
         left = f", {_duration((self._total - self._done) / rate)} left" if rate > 0 and self._done < self._total else ""
         return [f"{part}: {amounts(self._done, self._total)}{speed}{left}", f"{part}{speed}{left}", f"{part}{left}", part]
 
