@@ -13,10 +13,10 @@ from llava_remap.plan import Mapped, Plan, PostLoadChange
 _COPYING = (2 * 4 + 2) << 20
 #: A chunk of values as it is stored, as float32, as float64, and what is compared of it.
 _CHUNK = CHUNK_ELEMENTS * 24
-#: Rows that a post-load rule reads at once, in five arrays of float64; new ones are made in four, as many at a time.
-_ROWS, _READ_IN, _MADE_IN = 512, 5, 4
-#: Elements of a merged tensor that are computed at once, in a dozen arrays of float64; A and a block of B are held in six each.
-_MERGED, _MERGED_IN, _FACTORS_IN = 1 << 20, 12, 6
+#: Rows that a post-load rule reads at once, in four arrays of float64; new ones are made in as many, no more at a time.
+_ROWS, _READ_IN, _MADE_IN = 512, 4, 4
+#: Elements of a merged tensor that are computed at once, in five arrays of float64; A and a block of B are held in four each.
+_MERGED, _MERGED_IN, _FACTORS_IN = 1 << 20, 5, 4
 
 
 def computes(plan: Plan) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,3 +179,20 @@ def test_local_sources_need_no_hub_library() -> None:
     arguments = ["inspect", str(RELEASED / "bin")]
     ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("file", ["config.json", "pytorch_model-00001-of-00002.bin"])
+def test_interrupted_while_it_downloads(file: str, hub: Hub) -> None:
+    """A file that doesn't come on is not waited for, be it one of several that come at a time or one of the weights."""
+    hub.stalled = file
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(Path("home").resolve()), "NO_PROXY": "127.0.0.1"}
+    environment.pop("HF_HUB_OFFLINE")
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llava_remap.cli import main; main()"
+    call = [sys.executable, "-c", program, "apply", "llava-v1.5"]
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while file not in hub.got():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors.strip()) == (130, "Interrupted: no unfinished output is left.")
