@@ -22,6 +22,7 @@ from llava_remap.execute import (
     Recipe,
     Resumable,
     fresh_folder,
+    nbytes_to_check,
     run_value_checks,
     weight_nbytes,
     write_index,
@@ -33,6 +34,7 @@ from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Plan, build_plan, in_layout, main_names, route
 from llava_remap.post_load import provenance
 from llava_remap.record import RECORD, read_texts, record_json
+from llava_remap.resources import Used, job_disk_nbytes, memory_problems, predict
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.sources import given_sources, open_given, open_needed, short_name
@@ -83,6 +85,11 @@ class Job:
         """How the tensors of the output are made."""
         return Recipe.of(self.plan.mapped, self.plan.post_load, self.checkpoints)
 
+    @property
+    def nbytes_to_check(self) -> int:
+        """Bytes of which `check_values` reports progress."""
+        return nbytes_to_check(self.plan, self.checkpoints)
+
     def nbytes_to_handle(self, verify: Verify) -> int:
         """Bytes of which `apply_job` reports progress: written, or found finished, and compared where everything is."""
         return weight_nbytes(self.recipe, self.plan.shards) + (self.plan.nbytes_write if verify == "full" else 0)
@@ -107,7 +114,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A job that was carried out: the folder's files, bytes of weights, seconds, how it was checked, what is worth telling.
+    """A job that was carried out: the folder's files, bytes of weights, seconds, how it was checked, what is worth telling, and
+    what it took of memory and disk.
 
     Attributes:
         reused: how many weight files were finished by an earlier try.
@@ -119,6 +127,7 @@ class Result:
     seconds: float
     verified: Verify
     notes: tuple[Problem, ...]
+    used: Used
     reused: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -127,6 +136,8 @@ class Result:
             "files": list(self.files),
             "nbytes": self.nbytes,
             "seconds": round(self.seconds, 3),
+            "memory": self.used.memory,
+            "disk": self.used.disk,
             "verified": self.verified,
             "reused": self.reused,
             "notes": [note.to_json() for note in self.notes],
@@ -179,7 +190,7 @@ def plan_job(
         offline=offline,
     )
     job = replace(job, output=folder or job.output, resume=resume)
-    nbytes = None if job.from_manifest else job.plan.nbytes_write
+    nbytes = None if job.from_manifest else job_disk_nbytes(job)
     return refused(job, output_problems(job.output, nbytes, job.checkpoints, job.facts() if resume else None))
 
 
@@ -247,12 +258,16 @@ def plan_mapping(
     return Job(file, checkpoints, Path(short_name(given[first]) + "-hf"), plan, derived, small_files)
 
 
-def check_values(job: Job) -> Job:
-    """Run the plan's value checks (they read tensors); what they find is in the plan of the job that comes back."""
+def check_values(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None) -> Job:
+    """Run the plan's value checks (they read tensors); what they find is in the plan of the job that comes back.
+
+    Args:
+        on_progress: called with the number of bytes read since the last call, `job.nbytes_to_check` in all.
+    """
     if job.plan.values_checked or not job.plan.complete or job.from_manifest:
         return job
     refuse_changed(job.checkpoints)
-    problems, notes = run_value_checks(job.plan, job.checkpoints)
+    problems, notes = run_value_checks(job.plan, job.checkpoints, on_progress)
     return refused(replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes), values_checked=True)), problems)
 
 
@@ -265,14 +280,20 @@ def proven(job: Job, verify: Verify = "none") -> Job:
     if verify not in get_args(Verify):
         raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
     job = check_values(job)
-    if problems := [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]:
+    problems = [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]
+    if problems := problems or memory_problems(predict(job, verify)):
         raise RemapError(dict.fromkeys(problems))
     refuse_changed(job.checkpoints)
     return job
 
 
 def apply_job(
-    job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta", jobs: int = JOBS
+    job: Job,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_phase: Callable[[str], None] = lambda what: None,
+    *,
+    verify: Verify = "meta",
+    jobs: int = JOBS,
 ) -> Result:
     """Carry a planned job out, whole.
 
@@ -283,6 +304,7 @@ def apply_job(
     Args:
         on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle(verify)` in all, from
             any thread.
+        on_phase: called with what is being done, where that changes.
         verify: `meta`: the installed transformers is asked to load what was written, on meta tensors; `full`: every tensor is
             also read back and compared with what its source gives; `none`: neither.
         jobs: how many weight files are written at a time.
@@ -303,12 +325,16 @@ def apply_job(
         reused = len(folder.digests)
         write_shards(recipe, plan.shards, folder, on_progress, jobs)
         written = [output / name for name in weights]
+        if verify != "none":
+            on_phase("loading strictly")
         found = strict_load(written, plan.target_class, config) if verify != "none" else []
         if verify == "full":
+            on_phase("comparing with the sources")
             catalog = {name: tensor for path in written for name, tensor in open_checkpoint(path).catalog.items()}
             found += compare(catalog, recipe, on_progress)[1]
         if found:
             raise RemapError(found)
+        on_phase("writing what belongs to them")
         for name, content in sorted(job.small_files.items()):
             folder.put(name, content)
         refuse_changed(job.checkpoints)
@@ -317,7 +343,8 @@ def apply_job(
         record = record_json(plan, job.rules, sources, texts, outputs, verify)
         folder.put(RECORD, (json.dumps(record, indent=2) + "\n").encode())
     files = tuple(sorted(path.name for path in folder.digests))
-    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes, reused)
+    used = Used.by(folder.digests)
+    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes, used, reused)
 
 
 def apply(

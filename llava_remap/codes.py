@@ -176,7 +176,7 @@ CODES: dict[str, Code] = {
         "It is told what to copy."),
     # Resources and output
     "LR501": Code("not enough memory", Exit.RESOURCES,
-        "The machine ran out of memory."),
+        "The machine, its control group or `ulimit` leaves clearly less memory than the job needs; or it ran out on the way."),
     "LR502": Code("not enough disk", Exit.RESOURCES,
         "The output, or the hub's cache, needs more room than the disk has."),
     "LR503": Code("output not empty", Exit.RESOURCES,

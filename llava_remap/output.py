@@ -11,9 +11,6 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import CLAIM, Facts, is_held, read_claim, refuse_changed_job, refuse_filled
 
-#: Bytes beside the weights that an output folder needs at most: tokenizer files, in the main.
-_SMALL_FILES_NBYTES = 64 << 20
-
 
 def output_folder(text: str | Path) -> Path:
     """The folder that `--output` names.
@@ -47,7 +44,7 @@ def output_problems(
     Also LR505 for one in which a job was begun, and LR504 if that is another one than the job that is to be gone on with.
 
     Args:
-        nbytes: how much will be written, small files aside; None where nothing can be, so that no room is needed.
+        nbytes: how much disk the files will occupy; None where nothing can be, so that no room is needed.
         checkpoints: the sources by name.
         facts: of the job, where it is to be gone on with.
     """
@@ -67,8 +64,8 @@ def output_problems(
         return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]
     if not os.access(parent, os.W_OK):
         return [Problem("LR508", f"nothing can be written in {parent}.", another)]
-    if nbytes is not None and (needed := nbytes + _SMALL_FILES_NBYTES) > free:
-        room = f"{needed:,} bytes are needed in {parent} ({_SMALL_FILES_NBYTES:,} of them for small files), {free:,} are free."
+    if nbytes is not None and nbytes > free:
+        room = f"{nbytes:,} bytes are needed in {parent}, {free:,} are free."
         return [Problem("LR502", room, "Free some, or give another --output.")]
     return []
 

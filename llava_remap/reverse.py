@@ -14,6 +14,7 @@ from llava_remap.execute import JOBS, Recipe, fresh_folder, write_index, write_s
 from llava_remap.identify import nearest_layout
 from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Routed, Routes, build_plan
+from llava_remap.resources import Used, job_disk_nbytes
 from llava_remap.rewrite import Program, Rewrite, compile_all
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.sources import name_sources, open_source, short_name
@@ -91,18 +92,24 @@ def plan_reverse(
         recognised=False,  # what isn't mapped is told here, in the words of the way back
     )
     plan = replace(plan, layout=ORIGINAL)
-    if room := output_problems(folder, None if checkpoint.is_manifest else plan.nbytes_write, checkpoints):
-        plan = replace(plan, problems=(*plan.problems, *room))
-    return Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
+    job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
+    room = output_problems(folder, None if job.from_manifest else job_disk_nbytes(job), checkpoints)
+    return replace(job, plan=replace(plan, problems=(*plan.problems, *room)))
 
 
 def reverse_job(
-    job: Job, on_progress: Callable[[int], None] = lambda nbytes: None, *, verify: Verify = "meta", jobs: int = JOBS
+    job: Job,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_phase: Callable[[str], None] = lambda what: None,
+    *,
+    verify: Verify = "meta",
+    jobs: int = JOBS,
 ) -> Result:
     """Go a planned way back, or leave no trace: weights, a check of them, the index.
 
     Args:
         on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle(verify)` in all.
+        on_phase: called with what is being done, where that changes.
         verify: `meta`: what was written is read again, and the rule file has to take it forward to where it came from; `full`:
             every tensor is also compared with what its source gives; `none`: neither.
         jobs: how many weight files are written at a time.
@@ -120,13 +127,15 @@ def reverse_job(
         catalog = {name: tensor for path in folder.digests for name, tensor in open_checkpoint(path).catalog.items()}
         found = _forward_problems(job, catalog) if verify != "none" else []
         if verify == "full":
+            on_phase("comparing with the sources")
             found += compare(catalog, recipe, on_progress)[1]
         if found:
             raise RemapError(found)
         refuse_changed(job.checkpoints)
         write_index(recipe, plan.shards, folder)
     files = tuple(sorted(path.name for path in folder.digests))
-    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes)
+    used = Used.by(folder.digests)
+    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes, used)
 
 
 def _routed(

@@ -25,6 +25,7 @@ from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Dropped, Mapped, Shard, SourceName, aligned
 from llava_remap.post_load import find_old_bytes
 from llava_remap.record import RECORD, Record, read_record
+from llava_remap.resources import disk_nbytes
 from llava_remap.verify import file_problems, header_problems
 
 #: What the folder is called where a source needs a name.
@@ -141,12 +142,19 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
     runs = _old_bytes(record)
     parts = tuple(_part(name, folders[name], record, converted, runs) for name in names)
     job = Reversion(converted, record, output, parts)
-    if problems := output_problems(output, sum(part.nbytes for part in parts), {CONVERTED: converted}):
+    disk = sum(disk_nbytes(part.shards, part.recipe, map(len, part.texts.values())) for part in parts)
+    if problems := output_problems(output, disk, {CONVERTED: converted}):
         raise RemapError(problems)
     return job
 
 
-def revert_job(job: Reversion, on_progress: Callable[[int], None] = lambda nbytes: None, *, jobs: int = JOBS) -> Reverted:
+def revert_job(
+    job: Reversion,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_phase: Callable[[str], None] = lambda what: None,
+    *,
+    jobs: int = JOBS,
+) -> Reverted:
     """Go a planned way back, or leave no trace.
 
     The folder's files are held against their digests before anything is written. Then come weights and configs, last the indexes.
@@ -154,6 +162,7 @@ def revert_job(job: Reversion, on_progress: Callable[[int], None] = lambda nbyte
 
     Args:
         on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle` in all, from any thread.
+        on_phase: called with what is being done, where that changes.
         jobs: how many weight files are written at a time.
 
     Raises:
@@ -164,6 +173,7 @@ def revert_job(job: Reversion, on_progress: Callable[[int], None] = lambda nbyte
     if problems := file_problems(job.converted.path, job.record, on_progress):
         raise RemapError(problems)
     refuse_changed(checkpoints)
+    on_phase("writing")
     with fresh_folder(job.output, [part.name for part in job.parts if part.folder != job.output]) as folder:
         folders = {part.name: folder if part.folder == job.output else folder.inside(part.name) for part in job.parts}
         for part in job.parts:

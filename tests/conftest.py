@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,11 @@ def heavy(*arguments: object) -> set[str]:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(ran.stderr.split())
+
+
+def beside_progress(errors: str) -> str:
+    """What stands on standard error beside lines of progress; on a slow machine any job may last long enough for some."""
+    return re.sub(r"^[a-z ]+, \d+ %: .*\n", "", errors, flags=re.MULTILINE)
 
 
 Tensors = dict[str, torch.Tensor]

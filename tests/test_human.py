@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from llava_remap.apply import Result, plan_job
 from llava_remap.errors import Problem
 from llava_remap.report import print_result
+from llava_remap.resources import Used
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run
 
 
@@ -24,7 +25,7 @@ def test_names_in_a_sentence(number: int, told: str) -> None:
     plan = plan_job("llava-v1.5", [MANIFESTS / "llava-v1.5-7b.json"], "out", dry_run=True).plan
     note = Problem("LR312", "the facts.", names=tuple(f"n.{layer}.{'abcdef'[at]}" for at in range(number) for layer in range(2)))
     text = StringIO()
-    print_result(Console(file=text), Result(Path("out"), (), 0, 0.0, "meta", (note,)), plan)
+    print_result(Console(file=text), Result(Path("out"), (), 0, 0.0, "meta", (note,), Used(0, 0)), plan)
     [line] = [line for line in text.getvalue().splitlines() if "LR312" in line]
     assert line.endswith(told)
 

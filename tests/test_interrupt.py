@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llava_remap.apply import apply
-from tests.conftest import CLIP, RELEASED
+from tests.conftest import CLIP, RELEASED, beside_progress
 
 #: Runs the command line with one function replaced by one that reports that it is reached, and waits.
 DRIVER = """
@@ -45,6 +45,7 @@ STAGES = {
     "before the index": ("llava_remap.apply.write_index", 3, "none"),
     "between index and record": ("llava_remap.apply.record_json", 3, "none"),
 }
+CLAIM = "deep/out/llava_remap.partial"
 FINISHED = {f"deep/out/model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)}
 
 
@@ -59,7 +60,7 @@ def ended(stage: str, number: signal.Signals, *arguments: str) -> tuple[int, str
         weights = len(list(Path("deep/out").glob("model-*")))
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
-    return process.returncode, errors, weights
+    return process.returncode, beside_progress(errors), weights
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,21 +69,25 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], tmp_path_factory.mktemp("warm") / "out")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("stage", STAGES)
+SAID = {signal.SIGINT: "Interrupted: no unfinished output is left.", signal.SIGTERM: "Terminated.", signal.SIGHUP: ""}
+BEGINS = {signal.SIGINT: "Interrupted: ", signal.SIGTERM: "Terminated.\n", signal.SIGHUP: ""}
+KEPT = "3 of 3 weight files are finished in ./deep/out. The same command with --resume goes on from there."
+
+
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [*((stage, number) for stage in STAGES for number in (signal.SIGINT, signal.SIGTERM)), ("loading strictly", signal.SIGHUP)],
+)
 def test_only_what_is_finished_is_left(stage: str, number: signal.Signals) -> None:
     function, weights, verify = STAGES[stage]
     code, errors, there = ended(function, number, *APPLY, "--verify", verify)
     assert (code, there) == (128 + number, weights)
-    left = {str(path) for path in Path().rglob("*") if path.is_file()}
-    begins = {"SIGINT": "Interrupted: ", "SIGTERM": "Terminated.\n"}[number.name]
     if weights < 3:
-        assert errors.strip() == {"SIGINT": f"{begins}no unfinished output is left.", "SIGTERM": "Terminated."}[number.name]
+        assert errors.strip() == SAID[number]
         assert list(Path().iterdir()) == []
     else:
-        kept = "3 of 3 weight files are finished in ./deep/out. The same command with --resume goes on from there."
-        assert errors.strip() == begins + kept
-        assert left == FINISHED | {"deep/out/llava_remap.partial"}
+        assert errors.strip() == BEGINS[number] + KEPT
+        assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {CLAIM}
 
 
 def test_an_interrupted_verification_leaves_the_folder() -> None:
@@ -134,5 +139,90 @@ main()
 def test_a_library_that_makes_an_error_of_it() -> None:
     """As numpy does while it is imported: it is an interruption all the same, no internal error."""
     ran = subprocess.run([sys.executable, "-c", SWALLOWED, *APPLY], capture_output=True, text=True, check=False, timeout=60)
-    assert (ran.returncode, "with --resume goes on" in ran.stderr, "error" in ran.stderr) == (130, True, False)
-    assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {"deep/out/llava_remap.partial"}
+    assert (ran.returncode, beside_progress(ran.stderr).strip()) == (130, KEPT)
+    assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {CLAIM}
+
+
+AGAIN = """
+import os, signal, sys
+from pathlib import Path
+import llava_remap.apply as job
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+again = [getattr(signal, name) for name in sys.argv.pop(1).split(",")]
+
+def unlink(path, missing_ok=False, unlink=Path.unlink):
+    for number in again:
+        os.kill(os.getpid(), number)
+    unlink(path, missing_ok)
+
+def interrupted(*arguments, **named):
+    Path.unlink = unlink
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+
+job.write_index = interrupted
+from llava_remap.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("again", ["SIGINT", "SIGHUP,SIGTERM,SIGINT"])
+def test_more_signals_while_it_clears_up(again: str) -> None:
+    ran = subprocess.run([sys.executable, "-c", AGAIN, again, *APPLY], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, beside_progress(ran.stderr).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
+    assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {CLAIM}
+
+
+CAUGHT = """
+import os, signal, sys
+import llava_remap.apply as job
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def library(*arguments, **named):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except KeyboardInterrupt:
+        return []
+
+job.strict_load = library
+from llava_remap.cli import main
+main()
+"""
+
+
+def test_a_library_that_catches_it() -> None:
+    """The next report of progress raises it again."""
+    ran = subprocess.run([sys.executable, "-c", CAUGHT, *APPLY], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, beside_progress(ran.stderr).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
+    assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {CLAIM}
+
+
+def test_under_nohup() -> None:
+    """Who starts it with SIGHUP ignored wants it to go on when the terminal is closed."""
+    program = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + DRIVER.replace("time.sleep(60)", "time.sleep(1)")
+    call = [sys.executable, "-c", program, "llava_remap.apply.refuse_changed", *APPLY]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) != "reached\n":
+            assert line
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert Path("deep/out/llava_remap.json").is_file()
+
+
+def test_nothing_is_taken_down_by_the_book() -> None:
+    """With torch in it, the interpreter's end alone lasts longer than a user waits."""
+    program = DRIVER.replace("def wait(", "import atexit\natexit.register(print, 'taken down')\n\ndef wait(")
+    call = [sys.executable, "-c", program, "llava_remap.apply.write_index", *APPLY]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) != "reached\n":
+            assert line
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, beside_progress(errors).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
+    assert "taken down" not in rest

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from llava_remap import __version__
-from llava_remap.cli.common import OFFLINE, Format, kept, nbytes, progress, refusals, resumable, write_report
+from llava_remap.cli.common import OFFLINE, Format, kept, nbytes, refusals, resumable, write_report
+from llava_remap.cli.progress import progress
 from llava_remap.cli.revert import revert_command
 from llava_remap.cli.rules import rules_app
 from llava_remap.cli.shrink import shrink_command
@@ -158,12 +159,14 @@ def apply_command(
         from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused  # noqa: I001
         from llava_remap.output import source_with
         from llava_remap.reverse import plan_reverse, reverse_job
+        from llava_remap.resources import memory_problems, predict
         from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
         if not reverse:
             rows: Any = int(vocab) if vocab.isascii() and vocab.isdecimal() and len(vocab) < 10 else vocab
-            job = plan_job(rules, source, output, layout=layout, dtype=dtype.value, vocab=rows,
-                           max_shard_nbytes=max_shard_size, resume=resume, dry_run=dry_run, offline=offline)  # fmt: skip
+            with progress("planning"):
+                job = plan_job(rules, source, output, layout=layout, dtype=dtype.value, vocab=rows,
+                               max_shard_nbytes=max_shard_size, resume=resume, dry_run=dry_run, offline=offline)  # fmt: skip
         elif layout != "classic":
             cause = f"--layout {layout} is a layout of transformers, and --reverse writes original names."
             raise RemapError(Problem("LR211", cause, "Give one of the two. A checkpoint in any layout can be taken back."))
@@ -171,15 +174,20 @@ def apply_command(
             cause = f"{'--resume' if resume else '--max-shard-size'} is for the way forward, and --reverse goes back."
             raise RemapError(Problem("LR211", cause, "Leave it out."))
         elif (dtype.value, vocab) == ("keep", "pad"):
-            job = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
+            with progress("planning"):
+                job = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
         else:
             cause = "--reverse gives back what is there, in its own dtype and with all its rows."
             raise RemapError(Problem("LR211", cause, "Leave --dtype and --vocab out; they are for the way forward."))
         carry_out = reverse_job if reverse else apply_job
+        predicted = predict(job, verify.value, jobs) if job.plan.complete else None
+        if predicted is not None and not job.from_manifest:
+            job = refused(job, memory_problems(predicted))
         if check_values or not dry_run:
-            job = run_checks(job)
+            with progress("checking values", job.nbytes_to_check) as shown:
+                job = run_checks(job, shown.advance)
         if output_format is Format.human:
-            print_plan(Console(soft_wrap=True), job)
+            print_plan(Console(soft_wrap=True), job, predicted)
         if report is not None:
             if report.resolve().is_relative_to(job.output.resolve()):
                 cause = f"{report} is inside the output, where it would be taken for a part of it."
@@ -187,28 +195,28 @@ def apply_command(
             if (name := source_with(report, job.checkpoints)) is not None:
                 cause = f"{report} is inside source `{name}`, and sources are never written to."
                 raise RemapError(Problem("LR508", cause, "Give another --report."))
-            write_report(report, plan_json(job))
+            write_report(report, plan_json(job, predicted=predicted))
         if dry_run or not job.plan.complete:
             if output_format is Format.json:
-                print(plan_json(job))
+                print(plan_json(job, predicted=predicted))
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
-        with resumable(job.output), progress("writing and checking", job.nbytes_to_handle(verify.value)) as onprogress:
+        with resumable(job.output), progress("writing", job.nbytes_to_handle(verify.value)) as shown:
             try:
-                result = carry_out(job, onprogress, verify=verify.value, jobs=jobs)
+                result = carry_out(job, shown.advance, shown.phase, verify=verify.value, jobs=jobs)
             except RemapError as error:  # found while it was written, so the plan that was shown didn't have it
                 job = refused(job, error.problems)
         if not job.plan.complete:
             if report is not None:
-                write_report(report, plan_json(job))
+                write_report(report, plan_json(job, predicted=predicted))
             if output_format is Format.json:
-                print(plan_json(job))
+                print(plan_json(job, predicted=predicted))
             print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
             print(f"\n{kept(job.output) or 'What was written has been removed.'}", file=sys.stderr)
             raise typer.Exit(max(problem.exit for problem in job.plan.problems))
         if report is not None:
-            write_report(report, plan_json(job, result))
+            write_report(report, plan_json(job, result, predicted))
         if output_format is Format.json:
-            print(plan_json(job, result))
+            print(plan_json(job, result, predicted))
         else:
             print_result(Console(soft_wrap=True), result, job.plan)
 
@@ -242,8 +250,8 @@ def verify_command(
 
         record = read_record(folder)
         sources = open_again(record.locations, against, unused=record.unused, offline=offline) if against else None
-        with progress("verifying", record.nbytes_to_read(compared=sources is not None)) as onprogress:
-            found = verify_folder(folder, record, sources, onprogress)
+        with progress("comparing digests", record.nbytes_to_read(compared=sources is not None)) as shown:
+            found = verify_folder(folder, record, sources, shown.advance, shown.phase)
         if output_format is Format.json:
             print(json.dumps(found.to_json(), indent=2))
         else:

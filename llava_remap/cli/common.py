@@ -1,11 +1,11 @@
-"""What the commands share: options, refusals turned into exit codes, the progress line."""
+"""What the commands share: options, refusals turned into exit codes."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -102,17 +102,3 @@ def write_report(path: Path, text: str) -> None:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise RemapError(Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")) from None
-
-
-@contextlib.contextmanager
-def progress(what: str, nbytes: int) -> Iterator[Callable[[int], None]]:
-    """One line by bytes with the time left, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=nbytes)
-        yield lambda done: progress.update(task, advance=done)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llava_remap.cli.common import Format, progress, refusals
+from llava_remap.cli.common import Format, refusals
+from llava_remap.cli.progress import progress
 
 
 def revert_command(
@@ -28,8 +29,8 @@ def revert_command(
         from llava_remap.revert import plan_revert, revert_job
 
         job = plan_revert(folder, output)
-        with progress("checking and writing", job.nbytes_to_handle) as onprogress:
-            done = revert_job(job, onprogress)
+        with progress("comparing digests", job.nbytes_to_handle) as shown:
+            done = revert_job(job, shown.advance, shown.phase)
         if output_format is Format.json:
             print(json.dumps(done.to_json(), indent=2))
         else:

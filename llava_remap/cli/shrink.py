@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from llava_remap.cli.common import OFFLINE, Format, refusals
+from llava_remap.cli.progress import progress
 
 
 class Form(str, Enum):
@@ -48,5 +49,6 @@ def shrink_command(
         from llava_remap.report import print_shrunk
         from llava_remap.shrink import shrink
 
-        done = shrink(source, output, form=form.value, seed=seed, layers=layers, tower_layers=tower_layers, offline=offline)
+        with progress("making values and writing"):
+            done = shrink(source, output, form=form.value, seed=seed, layers=layers, tower_layers=tower_layers, offline=offline)
         print_shrunk(Console(soft_wrap=True), done)

@@ -2,11 +2,12 @@
 
 from llava_remap.execute.digests import FileDigest, Kind, digest_files
 from llava_remap.execute.files import Folder, Resumable, fresh_folder, refuse_changed_job, refuse_filled
+from llava_remap.execute.needs import computes, working_nbytes
 from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.unfinished import CLAIM, Facts, Unfinished, is_held, read_claim
-from llava_remap.execute.value_checks import equal, run_value_checks
+from llava_remap.execute.value_checks import equal, nbytes_to_check, run_value_checks
 from llava_remap.execute.values import too_short
-from llava_remap.execute.write import INDEX, JOBS, weight_nbytes, write_index, write_shards
+from llava_remap.execute.write import INDEX, JOBS, shard_nbytes, weight_nbytes, write_index, write_shards
 
 __all__ = [
     "CLAIM",
@@ -20,16 +21,20 @@ __all__ = [
     "Recipe",
     "Resumable",
     "Unfinished",
+    "computes",
     "digest_files",
     "equal",
     "fresh_folder",
     "is_held",
+    "nbytes_to_check",
     "read_claim",
     "refuse_changed_job",
     "refuse_filled",
     "run_value_checks",
+    "shard_nbytes",
     "too_short",
     "weight_nbytes",
+    "working_nbytes",
     "write_index",
     "write_shards",
 ]

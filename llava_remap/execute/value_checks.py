@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 from math import prod
 
@@ -13,8 +13,19 @@ from llava_remap.execute.values import chunks, find
 from llava_remap.plan import Plan
 
 
-def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple[list[Problem], list[Problem]]:
+def nbytes_to_check(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> int:
+    """Bytes of which `run_value_checks` reports progress."""
+    return sum(find(checkpoints, origin).nbytes for check in plan.value_checks for origin in check.from_)
+
+
+def run_value_checks(
+    plan: Plan, checkpoints: Mapping[str, Checkpoint], on_progress: Callable[[int], None] = lambda nbytes: None
+) -> tuple[list[Problem], list[Problem]]:
     """Run every value check of a plan; gives problems and notes.
+
+    Args:
+        on_progress: called with the number of bytes read since the last call, `nbytes_to_check` in all; fewer where two tensors
+            differ.
 
     Problems: LR405 where tied tensors differ, LR406 for inf or NaN, and for what is too large for the dtype that is written.
     Note: LR310 with the number of tensors that differ.
@@ -27,11 +38,11 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
     for check in plan.value_checks:
         if check.check == "range":
             dtype = dtypes[check.target]
-            if found := _beyond(find(checkpoints, check.from_[0]), dtype):
+            if found := _beyond(find(checkpoints, check.from_[0]), dtype, on_progress):
                 beyond[dtype].append((check.from_[0].name, found))
             continue
         if check.check == "finite":
-            bad = _non_finite(find(checkpoints, check.from_[0]))
+            bad = _non_finite(find(checkpoints, check.from_[0]), on_progress)
             if bad:
                 problems.append(
                     Problem(
@@ -43,7 +54,7 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
                 )
             continue
         one, other = (find(checkpoints, origin) for origin in check.from_)
-        same = equal(one, other)
+        same = equal(one, other, on_progress)
         if check.check == "compare":
             pairs[check.from_[1].source] += 1
             differing[check.from_[1].source] += [] if same else [check.from_[1].name]
@@ -67,22 +78,28 @@ def run_value_checks(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> tuple
     return problems, notes
 
 
-def _non_finite(tensor: Tensor) -> int:
+def _read(tensor: Tensor, on_progress: Callable[[int], None]) -> Iterator[bytes]:
+    for chunk in chunks(tensor):
+        on_progress(len(chunk))
+        yield chunk
+
+
+def _non_finite(tensor: Tensor, on_progress: Callable[[int], None]) -> int:
     import numpy as np
 
     from llava_remap.dtypes import is_finite
 
-    return sum(int(np.count_nonzero(~is_finite(chunk, tensor.dtype))) for chunk in chunks(tensor))
+    return sum(int(np.count_nonzero(~is_finite(chunk, tensor.dtype))) for chunk in _read(tensor, on_progress))
 
 
-def _beyond(tensor: Tensor, dtype: str) -> str:
+def _beyond(tensor: Tensor, dtype: str, on_progress: Callable[[int], None]) -> str:
     """What of a tensor can't be written in another dtype, in words; empty where all of it can."""
     import numpy as np
 
     from llava_remap.dtypes import cast, is_finite, to_float64
 
     broken, large, largest = 0, 0, 0.0
-    for chunk in chunks(tensor):
+    for chunk in _read(tensor, on_progress):
         fits = is_finite(cast(chunk, tensor.dtype, dtype), dtype)
         if fits.all():
             continue
@@ -96,9 +113,9 @@ def _beyond(tensor: Tensor, dtype: str) -> str:
     return "; ".join([*found, *[f"{broken:,} {numbers} inf or NaN"] * bool(broken)])
 
 
-def equal(one: Tensor, other: Tensor) -> bool:
+def equal(one: Tensor, other: Tensor, on_progress: Callable[[int], None] = lambda nbytes: None) -> bool:
     """Whether two tensors of one shape have the same bytes, or, with different dtypes, the same values."""
-    pairs = zip_longest(chunks(one), chunks(other))
+    pairs = zip_longest(_read(one, on_progress), _read(other, on_progress))
     if one.dtype == other.dtype:
         return all(left == right for left, right in pairs)
     import numpy as np

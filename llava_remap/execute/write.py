@@ -62,8 +62,12 @@ def write_shards(
 
 def weight_nbytes(recipe: Recipe, shards: Sequence[Shard]) -> int:
     """Bytes of the weight files, of which `write_shards` reports progress."""
-    heads = sum(len(shard_header(shard, recipe)) for shard in shards)
-    return heads + sum(recipe.mapped[name].nbytes for shard in shards for name in shard.tensors)
+    return sum(shard_nbytes(shard, recipe) for shard in shards)
+
+
+def shard_nbytes(shard: Shard, recipe: Recipe) -> int:
+    """Bytes of a weight file."""
+    return len(shard_header(shard, recipe)) + sum(recipe.mapped[name].nbytes for name in shard.tensors)
 
 
 def write_index(recipe: Recipe, shards: Sequence[Shard], folder: Folder) -> None:
@@ -112,7 +116,7 @@ def _write_shard(recipe: Recipe, shard: Shard, folder: Folder, on_progress: Call
                     opened[piece.file] = _open(piece.file)
                     sources.callback(os.close, opened[piece.file])
                 writer.copy(opened[piece.file], piece.file, piece.offset, piece.nbytes)
-            planned = len(header) + sum(recipe.mapped[name].nbytes for name in shard.tensors)
+            planned = shard_nbytes(shard, recipe)
             assert writer.nbytes == planned, f"{shard.file}: {writer.nbytes} bytes written, {planned} planned"
             return writer.finish()
 

@@ -7,9 +7,11 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Set
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.beside import files_for
@@ -63,7 +65,7 @@ def download(repository: Repository, use: Collection[str], *, name: str, offline
     if offline:
         return _from_cache(repository, use, name)
     try:
-        return _from_hub(repository, use, name)
+        return _interruptible(lambda: _from_hub(repository, use, name))
     except RemapError:
         raise
     except Exception as error:
@@ -72,6 +74,23 @@ def download(repository: Repository, use: Collection[str], *, name: str, offline
         if not may_be_cached:
             raise RemapError(problem) from None
         return _from_cache(repository, use, name, problem.cause)
+
+
+def _interruptible(call: Callable[[], Snapshot]) -> Snapshot:
+    """What a call gives, made in a thread of its own.
+
+    The library downloads several files at a time, and waits for all of them before it lets an exception pass, Ctrl-C too.
+    """
+    answer: Future[Snapshot] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return answer.result()
 
 
 def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapshot:

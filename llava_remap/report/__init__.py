@@ -5,9 +5,10 @@ from llava_remap.report.machine import plan_json, refusal_json
 from llava_remap.report.problems import print_problems
 from llava_remap.report.reverted import print_reverted
 from llava_remap.report.shrunk import print_shrunk
-from llava_remap.report.terminal import shown, size
+from llava_remap.report.terminal import amounts, shown, size
 
 __all__ = [
+    "amounts",
     "plan_json",
     "print_fits",
     "print_plan",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
     from llava_remap.checkpoint import Checkpoint
     from llava_remap.identify import Fit
     from llava_remap.plan import Merge, Plan
+    from llava_remap.resources import Predicted
     from llava_remap.verify import Verification
 
 #: Rule files that are told with what contradicts them, where none fits.
@@ -37,8 +38,9 @@ _FORWARD = "names and shapes read back: the rule file takes them where they came
 _CHECKED_BACK = {**_CHECKED, "meta": _FORWARD, "full": f"{_FORWARD}; every tensor as the source gives it"}
 
 
-def print_plan(console: Console, job: Job) -> None:
-    """The whole plan: sources, components, drops, vocabulary, notes, problems, and last whether it is complete."""
+def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -> None:
+    """The whole plan: sources, components, drops, vocabulary, notes, problems, and last whether it is complete, and what it
+    will need."""
     plan = job.plan
     line(console, Text(f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout", "bold"))
     _sources(console, plan)
@@ -72,6 +74,8 @@ def print_plan(console: Console, job: Job) -> None:
                 f"nothing unmapped, missing or mismatched. {size(plan.nbytes_write)} to write.",
             ),
         )
+        if predicted is not None:
+            line(console, f"  needs at most {size(predicted.memory)} of memory and {size(predicted.disk)} of disk")
     else:
         line(console, Text.assemble(("Refused", "bold red"), f": {_kinds(plan.problems)}. Nothing was written."))
 
@@ -84,6 +88,7 @@ def print_result(console: Console, result: Result, plan: Plan) -> None:
         console,
         f"  {size(result.nbytes)} of weights in {counted(len(plan.shards), 'file')}; {checked[result.verified]}",
     )
+    line(console, f"  took {size(result.used.memory)} of memory at most, {size(result.used.disk)} of disk")
     for note in result.notes:
         if note not in plan.notes or note.code in (
             "LR408",

@@ -10,6 +10,7 @@ from llava_remap.errors import Problem
 
 if TYPE_CHECKING:
     from llava_remap.apply import Job, Result
+    from llava_remap.resources import Predicted
 
 
 #: What else stands in the JSON of each kind, where nothing came of it.
@@ -25,9 +26,11 @@ _NONE: dict[str, dict[str, bool]] = {
 }
 
 
-def plan_json(job: Job, result: Result | None = None) -> str:
-    """The plan (`llava-remap/plan`, version 1); after a job that was carried out with `result` in it."""
+def plan_json(job: Job, result: Result | None = None, predicted: Predicted | None = None) -> str:
+    """The plan (`llava-remap/plan`, version 1); with what it will need, and after a job that was carried out with `result`."""
     content = job.plan.to_json()
+    if predicted is not None:
+        content["predicted"] = predicted.to_json()
     if result is not None:
         content["result"] = result.to_json()
     return json.dumps(content, indent=2)

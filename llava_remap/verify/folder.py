@@ -56,6 +56,7 @@ def verify_folder(
     record: Record,
     against: Mapping[str, Checkpoint] | None = None,
     on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_phase: Callable[[str], None] = lambda what: None,
 ) -> Verification:
     """Check a folder: digests, a strict load on meta tensors, and, with sources, bit equality of every tensor.
 
@@ -63,6 +64,7 @@ def verify_folder(
         record: the folder's.
         against: every source of the record, by name; None for no comparison.
         on_progress: called with the number of bytes read since the last call.
+        on_phase: called with what is being done, where that changes.
 
     Raises:
         RemapError: LR100 or LR102 where a file can't be read at all.
@@ -72,6 +74,7 @@ def verify_folder(
     tensors = None
     shards = [folder / name for name in sorted(record.outputs) if name.endswith(".safetensors")]
     if all(path.is_file() for path in (*shards, folder / "config.json", folder / INDEX)):
+        on_phase("loading strictly")
         try:
             written = open_checkpoint(folder / INDEX).catalog
             config = read_object(folder / "config.json", "LR113", _FIX)
@@ -81,6 +84,7 @@ def verify_folder(
         problems += found
         strict = not any(problem.code == "LR601" for problem in found)
         if against is not None and strict:
+            on_phase("comparing with the sources")
             tensors, found = compare(written, Recipe.of(record.mapped, record.post_load, against), on_progress)
             problems += found
     nbytes = sum(file.nbytes for file in record.outputs.values())

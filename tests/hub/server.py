@@ -47,6 +47,7 @@ class Hub:
         garbage: answer what should be JSON with something else.
         cut: break the connection off after so many bytes of a file's content, by file name.
         cuts: how many more times `cut` is to be done.
+        stalled: name of a file of which only half is sent, until the server is stopped.
         short: announce that a file has so many bytes less than it has, and send no more, by file name.
     """
 
@@ -58,6 +59,8 @@ class Hub:
     cut: dict[str, int] = field(default_factory=dict)
     cuts: int = 0
     short: dict[str, int] = field(default_factory=dict)
+    stalled: str = ""
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     def add(self, id: str, folder: Path, branch: str = "main", more: Mapping[str, bytes] | None = None) -> str:
         """Publish a folder as a commit of repository `id`, with `more` files; the commit's hash."""
@@ -86,6 +89,7 @@ def serve() -> Iterator[Hub]:
         try:
             yield hub
         finally:
+            hub.stopped.set()
             server.shutdown()
             thread.join()
 
@@ -148,15 +152,28 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET" and name in self.state.cut and self.state.cuts > 0:
             self.state.cuts -= 1
             cut = self.state.cut[name]
-        self._answer(206 if wanted else 200, headers, data[start:], cut)
+        if self.command == "GET" and name == self.state.stalled:
+            cut = len(data) // 2
+        self._answer(206 if wanted else 200, headers, data[start:], cut, stall=name == self.state.stalled)
 
-    def _answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"", cut: int | None = None) -> None:
+    def _answer(
+        self,
+        status: int,
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+        cut: int | None = None,
+        *,
+        stall: bool = False,
+    ) -> None:
         self.send_response(status)
         for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body if cut is None else body[:cut])
+            if stall:
+                self.wfile.flush()
+                self.state.stopped.wait(60)
         if cut is not None:
             self.close_connection = True
 

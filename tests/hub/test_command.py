@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import CLIP, RELEASED, TINY
+from tests.conftest import CLIP, RELEASED, TINY, beside_progress
 
 from .server import Hub, serve
 
@@ -45,7 +47,7 @@ def weights(folder: str) -> dict[str, bytes]:
 def test_without_a_source_the_defaults_are_downloaded(hub: Hub) -> None:
     """Model and tower, each at a commit that the record names; then a second time, and a comparison, without the hub."""
     ran = command(hub.url, "apply", "rules/llava-v1.5.yaml")
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (ran.returncode, beside_progress(ran.stderr)) == (0, "")
     commits = {id: hub.repos[id].refs["main"] for id in (MODEL, TOWER)}
     assert f"{MODEL}@{commits[MODEL]}" in ran.stdout
     assert "downloaded before" not in ran.stdout
@@ -62,7 +64,7 @@ def test_without_a_source_the_defaults_are_downloaded(hub: Hub) -> None:
     asked = len(hub.asked)
     for endpoint, more in ((hub.url, ["--offline"]), (NOWHERE, [])):
         ran = command(endpoint, "apply", "llava-v1.5", "--output", f"again{len(more)}", *more)
-        assert (ran.returncode, ran.stderr) == (0, "")
+        assert (ran.returncode, beside_progress(ran.stderr)) == (0, "")
         assert "downloaded before, the hub was not asked or didn't answer; 27 tensors" in ran.stdout
         assert weights(f"again{len(more)}") == weights("local")
     against = ("--against", f"{MODEL}@{commits[MODEL]}", "--against", f"vision_tower={TOWER}")
@@ -177,3 +179,20 @@ def test_local_sources_need_no_hub_library() -> None:
     arguments = ["inspect", str(RELEASED / "bin")]
     ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("file", ["config.json", "pytorch_model-00001-of-00002.bin"])
+def test_interrupted_while_it_downloads(file: str, hub: Hub) -> None:
+    """A file that doesn't come on is not waited for, be it one of several that come at a time or one of the weights."""
+    hub.stalled = file
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(Path("home").resolve()), "NO_PROXY": "127.0.0.1"}
+    environment.pop("HF_HUB_OFFLINE")
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llava_remap.cli import main; main()"
+    call = [sys.executable, "-c", program, "apply", "llava-v1.5"]
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while file not in hub.got():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert (process.returncode, beside_progress(errors).strip()) == (130, "Interrupted: no unfinished output is left.")

@@ -1,0 +1,69 @@
+"""What is computed takes no more memory than its shapes tell: at real widths, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+#: Prints what was predicted and what was taken of memory beyond what was there before.
+EXPAND = """
+import sys
+import numpy as np
+from llava_remap.dtypes import to_float64
+from llava_remap.execute.needs import _computed
+from llava_remap.plan import Mapped, PostLoadChange
+from llava_remap.post_load import Change, exact_sums, make_pieces, normals
+from llava_remap.resources import peak_nbytes
+
+columns, new = map(int, sys.argv[1:])
+change = Change("lm_head.weight", "F16", (2048, columns), (2048 + new, columns), ("e",))
+entry = Mapped("lm_head.weight", "F16", change.shape_after, (), (), "expand_embeddings")
+np.ones((64, 64)) @ np.ones((64, 64))
+rng, before = np.random.default_rng(0), peak_nbytes()
+
+def read(target, start, stop):
+    drawn = rng.integers(0, 1 << 14, (stop - start) * columns, np.uint16)
+    return to_float64(drawn.tobytes(), "F16").reshape(stop - start, columns)
+
+for piece in make_pieces("expand_embeddings", {}, change, read):
+    pass
+print(_computed(entry, PostLoadChange("expand_embeddings", {}, change)), peak_nbytes() - before)
+"""
+
+MERGE = """
+import sys
+import numpy as np
+from llava_remap.checkpoint import Tensor
+from llava_remap.dtypes import to_float64
+from llava_remap.execute import merge
+from llava_remap.execute.needs import _computed
+from llava_remap.plan import Mapped, Merge
+from llava_remap.resources import peak_nbytes
+
+width, rank = map(int, sys.argv[1:])
+
+def rows(tensor, start, stop):
+    return to_float64(bytes((stop - start) * tensor.shape[1] * 4), "F32").reshape(stop - start, tensor.shape[1])
+
+merge.rows = rows
+np.ones((64, 64)) @ np.ones((64, 64))
+before = peak_nbytes()
+sizes = (width, width), (rank, width), (width, rank)
+w, a, b = (Tensor("x", "F32", size, None) for size in sizes)
+for block in merge.merged_bytes(w, a, b, 0.5, "F32", 0, width * width * 4):
+    pass
+entry = Mapped("x", "F32", (width, width), (), (), "merge_adapter", merge=Merge(rank, 0.5))
+print(_computed(entry, None), peak_nbytes() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "sizes"),
+    [(EXPAND, (4096, 64)), (EXPAND, (8192, 64)), (EXPAND, (4096, 600)), (MERGE, (4096, 128)), (MERGE, (4096, 512))],
+)
+def test_enough_at_real_widths(program: str, sizes: tuple[int, int]) -> None:
+    ran = subprocess.run([sys.executable, "-c", program, *map(str, sizes)], capture_output=True, text=True, check=True)
+    predicted, taken = map(int, ran.stdout.split())
+    assert 0.5 * predicted < taken <= predicted

@@ -1,0 +1,209 @@
+"""What is shown of a job while it runs: on a terminal of any width, in a log, and in a job that fails or is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from llava_remap.apply import apply, check_values, plan_job
+from llava_remap.cli.progress import Progress
+from tests.conftest import CLIP, RELEASED
+
+SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")
+MB = 10**6
+
+
+class Clock:
+    """Seconds, as they are set."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def logged(*steps: tuple[float, int], total: int = 1000 * MB, clock: Clock | None = None) -> list[str]:
+    """The lines in a log of a job that has handled so many MB more at these seconds."""
+    out, clock = io.StringIO(), clock or Clock()
+    shown = Progress(out, "writing", total, clock)
+    for at, amount in steps:
+        clock.seconds = at
+        shown.advance(amount * MB)
+    shown.clear()
+    return out.getvalue().splitlines()
+
+
+def test_a_short_job_logs_nothing() -> None:
+    assert logged(*((at / 10, 10) for at in range(99))) == []
+
+
+def test_a_line_every_ten_seconds() -> None:
+    lines = logged(*((float(at), 10) for at in range(1, 36)))
+    assert lines == [
+        "writing, 10 %: 0.1 of 1.0 GB, 10 MB/s, 1 min 30 s left",
+        "writing, 20 %: 0.2 of 1.0 GB, 10 MB/s, 1 min 20 s left",
+        "writing, 30 %: 0.3 of 1.0 GB, 10 MB/s, 1 min 10 s left",
+    ]
+
+
+def test_the_rate_is_that_of_late() -> None:
+    """Half of it at once, then 10 MB a second: what is left takes 10 s more, not half a second."""
+    slow = [(1.0 + at, 10) for at in range(40)]
+    assert logged((1.0, 500), *slow)[-1] == "writing, 90 %: 0.9 of 1.0 GB, 10 MB/s, 10 s left"
+
+
+def test_other_phases_are_named() -> None:
+    """And each has a rate of its own."""
+    out, clock = io.StringIO(), Clock()
+    shown = Progress(out, "writing", 100 * MB, clock)
+    clock.seconds = 9.0
+    shown.advance(50 * MB)
+    shown.phase("taking digests")
+    assert out.getvalue() == ""
+    clock.seconds = 11.0
+    shown.advance(50 * MB)
+    assert out.getvalue() == "taking digests, 100 %: 100.0 of 100.0 MB, 25 MB/s\n"
+
+
+def test_from_several_threads() -> None:
+    out, clock = io.StringIO(), Clock()
+    shown = Progress(out, "writing", 80_001, clock)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(shown.advance, [1] * 80_000))
+    clock.seconds = 10.0
+    shown.advance(1)
+    assert "80.0 of 80.0 kB" in out.getvalue()
+    assert "100 %" in out.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+
+def screen(written: str) -> list[str]:
+    """The lines that a terminal shows once this was written to it."""
+    lines = []
+    for line in written.split("\n"):
+        cells = ""
+        for text in line.split("\r"):
+            cells = text + cells[len(text) :]
+        lines.append(cells.rstrip())
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (80, "comparing with the sources, 22 %: 3.1 of 14.1 GB, 414 MB/s, 27 s left"),
+        (60, "comparing with the sources, 22 %, 414 MB/s, 27 s left"),
+        (45, "comparing with the sources, 22 %, 27 s left"),
+        (33, "comparing with the sources, 22 %"),
+        (20, "comparing with the"),
+    ],
+)
+def test_as_much_as_a_terminal_has_room_for(width: int, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda descriptor: os.terminal_size((width, 24)))
+    monkeypatch.setenv("TERM", "xterm")
+    out, clock = Terminal(), Clock()
+    shown = Progress(out, "comparing with the sources", 14_100 * MB, clock)
+    clock.seconds = 7.5
+    shown.advance(3_105 * MB)
+    assert screen(out.getvalue()) == [line]
+    shown.clear()
+    assert screen(out.getvalue()) == [""]
+
+
+def on_terminal(*arguments: object, columns: int, interrupt: str = "", **environment: str) -> tuple[int, str, str]:
+    """Return code, standard output, and all that a terminal gets on standard error; Ctrl-C once that has a text in it."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llava_remap.cli import main; main()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, **environment}) as process:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # Linux says so when the other side is closed
+            while block := os.read(ours, 1 << 16):
+                seen += block
+                if interrupt and interrupt in seen.decode(errors="replace"):
+                    process.send_signal(signal.SIGINT)
+                    interrupt = ""
+        os.close(ours)
+        assert process.stdout is not None
+        out = process.stdout.read().decode()
+    return process.returncode, out, seen.decode()
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_what_a_user_sees(columns: int) -> None:
+    code, out, seen = on_terminal("apply", "llava-v1.5", *SOURCES, "--format", "json", columns=columns, TERM="xterm")
+    assert code == 0
+    assert json.loads(out)["result"]["verified"] == "meta"
+    drawn = [text.rstrip() for text in seen.split("\r")]
+    for what in ("planning …", "checking values", "writing, 0 %", "loading strictly, ", "taking digests"):
+        assert any(line.startswith(what) for line in drawn), (what, drawn)
+    assert max(map(len, seen.split("\r"))) < columns
+    assert "\x1b" not in seen
+    assert screen(seen) == [""], "nothing of it is left"
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "dumb", "NO_COLOR": "1"}])
+def test_a_dumb_terminal_is_a_log(environment: Mapping[str, str]) -> None:
+    code, _, seen = on_terminal("apply", "llava-v1.5", *SOURCES, "--format", "json", columns=80, **environment)
+    assert code == 0
+    assert "\r" not in seen.replace("\r\n", "")
+
+
+def test_interrupted() -> None:
+    code, out, seen = on_terminal("apply", "llava-v1.5", *SOURCES, columns=80, interrupt="loading strictly", TERM="xterm")
+    assert code == 130
+    assert "Done" not in out
+    assert screen(seen) == ["", "Interrupted: no unfinished output is left.", ""]
+    assert not list(Path().iterdir())
+
+
+def test_refused() -> None:
+    """What is said of a problem stands on lines of its own."""
+    Path("full").mkdir()
+    Path("full/file").touch()
+    code, out, seen = on_terminal("apply", "llava-v1.5", *SOURCES, "--output", "full", columns=80, TERM="xterm")
+    assert (code, "LR503" in out) == (4, True)
+    assert screen(seen) == [""]
+    code, _, seen = on_terminal("verify", "full", columns=80, TERM="xterm")
+    assert code == 3
+    assert "LR606" in screen(seen)[1]
+
+
+def test_checks_of_values_report_every_byte(tmp_path: Path) -> None:
+    job = plan_job("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], tmp_path / "out", dtype="bfloat16")
+    done: list[int] = []
+    check_values(job, done.append)
+    assert sum(done) == job.nbytes_to_check > 0
+
+
+def test_verify_names_its_phases(tmp_path: Path) -> None:
+    apply("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], tmp_path / "out")
+    against = ("--against", RELEASED / "sharded", "--against", f"vision_tower={CLIP}")
+    code, _, seen = on_terminal("verify", tmp_path / "out", *against, columns=80, TERM="xterm")
+    assert code == 0
+    for what in ("comparing digests, 0 %", "loading strictly, ", "comparing with the sources, "):
+        assert what in seen
