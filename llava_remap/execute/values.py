@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
+from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor, unreadable
 from llava_remap.errors import RemapError, refuse
 from llava_remap.plan import SourceName
 
@@ -76,7 +76,12 @@ def _view(tensor: Tensor) -> NDArray[Any]:
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, stored)
     start, nbytes = where.storage
-    storage = np.memmap(where.file, np.uint8, "r", offset=start, shape=(nbytes,))
+    try:
+        storage = np.memmap(where.file, np.uint8, "r", offset=start, shape=(nbytes,))
+    except OSError as error:
+        raise unreadable(error, where.file) from None
+    except ValueError:
+        raise too_short(where.file, start + nbytes - where.file.stat().st_size) from None
     strides = None if where.stride is None else tuple(step * size for step in where.stride)
     return np.ndarray(tensor.shape, stored, storage, where.offset - start, strides)
 
@@ -85,15 +90,18 @@ def read_exactly(file: Path, offset: int, nbytes: int) -> bytes:
     """A run of bytes of a file.
 
     Raises:
-        RemapError: LR102 where the file ends before.
+        RemapError: LR102 where the file ends before, LR100 or LR102 where it can't be read.
     """
-    with file.open("rb", buffering=0) as opened:
-        data = os.pread(opened.fileno(), nbytes, offset)
-        while len(data) < nbytes:
-            more = os.pread(opened.fileno(), nbytes - len(data), offset + len(data))
-            if not more:
-                raise too_short(file, nbytes - len(data))
-            data += more
+    try:
+        with file.open("rb", buffering=0) as opened:
+            data = os.pread(opened.fileno(), nbytes, offset)
+            while len(data) < nbytes:
+                more = os.pread(opened.fileno(), nbytes - len(data), offset + len(data))
+                if not more:
+                    raise too_short(file, nbytes - len(data))
+                data += more
+    except OSError as error:
+        raise unreadable(error, file) from None
     return data
 
 

@@ -1,0 +1,320 @@
+"""What breaks a job off: a full disk, a read error, a source that changes, Ctrl-C, another job. A clear message, and no damage."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llava_remap.apply as whole_job
+from llava_remap.apply import apply
+from llava_remap.execute import writer
+from llava_remap.execute.unfinished import CLAIM
+from llava_remap.record import RECORD, read_record
+from llava_remap.verify import verify_folder
+from tests.conftest import CLIP, RELEASED, Ran, Run
+
+SOURCES = ("--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}")
+COMMAND = ("apply", "llava-v1.5", *SOURCES, "--verify", "none")
+WEIGHTS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def _sources_stay() -> Iterator[None]:
+    """Whatever happens, what is read isn't written."""
+    before = [contents(folder) for folder in (RELEASED / "sharded", CLIP)]
+    yield
+    assert [contents(folder) for folder in (RELEASED / "sharded", CLIP)] == before
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], folder, verify="none")
+    return contents(folder)
+
+
+def ends_well(run: Run, whole: dict[str, str], folder: Path = Path("out")) -> None:
+    """What was left is gone on with."""
+    ran = run(*COMMAND, "--output", folder, "--resume")
+    assert ran.code == 0, ran.err
+    assert contents(folder) == whole
+
+
+def refuse_stray(folder: Path, ran: Ran) -> None:
+    """There is nothing, and it is said; or finished weight files with the claim, and how to go on is said."""
+    if not folder.exists():
+        assert "What was written has been removed." in ran.err
+        return
+    there = {path.name for path in folder.iterdir()}
+    assert CLAIM in there
+    assert there - {CLAIM} <= set(WEIGHTS)
+    assert there - {CLAIM}
+    assert f"{len(there) - 1} of 3 weight files are finished in ./{folder}. The same command with --resume" in ran.err.replace(
+        "././", "./"
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB: the weights of 310 kB have room, with the other files they have not."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if (ran := subprocess.run(mount, capture_output=True, text=True, check=False)).returncode:
+        pytest.skip(ran.stderr.strip())
+    os.chdir(folder)
+    yield folder
+    os.chdir(tmp_path)
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("taken", [0, 150_000, 250_000, 400_000])
+def test_a_full_disk(taken: int, small_disk: Path, run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fills up while the job runs: there was room when it was planned, and is again when it is gone on with."""
+    monkeypatch.setattr("llava_remap.output.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))  # type: ignore[attr-defined]
+    (small_disk / "else").write_bytes(bytes(taken))
+    ran = run(*COMMAND, "--output", "out")
+    assert ran.code == 4
+    assert "LR502" in ran.err
+    assert "the disk filled up while" in re.sub(r"\s+", " ", ran.err)
+    refuse_stray(Path("out"), ran)
+    (small_disk / "else").unlink()
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    ends_well(run, whole)
+
+
+def test_it_is_refused_before_it_is_full(small_disk: Path, run: Run) -> None:
+    ran = run(*COMMAND, "--output", "out")
+    assert ran.code == 4
+    assert "LR502" in ran.out + ran.err
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("most", [60_000, 10_000, 1])
+def test_a_limit_on_the_size_of_files(most: int, run: Run, whole: dict[str, str]) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limit[1]))
+    try:
+        ran = run(*COMMAND, "--output", "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    said = re.sub(r"\s+", " ", ran.err)
+    assert ran.code == 4
+    assert "LR508" in said
+    assert "became larger than a file may be there, by its file system or by `ulimit -f`" in said
+    refuse_stray(Path("out"), ran)
+    ends_well(run, whole)
+
+
+@pytest.mark.parametrize("number", [1, 20])
+def test_a_read_error(number: int, run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    preadv, reads = os.preadv, []
+
+    def failing(file: int, views: Any, offset: int) -> int:
+        reads.append(file)
+        if len(reads) == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(file, views, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", failing)
+        ran = run(*COMMAND, "--output", "out", "--jobs", "1")
+    assert ran.code == 3
+    assert "LR102" in ran.err
+    assert re.search(r"pytorch_model-\S+\.bin` can't be read: Input/output error", re.sub(r"\s+", " ", ran.err))
+    refuse_stray(Path("out"), ran)
+    ends_well(run, whole)
+
+
+@pytest.mark.parametrize("call", ["fsync", "ftruncate", "pwrite"])
+@pytest.mark.parametrize("number", [1, 2, 6])
+def test_a_write_error(call: str, number: int, run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = getattr(os, call), []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        ran = run(*COMMAND, "--output", "out", "--jobs", "1")
+    if len(calls) < number:
+        assert (ran.code, contents(Path("out"))) == (0, whole)
+        return
+    assert ran.code == 4
+    assert re.search(r"LR508.* out(/\S+)?: Input/output error", re.sub(r"\s+", " ", ran.err))
+    refuse_stray(Path("out"), ran)
+    ends_well(run, whole)
+
+
+def append(file: Path) -> None:
+    with file.open("ab") as end:
+        end.write(b"more")
+
+
+def replace(file: Path) -> None:
+    file.with_suffix(".new").write_bytes(file.read_bytes())
+    file.with_suffix(".new").replace(file)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "appended to": append,
+    "truncated": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "emptied": lambda file: os.truncate(file, 0),
+    "replaced": replace,
+    "touched": lambda file: os.utime(file, (0, 0)),
+    "deleted": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("when", [1, 12])
+def test_a_source_that_changes_while_it_is_read(how: str, when: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written of it is good for nothing, so nothing stays."""
+    shutil.copytree(RELEASED / "sharded", "source")
+    preadv, reads = os.preadv, []
+
+    def changing(file: int, views: Any, offset: int) -> int:
+        reads.append(file)
+        if len(reads) == when:
+            CHANGES[how](Path("source/pytorch_model-00001-of-00002.bin"))
+        return preadv(file, views, offset)
+
+    monkeypatch.setattr(os, "preadv", changing)
+    ran = run("apply", "llava-v1.5", "--source", "source", *SOURCES[2:], "--verify", "none", "--output", "out", "--jobs", "1")
+    assert ran.code == 3
+    assert re.search(r"LR10[02]", ran.err)
+    assert "pytorch_model-00001-of-00002.bin" in ran.err
+    assert "What was written has been removed." in ran.err
+    assert not Path("out").exists()
+
+
+SLOW = """
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+replace = __import__("pathlib").Path.replace
+
+def slow(path, target):
+    if target.name == name:
+        print("reached", flush=True)
+        sys.stdin.readline()
+    return replace(path, target)
+
+__import__("pathlib").Path.replace = slow
+name = sys.argv.pop(1)
+from llava_remap.cli import main
+main()
+"""
+
+
+def started(name: str, *arguments: object) -> subprocess.Popen[str]:
+    """A job in a process of its own, that waits for a line of input before a file gets its name."""
+    program = [sys.executable, "-c", SLOW, name, *map(str, (*COMMAND, "--output", "out", *arguments))]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) != "reached\n":
+        assert line, process.communicate()
+    return process
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", [WEIGHTS[1], "config.json", RECORD])
+def test_two_jobs_on_one_output(name: str, resume: bool, run: Run, whole: dict[str, str]) -> None:
+    """The second is refused, and the first comes to its end as if there were no other."""
+    with started(name) as first:
+        ran = run(*COMMAND, "--output", "out", *["--resume"] * resume)
+        assert ran.code == 4
+        assert "another job writes into out" in ran.out + ran.err
+        checked = run("verify", "out")
+        assert (checked.code, "LR505" in checked.err) == (4, True)
+        _, errors = first.communicate("\n", timeout=60)
+    assert (first.returncode, errors) == (0, "")
+    assert contents(Path("out")) == whole
+
+
+def test_two_jobs_that_begin_at_once(whole: dict[str, str]) -> None:
+    """However they come: one ends well or, if one was done before the other looked, both say what is so."""
+    program = [sys.executable, "-c", "from llava_remap.cli import main; main()", *map(str, (*COMMAND, "--output", "deep/out"))]
+    jobs = [subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ended = [(*job.communicate(timeout=100), job.returncode) for job in jobs]
+    assert sorted(code for *_, code in ended) == [0, 4, 4], ended
+    assert all("LR503" in out + errors for out, errors, code in ended if code == 4)
+    assert contents(Path("deep/out")) == whole
+
+
+@pytest.mark.parametrize(("name", "kept"), [(WEIGHTS[0], 0), ("config.json", 3), (RECORD, 3)])
+def test_ctrl_c(name: str, kept: int, run: Run, whole: dict[str, str]) -> None:
+    with started(name, "--jobs", "1") as job:
+        release = threading.Timer(0.5, lambda: job.stdin and job.stdin.close())  # what a disk does that is busy for a moment
+        release.start()
+        job.send_signal(signal.SIGINT)
+        at = time.monotonic()
+        assert job.stderr is not None
+        errors = job.stderr.read()
+        assert time.monotonic() - at < 5
+        release.join()
+    assert job.returncode == 130
+    assert "Traceback" not in errors
+    there = {path.name for path in Path("out").iterdir()} if Path("out").exists() else set()
+    assert there in (set(), {CLAIM, *sorted(there - {CLAIM})})
+    assert there - {CLAIM} <= set(WEIGHTS)
+    assert len(there - {CLAIM}) >= kept
+    said = f"Interrupted: {len(there) - 1} of 3 weight files are finished in ./out. The same command with --resume goes on from there."
+    assert errors.strip() == (said if there else "Interrupted: no unfinished output is left.")
+    ends_well(run, whole)
+
+
+@pytest.mark.parametrize("number", range(1, 200, 11))
+def test_interrupted_on_any_line(number: int, whole: dict[str, str]) -> None:
+    """Between any two lines of the code that answers for what is left; and in what is left nothing looks finished."""
+    rooms = {"files.py", "unfinished.py"}
+    lines = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal lines
+        path = Path(frame.f_code.co_filename)
+        if path.name not in rooms or path.parent.name != "execute":
+            return None
+        if event == "line":
+            lines += 1
+            if lines == number * 5:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    planned = whole_job.plan_job("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out")
+    sys.settrace(trace)
+    try:
+        whole_job.apply_job(planned, verify="none", jobs=1)
+    except KeyboardInterrupt:
+        there = {path.name for path in Path("out").iterdir()} if Path("out").exists() else set()
+        assert there <= {CLAIM, *WEIGHTS} or there - {CLAIM} == whole.keys()
+        assert not there or CLAIM in there or there == whole.keys()
+    finally:
+        sys.settrace(None)
+    if not Path("out").exists() or contents(Path("out")) != whole:
+        apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", verify="none", resume=True)
+    assert contents(Path("out")) == whole
+    assert verify_folder(Path("out"), read_record(Path("out"))).problems == ()
