@@ -128,6 +128,8 @@ def already_converted(checkpoint: Checkpoint, names: Sequence[str], mapped: int)
     A quarter of them at least: an original shares `lm_head.weight` with some layouts, and a layout unknown here (the mixtures
     that some versions saved) still has its language model, nearly half of the names, in a known one.
     """
+    if mapped >= len(names):
+        return None
     layout, classic = nearest_layout(names)
     if len(classic) <= max(mapped, len(names) // 4):
         return None

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llava_remap import __version__
 from llava_remap.checkpoint import BESIDE, read_object, unreadable
@@ -221,7 +221,13 @@ def _files(files: Mapping[str, FileDigest | int]) -> dict[str, Any]:
     }
 
 
-class _Sized(BaseModel):
+class _Part(BaseModel):
+    """Built when a record is read, which most jobs never do."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class _Sized(_Part):
     """A file; records of an earlier day have a sha256 of every one."""
 
     nbytes: int = Field(ge=0)
@@ -248,35 +254,35 @@ def _encodable(text: str) -> str:
     return text
 
 
-class _Source(BaseModel):
+class _Source(_Part):
     location: str
     files: dict[str, _Sized]
     #: Nothing else is ever written from a record. Records of an earlier day have none.
     texts: dict[Literal["config.json", "generation_config.json"], Annotated[str, AfterValidator(_encodable)]] = {}
 
 
-class _Rules(BaseModel):
+class _Rules(_Part):
     name: str
     version: str
 
 
-class _Counts(BaseModel):
+class _Counts(_Part):
     tensors: int
     taken: int
 
 
-class _Dropped(BaseModel):
+class _Dropped(_Part):
     source: str
     name: str
     rule: str
     reason: str
 
 
-class _Target(BaseModel):
+class _Target(_Part):
     class_: str = Field(alias="class")
 
 
-class _Plan(BaseModel):
+class _Plan(_Part):
     sources: dict[str, _Counts]
     target: _Target
     dropped: list[_Dropped]
@@ -284,7 +290,7 @@ class _Plan(BaseModel):
     post_load: list[dict[str, Any]]
 
 
-class _Text(BaseModel):
+class _Text(_Part):
     """A record as it stands in the file, as far as it is read again."""
 
     verified: Literal["meta", "full", "none"]

@@ -96,7 +96,7 @@ def suggest_rules(
         unmapped, missing: name → shape. A source name is meant as it stands after `prepare`.
         untouched: source names that rules take already.
     """
-    if len(fold(unmapped)) * len(fold(missing)) > _MOST_PAIRS:
+    if not unmapped or not missing or len(fold(unmapped)) * len(fold(missing)) > _MOST_PAIRS:
         return ()
     return tuple(rule_line(rule) for rule in infer(unmapped, missing, untouched=untouched).rules)
 

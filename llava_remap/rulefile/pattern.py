@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -105,8 +106,13 @@ class Template:
             raise PatternError(f"`{text}` can match a name in too many ways: more than {_MOST_OPEN} fields whose end is open")
         #: The text before the first field: whatever doesn't start with it can't match.
         self.prefix = text[: first.start()] if (first := _FIELD.search(text)) else text
-        self._pattern = re.compile("".join([*pieces, re.escape(text[end:])]))
+        self._groups = "".join([*pieces, re.escape(text[end:])])
         self._filled = _FIELD.sub(r"{\1}", text)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Compiled for the first name with the prefix: most templates of a rule file never see one."""
+        return re.compile(self._groups)
 
     @property
     def regex(self) -> str:

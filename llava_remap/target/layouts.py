@@ -7,7 +7,7 @@ from functools import cache
 
 from llava_remap.errors import refuse
 from llava_remap.rewrite import Program, compile_rules
-from llava_remap.rulefile import load_rule_file, shipped_layouts
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_layouts
 
 #: The layout in which everything is planned, and which is written unless another one is asked for.
 CLASSIC = "classic"
@@ -16,9 +16,15 @@ WRITTEN = (CLASSIC, "module-4.52", "module-5.6")
 
 
 @cache
+def layout_rules(layout: str) -> RuleFile:
+    """The rule file of a shipped layout."""
+    return load_rule_file(shipped_layouts()[layout])
+
+
+@cache
 def layout_program(layout: str) -> Program:
     """The program that takes names of a shipped layout to classic ones."""
-    return compile_rules(load_rule_file(shipped_layouts()[layout]))
+    return compile_rules(layout_rules(layout))
 
 
 def check_layout(layout: str) -> None:

@@ -14,8 +14,7 @@ from typing import Any
 
 from llava_remap.cache import cached
 from llava_remap.errors import refuse
-from llava_remap.rulefile import load_rule_file, shipped_layouts
-from llava_remap.target.layouts import CLASSIC, layout_program, names_in
+from llava_remap.target.layouts import CLASSIC, layout_program, layout_rules, names_in
 
 #: Module names of the installed transformers (the tool runs on 5.6 and later).
 MODULE_LAYOUT = "module-5.6"
@@ -99,7 +98,7 @@ def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = 
     # A pad token changes no shape, and a new one has no row before the embedding is expanded, which torch would refuse.
     text = {**config["text_config"], "pad_token_id": None}
     config = {**config, "pad_token_id": None, "text_config": text}
-    rules = [load_rule_file(shipped_layouts()[name]).sha256 for name in (MODULE_LAYOUT, layout)]
+    rules = [layout_rules(name).sha256 for name in (MODULE_LAYOUT, layout)]
     facts = {"class": class_name, "config": config, "layouts": rules}
     answer = json.loads(cached("target", facts, lambda: _ask(class_name, config, layout))["target.json"])
     shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
