@@ -17,8 +17,8 @@ from llava_remap.errors import RemapError, refuse
 
 #: Bytes. 30,000 tensors take about 4 MB.
 LARGEST = 32 * 1024 * 1024
-#: Instructions, and items that a call copies out of its arguments. A tensor takes 33 in torch's own pickles, so this is enough for
-#: 30,000 of them; each can take some 70 bytes of memory, and a list that is copied again and again any amount.
+#: Instructions, and items that a call copies out of its arguments. A tensor takes 33 in torch's own pickles, so this is enough
+#: for 30,000 of them; each can take some 70 bytes of memory, and a list that is copied again and again any amount.
 MOST_STEPS = 1_000_000
 
 
