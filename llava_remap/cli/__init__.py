@@ -33,7 +33,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # what a library's Rust code raises is no `Exception`
         if _asked_to_end:
             sys.exit(_asked_to_end[0])
         if os.environ.get("LLAVA_REMAP_TRACEBACK"):
