@@ -35,6 +35,15 @@ def case(make: Make) -> Make:
     return make
 
 
+def _case(name: str, write: Callable[..., object], *arguments: object) -> None:
+    """A case that is made by `write(folder, *arguments)`."""
+
+    def make(folder: Path) -> None:
+        write(folder, *arguments)
+
+    CASES[name] = make
+
+
 def main(folder: Path) -> None:
     for name, make in CASES.items():
         (folder / name).mkdir(parents=True)
@@ -59,7 +68,7 @@ def _safetensors(folder: Path, header: Any, body: bytes = bytes(8), *, length: i
 def _headers(**headers: tuple[Any, int]) -> None:
     """Cases that are a header, with so many bytes behind it."""
     for name, (header, nbytes) in headers.items():
-        CASES[name] = lambda folder, header=header, nbytes=nbytes: _safetensors(folder, header, bytes(nbytes)) and None
+        _case(name, _safetensors, header, bytes(nbytes))
 
 
 _TEXT = json.dumps(ENTRY).encode()
@@ -150,7 +159,7 @@ def _rewritten(folder: Path, **options: Any) -> Path:
 def _pickles(**pickles: bytes) -> None:
     """Cases that are a zip archive with this `data.pkl` and a storage `0` of 16 bytes."""
     for name, data in pickles.items():
-        CASES[name] = lambda folder, data=data: _zip(folder, data, _0=bytes(16)) and None
+        _case(name, lambda folder, pickled: _zip(folder, pickled, _0=bytes(16)), data)
 
 
 _2_60 = b"\x8a\x08" + (2**60).to_bytes(8, "little")
@@ -345,7 +354,7 @@ def _indexes(**contents: Any) -> None:
         _index(folder, content)
 
     for name, content in contents.items():
-        CASES[name] = lambda folder, content=content: make(folder, content)
+        _case(name, make, content)
 
 
 _indexes(
@@ -367,9 +376,9 @@ _indexes(
 
 
 @case
-def index_of_a_million_tensors(folder: Path) -> None:
+def index_of_400000_tensors(folder: Path) -> None:
     _safetensors(folder, {"w": ENTRY})
-    _index(folder, {f"layers.{number}.weight": "model.safetensors" for number in range(1_000_000)})
+    _index(folder, {f"layers.{number}.weight": "model.safetensors" for number in range(400_000)})
 
 
 @case
@@ -456,7 +465,7 @@ def _configs(**configs: bytes) -> None:
         (folder / "config.json").write_bytes(content)
 
     for name, content in configs.items():
-        CASES[name] = lambda folder, content=content: make(folder, content)
+        _case(name, make, content)
 
 
 _configs(
@@ -497,7 +506,7 @@ def _adapters(**changes: Any) -> None:
         (folder / "adapter_config.json").write_bytes(text)
 
     for name, change in changes.items():
-        CASES[name] = lambda folder, change=change: make(folder, change)
+        _case(name, make, change)
 
 
 _adapters(
@@ -513,7 +522,7 @@ _adapters(
 
 def _rules(**texts: bytes) -> None:
     for name, text in texts.items():
-        CASES[name] = lambda folder, text=text: (folder / "rules.yaml").write_bytes(text) and None
+        _case(name, lambda folder, content: (folder / "rules.yaml").write_bytes(content), text)
 
 
 _rules(
@@ -537,8 +546,8 @@ _rules(
 def rules_that_run_away(folder: Path) -> None:
     """A regex that takes for ever on the names of any model."""
     (folder / "rules.yaml").write_text(
-        "schema: 1\nname: x\nversion: 1.0.0\nextends: [llava-v1.5.yaml]\n"
-        "names: [{id: a, match: '(.*a)*(.*a)*(.*a)*(.*a)*\\d$', replace: x}]\n"
+        "schema: 1\nname: x\nversion: 1.0.0\nsummary: x\nextends: [llava-v1.5.yaml]\n"
+        "names: [{id: a, match: '^([a-z_0-9.]|[a-z_0-9.][a-z_0-9.])+[A-Z]$', replace: x}]\n"
     )
 
 

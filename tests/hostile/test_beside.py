@@ -118,7 +118,14 @@ def test_a_tokenizer_that_makes_its_library_give_up(part: dict[str, Any], change
     """What it raises then is no `Exception`."""
     source = changed()
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{number}": number for number in range(3, 320)}}
-    empty = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "pre_tokenizer": None, "decoder": None}
+    empty: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "pre_tokenizer": None,
+        "decoder": None,
+    }
     content = {
         **empty,
         "normalizer": None,
