@@ -171,8 +171,8 @@ def test_matrices_of_64_mib_are_written_under_a_limit(layers: int, limited: Any,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
-def test_too_little_memory_is_told(tmp_path: Path) -> None:
-    """The limit is one: far below what is needed it is hit, and nothing is left behind."""
+def test_the_limit_is_one(tmp_path: Path) -> None:
+    """Far below what is needed it is hit, and nothing is left behind."""
     arguments = ["apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}"]
     with data_limit(60 * MIB) as limit, forking(60, limit) as run:
         ended = run(*arguments, "--output", tmp_path / "out")
