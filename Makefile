@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install versions demo test check compat bench
+.PHONY: help install versions demo test check compat bench fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
@@ -44,6 +44,9 @@ check: install  ## style (ruff) and types (mypy, strict)
 
 compat: install versions  ## ask every version of transformers about each family; writes the table in README.md
 	$(BIN)/python -m tests.compat.table
+
+fuzz: install  ## hostile files for longer (FUZZ_EXAMPLES=5000 of each kind, some 20 minutes); 14 GB written under a memory limit
+	$(BIN)/python -m pytest tests/hostile --hypothesis-profile=fuzz -m 'long or not long'
 
 bench: install  ## time and memory beside cp and the classic way (SIZE=1GB, or 7b: the full size; ROUNDS=3; FORMS=safetensors,bin)
 	$(BIN)/python tests/bench/engine.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ RELEASED = TINY / "llava-v1.5" / "released"
 
 # No test is judged by a clock: the first strategy with texts, for one, makes hypothesis read all of Unicode.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fuzz", settings.get_profile("no clock"), max_examples=int(os.environ.get("FUZZ_EXAMPLES", "5000")))
 settings.load_profile("no clock")
 
 #: Modules that are slow to import, and that what needs none of them must not import.

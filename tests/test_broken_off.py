@@ -21,7 +21,6 @@ import pytest
 
 import llava_remap.apply as whole_job
 from llava_remap.apply import apply
-from llava_remap.execute import writer
 from llava_remap.execute.unfinished import CLAIM
 from llava_remap.record import RECORD, read_record
 from llava_remap.verify import verify_folder
@@ -91,7 +90,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("taken", [0, 150_000, 250_000, 400_000])
 def test_a_full_disk(taken: int, small_disk: Path, run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """It fills up while the job runs: there was room when it was planned, and is again when it is gone on with."""
-    monkeypatch.setattr("llava_remap.output.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))  # type: ignore[attr-defined]
+    monkeypatch.setattr("llava_remap.output.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12))
     (small_disk / "else").write_bytes(bytes(taken))
     ran = run(*COMMAND, "--output", "out")
     assert ran.code == 4

@@ -22,6 +22,8 @@ from llava_remap.fold import counted
 
 #: `Checkpoint.form` of a folder that is taken for its config and tokenizer alone.
 NO_WEIGHTS = "config and tokenizer alone"
+#: Characters. Released models stay below 150; what compares names takes time with the square of it.
+LONGEST_NAME = 500
 
 
 def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> Checkpoint:
@@ -168,6 +170,9 @@ def _aliases(tensors: Iterable[Tensor]) -> tuple[tuple[str, ...], ...]:
 
 
 def _refuse_unless_sound(file: Path, catalog: Catalog) -> None:
+    if long := [name for name in catalog if len(name) > LONGEST_NAME]:
+        cause = f"{len(long)} tensor names in {quoted(file.name)} are longer than {LONGEST_NAME} characters: {several(long)}."
+        raise refuse("LR102", cause, "Download or copy it again.")
     # JSON and pickles can spell halves of characters, which no UTF-8 file, report or header can hold.
     if broken := [name for name in catalog if any("\ud800" <= letter <= "\udfff" for letter in name)]:
         cause = f"{len(broken)} tensor names in {quoted(file.name)} are not valid Unicode: {several(broken)}."

@@ -13,6 +13,8 @@ from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import Problem, RemapError, refuse
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
+#: The largest mixtures of experts published have about 150,000.
+MOST_TENSORS = 300_000
 _FETCH = "Download the shards and the index again, all from one revision."
 
 
@@ -41,6 +43,8 @@ def read_weight_map(index: Path) -> dict[str, str]:
     weight_map = read_object(index, "LR103", _FETCH).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
         raise refuse("LR103", f"{quoted(index.name)} has no `weight_map` from tensor names to files.", _FETCH)
+    if len(weight_map) > MOST_TENSORS:
+        raise refuse("LR103", f"{quoted(index.name)} lists {len(weight_map)} tensors, more than {MOST_TENSORS}.", _FETCH)
     if outside := [name for name in sorted(set(weight_map.values())) if not _is_inside(name)]:
         cause = f"{quoted(index.name)} names files outside its folder: {several(outside)}."
         raise refuse("LR103", cause, "Put the shards beside the index and correct their names in it.")

@@ -11,6 +11,9 @@ from llava_remap.errors import refuse
 
 #: Bytes. The safetensors format's own limit for a header; indexes, manifests and configs stay far below it.
 LARGEST = 100_000_000
+#: Values in lists and objects. An index of 100,000 tensors has as many, a header of so many 900,000, the tokenizers with the
+#: largest vocabularies 1,500,000; each takes up to 120 bytes of memory, which for two bytes of a file are a lot.
+MOST_VALUES = 2_000_000
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -34,6 +37,8 @@ def parse_object(data: bytes, code: str, what: str, fix: str, *, unique: bool = 
         what: its name in the message.
         unique: whether a key that stands twice in one object is an error; otherwise the last one counts.
     """
+    if (values := sum(data.count(sign) for sign in (b",", b"[", b"{"))) > MOST_VALUES:
+        raise refuse(code, f"{what} has {values} values, more than {MOST_VALUES}.", fix)
     try:
         found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique if unique else None, parse_constant=_no_number)
     except (ValueError, RecursionError, MemoryError) as error:

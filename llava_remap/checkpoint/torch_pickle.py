@@ -15,8 +15,11 @@ from typing import IO, Any, BinaryIO, cast
 from llava_remap.checkpoint.wording import quoted
 from llava_remap.errors import RemapError, refuse
 
-#: Bytes. 50,000 tensors take about 7 MB.
-LARGEST = 256 * 1024 * 1024
+#: Bytes. 30,000 tensors take about 4 MB.
+LARGEST = 32 * 1024 * 1024
+#: Instructions, and items that a call copies out of its arguments. A tensor takes 33 in torch's own pickles, so this is enough
+#: for 30,000 of them; each can take some 70 bytes of memory, and a list that is copied again and again any amount.
+MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,13 @@ def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], fi
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks under each open mark
     memo: dict[int, Any] = {}
+    steps = 0
+
+    def counted(more: int) -> None:
+        nonlocal steps
+        steps += more
+        if steps > MOST_STEPS:
+            raise ValueError(f"it takes more than {MOST_STEPS} steps")
 
     def since_mark() -> list[Any]:
         nonlocal stack
@@ -193,6 +203,7 @@ def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], fi
         return items
 
     for code, argument in operations:
+        counted(1)
         if code in _VALUES:
             stack.append(argument)
         elif code in _CONSTANTS:
@@ -251,10 +262,12 @@ def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], fi
             stack.append(_name(stack.pop(), name, file))
         elif code in ("REDUCE", "NEWOBJ"):
             arguments = stack.pop()
+            counted(sum(len(item) for item in arguments if hasattr(item, "__len__")))
             stack.append(_build(stack.pop(), arguments, file))
         elif code == "BUILD":  # attributes: torch hangs versions (`_metadata`) on a state dict, which say nothing of its tensors
             stack.pop()
         elif code == "BINPERSID":
+            counted(len(stack[-1]))
             storage = _storage(stack.pop())
             storages.setdefault(storage.key, storage)
             stack.append(storage)

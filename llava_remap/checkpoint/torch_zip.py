@@ -6,8 +6,10 @@ Written by torch's `PyTorchStreamWriter` (caffe2/serialize/inline_container.cc):
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from llava_remap.checkpoint.catalog import Tensor
@@ -18,6 +20,22 @@ from llava_remap.errors import RemapError, refuse
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1
+#: Bytes of the table of contents, which has about 80 for each record. To read one record takes some 700 bytes of memory.
+_LARGEST_TABLE = 8 * 1024 * 1024
+#: Bytes from the last record of an archive, a comment of at most 64 kB included, to its end.
+_LARGEST_END = 128 * 1024
+
+
+class _Bounded:
+    """What `ZipFile` asks of a file. A size that the file tells can't make it read more than a table of contents has."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.seek, self.tell, self._read = stream.seek, stream.tell, stream.read
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _LARGEST_TABLE:
+            raise ValueError(f"it has {size} bytes, at most {_LARGEST_TABLE} are read")
+        return self._read(size if size >= 0 else _LARGEST_END)
 
 
 def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
@@ -43,18 +61,24 @@ def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
         stream.seek(start)
         state = find_state_dict(unpickle(stream, nbytes, file.name).value, file)
 
-        tensors = []
+        places: dict[str, tuple[int, int]] = {}
         for name, found in state.tensors.items():
-            record = records.get(f"{root}data/{found.storage.key}")
+            key = found.storage.key
+            record = records.get(f"{root}data/{key}")
             if record is None:
-                raise _corrupt(file, f"the storage {quoted(found.storage.key)} of {quoted(name)} is not in it", name)
-            tensors.append(place(name, found, file, _extent(stream, file, size, record), big_endian=big_endian))
+                raise _corrupt(file, f"the storage {quoted(key)} of {quoted(name)} is not in it", name)
+            if key not in places:
+                places[key] = _extent(stream, file, size, record)
+    _refuse_overlap(file, {**places, "data.pkl": (start, nbytes)})
+    tensors = [
+        place(name, found, file, places[found.storage.key], big_endian=big_endian) for name, found in state.tensors.items()
+    ]
     return sorted(tensors, key=lambda tensor: tensor.location.offset if tensor.location else 0), state
 
 
 def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
     try:
-        every = ZipFile(stream).infolist()
+        every = ZipFile(cast("IO[bytes]", _Bounded(stream))).infolist()
     except OSError:
         raise
     except Exception as error:  # zipfile lets struct's, Unicode's and arithmetic errors through, besides its own
@@ -88,6 +112,14 @@ def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[i
     if start + record.file_size > size:
         raise _corrupt(file, f"its record {name} ends at byte {start + record.file_size}, the file has {size}")
     return start, record.file_size
+
+
+def _refuse_overlap(file: Path, places: Mapping[str, tuple[int, int]]) -> None:
+    """LR102 for records that share bytes: of a small file, a few such make a large checkpoint."""
+    ordered = sorted(places.items(), key=lambda item: item[1])
+    for (one, (start, nbytes)), (other, (begin, _)) in pairwise(ordered):
+        if begin < start + nbytes:
+            raise _corrupt(file, f"its records {quoted(one)} and {quoted(other)} overlap")
 
 
 def _is_big_endian(stream: BinaryIO, file: Path, size: int, record: ZipInfo | None) -> bool:

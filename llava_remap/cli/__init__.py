@@ -21,13 +21,15 @@ def main() -> None:
         from llava_remap.cli.commands import app
 
         app(standalone_mode=True)
-    except BaseException as error:
+    except BaseException as error:  # what a library's Rust code raises is no `Exception`
         if asked_to_end() or isinstance(error, KeyboardInterrupt):  # whatever a library may have made of it
             leave(error.code if isinstance(error, SystemExit) else None)
+        if isinstance(error, SystemExit):
+            raise
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        if not isinstance(error, Exception) or os.environ.get("LLAVA_REMAP_TRACEBACK"):
+        if os.environ.get("LLAVA_REMAP_TRACEBACK"):
             raise
         print(f"Internal error: {type(error).__name__}: {error}", file=sys.stderr)
         print("Please report it, with what LLAVA_REMAP_TRACEBACK=1 shows.", file=sys.stderr)

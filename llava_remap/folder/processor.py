@@ -11,6 +11,7 @@ from typing import Any
 
 from llava_remap.checkpoint import read_object
 from llava_remap.errors import Problem, refuse
+from llava_remap.folder.as_data import AS_DATA, panics_as_errors
 from llava_remap.folder.json_file import write_json
 from llava_remap.rulefile import Processor
 from llava_remap.target import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower
@@ -19,6 +20,8 @@ PREPROCESSOR = "preprocessor_config.json"
 #: Its name since transformers 4.52.
 VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
 _CLASS = "processor_class"
+#: Pixels; the towers' own pictures have at most 448. The processor is tried, and a picture takes 12 bytes for each pixel.
+_LARGEST_SIDE = 4096
 _REPLACE = "Replace the file by the original one."
 
 
@@ -40,6 +43,11 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
     if folder is None:
         return []
     content = read_object(folder / PREPROCESSOR, "LR113", _REPLACE, unique=False)
+    for key in ("size", "crop_size"):
+        sides = content[key].values() if isinstance(content.get(key), dict) else [content.get(key)]
+        if any(isinstance(side, (int, float)) and side > _LARGEST_SIDE for side in sides):
+            cause = f"{folder / PREPROCESSOR}: {key} is {content[key]!r}; pictures of at most {_LARGEST_SIDE} px are made."
+            return [Problem("LR113", cause, _REPLACE)]
     size = content.get("crop_size") or content.get("size")
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
@@ -82,7 +90,7 @@ def _opened(folder: Path) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 
     try:
-        return dict(AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict())
+        return dict(AutoImageProcessor.from_pretrained(folder, **AS_DATA).to_dict())
     except Exception as error:  # whatever its code raises: the file is the user's
         raise refuse("LR113", f"transformers can't open {folder / PREPROCESSOR}: {_one_line(error)}.", _REPLACE) from error
 
@@ -114,7 +122,8 @@ def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens
         if image is None:
             return
         size, wanted = _expected(target)
-        ids = processor(images=Image.new("RGB", size), text=prompt, return_tensors="pt")["input_ids"][0].tolist()
+        with panics_as_errors():
+            ids = processor(images=Image.new("RGB", size), text=prompt, return_tensors="pt")["input_ids"][0].tolist()
     except Exception as error:  # whatever the processor's code raises
         raise refuse(
             "LR605",
@@ -135,7 +144,7 @@ def _processor(output: Path, rules: Processor) -> Any:
     import transformers
 
     if rules.video_processor is None or has_torchvision():
-        return transformers.AutoProcessor.from_pretrained(output, local_files_only=True)
+        return transformers.AutoProcessor.from_pretrained(output, **AS_DATA)
     wanted: Any = getattr(transformers, str(rules.class_))
 
     def check(self: Any, name: str, argument: Any) -> Any:
@@ -144,8 +153,8 @@ def _processor(output: Path, rules: Processor) -> Any:
     without = type(wanted.__name__, (wanted,), {"check_argument_for_proper_class": check})
     template = output / "chat_template.jinja"
     return without(
-        image_processor=transformers.AutoImageProcessor.from_pretrained(output, local_files_only=True),
-        tokenizer=transformers.AutoTokenizer.from_pretrained(output, local_files_only=True),
+        image_processor=transformers.AutoImageProcessor.from_pretrained(output, **AS_DATA),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(output, **AS_DATA),
         video_processor=None,
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         **{key: value for key, value in json.loads((output / "processor_config.json").read_text()).items() if key != _CLASS},

@@ -11,6 +11,7 @@ from typing import Any
 
 from llava_remap.checkpoint import BESIDE, read_object
 from llava_remap.errors import refuse
+from llava_remap.folder.as_data import AS_DATA, panics_as_errors
 from llava_remap.folder.json_file import write_json
 from llava_remap.target import TOKENIZERS, PlacedToken, Vocabulary
 
@@ -48,7 +49,9 @@ def open_tokenizer(vocabulary: Vocabulary, text_model_type: str, tokens: Sequenc
                 merged = {**preset, **config, "tokenizer_class": preset["tokenizer_class"]}
                 write_json(folder / "tokenizer_config.json", merged)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            with panics_as_errors():
+                tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **AS_DATA)
+                tokenizer(_PROBE)
         except Exception as error:  # whatever the tokenizer's code raises: the files are the user's
             raise refuse(
                 "LR113",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
 
 #: Folded lines shown for one problem; the rest is counted, and whole in the JSON report.
 MOST_LINES = 12
+#: Characters. Some causes quote a value out of a file, which can be of any length.
+_LONGEST_CAUSE = 2000
 #: What names can be near to, in a plan: those that are left over on one side.
 _UNMATCHED = {"LR301", "LR302", "LR303", "LR307"}
 
@@ -56,7 +58,7 @@ def print_problem(
     """
     console.print()
     line(console, Text.assemble(place, (problem.code, style), (f" {problem.title}", "bold")))
-    line(console, f"  {problem.cause}")
+    line(console, f"  {problem.cause if len(problem.cause) <= _LONGEST_CAUSE else problem.cause[:_LONGEST_CAUSE] + '…'}")
     if problem.table:
         shown = [f"{name}  {fact}" for name, fact in problem.table]
     else:

@@ -18,6 +18,8 @@ from llava_remap.target.layouts import CLASSIC, layout_program, layout_rules, na
 
 #: Module names of the installed transformers (the tool runs on 5.6 and later).
 MODULE_LAYOUT = "module-5.6"
+#: The deepest language model published has 126.
+_MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
     import transformers
 
     kind = model_class(class_name, config)
+    _refuse_endless(config)
     try:
         with torch.device("meta"):
             # A copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given for `rope_scaling`.
@@ -83,6 +86,16 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
             f"transformers {transformers.__version__} can't build {class_name} from the config: {reason}.",
             "Mend the source's config.json.",
         ) from error
+
+
+def _refuse_endless(config: Mapping[str, Any]) -> None:
+    """LR112 for so many layers that building them would take all the memory there is, weights or not."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _refuse_endless(value)
+        elif (key.endswith("layers") or key == "depth") and isinstance(value, (int, float)) and value > _MOST_LAYERS:
+            cause = f"the model's config says {key}: {value}; more than {_MOST_LAYERS} are not built."
+            raise refuse("LR112", cause, "Mend the source's config.json, or the names of layers in the checkpoint.")
 
 
 def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = CLASSIC) -> Target:
