@@ -91,7 +91,9 @@ def test_modes_follow_the_umask(umask: int, mode: int, folder: int, wanted: dict
         assert job(Path("deep/out")) == wanted["sharded"]
     finally:
         os.umask(before)
-    assert {path.name: path.stat().st_mode & 0o777 for path in Path("deep/out").iterdir()} == dict.fromkeys(wanted["sharded"], mode)
+    assert {path.name: path.stat().st_mode & 0o777 for path in Path("deep/out").iterdir()} == dict.fromkeys(
+        wanted["sharded"], mode
+    )
     assert {path.stat().st_mode & 0o777 for path in (Path("deep"), Path("deep/out"))} == {folder}
 
 
@@ -108,7 +110,14 @@ def test_in_another_environment(environment: dict[str, str], wanted: dict[str, d
     (tmp_path / "elsewhere").mkdir()
     environment = {name: str(tmp_path / value) if name == "TMPDIR" else value for name, value in environment.items()}
     command = ("apply", "llava-v1.5", "--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}", "--verify", "none")
-    program = [sys.executable, "-c", "from llava_remap.cli import main; main()", *map(str, command), "--output", str(tmp_path / "out")]
+    program = [
+        sys.executable,
+        "-c",
+        "from llava_remap.cli import main; main()",
+        *map(str, command),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     ran = subprocess.run(
         program, cwd=tmp_path / "elsewhere", env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
