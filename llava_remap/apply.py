@@ -322,6 +322,7 @@ def apply_job(
     weights = [shard.file for shard in plan.shards]
     resumable = Resumable(job.facts, weights, (*job.small_files, INDEX, RECORD), job.resume, on_progress)
     with fresh_folder(output, job=resumable) as folder:
+        refuse_changed(job.checkpoints)  # so that the facts that were entered there are those of what was planned
         reused = len(folder.digests)
         write_shards(recipe, plan.shards, folder, on_progress, jobs)
         written = [output / name for name in weights]
