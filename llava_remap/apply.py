@@ -271,7 +271,7 @@ def check_values(job: Job, on_progress: Callable[[int], None] = lambda nbytes: N
     return refused(replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes), values_checked=True)), problems)
 
 
-def proven(job: Job, verify: Verify = "none") -> Job:
+def proven(job: Job, verify: Verify = "none", jobs: int = JOBS) -> Job:
     """The job with its value checks run, as it may be carried out.
 
     Raises:
@@ -281,7 +281,7 @@ def proven(job: Job, verify: Verify = "none") -> Job:
         raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
     job = check_values(job)
     problems = [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]
-    if problems := problems or memory_problems(predict(job, verify)):
+    if problems := problems or memory_problems(predict(job, verify, jobs)):
         raise RemapError(dict.fromkeys(problems))
     refuse_changed(job.checkpoints)
     return job
@@ -313,7 +313,7 @@ def apply_job(
         RemapError: with the plan's problems, or what was found since.
     """
     started = time.monotonic()
-    job = proven(job, verify)
+    job = proven(job, verify, jobs)
     assert job.derived is not None
     output, config, plan, recipe = job.output, job.derived.config.config, job.plan, job.recipe
     read = {name: (checkpoint, job.source_files[name]) for name, checkpoint in job.checkpoints.items()}

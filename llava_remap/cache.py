@@ -36,11 +36,9 @@ def cached(question: str, facts: Mapping[str, Any], ask: Callable[[], dict[str, 
         facts: everything that the answer depends on, as JSON.
         ask: gives the answer, as contents by name.
     """
-    versions = _versions()
-    if any("dev" in number for number in versions.values()):  # two states of a library under one number
+    if any("dev" in number for number in _versions().values()):  # two states of a library under one number
         return ask()
-    key = json.dumps([facts, versions, _code()])  # in the order given: an answer may have it too
-    path = cache_folder() / question / f"{hashlib.sha256(key.encode()).hexdigest()}.zip"
+    path = _path(question, facts)
     with contextlib.suppress(OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError):
         with zipfile.ZipFile(path) as entry:  # every content has a checksum
             answer = {name: entry.read(name) for name in entry.namelist()}
@@ -52,10 +50,20 @@ def cached(question: str, facts: Mapping[str, Any], ask: Callable[[], dict[str, 
     return answer
 
 
+def is_kept(question: str, facts: Mapping[str, Any]) -> bool:
+    """Whether the answer to a question was given before; `cached` may find that it can't be read all the same."""
+    return not any("dev" in number for number in _versions().values()) and _path(question, facts).is_file()
+
+
 def cache_folder() -> Path:
     """Where the entries are; it needn't exist."""
     given = os.environ.get("LLAVA_REMAP_CACHE")
     return Path(given) if given else user_cache_path("llava-remap", appauthor=False)
+
+
+def _path(question: str, facts: Mapping[str, Any]) -> Path:
+    key = json.dumps([facts, _versions(), _code()])  # in the order given: an answer may have it too
+    return cache_folder() / question / f"{hashlib.sha256(key.encode()).hexdigest()}.zip"
 
 
 def _keep(path: Path, answer: Mapping[str, bytes]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llava_remap.errors import Problem
 from llava_remap.execute import JOBS, Recipe, computes, shard_nbytes, working_nbytes
 from llava_remap.plan import Shard
+from llava_remap.verify import is_known
 
 if TYPE_CHECKING:
     from llava_remap.apply import Job
@@ -74,9 +75,18 @@ def predict(job: Job, verify: str, jobs: int = JOBS) -> Predicted:
         jobs: how many files are written at the same time.
     """
     libraries = _NUMPY * (computes(job.plan) and "numpy" not in sys.modules)
-    if verify != "none" and job.derived is not None:
+    if verify != "none" and job.derived is not None and not _is_known(job):
         libraries = _TORCH * ("transformers.modeling_utils" not in sys.modules) + _STRICT_LOAD
     return Predicted(peak_nbytes(), libraries, working_nbytes(job.plan, min(jobs, len(job.plan.shards))), job_disk_nbytes(job))
+
+
+def _is_known(job: Job) -> bool:
+    """Whether the strict load's answer is kept."""
+    assert job.derived is not None
+    mapped = {entry.target: entry for entry in job.plan.mapped}
+    names = [name for shard in job.plan.shards for name in shard.tensors]
+    headers = {name: (mapped[name].dtype, mapped[name].shape) for name in names}
+    return is_known(headers, job.plan.target_class, job.derived.config.config)
 
 
 def job_disk_nbytes(job: Job) -> int:

@@ -118,7 +118,7 @@ def reverse_job(
         RemapError: with the plan's problems, or what was found since.
     """
     started = time.monotonic()
-    job = proven(job, verify)
+    job = proven(job, verify, jobs)
     assert isinstance(job, Reversal)
     plan, output = job.plan, job.output
     recipe = Recipe.of(plan.mapped, plan.post_load, job.checkpoints)

@@ -202,7 +202,7 @@ def test_a_library_that_catches_it() -> None:
 
 def test_under_nohup() -> None:
     """Who starts it with SIGHUP ignored wants it to go on when the terminal is closed."""
-    program = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + DRIVER.replace("time.sleep(60)", "time.sleep(1)")
+    program = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + DRIVER.replace("time.sleep(60 ", "time.sleep(1 ")
     call = [sys.executable, "-c", program, "llava_remap.apply.refuse_changed", *APPLY]
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

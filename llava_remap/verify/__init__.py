@@ -2,7 +2,7 @@
 
 from llava_remap.verify.compare import compare
 from llava_remap.verify.folder import Verification, file_problems, header_problems, verify_folder
-from llava_remap.verify.strict import TORCH_DTYPES, loading_problems, strict_load
+from llava_remap.verify.strict import TORCH_DTYPES, is_known, loading_problems, strict_load
 
 __all__ = [
     "TORCH_DTYPES",
@@ -10,6 +10,7 @@ __all__ = [
     "compare",
     "file_problems",
     "header_problems",
+    "is_known",
     "loading_problems",
     "strict_load",
     "verify_folder",

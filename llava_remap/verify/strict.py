@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_remap.cache import cached
+from llava_remap.cache import cached, is_kept
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.errors import Problem
 from llava_remap.target import build_on_meta
@@ -18,6 +18,12 @@ TORCH_DTYPES = {
     "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
     "U16": "uint16", "U32": "uint32", "U64": "uint64",
 }  # fmt: skip
+
+
+Headers = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape by name, in the order of files and, within a file, of their offsets."""
+
+_QUESTION = "strict_load"
 
 
 def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -> list[Problem]:
@@ -31,12 +37,20 @@ def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -
         for checkpoint in map(open_checkpoint, files)
         for name, tensor in checkpoint.catalog.items()
     }
-    facts = {"class": class_name, "config": config, "tensors": tensors}
-    answer = cached("strict_load", facts, lambda: _ask(tensors, class_name, config))
+    answer = cached(_QUESTION, _facts(tensors, class_name, config), lambda: _ask(tensors, class_name, config))
     return loading_problems(json.loads(answer["info.json"]))
 
 
-def _ask(tensors: Mapping[str, tuple[str, tuple[int, ...]]], class_name: str, config: Mapping[str, Any]) -> dict[str, bytes]:
+def is_known(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> bool:
+    """Whether the loader was asked about files with these tensors before, so that neither torch nor transformers is needed."""
+    return is_kept(_QUESTION, _facts(tensors, class_name, config))
+
+
+def _facts(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"class": class_name, "config": config, "tensors": tensors}
+
+
+def _ask(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict[str, bytes]:
     """What the installed transformers reports of loading tensors of these dtypes and shapes."""
     import torch
     from transformers import logging
