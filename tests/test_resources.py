@@ -59,6 +59,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted folder. The libraries' answers are in the cache from then on, so that a plan knows least of what is to come."""
     folder = tmp_path_factory.mktemp("converted") / "out"
     apply("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], folder)
+    plan_job("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], "out", dtype="bfloat16")
     plan_reverse("llava-v1.5", [folder])
     return folder
 
