@@ -16,6 +16,7 @@ from typing import Any
 from llava_remap.checkpoint.catalog import FLOATS, Catalog, LoraPair
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import refuse
+from llava_remap.fold import printable
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -141,7 +142,7 @@ def _matches(pattern: str, name: str, patterns: str) -> bool:
     try:
         return Regex(rf"^(.*\.)?({pattern})$", None).search(name) is not None
     except PatternError as error:
-        why = str(error)
+        why = printable(str(error))  # it quotes the pattern
     except RunawayError:
         why = "it runs into the time limit"
     raise refuse("LR115", f"{ADAPTER_CONFIG} has {quoted(pattern)} in its {patterns}: {why}.", _MERGE)

@@ -172,6 +172,12 @@ def test_a_pattern_that_runs_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "it runs into the time limit" in problem.cause
 
 
+def test_a_pattern_of_two_lines_is_told_on_one(tmp_path: Path) -> None:
+    problem = refusal(adapter(tmp_path, pair("a"), alpha_pattern={"?\n": 1}))
+    assert problem.code == "LR115"
+    assert problem.message.isprintable()
+
+
 @pytest.mark.parametrize("begin", [True, False, "gaussian", "eva", "orthogonal"])
 def test_beginnings_that_keep_the_base(tmp_path: Path, begin: bool | str) -> None:
     assert set(scales(adapter(tmp_path, pair(Q), init_lora_weights=begin)).values()) == {2.0}
