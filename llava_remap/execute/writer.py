@@ -13,10 +13,11 @@ import os
 import struct
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from mmap import mmap
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from types import TracebackType
 
 from xxhash import xxh3_128
@@ -29,7 +30,7 @@ if sys.platform != "win32":
     import fcntl
 
 #: Bytes of each of the two buffers.
-BUFFER_NBYTES = 2 << 20
+BUFFER_NBYTES = 1 << 20
 #: What goes past the page cache starts and ends at multiples of this; so does what two files share.
 BLOCK = 4096
 #: Where writing can't go past the cache: bytes after which what was written is flushed, so that no flush takes long.
@@ -56,18 +57,21 @@ class Writer:
         self._direct = _past_the_cache(self._file)
         self._clones = sys.platform == "linux"
         self._digest = xxh3_128()
-        self._buffers = [mmap(-1, BUFFER_NBYTES), mmap(-1, BUFFER_NBYTES)]
+        self._full: SimpleQueue[tuple[mmap, int, int, bool] | None] = SimpleQueue()  # buffer, where it goes, how full, if written
+        self._free: SimpleQueue[mmap | BaseException] = SimpleQueue()
+        self._free.put(mmap(-1, BUFFER_NBYTES))
+        self._buffer = mmap(-1, BUFFER_NBYTES)
         self._start = self._filled = 0  # where in the file the buffer starts that is being filled, and how far it is
         self._since_flush = 0
-        self._thread = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
+        self._thread = Thread(target=self._empty_buffers, daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._thread.shutdown()  # of what is being written, at most one buffer is waited for
-        self._buffers.clear()
+        self._full.put(None)
+        self._thread.join()  # of what is being written, at most one buffer is waited for
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +83,7 @@ class Writer:
         view = memoryview(data)
         while view:
             count = min(len(view), BUFFER_NBYTES - self._filled)
-            self._buffers[0][self._filled : self._filled + count] = view[:count]
+            self._buffer[self._filled : self._filled + count] = view[:count]
             self._fill(count)
             view = view[count:]
 
@@ -105,7 +109,7 @@ class Writer:
         """Write what is left; the file then has its length. Flushing it to disk is the caller's."""
         nbytes = self.nbytes
         self._flush()
-        self._wait()
+        self._take()  # so both are free
         os.ftruncate(self._file, nbytes)  # the last block may have been written whole
         return FileDigest(nbytes, "xxh3_128", self._digest.hexdigest())
 
@@ -125,7 +129,7 @@ class Writer:
 
     def _read(self, source: int, path: Path, offset: int, nbytes: int, *, write: bool = True) -> None:
         while nbytes:
-            view = memoryview(self._buffers[0])[self._filled : min(self._filled + nbytes, BUFFER_NBYTES)]
+            view = memoryview(self._buffer)[self._filled : min(self._filled + nbytes, BUFFER_NBYTES)]
             try:
                 count = os.preadv(source, [view], offset)
             except OSError as error:
@@ -144,16 +148,28 @@ class Writer:
             self._flush(write=write)
 
     def _flush(self, *, write: bool = True) -> None:
-        """Hand the buffer over to the other thread, and take the other buffer."""
+        """Hand the buffer over to the other thread, and take the other one."""
         self._on_buffer()
-        self._wait()
-        self._writing = self._thread.submit(self._empty, self._buffers[0], self._start, self._filled, write)
-        self._buffers.reverse()
+        self._full.put((self._buffer, self._start, self._filled, write))
         self._start, self._filled = self.nbytes, 0
+        self._buffer = self._take()
 
-    def _wait(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
+    def _take(self) -> mmap:
+        """A free buffer, once there is one. What went wrong with the last one is raised here."""
+        free = self._free.get()
+        if isinstance(free, BaseException):
+            raise free
+        return free
+
+    def _empty_buffers(self) -> None:
+        """The other thread."""
+        while (item := self._full.get()) is not None:
+            try:
+                self._empty(*item)
+            except BaseException as error:
+                self._free.put(error)
+                return
+            self._free.put(item[0])
 
     def _empty(self, buffer: mmap, start: int, nbytes: int, write: bool) -> None:
         with memoryview(buffer) as view:
