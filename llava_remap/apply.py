@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -17,6 +18,7 @@ from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import (
     INDEX,
     JOBS,
+    PLAN,
     Facts,
     FileDigest,
     Recipe,
@@ -44,6 +46,8 @@ from llava_remap.verify import compare, strict_load
 Verify = Literal["meta", "full", "none"]
 Dtype = Literal["keep", "bfloat16", "float16", "float32"]
 Vocab = Literal["keep", "pad"] | int
+#: What of a plan says what is written.
+_WRITTEN = ("mapped", "post_load", "shards")
 _STORED_AS = {"keep": None, "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -97,15 +101,22 @@ class Job:
     def facts(self) -> Facts:
         """All that the bytes of the weight files depend on, as it is now."""
         plan = self.plan
-        content = [plan.to_json()[part] for part in ("mapped", "post_load", "shards")]
+        whole = plan.to_json()
+        dtypes = ", ".join(sorted({entry.dtype for entry in plan.mapped}))
+        rows = ", ".join(str(entry.change.shape_after[0]) for entry in plan.post_load if entry.change.shape_after)
         return {
             "llava-remap": __version__,
             "rule file": f"{plan.rules_name} {plan.rules_version} ({plan.rules_sha256[:12]})",
             "post-load rules": {change.use: provenance(change.use) for change in plan.post_load},
-            "tensors and files written": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12],
+            "layout": plan.layout,
+            "dtypes written": dtypes,
+            "rows of what grows": rows,
+            "weight files": str(len(plan.shards)),
+            PLAN: hashlib.sha256(json.dumps([whole[part] for part in _WRITTEN]).encode()).hexdigest()[:12],
             **{
                 f"source `{name}`": {
-                    str(path): astuple(Stamp.of(path)) if path.is_file() else None for path in sorted(checkpoint.stamps)
+                    os.path.realpath(path): astuple(Stamp.of(path)) if path.is_file() else None
+                    for path in sorted(checkpoint.stamps)
                 }
                 for name, checkpoint in self.checkpoints.items()
             },

@@ -10,6 +10,7 @@ from pathlib import Path
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import CLAIM, Facts, is_held, read_claim, refuse_changed_job, refuse_filled
+from llava_remap.record import RECORD
 
 
 def output_folder(text: str | Path) -> Path:
@@ -77,6 +78,8 @@ def _left_to_write(output: Path, nbytes: int | None, facts: Facts | None) -> int
     if is_held(output):
         raise refuse("LR503", f"another job writes into {output}.", "Give another --output, or wait for it.")
     begun = read_claim(output)
+    if facts is not None and begun is None and (output / RECORD).is_file():
+        raise refuse("LR503", f"{output} is finished: there is nothing to go on with.", "See what it is: llava-remap verify.")
     if facts is None or begun is None:
         refuse_filled(output, begun, killed=(output / CLAIM).exists())
         return nbytes

@@ -193,9 +193,10 @@ def option(**options: Any) -> Callable[..., dict[str, Any]]:
 CHANGES: dict[str, tuple[Callable[..., dict[str, Any]], str]] = {
     "source touched": (touch, r"source `model`: \S+/config\.json$"),
     "source changed": (change, r"source `model`: \S+/pytorch_model-00001-of-00002\.bin$"),
-    "--dtype": (option(dtype="float32"), r"tensors and files written: \w{12} then, \w{12} now$"),
-    "--max-shard-size": (option(max_shard_nbytes=90000), r"tensors and files written: \w{12} then, \w{12} now$"),
-    "--vocab": (option(vocab=512), r"tensors and files written: \w{12} then, \w{12} now$"),
+    "--dtype": (option(dtype="float32"), r"dtypes written: F16, F32 then, F32 now$"),
+    "--layout": (option(layout="module-5.6"), r"layout: classic then, module-5\.6 now$"),
+    "--max-shard-size": (option(max_shard_nbytes=90000), r"weight files: 3 then, \d now$"),
+    "--vocab": (option(vocab=512), r"rows of what grows: 384, 384 then, 512, 512 now$"),
     "version": (version, r"llava-remap: \d\S+ then, 99\.0 now$"),
     "plug-in": (plugin, r"post-load rules: expand_embeddings$"),
 }
@@ -277,7 +278,8 @@ def test_one_that_began_after_this_was_planned(resume: bool) -> None:
 
 def test_a_finished_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     job()
-    assert refused(resume=True) == "LR503 out is there and isn't an empty folder."
+    assert refused(resume=True) == "LR503 out is finished: there is nothing to go on with."
+    assert refused() == "LR503 out is there and isn't an empty folder."
 
 
 def test_a_torn_last_line(whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,9 @@ CLAIM = "llava_remap.partial"
 _FORMAT = "llava-remap/unfinished"
 _FORMAT_VERSION = 1
 
+#: The fact that sums up what others may say better.
+PLAN = "plan"
+
 Facts = Mapping[str, Any]
 """All that the bytes of a job's weight files depend on, by what it is called in a message; plain JSON."""
 
@@ -58,8 +61,9 @@ class Unfinished:
     def changed(self, facts: Facts) -> list[str]:
         """What is no longer as it was, in words."""
         now = json.loads(json.dumps(facts))
-        return [_difference(name, self.facts.get(name), now.get(name)) for name in sorted(self.facts.keys() | now.keys())
-                if self.facts.get(name) != now.get(name)]  # fmt: skip
+        changed = [name for name in sorted(self.facts.keys() | now.keys()) if self.facts.get(name) != now.get(name)]
+        told = [name for name in changed if name != PLAN] or changed
+        return [_difference(name, self.facts.get(name), now.get(name)) for name in told]
 
 
 class Claim:

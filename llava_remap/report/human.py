@@ -88,6 +88,8 @@ def print_result(console: Console, result: Result, plan: Plan) -> None:
         console,
         f"  {size(result.nbytes)} of weights in {counted(len(plan.shards), 'file')}; {checked[result.verified]}",
     )
+    if result.reused:
+        line(console, f"  {result.reused} of them finished before, as their digests say")
     line(console, f"  took {size(result.used.memory)} of memory at most, {size(result.used.disk)} of disk")
     for note in result.notes:
         if note not in plan.notes or note.code in (
