@@ -14,8 +14,9 @@ from llava_remap.plan import Mapped, Plan, PostLoadChange
 _COPYING = 2 * BUFFER_NBYTES + (1 << 20)
 #: A chunk of values as it is stored, as float32, as float64, and what is compared of it.
 _CHUNK = CHUNK_ELEMENTS * 24
-#: Rows that a post-load rule reads at once, in four arrays of float64; new ones are made in as many, no more at a time.
-_ROWS, _READ_IN, _MADE_IN = 512, 4, 4
+#: Rows that a post-load rule reads at once, in three arrays of float64 where they are stored so; new ones are made in four, no
+#: more at a time.
+_ROWS, _READ_IN, _MADE_IN = 512, 3, 4
 #: Elements of a merged tensor that are computed at once, in five arrays of float64; A and a block of B are held in four each.
 _MERGED, _MERGED_IN, _FACTORS_IN = 1 << 20, 5, 4
 
