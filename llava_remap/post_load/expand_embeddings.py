@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import sqrt
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 #: New rows made at a time. For each group the old rows are read once.
 _GROUP_ROWS = 512
-#: Two matrices may be made in two threads, and the rows of both are drawn by the one that comes first.
-_ONE_AT_A_TIME = Lock()
+#: Two matrices may be made in two threads. The rows of both are drawn by the one that comes first; and how many threads a product
+#: takes is set for the whole process: set and reset by two at once, it would stay as it is meanwhile.
+_ONE_AT_A_TIME = RLock()
 #: Options that only some ways of making new rows use. Given with another way, one would do nothing, so it is an error.
 USED_BY: Mapping[str, tuple[str, ...]] = {
     "statistics": ("multivariate_normal", "mean"),
@@ -209,7 +210,8 @@ def _sums(read: Reader, source: str, shape: tuple[int, ...], new: int = 0, strea
 
     rows, columns = shape
     sums = ExactSums(columns, len(streams) * new)
-    with threadpool_limits(1, "blas"):  # more than one would spend as much time waiting, busily, between the small products
+    # More than one would spend as much time waiting, busily, between the small products.
+    with _ONE_AT_A_TIME, threadpool_limits(1, "blas"):
         for start in range(0, rows, CHUNK_ROWS):
             x = read(source, start, min(start + CHUNK_ROWS, rows), as_stored=True)
             z = [normals(bits, len(x) * new).reshape(len(x), new) for bits in streams]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -312,6 +314,31 @@ def test_drawn_each_for_itself(rule: ExpandEmbeddings, tensors: Shapes, needed: 
     changes = rule.plan(Before(tensors, needed)).changes
     assert len(changes) == len(tensors)
     assert all(change.facts == {} for change in changes)
+
+
+def test_two_threads_leave_the_library_its_own() -> None:
+    """How many a product takes is set for the whole process: of two at once, each would reset it to what the other set."""
+    from threadpoolctl import threadpool_info
+
+    def limits() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    matrix, inside, most, allowed = some_matrix(600, 8), 0, 0, limits()
+    rule = ExpandEmbeddings(statistics="own")
+
+    def read(target: str, start: int, stop: int, as_stored: bool = False) -> Floats:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.05)
+        inside -= 1
+        return matrix[start:stop]
+
+    changes = rule.plan(before(610, (600, 8), (600, 8), "F32")).changes
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda change: list(rule.pieces(change, read)), changes))
+    assert len(made) == 2
+    assert (most, limits()) == (1, allowed)
 
 
 def test_what_the_reader_gives_is_left_alone() -> None:
