@@ -112,7 +112,7 @@ def _record_nbytes(job: Job) -> int:
 
 def memory_problems(needed: Predicted) -> list[Problem]:
     """LR501 where memory is clearly not enough."""
-    still = needed.memory - _occupied()
+    still = needed.libraries + needed.working
     limits = list(_limits())
     if not limits or (free := min(limits))[0] * _MARGIN >= still:
         return []
@@ -131,11 +131,6 @@ def peak_nbytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _occupied() -> int:
-    found = _status("VmRSS")
-    return peak_nbytes() if found is None else found
 
 
 def _status(key: str) -> int | None:
