@@ -186,8 +186,8 @@ def plan_job(
         offline: whether only what was downloaded before is taken from the hub.
 
     Raises:
-        RemapError: for a rule file, a source or a command line that can't be read, LR211 for a `dtype` or `vocab` that there is
-            not. What doesn't map is in `plan.problems`.
+        RemapError: for a rule file, a source or a command line that can't be read, LR211 for a `dtype`, `vocab` or
+            `max_shard_nbytes` that can't be. What doesn't map is in `plan.problems`.
     """
     folder = None if output is None else output_folder(output)
     job = plan_mapping(
@@ -222,6 +222,8 @@ def plan_mapping(
         raise refuse("LR211", f"dtype={dtype!r}: it is one of {', '.join(_STORED_AS)}.", "Write one of them.")
     if vocab not in ("keep", "pad") and not (type(vocab) is int and 0 < vocab < 2**31):
         raise refuse("LR211", f"vocab={vocab!r}: it is keep, pad or a number of rows.", "Write one of them.")
+    if max_shard_nbytes is not None and max_shard_nbytes < 1:
+        raise refuse("LR211", f"max_shard_nbytes={max_shard_nbytes!r}: it is a number of bytes.", "Give 1 or more.")
     file = load_rule_file(rules)
     _ = file.target
     first = file.first_source
@@ -286,10 +288,12 @@ def proven(job: Job, verify: Verify = "none", jobs: int = JOBS) -> Job:
     """The job with its value checks run, as it may be carried out.
 
     Raises:
-        RemapError: with whatever keeps it from that; LR211 for a `verify` that there is not.
+        RemapError: with whatever keeps it from that; LR211 for a `verify` or a number of `jobs` that can't be.
     """
     if verify not in get_args(Verify):
         raise refuse("LR211", f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.", "Write one of them.")
+    if jobs < 1:
+        raise refuse("LR211", f"jobs={jobs!r}: at least one file is written at a time.", "Give 1 or more.")
     job = check_values(job)
     problems = [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]
     if problems := problems or memory_problems(predict(job, verify, jobs)):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_remap.apply import apply, plan_job
 from llava_remap.checkpoint import open_checkpoint
+from llava_remap.errors import RemapError
 from llava_remap.plan import Mapped, SourceName
 from llava_remap.plan.model import aligned
 from tests.conftest import CLIP, RELEASED, Run
@@ -51,6 +52,13 @@ def test_sizes_on_the_command_line(size: str, files: int | None, run: Run) -> No
     command = ("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--dry-run", "--format", "json")
     shards = run(*command, "--max-shard-size", size).json["shards"]
     assert len(shards) == files if files else len(shards) > 5
+
+
+@pytest.mark.parametrize("options", [{"max_shard_nbytes": 0}, {"max_shard_nbytes": -1}, {"jobs": 0}])
+def test_numbers_that_cant_be(options: dict[str, int]) -> None:
+    with pytest.raises(RemapError, match="LR211"):
+        apply("llava-v1.5", SOURCES, "out", **options)  # type: ignore[arg-type]
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("size", ["0", "5XB", "-1GB", "", "1e9", "nan"])
