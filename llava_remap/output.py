@@ -72,16 +72,17 @@ def output_problems(
 
 
 def _left_to_write(output: Path, nbytes: int | None, facts: Facts | None) -> int | None:
-    """How much of `nbytes` isn't there yet."""
+    """How much more room `nbytes` need than what is there already."""
     if not output.is_dir():
         raise refuse("LR503", f"{output} is there and isn't a folder.", "Give another --output.")
     if is_held(output):
         raise refuse("LR503", f"another job writes into {output}.", "Give another --output, or wait for it.")
-    begun = read_claim(output)
-    if facts is not None and begun is None and (output / RECORD).is_file():
+    begun, killed = read_claim(output), (output / CLAIM).exists()
+    if facts is not None and not killed and (output / RECORD).is_file():
         raise refuse("LR503", f"{output} is finished: there is nothing to go on with.", "See what it is: llava-remap verify.")
     if facts is None or begun is None:
-        refuse_filled(output, begun, killed=(output / CLAIM).exists())
+        refuse_filled(output, begun, killed=killed)
         return nbytes
     refuse_changed_job(output, begun, facts)
-    return None if nbytes is None else nbytes - sum(file.nbytes for file in begun.finished.values())
+    # What is finished is kept, and the rest of what the job left goes before anything is written.
+    return None if nbytes is None else nbytes - sum(path.lstat().st_size for path in output.iterdir())

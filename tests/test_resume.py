@@ -282,6 +282,36 @@ def test_a_finished_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused() == "LR503 out is there and isn't an empty folder."
 
 
+def test_what_a_killed_job_left_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a disk that is nearly full: what is there is kept, or goes before anything is written."""
+    break_off(monkeypatch)
+    Path("out", WEIGHTS[2]).unlink()
+    Path("out", f"{WEIGHTS[2]}.partial").write_bytes(bytes(900_000))
+    free = shutil.disk_usage(".")._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    planned = plan_job("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=True)
+    assert planned.plan.problems == ()
+
+
+def test_what_is_left_never_looks_whole(whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the claim went, then damaged: record and index go first, in case it is killed again."""
+    release, unlink, gone = Claim.release, Path.unlink, []
+    with monkeypatch.context() as patch:
+        patch.setattr(Claim, "release", lambda claim, remove: release(claim, remove=False))
+        job()
+    damage(Path("out") / WEIGHTS[1])
+
+    def noted(path: Path, missing_ok: bool = False) -> None:
+        gone.append(path.name)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", noted)
+        assert job(resume=True).reused == 2
+    assert gone[:2] == [RECORD, INDEX]
+    assert contents() == whole
+
+
 def test_a_torn_last_line(whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file was never named; those before it count."""
     break_off(monkeypatch)
@@ -296,7 +326,7 @@ def test_a_torn_last_line(whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
     assert contents() == whole
 
 
-FACTS = json.dumps({"format": "llava-remap/unfinished", "format_version": 1, "weight_files": 3, "facts": {}})
+FACTS = json.dumps({"format": "llava-remap/unfinished", "format_version": 1, "weights": ["a"], "facts": {}})
 CLAIMS: dict[str, bytes] = {
     "no text": b"\xff\xfe\x00",
     "nested deeply": b"[" * 100_000,
@@ -307,6 +337,13 @@ CLAIMS: dict[str, bytes] = {
     "no size": f'{FACTS}\n{{"file": "a", "nbytes": null, "xxh3_128": "0"}}\n'.encode(),
     "half of the first line": FACTS[:60].encode(),
 }
+
+
+def test_a_claim_that_says_something() -> None:
+    """Those below say nothing by what is wrong with them alone."""
+    Path("out").mkdir()
+    (Path("out") / CLAIM).write_text(FACTS)
+    assert read_claim(Path("out")) is not None
 
 
 @pytest.mark.parametrize("what", CLAIMS)

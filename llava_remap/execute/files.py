@@ -122,7 +122,7 @@ class Resumable:
     Attributes:
         facts: gives the facts of the job as they are when it is called.
         weights: names of its weight files.
-        others: names of the other files that it writes.
+        others: names of the other files that it writes, in the order in which it does.
         resume: whether it is to be gone on with, if it was begun.
         on_progress: called with the number of bytes of finished files that were read since the last call, from any thread.
     """
@@ -227,8 +227,10 @@ def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dic
         raise refuse("LR503", cause, "Move them elsewhere.")
     digests = digest_files((weights[name] for name in begun.finished if name in there), job.on_progress)
     whole = {file: digest for file, digest in digests.items() if digest == begun.files[file.name]}
-    for name in there - {CLAIM} - {file.name for file in whole}:
-        (path / name).unlink()
+    left = there - {CLAIM} - {file.name for file in whole}
+    for name in (*reversed(job.others), *left):  # the record first, the index next: what is left never looks whole
+        if name in left:
+            (path / name).unlink(missing_ok=True)
     return whole
 
 
