@@ -13,6 +13,7 @@ from tests.bench.results import (
     DRY_7B,
     DRY_110B,
     EMPTY,
+    FIRST,
     HELP,
     MIB,
     RENAME,
@@ -104,11 +105,21 @@ GOALS = (
     Goal("14 GB, rename only: peak memory", 60, _where(_full, _peaks(RENAME)), "MiB"),
     Goal("14 GB, `apply`: wall ÷ `cp`", 1.25, _where(_full, lambda entry: ratios(entry.ways, APPLY, COPY))),
     Goal("14 GB, `apply`: peak memory", 450, _where(_full, _peaks(APPLY)), "MiB"),
+    Goal("14 GB, `apply` for the first time: wall ÷ `cp`", 1.25, _where(_full, lambda entry: ratios(entry.ways, FIRST, COPY))),
+    Goal("14 GB, `apply` for the first time: peak memory", 450, _where(_full, _peaks(FIRST)), "MiB"),
     Goal("rename only: peak memory at 14 GB, more than at 1 GB", 20, _growth(RENAME), "MiB"),
     Goal("`apply`: peak memory at 14 GB, more than at 1 GB", 20, _growth(APPLY), "MiB"),
     Goal(
         "14 GB: user CPU of the classic way ÷ that of `apply`", 8,
         _where(_full, lambda entry: ratios(entry.ways, CLASSIC, APPLY, user)), at_least=True,
+    ),
+    Goal(
+        "14 GB: user CPU of the classic way ÷ that of `apply` for the first time", 8,
+        _where(_full, lambda entry: ratios(entry.ways, CLASSIC, FIRST, user)), at_least=True,
+    ),
+    Goal(
+        "1 GB, warm: wall of the classic way ÷ that of `apply` for the first time", 3,
+        _where(_warm_gb, lambda entry: ratios(entry.ways, CLASSIC, FIRST)), at_least=True,
     ),
     Goal(
         "1 GB, warm: wall of the classic way ÷ that of `apply`", 3,
