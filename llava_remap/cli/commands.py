@@ -125,8 +125,8 @@ def apply_command(
             "--max-shard-size",
             metavar="SIZE",
             parser=nbytes,
-            help="How large a weight file may be (5GB, 500MB; a tensor that is larger has a file to itself). Without it, weight "
-            "files are divided as the sources' are.",
+            help="Bytes of tensors that a weight file may have (5GB, 500MB; one that is larger alone has a file to itself). "
+            "Without it, weight files are divided as the sources' are.",
         ),
     ] = None,
     jobs: Annotated[

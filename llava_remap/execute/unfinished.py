@@ -7,9 +7,9 @@ its lock on the file, so whether a job still runs is never guessed.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -20,9 +20,6 @@ from typing import Any
 from llava_remap.errors import refuse
 from llava_remap.execute.digests import FileDigest
 from llava_remap.fold import counted
-
-if sys.platform != "win32":
-    import fcntl
 
 CLAIM = "llava_remap.partial"
 _FORMAT = "llava-remap/unfinished"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import struct
 import sys
@@ -25,9 +26,6 @@ from xxhash import xxh3_128
 from llava_remap.checkpoint import unreadable
 from llava_remap.execute.digests import FileDigest
 from llava_remap.execute.values import too_short
-
-if sys.platform != "win32":
-    import fcntl
 
 #: Bytes of each of the two buffers.
 BUFFER_NBYTES = 1 << 20
