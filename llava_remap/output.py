@@ -75,9 +75,11 @@ def _left_to_write(output: Path, nbytes: int | None, facts: Facts | None) -> int
     """How much more room `nbytes` need than what is there already."""
     if not output.is_dir():
         raise refuse("LR503", f"{output} is there and isn't a folder.", "Give another --output.")
+    begun = read_claim(output)  # first: a job that begins meanwhile is seen to be held, not to be unfinished
     if is_held(output):
         raise refuse("LR503", f"another job writes into {output}.", "Give another --output, or wait for it.")
-    begun, killed = read_claim(output), (output / CLAIM).exists()
+    if not (killed := (output / CLAIM).exists()):
+        begun = None  # it has ended meanwhile
     if facts is not None and not killed and (output / RECORD).is_file():
         raise refuse("LR503", f"{output} is finished: there is nothing to go on with.", "See what it is: llava-remap verify.")
     if facts is None or begun is None:
