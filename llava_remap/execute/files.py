@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
-from threading import Condition
+from threading import Condition, get_ident
 
 from llava_remap.codes import Exit
 from llava_remap.errors import RemapError, refuse
@@ -23,25 +23,17 @@ class Folder:
 
     Attributes:
         digests: of the files that were written, and of weight files that were there already, by path.
+        gate: through which all go that write into it.
     """
 
     path: Path
     digests: dict[Path, FileDigest] = field(default_factory=dict)
     _claim: Claim | None = None
-    _gate: Gate = field(default_factory=lambda: Gate())
+    gate: Gate = field(default_factory=lambda: Gate())
 
     def inside(self, name: str) -> Folder:
         """One of the folders in it."""
         return replace(self, path=self.path / name)
-
-    def check(self) -> None:
-        """Raise `Closed` if nothing may be written any more; asked again and again while a file is written."""
-        if self._gate.is_closed:
-            raise Closed
-
-    def close(self) -> None:
-        """Let no file be begun any more, and wait until the threads have given up the others."""
-        self._gate.close()
 
     def put(self, name: str, content: bytes) -> None:
         """Write a small file.
@@ -63,7 +55,7 @@ class Folder:
             RemapError: as `fresh_folder`. The file is written as `*.partial`, flushed to disk and renamed at the end; if anything
                 fails, it is removed.
         """
-        with self._gate:
+        with self.gate:
             self._write(self.path / name, fill)
 
     def _write(self, path: Path, fill: Callable[[FileIO], FileDigest]) -> None:
@@ -91,24 +83,31 @@ class Gate:
 
     def __init__(self) -> None:
         self.is_closed = False
-        self._inside = 0
+        self._inside: set[int] = set()  # by their numbers
         self._changes = Condition()
 
     def __enter__(self) -> None:
         with self._changes:
             if self.is_closed:
                 raise Closed
-            self._inside += 1
+            self._inside.add(get_ident())
 
     def __exit__(self, *error: object) -> None:
         with self._changes:
-            self._inside -= 1
+            self._inside.discard(get_ident())
             self._changes.notify_all()
 
+    def check(self) -> None:
+        """Raise `Closed` if nothing may be written any more; asked again and again while a file is written."""
+        if self.is_closed:
+            raise Closed
+
     def close(self) -> None:
+        """Let no file be begun any more, and wait until the other threads have given theirs up."""
         self.is_closed = True
         with self._changes:
-            self._changes.wait_for(lambda: not self._inside)
+            # The one that closes may have been interrupted on its own way out.
+            self._changes.wait_for(lambda: self._inside <= {get_ident()})
 
 
 class Closed(Exception):  # noqa: N818
@@ -172,19 +171,13 @@ def fresh_folder(path: Path, inside: Sequence[str] = (), job: Resumable | None =
             (path / name).mkdir()
         yield folder
     except BaseException as error:
-        kept = begun is not None
-        if folder is not None:
-            folder.close()
-            weights = [path / name for name in job.weights] if job is not None else []
-            whole = {file for file in weights if file in folder.digests and file.exists()}
-            kept = job is not None and bool(whole) and _is_good(error, job, facts)
-            for file in reversed(folder.digests):  # the record first, the index next: what is left never looks whole
-                if not kept or file not in whole:
-                    with contextlib.suppress(OSError):  # what is told is why it failed
-                        file.unlink()
-        if claim is not None:
-            with contextlib.suppress(OSError):
-                claim.release(remove=not kept)
+        kept = True  # should the clearing up be interrupted as well
+        try:
+            kept = begun is not None if folder is None else _clear(folder, job, facts, error)
+        finally:
+            if claim is not None:
+                with contextlib.suppress(OSError):
+                    claim.release(remove=not kept)
         for directory in made:
             with contextlib.suppress(OSError):
                 directory.rmdir()
@@ -232,6 +225,19 @@ def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dic
         if name in left:
             (path / name).unlink(missing_ok=True)
     return whole
+
+
+def _clear(folder: Folder, job: Resumable | None, facts: Facts, error: BaseException) -> bool:
+    """Remove what was written, but for finished weight files that are good for another try; whether there are any."""
+    folder.gate.close()
+    weights = [folder.path / name for name in job.weights] if job is not None else []
+    whole = {file for file in weights if file in folder.digests and file.exists()}
+    kept = job is not None and bool(whole) and _is_good(error, job, facts)
+    for file in reversed(folder.digests):  # the record first, the index next: what is left never looks whole
+        if not kept or file not in whole:
+            with contextlib.suppress(OSError):  # what is told is why it failed
+                file.unlink()
+    return kept
 
 
 def _is_good(error: BaseException, job: Resumable, facts: Facts) -> bool:

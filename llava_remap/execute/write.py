@@ -47,7 +47,7 @@ def write_shards(
         RemapError: LR102 where a source has become shorter or can't be read, LR502 for a full disk, LR508 for any other write
             error; and what a post-load rule refuses.
     """
-    recipe = replace(recipe, on_read=folder.check)  # once: what two files share is computed once for a recipe
+    recipe = replace(recipe, on_read=folder.gate.check)  # once: what two files share is computed once for a recipe
     left = [shard for shard in shards if folder.path / shard.file not in folder.digests]
     # In threads even where there is one job: then this one is free to be interrupted, whatever the disk is busy with.
     with ThreadPoolExecutor(jobs) as pool:
@@ -56,7 +56,7 @@ def write_shards(
                 done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            folder.close()
+            folder.gate.close()
             raise
 
 
@@ -106,7 +106,7 @@ def _write_shard(recipe: Recipe, shard: Shard, folder: Folder, on_progress: Call
 
     def fill(file: FileIO) -> FileDigest:
         opened: dict[Path, int] = {}
-        with contextlib.ExitStack() as sources, Writer(file, on_progress, folder.check) as writer:
+        with contextlib.ExitStack() as sources, Writer(file, on_progress, folder.gate.check) as writer:
             writer.write(header)
             for piece in _coalesced(piece for name in shard.tensors for piece in recipe.pieces(name)):
                 if isinstance(piece, bytes):
