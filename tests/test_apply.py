@@ -392,36 +392,6 @@ def test_no_tokenizer(changed: Changed, tmp_path: Path) -> None:
     assert written(tmp_path / "whole").keys() == written(tmp_path / "out").keys()
 
 
-def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the second shard is written: no file, no folder."""
-    calls = 0
-    fsync = os.fsync
-
-    def interrupted(descriptor: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:  # first shard, its folder, then the second
-            raise KeyboardInterrupt
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        convert(RELEASED / "sharded", tmp_path / "deep" / "out")
-    assert calls == 3
-    assert not (tmp_path / "deep" / "out").exists()
-
-
-def test_without_copy_file_range_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert(RELEASED / "sharded", tmp_path / "kernel")
-
-    def not_here(*arguments: object) -> int:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "copy_file_range", not_here)
-    convert(RELEASED / "sharded", tmp_path / "loop")
-    assert digests(tmp_path / "kernel") == digests(tmp_path / "loop")
-
-
 def test_a_folder_that_the_loader_refuses_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     """The strict load is asked before the index is written; if it disagrees, everything goes."""
     from llava_remap.errors import Problem
