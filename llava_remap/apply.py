@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from llava_remap import __version__
+from llava_remap.cache import code_digest
 from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint
 from llava_remap.derive import Derived, derive, source_configs
 from llava_remap.errors import Problem, RemapError, refuse
@@ -105,7 +106,7 @@ class Job:
         dtypes = ", ".join(sorted({entry.dtype for entry in plan.mapped}))
         rows = ", ".join(str(entry.change.shape_after[0]) for entry in plan.post_load if entry.change.shape_after)
         return {
-            "llava-remap": __version__,
+            "llava-remap": f"{__version__} ({code_digest()[:12]})",
             "rule file": f"{plan.rules_name} {plan.rules_version} ({plan.rules_sha256[:12]})",
             "post-load rules": {change.use: provenance(change.use) for change in plan.post_load},
             "layout": plan.layout,
@@ -115,7 +116,7 @@ class Job:
             PLAN: hashlib.sha256(json.dumps([whole[part] for part in _WRITTEN]).encode()).hexdigest()[:12],
             **{
                 f"source `{name}`": {
-                    os.path.realpath(path): astuple(Stamp.of(path)) if path.is_file() else None
+                    os.path.relpath(path, checkpoint.folder): astuple(Stamp.of(path)) if path.is_file() else None
                     for path in sorted(checkpoint.stamps)
                 }
                 for name, checkpoint in self.checkpoints.items()
@@ -336,9 +337,12 @@ def apply_job(
     sources = {source: _read_files(checkpoint, files) for source, (checkpoint, files) in read.items()}
     weights = [shard.file for shard in plan.shards]
     resumable = Resumable(job.facts, weights, (*job.small_files, INDEX, RECORD), job.resume, on_progress)
+    if job.resume:
+        on_phase("comparing digests")
     with fresh_folder(output, job=resumable) as folder:
         refuse_changed(job.checkpoints)  # so that the facts that were entered there are those of what was planned
         reused = len(folder.digests)
+        on_phase("writing")
         write_shards(recipe, plan.shards, folder, on_progress, jobs)
         written = [output / name for name in weights]
         if verify != "none":

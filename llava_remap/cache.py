@@ -62,7 +62,7 @@ def cache_folder() -> Path:
 
 
 def _path(question: str, facts: Mapping[str, Any]) -> Path:
-    key = json.dumps([facts, _versions(), _code()])  # in the order given: an answer may have it too
+    key = json.dumps([facts, _versions(), code_digest()])  # in the order given: an answer may have it too
     return cache_folder() / question / f"{hashlib.sha256(key.encode()).hexdigest()}.zip"
 
 
@@ -88,7 +88,7 @@ def _versions() -> dict[str, str]:
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
     """Digest of this package's code: while it is worked on, its version stays the same."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):

@@ -60,7 +60,7 @@ def ends_well(run: Run, whole: dict[str, str], folder: Path = Path("out")) -> No
 def refuse_stray(folder: Path, ran: Ran) -> None:
     """There is nothing, and it is said; or finished weight files with the claim, and how to go on is said."""
     if not folder.exists():
-        assert "What was written has been removed." in ran.err
+        assert "Nothing of it is left." in ran.err
         return
     there = {path.name for path in folder.iterdir()}
     assert CLAIM in there
@@ -207,7 +207,7 @@ def test_a_source_that_changes_while_it_is_read(how: str, when: int, run: Run, m
     assert ran.code == 3
     assert re.search(r"LR10[02]", ran.err)
     assert "pytorch_model-00001-of-00002.bin" in ran.err
-    assert "What was written has been removed." in ran.err
+    assert "Nothing of it is left." in ran.err
     assert not Path("out").exists()
 
 

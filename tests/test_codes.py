@@ -436,7 +436,7 @@ def lr601(scene: Scene) -> Arguments:
 
 def lr602(scene: Scene) -> Arguments:
     """A disk that loses the last byte of what is copied to it."""
-    real = Folder.put_weights
+    real = Folder.write
 
     def put(folder: Folder, name: str, fill: Any) -> None:
         real(folder, name, fill)
@@ -445,7 +445,7 @@ def lr602(scene: Scene) -> Arguments:
                 file.seek(-1, os.SEEK_END)
                 file.write(b"\x7f")
 
-    scene.patch.setattr(Folder, "put_weights", put)
+    scene.patch.setattr(Folder, "write", put)
     return applied(RELEASED / "bin", "llava-v1.5", "--verify", "full")
 
 

@@ -191,13 +191,13 @@ def option(**options: Any) -> Callable[..., dict[str, Any]]:
 
 #: What is done, and what has to be named.
 CHANGES: dict[str, tuple[Callable[..., dict[str, Any]], str]] = {
-    "source touched": (touch, r"source `model`: \S+/config\.json$"),
-    "source changed": (change, r"source `model`: \S+/pytorch_model-00001-of-00002\.bin$"),
+    "source touched": (touch, r"source `model`: config\.json$"),
+    "source changed": (change, r"source `model`: pytorch_model-00001-of-00002\.bin$"),
     "--dtype": (option(dtype="float32"), r"dtypes written: F16, F32 then, F32 now$"),
     "--layout": (option(layout="module-5.6"), r"layout: classic then, module-5\.6 now$"),
     "--max-shard-size": (option(max_shard_nbytes=90000), r"weight files: 3 then, \d now$"),
     "--vocab": (option(vocab=512), r"rows of what grows: 384, 384 then, 512, 512 now$"),
-    "version": (version, r"llava-remap: \d\S+ then, 99\.0 now$"),
+    "version": (version, r"llava-remap: \d\S+ \(\w{12}\) then, 99\.0 \(\w{12}\) now$"),
     "plug-in": (plugin, r"post-load rules: expand_embeddings$"),
 }
 

@@ -338,7 +338,7 @@ def test_outputs_and_command_lines(out: Path, run: Run) -> None:
 
 
 def test_a_disk_that_loses_a_byte(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Folder.put_weights
+    real = Folder.write
 
     def put(folder: Folder, name: str, fill: Any) -> None:
         real(folder, name, fill)
@@ -347,7 +347,7 @@ def test_a_disk_that_loses_a_byte(out: Path, monkeypatch: pytest.MonkeyPatch) ->
                 file.seek(-1, os.SEEK_END)
                 file.write(b"\x7f")
 
-    monkeypatch.setattr(Folder, "put_weights", put)
+    monkeypatch.setattr(Folder, "write", put)
     with pytest.raises(RemapError, match="LR602"):
         reverse(verify="full")
     assert not Path("back").exists()

@@ -211,7 +211,7 @@ def apply_command(
             if output_format is Format.json:
                 print(plan_json(job, predicted=predicted))
             print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
-            print(f"\n{kept(job.output) or 'What was written has been removed.'}", file=sys.stderr)
+            print(f"\n{kept(job.output) or 'Nothing of it is left.'}", file=sys.stderr)
             raise typer.Exit(max(problem.exit for problem in job.plan.problems))
         if report is not None:
             write_report(report, plan_json(job, result, predicted))

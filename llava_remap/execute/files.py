@@ -46,19 +46,19 @@ class Folder:
             write_all(file, content)
             return FileDigest.of(content)
 
-        self.put_weights(name, fill)
+        self.write(name, fill)
 
-    def put_weights(self, name: str, fill: Callable[[FileIO], FileDigest]) -> None:
-        """Write a weight file. `fill` writes into a file that is opened without a buffer, and gives its digest.
+    def write(self, name: str, fill: Callable[[FileIO], FileDigest]) -> None:
+        """Write a file. `fill` writes into a file that is opened without a buffer, and gives its digest.
 
         Raises:
             RemapError: as `fresh_folder`. The file is written as `*.partial`, flushed to disk and renamed at the end; if anything
                 fails, it is removed.
         """
         with self.gate:
-            self._write(self.path / name, fill)
+            self._write_whole(self.path / name, fill)
 
-    def _write(self, path: Path, fill: Callable[[FileIO], FileDigest]) -> None:
+    def _write_whole(self, path: Path, fill: Callable[[FileIO], FileDigest]) -> None:
         partial = path.with_name(path.name + ".partial")
         _refuse_there(partial)
         try:
@@ -242,8 +242,11 @@ def _clear(folder: Folder, job: Resumable | None, facts: Facts, error: BaseExcep
 
 def _is_good(error: BaseException, job: Resumable, facts: Facts) -> bool:
     """Whether what was written is good for another try: the disk was full, say, or somebody pressed Ctrl-C."""
-    if isinstance(error, RemapError) and error.exit not in (Exit.INPUT, Exit.RESOURCES):
-        return False  # it is wrong
+    if isinstance(error, RemapError):
+        if error.exit not in (Exit.INPUT, Exit.RESOURCES):
+            return False  # it is wrong
+    elif isinstance(error, Exception) and not isinstance(error, (OSError, MemoryError)):
+        return False  # nobody knows
     with contextlib.suppress(OSError, RemapError):
         return job.facts() == facts
     return False

@@ -120,7 +120,7 @@ def _write_shard(recipe: Recipe, shard: Shard, folder: Folder, on_progress: Call
             assert writer.nbytes == planned, f"{shard.file}: {writer.nbytes} bytes written, {planned} planned"
             return writer.finish()
 
-    folder.put_weights(shard.file, fill)
+    folder.write(shard.file, fill)
 
 
 def _open(path: Path) -> int:

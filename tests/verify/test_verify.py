@@ -551,7 +551,7 @@ def test_a_broken_record(damage: Callable[[str], str], out: Path, run: Run) -> N
 
 def corrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that loses the last byte of what is copied to it."""
-    real = Folder.put_weights
+    real = Folder.write
 
     def put(folder: Folder, name: str, fill: Any) -> None:
         real(folder, name, fill)
@@ -560,7 +560,7 @@ def corrupt(monkeypatch: pytest.MonkeyPatch) -> None:
                 file.seek(-1, os.SEEK_END)
                 file.write(b"\x7f")
 
-    monkeypatch.setattr(Folder, "put_weights", put)
+    monkeypatch.setattr(Folder, "write", put)
 
 
 def test_full_reads_everything_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
