@@ -431,6 +431,7 @@ def lr601(scene: Scene) -> Arguments:
     from transformers import conversion_mapping
 
     scene.patch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: [])
+    scene.patch.setattr("llava_remap.verify.strict.cached", lambda question, facts, ask: ask())  # what it said before is kept
     return applied()
 
 

@@ -341,7 +341,7 @@ def test_from_the_command_line(run: Run) -> None:
 def test_many_new_rows_are_made_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """In groups, of which the first is what it would be alone; every init makes as many as planned."""
     matrix = torch.randn(40, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
-    reader: Callable[..., Any] = lambda _, start, stop: matrix[start:stop]  # noqa: E731
+    reader: Callable[..., Any] = lambda _, start, stop, as_stored=False: matrix[start:stop]  # noqa: E731
     ways: tuple[Any, ...] = ("multivariate_normal", "mean", "zeros", "normal")
     for init in ways:
         made = {}

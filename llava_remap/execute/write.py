@@ -81,8 +81,9 @@ def write_index(recipe: Recipe, shards: Sequence[Shard], folder: Folder) -> None
 def shard_header(shard: Shard, recipe: Recipe) -> bytes:
     """The head of a safetensors file: 8 bytes of length, then JSON, padded with spaces.
 
-    It ends where most of the bytes behind it get the place within a block that they have in the source: a file system that can
-    share blocks then needn't copy them. That doesn't depend on the file system, so the same bytes are written everywhere.
+    Where most of the bytes behind it can get the place within a block that they have in the source, it ends so that they do: a
+    file system that can share blocks then needn't copy them. In a torch file tensors lie apart, and hardly any two would. None of
+    it depends on the file system, so the same bytes are written everywhere.
     """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     shifts: dict[int, int] = defaultdict(int)  # by how far source and target are apart within a block, bytes
@@ -95,7 +96,7 @@ def shard_header(shard: Shard, recipe: Recipe) -> bytes:
             shifts[(run.offset - start) % BLOCK] += run.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     aligned = {shift: nbytes for shift, nbytes in shifts.items() if shift % _ALIGNMENT == 0}
-    if aligned:
+    if aligned and 2 * max(aligned.values()) > end:
         text += b" " * ((max(aligned, key=lambda shift: (aligned[shift], shift)) - 8 - len(text)) % BLOCK)
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text

@@ -93,7 +93,7 @@ def _refuse_endless(config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         if isinstance(value, Mapping):
             _refuse_endless(value)
-        elif (key.endswith("layers") or key == "depth") and isinstance(value, (int, float)) and value > _MOST_LAYERS:
+        elif (str(key).endswith("layers") or key == "depth") and isinstance(value, (int, float)) and value > _MOST_LAYERS:
             cause = f"the model's config says {key}: {value}; more than {_MOST_LAYERS} are not built."
             raise refuse("LR112", cause, "Mend the source's config.json, or the names of layers in the checkpoint.")
 

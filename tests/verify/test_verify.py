@@ -93,6 +93,7 @@ def test_what_a_record_says(made: Path, run: Run) -> None:
     assert record["made_with"]["transformers"] == version("transformers")
     assert record["made_with"]["post_load"] == {"expand_embeddings": f"llava-remap {version('llava-remap')}"}
     dry = run("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--dry-run", "--format", "json").json
+    del dry["predicted"]  # what this process would take, not what was done
     for check in dry["value_checks"]:
         check["checked"] = True
     assert record["plan"] == dry
