@@ -65,7 +65,7 @@ def test_another_version_is_another_question(library: str, folder: Path, monkeyp
 
 def test_other_code_is_another_question(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached("q", {}, Asked({"a": b"other"}))
-    monkeypatch.setattr(cache, "_code", lambda: "changed")
+    monkeypatch.setattr(cache, "code_digest", lambda: "changed")
     ask = Asked()
     assert cached("q", {}, ask) == ask.answer
 

@@ -59,5 +59,5 @@ def test_first_screen_is_what_the_demo_prints(run: Run) -> None:
     wanted = README[README.index("llava-v1.5 1.0.0 →") : README.index("Done: ./demo written")]
     printed = ran.out[: ran.out.index("Done: ./demo written")]
     printed = re.sub(r"\S*tests/data", "./tests/data", printed)
-    needs = re.compile(r"needs at most [\d.]+ MB of memory and [\d.]+ kB of disk")  # this process is a larger one
+    needs = re.compile(r"needs at most [\d.]+ [MG]B of memory and [\d.]+ kB of disk")  # this process is a larger one
     assert needs.sub("", printed) == needs.sub("", wanted) != wanted
