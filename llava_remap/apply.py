@@ -332,9 +332,9 @@ def apply_job(
     job = proven(job, verify, jobs)
     assert job.derived is not None
     output, config, plan, recipe = job.output, job.derived.config.config, job.plan, job.recipe
-    read = {name: (checkpoint, job.source_files[name]) for name, checkpoint in job.checkpoints.items()}
-    texts = {source: read_texts(files) for source, (_, files) in read.items()}
-    sources = {source: _read_files(checkpoint, files) for source, (checkpoint, files) in read.items()}
+    read = job.source_files
+    texts = {source: read_texts(files) for source, files in read.items()}
+    sources = {source: _read_files(job.checkpoints[source], files) for source, files in read.items()}
     weights = [shard.file for shard in plan.shards]
     resumable = Resumable(job.facts, weights, (*job.small_files, INDEX, RECORD), job.resume, on_progress)
     if job.resume:

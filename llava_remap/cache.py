@@ -36,7 +36,7 @@ def cached(question: str, facts: Mapping[str, Any], ask: Callable[[], dict[str, 
         facts: everything that the answer depends on, as JSON.
         ask: gives the answer, as contents by name.
     """
-    if any("dev" in number for number in _versions().values()):  # two states of a library under one number
+    if _in_development():
         return ask()
     path = _path(question, facts)
     with contextlib.suppress(OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError):
@@ -52,13 +52,18 @@ def cached(question: str, facts: Mapping[str, Any], ask: Callable[[], dict[str, 
 
 def is_kept(question: str, facts: Mapping[str, Any]) -> bool:
     """Whether the answer to a question was given before; `cached` may find that it can't be read all the same."""
-    return not any("dev" in number for number in _versions().values()) and _path(question, facts).is_file()
+    return not _in_development() and _path(question, facts).is_file()
 
 
 def cache_folder() -> Path:
     """Where the entries are; it needn't exist."""
     given = os.environ.get("LLAVA_REMAP_CACHE")
     return Path(given) if given else user_cache_path("llava-remap", appauthor=False)
+
+
+def _in_development() -> bool:
+    """Whether a library that is asked can be in two states under one number."""
+    return any("dev" in number for number in _versions().values())
 
 
 def _path(question: str, facts: Mapping[str, Any]) -> Path:

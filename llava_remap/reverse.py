@@ -10,7 +10,7 @@ from pathlib import Path
 from llava_remap.apply import Job, Result, Verify, manifest_problems, proven
 from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.execute import JOBS, Recipe, fresh_folder, write_index, write_shards
+from llava_remap.execute import JOBS, fresh_folder, write_index, write_shards
 from llava_remap.identify import nearest_layout
 from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Routed, Routes, build_plan
@@ -121,7 +121,7 @@ def reverse_job(
     job = proven(job, verify, jobs)
     assert isinstance(job, Reversal)
     plan, output = job.plan, job.output
-    recipe = Recipe.of(plan.mapped, plan.post_load, job.checkpoints)
+    recipe = job.recipe
     with fresh_folder(output) as folder:
         write_shards(recipe, plan.shards, folder, on_progress, jobs)
         catalog = {name: tensor for path in folder.digests for name, tensor in open_checkpoint(path).catalog.items()}

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from llava_remap.cli.commands import app
+from llava_remap.execute import Folder
 
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "tiny"
@@ -49,6 +50,20 @@ def heavy(*arguments: object) -> set[str]:
 def beside_progress(errors: str) -> str:
     """What stands on standard error beside lines of progress; on a slow machine any job may last long enough for some."""
     return re.sub(r"^[a-z ]+, \d+ %: .*\n", "", errors, flags=re.MULTILINE)
+
+
+def lose_last_byte(patch: pytest.MonkeyPatch) -> None:
+    """A disk that loses the last byte of every weight file."""
+    real = Folder.write
+
+    def write(folder: Folder, name: str, fill: Any) -> None:
+        real(folder, name, fill)
+        if name.endswith(".safetensors"):
+            with (folder.path / name).open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\x7f")
+
+    patch.setattr(Folder, "write", write)
 
 
 Tensors = dict[str, torch.Tensor]

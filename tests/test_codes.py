@@ -21,11 +21,11 @@ import torch
 
 from llava_remap.apply import apply
 from llava_remap.codes import CODES, Exit
-from llava_remap.execute import Folder, write
+from llava_remap.execute import write
 from llava_remap.folder import processor
 from llava_remap.rulefile import pattern
 from tests.compat.checkpoints import qwen_tokenizer
-from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors, lose_last_byte
 
 #: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`.
 NOTES = {"LR205", "LR308", "LR309", "LR310", "LR312", "LR407", "LR408", "LR410", "LR411", "LR506", "LR608"}
@@ -437,16 +437,7 @@ def lr601(scene: Scene) -> Arguments:
 
 def lr602(scene: Scene) -> Arguments:
     """A disk that loses the last byte of what is copied to it."""
-    real = Folder.write
-
-    def put(folder: Folder, name: str, fill: Any) -> None:
-        real(folder, name, fill)
-        if name.endswith(".safetensors"):
-            with (folder.path / name).open("r+b") as file:
-                file.seek(-1, os.SEEK_END)
-                file.write(b"\x7f")
-
-    scene.patch.setattr(Folder, "write", put)
+    lose_last_byte(scene.patch)
     return applied(RELEASED / "bin", "llava-v1.5", "--verify", "full")
 
 

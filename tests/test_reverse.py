@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForCondit
 from llava_remap.apply import apply
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.errors import RemapError
-from llava_remap.execute import Folder, write
+from llava_remap.execute import write
 from llava_remap.reverse import plan_reverse, reverse_job
 from llava_remap.rulefile import load_rule_file, shipped_folder
-from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Ran, Run, Tensors
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Ran, Run, Tensors, lose_last_byte
 from tests.test_interrupt import ended
 from tests.test_revert import FORMS, SIGLIP, TOWER, contents, tensors
 
@@ -338,16 +337,7 @@ def test_outputs_and_command_lines(out: Path, run: Run) -> None:
 
 
 def test_a_disk_that_loses_a_byte(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Folder.write
-
-    def put(folder: Folder, name: str, fill: Any) -> None:
-        real(folder, name, fill)
-        if name.endswith(".safetensors"):
-            with (folder.path / name).open("r+b") as file:
-                file.seek(-1, os.SEEK_END)
-                file.write(b"\x7f")
-
-    monkeypatch.setattr(Folder, "write", put)
+    lose_last_byte(monkeypatch)
     with pytest.raises(RemapError, match="LR602"):
         reverse(verify="full")
     assert not Path("back").exists()

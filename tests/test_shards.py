@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from llava_remap.apply import apply, plan_job
 from llava_remap.checkpoint import open_checkpoint
+from llava_remap.cli.commands import apply_command
 from llava_remap.errors import RemapError
+from llava_remap.execute import JOBS
 from llava_remap.plan import Mapped, SourceName
 from llava_remap.plan.model import aligned
 from tests.conftest import CLIP, RELEASED, Run
@@ -66,6 +69,11 @@ def test_what_is_no_size(size: str, run: Run) -> None:
     ran = run("apply", "llava-v1.5", "--source", SOURCES[0], "--max-shard-size", size)
     assert ran.code == 2
     assert "is no size" in " ".join(ran.err.split())
+
+
+def test_the_command_line_and_python_write_as_many_files_at_a_time() -> None:
+    """The number stands in both, so that `--help` imports nothing that copies."""
+    assert signature(apply_command).parameters["jobs"].default == JOBS
 
 
 @pytest.mark.parametrize("option", [("--max-shard-size", "1GB"), ("--resume",)])

@@ -17,6 +17,42 @@ from llava_remap.execute.digests import FileDigest, digest_files
 from llava_remap.execute.unfinished import CLAIM, Claim, Facts, Unfinished, read_claim
 
 
+class Gate:
+    """Entered by every thread that writes a file. Once it is closed nobody gets in, and all have left."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._inside: set[int] = set()  # by their numbers
+        self._changes = Condition()
+
+    def __enter__(self) -> None:
+        with self._changes:
+            if self.is_closed:
+                raise Closed
+            self._inside.add(get_ident())
+
+    def __exit__(self, *error: object) -> None:
+        with self._changes:
+            self._inside.discard(get_ident())
+            self._changes.notify_all()
+
+    def check(self) -> None:
+        """Raise `Closed` if nothing may be written any more; asked again and again while a file is written."""
+        if self.is_closed:
+            raise Closed
+
+    def close(self) -> None:
+        """Let no file be begun any more, and wait until the other threads have given theirs up."""
+        self.is_closed = True
+        with self._changes:
+            # The one that closes may have been interrupted on its own way out.
+            self._changes.wait_for(lambda: self._inside <= {get_ident()})
+
+
+class Closed(Exception):  # noqa: N818
+    """Writing ended early, as was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Folder:
     """A folder that is being filled.
@@ -29,7 +65,7 @@ class Folder:
     path: Path
     digests: dict[Path, FileDigest] = field(default_factory=dict)
     _claim: Claim | None = None
-    gate: Gate = field(default_factory=lambda: Gate())
+    gate: Gate = field(default_factory=Gate)
 
     def inside(self, name: str) -> Folder:
         """One of the folders in it."""
@@ -76,42 +112,6 @@ class Folder:
             if isinstance(error, OSError):
                 raise _write_error(error, path) from error
             raise
-
-
-class Gate:
-    """Entered by every thread that writes a file. Once it is closed nobody gets in, and all have left."""
-
-    def __init__(self) -> None:
-        self.is_closed = False
-        self._inside: set[int] = set()  # by their numbers
-        self._changes = Condition()
-
-    def __enter__(self) -> None:
-        with self._changes:
-            if self.is_closed:
-                raise Closed
-            self._inside.add(get_ident())
-
-    def __exit__(self, *error: object) -> None:
-        with self._changes:
-            self._inside.discard(get_ident())
-            self._changes.notify_all()
-
-    def check(self) -> None:
-        """Raise `Closed` if nothing may be written any more; asked again and again while a file is written."""
-        if self.is_closed:
-            raise Closed
-
-    def close(self) -> None:
-        """Let no file be begun any more, and wait until the other threads have given theirs up."""
-        self.is_closed = True
-        with self._changes:
-            # The one that closes may have been interrupted on its own way out.
-            self._changes.wait_for(lambda: self._inside <= {get_ident()})
-
-
-class Closed(Exception):  # noqa: N818
-    """Writing ended early, as was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -18,12 +17,11 @@ from xxhash import xxh3_128_hexdigest
 
 from llava_remap.apply import apply
 from llava_remap.checkpoint import open_checkpoint
-from llava_remap.execute import Folder
 from llava_remap.record import read_record
 from llava_remap.sources import open_again
 from llava_remap.verify import verify_folder
 from llava_remap.verify.compare import _distance
-from tests.conftest import CLIP, RELEASED, TINY, Run, heavy
+from tests.conftest import CLIP, RELEASED, TINY, Run, heavy, lose_last_byte
 
 FORMS = {form: RELEASED / form for form in ("bin", "sharded", "safetensors")}
 FORMS["legacy_pickle"] = TINY / "llava-v1.5" / "legacy_pickle"
@@ -550,27 +548,13 @@ def test_a_broken_record(damage: Callable[[str], str], out: Path, run: Run) -> N
 # --- apply --verify
 
 
-def corrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that loses the last byte of what is copied to it."""
-    real = Folder.write
-
-    def put(folder: Folder, name: str, fill: Any) -> None:
-        real(folder, name, fill)
-        if name.endswith(".safetensors"):
-            with (folder.path / name).open("r+b") as file:
-                file.seek(-1, os.SEEK_END)
-                file.write(b"\x7f")
-
-    monkeypatch.setattr(Folder, "write", put)
-
-
 def test_full_reads_everything_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--output")
     ran = run(*command, "good", "--verify", "full")
     assert ran.code == 0
     assert "every tensor read back, and as the sources give it" in ran.out
     assert record_of(Path("good"))["verified"] == "full"
-    corrupt(monkeypatch)
+    lose_last_byte(monkeypatch)
     assert run(*command, "unseen").code == 0
     assert "model-00001-of-00003.safetensors  has xxh3_128" in run("verify", "unseen").out
     assert run("verify", "unseen", *AGAINST).code == 1
