@@ -144,6 +144,8 @@ def already_converted(checkpoint: Checkpoint, names: Sequence[str], mapped: int)
 
 def _already_converted(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
     mapped = sum(r.rewrite.target is not None for r in routed)
+    if mapped and all(r.rewrite.target is not None or r.rewrite.reason is not None for r in routed):
+        return None  # it knows every name
     return already_converted(checkpoint, [r.tensor.name for r in routed], mapped)
 
 
