@@ -45,6 +45,7 @@ from tests.bench.results import (
     EMPTY,
     FIRST,
     HELP,
+    IMPORTS,
     LINT,
     LIST,
     LOADED,
@@ -73,6 +74,8 @@ DISK_FACTOR = 2.5
 #: Short commands are over in a second, so they can run more often.
 SHORT_ROUNDS = 7
 SMALL = 10**9
+#: What a strict load needs of them.
+LOADER = "from transformers import LlavaConfig, LlavaForConditionalGeneration"
 EMPTY_TYPER = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
 #: What is measured on every form; the rest on the first one only.
 ON_EVERY_FORM = (COPY, RENAME, APPLY, CLASSIC)
@@ -207,6 +210,7 @@ def measure_short(remap: str, scratch: Path, rounds: int) -> Rounds:
         DRY_7B: (remap, "apply", "llava-v1.5", "--source", str(MANIFEST), "--dry-run"),
         DRY_72B: (remap, "apply", "llava-next", "--source", str(MANIFEST_72B), "--dry-run"),
         DRY_110B: (remap, "apply", "llava-next", "--source", str(manifest), "--dry-run"),
+        IMPORTS: (sys.executable, "-c", LOADER),
     }
     results: Rounds = {name: [] for name in ways}
     say("start-up and dry runs")

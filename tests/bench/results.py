@@ -21,6 +21,7 @@ LOADED = "from_pretrained, save_pretrained"
 #: Commands that move no weights.
 EMPTY, HELP, LINT, LIST = "an empty typer app, --help", "llava-remap --help", "rules lint llava-v1.5", "rules list"
 DRY_7B, DRY_72B, DRY_110B = ("dry run, 7B", "dry run, 72B", "dry run, 110B")
+IMPORTS = "importing torch and transformers"
 
 #: For each way what it took in each round.
 Rounds = dict[str, list[Usage]]
