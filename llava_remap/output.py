@@ -31,10 +31,26 @@ def refuse_changed(checkpoints: Mapping[str, Checkpoint]) -> None:
         raise refuse("LR102", f"{', '.join(changed)}: changed since it was opened.", "Leave the sources alone while a job runs.")
 
 
-def source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | None:
-    """The source that `path` is, or that it lies inside of; None where it could be written without changing one."""
-    real = Path(os.path.realpath(path))  # which, unlike `Path.resolve`, takes links that lead in a circle
-    return next((name for name, source in checkpoints.items() if real.is_relative_to(os.path.realpath(source.path))), None)
+def refuse_report(report: Path, output: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
+    """LR508 for a report that would be taken for a part of the output, or that would change a source."""
+    if _real(report).is_relative_to(_real(output)):
+        cause = f"{report} is inside the output, where it would be taken for a part of it."
+        raise refuse("LR508", cause, "Give another --report.")
+    if (name := _source_with(report, checkpoints)) is not None:
+        raise refuse("LR508", f"{report} is inside source `{name}`, and sources are never written to.", "Give another --report.")
+
+
+def _source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | None:
+    """The source that has `path` in its folder or among its files; None where it could be written without changing one."""
+    real = _real(path)
+    for name, source in checkpoints.items():
+        if real.is_relative_to(_real(source.path)) or real in map(_real, source.stamps):
+            return name
+    return None
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # which, unlike `Path.resolve`, takes links that lead in a circle
 
 
 def output_problems(
@@ -59,7 +75,7 @@ def output_problems(
         return list(error.problems)
     except (OSError, ValueError) as error:
         return [Problem("LR508", f"{output}: {getattr(error, 'strerror', None) or error}.", another)]
-    if (name := source_with(output, checkpoints)) is not None:
+    if (name := _source_with(output, checkpoints)) is not None:
         return [Problem("LR508", f"{output} is inside source `{name}`, and sources are never written to.", another)]
     if not parent.is_dir():
         return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]

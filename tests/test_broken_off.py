@@ -22,6 +22,7 @@ import pytest
 import llava_remap.apply as whole_job
 from llava_remap.apply import apply
 from llava_remap.errors import RemapError
+from llava_remap.execute import writer
 from llava_remap.execute.unfinished import CLAIM
 from llava_remap.record import RECORD, read_record
 from tests.conftest import CLIP, RELEASED, Ran, Run
@@ -142,6 +143,19 @@ def test_a_read_error(number: int, run: Run, whole: dict[str, str], monkeypatch:
     assert ran.code == 3
     assert "LR102" in ran.err
     assert re.search(r"pytorch_model-\S+\.bin` can't be read: Input/output error", re.sub(r"\s+", " ", ran.err))
+    refuse_stray(Path("out"), ran)
+    ends_well(run, whole)
+
+
+def test_no_memory_for_a_buffer(run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: Any) -> Any:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "mmap", none)
+        ran = run(*COMMAND, "--output", "out")
+    assert ran.code == 4
+    assert "none was left while" in re.sub(r"\s+", " ", ran.err)
     refuse_stray(Path("out"), ran)
     ends_well(run, whole)
 
@@ -282,7 +296,7 @@ def test_ctrl_c(name: str, kept: int, run: Run, whole: dict[str, str]) -> None:
     assert there - {CLAIM} <= set(WEIGHTS)
     assert len(there - {CLAIM}) >= kept
     left = f"{len(there) - 1} of 3 weight files are finished in ./out. The same command with --resume goes on from there."
-    assert errors.strip() == f"Interrupted: {left if there else 'no unfinished output is left.'}"
+    assert errors.strip() == f"Interrupted: {left if there else 'this run leaves nothing unfinished behind.'}"
     ends_well(run, whole)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -454,6 +455,45 @@ def test_a_report_does_not_replace_a_source(report: str, run: Run, changed: Chan
     assert ran.code == 4
     assert f"{report} is inside source `model`" in ran.err
     assert {path: path.read_bytes() for path in Path().rglob("*.json")} == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "pytorch_model.bin.index.json"])
+def test_a_report_does_not_replace_what_lies_beside_an_index(name: str, run: Run) -> None:
+    shutil.copytree(RELEASED / "sharded", "checkpoint")
+    source = "checkpoint/pytorch_model.bin.index.json"
+    before = {path: path.read_bytes() for path in Path("checkpoint").iterdir()}
+    ran = run("apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={CLIP}", "--dry-run",
+              "--report", f"checkpoint/{name}")  # fmt: skip
+    assert ran.code == 4
+    assert f"checkpoint/{name} is inside source `model`" in ran.err
+    assert {path: path.read_bytes() for path in Path("checkpoint").iterdir()} == before
+
+
+def test_a_report_through_a_link_that_leads_to_itself(run: Run) -> None:
+    Path("plan.json").symlink_to("plan.json")
+    ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--dry-run",
+              "--report", "plan.json")  # fmt: skip
+    assert ran.code == 4
+    assert "plan.json: Too many levels of symbolic links" in ran.err
+
+
+def test_a_report_that_fails_at_the_end_hides_no_result(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written = Path.write_text, []
+
+    def failing(path: Path, *arguments: Any, **named: Any) -> int:
+        if path.name == "plan.json":
+            written.append(path)
+            if len(written) == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "write_text", failing)
+    ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out",
+              "--verify", "none", "--report", "plan.json")  # fmt: skip
+    assert ran.code == 4
+    assert "plan.json: No space left on device" in ran.err
+    assert "Done: ./out written" in ran.out
+    assert run("verify", "out").code == 0
 
 
 @pytest.mark.parametrize("leads_to", ["link", "nowhere"])

@@ -70,7 +70,11 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], tmp_path_factory.mktemp("warm") / "out")
 
 
-SAID = {signal.SIGINT: "Interrupted: no unfinished output is left.", signal.SIGTERM: "Terminated.", signal.SIGHUP: ""}
+SAID = {
+    signal.SIGINT: "Interrupted: this run leaves nothing unfinished behind.",
+    signal.SIGTERM: "Terminated.",
+    signal.SIGHUP: "",
+}
 BEGINS = {signal.SIGINT: "Interrupted: ", signal.SIGTERM: "Terminated.\n", signal.SIGHUP: ""}
 KEPT = "3 of 3 weight files are finished in ./deep/out. The same command with --resume goes on from there."
 
@@ -89,6 +93,17 @@ def test_only_what_is_finished_is_left(stage: str, number: signal.Signals) -> No
     else:
         assert errors.strip() == BEGINS[number] + KEPT
         assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {CLAIM}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["planning", "checking values"])
+def test_what_an_earlier_try_finished_is_told_of(stage: str, number: signal.Signals) -> None:
+    ended("llava_remap.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    code, errors, there = ended(STAGES[stage][0], number, *APPLY, "--verify", "none", "--resume")
+    assert (code, there) == (128 + number, 3)
+    assert errors.strip() == BEGINS[number] + KEPT
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
 def test_an_interrupted_verification_leaves_the_folder() -> None:

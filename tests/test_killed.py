@@ -121,7 +121,7 @@ def chosen(jobs: Jobs) -> list[tuple[str, int, bool]]:
 
 def test_every_kind_of_moment_is_there(jobs: Jobs) -> None:
     assert {*TORN, "mkdir", "truncate", "preadv", "ftruncate", "fsync", "replace", "unlink"} < set(jobs.moments)
-    assert {"refuse_changed", "write_shards", "write_index", "record_json"} < set(jobs.moments)
+    assert {"refuse_changed", "write_shards", "strict_load", "compare", "write_index", "record_json"} < set(jobs.moments)
     assert verify_folder(jobs.folder / "whole", read_record(jobs.folder / "whole")).problems == ()
 
 

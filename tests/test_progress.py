@@ -67,6 +67,11 @@ def test_the_rate_is_that_of_late() -> None:
     assert logged((1.0, 500), *slow)[-1] == "writing, 90 %: 0.9 of 1.0 GB, 10 MB/s, 10 s left"
 
 
+def test_never_more_than_all() -> None:
+    """As where what an earlier try had finished is damaged, and so is read and then written."""
+    assert logged((11.0, 1100)) == ["writing, 100 %: 1.0 of 1.0 GB, 100 MB/s"]
+
+
 def test_other_phases_are_named() -> None:
     """And each has a rate of its own."""
     out, clock = io.StringIO(), Clock()
@@ -207,3 +212,25 @@ def test_verify_names_its_phases(tmp_path: Path) -> None:
     assert code == 0
     for what in ("comparing digests, 0 %", "loading strictly, ", "comparing with the sources, "):
         assert what in seen
+
+
+@pytest.mark.parametrize(("closed", "printed"), [("2>&-", True), (">&-", False), ("<&- >&- 2>&-", False)])
+def test_closed_streams(closed: str, printed: bool) -> None:
+    """What is printed goes nowhere, and never into a file that got a stream's number."""
+    program = [
+        sys.executable,
+        "-c",
+        "from llava_remap.cli import main; main()",
+        "apply",
+        "llava-v1.5",
+        *SOURCES,
+        "--output",
+        "out",
+    ]
+    ran = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ("Done: ./out written" in ran.stdout) is printed
+    assert ran.stderr == ""
+    apply("llava-v1.5", SOURCES[1::2], "open")
+    weights = {path.name: path.read_bytes() for path in Path("open").glob("*.safetensors")}
+    assert {path.name: path.read_bytes() for path in Path("out").glob("*.safetensors")} == weights

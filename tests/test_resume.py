@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +18,7 @@ import pytest
 import llava_remap.apply as whole_job
 from llava_remap.apply import Result, apply, plan_job
 from llava_remap.errors import RemapError
-from llava_remap.execute import INDEX
+from llava_remap.execute import INDEX, files
 from llava_remap.execute.unfinished import CLAIM, Claim, read_claim
 from llava_remap.record import RECORD
 from tests.conftest import CLIP, RELEASED, Run
@@ -274,6 +276,47 @@ def test_one_that_began_after_this_was_planned(resume: bool) -> None:
     assert contents().keys() == {CLAIM}
     claim.release(remove=True)
     assert list(Path("out").iterdir()) == []
+
+
+def test_a_job_that_still_runs_over_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which makes of it a lock on bytes, and that for writing needs a file that is opened to be written."""
+    break_off(monkeypatch)
+    claim, flock = Claim(Path("out")), fcntl.flock
+
+    def over_nfs(file: int, kind: int) -> None:
+        if kind & fcntl.LOCK_EX and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", over_nfs)
+    assert refused() == "LR503 another job writes into out."
+    claim.release(remove=False)
+    assert refused().startswith("LR505")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, os.strerror(errno.EIO)), KeyboardInterrupt()])
+def test_a_claim_that_cant_be_read_just_now(error: BaseException, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    break_off(monkeypatch)
+    before = contents()
+    planned = plan_job("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=True)
+
+    def failing(folder: Path) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "read_claim", failing)
+        with pytest.raises((RemapError, KeyboardInterrupt)):
+            whole_job.apply_job(planned, verify="none")
+    assert contents() == before
+    assert job(resume=True).reused == 3
+    assert contents() == whole
+
+
+def test_a_claim_of_terabytes(tmp_path: Path) -> None:
+    """Only its beginning is read."""
+    (tmp_path / CLAIM).write_text(FACTS)
+    os.truncate(tmp_path / CLAIM, 1 << 42)
+    assert read_claim(tmp_path) is None
 
 
 def test_a_finished_folder(monkeypatch: pytest.MonkeyPatch) -> None:

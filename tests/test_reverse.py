@@ -365,6 +365,9 @@ def test_nothing_is_left_of_an_interrupted_job(stage: str, number: signal.Signal
     arguments = ("apply", "llava-v1.5", "--reverse", "--source", "out", "--output", "deep/back")
     code, errors, _ = ended(stage, number, *arguments)
     assert code == 128 + number
-    assert errors.strip() == {"SIGINT": "Interrupted: no unfinished output is left.", "SIGTERM": "Terminated."}[number.name]
+    assert (
+        errors.strip()
+        == {"SIGINT": "Interrupted: this run leaves nothing unfinished behind.", "SIGTERM": "Terminated."}[number.name]
+    )
     assert contents(Path()) == before
     assert not Path("deep").exists()

@@ -444,7 +444,10 @@ def test_nothing_is_left_of_an_interrupted_job(stage: str, number: signal.Signal
     before = contents(Path())
     code, errors, _ = ended(stage, number, "revert", "out", "--output", "deep/back")
     assert code == 128 + number
-    assert errors.strip() == {"SIGINT": "Interrupted: no unfinished output is left.", "SIGTERM": "Terminated."}[number.name]
+    assert (
+        errors.strip()
+        == {"SIGINT": "Interrupted: this run leaves nothing unfinished behind.", "SIGTERM": "Terminated."}[number.name]
+    )
     assert contents(Path()) == before
     assert not Path("deep").exists()
 

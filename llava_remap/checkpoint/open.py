@@ -14,7 +14,7 @@ from llava_remap.checkpoint.form import Form, choose_form, every_form, is_traine
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
 from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, adapter_config, adapter_only, is_adapter
 from llava_remap.checkpoint.shards import read_index, read_shard_set, read_together
-from llava_remap.checkpoint.strict_json import read_object
+from llava_remap.checkpoint.strict_json import LARGEST, read_object
 from llava_remap.checkpoint.weight_file import WeightFile
 from llava_remap.checkpoint.wording import quoted, several, unreadable
 from llava_remap.errors import refuse
@@ -151,8 +151,13 @@ def _pairs(folder: Path, file: str, catalog: Catalog) -> tuple[LoraPair, ...]:
 
 
 def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
-    beside = (folder / name for names in BESIDE.values() for name in names)
-    return {path: Stamp.of(path) for path in (*weights, *beside) if path.is_file()}
+    beside = [folder / name for names in BESIDE.values() for name in names]
+    stamps = {path: Stamp.of(path) for path in (*weights, *beside) if path.is_file()}
+    for path in beside:
+        if path in stamps and (nbytes := stamps[path].nbytes) > LARGEST:
+            cause = f"{quoted(path.name)} has {nbytes} bytes, more than the {LARGEST} that are read of such a file."
+            raise refuse("LR113", cause, "Download or copy it again.")
+    return stamps
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
 
 from llava_remap.cli.signals import asked_to_end, leave, listen
 
@@ -13,6 +14,7 @@ def main() -> None:
     """Entry point of the console script. No traceback reaches the user, unless LLAVA_REMAP_TRACEBACK is set."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else every installed package is asked for some at the start
+    _fill_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter, and not every file name is text
             stream.reconfigure(errors="backslashreplace")
@@ -34,3 +36,12 @@ def main() -> None:
         print(f"Internal error: {type(error).__name__}: {error}", file=sys.stderr)
         print("Please report it, with what LLAVA_REMAP_TRACEBACK=1 shows.", file=sys.stderr)
         sys.exit(1)
+
+
+def _fill_streams() -> None:
+    """Let a closed stream lead nowhere (`2>&-`): else the next file to be opened would get its number, and what is printed."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115

@@ -153,11 +153,11 @@ def apply_command(
     It is planned, written if the plan is complete, and loaded strictly. Nothing is written unless every tensor and every
     parameter has its place.
     """
-    with refusals(output_format):
+    with refusals(output_format), resumable(lambda: output):
         if report is not None and report.suffix != ".json":
             raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json.", "Write --report NAME.json."))
         from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused  # noqa: I001
-        from llava_remap.output import source_with
+        from llava_remap.output import refuse_report
         from llava_remap.reverse import plan_reverse, reverse_job
         from llava_remap.resources import memory_problems, predict
         from llava_remap.report import plan_json, print_plan, print_problems, print_result
@@ -179,6 +179,7 @@ def apply_command(
         else:
             cause = "--reverse gives back what is there, in its own dtype and with all its rows."
             raise RemapError(Problem("LR211", cause, "Leave --dtype and --vocab out; they are for the way forward."))
+        output = job.output
         carry_out = reverse_job if reverse else apply_job
         predicted = predict(job, verify.value, jobs) if job.plan.complete else None
         if predicted is not None and not job.from_manifest:
@@ -189,18 +190,13 @@ def apply_command(
         if output_format is Format.human:
             print_plan(Console(soft_wrap=True), job, predicted)
         if report is not None:
-            if report.resolve().is_relative_to(job.output.resolve()):
-                cause = f"{report} is inside the output, where it would be taken for a part of it."
-                raise RemapError(Problem("LR508", cause, "Give another --report."))
-            if (name := source_with(report, job.checkpoints)) is not None:
-                cause = f"{report} is inside source `{name}`, and sources are never written to."
-                raise RemapError(Problem("LR508", cause, "Give another --report."))
+            refuse_report(report, job.output, job.checkpoints)
             write_report(report, plan_json(job, predicted=predicted))
         if dry_run or not job.plan.complete:
             if output_format is Format.json:
                 print(plan_json(job, predicted=predicted))
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
-        with resumable(job.output), progress("writing", job.nbytes_to_handle(verify.value)) as shown:
+        with progress("writing", job.nbytes_to_handle(verify.value)) as shown:
             try:
                 result = carry_out(job, shown.advance, shown.phase, verify=verify.value, jobs=jobs)
             except RemapError as error:  # found while it was written, so the plan that was shown didn't have it
@@ -213,12 +209,12 @@ def apply_command(
             print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
             print(f"\n{kept(job.output) or 'Nothing of it is left.'}", file=sys.stderr)
             raise typer.Exit(max(problem.exit for problem in job.plan.problems))
-        if report is not None:
-            write_report(report, plan_json(job, result, predicted))
         if output_format is Format.json:
             print(plan_json(job, result, predicted))
         else:
             print_result(Console(soft_wrap=True), result, job.plan)
+        if report is not None:  # last: whether it can be written changes nothing about the output
+            write_report(report, plan_json(job, result, predicted))
 
 
 @app.command("verify")

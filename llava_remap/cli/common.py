@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\nInterrupted: no unfinished output is left.", file=sys.stderr)
+        print("\nInterrupted: this run leaves nothing unfinished behind.", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise
@@ -61,20 +61,28 @@ def kept(output: Path) -> str:
 
 
 @contextlib.contextmanager
-def resumable(output: Path) -> Iterator[None]:
-    """Where a job is interrupted or ended, say what is kept of it."""
+def resumable(output: Callable[[], Path | None]) -> Iterator[None]:
+    """Where a job is interrupted or ended, say what is kept of it, be it from an earlier try.
+
+    Args:
+        output: gives its folder, as soon as that is known.
+    """
+
+    def left() -> str:
+        return "" if (folder := output()) is None else kept(folder)
+
     try:
         yield
     except KeyboardInterrupt:
-        if not (left := kept(output)):
+        if not (there := left()):
             raise
-        print(f"\nInterrupted: {left}", file=sys.stderr)
+        print(f"\nInterrupted: {there}", file=sys.stderr)
         raise typer.Exit(130) from None
-    except typer.Exit:
+    except (typer.Exit, RemapError):
         raise
     except BaseException:
-        if left := kept(output):
-            print(left, file=sys.stderr)
+        if there := left():
+            print(there, file=sys.stderr)
         raise
 
 

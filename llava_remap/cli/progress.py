@@ -47,7 +47,7 @@ class Progress:
         end_if_asked()
         with self._lock:
             now = self._now()
-            self._done += nbytes
+            self._done += nbytes  # what was damaged in an earlier try is read and then written, so this can pass the total
             if now - self._seen[-1][0] >= _REDRAWN:
                 self._seen.append((now, self._done))
             while len(self._seen) > 2 and self._seen[1][0] <= now - _WINDOW:
@@ -85,11 +85,12 @@ class Progress:
         from llava_remap.report import amounts, size
 
         then, before = self._seen[0]
-        part = f"{self._what}, {self._done * 100 // self._total} %"
+        done = min(self._done, self._total)
+        part = f"{self._what}, {done * 100 // self._total} %"
         rate = (self._done - before) / (now - then) if now - then >= _LEAST else 0.0
         speed = f", {size(int(rate))}/s" if rate > 0 else ""
-        left = f", {_duration((self._total - self._done) / rate)} left" if rate > 0 and self._done < self._total else ""
-        return [f"{part}: {amounts(self._done, self._total)}{speed}{left}", f"{part}{speed}{left}", f"{part}{left}", part]
+        left = f", {_duration((self._total - done) / rate)} left" if rate > 0 and done < self._total else ""
+        return [f"{part}: {amounts(done, self._total)}{speed}{left}", f"{part}{speed}{left}", f"{part}{left}", part]
 
     def _width(self) -> int:
         """Columns that can be written into without the terminal going on to the next line."""

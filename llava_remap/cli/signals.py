@@ -44,7 +44,7 @@ def leave(code: object) -> NoReturn:
         code: the exit code; where it is no number, what a shell reports for the signal that came.
     """
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # a terminal that is closed, no stream at all
+        with contextlib.suppress(OSError, ValueError):  # a terminal that is closed
             stream.flush()
     os._exit(code if isinstance(code, int) else 128 + (_came or [signal.SIGINT])[0])
 
@@ -52,10 +52,10 @@ def leave(code: object) -> NoReturn:
 def _end(number: int, frame: Any) -> None:
     if _came and _clearing_up():
         return
-    if number == signal.SIGTERM and not _came:
-        with contextlib.suppress(OSError, ValueError):
-            print("Terminated.", file=sys.stderr)
     _came.append(number)
+    if _came == [signal.SIGTERM]:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: it may come while something is printed
+            print("Terminated.", file=sys.stderr)
     _raise()
 
 

@@ -173,7 +173,8 @@ def fresh_folder(path: Path, inside: Sequence[str] = (), job: Resumable | None =
     except BaseException as error:
         kept = True  # should the clearing up be interrupted as well
         try:
-            kept = begun is not None if folder is None else _clear(folder, job, facts, error)
+            # One that was there stays, though it may be the reading of it that failed.
+            kept = claim is not None and not claim.is_new if folder is None else _clear(folder, job, facts, error)
         finally:
             if claim is not None:
                 with contextlib.suppress(OSError):
@@ -282,6 +283,8 @@ def _write_error(error: OSError, path: Path) -> RemapError:
     if error.errno == errno.EFBIG:
         cause = f"{path} became larger than a file may be there, by its file system or by `ulimit -f`."
         return refuse("LR508", cause, "Give a smaller --max-shard-size, or another --output.")
+    if error.errno == errno.ENOMEM:
+        return refuse("LR501", f"none was left while {path} was written.", "Close other programs, or give a smaller --jobs.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return refuse("LR502", f"the disk filled up while {path} was written.", "Free some, or give another --output.")
     return refuse("LR508", f"{error.filename or path}: {error.strerror or error}.", "Give another --output.")

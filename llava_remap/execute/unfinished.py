@@ -24,6 +24,8 @@ from llava_remap.fold import counted
 CLAIM = "llava_remap.partial"
 _FORMAT = "llava-remap/unfinished"
 _FORMAT_VERSION = 1
+#: Bytes that are read of a claim; those of the largest jobs have a few hundred kB.
+_LARGEST = 32 << 20
 
 #: The fact that sums up what others may say better.
 PLAN = "plan"
@@ -119,7 +121,9 @@ def read_claim(folder: Path) -> Unfinished | None:
     if not path.is_file():
         return None
     entries: list[dict[str, Any]] = []
-    for line in path.read_bytes().split(b"\n"):
+    with path.open("rb") as file:
+        content = file.read(_LARGEST)
+    for line in content.split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):  # its writing was cut off, or it was never ours
             if isinstance(entry := json.loads(line), dict):
                 entries.append(entry)
@@ -144,7 +148,7 @@ def is_held(folder: Path) -> bool:
     if not path.is_file():
         return False
     with FileIO(path) as file:  # closing it lets go
-        return not _lock(file)
+        return not _lock(file, fcntl.LOCK_SH)  # over NFS, one that is opened to be read can't be locked for writing
 
 
 def _open(path: Path) -> FileIO:
@@ -152,10 +156,10 @@ def _open(path: Path) -> FileIO:
     return FileIO(os.open(path, flags, 0o666), "r+")
 
 
-def _lock(file: FileIO) -> bool:
+def _lock(file: FileIO, kind: int = fcntl.LOCK_EX) -> bool:
     """Whether nobody else has it. Where a file system knows no locks, it is believed that nobody has."""
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file.fileno(), kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

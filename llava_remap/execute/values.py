@@ -61,28 +61,45 @@ def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
         return read_exactly(where.file, where.offset + start, stop - start)
     size = DTYPE_BITS[tensor.dtype] // 8
     first, last = start // size, -(-stop // size)
-    elements = _view(tensor).flat[first:last].astype(f"<u{size}").tobytes()
-    return elements[start - first * size : stop - first * size]
+    if where.stride is None:
+        import numpy as np
+
+        elements = np.frombuffer(read_exactly(where.file, where.offset + first * size, (last - first) * size), _stored(tensor))
+    else:
+        elements = _view(tensor).flat[first:last]
+    elements = elements.astype(elements.dtype.newbyteorder("<"), copy=False)
+    return elements.tobytes()[start - first * size : stop - first * size]
+
+
+def _stored(tensor: Tensor) -> np.dtype[Any]:
+    """Elements as they are stored, without what their bits mean; but of a complex number, each half has a byte order."""
+    import numpy as np
+
+    assert tensor.location is not None
+    kind = "c" if tensor.dtype == "C64" else "u"
+    return np.dtype(f"{'>' if tensor.location.big_endian else '<'}{kind}{DTYPE_BITS[tensor.dtype] // 8}")
 
 
 def _view(tensor: Tensor) -> NDArray[Any]:
-    """A tensor whose elements lie apart or big-endian, where it lies, as unsigned integers of the elements' size."""
+    """A tensor whose elements lie apart, mapped where it lies: reading its rows one by one would read all of it for each.
+
+    A file that becomes shorter while it is mapped ends the process, so its length is looked at each time.
+    """
     import numpy as np
 
-    where = tensor.location
+    where, stored = tensor.location, _stored(tensor)
     assert where is not None
-    size = DTYPE_BITS[tensor.dtype] // 8
-    stored = np.dtype(f"{'>' if where.big_endian else '<'}u{size}")
+    assert where.stride is not None
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, stored)
     start, nbytes = where.storage
     try:
+        if (missing := start + nbytes - where.file.stat().st_size) > 0:
+            raise too_short(where.file, missing)
         storage = np.memmap(where.file, np.uint8, "r", offset=start, shape=(nbytes,))
     except OSError as error:
         raise unreadable(error, where.file) from None
-    except ValueError:
-        raise too_short(where.file, start + nbytes - where.file.stat().st_size) from None
-    strides = None if where.stride is None else tuple(step * size for step in where.stride)
+    strides = tuple(step * stored.itemsize for step in where.stride)
     return np.ndarray(tensor.shape, stored, storage, where.offset - start, strides)
 
 

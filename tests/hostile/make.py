@@ -485,6 +485,18 @@ def config_of_1_gb(folder: Path) -> None:
 
 
 @case
+def merges_of_1_tb(folder: Path) -> None:
+    _safetensors(folder, {"w": ENTRY})
+    _sparse(folder / "merges.txt", 1 << 40)
+
+
+@case
+def sentencepiece_model_of_1_tb(folder: Path) -> None:
+    _safetensors(folder, {"w": ENTRY})
+    _sparse(folder / "tokenizer.model", 1 << 40)
+
+
+@case
 def manifest_of_2_60_elements(folder: Path) -> None:
     tensors = {"w": {"dtype": "F16", "shape": [2**60]}}
     content = {"format": "llava-remap/manifest", "format_version": 1, "tensors": tensors}

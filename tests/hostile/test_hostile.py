@@ -38,7 +38,7 @@ CODES = {
     ),
     "LR113": (
         "adapter_nested_100000 adapter_of_a_rank_of_5000_digits config_a_list config_empty config_nested_100000 config_not_utf8 "
-        "config_of_1_gb config_of_5000_digits config_of_no_number"
+        "config_of_1_gb config_of_5000_digits config_of_no_number merges_of_1_tb sentencepiece_model_of_1_tb"
     ),
     "LR115": "adapter_of_another_kind adapter_with_infinite_alpha",
     "LR200": "rules_from_a_device rules_from_a_pipe",

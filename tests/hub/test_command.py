@@ -195,4 +195,7 @@ def test_interrupted_while_it_downloads(file: str, hub: Hub) -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
-    assert (process.returncode, beside_progress(errors).strip()) == (130, "Interrupted: no unfinished output is left.")
+    assert (process.returncode, beside_progress(errors).strip()) == (
+        130,
+        "Interrupted: this run leaves nothing unfinished behind.",
+    )
