@@ -1,6 +1,6 @@
 """What `make bench` found, as a section of the README and a picture.
 
-python -m tests.bench.readme FILE.json
+python -m tests.bench.readme FILE.json [FILE.json …]     # several runs: their rounds are put together
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.bench.picture import picture
-from tests.bench.results import Results, read_results
+from tests.bench.results import Results, read_results, together
 from tests.bench.tables import tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def replaced(page: str, made: str) -> str:
 
 
 def main() -> None:
-    results = read_results(Path(sys.argv[1]))
+    results = together([read_results(Path(name)) for name in sys.argv[1:]])
     page = ROOT / "README.md"
     page.write_text(replaced(page.read_text(encoding="utf-8"), section(results)), encoding="utf-8")
     PICTURE.write_text(picture(results), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -85,6 +85,32 @@ def read_results(file: Path) -> Results:
     content["short"] = _rounds(content["short"])
     content["copying"] = {state: _rounds(ways) for state, ways in content["copying"].items()}
     return Results(**content)
+
+
+def together(runs: Sequence[Results]) -> Results:
+    """Runs on one machine as one with all their rounds. Of short commands, the last run's: it has rounds enough.
+
+    Raises:
+        ValueError: where they are of different machines or versions, or measured different things.
+    """
+    last = runs[-1]
+    if any(run.machine != last.machine for run in runs):
+        raise ValueError("the runs are of different machines or versions")
+    what = [[(entry.nbytes, entry.form, entry.page_cache) for entry in run.converted] for run in runs]
+    if any(each != what[-1] for each in what):
+        raise ValueError("the runs converted different checkpoints")
+    converted = [
+        replace(same[-1], most_cached=max(entry.most_cached for entry in same), ways=_all_rounds([entry.ways for entry in same]))
+        for same in zip(*(run.converted for run in runs), strict=True)
+    ]
+    copying = {state: _all_rounds([run.copying[state] for run in runs]) for state in last.copying}
+    return replace(last, floor=max(run.floor for run in runs), converted=converted, copying=copying)
+
+
+def _all_rounds(runs: Sequence[Rounds]) -> Rounds:
+    if any(ways.keys() != runs[-1].keys() for ways in runs):
+        raise ValueError("the runs measured different ways")
+    return {name: [usage for ways in runs for usage in ways[name]] for name in runs[-1]}
 
 
 def _rounds(ways: Mapping[str, Sequence[Mapping[str, Any]]]) -> Rounds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,6 +26,7 @@ from tests.bench.results import (
     ratios,
     read_results,
     spread,
+    together,
     user,
 )
 from tests.bench.tables import tables
@@ -63,6 +65,26 @@ def test_ratios_are_within_a_round(results: Results) -> None:
     assert ratios(ways, RENAME, "never measured") == []
     assert spread([1.05, 1.15, 1.06]) == "1.06 (1.05–1.15)"
     assert spread([2.0]) == "2.00"
+
+
+def test_rounds_of_several_runs(results: Results) -> None:
+    other = deepcopy(results)
+    other.converted[1].ways[RENAME] = usages(11, 12, mib=59)
+    other.short[DRY_7B] = usages(0.6, 0.6)
+    both = together([results, other])
+    assert together([results]) == results
+    assert ratios(both.converted[1].ways, RENAME, COPY) == [1.05, 1.15, 1.1, 0.6]
+    assert both.short == other.short
+    assert [usage.wall for usage in both.copying["warm"]["a way"]] == [1, 1]
+    other.converted[1].ways.pop(APPLY)
+    with pytest.raises(ValueError, match="different ways"):
+        together([results, other])
+    other.converted.pop()
+    with pytest.raises(ValueError, match="different checkpoints"):
+        together([results, other])
+    other.machine = ["machine   another one"]
+    with pytest.raises(ValueError, match="different machines"):
+        together([results, other])
 
 
 def test_goals(results: Results) -> None:
