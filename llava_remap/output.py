@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from llava_remap.checkpoint import Checkpoint
+from llava_remap.checkpoint import BESIDE, Checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import CLAIM, Facts, is_held, read_claim, refuse_changed_job, refuse_filled
 from llava_remap.record import RECORD
@@ -41,10 +41,12 @@ def refuse_report(report: Path, output: Path, checkpoints: Mapping[str, Checkpoi
 
 
 def _source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | None:
-    """The source that has `path` in its folder or among its files; None where it could be written without changing one."""
+    """The source that has `path` in its folder or among its files, or would have; None where it could be written."""
     real = _real(path)
+    names = [name for part in BESIDE.values() for name in part]
     for name, source in checkpoints.items():
-        if real.is_relative_to(_real(source.path)) or real in map(_real, source.stamps):
+        beside = [source.folder / file for file in names] if source.folder is not None else []
+        if real.is_relative_to(_real(source.path)) or real in map(_real, (*source.stamps, *beside)):
             return name
     return None
 

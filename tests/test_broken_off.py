@@ -296,7 +296,7 @@ def test_ctrl_c(name: str, kept: int, run: Run, whole: dict[str, str]) -> None:
     assert there - {CLAIM} <= set(WEIGHTS)
     assert len(there - {CLAIM}) >= kept
     left = f"{len(there) - 1} of 3 weight files are finished in ./out. The same command with --resume goes on from there."
-    assert errors.strip() == f"Interrupted: {left if there else 'this run leaves nothing unfinished behind.'}"
+    assert errors.strip() == f"Interrupted: {left if there else 'this run leaves no unfinished output behind.'}"
     ends_well(run, whole)
 
 

@@ -22,7 +22,7 @@ from llava_remap.checkpoint import Location, Tensor
 from llava_remap.errors import RemapError
 from llava_remap.execute import value_checks
 from llava_remap.target.tower import read_tower
-from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors, beside_progress
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors, beside_progress, lose_last_byte
 
 OPENAI_336 = "openai/clip-vit-large-patch14-336"
 TOWER = "vision_tower.vision_model."
@@ -457,8 +457,8 @@ def test_a_report_does_not_replace_a_source(report: str, run: Run, changed: Chan
     assert {path: path.read_bytes() for path in Path().rglob("*.json")} == before
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "pytorch_model.bin.index.json"])
-def test_a_report_does_not_replace_what_lies_beside_an_index(name: str, run: Run) -> None:
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "pytorch_model.bin.index.json", "added_tokens.json"])
+def test_a_report_does_not_replace_or_become_what_lies_beside_an_index(name: str, run: Run) -> None:
     shutil.copytree(RELEASED / "sharded", "checkpoint")
     source = "checkpoint/pytorch_model.bin.index.json"
     before = {path: path.read_bytes() for path in Path("checkpoint").iterdir()}
@@ -477,7 +477,10 @@ def test_a_report_through_a_link_that_leads_to_itself(run: Run) -> None:
     assert "plan.json: Too many levels of symbolic links" in ran.err
 
 
-def test_a_report_that_fails_at_the_end_hides_no_result(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("output_format", "done"), [("human", True), ("json", True), ("human", False), ("json", False)])
+def test_a_report_that_fails_at_the_end_hides_no_result(
+    output_format: str, done: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write, written = Path.write_text, []
 
     def failing(path: Path, *arguments: Any, **named: Any) -> int:
@@ -488,12 +491,19 @@ def test_a_report_that_fails_at_the_end_hides_no_result(run: Run, monkeypatch: p
         return write(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "write_text", failing)
+    if not done:
+        lose_last_byte(monkeypatch)
     ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out",
-              "--verify", "none", "--report", "plan.json")  # fmt: skip
+              "--verify", "full", "--report", "plan.json", "--format", output_format)  # fmt: skip
     assert ran.code == 4
     assert "plan.json: No space left on device" in ran.err
-    assert "Done: ./out written" in ran.out
-    assert run("verify", "out").code == 0
+    if output_format == "json":
+        assert ("result" in json.loads(ran.out)) is done
+    else:
+        assert ("Done: ./out written" in ran.out) is done
+    if not done:
+        assert "LR602" in ran.err
+        assert "Nothing of it is left." in ran.err
 
 
 @pytest.mark.parametrize("leads_to", ["link", "nowhere"])

@@ -71,7 +71,7 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 SAID = {
-    signal.SIGINT: "Interrupted: this run leaves nothing unfinished behind.",
+    signal.SIGINT: "Interrupted: this run leaves no unfinished output behind.",
     signal.SIGTERM: "Terminated.",
     signal.SIGHUP: "",
 }
@@ -104,6 +104,14 @@ def test_what_an_earlier_try_finished_is_told_of(stage: str, number: signal.Sign
     assert (code, there) == (128 + number, 3)
     assert errors.strip() == BEGINS[number] + KEPT
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("other", [["--dry-run"], ["--dry-run", "--resume"], []])
+def test_what_another_job_finished_is_not(other: list[str]) -> None:
+    """Only a job that goes on can go on."""
+    ended("llava_remap.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
+    code, errors, _ = ended(STAGES["planning"][0], signal.SIGINT, *APPLY, *other)
+    assert (code, errors.strip()) == (130, SAID[signal.SIGINT])
 
 
 def test_an_interrupted_verification_leaves_the_folder() -> None:

@@ -367,7 +367,7 @@ def test_nothing_is_left_of_an_interrupted_job(stage: str, number: signal.Signal
     assert code == 128 + number
     assert (
         errors.strip()
-        == {"SIGINT": "Interrupted: this run leaves nothing unfinished behind.", "SIGTERM": "Terminated."}[number.name]
+        == {"SIGINT": "Interrupted: this run leaves no unfinished output behind.", "SIGTERM": "Terminated."}[number.name]
     )
     assert contents(Path()) == before
     assert not Path("deep").exists()

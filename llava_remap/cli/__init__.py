@@ -14,7 +14,8 @@ def main() -> None:
     """Entry point of the console script. No traceback reaches the user, unless LLAVA_REMAP_TRACEBACK is set."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else every installed package is asked for some at the start
-    _fill_streams()
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        _fill_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter, and not every file name is text
             stream.reconfigure(errors="backslashreplace")

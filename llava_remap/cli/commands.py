@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from llava_remap import __version__
-from llava_remap.cli.common import OFFLINE, Format, kept, nbytes, refusals, resumable, write_report
+from llava_remap.cli.common import OFFLINE, Format, kept, nbytes, refusals, resumable, write_last_report, write_report
 from llava_remap.cli.progress import progress
 from llava_remap.cli.revert import revert_command
 from llava_remap.cli.rules import rules_app
@@ -153,7 +153,9 @@ def apply_command(
     It is planned, written if the plan is complete, and loaded strictly. Nothing is written unless every tensor and every
     parameter has its place.
     """
-    with refusals(output_format), resumable(lambda: output):
+    goes_on = resume and not (reverse or dry_run)
+    begun = output if goes_on else None  # the folder whose unfinished job is this one
+    with refusals(output_format), resumable(lambda: begun):
         if report is not None and report.suffix != ".json":
             raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json.", "Write --report NAME.json."))
         from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused  # noqa: I001
@@ -179,7 +181,7 @@ def apply_command(
         else:
             cause = "--reverse gives back what is there, in its own dtype and with all its rows."
             raise RemapError(Problem("LR211", cause, "Leave --dtype and --vocab out; they are for the way forward."))
-        output = job.output
+        begun = job.output if goes_on else None
         carry_out = reverse_job if reverse else apply_job
         predicted = predict(job, verify.value, jobs) if job.plan.complete else None
         if predicted is not None and not job.from_manifest:
@@ -196,25 +198,26 @@ def apply_command(
             if output_format is Format.json:
                 print(plan_json(job, predicted=predicted))
             raise typer.Exit(max((problem.exit for problem in job.plan.problems), default=Exit.DONE))
+        begun = job.output
         with progress("writing", job.nbytes_to_handle(verify.value)) as shown:
             try:
                 result = carry_out(job, shown.advance, shown.phase, verify=verify.value, jobs=jobs)
             except RemapError as error:  # found while it was written, so the plan that was shown didn't have it
                 job = refused(job, error.problems)
         if not job.plan.complete:
-            if report is not None:
-                write_report(report, plan_json(job, predicted=predicted))
             if output_format is Format.json:
                 print(plan_json(job, predicted=predicted))
             print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
             print(f"\n{kept(job.output) or 'Nothing of it is left.'}", file=sys.stderr)
+            if report is not None:
+                write_last_report(report, plan_json(job, predicted=predicted))
             raise typer.Exit(max(problem.exit for problem in job.plan.problems))
         if output_format is Format.json:
             print(plan_json(job, result, predicted))
         else:
             print_result(Console(soft_wrap=True), result, job.plan)
-        if report is not None:  # last: whether it can be written changes nothing about the output
-            write_report(report, plan_json(job, result, predicted))
+        if report is not None:
+            write_last_report(report, plan_json(job, result, predicted))
 
 
 @app.command("verify")

@@ -30,7 +30,7 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\nInterrupted: this run leaves nothing unfinished behind.", file=sys.stderr)
+        print("\nInterrupted: this run leaves no unfinished output behind.", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise
@@ -110,3 +110,12 @@ def write_report(path: Path, text: str) -> None:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise RemapError(Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")) from None
+
+
+def write_last_report(path: Path, text: str) -> None:
+    """`write_report` behind a result that was printed: should it fail, that is told beside it, with an exit code of its own."""
+    try:
+        write_report(path, text)
+    except RemapError as error:
+        show(error.problems, Format.human, "plan")
+        raise typer.Exit(error.exit) from None

@@ -147,7 +147,7 @@ def fresh_folder(path: Path, inside: Sequence[str] = (), job: Resumable | None =
     Raises:
         RemapError: LR503 where the folder isn't empty or another job writes into it, LR504 where the job isn't the one that was
             begun in it, LR505 where one was and isn't to be gone on with, LR508 where the folder can't be made or a file in it
-            can't be written, LR502 for a full disk.
+            can't be written, LR502 for a full disk, LR501 where no memory is left.
     """
     made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
     folder: Folder | None = None
@@ -284,7 +284,7 @@ def _write_error(error: OSError, path: Path) -> RemapError:
         cause = f"{path} became larger than a file may be there, by its file system or by `ulimit -f`."
         return refuse("LR508", cause, "Give a smaller --max-shard-size, or another --output.")
     if error.errno == errno.ENOMEM:
-        return refuse("LR501", f"none was left while {path} was written.", "Close other programs, or give a smaller --jobs.")
+        return refuse("LR501", f"none was left while {path} was written.", "Close other programs, or use a larger machine.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return refuse("LR502", f"the disk filled up while {path} was written.", "Free some, or give another --output.")
     return refuse("LR508", f"{error.filename or path}: {error.strerror or error}.", "Give another --output.")

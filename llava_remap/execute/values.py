@@ -99,6 +99,8 @@ def _view(tensor: Tensor) -> NDArray[Any]:
         storage = np.memmap(where.file, np.uint8, "r", offset=start, shape=(nbytes,))
     except OSError as error:
         raise unreadable(error, where.file) from None
+    except ValueError:  # between the two
+        raise too_short(where.file, start + nbytes - where.file.stat().st_size) from None
     strides = tuple(step * stored.itemsize for step in where.stride)
     return np.ndarray(tensor.shape, stored, storage, where.offset - start, strides)
 

@@ -97,8 +97,8 @@ def together(runs: Sequence[Results]) -> Results:
     if any(run.machine != last.machine for run in runs):
         raise ValueError("the runs are of different machines or versions")
     what = [[(entry.nbytes, entry.form, entry.page_cache) for entry in run.converted] for run in runs]
-    if any(each != what[-1] for each in what):
-        raise ValueError("the runs converted different checkpoints")
+    if any(each != what[-1] for each in what) or any(run.copying.keys() != last.copying.keys() for run in runs):
+        raise ValueError("the runs measured different things")
     converted = [
         replace(same[-1], most_cached=max(entry.most_cached for entry in same), ways=_all_rounds([entry.ways for entry in same]))
         for same in zip(*(run.converted for run in runs), strict=True)

@@ -80,7 +80,7 @@ def test_rounds_of_several_runs(results: Results) -> None:
     with pytest.raises(ValueError, match="different ways"):
         together([results, other])
     other.converted.pop()
-    with pytest.raises(ValueError, match="different checkpoints"):
+    with pytest.raises(ValueError, match="different things"):
         together([results, other])
     other.machine = ["machine   another one"]
     with pytest.raises(ValueError, match="different machines"):

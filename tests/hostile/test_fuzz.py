@@ -40,7 +40,11 @@ SHIPPED = Path(__file__).parents[2] / "rules"
 
 @pytest.fixture(autouse=True, scope="module")
 def little_memory() -> Iterator[None]:
-    Path("/proc/self/clear_refs").write_text("5")  # has Linux forget the worst moment so far
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # has Linux forget the worst moment so far
+    except OSError:
+        yield
+        return
     before = most_memory()
     yield
     assert most_memory() - before < KIB

@@ -197,5 +197,5 @@ def test_interrupted_while_it_downloads(file: str, hub: Hub) -> None:
         _, errors = process.communicate(timeout=20)
     assert (process.returncode, beside_progress(errors).strip()) == (
         130,
-        "Interrupted: this run leaves nothing unfinished behind.",
+        "Interrupted: this run leaves no unfinished output behind.",
     )
