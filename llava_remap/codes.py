@@ -174,6 +174,12 @@ CODES: dict[str, Code] = {
     "LR411": Code("weights alone", Exit.PROBLEMS,
         "Note. `--reverse` writes weights: config and tokenizer files can't be derived, and what a rule drops doesn't come back. "
         "It is told what to copy."),
+    "LR412": Code("tokenizer can't be reproduced", Exit.PROBLEMS,
+        "The tokenizer that would be written makes other ids of some text than the source's own does. The message has the first "
+        "such text. Nothing is written."),
+    "LR413": Code("no chat template fits", Exit.PROBLEMS,
+        "No chat template of the rule file fits the tokenizer, or the one that was chosen writes a special token that the "
+        "tokenizer doesn't have. Name the right one in a rule file that extends this one."),
     # Resources and output
     "LR501": Code("not enough memory", Exit.RESOURCES,
         "The machine, its control group or `ulimit` leaves clearly less memory than the job needs; or it ran out on the way."),

@@ -17,7 +17,7 @@ from llava_remap.errors import Problem
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.make import generation_config
 from llava_remap.folder.processor import PREPROCESSOR
-from llava_remap.folder.tokenizer import open_tokenizer, write_tokenizer
+from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.target import Vocabulary
 
 PROCESSOR = "processor_config.json"
@@ -55,8 +55,7 @@ def keep_files(
                 own = {key: value for key, value in processor.items() if key not in _NESTED}
                 write_json(scratch / PROCESSOR, {**own, "processor_class": class_name} if class_name else own)
             if vocabulary is not None:
-                tokenizer = open_tokenizer(vocabulary, config["text_config"]["model_type"], ())
-                write_tokenizer(tokenizer, vocabulary, scratch, class_name)
+                write_tokenizer(vocabulary, config["text_config"]["model_type"], (), scratch, class_name)
             if (template := _chat_template(folder, processor)) is not None:
                 write_json(scratch / "chat_template.json", {"chat_template": template})
                 (scratch / "chat_template.jinja").write_text(template, encoding="utf-8")

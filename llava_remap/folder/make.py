@@ -11,9 +11,10 @@ from typing import Any
 
 from llava_remap.cache import cached
 from llava_remap.checkpoint import BESIDE, read_object
+from llava_remap.folder.chat_template import sample_prompts
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.processor import check_processor, has_torchvision, write_pixel_processors, write_processor
-from llava_remap.folder.tokenizer import open_tokenizer, write_tokenizer
+from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
 
@@ -91,8 +92,9 @@ def _make(parts: Parts, scratch: Path) -> None:
     write_pixel_processors(parts.image_processor, parts.target, processor, scratch)
     if parts.vocabulary is None:
         return
-    tokenizer = open_tokenizer(parts.vocabulary, config["text_config"]["model_type"], parts.tokens)
-    write_tokenizer(tokenizer, parts.vocabulary, scratch, processor.class_)
+    special = parts.vocabulary.special
+    prompts = sample_prompts(parts.target.chat_template, parts.tokens, special) if parts.target.chat_template else ()
+    write_tokenizer(parts.vocabulary, config["text_config"]["model_type"], parts.tokens, scratch, processor.class_, prompts)
     write_processor(scratch, processor.class_, parts.target, parts.tokens)
     check_processor(scratch, processor, parts.target, parts.tokens)
 

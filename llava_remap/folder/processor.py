@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_remap.checkpoint import read_object
 from llava_remap.errors import Problem, refuse
-from llava_remap.folder.as_data import AS_DATA, panics_as_errors
+from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
 from llava_remap.rulefile import Processor
 from llava_remap.target import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower
@@ -92,7 +92,7 @@ def _opened(folder: Path) -> dict[str, Any]:
     try:
         return dict(AutoImageProcessor.from_pretrained(folder, **AS_DATA).to_dict())
     except Exception as error:  # whatever its code raises: the file is the user's
-        raise refuse("LR113", f"transformers can't open {folder / PREPROCESSOR}: {_one_line(error)}.", _REPLACE) from error
+        raise refuse("LR113", f"transformers can't open {folder / PREPROCESSOR}: {one_line(error)}.", _REPLACE) from error
 
 
 def write_processor(output: Path, processor_class: str, target: TargetConfig, tokens: Sequence[PlacedToken]) -> None:
@@ -127,7 +127,7 @@ def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens
     except Exception as error:  # whatever the processor's code raises
         raise refuse(
             "LR605",
-            f"the {rules.class_} that was made doesn't work: {_one_line(error)}.",
+            f"the {rules.class_} that was made doesn't work: {one_line(error)}.",
             "See `processor` of the rule file and the source's preprocessor_config.json and tokenizer files.",
         ) from error
     if wanted is not None and ids.count(image.id) != wanted:
@@ -194,6 +194,3 @@ def has_torchvision() -> bool:
     """Whether transformers can open a video processor."""
     return importlib.util.find_spec("torchvision") is not None
 
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

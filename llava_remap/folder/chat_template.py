@@ -1,0 +1,97 @@
+"""Chat templates, tried: what they make of conversations, which special tokens they write, and which one ends a turn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from llava_remap.errors import refuse
+from llava_remap.folder.as_data import one_line
+from llava_remap.target import PlacedToken
+
+#: What looks like a special token: `<s>`, `</s>`, `<|im_end|>`. Llama 2's `<<SYS>>` is plain text.
+_SPECIAL = re.compile(r"(?<!<)(?:<\|[^|<>\s]+\|>|</?\w+>)(?!>)")
+_SYSTEM: dict[str, Any] = {"role": "system", "content": "You are brief."}
+_ANSWER = "A red  boat."
+_TURNS: tuple[dict[str, Any], ...] = (
+    {"role": "assistant", "content": _ANSWER},
+    {"role": "user", "content": "And  behind it?\n\n    x = 1\n"},
+)
+
+
+def sample_prompts(template: str, tokens: Sequence[PlacedToken], special: Mapping[str, str]) -> tuple[str, ...]:
+    """What a chat template makes of conversations: one and several turns, with and without pictures and a system message.
+
+    Args:
+        template: in Jinja.
+        tokens: the rule file's; those for pictures and videos say what a message may hold.
+        special: role (`bos_token`, …) → token, as `apply_chat_template` hands them to a template.
+
+    Raises:
+        RemapError: LR605 for a template that fails on each of them.
+    """
+    text = {"type": "text", "text": "What is  shown here?"}
+    seen = [{"type": token.role} for token in tokens if token.role in ("image", "video")]
+    conversations: list[list[dict[str, Any]]] = [[{"role": "user", "content": [text]}]]
+    for part in seen:
+        conversations += [
+            [{"role": "user", "content": [part, text]}],
+            [_SYSTEM, {"role": "user", "content": [part, text]}, *_TURNS, {"role": "assistant", "content": _ANSWER}],
+            [{"role": "user", "content": [part, part, text]}, *_TURNS],
+            [{"role": "user", "content": "Hello"}, _TURNS[0], {"role": "user", "content": [part, text]}],
+        ]
+    prompts, failed = [], None
+    for conversation in conversations:
+        try:
+            prompts.append(render(template, conversation, special))
+        except Exception as error:  # whatever a template raises: some take no system message
+            failed = error
+    if failed is not None and not prompts:
+        cause = f"the chat template fails on every conversation: {one_line(failed)}."
+        raise refuse("LR605", cause, "Mend `processor.chat_templates` of the rule file.")
+    return tuple(prompts)
+
+
+def render(template: str, conversation: Sequence[Mapping[str, Any]], special: Mapping[str, str], *, begins: bool = True) -> str:
+    """A conversation as a prompt, as transformers renders it; `begins`: whether an answer is to follow."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    made, _ = render_jinja_template([conversation], chat_template=template, add_generation_prompt=begins, **special)
+    return str(made[0])
+
+
+def check_special_tokens(name: str, prompts: Sequence[str], words: Collection[str]) -> None:
+    """Every special token that a chat template writes is one token of the tokenizer.
+
+    Args:
+        name: the template's.
+        prompts: what it wrote.
+        words: those of the tokenizer, with the rule file's tokens.
+
+    Raises:
+        RemapError: LR413.
+    """
+    written = dict.fromkeys(token for prompt in prompts for token in _SPECIAL.findall(prompt))
+    if unknown := [token for token in written if token not in words]:
+        listed = ", ".join(f"`{token}`" for token in unknown)
+        cause = f"the chat template {name} writes {listed}, which the tokenizer doesn't have as one token."
+        fix = (
+            "Put the tokenizer files there that the checkpoint was trained with; or name the template that it was trained with "
+            "in a rule file that extends this one: processor: {chat_templates: …}."
+        )
+        raise refuse("LR413", cause, fix)
+
+
+def turn_end(template: str, special: Mapping[str, str]) -> str | None:
+    """The special token that a chat template writes behind an answer; None for one that writes none.
+
+    Generation has to stop at it: the research code stops there by its conversation's own separator.
+    """
+    question = {"role": "user", "content": "Hello"}
+    try:
+        prompt = render(template, [question, {"role": "assistant", "content": _ANSWER}], special, begins=False)
+    except Exception:  # told by `sample_prompts`
+        return None
+    found = _SPECIAL.search(prompt, prompt.rfind(_ANSWER) + len(_ANSWER)) if _ANSWER in prompt else None
+    return found.group() if found else None

@@ -1,0 +1,200 @@
+"""The tokenizer of the research code: SentencePiece behind transformers' slow `LlamaTokenizer`.
+
+`LlamaTokenizer.encode` computes what that class computes, with the SentencePiece library itself. `LlamaTokenizer.backend` is a
+tokenizer of the tokenizers library that gives the same ids, so that it can be written as a `tokenizer.json`.
+
+Source of the rules: transformers 4.37 (`models/llama/tokenization_llama.py`), the version that LLaVA pins, and 4.40 (LLaVA-NeXT).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+SPACE = "▁"
+#: Kinds of pieces (`SentencePiece.Type` of `sentencepiece_model.proto`).
+_NORMAL, _USER_DEFINED = 1, 4
+#: `TrainerSpec.ModelType` of a model that merges pairs of pieces.
+_BPE = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Models:
+    """One SentencePiece model: its description, and the library's processors with and without a space put before each text."""
+
+    proto: Any
+    with_prefix: Any
+    without_prefix: Any
+
+
+class LlamaTokenizer:
+    """SentencePiece with added tokens around it.
+
+    Args:
+        model: the bytes of a `tokenizer.model`.
+        added: the added tokens by id, as `tokenizers.AddedToken`. Each is one token wherever it stands; texts between them are
+            encoded one by one.
+        config: `tokenizer_config.json`. Read of it: `legacy`, `add_prefix_space`, `add_bos_token`, `add_eos_token`, `bos_token`,
+            `eos_token`, `unk_token`.
+
+    Raises:
+        ValueError: for a file that isn't a SentencePiece model.
+    """
+
+    def __init__(self, model: bytes, added: Mapping[int, Any], config: Mapping[str, Any]) -> None:
+        self._models = _load(model)
+        self._added = {token.content: (i, token) for i, token in added.items()}
+        #: Whether each text between added tokens gets a space before it. An absent key means true (transformers 4).
+        self.legacy = config.get("legacy") is not False
+        #: Whether, without `legacy`, a whole text gets one. `null` stands for absent, as in the code that wrote it.
+        self.prefix = config.get("add_prefix_space") is not False
+        self.ids = {piece.piece: i for i, piece in enumerate(self._models.proto.pieces)}
+        trainer = self._models.proto.trainer_spec
+        default = {"bos": trainer.bos_piece or "<s>", "eos": trainer.eos_piece or "</s>", "unk": trainer.unk_piece or "<unk>"}
+        #: role (`bos`, `eos`, `unk`) → token.
+        self.roles = {role: _text(config.get(f"{role}_token")) or piece for role, piece in default.items()}
+        adds = {"bos": config.get("add_bos_token", True), "eos": config.get("add_eos_token", False)}
+        #: Ids before and behind every text.
+        self.before, self.behind = ([self._id(self.roles[role])] if adds[role] else [] for role in ("bos", "eos"))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, special tokens as the tokenizer adds them."""
+        if not self.legacy and text:
+            text = (SPACE if self.prefix else "") + text.replace(SPACE, " ")
+        parts = self._split(text)
+        if not self.legacy and len(parts) > 1 and parts[0] == SPACE and parts[1] in self._added:
+            if self._added[parts[1]][1].special:
+                parts = parts[1:]
+        ids = [i for part in parts for i in ([self._id(part)] if part in self._added else self._encode_part(part))]
+        return [*self.before, *ids, *self.behind]
+
+    def _split(self, text: str) -> list[str]:
+        """Added tokens and the texts between them, which a token may take the spaces of that are next to it."""
+        parts = self._splitter.split(text) if self._splitter else [text]  # every second one is a token
+        for number in range(1, len(parts), 2):
+            token = self._added[parts[number]][1]
+            if token.rstrip:
+                parts[number + 1] = parts[number + 1].lstrip()
+            if token.lstrip:
+                parts[number - 1] = parts[number - 1].rstrip()
+        return [part for part in parts if part]
+
+    def _encode_part(self, text: str) -> list[int]:
+        """The ids of a text without added tokens."""
+        if self.legacy:
+            return list(self._models.with_prefix.encode(text))
+        # Behind a piece of its own, so that SentencePiece leaves spaces at the start alone.
+        unknown = self.roles["unk"]
+        length = len(self._models.without_prefix.encode(unknown))
+        return list(self._models.without_prefix.encode(unknown + text))[length:]
+
+    def _id(self, token: str) -> int:
+        return self._added[token][0] if token in self._added else self.ids[token]
+
+    @cached_property
+    def _splitter(self) -> re.Pattern[str] | None:
+        longest_first = sorted(self._added, key=lambda token: (-len(token), token))
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+
+    @property
+    def is_plain_bpe(self) -> bool:
+        """Whether the model merges pairs and leaves texts as they are: what `backend` can express."""
+        text = self._models.proto.normalizer_spec
+        plain = not text.precompiled_charsmap and not text.remove_extra_whitespaces and text.escape_whitespaces
+        return bool(plain and self._models.proto.trainer_spec.model_type == _BPE)
+
+    def backend(self, images: Collection[str] = ()) -> Any:
+        """A `tokenizers.Tokenizer` with the same ids once the added tokens are added, for a model that `is_plain_bpe`.
+
+        Args:
+            images: tokens that stand for pictures or videos. The research code cuts a prompt at them and encodes the pieces one
+                by one. Without `legacy` a piece gets a space before it, so the text behind such a token does. The tokens have
+                to be added with `normalized=True` then: they are still part of the text that the normalizer sees.
+        """
+        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+        proto = self._models.proto
+        tokenizer = Tokenizer(
+            models.BPE(
+                vocab=self.ids,
+                merges=self._merges(),
+                unk_token=self.roles["unk"] if self.roles["unk"] in self.ids else None,
+                fuse_unk=True,
+                byte_fallback=bool(proto.trainer_spec.byte_fallback),
+            )
+        )
+        spaces, stripped = normalizers.Replace(" ", SPACE), [decoders.Strip(" ", 1, 0)]
+        if self.legacy and proto.normalizer_spec.add_dummy_prefix:
+            own = "|".join(re.escape(piece) for piece in self._user_defined)
+            prefix = normalizers.Replace(Regex(rf"\A(?!(?:{own})\z)(?=[\s\S])"), SPACE) if own else normalizers.Prepend(SPACE)
+            tokenizer.normalizer = normalizers.Sequence([prefix, spaces])
+        elif not self.legacy and self.prefix:
+            between = "|".join(map(re.escape, images))
+            behind = [normalizers.Replace(Regex(f"(?<={between})(?!{between})(?=[\\s\\S])"), SPACE)] if images else []
+            tokenizer.normalizer = normalizers.Sequence([spaces, *behind])
+            # The first puts a space before a text, whether or not the text begins with one: its own are written `▁` by now.
+            first = pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False)
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                [first, pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False)]
+            )
+        else:
+            tokenizer.normalizer, stripped = normalizers.Sequence([spaces]), []
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *stripped]
+        )
+        bos, eos = ([self.roles[role]] if ids else [] for role, ids in (("bos", self.before), ("eos", self.behind)))
+        if bos or eos:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=" ".join([*bos, "$A", *eos]),
+                pair=" ".join([*bos, "$A", *eos, *(f"{t}:1" for t in bos), "$B:1", *(f"{t}:1" for t in eos)]),
+                special_tokens=[(token, self._id(token)) for token in {*bos, *eos}],
+            )
+        cut_out = [piece for piece in self._user_defined if piece not in self._added]
+        tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in cut_out])
+        return tokenizer
+
+    @property
+    def _user_defined(self) -> list[str]:
+        """Pieces that are cut out of a text before pairs are merged; SentencePiece puts no space behind them."""
+        return [piece.piece for piece in self._models.proto.pieces if piece.type == _USER_DEFINED]
+
+    def _merges(self) -> list[tuple[str, str]]:
+        """Every way to make a piece from two others, in the order in which SentencePiece merges: by score.
+
+        Scores don't always follow ids: pieces of spaces alone have the lowest scores and low ids.
+        """
+        scores = {p.piece: p.score for p in self._models.proto.pieces if p.type == _NORMAL}
+        pairs = (
+            (piece[:cut], piece[cut:])
+            for piece in scores
+            for cut in range(1, len(piece))
+            if piece[:cut] in scores and piece[cut:] in scores
+        )
+        ids = self.ids
+        return sorted(pairs, key=lambda pair: (-scores[pair[0] + pair[1]], ids[pair[0] + pair[1]], ids[pair[0]], ids[pair[1]]))
+
+
+def _load(model: bytes) -> _Models:
+    from google.protobuf.message import DecodeError
+    from sentencepiece import SentencePieceProcessor
+    from sentencepiece import sentencepiece_model_pb2 as described
+
+    proto = described.ModelProto()  # type: ignore[attr-defined]
+    try:
+        proto.ParseFromString(model)
+        with_prefix = SentencePieceProcessor(model_proto=model)
+        without: Any = type(proto)()
+        without.CopyFrom(proto)
+        without.normalizer_spec.add_dummy_prefix = False
+        return _Models(proto, with_prefix, SentencePieceProcessor(model_proto=without.SerializeToString()))
+    except (DecodeError, RuntimeError, OSError) as error:
+        raise ValueError(f"not a SentencePiece model: {error}") from error
+
+
+def _text(token: Any) -> str | None:
+    """A special token as a config has it: its text, or a mapping with it."""
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) else None
