@@ -149,6 +149,11 @@ CODES: dict[str, Code] = {
     "LR313": Code("LoRA pair without its base tensor", Exit.PROBLEMS,
         "A pair changes a tensor that no source has, or one that the model ties to another: it isn't the base that the adapter "
         "was trained on, or the rule file isn't for it."),
+    "LR314": Code("looks alike, computes something else", Exit.PROBLEMS,
+        "The names fit, and the config says something that the target model computes otherwise, or not at all. The message says "
+        "what differs. There is no rule file for it, or another one is."),
+    "LR315": Code("what users of the folder have to know", Exit.PROBLEMS,
+        "Note, from the rule file: where the folder does something else than the research code, or less."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. Mostly a config.json of another model."),

@@ -12,7 +12,8 @@ from llava_remap.errors import Problem, refuse
 from llava_remap.folder import find_image_processor, image_processor_problems, kept_notes, video_processor_notes
 from llava_remap.plan import PostLoadChange, Routes, written_dtype
 from llava_remap.post_load import Before, plan_changes, takes
-from llava_remap.rulefile import RuleFile
+from llava_remap.rewrite import contradictions
+from llava_remap.rulefile import Condition, RuleFile
 from llava_remap.target import (
     CLASSIC,
     EMBEDDING,
@@ -95,10 +96,8 @@ def derive(
     others = {name for name, source in rules.text.sources.items() if name != rules.first_source and not source.overrides}
     apart = any((r.rewrite.target or "").startswith(towers) for r in routes.taken if r.source in others)
     one_tensor = _head_is_embedding(checkpoints, routes)
-    words = [*(vocabulary.ids if vocabulary is not None else ()), *(token.text for token in tokens)]
-    config = derive_config(
-        rules, configs, produced, tokens, words=frozenset(words), tower_apart=apart, head_is_embedding=one_tensor
-    )
+    words = frozenset([*vocabulary.ids, *(token.text for token in tokens)]) if vocabulary is not None else None
+    config = derive_config(rules, configs, produced, tokens, words=words, tower_apart=apart, head_is_embedding=one_tensor)
     if dtype is not None:
         config = config.with_dtype(dtype)
     with rules.placed("target", "class"):
@@ -144,7 +143,14 @@ def derive(
                 "To have them, convert with --source language_model=DIR, the folder with the language model's tokenizer files.",
             )
         )
+    notes += _notices(rules, said)
     return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
+
+
+def _notices(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
+    """LR315 for what the rule file wants users to know of a checkpoint with this config."""
+    told = (n.text for n in rules.text.notices.values() if not contradictions(Condition(config=n.when), (), config))
+    return [Problem("LR315", text) for text in told]
 
 
 def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str, dtype: str | None, vocab: str | int) -> Derived:

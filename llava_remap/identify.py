@@ -78,7 +78,16 @@ def identify(
         others = [name for name in dict.fromkeys((said_by, *(r.source for r in main))) if name != rules.first_source]
         fix = _elsewhere(rules, main, checkpoints) or _without(rules, others, checkpoint) or _better(checkpoint)
         return [Problem("LR311", cause, fix)]
-    return []
+    return unmet(rules, [r.rewrite.prepared for r in main], config, whose)
+
+
+def unmet(rules: RuleFile, names: Sequence[str], config: Mapping[str, Any] | None, whose: str = "its config") -> list[Problem]:
+    """LR314 for each of a rule file's requirements that a checkpoint doesn't meet; `names` as `prepare` left them."""
+    return [
+        Problem("LR314", f"{'; '.join(reasons)}. {requirement.else_}", "Nothing that transformers has computes the same.")
+        for requirement in rules.text.requires.values()
+        if (reasons := contradictions(requirement, names, config, whose=whose))
+    ]
 
 
 def fits(checkpoint: Checkpoint) -> list[Fit]:
@@ -93,6 +102,7 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
         total = sum(r.rewrite.reason is None for r in taken)
         detect, names = rules.text.detect, [r.rewrite.prepared for r in taken]
         reasons = contradictions(detect, names, checkpoint.config)
+        reasons += [problem.cause.removesuffix(".") for problem in unmet(rules, names, checkpoint.config)]
         by_config = bool(reasons) and not contradictions(detect.model_copy(update={"config": {}}), names, None)
         found.append(Fit(rules.name, rules.first_source, mapped, total, tuple(reasons), by_config, routes.not_given))
     return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))

@@ -52,7 +52,7 @@ def keep_files(
                 if content := _object(folder, file) or processor.get(key) or {}:
                     write_json(scratch / file, _for_both(content, class_name))
             if processor:
-                own = {key: value for key, value in processor.items() if key not in _NESTED}
+                own = {key: value for key, value in processor.items() if key not in (*_NESTED, "auto_map")}
                 write_json(scratch / PROCESSOR, {**own, "processor_class": class_name} if class_name else own)
             if vocabulary is not None:
                 write_tokenizer(vocabulary, config["text_config"]["model_type"], (), scratch, class_name)
@@ -94,7 +94,7 @@ def _for_both(content: Mapping[str, Any], class_name: str | None) -> dict[str, A
         for backend in _BACKENDS:
             kind = kind.removesuffix(backend)
         named["image_processor_type"] = kind
-    return {**content, **named}
+    return {key: value for key, value in {**content, **named}.items() if key != "auto_map"}
 
 
 def _chat_template(folder: Path, processor: Mapping[str, Any]) -> str | None:

@@ -11,15 +11,15 @@ from typing import Any
 
 from llava_remap.cache import cached
 from llava_remap.checkpoint import BESIDE, read_object
-from llava_remap.folder.chat_template import sample_prompts
+from llava_remap.folder.chat_template import check_special_tokens, sample_prompts, turn_end
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.processor import check_processor, has_torchvision, write_pixel_processors, write_processor
 from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
 
-#: Of the source's generation config; they say who wrote it.
-_NOT_KEPT = ("_from_model_config", "transformers_version")
+#: Of the source's generation config: who wrote it, and whose code it is for.
+_NOT_KEPT = ("_from_model_config", "transformers_version", "auto_map")
 #: What only sampling reads. Vicuna's generation config has them without `do_sample`: generation is greedy and they are of no
 #: effect, but newer versions warn of them, and 4.57's `save_pretrained` refuses.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -59,7 +59,7 @@ def make_files(parts: Parts) -> dict[str, bytes]:
         "config": parts.target.config,
         "processor": processor.model_dump(mode="json") if processor else None,
         "made with": [parts.target.processor, parts.target.image_processor, parts.target.video_processor],
-        "chat_template": parts.target.chat_template,
+        "chat_template": parts.target.chat_template.text if parts.target.chat_template else None,
         "tower": parts.target.tower.facts,
         "videos": has_torchvision(),
         "tokens": [asdict(token) for token in parts.tokens],
@@ -83,20 +83,35 @@ def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _make(parts: Parts, scratch: Path) -> None:
-    config = parts.target.config
+    config, vocabulary, template = parts.target.config, parts.vocabulary, parts.target.chat_template
     write_json(scratch / "config.json", config)
-    write_json(scratch / "generation_config.json", generation_config(parts.generation, config))
+    generation = generation_config(parts.generation, config)
     processor = parts.rules.text.processor
+    prompts: tuple[str, ...] = ()
+    if vocabulary is not None and template is not None:
+        prompts = sample_prompts(template.text, parts.tokens, vocabulary.special)
+        ids = {**vocabulary.ids, **{token.text: token.id for token in parts.tokens}}
+        check_special_tokens(template.name, prompts, ids)
+        end = turn_end(template.text, vocabulary.special)
+        generation = stopping_at(generation, None if end is None else ids[end])
+    write_json(scratch / "generation_config.json", generation)
     if processor is None or processor.class_ is None:
         return
     write_pixel_processors(parts.image_processor, parts.target, processor, scratch)
-    if parts.vocabulary is None:
+    if vocabulary is None:
         return
-    special = parts.vocabulary.special
-    prompts = sample_prompts(parts.target.chat_template, parts.tokens, special) if parts.target.chat_template else ()
-    write_tokenizer(parts.vocabulary, config["text_config"]["model_type"], parts.tokens, scratch, processor.class_, prompts)
+    write_tokenizer(vocabulary, config["text_config"]["model_type"], parts.tokens, scratch, processor.class_, prompts)
     write_processor(scratch, processor.class_, parts.target, parts.tokens)
     check_processor(scratch, processor, parts.target, parts.tokens)
+
+
+def stopping_at(generation: Mapping[str, Any], end: int | None) -> dict[str, Any]:
+    """A generation config in which generation stops at the id that ends a turn, as the research code does."""
+    said = generation.get("eos_token_id")
+    ends = said if isinstance(said, list) else [] if said is None else [said]
+    if end is None or end in ends:
+        return dict(generation)
+    return {**generation, "eos_token_id": [*ends, end] if ends else end}
 
 
 def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,17 @@ def write_pixel_processors(folder: Path | None, target: TargetConfig, rules: Pro
         RemapError: LR113 where transformers can't open the source's.
     """
     images = _opened(folder) if folder is not None else stock_image_processor(target.tower)
+    images.pop("auto_map", None)  # of code that isn't in the folder
     images[_CLASS] = rules.class_
-    named = {"image_processor_type": rules.image_processor.class_} if rules.image_processor is not None else {}
-    write_json(output / PREPROCESSOR, {**images, **named, **target.image_processor})
-    if rules.video_processor is not None:  # up to 4.51 videos go by the file above
-        videos = {key: value for key, value in images.items() if key != "image_processor_type"}
-        named = {"video_processor_type": rules.video_processor.class_}
-        write_json(output / VIDEO_PREPROCESSOR, {**videos, **named, **target.video_processor})
+    write_json(output / PREPROCESSOR, _changed(images, target.image_processor))
+    if target.video_processor:  # up to 4.51 videos go by the file above
+        write_json(output / VIDEO_PREPROCESSOR, _changed({**images, "image_processor_type": None}, target.video_processor))
+
+
+def _changed(processor: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
+    """A processor's config with other values; None for one takes the key out, which for the class leaves the choice to others."""
+    left_out = {key for key in (*by, "image_processor_type") if by.get(key, processor.get(key)) is None}
+    return {key: value for key, value in {**processor, **by}.items() if key not in left_out}
 
 
 def _opened(folder: Path) -> dict[str, Any]:
@@ -100,8 +104,8 @@ def write_processor(output: Path, processor_class: str, target: TargetConfig, to
     named = {f"{token.role}_token": token.text for token in tokens if token.role in ("image", "video")}
     write_json(output / "processor_config.json", {**target.processor, **named, _CLASS: processor_class})
     if target.chat_template is not None:
-        write_json(output / "chat_template.json", {"chat_template": target.chat_template})
-        (output / "chat_template.jinja").write_text(target.chat_template, encoding="utf-8")
+        write_json(output / "chat_template.json", {"chat_template": target.chat_template.text})
+        (output / "chat_template.jinja").write_text(target.chat_template.text, encoding="utf-8")
 
 
 def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens: Sequence[PlacedToken]) -> None:

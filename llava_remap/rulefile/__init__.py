@@ -16,7 +16,10 @@ from llava_remap.rulefile.schema import (
     Given,
     NamedDefault,
     NameTest,
+    Notice,
+    PixelProcessor,
     Processor,
+    Requirement,
     Rule,
     RuleText,
     Source,
@@ -26,7 +29,7 @@ from llava_remap.rulefile.schema import (
 from llava_remap.rulefile.yaml_text import Mark
 
 __all__ = [
-    "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "NamedDefault", "PatternError", "Processor",
-    "Regex", "Rule", "RuleFile", "RuleText", "RunawayError", "Source", "Target", "Template", "Token", "Wrapper", "load_rule_file",
+    "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "NamedDefault", "Notice", "PatternError",
+    "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile", "RuleText", "RunawayError", "Source", "Target", "Template", "Token", "Wrapper", "load_rule_file",
     "reversed_template", "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

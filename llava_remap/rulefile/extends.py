@@ -15,6 +15,8 @@ from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 RULES = ("prepare", "names")
 #: What a file says of itself and doesn't hand on to files that extend it.
 _OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
+#: Bytes of a file of Jinja.
+_LARGEST_TEMPLATE = 100_000
 #: Files that extend one another in a row. The shipped ones have five.
 _MAX_CHAIN = 20
 
@@ -66,17 +68,46 @@ class Extended:
             merged = self._merge_parents(merged, handed_on, root.value, parent.mark)
         _check_ids(root)
         self.texts[here] = path.read_bytes()
-        self._trees[here] = tree = Node(_override(merged, root.value), root.mark)
+        self._trees[here] = tree = Node(_override(merged, self._with_templates(path, root).value), root.mark)
         return tree
 
-    def _find(self, child: Path, name: str, mark: Mark) -> Path:
+    def _with_templates(self, path: Path, root: Node) -> Node:
+        """The tree of a file with what the `files` of its chat templates say as their `text`."""
+        processor = entries(root).get("processor")
+        templates = entries(processor).get("chat_templates") if processor else None
+        read = {}
+        for name, template in entries(templates).items() if templates else ():
+            parts = items(template, "files")
+            if "text" in entries(template) and parts:
+                cause = f"{template.mark} the chat template `{name}` has both `files` and a `text`."
+                raise refuse("LR201", cause, "Take one of them out.")
+            if parts and all(isinstance(part.value, str) for part in parts):  # else validation reports it
+                text = "".join(self._template(path, str(part.value), part.mark) for part in parts)
+                template = Node({**entries(template), "text": Node(text, parts[0].mark)}, template.mark, template.key_mark)
+            read[name] = template
+        if not read or processor is None or templates is None:
+            return root
+        inside = Node({**entries(processor), "chat_templates": Node(read, templates.mark, templates.key_mark)}, processor.mark)
+        return Node({**entries(root), "processor": inside}, root.mark)
+
+    def _template(self, child: Path, name: str, mark: Mark) -> str:
+        path = self._find(child, name, mark, "chat/NAME.jinja for a shipped template")
+        if path.stat().st_size > _LARGEST_TEMPLATE:
+            raise refuse("LR201", f"{mark} `{name}` has more than {_LARGEST_TEMPLATE} bytes.", "Name a chat template.")
+        self.texts[path.resolve()] = content = path.read_bytes()
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            raise refuse("LR201", f"{mark} `{name}` isn't UTF-8.", "Save it so.") from None
+
+    def _find(self, child: Path, name: str, mark: Mark, shipped: str = "parts/NAME.yaml for a shipped part") -> Path:
         for folder in (child.parent, self.shipped):
             if is_file(folder / name):
                 return folder / name
         raise refuse(
             "LR210",
             f"{mark} `{name}` is neither beside {child.name} nor a shipped file.",
-            "Write the path relative to this file, or parts/NAME.yaml for a shipped part.",
+            f"Write the path relative to this file, or {shipped}.",
         )
 
     def _merge_parents(

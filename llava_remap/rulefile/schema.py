@@ -64,6 +64,21 @@ class Condition(Part):
     )
 
 
+class Requirement(Condition):
+    """What a checkpoint has to be for the target to compute the same."""
+
+    else_: str = Field(alias="else", min_length=1, description="what differs otherwise, in a sentence that a user reads")
+
+
+class Notice(Part):
+    """Something that a user of the folder has to know."""
+
+    when: dict[str, Scalar | tuple[Scalar, ...]] = Field(
+        {}, description="key of the source's config: the value, or the list of values, for which it is told"
+    )
+    text: str = Field(min_length=1, description="in sentences that a user reads in the report")
+
+
 class NamedDefault(Part):
     """A source's default that the sources' config names."""
 
@@ -283,7 +298,10 @@ class PostLoad(Part):
 class PixelProcessor(Part):
     """What makes pixel values of images, or of videos; sizes and means are those of the vision tower's own image processor."""
 
-    class_: str = Field(alias="class", description="name of the transformers class")
+    class_: str | None = Field(
+        alias="class", description="name of the transformers class; null: none is named, and transformers goes by the model's type"
+    )
+    when: Facts = Field({}, description=f"what must hold for it to count, else the tower's own is taken as it is: {_FACTS}")
     config: dict[str, ConfigValue] = Field({}, description="what it has beside them")
 
 
@@ -291,16 +309,37 @@ class ChatTemplate(Part):
     """A chat template for some of the models that a rule file is for."""
 
     when: Facts = Field(min_length=1, description=f"what must hold for it to be taken: {_FACTS}")
-    text: str = Field(description="Jinja, as apply_chat_template takes it")
+    files: tuple[str, ...] = Field(
+        (), description="files of Jinja, put one behind the other; relative to this file or named as the shipped ones are"
+    )
+    text: str = Field("", description="Jinja, as apply_chat_template takes it, where it is in no file of its own")
+    values: dict[str, str | bool] = Field({}, description="what the template's variables are")
+    system: str | None = Field(
+        None, description="the system prompt of the training; it is for conversations with a system message of their own to give it"
+    )
+
+    @model_validator(mode="after")
+    def _has_text(self) -> ChatTemplate:
+        if not self.text.strip():
+            raise PydanticCustomError("form", "a chat template has `files` or a `text`, and they say something")
+        return self
 
 
 class Processor(Part):
     """What the processor is made with."""
 
     class_: str | None = Field(None, alias="class", description="name of the transformers processor class")
-    chat_template: str | None = Field(None, description="Jinja, as apply_chat_template takes it")
+    chat_template: str | None = Field(
+        None, description="Jinja, as apply_chat_template takes it, for every tokenizer that no other template is for"
+    )
     chat_templates: dict[str, ChatTemplate] = Field(
         {}, description="chat templates by name: the first whose `when` holds is taken in place of `chat_template`"
+    )
+    chat_values: dict[str, ConfigValue] = Field({}, description="what variables are in every one of `chat_templates`")
+    system_prompt: Literal["on request", "always"] = Field(
+        "on request",
+        description="always: the template's `system` begins every conversation that has no system message; on request: only where "
+        "a conversation has one, or apply_chat_template is given `system_prompt`",
     )
     image_processor: PixelProcessor | None = Field(
         None, description="the image processor; without it, that of the vision tower as it is"
@@ -356,6 +395,12 @@ class RuleText(Part):
         description="which checkpoints the file is for; names are those of the first source and of the ones that override it, as "
         "`prepare` left them",
     )
+    requires: dict[str, Requirement] = Field(
+        {},
+        description="by a name of their own, conditions as in `detect`, for checkpoints that look alike and compute something else: "
+        "where one doesn't hold, the job is refused with what differs",
+    )
+    notices: dict[str, Notice] = Field({}, description="by a name of their own, what users of the folder have to know")
     sources: dict[str, Source] = Field({}, description="the checkpoints that are read, by name; the first is the main one")
     target: Target | None = Field(None, description="the model that is wanted")
     tokens: tuple[Token, ...] = Field((), description="tokens that the tokenizer must have; they are added where they are absent")

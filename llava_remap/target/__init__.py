@@ -1,7 +1,7 @@
 """Class and config to the wanted parameters."""
 
 from llava_remap.target.as_source import config_as_source
-from llava_remap.target.config import EMBEDDING, HEAD, TargetConfig, derive_config, embedding_rows, text_config, text_differences
+from llava_remap.target.config import EMBEDDING, HEAD, ChosenTemplate, TargetConfig, derive_config, embedding_rows, text_config, text_differences
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
 from llava_remap.target.tower import Tower, shapes_config
@@ -16,6 +16,7 @@ __all__ = [
     "PlacedToken",
     "TOKENIZERS",
     "Target",
+    "ChosenTemplate",
     "TargetConfig",
     "Tower",
     "Vocabulary",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
 from llava_remap.errors import Problem, refuse
-from llava_remap.rulefile import ConfigValue, Processor, RuleFile
+from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target.pinpoints import grid_pinpoints
 from llava_remap.target.tower import Tower, read_tower
 from llava_remap.target.vocabulary import PlacedToken
@@ -36,6 +38,8 @@ _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attenti
 _RULE = "Mend the rule file there."
 _MEND = "Mend the source's config.json."
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
+#: A token that may part the turns of a conversation, and how many of them a message shows.
+_TURN, _SHOWN_WORDS = re.compile(r"</?s>|<\|[^|<>\s]+\|>|<(start|end)_of_turn>|\[/?INST\]"), 8
 #: rope_theta of every class that was trained before the key existed.
 _ROPE_THETA = 10000.0
 _DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -47,14 +51,34 @@ def embedding_rows(tensors: Mapping[str, Tensor]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class ChosenTemplate:
+    """The chat template that a rule file has for a model.
+
+    Attributes:
+        name: its name in the rule file.
+        because: what held for it to be taken: its `when`; empty for the one that is for every tokenizer.
+        text: Jinja, with the values of its variables in front.
+        system: the system prompt of the training, or None.
+        always: whether that begins every conversation that has no system message.
+    """
+
+    name: str
+    because: Mapping[str, Any]
+    text: str
+    system: str | None
+    always: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TargetConfig:
     """Derived, before anything was built from it.
 
     Attributes:
         config: the whole `config.json` of the output, in both generations of keys.
         processor: what the processor is made with.
-        image_processor, video_processor: what they have beside what the tower's own image processor says.
-        chat_template: the one for this model.
+        image_processor, video_processor: what they have beside what the tower's own image processor says, the name of their
+            class included; None there stands for a key that is left out.
+        chat_template: the one for this model; None where the rule file has none, or no source has a tokenizer.
         tower: the vision tower.
         notes: where configs were not believed.
     """
@@ -63,7 +87,7 @@ class TargetConfig:
     processor: Mapping[str, Any]
     image_processor: Mapping[str, Any]
     video_processor: Mapping[str, Any]
-    chat_template: str | None
+    chat_template: ChosenTemplate | None
     tower: Tower
     notes: tuple[Problem, ...]
 
@@ -88,7 +112,7 @@ def derive_config(
     tensors: Mapping[str, Tensor],
     tokens: Sequence[PlacedToken],
     *,
-    words: Collection[str] = (),
+    words: Collection[str] | None = None,
     tower_apart: bool = False,
     head_is_embedding: bool = False,
 ) -> TargetConfig:
@@ -99,7 +123,7 @@ def derive_config(
         configs: the sources' own configs, in the order of the rule file's sources.
         tensors: what the sources hold for the target, by classic name.
         tokens: the rule file's tokens with their ids.
-        words: those of the source's tokenizer.
+        words: those of the source's tokenizer; None without one, and then no chat template is chosen.
         tower_apart: whether the tower comes from another source than the language model.
         head_is_embedding: whether a source stores `lm_head` and `embed_tokens` as one tensor; then they are tied.
 
@@ -111,7 +135,7 @@ def derive_config(
         raise refuse("LR112", "no source has a config.json that describes the language model.", _GIVE)
     own = next((found for config in configs if (found := _vision_config(config)) is not None), None)
     prefix, name = next(iter(rules.target.towers.items()))
-    named = _Values(text_source, {}, tokens, words, {}).of(f"target.towers.{prefix}", name)
+    named = _Values(text_source, {}, tokens, words or (), {}).of(f"target.towers.{prefix}", name)
     tower = read_tower(prefix, tensors, own, named if isinstance(named, str) else None, apart=tower_apart)
     text = _language_model(text_source, tensors)
     notes = [*tower.notes, *_projector_notes(text_source, tensors)]
@@ -128,7 +152,7 @@ def derive_config(
         "text_config": {**text, "torch_dtype": dtype, "dtype": dtype},
         "vision_config": dict(tower.config),
     }
-    values = _Values(text_source, tower.facts, tokens, words, config)
+    values = _Values(text_source, tower.facts, tokens, words or (), config)
     for key, value in rules.target.config.items():
         with rules.placed("target", "config", key):
             _put(config, key, values.of(f"target.config.{key}", value))
@@ -136,16 +160,51 @@ def derive_config(
     if "pad_token_id" in config:
         config["text_config"]["pad_token_id"] = config["pad_token_id"]
     made = rules.text.processor or Processor()
-    processor, images, videos = (
-        {key: values.of(f"{where}.config.{key}", value) for key, value in (part.config if part else {}).items()}
-        for where, part in (
-            ("processor", made),
-            ("processor.image_processor", made.image_processor),
-            ("processor.video_processor", made.video_processor),
-        )
+    processor = {key: values.of(f"processor.config.{key}", value) for key, value in made.config.items()}
+    images, videos = (
+        _pixel_processor(values, f"processor.{kind}_processor", f"{kind}_processor_type", part)
+        for kind, part in (("image", made.image_processor), ("video", made.video_processor))
     )
-    templates = (t.text for name, t in made.chat_templates.items() if values.hold(f"processor.chat_templates.{name}", t.when))
-    return TargetConfig(config, processor, images, videos, next(templates, made.chat_template), tower, tuple(notes))
+    template = _chat_template(values, rules, made) if words is not None else None
+    return TargetConfig(config, processor, images, videos, template, tower, tuple(notes))
+
+
+def _pixel_processor(values: _Values, where: str, class_key: str, part: PixelProcessor | None) -> dict[str, Any]:
+    if part is None or not values.hold(f"{where}.when", part.when):
+        return {}
+    return {class_key: part.class_} | {key: values.of(f"{where}.config.{key}", value) for key, value in part.config.items()}
+
+
+def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenTemplate | None:
+    """The first template whose `when` holds, else the one for every tokenizer.
+
+    Raises:
+        RemapError: LR413 where the rule file has templates, and none is for this tokenizer.
+    """
+    always = made.system_prompt == "always"
+    for name, template in made.chat_templates.items():
+        if values.hold(f"processor.chat_templates.{name}", template.when):
+            own = {key: values.of(f"processor.chat_values.{key}", value) for key, value in made.chat_values.items()}
+            own |= template.values | ({"system_prompt": template.system} if always and template.system else {})
+            # JSON's literals are Jinja's, too.
+            sets = "".join(f"{{%- set {key} = {json.dumps(value, ensure_ascii=False)} -%}}\n" for key, value in own.items())
+            return ChosenTemplate(name, template.when, sets + template.text, template.system, always and bool(template.system))
+    if made.chat_template is not None:
+        return ChosenTemplate("chat_template", {}, made.chat_template, None, False)
+    if not made.chat_templates:
+        return None
+    wanted = "; ".join(
+        f"{name} is for {' and '.join(f'{key}: {value}' for key, value in template.when.items())}"
+        for name, template in made.chat_templates.items()
+    )
+    turns = [word for word in sorted(values.words) if _TURN.fullmatch(word)][:_SHOWN_WORDS]
+    raise refuse(
+        "LR413",
+        f"none of the chat templates of {rules.name} is for this tokenizer ({wanted}). Of tokens that may part turns it has "
+        f"{', '.join(turns) or 'none'}.",
+        f"Write the template that the model was trained with into a rule file that has `extends: [{rules.name}.yaml]`: "
+        "`processor: {chat_template: …}`; the parts/chat-*.yaml show how.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
