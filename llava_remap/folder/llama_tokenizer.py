@@ -99,15 +99,8 @@ class LlamaTokenizer:
         longest_first = sorted(self._added, key=lambda token: (-len(token), token))
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
 
-    @property
-    def is_plain_bpe(self) -> bool:
-        """Whether the model merges pairs and leaves texts as they are: what `backend` can express."""
-        text = self._models.proto.normalizer_spec
-        plain = not text.precompiled_charsmap and not text.remove_extra_whitespaces and text.escape_whitespaces
-        return bool(plain and self._models.proto.trainer_spec.model_type == _BPE)
-
     def backend(self, images: Collection[str] = ()) -> Any:
-        """A `tokenizers.Tokenizer` with the same ids once the added tokens are added, for a model that `is_plain_bpe`.
+        """A `tokenizers.Tokenizer` that is to give the same ids once the added tokens are added; who writes it compares them.
 
         Args:
             images: tokens that stand for pictures or videos. The research code cuts a prompt at them and encodes the pieces one
@@ -117,31 +110,42 @@ class LlamaTokenizer:
         from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
         proto = self._models.proto
-        tokenizer = Tokenizer(
-            models.BPE(
+        unknown = self.ids.get(self.roles["unk"])
+        if proto.trainer_spec.model_type == _BPE:
+            model = models.BPE(
                 vocab=self.ids,
                 merges=self._merges(),
-                unk_token=self.roles["unk"] if self.roles["unk"] in self.ids else None,
+                unk_token=None if unknown is None else self.roles["unk"],
                 fuse_unk=True,
                 byte_fallback=bool(proto.trainer_spec.byte_fallback),
             )
-        )
+        else:
+            scores = [(piece.piece, piece.score) for piece in proto.pieces]
+            model = models.Unigram(scores, unknown, bool(proto.trainer_spec.byte_fallback))
+        tokenizer = Tokenizer(model)
+        text = proto.normalizer_spec
+        clean = [normalizers.Precompiled(text.precompiled_charsmap)] if text.precompiled_charsmap else []
+        between = "|".join(map(re.escape, images))
+        if text.remove_extra_whitespaces:
+            ends = rf"\A +|[ {SPACE}]+\z" if self.legacy else rf"[ {SPACE}]+(?=\z{'|' + between if images else ''})"
+            clean += [] if self.legacy else [normalizers.Replace(SPACE, " ")]  # as `encode` does
+            # Of a run of spaces the first stays, so that a text's start is still known as such.
+            clean += [normalizers.Replace(Regex(ends), ""), normalizers.Replace(Regex("(?<= ) +"), "")]
         spaces, stripped = normalizers.Replace(" ", SPACE), [decoders.Strip(" ", 1, 0)]
         if self.legacy and proto.normalizer_spec.add_dummy_prefix:
             own = "|".join(re.escape(piece) for piece in self._user_defined)
             prefix = normalizers.Replace(Regex(rf"\A(?!(?:{own})\z)(?=[\s\S])"), SPACE) if own else normalizers.Prepend(SPACE)
-            tokenizer.normalizer = normalizers.Sequence([prefix, spaces])
+            tokenizer.normalizer = normalizers.Sequence([*clean, prefix, spaces])
         elif not self.legacy and self.prefix:
-            between = "|".join(map(re.escape, images))
             behind = [normalizers.Replace(Regex(f"(?<={between})(?!{between})(?=[\\s\\S])"), SPACE)] if images else []
-            tokenizer.normalizer = normalizers.Sequence([spaces, *behind])
+            tokenizer.normalizer = normalizers.Sequence([*clean, spaces, *behind])
             # The first puts a space before a text, whether or not the text begins with one: its own are written `▁` by now.
             first = pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False)
             tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
                 [first, pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False)]
             )
         else:
-            tokenizer.normalizer, stripped = normalizers.Sequence([spaces]), []
+            tokenizer.normalizer, stripped = normalizers.Sequence([*clean, spaces]), []
         tokenizer.decoder = decoders.Sequence(
             [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *stripped]
         )
@@ -159,7 +163,8 @@ class LlamaTokenizer:
     @property
     def _user_defined(self) -> list[str]:
         """Pieces that are cut out of a text before pairs are merged; SentencePiece puts no space behind them."""
-        return [piece.piece for piece in self._models.proto.pieces if piece.type == _USER_DEFINED]
+        found = [piece.piece for piece in self._models.proto.pieces if piece.type == _USER_DEFINED]
+        return [piece for piece in found if " " not in piece]  # a text has none left by then
 
     def _merges(self) -> list[tuple[str, str]]:
         """Every way to make a piece from two others, in the order in which SentencePiece merges: by score.

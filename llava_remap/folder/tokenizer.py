@@ -37,7 +37,9 @@ _PROBES = (
     "Äpfel, café, 漢字, кошка, 🙂👍🏽 → “x” … ½", "\u200b\ufeff\x00\x07\x7f", "don't I'll we've 1,234.50 http://a.b/c?d=e_f", "▁a ▁ b",
 )  # fmt: skip
 #: What stands between special tokens.
-_BETWEEN = ("fine{0}next", "fine {0} next", "fine{0}\nnext", "{0}next{0}")
+_BETWEEN = ("fine{0}next", "fine {0} next", "fine{0}\nnext", "a{0}{0}")
+#: Ids of a text that a message shows.
+_SHOWN = 40
 _REPLACE = "Replace its files by the original ones, or give --source language_model=DIR."
 
 Encode = Callable[[str], list[int]]
@@ -87,9 +89,9 @@ def write_tokenizer(
     source = _open(vocabulary, text_model_type, [token.text for token in images])
     between = [token.content for token in source.added.values()]
     texts = [*_PROBES, *(text.format(token) for token in between for text in _BETWEEN)]
-    wanted = {text: source.encode(text) for text in texts} | {
-        prompt: _encode_prompt(source.encode, prompt, images) for prompt in prompts
-    }
+    with panics_as_errors():
+        wanted = {text: source.encode(text) for text in texts}
+        wanted |= {prompt: _encode_prompt(source.encode, prompt, images) for prompt in prompts}
     for number, (tokenizer, seen) in enumerate(source.candidates, 1):
         content = _with_tokens(tokenizer, source, tokens, [t.text for t in images] if seen else [], vocabulary.folder)
         _write(content, source, vocabulary, tokens, folder, processor_class)
@@ -100,8 +102,8 @@ def write_tokenizer(
             text, got = differs
             raise refuse(
                 "LR412",
-                f"the tokenizer in {vocabulary.folder} makes {wanted[text]} of {text!r}; the tokenizer.json that was made from "
-                f"it makes {got}.",
+                f"the tokenizer in {vocabulary.folder} makes {_shown(wanted[text])} of {text!r}; what transformers opens of the "
+                f"tokenizer.json that was made from it makes {got if isinstance(got, str) else _shown(got)}.",
                 "If its files belong together, please report it; else put those there that the checkpoint was trained with.",
             )
 
@@ -118,16 +120,26 @@ def _encode_prompt(encode: Encode, prompt: str, images: Sequence[PlacedToken]) -
     return made
 
 
-def _first_difference(folder: Path, wanted: Mapping[str, list[int]]) -> tuple[str, list[int]] | None:
-    """The first text of which the tokenizer in a folder, opened with `AutoTokenizer`, makes other ids, and those."""
+def _first_difference(folder: Path, wanted: Mapping[str, list[int]]) -> tuple[str, list[int] | str] | None:
+    """The first text of which the tokenizer in a folder, opened with `AutoTokenizer`, makes other ids, and those, or its error."""
     import transformers
 
-    with panics_as_errors():
-        opened = transformers.AutoTokenizer.from_pretrained(folder, **AS_DATA)
-        for text, ids in wanted.items():
-            if (got := opened(text)["input_ids"]) != ids:
-                return text, got
+    text = ""
+    try:
+        with panics_as_errors():
+            opened = transformers.AutoTokenizer.from_pretrained(folder, **AS_DATA)
+            for text, ids in wanted.items():
+                if (got := opened(text)["input_ids"]) != ids:
+                    return text, got
+    except Exception as error:  # whatever a library raises
+        return text, f"an error ({one_line(error)})"
     return None
+
+
+def _shown(ids: Sequence[int]) -> str:
+    """Ids for a message, shortened."""
+    more = f", … ({len(ids)} in all)" if len(ids) > _SHOWN else ""
+    return f"[{', '.join(map(str, ids[:_SHOWN]))}{more}]"
 
 
 def _open(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str]) -> _Source:
@@ -170,9 +182,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         config = {**config, **roles, **adds, "legacy": reference.legacy}
         added = _added(vocabulary, config, {})
         reference = LlamaTokenizer(model.read_bytes(), added, config)
-        if reference.is_plain_bpe:
-            seen = bool(images) and not reference.legacy
-            return _Source(reference.encode, [(reference.backend(images), seen)], config, added)
+        seen = bool(images) and not reference.legacy
+        return _Source(reference.encode, [(reference.backend(images), seen)], config, added)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)  # only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer
         for file in BESIDE["tokenizer"]:

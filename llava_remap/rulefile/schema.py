@@ -67,7 +67,15 @@ class Condition(Part):
 class Requirement(Condition):
     """What a checkpoint has to be for the target to compute the same."""
 
-    else_: str = Field(alias="else", min_length=1, description="what differs otherwise, in a sentence that a user reads")
+    else_: str = Field(
+        "", alias="else", description="what differs otherwise, in sentences that a user reads; a file that extends this may leave it out"
+    )
+
+    @model_validator(mode="after")
+    def _has_reason(self) -> Requirement:
+        if not self.else_.strip():
+            raise PydanticCustomError("form", "a requirement says with `else` what differs otherwise")
+        return self
 
 
 class Notice(Part):
@@ -308,7 +316,7 @@ class PixelProcessor(Part):
 class ChatTemplate(Part):
     """A chat template for some of the models that a rule file is for."""
 
-    when: Facts = Field(min_length=1, description=f"what must hold for it to be taken: {_FACTS}")
+    when: Facts = Field({}, description=f"what must hold for it to be taken; never nothing: {_FACTS}")
     files: tuple[str, ...] = Field(
         (), description="files of Jinja, put one behind the other; relative to this file or named as the shipped ones are"
     )
@@ -322,6 +330,8 @@ class ChatTemplate(Part):
     def _has_text(self) -> ChatTemplate:
         if not self.text.strip():
             raise PydanticCustomError("form", "a chat template has `files` or a `text`, and they say something")
+        if not self.when:
+            raise PydanticCustomError("form", "a chat template says with `when` what it is for; one for all is `chat_template`")
         return self
 
 
@@ -330,10 +340,10 @@ class Processor(Part):
 
     class_: str | None = Field(None, alias="class", description="name of the transformers processor class")
     chat_template: str | None = Field(
-        None, description="Jinja, as apply_chat_template takes it, for every tokenizer that no other template is for"
+        None, description="Jinja, as apply_chat_template takes it, for every tokenizer, in place of all `chat_templates`"
     )
     chat_templates: dict[str, ChatTemplate] = Field(
-        {}, description="chat templates by name: the first whose `when` holds is taken in place of `chat_template`"
+        {}, description="chat templates by name: the first whose `when` holds is taken"
     )
     chat_values: dict[str, ConfigValue] = Field({}, description="what variables are in every one of `chat_templates`")
     system_prompt: Literal["on request", "always"] = Field(

@@ -176,11 +176,13 @@ def _pixel_processor(values: _Values, where: str, class_key: str, part: PixelPro
 
 
 def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenTemplate | None:
-    """The first template whose `when` holds, else the one for every tokenizer.
+    """The one template for every tokenizer, or the first whose `when` holds.
 
     Raises:
         RemapError: LR413 where the rule file has templates, and none is for this tokenizer.
     """
+    if made.chat_template is not None:
+        return ChosenTemplate("chat_template", {}, made.chat_template, None, False)
     always = made.system_prompt == "always"
     for name, template in made.chat_templates.items():
         if values.hold(f"processor.chat_templates.{name}", template.when):
@@ -189,8 +191,6 @@ def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenT
             # JSON's literals are Jinja's, too.
             sets = "".join(f"{{%- set {key} = {json.dumps(value, ensure_ascii=False)} -%}}\n" for key, value in own.items())
             return ChosenTemplate(name, template.when, sets + template.text, template.system, always and bool(template.system))
-    if made.chat_template is not None:
-        return ChosenTemplate("chat_template", {}, made.chat_template, None, False)
     if not made.chat_templates:
         return None
     wanted = "; ".join(
