@@ -1,6 +1,7 @@
 """`make compat`: what every version of transformers makes of each family, as the table in the README.
 
 `python -m tests.compat.table` converts a small checkpoint of each family, asks all versions, and writes the table.
+Its last column says whether they compute what the research code computed, where that is recorded: `tests.original`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from pathlib import Path
 
 from tests.compat.checkpoints import FAMILIES
 from tests.compat.run import ROOT, VERSIONS, Look, convert_all, differences, look_with_all, missing
+from tests.original.answers import ALL_VERSIONS, ask_all
+from tests.original.convert import main_target
+from tests.original.facts import FAMILIES as RECORDED
+from tests.original.table import with_column
 
 #: What a version is known to do otherwise: 4.46 pools videos only of towers whose side is at least the patch's area (196 px).
 KNOWN = {("llava-next-video-7b.released", "4.46.3"): ("video_generated", "llava-next-video-7b.released/video_logits")}
@@ -37,16 +42,23 @@ def _cell(names: list[str], version: str, seen: Look) -> str:
     return "yes" + ("" if opens else " ¹") + (" ²" if known else "")
 
 
+def parts(page: str) -> tuple[str, str, str]:
+    """What stands before the table, the table, and what stands behind it."""
+    before, _, rest = page.partition(BEGIN)
+    written, _, after = rest.partition(END)
+    return before, written, after
+
+
 def main() -> None:
     if why := [reason for version in VERSIONS if (reason := missing(version))]:
         raise SystemExit("\n".join(why))
     with tempfile.TemporaryDirectory() as work:
         (Path(work) / "seen").mkdir()
         made = table(look_with_all(convert_all(Path(work)), Path(work) / "seen"))
+        recorded = [main_target(name) for name in RECORDED]
+        made = with_column(made, ask_all(recorded, ALL_VERSIONS, Path(work) / "original"))
     page = ROOT / "README.md"
-    text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, _, after = parts(page.read_text())
     page.write_text(before + BEGIN + made + END + after)
     print(made)
 

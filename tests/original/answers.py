@@ -44,6 +44,7 @@ class Answers:
 
 def ask_all(targets: Iterable[Target], versions: Iterable[str], work: Path) -> Answers:
     """Convert all targets, and ask all versions that are there; a process for each version, two at a time."""
+    work.mkdir(exist_ok=True)
     made = {target: convert(target, work) for target in targets}
     folders = [folder for folder in made.values() if isinstance(folder, Path)]
     there = [version for version in versions if version == INSTALLED or missing(version) is None]

@@ -84,9 +84,9 @@ class FolderAnswer:
         model_type: the config's.
         image_token: the config's.
         video_token: the config's, or None.
-        fast: the tokenizer's words.
-        slow: those of the tokenizer that isn't fast, or None.
-        no_slow: why there is no such tokenizer, or None.
+        fast: the words of the processor's tokenizer.
+        slow: those of the tokenizer that the folder gives for `use_fast=False`, or None.
+        no_slow: why it gives none, or None.
         cases: by name.
     """
 
@@ -127,13 +127,11 @@ class Opened:
         return Words(tuple(tuple(tokenizer(text.text).input_ids) for text in self.facts.texts), prompts)
 
     def slow_words(self) -> tuple[Words | None, str | None]:
-        """Those of the tokenizer that isn't fast, or why there is none."""
+        """Those of the tokenizer for `use_fast=False`, or why there is none."""
         try:
             tokenizer = self.transformers.AutoTokenizer.from_pretrained(self.folder, use_fast=False)
         except Exception as error:
             return None, _words(error)
-        if tokenizer.is_fast:
-            return None, f"{type(tokenizer).__name__} is fast"
         return self.words(tokenizer), None
 
     def answer(self, case: Case) -> Answer:

@@ -191,11 +191,6 @@ class Family:
         """The config that the research code reads: the adapter's, if there is one."""
         return self.content("adapter" if "adapter" in self.sources else "model", "config.json")
 
-    @property
-    def has_slow_tokenizer(self) -> bool:
-        """Whether the checkpoint has the files of a tokenizer that isn't fast."""
-        return any(self.file("model", name) for name in ("tokenizer.model", "vocab.json"))
-
 
 FAMILIES = tuple(sorted(path.parent.name for path in FACTS.glob("families/*/facts.json")))
 

@@ -33,11 +33,18 @@ def cell(rules: str, answers: Answers) -> str:
 def with_column(table: str, answers: Answers) -> str:
     """A table of rule files by versions in Markdown, with one more column."""
     head, line, *rows = table.splitlines()
-    cells = [cell(row.split("`")[1], answers) for row in rows]
-    return (
-        "\n".join([f"{head} {HEAD} |", f"{line} --- |", *(f"{row} {said} |" for row, said in zip(rows, cells, strict=True))])
-        + "\n"
-    )
+    longer = [f"{head} {HEAD} |", f"{line} --- |", *(f"{row} {cell(rules_of_row(row), answers)} |" for row in rows)]
+    return "\n".join(longer) + "\n"
+
+
+def without_column(table: str) -> str:
+    """The same table without its last column."""
+    return "".join(line[: line.rindex("|", 0, -1) + 1] + "\n" for line in table.splitlines())
+
+
+def rules_of_row(row: str) -> str:
+    """The rule file that a row is about."""
+    return row.split("`")[1]
 
 
 def _span(versions: list[str]) -> str:

@@ -1,0 +1,22 @@
+"""The column of the README's table, which `make compat` writes."""
+
+from __future__ import annotations
+
+from tests.compat.run import ROOT
+from tests.compat.table import parts
+from tests.original.answers import Answers
+from tests.original.faults import FAULTS
+from tests.original.table import HEAD, cell, rules_of_row, with_column, without_column
+
+
+def test_the_column_says_what_the_versions_made(answers: Answers) -> None:
+    _, written, _ = parts((ROOT / "README.md").read_text())
+    head, _, *rows = written.splitlines()
+    assert head.endswith(f"| {HEAD} |")
+    assert {row: row.split("|")[-2].strip() for row in rows} == {row: cell(rules_of_row(row), answers) for row in rows}
+    assert with_column(without_column(written), answers) == written
+
+
+def test_the_readme_explains_every_fault() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [fault.name for fault in FAULTS if f"*{fault.name}*" not in text] == []
