@@ -74,7 +74,7 @@ class Pixels:
         return f"{differences.mean():.2g} off in the mean"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """One of the things that the research code makes of a conversation.
 

@@ -65,7 +65,7 @@ def compare_forward(family: Family, reading: Reading, forward: Forward, *, best:
         found["error"] = forward.error
     if not forward.logits:
         return found
-    off = float(np.abs(np.subtract(forward.logits, reading.logits)).max()) / reading.sd
+    off = distance(reading, forward)
     if not off < family.tolerance:
         found["logits"] = f"{off:.1e} standard deviations off"
     if best:
@@ -74,6 +74,11 @@ def compare_forward(family: Family, reading: Reading, forward: Forward, *, best:
         if wrong:
             found["argmax"] = f"{wrong} of {len(reading.argmax)} best tokens differ"
     return found
+
+
+def distance(reading: Reading, forward: Forward) -> float:
+    """The largest difference of a logit, in standard deviations of the recorded ones."""
+    return float(np.abs(np.subtract(forward.logits, reading.logits)).max()) / reading.sd
 
 
 def compare_ids(ids: Sequence[int], wanted: Sequence[int], token: int) -> str | None:
