@@ -5,7 +5,8 @@
 | `facts` | the recorded facts |
 | `pixels` | pixels as the research code makes them, and as older versions of transformers do |
 | `convert` | checkpoints put together and converted by the command line |
-| `ask` | run by one version of transformers: everything that it makes of the folders |
+| `answer` | what a version of transformers makes of a folder |
+| `ask` | run by one version: makes the answers |
 | `answers` | all versions asked |
 | `judge` | an answer compared with a fact |
 | `faults` | known faults of versions of transformers, each with its proof |

@@ -1,18 +1,19 @@
 """Ask one version of transformers about converted folders: open each as a user would, and write down all that comes of it.
 
-`python -m tests.original.ask OUT FOLDER…` writes OUT, a JSON file that `read` reads. A folder's name is that of its `Target`.
+`python -m tests.original.ask OUT FOLDER…` writes OUT, a JSON file that `answer.read` reads. Folders are named as their `Target`s.
 All versions run this module, so it uses only what all of them have. It judges nothing.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,97 +21,21 @@ from unittest.mock import patch
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
 
 import numpy as np
+import torch
+import transformers
 
+from tests.compat.look import open_processor
+from tests.original.answer import Answer, FolderAnswer, Forward, Words
 from tests.original.convert import Target
 from tests.original.facts import Case, Family, Floats, Pixels, Reading, family, picture
 from tests.original.pixels import case_pixels
-
-
-@dataclass(frozen=True)
-class Forward:
-    """A forward pass.
-
-    Attributes:
-        error: why the model didn't take these inputs, or None.
-        around: how the logits were computed after such an error, or None.
-        logits: of the last position, at the places of the recorded ones; empty where there are none.
-        argmax: the best token of each position that is text.
-    """
-
-    error: str | None
-    around: str | None
-    logits: tuple[float, ...]
-    argmax: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one case.
-
-    Attributes:
-        error: why there is no more than there is, or None.
-        prompt: the chat template's, with `<image>` for a video as well.
-        ids: the processor's.
-        pixels: the processor's, one for each picture or for the video; tiles of zeros behind a picture's own are left out.
-        whole: a forward pass with these inputs.
-        alone: for each reading, a forward pass with its ids and with pixels made as the research code makes them.
-    """
-
-    error: str | None = None
-    prompt: str | None = None
-    ids: tuple[int, ...] | None = None
-    pixels: tuple[Pixels, ...] | None = None
-    whole: Forward | None = None
-    alone: tuple[Forward, ...] = ()
-
-
-@dataclass(frozen=True)
-class Words:
-    """What a tokenizer alone makes of the family's texts, and of each case's prompts by reading."""
-
-    texts: tuple[tuple[int, ...], ...]
-    prompts: dict[str, tuple[tuple[int, ...], ...]]
-
-
-@dataclass(frozen=True)
-class FolderAnswer:
-    """What a version makes of a folder.
-
-    Attributes:
-        version: of transformers.
-        error: why the folder didn't open, or None.
-        closed: why AutoProcessor didn't open it, where its parts were opened one by one because of that; or None.
-        has_torchvision: whether this version finds torchvision.
-        model_type: the config's.
-        image_token: the config's.
-        video_token: the config's, or None.
-        fast: the words of the processor's tokenizer.
-        slow: those of the tokenizer that the folder gives for `use_fast=False`, or None.
-        no_slow: why it gives none, or None.
-        cases: by name.
-    """
-
-    version: str
-    error: str | None
-    closed: str | None
-    has_torchvision: bool
-    model_type: str
-    image_token: int
-    video_token: int | None
-    fast: Words | None
-    slow: Words | None
-    no_slow: str | None
-    cases: dict[str, Answer]
 
 
 class Opened:
     """A folder, opened by the transformers that is on the path."""
 
     def __init__(self, folder: Path, facts: Family) -> None:
-        import transformers
-
         self.facts = facts
-        self.transformers = transformers
         self.config = json.loads((folder / "config.json").read_text())
         self.image_token: int = self.config["image_token_index"]
         self.video_token: int | None = self.config.get("video_token_index")
@@ -129,10 +54,9 @@ class Opened:
     def slow_words(self) -> tuple[Words | None, str | None]:
         """Those of the tokenizer for `use_fast=False`, or why there is none."""
         try:
-            tokenizer = self.transformers.AutoTokenizer.from_pretrained(self.folder, use_fast=False)
+            return self.words(transformers.AutoTokenizer.from_pretrained(self.folder, use_fast=False)), None
         except Exception as error:
             return None, _words(error)
-        return self.words(tokenizer), None
 
     def answer(self, case: Case) -> Answer:
         """Everything, or as much as works."""
@@ -153,9 +77,8 @@ class Opened:
         if case.video:
             if self.closed:
                 raise ImportError(self.closed)
-            return self.processor(
-                text=[prompt], videos=[np.stack([np.asarray(frame) for frame in pictures])], return_tensors="pt"
-            )
+            frames = np.stack([np.asarray(frame) for frame in pictures])
+            return self.processor(text=[prompt], videos=[frames], return_tensors="pt")
         if not pictures:
             return self.processor(text=[prompt], return_tensors="pt")
         try:
@@ -164,8 +87,6 @@ class Opened:
             return self.processor(text=[prompt], images=pictures, return_tensors="pt")
 
     def _alone(self, case: Case, reading: Reading, pictures: list[Any]) -> Forward:
-        import torch
-
         ids = tuple(reading.ids_with(self._token(case)))
         made = case_pixels(self.facts, case, pictures)
         inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
@@ -176,8 +97,6 @@ class Opened:
 
     def _pixel_inputs(self, case: Case, made: list[Floats]) -> dict[str, Any]:
         """Arrays of pixels under the names that the model's class has for them."""
-        import torch
-
         if case.video:
             return {"pixel_values_videos": torch.from_numpy(np.stack(made))}
         if not made:
@@ -194,8 +113,6 @@ class Opened:
 
     def _knows_several(self) -> bool:
         """Whether this version's OneVision can be told that pictures aren't tiled."""
-        import inspect
-
         return "batch_num_images" in inspect.signature(self.model.forward).parameters
 
     def _token(self, case: Case) -> int:
@@ -204,8 +121,6 @@ class Opened:
         return token
 
     def _forward(self, case: Case, reading: Reading, ids: tuple[int, ...], inputs: dict[str, Any]) -> Forward:
-        import torch
-
         error = around = None
         with torch.inference_mode():
             try:
@@ -226,36 +141,31 @@ class Opened:
     @contextmanager
     def _one_tile_each(self) -> Iterator[None]:
         """What OneVision believes of several pictures in later versions."""
-        module = self.transformers.models.llava_onevision.modeling_llava_onevision
+        module = transformers.models.llava_onevision.modeling_llava_onevision
         with patch.object(module, "image_size_to_num_patches", lambda **sizes: 1):
             yield
 
 
 def ask(folder: Path) -> FolderAnswer:
     """Ask about a folder."""
-    import torch
-    import transformers
-
-    target = Target.of(folder.name)
-    facts = family(target.family)
     torch.set_num_threads(1)
-    has_torchvision = bool(transformers.utils.is_torchvision_available())
+    version, has_torchvision = transformers.__version__, bool(transformers.utils.is_torchvision_available())
     try:
-        opened = Opened(folder, facts)
-    except Exception as error:
-        return FolderAnswer(transformers.__version__, _words(error), None, has_torchvision, "", 0, None, None, None, None, {})
-    return FolderAnswer(
-        transformers.__version__,
-        None,
-        opened.closed,
-        has_torchvision,
-        opened.config["model_type"],
-        opened.image_token,
-        opened.video_token,
-        opened.words(opened.processor.tokenizer),
-        *opened.slow_words(),
-        {name: opened.answer(case) for name, case in facts.cases.items()},
-    )
+        opened = Opened(folder, family(Target.of(folder.name).family))
+        return FolderAnswer(
+            version,
+            None,
+            opened.closed,
+            has_torchvision,
+            opened.config["model_type"],
+            opened.image_token,
+            opened.video_token,
+            opened.words(opened.processor.tokenizer),
+            *opened.slow_words(),
+            {name: opened.answer(case) for name, case in opened.facts.cases.items()},
+        )
+    except Exception as error:  # the other folders are still worth a question
+        return FolderAnswer(version, _words(error), None, has_torchvision, "", 0, None, None, None, None, {})
 
 
 def _open_processor(folder: Path) -> tuple[Any, str | None]:
@@ -263,24 +173,16 @@ def _open_processor(folder: Path) -> tuple[Any, str | None]:
 
     That is tried only where torchvision may be to blame.
     """
-    from transformers import AutoProcessor
-    from transformers.utils import is_torchvision_available
-
-    from tests.compat.look import open_processor
-
     try:
-        return AutoProcessor.from_pretrained(folder), None
+        return transformers.AutoProcessor.from_pretrained(folder), None
     except Exception as error:
-        if is_torchvision_available() or not (folder / "video_preprocessor_config.json").is_file():
+        if transformers.utils.is_torchvision_available() or not (folder / "video_preprocessor_config.json").is_file():
             raise
         module = Path(traceback.extract_tb(error.__traceback__)[-1].filename).stem
         return open_processor(folder)[0], f"{_words(error)} (in {module})"
 
 
 def _open_model(folder: Path, name: str) -> Any:
-    import torch
-    import transformers
-
     dtype = {"dtype" if transformers.__version__[0] != "4" else "torch_dtype": torch.float32}
     # 4.46 leaves tensors of a checkpoint with two dtypes in theirs.
     return getattr(transformers, name).from_pretrained(folder, **dtype).float().eval()
@@ -309,40 +211,7 @@ def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def read(path: Path) -> dict[str, FolderAnswer]:
-    """What `main` wrote, by the folders' names."""
-    return {name: _folder_answer(said) for name, said in json.loads(path.read_text()).items()}
-
-
-def _folder_answer(said: dict[str, Any]) -> FolderAnswer:
-    words = {kind: said[kind] and _read_words(said[kind]) for kind in ("fast", "slow")}
-    cases = {name: _read_answer(answer) for name, answer in said["cases"].items()}
-    return FolderAnswer(**{**said, **words, "cases": cases})
-
-
-def _read_words(said: dict[str, Any]) -> Words:
-    prompts = {name: tuple(map(tuple, readings)) for name, readings in said["prompts"].items()}
-    return Words(tuple(map(tuple, said["texts"])), prompts)
-
-
-def _read_answer(said: dict[str, Any]) -> Answer:
-    return Answer(
-        said["error"],
-        said["prompt"],
-        None if said["ids"] is None else tuple(said["ids"]),
-        None if said["pixels"] is None else tuple(map(Pixels.read, said["pixels"])),
-        said["whole"] and _read_forward(said["whole"]),
-        tuple(map(_read_forward, said["alone"])),
-    )
-
-
-def _read_forward(said: dict[str, Any]) -> Forward:
-    return Forward(said["error"], said["around"], tuple(said["logits"]), tuple(said["argmax"]))
-
-
 def main(out: str, *folders: str) -> None:
-    import transformers
-
     transformers.utils.logging.disable_progress_bar()
     Path(out).write_text(json.dumps({Path(folder).name: asdict(ask(Path(folder))) for folder in folders}))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from tests.original import pixels
-from tests.original.ask import Answer, FolderAnswer
+from tests.original.answer import Answer, FolderAnswer
 from tests.original.facts import Case, Family, Floats, Pixels, picture
 from tests.original.judge import Differences, nearest_reading, one_for_each_run, token_of
 from tests.original.pixels import Recipe

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.original.ask import Answer, FolderAnswer, Forward, Words
+from tests.original.answer import Answer, FolderAnswer, Forward, Words
 from tests.original.facts import IMAGE, Case, Family, Reading
 
 #: By kind: `error`, `prompt`, `ids`, `pixels`, `logits`, `argmax`.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.original import pixels
+from tests.original.answer import Answer, FolderAnswer, Forward
 from tests.original.answers import Answers
-from tests.original.ask import Answer, FolderAnswer, Forward
 from tests.original.convert import main_target
 from tests.original.facts import FAMILIES, IMAGE, Case, Family, Pixels, family, picture, picture_digest
 from tests.original.verdict import judge_case
