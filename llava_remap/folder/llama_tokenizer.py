@@ -47,6 +47,7 @@ class LlamaTokenizer:
     def __init__(self, model: bytes, added: Mapping[int, Any], config: Mapping[str, Any]) -> None:
         self._models = _load(model)
         self._added = {token.content: (i, token) for i, token in added.items()}
+        self._special = {token.content for token in added.values() if token.special}
         #: Whether each text between added tokens gets a space before it. An absent key means true (transformers 4).
         self.legacy = config.get("legacy") is not False
         #: Whether, without `legacy`, a whole text gets one. `null` stands for absent, as in the code that wrote it.
@@ -65,9 +66,8 @@ class LlamaTokenizer:
         if not self.legacy and text:
             text = (SPACE if self.prefix else "") + text.replace(SPACE, " ")
         parts = self._split(text)
-        if not self.legacy and len(parts) > 1 and parts[0] == SPACE and parts[1] in self._added:
-            if self._added[parts[1]][1].special:
-                parts = parts[1:]
+        if not self.legacy and len(parts) > 1 and parts[0] == SPACE and parts[1] in self._special:
+            parts = parts[1:]
         ids = [i for part in parts for i in ([self._id(part)] if part in self._added else self._encode_part(part))]
         return [*self.before, *ids, *self.behind]
 
@@ -112,7 +112,7 @@ class LlamaTokenizer:
         proto = self._models.proto
         unknown = self.ids.get(self.roles["unk"])
         if proto.trainer_spec.model_type == _BPE:
-            model = models.BPE(
+            model: Any = models.BPE(
                 vocab=self.ids,
                 merges=self._merges(),
                 unk_token=None if unknown is None else self.roles["unk"],
@@ -124,7 +124,7 @@ class LlamaTokenizer:
             model = models.Unigram(scores, unknown, bool(proto.trainer_spec.byte_fallback))
         tokenizer = Tokenizer(model)
         text = proto.normalizer_spec
-        clean = [normalizers.Precompiled(text.precompiled_charsmap)] if text.precompiled_charsmap else []
+        clean: list[Any] = [normalizers.Precompiled(text.precompiled_charsmap)] if text.precompiled_charsmap else []
         between = "|".join(map(re.escape, images))
         if text.remove_extra_whitespaces:
             ends = rf"\A +|[ {SPACE}]+\z" if self.legacy else rf"[ {SPACE}]+(?=\z{'|' + between if images else ''})"
@@ -146,9 +146,7 @@ class LlamaTokenizer:
             )
         else:
             tokenizer.normalizer, stripped = normalizers.Sequence([*clean, spaces]), []
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *stripped]
-        )
+        tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *stripped])
         bos, eos = ([self.roles[role]] if ids else [] for role, ids in (("bos", self.before), ("eos", self.behind)))
         if bos or eos:
             tokenizer.post_processor = processors.TemplateProcessing(
@@ -187,7 +185,7 @@ def _load(model: bytes) -> _Models:
     from sentencepiece import SentencePieceProcessor
     from sentencepiece import sentencepiece_model_pb2 as described
 
-    proto = described.ModelProto()  # type: ignore[attr-defined]
+    proto: Any = described.ModelProto()
     try:
         proto.ParseFromString(model)
         with_prefix = SentencePieceProcessor(model_proto=model)

@@ -197,4 +197,3 @@ def video_processor_notes(rules: Processor | None) -> list[Problem]:
 def has_torchvision() -> bool:
     """Whether transformers can open a video processor."""
     return importlib.util.find_spec("torchvision") is not None
-

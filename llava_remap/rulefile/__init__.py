@@ -30,6 +30,7 @@ from llava_remap.rulefile.yaml_text import Mark
 
 __all__ = [
     "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "NamedDefault", "Notice", "PatternError",
-    "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile", "RuleText", "RunawayError", "Source", "Target", "Template", "Token", "Wrapper", "load_rule_file",
-    "reversed_template", "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
+    "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile", "RuleText", "RunawayError", "Source", "Target",
+    "Template", "Token", "Wrapper", "load_rule_file", "reversed_template", "shipped_folder", "shipped_layouts",
+    "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

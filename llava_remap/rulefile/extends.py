@@ -68,7 +68,7 @@ class Extended:
             merged = self._merge_parents(merged, handed_on, root.value, parent.mark)
         _check_ids(root)
         self.texts[here] = path.read_bytes()
-        self._trees[here] = tree = Node(_override(merged, self._with_templates(path, root).value), root.mark)
+        self._trees[here] = tree = Node(_override(merged, entries(self._with_templates(path, root))), root.mark)
         return tree
 
     def _with_templates(self, path: Path, root: Node) -> Node:

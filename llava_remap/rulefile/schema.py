@@ -68,7 +68,9 @@ class Requirement(Condition):
     """What a checkpoint has to be for the target to compute the same."""
 
     else_: str = Field(
-        "", alias="else", description="what differs otherwise, in sentences that a user reads; a file that extends this may leave it out"
+        "",
+        alias="else",
+        description="what differs otherwise, in sentences that a user reads; a file that extends this may leave it out",
     )
 
     @model_validator(mode="after")
@@ -307,7 +309,8 @@ class PixelProcessor(Part):
     """What makes pixel values of images, or of videos; sizes and means are those of the vision tower's own image processor."""
 
     class_: str | None = Field(
-        alias="class", description="name of the transformers class; null: none is named, and transformers goes by the model's type"
+        alias="class",
+        description="name of the transformers class; null: none is named, and transformers goes by the model's type",
     )
     when: Facts = Field({}, description=f"what must hold for it to count, else the tower's own is taken as it is: {_FACTS}")
     config: dict[str, ConfigValue] = Field({}, description="what it has beside them")
@@ -323,7 +326,8 @@ class ChatTemplate(Part):
     text: str = Field("", description="Jinja, as apply_chat_template takes it, where it is in no file of its own")
     values: dict[str, str | bool] = Field({}, description="what the template's variables are")
     system: str | None = Field(
-        None, description="the system prompt of the training; it is for conversations with a system message of their own to give it"
+        None,
+        description="the system prompt of the training; it is for conversations with a system message of their own to give it",
     )
 
     @model_validator(mode="after")
@@ -348,8 +352,8 @@ class Processor(Part):
     chat_values: dict[str, ConfigValue] = Field({}, description="what variables are in every one of `chat_templates`")
     system_prompt: Literal["on request", "always"] = Field(
         "on request",
-        description="always: the template's `system` begins every conversation that has no system message; on request: only where "
-        "a conversation has one, or apply_chat_template is given `system_prompt`",
+        description="always: the template's `system` begins every conversation that has no system message; on request: only "
+        "where a conversation has one, or apply_chat_template is given `system_prompt`",
     )
     image_processor: PixelProcessor | None = Field(
         None, description="the image processor; without it, that of the vision tower as it is"
@@ -407,8 +411,8 @@ class RuleText(Part):
     )
     requires: dict[str, Requirement] = Field(
         {},
-        description="by a name of their own, conditions as in `detect`, for checkpoints that look alike and compute something else: "
-        "where one doesn't hold, the job is refused with what differs",
+        description="by a name of their own, conditions as in `detect`, for checkpoints that look alike and compute something "
+        "else: where one doesn't hold, the job is refused with what differs",
     )
     notices: dict[str, Notice] = Field({}, description="by a name of their own, what users of the folder have to know")
     sources: dict[str, Source] = Field({}, description="the checkpoints that are read, by name; the first is the main one")

@@ -1,7 +1,16 @@
 """Class and config to the wanted parameters."""
 
 from llava_remap.target.as_source import config_as_source
-from llava_remap.target.config import EMBEDDING, HEAD, ChosenTemplate, TargetConfig, derive_config, embedding_rows, text_config, text_differences
+from llava_remap.target.config import (
+    EMBEDDING,
+    HEAD,
+    ChosenTemplate,
+    TargetConfig,
+    derive_config,
+    embedding_rows,
+    text_config,
+    text_differences,
+)
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
 from llava_remap.target.tower import Tower, shapes_config

@@ -1,0 +1,201 @@
+"""The source's tokenizer: what it makes of texts, and tokenizers of the tokenizers library that may do the same."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_remap.checkpoint import BESIDE, read_object
+from llava_remap.errors import RemapError, refuse
+from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
+from llava_remap.folder.json_file import write_json
+from llava_remap.folder.llama_tokenizer import LlamaTokenizer
+from llava_remap.target import TOKENIZERS, Vocabulary
+
+#: The roles that special tokens have in every tokenizer.
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+#: Classes that are SentencePiece behind rules of their own.
+LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
+#: What `added_tokens_decoder` says of a token.
+FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+_REPLACE = "Replace its files by the original ones, or give --source language_model=DIR."
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTokenizer:
+    """A source's tokenizer.
+
+    Attributes:
+        encode: what it makes of a text, special tokens as it adds them: the reference.
+        candidates: tokenizers of the tokenizers library that may give the same ids for whole prompts, the simplest first, and
+            whether tokens that stand for pictures are part of the text that their normalizer sees.
+        config: `tokenizer_config.json`, with what follows from the class.
+        added: the added tokens by id, as `tokenizers.AddedToken`.
+    """
+
+    encode: Encode
+    candidates: Sequence[tuple[Any, bool]]
+    config: Mapping[str, Any]
+    added: Mapping[int, Any]
+
+
+def open_source_tokenizer(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str]) -> SourceTokenizer:
+    """Open a source's tokenizer.
+
+    A `tokenizer.json` is the reference itself. Without one, a `tokenizer.model` is, read by SentencePiece in the way of
+    transformers' slow tokenizer; and without that, what transformers makes of the files.
+
+    Args:
+        text_model_type: whose usual tokenizer it is where its files name no class.
+        images: tokens that stand for pictures or videos.
+
+    Raises:
+        RemapError: LR113 where the files can't be read.
+    """
+    try:
+        with panics_as_errors():
+            return _source(vocabulary, text_model_type, images)
+    except RemapError:
+        raise
+    except Exception as error:  # whatever a library raises: the files are the user's
+        raise refuse("LR113", f"the tokenizer in {vocabulary.folder} can't be opened: {one_line(error)}.", _REPLACE) from error
+
+
+def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str]) -> SourceTokenizer:
+    from tokenizers import Tokenizer
+
+    folder = vocabulary.folder
+    config = {key: value for key, value in own_file(folder, "tokenizer_config.json").items() if value is not None}
+    named = config.get("tokenizer_class")
+    whole = folder / "tokenizer.json"
+    if whole.is_file():
+        tokenizer = Tokenizer.from_str(whole.read_text(encoding="utf-8"))
+        tokenizer.no_truncation()  # a prompt is never cut, whatever was baked in
+        tokenizer.no_padding()
+        added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
+        if named in LLAMA:  # their class makes BOS and EOS, whatever the file says
+            config = {"add_bos_token": True, "add_eos_token": False, **config}
+        _set_bos_and_eos(tokenizer, config, vocabulary)
+        return _copied(tokenizer, config, added, images)
+    import transformers
+
+    if not hasattr(transformers, str(named)):  # a general class, made by the model's type, would cut words otherwise
+        config = {**TOKENIZERS.get(text_model_type, {}), **config}
+        config["tokenizer_class"] = named = TOKENIZERS.get(text_model_type, {}).get("tokenizer_class")
+    added = _added(vocabulary, config, {})
+    model = folder / "tokenizer.model"
+    reference = LlamaTokenizer(model.read_bytes(), added, config) if model.is_file() else None
+    if reference is not None and named in LLAMA:
+        roles = {f"{role}_token": text for role, text in reference.roles.items()}
+        adds = {"add_bos_token": bool(reference.before), "add_eos_token": bool(reference.behind)}
+        config = {**config, **roles, **adds, "legacy": reference.legacy}
+        added = _added(vocabulary, config, {})
+        reference = LlamaTokenizer(model.read_bytes(), added, config)
+        seen = bool(images) and not reference.legacy
+        return SourceTokenizer(reference.encode, [(reference.backend(images), seen)], config, added)
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)  # only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer
+        for file in BESIDE["tokenizer"]:
+            if (folder / file).is_file():
+                shutil.copyfile(folder / file, scratch / file)
+        write_json(scratch / "tokenizer_config.json", config)
+        if named is None:
+            write_json(scratch / "config.json", {"model_type": text_model_type})
+        opened = transformers.AutoTokenizer.from_pretrained(scratch, **AS_DATA)
+    tokenizer = Tokenizer.from_str(opened.backend_tokenizer.to_str())
+    config |= {role: str(token) for role in ROLES if (token := getattr(opened, role, None)) is not None}
+    added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
+    if reference is None:
+        return _copied(tokenizer, config, added, images)
+    reference = LlamaTokenizer(
+        model.read_bytes(),
+        added,
+        config if named in LLAMA else {**config, "legacy": True, "add_bos_token": opened("")["input_ids"] != []},
+    )
+    return SourceTokenizer(reference.encode, [(tokenizer, False)], config, added)
+
+
+def _copied(tokenizer: Any, config: Mapping[str, Any], added: Mapping[int, Any], images: Sequence[str]) -> SourceTokenizer:
+    """A source whose own `tokenizer.json` is the reference.
+
+    Where its pre-tokenizer puts a space before the first text alone, the text behind a picture needs one of its own: the second
+    candidate's normalizer puts it there.
+    """
+    from tokenizers import Regex, Tokenizer, normalizers
+
+    add_own(tokenizer, added)
+    written = tokenizer.to_str()
+    source, plain = Tokenizer.from_str(written), Tokenizer.from_str(written)
+    candidates = [(plain, False)]
+    if images:
+        between = "|".join(map(re.escape, images))
+        spaced = Tokenizer.from_str(written)
+        behind = normalizers.Replace(Regex(f"(?<={between})(?!{between})(?=[^ ▁])"), " ")
+        spaced.normalizer = normalizers.Sequence([*([spaced.normalizer] if spaced.normalizer else []), behind])
+        candidates.append((spaced, True))
+    return SourceTokenizer(lambda text: list(source.encode(text).ids), candidates, config, added)
+
+
+def _added(vocabulary: Vocabulary, config: Mapping[str, Any], known: Mapping[int, Any]) -> dict[int, Any]:
+    """The source's added tokens by id: those of its `tokenizer.json`, then those of its other files, then special tokens.
+
+    Slow tokenizers look for added tokens in the text as it is, whatever `normalized` says of them.
+    """
+    from tokenizers import AddedToken
+
+    said = own_file(vocabulary.folder, "special_tokens_map.json") | dict(config)
+    special = {text for role in ROLES if (text := token_text(said.get(role)))}
+    special |= {text for token in said.get("additional_special_tokens") or () if (text := token_text(token))}
+    tokens = {token.content: token for token in known.values()}
+    for token in config.get("added_tokens_decoder", {}).values():
+        if isinstance(token, Mapping) and (text := token_text(token)) not in tokens:
+            flags = {flag: token[flag] for flag in FLAGS[1:] if flag in token and (known or flag != "normalized")}
+            flags.setdefault("normalized", False)
+            tokens[text] = AddedToken(text, **flags)
+    for text in (*own_file(vocabulary.folder, "added_tokens.json"), *sorted(special)):
+        if text not in tokens:
+            tokens[text] = AddedToken(text, normalized=False, special=text in special)
+    return {vocabulary.ids[text]: token for text, token in tokens.items() if text in vocabulary.ids}
+
+
+def add_own(tokenizer: Any, added: Mapping[int, Any]) -> None:
+    there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for _, token in sorted(added.items()):
+        if token.content not in there:
+            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+
+
+def _set_bos_and_eos(tokenizer: Any, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
+    """Put BOS and EOS around texts where the config says so and `tokenizer.json` doesn't do it."""
+    from tokenizers import processors
+
+    if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
+        return
+    added = (vocabulary.special.get(f"{role}_token", "") if config.get(f"add_{role}_token") else "" for role in ("bos", "eos"))
+    bos, eos = ([text] if text in vocabulary.ids else [] for text in added)
+    ids = {token: vocabulary.ids[token] for token in (*bos, *eos)}
+    if tokenizer.encode("").ids != [*ids.values()]:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=" ".join([*bos, "$A", *eos]),
+            pair=" ".join([*bos, "$A", *eos, *bos, "$B", *eos]),
+            special_tokens=[*ids.items()],
+        )
+
+
+def own_file(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a source; empty without the file."""
+    path = folder / name
+    return read_object(path, "LR113", "Replace it by the original one.", unique=False) if path.is_file() else {}
+
+
+def token_text(token: Any) -> str | None:
+    """A special token as a config has it: its text, or a mapping with it."""
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) else None
