@@ -250,9 +250,10 @@ def plan_mapping(
             cause = f"a value in the sources' config.json is of a kind that can't be: {type(error).__name__}: {error}."
             problems.append(Problem("LR112", cause, "Hold the config.json against the original one."))
     small_files: Mapping[str, bytes] = {}
+    notes: list[Problem] = []
     if derived is not None and not derived.problems:
         try:
-            small_files = _small_files(file, checkpoints, derived)
+            small_files, notes = _small_files(file, checkpoints, derived)
         except RemapError as error:
             problems += error.problems
     plan = build_plan(
@@ -263,7 +264,8 @@ def plan_mapping(
         derived.target if derived else None,
         derived.post_load if derived else (),
         (*problems, *(derived.problems if derived else ())),
-        derived.notes if derived else (),
+        (*derived.notes, *notes) if derived else (),
+        chat_template=derived.config.chat_template if derived else None,
         dtype=_STORED_AS[dtype],
         max_shard_nbytes=max_shard_nbytes,
         recognised=recognised,
@@ -424,12 +426,14 @@ def _read_files(checkpoint: Checkpoint, files: Mapping[str, Path]) -> dict[str, 
     }
 
 
-def _small_files(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived: Derived) -> dict[str, bytes]:
-    """Config, tokenizer, processor and chat template, made and tried in a scratch folder before a byte of weights moves."""
+def _small_files(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived: Derived
+) -> tuple[dict[str, bytes], list[Problem]]:
+    """Config, tokenizer, processor and chat template, made and tried before a byte of weights moves; and notes."""
     counts = [c for name, c in checkpoints.items() if "config" in rules.text.sources[name].use]
     folders = [checkpoint.folder for checkpoint in counts if checkpoint.folder is not None]
     generation = read_generation_config(folders)
     if rules.target.as_ is not None:
-        return keep_files(checkpoints[rules.first_source].folder, derived.config.config, derived.vocabulary, generation)
+        return keep_files(checkpoints[rules.first_source].folder, derived.config.config, derived.vocabulary, generation), []
     parts = Parts(rules, derived.config, derived.tokens, derived.vocabulary, derived.image_processor, generation)
     return make_files(parts)

@@ -185,6 +185,9 @@ CODES: dict[str, Code] = {
     "LR413": Code("no chat template fits", Exit.PROBLEMS,
         "No chat template of the rule file fits the tokenizer, or the one that was chosen writes a special token that the "
         "tokenizer doesn't have. Name the right one in a rule file that extends this one."),
+    "LR414": Code("two tokenizers that disagree", Exit.PROBLEMS,
+        "Note. A tokenizer.json and a tokenizer.model lie side by side and make different ids of a text. The tokenizer.json is "
+        "taken."),
     # Resources and output
     "LR501": Code("not enough memory", Exit.RESOURCES,
         "The machine, its control group or `ulimit` leaves clearly less memory than the job needs; or it ran out on the way."),
@@ -223,5 +226,8 @@ CODES: dict[str, Code] = {
         "any more, or a tied tensor had another dtype than the one that was written. Take them from the original checkpoint."),
     "LR608": Code("video processor not tried", Exit.PROBLEMS,
         "A note. The video processor was written, but transformers opens it with torchvision only, which isn't installed."),
+    "LR609": Code("generation stops at the end of a turn", Exit.PROBLEMS,
+        "Note. The chat template ends a turn with a token that the generation config didn't stop at; it does now, as the "
+        "research code does."),
 }
 # fmt: on

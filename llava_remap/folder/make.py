@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from llava_remap.cache import cached
 from llava_remap.checkpoint import BESIDE, read_object
+from llava_remap.errors import Problem
 from llava_remap.folder.chat_template import check_special_tokens, sample_prompts, turn_end
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.processor import check_processor, has_torchvision, write_pixel_processors, write_processor
@@ -20,6 +22,8 @@ from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
 
 #: Of the source's generation config: who wrote it, and whose code it is for.
 _NOT_KEPT = ("_from_model_config", "transformers_version", "auto_map")
+#: The entry of the cache that holds what is worth telling of the others.
+_NOTES = "notes"
 #: What only sampling reads. Vicuna's generation config has them without `do_sample`: generation is greedy and they are of no
 #: effect, but newer versions warn of them, and 4.57's `save_pretrained` refuses.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -46,13 +50,14 @@ class Parts:
     generation: Mapping[str, Any]
 
 
-def make_files(parts: Parts) -> dict[str, bytes]:
-    """Config, generation config and, where there is a tokenizer, tokenizer, processor and chat template, by file name.
+def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
+    """Config, generation config and, where there is a tokenizer, tokenizer, processor and chat template, by file name; and notes.
 
     They are made and tried in a scratch folder, or come from the cache where they were made from the same before.
 
     Raises:
-        RemapError: LR113 for files of a source that can't be opened, LR403 for a token id, LR604 or LR605 for the processor.
+        RemapError: LR113 for files of a source that can't be opened, LR403 for a token id, LR412 for a tokenizer that can't be
+            reproduced, LR413 for a chat template that doesn't fit it, LR604 or LR605 for the processor.
     """
     processor = parts.rules.text.processor
     facts = {
@@ -71,10 +76,13 @@ def make_files(parts: Parts) -> dict[str, bytes]:
 
     def make() -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as name:
-            _make(parts, Path(name))
-            return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+            notes = _make(parts, Path(name))
+            made = {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+        return {**made, _NOTES: json.dumps([[note.code, note.cause, note.fix] for note in notes]).encode()}
 
-    return cached("folder", facts, make)
+    files = cached("folder", facts, make)
+    notes = json.loads(files[_NOTES])
+    return {name: content for name, content in files.items() if name != _NOTES}, [Problem(*note) for note in notes]
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -82,7 +90,8 @@ def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found if path.is_file()}
 
 
-def _make(parts: Parts, scratch: Path) -> None:
+def _make(parts: Parts, scratch: Path) -> list[Problem]:
+    notes: list[Problem] = []
     config, vocabulary, template = parts.target.config, parts.vocabulary, parts.target.chat_template
     write_json(scratch / "config.json", config)
     generation = generation_config(parts.generation, config)
@@ -93,16 +102,21 @@ def _make(parts: Parts, scratch: Path) -> None:
         ids = {**vocabulary.ids, **{token.text: token.id for token in parts.tokens}}
         check_special_tokens(template.name, prompts, ids)
         end = turn_end(template.text, vocabulary.special)
-        generation = stopping_at(generation, None if end is None else ids[end])
+        stopping = stopping_at(generation, None if end is None else ids[end])
+        if stopping != generation:
+            cause = f"a turn ends with `{end}`, and the generation config stopped at {generation.get('eos_token_id')!r} alone."
+            notes.append(Problem("LR609", cause, f"It stops at {stopping['eos_token_id']} now."))
+        generation = stopping
     write_json(scratch / "generation_config.json", generation)
     if processor is None or processor.class_ is None:
-        return
+        return notes
     write_pixel_processors(parts.image_processor, parts.target, processor, scratch)
     if vocabulary is None:
-        return
-    write_tokenizer(vocabulary, config["text_config"]["model_type"], parts.tokens, scratch, processor.class_, prompts)
+        return notes
+    notes += write_tokenizer(vocabulary, config["text_config"]["model_type"], parts.tokens, scratch, processor.class_, prompts)
     write_processor(scratch, processor.class_, parts.target, parts.tokens)
     check_processor(scratch, processor, parts.target, parts.tokens)
+    return notes
 
 
 def stopping_at(generation: Mapping[str, Any], end: int | None) -> dict[str, Any]:

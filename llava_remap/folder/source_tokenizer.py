@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ class SourceTokenizer:
             whether tokens that stand for pictures are part of the text that their normalizer sees.
         config: `tokenizer_config.json`, with what follows from the class.
         added: the added tokens by id, as `tokenizers.AddedToken`.
+        other: what a `tokenizer.model` beside the `tokenizer.json` makes of a text; None without both.
     """
 
     encode: Encode
     candidates: Sequence[tuple[Any, bool]]
     config: Mapping[str, Any]
     added: Mapping[int, Any]
+    other: Encode | None = None
 
 
 def open_source_tokenizer(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str]) -> SourceTokenizer:
@@ -83,7 +85,9 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         if named in LLAMA:  # their class makes BOS and EOS, whatever the file says
             config = {"add_bos_token": True, "add_eos_token": False, **config}
         _set_bos_and_eos(tokenizer, config, vocabulary)
-        return _copied(tokenizer, config, added, images)
+        model = folder / "tokenizer.model"
+        other = LlamaTokenizer(model.read_bytes(), added, config).encode if named in LLAMA and model.is_file() else None
+        return replace(_copied(tokenizer, config, added, images), other=other)
     import transformers
 
     if not hasattr(transformers, str(named)):  # a general class, made by the model's type, would cut words otherwise

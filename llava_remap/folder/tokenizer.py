@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_remap.errors import refuse
+from llava_remap.errors import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.source_tokenizer import (
@@ -52,7 +52,7 @@ def write_tokenizer(
     folder: Path,
     processor_class: str | None,
     prompts: Sequence[str] = (),
-) -> None:
+) -> list[Problem]:
     """Write the tokenizer's files, and open them as a user would: they encode as the source's tokenizer does, or are refused.
 
     The research code cuts a prompt at its pictures and encodes the pieces one by one. So a prompt's reference is that of its
@@ -63,6 +63,9 @@ def write_tokenizer(
         folder: where the output's config.json is already.
         prompts: what the chat template makes of conversations, tried beside texts of all kinds.
 
+    Returns:
+        LR414 where the source has two tokenizers that disagree, with the first text of which they do.
+
     Raises:
         RemapError: LR113 where the source's files can't be read, LR403 where a token gets another id than planned, LR412 for a
             tokenizer that can't be reproduced, with the first text that differs.
@@ -70,16 +73,15 @@ def write_tokenizer(
     images = [token for token in tokens if token.role in ("image", "video")]
     source = open_source_tokenizer(vocabulary, text_model_type, [token.text for token in images])
     between = [token.content for token in source.added.values()]
-    texts = [*_PROBES, *(text.format(token) for token in between for text in _BETWEEN)]
+    texts = [*_PROBES, *(text.format(token) for token in between for text in _BETWEEN), *prompts]
     with panics_as_errors():
-        wanted = {text: source.encode(text) for text in texts}
-        wanted |= {prompt: _encode_prompt(source.encode, prompt, images) for prompt in prompts}
+        wanted = {text: _encode_prompt(source.encode, text, images) for text in texts}
     for number, (tokenizer, seen) in enumerate(source.candidates, 1):
         content = _with_tokens(tokenizer, source, tokens, [t.text for t in images] if seen else [], vocabulary.folder)
         _write(content, source, vocabulary, tokens, folder, processor_class)
         differs = _first_difference(folder, wanted)
         if differs is None:
-            return
+            return _other_tokenizer(source, texts, vocabulary.folder)
         if number == len(source.candidates):
             text, got = differs
             raise refuse(
@@ -88,6 +90,19 @@ def write_tokenizer(
                 f"tokenizer.json that was made from it makes {got if isinstance(got, str) else _shown(got)}.",
                 "If its files belong together, please report it; else put those there that the checkpoint was trained with.",
             )
+    raise AssertionError("a source has candidates")
+
+
+def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str], folder: Path) -> list[Problem]:
+    """LR414 where a `tokenizer.model` beside the `tokenizer.json` makes other ids of a text."""
+    differs = next((text for text in texts if source.other and source.other(text) != source.encode(text)), None)
+    if differs is None or source.other is None:
+        return []
+    cause = (
+        f"tokenizer.json and tokenizer.model in {folder} make different ids of {differs!r}: {_shown(source.encode(differs))} and "
+        f"{_shown(source.other(differs))}. The tokenizer.json is taken; the research code reads the tokenizer.model."
+    )
+    return [Problem("LR414", cause, "If the checkpoint was trained with the tokenizer.model, take the tokenizer.json away.")]
 
 
 def _encode_prompt(encode: Encode, prompt: str, images: Sequence[PlacedToken]) -> list[int]:

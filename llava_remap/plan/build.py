@@ -37,7 +37,7 @@ from llava_remap.plan.route import Routed, RoutedPair, Routes
 from llava_remap.plan.suggest import nearest
 from llava_remap.rewrite import Program
 from llava_remap.rulefile import RuleFile
-from llava_remap.target import Target
+from llava_remap.target import ChosenTemplate, Target
 
 
 def build_plan(
@@ -50,6 +50,7 @@ def build_plan(
     problems: Sequence[Problem] = (),
     notes: Sequence[Problem] = (),
     *,
+    chat_template: ChosenTemplate | None = None,
     dtype: str | None = None,
     max_shard_nbytes: int | None = None,
     recognised: bool = True,
@@ -59,6 +60,7 @@ def build_plan(
     Args:
         target: None where `problems` kept it from being derived; then nothing is mapped, and the plan only tells why.
         problems: what was found before; the plan adds what doesn't match.
+        chat_template: the one that is written.
         dtype: the dtype that every parameter is written in; None: each in its own.
         max_shard_nbytes: how many bytes of tensors an output file may have, unless it has one alone; None: one output file for
             each source file.
@@ -115,6 +117,7 @@ def build_plan(
         rules_name=rules.name,
         rules_version=rules.text.version or "",
         rules_sha256=rules.sha256,
+        chat_template=chat_template,
         sources={name: _summary(name, checkpoint, routes) for name, checkpoint in checkpoints.items()},
         target_class=target.class_name if target else rules.target.class_ or "the source's own class",
         layout=target.layout if target else "classic",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from llava_remap.checkpoint import DTYPE_BITS, Tensor
 from llava_remap.errors import Problem
 from llava_remap.post_load import Change
+from llava_remap.target import ChosenTemplate
 
 FORMAT = "llava-remap/plan"
 FORMAT_VERSION = 1
@@ -307,6 +308,7 @@ class Plan:
         suggested_rules: lines for a rule file, which would map what is unmapped to what is missing; guesses, to be looked at.
         tied_absent: those that no source has and none needs to have, since another parameter's tensor is theirs.
         values_checked: whether the value checks were run; what they found is in `problems` and `notes`.
+        chat_template: the one that is written, and why; None without one.
     """
 
     rules_name: str
@@ -332,6 +334,7 @@ class Plan:
     nbytes_read: int
     nbytes_write: int
     values_checked: bool = False
+    chat_template: ChosenTemplate | None = None
 
     @property
     def target_tensors(self) -> int:
@@ -358,6 +361,7 @@ class Plan:
                 }
                 for name, s in self.sources.items()
             },
+            "chat_template": self.chat_template and self.chat_template.to_json(),
             "target": {"class": self.target_class, "layout": self.layout, "tensors": self.target_tensors},
             "complete": self.complete,
             "mapped": [entry.to_json() for entry in self.mapped],

@@ -50,6 +50,7 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
     _casts(console, plan)
     _model(console, job)
     _vocabulary(console, job)
+    _prompt(console, plan)
     if plan.notes:
         heading(console, "Notes")
         for note in plan.notes:
@@ -216,6 +217,21 @@ def _model(console: Console, job: Job) -> None:
         f"  {tower['model_type']}: {tower['num_hidden_layers']} layers of {tower['hidden_size']}, "
         f"{tower['num_attention_heads']} heads, {size_and_patch}, {tower['hidden_act']}; {features}",
     )
+
+
+def _prompt(console: Console, plan: Plan) -> None:
+    """The chat template that is written, why it is this one, and the system prompt."""
+    chosen = plan.chat_template
+    if chosen is None:
+        return
+    heading(console, "Prompt")
+    why = ", ".join(
+        f"the tokenizer has {value}" if key == "token" else f"{key} is {value}" for key, value in chosen.because.items()
+    )
+    line(console, f"  {chosen.name}: {why or 'the one of the rule file, for every tokenizer'}")
+    if chosen.system:
+        used = "in every conversation without one of its own" if chosen.always else "where a conversation gives it"
+        line(console, f"  system prompt, {used}: {chosen.system}")
 
 
 def _vocabulary(console: Console, job: Job) -> None:

@@ -68,6 +68,11 @@ class ChosenTemplate:
     system: str | None
     always: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """As the plan tells it, without the text."""
+        used = "always" if self.always else "on request"
+        return {"name": self.name, "because": dict(self.because), "system_prompt": self.system, "system_prompt_used": used}
+
 
 @dataclass(frozen=True, slots=True)
 class TargetConfig:

@@ -129,8 +129,8 @@ FAMILIES: dict[str, str] = {
         "video-llava-7b",
     )
 }
-#: They keep the twin's own tokenizer, of one file: as their text models have, or since it has <im_start> and <im_end>. Those of the
-#: others are SentencePiece models, as Llama's and Mistral's are.
+#: They keep the twin's own tokenizer, of one file: as their text models have, or since it has <im_start> and <im_end>. Those of
+#: the others are SentencePiece models, as Llama's and Mistral's are.
 _ONE_FILE = ("qwen", "llama3", "lightning")
 #: Folders that are copied, with nothing said in their config of how positions are turned.
 ROPED = ("mistral", "qwen2", "llama-linear")
