@@ -229,5 +229,8 @@ CODES: dict[str, Code] = {
     "LR609": Code("generation stops at the end of a turn", Exit.PROBLEMS,
         "Note. The chat template ends a turn with a token that the generation config didn't stop at; it does now, as the "
         "research code does."),
+    "LR610": Code("pictures are not padded", Exit.PROBLEMS,
+        "Note. The research code fills pictures up to a square with the mean colour, and the folder crops or squeezes them: "
+        "pixels of pictures that aren't square differ."),
 }
 # fmt: on

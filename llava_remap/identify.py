@@ -32,6 +32,7 @@ class Fit:
         contradictions: what contradicts its `detect`, in words.
         by_config: whether the config alone contradicts it: the names do not.
         source: what it calls the checkpoint: its first source.
+        summary: what it is for.
         also: sources that it needs besides.
     """
 
@@ -42,6 +43,7 @@ class Fit:
     contradictions: tuple[str, ...]
     by_config: bool
     also: tuple[str, ...]
+    summary: str
 
     @property
     def fits(self) -> bool:
@@ -84,8 +86,13 @@ def identify(
 def unmet(rules: RuleFile, names: Sequence[str], config: Mapping[str, Any] | None, whose: str = "its config") -> list[Problem]:
     """LR314 for each of a rule file's requirements that a checkpoint doesn't meet; `names` as `prepare` left them."""
     return [
-        Problem("LR314", f"{'; '.join(reasons)}. {requirement.else_}", "Nothing that transformers has computes the same.")
-        for requirement in rules.text.requires.values()
+        Problem(
+            "LR314",
+            f"{'; '.join(reasons)}. {requirement.else_}",
+            f"If it doesn't matter for what you want to do, allow it in a rule file with `extends: [{rules.name}.yaml]` and "
+            f"`requires: {{{name}: …}}`.",
+        )
+        for name, requirement in rules.text.requires.items()
         if (reasons := contradictions(requirement, names, config, whose=whose))
     ]
 
@@ -104,7 +111,18 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
         reasons = contradictions(detect, names, checkpoint.config)
         reasons += [problem.cause.removesuffix(".") for problem in unmet(rules, names, checkpoint.config)]
         by_config = bool(reasons) and not contradictions(detect.model_copy(update={"config": {}}), names, None)
-        found.append(Fit(rules.name, rules.first_source, mapped, total, tuple(reasons), by_config, routes.not_given))
+        found.append(
+            Fit(
+                rules.name,
+                rules.first_source,
+                mapped,
+                total,
+                tuple(reasons),
+                by_config,
+                routes.not_given,
+                rules.text.summary or "",
+            )
+        )
     return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))
 
 

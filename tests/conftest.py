@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 from llava_remap.cli.commands import app
 from llava_remap.execute import Folder
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as the command line does, before transformers is imported
+
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "tiny"
 MANIFESTS = DATA / "manifests"

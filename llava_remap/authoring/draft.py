@@ -12,6 +12,8 @@ from typing import Any
 from llava_remap.authoring.draft_target import (
     CLEAN,
     CONFIG,
+    LOOK_ALIKES,
+    PADS,
     Wanted,
     cleaned,
     knows_architecture,
@@ -189,7 +191,9 @@ def _frame(checkpoint: Checkpoint, wanted: Wanted, output: Path) -> tuple[Frame,
     sources = ["model: {}"]
     if wanted.class_name and EMBEDDING in wanted.shapes:
         part = load_rule_file(shipped_folder() / CONFIG)
-        extends.append(CONFIG)
+        extends += [CONFIG, LOOK_ALIKES]
+        if (checkpoint.config or {}).get("image_aspect_ratio") == "pad" and wanted.class_name in PADS:
+            extends.append(PADS[wanted.class_name])
         sources += ["vision_tower: {optional: true, use: [config, processor]}      # for a tower of other sizes than a stock one"]
         chat = _chat(checkpoint)
         if chat:

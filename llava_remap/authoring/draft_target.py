@@ -21,6 +21,12 @@ from llava_remap.target import EMBEDDING, derive_config, embedding_rows, place_t
 #: The shared parts that an inferred file extends: what cleans names up, and what the LLaVA family has in common but for names.
 CLEAN = ("parts/wrappers.yaml", "parts/buffers.yaml")
 CONFIG = "parts/llava-config.yaml"
+LOOK_ALIKES = "parts/look-alikes.yaml"
+#: The part that pads pictures where the config says so, by class.
+PADS = {
+    "LlavaForConditionalGeneration": "parts/pad.yaml",
+    "VipLlavaForConditionalGeneration": "parts/pad-named.yaml",
+}
 #: Where the tower is put to have its shapes read.
 _TOWER = "vision_tower.vision_model."
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]*")

@@ -293,6 +293,8 @@ def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit], l
     for fit in found[:told]:
         verdict = ("fits", "green") if fit.fits else ("doesn't fit", "red")
         line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names"))
+        if fit.fits:
+            line(console, f"    {fit.summary}")
         for reason in fit.contradictions:
             line(console, f"    {reason}")
     others = ", ".join(f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in found[told:])
