@@ -28,7 +28,10 @@ from tests.compat.checkpoints import qwen_tokenizer
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors, lose_last_byte
 
 #: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`.
-NOTES = {"LR205", "LR308", "LR309", "LR310", "LR312", "LR407", "LR408", "LR410", "LR411", "LR506", "LR608"}
+NOTES = {
+    "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR407", "LR408", "LR410", "LR411", "LR414", "LR506", "LR608", "LR609",
+    "LR610",
+}  # fmt: skip
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
 TOGETHER = {"LR204": {"LR204", "LR213"}, "LR306": {"LR302", "LR306"}}
 
@@ -310,6 +313,15 @@ def lr313(scene: Scene) -> Arguments:
     return (*applied(), "--source", f"adapter={adapter}")
 
 
+def lr314(scene: Scene) -> Arguments:
+    return planned(scene.changed(config=lambda config: config.update(s2=True)))
+
+
+def lr315(scene: Scene) -> Arguments:
+    """LLaVA-1.5's config says `pad`."""
+    return planned(RELEASED / "bin")
+
+
 # --- shapes, dtypes, vocabulary
 
 
@@ -375,6 +387,11 @@ def fail(error: BaseException) -> Callable[..., Any]:
         raise error
 
     return failing
+
+
+def lr413(scene: Scene) -> Arguments:
+    """The config wants markers around pictures, and the tokenizer doesn't have them."""
+    return applied(scene.changed(config=lambda config: config.update(mm_use_im_start_end=True)))
 
 
 def lr501(scene: Scene) -> Arguments:
@@ -480,6 +497,18 @@ def lr608(scene: Scene) -> Arguments:
     tower = TINY / "siglip-tiny-patch14-28"
     source = TINY / "llava-onevision" / "safetensors"
     return applied(source, "llava-onevision", "--source", f"language_model={tokenizer}", "--dry-run", tower=tower)
+
+
+def lr609(scene: Scene) -> Arguments:
+    """Qwen's tokenizer ends turns with <|im_end|>, which the generation config of the checkpoint doesn't name."""
+    tower, tokenizer = TINY / "siglip-tiny-patch14-28", qwen_tokenizer(Path("tokenizer"))
+    source = TINY / "llava-onevision" / "safetensors"
+    return applied(source, "llava-onevision", "--source", f"language_model={tokenizer}", "--dry-run", tower=tower)
+
+
+def lr610(scene: Scene) -> Arguments:
+    """A rule file of one's own that takes LLaVA-1.5's image processor as it is."""
+    return applied(RELEASED / "bin", scene.rules("processor: {image_processor: {config: {do_pad: {const: null}}}}"), "--dry-run")
 
 
 SCENARIOS: dict[str, Callable[[Scene], Arguments]] = {

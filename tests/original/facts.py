@@ -159,6 +159,7 @@ class Family:
         name: of its folder.
         rules: the rule file that the facts name.
         sources: for each `--source NAME=`, the folders that are copied into one.
+        default_system: the system text that the research code's template begins with; may be empty.
         tolerance: of logits, in standard deviations.
         texts: for the tokenizer alone.
         pixels: what the vision tower got, by picture and mode.
@@ -169,6 +170,7 @@ class Family:
     name: str
     rules: str
     sources: dict[str, tuple[str, ...]]
+    default_system: str
     tolerance: float
     texts: tuple[Text, ...]
     pixels: dict[str, Pixels]
@@ -205,6 +207,7 @@ def family(name: str) -> Family:
         name,
         said["rules"],
         {source: tuple(parts) for source, parts in said["sources"].items()},
+        said["default_system"],
         said["tolerance"],
         tuple(Text(text["text"], tuple(text["ids"]), text.get("counted", True)) for text in said["texts"]),
         {key: Pixels.read(pixels) for key, pixels in said["pixels"].items()},
