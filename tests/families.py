@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+#: What is there beside a rule file for the same checkpoints, as another class.
+AS_WELL = {"llava-interleave": ("llava-interleave-onevision",)}
 RULES_OF: dict[str, str] = {
     "llava-lightning-7b-v1-1": "llava-v1",
     "llava-lightning-7b-v1-1.released": "llava-v1",

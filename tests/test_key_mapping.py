@@ -57,7 +57,8 @@ def test_it_reads_as_the_rules_do() -> None:
     mapping = mapped(load_rule_file("llava-v1.5"))
     assert mapping.patterns[r"^model\.layers\.(?=[0-9]+\.[^.].*$)"] == "language_model.model.layers."
     assert r"^module\.(?=[^.].*$)" in list(mapping.patterns)[:5]
-    wrappers, drops, tower, rows, config = mapping.remarks
+    conditional, wrappers, drops, tower, rows, config = mapping.remarks
+    assert "names/unused-newline" in conditional
     assert "at the start of a name alone (prepare/compiled, " in wrappers
     assert "prepare/inv-freq, prepare/position-ids" in drops
     assert "`vision_tower`" in tower

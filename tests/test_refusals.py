@@ -145,7 +145,7 @@ def test_a_checkpoint_of_another_family_and_the_file_that_fits(run: Run) -> None
     ran = run("apply", "llava-v1.5", "--source", manifest, "--dry-run")
     assert ran.code == 1
     assert "LR311" in ran.out
-    assert "it has `model.image_newline`" in ran.out
+    assert "its config says image_aspect_ratio: 'anyres'" in ran.out
     assert "This rule file fits: llava-interleave (715 of 715 names)." in ran.out
 
 
