@@ -394,8 +394,8 @@ def test_explain_one_name(run: Run) -> None:
     assert ran.code == 0
     assert ran.out == (
         "llava-v1.5 1.0.0\n"
-        "  names/unused-newline is left out, since its `when` doesn't hold: it has no config.json to say mm_patch_merge_type, not "
-        "'flat' or 'spatial'; it has no config.json to say image_aspect_ratio, not 'pad' or 'square'\n\n"
+        "  names/unused-newline is left out, since its `when` doesn't hold: it has no config.json to say mm_patch_merge_type, "
+        "not 'flat' or 'spatial'; it has no config.json to say image_aspect_ratio, not 'pad' or 'square'\n\n"
         "prepare/data-parallel: module → taken out\n"
         "names/projector-in: model.mm_projector.0.{p} → multi_modal_projector.linear_1.{p}\n"
         "  module.model.mm_projector.0.weight → model.mm_projector.0.weight → multi_modal_projector.linear_1.weight\n\n"
