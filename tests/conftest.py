@@ -33,6 +33,9 @@ settings.register_profile("no clock", deadline=None, suppress_health_check=[Heal
 settings.register_profile("fuzz", settings.get_profile("no clock"), max_examples=int(os.environ.get("FUZZ_EXAMPLES", "5000")))
 settings.load_profile("no clock")
 
+#: Seconds after which a process is taken to hang. No test depends on them: what ends does so long before, on any machine.
+HANGS = 1800
+
 #: Modules that are slow to import, and that what needs none of them must not import.
 HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors"}
 

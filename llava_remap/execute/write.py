@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llava_remap.checkpoint import unreadable
 from llava_remap.execute.digests import FileDigest
-from llava_remap.execute.files import Folder
+from llava_remap.execute.files import Closed, Folder
 from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.writer import BLOCK, Writer
 from llava_remap.plan import Shard
@@ -36,7 +36,7 @@ def write_shards(
     on_progress: Callable[[int], None] = lambda nbytes: None,
     jobs: int = JOBS,
 ) -> None:
-    """Write the weight files of a complete plan, but for those that the folder has already.
+    """Write the weight files of a complete plan, but for those that the folder has already. After one fails, none is begun.
 
     Args:
         recipe: how the tensors in `shards` are made.
@@ -53,7 +53,9 @@ def write_shards(
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for done in as_completed([pool.submit(_write_shard, recipe, shard, folder, on_progress) for shard in left]):
-                done.result()
+                if not isinstance(done.exception(), Closed):  # which only says that another one failed
+                    done.result()
+            folder.gate.check()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             folder.gate.close()
