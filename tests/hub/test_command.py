@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import CLIP, RELEASED, TINY, beside_progress
+from tests.conftest import CLIP, HANGS, RELEASED, TINY, beside_progress
 
 from .server import Hub, serve
 
@@ -189,12 +188,12 @@ def test_interrupted_while_it_downloads(file: str, hub: Hub) -> None:
     environment.pop("HF_HUB_OFFLINE")
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llava_remap.cli import main; main()"
     call = [sys.executable, "-c", program, "apply", "llava-v1.5"]
+    environment["HF_HUB_DOWNLOAD_TIMEOUT"] = str(2 * HANGS)  # else the library might go on by itself
     with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        while file not in hub.got():
+        while not hub.stalling.wait(0.1):
             assert process.poll() is None
-            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=HANGS)
     assert (process.returncode, beside_progress(errors).strip()) == (
         130,
         "Interrupted: this run leaves no unfinished output behind.",
