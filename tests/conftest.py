@@ -50,6 +50,19 @@ def heavy(*arguments: object) -> set[str]:
     return set(ran.stderr.split())
 
 
+def ended(process: subprocess.Popen[str], more: str | None = None) -> tuple[str, str]:
+    """What else a process prints until it ends, on standard output and on standard error; one that hangs is ended.
+
+    Args:
+        more: what it is given to read.
+    """
+    try:
+        return process.communicate(more, timeout=HANGS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
 def beside_progress(errors: str) -> str:
     """What stands on standard error beside lines of progress; on a slow machine any job may last long enough for some."""
     return re.sub(r"^[a-z ]+, \d+ %: .*\n", "", errors, flags=re.MULTILINE)

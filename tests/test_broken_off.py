@@ -24,7 +24,7 @@ from llava_remap.errors import RemapError
 from llava_remap.execute import writer
 from llava_remap.execute.unfinished import CLAIM
 from llava_remap.record import RECORD, read_record
-from tests.conftest import CLIP, HANGS, RELEASED, Ran, Run, beside_progress
+from tests.conftest import CLIP, HANGS, RELEASED, Ran, Run, beside_progress, ended
 
 SOURCES = ("--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}")
 COMMAND = ("apply", "llava-v1.5", *SOURCES, "--verify", "none")
@@ -272,7 +272,7 @@ def test_two_jobs_on_one_output(name: str, resume: bool, run: Run, whole: dict[s
         assert "another job writes into out" in ran.out + ran.err
         checked = run("verify", "out")
         assert (checked.code, "LR505" in checked.err) == (4, True)
-        _, errors = first.communicate("\n", timeout=HANGS)
+        _, errors = ended(first, "\n")
     assert (first.returncode, beside_progress(errors)) == (0, "")
     assert contents(Path("out")) == whole
 
@@ -281,9 +281,9 @@ def test_two_jobs_that_begin_at_once(whole: dict[str, str]) -> None:
     """However they come: one ends well or, if one was done before the other looked, both say what is so."""
     program = [sys.executable, "-c", "from llava_remap.cli import main; main()", *map(str, (*COMMAND, "--output", "deep/out"))]
     jobs = [subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    ended = [(*job.communicate(timeout=HANGS), job.returncode) for job in jobs]
-    assert sorted(code for *_, code in ended) == [0, 4, 4], ended
-    assert all("LR503" in out + errors for out, errors, code in ended if code == 4)
+    told = [(*ended(job), job.returncode) for job in jobs]
+    assert sorted(code for *_, code in told) == [0, 4, 4], told
+    assert all("LR503" in out + errors for out, errors, code in told if code == 4)
     assert contents(Path("deep/out")) == whole
 
 
@@ -298,7 +298,7 @@ def test_ctrl_c(name: str, kept: int, run: Run, whole: dict[str, str]) -> None:
         job.send_signal(signal.SIGINT)
         assert job.stdout.readline() == "closing\n"
         never.cancel()
-        _, errors = job.communicate(timeout=HANGS)
+        _, errors = ended(job)
     assert job.returncode == 130
     assert "Traceback" not in errors
     assert {path.name for path in Path("out").iterdir()} == {CLAIM, *WEIGHTS[:kept]}

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from concurrent.futures import Future, as_completed, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 
 from llava_remap.apply import apply
 from llava_remap.execute import write
-from tests.conftest import CLIP, HANGS, RELEASED, beside_progress
+from llava_remap.threads import finished
+from tests.conftest import CLIP, HANGS, RELEASED, beside_progress, ended
 
 #: Runs the command line with one function replaced by one that reports that it is reached, and waits: until it is interrupted or
 #: there is a file `go on`; in another thread, as on a busy disk, until the main one has been interrupted.
@@ -69,7 +70,7 @@ CLAIM = "deep/out/llava_remap.partial"
 FINISHED = {f"deep/out/model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)}
 
 
-def ended(stage: str, number: signal.Signals, *arguments: str) -> tuple[int, str, int]:
+def signalled(stage: str, number: signal.Signals, *arguments: str) -> tuple[int, str, int]:
     """Return code and standard error of a job that got a signal at a stage, and how many weight files there were then."""
     program = [sys.executable, "-c", DRIVER, stage, *arguments]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -79,7 +80,7 @@ def ended(stage: str, number: signal.Signals, *arguments: str) -> tuple[int, str
             assert line, process.stderr.read()
         weights = len(list(Path("deep/out").glob("model-*")))
         process.send_signal(number)
-        _, errors = process.communicate(timeout=HANGS)
+        _, errors = ended(process)
     return process.returncode, beside_progress(errors), weights
 
 
@@ -104,7 +105,7 @@ KEPT = "3 of 3 weight files are finished in ./deep/out. The same command with --
 )
 def test_only_what_is_finished_is_left(stage: str, number: signal.Signals) -> None:
     function, weights, verify = STAGES[stage]
-    code, errors, there = ended(function, number, *APPLY, "--verify", verify)
+    code, errors, there = signalled(function, number, *APPLY, "--verify", verify)
     assert (code, there) == (128 + number, weights)
     if weights < 3:
         assert errors.strip() == SAID[number]
@@ -117,9 +118,9 @@ def test_only_what_is_finished_is_left(stage: str, number: signal.Signals) -> No
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stage", ["planning", "checking values"])
 def test_what_an_earlier_try_finished_is_told_of(stage: str, number: signal.Signals) -> None:
-    ended("llava_remap.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
+    signalled("llava_remap.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    code, errors, there = ended(STAGES[stage][0], number, *APPLY, "--verify", "none", "--resume")
+    code, errors, there = signalled(STAGES[stage][0], number, *APPLY, "--verify", "none", "--resume")
     assert (code, there) == (128 + number, 3)
     assert errors.strip() == BEGINS[number] + KEPT
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
@@ -128,15 +129,32 @@ def test_what_an_earlier_try_finished_is_told_of(stage: str, number: signal.Sign
 @pytest.mark.parametrize("other", [["--dry-run"], ["--dry-run", "--resume"], []])
 def test_what_another_job_finished_is_not(other: list[str]) -> None:
     """Only a job that goes on can go on."""
-    ended("llava_remap.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
-    code, errors, _ = ended(STAGES["planning"][0], signal.SIGINT, *APPLY, *other)
+    signalled("llava_remap.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
+    code, errors, _ = signalled(STAGES["planning"][0], signal.SIGINT, *APPLY, *other)
     assert (code, errors.strip()) == (130, SAID[signal.SIGINT])
+
+
+#: Signals go to another thread than the main one, as they may while threads are started.
+ELSEWHERE = """
+import signal, threading
+
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whichever_thread_the_system_wakes(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main one is waiting for another, whose disk is busy until it has heard the signal."""
+    monkeypatch.setitem(globals(), "DRIVER", ELSEWHERE + DRIVER)
+    code, errors, there = signalled(STAGES["writing the first weights"][0], number, *APPLY)
+    assert (code, errors.strip(), there) == (128 + number, SAID[number], 1)
 
 
 def test_an_interrupted_verification_leaves_the_folder() -> None:
     apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out")
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
-    code, errors, _ = ended("llava_remap.verify.folder.strict_load", signal.SIGINT, "verify", "out")
+    code, errors, _ = signalled("llava_remap.verify.folder.strict_load", signal.SIGINT, "verify", "out")
     assert code == 130
     assert "Traceback" not in errors
     assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
@@ -148,7 +166,7 @@ def when_all_were_tried(files: Iterable[Future[None]]) -> Iterable[Future[None]]
     return reversed(files)
 
 
-@pytest.mark.parametrize("heard", [as_completed, when_all_were_tried])
+@pytest.mark.parametrize("heard", [finished, when_all_were_tried])
 def test_between_two_steps_of_one_file(heard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The moment after a file got its name. However late the other thread hears of it, no further file is begun."""
     replace, named = Path.replace, []
@@ -163,7 +181,7 @@ def test_between_two_steps_of_one_file(heard: Any, monkeypatch: pytest.MonkeyPat
     sources = [str(RELEASED / "sharded"), f"vision_tower={CLIP}"]
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", interrupted)
-        patched.setattr(write, "as_completed", heard)
+        patched.setattr(write, "finished", heard)
         with pytest.raises(KeyboardInterrupt):
             apply("llava-v1.5", sources, "deep/out", jobs=1)
     assert named == ["model-00001-of-00003.safetensors"]
@@ -267,7 +285,7 @@ def test_under_nohup() -> None:
             assert line
         process.send_signal(signal.SIGHUP)
         Path("go on").touch()
-        process.communicate(timeout=HANGS)
+        ended(process)
     assert process.returncode == 0
     assert Path("deep/out/llava_remap.json").is_file()
 
@@ -281,6 +299,6 @@ def test_nothing_is_taken_down_by_the_book() -> None:
         while (line := process.stdout.readline()) != "reached\n":
             assert line
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=HANGS)
+        rest, errors = ended(process)
     assert (process.returncode, beside_progress(errors).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
     assert "taken down" not in rest

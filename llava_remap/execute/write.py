@@ -10,7 +10,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -21,6 +21,7 @@ from llava_remap.execute.files import Closed, Folder
 from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.writer import BLOCK, Writer
 from llava_remap.plan import Shard
+from llava_remap.threads import finished
 
 INDEX = "model.safetensors.index.json"
 #: How many files are written at a time, if nothing else is said.
@@ -52,7 +53,7 @@ def write_shards(
     # In threads even where there is one job: then this one is free to be interrupted, whatever the disk is busy with.
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for done in as_completed([pool.submit(_write_shard, recipe, shard, folder, on_progress) for shard in left]):
+            for done in finished([pool.submit(_write_shard, recipe, shard, folder, on_progress) for shard in left]):
                 if not isinstance(done.exception(), Closed):  # which only says that another one failed
                     done.result()
             folder.gate.check()
