@@ -35,6 +35,9 @@ settings.register_profile("no clock", deadline=None, suppress_health_check=[Heal
 settings.register_profile("fuzz", settings.get_profile("no clock"), max_examples=int(os.environ.get("FUZZ_EXAMPLES", "5000")))
 settings.load_profile("no clock")
 
+#: Seconds after which a process is taken to hang. No test depends on them: what ends does so long before, on any machine.
+HANGS = 1800
+
 #: Modules that are slow to import, and that what needs none of them must not import.
 HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors"}
 
@@ -47,6 +50,19 @@ def heavy(*arguments: object) -> set[str]:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(ran.stderr.split())
+
+
+def ended(process: subprocess.Popen[str], more: str | None = None) -> tuple[str, str]:
+    """What else a process prints until it ends, on standard output and on standard error; one that hangs is ended.
+
+    Args:
+        more: what it is given to read.
+    """
+    try:
+        return process.communicate(more, timeout=HANGS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def beside_progress(errors: str) -> str:

@@ -5,27 +5,47 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llava_remap.apply import apply
-from tests.conftest import CLIP, RELEASED, beside_progress
+from llava_remap.execute import write
+from llava_remap.threads import finished
+from tests.conftest import CLIP, HANGS, RELEASED, beside_progress, ended
 
-#: Runs the command line with one function replaced by one that reports that it is reached, and waits.
+#: Runs the command line with one function replaced by one that reports that it is reached, and waits: until it is interrupted or
+#: there is a file `go on`; in another thread, as on a busy disk, until the main one has been interrupted.
 DRIVER = """
-import importlib, signal, sys, threading, time
+import importlib, pathlib, signal, sys, threading, time
+from llava_remap.execute.files import Gate
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+close, closed = Gate.close, threading.Event()
+
+def closing(gate):
+    gate.is_closed = True
+    closed.set()
+    close(gate)
 
 def wait(*arguments, **named):
     print("reached", flush=True)
-    time.sleep(60 if threading.current_thread() is threading.main_thread() else 3)  # a thread is waited for
+    if threading.current_thread() is not threading.main_thread():
+        closed.wait()
+    else:
+        while not pathlib.Path("go on").exists():
+            time.sleep(0.05)
+    return original(*arguments, **named)
 
+Gate.close = closing
 module, function = sys.argv[1].rsplit(".", 1)
-setattr(importlib.import_module(module), function, wait)
+module = importlib.import_module(module)
+original = getattr(module, function)
+setattr(module, function, wait)
 sys.argv[1:] = sys.argv[2:]
 from llava_remap.cli import main
 main()
@@ -50,7 +70,7 @@ CLAIM = "deep/out/llava_remap.partial"
 FINISHED = {f"deep/out/model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)}
 
 
-def ended(stage: str, number: signal.Signals, *arguments: str) -> tuple[int, str, int]:
+def signalled(stage: str, number: signal.Signals, *arguments: str) -> tuple[int, str, int]:
     """Return code and standard error of a job that got a signal at a stage, and how many weight files there were then."""
     program = [sys.executable, "-c", DRIVER, stage, *arguments]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -60,7 +80,7 @@ def ended(stage: str, number: signal.Signals, *arguments: str) -> tuple[int, str
             assert line, process.stderr.read()
         weights = len(list(Path("deep/out").glob("model-*")))
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = ended(process)
     return process.returncode, beside_progress(errors), weights
 
 
@@ -85,7 +105,7 @@ KEPT = "3 of 3 weight files are finished in ./deep/out. The same command with --
 )
 def test_only_what_is_finished_is_left(stage: str, number: signal.Signals) -> None:
     function, weights, verify = STAGES[stage]
-    code, errors, there = ended(function, number, *APPLY, "--verify", verify)
+    code, errors, there = signalled(function, number, *APPLY, "--verify", verify)
     assert (code, there) == (128 + number, weights)
     if weights < 3:
         assert errors.strip() == SAID[number]
@@ -98,9 +118,9 @@ def test_only_what_is_finished_is_left(stage: str, number: signal.Signals) -> No
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stage", ["planning", "checking values"])
 def test_what_an_earlier_try_finished_is_told_of(stage: str, number: signal.Signals) -> None:
-    ended("llava_remap.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
+    signalled("llava_remap.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    code, errors, there = ended(STAGES[stage][0], number, *APPLY, "--verify", "none", "--resume")
+    code, errors, there = signalled(STAGES[stage][0], number, *APPLY, "--verify", "none", "--resume")
     assert (code, there) == (128 + number, 3)
     assert errors.strip() == BEGINS[number] + KEPT
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
@@ -109,31 +129,59 @@ def test_what_an_earlier_try_finished_is_told_of(stage: str, number: signal.Sign
 @pytest.mark.parametrize("other", [["--dry-run"], ["--dry-run", "--resume"], []])
 def test_what_another_job_finished_is_not(other: list[str]) -> None:
     """Only a job that goes on can go on."""
-    ended("llava_remap.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
-    code, errors, _ = ended(STAGES["planning"][0], signal.SIGINT, *APPLY, *other)
+    signalled("llava_remap.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
+    code, errors, _ = signalled(STAGES["planning"][0], signal.SIGINT, *APPLY, *other)
     assert (code, errors.strip()) == (130, SAID[signal.SIGINT])
+
+
+#: Signals go to another thread than the main one, as they may while threads are started.
+ELSEWHERE = """
+import signal, threading
+
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whichever_thread_the_system_wakes(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main one is waiting for another, whose disk is busy until it has heard the signal."""
+    monkeypatch.setitem(globals(), "DRIVER", ELSEWHERE + DRIVER)
+    code, errors, there = signalled(STAGES["writing the first weights"][0], number, *APPLY)
+    assert (code, errors.strip(), there) == (128 + number, SAID[number], 1)
 
 
 def test_an_interrupted_verification_leaves_the_folder() -> None:
     apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out")
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
-    code, errors, _ = ended("llava_remap.verify.folder.strict_load", signal.SIGINT, "verify", "out")
+    code, errors, _ = signalled("llava_remap.verify.folder.strict_load", signal.SIGINT, "verify", "out")
     assert code == 130
     assert "Traceback" not in errors
     assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
 
 
-def test_between_two_steps_of_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The moment after a file got its name."""
+def when_all_were_tried(files: Iterable[Future[None]]) -> Iterable[Future[None]]:
+    """Of a file that failed nobody hears before there is none left to begin, and of the last one first."""
+    wait(files := list(files))
+    return reversed(files)
+
+
+@pytest.mark.parametrize("heard", [finished, when_all_were_tried])
+def test_between_two_steps_of_one_file(heard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moment after a file got its name. However late the other thread hears of it, no further file is begun."""
     replace, named = Path.replace, []
 
     def interrupted(path: Path, target: Any) -> Any:
-        named.append(replace(path, target).name)
-        raise KeyboardInterrupt
+        done = replace(path, target)
+        if path.parent == Path("deep/out"):
+            named.append(done.name)
+            raise KeyboardInterrupt
+        return done
 
     sources = [str(RELEASED / "sharded"), f"vision_tower={CLIP}"]
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", interrupted)
+        patched.setattr(write, "finished", heard)
         with pytest.raises(KeyboardInterrupt):
             apply("llava-v1.5", sources, "deep/out", jobs=1)
     assert named == ["model-00001-of-00003.safetensors"]
@@ -142,7 +190,7 @@ def test_between_two_steps_of_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SWALLOWED = """
-import os, signal, sys
+import os, signal, sys, time
 import llava_remap.apply as job
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -150,7 +198,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def library(*arguments, **named):
     try:
         os.kill(os.getpid(), signal.SIGINT)
-        signal.pause()
+        while True:
+            time.sleep(0.05)
     except KeyboardInterrupt:
         raise ImportError("cannot load module more than once per process") from None
 
@@ -162,13 +211,13 @@ main()
 
 def test_a_library_that_makes_an_error_of_it() -> None:
     """As numpy does while it is imported: it is an interruption all the same, no internal error."""
-    ran = subprocess.run([sys.executable, "-c", SWALLOWED, *APPLY], capture_output=True, text=True, check=False, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", SWALLOWED, *APPLY], capture_output=True, text=True, check=False, timeout=HANGS)
     assert (ran.returncode, beside_progress(ran.stderr)) == (130, "")
     assert list(Path().iterdir()) == [], "nobody knows what else went wrong"
 
 
 AGAIN = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 import llava_remap.apply as job
 
@@ -183,7 +232,8 @@ def unlink(path, missing_ok=False, unlink=Path.unlink):
 def interrupted(*arguments, **named):
     Path.unlink = unlink
     os.kill(os.getpid(), signal.SIGINT)
-    signal.pause()
+    while True:
+        time.sleep(0.05)
 
 job.write_index = interrupted
 from llava_remap.cli import main
@@ -193,13 +243,13 @@ main()
 
 @pytest.mark.parametrize("again", ["SIGINT", "SIGHUP,SIGTERM,SIGINT"])
 def test_more_signals_while_it_clears_up(again: str) -> None:
-    ran = subprocess.run([sys.executable, "-c", AGAIN, again, *APPLY], capture_output=True, text=True, check=False, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", AGAIN, again, *APPLY], capture_output=True, text=True, check=False, timeout=HANGS)
     assert (ran.returncode, beside_progress(ran.stderr).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
     assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {CLAIM}
 
 
 CAUGHT = """
-import os, signal, sys
+import os, signal, sys, time
 import llava_remap.apply as job
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -207,7 +257,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def library(*arguments, **named):
     try:
         os.kill(os.getpid(), signal.SIGINT)
-        signal.pause()
+        while True:
+            time.sleep(0.05)
     except KeyboardInterrupt:
         return []
 
@@ -219,21 +270,22 @@ main()
 
 def test_a_library_that_catches_it() -> None:
     """The next report of progress raises it again."""
-    ran = subprocess.run([sys.executable, "-c", CAUGHT, *APPLY], capture_output=True, text=True, check=False, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", CAUGHT, *APPLY], capture_output=True, text=True, check=False, timeout=HANGS)
     assert (ran.returncode, beside_progress(ran.stderr).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
     assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {CLAIM}
 
 
 def test_under_nohup() -> None:
     """Who starts it with SIGHUP ignored wants it to go on when the terminal is closed."""
-    program = DRIVER.replace("SIG_DFL", "SIG_IGN").replace("time.sleep(60 ", "time.sleep(1 ")
+    program = DRIVER.replace("SIG_DFL", "SIG_IGN")
     call = [sys.executable, "-c", program, "llava_remap.apply.refuse_changed", *APPLY]
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while (line := process.stdout.readline()) != "reached\n":
             assert line
         process.send_signal(signal.SIGHUP)
-        process.communicate(timeout=60)
+        Path("go on").touch()
+        ended(process)
     assert process.returncode == 0
     assert Path("deep/out/llava_remap.json").is_file()
 
@@ -247,6 +299,6 @@ def test_nothing_is_taken_down_by_the_book() -> None:
         while (line := process.stdout.readline()) != "reached\n":
             assert line
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = ended(process)
     assert (process.returncode, beside_progress(errors).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
     assert "taken down" not in rest

@@ -21,7 +21,7 @@ from llava_remap.errors import RemapError
 from llava_remap.execute import INDEX
 from llava_remap.record import RECORD, read_record
 from llava_remap.verify import verify_folder
-from tests.conftest import CLIP, RELEASED
+from tests.conftest import CLIP, HANGS, RELEASED
 from tests.killed import Try
 
 CLAIM = "llava_remap.partial"
@@ -60,7 +60,7 @@ class Jobs:
     def end(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=HANGS)
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -141,20 +141,20 @@ def test_killed_at_every_kind_of_moment(jobs: Jobs) -> None:
 
 
 def test_killed_after_any_time(jobs: Jobs) -> None:
-    """From outside, with two files written at a time; until the job comes to its end before it is killed."""
-    any_time = random.Random(2)
+    """From outside, with two files written at a time; where the job comes to its end before, the next is killed earlier."""
+    any_time, most = random.Random(2), jobs.seconds
     killed = 0
-    for _ in range(6):
+    while killed < 8:
         folder = jobs.new()
         for resume in (False, True):
-            seconds = any_time.uniform(0, jobs.seconds)
+            seconds = any_time.uniform(0, most)
             passed, _ = jobs.carry_out(Try(str(folder), resume=resume, seconds=seconds, jobs=2))
             refuse_half_there(jobs, folder)
             if passed:
+                most *= 0.8
                 break
             killed += 1
         gone_on_with(jobs, folder)
-    assert killed
 
 
 def test_a_claim_that_is_torn_again_and_again(jobs: Jobs) -> None:

@@ -137,12 +137,31 @@ def test_as_much_as_a_terminal_has_room_for(width: int, line: str, monkeypatch: 
     assert screen(out.getvalue()) == [""]
 
 
-def on_terminal(*arguments: object, columns: int, interrupt: str = "", **environment: str) -> tuple[int, str, str]:
-    """Return code, standard output, and all that a terminal gets on standard error; Ctrl-C once that has a text in it."""
+#: Has the strict load last until it is interrupted.
+ENDLESS = """
+import time
+import llava_remap.apply as job
+
+def load(*arguments):
+    while True:
+        time.sleep(0.05)
+
+job.strict_load = load
+"""
+
+
+def on_terminal(
+    *arguments: object, columns: int, interrupt: str = "", changed: str = "", **environment: str
+) -> tuple[int, str, str]:
+    """Return code, standard output, and all that a terminal gets on standard error; Ctrl-C once that has a text in it.
+
+    Args:
+        changed: a program that is run before.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llava_remap.cli import main; main()"
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+    command = [sys.executable, "-c", changed + program, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, **environment}) as process:
         os.close(theirs)
         seen = b""
@@ -179,7 +198,9 @@ def test_a_dumb_terminal_is_a_log(environment: Mapping[str, str]) -> None:
 
 
 def test_interrupted() -> None:
-    code, out, seen = on_terminal("apply", "llava-v1.5", *SOURCES, columns=80, interrupt="loading strictly", TERM="xterm")
+    code, out, seen = on_terminal(
+        "apply", "llava-v1.5", *SOURCES, columns=80, interrupt="loading strictly", changed=ENDLESS, TERM="xterm"
+    )
     assert code == 130
     assert "Done" not in out
     assert screen(seen)[1].startswith("Interrupted: 3 of 3 weight files are finished in ./")

@@ -21,7 +21,7 @@ from llava_remap.execute import write
 from llava_remap.reverse import plan_reverse, reverse_job
 from llava_remap.rulefile import load_rule_file, shipped_folder
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Ran, Run, Tensors, lose_last_byte
-from tests.test_interrupt import ended
+from tests.test_interrupt import signalled
 from tests.test_revert import FORMS, SIGLIP, TOWER, contents, tensors
 
 GROWN = ("model.embed_tokens.weight", "lm_head.weight")
@@ -363,7 +363,7 @@ def test_a_header_that_is_not_the_one_planned(out: Path, monkeypatch: pytest.Mon
 def test_nothing_is_left_of_an_interrupted_job(stage: str, number: signal.Signals, out: Path) -> None:
     before = contents(Path())
     arguments = ("apply", "llava-v1.5", "--reverse", "--source", "out", "--output", "deep/back")
-    code, errors, _ = ended(stage, number, *arguments)
+    code, errors, _ = signalled(stage, number, *arguments)
     assert code == 128 + number
     assert (
         errors.strip()

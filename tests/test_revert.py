@@ -25,7 +25,7 @@ from llava_remap.revert import plan_revert, revert, revert_job
 from tests.checkpoint.stored import raw, stored
 from tests.checkpoint.test_torch_files import rewritten
 from tests.conftest import CLIP, DATA, RELEASED, TINY, Changed, Run, Tensors
-from tests.test_interrupt import ended
+from tests.test_interrupt import signalled
 
 LLAVA, SIGLIP = TINY / "llava-v1.5", TINY / "siglip-tiny-patch14-28"
 FORMS = {form: RELEASED / form for form in ("bin", "sharded", "safetensors", "sharded_safetensors")}
@@ -442,7 +442,7 @@ def test_outputs_that_can_not_be(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_nothing_is_left_of_an_interrupted_job(stage: str, number: signal.Signals, out: Path) -> None:
     before = contents(Path())
-    code, errors, _ = ended(stage, number, "revert", "out", "--output", "deep/back")
+    code, errors, _ = signalled(stage, number, "revert", "out", "--output", "deep/back")
     assert code == 128 + number
     assert (
         errors.strip()

@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 from xxhash import xxh3_128
 
 from llava_remap.checkpoint import unreadable
+from llava_remap.threads import result
 
 #: Bytes read at once: larger ones leave the processor's cache between reading and digesting.
 _BLOCK_NBYTES = 1 << 20
@@ -77,7 +78,7 @@ def digest_files(
     with ThreadPoolExecutor(max_workers=2) as pool:
         try:
             futures = {path: pool.submit(digest, path) for path in paths}
-            return {path: future.result() for path, future in futures.items()}
+            return {path: result(future) for path, future in futures.items()}
         except BaseException:  # on Ctrl-C too, the threads end before the files that they read go away
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)

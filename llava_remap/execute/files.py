@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from threading import Condition, get_ident
+from types import TracebackType
 
 from llava_remap.codes import Exit
 from llava_remap.errors import RemapError, refuse
@@ -18,7 +19,7 @@ from llava_remap.execute.unfinished import CLAIM, Claim, Facts, Unfinished, read
 
 
 class Gate:
-    """Entered by every thread that writes a file. Once it is closed nobody gets in, and all have left."""
+    """Entered by every thread that writes a file. Once one has failed nobody gets in; once it is closed, all have left, too."""
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -31,7 +32,9 @@ class Gate:
                 raise Closed
             self._inside.add(get_ident())
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:  # by the one that failed: until others hear of it, its thread might begin the next file
+            self.is_closed = True
         with self._changes:
             self._inside.discard(get_ident())
             self._changes.notify_all()

@@ -10,17 +10,18 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
 from llava_remap.checkpoint import unreadable
 from llava_remap.execute.digests import FileDigest
-from llava_remap.execute.files import Folder
+from llava_remap.execute.files import Closed, Folder
 from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.writer import BLOCK, Writer
 from llava_remap.plan import Shard
+from llava_remap.threads import finished
 
 INDEX = "model.safetensors.index.json"
 #: How many files are written at a time, if nothing else is said.
@@ -36,7 +37,7 @@ def write_shards(
     on_progress: Callable[[int], None] = lambda nbytes: None,
     jobs: int = JOBS,
 ) -> None:
-    """Write the weight files of a complete plan, but for those that the folder has already.
+    """Write the weight files of a complete plan, but for those that the folder has already. After one fails, none is begun.
 
     Args:
         recipe: how the tensors in `shards` are made.
@@ -52,8 +53,10 @@ def write_shards(
     # In threads even where there is one job: then this one is free to be interrupted, whatever the disk is busy with.
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for done in as_completed([pool.submit(_write_shard, recipe, shard, folder, on_progress) for shard in left]):
-                done.result()
+            for done in finished([pool.submit(_write_shard, recipe, shard, folder, on_progress) for shard in left]):
+                if not isinstance(done.exception(), Closed):  # which only says that another one failed
+                    done.result()
+            folder.gate.check()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             folder.gate.close()

@@ -21,6 +21,7 @@ from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
 from llava_remap.hub.refusal import explain, not_cached
 from llava_remap.hub.repository import Repository
+from llava_remap.threads import result
 
 #: Seconds until the hub counts as out of reach. By default `model_info` would wait for ever.
 _TIMEOUT = 10
@@ -90,7 +91,7 @@ def _interruptible(call: Callable[[], Snapshot]) -> Snapshot:
             answer.set_exception(error)
 
     Thread(target=run, daemon=True).start()
-    return answer.result()
+    return result(answer)
 
 
 def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapshot:

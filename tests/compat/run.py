@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tests.compat.checkpoints import CASES, FAMILIES, ROPED, convert, convert_family, without_rope
+from tests.conftest import HANGS
 
 ROOT = Path(__file__).parents[2]
 #: Where `make versions` puts them, each in `transformers-VERSION`.
@@ -68,7 +69,7 @@ def look_with_all(folders: Mapping[str, Path], work: Path) -> Look:
                     [*command, *map(str, folders.values())], env={**environment, **path}, cwd=work, stdout=log, stderr=log
                 )
         for version, process in running.items():
-            code = process.wait(timeout=900)
+            code = process.wait(timeout=HANGS)
             assert code == 0, (work / f"v{version}.log").read_text()
             said = json.loads((work / f"v{version}.json").read_text())
             found[version] = Seen(said, dict(np.load(work / f"v{version}.npz")))

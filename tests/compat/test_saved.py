@@ -17,6 +17,7 @@ from llava_remap.checkpoint import open_checkpoint
 from llava_remap.identify import nearest_layout
 from tests.compat.run import LOGITS, VERSIONS, missing, place
 from tests.compat.save import logits, models
+from tests.conftest import HANGS
 
 #: On disk, by version; what the installed one saves of a model built from scratch has no `vision_model` level.
 LAYOUT = {"": "classic-5.6", **dict.fromkeys(VERSIONS, "classic")}
@@ -32,7 +33,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         path = {"PYTHONPATH": str(place(version).resolve())} if version else {}
         found[version] = work / f"v{version}"
         command = [sys.executable, str(Path(__file__).with_name("save.py")), str(found[version])]
-        ran = subprocess.run(command, env={**environment, **path}, cwd=work, capture_output=True, text=True, timeout=300)
+        ran = subprocess.run(command, env={**environment, **path}, cwd=work, capture_output=True, text=True, timeout=HANGS)
         assert ran.returncode == 0, ran.stderr
     return found
 

@@ -33,11 +33,11 @@ Forked = Callable[..., Ended]
 
 
 @contextmanager
-def forking(seconds: int = 30, limit: Callable[[], object] | None = None) -> Iterator[Forked]:
+def forking(seconds: int = 600, limit: Callable[[], object] | None = None) -> Iterator[Forked]:
     """What runs the command line with the arguments it is called with.
 
     Args:
-        seconds: of CPU, after which the kernel ends the process.
+        seconds: of CPU, after which the kernel ends the process; on no machine does any need so many.
         limit: called in the process that forks them, before it is Python.
     """
     command = [sys.executable, "-m", "tests.hostile.forked", str(seconds)]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -32,8 +34,12 @@ from llava_remap.target.vocabulary import read_vocabulary
 
 from ..conftest import TINY
 
-#: Seconds of CPU that no file of this size may take, and KiB that all of them together may add to this process.
-SECONDS, KIB = 10, 200 * 1024
+#: Calls of functions that no file of this size may take, on any machine; most take some thousands, the worst 100,000.
+CALLS = 2_000_000
+#: Seconds of CPU that none may take, for what is long within a call: thousands of times what they do take.
+SECONDS = 100
+#: KiB that all of them together may add to this process.
+KIB = 200 * 1024
 SHARDED = TINY / "llava-v1.5" / "released" / "sharded_safetensors"
 SHIPPED = Path(__file__).parents[2] / "rules"
 
@@ -58,8 +64,15 @@ def most_memory() -> int:
 
 
 def answers(ask: Callable[[], Any], exit_code: Exit) -> Any:
-    """What `ask` returns, or None where it refuses; both in good time."""
-    started = time.process_time()
+    """What `ask` returns, or None where it refuses; both after a number of calls that is bounded."""
+    calls, started = 0, time.process_time()
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+        assert calls <= CALLS
+
+    sys.setprofile(count)
     try:
         return ask()
     except RemapError as error:
@@ -69,6 +82,8 @@ def answers(ask: Callable[[], Any], exit_code: Exit) -> Any:
             assert problem.cause.encode()
         return None
     finally:
+        sys.setprofile(None)
+        assert calls <= CALLS, "should it have been caught above"
         assert time.process_time() - started < SECONDS
 
 

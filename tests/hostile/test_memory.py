@@ -80,7 +80,7 @@ def test_145_gb_are_planned_in_full(seventy_two: Path, tmp_path: Path) -> None:
         "--report",
         tmp_path / "r.json",
     ]
-    with forking(60) as run:
+    with forking() as run:
         cold = run(*plan)  # asks transformers what it wants
         warm = run(*plan)
     report = json.loads((tmp_path / "r.json").read_text())
@@ -161,7 +161,7 @@ def test_matrices_of_64_mib_are_written_under_a_limit(layers: int, limited: Any,
     source, output = wide(tmp_path / "source", layers), tmp_path / "out"
     arguments = ["apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={CLIP}", "--output", output]
     try:
-        with limited(600 * MIB) as limit, forking(600, limit) as run:
+        with limited(600 * MIB) as limit, forking(limit=limit) as run:
             ended = run(*arguments)
         assert ended.code == 0, ended.out
         assert sum(file.stat().st_size for file in output.glob("*.safetensors")) > layers * 7 * 64 * MIB
@@ -174,7 +174,7 @@ def test_matrices_of_64_mib_are_written_under_a_limit(layers: int, limited: Any,
 def test_the_limit_is_one(tmp_path: Path) -> None:
     """Far below what is needed it is hit, and nothing is left behind."""
     arguments = ["apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}"]
-    with data_limit(60 * MIB) as limit, forking(60, limit) as run:
+    with data_limit(60 * MIB) as limit, forking(limit=limit) as run:
         ended = run(*arguments, "--output", tmp_path / "out")
     assert ended.code != 0, ended.out
     assert not (tmp_path / "out").exists()

@@ -48,6 +48,7 @@ class Hub:
         cut: break the connection off after so many bytes of a file's content, by file name.
         cuts: how many more times `cut` is to be done.
         stalled: name of a file of which only half is sent, until the server is stopped.
+        stalling: set once half of it is sent.
         short: announce that a file has so many bytes less than it has, and send no more, by file name.
     """
 
@@ -60,6 +61,7 @@ class Hub:
     cuts: int = 0
     short: dict[str, int] = field(default_factory=dict)
     stalled: str = ""
+    stalling: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def add(self, id: str, folder: Path, branch: str = "main", more: Mapping[str, bytes] | None = None) -> str:
@@ -173,7 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body if cut is None else body[:cut])
             if stall:
                 self.wfile.flush()
-                self.state.stopped.wait(60)
+                self.state.stalling.set()
+                self.state.stopped.wait()
         if cut is not None:
             self.close_connection = True
 

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import CLIP, RELEASED, TINY, beside_progress
+from tests.conftest import CLIP, HANGS, RELEASED, TINY, beside_progress, ended
+from tests.test_interrupt import ELSEWHERE
 
 from .server import Hub, serve
 
@@ -181,20 +181,24 @@ def test_local_sources_need_no_hub_library() -> None:
     assert ran.stdout.splitlines()[-1] == "False"
 
 
+@pytest.mark.parametrize("elsewhere", ["", ELSEWHERE])
 @pytest.mark.parametrize("file", ["config.json", "pytorch_model-00001-of-00002.bin"])
-def test_interrupted_while_it_downloads(file: str, hub: Hub) -> None:
-    """A file that doesn't come on is not waited for, be it one of several that come at a time or one of the weights."""
+def test_interrupted_while_it_downloads(file: str, elsewhere: str, hub: Hub) -> None:
+    """A file that doesn't come on is not waited for, be it one of several that come at a time or one of the weights.
+
+    `elsewhere`: what has another thread than the main one get the signal.
+    """
     hub.stalled = file
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(Path("home").resolve()), "NO_PROXY": "127.0.0.1"}
     environment.pop("HF_HUB_OFFLINE")
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llava_remap.cli import main; main()"
-    call = [sys.executable, "-c", program, "apply", "llava-v1.5"]
+    call = [sys.executable, "-c", elsewhere + program, "apply", "llava-v1.5"]
+    environment["HF_HUB_DOWNLOAD_TIMEOUT"] = str(2 * HANGS)  # else the library might go on by itself
     with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        while file not in hub.got():
+        while not hub.stalling.wait(0.1):
             assert process.poll() is None
-            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = ended(process)
     assert (process.returncode, beside_progress(errors).strip()) == (
         130,
         "Interrupted: this run leaves no unfinished output behind.",

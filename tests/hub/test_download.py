@@ -15,7 +15,7 @@ import pytest
 from llava_remap.checkpoint import Tensor, open_checkpoint
 from llava_remap.errors import RemapError
 from llava_remap.hub import Repository, Snapshot, download
-from tests.conftest import RELEASED, TINY
+from tests.conftest import HANGS, RELEASED, TINY
 
 from .server import Hub, Repo
 
@@ -276,7 +276,7 @@ def own_process(hub: Hub, home: Path, text: str, **environment: str) -> subproce
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env = {**inherited, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, "-c", SCRIPT, text]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANGS, check=False)
 
 
 def test_in_a_process_of_its_own(hub: Hub, tmp_path: Path) -> None:

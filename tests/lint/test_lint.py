@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -183,8 +182,9 @@ def test_matched_nothing_is_a_note(linted: Lint) -> None:
 # --- LR206
 
 
-@pytest.mark.parametrize("match", ["^(a|a|aa)+$b", "^(a|aa)+$", "(x+x+)+y", "^model\\.((a|b|ab)*)*c$", "^(?=(a|aa)+$)a"])
+@pytest.mark.parametrize("match", ["^(a|a|aa)+$b", "^(a|aa)+$", "^model\\.((a|b|ab)*)*c$", "^(?=(a|aa)+$)a"])
 def test_it_runs_away(match: str, linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has more than 10^20 ways to take the 150 characters of an attack: no machine tries them in any time."""
     monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
     result = linted(f"names: [{{id: a, match: '{match}', replace: x}}, {{id: b, from: a.w, to: b.w}}]\n")
     finding = found(result, "LR206")
@@ -195,12 +195,20 @@ def test_it_runs_away(match: str, linted: Lint, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "match", ["^((a)+)\\.$", "^([a-z_]+\\.)*weight$", "^(\\w+\\.)+$", "^.*\\.(w|b)+\\..*$", "^(?:a(?:b(?:c)*)*)*\\.$"]
+    "match",
+    [
+        "^((a)+)\\.$",
+        "^([a-z_]+\\.)*weight$",
+        "^(\\w+\\.)+$",
+        "^.*\\.(w|b)+\\..*$",
+        "^(?:a(?:b(?:c)*)*)*\\.$",
+        "(x+x+)+y",
+    ],
 )
-def test_nested_and_harmless(match: str, linted: Lint) -> None:
-    started = time.monotonic()
+def test_nested_and_harmless(match: str, linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the regex package, whatever others make of it: at most some millions of steps, for which any machine has the time."""
+    monkeypatch.setattr(pattern, "TIME_LIMIT", 100)
     assert "LR206" not in codes(linted(f"names: [{{id: a, match: '{match}', replace: x.}}]\n"))
-    assert time.monotonic() - started < 1
 
 
 def test_a_way_back_that_runs_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,16 +220,16 @@ def test_a_way_back_that_runs_away(linted: Lint, monkeypatch: pytest.MonkeyPatch
 def test_only_a_real_name_makes_it_run_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
     """`\\p{…}` is beyond the standard library's parser, so there are no attacks."""
     monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
-    result = linted("names: [{id: a, match: '^(\\p{L}|\\p{L}\\p{L})+$', replace: x}]\n", "a" * 60 + "!")
+    result = linted("names: [{id: a, match: '^(\\p{L}|\\p{L}\\p{L})+$', replace: x}]\n", "a" * 90 + "!")
     assert codes(result) == ["LR206"]
     assert result.unparsed == ("names/a",)
 
 
 def test_a_name_that_is_nearly_one_of_the_rules_makes_it_run_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
-    text = "names: [{id: a, match: '^(\\p{Lu}|\\p{Lu}\\p{Lu})+$', replace: x}]\ntests: [{from: %s, to: x}]\n" % ("A" * 60)
+    text = "names: [{id: a, match: '^(\\p{Lu}|\\p{Lu}\\p{Lu})+$', replace: x}]\ntests: [{from: %s, to: x}]\n" % ("A" * 90)
     finding = found(linted(text), "LR206")
-    assert finding.problem.names == ("A" * 60 + "x",)
+    assert finding.problem.names == ("A" * 90 + "x",)
 
 
 # --- LR208

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch.distributions import MultivariateNormal
 
 from llava_remap.errors import RemapError
-from llava_remap.post_load import Before, Change, OldBytes
+from llava_remap.post_load import Before, Change, OldBytes, expand_embeddings
 from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
 
 EMBED = "language_model.model.embed_tokens.weight"
@@ -323,22 +322,30 @@ def test_two_threads_leave_the_library_its_own() -> None:
     def limits() -> list[int]:
         return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
-    matrix, inside, most, allowed = some_matrix(600, 8), 0, 0, limits()
+    lock = expand_embeddings._ONE_AT_A_TIME
+
+    def take() -> bool:
+        """Whether one more thread could come in."""
+        taken = lock.acquire(blocking=False)
+        if taken:
+            lock.release()
+        return taken
+
+    matrix, allowed = some_matrix(600, 8), limits()
     rule = ExpandEmbeddings(statistics="own")
+    seen: list[tuple[bool, set[int]]] = []
 
     def read(target: str, start: int, stop: int, as_stored: bool = False) -> Floats:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        time.sleep(0.05)
-        inside -= 1
+        seen.append((third.submit(take).result(), set(limits())))
         return matrix[start:stop]
 
     changes = rule.plan(before(610, (600, 8), (600, 8), "F32")).changes
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1) as third, ThreadPoolExecutor(2) as pool:
         made = list(pool.map(lambda change: list(rule.pieces(change, read)), changes))
     assert len(made) == 2
-    assert (most, limits()) == (1, allowed)
+    assert len(seen) >= 2
+    assert all(not others and most <= {1} for others, most in seen), "one thread at a time, of which a product takes no more"
+    assert limits() == allowed
 
 
 def test_what_the_reader_gives_is_left_alone() -> None:

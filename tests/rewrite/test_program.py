@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -127,25 +126,23 @@ RUNAWAY = "names: [{id: slow, match: '^(a|aa)+$', replace: b}]\n"
 
 def test_a_regex_that_runs_away(load: Load) -> None:
     program = compile_rules(load(RUNAWAY))
-    name = "a" * 36 + "!"
-    start = time.monotonic()
+    name = "a" * 50 + "!"
     with pytest.raises(RemapError) as caught:
         program.rewrite(name)
-    assert time.monotonic() - start < 5
     (problem,) = caught.value.problems
     assert problem.code == "LR206"
     assert "r.yaml:2:9 the regex of `names/slow` ran into the time limit" in problem.cause
     assert name not in problem.cause
     assert problem.names == (name,)
     assert problem.fix
-    assert program.rewrite("a" * 36).target == "b"
+    assert program.rewrite("a" * 50).target == "b"
 
 
 def test_a_regex_that_runs_away_in_prepare(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
     program = compile_rules(load("prepare: [{id: slow, match: '^(a|aa)+$', drop: slow}]\nnames: [{id: a, from: a, to: b}]\n"))
     with pytest.raises(RemapError, match=r"LR206.*`prepare/slow`"):
-        program.rewrite("a" * 36 + "!")
+        program.rewrite("a" * 50 + "!")
 
 
 def test_without(load: Load) -> None:
