@@ -74,7 +74,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     from tokenizers import Tokenizer
 
     folder = vocabulary.folder
-    config = {key: value for key, value in own_file(folder, "tokenizer_config.json").items() if value is not None}
+    own = own_file(folder, "tokenizer_config.json")
+    config = {key: value for key, value in own.items() if value is not None}
     named = config.get("tokenizer_class")
     whole = folder / "tokenizer.json"
     if whole.is_file():
@@ -109,7 +110,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         for file in BESIDE["tokenizer"]:
             if (folder / file).is_file():
                 shutil.copyfile(folder / file, scratch / file)
-        write_json(scratch / "tokenizer_config.json", config)
+        none = dict.fromkeys(role for role in ROLES if role in own and own[role] is None)  # a class may have one for it
+        write_json(scratch / "tokenizer_config.json", {**none, **config})
         if named is None:
             write_json(scratch / "config.json", {"model_type": text_model_type})
         opened = transformers.AutoTokenizer.from_pretrained(scratch, **AS_DATA)
