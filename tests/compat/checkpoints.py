@@ -109,15 +109,35 @@ CASES: dict[str, Case] = {
     "interleave": interleave(),
     "interleave-tied": interleave(tied, tie_word_embeddings=True),
 }
-#: Manifests of which small twins are made, those that differ in text model or stored names: their rule files.
-FAMILIES: dict[str, str] = {
-    name: RULES_OF[name]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A small twin of a manifest, to be converted.
+
+    Attributes:
+        manifest: its name.
+        rules: the rule file.
+        config: what is put into its config.
+    """
+
+    manifest: str
+    rules: str
+    config: dict[str, Any] | None = None
+
+
+#: A manifest has a second twin here, by another rule file.
+_SECOND = {"interleave-as-onevision": Twin("llava-interleave-qwen-0.5b.released", "llava-interleave-onevision")}
+#: Twins of the manifests that differ in text model or stored names, by the manifest's name or their own.
+FAMILIES: dict[str, Twin] = {
+    name: _SECOND.get(name) or Twin(name, RULES_OF[name])
     for name in (
         "llava-lightning-7b-v1-1.released",
         "llava-v1.5-7b.released",
         "bakllava-v1.released",
         "llava-med-v1.5-mistral-7b.released",
         "llava-interleave-qwen-0.5b.released",
+        "interleave-as-onevision",
         "llava-v1.6-vicuna-7b.released",
         "llava-v1.6-mistral-7b.released",
         "llava-next-llama3-8b.released",
@@ -154,15 +174,21 @@ def convert(case: Case, work: Path, output: Path) -> None:
     apply(case.rules, sources, output)
 
 
-def convert_family(manifest: str, work: Path, output: Path) -> None:
-    """Make a small twin of a manifest in `work` and convert it."""
-    shrink(MANIFESTS / f"{manifest}.json", work)
-    if not any(kind in manifest for kind in _ONE_FILE):
+def convert_family(name: str, work: Path, output: Path) -> None:
+    """Make one of the small twins in `work` and convert it."""
+    convert_twin(FAMILIES[name], work, output)
+
+
+def convert_twin(twin: Twin, work: Path, output: Path) -> None:
+    """Make a small twin in `work` and convert it."""
+    shrink(MANIFESTS / f"{twin.manifest}.json", work)
+    change(work / "config.json", **(twin.config or {}))
+    if not any(kind in twin.manifest for kind in _ONE_FILE):
         for file in work.glob("*token*"):
             file.unlink()
         for file in STATE_DICT.glob("*token*"):
             shutil.copy(file, work)
-    apply(FAMILIES[manifest], [str(work), f"vision_tower={work / 'vision_tower'}"], output)
+    apply(twin.rules, [str(work), f"vision_tower={work / 'vision_tower'}"], output)
 
 
 def change(path: Path, **entries: Any) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -74,25 +75,34 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         model.generation_config.save_pretrained(scratch)
     inputs: dict[str, Any] = {}
     if (folder / "tokenizer_config.json").is_file():
-        processor, said["opens_with_AutoProcessor"] = open_processor(folder)
+        processor, said["closed"] = open_processor(folder)
         said |= words(processor, model)
         for name, conversation in CONVERSATIONS.items():
             prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
-            images = {"images": picture()} if name == "picture" else {}
+            text, images = prompt, {}
+            if name == "picture" and processor.image_processor is not None:
+                images = {"images": picture()}
+            elif name == "picture":  # as the processor does it
+                text = prompt.replace("<image>", "<image>" * written["image_seq_length"])
             # Up to 4.51 Video-LLaVA's processor fails without pictures and videos.
             asked = processor.tokenizer if type(processor).__name__ == "VideoLlavaProcessor" and not images else processor
-            inputs[name] = asked(text=prompt, return_tensors="pt", **images)
+            inputs[name] = asked(text=text, return_tensors="pt", **images)
             said[name] = {"prompt": prompt, "input_ids": inputs[name]["input_ids"].tolist()}
     else:  # no tokenizer: ids that are no words
         ids = torch.arange(3, 103)[None]
         tokens = torch.full((1, model.config.image_seq_length), model.config.image_token_index)
-        pixels = AutoImageProcessor.from_pretrained(folder)(picture(), return_tensors="pt")["pixel_values"]
+        opened = AutoImageProcessor.from_pretrained(folder)
+        said["image_processor"] = name_of(opened)
+        pixels = opened(picture(), return_tensors="pt")["pixel_values"]
         inputs = {
             "words": {"input_ids": ids},
             "picture": {"input_ids": torch.cat([ids[:, :20], tokens, ids[:, 20:]], 1), "pixel_values": pixels},
         }
-    pixels = next(key for key in inputs["picture"] if key.startswith("pixel_values"))
-    arrays["pixel_values"] = inputs["picture"][pixels].numpy()
+    inputs = {"made_up": with_made_up_pixels(written, inputs["picture"]), **inputs}
+    if pixels := pixels_in(inputs["picture"]):
+        arrays["pixel_values"] = inputs["picture"][pixels].numpy()
+    else:
+        del inputs["picture"]
     if "video_token_index" in written:
         inputs["video"] = video(written, inputs["words"]["input_ids"])
     # 4.46 takes a prompt without a picture for one whose image tokens were not expanded, and fails: its language model is asked.
@@ -107,34 +117,64 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             model_or_text = classic if name == "words" else model
             given = {**given, "attention_mask": torch.ones_like(given["input_ids"])}
             arrays[f"{name}_logits"] = model_or_text(**given).logits.numpy()
+            if name == "made_up":  # no longer text comes before: with dynamic rope scaling, all but 5.0.0 keep to the longest
+                continue
             made = model_or_text.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False)
             said[f"{name}_generated"] = made[0, given["input_ids"].shape[1] :].tolist()
     return said, arrays
 
 
-def open_processor(folder: Path) -> tuple[Any, bool]:
-    """The folder's processor, and whether AutoProcessor opens it: without torchvision, none with videos does since 4.52."""
-    old = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 52)
-    if old or not (folder / "video_preprocessor_config.json").is_file() or transformers.utils.is_torchvision_available():
-        return AutoProcessor.from_pretrained(folder), True
+def name_of(image_processor: Any) -> str:
+    """Its class, whatever library does the work."""
+    return type(image_processor).__name__.removesuffix("Fast").removesuffix("Pil")
+
+
+def open_processor(folder: Path) -> tuple[Any, str | None]:
+    """The folder's processor, and why and in which module AutoProcessor didn't open it; its parts are opened one by one then."""
+    try:
+        return AutoProcessor.from_pretrained(folder), None
+    except Exception as error:
+        module = Path(traceback.extract_tb(error.__traceback__)[-1].filename).stem
+        return open_parts(folder), f"{type(error).__name__}: {' '.join(str(error).split())} (in {module})"
+
+
+def open_parts(folder: Path) -> Any:
+    """The folder's processor without one for videos, and without one for pictures if this version doesn't know its class."""
     said = json.loads((folder / "processor_config.json").read_text())
     known = getattr(transformers, said.pop("processor_class"))
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(folder)
+    except ValueError:
+        image_processor = None
+    without = {"video_processor": None} if (folder / "video_preprocessor_config.json").is_file() else {}
 
     def plain(self: Any, *parts: Any, **more: Any) -> None:
-        """Without the check of what a video processor is, which no version lets one leave out."""
+        """Without the check of what the parts are, which no version lets one leave out."""
         names = self.get_attributes() if hasattr(self, "get_attributes") else self.attributes
         for name, part in [*zip(names, parts, strict=False), *more.items()]:
             setattr(self, name, part)
 
     with patch.object(ProcessorMixin, "__init__", plain):
-        processor = known(
-            image_processor=AutoImageProcessor.from_pretrained(folder),
+        return known(
+            image_processor=image_processor,
             tokenizer=AutoTokenizer.from_pretrained(folder),
-            video_processor=None,
             chat_template=(folder / "chat_template.jinja").read_text(),
+            **without,
             **said,
         )
-    return processor, False
+
+
+def pixels_in(inputs: Any) -> str | None:
+    """Under which name a picture's pixels are among inputs, if they are."""
+    return next((key for key in inputs if key.startswith("pixel_values")), None)
+
+
+def with_made_up_pixels(config: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    """The same inputs with made-up pixel values, the same for every version, so that the model alone is asked."""
+    name, side = pixels_in(inputs), config["vision_config"]["image_size"]
+    shape = inputs[name].shape if name else (1, 3, side, side)
+    made = np.random.default_rng(2).standard_normal(tuple(shape), dtype=np.float32)
+    return {**inputs, name or "pixel_values": torch.from_numpy(made)}
 
 
 def video(config: dict[str, Any], ids: Any) -> dict[str, Any]:
@@ -158,7 +198,7 @@ def words(processor: Any, model: Any) -> dict[str, Any]:
     both = tokenizer(list(SENTENCES[:2]), padding=True)
     return {
         "processor": type(processor).__name__,
-        "image_processor": type(processor.image_processor).__name__.removesuffix("Fast").removesuffix("Pil"),
+        "image_processor": name_of(processor.image_processor),
         "chat_template": processor.chat_template,
         "special": {str(token): tokenizer.convert_tokens_to_ids(str(token)) for token in sorted(tokenizer.all_special_tokens)},
         "roles": {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")},
@@ -177,7 +217,10 @@ def main(out: str, *folders: str) -> None:
     transformers.utils.logging.disable_progress_bar()
     logger = transformers.utils.logging.get_logger("transformers")
     transformers.utils.logging.disable_default_handler()
-    said: dict[str, Any] = {"transformers": transformers.__version__}
+    said: dict[str, Any] = {
+        "transformers": transformers.__version__,
+        "has_torchvision": bool(transformers.utils.is_torchvision_available()),
+    }
     arrays: dict[str, Any] = {}
     for folder in map(Path, folders):
         heard = Heard()

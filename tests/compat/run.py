@@ -27,7 +27,7 @@ LOGITS = 1e-5
 #: Pixel values are about 2 at most; a few roundings of float32, and far below one step of an 8-bit colour (0.015).
 PIXELS = 1e-6
 #: What a version says of itself, not of a folder.
-ASIDE = ("warned", "opens_with_AutoProcessor")
+ASIDE = ("warned", "closed")
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,17 @@ def look_with_all(folders: Mapping[str, Path], work: Path) -> Look:
 
 
 def differences(name: str, one: Seen, other: Seen) -> list[str]:
-    """In what two versions disagree on a folder, in words; empty where they say and compute the same."""
+    """In what two versions disagree on a folder: what they said, and arrays; empty where they say and compute the same."""
     if errors := [seen.said[name]["error"] for seen in (one, other) if "error" in seen.said[name]]:
         return errors
     said, wanted = one.said[name], other.said[name]
     found = [key for key in wanted if key not in ASIDE and said.get(key) != wanted[key]]
-    for key in (key for key in other.arrays if key.startswith(f"{name}/")):
+    prefix = f"{name}/"
+    for key in (key for key in other.arrays if key.startswith(prefix)):
         tolerance = PIXELS if key.endswith("pixel_values") else LOGITS
         same = key in one.arrays and one.arrays[key].shape == other.arrays[key].shape
         if not same or np.abs(one.arrays[key] - other.arrays[key]).max() > tolerance:
-            found.append(key)
+            found.append(key.removeprefix(prefix))
     return found
 
 

@@ -10,14 +10,13 @@ import tempfile
 from pathlib import Path
 
 from tests.compat.checkpoints import FAMILIES
-from tests.compat.run import ROOT, VERSIONS, Look, convert_all, differences, look_with_all, missing
+from tests.compat.known import known, unexplained
+from tests.compat.run import ROOT, VERSIONS, Look, convert_all, look_with_all, missing
 from tests.original.answers import ALL_VERSIONS, ask_all
 from tests.original.convert import main_target
 from tests.original.facts import FAMILIES as RECORDED
 from tests.original.table import with_column
 
-#: What a version is known to do otherwise: 4.46 pools videos only of towers whose side is at least the patch's area (196 px).
-KNOWN = {("llava-next-video-7b.released", "4.46.3"): ("video_generated", "llava-next-video-7b.released/video_logits")}
 BEGIN, END = "<!-- made by `make compat` -->\n", "<!-- end of the table -->"
 
 
@@ -26,20 +25,19 @@ def table(seen: Look) -> str:
     installed = seen[""].said["transformers"]
     versions = {**{version: version for version in VERSIONS}, installed: ""}
     rows = ["| rule file | " + " | ".join(versions) + " |", "| --- " * (len(versions) + 1) + "|"]
-    for rules in dict.fromkeys(FAMILIES.values()):
-        names = [name for name, of in FAMILIES.items() if of == rules]
+    for rules in dict.fromkeys(twin.rules for twin in FAMILIES.values()):
+        names = [name for name, twin in FAMILIES.items() if twin.rules == rules]
         rows.append(f"| `{rules}` | " + " | ".join(_cell(names, version, seen) for version in versions.values()) + " |")
     return "\n".join(rows) + "\n"
 
 
 def _cell(names: list[str], version: str, seen: Look) -> str:
-    found = {difference for name in names for difference in differences(name, seen[version], seen[""])}
-    known = {difference for name in names for difference in KNOWN.get((name, version), ())}
+    found = {difference for name in names for difference in unexplained(name, version, seen)}
     found |= {f"{kind} tensors" for name in names for kind in seen[version].said[name].get("left_over", ())}
-    if found - known:
+    if found:
         return "no: " + ", ".join(sorted(found))
-    opens = all(seen[version].said[name]["opens_with_AutoProcessor"] for name in names)
-    return "yes" + ("" if opens else " ¹") + (" ²" if known else "")
+    (cell,) = {of.cell if (of := known(name, seen[version])) else "yes" for name in names}
+    return cell
 
 
 def parts(page: str) -> tuple[str, str, str]:

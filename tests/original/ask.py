@@ -10,7 +10,6 @@ import inspect
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -169,17 +168,11 @@ def ask(folder: Path) -> FolderAnswer:
 
 
 def _open_processor(folder: Path) -> tuple[Any, str | None]:
-    """A folder's processor, and why and in which module AutoProcessor didn't open it; its parts are opened one by one then.
-
-    That is tried only where torchvision may be to blame.
-    """
-    try:
-        return transformers.AutoProcessor.from_pretrained(folder), None
-    except Exception as error:
-        if transformers.utils.is_torchvision_available() or not (folder / "video_preprocessor_config.json").is_file():
-            raise
-        module = Path(traceback.extract_tb(error.__traceback__)[-1].filename).stem
-        return open_processor(folder)[0], f"{_words(error)} (in {module})"
+    """A folder's processor, and why AutoProcessor didn't open it, which is accepted only where torchvision may be to blame."""
+    processor, closed = open_processor(folder)
+    if closed and (transformers.utils.is_torchvision_available() or not (folder / "video_preprocessor_config.json").is_file()):
+        raise ValueError(closed)
+    return processor, closed
 
 
 def _open_model(folder: Path, name: str) -> Any:

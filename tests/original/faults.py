@@ -128,9 +128,13 @@ def _needs_torchvision(family: Family, case: Case, folder: FolderAnswer) -> bool
     return case.video and not folder.has_torchvision
 
 
+#: Of what AutoProcessor says without torchvision: one is in it, the library's name or the module that chooses video processors.
+WITHOUT_TORCHVISION = ("orchvision", "video_processing_auto")
+
+
 def _closed(family: Family, case: Case, answer: Answer, folder: FolderAnswer) -> Iterator[str]:
     """AutoProcessor failed over torchvision, or in the module that chooses video processors; the prompt is there."""
-    if not any(words in (folder.closed or "") for words in ("orchvision", "video_processing_auto")):
+    if not any(words in (folder.closed or "") for words in WITHOUT_TORCHVISION):
         yield f"AutoProcessor failed over something else: {folder.closed}"
     if answer.prompt is None:
         yield "no prompt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +39,16 @@ class Recipe:
 
 def recipe(family: Family) -> Recipe:
     """What a checkpoint's config and its tower's preprocessor say."""
-    tower = family.content("vision_tower", "preprocessor_config.json")
+    return recipe_of(family.config, family.content("vision_tower", "preprocessor_config.json"))
+
+
+def recipe_of(config: Mapping[str, Any], tower: Mapping[str, Any]) -> Recipe:
+    """The same, of the two files' content."""
     crops = "crop_size" in tower
     side = tower["crop_size" if crops else "size"]["height"]
-    aspect = family.config.get("image_aspect_ratio")
+    aspect = config.get("image_aspect_ratio")
     mean, std = tuple(tower["image_mean"]), tuple(tower["image_std"])
-    return Recipe(side, crops, mean, std, aspect == "pad", _pinpoints(family.config.get("image_grid_pinpoints")))
+    return Recipe(side, crops, mean, std, aspect == "pad", _pinpoints(config.get("image_grid_pinpoints")))
 
 
 def original(recipe: Recipe, picture: Image.Image, mode: str, grid: Grid | None = None) -> Floats:
