@@ -7,6 +7,7 @@
 | `convert` | checkpoints put together and converted by the command line |
 | `answer` | what a version of transformers makes of a folder |
 | `ask` | run by one version: makes the answers |
+| `padded` | run by one version: what folders make of pictures of several shapes |
 | `answers` | all versions asked |
 | `judge` | an answer compared with a fact |
 | `faults` | known faults of versions of transformers, each with its proof |

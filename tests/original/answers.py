@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
@@ -43,25 +43,34 @@ class Answers:
 
 
 def ask_all(targets: Iterable[Target], versions: Iterable[str], work: Path) -> Answers:
-    """Convert all targets, and ask all versions that are there; a process for each version, two at a time."""
+    """Convert all targets, and ask all versions that are there."""
     work.mkdir(exist_ok=True)
     made = {target: convert(target, work) for target in targets}
     folders = [folder for folder in made.values() if isinstance(folder, Path)]
+    given = run_in_all("tests.original.ask", versions, folders, work)
+    failed = {target: said for target, said in made.items() if isinstance(said, str)}
+    return Answers(failed, {version: read(path) for version, path in given.items()})
+
+
+def run_in_all(module: str, versions: Iterable[str], folders: Sequence[Path], work: Path) -> dict[str, Path]:
+    """By version, of those that are there, the file that a module wrote of these folders.
+
+    A module is run as `python -m MODULE OUT FOLDER…`, in a process for each version, two at a time.
+    """
     there = [version for version in versions if version == INSTALLED or missing(version) is None]
     with ThreadPoolExecutor(2) as pool:
-        given = pool.map(lambda version: _ask(version, folders, work), there)
-    failed = {target: said for target, said in made.items() if isinstance(said, str)}
-    return Answers(failed, dict(zip(there, given, strict=True)))
+        made = pool.map(lambda version: _run(module, version, folders, work), there)
+        return dict(zip(there, made, strict=True))
 
 
-def _ask(version: str, folders: list[Path], work: Path) -> dict[str, FolderAnswer]:
+def _run(module: str, version: str, folders: Sequence[Path], work: Path) -> Path:
     out = work / f"{version}.json"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     if version != INSTALLED:
         environment["PYTHONPATH"] = str(place(version).resolve())
-    command = [sys.executable, "-m", "tests.original.ask", str(out), *map(str, folders)]
+    command = [sys.executable, "-m", module, str(out), *map(str, folders)]
     ran = subprocess.run(
         command, env={**environment, "OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True, timeout=1800
     )
     assert ran.returncode == 0, f"transformers {version}: {ran.stderr}"
-    return read(out)
+    return out
