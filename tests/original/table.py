@@ -14,12 +14,12 @@ def cell(rules: str, answers: Answers) -> str:
     """What all versions together come to for a rule file.
 
     It is `yes`, `yes but: FAULT (VERSIONS)`, `no: N of M cases differ`, or a dash where nothing is recorded. A rule file that
-    can't meet the facts gets the cell of the one that is asked instead, with its name.
+    can't meet the facts gets the name of the one that is asked instead.
     """
     names = [name for name in FAMILIES if main_target(name).rules == rules]
     if not names:
         instead = [main_target(name).rules for name in RULES if family(name).rules == rules]
-        return f"`{instead[0]}`: {cell(instead[0], answers)}" if instead else "—"
+        return f"see `{instead[0]}`" if instead else "—"
     found = {
         version: [verdict for name in names for _, verdict in judge_family(name, answers, version)] for version in ALL_VERSIONS
     }
