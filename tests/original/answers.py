@@ -12,6 +12,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 from tests.compat.run import ROOT, VERSIONS, missing, place
+from tests.conftest import HANGS
 from tests.original.answer import FolderAnswer, read
 from tests.original.convert import Target, convert
 
@@ -70,7 +71,7 @@ def _run(module: str, version: str, folders: Sequence[Path], work: Path) -> Path
         environment["PYTHONPATH"] = str(place(version).resolve())
     command = [sys.executable, "-m", module, str(out), *map(str, folders)]
     ran = subprocess.run(
-        command, env={**environment, "OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True, timeout=1800
+        command, env={**environment, "OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True, timeout=HANGS
     )
     assert ran.returncode == 0, f"transformers {version}: {ran.stderr}"
     return out
