@@ -15,6 +15,8 @@ from functools import cached_property
 from typing import Any
 
 SPACE = "▁"
+#: The roles that special tokens have in every tokenizer.
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: Kinds of pieces (`SentencePiece.Type` of `sentencepiece_model.proto`).
 _NORMAL, _USER_DEFINED = 1, 4
 #: `TrainerSpec.ModelType` of a model that merges pairs of pieces.
@@ -37,8 +39,8 @@ class LlamaTokenizer:
         model: the bytes of a `tokenizer.model`.
         added: the added tokens by id, as `tokenizers.AddedToken`. Each is one token wherever it stands; texts between them are
             encoded one by one.
-        config: `tokenizer_config.json`. Read of it: `legacy`, `add_prefix_space`, `add_bos_token`, `add_eos_token`, `bos_token`,
-            `eos_token`, `unk_token`.
+        config: `tokenizer_config.json`. Read of it: `legacy`, `add_prefix_space`, `add_bos_token`, `add_eos_token`, and which
+            tokens have a role or are `additional_special_tokens`.
 
     Raises:
         ValueError: for a file that isn't a SentencePiece model.
@@ -47,7 +49,8 @@ class LlamaTokenizer:
     def __init__(self, model: bytes, added: Mapping[int, Any], config: Mapping[str, Any]) -> None:
         self._models = _load(model)
         self._added = {token.content: (i, token) for i, token in added.items()}
-        self._special = {token.content for token in added.values() if token.special}
+        listed = (config.get("additional_special_tokens") or (), (config.get(role) for role in ROLES))
+        self._special = {_text(token) for tokens in listed for token in tokens}
         #: Whether each text between added tokens gets a space before it. An absent key means true (transformers 4).
         self.legacy = config.get("legacy") is not False
         #: Whether, without `legacy`, a whole text gets one. `null` stands for absent, as in the code that wrote it.
@@ -57,6 +60,7 @@ class LlamaTokenizer:
         default = {"bos": trainer.bos_piece or "<s>", "eos": trainer.eos_piece or "</s>", "unk": trainer.unk_piece or "<unk>"}
         #: role (`bos`, `eos`, `unk`) → token.
         self.roles = {role: _text(config.get(f"{role}_token")) or piece for role, piece in default.items()}
+        self._special |= {*self.roles.values()}
         adds = {"bos": config.get("add_bos_token", True), "eos": config.get("add_eos_token", False)}
         #: Ids before and behind every text.
         self.before, self.behind = ([self._id(self.roles[role])] if adds[role] else [] for role in ("bos", "eos"))
@@ -66,10 +70,10 @@ class LlamaTokenizer:
         if not self.legacy and text:
             text = (SPACE if self.prefix else "") + text.replace(SPACE, " ")
         parts = self._split(text)
-        if not self.legacy and len(parts) > 1 and parts[0] == SPACE and parts[1] in self._special:
-            parts = parts[1:]
-        ids = [i for part in parts for i in ([self._id(part)] if part in self._added else self._encode_part(part))]
-        return [*self.before, *ids, *self.behind]
+        made = [[self._id(part)] if part in self._added else self._encode_part(part) for part in parts]
+        if not self.legacy and len(parts) > 1 and made[0] == [self.ids.get(SPACE)] and parts[1] in self._special:
+            made = made[1:]
+        return [*self.before, *(i for ids in made for i in ids), *self.behind]
 
     def _split(self, text: str) -> list[str]:
         """Added tokens and the texts between them, which a token may take the spaces of that are next to it."""
@@ -86,6 +90,8 @@ class LlamaTokenizer:
         """The ids of a text without added tokens."""
         if self.legacy:
             return list(self._models.with_prefix.encode(text))
+        if not text.startswith((SPACE, " ")):
+            return list(self._models.without_prefix.encode(text))
         # Behind a piece of its own, so that SentencePiece leaves spaces at the start alone.
         unknown = self.roles["unk"]
         length = len(self._models.without_prefix.encode(unknown))
@@ -99,13 +105,23 @@ class LlamaTokenizer:
         longest_first = sorted(self._added, key=lambda token: (-len(token), token))
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
 
+    def seen(self, images: Collection[str]) -> list[str]:
+        """Of pictures' and added tokens those that `backend` is to see in a text: they have to be added with `normalized=True`.
+
+        Without `legacy` the text behind a picture gets a space before it, also where it begins with an added token that isn't
+        special to the class.
+        """
+        if self.legacy or not images:
+            return []
+        plain = (token for _, token in self._added.values() if not (token.lstrip or token.rstrip))
+        return [*images, *(token.content for token in plain if token.content not in self._special)]
+
     def backend(self, images: Collection[str] = ()) -> Any:
         """A `tokenizers.Tokenizer` that is to give the same ids once the added tokens are added; who writes it compares them.
 
         Args:
             images: tokens that stand for pictures or videos. The research code cuts a prompt at them and encodes the pieces one
-                by one. Without `legacy` a piece gets a space before it, so the text behind such a token does. The tokens have
-                to be added with `normalized=True` then: they are still part of the text that the normalizer sees.
+                by one. Without `legacy` a piece gets a space before it, so the text behind such a token does: see `seen`.
         """
         from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -127,7 +143,8 @@ class LlamaTokenizer:
         clean: list[Any] = [normalizers.Precompiled(text.precompiled_charsmap)] if text.precompiled_charsmap else []
         between = "|".join(map(re.escape, images))
         if text.remove_extra_whitespaces:
-            ends = rf"\A +|[ {SPACE}]+\z" if self.legacy else rf"[ {SPACE}]+(?=\z{'|' + between if images else ''})"
+            seen = "|".join([r"\z", *map(re.escape, self.seen(images))])
+            ends = rf"\A +|[ {SPACE}]+\z" if self.legacy else rf"[ {SPACE}]+(?={seen})"
             clean += [] if self.legacy else [normalizers.Replace(SPACE, " ")]  # as `encode` does
             # Of a run of spaces the first stays, so that a text's start is still known as such.
             clean += [normalizers.Replace(Regex(ends), ""), normalizers.Replace(Regex("(?<= ) +"), "")]

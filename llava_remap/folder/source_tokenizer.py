@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,9 @@ from llava_remap.checkpoint import BESIDE, read_object
 from llava_remap.errors import RemapError, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
-from llava_remap.folder.llama_tokenizer import LlamaTokenizer
+from llava_remap.folder.llama_tokenizer import ROLES, LlamaTokenizer
 from llava_remap.target import TOKENIZERS, Vocabulary
 
-#: The roles that special tokens have in every tokenizer.
-ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: Classes that are SentencePiece behind rules of their own.
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 #: What `added_tokens_decoder` says of a token.
@@ -35,14 +33,14 @@ class SourceTokenizer:
     Attributes:
         encode: what it makes of a text, special tokens as it adds them: the reference.
         candidates: tokenizers of the tokenizers library that may give the same ids for whole prompts, the simplest first, and
-            whether tokens that stand for pictures are part of the text that their normalizer sees.
+            the tokens that are part of the text that their normalizer sees.
         config: `tokenizer_config.json`, with what follows from the class.
         added: the added tokens by id, as `tokenizers.AddedToken`.
         other: what a `tokenizer.model` beside the `tokenizer.json` makes of a text; None without both.
     """
 
     encode: Encode
-    candidates: Sequence[tuple[Any, bool]]
+    candidates: Sequence[tuple[Any, Collection[str]]]
     config: Mapping[str, Any]
     added: Mapping[int, Any]
     other: Encode | None = None
@@ -76,6 +74,7 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     folder = vocabulary.folder
     own = own_file(folder, "tokenizer_config.json")
     config = {key: value for key, value in own.items() if value is not None}
+    roles = own_file(folder, "special_tokens_map.json")
     named = config.get("tokenizer_class")
     whole = folder / "tokenizer.json"
     if whole.is_file():
@@ -87,8 +86,10 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
             config = {"add_bos_token": True, "add_eos_token": False, **config}
         _set_bos_and_eos(tokenizer, config, vocabulary)
         model = folder / "tokenizer.model"
-        other = LlamaTokenizer(model.read_bytes(), added, config).encode if named in LLAMA and model.is_file() else None
-        return replace(_copied(tokenizer, config, added, images), other=other)
+        source = _copied(tokenizer, config, added, images)
+        if named not in LLAMA or not model.is_file():
+            return source
+        return replace(source, other=LlamaTokenizer(model.read_bytes(), added, roles | config).encode)
     import transformers
 
     if not hasattr(transformers, str(named)):  # a general class, made by the model's type, would cut words otherwise
@@ -96,15 +97,14 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         config["tokenizer_class"] = named = TOKENIZERS.get(text_model_type, {}).get("tokenizer_class")
     added = _added(vocabulary, config, {})
     model = folder / "tokenizer.model"
-    reference = LlamaTokenizer(model.read_bytes(), added, config) if model.is_file() else None
+    reference = LlamaTokenizer(model.read_bytes(), added, roles | config) if model.is_file() else None
     if reference is not None and named in LLAMA:
-        roles = {f"{role}_token": text for role, text in reference.roles.items()}
+        named_roles = {f"{role}_token": text for role, text in reference.roles.items()}
         adds = {"add_bos_token": bool(reference.before), "add_eos_token": bool(reference.behind)}
-        config = {**config, **roles, **adds, "legacy": reference.legacy}
+        config = {**config, **named_roles, **adds, "legacy": reference.legacy}
         added = _added(vocabulary, config, {})
-        reference = LlamaTokenizer(model.read_bytes(), added, config)
-        seen = bool(images) and not reference.legacy
-        return SourceTokenizer(reference.encode, [(reference.backend(images), seen)], config, added)
+        reference = LlamaTokenizer(model.read_bytes(), added, roles | config)
+        return SourceTokenizer(reference.encode, [(reference.backend(images), reference.seen(images))], config, added)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)  # only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer
         for file in BESIDE["tokenizer"]:
@@ -120,12 +120,9 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
     if reference is None:
         return _copied(tokenizer, config, added, images)
-    reference = LlamaTokenizer(
-        model.read_bytes(),
-        added,
-        config if named in LLAMA else {**config, "legacy": True, "add_bos_token": opened("")["input_ids"] != []},
-    )
-    return SourceTokenizer(reference.encode, [(tokenizer, False)], config, added)
+    as_it_adds = {**config, "legacy": True, "add_bos_token": opened("")["input_ids"] != []}
+    reference = LlamaTokenizer(model.read_bytes(), added, as_it_adds)
+    return SourceTokenizer(reference.encode, [(tokenizer, ())], config, added)
 
 
 def _copied(tokenizer: Any, config: Mapping[str, Any], added: Mapping[int, Any], images: Sequence[str]) -> SourceTokenizer:
@@ -139,13 +136,13 @@ def _copied(tokenizer: Any, config: Mapping[str, Any], added: Mapping[int, Any],
     add_own(tokenizer, added)
     written = tokenizer.to_str()
     source, plain = Tokenizer.from_str(written), Tokenizer.from_str(written)
-    candidates = [(plain, False)]
+    candidates: list[tuple[Any, Collection[str]]] = [(plain, ())]
     if images:
         between = "|".join(map(re.escape, images))
         spaced = Tokenizer.from_str(written)
         behind = normalizers.Replace(Regex(f"(?<={between})(?!{between})(?=[^ ▁])"), " ")
         spaced.normalizer = normalizers.Sequence([*([spaced.normalizer] if spaced.normalizer else []), behind])
-        candidates.append((spaced, True))
+        candidates.append((spaced, images))
     return SourceTokenizer(lambda text: list(source.encode(text).ids), candidates, config, added)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
+from llava_remap.folder.llama_tokenizer import ROLES
 from llava_remap.folder.source_tokenizer import (
     FLAGS,
     LLAMA,
-    ROLES,
     Encode,
     SourceTokenizer,
     add_own,
@@ -77,7 +77,7 @@ def write_tokenizer(
     with panics_as_errors():
         wanted = {text: _encode_prompt(source.encode, text, images) for text in texts}
     for number, (tokenizer, seen) in enumerate(source.candidates, 1):
-        content = _with_tokens(tokenizer, source, tokens, [t.text for t in images] if seen else [], vocabulary.folder)
+        content = _with_tokens(tokenizer, source, tokens, seen, vocabulary.folder)
         _write(content, source, vocabulary, tokens, folder, processor_class)
         differs = _first_difference(folder, wanted)
         if differs is None:
