@@ -141,10 +141,10 @@ class LlamaTokenizer:
         tokenizer = Tokenizer(model)
         text = proto.normalizer_spec
         clean: list[Any] = [normalizers.Precompiled(text.precompiled_charsmap)] if text.precompiled_charsmap else []
-        between = "|".join(map(re.escape, images))
+        between = seen = "|".join(map(re.escape, images))
         if text.remove_extra_whitespaces:
-            seen = "|".join([r"\z", *map(re.escape, self.seen(images))])
-            ends = rf"\A +|[ {SPACE}]+\z" if self.legacy else rf"[ {SPACE}]+(?={seen})"
+            seen = "|".join(map(re.escape, self.seen(images)))  # before them no space stays, either
+            ends = rf"\A +|[ {SPACE}]+\z" if self.legacy else rf"[ {SPACE}]+(?=\z{'|' + seen if seen else ''})"
             clean += [] if self.legacy else [normalizers.Replace(SPACE, " ")]  # as `encode` does
             # Of a run of spaces the first stays, so that a text's start is still known as such.
             clean += [normalizers.Replace(Regex(ends), ""), normalizers.Replace(Regex("(?<= ) +"), "")]
@@ -154,7 +154,7 @@ class LlamaTokenizer:
             prefix = normalizers.Replace(Regex(rf"\A(?!(?:{own})\z)(?=[\s\S])"), SPACE) if own else normalizers.Prepend(SPACE)
             tokenizer.normalizer = normalizers.Sequence([*clean, prefix, spaces])
         elif not self.legacy and self.prefix:
-            behind = [normalizers.Replace(Regex(f"(?<={between})(?!{between})(?=[\\s\\S])"), SPACE)] if images else []
+            behind = [normalizers.Replace(Regex(f"(?<={between})(?!{seen})(?=[\\s\\S])"), SPACE)] if images else []
             tokenizer.normalizer = normalizers.Sequence([*clean, spaces, *behind])
             # The first puts a space before a text, whether or not the text begins with one: its own are written `▁` by now.
             first = pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False)

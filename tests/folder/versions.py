@@ -1,0 +1,41 @@
+"""Questions about tokenizers for several versions of transformers, each in one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+from tests.compat.run import VERSIONS, missing, place
+
+INSTALLED = version_of("transformers")
+ALL_VERSIONS = (*VERSIONS, INSTALLED)
+
+Question = tuple[Path, str, Sequence[str]]
+
+
+def ask_versions(questions: Mapping[str, Sequence[Question]], work: Path) -> dict[str, list[dict[str, Any]]]:
+    """The answers to each version's questions, in their order; none of a version that isn't there."""
+    there = [version for version in questions if version == INSTALLED or missing(version) is None]
+    with ThreadPoolExecutor(2) as pool:
+        given = pool.map(lambda version: _ask(version, questions[version], work), there)
+    return dict(zip(there, given, strict=True))
+
+
+def _ask(version: str, questions: Sequence[Question], work: Path) -> list[dict[str, Any]]:
+    asked, given = work / f"asked-{version}.json", work / f"given-{version}.json"
+    asked.write_text(json.dumps([[str(folder), way, list(texts)] for folder, way, texts in questions]), encoding="utf-8")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    if version != INSTALLED:
+        environment["PYTHONPATH"] = str(place(version).resolve())
+    command = [sys.executable, str(Path(__file__).with_name("ask.py")), str(asked), str(given)]
+    ran = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=900)
+    assert ran.returncode == 0, f"transformers {version}: {ran.stderr}"
+    answers: list[dict[str, Any]] = json.loads(given.read_text(encoding="utf-8"))
+    return answers
