@@ -370,6 +370,23 @@ def lr410(scene: Scene) -> Arguments:
 lr411 = lr410
 
 
+def lr412(scene: Scene) -> Arguments:
+    """The end of a text is put behind each piece between pictures, and no tokenizer does that with a whole prompt."""
+    source = scene.changed()
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**config, "add_eos_token": True}))
+    return applied(source)
+
+
+def lr414(scene: Scene) -> Arguments:
+    """A tokenizer.json that lost what puts a space before a text, beside the tokenizer.model."""
+    source = scene.changed()
+    content = json.loads((scene.converted / "tokenizer.json").read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < 320]
+    (source / "tokenizer.json").write_text(json.dumps({**content, "pre_tokenizer": None}))
+    return planned(source)
+
+
 def more_rows(scene: Scene) -> Path:
     """A checkpoint with ten rows more than its tokenizer has words."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str], folder: Path
 
 
 def _encode_prompt(encode: Encode, prompt: str, images: Sequence[PlacedToken]) -> list[int]:
-    before = len(encode(""))  # BOS; nothing is put behind a text by the tokenizers of the family
+    before = len(os.path.commonprefix([encode(""), encode("a")]))  # BOS
     pieces, ids = [prompt], [token.id for token in images]
     for token in images:  # a text has tokens of one role or the other
         if len(pieces) == 1 and token.text in prompt:
