@@ -378,6 +378,11 @@ def lr412(scene: Scene) -> Arguments:
     return applied(source)
 
 
+def lr413(scene: Scene) -> Arguments:
+    """The config wants markers around pictures, and the tokenizer doesn't have them."""
+    return applied(scene.changed(config=lambda config: config.update(mm_use_im_start_end=True)))
+
+
 def lr414(scene: Scene) -> Arguments:
     """A tokenizer.json that lost what puts a space before a text, beside the tokenizer.model."""
     source = scene.changed()
@@ -404,11 +409,6 @@ def fail(error: BaseException) -> Callable[..., Any]:
         raise error
 
     return failing
-
-
-def lr413(scene: Scene) -> Arguments:
-    """The config wants markers around pictures, and the tokenizer doesn't have them."""
-    return applied(scene.changed(config=lambda config: config.update(mm_use_im_start_end=True)))
 
 
 def lr501(scene: Scene) -> Arguments:

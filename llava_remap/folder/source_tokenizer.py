@@ -83,7 +83,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         tokenizer.no_padding()
         added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
         if named in LLAMA:  # their class makes BOS and EOS, whatever the file says
-            config = {"add_bos_token": True, "add_eos_token": False, **config}
+            own = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False}
+            config = {**own, **vocabulary.special, **config}
         _set_bos_and_eos(tokenizer, config, vocabulary)
         model = folder / "tokenizer.model"
         source = _copied(tokenizer, config, added, images)
@@ -181,7 +182,8 @@ def _set_bos_and_eos(tokenizer: Any, config: Mapping[str, Any], vocabulary: Voca
 
     if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
         return
-    added = (vocabulary.special.get(f"{role}_token", "") if config.get(f"add_{role}_token") else "" for role in ("bos", "eos"))
+    special = {**vocabulary.special, **{role: text for role in ROLES if (text := token_text(config.get(role)))}}
+    added = (special.get(f"{role}_token", "") if config.get(f"add_{role}_token") else "" for role in ("bos", "eos"))
     bos, eos = ([text] if text in vocabulary.ids else [] for text in added)
     ids = {token: vocabulary.ids[token] for token in (*bos, *eos)}
     if tokenizer.encode("").ids != [*ids.values()]:

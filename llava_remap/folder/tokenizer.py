@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str], folder: Path
 
 
 def _encode_prompt(encode: Encode, prompt: str, images: Sequence[PlacedToken]) -> list[int]:
-    before = len(os.path.commonprefix([encode(""), encode("a")]))  # BOS
+    before = len([*takewhile(lambda pair: pair[0] == pair[1], zip(encode(""), encode("a"), strict=False))])  # BOS
     pieces, ids = [prompt], [token.id for token in images]
     for token in images:  # a text has tokens of one role or the other
         if len(pieces) == 1 and token.text in prompt:

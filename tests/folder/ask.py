@@ -1,7 +1,8 @@
 """Open tokenizers with the transformers that is on the path, and write down what they make of texts.
 
 `python ask.py QUESTIONS ANSWERS`, two JSON files: `[folder, way, texts]` of each tokenizer, and `{ids, decoded, class}` or
-`{error}`. The way is `fast`, `slow` (`use_fast=False`), or a class. Several versions run this module, so it keeps to what all of them have.
+`{error}`. The way is `fast`, `slow` (`use_fast=False`), or a class. Several versions run this module, so it keeps to what all of
+them have.
 """
 
 from __future__ import annotations

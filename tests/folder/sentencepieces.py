@@ -16,8 +16,8 @@ from llava_remap.folder.llama_tokenizer import LlamaTokenizer
 
 _TEXT = (
     "def f(x):\n    if x > 3:\n        return  x", "The quick  brown fox jumps over the lazy dog.", "USER: hi ASSISTANT: ho",
-    "name      value  note", "a b c d e f g h i j k l m n o p q r s t u v w x y z", "über alles café", "    indentation   is  here",
-    "1234567890 12 34 56", "----------------", "\t\ttabs", "a>( b>(c) >(d) >> x>> y", "== ** =====",
+    "name      value  note", "a b c d e f g h i j k l m n o p q r s t u v w x y z", "über alles café",
+    "    indentation   is  here", "1234567890 12 34 56", "----------------", "\t\ttabs", "a>( b>(c) >(d) >> x>> y", "== ** =====",
 )  # fmt: skip
 #: Of what texts are drawn: letters and marks of the models' training, some that they have as bytes only, and special tokens.
 FRAGMENTS = (

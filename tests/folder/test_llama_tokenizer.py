@@ -9,7 +9,6 @@ import json
 import random
 import re
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,7 +50,8 @@ PROMPTS = st.lists(st.sampled_from((*FRAGMENTS, *[IMAGE] * 8)), max_size=16).map
 @pytest.fixture(scope="session")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Question], dict[str, Any]]:
     """Texts of a fixed seed for each kind of model and config, and what the slow class makes of them."""
-    chance, work, questions = random.Random(0), tmp_path_factory.mktemp("slow"), []
+    chance, work = random.Random(0), tmp_path_factory.mktemp("slow")
+    questions: list[Question] = []
     for kind in KINDS:
         for name, config in CONFIGS.items():
             folder = work / f"{kind.name}, {name}"
@@ -60,7 +60,9 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Question], dic
             added = {str(i): json.loads(token_json(token)) for i, token in added_tokens(trained(kind)).items()}
             content = {**config, "tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": added}
             (folder / "tokenizer_config.json").write_text(json.dumps(content))
-            questions.append((folder, "LlamaTokenizer", ["", " ", "a", "</s>>(b", " <s>a", "[SEG]a", "<im_start>", *drawn(chance, 40)]))
+            questions.append(
+                (folder, "LlamaTokenizer", ["", " ", "a", "</s>>(b", " <s>a", "[SEG]a", "<im_start>", *drawn(chance, 40)])
+            )
     return questions, ask_versions(dict.fromkeys(SLOW, questions), work)
 
 
@@ -74,8 +76,8 @@ def token_json(token: AddedToken) -> str:
 def test_encode_is_the_slow_class(name: str, version: str, asked: tuple[list[Question], dict[str, Any]]) -> None:
     """Id for id, of every kind of model.
 
-    One difference is meant: `add_prefix_space: null`. Transformers 4.37, which wrote such configs for LLaVA, doesn't read the key,
-    and puts the space there; later versions take null for false.
+    One difference is meant: `add_prefix_space: null`. The research code's transformers (4.37) doesn't read the key, and puts the
+    space there; later versions take null for false.
     """
     if why := missing(version):
         pytest.fail(why)
@@ -103,7 +105,7 @@ def test_absent_legacy_is_true() -> None:
 
 
 def test_a_text_behind_a_special_token_begins_with_its_own_first_piece() -> None:
-    """No piece reaches into the token that the class puts before a text: `>(` is one piece, and `<unk>` ends with its first half."""
+    """Not with one that reaches into `<unk>`, behind which the class puts texts that begin with a space: `>(` is one piece."""
     reference = tokenizer(Kind(), CONFIGS["legacy false"])
     assert ">(" in reference.ids
     assert reference.encode("</s>(") == [1, 2, reference.ids["("]]
@@ -136,7 +138,7 @@ def assert_same(reference: LlamaTokenizer, ids: list[int], wanted: list[int], ki
 
 def score(reference: LlamaTokenizer, ids: list[int]) -> float:
     pieces = reference._models.proto.pieces
-    return sum(pieces[i].score for i in ids if i < len(pieces))
+    return float(sum(pieces[i].score for i in ids if i < len(pieces)))
 
 
 def begins(text: str, tokens: tuple[str, ...], before: str = r"\A") -> bool:

@@ -6,7 +6,9 @@ Opened fast, with `use_fast=False`, and by the slow class's own name. The refere
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -27,11 +29,12 @@ from llava_remap.folder.tokenizer import CLASS
 from tests.compat.checkpoints import QWEN2, SIGLIP, SQUARE, change, qwen_tokenizer, without_newline
 from tests.compat.run import missing
 from tests.conftest import CLIP, RELEASED, Run
-from tests.folder.sentencepieces import IMAGE, Kind, prompt_ids, size, trained
+from tests.folder.sentencepieces import IMAGE, Kind, size, trained
 from tests.folder.versions import ALL_VERSIONS, INSTALLED, ask_versions
 
 Encode = Callable[[str], list[int]]
 
+PLAIN = Kind()
 ROLES = ("<unk>", "<s>", "</s>")
 FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
 #: Texts that tokenizers disagree on; those with pictures last.
@@ -72,7 +75,7 @@ class Source:
 
 
 def llama(
-    config: dict[str, Any] | None, kind: Kind = Kind(), added: Sequence[str] = (), listed: bool = True, **more: Any
+    config: dict[str, Any] | None, kind: Kind = PLAIN, added: Sequence[str] = (), listed: bool = True, **more: Any
 ) -> Source:
     """A `tokenizer.model` and its config; tokens in square brackets aren't special."""
     model = trained(kind)
@@ -87,7 +90,9 @@ def llama(
         elif added:
             files["added_tokens.json"] = {text: i for i, text in texts.items() if i > 2}
     reference = LlamaTokenizer(model, tokens, config or {})
-    own = [text for token in added for text in (f"fine{token}next", f"fine {token} next", f"a {token}{token}\n", f"a{IMAGE}{token}x")]
+    own = [
+        text for token in added for text in (f"fine{token}next", f"fine {token} next", f"a {token}{token}\n", f"a{IMAGE}{token}x")
+    ]
     lossless = not (kind.nfkc or kind.strips)
     return Source(files, reference.encode, len(reference.before), own, "LlamaTokenizer", lossless, **more)
 
@@ -137,6 +142,12 @@ SOURCES: dict[str, Callable[[], Source]] = {
     "pieces kept whole": partial(llama, {"legacy": True}, Kind(own=True)),
     "added, legacy true": partial(llama, {"legacy": True}, added=("<im_start>", "<im_end>", "[SEG]")),
     "added, legacy false": partial(llama, {"legacy": False}, added=("<im_start>", "<im_end>", "[SEG]")),
+    "markers around pictures": partial(
+        llama,
+        {"legacy": False},
+        added=("<im_start>", "<im_end>"),
+        other={"config.json": {"mm_use_im_start_end": True}},
+    ),
     "image there": partial(llama, {"legacy": False}, added=(IMAGE, "[SEG]")),
     "added_tokens.json": partial(llama, {"legacy": True}, added=("<im_start>", "[SEG]"), listed=False),
     "auto_map": partial(
@@ -203,7 +214,7 @@ def rows_of(files: Mapping[str, Any]) -> int:
         return int(Tokenizer.from_str(files["tokenizer.json"]).get_vocab_size())
     decoder = files.get("tokenizer_config.json", {}).get("added_tokens_decoder", {})
     ids = [*map(int, decoder), *files.get("added_tokens.json", {}).values()]
-    return max([size(files["tokenizer.model"]), *(i + 1 for i in ids)])
+    return int(max([size(files["tokenizer.model"]), *(i + 1 for i in ids)]))
 
 
 def apply_to(source: Path, output: Path, *more: object, rules: str = "llava-v1.5", tower: Path = CLIP) -> str:
@@ -371,21 +382,65 @@ def test_no_file_names_code(converted: dict[str, Converted]) -> None:
 
 
 def test_added_tokens_keep_id_and_kind(converted: dict[str, Converted]) -> None:
+    """`added_tokens.json` doesn't say which are special; what the rule file adds comes behind them."""
+    first = size(trained(Kind()))
+    written = {}
     for name in ("added, legacy true", "added, legacy false", "image there", "added_tokens.json"):
-        one = converted[name]
-        first = size(one.source.files["tokenizer.model"])
-        written = {int(i): (t["content"], t["special"]) for i, t in one.config["added_tokens_decoder"].items()}
-        given = one.source.files.get("added_tokens.json") or {
-            t["content"]: int(i) for i, t in one.source.files["tokenizer_config.json"]["added_tokens_decoder"].items()
-        }
-        for text, i in given.items():
-            assert written[i][0] == text
-            if name != "added_tokens.json" or text == "[SEG]":
-                assert written[i][1] == (text[0] == "<"), text
-        assert one.image == (first if name == "image there" else first + len(given) - 3 * (name != "added_tokens.json"))
+        decoder = converted[name].config["added_tokens_decoder"]
+        written[name] = [(decoder[i]["content"], decoder[i]["special"]) for i in sorted(decoder, key=int) if int(i) >= first]
+    special = [(text, True) for text in ("<im_start>", "<im_end>", IMAGE, "<pad>")]
+    assert written == {
+        "added, legacy true": [*special[:2], ("[SEG]", False), *special[2:]],
+        "added, legacy false": [*special[:2], ("[SEG]", False), *special[2:]],
+        "image there": [special[2], ("[SEG]", False), special[3]],
+        "added_tokens.json": [("<im_start>", False), ("[SEG]", False), *special[2:]],
+    }
 
 
 def test_byte_level_words_and_merges_are_files_of_their_own(converted: dict[str, Converted]) -> None:
     written = {name: {path.name for path in converted[name].folder.glob("*")} for name in NAMES}
     assert [name for name in NAMES if {"vocab.json", "merges.txt"} & written[name]] == ["qwen"]
     assert [name for name in NAMES if "tokenizer.model" in written[name]] == [n for n in SOURCES if SOURCES[n]().slow]
+
+
+# --- what can't be written, and what is told
+
+
+def told(folder: Path, run: Run, code: str, *, exit_code: int) -> str:
+    """What a plan says of a code."""
+    arguments = ["--source", folder, "--source", f"vision_tower={CLIP}", "--output", "out", "--dry-run", "--format", "json"]
+    ran = run("apply", "llava-v1.5", *arguments)
+    assert ran.code == exit_code
+    [said] = [problem["message"] for kind in ("problems", "notes") for problem in ran.json[kind] if problem["code"] == code]
+    return str(said)
+
+
+def test_what_cannot_be_reproduced_is_refused_with_the_first_text_that_differs(tmp_path: Path, run: Run) -> None:
+    """Line ends that become spaces and are stripped: one of the limits in `test_llama_tokenizer.py`."""
+    source = llama({"legacy": False}, Kind(nfkc=True, strips=True))
+    folder = checkpoint(tmp_path / "source", source.files, rows_of(source.files))
+    said = told(folder, run, "LR412", exit_code=1)
+    found = re.search(r"makes (\[[\d, ]*\]) of ('.*'); .* makes (\[[\d, ]*\])\.", said)
+    assert found, said
+    wanted, text, got = map(ast.literal_eval, found.groups())
+    assert wanted == source.encode(text) != got
+
+
+def test_two_tokenizers_that_disagree_are_told_with_the_first_text(tmp_path: Path, run: Run) -> None:
+    """The `tokenizer.json` is taken: here one with the ids of `legacy: false`, beside a config that says true."""
+    source = llama({"legacy": True})
+    model = trained(PLAIN)
+    tokens = {i: AddedToken(text, special=True, normalized=False) for i, text in enumerate(ROLES)}
+    other = LlamaTokenizer(model, tokens, {"legacy": False}).backend()
+    other.add_special_tokens(list(tokens.values()))
+    folder = checkpoint(tmp_path / "source", {**source.files, "tokenizer.json": other.to_str()}, size(model))
+    said = told(folder, run, "LR414", exit_code=0)
+    found = re.search(r"different ids of ('.*'): (\[[\d, ]*\]) and (\[[\d, ]*\])\.", said)
+    assert found, said
+    text, of_one_file, of_model = map(ast.literal_eval, found.groups())
+    assert of_one_file == other.encode(text).ids != of_model == source.encode(text)
+    apply_to(folder, tmp_path / "out")
+    opened = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert [opened(text)["input_ids"] for text in TEXTS] == [other.encode(text).ids for text in TEXTS]
+    (folder / "tokenizer.json").unlink()
+    assert "LR414" not in apply_to(folder, tmp_path / "again")
