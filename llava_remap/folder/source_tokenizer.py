@@ -83,8 +83,9 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         tokenizer.no_padding()
         added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
         if named in LLAMA:  # their class makes BOS and EOS, whatever the file says
-            own = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False}
-            config = {**own, **vocabulary.special, **config}
+            usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **vocabulary.special}
+            usual = {role: text for role, text in usual.items() if role not in own or own[role] is not None}
+            config = {**usual, "add_bos_token": True, "add_eos_token": False, **config}
         _set_bos_and_eos(tokenizer, config, vocabulary)
         model = folder / "tokenizer.model"
         source = _copied(tokenizer, config, added, images)
@@ -100,9 +101,9 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     model = folder / "tokenizer.model"
     reference = LlamaTokenizer(model.read_bytes(), added, roles | config) if model.is_file() else None
     if reference is not None and named in LLAMA:
-        named_roles = {f"{role}_token": text for role, text in reference.roles.items()}
+        made = {f"{role}_token": text for role, text in reference.roles.items()}
         adds = {"add_bos_token": bool(reference.before), "add_eos_token": bool(reference.behind)}
-        config = {**config, **named_roles, **adds, "legacy": reference.legacy}
+        config = {**config, **made, **adds, "legacy": reference.legacy}
         added = _added(vocabulary, config, {})
         reference = LlamaTokenizer(model.read_bytes(), added, roles | config)
         return SourceTokenizer(reference.encode, [(reference.backend(images), reference.seen(images))], config, added)
