@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
@@ -77,21 +78,21 @@ def write_tokenizer(
     texts = [*_PROBES, *(text.format(token) for token in between for text in _BETWEEN), *prompts]
     with panics_as_errors():
         wanted = {text: _encode_prompt(source.encode, text, images) for text in texts}
-    for number, (tokenizer, seen) in enumerate(source.candidates, 1):
+    differs: tuple[str, str] = ("", "nothing")
+    for tokenizer, seen in source.candidates:
         content = _with_tokens(tokenizer, source, tokens, seen, vocabulary.folder)
         _write(content, source, vocabulary, tokens, folder, processor_class)
-        differs = _first_difference(folder, wanted)
-        if differs is None:
+        found = _first_difference(folder, wanted)
+        if found is None:
             return _other_tokenizer(source, texts, vocabulary.folder)
-        if number == len(source.candidates):
-            text, got = differs
-            raise refuse(
-                "LR412",
-                f"the tokenizer in {vocabulary.folder} makes {_shown(wanted[text])} of {text!r}; what transformers opens of the "
-                f"tokenizer.json that was made from it makes {got if isinstance(got, str) else _shown(got)}.",
-                "If its files belong together, please report it; else put those there that the checkpoint was trained with.",
-            )
-    raise AssertionError("a source has candidates")
+        differs = found
+    text, made = differs
+    raise refuse(
+        "LR412",
+        f"the tokenizer in {vocabulary.folder} makes {_shown(wanted[text])} of {text!r}; what transformers opens of the "
+        f"tokenizer.json that was made from it makes {made}.",
+        "If its files belong together, please report it; else put those there that the checkpoint was trained with.",
+    )
 
 
 def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str], folder: Path) -> list[Problem]:
@@ -108,18 +109,16 @@ def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str], folder: Path
 
 def _encode_prompt(encode: Encode, prompt: str, images: Sequence[PlacedToken]) -> list[int]:
     before = len([*takewhile(lambda pair: pair[0] == pair[1], zip(encode(""), encode("a"), strict=False))])  # BOS
-    pieces, ids = [prompt], [token.id for token in images]
-    for token in images:  # a text has tokens of one role or the other
-        if len(pieces) == 1 and token.text in prompt:
-            pieces, ids = prompt.split(token.text), [token.id]
+    ids = {token.text: token.id for token in images}
+    pieces = re.split(f"({'|'.join(map(re.escape, ids))})", prompt) if ids else [prompt]  # every second one is a picture
     made = encode(pieces[0])
-    for piece in pieces[1:]:
-        made += [ids[0], *encode(piece)[before:]]
+    for picture, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+        made += [ids[picture], *encode(piece)[before:]]
     return made
 
 
-def _first_difference(folder: Path, wanted: Mapping[str, list[int]]) -> tuple[str, list[int] | str] | None:
-    """The first text of which `AutoTokenizer` in a folder makes other ids, and those, or its error."""
+def _first_difference(folder: Path, wanted: Mapping[str, list[int]]) -> tuple[str, str] | None:
+    """The first text of which `AutoTokenizer` in a folder makes other ids, and those ids or its error, for a message."""
     import transformers
 
     text = ""
@@ -128,7 +127,7 @@ def _first_difference(folder: Path, wanted: Mapping[str, list[int]]) -> tuple[st
             opened = transformers.AutoTokenizer.from_pretrained(folder, **AS_DATA)
             for text, ids in wanted.items():
                 if (got := opened(text)["input_ids"]) != ids:
-                    return text, got
+                    return text, _shown(got)
     except Exception as error:  # whatever a library raises
         return text, f"an error ({one_line(error)})"
     return None
