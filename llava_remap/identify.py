@@ -5,6 +5,7 @@ The shipped rule files and layouts are held against its names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -14,13 +15,24 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
 from llava_remap.plan import Routed, route
 from llava_remap.rewrite import compile_rules, contradictions
-from llava_remap.rulefile import Condition, RuleFile, load_rule_file, shipped_folder, shipped_layouts, shipped_rule_files
+from llava_remap.rulefile import (
+    Condition,
+    Requirement,
+    RuleFile,
+    load_rule_file,
+    shipped_folder,
+    shipped_layouts,
+    shipped_rule_files,
+)
 from llava_remap.target import CLASSIC, layout_program
 
 #: The shipped rule file from any layout of transformers to the classic one.
 HF_LAYOUTS = "hf-layouts"
 #: The rules that know what frameworks put around modules.
 _WRAPPERS = "parts/wrappers.yaml"
+
+
+_FITS = "This rule file fits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,8 @@ def identify(
 ) -> list[Problem]:
     """The reasons not to believe that this rule file is for these checkpoints; empty where there are none.
 
-    Each makes the ones after it meaningless, so the first found is returned alone.
+    Each makes the ones after it meaningless, so the first found is returned alone; but where no shipped file fits, also what the
+    target would compute otherwise.
 
     Args:
         checkpoints: the sources. Stubs can be in any; what it is for is asked of the first and those that override it, as a
@@ -79,22 +92,32 @@ def identify(
         cause = f"{' with '.join(these)} {are} for {rules.name}: {'; '.join(reasons)}."
         others = [name for name in dict.fromkeys((said_by, *(r.source for r in main))) if name != rules.first_source]
         fix = _elsewhere(rules, main, checkpoints) or _without(rules, others, checkpoint) or _better(checkpoint)
-        return [Problem("LR311", cause, fix)]
+        differs = [] if _FITS in fix else unmet(rules, [r.rewrite.prepared for r in main], config, whose)
+        return [Problem("LR311", cause, fix), *differs]
     return unmet(rules, [r.rewrite.prepared for r in main], config, whose)
 
 
 def unmet(rules: RuleFile, names: Sequence[str], config: Mapping[str, Any] | None, whose: str = "its config") -> list[Problem]:
     """LR314 for each of a rule file's requirements that a checkpoint doesn't meet; `names` as `prepare` left them."""
     return [
-        Problem(
-            "LR314",
-            f"{'; '.join(reasons)}. {requirement.else_}",
-            f"If it doesn't matter for what you want to do, allow it in a rule file with `extends: [{rules.name}.yaml]` and "
-            f"`requires: {{{name}: …}}`.",
-        )
+        Problem("LR314", f"{'; '.join(reasons)}. {requirement.else_}", _allowing(rules, name, requirement, config or {}))
         for name, requirement in rules.text.requires.items()
-        if (reasons := contradictions(requirement, names, config, whose=whose))
+        if not contradictions(Condition(config=requirement.when), (), config)
+        and (reasons := contradictions(requirement, names, config, whose=whose))
     ]
+
+
+def _allowing(rules: RuleFile, name: str, requirement: Requirement, config: Mapping[str, Any]) -> str:
+    """How to convert all the same: lines for a rule file, where the config's values can stand in one."""
+    values = {key: config.get(key) for key in requirement.config}
+    if not values or any(isinstance(value, (list, dict)) for value in values.values()):
+        return "Mend the config.json, if the message says so; no class of transformers computes it as it is."
+    allowed = {key: [*(said if isinstance(said, tuple) else (said,)), values[key]] for key, said in requirement.config.items()}
+    lines = ", ".join(f"{key}: {json.dumps(list(dict.fromkeys(entries)))}" for key, entries in allowed.items())
+    return (
+        "If that doesn't matter for what you want to do, write a rule file with "
+        f"`extends: [{rules.name}.yaml]` and `requires: {{{name}: {{config: {{{lines}}}}}}}`."
+    )
 
 
 def fits(checkpoint: Checkpoint) -> list[Fit]:
@@ -224,7 +247,7 @@ def _better(checkpoint: Checkpoint) -> str:
     found = fits(checkpoint)
     best = found[0]
     if best.fits:
-        return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
+        return f"{_FITS}: {best.rules} ({best.mapped} of {best.total} names)."
     if (near := next((fit for fit in found if fit.by_config and fit.mapped == fit.total), None)) is not None:
         return (
             f"None of the shipped rule files fits. {near.rules} takes every name, and its `detect` refuses this config since a "

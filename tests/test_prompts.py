@@ -149,6 +149,26 @@ def test_the_system_prompt_always(name: str, rules: str, tmp_path: Path) -> None
     assert prompt("out", system_prompt=system) == prompt("out", told)
     assert prompt("always", [{"role": "system", "content": "Be brief."}, *TURNS]).count("Be brief.") == 1
     assert system not in prompt("always", [{"role": "system", "content": "Be brief."}, *TURNS])
+    assert prompt("always", system_prompt="Be kind.") == prompt("out", [{"role": "system", "content": "Be kind."}, *TURNS])
+
+
+def test_always_does_not_go_with_a_template_of_ones_own(run: Run) -> None:
+    ran = run("rules", "lint", mine("llava-v1.5.yaml", "processor: {system_prompt: always, chat_template: x}"))
+    assert (ran.code, "write the system prompt into the `chat_template` itself" in ran.out + ran.err) == (2, True)
+
+
+def test_a_template_that_writes_no_picture(run: Run) -> None:
+    rules = mine("llava-v1.5.yaml", "processor: {chat_template: 'Q{{ messages | length }}A'}")
+    ran = run("apply", rules, "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out")
+    assert (ran.code, "chat_template writes no `<image>`" in ran.out) == (1, True)
+
+
+def test_a_template_that_is_no_jinja_is_told_with_its_line(run: Run) -> None:
+    Path("own.jinja").write_text("{%- for m in messages -%}\n{{ m.role }\n{%- endfor -%}")
+    template = "{when: {token: </s>}, files: [own.jinja]}"
+    rules = mine("llava-v1.5.yaml", f"processor: {{chat_templates: {{vicuna: {template}}}}}")
+    ran = run("apply", rules, "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out")
+    assert (ran.code, "the chat template vicuna, line " in ran.out) == (1, True)
 
 
 def test_llama_2_by_a_rule_file_of_three_lines(tmp_path: Path) -> None:
@@ -164,7 +184,7 @@ def test_a_template_of_ones_own_counts_before_all_others(run: Run) -> None:
     rules = mine("llava-v1.5.yaml", "processor: {chat_template: 'Q<image>{{ messages | length }}A'}")
     ran = run("apply", rules, "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out")
     assert ran.code == 0, ran.out
-    assert "\nPrompt\n  chat_template: the one of the rule file, for every tokenizer\n" in ran.out
+    assert "\nPrompt\n  chat_template: the rule file's, for every tokenizer\n" in ran.out
     assert prompt("out") == "Q<image>3A"
 
 
@@ -182,10 +202,12 @@ def test_a_template_in_files_beside_the_rule_file(run: Run) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{when: {token: </s>}}", "a chat template has `files` or a `text`"),
+        ("{when: {token: </s>}}", "has `files` or a `text`"),
         ("{text: x}", "says with `when` what it is for"),
         ("{when: {token: </s>}, text: x, files: [chat/vicuna.jinja]}", "has both `files` and a `text`"),
-        ("{when: {token: </s>}, files: [chat/vicunja.jinja]}", "neither beside mine.yaml nor a shipped file"),
+        ("{when: {token: </s>}, files: [chat/vicunja.jinja]}", "no file `chat/vicunja.jinja` is beside mine.yaml"),
+        ("{when: {token: </s>}, files: [/etc/passwd]}", "a rule file can't take in any file"),
+        ("{when: {token: </s>}, files: [../x.jinja]}", "a rule file can't take in any file"),
         ("{when: {token: </s>}, files: [large.jinja]}", "more than 100000 bytes"),
         ("{when: {token: </s>}, files: [latin.jinja]}", "isn't UTF-8"),
     ],

@@ -158,7 +158,9 @@ def test_names_that_fit_and_a_config_that_computes_something_else(
 ) -> None:
     """All names map, and a file that overrides `detect` would give another model: that isn't advised."""
     source = changed(TINY / "llava-v1.6-mistral" / "safetensors", config=lambda c: c.update(entry))
-    printed = refused(run, source, "LR311", rules=rules)
+    merged = ("LR314",) if "mm_patch_merge_type" in entry and rules == "llava-next" else ()
+    whole = ("LR314",) if "image_aspect_ratio" in entry and rules == "llava-v1.5" else ()
+    printed = refused(run, source, "LR311", *merged, *whole, rules=rules)
     assert "llava-next takes every name, and its `detect` refuses this config" in printed
     assert "override `detect` only if you know that transformers computes the same." in printed
     assert "write one that extends" not in printed
@@ -171,7 +173,7 @@ def test_names_that_do_not_fit(run: Run, changed: Changed) -> None:
         tensors["model.other.weight"] = tensors["model.image_newline"].clone()
 
     source = changed(TINY / "llava-v1.6-mistral" / "safetensors", another, lambda c: c.update(mm_patch_merge_type="flat"))
-    assert "write one that extends the nearest" in refused(run, source, "LR311", rules="llava-next")
+    assert "write one that extends the nearest" in refused(run, source, "LR311", "LR314", rules="llava-next")
 
 
 def test_llava_1_5_given_to_the_file_of_another_family(run: Run, changed: Changed) -> None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from llava_remap.errors import refuse
 from llava_remap.folder.as_data import one_line
 from llava_remap.target import PlacedToken
@@ -20,16 +22,17 @@ _TURNS: tuple[dict[str, Any], ...] = (
 )
 
 
-def sample_prompts(template: str, tokens: Sequence[PlacedToken], special: Mapping[str, str]) -> tuple[str, ...]:
+def sample_prompts(name: str, template: str, tokens: Sequence[PlacedToken], special: Mapping[str, str]) -> tuple[str, ...]:
     """What a chat template makes of conversations: one and several turns, with and without pictures and a system message.
 
     Args:
+        name: the template's, for messages.
         template: in Jinja.
         tokens: the rule file's; those for pictures and videos say what a message may hold.
         special: role (`bos_token`, …) → token, as `apply_chat_template` hands them to a template.
 
     Raises:
-        RemapError: LR605 for a template that fails on each of them.
+        RemapError: LR605 for a template that fails on each of them, or that leaves pictures out.
     """
     text = {"type": "text", "text": "What is  shown here?"}
     seen = [{"type": token.role} for token in tokens if token.role in ("image", "video")]
@@ -48,8 +51,13 @@ def sample_prompts(template: str, tokens: Sequence[PlacedToken], special: Mappin
         except Exception as error:  # whatever a template raises: some take no system message
             failed = error
     if failed is not None and not prompts:
-        cause = f"the chat template fails on every conversation: {one_line(failed)}."
-        raise refuse("LR605", cause, "Mend `processor.chat_templates` of the rule file.")
+        line = f", line {failed.lineno}" if isinstance(failed, TemplateSyntaxError) else ""
+        cause = f"the chat template {name}{line}: {one_line(failed)}."
+        raise refuse("LR605", cause, "Mend the template in the rule file, or in the file that it names.")
+    unseen = [token.text for token in tokens if token.role in ("image", "video") and not any(token.text in p for p in prompts)]
+    if unseen:
+        cause = f"the chat template {name} writes no `{'` and no `'.join(unseen)}` for what a message holds."
+        raise refuse("LR605", cause, "Let it write the token for each part of a message's content that has this type.")
     return tuple(prompts)
 
 

@@ -98,7 +98,7 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
     processor = parts.rules.text.processor
     prompts: tuple[str, ...] = ()
     if vocabulary is not None and template is not None:
-        prompts = sample_prompts(template.text, parts.tokens, vocabulary.special)
+        prompts = sample_prompts(template.name, template.text, parts.tokens, vocabulary.special)
         ids = {**vocabulary.ids, **{token.text: token.id for token in parts.tokens}}
         check_special_tokens(template.name, prompts, ids)
         end = turn_end(template.text, vocabulary.special)

@@ -225,13 +225,12 @@ def _prompt(console: Console, plan: Plan) -> None:
     if chosen is None:
         return
     heading(console, "Prompt")
-    why = ", ".join(
-        f"the tokenizer has {value}" if key == "token" else f"{key} is {value}" for key, value in chosen.because.items()
-    )
-    line(console, f"  {chosen.name}: {why or 'the one of the rule file, for every tokenizer'}")
+    facts = chosen.because.items()
+    why = ", ".join(f"the tokenizer has {value}" if key == "token" else f"{key} is {value}" for key, value in facts)
+    line(console, f"  {chosen.name}: " + (f"the first that fits ({why})" if why else "the rule file's, for every tokenizer"))
     if chosen.system:
-        used = "in every conversation without one of its own" if chosen.always else "where a conversation gives it"
-        line(console, f"  system prompt, {used}: {chosen.system}")
+        none = "none, unless a conversation has a system message; the model was trained with"
+        line(console, f"  system prompt: {'' if chosen.always else none + ': '}{chosen.system}")
 
 
 def _vocabulary(console: Console, job: Job) -> None:

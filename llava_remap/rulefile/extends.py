@@ -91,7 +91,13 @@ class Extended:
         return Node({**entries(root), "processor": inside}, root.mark)
 
     def _template(self, child: Path, name: str, mark: Mark) -> str:
-        path = self._find(child, name, mark, "chat/NAME.jinja for a shipped template")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            cause = f"{mark} the chat template `{name}` is not beside {child.name}."
+            raise refuse("LR201", cause, "Put it there, or below; a rule file can't take in any file of the machine.")
+        path = next((folder / name for folder in (child.parent, self.shipped) if is_file(folder / name)), None)
+        if path is None:
+            cause = f"{mark} no file `{name}` is beside {child.name} or among the shipped ones."
+            raise refuse("LR201", cause, "Write the path relative to this file, or chat/NAME.jinja for a shipped template.")
         if path.stat().st_size > _LARGEST_TEMPLATE:
             raise refuse("LR201", f"{mark} `{name}` has more than {_LARGEST_TEMPLATE} bytes.", "Name a chat template.")
         self.texts[path.resolve()] = content = path.read_bytes()
@@ -100,14 +106,14 @@ class Extended:
         except UnicodeDecodeError:
             raise refuse("LR201", f"{mark} `{name}` isn't UTF-8.", "Save it so.") from None
 
-    def _find(self, child: Path, name: str, mark: Mark, shipped: str = "parts/NAME.yaml for a shipped part") -> Path:
+    def _find(self, child: Path, name: str, mark: Mark) -> Path:
         for folder in (child.parent, self.shipped):
             if is_file(folder / name):
                 return folder / name
         raise refuse(
             "LR210",
             f"{mark} `{name}` is neither beside {child.name} nor a shipped file.",
-            f"Write the path relative to this file, or {shipped}.",
+            "Write the path relative to this file, or parts/NAME.yaml for a shipped part.",
         )
 
     def _merge_parents(

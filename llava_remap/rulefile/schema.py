@@ -67,6 +67,10 @@ class Condition(Part):
 class Requirement(Condition):
     """What a checkpoint has to be for the target to compute the same."""
 
+    when: dict[str, Scalar | tuple[Scalar, ...]] = Field(
+        {},
+        description="key of the source's config: the value, or the list of values, for which this is asked",
+    )
     else_: str = Field(
         "",
         alias="else",
@@ -76,7 +80,7 @@ class Requirement(Condition):
     @model_validator(mode="after")
     def _has_reason(self) -> Requirement:
         if not self.else_.strip():
-            raise PydanticCustomError("form", "a requirement says with `else` what differs otherwise")
+            raise PydanticCustomError("form", "a requirement has `else`: the sentence that users read where it isn't met")
         return self
 
 
@@ -333,7 +337,7 @@ class ChatTemplate(Part):
     @model_validator(mode="after")
     def _has_text(self) -> ChatTemplate:
         if not self.text.strip():
-            raise PydanticCustomError("form", "a chat template has `files` or a `text`, and they say something")
+            raise PydanticCustomError("form", "a chat template has `files` or a `text`, and they aren't empty")
         if not self.when:
             raise PydanticCustomError("form", "a chat template says with `when` what it is for; one for all is `chat_template`")
         return self
@@ -362,6 +366,14 @@ class Processor(Part):
     config: dict[str, ConfigValue] = Field(
         {}, description="what the processor is made with, beside tokenizer and image processor"
     )
+
+    @model_validator(mode="after")
+    def _uses_system_prompt(self) -> Processor:
+        if self.system_prompt == "always" and self.chat_template is not None:
+            raise PydanticCustomError(
+                "form", "`system_prompt: always` is for `chat_templates`: write the system prompt into the `chat_template` itself"
+            )
+        return self
 
 
 class Given(Part):

@@ -190,11 +190,16 @@ def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenT
         return ChosenTemplate("chat_template", {}, made.chat_template, None, False)
     always = made.system_prompt == "always"
     for name, template in made.chat_templates.items():
-        if values.hold(f"processor.chat_templates.{name}", template.when):
+        with rules.placed("processor", "chat_templates", name, "when"):
+            holds = values.hold(f"processor.chat_templates.{name}.when", template.when)
+        if holds:
             own = {key: values.of(f"processor.chat_values.{key}", value) for key, value in made.chat_values.items()}
-            own |= template.values | ({"system_prompt": template.system} if always and template.system else {})
+            own |= template.values
             # JSON's literals are Jinja's, too.
             sets = "".join(f"{{%- set {key} = {json.dumps(value, ensure_ascii=False)} -%}}\n" for key, value in own.items())
+            if always and template.system:
+                said = json.dumps(template.system, ensure_ascii=False)
+                sets += f"{{%- set system_prompt = system_prompt if system_prompt is defined else {said} -%}}\n"
             return ChosenTemplate(name, template.when, sets + template.text, template.system, always and bool(template.system))
     if not made.chat_templates:
         return None
@@ -207,8 +212,8 @@ def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenT
         "LR413",
         f"none of the chat templates of {rules.name} is for this tokenizer ({wanted}). Of tokens that may part turns it has "
         f"{', '.join(turns) or 'none'}.",
-        f"Write the template that the model was trained with into a rule file that has `extends: [{rules.name}.yaml]`: "
-        "`processor: {chat_template: …}`; the parts/chat-*.yaml show how.",
+        f"Write the template that the model was trained with, as text, into a rule file that has `extends: [{rules.name}.yaml]`: "
+        "`processor: {chat_template: …}`. docs/research-code.md shows how.",
     )
 
 
@@ -284,7 +289,8 @@ class _Values:
 
     def _fact(self, where: str, fact: str) -> Any:
         if fact not in self.facts:
-            raise refuse("LR201", f"`{where}` asks for `{fact}` of the tower; known: {', '.join(self.facts)}.", _RULE)
+            known = ", ".join(self.facts)
+            raise refuse("LR201", f"`{where}` asks for `{fact}`, which is no fact of the tower ({known}).", _RULE)
         return self.facts[fact]
 
 

@@ -101,7 +101,7 @@ CASES: dict[str, Case] = {
     "mistral-window": mistral(sliding_window=16),
     "qwen2": qwen2(),
     "qwen2-one-file-tokenizer": qwen2("one file"),
-    "qwen2-linear": qwen2(rope_scaling=LINEAR),
+    "qwen2-linear": qwen2(rope_scaling=LINEAR, architectures=["Qwen2ForCausalLM"]),
     "qwen2-head-dim-null": qwen2(head_dim=None),
     "no-tokenizer": qwen2(None),
     "next": Case(MISTRAL, rules="llava-next"),
