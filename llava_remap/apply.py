@@ -435,5 +435,7 @@ def _small_files(
     generation = read_generation_config(folders)
     if rules.target.as_ is not None:
         return keep_files(checkpoints[rules.first_source].folder, derived.config.config, derived.vocabulary, generation), []
-    parts = Parts(rules, derived.config, derived.tokens, derived.vocabulary, derived.image_processor, generation)
+    said = text_config(source_configs(rules, checkpoints)) or {}
+    pads = said.get("image_aspect_ratio") == "pad"
+    parts = Parts(rules, derived.config, derived.tokens, derived.vocabulary, derived.image_processor, generation, pads)
     return make_files(parts)

@@ -144,13 +144,6 @@ def derive(
             )
         )
     notes += _notices(rules, said)
-    if said.get("image_aspect_ratio") == "pad" and rules.text.processor is not None and not config.image_processor.get("do_pad"):
-        cause = (
-            "the config says image_aspect_ratio: pad, and the image processor of the folder doesn't fill pictures up to a square."
-        )
-        notes.append(
-            Problem("LR610", cause, "Let the rule file extend parts/pad.yaml, or pad pictures before they are given to it.")
-        )
     return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
 
 

@@ -23,7 +23,7 @@ def rendered(rules: str, messages: list[dict[str, Any]], generate: bool, name: s
     processor = load_rule_file(rules).text.processor
     assert processor is not None
     template = processor.chat_templates[name]
-    given = {"image": "<image>", **template.values, **values}
+    given = {"image": "<image>", "video": "<video>", "between_pictures": "\n", **template.values, **values}
     texts, _ = render_jinja_template([messages], chat_template=template.text, add_generation_prompt=generate, **given)
     return str(texts[0])
 

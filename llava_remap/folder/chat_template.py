@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -47,7 +48,7 @@ def sample_prompts(name: str, template: str, tokens: Sequence[PlacedToken], spec
     prompts, failed = [], None
     for conversation in conversations:
         try:
-            prompts.append(render(template, conversation, special))
+            prompts += [render(template, conversation, special, begins=begins) for begins in (True, False)]
         except Exception as error:  # whatever a template raises: some take no system message
             failed = error
     if failed is not None and not prompts:
@@ -69,24 +70,26 @@ def render(template: str, conversation: Sequence[Mapping[str, Any]], special: Ma
     return str(made[0])
 
 
-def check_special_tokens(name: str, prompts: Sequence[str], words: Collection[str]) -> None:
+def check_special_tokens(name: str, prompts: Sequence[str], words: Collection[str], plain: Collection[str]) -> None:
     """Every special token that a chat template writes is one token of the tokenizer.
 
     Args:
         name: the template's.
         prompts: what it wrote.
         words: those of the tokenizer, with the rule file's tokens.
+        plain: what looks like a special token and is text.
 
     Raises:
         RemapError: LR413.
     """
     written = dict.fromkeys(token for prompt in prompts for token in _SPECIAL.findall(prompt))
-    if unknown := [token for token in written if token not in words]:
+    if unknown := [token for token in written if token not in words and token not in plain]:
         listed = ", ".join(f"`{token}`" for token in unknown)
         cause = f"the chat template {name} writes {listed}, which the tokenizer doesn't have as one token."
         fix = (
-            "Put the tokenizer files there that the checkpoint was trained with; or name the template that it was trained with "
-            "in a rule file that extends this one: processor: {chat_templates: …}."
+            "Put the tokenizer files there that the checkpoint was trained with, or write the template that it was trained with "
+            f"into a rule file that extends this one. What is text is named there: `processor: {{plain_text: "
+            f"{json.dumps(unknown)}}}`."
         )
         raise refuse("LR413", cause, fix)
 

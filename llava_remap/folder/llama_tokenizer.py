@@ -15,6 +15,8 @@ from functools import cached_property
 from typing import Any
 
 SPACE = "▁"
+#: A character that no text has: Unicode keeps it for programs.
+_MARK = "\ufdd0"
 #: The roles that special tokens have in every tokenizer.
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: Kinds of pieces (`SentencePiece.Type` of `sentencepiece_model.proto`).
@@ -108,13 +110,16 @@ class LlamaTokenizer:
     def seen(self, images: Collection[str]) -> list[str]:
         """Of pictures' and added tokens those that `backend` is to see in a text: they have to be added with `normalized=True`.
 
-        Without `legacy` the text behind a picture gets a space before it, also where it begins with an added token that isn't
-        special to the class.
+        Without `legacy` a text, and the text behind a picture, gets a space before it, also where it begins with an added token
+        that isn't special to the class.
         """
-        if self.legacy or not images:
-            return []
-        plain = (token for _, token in self._added.values() if not (token.lstrip or token.rstrip))
-        return [*images, *(token.content for token in plain if token.content not in self._special)]
+        return [] if self.legacy else [*images, *self._plain]
+
+    @property
+    def _plain(self) -> list[str]:
+        """Added tokens that have no role and aren't listed as special."""
+        tokens = (token for _, token in self._added.values() if not (token.lstrip or token.rstrip))
+        return [token.content for token in tokens if token.content not in self._special]
 
     def backend(self, images: Collection[str] = ()) -> Any:
         """A `tokenizers.Tokenizer` that is to give the same ids once the added tokens are added; who writes it compares them.
@@ -155,12 +160,16 @@ class LlamaTokenizer:
             tokenizer.normalizer = normalizers.Sequence([*clean, prefix, spaces])
         elif not self.legacy and self.prefix:
             behind = [normalizers.Replace(Regex(f"(?<={between})(?!{seen})(?=[\\s\\S])"), SPACE)] if images else []
-            tokenizer.normalizer = normalizers.Sequence([*clean, spaces, *behind])
             # The first puts a space before a text, whether or not the text begins with one: its own are written `▁` by now.
-            first = pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False)
-            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-                [first, pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False)]
-            )
+            spaced: list[Any] = [pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False)]
+            own = "|".join(re.escape(token) for token in (*self._plain, *self._user_defined) if token not in images)
+            if own and not text.remove_extra_whitespaces:  # it would take away that space, too
+                # Before a token there is no text to put a space before, so a mark stands there until it is done.
+                behind.append(normalizers.Replace(Regex(rf"\A(?=(?:{own})[\s\S])"), _MARK))
+                spaced.append(pre_tokenizers.Split(_MARK, "removed"))
+            spaced.append(pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False))
+            tokenizer.normalizer = normalizers.Sequence([*clean, spaces, *behind])
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(spaced)
         else:
             tokenizer.normalizer, stripped = normalizers.Sequence([*clean, spaces]), []
         tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *stripped])

@@ -15,7 +15,13 @@ from llava_remap.checkpoint import BESIDE, read_object
 from llava_remap.errors import Problem
 from llava_remap.folder.chat_template import check_special_tokens, sample_prompts, turn_end
 from llava_remap.folder.json_file import write_json
-from llava_remap.folder.processor import check_processor, has_torchvision, write_pixel_processors, write_processor
+from llava_remap.folder.processor import (
+    check_processor,
+    has_torchvision,
+    padding_notes,
+    write_pixel_processors,
+    write_processor,
+)
 from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
@@ -40,6 +46,7 @@ class Parts:
         vocabulary: the source's tokenizer files, or None where no source has any.
         image_processor: the folder with the source's image processor, or None for the stock one.
         generation: the source's generation config; may be empty.
+        pads: whether the research code fills pictures up to a square, as the source's config says.
     """
 
     rules: RuleFile
@@ -48,6 +55,7 @@ class Parts:
     vocabulary: Vocabulary | None
     image_processor: Path | None
     generation: Mapping[str, Any]
+    pads: bool = False
 
 
 def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
@@ -69,6 +77,7 @@ def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
         "videos": has_torchvision(),
         "tokens": [asdict(token) for token in parts.tokens],
         "generation": parts.generation,
+        "pads": parts.pads,
         "tokenizer": _digests(parts.vocabulary.folder, BESIDE["tokenizer"]) if parts.vocabulary else None,
         # Where the image processor's file doesn't name its class, transformers looks into the others.
         "images": _digests(parts.image_processor, (*BESIDE["processor"], "config.json")) if parts.image_processor else None,
@@ -100,9 +109,9 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
     if vocabulary is not None and template is not None:
         prompts = sample_prompts(template.name, template.text, parts.tokens, vocabulary.special)
         ids = {**vocabulary.ids, **{token.text: token.id for token in parts.tokens}}
-        check_special_tokens(template.name, prompts, ids)
+        check_special_tokens(template.name, prompts, ids, processor.plain_text if processor else ())
         end = turn_end(template.text, vocabulary.special)
-        stopping = stopping_at(generation, None if end is None else ids[end])
+        stopping = stopping_at(generation, ids.get(end or ""))
         if stopping != generation:
             cause = f"a turn ends with `{end}`, and the generation config stopped at {generation.get('eos_token_id')!r} alone."
             notes.append(Problem("LR609", cause, f"It stops at {stopping['eos_token_id']} now."))
@@ -111,6 +120,8 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
     if processor is None or processor.class_ is None:
         return notes
     write_pixel_processors(parts.image_processor, parts.target, processor, scratch)
+    if parts.pads:
+        notes += padding_notes(scratch)
     if vocabulary is None:
         return notes
     notes += write_tokenizer(vocabulary, config["text_config"]["model_type"], parts.tokens, scratch, processor.class_, prompts)
@@ -142,6 +153,7 @@ def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def generation_config(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The source's generation config, without what is for others, with the ids of special tokens from the text model's config."""
     text = config["text_config"]
     ids = {key: text.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(key) is not None}
     not_kept = _NOT_KEPT if source.get("do_sample") else (*_NOT_KEPT, *_SAMPLING)

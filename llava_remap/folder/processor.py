@@ -22,6 +22,8 @@ VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
 _CLASS = "processor_class"
 #: Pixels; the towers' own pictures have at most 448. The processor is tried, and a picture takes 12 bytes for each pixel.
 _LARGEST_SIDE = 4096
+#: The mean colour, rounded to 8 bits, is less than this many standard deviations from 0.
+_MEAN_COLOUR = 0.05
 _REPLACE = "Replace the file by the original one."
 
 
@@ -97,6 +99,25 @@ def _opened(folder: Path) -> dict[str, Any]:
         return dict(AutoImageProcessor.from_pretrained(folder, **AS_DATA).to_dict())
     except Exception as error:  # whatever its code raises: the file is the user's
         raise refuse("LR113", f"transformers can't open {folder / PREPROCESSOR}: {one_line(error)}.", _REPLACE) from error
+
+
+def padding_notes(output: Path) -> list[Problem]:
+    """LR610 where the image processor, opened, doesn't fill a wide white picture up to a square with the mean colour."""
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    try:
+        opened = AutoImageProcessor.from_pretrained(output, **AS_DATA)
+        made = opened(images=Image.new("RGB", (64, 16), "white"), return_tensors="np")
+        pixels = next(iter(made.values()))[0]
+    except Exception:  # told by `check_processor`
+        return []
+    top = pixels[..., 0, pixels.shape[-1] // 2]
+    if abs(top).max() < _MEAN_COLOUR:
+        return []
+    cause = "the config says image_aspect_ratio: pad, and the folder's image processor doesn't fill pictures up to a square."
+    fix = "Let the rule file extend parts/pad.yaml, if its class has an image processor that pads; or pad pictures beforehand."
+    return [Problem("LR610", cause, fix)]
 
 
 def write_processor(output: Path, processor_class: str, target: TargetConfig, tokens: Sequence[PlacedToken]) -> None:

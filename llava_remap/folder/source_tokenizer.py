@@ -19,6 +19,8 @@ from llava_remap.target import TOKENIZERS, Vocabulary
 
 #: Classes that are SentencePiece behind rules of their own.
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
+#: Classes that say nothing of how words are cut: a `tokenizer.json` does, and there is none.
+_GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 #: What `added_tokens_decoder` says of a token.
 FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 _REPLACE = "Replace its files by the original ones, or give --source language_model=DIR."
@@ -94,7 +96,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         return replace(source, other=LlamaTokenizer(model.read_bytes(), added, roles | config).encode)
     import transformers
 
-    if not hasattr(transformers, str(named)):  # a general class, made by the model's type, would cut words otherwise
+    # A general class, made by the model's type, would cut words otherwise.
+    if named in _GENERAL or not hasattr(transformers, str(named)):
         config = {**TOKENIZERS.get(text_model_type, {}), **config}
         config["tokenizer_class"] = named = TOKENIZERS.get(text_model_type, {}).get("tokenizer_class")
     added = _added(vocabulary, config, {})
@@ -130,8 +133,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
 def _copied(tokenizer: Any, config: Mapping[str, Any], added: Mapping[int, Any], images: Sequence[str]) -> SourceTokenizer:
     """A source whose own `tokenizer.json` is the reference.
 
-    Where its pre-tokenizer puts a space before the first text alone, the text behind a picture needs one of its own: the second
-    candidate's normalizer puts it there.
+    Where its pre-tokenizer puts a space before the first text alone, the text behind a picture needs one of its own. The other
+    candidates' normalizers put it there, one only before a text that doesn't begin with a space, as Metaspace does.
     """
     from tokenizers import Regex, Tokenizer, normalizers
 
@@ -139,10 +142,10 @@ def _copied(tokenizer: Any, config: Mapping[str, Any], added: Mapping[int, Any],
     written = tokenizer.to_str()
     source, plain = Tokenizer.from_str(written), Tokenizer.from_str(written)
     candidates: list[tuple[Any, Collection[str]]] = [(plain, ())]
-    if images:
-        between = "|".join(map(re.escape, images))
+    between = "|".join(map(re.escape, images))
+    for begins in ("[^ ▁]", r"[\s\S]") if images else ():
         spaced = Tokenizer.from_str(written)
-        behind = normalizers.Replace(Regex(f"(?<={between})(?!{between})(?=[^ ▁])"), " ")
+        behind = normalizers.Replace(Regex(f"(?<={between})(?!{between})(?={begins})"), " ")
         spaced.normalizer = normalizers.Sequence([*([spaced.normalizer] if spaced.normalizer else []), behind])
         candidates.append((spaced, images))
     return SourceTokenizer(lambda text: list(source.encode(text).ids), candidates, config, added)

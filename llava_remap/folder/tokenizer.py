@@ -43,6 +43,8 @@ _PROBES = (
 )  # fmt: skip
 #: What stands between special tokens.
 _BETWEEN = ("fine{0}next", "fine {0} next", "fine{0}\nnext", "a{0}{0}")
+#: What stands around pictures.
+_AROUND = ("{0}\nnext", "{0}{0} next", "a {0} b")
 #: Ids of a text that a message shows.
 _SHOWN = 40
 
@@ -75,7 +77,8 @@ def write_tokenizer(
     images = [token for token in tokens if token.role in ("image", "video")]
     source = open_source_tokenizer(vocabulary, text_model_type, [token.text for token in images])
     between = [token.content for token in source.added.values()]
-    texts = [*_PROBES, *(text.format(token) for token in between for text in _BETWEEN), *prompts]
+    texts = [*_PROBES, *(text.format(token) for token in between for text in _BETWEEN)]
+    texts += [*(text.format(token.text) for token in images for text in _AROUND), *prompts]
     with panics_as_errors():
         wanted = {text: _encode_prompt(source.encode, text, images) for text in texts}
     differs: tuple[str, str] = ("", "nothing")
@@ -84,7 +87,7 @@ def write_tokenizer(
         _write(content, source, vocabulary, tokens, folder, processor_class)
         found = _first_difference(folder, wanted)
         if found is None:
-            return _other_tokenizer(source, texts, vocabulary.folder)
+            return _other_tokenizer(source, texts)
         differs = found
     text, made = differs
     raise refuse(
@@ -95,14 +98,14 @@ def write_tokenizer(
     )
 
 
-def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str], folder: Path) -> list[Problem]:
+def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str]) -> list[Problem]:
     """LR414 where a `tokenizer.model` beside the `tokenizer.json` makes other ids of a text."""
     differs = next((text for text in texts if source.other and source.other(text) != source.encode(text)), None)
     if differs is None or source.other is None:
         return []
     cause = (
-        f"tokenizer.json and tokenizer.model in {folder} make different ids of {differs!r}: {_shown(source.encode(differs))} and "
-        f"{_shown(source.other(differs))}. The tokenizer.json is taken; the research code reads the tokenizer.model."
+        f"the source's tokenizer.json and tokenizer.model make different ids of {differs!r}: {_shown(source.encode(differs))} "
+        f"and {_shown(source.other(differs))}. The tokenizer.json is taken; the research code reads the tokenizer.model."
     )
     return [Problem("LR414", cause, "If the checkpoint was trained with the tokenizer.model, take the tokenizer.json away.")]
 

@@ -328,7 +328,7 @@ class ChatTemplate(Part):
         (), description="files of Jinja, put one behind the other; relative to this file or named as the shipped ones are"
     )
     text: str = Field("", description="Jinja, as apply_chat_template takes it, where it is in no file of its own")
-    values: dict[str, str | bool] = Field({}, description="what the template's variables are")
+    values: dict[str, Scalar] = Field({}, description="what the template's variables are")
     system: str | None = Field(
         None,
         description="the system prompt of the training; it is for conversations with a system message of their own to give it",
@@ -354,6 +354,9 @@ class Processor(Part):
         {}, description="chat templates by name: the first whose `when` holds is taken"
     )
     chat_values: dict[str, ConfigValue] = Field({}, description="what variables are in every one of `chat_templates`")
+    plain_text: tuple[str, ...] = Field(
+        (), description="what a chat template writes that looks like a special token, `<Image>`, and is none"
+    )
     system_prompt: Literal["on request", "always"] = Field(
         "on request",
         description="always: the template's `system` begins every conversation that has no system message; on request: only "

@@ -193,15 +193,17 @@ def test_the_backend_makes_the_same_ids_of_prompts(name: str, kind: Kind, prompt
 
 
 @pytest.mark.parametrize("token", [*PLAIN, "<usr>"])
-def test_limit_a_text_that_begins_with_a_token_without_a_role_lacks_its_space(token: str) -> None:
-    """With `legacy: false`; behind a picture it has it."""
+def test_a_text_that_begins_with_a_token_without_a_role(token: str) -> None:
+    """With `legacy: false` it has a space before the token, as behind a picture; the token alone, a limit, has none."""
     reference, backend, image = both(Kind(own=True), "legacy false")
     space = reference.ids["▁"]
     bos, first, *rest = reference.encode(f"{token}fox")
     assert first == space
-    assert backend.encode(f"{token}fox").ids == [bos, *rest]
+    assert backend.encode(f"{token}fox").ids == [bos, first, *rest]
+    assert backend.encode(f"a</s>{token}fox").ids == reference.encode(f"a</s>{token}fox")
     assert backend.encode(f"a{IMAGE}{token}fox").ids == prompt_ids(reference, f"a{IMAGE}{token}fox", image)
     assert backend.encode(f"a{IMAGE}{token}fox").ids[-len(rest) - 2 :] == [image, space, *rest]
+    assert (reference.encode(token), backend.encode(token).ids) == ([bos, space, rest[0]], [bos, rest[0]])
 
 
 def test_limit_a_space_alone_before_a_special_token_stays() -> None:
