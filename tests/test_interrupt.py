@@ -20,7 +20,7 @@ from tests.conftest import CLIP, HANGS, RELEASED, beside_progress, ended
 #: Runs the command line with one function replaced by one that reports that it is reached, and waits: until it is interrupted or
 #: there is a file `go on`; in another thread, as on a busy disk, until the main one has been interrupted.
 DRIVER = """
-import importlib, pathlib, signal, sys, threading, time
+import importlib, os, pathlib, signal, sys, threading, time
 from llava_remap.execute.files import Gate
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores it
@@ -33,7 +33,7 @@ def closing(gate):
     close(gate)
 
 def wait(*arguments, **named):
-    print("reached", flush=True)
+    os.write(1, b"reached\\n")  # in one piece: two threads may come here at once
     if threading.current_thread() is not threading.main_thread():
         closed.wait()
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -135,13 +136,31 @@ def test_markers_around_pictures_are_tokens_or_the_job_is_refused(name: str, rul
         assert "<|im_start|>user\n<im_start><image><im_end>\nWhat is it?<|im_end|>" in prompt("out")
 
 
+def test_text_that_looks_like_a_special_token(run: Run) -> None:
+    """It is taken for one, until the rule file says that it is text."""
+    template = "processor: {chat_template: '<Image><image></Image>{{ messages | length }}'"
+    arguments = ("--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out")
+    ran = run("apply", mine("llava-v1.5.yaml", template + "}"), *arguments)
+    assert (ran.code, "LR413" in ran.out, 'plain_text: ["<Image>", "</Image>"]' in ran.out) == (1, True, True)
+    ran = run("apply", mine("llava-v1.5.yaml", template + ", plain_text: ['<Image>', '</Image>']}"), *arguments)
+    assert ran.code == 0, ran.out
+
+
+def test_a_token_behind_the_last_turn_alone_is_one_too(run: Run) -> None:
+    template = "{{ '<image>' }}{% if not add_generation_prompt %}<|end|>{% endif %}"
+    rules = mine("llava-v1.5.yaml", f'processor: {{chat_template: "{template}"}}')
+    ran = run("apply", rules, "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out")
+    assert (ran.code, "LR413" in ran.out, "`<|end|>`" in ran.out) == (1, True, True)
+
+
 @pytest.mark.parametrize(
     ("name", "rules"), [("llava-1.5", "llava-v1.5"), ("next-qwen", "llava-next"), ("next-llama3", "llava-next")]
 )
 def test_the_system_prompt_always(name: str, rules: str, tmp_path: Path) -> None:
     """A conversation without a system message then begins as the research code's own does."""
     sources = source(name, tmp_path / "source")
-    apply(mine(f"{rules}.yaml", "processor: {system_prompt: always}"), sources, "always")
+    always = mine(f"{rules}.yaml", "processor: {system_prompt: always}")
+    apply(shown("with-system-prompt") if rules == "llava-v1.5" else always, sources, "always")
     apply(rules, sources, "out")
     system = family(name).default_system
     told = [{"role": "system", "content": system}, *TURNS]
@@ -171,9 +190,25 @@ def test_a_template_that_is_no_jinja_is_told_with_its_line(run: Run) -> None:
     assert (ran.code, "the chat template vicuna, line " in ran.out) == (1, True)
 
 
+def shown(name: str) -> Path:
+    """A rule file that docs/research-code.md shows."""
+    page = (TINY.parents[2] / "docs" / "research-code.md").read_text(encoding="utf-8")
+    [text] = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if f"name: {name}\n" in block]
+    path = Path(f"{name}.yaml")
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_template_of_ones_own_that_the_docs_show(tmp_path: Path) -> None:
+    """`llava_v0` of the research code."""
+    apply(shown("llava-v0"), source("llava-v1", tmp_path / "source"), "out")
+    told = [{"role": "system", "content": "SYSTEM"}, *TURNS]
+    assert prompt("out", told) == ("SYSTEM###Human: <image>\nWhat is it?###Assistant: A cat.###Human: Sure?###Assistant:")
+
+
 def test_llama_2_by_a_rule_file_of_three_lines(tmp_path: Path) -> None:
     """Between turns it has both tokens, as `llava_llama_2` of the research code."""
-    apply(mine("parts/chat-llama-2.yaml, llava-v1.yaml"), source("llava-v1", tmp_path / "source"), "out")
+    apply(shown("llava-llama-2"), source("llava-v1", tmp_path / "source"), "out")
     told = [{"role": "system", "content": "Be brief."}, *TURNS]
     assert prompt("out", told) == (
         "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>\nWhat is it? [/INST] A cat. </s><s>[INST] Sure? [/INST]"
