@@ -32,9 +32,6 @@ HF_LAYOUTS = "hf-layouts"
 _WRAPPERS = "parts/wrappers.yaml"
 
 
-_FITS = "This rule file fits"
-
-
 @dataclass(frozen=True, slots=True)
 class Fit:
     """How well a rule file fits a checkpoint.
@@ -86,15 +83,19 @@ def identify(
     main = [r for r in taken if r.source == rules.first_source or rules.text.sources[r.source].overrides]
     said_by = next((name for name, c in checkpoints.items() if c.config is config and c.config is not None), rules.first_source)
     whose = "its config" if said_by == rules.first_source else f"the config of `{said_by}`"
-    if reasons := contradictions(rules.text.detect, [r.rewrite.prepared for r in main], config, whose=whose):
+    names = [r.rewrite.prepared for r in main]
+    if reasons := contradictions(rules.text.detect, names, config, whose=whose):
         these = [checkpoints[name].location for name in dict.fromkeys(r.source for r in main)]
         are = "isn't a checkpoint" if len(these) == 1 else "are no checkpoint"
         cause = f"{' with '.join(these)} {are} for {rules.name}: {'; '.join(reasons)}."
         others = [name for name in dict.fromkeys((said_by, *(r.source for r in main))) if name != rules.first_source]
-        fix = _elsewhere(rules, main, checkpoints) or _without(rules, others, checkpoint) or _better(checkpoint)
-        differs = [] if _FITS in fix else unmet(rules, [r.rewrite.prepared for r in main], config, whose)
-        return [Problem("LR311", cause, fix), *differs]
-    return unmet(rules, [r.rewrite.prepared for r in main], config, whose)
+        found = fits(checkpoint)
+        sources = _elsewhere(rules, main, checkpoints, found) or _without(rules, others, found)
+        wrong = Problem("LR311", cause, sources or _better(found))
+        if not sources and found[0].fits:
+            return [wrong]
+        return [wrong, *unmet(rules, names, config, whose)]
+    return unmet(rules, names, config, whose)
 
 
 def unmet(rules: RuleFile, names: Sequence[str], config: Mapping[str, Any] | None, whose: str = "its config") -> list[Problem]:
@@ -219,35 +220,34 @@ def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Chec
     return Problem(
         "LR305",
         f"no rule of {rules.name} takes any of the {len(routed)} names in {checkpoint.location}.",
-        _better(checkpoint),
+        _better(fits(checkpoint)),
         tuple(r.tensor.name for r in routed),
     )
 
 
-def _elsewhere(rules: RuleFile, main: Sequence[Routed], checkpoints: Mapping[str, Checkpoint]) -> str:
+def _elsewhere(rules: RuleFile, main: Sequence[Routed], checkpoints: Mapping[str, Checkpoint], found: Sequence[Fit]) -> str:
     """Where a bare language model is given, which source may have the rest; empty otherwise."""
     parts = [name for name, source in rules.text.sources.items() if source.overrides and name not in checkpoints]
     missing = Condition(present=rules.text.detect.present)
     if not parts or not contradictions(missing, [r.rewrite.prepared for r in main], None):
         return ""
-    if any(fit.fits for fit in fits(checkpoints[rules.first_source])):
+    if any(fit.fits for fit in found):
         return ""
     return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in parts)}."
 
 
-def _without(rules: RuleFile, others: Sequence[str], checkpoint: Checkpoint) -> str:
+def _without(rules: RuleFile, others: Sequence[str], found: Sequence[Fit]) -> str:
     """Where the first source alone fits, which others keep it from that; empty otherwise."""
-    if not others or not any(fit.fits and fit.rules == rules.name for fit in fits(checkpoint)):
+    if not others or not any(fit.fits and fit.rules == rules.name for fit in found):
         return ""
     named = " and ".join(f"`{name}`" for name in others)
     return f"`{rules.first_source}` alone fits {rules.name}: leave out {named}, or give what belongs to this checkpoint."
 
 
-def _better(checkpoint: Checkpoint) -> str:
-    found = fits(checkpoint)
+def _better(found: Sequence[Fit]) -> str:
     best = found[0]
     if best.fits:
-        return f"{_FITS}: {best.rules} ({best.mapped} of {best.total} names)."
+        return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
     if (near := next((fit for fit in found if fit.by_config and fit.mapped == fit.total), None)) is not None:
         return (
             f"None of the shipped rule files fits. {near.rules} takes every name, and its `detect` refuses this config since a "

@@ -1,6 +1,6 @@
 """Files to a catalog: headers only, with nothing but the standard library."""
 
-from llava_remap.checkpoint.beside import BESIDE, files_for
+from llava_remap.checkpoint.beside import BESIDE, files_for, read_beside
 from llava_remap.checkpoint.catalog import DTYPE_BITS, FLOATS, Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
 from llava_remap.checkpoint.open import open_checkpoint
 from llava_remap.checkpoint.strict_json import read_object
@@ -18,6 +18,7 @@ __all__ = [
     "Tensor",
     "files_for",
     "open_checkpoint",
+    "read_beside",
     "read_object",
     "unreadable",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import read_object
+from llava_remap.checkpoint import read_beside
 from llava_remap.errors import Problem
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.make import generation_config
@@ -46,10 +46,10 @@ def keep_files(
         write_json(scratch / "config.json", config)
         write_json(scratch / "generation_config.json", generation_config(generation, config))
         if folder is not None:
-            processor = _object(folder, PROCESSOR)
+            processor = read_beside(folder, PROCESSOR)
             class_name = _processor_class(folder, processor)
             for key, file in _NESTED.items():
-                if content := _object(folder, file) or processor.get(key) or {}:
+                if content := read_beside(folder, file) or processor.get(key) or {}:
                     write_json(scratch / file, _for_both(content, class_name))
             if processor:
                 own = {key: value for key, value in processor.items() if key not in (*_NESTED, "auto_map")}
@@ -75,14 +75,8 @@ def kept_notes(folder: Path | None, vocabulary: Vocabulary | None) -> list[Probl
     return [Problem("LR408", cause, "To have them, put them beside the source's weights and convert again.")]
 
 
-def _object(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file of the source; empty where there is no file."""
-    path = folder / name
-    return read_object(path, "LR113", "Replace it by the original one.", unique=False) if path.is_file() else {}
-
-
 def _processor_class(folder: Path, processor: Mapping[str, Any]) -> str | None:
-    said = (processor, _object(folder, PREPROCESSOR), _object(folder, "tokenizer_config.json"))
+    said = (processor, read_beside(folder, PREPROCESSOR), read_beside(folder, "tokenizer_config.json"))
     return next((str(found) for content in said if (found := content.get("processor_class"))), None)
 
 
@@ -101,5 +95,5 @@ def _chat_template(folder: Path, processor: Mapping[str, Any]) -> str | None:
     """The chat template, wherever the version that saved it put it: the processor's before the tokenizer's."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    said = (_object(folder, "chat_template.json"), processor, _object(folder, "tokenizer_config.json"))
+    said = (read_beside(folder, "chat_template.json"), processor, read_beside(folder, "tokenizer_config.json"))
     return next((found for content in said if isinstance(found := content.get("chat_template"), str)), None)

@@ -52,7 +52,7 @@ class LlamaTokenizer:
         self._models = _load(model)
         self._added = {token.content: (i, token) for i, token in added.items()}
         listed = (config.get("additional_special_tokens") or (), (config.get(role) for role in ROLES))
-        self._special = {_text(token) for tokens in listed for token in tokens}
+        self._special = {token_text(token) for tokens in listed for token in tokens}
         #: Whether each text between added tokens gets a space before it. An absent key means true (transformers 4).
         self.legacy = config.get("legacy") is not False
         #: Whether, without `legacy`, a whole text gets one. `null` stands for absent, as in the code that wrote it.
@@ -61,7 +61,7 @@ class LlamaTokenizer:
         trainer = self._models.proto.trainer_spec
         default = {"bos": trainer.bos_piece or "<s>", "eos": trainer.eos_piece or "</s>", "unk": trainer.unk_piece or "<unk>"}
         #: role (`bos`, `eos`, `unk`) → token.
-        self.roles = {role: _text(config.get(f"{role}_token")) or piece for role, piece in default.items()}
+        self.roles = {role: token_text(config.get(f"{role}_token")) or piece for role, piece in default.items()}
         self._special |= {*self.roles.values()}
         adds = {"bos": config.get("add_bos_token", True), "eos": config.get("add_eos_token", False)}
         #: Ids before and behind every text.
@@ -223,7 +223,7 @@ def _load(model: bytes) -> _Models:
         raise ValueError(f"not a SentencePiece model: {error}") from error
 
 
-def _text(token: Any) -> str | None:
+def token_text(token: Any) -> str | None:
     """A special token as a config has it: its text, or a mapping with it."""
     content = token.get("content") if isinstance(token, Mapping) else token
     return content if isinstance(content, str) else None

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import BESIDE, read_object
+from llava_remap.checkpoint import BESIDE, read_beside
 from llava_remap.errors import RemapError, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
-from llava_remap.folder.llama_tokenizer import ROLES, LlamaTokenizer
+from llava_remap.folder.llama_tokenizer import ROLES, LlamaTokenizer, token_text
 from llava_remap.target import TOKENIZERS, Vocabulary
 
 #: Classes that are SentencePiece behind rules of their own.
@@ -74,11 +74,11 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     from tokenizers import Tokenizer
 
     folder = vocabulary.folder
-    own = own_file(folder, "tokenizer_config.json")
+    own = read_beside(folder, "tokenizer_config.json")
     config = {key: value for key, value in own.items() if value is not None}
-    roles = own_file(folder, "special_tokens_map.json")
+    roles = read_beside(folder, "special_tokens_map.json")
     named = config.get("tokenizer_class")
-    whole = folder / "tokenizer.json"
+    whole, model = folder / "tokenizer.json", folder / "tokenizer.model"
     if whole.is_file():
         tokenizer = Tokenizer.from_str(whole.read_text(encoding="utf-8"))
         tokenizer.no_truncation()  # a prompt is never cut, whatever was baked in
@@ -89,7 +89,6 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
             usual = {role: text for role, text in usual.items() if role not in own or own[role] is not None}
             config = {**usual, "add_bos_token": True, "add_eos_token": False, **config}
         _set_bos_and_eos(tokenizer, config, vocabulary)
-        model = folder / "tokenizer.model"
         source = _copied(tokenizer, config, added, images)
         if named not in LLAMA or not model.is_file():
             return source
@@ -101,12 +100,11 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         config = {**TOKENIZERS.get(text_model_type, {}), **config}
         config["tokenizer_class"] = named = TOKENIZERS.get(text_model_type, {}).get("tokenizer_class")
     added = _added(vocabulary, config, {})
-    model = folder / "tokenizer.model"
-    reference = LlamaTokenizer(model.read_bytes(), added, roles | config) if model.is_file() else None
-    if reference is not None and named in LLAMA:
-        made = {f"{role}_token": text for role, text in reference.roles.items()}
-        adds = {"add_bos_token": bool(reference.before), "add_eos_token": bool(reference.behind)}
-        config = {**config, **made, **adds, "legacy": reference.legacy}
+    if named in LLAMA and model.is_file():
+        plain = LlamaTokenizer(model.read_bytes(), added, roles | config)
+        made = {f"{role}_token": text for role, text in plain.roles.items()}
+        adds = {"add_bos_token": bool(plain.before), "add_eos_token": bool(plain.behind)}
+        config = {**config, **made, **adds, "legacy": plain.legacy}
         added = _added(vocabulary, config, {})
         reference = LlamaTokenizer(model.read_bytes(), added, roles | config)
         return SourceTokenizer(reference.encode, [(reference.backend(images), reference.seen(images))], config, added)
@@ -123,7 +121,7 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     tokenizer = Tokenizer.from_str(opened.backend_tokenizer.to_str())
     config |= {role: str(token) for role in ROLES if (token := getattr(opened, role, None)) is not None}
     added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
-    if reference is None:
+    if not model.is_file():
         return _copied(tokenizer, config, added, images)
     as_it_adds = {**config, "legacy": True, "add_bos_token": opened("")["input_ids"] != []}
     reference = LlamaTokenizer(model.read_bytes(), added, as_it_adds)
@@ -158,7 +156,7 @@ def _added(vocabulary: Vocabulary, config: Mapping[str, Any], known: Mapping[int
     """
     from tokenizers import AddedToken
 
-    said = own_file(vocabulary.folder, "special_tokens_map.json") | dict(config)
+    said = read_beside(vocabulary.folder, "special_tokens_map.json") | dict(config)
     special = {text for role in ROLES if (text := token_text(said.get(role)))}
     special |= {text for token in said.get("additional_special_tokens") or () if (text := token_text(token))}
     tokens = {token.content: token for token in known.values()}
@@ -167,7 +165,7 @@ def _added(vocabulary: Vocabulary, config: Mapping[str, Any], known: Mapping[int
             flags = {flag: token[flag] for flag in FLAGS[1:] if flag in token and (known or flag != "normalized")}
             flags.setdefault("normalized", False)
             tokens[text] = AddedToken(text, **flags)
-    for text in (*own_file(vocabulary.folder, "added_tokens.json"), *sorted(special)):
+    for text in (*read_beside(vocabulary.folder, "added_tokens.json"), *sorted(special)):
         if text not in tokens:
             tokens[text] = AddedToken(text, normalized=False, special=text in special)
     return {vocabulary.ids[text]: token for text, token in tokens.items() if text in vocabulary.ids}
@@ -196,15 +194,3 @@ def _set_bos_and_eos(tokenizer: Any, config: Mapping[str, Any], vocabulary: Voca
             pair=" ".join([*bos, "$A", *eos, *bos, "$B", *eos]),
             special_tokens=[*ids.items()],
         )
-
-
-def own_file(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file of a source; empty without the file."""
-    path = folder / name
-    return read_object(path, "LR113", "Replace it by the original one.", unique=False) if path.is_file() else {}
-
-
-def token_text(token: Any) -> str | None:
-    """A special token as a config has it: its text, or a mapping with it."""
-    content = token.get("content") if isinstance(token, Mapping) else token
-    return content if isinstance(content, str) else None

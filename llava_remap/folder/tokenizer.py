@@ -13,7 +13,7 @@ from typing import Any
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
-from llava_remap.folder.llama_tokenizer import ROLES
+from llava_remap.folder.llama_tokenizer import ROLES, token_text
 from llava_remap.folder.source_tokenizer import (
     FLAGS,
     LLAMA,
@@ -21,7 +21,6 @@ from llava_remap.folder.source_tokenizer import (
     SourceTokenizer,
     add_own,
     open_source_tokenizer,
-    token_text,
 )
 from llava_remap.target import PlacedToken, Vocabulary
 
@@ -80,7 +79,8 @@ def write_tokenizer(
     texts = [*_PROBES, *(text.format(token) for token in between for text in _BETWEEN)]
     texts += [*(text.format(token.text) for token in images for text in _AROUND), *prompts]
     with panics_as_errors():
-        wanted = {text: _encode_prompt(source.encode, text, images) for text in texts}
+        encode = _as_prompts(source.encode, images)
+        wanted = {text: encode(text) for text in texts}
     differs: tuple[str, str] = ("", "nothing")
     for tokenizer, seen in source.candidates:
         content = _with_tokens(tokenizer, source, tokens, seen, vocabulary.folder)
@@ -110,14 +110,20 @@ def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str]) -> list[Prob
     return [Problem("LR414", cause, "If the checkpoint was trained with the tokenizer.model, take the tokenizer.json away.")]
 
 
-def _encode_prompt(encode: Encode, prompt: str, images: Sequence[PlacedToken]) -> list[int]:
+def _as_prompts(encode: Encode, images: Sequence[PlacedToken]) -> Encode:
+    """What the research code makes of prompts, by what `encode` makes of a text."""
     before = len([*takewhile(lambda pair: pair[0] == pair[1], zip(encode(""), encode("a"), strict=False))])  # BOS
     ids = {token.text: token.id for token in images}
-    pieces = re.split(f"({'|'.join(map(re.escape, ids))})", prompt) if ids else [prompt]  # every second one is a picture
-    made = encode(pieces[0])
-    for picture, piece in zip(pieces[1::2], pieces[2::2], strict=True):
-        made += [ids[picture], *encode(piece)[before:]]
-    return made
+    cut = re.compile("(" + "|".join(map(re.escape, ids)) + ")")
+
+    def encode_prompt(prompt: str) -> list[int]:
+        pieces = cut.split(prompt) if ids else [prompt]  # every second one is a picture
+        made = encode(pieces[0])
+        for picture, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+            made += [ids[picture], *encode(piece)[before:]]
+        return made
+
+    return encode_prompt
 
 
 def _first_difference(folder: Path, wanted: Mapping[str, list[int]]) -> tuple[str, str] | None:

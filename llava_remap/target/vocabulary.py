@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import read_object
+from llava_remap.checkpoint import read_beside
 from llava_remap.errors import Problem, refuse
 from llava_remap.rulefile import Token
 
@@ -64,18 +64,18 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 def _read(folder: Path) -> Vocabulary | None:
     added: dict[str, int] = {}
     if (folder / "tokenizer.json").is_file():
-        content = _json(folder / "tokenizer.json")
+        content = read_beside(folder, "tokenizer.json")
         words = content["model"]["vocab"]
         base = dict(words) if isinstance(words, dict) else {word: i for i, (word, _) in enumerate(words)}
         added |= {token["content"]: token["id"] for token in content.get("added_tokens", ())}
     elif (folder / "tokenizer.model").is_file():
         base = _sentencepiece(folder / "tokenizer.model")
     elif (folder / "vocab.json").is_file():
-        base = _json(folder / "vocab.json")
+        base = read_beside(folder, "vocab.json")
     else:
         return None
-    config = _json(folder / "tokenizer_config.json")
-    added |= _json(folder / "added_tokens.json")
+    config = read_beside(folder, "tokenizer_config.json")
+    added |= read_beside(folder, "added_tokens.json")
     added |= {_word(token): int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
     ids = base | added
     if not all(isinstance(i, int) for i in ids.values()):
@@ -83,7 +83,7 @@ def _read(folder: Path) -> Vocabulary | None:
     last = max(added.values(), default=-1)
     # As the tokenizers library counts: behind the last added token, but never inside the model's own vocabulary.
     next_id = last + 1 if last >= len(base) else len(base)
-    special = {**_json(folder / "special_tokens_map.json"), **{k: v for k, v in config.items() if v is not None}}
+    special = {**read_beside(folder, "special_tokens_map.json"), **{k: v for k, v in config.items() if v is not None}}
     roles = {role: _word(token) for role, token in special.items() if role.endswith("_token") and isinstance(token, (str, dict))}
     return Vocabulary(folder, ids, next_id, roles)
 
@@ -202,11 +202,6 @@ def _said_ids(role: str, config: Mapping[str, Any]) -> dict[str, int]:
 
 def _word(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file."""
-    return read_object(path, "LR113", _REPLACE, unique=False) if path.is_file() else {}
 
 
 def _sentencepiece(path: Path) -> dict[str, int]:
