@@ -253,7 +253,7 @@ def plan_mapping(
     notes: list[Problem] = []
     if derived is not None and not derived.problems:
         try:
-            small_files, notes = _small_files(file, checkpoints, derived)
+            small_files, notes = _small_files(file, checkpoints, configs, derived)
         except RemapError as error:
             problems += error.problems
     plan = build_plan(
@@ -427,7 +427,7 @@ def _read_files(checkpoint: Checkpoint, files: Mapping[str, Path]) -> dict[str, 
 
 
 def _small_files(
-    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], derived: Derived
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], configs: Sequence[Mapping[str, Any]], derived: Derived
 ) -> tuple[dict[str, bytes], list[Problem]]:
     """Config, tokenizer, processor and chat template, made and tried before a byte of weights moves; and notes."""
     counts = [c for name, c in checkpoints.items() if "config" in rules.text.sources[name].use]
@@ -435,7 +435,6 @@ def _small_files(
     generation = read_generation_config(folders)
     if rules.target.as_ is not None:
         return keep_files(checkpoints[rules.first_source].folder, derived.config.config, derived.vocabulary, generation), []
-    said = text_config(source_configs(rules, checkpoints)) or {}
-    pads = said.get("image_aspect_ratio") == "pad"
+    pads = (text_config(configs) or {}).get("image_aspect_ratio") == "pad"
     parts = Parts(rules, derived.config, derived.tokens, derived.vocabulary, derived.image_processor, generation, pads)
     return make_files(parts)
