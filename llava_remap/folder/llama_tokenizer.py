@@ -45,10 +45,12 @@ class LlamaTokenizer:
             tokens have a role or are `additional_special_tokens`.
 
     Raises:
-        ValueError: for a file that isn't a SentencePiece model.
+        ValueError: for a file that isn't a SentencePiece model, and for `sp_model_kwargs`.
     """
 
     def __init__(self, model: bytes, added: Mapping[int, Any], config: Mapping[str, Any]) -> None:
+        if config.get("sp_model_kwargs"):
+            raise ValueError("its sp_model_kwargs change how SentencePiece encodes, which no other tokenizer does")
         self._models = _load(model)
         self._added = {token.content: (i, token) for i, token in added.items()}
         listed = (config.get("additional_special_tokens") or (), (config.get(role) for role in ROLES))

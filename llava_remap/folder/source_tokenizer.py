@@ -76,7 +76,10 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     folder = vocabulary.folder
     own = read_beside(folder, "tokenizer_config.json")
     config = {key: value for key, value in own.items() if value is not None}
+    config |= {key: False for key in ("add_bos_token", "add_eos_token") if key in own and own[key] is None}
     roles = read_beside(folder, "special_tokens_map.json")
+    if "added_tokens_decoder" not in own:  # as written before 4.34: the map counts before the config
+        config |= {role: text for role in ROLES if (text := token_text(roles.get(role))) is not None}
     named = config.get("tokenizer_class")
     whole, model = folder / "tokenizer.json", folder / "tokenizer.model"
     if whole.is_file():
@@ -88,7 +91,9 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
             usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **vocabulary.special}
             usual = {role: text for role, text in usual.items() if role not in own or own[role] is not None}
             config = {**usual, "add_bos_token": True, "add_eos_token": False, **config}
-        _set_bos_and_eos(tokenizer, config, vocabulary)
+            _set_bos_and_eos(tokenizer, config, vocabulary)
+        else:  # others don't read it, but transformers 5 does, of the class that is written
+            config = {key: value for key, value in config.items() if key not in ("add_bos_token", "add_eos_token")}
         source = _copied(tokenizer, config, added, images)
         if named not in LLAMA or not model.is_file():
             return source
@@ -182,8 +187,6 @@ def _set_bos_and_eos(tokenizer: Any, config: Mapping[str, Any], vocabulary: Voca
     """Put BOS and EOS around texts where the config says so and `tokenizer.json` doesn't do it."""
     from tokenizers import processors
 
-    if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
-        return
     special = {**vocabulary.special, **{role: text for role in ROLES if (text := token_text(config.get(role)))}}
     added = (special.get(f"{role}_token", "") if config.get(f"add_{role}_token") else "" for role in ("bos", "eos"))
     bos, eos = ([text] if text in vocabulary.ids else [] for text in added)

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ Encode = Callable[[str], list[int]]
 
 PLAIN = Kind()
 ROLES = ("<unk>", "<s>", "</s>")
+BOS_AND_EOS = ("bos_token", "eos_token")
 FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
 #: Texts that tokenizers disagree on; those with pictures last.
 TEXTS = (
@@ -58,7 +59,7 @@ class Source:
     Attributes:
         files: by name: bytes, text, or the object of a JSON file.
         encode: the reference.
-        before: how many ids it puts before each text.
+        before: how many ids it puts before each text; of `bos`.
         texts: besides those of all.
         slow: the class that reads its files slowly, by its name in transformers 4.
         lossless: whether a decoded text is the text.
@@ -68,6 +69,7 @@ class Source:
     files: Mapping[str, Any]
     encode: Encode
     before: int = 1
+    bos: str = "<s>"
     texts: Sequence[str] = ()
     slow: str | None = None
     lossless: bool = True
@@ -94,7 +96,7 @@ def llama(
         text for token in added for text in (f"fine{token}next", f"fine {token} next", f"a {token}{token}\n", f"a{IMAGE}{token}x")
     ]
     lossless = not (kind.nfkc or kind.strips)
-    return Source(files, reference.encode, len(reference.before), own, "LlamaTokenizer", lossless, **more)
+    return Source(files, reference.encode, len(reference.before), texts=own, slow="LlamaTokenizer", lossless=lossless, **more)
 
 
 def one_file(change_it: Callable[[Any], object], **more: Any) -> Source:
@@ -111,6 +113,20 @@ def one_file(change_it: Callable[[Any], object], **more: Any) -> Source:
     reference.no_padding()
     files = {"tokenizer.json": whole, "tokenizer_config.json": config}
     return Source(files, lambda text: list(reference.encode(text).ids), **more)
+
+
+def saying(source: Source, config: Mapping[str, Any], **files: Any) -> Source:
+    """A source whose config says more than its reference knows of."""
+    said = source.files["tokenizer_config.json"] | config
+    return replace(source, files={**source.files, "tokenizer_config.json": said} | files)
+
+
+def map_and_config() -> Source:
+    """Of two files that disagree, and no `added_tokens_decoder`, the map counts (transformers 4.37)."""
+    source = llama({"legacy": True, "bos_token": "</s>", "eos_token": "</s>"})
+    counts = dict.fromkeys(BOS_AND_EOS, "</s>")
+    disagreeing = {"bos_token": "<s>", "eos_token": ""}
+    return saying(replace(source, bos="</s>"), disagreeing, **{"special_tokens_map.json": counts})
 
 
 def lower(tokenizer: Any) -> None:
@@ -137,6 +153,8 @@ SOURCES: dict[str, Callable[[], Source]] = {
     "prefix null": partial(llama, {"legacy": False, "add_prefix_space": None}),
     "no prefix": partial(llama, {"legacy": False, "add_prefix_space": False}),
     "no BOS": partial(llama, {"legacy": True, "add_bos_token": False}),
+    "BOS null": partial(llama, {"legacy": True, "add_bos_token": None}),
+    "map and config": map_and_config,
     "unigram": partial(llama, {"legacy": True}, Kind(unigram=True)),
     "nfkc and stripped": partial(llama, {"legacy": True}, Kind(nfkc=True, strips=True)),
     "pieces kept whole": partial(llama, {"legacy": True}, Kind(own=True)),
@@ -158,6 +176,7 @@ SOURCES: dict[str, Callable[[], Source]] = {
     "lower case": partial(one_file, lower, lossless=False),
     "spaced first": partial(one_file, spaced_first),
     "cut and filled": partial(one_file, cut_and_filled),
+    "flags of another class": lambda: saying(one_file(lambda tokenizer: None), {"add_bos_token": False, "add_eos_token": True}),
 }
 
 
@@ -246,7 +265,7 @@ def convert_qwen(work: Path) -> Converted:
     opened = AutoTokenizer.from_pretrained(tokenizer)
     said = apply_to(folder, work / "out" / "qwen", "--source", f"language_model={tokenizer}", tower=SIGLIP)
     own = ["fine<|im_end|>next", "fine <|im_end|>\nnext", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"]
-    source = Source({}, lambda text: list(opened(text)["input_ids"]), 0, own, "Qwen2Tokenizer")
+    source = Source({}, lambda text: list(opened(text)["input_ids"]), 0, texts=own, slow="Qwen2Tokenizer")
     return Converted(source, work / "out" / "qwen", said)
 
 
@@ -329,7 +348,7 @@ def test_a_text_without_special_tokens_comes_back(
     name: str, version: str, answers: Answers, converted: dict[str, Converted]
 ) -> None:
     one, found = converted[name], answer_of(answers, version, name, "fast")
-    bos = "<s>" * one.source.before
+    bos = one.source.bos * one.source.before
     plain = [text for text in one.texts if not any(sign in text for sign in ("<s>", "</s>", "[SEG]", "<im", "<|", "▁"))]
     decoded = dict(zip(one.texts, found["decoded"], strict=True))
     # Behind BOS, some versions' decoders know no text's start any more, and leave the space that was put there.
@@ -424,6 +443,14 @@ def test_what_cannot_be_reproduced_is_refused_with_the_first_text_that_differs(t
     assert found, said
     wanted, text, got = map(ast.literal_eval, found.groups())
     assert wanted == source.encode(text) != got
+
+
+def test_what_changes_how_sentencepiece_encodes_is_refused(tmp_path: Path, run: Run) -> None:
+    source = llama({"legacy": True, "sp_model_kwargs": {}})
+    folder = checkpoint(tmp_path / "source", source.files, rows_of(source.files))
+    apply_to(folder, tmp_path / "fine")
+    change(folder / "tokenizer_config.json", sp_model_kwargs={"add_bos": True})
+    assert "sp_model_kwargs" in told(folder, run, "LR113", exit_code=3)
 
 
 def test_two_tokenizers_that_disagree_are_told_with_the_first_text(tmp_path: Path, run: Run) -> None:
