@@ -23,6 +23,8 @@ LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 #: What `added_tokens_decoder` says of a token.
 FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+#: Whether BOS and EOS are put around a text.
+_FLAGS = ("add_bos_token", "add_eos_token")
 _REPLACE = "Replace its files by the original ones, or give --source language_model=DIR."
 
 Encode = Callable[[str], list[int]]
@@ -76,10 +78,10 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     folder = vocabulary.folder
     own = read_beside(folder, "tokenizer_config.json")
     config = {key: value for key, value in own.items() if value is not None}
-    config |= {key: False for key in ("add_bos_token", "add_eos_token") if key in own and own[key] is None}
-    roles = read_beside(folder, "special_tokens_map.json")
-    if "added_tokens_decoder" not in own:  # as written before 4.34: the map counts before the config
-        config |= {role: text for role in ROLES if (text := token_text(roles.get(role))) is not None}
+    config |= {key: False for key in _FLAGS if key in own and own[key] is None}
+    # As written before 4.34 the map counts before the config; beside an `added_tokens_decoder` it isn't read.
+    roles = {} if "added_tokens_decoder" in own else read_beside(folder, "special_tokens_map.json")
+    config |= {role: text for role in ROLES if (text := token_text(roles.get(role))) is not None}
     named = config.get("tokenizer_class")
     whole, model = folder / "tokenizer.json", folder / "tokenizer.model"
     if whole.is_file():
@@ -92,8 +94,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
             usual = {role: text for role, text in usual.items() if role not in own or own[role] is not None}
             config = {**usual, "add_bos_token": True, "add_eos_token": False, **config}
             _set_bos_and_eos(tokenizer, config, vocabulary)
-        else:  # others don't read it, but transformers 5 does, of the class that is written
-            config = {key: value for key, value in config.items() if key not in ("add_bos_token", "add_eos_token")}
+        else:
+            config = _without_flags(config)
         source = _copied(tokenizer, config, added, images)
         if named not in LLAMA or not model.is_file():
             return source
@@ -113,6 +115,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         added = _added(vocabulary, config, {})
         reference = LlamaTokenizer(model.read_bytes(), added, roles | config)
         return SourceTokenizer(reference.encode, [(reference.backend(images), reference.seen(images))], config, added)
+    if not model.is_file():
+        config = _without_flags(config)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)  # only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer
         for file in BESIDE["tokenizer"]:
@@ -152,6 +156,11 @@ def _copied(tokenizer: Any, config: Mapping[str, Any], added: Mapping[int, Any],
         spaced.normalizer = normalizers.Sequence([*([spaced.normalizer] if spaced.normalizer else []), behind])
         candidates.append((spaced, images))
     return SourceTokenizer(lambda text: list(source.encode(text).ids), candidates, config, added)
+
+
+def _without_flags(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what Llama's classes alone read; transformers 5 reads it of every class."""
+    return {key: value for key, value in config.items() if key not in _FLAGS}
 
 
 def _added(vocabulary: Vocabulary, config: Mapping[str, Any], known: Mapping[int, Any]) -> dict[int, Any]:

@@ -155,6 +155,9 @@ SOURCES: dict[str, Callable[[], Source]] = {
     "no BOS": partial(llama, {"legacy": True, "add_bos_token": False}),
     "BOS null": partial(llama, {"legacy": True, "add_bos_token": None}),
     "map and config": map_and_config,
+    "map and decoder": lambda: saying(
+        llama({"legacy": True}, added=("[SEG]",)), {}, **{"special_tokens_map.json": {"bos_token": "</s>"}}
+    ),
     "unigram": partial(llama, {"legacy": True}, Kind(unigram=True)),
     "nfkc and stripped": partial(llama, {"legacy": True}, Kind(nfkc=True, strips=True)),
     "pieces kept whole": partial(llama, {"legacy": True}, Kind(own=True)),
@@ -263,6 +266,7 @@ def convert_qwen(work: Path) -> Converted:
     change(folder / "config.json", **SQUARE)
     tokenizer = qwen_tokenizer(work / "qwen tokenizer")
     opened = AutoTokenizer.from_pretrained(tokenizer)
+    change(tokenizer / "tokenizer_config.json", add_bos_token=True, bos_token="<|im_end|>")  # which its class doesn't read
     said = apply_to(folder, work / "out" / "qwen", "--source", f"language_model={tokenizer}", tower=SIGLIP)
     own = ["fine<|im_end|>next", "fine <|im_end|>\nnext", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"]
     source = Source({}, lambda text: list(opened(text)["input_ids"]), 0, texts=own, slow="Qwen2Tokenizer")
