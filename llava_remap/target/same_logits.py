@@ -47,9 +47,10 @@ def difference(config: Any, target_class: str) -> tuple[str, str, str]:
         with torch.device("meta"):
             own = transformers.AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).eval()
             embedding = _name(own.base_model, own.get_input_embeddings().weight)
-            names = own.base_model_prefix, _name(own, own.get_output_embeddings().weight)
-            if names != ("model", "lm_head.weight"):
-                renamed = f"versions of transformers before 4.52 look for it under `{names[0]}.` and `{names[1]}`: use 4.52 or later"
+            head = next(name for name, module in own.named_modules() if module is own.get_output_embeddings())
+            if (own.base_model_prefix, head) != ("model", "lm_head"):
+                under = f"`{own.base_model_prefix}.` and `{head}.`"
+                renamed = f"versions of transformers before 4.52 look for it under {under}: use 4.52 or later"
             whole_config = kind.config_class(
                 text_config=config,
                 vision_config=dict(_TOWER),

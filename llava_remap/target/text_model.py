@@ -88,15 +88,7 @@ def _ask(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str],
     }
     known = {key: value for key, value in given.items() if key in names}
     _check_sizes(config_class, own, known)
-    plain = _build(config_class, known).to_dict()
-    # A key of older versions is one that the class makes something of: another value than that it keeps under the same name.
-    older = {
-        key: value
-        for key, value in given.items()
-        if key not in names
-        and value is not None
-        and _without(_build(config_class, {**known, key: value}).to_dict(), key) != _without(plain, key)
-    }
+    older = {key: value for key, value in given.items() if key not in names and _is_older(config_class, known, key, value)}
     config = _build(config_class, {**known, **older})
     if not isinstance(getattr(config, "tie_word_embeddings", False), bool):
         cause = f"the language model's config says tie_word_embeddings: {config.tie_word_embeddings!r}; true or false is needed."
@@ -131,6 +123,23 @@ def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
         reason = " ".join(str(error).split()).rstrip(".")
         cause = f"transformers can't make a {config_class.__name__} of what the language model's config says: {reason}."
         raise refuse("LR112", cause, _MEND) from error
+
+
+def _is_older(config_class: Any, known: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Whether a key is one of older versions, of which the class makes something else than an attribute that nobody reads.
+
+    A value that is the default anyway shows nothing, so another one is tried as well.
+    """
+    plain = _without(_build(config_class, known).to_dict(), key)
+    others = [value * 2 + 1] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+    for tried in [value, *others]:
+        try:
+            made = config_class(**deepcopy({**known, key: tried})).to_dict()
+        except Exception:  # the class refuses the value, so it reads it; of the real one the whole config tells
+            return True
+        if _without(made, key) != plain:
+            return True
+    return False
 
 
 def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
