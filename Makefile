@@ -8,10 +8,10 @@ INSTALLED := .venv/installed
 VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install versions demo test check compat bench fuzz
+.PHONY: help install versions demo test check compat text-models bench fuzz
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
 
 install: $(INSTALLED)  ## into .venv, with the versions of .ci/constraints.txt
 
@@ -44,6 +44,9 @@ check: install  ## style (ruff) and types (mypy, strict)
 
 compat: install versions  ## ask every version of transformers about each family; writes the table in README.md
 	$(BIN)/python -m tests.compat.table
+
+text-models: install versions  ## every language model of transformers inside a LLaVA; writes the table in docs/text-models.md
+	$(BIN)/python -m tests.text_models.table
 
 fuzz: install  ## hostile files for longer (FUZZ_EXAMPLES=5000 of each kind, some 20 minutes); 14 GB written under a memory limit
 	$(BIN)/python -m pytest tests/hostile --hypothesis-profile=fuzz -m 'long or not long'

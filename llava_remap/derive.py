@@ -162,15 +162,15 @@ def _text_problems(rules: RuleFile, text: TextModel) -> list[Problem]:
 
 
 def _text_notes(text: TextModel) -> list[Problem]:
-    """LR317 for a language model that was known by a name's end, or that only newer versions open."""
+    """LR319 for a language model that was known by a name's end, or that only newer versions open."""
     notes = []
     if text.known_by:
         cause = f"the language model is taken for {text.kind} of transformers, since the config's `{text.known_by}` ends so."
         notes.append(
-            Problem("LR317", cause, "Its names and shapes fit. If it computes something of its own, this folder doesn't.")
+            Problem("LR319", cause, "Its names and shapes fit. If it computes something of its own, this folder doesn't.")
         )
     if text.newer:
-        notes.append(Problem("LR317", f"the language model, of type {text.kind}: {text.newer}."))
+        notes.append(Problem("LR319", f"the language model, of type {text.kind}: {text.newer}."))
     return notes
 
 

@@ -16,7 +16,7 @@ _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
 
 def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[str]) -> tuple[list[Problem], list[Problem]]:
-    """LR112 for the keys of a source's config that nobody knows, and a note, LR316, for those that the rule file only knows of.
+    """LR112 for the keys of a source's config that nobody knows, and a note, LR318, for those that the rule file only knows of.
 
     Args:
         source: the config that describes the language model.
@@ -44,7 +44,7 @@ def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[st
     if told:
         said = ", ".join(f"{key}: {_short(source[key])}" for key in told)
         notes.append(
-            Problem("LR316", f"the config says {said}; no rule of {rules.name} reads it, and the folder doesn't say it.")
+            Problem("LR318", f"the config says {said}; no rule of {rules.name} reads it, and the folder doesn't say it.")
         )
     return problems, notes
 

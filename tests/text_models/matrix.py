@@ -221,7 +221,7 @@ def convert(kind: str, work: Path, family: str = "llava-v1.5") -> Outcome:
         shutil.rmtree(source)
     with torch.no_grad():
         torch.save({"ids": TEXT, "logits": own.model(input_ids=TEXT, use_cache=False).logits}, folder.with_suffix(".pt"))
-    newer = " ".join(note.cause for note in result.notes if note.code == "LR317" and "versions of transformers" in note.cause)
+    newer = " ".join(note.cause for note in result.notes if note.code == "LR319" and "versions of transformers" in note.cause)
     return Outcome(newer=newer, folder=folder, changed=own.changed)
 
 

@@ -1,0 +1,205 @@
+"""The language model: which kind it is, what of the config is carried, and what can't be kept. transformers itself is the oracle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from llava_remap.errors import RemapError
+from llava_remap.target.text_model import TextModel, read_text_model
+from tests.conftest import CLIP, RELEASED, Changed, Run
+
+LLAVA = "LlavaForConditionalGeneration"
+SIZES = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320}
+SOURCE = RELEASED / "safetensors"
+
+
+def read(said: str | None = None, forks: dict[str, str] | None = None, target: str = LLAVA, **config: Any) -> TextModel:
+    return read_text_model({**SIZES, **config}, target, forks or {}, said)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "known_by"),
+    [
+        ({"model_type": "mistral"}, "mistral", ""),
+        ({"architectures": ["Qwen2ForCausalLM"]}, "qwen2", ""),
+        ({"architectures": ["GPT2LMHeadModel"]}, "gpt2", ""),
+        ({"architectures": ["LlavaGemma2ForCausalLM"]}, "gemma2", "LlavaGemma2ForCausalLM"),
+        ({"architectures": ["LlavaGemmaForCausalLM"], "model_type": "llava_gemma"}, "gemma", "llava_gemma"),
+        ({"architectures": ["MobileLlamaForCausalLM"], "model_type": "mobilevlm"}, "llama", "MobileLlamaForCausalLM"),
+        ({"architectures": ["BunnyPhi3ForCausalLM"], "model_type": "bunny-phi3"}, "phi3", "bunny-phi3"),
+        ({"architectures": ["LlavaStableLMForCausalLM"]}, "stablelm", "LlavaStableLMForCausalLM"),
+        ({"architectures": ["LlavaGPTNeoXForCausalLM"], "model_type": "llava_gpt_neox"}, "gpt_neox", "llava_gpt_neox"),
+        ({"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava"}, "llama", "LlavaLlamaForCausalLM"),
+    ],
+)
+def test_the_kind_comes_from_the_config(config: dict[str, Any], kind: str, known_by: str) -> None:
+    found = read(**config)
+    assert (found.kind, found.known_by) == (kind, known_by)
+    assert found.config["architectures"][0] == transformers.AutoModelForCausalLM._model_mapping[type(build(kind))].__name__
+
+
+def build(kind: str, **values: Any) -> Any:
+    return transformers.CONFIG_MAPPING[kind](**values)
+
+
+def test_what_research_code_derives_from() -> None:
+    assert read(forks={"LlavaQwenForCausalLM": "qwen2"}, architectures=["LlavaQwenForCausalLM"]).kind == "qwen2"
+    assert read(forks={"llava_qwen": "qwen2"}, model_type="llava_qwen").kind == "qwen2"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "neither model_type nor architectures"),
+        ({"architectures": ["LlavaQwenForCausalLM"], "model_type": "llava_qwen"}, "`llava_qwen`, `LlavaQwenForCausalLM`"),
+        ({"architectures": ["LlavaLlamaForCausalLM"], "model_type": "mistral"}, "contradicts itself"),
+        ({"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_gemma"}, "contradicts itself"),
+        ({"architectures": ["AdoptForCausalLM"]}, "doesn't tell"),  # it ends in opt, but not as a name of its own
+    ],
+)
+def test_what_cannot_be_known_is_refused_with_the_line_to_write(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(RemapError) as refused:
+        read(**config)
+    [problem] = refused.value.problems
+    assert problem.code == "LR112"
+    assert words in problem.cause
+    assert "text_config.model_type: {const: TYPE}" in problem.fix
+
+
+def test_a_rule_file_that_names_another_one() -> None:
+    assert read("qwen2", architectures=["LlavaQwenForCausalLM"]).kind == "qwen2"
+    with pytest.raises(RemapError, match=r"says that the language model is llama, and .*`LlavaGemmaForCausalLM` is gemma") as refused:
+        read("llama", architectures=["LlavaGemmaForCausalLM"])
+    assert "text_models: {LlavaGemmaForCausalLM: llama}" in refused.value.problems[0].fix
+    assert read("llama", {"LlavaGemmaForCausalLM": "llama"}, architectures=["LlavaGemmaForCausalLM"]).kind == "llama"
+    with pytest.raises(RemapError, match="Did you mean `qwen3`"):
+        read("qwen33", architectures=["LlavaQwenForCausalLM"])
+
+
+def test_every_key_that_the_class_knows_is_carried() -> None:
+    """As the class itself keeps them, in its own names and in those of the keys that it renames."""
+    said = {"query_pre_attn_scalar": 4, "attn_logit_softcapping": 2.0, "sliding_window": 16, "head_dim": 16, "hidden_activation": "gelu"}
+    found = read(model_type="gemma2", **said)
+    assert found.unknown == ()
+    again = build("gemma2", **{key: value for key, value in found.config.items() if key not in ("architectures", "model_type")})
+    whole = build("gemma2", **SIZES, **said)
+    assert {**again.to_dict(), "vocab_size": 320} == whole.to_dict()
+    named = read_text_model({"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 320}, LLAVA, {})
+    assert (named.config["n_embd"], named.config["n_layer"]) == (64, 2)
+
+
+def test_the_classs_own_defaults_count() -> None:
+    """Gemma ties its head, and its config.json doesn't say so."""
+    assert read(model_type="gemma").config["tie_word_embeddings"] is True
+    assert read(model_type="llama").config["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize(
+    ("config", "old"),
+    [
+        ({"model_type": "llama", "rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": None}),
+        ({"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope_theta": 5e5, "rope_scaling": None}),
+        (
+            {"model_type": "phi", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.25}},
+            {"rope_theta": 5e5, "partial_rotary_factor": 0.25},
+        ),
+        (
+            {"model_type": "gpt_neox", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5}},
+            {"rotary_emb_base": 5e5, "rotary_pct": 0.5},
+        ),
+        ({"model_type": "gpt_neox", "rotary_emb_base": 5e5, "rotary_pct": 0.5}, {"rotary_emb_base": 5e5, "rotary_pct": 0.5}),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                },
+            },
+            {"rope_theta": 5e5, "rope_local_base_freq": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        ),
+    ],
+)
+def test_rope_is_said_in_the_keys_of_both_generations(config: dict[str, Any], old: dict[str, Any]) -> None:
+    found = read(**config)
+    assert found.unknown == ()
+    assert {key: found.config[key] for key in old} == old
+    with_old = build(found.kind, **SIZES, **old)
+    assert found.config["rope_parameters"] == with_old.rope_parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"model_type": "gemma2", "head_dim": 16}, "final_logit_softcapping 30.0"),
+        ({"model_type": "cohere"}, "logit_scale 0.0625"),
+        ({"model_type": "granite", "logits_scaling": 8.0}, "logits_scaling 8.0"),
+        ({"model_type": "phi"}, "lm_head.bias"),
+        ({"model_type": "bert"}, "BertModel"),
+    ],
+)
+@pytest.mark.parametrize("target", [LLAVA, "LlavaNextForConditionalGeneration", "LlavaOnevisionForConditionalGeneration"])
+def test_what_the_class_leaves_out_is_named(config: dict[str, Any], named: str, target: str) -> None:
+    assert named in read(target=target, **config).differs
+
+
+@pytest.mark.parametrize("config", [{"model_type": "granite"}, {"model_type": "gemma2", "final_logit_softcapping": None, "head_dim": 16}])
+def test_what_has_no_effect_is_no_difference(config: dict[str, Any]) -> None:
+    assert read(**config).differs == ""
+
+
+def test_sizes_that_are_not_said() -> None:
+    """The class's default would take their place, and the number of heads shows in no shape."""
+    with pytest.raises(RemapError, match="has no num_attention_heads"):
+        read(model_type="llama", num_attention_heads=None)
+
+
+def apply(source: Path, run: Run, *more: str) -> Any:
+    return run("apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={CLIP}", "--output", "out", *more)
+
+
+def test_a_key_that_nobody_knows(changed: Changed, run: Run) -> None:
+    source = changed(SOURCE, config=lambda c: c.update(residual_scale=0.5, mm_of_mine=3, mm_projector_lr=1e-5, unset=None))
+    ran = apply(source, run)
+    assert (ran.code, "LR112" in ran.out) == (3, True)
+    assert "residual_scale: 0.5" in ran.out
+    assert "`config_keys: {residual_scale: unused}`" in ran.out
+    assert "unset" not in ran.out
+    own = Path("own.yaml")
+    own.write_text(
+        "schema: 1\nname: own\nversion: 1.0.0\nsummary: own\nextends: [llava-v1.5.yaml]\nconfig_keys: {residual_scale: unused}\n"
+    )
+    ran = run("apply", own, "--source", source, "--source", f"vision_tower={CLIP}", "--output", "out")
+    assert ran.code == 0, ran.err
+    assert "LR318" in ran.out
+    assert "mm_of_mine: 3" in ran.out
+    assert "mm_projector_lr" not in ran.out
+
+
+def test_a_config_of_its_own_inside(changed: Changed, run: Run) -> None:
+    """As TinyLLaVA Factory writes it. The tower that is inside too, with nothing but its type, is the one that is given."""
+
+    def nest(config: dict[str, Any]) -> None:
+        own = [key for key in config if key.startswith("mm_") or key in ("image_aspect_ratio", "transformers_version")]
+        text = {key: config.pop(key) for key in [*config] if key not in own} | {"model_type": "llama", "rms_norm_eps": 1e-4}
+        text["architectures"] = ["LlamaForCausalLM"]
+        config |= {"architectures": ["TinyLlavaForConditionalGeneration"], "model_type": "tinyllava", "hidden_size": 64}
+        config |= {"text_config": text, "vision_config": {"model_type": "clip_vision_model"}}
+
+    ran = apply(changed(SOURCE, config=nest), run)
+    assert ran.code == 0, ran.err
+    text = json.loads(Path("out/config.json").read_text())["text_config"]
+    assert (text["model_type"], text["rms_norm_eps"], text["architectures"]) == ("llama", 1e-4, ["LlamaForCausalLM"])
+
+
+def test_a_kind_known_by_its_name_is_told(changed: Changed, run: Run) -> None:
+    ran = apply(changed(SOURCE, config=lambda c: c.update(architectures=["OursLlamaForCausalLM"])), run)
+    assert ran.code == 0, ran.err
+    assert "LR319" in ran.out
+    assert "`OursLlamaForCausalLM`" in ran.out
+    assert "LR319" not in apply(SOURCE, run, "--output", "other").out
