@@ -18,6 +18,7 @@ from llava_remap.target import (
     CLASSIC,
     EMBEDDING,
     HEAD,
+    NORMS_ABOUT_ZERO,
     PlacedToken,
     Target,
     TargetConfig,
@@ -46,6 +47,11 @@ class Derived:
     post_load: tuple[PostLoadChange, ...]
     problems: tuple[Problem, ...]
     notes: tuple[Problem, ...]
+
+    @property
+    def has_norms_about_one(self) -> bool:
+        """Whether the norms of the language model multiply by their weights, not by one more."""
+        return self.config.config["text_config"].get("model_type") not in NORMS_ABOUT_ZERO
 
 
 def source_configs(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Mapping[str, Any]]:
@@ -127,8 +133,9 @@ def derive(
     target, config = _changed(target, config, changes)
     rows_after = target.shapes.get(EMBEDDING, (0,))[0]
     adds_rows = any(takes(post_load.use, "vocab") for post_load in rules.text.post_load)
-    problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows)
-    problems += _unexplained_rows(rules, routes, rows, vocabulary) + _config_problems(rules, checkpoints)
+    base = _rows_of_base(rules, routes)
+    problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base)
+    problems += _config_problems(rules, checkpoints)
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
     if vocabulary is not None:
@@ -169,20 +176,12 @@ def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str, dtype
     return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes)
 
 
-def _unexplained_rows(rules: RuleFile, routes: Routes, rows: int, vocabulary: Vocabulary | None) -> list[Problem]:
-    """LR402 where a source that overrides has rows for tokens that the tokenizer doesn't know: they would become `<image>`."""
+def _rows_of_base(rules: RuleFile, routes: Routes) -> int | None:
+    """Rows of the embedding in whose place that of a source that overrides is taken; None where none is."""
     origin = routes.origin(EMBEDDING)
-    if origin is None or vocabulary is None or not rules.text.sources[origin.source].overrides:
-        return []
-    before = next((r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == EMBEDDING), rows)
-    if rows <= before or vocabulary.size > before:
-        return []
-    cause = (
-        f"embed_tokens of `{origin.source}` has {rows} rows, that of its base {before}, and the tokenizer in "
-        f"{vocabulary.folder} has no tokens for the new ones."
-    )
-    fix = f"Put the tokenizer files that it was trained with into the folder of `{origin.source}`."
-    return [Problem("LR402", cause, fix)]
+    if origin is None or not rules.text.sources[origin.source].overrides:
+        return None
+    return next((r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == EMBEDDING), None)
 
 
 def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:

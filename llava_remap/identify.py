@@ -19,6 +19,7 @@ from llava_remap.rulefile import (
     Condition,
     Requirement,
     RuleFile,
+    Template,
     load_rule_file,
     shipped_folder,
     shipped_layouts,
@@ -28,6 +29,8 @@ from llava_remap.target import CLASSIC, layout_program
 
 #: The shipped rule file from any layout of transformers to the classic one.
 HF_LAYOUTS = "hf-layouts"
+#: Templates that a message shows.
+_SHOWN = 6
 #: The rules that know what frameworks put around modules.
 _WRAPPERS = "parts/wrappers.yaml"
 
@@ -68,8 +71,8 @@ def identify(
     target would compute otherwise.
 
     Args:
-        checkpoints: the sources. Stubs can be in any; what it is for is asked of the first and those that override it, as a
-            projector may be in the one and the language model in the other; the rest of the first alone.
+        checkpoints: the sources. Stubs can be in any; what it is for is asked of all, as projector, tower and language model may
+            each be in another; whether it is converted already, and wrapped, of the first alone.
         config: what describes the language model: the first source's own config, or that of a source given in its place.
     """
     for name, other in checkpoints.items():
@@ -80,17 +83,18 @@ def identify(
     for check in (_already_converted, _wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
-    main = [r for r in taken if r.source == rules.first_source or rules.text.sources[r.source].overrides]
+    if unknown := [problem for name in checkpoints if (problem := _source_unknown(rules, name, taken, checkpoints[name]))]:
+        return unknown
     said_by = next((name for name, c in checkpoints.items() if c.config is config and c.config is not None), rules.first_source)
     whose = "its config" if said_by == rules.first_source else f"the config of `{said_by}`"
-    names = [r.rewrite.prepared for r in main]
+    names = [r.rewrite.prepared for r in taken]
     if reasons := contradictions(rules.text.detect, names, config, whose=whose):
-        these = [checkpoints[name].location for name in dict.fromkeys(r.source for r in main)]
+        these = [checkpoints[name].location for name in dict.fromkeys(r.source for r in taken)]
         are = "isn't a checkpoint" if len(these) == 1 else "are no checkpoint"
         cause = f"{' with '.join(these)} {are} for {rules.name}: {'; '.join(reasons)}."
-        others = [name for name in dict.fromkeys((said_by, *(r.source for r in main))) if name != rules.first_source]
+        others = [name for name in dict.fromkeys((said_by, *(r.source for r in taken))) if name != rules.first_source]
         found = fits(checkpoint)
-        sources = _elsewhere(rules, main, checkpoints, found) or _without(rules, others, found)
+        sources = _elsewhere(rules, taken, checkpoints, found) or _without(rules, others, found)
         wrong = Problem("LR311", cause, sources or _better(found))
         if not sources and found[0].fits:
             return [wrong]
@@ -225,15 +229,50 @@ def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Chec
     )
 
 
-def _elsewhere(rules: RuleFile, main: Sequence[Routed], checkpoints: Mapping[str, Checkpoint], found: Sequence[Fit]) -> str:
-    """Where a bare language model is given, which source may have the rest; empty otherwise."""
-    parts = [name for name, source in rules.text.sources.items() if source.overrides and name not in checkpoints]
-    missing = Condition(present=rules.text.detect.present)
-    if not parts or not contradictions(missing, [r.rewrite.prepared for r in main], None):
+def _source_unknown(rules: RuleFile, name: str, taken: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
+    """LR305 for a further source of which nothing is used: how its names look, and which names are asked for in its place."""
+    source = rules.text.sources[name]
+    matrices = {matrix for pair in checkpoint.pairs for matrix in (pair.a, pair.b)}
+    names = [tensor for tensor in checkpoint.catalog if tensor not in matrices]
+    if name == rules.first_source or "tensors" not in source.use or not names or checkpoint.pairs:
+        return None
+    own = [r for r in taken if r.source == name]
+    if any(r.rewrite.target is not None or r.rewrite.reason is not None for r in own):
+        return None
+    if source.used_if_absent and not own and _having(source.used_if_absent, rules, taken):
+        return None  # the first source has its own
+    used = {r.rewrite.rules[-1] for r in taken if r.rewrite.target is not None}
+    wanted = source.selected or [
+        rule.rule.from_ for rule in compile_rules(rules).names if rule.label not in used and rule.rule.from_ and rule.rule.to
+    ]
+    shown = " or ".join(f"`{template}`" for template in wanted[:_SHOWN])
+    cause = f"source `{name}` ({checkpoint.location}) was read, and {rules.name} takes none of its {len(names)} names."
+    fix = f"Give a checkpoint with names like {shown}, or write a rule file with `extends: [{rules.name}.yaml]` that maps these."
+    return Problem("LR305", cause, fix, tuple(names))
+
+
+def _having(absent: str, rules: RuleFile, taken: Sequence[Routed]) -> bool:
+    template = Template(absent)
+    return any(r.source == rules.first_source and template.match(r.rewrite.prepared) is not None for r in taken)
+
+
+def _elsewhere(rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[str, Checkpoint], found: Sequence[Fit]) -> str:
+    """Where names are missing that a source apart may bring, which it is; empty otherwise.
+
+    Such sources stand in the order of a training. Behind one that is given, none brings what an earlier one should have.
+    """
+    names = [r.rewrite.prepared for r in taken]
+    missing = [text for text in rules.text.detect.present if contradictions(Condition(present=(text,)), names, None)]
+    if not missing or any(fit.fits for fit in found):
         return ""
-    if any(fit.fits for fit in found):
+    parts = [name for name, source in rules.text.sources.items() if source.overrides]
+    given = [number for number, name in enumerate(parts) if name in checkpoints]
+    if left := parts[: given[0]] if given else parts:
+        return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in left)}."
+    if not given:
         return ""
-    return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in parts)}."
+    wanted = " and ".join(f"`{text}`" for text in missing)
+    return f"Give a checkpoint that has {wanted}, a later one of the same training: no other source brings it."
 
 
 def _without(rules: RuleFile, others: Sequence[str], found: Sequence[Fit]) -> str:

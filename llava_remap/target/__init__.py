@@ -12,7 +12,7 @@ from llava_remap.target.config import (
     text_differences,
 )
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
-from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
+from llava_remap.target.presets import IMAGE_PROCESSORS, NORMS_ABOUT_ZERO, TOKENIZERS
 from llava_remap.target.tower import Tower, shapes_config
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
 from llava_remap.target.wanted import Target, build_on_meta, wanted_parameters
@@ -22,6 +22,7 @@ __all__ = [
     "EMBEDDING",
     "HEAD",
     "IMAGE_PROCESSORS",
+    "NORMS_ABOUT_ZERO",
     "PlacedToken",
     "TOKENIZERS",
     "Target",

@@ -13,6 +13,8 @@ from llava_remap.checkpoint import read_beside
 from llava_remap.errors import Problem, refuse
 from llava_remap.rulefile import Token
 
+#: Rows of an embedding come in multiples of this where it was padded.
+_PADDED_TO = 32
 _REPLACE = "Replace it by the original one."
 
 
@@ -121,6 +123,7 @@ def vocabulary_problems(
     vocab: str | int,
     *,
     adds_rows: bool,
+    rows_of_base: int | None = None,
 ) -> list[Problem]:
     """LR402 and LR403: all in which config, tokenizer and embedding disagree on how many tokens there are and on their ids.
 
@@ -130,8 +133,11 @@ def vocabulary_problems(
         rows_after: rows of the embedding that will be written.
         vocab: what was asked for: `pad`, `keep` or a number of rows.
         adds_rows: whether a rule of `post_load` can add rows.
+        rows_of_base: rows that an embedding of another source had, in whose place the one with `rows` is taken.
     """
     problems = _id_problems(vocabulary, tokens, config)
+    if vocabulary is not None:
+        problems += _unexplained_rows(vocabulary, tokens, rows, rows_of_base)
     said = config.get("vocab_size")
     if said is not None and said != rows and rows:
         cause = f"embed_tokens has {rows} rows, the source's config says vocab_size: {said!r}."
@@ -164,6 +170,28 @@ def vocabulary_problems(
     else:
         return problems
     return [*problems, Problem("LR402", cause, fix)]
+
+
+def _unexplained_rows(
+    vocabulary: Vocabulary, tokens: Sequence[PlacedToken], rows: int, rows_of_base: int | None
+) -> list[Problem]:
+    """LR402 where a new token would get a row that was trained for a token which the tokenizer files don't know.
+
+    Rows behind the tokenizer's tokens are spare where a table was padded, so that its rows are a multiple of 64, or of 32 in OPT.
+    Otherwise they were added one by one, each for a token; and so were those that a training added to its base.
+    """
+    taken = [token for token in tokens if token.added and token.id < rows]
+    grown = rows_of_base is not None and vocabulary.size <= rows_of_base < rows
+    if not taken or (rows % _PADDED_TO == 0 and not grown):
+        return []
+    base = f", that of its base {rows_of_base}" if grown else ""
+    listed = " and ".join(f"`{token.text}`" for token in taken)
+    cause = (
+        f"embed_tokens has {rows} rows{base}, the tokenizer in {vocabulary.folder} {vocabulary.size} tokens: rows from "
+        f"{taken[0].id} on were trained for tokens that it doesn't know, and {listed} would get them."
+    )
+    fix = "Put the tokenizer files there that the checkpoint was trained with (added_tokens.json above all)."
+    return [Problem("LR402", cause, fix)]
 
 
 def _id_problems(vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any]) -> list[Problem]:
