@@ -155,8 +155,8 @@ CODES: dict[str, Code] = {
     "LR315": Code("what users of the folder have to know", Exit.PROBLEMS,
         "Note, from the rule file: where the folder does something else than the research code, or less."),
     "LR316": Code("another part than is named", Exit.PROBLEMS,
-        "Note. A config names a tower, or an adapter or a projector the model that it was trained from, and another one is taken: "
-        "one that was given, or a default of the same name."),
+        "Note. A config names a tower, or an adapter or a projector the model that it was trained from, and another one is "
+        "taken: one that was given, or a default of the same name."),
     "LR317": Code("trained projector left behind", Exit.PROBLEMS,
         "An adapter is given without the projector that was trained with it, and its base's own one would be taken. A note where "
         "the adapter's files don't show whether one was trained."),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from llava_remap.checkpoint import Checkpoint, open_checkpoint, quoted
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.hub import download, parse_repository, repository_of_cache
 from llava_remap.rulefile import NamedDefault, RuleFile, Source
-
 
 #: A part of the name of what was released in 2023 as differences to LLaMA.
 _DELTA = re.compile(r"(?:^|[-_.])delta(?:[-_.]|$)", re.IGNORECASE)
@@ -53,11 +53,8 @@ def open_first(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], offline: 
         cause = f"`{parts[0]}` is given without the model that it was trained from, and its own files don't name it."
         raise refuse("LR211", cause, give)
     base = checkpoints[part].base
-    try:
+    with _wanted(f"source `{first}` is not given. `{part}` was trained from {quoted(base)}, by its own files", give):
         return {first: _open_named(first, base, source, offline, f"named by `{part}`", first=True), **checkpoints}
-    except RemapError as error:
-        cause = f"source `{first}` is not given. `{part}` was trained from {quoted(base)}, by its own files"
-        raise RemapError([_wanted(problem, cause, give) for problem in error.problems]) from None
 
 
 def open_needed(
@@ -75,7 +72,9 @@ def open_needed(
     Args:
         config: the one that describes the language model; it may name a default.
     """
-    found, problems, notes = dict(checkpoints), [], []
+    found = dict(checkpoints)
+    problems: list[Problem] = []
+    notes: list[Problem] = []
     for name in needed:
         try:
             found[name], note = _open_default(name, rules.text.sources[name], _not_given(rules, name), config, offline)
@@ -90,32 +89,32 @@ def _open_default(
 ) -> tuple[Checkpoint, list[Problem]]:
     """What the config names for a source, else the rule file's own default; and a note where the latter stands for the former."""
     give = f"Give it: --source {name}=DIR."
-    default, said = (source.default.default, source.default) if isinstance(source.default, NamedDefault) else (source.default, None)
-    value = (config or {}).get(said.from_) if said is not None else None
+    says = source.default if isinstance(source.default, NamedDefault) else None
+    default = source.default if isinstance(source.default, str) else says.default if says else None
+    value = (config or {}).get(says.from_) if says else None
     value = value[0] if isinstance(value, list) and value else value
-    if said is None or value in (None, ""):
-        nothing = f"{why}." if said is None else f"{why}. The config has no {said.from_} to name it."
+    if says is None or value in (None, ""):
         if default is None:
-            raise refuse("LR302", nothing, give)
-        try:
+            raise refuse("LR302", f"{why}.{f' The config has no {says.from_} to name it.' if says else ''}", give)
+        with _wanted(f"{why}, so its default is wanted", give):
             return _open_named(name, default, source, offline, "the rule file's default"), []
-        except RemapError as error:
-            raise RemapError([_wanted(p, f"{why}, so its default is wanted", give) for p in error.problems]) from None
-    cause = f"{why}. The config names it, {said.from_}: {quoted(str(value))}"
+    why = f"{why}. The config names it, {says.from_}: {quoted(str(value))}"
     if not isinstance(value, str):
-        raise refuse("LR302", f"{cause}, and that is neither a repository of the hub nor a path.", give)
-    named = said.map.get(value, value)
+        raise refuse("LR302", f"{why}, and that is neither a repository of the hub nor a path.", give)
+    named = says.map.get(value, value)
+    if default is None or named == default or last_part(named) != last_part(default):
+        own = f" Only if it was {default}, the rule file's default: --source {name}={default}." if default else ""
+        with _wanted(why, give + own):
+            return _open_named(name, named, source, offline, f"named by the config, {says.from_}"), []
     try:
-        return _open_named(name, named, source, offline, f"named by the config, {said.from_}"), []
+        return _open_named(name, named, source, offline, f"named by the config, {says.from_}"), []
     except RemapError as error:
-        codes = {problem.code for problem in error.problems}
-        instead = default is not None and named != default and last_part(named) == last_part(default)
-        if default is None or not instead or _exists(Path(named)) or not codes <= {"LR100", "LR114"}:
-            own = f" If it was {default}, the rule file's default: --source {name}={default}." if default else ""
-            raise RemapError([_wanted(problem, cause, give + own) for problem in error.problems]) from None
-        told = f"the config names {quoted(value)} for `{name}`, which can't be had; {default}, of the same name, is taken."
-        note = Problem("LR316", told, f"If it was trained since, give it: --source {name}=DIR.")
-        return _open_named(name, default, source, offline, "the rule file's default"), [note]
+        if _exists(Path(named)) or any(problem.code not in ("LR100", "LR114") for problem in error.problems):
+            raise
+    with _wanted(why, give):
+        checkpoint = _open_named(name, default, source, offline, "the rule file's default")
+    told = f"the config names {quoted(value)} for `{name}`, which can't be had; {default}, of the same name, is taken."
+    return checkpoint, [Problem("LR316", told, f"If the one that it names was trained since, give it: --source {name}=DIR.")]
 
 
 def _open_named(name: str, text: str, source: Source, offline: bool, why: str, *, first: bool = False) -> Checkpoint:
@@ -129,16 +128,18 @@ def _open_named(name: str, text: str, source: Source, offline: bool, why: str, *
     if not _exists(path) and parse_repository(repository) is None:
         cause = f"there is no {quoted(text)} on this disk, and no repository of the hub is called so."
         raise refuse("LR100", cause, f"Give it: --source {name}=DIR.")
-    checkpoint = open_source(
-        name, repository, source.use, first=first, part=source.overrides, offline=offline, default=True
-    )
+    checkpoint = open_source(name, repository, source.use, first=first, part=source.overrides, offline=offline, default=True)
     return replace(checkpoint, form=f"{checkpoint.form}; {why}")
 
 
-def _wanted(problem: Problem, why: str, give: str) -> Problem:
-    """What keeps a source that isn't given from being opened, with why it is wanted and how to give it."""
-    fix = problem.fix if "--source" in problem.fix and problem.code != "LR100" else give
-    return replace(problem, cause=f"{why}: {problem.cause}", fix=fix)
+@contextlib.contextmanager
+def _wanted(why: str, give: str) -> Iterator[None]:
+    """What keeps a source that isn't given from being opened, told with why it is wanted and how to give it."""
+    try:
+        yield
+    except RemapError as error:
+        problems = [replace(p, cause=f"{why}: {p.cause}", fix=p.fix if p.code == "LR114" else give) for p in error.problems]
+        raise RemapError(problems) from None
 
 
 def name_sources(names: Sequence[str], given: Sequence[str | Path], option: str = "--source") -> dict[str, str]:
@@ -193,7 +194,7 @@ def open_source(
         default: whether it is what a rule file says, so that it is no path with a mistake in it.
 
     Raises:
-        RemapError: as `open_checkpoint` and `download`; LR106 for a repository of delta weights, LR211 for a home folder that isn't known.
+        RemapError: as `open_checkpoint` and `download`; LR106 for delta weights, LR211 for a home folder that isn't known.
     """
     try:
         path = Path(text).expanduser()
@@ -204,7 +205,7 @@ def open_source(
         return _open(path, "tensors" in use, first, part)
     if "tensors" in use and _DELTA.search(repository.id):
         cause = f"{repository} holds delta weights, by its name: differences to a base, and no model."
-        fix = f"Add the base first (python -m llava.model.apply_delta, of the research code): --source {name}=DIR, with the result."
+        fix = f"Add the base (python -m llava.model.apply_delta, of the research code) and give the result: --source {name}=DIR."
         raise refuse("LR106", cause, fix)
     if not default and _exists(path.parent):  # more likely a slip of the pen than a hub id
         fix = f"Check the path. If the hub's {text} is meant, start the command where there is no folder {path.parent}."

@@ -59,12 +59,14 @@ def projector_findings(
             continue
         shown = _shown(adapter.config or {})
         lies, in_step = _lies(name, adapter.folder, program, sources[name].prefix)
-        fix = lies or f"Give the folder that has it (non_lora_trainables.bin, written at the end of the training): --source {name}=DIR."
+        fix = lies or f"Give the folder of the training's end, with its non_lora_trainables.bin: --source {name}=DIR."
         if shown or in_step:
             why = f"its config.json says {shown}" if shown else "it lies beside the pairs"
             problems.append(Problem("LR317", f"`{name}` brings no projector, and one was trained with it: {why}.", fix))
         else:
-            told = f"`{name}` brings no projector, so that of `{rules.first_source}` is taken. Its files don't say whether one was trained."
+            told = (
+                f"`{name}` brings no projector, so that of `{rules.first_source}` is taken. Whether one was trained isn't known."
+            )
             notes.append(Problem("LR317", told, f"If it was: {lies}" if lies else ""))
     return problems, notes
 
@@ -79,8 +81,8 @@ def _shown(config: Mapping[str, Any]) -> str:
     if (rate := config.get("mm_projector_lr")) is not None:
         return f"mm_projector_lr: {rate}"
     # Beside LoRA, LLaVA's training trains the projector unless it is told not to.
-    own = next((key for key in ("mm_projector_type", "mm_vision_tower", *config) if key.startswith("mm_") and key in config), None)
-    return f"{own}: {quoted(str(config[own]))}, so that LLaVA's training wrote it" if own is not None else ""
+    own = next((key for key in config if key.startswith("mm_")), None)
+    return f"{own}: {quoted(str(config[own]))}, so LLaVA's training wrote it" if own is not None else ""
 
 
 def _lies(name: str, folder: Path | None, program: Program, prefix: str) -> tuple[str, bool]:

@@ -12,7 +12,6 @@ from llava_remap.errors import Problem
 from llava_remap.execute.values import chunks, find
 from llava_remap.plan import Plan
 
-
 #: Mean size of a norm's weights. In a model some layers' are as small, never all; fine-tuning changes them by less.
 _ABOUT_ZERO = 0.2
 
@@ -31,7 +30,8 @@ def run_value_checks(
         on_progress: called with the number of bytes read since the last call, `nbytes_to_check` in all; fewer where two tensors
             differ.
 
-    Problems: LR106 for delta weights, LR405 where tied tensors differ, LR406 for inf or NaN, and for what is too large for the dtype that is written.
+    Problems: LR106 for delta weights, LR405 where tied tensors differ, LR406 for inf or NaN, and for what is too large for the
+    dtype that is written.
     Note: LR310 with the number of tensors that differ.
     """
     problems = []
@@ -105,8 +105,8 @@ def _delta(norms: Sequence[Tensor], on_progress: Callable[[int], None]) -> list[
     if not largest < _ABOUT_ZERO:
         return []
     cause = (
-        f"these look like delta weights, the differences to a base: the weights of all {len(sizes)} norms of the language model are "
-        f"about 0 (at most {largest:.2g} in the mean), where those of a model are about 1."
+        f"these look like delta weights, the differences to a base: the weights of all {len(sizes)} norms of the language model "
+        f"are about 0 (at most {largest:.2g} in the mean), where those of a model are about 1."
     )
     fix = (
         "Add the base first, and give the result: python -m llava.model.apply_delta --base BASE --target DIR --delta SRC, of the "

@@ -99,7 +99,7 @@ class NamedDefault(Part):
     from_: str = Field(
         alias="from", description="key of the config that describes the language model; its value is a hub repository or a path"
     )
-    map: dict[str, str] = Field({}, description="a name of another kind that the config may have → the hub repository it stands for")
+    map: dict[str, str] = Field({}, description="what the config may call a repository → the repository")
     default: str | None = Field(None, description="hub repository taken where the config names none")
 
 

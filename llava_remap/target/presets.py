@@ -54,7 +54,7 @@ SPECIAL_TOKENS: Sequence[tuple[Mapping[int, str], Mapping[str, int]]] = (
       128009: "<|eot_id|>", 128255: "<|reserved_special_token_250|>"}, {"bos_token": 128000, "eos_token": 128009}),  # Llama 3
 )  # fmt: skip
 
-#: Text model types whose norms multiply by one more than their weights, which are therefore about 0, as others' are in delta weights.
+#: Text model types whose norms multiply by one more than their weights: these are about 0, as all others are in delta weights.
 NORMS_ABOUT_ZERO = frozenset((
     "gemma", "gemma2", "gemma3", "gemma3_text", "minimax_m3_vl_text", "nemotron", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
     "qwen3_5_text", "qwen3_next", "qwen4_exp", "qwen4_exp_text", "recurrent_gemma", "vaultgemma",

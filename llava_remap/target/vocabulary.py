@@ -14,7 +14,7 @@ from llava_remap.errors import Problem, refuse
 from llava_remap.rulefile import Token
 
 #: Rows of an embedding come in multiples of this where it was padded.
-_PADDED_TO = 32
+_PADDED_TO = 64
 _REPLACE = "Replace it by the original one."
 
 
@@ -177,8 +177,8 @@ def _unexplained_rows(
 ) -> list[Problem]:
     """LR402 where a new token would get a row that was trained for a token which the tokenizer files don't know.
 
-    Rows behind the tokenizer's tokens are spare where a table was padded, so that its rows are a multiple of 64, or of 32 in OPT.
-    Otherwise they were added one by one, each for a token; and so were those that a training added to its base.
+    Rows behind the tokenizer's tokens are spare where the table was padded, to a multiple of 64 (Qwen: 151936 for 151646 tokens).
+    Otherwise they may have been added one by one, each for a token; and so may those that a training added to its base.
     """
     taken = [token for token in tokens if token.added and token.id < rows]
     grown = rows_of_base is not None and vocabulary.size <= rows_of_base < rows
@@ -187,10 +187,13 @@ def _unexplained_rows(
     base = f", that of its base {rows_of_base}" if grown else ""
     listed = " and ".join(f"`{token.text}`" for token in taken)
     cause = (
-        f"embed_tokens has {rows} rows{base}, the tokenizer in {vocabulary.folder} {vocabulary.size} tokens: rows from "
-        f"{taken[0].id} on were trained for tokens that it doesn't know, and {listed} would get them."
+        f"embed_tokens has {rows} rows{base}, the tokenizer in {vocabulary.folder} has {vocabulary.size} tokens. The rows from "
+        f"{taken[0].id} on may have been trained for tokens that it doesn't know, and {listed} would get them."
     )
-    fix = "Put the tokenizer files there that the checkpoint was trained with (added_tokens.json above all)."
+    fix = (
+        "Put the tokenizer files there that the checkpoint was trained with, added_tokens.json included. If the rows are spare, "
+        f'give each a token in added_tokens.json: {{"<spare_0>": {taken[0].id}, …}}.'
+    )
     return [Problem("LR402", cause, fix)]
 
 
