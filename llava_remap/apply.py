@@ -233,7 +233,7 @@ def plan_mapping(
     configs = source_configs(file, checkpoints)
     program = compile_rules(file, main_names(file, checkpoints), text_config(configs))
     routes = route(file, program, checkpoints)
-    problems = identify(file, routes.taken, checkpoints, text_config(configs))
+    problems = identify(file, routes, checkpoints, text_config(configs))
     problems += manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems
     notes = base_notes(file, checkpoints)
@@ -242,7 +242,7 @@ def plan_mapping(
         notes += named
         routes = route(file, program, checkpoints)
         configs = source_configs(file, checkpoints)
-        problems += identify(file, routes.taken, checkpoints, text_config(configs))
+        problems += identify(file, routes, checkpoints, text_config(configs))
     halves, told = projector_findings(file, program, checkpoints, routes) if recognised else ([], [])
     notes += told
     if not problems:

@@ -13,18 +13,19 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
-from llava_remap.plan import Routed, route
+from llava_remap.fold import counted
+from llava_remap.plan import Routed, Routes, route
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.rulefile import (
     Condition,
     Requirement,
     RuleFile,
-    Template,
     load_rule_file,
     shipped_folder,
     shipped_layouts,
     shipped_rule_files,
 )
+from llava_remap.sources import other_than_default
 from llava_remap.target import CLASSIC, layout_program
 
 #: The shipped rule file from any layout of transformers to the classic one.
@@ -46,6 +47,7 @@ class Fit:
         source: what it calls the checkpoint: its first source.
         summary: what it is for.
         also: sources that it needs besides.
+        other_default: whether the config names another one for some of these than the rule file's default.
     """
 
     rules: str
@@ -55,6 +57,7 @@ class Fit:
     contradictions: tuple[str, ...]
     by_config: bool
     also: tuple[str, ...]
+    other_default: bool
     summary: str
 
     @property
@@ -63,7 +66,7 @@ class Fit:
 
 
 def identify(
-    rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None
+    rules: RuleFile, routes: Routes, checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None
 ) -> list[Problem]:
     """The reasons not to believe that this rule file is for these checkpoints; empty where there are none.
 
@@ -75,6 +78,7 @@ def identify(
             each be in another; whether it is converted already, and wrapped, of the first alone.
         config: what describes the language model: the first source's own config, or that of a source given in its place.
     """
+    taken = routes.taken
     for name, other in checkpoints.items():
         if stubs := _stubs([r for r in taken if r.source == name], other):
             return [stubs]
@@ -83,16 +87,19 @@ def identify(
     for check in (_already_converted, _wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
-    if unknown := [problem for name in checkpoints if (problem := _source_unknown(rules, name, taken, checkpoints[name]))]:
+    if unknown := _unknown_sources(rules, routes, checkpoints):
         return unknown
     said_by = next((name for name, c in checkpoints.items() if c.config is config and c.config is not None), rules.first_source)
     whose = "its config" if said_by == rules.first_source else f"the config of `{said_by}`"
+    main = [r for r in taken if r.source == rules.first_source or rules.text.sources[r.source].overrides]
+    if not contradictions(rules.text.detect, [r.rewrite.prepared for r in main], config):
+        main = list(taken)  # what contradicts it, if anything does, is in another source, such as a tower
     names = [r.rewrite.prepared for r in taken]
     if reasons := contradictions(rules.text.detect, names, config, whose=whose):
-        these = [checkpoints[name].location for name in dict.fromkeys(r.source for r in taken)]
+        these = [checkpoints[name].location for name in dict.fromkeys(r.source for r in main)]
         are = "isn't a checkpoint" if len(these) == 1 else "are no checkpoint"
         cause = f"{' with '.join(these)} {are} for {rules.name}: {'; '.join(reasons)}."
-        others = [name for name in dict.fromkeys((said_by, *(r.source for r in taken))) if name != rules.first_source]
+        others = [name for name in dict.fromkeys((said_by, *(r.source for r in main))) if name != rules.first_source]
         found = fits(checkpoint)
         sources = _elsewhere(rules, taken, checkpoints, found) or _without(rules, others, found)
         wrong = Problem("LR311", cause, sources or _better(found))
@@ -126,7 +133,10 @@ def _allowing(rules: RuleFile, name: str, requirement: Requirement, config: Mapp
 
 
 def fits(checkpoint: Checkpoint) -> list[Fit]:
-    """Every shipped rule file held against a checkpoint; those that fit first, then by share of mapped names."""
+    """Every shipped rule file held against a checkpoint; those that fit first, then by share of mapped names.
+
+    Of two that fit by names that one comes first whose default tower is the one that the config names.
+    """
     found = []
     for path in shipped_rule_files().values():
         rules = load_rule_file(path)
@@ -148,10 +158,15 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
                 tuple(reasons),
                 by_config,
                 routes.not_given,
+                any(other_than_default(rules.text.sources[name], checkpoint.config) for name in routes.not_given),
                 rules.text.summary or "",
             )
         )
-    return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))
+
+    def order(fit: Fit) -> tuple[object, ...]:
+        return (not fit.fits, fit.fits and fit.other_default, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules)
+
+    return sorted(found, key=order)
 
 
 def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
@@ -229,31 +244,27 @@ def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Chec
     )
 
 
-def _source_unknown(rules: RuleFile, name: str, taken: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
-    """LR305 for a further source of which nothing is used: how its names look, and which names are asked for in its place."""
-    source = rules.text.sources[name]
-    matrices = {matrix for pair in checkpoint.pairs for matrix in (pair.a, pair.b)}
-    names = [tensor for tensor in checkpoint.catalog if tensor not in matrices]
-    if name == rules.first_source or "tensors" not in source.use or not names or checkpoint.pairs:
-        return None
-    own = [r for r in taken if r.source == name]
-    if any(r.rewrite.target is not None or r.rewrite.reason is not None for r in own):
-        return None
-    if source.used_if_absent and not own and _having(source.used_if_absent, rules, taken):
-        return None  # the first source has its own
-    used = {r.rewrite.rules[-1] for r in taken if r.rewrite.target is not None}
-    wanted = source.selected or [
-        rule.rule.from_ for rule in compile_rules(rules).names if rule.label not in used and rule.rule.from_ and rule.rule.to
-    ]
-    shown = " or ".join(f"`{template}`" for template in wanted[:_SHOWN])
-    cause = f"source `{name}` ({checkpoint.location}) was read, and {rules.name} takes none of its {len(names)} names."
-    fix = f"Give a checkpoint with names like {shown}, or write a rule file with `extends: [{rules.name}.yaml]` that maps these."
-    return Problem("LR305", cause, fix, tuple(names))
-
-
-def _having(absent: str, rules: RuleFile, taken: Sequence[Routed]) -> bool:
-    template = Template(absent)
-    return any(r.source == rules.first_source and template.match(r.rewrite.prepared) is not None for r in taken)
+def _unknown_sources(rules: RuleFile, routes: Routes, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
+    """LR305 for each further source of which no name is known, with the names that are asked for in their place."""
+    every = [*routes.taken, *routes.beside, *(routed for routed, _ in routes.replaced)]
+    known = {r.source for r in every if r.rewrite.target is not None or r.rewrite.reason is not None}
+    unknown = [name for name in {r.source: None for r in every} if name not in known and name != rules.first_source]
+    used = {r.rewrite.rules[-1] for r in every if r.rewrite.target is not None}
+    unused = [rule.rule for rule in compile_rules(rules).names if rule.label not in used and rule.rule.to is not None]
+    problems = []
+    for name in (*routes.unselected, *unknown):
+        checkpoint = checkpoints[name]
+        wanted = rules.text.sources[name].selected or [str(rule.from_) for rule in unused]
+        cause = (
+            f"source `{name}` ({checkpoint.location}) was read, and {rules.name} knows none of its "
+            f"{counted(len(checkpoint.catalog), 'name')}."
+        )
+        fix = (
+            f"Give a checkpoint with names like {' or '.join(f'`{text}`' for text in wanted[:_SHOWN])}, or write a rule file "
+            f"that maps these, with `extends: [{rules.name}.yaml]`."
+        )
+        problems.append(Problem("LR305", cause, fix, tuple(checkpoint.catalog)))
+    return problems
 
 
 def _elsewhere(rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[str, Checkpoint], found: Sequence[Fit]) -> str:

@@ -54,7 +54,10 @@ def open_first(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], offline: 
         raise refuse("LR211", cause, give)
     base = checkpoints[part].base
     with _wanted(f"source `{first}` is not given. `{part}` was trained from {quoted(base)}, by its own files", give):
-        return {first: _open_named(first, base, source, offline, f"named by `{part}`", first=True), **checkpoints}
+        return {
+            first: _open_named(first, _repository_or_path(base), source, offline, f"named by `{part}`", first=True),
+            **checkpoints,
+        }
 
 
 def open_needed(
@@ -67,7 +70,7 @@ def open_needed(
     """The checkpoints, with the defaults of those that are needed and not given; problems and notes.
 
     The problems say why one can't be had: LR302 where it has no default, else whatever keeps that from being opened. A note,
-    LR316, says where the rule file's default was taken for one that the config gives the same name.
+    LR316, says where another one was taken than the config names, of the same name.
 
     Args:
         config: the one that describes the language model; it may name a default.
@@ -77,19 +80,28 @@ def open_needed(
     notes: list[Problem] = []
     for name in needed:
         try:
-            found[name], note = _open_default(name, rules.text.sources[name], _not_given(rules, name), config, offline)
+            found[name], note = _open_default(rules, name, config, offline)
             notes += note
         except RemapError as error:
             problems += error.problems
     return {name: found[name] for name in rules.text.sources if name in found}, problems, notes
 
 
+def other_than_default(source: Source, config: Mapping[str, Any] | None) -> bool:
+    """Whether a config names another part for a source than the rule file's default, by the names that both end in."""
+    default = source.default
+    if not isinstance(default, NamedDefault) or default.default is None:
+        return False
+    named = (config or {}).get(default.from_)
+    return isinstance(named, str) and last_part(default.map.get(named, named)) != last_part(default.default)
+
+
 def _open_default(
-    name: str, source: Source, why: str, config: Mapping[str, Any] | None, offline: bool
+    rules: RuleFile, name: str, config: Mapping[str, Any] | None, offline: bool
 ) -> tuple[Checkpoint, list[Problem]]:
     """What the config names for a source, else the rule file's own default; and a note where the latter stands for the former."""
-    give = f"Give it: --source {name}=DIR."
-    says = source.default if isinstance(source.default, NamedDefault) else None
+    source, why, give = rules.text.sources[name], _not_given(rules, name), f"Give it: --source {name}=DIR."
+    says = source.default if isinstance(source.default, NamedDefault) else _named_tower(rules, source)
     default = source.default if isinstance(source.default, str) else says.default if says else None
     value = (config or {}).get(says.from_) if says else None
     value = value[0] if isinstance(value, list) and value else value
@@ -101,34 +113,44 @@ def _open_default(
     why = f"{why}. The config names it, {says.from_}: {quoted(str(value))}"
     if not isinstance(value, str):
         raise refuse("LR302", f"{why}, and that is neither a repository of the hub nor a path.", give)
-    named = says.map.get(value, value)
-    if default is None or named == default or last_part(named) != last_part(default):
-        own = f" Only if it was {default}, the rule file's default: --source {name}={default}." if default else ""
-        with _wanted(why, give + own):
-            return _open_named(name, named, source, offline, f"named by the config, {says.from_}"), []
-    try:
-        return _open_named(name, named, source, offline, f"named by the config, {says.from_}"), []
-    except RemapError as error:
-        if _exists(Path(named)) or any(problem.code not in ("LR100", "LR114") for problem in error.problems):
-            raise
-    with _wanted(why, give):
-        checkpoint = _open_named(name, default, source, offline, "the rule file's default")
-    told = f"the config names {quoted(value)} for `{name}`, which can't be had; {default}, of the same name, is taken."
+    called = says.map.get(value, value)
+    named = _repository_or_path(called)
+    alike = default is not None and last_part(named) == last_part(default) and not _exists(Path(named))
+    own = f" Only if it was {default}, the rule file's default: --source {name}={default}." if default and not alike else ""
+    with _wanted(why, give + own):
+        try:
+            checkpoint = _open_named(name, named, source, offline, f"named by the config, {says.from_}")
+        except RemapError as error:
+            if default is None or not alike or any(problem.code not in ("LR100", "LR114") for problem in error.problems):
+                raise
+            checkpoint, named = _open_named(name, default, source, offline, "the rule file's default"), default
+    if named == called:
+        return checkpoint, []
+    told = f"the config names {quoted(value)} for `{name}`, which isn't here; {named}, of the same name, is taken."
     return checkpoint, [Problem("LR316", told, f"If the one that it names was trained since, give it: --source {name}=DIR.")]
 
 
+def _named_tower(rules: RuleFile, source: Source) -> NamedDefault | None:
+    """What the config says in place of a default that is a repository alone: of a tower, what `target.towers` reads."""
+    key = next(iter(rules.target.towers.values())).from_ if source.used_if_absent else None
+    return None if key is None else NamedDefault.model_validate({"from": key, "default": source.default})
+
+
+def _repository_or_path(named: str) -> str:
+    """What a config names, as it can be opened here: for a path in another machine's hub cache, the repository."""
+    return named if _exists(Path(named)) else repository_of_cache(named) or named
+
+
 def _open_named(name: str, text: str, source: Source, offline: bool, why: str, *, first: bool = False) -> Checkpoint:
-    """What a rule file or a config names: a path on this disk, or a repository, which a path inside a hub's cache names too.
+    """What a rule file or a config names: a path on this disk or a repository.
 
     Args:
         why: who names it, for the report.
     """
-    path = Path(text)
-    repository = text if _exists(path) else repository_of_cache(text) or text
-    if not _exists(path) and parse_repository(repository) is None:
+    if not _exists(Path(text)) and parse_repository(text) is None:
         cause = f"there is no {quoted(text)} on this disk, and no repository of the hub is called so."
         raise refuse("LR100", cause, f"Give it: --source {name}=DIR.")
-    checkpoint = open_source(name, repository, source.use, first=first, part=source.overrides, offline=offline, default=True)
+    checkpoint = open_source(name, text, source.use, first=first, part=source.overrides, offline=offline, default=True)
     return replace(checkpoint, form=f"{checkpoint.form}; {why}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
@@ -17,10 +18,7 @@ from llava_remap.sources import last_part
 #: What the names of a projector begin with in the classic layout.
 _PROJECTOR = "multi_modal_projector."
 #: Where DeepSpeed's ZeRO-2 puts what was trained, in a step's folder beside the pairs of that step.
-_STEP = "global_step*/mp_rank_00_model_states.pt"
-#: Where LLaVA's training puts a projector, seen from the folder of the adapter; the last ones at the end of the training.
-_PROJECTORS = ("mm_projector.bin", "../mm_projector/{step}.bin", "../mm_projector.bin")
-_AT_THE_END = "../non_lora_trainables.bin"
+_STEP, _NUMBER = "global_step*/mp_rank_00_model_states.pt", re.compile(r"global_step([0-9]{1,12})")
 
 
 def base_notes(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
@@ -44,9 +42,9 @@ def base_notes(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[P
 def projector_findings(
     rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoint], routes: Routes
 ) -> tuple[list[Problem], list[Problem]]:
-    """LR317 for an adapter beside which no projector is given, so that the base's own one counts.
+    """LR317 for an adapter beside which no projector is given, so that the base's own one would count.
 
-    A problem where the adapter's files show that one was trained with it; else a note, as they may not tell.
+    A problem where the adapter's files show that one was trained with it; a note where they don't tell.
     """
     sources = rules.text.sources
     brought = [r.rewrite.target for r in routes.taken if sources[r.source].overrides]
@@ -55,27 +53,31 @@ def projector_findings(
         return [], []
     problems, notes = [], []
     for name, adapter in checkpoints.items():
-        if not adapter.pairs:
+        config = adapter.config or {}
+        if not adapter.pairs or _is_frozen(config):
             continue
-        shown = _shown(adapter.config or {})
-        lies, in_step = _lies(name, adapter.folder, program, sources[name].prefix)
-        fix = lies or f"Give the folder of the training's end, with its non_lora_trainables.bin: --source {name}=DIR."
-        if shown or in_step:
-            why = f"its config.json says {shown}" if shown else "it lies beside the pairs"
-            problems.append(Problem("LR317", f"`{name}` brings no projector, and one was trained with it: {why}.", fix))
+        shown = _shown(config)
+        lies = _lies(name, adapter.folder, program, sources[name].prefix) if adapter.folder is not None else ""
+        if shown or lies:
+            why = f"Its config.json says {shown}." if shown else "Its own training has one."
+            fix = lies or f"Give the folder of the training's end, with its non_lora_trainables.bin: --source {name}=DIR."
+            problems.append(Problem("LR317", f"`{name}` brings no projector, and one was trained with it. {why}", fix))
         else:
             told = (
                 f"`{name}` brings no projector, so that of `{rules.first_source}` is taken. Whether one was trained isn't known."
             )
-            notes.append(Problem("LR317", told, f"If it was: {lies}" if lies else ""))
+            notes.append(Problem("LR317", told))
     return problems, notes
 
 
-def _shown(config: Mapping[str, Any]) -> str:
-    """What LLaVA's config says by which a projector was trained; empty where nothing does, or where it was frozen."""
+def _is_frozen(config: Mapping[str, Any]) -> bool:
+    """Whether LLaVA's config says that the projector wasn't trained."""
     parts = config.get("mm_tunable_parts")
-    if config.get("freeze_mm_mlp_adapter") or (isinstance(parts, str) and "mm_mlp_adapter" not in parts):
-        return ""
+    return bool(config.get("freeze_mm_mlp_adapter")) or (isinstance(parts, str) and parts != "" and "mm_mlp_adapter" not in parts)
+
+
+def _shown(config: Mapping[str, Any]) -> str:
+    """What LLaVA's config says by which a projector was trained; empty where nothing does."""
     if config.get("tune_mm_mlp_adapter"):
         return "tune_mm_mlp_adapter: true"
     if (rate := config.get("mm_projector_lr")) is not None:
@@ -85,38 +87,31 @@ def _shown(config: Mapping[str, Any]) -> str:
     return f"{own}: {quoted(str(config[own]))}, so LLaVA's training wrote it" if own is not None else ""
 
 
-def _lies(name: str, folder: Path | None, program: Program, prefix: str) -> tuple[str, bool]:
-    """How to give the projector that lies near an adapter, in words; and whether that is the one of the adapter's own step."""
-    if folder is None:
-        return "", False
-    steps = sorted(folder.glob(_STEP), key=lambda path: (len(path.parent.name), path.parent.name))
-    if steps:
-        held = _holds_projector(steps[-1], program, prefix)
-        if held or held is None:
-            return f"It lies in {steps[-1]}. Put it beside the pairs: {_extract(steps[-1], folder)}", bool(held)
-    for place in _PROJECTORS:
-        path = folder / place.format(step=folder.resolve().name)
-        if path.is_file():
-            return f"It lies in {path}: --source projector={quote(str(path))}.", True
-    if (folder / _AT_THE_END).is_file():
-        parent = folder.resolve().parent
-        return f"That of the training's end lies in {parent}: --source {name}={quote(str(parent))}.", False
-    return "", False
+def _lies(name: str, folder: Path, program: Program, prefix: str) -> str:
+    """Where the projector that was trained with an adapter lies and how to give it, in words; empty where it isn't found."""
 
+    def has_one(file: Path) -> bool:
+        try:
+            names = tensor_names(file) if file.is_file() else []
+        except RemapError:  # a file of something else, or one that can't be read: nothing is known of it
+            return False
+        return any((program.rewrite(prefix + found).target or "").startswith(_PROJECTOR) for found in names)
 
-def _holds_projector(file: Path, program: Program, prefix: str) -> bool | None:
-    """Whether a file of weights has a projector; None where it can't be read."""
-    try:
-        names = tensor_names(file)
-    except RemapError:
-        return None
-    return any((program.rewrite(prefix + name).target or "").startswith(_PROJECTOR) for name in names)
+    folder = folder.resolve()
+    steps = {int(number[1]): path for path in folder.glob(_STEP) if (number := _NUMBER.fullmatch(path.parent.name))}
+    if steps and has_one(last := steps[max(steps)]):
+        return f"It lies in {last}. Put it beside the pairs: {_extract(last, folder)}"
+    for path in (folder / "mm_projector.bin", folder.parent / "mm_projector" / f"{folder.name}.bin"):
+        if has_one(path):
+            return f"It lies in {path}. Give it: --source projector={quote(str(path))}."
+    if has_one(folder.parent / "non_lora_trainables.bin"):
+        return f"That of the training's end lies in {folder.parent}. Give it: --source {name}={quote(str(folder.parent))}."
+    return ""
 
 
 def _extract(states: Path, folder: Path) -> str:
     """A command that writes what was trained beside the pairs as LLaVA's training does at its end."""
-    code = (
-        f"import torch; s = torch.load({str(states)!r}, 'cpu', weights_only=False)['module']; "
-        f"torch.save({{k: v for k, v in s.items() if 'lora_' not in k}}, {str(folder / 'non_lora_trainables.bin')!r})"
+    return (
+        f"cd {quote(str(folder))} && python -c \"import torch; s = torch.load('{states.relative_to(folder)}', 'cpu', "
+        "weights_only=False)['module']; torch.save({k: v for k, v in s.items() if 'lora_' not in k}, 'non_lora_trainables.bin')\""
     )
-    return f"python -c {quote(code)}"
