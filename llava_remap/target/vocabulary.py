@@ -136,8 +136,6 @@ def vocabulary_problems(
         rows_of_base: rows that an embedding of another source had, in whose place the one with `rows` is taken.
     """
     problems = _id_problems(vocabulary, tokens, config)
-    if vocabulary is not None:
-        problems += _unexplained_rows(vocabulary, tokens, rows, rows_of_base)
     said = config.get("vocab_size")
     if said is not None and said != rows and rows:
         cause = f"embed_tokens has {rows} rows, the source's config says vocab_size: {said!r}."
@@ -149,6 +147,8 @@ def vocabulary_problems(
         cause = f"embed_tokens has {rows} rows, the tokenizer in {vocabulary.folder} has {vocabulary.size} tokens."
         fix = "Put the tokenizer files there that the checkpoint was trained with."
         return [*problems, Problem("LR402", cause, fix)]
+    if vocabulary is not None and (unexplained := _unexplained_rows(vocabulary, tokens, rows, rows_of_base)):
+        return [*problems, unexplained]
     beyond = [token for token in tokens if token.id >= rows_after]
     needed = max((token.id + 1 for token in tokens), default=0)
     pad = "" if vocab == "pad" else "--vocab pad, or "  # which is what was asked for, where it doesn't help
@@ -174,7 +174,7 @@ def vocabulary_problems(
 
 def _unexplained_rows(
     vocabulary: Vocabulary, tokens: Sequence[PlacedToken], rows: int, rows_of_base: int | None
-) -> list[Problem]:
+) -> Problem | None:
     """LR402 where a new token would get a row that was trained for a token which the tokenizer files don't know.
 
     Rows behind the tokenizer's tokens are spare where the table was padded, to a multiple of 64 (Qwen: 151936 for 151646 tokens).
@@ -183,7 +183,7 @@ def _unexplained_rows(
     taken = [token for token in tokens if token.added and token.id < rows]
     grown = rows_of_base is not None and vocabulary.size <= rows_of_base < rows
     if not taken or (rows % _PADDED_TO == 0 and not grown):
-        return []
+        return None
     base = f", that of its base {rows_of_base}" if grown else ""
     listed = " and ".join(f"`{token.text}`" for token in taken)
     cause = (
@@ -194,7 +194,7 @@ def _unexplained_rows(
         "Put the tokenizer files there that the checkpoint was trained with, added_tokens.json included. If the rows are spare, "
         f'give each a token in added_tokens.json: {{"<spare_0>": {taken[0].id}, …}}.'
     )
-    return [Problem("LR402", cause, fix)]
+    return Problem("LR402", cause, fix)
 
 
 def _id_problems(vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any]) -> list[Problem]:
