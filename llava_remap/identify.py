@@ -250,11 +250,12 @@ def _unknown_sources(rules: RuleFile, routes: Routes, checkpoints: Mapping[str, 
     known = {r.source for r in every if r.rewrite.target is not None or r.rewrite.reason is not None}
     unknown = [name for name in {r.source: None for r in every} if name not in known and name != rules.first_source]
     used = {r.rewrite.rules[-1] for r in every if r.rewrite.target is not None}
-    unused = [rule.rule for rule in compile_rules(rules).names if rule.label not in used and rule.rule.to is not None]
+    renames = [rule for rule in compile_rules(rules).names if rule.rule.to is not None]
+    unused = [rule for rule in renames if rule.label not in used]
     problems = []
     for name in (*routes.unselected, *unknown):
         checkpoint = checkpoints[name]
-        wanted = rules.text.sources[name].selected or [str(rule.from_) for rule in unused]
+        wanted = rules.text.sources[name].selected or [str(rule.rule.from_) for rule in unused or renames]
         cause = (
             f"source `{name}` ({checkpoint.location}) was read, and {rules.name} knows none of its "
             f"{counted(len(checkpoint.catalog), 'name')}."
