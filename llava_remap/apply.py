@@ -42,7 +42,7 @@ from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.sources import name_sources, open_first, open_given, open_needed, short_name
 from llava_remap.target import CLASSIC, check_layout, text_config
-from llava_remap.trained_with import base_notes, projector_findings
+from llava_remap.trained_with import naming_notes, projector_findings
 from llava_remap.verify import compare, strict_load
 
 Verify = Literal["meta", "full", "none"]
@@ -236,7 +236,7 @@ def plan_mapping(
     problems = identify(file, routes, checkpoints, text_config(configs))
     problems += manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems
-    notes = base_notes(file, checkpoints)
+    notes: list[Problem] = []
     if recognised and routes.not_given:  # whether a further source is needed is known only now
         checkpoints, problems, named = open_needed(file, checkpoints, routes.not_given, text_config(configs), offline)
         notes += named
@@ -244,7 +244,7 @@ def plan_mapping(
         configs = source_configs(file, checkpoints)
         problems += identify(file, routes, checkpoints, text_config(configs))
     halves, told = projector_findings(file, program, checkpoints, routes) if recognised else ([], [])
-    notes += told
+    notes += [*naming_notes(file, checkpoints, given, routes, text_config(configs)), *told]
     if not problems:
         try:
             derived = derive(file, checkpoints, configs, routes, layout, _STORED_AS[dtype], vocab)

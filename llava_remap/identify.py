@@ -158,7 +158,7 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
                 tuple(reasons),
                 by_config,
                 routes.not_given,
-                any(other_than_default(rules.text.sources[name], checkpoint.config) for name in routes.not_given),
+                any(other_than_default(rules.text.sources[name], checkpoint.config) is not None for name in routes.not_given),
                 rules.text.summary or "",
             )
         )

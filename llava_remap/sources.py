@@ -87,13 +87,13 @@ def open_needed(
     return {name: found[name] for name in rules.text.sources if name in found}, problems, notes
 
 
-def other_than_default(source: Source, config: Mapping[str, Any] | None) -> bool:
-    """Whether a config names another part for a source than the rule file's default, by the names that both end in."""
+def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str | None:
+    """What a config names for a source, where that ends in another name than the rule file's default; else None."""
     default = source.default
-    if not isinstance(default, NamedDefault) or default.default is None:
-        return False
-    named = (config or {}).get(default.from_)
-    return isinstance(named, str) and last_part(default.map.get(named, named)) != last_part(default.default)
+    named = (config or {}).get(default.from_) if isinstance(default, NamedDefault) else None
+    if not isinstance(default, NamedDefault) or default.default is None or not isinstance(named, str) or not named:
+        return None
+    return named if last_part(default.map.get(named, named)) != last_part(default.default) else None
 
 
 def _open_default(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -13,7 +13,7 @@ from llava_remap.errors import Problem, RemapError
 from llava_remap.plan import Routes
 from llava_remap.rewrite import Program
 from llava_remap.rulefile import RuleFile
-from llava_remap.sources import last_part
+from llava_remap.sources import last_part, other_than_default
 
 #: What the names of a projector begin with in the classic layout.
 _PROJECTOR = "multi_modal_projector."
@@ -21,22 +21,38 @@ _PROJECTOR = "multi_modal_projector."
 _STEP, _NUMBER = "global_step*/mp_rank_00_model_states.pt", re.compile(r"global_step([0-9]{1,12})")
 
 
-def base_notes(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
-    """LR316 for every part that was trained from another model than the first source, by its own files.
+def naming_notes(
+    rules: RuleFile,
+    checkpoints: Mapping[str, Checkpoint],
+    given: Collection[str],
+    routes: Routes,
+    config: Mapping[str, Any] | None,
+) -> list[Problem]:
+    """LR316 where the sources' own files name another one than a source that was given by hand.
 
-    Two models are one where their hub ids or paths end in the same name.
+    They name the model that an adapter or a projector was trained from, and the tower of a language model. Two are one where
+    their hub ids or paths end in the same name. A tower is held against its name only where that isn't the rule file's default.
+
+    Args:
+        given: the sources that were given.
+        config: the one that describes the language model.
     """
-    first = checkpoints[rules.first_source]
-    given = first.origin or str((first.folder or first.path).resolve())
-    return [
-        Problem(
-            "LR316",
-            f"`{name}` was trained from {quoted(part.base)}, by its own files; `{rules.first_source}` is {first.location}.",
-            f"If that is another model, give the one that is named: --source {rules.first_source}=DIR.",
-        )
+    first, used = rules.first_source, {routed.source for routed in routes.taken}
+    named = [
+        (first, part.base, f"`{name}` was trained from")
         for name, part in checkpoints.items()
-        if rules.text.sources[name].overrides and part.base and last_part(part.base) != last_part(given)
+        if rules.text.sources[name].overrides and part.base
     ]
+    for name in (name for name in checkpoints if name in given and name in used):
+        if (tower := other_than_default(rules.text.sources[name], config)) is not None:
+            named.append((name, tower, "the config names"))
+    notes = []
+    for name, text, who in named:
+        there = checkpoints[name]
+        if last_part(text) != last_part(there.origin or str((there.folder or there.path).resolve())):
+            cause = f"{who} {quoted(text)}, and {there.location} is given as `{name}`."
+            notes.append(Problem("LR316", cause, f"If that is another one, give the one that is named: --source {name}=DIR."))
+    return notes
 
 
 def projector_findings(
@@ -47,18 +63,23 @@ def projector_findings(
     A problem where the adapter's files show that one was trained with it; a note where they don't tell.
     """
     sources = rules.text.sources
-    brought = [r.rewrite.target for r in routes.taken if sources[r.source].overrides]
-    brought += [pair.rewrite.target for pair in routes.pairs]
-    if any((target or "").startswith(_PROJECTOR) for target in brought):
-        return [], []
-    problems, notes = [], []
+    brought = {r.source for r in routes.taken if sources[r.source].overrides and _of_projector(r.rewrite.target)}
+    brought |= {pair.source for pair in routes.pairs if _of_projector(pair.rewrite.target)}
+    problems: list[Problem] = []
+    notes: list[Problem] = []
     for name, adapter in checkpoints.items():
         config = adapter.config or {}
-        if not adapter.pairs or _is_frozen(config):
+        if not adapter.pairs or name in brought or _is_frozen(config):
             continue
         shown = _shown(config)
         lies = _lies(name, adapter.folder, program, sources[name].prefix) if adapter.folder is not None else ""
-        if shown or lies:
+        if brought:
+            if shown or lies:
+                told = (
+                    f"`{name}` was trained with a projector of its own, and that of {', '.join(map(quoted, brought))} is taken."
+                )
+                notes.append(Problem("LR317", told, lies))
+        elif shown or lies:
             why = f"Its config.json says {shown}." if shown else "Its own training has one."
             fix = lies or f"Give the folder of the training's end, with its non_lora_trainables.bin: --source {name}=DIR."
             problems.append(Problem("LR317", f"`{name}` brings no projector, and one was trained with it. {why}", fix))
@@ -68,6 +89,10 @@ def projector_findings(
             )
             notes.append(Problem("LR317", told))
     return problems, notes
+
+
+def _of_projector(target: str | None) -> bool:
+    return target is not None and target.startswith(_PROJECTOR)
 
 
 def _is_frozen(config: Mapping[str, Any]) -> bool:
@@ -95,7 +120,7 @@ def _lies(name: str, folder: Path, program: Program, prefix: str) -> str:
             names = tensor_names(file) if file.is_file() else []
         except RemapError:  # a file of something else, or one that can't be read: nothing is known of it
             return False
-        return any((program.rewrite(prefix + found).target or "").startswith(_PROJECTOR) for found in names)
+        return any(_of_projector(program.rewrite(prefix + found).target) for found in names)
 
     folder = folder.resolve()
     steps = {int(number[1]): path for path in folder.glob(_STEP) if (number := _NUMBER.fullmatch(path.parent.name))}

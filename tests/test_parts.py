@@ -240,8 +240,17 @@ def test_a_base_that_nothing_names_is_asked_for(run: Run, hub: Hub) -> None:
 def test_another_base_by_hand_is_told(name: str, make: Callable[[str], Path], run: Run) -> None:
     path, tower = make("lmsys/vicuna-7b-v1.5"), f"vision_tower={CLIP}"
     found = notes(run, "llava-v1.5", f"model={LLAVA}", f"{name}={path}", tower)
-    assert f"`{name}` was trained from `lmsys/vicuna-7b-v1.5`" in found["LR316"]
+    assert f"`{name}` was trained from `lmsys/vicuna-7b-v1.5`, and" in found["LR316"]
     assert "LR316" not in notes(run, "llava-v1.5", f"model={vicuna()}", f"{name}={path}", tower)
+
+
+def test_another_tower_by_hand_is_told(run: Run) -> None:
+    """Where the config names one that isn't the family's, which sizes would tell from others."""
+    found = notes(run, "llava-v1.5", named("me/tuned-clip"), f"vision_tower={CLIP}")
+    assert "the config names `me/tuned-clip`, and" in found["LR316"]
+    shutil.copytree(CLIP, "tuned-clip")
+    shutil.rmtree("in")
+    assert "LR316" not in notes(run, "llava-v1.5", named("me/tuned-clip"), "vision_tower=tuned-clip")
 
 
 # --- the projector that was trained with an adapter
@@ -338,6 +347,16 @@ def test_a_projector_that_tuning_saved_beside_its_step(run: Run) -> None:
     [given] = re.findall(r"Give it: --source (projector=\S+)\.", told(ran))
     assert ran.code == 1
     assert applied(run, "llava-v1.5", f"model={LLAVA}", f"adapter={path}", given, f"vision_tower={CLIP}").code == 0
+
+
+def test_the_projector_of_another_source_is_told(run: Run) -> None:
+    """One of the pretraining isn't the one that was trained with the pairs, and may be all that there is."""
+    path = step({**read_config(LORA), "mm_projector_lr": 2e-5})
+    ran = applied(run, "llava-v1.5", f"model={LLAVA}", f"adapter={path}", f"projector={PRETRAINED}", f"vision_tower={CLIP}")
+    assert (ran.code, "`adapter` was trained with a projector of its own, and that of `projector` is taken" in told(ran)) == (
+        0,
+        True,
+    )
 
 
 # --- delta weights
@@ -446,7 +465,11 @@ def under_llavas_names() -> Tensors:
     return {f"model.vision_tower.vision_tower.{name}": tensor for name, tensor in clip().items()}
 
 
-@pytest.mark.parametrize("make", [saved_by_transformers, under_llavas_names])
+def of_a_converted_llava() -> Tensors:
+    return {f"vision_tower.{name}": tensor for name, tensor in clip().items()}
+
+
+@pytest.mark.parametrize("make", [saved_by_transformers, under_llavas_names, of_a_converted_llava])
 def test_a_tower_under_other_names(make: Callable[[], Tensors], run: Run) -> None:
     tower = folder("tower", make(), read_config(CLIP)["vision_config"])
     shutil.copy(CLIP / "preprocessor_config.json", tower)
@@ -456,11 +479,16 @@ def test_a_tower_under_other_names(make: Callable[[], Tensors], run: Run) -> Non
     assert run("verify", "out", "--against", RELEASED / "bin", "--against", f"vision_tower={tower}").code == 0
 
 
-@pytest.mark.parametrize("before", ["model.", "", "mm_projector.", "model.mm_projector."])
+def respelt(name: str, before: str) -> str:
+    own = name.removeprefix("model.mm_projector.")
+    return before + (f"linear_{int(own[0]) // 2 + 1}{own[1:]}" if "multi_modal" in before else own)
+
+
+@pytest.mark.parametrize("before", ["model.", "", "mm_projector.", "model.mm_projector.", "multi_modal_projector."])
 def test_a_projector_under_other_names(before: str, run: Run) -> None:
-    """As xtuner saves it, as its module's own state dict, and under LLaVA's names without and with what is in front."""
+    """As xtuner saves it, as its module's own state dict, under LLaVA's names and under those of transformers."""
     own = torch.load(PRETRAINED / "mm_projector.bin", weights_only=True)
-    spelt = {before + name.removeprefix("model.mm_projector."): tensor for name, tensor in own.items()}
+    spelt = {respelt(name, before): tensor for name, tensor in own.items()}
     path = folder("projector", spelt, {"architectures": ["ProjectorModel"], "model_type": "projector", "hidden_act": "gelu"})
     ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}")
     assert ran.code == 0, told(ran)
