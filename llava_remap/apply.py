@@ -233,7 +233,7 @@ def plan_mapping(
     configs = source_configs(file, checkpoints)
     program = compile_rules(file, main_names(file, checkpoints), text_config(configs))
     routes = route(file, program, checkpoints)
-    problems = identify(file, routes, checkpoints, text_config(configs))
+    problems = identify(file, routes, checkpoints, text_config(configs), given)
     problems += manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems
     notes: list[Problem] = []
@@ -242,7 +242,7 @@ def plan_mapping(
         notes += named
         routes = route(file, program, checkpoints)
         configs = source_configs(file, checkpoints)
-        problems += identify(file, routes, checkpoints, text_config(configs))
+        problems += identify(file, routes, checkpoints, text_config(configs), given)
     halves, told = projector_findings(file, program, checkpoints, routes) if recognised else ([], [])
     notes += [*naming_notes(file, checkpoints, given, routes, text_config(configs)), *told]
     if not problems:

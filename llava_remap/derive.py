@@ -135,7 +135,7 @@ def derive(
     adds_rows = any(takes(post_load.use, "vocab") for post_load in rules.text.post_load)
     base = _rows_of_base(rules, routes)
     problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base)
-    problems += _config_problems(rules, checkpoints)
+    problems += _config_problems(rules, checkpoints) + _activation_problems(rules, checkpoints, config)
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
     if vocabulary is not None:
@@ -193,6 +193,21 @@ def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> 
         if "hidden_size" in base and "hidden_size" in own and (found := text_differences(own, base)):
             cause = f"the configs of `{name}` and `{rules.first_source}` disagree on the language model: {'; '.join(found)}."
             problems.append(Problem("LR112", cause, "Find out how the layers were trained, and mend the other config.json."))
+    return problems
+
+
+def _activation_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: TargetConfig) -> list[Problem]:
+    """LR112 where a projector's own config, which has no language model's sizes, names another activation than the target's."""
+    wanted = config.config.get("projector_hidden_act")
+    problems = []
+    for name in _overriding(rules, checkpoints):
+        own = checkpoints[name].config or {}
+        said = own.get("hidden_act")
+        if "hidden_size" not in own and None not in (said, wanted) and said != wanted:
+            cause = f"the config of `{name}` says hidden_act: {said!r}, and {rules.name} writes a projector with {wanted!r}."
+            line = f"target: {{config: {{projector_hidden_act: {{const: {said}}}}}}}"
+            fix = f"Write a rule file with `extends: [{rules.name}.yaml]` and `{line}`."
+            problems.append(Problem("LR112", cause, fix))
     return problems
 
 

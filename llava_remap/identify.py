@@ -66,7 +66,11 @@ class Fit:
 
 
 def identify(
-    rules: RuleFile, routes: Routes, checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None
+    rules: RuleFile,
+    routes: Routes,
+    checkpoints: Mapping[str, Checkpoint],
+    config: Mapping[str, Any] | None,
+    given: Collection[str],
 ) -> list[Problem]:
     """The reasons not to believe that this rule file is for these checkpoints; empty where there are none.
 
@@ -77,6 +81,7 @@ def identify(
         checkpoints: the sources. Stubs can be in any; what it is for is asked of all, as projector, tower and language model may
             each be in another; whether it is converted already, and wrapped, of the first alone.
         config: what describes the language model: the first source's own config, or that of a source given in its place.
+        given: the sources that were given, not taken as a default.
     """
     taken = routes.taken
     for name, other in checkpoints.items():
@@ -99,7 +104,8 @@ def identify(
         these = [checkpoints[name].location for name in dict.fromkeys(r.source for r in main)]
         are = "isn't a checkpoint" if len(these) == 1 else "are no checkpoint"
         cause = f"{' with '.join(these)} {are} for {rules.name}: {'; '.join(reasons)}."
-        others = [name for name in dict.fromkeys((said_by, *(r.source for r in main))) if name != rules.first_source]
+        named = dict.fromkeys((said_by, *(r.source for r in main)))
+        others = [name for name in named if name != rules.first_source and name in given]
         found = fits(checkpoint)
         sources = _elsewhere(rules, taken, checkpoints, found) or _without(rules, others, found)
         wrong = Problem("LR311", cause, sources or _better(found))

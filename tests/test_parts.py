@@ -200,6 +200,8 @@ def part(
 
 def vicuna(name: str = "vicuna-7b-v1.5") -> Path:
     """A plain language model."""
+    if Path(name).exists():
+        return Path(name)
     text = {key: tensor for key, tensor in load_file(LLAVA / "model.safetensors").items() if "mm_projector" not in key}
     config = {key: value for key, value in read_config(LLAVA).items() if "mm_" not in key and key != "image_aspect_ratio"}
     return folder(name, text, {**config, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}, LLAVA)
@@ -434,6 +436,13 @@ def test_the_tower_of_another_family_is_refused(rules: str, run: Run) -> None:
     assert "leave out `vision_tower`" in told(ran)
 
 
+def test_a_default_tower_of_another_family_leads_to_the_right_file(run: Run, hub: Hub) -> None:
+    """Nobody gave it, so nobody is told to leave it out."""
+    hub({STOCK: CLIP})
+    ran = applied(run, "llava-interleave", towerless(NEXT))
+    assert (ran.code, "This rule file fits: llava-next" in told(ran), "leave out" in told(ran)) == (1, True, False)
+
+
 def test_of_two_files_that_fit_the_one_with_the_named_tower_comes_first(run: Run) -> None:
     ran = run("inspect", towerless(NEXT))
     assert re.findall(r"^  (\S+): fits", ran.out, re.MULTILINE)[0] == "llava-next"
@@ -484,9 +493,9 @@ def respelt(name: str, before: str) -> str:
     return before + (f"linear_{int(own[0]) // 2 + 1}{own[1:]}" if "multi_modal" in before else own)
 
 
-@pytest.mark.parametrize("before", ["model.", "", "mm_projector.", "model.mm_projector.", "multi_modal_projector."])
+@pytest.mark.parametrize("before", ["model.", "layers.", "", "mm_projector.", "model.mm_projector.", "multi_modal_projector."])
 def test_a_projector_under_other_names(before: str, run: Run) -> None:
-    """As xtuner saves it, as its module's own state dict, under LLaVA's names and under those of transformers."""
+    """As xtuner and VILA save it, as its module's own state dict, under LLaVA's names and under those of transformers."""
     own = torch.load(PRETRAINED / "mm_projector.bin", weights_only=True)
     spelt = {respelt(name, before): tensor for name, tensor in own.items()}
     path = folder("projector", spelt, {"architectures": ["ProjectorModel"], "model_type": "projector", "hidden_act": "gelu"})
@@ -495,6 +504,18 @@ def test_a_projector_under_other_names(before: str, run: Run) -> None:
     found = written()
     assert torch.equal(found["multi_modal_projector.linear_1.weight"], own["model.mm_projector.0.weight"])
     assert torch.equal(found["multi_modal_projector.linear_2.bias"], own["model.mm_projector.2.bias"])
+
+
+def test_a_projector_with_another_activation_is_refused(run: Run) -> None:
+    own = torch.load(PRETRAINED / "mm_projector.bin", weights_only=True)
+    path = folder("projector", {respelt(name, "model."): tensor for name, tensor in own.items()}, {"hidden_act": "silu"})
+    ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}")
+    assert (ran.code, "says hidden_act: 'silu', and llava-v1.5 writes a projector with 'gelu'" in told(ran)) == (3, True)
+    line = "target: {config: {projector_hidden_act: {const: silu}}}"
+    assert line in told(ran)
+    Path("mine.yaml").write_text(f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: silu\nextends: [llava-v1.5.yaml]\n{line}\n")
+    assert applied(run, "mine.yaml", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}").code == 0
+    assert read_config(Path("out"))["projector_hidden_act"] == "silu"
 
 
 @pytest.mark.parametrize(
