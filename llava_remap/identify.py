@@ -261,6 +261,8 @@ def _unknown_sources(rules: RuleFile, routes: Routes, checkpoints: Mapping[str, 
     problems = []
     for name in (*routes.unselected, *unknown):
         checkpoint = checkpoints[name]
+        if not checkpoint.catalog:  # a config alone
+            continue
         wanted = rules.text.sources[name].selected or [str(rule.rule.from_) for rule in unused or renames]
         cause = (
             f"source `{name}` ({checkpoint.location}) was read, and {rules.name} knows none of its "
