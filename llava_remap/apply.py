@@ -40,8 +40,9 @@ from llava_remap.record import RECORD, read_texts, record_json
 from llava_remap.resources import Used, job_disk_nbytes, memory_problems, predict
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
-from llava_remap.sources import given_sources, open_given, open_needed, short_name
+from llava_remap.sources import name_sources, open_first, open_given, open_needed, short_name
 from llava_remap.target import CLASSIC, check_layout, text_config, unknown_target
+from llava_remap.trained_with import naming_notes, projector_findings
 from llava_remap.verify import compare, strict_load
 
 Verify = Literal["meta", "full", "none"]
@@ -228,19 +229,23 @@ def plan_mapping(
     file = load_rule_file(rules)
     if unknown := unknown_target(file):
         raise RemapError(unknown)
-    first = file.first_source
-    given = given_sources(file, [sources] if isinstance(sources, str) else sources)
-    checkpoints = open_given(file, given, offline)
+    given = name_sources(list(file.text.sources), [sources] if isinstance(sources, str) else sources)
+    checkpoints = open_first(file, open_given(file, given, offline), offline)
     configs = source_configs(file, checkpoints)
     program = compile_rules(file, main_names(file, checkpoints), text_config(configs))
     routes = route(file, program, checkpoints)
-    problems = identify(file, routes.taken, checkpoints, text_config(configs))
+    problems = identify(file, routes, checkpoints, text_config(configs), given)
     problems += manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems
+    notes: list[Problem] = []
     if recognised and routes.not_given:  # whether a further source is needed is known only now
-        checkpoints, problems = open_needed(file, checkpoints, routes.not_given, text_config(configs), offline)
+        checkpoints, problems, named = open_needed(file, checkpoints, routes.not_given, text_config(configs), offline)
+        notes += named
         routes = route(file, program, checkpoints)
         configs = source_configs(file, checkpoints)
+        problems += identify(file, routes, checkpoints, text_config(configs), given)
+    halves, told = projector_findings(file, program, checkpoints, routes) if recognised else ([], [])
+    notes += [*naming_notes(file, checkpoints, given, routes, text_config(configs)), *told]
     if not problems:
         try:
             derived = derive(file, checkpoints, configs, routes, layout, _STORED_AS[dtype], vocab)
@@ -251,10 +256,10 @@ def plan_mapping(
             cause = f"a value in the sources' config.json is of a kind that can't be: {type(error).__name__}: {error}."
             problems.append(Problem("LR112", cause, "Hold the config.json against the original one."))
     small_files: Mapping[str, bytes] = {}
-    notes: list[Problem] = []
     if derived is not None and not derived.problems:
         try:
-            small_files, notes = _small_files(file, checkpoints, configs, derived)
+            small_files, told = _small_files(file, checkpoints, configs, derived)
+            notes += told
         except RemapError as error:
             problems += error.problems
     plan = build_plan(
@@ -264,15 +269,16 @@ def plan_mapping(
         routes,
         derived.target if derived else None,
         derived.post_load if derived else (),
-        (*problems, *(derived.problems if derived else ())),
-        (*derived.notes, *notes) if derived else (),
+        (*problems, *halves, *(derived.problems if derived else ())),
+        (*(derived.notes if derived else ()), *notes),
         chat_template=derived.config.chat_template if derived else None,
         dtype=_STORED_AS[dtype],
         max_shard_nbytes=max_shard_nbytes,
         recognised=recognised,
+        norms_about_one=derived is not None and derived.norms_about_one,
     )
     plan = in_layout(plan, layout, derived.target.names if derived else {})
-    return Job(file, checkpoints, Path(short_name(given[first]) + "-hf"), plan, derived, small_files)
+    return Job(file, checkpoints, Path(short_name(checkpoints[file.first_source].location) + "-hf"), plan, derived, small_files)
 
 
 def check_values(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None) -> Job:

@@ -52,7 +52,7 @@ CODES: dict[str, Code] = {
     "LR105": Code("pickle wants to build something", Exit.INPUT,
         "A pickle asks for more than descriptions of tensors. It isn't run; save the plain state dict again."),
     "LR106": Code("not a model checkpoint", Exit.INPUT,
-        "Optimizer state, a trainer's file, a quantised model, or JSON that is neither manifest nor index."),
+        "Optimizer state, a trainer's file, a quantised model, delta weights, or JSON that is neither manifest nor index."),
     "LR107": Code("adapter only", Exit.INPUT,
         "Only the pairs of a LoRA adapter are there; they change a base model that is needed too: "
         "`--source model=BASE --source adapter=DIR`."),
@@ -154,6 +154,12 @@ CODES: dict[str, Code] = {
         "what differs. There is no rule file for it, or another one is."),
     "LR315": Code("what users of the folder have to know", Exit.PROBLEMS,
         "Note, from the rule file: where the folder does something else than the research code, or less."),
+    "LR316": Code("another part than is named", Exit.PROBLEMS,
+        "Note. A config names a tower, or an adapter or a projector the model that it was trained from, and another one is "
+        "taken: one that was given, or a default of the same name."),
+    "LR317": Code("trained projector left behind", Exit.PROBLEMS,
+        "An adapter is given without the projector that was trained with it, and its base's own one would be taken. A note where "
+        "the adapter's files don't show whether one was trained."),
     "LR318": Code("keys of the config that nothing reads", Exit.PROBLEMS,
         "Note. The source's config.json says something that the research code may compute with; the rule file knows of it and "
         "doesn't use it, and the new folder doesn't say it."),

@@ -38,7 +38,11 @@ from llava_remap.target import (
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """What the target is, worked out from rule file and sources."""
+    """What the target is, worked out from rule file and sources.
+
+    Attributes:
+        norms_about_one: whether the norms of the language model have weights of about 1, where that is known.
+    """
 
     target: Target
     config: TargetConfig
@@ -48,7 +52,7 @@ class Derived:
     post_load: tuple[PostLoadChange, ...]
     problems: tuple[Problem, ...]
     notes: tuple[Problem, ...]
-
+    norms_about_one: bool = False
 
 def source_configs(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Mapping[str, Any]]:
     """The configs of the sources whose config counts, in the rule file's order.
@@ -130,10 +134,11 @@ def derive(
     target, config = _changed(target, config, changes)
     rows_after = target.shapes.get(target.embedding, (0,))[0]
     adds_rows = any(takes(post_load.use, "vocab") for post_load in rules.text.post_load)
-    problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows)
+    base = _rows_of_base(rules, routes, target.embedding)
+    problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base)
     unread, told = unread_keys(rules, said, text.unknown)
     problems += unread + _text_problems(rules, text)
-    problems += _unexplained_rows(rules, routes, rows, vocabulary, target.embedding) + _config_problems(rules, checkpoints, text)
+    problems += _config_problems(rules, checkpoints, text) + _activation_problems(rules, checkpoints, config)
     notes += told + _text_notes(text)
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
@@ -150,7 +155,7 @@ def derive(
             )
         )
     notes += _notices(rules, said)
-    return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
+    return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes), text.norms_about_one)
 
 
 def _text_problems(rules: RuleFile, text: TextModel) -> list[Problem]:
@@ -197,20 +202,12 @@ def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str, dtype
     return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes)
 
 
-def _unexplained_rows(rules: RuleFile, routes: Routes, rows: int, vocabulary: Vocabulary | None, embedding: str) -> list[Problem]:
-    """LR402 where a source that overrides has rows for tokens that the tokenizer doesn't know: they would become `<image>`."""
+def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None:
+    """Rows of the embedding in whose place that of a source that overrides is taken; None where none is."""
     origin = routes.origin(embedding)
-    if origin is None or vocabulary is None or not rules.text.sources[origin.source].overrides:
-        return []
-    before = next((r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == embedding), rows)
-    if rows <= before or vocabulary.size > before:
-        return []
-    cause = (
-        f"embed_tokens of `{origin.source}` has {rows} rows, that of its base {before}, and the tokenizer in "
-        f"{vocabulary.folder} has no tokens for the new ones."
-    )
-    fix = f"Put the tokenizer files that it was trained with into the folder of `{origin.source}`."
-    return [Problem("LR402", cause, fix)]
+    if origin is None or not rules.text.sources[origin.source].overrides:
+        return None
+    return next((r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == embedding), None)
 
 
 def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], text: TextModel) -> list[Problem]:
@@ -222,6 +219,21 @@ def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], tex
         if "hidden_size" in base and "hidden_size" in own and (found := text_differences(own, base, text.config)):
             cause = f"the configs of `{name}` and `{rules.first_source}` disagree on the language model: {'; '.join(found)}."
             problems.append(Problem("LR112", cause, "Find out how the layers were trained, and mend the other config.json."))
+    return problems
+
+
+def _activation_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: TargetConfig) -> list[Problem]:
+    """LR112 where a projector's own config, which has no language model's sizes, names another activation than the target's."""
+    wanted = config.config.get("projector_hidden_act")
+    problems = []
+    for name in _overriding(rules, checkpoints):
+        own = checkpoints[name].config or {}
+        said = own.get("hidden_act")
+        if "hidden_size" not in own and None not in (said, wanted) and said != wanted:
+            cause = f"the config of `{name}` says hidden_act: {said!r}, and {rules.name} writes a projector with {wanted!r}."
+            line = f"target: {{config: {{projector_hidden_act: {{const: {said}}}}}}}"
+            fix = f"Write a rule file with `extends: [{rules.name}.yaml]` and `{line}`."
+            problems.append(Problem("LR112", cause, fix))
     return problems
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
-from llava_remap.plan import Routed, route
+from llava_remap.fold import counted
+from llava_remap.plan import Routed, Routes, route
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.rulefile import (
     Condition,
@@ -24,10 +25,13 @@ from llava_remap.rulefile import (
     shipped_layouts,
     shipped_rule_files,
 )
+from llava_remap.sources import other_than_default
 from llava_remap.target import CLASSIC, layout_program
 
 #: The shipped rule file from any layout of transformers to the classic one.
 HF_LAYOUTS = "hf-layouts"
+#: Templates that a message shows.
+_SHOWN = 6
 #: The rules that know what frameworks put around modules.
 _WRAPPERS = "parts/wrappers.yaml"
 
@@ -43,6 +47,7 @@ class Fit:
         source: what it calls the checkpoint: its first source.
         summary: what it is for.
         also: sources that it needs besides.
+        other_default: whether the config names another one for some of these than the rule file's default.
     """
 
     rules: str
@@ -52,6 +57,7 @@ class Fit:
     contradictions: tuple[str, ...]
     by_config: bool
     also: tuple[str, ...]
+    other_default: bool
     summary: str
 
     @property
@@ -60,7 +66,11 @@ class Fit:
 
 
 def identify(
-    rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None
+    rules: RuleFile,
+    routes: Routes,
+    checkpoints: Mapping[str, Checkpoint],
+    config: Mapping[str, Any] | None,
+    given: Collection[str],
 ) -> list[Problem]:
     """The reasons not to believe that this rule file is for these checkpoints; empty where there are none.
 
@@ -68,10 +78,12 @@ def identify(
     target would compute otherwise.
 
     Args:
-        checkpoints: the sources. Stubs can be in any; what it is for is asked of the first and those that override it, as a
-            projector may be in the one and the language model in the other; the rest of the first alone.
+        checkpoints: the sources. Stubs can be in any; what it is for is asked of all, as projector, tower and language model may
+            each be in another; whether it is converted already, and wrapped, of the first alone.
         config: what describes the language model: the first source's own config, or that of a source given in its place.
+        given: the sources that were given, not taken as a default.
     """
+    taken = routes.taken
     for name, other in checkpoints.items():
         if stubs := _stubs([r for r in taken if r.source == name], other):
             return [stubs]
@@ -80,17 +92,22 @@ def identify(
     for check in (_already_converted, _wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
-    main = [r for r in taken if r.source == rules.first_source or rules.text.sources[r.source].overrides]
+    if unknown := _unknown_sources(rules, routes, checkpoints):
+        return unknown
     said_by = next((name for name, c in checkpoints.items() if c.config is config and c.config is not None), rules.first_source)
     whose = "its config" if said_by == rules.first_source else f"the config of `{said_by}`"
-    names = [r.rewrite.prepared for r in main]
+    main = [r for r in taken if r.source == rules.first_source or rules.text.sources[r.source].overrides]
+    if not contradictions(rules.text.detect, [r.rewrite.prepared for r in main], config):
+        main = list(taken)  # what contradicts it, if anything does, is in another source, such as a tower
+    names = [r.rewrite.prepared for r in taken]
     if reasons := contradictions(rules.text.detect, names, config, whose=whose):
         these = [checkpoints[name].location for name in dict.fromkeys(r.source for r in main)]
         are = "isn't a checkpoint" if len(these) == 1 else "are no checkpoint"
         cause = f"{' with '.join(these)} {are} for {rules.name}: {'; '.join(reasons)}."
-        others = [name for name in dict.fromkeys((said_by, *(r.source for r in main))) if name != rules.first_source]
+        named = dict.fromkeys((said_by, *(r.source for r in main)))
+        others = [name for name in named if name != rules.first_source and name in given]
         found = fits(checkpoint)
-        sources = _elsewhere(rules, main, checkpoints, found) or _without(rules, others, found)
+        sources = _elsewhere(rules, taken, checkpoints, found) or _without(rules, others, found)
         wrong = Problem("LR311", cause, sources or _better(found))
         if not sources and found[0].fits:
             return [wrong]
@@ -122,7 +139,10 @@ def _allowing(rules: RuleFile, name: str, requirement: Requirement, config: Mapp
 
 
 def fits(checkpoint: Checkpoint) -> list[Fit]:
-    """Every shipped rule file held against a checkpoint; those that fit first, then by share of mapped names."""
+    """Every shipped rule file held against a checkpoint; those that fit first, then by share of mapped names.
+
+    Of two that fit by names that one comes first whose default tower is the one that the config names.
+    """
     found = []
     for path in shipped_rule_files().values():
         rules = load_rule_file(path)
@@ -144,10 +164,15 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
                 tuple(reasons),
                 by_config,
                 routes.not_given,
+                any(other_than_default(rules.text.sources[name], checkpoint.config) is not None for name in routes.not_given),
                 rules.text.summary or "",
             )
         )
-    return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))
+
+    def order(fit: Fit) -> tuple[object, ...]:
+        return (not fit.fits, fit.fits and fit.other_default, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules)
+
+    return sorted(found, key=order)
 
 
 def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
@@ -225,15 +250,49 @@ def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Chec
     )
 
 
-def _elsewhere(rules: RuleFile, main: Sequence[Routed], checkpoints: Mapping[str, Checkpoint], found: Sequence[Fit]) -> str:
-    """Where a bare language model is given, which source may have the rest; empty otherwise."""
-    parts = [name for name, source in rules.text.sources.items() if source.overrides and name not in checkpoints]
-    missing = Condition(present=rules.text.detect.present)
-    if not parts or not contradictions(missing, [r.rewrite.prepared for r in main], None):
+def _unknown_sources(rules: RuleFile, routes: Routes, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
+    """LR305 for each further source of which no name is known, with the names that are asked for in their place."""
+    every = [*routes.taken, *routes.beside, *(routed for routed, _ in routes.replaced)]
+    known = {r.source for r in every if r.rewrite.target is not None or r.rewrite.reason is not None}
+    unknown = [name for name in {r.source: None for r in every} if name not in known and name != rules.first_source]
+    used = {r.rewrite.rules[-1] for r in every if r.rewrite.target is not None}
+    renames = [rule for rule in compile_rules(rules).names if rule.rule.to is not None]
+    unused = [rule for rule in renames if rule.label not in used]
+    problems = []
+    for name in (*routes.unselected, *unknown):
+        checkpoint = checkpoints[name]
+        if not checkpoint.catalog:  # a config alone
+            continue
+        wanted = rules.text.sources[name].selected or [str(rule.rule.from_) for rule in unused or renames]
+        cause = (
+            f"source `{name}` ({checkpoint.location}) was read, and {rules.name} knows none of its "
+            f"{counted(len(checkpoint.catalog), 'name')}."
+        )
+        fix = (
+            f"Give a checkpoint with names like {' or '.join(f'`{text}`' for text in wanted[:_SHOWN])}, or write a rule file "
+            f"that maps these, with `extends: [{rules.name}.yaml]`."
+        )
+        problems.append(Problem("LR305", cause, fix, tuple(checkpoint.catalog)))
+    return problems
+
+
+def _elsewhere(rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[str, Checkpoint], found: Sequence[Fit]) -> str:
+    """Where names are missing that a source apart may bring, which it is; empty otherwise.
+
+    Such sources stand in the order of a training. Behind one that is given, none brings what an earlier one should have.
+    """
+    names = [r.rewrite.prepared for r in taken]
+    missing = [text for text in rules.text.detect.present if contradictions(Condition(present=(text,)), names, None)]
+    if not missing or any(fit.fits for fit in found):
         return ""
-    if any(fit.fits for fit in found):
+    parts = [name for name, source in rules.text.sources.items() if source.overrides]
+    given = [number for number, name in enumerate(parts) if name in checkpoints]
+    if left := parts[: given[0]] if given else parts:
+        return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in left)}."
+    if not given:
         return ""
-    return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in parts)}."
+    wanted = " and ".join(f"`{text}`" for text in missing)
+    return f"Give a checkpoint that has {wanted}, a later one of the same training: no other source brings it."
 
 
 def _without(rules: RuleFile, others: Sequence[str], found: Sequence[Fit]) -> str:

@@ -2,50 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, open_checkpoint
+from llava_remap.checkpoint import Checkpoint, open_checkpoint, quoted
 from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.hub import download, parse_repository
-from llava_remap.rulefile import NamedDefault, RuleFile
+from llava_remap.hub import download, parse_repository, repository_of_cache
+from llava_remap.rulefile import NamedDefault, RuleFile, Source
 
-
-def given_sources(rules: RuleFile, given: Sequence[str | Path]) -> dict[str, str]:
-    """The SRC of each source of a rule file that `--source` arguments give, and the first source's default where they don't.
-
-    Raises:
-        RemapError: as `name_sources`; LR211 where the first source is not given and has no default.
-    """
-    first = rules.first_source
-    sources = name_sources(list(rules.text.sources), given)
-    if first not in sources:
-        default = rules.text.sources[first].default
-        if not isinstance(default, str):
-            cause = f"no checkpoint is given for source `{first}`, and {rules.name} has no default."
-            raise refuse("LR211", cause, "Give it: --source DIR.")
-        sources[first] = default
-    return sources
+#: A part of the name of what was released in 2023 as differences to LLaMA.
+_DELTA = re.compile(r"(?:^|[-_.])delta(?:[-_.]|$)", re.IGNORECASE)
 
 
 def open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict[str, Checkpoint]:
     """The checkpoints of the sources that are given, in the rule file's order."""
+    first = rules.first_source
     return {
-        name: open_source(
-            name,
-            given[name],
-            source.use,
-            first=name == rules.first_source,
-            part=source.overrides,
-            offline=offline,
-            default=given[name] == source.default,
-        )
+        name: open_source(name, given[name], source.use, first=name == first, part=source.overrides, offline=offline)
         for name, source in rules.text.sources.items()
         if name in given
     }
+
+
+def open_first(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], offline: bool) -> dict[str, Checkpoint]:
+    """The checkpoints with the first source, where that isn't given.
+
+    It is the model that an adapter or a projector among them was trained from, as their own files name it; only where there is
+    neither, it is the rule file's default.
+
+    Raises:
+        RemapError: LR211 where nothing says which it is; whatever keeps it from being opened.
+    """
+    first = rules.first_source
+    if first in checkpoints:
+        return dict(checkpoints)
+    source = rules.text.sources[first]
+    give = f"Give it: --source {first}=DIR."
+    parts = [name for name in reversed(list(checkpoints)) if rules.text.sources[name].overrides]
+    if not parts:
+        if not isinstance(source.default, str):
+            raise refuse("LR211", f"no checkpoint is given for source `{first}`, and {rules.name} has no default.", give)
+        return {first: _open_named(first, source.default, source, offline, "the rule file's default", first=True), **checkpoints}
+    part = next((name for name in parts if checkpoints[name].base), None)
+    if part is None:
+        cause = f"`{parts[0]}` is given without the model that it was trained from, and its own files don't name it."
+        raise refuse("LR211", cause, give)
+    base = checkpoints[part].base
+    with _wanted(f"source `{first}` is not given. `{part}` was trained from {quoted(base)}, by its own files", give):
+        return {
+            first: _open_named(first, _repository_or_path(base), source, offline, f"named by `{part}`", first=True),
+            **checkpoints,
+        }
 
 
 def open_needed(
@@ -54,36 +66,102 @@ def open_needed(
     needed: Sequence[str],
     config: Mapping[str, Any] | None,
     offline: bool,
-) -> tuple[dict[str, Checkpoint], list[Problem]]:
-    """The checkpoints, with the defaults of those that are needed and not given.
+) -> tuple[dict[str, Checkpoint], list[Problem], list[Problem]]:
+    """The checkpoints, with the defaults of those that are needed and not given; problems and notes.
 
-    The problems say why one can't be had: LR302 where it has no default, else whatever keeps that from being opened.
+    The problems say why one can't be had: LR302 where it has no default, else whatever keeps that from being opened. A note,
+    LR316, says where another one was taken than the config names, of the same name.
 
     Args:
         config: the one that describes the language model; it may name a default.
     """
-    found, problems = dict(checkpoints), []
+    found = dict(checkpoints)
+    problems: list[Problem] = []
+    notes: list[Problem] = []
     for name in needed:
-        source, why = rules.text.sources[name], _not_given(rules, name)
-        default, named = source.default, ""
-        if isinstance(default, NamedDefault):
-            key, default = default.from_, (config or {}).get(default.from_)
-            named = (
-                f" The config names it, {key}: {default!r}" if default is not None else f" The config has no {key} to name it."
-            )
-            if default is not None and (not isinstance(default, str) or parse_repository(default) is None):
-                default, named = None, f"{named}, and that is no repository of the hub."
-        if default is None:
-            problems.append(Problem("LR302", f"{why}.{named}", f"Give it: --source {name}=DIR."))
-            continue
         try:
-            found[name] = open_source(
-                name, default, source.use, first=False, part=source.overrides, offline=offline, default=True
-            )
+            found[name], note = _open_default(rules, name, config, offline)
+            notes += note
         except RemapError as error:
-            wanted = f"{why}.{named}" if named else f"{why}, so its default is wanted"
-            problems += [replace(problem, cause=f"{wanted}: {problem.cause}") for problem in error.problems]
-    return {name: found[name] for name in rules.text.sources if name in found}, problems
+            problems += error.problems
+    return {name: found[name] for name in rules.text.sources if name in found}, problems, notes
+
+
+def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str | None:
+    """What a config names for a source, where that ends in another name than the rule file's default; else None."""
+    default = source.default
+    named = (config or {}).get(default.from_) if isinstance(default, NamedDefault) else None
+    if not isinstance(default, NamedDefault) or default.default is None or not isinstance(named, str) or not named:
+        return None
+    return named if last_part(default.map.get(named, named)) != last_part(default.default) else None
+
+
+def _open_default(
+    rules: RuleFile, name: str, config: Mapping[str, Any] | None, offline: bool
+) -> tuple[Checkpoint, list[Problem]]:
+    """What the config names for a source, else the rule file's own default; and a note where the latter stands for the former."""
+    source, why, give = rules.text.sources[name], _not_given(rules, name), f"Give it: --source {name}=DIR."
+    says = source.default if isinstance(source.default, NamedDefault) else _named_tower(rules, source)
+    default = source.default if isinstance(source.default, str) else says.default if says else None
+    value = (config or {}).get(says.from_) if says else None
+    value = value[0] if isinstance(value, list) and value else value
+    if says is None or value in (None, ""):
+        if default is None:
+            raise refuse("LR302", f"{why}.{f' The config has no {says.from_} to name it.' if says else ''}", give)
+        with _wanted(f"{why}, so its default is wanted", give):
+            return _open_named(name, default, source, offline, "the rule file's default"), []
+    why = f"{why}. The config names it, {says.from_}: {quoted(str(value))}"
+    if not isinstance(value, str):
+        raise refuse("LR302", f"{why}, and that is neither a repository of the hub nor a path.", give)
+    called = says.map.get(value, value)
+    named = _repository_or_path(called)
+    alike = default is not None and last_part(named) == last_part(default) and not _exists(Path(named))
+    own = f" Only if it was {default}, the rule file's default: --source {name}={default}." if default and not alike else ""
+    with _wanted(why, give + own):
+        try:
+            checkpoint = _open_named(name, named, source, offline, f"named by the config, {says.from_}")
+        except RemapError as error:
+            if default is None or not alike or any(problem.code not in ("LR100", "LR114") for problem in error.problems):
+                raise
+            checkpoint, named = _open_named(name, default, source, offline, "the rule file's default"), default
+    if named == called:
+        return checkpoint, []
+    told = f"the config names {quoted(value)} for `{name}`, which isn't here; {named}, of the same name, is taken."
+    return checkpoint, [Problem("LR316", told, f"If the one that it names was trained since, give it: --source {name}=DIR.")]
+
+
+def _named_tower(rules: RuleFile, source: Source) -> NamedDefault | None:
+    """What the config says in place of a default that is a repository alone: of a tower, what `target.towers` reads."""
+    key = next(iter(rules.target.towers.values())).from_ if source.used_if_absent else None
+    return None if key is None else NamedDefault.model_validate({"from": key, "default": source.default})
+
+
+def _repository_or_path(named: str) -> str:
+    """What a config names, as it can be opened here: for a path in another machine's hub cache, the repository."""
+    return named if _exists(Path(named)) else repository_of_cache(named) or named
+
+
+def _open_named(name: str, text: str, source: Source, offline: bool, why: str, *, first: bool = False) -> Checkpoint:
+    """What a rule file or a config names: a path on this disk or a repository.
+
+    Args:
+        why: who names it, for the report.
+    """
+    if not _exists(Path(text)) and parse_repository(text) is None:
+        cause = f"there is no {quoted(text)} on this disk, and no repository of the hub is called so."
+        raise refuse("LR100", cause, f"Give it: --source {name}=DIR.")
+    checkpoint = open_source(name, text, source.use, first=first, part=source.overrides, offline=offline, default=True)
+    return replace(checkpoint, form=f"{checkpoint.form}; {why}")
+
+
+@contextlib.contextmanager
+def _wanted(why: str, give: str) -> Iterator[None]:
+    """What keeps a source that isn't given from being opened, told with why it is wanted and how to give it."""
+    try:
+        yield
+    except RemapError as error:
+        problems = [replace(p, cause=f"{why}: {p.cause}", fix=p.fix if p.code == "LR114" else give) for p in error.problems]
+        raise RemapError(problems) from None
 
 
 def name_sources(names: Sequence[str], given: Sequence[str | Path], option: str = "--source") -> dict[str, str]:
@@ -138,7 +216,7 @@ def open_source(
         default: whether it is what a rule file says, so that it is no path with a mistake in it.
 
     Raises:
-        RemapError: as `open_checkpoint` and `download`; LR211 for a home folder that isn't known.
+        RemapError: as `open_checkpoint` and `download`; LR106 for delta weights, LR211 for a home folder that isn't known.
     """
     try:
         path = Path(text).expanduser()
@@ -147,6 +225,10 @@ def open_source(
     repository = parse_repository(text)
     if repository is None or _exists(path):
         return _open(path, "tensors" in use, first, part)
+    if "tensors" in use and _DELTA.search(repository.id):
+        cause = f"{repository} holds delta weights, by its name: differences to a base, and no model."
+        fix = f"Add the base (python -m llava.model.apply_delta, of the research code) and give the result: --source {name}=DIR."
+        raise refuse("LR106", cause, fix)
     if not default and _exists(path.parent):  # more likely a slip of the pen than a hub id
         fix = f"Check the path. If the hub's {text} is meant, start the command where there is no folder {path.parent}."
         raise refuse("LR100", f"there is no {text} in the folder {path.parent}.", fix)
@@ -181,6 +263,16 @@ def open_again(
         cause = f"{', '.join(manifests)}: names and shapes only, there are no values to compare."
         raise refuse("LR111", cause, "Give the checkpoint itself.")
     return sources
+
+
+def last_part(text: str) -> str:
+    """The name that a hub id or a path ends in; of a path inside a hub's cache that of the repository.
+
+    >>> last_part("/home/me/hub/models--openai--clip-vit-large-patch14-336/snapshots/ce19dc9/")
+    'clip-vit-large-patch14-336'
+    """
+    parts = [part for part in re.split(r"[/\\]", repository_of_cache(text) or text) if part]
+    return parts[-1].partition("@")[0] if parts else ""
 
 
 def short_name(text: str) -> str:

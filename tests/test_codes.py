@@ -27,10 +27,11 @@ from llava_remap.rulefile import pattern
 from tests.compat.checkpoints import qwen_tokenizer
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors, lose_last_byte
 
-#: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`.
+#: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`;
+#: LR317 is both, too, and its note in `test_parts.py`.
 NOTES = {
-    "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR407", "LR408", "LR410", "LR411", "LR414", "LR506", "LR608", "LR609",
-    "LR610",
+    "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR316", "LR407", "LR408", "LR410", "LR411", "LR414", "LR506", "LR608",
+    "LR609", "LR610",
 }  # fmt: skip
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
 TOGETHER = {"LR204": {"LR204", "LR213"}, "LR306": {"LR302", "LR306"}}
@@ -322,6 +323,17 @@ def lr315(scene: Scene) -> Arguments:
     return planned(RELEASED / "bin")
 
 
+def lr316(scene: Scene) -> Arguments:
+    return planned(RELEASED / "bin", "--source", f"adapter={adapter(scene, base_model_name_or_path='lmsys/vicuna-7b-v1.5')}")
+
+
+def lr317(scene: Scene) -> Arguments:
+    """What a trainer leaves on the way: the pairs and LLaVA's config, no projector."""
+    path = adapter(scene)
+    (path / "non_lora_trainables.bin").unlink()
+    return applied(RELEASED / "bin", "llava-v1.5", "--source", f"adapter={path}")
+
+
 # --- shapes, dtypes, vocabulary
 
 
@@ -392,13 +404,20 @@ def lr414(scene: Scene) -> Arguments:
     return planned(source)
 
 
+def adapter(scene: Scene, **config: Any) -> Path:
+    """A copy of the genuine adapter, with changes to its adapter_config.json."""
+    path = scene.copy(LORA, "adapter") / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return path.parent
+
+
 def more_rows(scene: Scene) -> Path:
-    """A checkpoint with ten rows more than its tokenizer has words."""
+    """A checkpoint with spare rows: more than its tokenizer has words, a multiple of 64."""
 
     def grow(tensors: Tensors) -> None:
-        tensors.update({name: torch.cat([tensors[name], tensors[name][:10]]) for name in (EMBEDDING, HEAD)})
+        tensors.update({name: torch.cat([tensors[name], tensors[name][:64]]) for name in (EMBEDDING, HEAD)})
 
-    return scene.changed(tensors=grow, config=lambda config: config.update(vocab_size=330))
+    return scene.changed(tensors=grow, config=lambda config: config.update(vocab_size=384))
 
 
 # --- resources and output

@@ -590,4 +590,8 @@ def test_a_projector_from_manifests(run: Run) -> None:
     assert ran.json["complete"]
     linear = f"projector={PARTS / 'llava-336px-pretrain-vicuna-13b-v1.3.mm_projector.json'}"
     ran = run("apply", "llava-v1.5", *given("vicuna.json", tower, linear), "--dry-run", "--format", "json")
-    assert set(problems(ran)) >= {"LR311"}
+    assert set(problems(ran)) == {"LR305"}
+    assert (
+        "names like `model.mm_projector.0.{p}` or `model.mm_projector.2.{p}`"
+        in run("apply", "llava-v1.5", *given("vicuna.json", tower, linear), "--dry-run").out
+    )

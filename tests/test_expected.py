@@ -97,7 +97,9 @@ def test_expansion_is_in_the_plan(run: Run) -> None:
         "language_model.lm_head.weight",
         "language_model.model.embed_tokens.weight",
     ]
-    assert [(c["check"], c["target"]) for c in plan["value_checks"]] == [("finite", "language_model.model.embed_tokens.weight")]
+    finite, norms = sorted(plan["value_checks"], key=lambda check: check["check"])
+    assert (finite["check"], finite["target"]) == ("finite", "language_model.model.embed_tokens.weight")
+    assert (norms["check"], len(norms["from"])) == ("norms", 65)  # two of each layer, and the last
     assert all(m["op"] is None for m in plan["mapped"] if not m["target"].endswith(("embed_tokens.weight", "lm_head.weight")))
 
 

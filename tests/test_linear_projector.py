@@ -186,14 +186,15 @@ def test_the_tower_of_another_size_is_refused(run: Run) -> None:
 @pytest.mark.parametrize(
     ("said", "code", "words"),
     [
-        ("openai/clip-vit-large-patch14", "LR114", "The config names it, mm_vision_tower: 'openai/clip-vit-large-patch14': "),
+        ("openai/clip-vit-large-patch14", "LR114", "The config names it, mm_vision_tower: `openai/clip-vit-large-patch14`: "),
         (
             "/home/me/clip",
-            "LR302",
-            "The config names it, mm_vision_tower: '/home/me/clip', and that is no repository of the hub.",
+            "LR100",
+            "The config names it, mm_vision_tower: `/home/me/clip`: there is no `/home/me/clip` on this disk, and",
         ),
-        ("./clip", "LR302", "mm_vision_tower: './clip', and that is no repository"),
-        (["a/b"], "LR302", "mm_vision_tower: ['a/b'], and that is no repository"),
+        ("./clip", "LR100", "mm_vision_tower: `./clip`: there is no `./clip` on this disk, and no repository"),
+        (["a/b"], "LR114", "mm_vision_tower: `a/b`: "),
+        (7, "LR302", "mm_vision_tower: `7`, and that is neither a repository of the hub nor a path."),
         (None, "LR302", "The config has no mm_vision_tower to name it."),
     ],
 )

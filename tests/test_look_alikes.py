@@ -34,7 +34,7 @@ MASKED = {"mm_resampler_type": "masked_drop", "mm_mask_drop_mode": "fixed", "mm_
         ("llava-1.6-vicuna", "llava-next", {"image_aspect_ratio": "pad"}, "LR311", "image_aspect_ratio: 'pad'"),
         ("llava-1.6-vicuna", "llava-v1.5", {"image_aspect_ratio": "pad"}, "LR314", "behind a whole picture or not"),
         ("llava-1.6-vicuna", "llava-v1.5", {"mm_patch_merge_type": "flat"}, "LR311", "image_aspect_ratio: 'anyres'"),
-        ("next-qwen", "llava-onevision", {"image_aspect_ratio": "anyres_max_9"}, "LR311", "patch_embedding.bias"),
+        ("next-qwen", "llava-onevision", {"image_aspect_ratio": "anyres_max_9"}, "LR311", "class_embedding"),
         ("llava-v1", "llava-v1", {"image_aspect_ratio": "anyres"}, "LR311", "image_aspect_ratio: 'anyres'"),
         ("onevision", "llava-onevision", GRID, "LR314", "In videos image_newline stands elsewhere"),
         ("onevision", "llava-onevision", NO_TOKEN, "LR314", "image_newline stands elsewhere"),

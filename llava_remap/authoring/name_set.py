@@ -71,6 +71,7 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
         elif any(routed.source == name for routed in routes.beside):
             aside[name] = f"none of {total} names: `{first}` has its own, `{source.used_if_absent}`"
         elif len(names[name]) < total:
-            which = f"those that are `{source.select}`" if source.select else "the others are an adapter's pairs, or replaced"
+            select = " or ".join(f"`{template}`" for template in source.selected)
+            which = f"those that are {select}" if select else "the others are an adapter's pairs, or replaced"
             aside[name] = f"{len(names[name])} of {total} names: {which}"
     return NameSet({name: short_name(named[name]) for name in checkpoints}, names, stored, config, aside)

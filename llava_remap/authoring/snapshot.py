@@ -149,8 +149,8 @@ def _taken(rules: RuleFile, names: NameSet) -> Snapshot:
     }
     prepared = []
     for source, name, rewrite in NameSet({}, known, (), None, {}).rewrites(rules, program):
-        select = rules.text.sources[source].select
-        taken = select is None or Template(select).match(program.rewrite(name).prepared) is not None
+        select = rules.text.sources[source].selected
+        taken = not select or any(Template(s).match(program.rewrite(name).prepared) is not None for s in select)
         dropped_by = rewrite.rules[-1] if rewrite.reason is not None else None
         outcomes[source][name] = (rewrite.target, dropped_by) if taken else ("(not selected)", None)
         if source == rules.first_source:

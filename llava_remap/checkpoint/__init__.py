@@ -2,9 +2,9 @@
 
 from llava_remap.checkpoint.beside import BESIDE, files_for, read_beside
 from llava_remap.checkpoint.catalog import DTYPE_BITS, FLOATS, Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
-from llava_remap.checkpoint.open import open_checkpoint
+from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.strict_json import read_object
-from llava_remap.checkpoint.wording import unreadable
+from llava_remap.checkpoint.wording import quoted, unreadable
 
 __all__ = [
     "BESIDE",
@@ -18,7 +18,9 @@ __all__ = [
     "Tensor",
     "files_for",
     "open_checkpoint",
+    "quoted",
     "read_beside",
     "read_object",
+    "tensor_names",
     "unreadable",
 ]

@@ -107,6 +107,7 @@ class Checkpoint:
         origin: the hub id and the commit that it was downloaded from; empty for one that was on this disk.
         aliases: groups of names that are one and the same tensor: the same bytes, dtype and shape.
         pairs: of an adapter, its pairs of matrices; both of each are in the catalog, too.
+        base: the model that it was trained from, as its own files name it: a hub id or a path; empty where none does.
     """
 
     path: Path
@@ -119,6 +120,7 @@ class Checkpoint:
     pairs: tuple[LoraPair, ...] = ()
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     origin: str = ""
+    base: str = ""
 
     @property
     def location(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from llava_remap.checkpoint.bounds import is_shape, unknown_dtype
 from llava_remap.checkpoint.catalog import DTYPE_BITS, Checkpoint, Tensor
+from llava_remap.checkpoint.purpose import named_base
 from llava_remap.checkpoint.wording import quoted
 from llava_remap.errors import RemapError, refuse
 
@@ -37,7 +38,8 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
     if not isinstance(aliases, list) or not all(_is_group(group, catalog) for group in aliases):
         raise _broken(path, "`aliases` is not a list of lists of its tensors' names")
     form = f"manifest ({path.name})"
-    return Checkpoint(path, form, catalog, config, None, aliases=tuple(tuple(group) for group in aliases))
+    groups = tuple(tuple(group) for group in aliases)
+    return Checkpoint(path, form, catalog, config, None, aliases=groups, base=named_base(config))
 
 
 def _is_group(group: object, catalog: dict[str, Tensor]) -> bool:

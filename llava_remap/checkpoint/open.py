@@ -12,7 +12,7 @@ from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp, Tensor
 from llava_remap.checkpoint.form import Form, choose_form, every_form, is_trainers, no_form
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
-from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, adapter_config, adapter_only, is_adapter
+from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, adapter_config, adapter_only, is_adapter, named_base
 from llava_remap.checkpoint.shards import read_index, read_shard_set, read_together
 from llava_remap.checkpoint.strict_json import LARGEST, read_object
 from llava_remap.checkpoint.weight_file import WeightFile
@@ -44,6 +44,18 @@ def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> 
         return _open(path, part)
     except OSError as error:
         raise unreadable(error, path) from None
+
+
+def tensor_names(file: Path) -> list[str]:
+    """The names of the tensors in one file of weights, whatever the file is for.
+
+    Raises:
+        RemapError: LR100 to LR102, LR105.
+    """
+    try:
+        return [tensor.name for read in read_together([file]).values() for tensor in read.tensors]
+    except OSError as error:
+        raise unreadable(error, file) from None
 
 
 def _open(path: Path, part: bool) -> Checkpoint:
@@ -116,17 +128,19 @@ def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str
     label = kind + which + (f", inside {several(inside)}" if inside else "")
     passed_over = [*sorted(forms - {form.file} - {file.name for file in read})]
     passed_over += [key for file in read.values() for key in file.passed_over]
+    config = _config(folder)
     stamped = [folder / form.file] * form.is_index + [folder / ADAPTER_CONFIG] * bool(pairs)
     return Checkpoint(
         path,
         label,
         catalog,
-        _config(folder),
+        config,
         folder,
         tuple(passed_over),
         _aliases(catalog.values()),
         pairs,
         _stamps(folder, [*read, *stamped]),
+        base=named_base(adapter_config(folder) if pairs else None, config),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> RemapErro
     base = config.get("base_model_name_or_path")
     named = f" ({quoted(base)})" if isinstance(base, str) and base else ""
     return refuse("LR107", cause, f"Give its base{named} too: --source model=BASE --source adapter=SRC.", catalog)
+
+
+def named_base(*configs: Mapping[str, Any] | None) -> str:
+    """The model that a part was trained from, as the first of these configs that names one has it; empty where none does."""
+    named = (config.get(key) for config in configs if config for key in ("base_model_name_or_path", "_name_or_path"))
+    return next((name for name in named if isinstance(name, str) and name), "")
 
 
 def adapter_config(folder: Path | None) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from math import prod
 
@@ -11,6 +11,9 @@ from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.errors import Problem
 from llava_remap.execute.values import chunks, find
 from llava_remap.plan import Plan
+
+#: Mean size of a norm's weights. In a model some layers' are as small, never all; fine-tuning changes them by less.
+_ABOUT_ZERO = 0.2
 
 
 def nbytes_to_check(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> int:
@@ -27,7 +30,8 @@ def run_value_checks(
         on_progress: called with the number of bytes read since the last call, `nbytes_to_check` in all; fewer where two tensors
             differ.
 
-    Problems: LR405 where tied tensors differ, LR406 for inf or NaN, and for what is too large for the dtype that is written.
+    Problems: LR106 for delta weights, LR405 where tied tensors differ, LR406 for inf or NaN, and for what is too large for the
+    dtype that is written.
     Note: LR310 with the number of tensors that differ.
     """
     problems = []
@@ -36,6 +40,9 @@ def run_value_checks(
     beyond: dict[str, list[tuple[str, str]]] = defaultdict(list)  # by dtype, each tensor and what of it doesn't fit
     dtypes = {entry.target: entry.dtype for entry in plan.mapped}
     for check in plan.value_checks:
+        if check.check == "norms":
+            problems += _delta([find(checkpoints, origin) for origin in check.from_], on_progress)
+            continue
         if check.check == "range":
             dtype = dtypes[check.target]
             if found := _beyond(find(checkpoints, check.from_[0]), dtype, on_progress):
@@ -82,6 +89,30 @@ def _read(tensor: Tensor, on_progress: Callable[[int], None]) -> Iterator[bytes]
     for chunk in chunks(tensor):
         on_progress(len(chunk))
         yield chunk
+
+
+def _delta(norms: Sequence[Tensor], on_progress: Callable[[int], None]) -> list[Problem]:
+    """LR106 where the weights of all norms are about 0: these are differences to a base."""
+    import numpy as np
+
+    from llava_remap.dtypes import to_float64
+
+    def mean_size(norm: Tensor) -> float:
+        return sum(float(np.abs(to_float64(chunk, norm.dtype)).sum()) for chunk in _read(norm, on_progress)) / prod(norm.shape)
+
+    sizes = {norm.name: mean_size(norm) for norm in norms}
+    largest = max(sizes.values())
+    if not largest < _ABOUT_ZERO:
+        return []
+    cause = (
+        f"these look like delta weights, the differences to a base: the weights of all {len(sizes)} norms of the language model "
+        f"are about 0 (at most {largest:.2g} in the mean), where those of a model are about 1."
+    )
+    fix = (
+        "Add the base first, and give the result: python -m llava.model.apply_delta --base BASE --target DIR --delta SRC, of the "
+        "research code."
+    )
+    return [Problem("LR106", cause, fix, tuple(sizes))]
 
 
 def _non_finite(tensor: Tensor, on_progress: Callable[[int], None]) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+#: The folder that a hub's cache has for a repository.
+_CACHED = re.compile(rf"(?:^|[/\\])models--(?P<owner>{_PART}?)--(?P<name>{_PART})(?:[/\\]|$)", re.ASCII)
 #: Characters; the hub's own limit for `ORG/NAME`.
 _LONGEST = 96
 
@@ -41,3 +43,13 @@ def parse_repository(text: str) -> Repository | None:
     if "--" in match["id"] or ".." in text:
         return None
     return Repository(match["id"], match["revision"])
+
+
+def repository_of_cache(path: str) -> str | None:
+    """The hub id of the repository whose folder in a hub's cache a path leads to, on whatever machine; None for another path.
+
+    >>> repository_of_cache("/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14/snapshots/32bd640")
+    'openai/clip-vit-large-patch14'
+    """
+    match = _CACHED.search(path)
+    return f"{match['owner']}/{match['name']}" if match is not None else None

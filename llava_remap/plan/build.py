@@ -54,6 +54,7 @@ def build_plan(
     dtype: str | None = None,
     max_shard_nbytes: int | None = None,
     recognised: bool = True,
+    norms_about_one: bool = False,
 ) -> Plan:
     """Match what the sources provide with what the target wants.
 
@@ -65,6 +66,7 @@ def build_plan(
         max_shard_nbytes: how many bytes of tensors an output file may have, unless it has one alone; None: one output file for
             each source file.
         recognised: whether the checkpoint is one that the rule file is for; if not, what isn't mapped says nothing.
+        norms_about_one: whether the norms of the language model multiply by their weights, so that these are about 1.
     """
     shapes = dict(target.shapes) if target else {}
     tied = target.tied if target else {}
@@ -131,7 +133,7 @@ def build_plan(
         mismatched=tuple(sorted(mismatched, key=lambda m: m.target)),
         collisions=tuple(sorted(collisions, key=lambda c: c.target)),
         post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
-        value_checks=tuple(_value_checks(mapped, single, checkpoints, tied, post_load, routes)),
+        value_checks=tuple(_value_checks(mapped, single, checkpoints, tied, post_load, routes, norms_about_one)),
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=tuple(sorted(all_notes, key=lambda note: note.code)),
         shards=_shards(written, single, max_shard_nbytes),
@@ -205,8 +207,12 @@ def _value_checks(
     tied: Mapping[str, str],
     post_load: Sequence[PostLoadChange],
     routes: Routes,
+    norms_about_one: bool,
 ) -> list[ValueCheck]:
     checks = []
+    norms = [entry for entry in mapped if _is_norm(entry)] if norms_about_one else []
+    if norms:
+        checks.append(ValueCheck("norms", norms[0].target, tuple(entry.from_[0] for entry in norms)))
     for name in sorted({read for change in post_load for read in change.change.reads}):
         if name in single:
             checks.append(ValueCheck("finite", name, (single[name].origin,)))
@@ -221,6 +227,12 @@ def _value_checks(
         if used is not None and used.tensor.shape == routed.tensor.shape:
             checks.append(ValueCheck("compare", str(routed.rewrite.target), (used.origin, routed.origin)))
     return checks
+
+
+def _is_norm(entry: Mapped) -> bool:
+    """Whether it is the weight of a norm of the language model: no other module of one has weights of one dimension."""
+    of_text = entry.target.startswith("language_model.") and entry.target.endswith(".weight")
+    return of_text and len(entry.shape) == 1 and bool(entry.from_) and entry.op != "tied"
 
 
 def _sharing_notes(

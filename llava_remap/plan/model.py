@@ -245,12 +245,12 @@ class ValueCheck:
     Attributes:
         check: `finite`: no inf or NaN in it; `range`: none, and no number too large for the dtype that is written; `equal`: two
             tensors that become one have the same bytes; `compare`: only count the differences between the tensor used and one
-            given beside it.
-        target: the target tensor it is about.
-        from_: one source tensor, or the two to compare.
+            given beside it; `norms`: the weights of the language model's norms are about 1, not all about 0, as in delta weights.
+        target: the target tensor it is about; of `norms` the first.
+        from_: one source tensor, the two to compare, or all norms.
     """
 
-    check: Literal["finite", "range", "equal", "compare"]
+    check: Literal["finite", "range", "equal", "compare", "norms"]
     target: str
     from_: tuple[SourceName, ...]
 

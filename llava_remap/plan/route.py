@@ -130,9 +130,9 @@ def _tensors(source: Source, checkpoint: Checkpoint, program: Program | None = N
 
     What is selected goes by the name that `prepare` leaves; without a program, by the stored one.
     """
-    select = Template(source.select) if source.select else None
+    select = [Template(text) for text in source.selected]
     matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
     for name, tensor in checkpoint.catalog.items():
-        prepared = name if program is None or select is None else program.rewrite(name).prepared
-        if name not in matrices and (select is None or select.match(prepared) is not None):
+        prepared = name if program is None or not select else program.rewrite(name).prepared
+        if name not in matrices and (not select or any(template.match(prepared) is not None for template in select)):
             yield tensor

@@ -100,8 +100,10 @@ class NamedDefault(Part):
     """A source's default that the sources' config names."""
 
     from_: str = Field(
-        alias="from", description="key of the config that describes the language model; its value is a hub repository"
+        alias="from", description="key of the config that describes the language model; its value is a hub repository or a path"
     )
+    map: dict[str, str] = Field({}, description="what the config may call a repository → the repository")
+    default: str | None = Field(None, description="hub repository taken where the config names none")
 
 
 def _kind_of_default(value: Any) -> str | None:
@@ -123,8 +125,8 @@ class Source(Part):
 
     default: Default | None = Field(
         None,
-        description="hub repository taken where none is given; or, not for the first source, {from: KEY}: the one that the "
-        "source's config names",
+        description="hub repository taken where none is given; or, not for the first source, {from: KEY, default: REPOSITORY}: "
+        "what the source's config names, and the repository where it names none",
     )
     optional: bool = Field(False, description="whether a job goes on where it isn't given")
     use: tuple[Literal["tensors", "config", "tokenizer", "processor"], ...] = Field(
@@ -133,8 +135,10 @@ class Source(Part):
     used_if_absent: TemplateText | None = Field(
         None, description="its tensors are taken only where no name of the first source matches"
     )
-    select: TemplateText | None = Field(
-        None, description="of its tensors only those are taken whose names match as `prepare` leaves them"
+    select: TemplateText | tuple[TemplateText, ...] = Field(
+        (),
+        description="template of names, or a list; of its tensors only those are taken whose names, as `prepare` leaves them, "
+        "match one",
     )
     prefix: str = Field("", description="put before each of its names, before any rule")
     overrides: bool = Field(
@@ -142,6 +146,11 @@ class Source(Part):
         description="its tensors take the place of those that other sources have for the same parameters, and if it is a LoRA "
         "adapter, it is merged; of two such sources the later wins. Less than a model will do: an adapter, a projector",
     )
+
+    @property
+    def selected(self) -> tuple[str, ...]:
+        """The templates of `select`; empty where every tensor is taken."""
+        return (self.select,) if isinstance(self.select, str) else self.select
 
 
 _FACTS = (
@@ -162,7 +171,8 @@ class ConfigValue(Part):
     tower: str | None = Field(
         None,
         description="a fact of the vision tower, read from its tensors and its own config: image_size, patch_size, positions, "
-        "image_tokens, class_tokens, model_type, last_layer_deleted, num_hidden_layers, hidden_size, intermediate_size",
+        "image_tokens, class_tokens, model_type, last_layer_deleted, num_hidden_layers, hidden_size, intermediate_size, apart "
+        "(whether it comes from another source than the language model)",
     )
     times: float | int = Field(1, gt=0, description="a number that the tower's fact is multiplied by; the result is whole")
     token: Literal["image", "video", "pad"] | None = Field(None, description="the id of the token with this role")

@@ -29,7 +29,7 @@ _SECOND_LAYER = "multi_modal_projector.linear_2.weight"
 
 #: What of two configs of one language model may differ: it changes nothing that is computed.
 _IDLE = re.compile(
-    r"_token_id$|^(architectures|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout"
+    r"_token_id$|^(architectures|model_type|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout"
 )
 _RULE = "Mend the rule file there."
 _MEND = "Mend the source's config.json."

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 #: Rows of the vocabulary that both are tried with, and the ids.
@@ -24,16 +25,29 @@ _TOWER = {
 }  # fmt: skip
 
 
-def difference(config: Any, target_class: str) -> tuple[str, str, str]:
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A language model's own class beside the class that it becomes a part of.
+
+    Attributes:
+        embedding: what the table of token embeddings is called inside the language model; empty where no model can be built.
+        differs: in what the two compute other logits, in words; empty where they compute the same.
+        renamed: which versions of transformers have the language model under other names there, in words; empty for none.
+        norms_about_one: whether its norms multiply by their weights, and not by one more, so that these are about 1.
+    """
+
+    embedding: str
+    differs: str
+    renamed: str = ""
+    norms_about_one: bool = True
+
+
+def compare_classes(config: Any, target_class: str) -> Compared:
     """Compare a language model's own class with the class that it becomes a part of.
 
     Args:
         config: the language model's config.
         target_class: name of the class for text and pictures.
-
-    Returns:
-        What the table of token embeddings is called inside the language model; what differs, in words, empty where nothing does;
-        and, in words too, which versions have the language model under other names.
     """
     import torch
     import transformers
@@ -42,15 +56,16 @@ def difference(config: Any, target_class: str) -> tuple[str, str, str]:
     config.vocab_size = _ROWS
     config.pad_token_id = None if getattr(config, "pad_token_id", None) is None else 0
     kind = getattr(transformers, target_class)
-    embedding, renamed = "", ""
+    found = Compared("", "")
     try:
         with torch.device("meta"):
             own = transformers.AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).eval()
-            embedding = _name(own.base_model, own.get_input_embeddings().weight)
+            embedding, renamed = _name(own.base_model, own.get_input_embeddings().weight), ""
             head = next(name for name, module in own.named_modules() if module is own.get_output_embeddings())
             if (own.base_model_prefix, head) != ("model", "lm_head"):
                 under = f"`{own.base_model_prefix}.` and `{head}.`"
                 renamed = f"versions of transformers before 4.52 look for it under {under}: use 4.52 or later"
+            found = Compared(embedding, "", renamed, _norms_multiply(own))
             whole_config = kind.config_class(
                 text_config=config,
                 vision_config=dict(_TOWER),
@@ -58,14 +73,28 @@ def difference(config: Any, target_class: str) -> tuple[str, str, str]:
                 tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
             )
             whole = kind(whole_config).eval()
-        return embedding, _compare(own, whole), renamed
+        return replace(found, differs=_compare(own, whole))
     except Exception as error:  # whatever a class raises that was never meant to be a part of another one
         reason = " ".join(str(error).split()).rstrip(".")
-        return (
-            embedding,
-            f"whether {target_class} computes the same can't be tried ({type(error).__name__}: {reason[:200]})",
-            renamed,
-        )
+        said = f"whether {target_class} computes the same can't be tried ({type(error).__name__}: {reason[:200]})"
+        return replace(found, differs=said)
+
+
+def _norms_multiply(model: Any) -> bool:
+    """Whether every kind of norm in a model gives zeros where its weights are zeros, and doesn't add one to them."""
+    import torch
+
+    norms = {type(module): module for module in model.base_model.modules() if "Norm" in type(module).__name__}
+    for norm in map(deepcopy, norms.values()):
+        if (weight := getattr(norm, "weight", None)) is None:
+            continue
+        norm.to_empty(device="cpu")
+        for parameter in norm.parameters():
+            parameter.data.zero_()
+        with contextlib.suppress(Exception), torch.device("cpu"), torch.no_grad():  # one with a gate wants more than a tensor
+            if norm(torch.arange(1.0, weight.numel() + 1).view(1, 1, -1)).any():
+                return False
+    return True
 
 
 def _name(model: Any, parameter: Any) -> str:
@@ -190,8 +219,6 @@ def _same(one: Any, other: Any) -> bool:
 @contextlib.contextmanager
 def _read_outside(model: Any, base: Any) -> Iterator[set[str]]:
     """The keys of its config that a model reads outside its base, or has as attributes: what its head may compute with."""
-    from dataclasses import fields
-
     from transformers import PreTrainedConfig
 
     kind = type(model.config)

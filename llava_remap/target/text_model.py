@@ -17,7 +17,7 @@ from typing import Any
 
 from llava_remap.cache import cached
 from llava_remap.errors import refuse
-from llava_remap.target.same_logits import difference
+from llava_remap.target.same_logits import compare_classes
 
 _MEND = "Mend the source's config.json."
 #: What the class's own defaults may not stand in for: no shape shows them, or the model would be another one.
@@ -42,6 +42,7 @@ class TextModel:
         embedding: what its table of token embeddings is called in the classic layout; empty where the class can't be built.
         unknown: the keys of the source's config that the class doesn't know.
         newer: why older versions of transformers don't open it or compute something else, in words; empty where all can.
+        norms_about_one: whether its norms multiply by their weights, so that these are about 1.
         differs: in what the target's class computes other logits than the language model's own class, in words; empty where both
             compute the same.
     """
@@ -53,6 +54,7 @@ class TextModel:
     unknown: tuple[str, ...]
     newer: str
     differs: str
+    norms_about_one: bool
 
 
 def read_text_model(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str], said: str | None = None) -> TextModel:
@@ -98,20 +100,21 @@ def _ask(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str],
     if values.get("head_dim", 0) is None:  # newer classes divide by it; without the key it is hidden_size / heads in all versions
         del values["head_dim"]
     rope = _old_rope(config_class, values)
-    embedding, differs, renamed = difference(config, target_class)
+    compared = compare_classes(config, target_class)
     newer = (
         "versions of transformers before 5 can't be told all of its rope_parameters: use 5.0 or later"
         if rope is None
-        else renamed
+        else compared.renamed
     )
     answer = {
         "kind": kind,
         "known_by": known_by,
         "config": {"model_type": kind, "architectures": [class_names()[kind]], **values, **older, **(rope or {})},
-        "embedding": f"language_model.model.{embedding}" if embedding else "",
+        "embedding": f"language_model.model.{compared.embedding}" if compared.embedding else "",
         "unknown": sorted(key for key in given if key not in known and key not in older and given[key] is not None),
         "newer": newer,
-        "differs": differs,
+        "differs": compared.differs,
+        "norms_about_one": compared.norms_about_one,
     }
     return {"text_model.json": json.dumps(answer).encode()}
 

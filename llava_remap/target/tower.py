@@ -73,6 +73,7 @@ def read_tower(
         "class_tokens": seen["class_tokens"],
         "image_tokens": seen["patches"],
         "positions": seen["positions"][0],
+        "apart": apart,
         "last_layer_deleted": known["num_hidden_layers"] == seen["num_hidden_layers"] + 1 or _cut(seen),
     }
     return Tower(config, facts, tuple(notes))

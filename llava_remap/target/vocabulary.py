@@ -13,6 +13,8 @@ from llava_remap.checkpoint import read_beside
 from llava_remap.errors import Problem, refuse
 from llava_remap.rulefile import Token
 
+#: Rows of an embedding come in multiples of this where it was padded.
+_PADDED_TO = 64
 _REPLACE = "Replace it by the original one."
 
 
@@ -121,6 +123,7 @@ def vocabulary_problems(
     vocab: str | int,
     *,
     adds_rows: bool,
+    rows_of_base: int | None = None,
 ) -> list[Problem]:
     """LR402 and LR403: all in which config, tokenizer and embedding disagree on how many tokens there are and on their ids.
 
@@ -130,6 +133,7 @@ def vocabulary_problems(
         rows_after: rows of the embedding that will be written.
         vocab: what was asked for: `pad`, `keep` or a number of rows.
         adds_rows: whether a rule of `post_load` can add rows.
+        rows_of_base: rows that an embedding of another source had, in whose place the one with `rows` is taken.
     """
     problems = _id_problems(vocabulary, tokens, config)
     said = config.get("vocab_size")
@@ -143,6 +147,8 @@ def vocabulary_problems(
         cause = f"embed_tokens has {rows} rows, the tokenizer in {vocabulary.folder} has {vocabulary.size} tokens."
         fix = "Put the tokenizer files there that the checkpoint was trained with."
         return [*problems, Problem("LR402", cause, fix)]
+    if vocabulary is not None and (unexplained := _unexplained_rows(vocabulary, tokens, rows, rows_of_base)):
+        return [*problems, unexplained]
     beyond = [token for token in tokens if token.id >= rows_after]
     needed = max((token.id + 1 for token in tokens), default=0)
     pad = "" if vocab == "pad" else "--vocab pad, or "  # which is what was asked for, where it doesn't help
@@ -164,6 +170,31 @@ def vocabulary_problems(
     else:
         return problems
     return [*problems, Problem("LR402", cause, fix)]
+
+
+def _unexplained_rows(
+    vocabulary: Vocabulary, tokens: Sequence[PlacedToken], rows: int, rows_of_base: int | None
+) -> Problem | None:
+    """LR402 where a new token would get a row that was trained for a token which the tokenizer files don't know.
+
+    Rows behind the tokenizer's tokens are spare where the table was padded, to a multiple of 64 (Qwen: 151936 for 151646 tokens).
+    Otherwise they may have been added one by one, each for a token; and so may those that a training added to its base.
+    """
+    taken = [token for token in tokens if token.added and token.id < rows]
+    grown = rows_of_base is not None and vocabulary.size <= rows_of_base < rows
+    if not taken or (rows % _PADDED_TO == 0 and not grown):
+        return None
+    base = f", that of its base {rows_of_base}" if grown else ""
+    listed = " and ".join(f"`{token.text}`" for token in taken)
+    cause = (
+        f"embed_tokens has {rows} rows{base}, the tokenizer in {vocabulary.folder} has {vocabulary.size} tokens. The rows from "
+        f"{taken[0].id} on may have been trained for tokens that it doesn't know, and {listed} would get them."
+    )
+    fix = (
+        "Put the tokenizer files there that the checkpoint was trained with, added_tokens.json included. If the rows are spare, "
+        f'give each a token in added_tokens.json: {{"<spare_0>": {taken[0].id}, …}}.'
+    )
+    return Problem("LR402", cause, fix)
 
 
 def _id_problems(vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any]) -> list[Problem]:

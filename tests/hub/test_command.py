@@ -65,7 +65,7 @@ def test_without_a_source_the_defaults_are_downloaded(hub: Hub) -> None:
     for endpoint, more in ((hub.url, ["--offline"]), (NOWHERE, [])):
         ran = command(endpoint, "apply", "llava-v1.5", "--output", f"again{len(more)}", *more)
         assert (ran.returncode, beside_progress(ran.stderr)) == (0, "")
-        assert "downloaded before, the hub was not asked or didn't answer; 27 tensors" in ran.stdout
+        assert "downloaded before, the hub was not asked or didn't answer; the rule file's default; 27 tensors" in ran.stdout
         assert weights(f"again{len(more)}") == weights("local")
     against = ("--against", f"{MODEL}@{commits[MODEL]}", "--against", f"vision_tower={TOWER}")
     ran = command(hub.url, "verify", "local", *against, "--offline")

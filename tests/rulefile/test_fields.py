@@ -50,7 +50,7 @@ MISTAKES = {
     "a default that is a number": (
         "schema: 1\nsources: {a: {}, b: {default: 5}}\n", "2:31", "a `default` is a hub repository, or {from: KEY} for"),
     "a default from nowhere": (
-        "schema: 1\nsources: {a: {}, b: {default: {from: x, form: x}}}\n", "2:41", "unknown field `form`. Known here: from."),
+        "schema: 1\nsources: {a: {}, b: {default: {from: x, form: x}}}\n", "2:41", "unknown field `form`. Known here: from,"),
     "a default from a number": (
         "schema: 1\nsources: {a: {}, b: {default: {from: 5}}}\n", "2:38", "`sources.b.default.from` has to be text"),
     "a first default from a config": (

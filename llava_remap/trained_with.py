@@ -1,0 +1,142 @@
+"""What a part was trained with: the model that it was trained from, and the projector that was trained beside an adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from llava_remap.checkpoint import Checkpoint, quoted, tensor_names
+from llava_remap.errors import Problem, RemapError
+from llava_remap.plan import Routes
+from llava_remap.rewrite import Program
+from llava_remap.rulefile import RuleFile
+from llava_remap.sources import last_part, other_than_default
+
+#: What the names of a projector begin with in the classic layout.
+_PROJECTOR = "multi_modal_projector."
+#: Where DeepSpeed's ZeRO-2 puts what was trained, in a step's folder beside the pairs of that step.
+_STEP, _NUMBER = "global_step*/mp_rank_00_model_states.pt", re.compile(r"global_step([0-9]{1,12})")
+
+
+def naming_notes(
+    rules: RuleFile,
+    checkpoints: Mapping[str, Checkpoint],
+    given: Collection[str],
+    routes: Routes,
+    config: Mapping[str, Any] | None,
+) -> list[Problem]:
+    """LR316 where the sources' own files name another one than a source that was given by hand.
+
+    They name the model that an adapter or a projector was trained from, and the tower of a language model. Two are one where
+    their hub ids or paths end in the same name. A tower is held against its name only where that isn't the rule file's default.
+
+    Args:
+        given: the sources that were given.
+        config: the one that describes the language model.
+    """
+    first, used = rules.first_source, {routed.source for routed in routes.taken}
+    named = [
+        (first, part.base, f"`{name}` was trained from")
+        for name, part in checkpoints.items()
+        if rules.text.sources[name].overrides and part.base
+    ]
+    for name in (name for name in checkpoints if name in given and name in used):
+        if (tower := other_than_default(rules.text.sources[name], config)) is not None:
+            named.append((name, tower, "the config names"))
+    notes = []
+    for name, text, who in named:
+        there = checkpoints[name]
+        if last_part(text) != last_part(there.origin or str((there.folder or there.path).resolve())):
+            cause = f"{who} {quoted(text)}, and {there.location} is given as `{name}`."
+            notes.append(Problem("LR316", cause, f"If that is another one, give the one that is named: --source {name}=DIR."))
+    return notes
+
+
+def projector_findings(
+    rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoint], routes: Routes
+) -> tuple[list[Problem], list[Problem]]:
+    """LR317 for an adapter beside which no projector is given, so that the base's own one would count.
+
+    A problem where the adapter's files show that one was trained with it; a note where they don't tell.
+    """
+    sources = rules.text.sources
+    brought = {r.source for r in routes.taken if sources[r.source].overrides and _of_projector(r.rewrite.target)}
+    brought |= {pair.source for pair in routes.pairs if _of_projector(pair.rewrite.target)}
+    problems: list[Problem] = []
+    notes: list[Problem] = []
+    for name, adapter in checkpoints.items():
+        config = adapter.config or {}
+        if not adapter.pairs or name in brought or _is_frozen(config):
+            continue
+        shown = _shown(config)
+        lies = _lies(name, adapter.folder, program, sources[name].prefix) if adapter.folder is not None else ""
+        if brought:
+            if shown or lies:
+                told = (
+                    f"`{name}` was trained with a projector of its own, and that of {', '.join(map(quoted, brought))} is taken."
+                )
+                notes.append(Problem("LR317", told, lies))
+        elif shown or lies:
+            why = f"Its config.json says {shown}." if shown else "Its own training has one."
+            fix = lies or f"Give the folder of the training's end, with its non_lora_trainables.bin: --source {name}=DIR."
+            problems.append(Problem("LR317", f"`{name}` brings no projector, and one was trained with it. {why}", fix))
+        else:
+            told = (
+                f"`{name}` brings no projector, so that of `{rules.first_source}` is taken. Whether one was trained isn't known."
+            )
+            notes.append(Problem("LR317", told))
+    return problems, notes
+
+
+def _of_projector(target: str | None) -> bool:
+    return target is not None and target.startswith(_PROJECTOR)
+
+
+def _is_frozen(config: Mapping[str, Any]) -> bool:
+    """Whether LLaVA's config says that the projector wasn't trained."""
+    parts = config.get("mm_tunable_parts")
+    return bool(config.get("freeze_mm_mlp_adapter")) or (isinstance(parts, str) and parts != "" and "mm_mlp_adapter" not in parts)
+
+
+def _shown(config: Mapping[str, Any]) -> str:
+    """What LLaVA's config says by which a projector was trained; empty where nothing does."""
+    if config.get("tune_mm_mlp_adapter"):
+        return "tune_mm_mlp_adapter: true"
+    if (rate := config.get("mm_projector_lr")) is not None:
+        return f"mm_projector_lr: {rate}"
+    # Beside LoRA, LLaVA's training trains the projector unless it is told not to.
+    own = next((key for key in config if key.startswith("mm_")), None)
+    return f"{own}: {quoted(str(config[own]))}, so LLaVA's training wrote it" if own is not None else ""
+
+
+def _lies(name: str, folder: Path, program: Program, prefix: str) -> str:
+    """Where the projector that was trained with an adapter lies and how to give it, in words; empty where it isn't found."""
+
+    def has_one(file: Path) -> bool:
+        try:
+            names = tensor_names(file) if file.is_file() else []
+        except RemapError:  # a file of something else, or one that can't be read: nothing is known of it
+            return False
+        return any(_of_projector(program.rewrite(prefix + found).target) for found in names)
+
+    folder = folder.resolve()
+    steps = {int(number[1]): path for path in folder.glob(_STEP) if (number := _NUMBER.fullmatch(path.parent.name))}
+    if steps and has_one(last := steps[max(steps)]):
+        return f"It lies in {last}. Put it beside the pairs: {_extract(last, folder)}"
+    for path in (folder / "mm_projector.bin", folder.parent / "mm_projector" / f"{folder.name}.bin"):
+        if has_one(path):
+            return f"It lies in {path}. Give it: --source projector={quote(str(path))}."
+    if has_one(folder.parent / "non_lora_trainables.bin"):
+        return f"That of the training's end lies in {folder.parent}. Give it: --source {name}={quote(str(folder.parent))}."
+    return ""
+
+
+def _extract(states: Path, folder: Path) -> str:
+    """A command that writes what was trained beside the pairs as LLaVA's training does at its end."""
+    return (
+        f"cd {quote(str(folder))} && python -c \"import torch; s = torch.load('{states.relative_to(folder)}', 'cpu', "
+        "weights_only=False)['module']; torch.save({k: v for k, v in s.items() if 'lora_' not in k}, 'non_lora_trainables.bin')\""
+    )
