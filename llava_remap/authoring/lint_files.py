@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llava_remap.errors import RemapError
 from llava_remap.lint import Finding, Linted, Names, lint
+from llava_remap.post_load import load_post_load_rule
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
 
 
@@ -29,13 +30,28 @@ def _linted(file: str | Path, sources: Sequence[str]) -> Linted:
         rules = load_rule_file(file)
     except RemapError as error:
         return Linted(str(file), tuple(map(Finding.of, error.problems)), loaded=False)
+    plug_ins = _plug_ins(rules)
     try:
-        return lint(rules, _real_names(rules, sources) if sources else None)
+        linted = lint(rules, _real_names(rules, sources) if sources and not plug_ins else None)
     except RemapError as error:
         if any(problem.code != "LR206" for problem in error.problems):
             raise
-        linted, found = lint(rules), map(Finding.of, error.problems)  # a real name makes a regex run away, so none can be routed
-        return replace(linted, findings=(*found, *linted.findings))
+        # A real name makes a regex run away, so none can be routed.
+        linted, plug_ins = lint(rules), [*plug_ins, *map(Finding.of, error.problems)]
+    found = sorted((*plug_ins, *linted.findings), key=lambda finding: finding.place(linted.file))
+    return replace(linted, findings=tuple(found))
+
+
+def _plug_ins(rules: RuleFile) -> list[Finding]:
+    """LR212 for each plug-in of `post_load` that isn't installed or doesn't take its options: `apply` refuses the same."""
+    found: list[Finding] = []
+    for number, post_load in enumerate(rules.text.post_load):
+        try:
+            with rules.placed("post_load", number):
+                load_post_load_rule(post_load.use, post_load.with_)
+        except RemapError as error:
+            found += map(Finding.of, error.problems)
+    return found
 
 
 def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:

@@ -234,6 +234,9 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                         f"{node.mark} `{said}` has to be a text, a number, true, false, null or a list of those.",
                         _MEND,
                     )
+                elif kind == "string_type" and isinstance(node.value, dict):
+                    fix = "Put a name with braces in quotes: '{m...}.weight'."
+                    yield Problem("LR201", f"{node.mark} `{said}` has to be text, and braces without quotes are a mapping.", fix)
                 elif kind in _KINDS:
                     yield Problem("LR201", f"{node.mark} `{said}` has to be {_KINDS[kind]}.", _MEND)
                 else:
