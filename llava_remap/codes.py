@@ -154,6 +154,12 @@ CODES: dict[str, Code] = {
         "what differs. There is no rule file for it, or another one is."),
     "LR315": Code("what users of the folder have to know", Exit.PROBLEMS,
         "Note, from the rule file: where the folder does something else than the research code, or less."),
+    "LR316": Code("keys of the config that nothing reads", Exit.PROBLEMS,
+        "Note. The source's config.json says something that the research code may compute with; the rule file knows of it and "
+        "doesn't use it, and the new folder doesn't say it."),
+    "LR317": Code("language model", Exit.PROBLEMS,
+        "Note. Which kind of language model it is was known by the end of a name alone, or only newer versions of transformers "
+        "compute it right."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. Mostly a config.json of another model."),

@@ -16,11 +16,11 @@ from llava_remap.rewrite import contradictions
 from llava_remap.rulefile import Condition, RuleFile
 from llava_remap.target import (
     CLASSIC,
-    EMBEDDING,
     HEAD,
     PlacedToken,
     Target,
     TargetConfig,
+    TextModel,
     Vocabulary,
     config_as_source,
     derive_config,
@@ -29,6 +29,8 @@ from llava_remap.target import (
     read_vocabulary,
     text_config,
     text_differences,
+    text_model_of,
+    unread_keys,
     vocabulary_problems,
     wanted_parameters,
 )
@@ -88,16 +90,17 @@ def derive(
         for kind in ("tokenizer", "processor")
     }
     produced = routes.produced
-    rows = embedding_rows(produced)
+    text = text_model_of(rules, configs)
+    rows = embedding_rows(produced, text.embedding)
     vocabulary = next((v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None)
     said = text_config(configs) or {}
     tokens = place_tokens(rules.text.tokens, vocabulary, rows, said)
     towers = tuple(rules.target.towers)
     others = {name for name, source in rules.text.sources.items() if name != rules.first_source and not source.overrides}
     apart = any((r.rewrite.target or "").startswith(towers) for r in routes.taken if r.source in others)
-    one_tensor = _head_is_embedding(checkpoints, routes)
+    one_tensor = _head_is_embedding(checkpoints, routes, text.embedding)
     words = frozenset([*vocabulary.ids, *(token.text for token in tokens)]) if vocabulary is not None else None
-    config = derive_config(rules, configs, produced, tokens, words=words, tower_apart=apart, head_is_embedding=one_tensor)
+    config = derive_config(rules, configs, produced, tokens, text, words=words, tower_apart=apart, head_is_embedding=one_tensor)
     if dtype is not None:
         config = config.with_dtype(dtype)
     with rules.placed("target", "class"):
@@ -110,7 +113,7 @@ def derive(
     }
     token_ids = None if vocabulary is None else {**vocabulary.ids, **{token.text: token.id for token in tokens}}
     missing = {name: shape for name, shape in target.shapes.items() if name not in tensors and name not in target.tied}
-    before = Before(tensors, needed, missing, token_ids)
+    before = Before(tensors, needed, missing, token_ids, target.embedding)
     changes: list[PostLoadChange] = []
     notes = [*config.notes]
     for number, post_load in enumerate(rules.text.post_load):
@@ -125,10 +128,13 @@ def derive(
         changes += new
         notes += effect.notes
     target, config = _changed(target, config, changes)
-    rows_after = target.shapes.get(EMBEDDING, (0,))[0]
+    rows_after = target.shapes.get(target.embedding, (0,))[0]
     adds_rows = any(takes(post_load.use, "vocab") for post_load in rules.text.post_load)
     problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows)
-    problems += _unexplained_rows(rules, routes, rows, vocabulary) + _config_problems(rules, checkpoints)
+    unread, told = unread_keys(rules, said, text.unknown)
+    problems += unread + _text_problems(rules, text)
+    problems += _unexplained_rows(rules, routes, rows, vocabulary, target.embedding) + _config_problems(rules, checkpoints, text)
+    notes += told + _text_notes(text)
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
     if vocabulary is not None:
@@ -147,6 +153,25 @@ def derive(
     return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes))
 
 
+def _text_problems(rules: RuleFile, text: TextModel) -> list[Problem]:
+    """LR314 where the target's class computes other logits than the language model's own class."""
+    if not text.differs:
+        return []
+    fix = "No rule file can change that: the class for text and pictures has no such thing."
+    return [Problem("LR314", f"the language model, of type {text.kind}: {text.differs}.", fix)]
+
+
+def _text_notes(text: TextModel) -> list[Problem]:
+    """LR317 for a language model that was known by a name's end, or that only newer versions open."""
+    notes = []
+    if text.known_by:
+        cause = f"the language model is taken for {text.kind} of transformers, since the config's `{text.known_by}` ends so."
+        notes.append(Problem("LR317", cause, "Its names and shapes fit. If it computes something of its own, this folder doesn't."))
+    if text.newer:
+        notes.append(Problem("LR317", f"the language model, of type {text.kind}: {text.newer}."))
+    return notes
+
+
 def _notices(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
     """LR315 for what the rule file wants users to know of a checkpoint with this config."""
     told = (n.text for n in rules.text.notices.values() if not contradictions(Condition(config=n.when), (), config))
@@ -159,22 +184,25 @@ def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str, dtype
     if dtype is not None:
         config = config.with_dtype(dtype)
     target = wanted_parameters(config.config["architectures"][0], config.config, layout)
+    embedding = target.embedding
     config = config.with_tie(HEAD in target.tied)
     vocabulary = None if checkpoint.folder is None else read_vocabulary(checkpoint.folder)
-    rows = embedding_rows(routes.produced)
+    rows = embedding_rows(routes.produced, embedding)
     said = config.config["text_config"]
-    rows_after = target.shapes.get(EMBEDDING, (0,))[0]
+    rows_after = target.shapes.get(embedding, (0,))[0]
     problems = vocabulary_problems(vocabulary, (), said, rows, rows_after, vocab, adds_rows=False)
     notes = (*config.notes, *kept_notes(checkpoint.folder, vocabulary))
     return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes)
 
 
-def _unexplained_rows(rules: RuleFile, routes: Routes, rows: int, vocabulary: Vocabulary | None) -> list[Problem]:
+def _unexplained_rows(
+    rules: RuleFile, routes: Routes, rows: int, vocabulary: Vocabulary | None, embedding: str
+) -> list[Problem]:
     """LR402 where a source that overrides has rows for tokens that the tokenizer doesn't know: they would become `<image>`."""
-    origin = routes.origin(EMBEDDING)
+    origin = routes.origin(embedding)
     if origin is None or vocabulary is None or not rules.text.sources[origin.source].overrides:
         return []
-    before = next((r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == EMBEDDING), rows)
+    before = next((r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == embedding), rows)
     if rows <= before or vocabulary.size > before:
         return []
     cause = (
@@ -185,13 +213,13 @@ def _unexplained_rows(rules: RuleFile, routes: Routes, rows: int, vocabulary: Vo
     return [Problem("LR402", cause, fix)]
 
 
-def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
+def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], text: TextModel) -> list[Problem]:
     """LR112 where the config of a source that overrides would have the first source's layers compute something else."""
     base = checkpoints[rules.first_source].config or {}
     problems = []
     for name in _believed(rules, checkpoints):
         own = checkpoints[name].config or {}
-        if "hidden_size" in base and "hidden_size" in own and (found := text_differences(own, base)):
+        if "hidden_size" in base and "hidden_size" in own and (found := text_differences(own, base, text.config)):
             cause = f"the configs of `{name}` and `{rules.first_source}` disagree on the language model: {'; '.join(found)}."
             problems.append(Problem("LR112", cause, "Find out how the layers were trained, and mend the other config.json."))
     return problems
@@ -208,9 +236,9 @@ def _overriding(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[
     return [name for name in reversed(list(checkpoints)) if rules.text.sources[name].overrides]
 
 
-def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes) -> bool:
+def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes, table: str) -> bool:
     """Whether a source stores `lm_head` and `embed_tokens` as one tensor: so they were trained, whatever its config says."""
-    head, embedding = routes.origin(HEAD), routes.origin(EMBEDDING)
+    head, embedding = routes.origin(HEAD), routes.origin(table)
     if head is None or embedding is None or head.source != embedding.source:
         return False
     return checkpoints[head.source].same_tensor(head.name, embedding.name)
@@ -224,6 +252,6 @@ def _changed(target: Target, config: TargetConfig, changes: Sequence[PostLoadCha
             shapes[change.target] = change.shape_after
     for name, other in target.tied.items():
         shapes[name] = shapes[other]
-    if EMBEDDING in shapes:
-        config = config.with_vocab_size(shapes[EMBEDDING][0])
+    if target.embedding in shapes:
+        config = config.with_vocab_size(shapes[target.embedding][0])
     return replace(target, shapes=shapes), config

@@ -88,7 +88,7 @@ def plan_reverse(
         Routes(taken, (), (), ()),
         target,
         problems=problems or _name_problems(file, taken, classic, layout, target),
-        notes=_notes(file, checkpoint, classic),
+        notes=_notes(file, checkpoint, classic, target),
         recognised=False,  # what isn't mapped is told here, in the words of the way back
     )
     plan = replace(plan, layout=ORIGINAL)
@@ -217,7 +217,7 @@ def _name_problems(
     return problems
 
 
-def _notes(rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str]) -> list[Problem]:
+def _notes(rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str], wanted: Target | None) -> list[Problem]:
     """LR410 and LR411: what is as it is in the checkpoint, and what is not there."""
     origin = rules.text.sources[rules.first_source].default
     cause = "there is no config.json, generation_config.json or tokenizer file: they can't be derived."
@@ -226,7 +226,7 @@ def _notes(rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str]) 
         cause += f" Tensors that {rules.name} drops don't come back: {', '.join(drops)}."
     fix = f"Copy them from the original{f', {origin} for one' if origin else ''}."
     notes = [Problem("LR411", cause, fix)]
-    embedding = next((checkpoint.catalog[name] for name, target in classic.items() if target == EMBEDDING), None)
+    embedding = next((checkpoint.catalog[name] for name, target in classic.items() if target == (wanted.embedding if wanted else EMBEDDING)), None)
     if rules.text.tokens and embedding is not None and embedding.shape:
         tokens = ", ".join(f"`{token.text}`" for token in rules.text.tokens)
         cause = f"all {embedding.shape[0]} rows of embed_tokens are kept, with those that were made for {tokens} or to fill up."

@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from llava_remap.errors import Problem, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, Reader
-from llava_remap.target import EMBEDDING, HEAD
+from llava_remap.target import HEAD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,20 +97,21 @@ class ExpandEmbeddings(BaseModel):
         Raises:
             RemapError: LR212 where the token to copy has no row.
         """
-        if EMBEDDING not in before.tensors or len(before.tensors[EMBEDDING][1]) != 2:
+        table = before.embedding
+        if table not in before.tensors or len(before.tensors[table][1]) != 2:
             return Effect(())
-        rows = before.tensors[EMBEDDING][1][0]
+        rows = before.tensors[table][1][0]
         grown = self._grown(rows, before.rows_needed)
         if grown == rows:
             note = Problem("LR407", f"{before.rows_needed} tokens fit into the {rows} rows that embed_tokens has.")
             return Effect((), (note,) * (before.rows_needed <= rows))
-        matrices = [(name, *before.tensors[name]) for name in (EMBEDDING, HEAD) if name in before.tensors]
+        matrices = [(name, *before.tensors[name]) for name in (table, HEAD) if name in before.tensors]
         matrices = [(name, dtype, shape) for name, dtype, shape in matrices if len(shape) == 2 and shape[0] == rows]
         facts: dict[str, Any] = {"row": _row_of(self.token, before.token_ids, rows)} if self.token is not None else {}
         if self.init == "multivariate_normal" and self.statistics == "embed_tokens" and _are_alike(matrices, grown - rows):
             facts["together"] = True
         return Effect(
-            tuple(Change(name, dtype, shape, (grown, *shape[1:]), self._reads(name), facts) for name, dtype, shape in matrices)
+            tuple(Change(name, dtype, shape, (grown, *shape[1:]), self._reads(name, table), facts) for name, dtype, shape in matrices)
         )
 
     def _grown(self, rows: int, needed: int) -> int:
@@ -118,10 +119,10 @@ class ExpandEmbeddings(BaseModel):
             return rows if needed <= rows else -(-needed // self.pad_to_multiple_of) * self.pad_to_multiple_of
         return rows if self.vocab == "keep" else max(rows, self.vocab)
 
-    def _reads(self, name: str) -> tuple[str, ...]:
+    def _reads(self, name: str, table: str) -> tuple[str, ...]:
         if self.init in ("zeros", "normal"):
             return ()
-        return (name,) if self.init == "copy" or self.statistics == "own" else (EMBEDDING,)
+        return (name,) if self.init == "copy" or self.statistics == "own" else (table,)
 
     def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
         """The old rows as they are, then the new ones, rounded once to the dtype that is written."""

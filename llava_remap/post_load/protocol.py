@@ -52,12 +52,14 @@ class Before:
         missing: shape of every parameter of the target that no source has, by name; those that tie to another one are not in it.
         rows_needed: rows that the vocabulary needs: one more than the largest token id.
         token_ids: the id of every token, those that are new included; None where no source has a tokenizer.
+        embedding: name of the table of token embeddings.
     """
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     rows_needed: int
     missing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     token_ids: Mapping[str, int] | None = None
+    embedding: str = "language_model.model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,13 +34,19 @@ def contradictions(
             found.append(f"{where} it has `{text}`")
     for key, wanted in condition.config.items():
         allowed = wanted if isinstance(wanted, tuple) else (wanted,)
-        value = (config or {}).get(key)
-        if isinstance(value, list):
-            value = value[0] if value else None
+        value = _first((config or {}).get(key))
         if not any(value == other and type(value) is type(other) for other in allowed):
             said = f"{whose} says {key}: {value!r}" if config is not None else f"it has no config.json to say {key}"
             found.append(f"{said}, not {' or '.join(map(repr, allowed))}")
+    for key, refused in condition.config_not.items():
+        value = _first((config or {}).get(key))
+        if any(value == other and type(value) is type(other) for other in (refused if isinstance(refused, tuple) else (refused,))):
+            found.append(f"{whose} says {key}: {value!r}")
     return found
+
+
+def _first(value: Any) -> Any:
+    return (value[0] if value else None) if isinstance(value, list) else value
 
 
 def _matches(text: str, names: Collection[str]) -> bool:

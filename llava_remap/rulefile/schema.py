@@ -62,6 +62,9 @@ class Condition(Part):
         description="key of the source's config: the value, or the list of values, that it may have; null stands for absent, "
         "and of a list in the config the first item counts",
     )
+    config_not: dict[str, Scalar | tuple[Scalar, ...]] = Field(
+        {}, description="key of the source's config: the value, or the list of values, that it may not have"
+    )
 
 
 class Requirement(Condition):
@@ -204,6 +207,11 @@ class Target(Part):
         "is a model of transformers already, under other names",
     )
     config: dict[str, ConfigValue] = Field({}, description="key of the target's config (dots for nested ones): its value")
+    text_models: dict[str, str] = Field(
+        {},
+        description="name that research code gives a class or a `model_type`: the `model_type`, in transformers, of the language "
+        "model that it derives from. Names that end in that of a language model (LlavaGemmaForCausalLM) needn't stand here",
+    )
     towers: dict[str, ConfigValue] = Field(
         default_factory=lambda: {"vision_tower.vision_model.": _named_by("mm_vision_tower")},
         min_length=1,
@@ -213,8 +221,8 @@ class Target(Part):
 
     @model_validator(mode="after")
     def _one_target(self) -> Target:
-        if self.as_ is not None and (self.class_ is not None or self.config):
-            raise PydanticCustomError("form", "`as` goes with neither `class` nor `config`")
+        if self.as_ is not None and (self.class_ is not None or self.config or self.text_models):
+            raise PydanticCustomError("form", "`as` goes with none of `class`, `config` and `text_models`")
         return self
 
     @property
@@ -430,6 +438,12 @@ class RuleText(Part):
         "else: where one doesn't hold, the job is refused with what differs",
     )
     notices: dict[str, Notice] = Field({}, description="by a name of their own, what users of the folder have to know")
+    config_keys: dict[str, Literal["unused", "told"]] = Field(
+        {},
+        description="key of the source's config that neither a rule nor the language model's class reads, with * for any signs: "
+        "unused (nothing that is computed depends on it) or told (the report names it); of several that match the first. Any "
+        "other key is refused",
+    )
     sources: dict[str, Source] = Field({}, description="the checkpoints that are read, by name; the first is the main one")
     target: Target | None = Field(None, description="the model that is wanted")
     tokens: tuple[Token, ...] = Field((), description="tokens that the tokenizer must have; they are added where they are absent")

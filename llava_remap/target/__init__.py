@@ -10,9 +10,12 @@ from llava_remap.target.config import (
     embedding_rows,
     text_config,
     text_differences,
+    text_model_of,
 )
+from llava_remap.target.config_keys import unread_keys
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
+from llava_remap.target.text_model import TextModel
 from llava_remap.target.tower import Tower, shapes_config
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
 from llava_remap.target.wanted import Target, build_on_meta, wanted_parameters
@@ -27,6 +30,7 @@ __all__ = [
     "Target",
     "ChosenTemplate",
     "TargetConfig",
+    "TextModel",
     "Tower",
     "Vocabulary",
     "WRITTEN",
@@ -42,6 +46,8 @@ __all__ = [
     "shapes_config",
     "text_config",
     "text_differences",
+    "text_model_of",
+    "unread_keys",
     "vocabulary_problems",
     "wanted_parameters",
 ]

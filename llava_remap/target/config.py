@@ -12,42 +12,34 @@ from llava_remap.checkpoint import Tensor
 from llava_remap.errors import Problem, refuse
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target.pinpoints import grid_pinpoints
+from llava_remap.target.presets import TOWER_DEFAULTS
+from llava_remap.target.text_model import TextModel, read_text_model
 from llava_remap.target.tower import Tower, read_tower
 from llava_remap.target.vocabulary import PlacedToken
 
+#: What most language models call their table of token embeddings.
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
+#: Where a rule file says which kind of language model it is for, if it does.
+TEXT_KIND = "text_config.model_type"
 #: Kinds of projectors whose computation is known.
 _PROJECTORS = ("linear", "mlp2x_gelu")
 #: There is none where the projector is one linear layer.
 _SECOND_LAYER = "multi_modal_projector.linear_2.weight"
 
-#: What of the source's config describes the language model. The rest of it is LLaVA's own, or training's.
-_TEXT_KEYS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_bias", "attention_dropout",
-    "mlp_bias", "sliding_window", "use_sliding_window", "max_window_layers", "bos_token_id", "eos_token_id",
-    "pad_token_id", "use_cache", "pretraining_tp",
-)  # fmt: skip
-#: Of these, what changes what it computes.
-_COMPUTES = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias",
-)  # fmt: skip
-_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+#: What of two configs of one language model may differ: it changes nothing that is computed.
+_IDLE = re.compile(r"_token_id$|^(architectures|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout")
 _RULE = "Mend the rule file there."
 _MEND = "Mend the source's config.json."
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
 #: A token that may part the turns of a conversation, and how many of them a message shows.
 _TURN, _SHOWN_WORDS = re.compile(r"</?s>|<\|[^|<>\s]+\|>|<(start|end)_of_turn>|\[/?INST\]"), 8
-#: rope_theta of every class that was trained before the key existed.
-_ROPE_THETA = 10000.0
 _DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def embedding_rows(tensors: Mapping[str, Tensor]) -> int:
-    """Rows of `embed_tokens` by classic name; 0 without one."""
-    return tensors[EMBEDDING].shape[0] if EMBEDDING in tensors and tensors[EMBEDDING].shape else 0
+def embedding_rows(tensors: Mapping[str, Tensor], embedding: str = EMBEDDING) -> int:
+    """Rows of the table of token embeddings; 0 without one. `embedding`: its classic name."""
+    return tensors[embedding].shape[0] if embedding in tensors and tensors[embedding].shape else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +108,7 @@ def derive_config(
     configs: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, Tensor],
     tokens: Sequence[PlacedToken],
+    text: TextModel,
     *,
     words: Collection[str] | None = None,
     tower_apart: bool = False,
@@ -128,6 +121,7 @@ def derive_config(
         configs: the sources' own configs, in the order of the rule file's sources.
         tensors: what the sources hold for the target, by classic name.
         tokens: the rule file's tokens with their ids.
+        text: the language model, as `text_model_of` found it.
         words: those of the source's tokenizer; None without one, and then no chat template is chosen.
         tower_apart: whether the tower comes from another source than the language model.
         head_is_embedding: whether a source stores `lm_head` and `embed_tokens` as one tensor; then they are tied.
@@ -135,26 +129,26 @@ def derive_config(
     Raises:
         RemapError: LR112 where neither configs nor tensors say what is needed; LR302 without a tower.
     """
-    text_source = text_config(configs)
-    if text_source is None:
-        raise refuse("LR112", "no source has a config.json that describes the language model.", _GIVE)
-    own = next((found for config in configs if (found := _vision_config(config)) is not None), None)
+    text_source = said_of_text(configs)
+    own = _own_vision_config(configs)
     prefix, name = next(iter(rules.target.towers.items()))
     named = _Values(text_source, {}, tokens, words or (), {}).of(f"target.towers.{prefix}", name)
     tower = read_tower(prefix, tensors, own, named if isinstance(named, str) else None, apart=tower_apart)
-    text = _language_model(text_source, tensors)
+    rows = embedding_rows(tensors, text.embedding) or text_source.get("vocab_size")
+    tied = bool(text.config["tie_word_embeddings"])
     notes = [*tower.notes, *_projector_notes(text_source, tensors)]
-    if head_is_embedding and not text["tie_word_embeddings"]:
-        text["tie_word_embeddings"] = True
+    if head_is_embedding and not tied:
+        tied = True
         cause = "the checkpoint stores lm_head and embed_tokens as one tensor, its config doesn't tie them."
         notes.append(Problem("LR506", cause, "The tensors are believed: the new config says tie_word_embeddings: true."))
-    dtype = _DTYPE_NAMES.get(tensors[EMBEDDING].dtype, "float32") if EMBEDDING in tensors else "float32"
+    table = tensors.get(text.embedding)
+    dtype = _DTYPE_NAMES.get(table.dtype, "float32") if table is not None else "float32"
     config: dict[str, Any] = {
         "architectures": [rules.target.class_],
         "torch_dtype": dtype,
         "dtype": dtype,
-        "tie_word_embeddings": text["tie_word_embeddings"],
-        "text_config": {**text, "torch_dtype": dtype, "dtype": dtype},
+        "tie_word_embeddings": tied,
+        "text_config": {**text.config, "vocab_size": rows, "tie_word_embeddings": tied, "torch_dtype": dtype, "dtype": dtype},
         "vision_config": dict(tower.config),
     }
     values = _Values(text_source, tower.facts, tokens, words or (), config)
@@ -275,7 +269,7 @@ class _Values:
         if found is None:
             if "default" in value.model_fields_set:
                 return value.default
-            fix = _GIVE if key in _TEXT_KEYS else "Add it to the source's config.json."
+            fix = "Add it to the source's config.json."
             raise refuse("LR112", f"`{where}` is read from `{key}`, which the source's config doesn't have.", fix)
         if value.map is None:
             return found
@@ -315,19 +309,60 @@ def _check_feature_layer(layers: Any, tower: Tower) -> None:
 
 
 def text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Of the sources' configs the one that describes the language model: the first that has sizes and isn't a tower's."""
-    return next((config for config in configs if "hidden_size" in config and _vision_config(config) is None), None)
+    """Of the sources' configs the one that describes the language model: the first that has sizes and isn't a tower's.
+
+    What stands in a `text_config` of its own is put on top of what stands around it.
+    """
+    for config in configs:
+        inner = config.get("text_config")
+        if isinstance(inner, Mapping) and not _is_tower(config):
+            return {key: value for key, value in {**config, **inner}.items() if key not in ("text_config", "vision_config")}
+        if "hidden_size" in config and _vision_config(config) is None:
+            return config
+    return None
 
 
-def text_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """In what two configs would have one language model compute differently; of what one leaves out nothing is said."""
-    found = [
+def said_of_text(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """`text_config`, which has to be there.
+
+    Raises:
+        RemapError: LR112 where no config describes the language model.
+    """
+    if (found := text_config(configs)) is None:
+        raise refuse("LR112", "no source has a config.json that describes the language model.", _GIVE)
+    return found
+
+
+def text_model_of(rules: RuleFile, configs: Sequence[Mapping[str, Any]]) -> TextModel:
+    """The language model, as its class in transformers has what the sources' configs say of it.
+
+    Raises:
+        RemapError: as `read_text_model`; LR112 where no config describes it.
+    """
+    source, target = said_of_text(configs), rules.target
+    value = target.config.get(TEXT_KIND)
+    said = _Values(source, {}, (), (), {}).of(f"target.config.{TEXT_KIND}", value) if value is not None else None
+    with rules.placed("target", "config", TEXT_KIND) if value is not None else rules.placed("target", "text_models"):
+        return read_text_model(source, str(target.class_), target.text_models, said)
+
+
+def text_differences(one: Mapping[str, Any], other: Mapping[str, Any], keys: Collection[str]) -> list[str]:
+    """In what two configs would have one language model compute differently; of what one leaves out nothing is said.
+
+    Args:
+        keys: those that the language model's class knows.
+    """
+    return [
         f"{key} {one[key]!r} and {other[key]!r}"
-        for key in _COMPUTES
-        if one.get(key) is not None and other.get(key) is not None and one[key] != other[key]
+        for key in keys
+        if one.get(key) is not None and other.get(key) is not None and one[key] != other[key] and not _IDLE.search(key)
     ]
-    turned = [_rope(config)["rope_parameters"] for config in (one, other)]
-    return found + ([f"rope {turned[0]} and {turned[1]}"] if turned[0] != turned[1] else [])
+
+
+def _is_tower(config: Mapping[str, Any]) -> bool:
+    """Whether a config is that of a two-part model (CLIP), whose text half is no language model."""
+    kinds = (config.get("model_type"), config["text_config"].get("model_type"))
+    return f"{kinds[0]}_vision_model" in TOWER_DEFAULTS or str(kinds[1]).endswith("_text_model") or "projection_dim" in config
 
 
 def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -337,52 +372,10 @@ def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return config if str(config.get("model_type", "")).endswith("_vision_model") else None
 
 
-def _language_model(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The language model's part of the config: what the source says of it, in the keys of 4.x and of 5.x."""
-    text = {key: source[key] for key in _TEXT_KEYS if key in source}
-    if text.get("use_sliding_window") is False:  # 4.51 warns of a window even so
-        text["sliding_window"] = None
-    if text.get("head_dim", 0) is None:  # newer classes divide by it; without the key it is hidden_size / heads in all versions
-        del text["head_dim"]
-    for key in _NEEDED:
-        if not isinstance(text.get(key), int) or text[key] < 1:
-            said = f"says {key}: {text[key]!r}" if text.get(key) is not None else f"has no {key}"
-            raise refuse("LR112", f"the language model's config {said}; a whole number is needed.", _MEND)
-    text["vocab_size"] = embedding_rows(tensors) or source.get("vocab_size")
-    if text.get("num_key_value_heads") is None:
-        text["num_key_value_heads"] = _key_value_heads(text, tensors)
-    # The classes of the checkpoints' age tie weights only where the config says so.
-    text["tie_word_embeddings"] = source.get("tie_word_embeddings") or False
-    if not isinstance(text["tie_word_embeddings"], bool):
-        said = f"tie_word_embeddings: {text['tie_word_embeddings']!r}"
-        raise refuse("LR112", f"the language model's config says {said}; true or false is needed.", _MEND)
-    return text | _rope(source)
-
-
-def _rope(source: Mapping[str, Any]) -> dict[str, Any]:
-    """4.x reads `rope_theta` and `rope_scaling`, and without them takes 10000 in silence; 5.x reads `rope_parameters`."""
-    for key in ("rope_scaling", "rope_parameters"):
-        if not isinstance(source.get(key), (Mapping, type(None))):
-            raise refuse("LR112", f"the language model's config says {key}: {source[key]!r}; a mapping is needed.",
-                         _MEND)  # fmt: skip
-    new = dict(source.get("rope_parameters") or {})
-    theta = source.get("rope_theta") or new.pop("rope_theta", None) or _ROPE_THETA
-    new.pop("rope_theta", None)
-    scaling = dict(source.get("rope_scaling") or new)
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    others = {key: value for key, value in scaling.items() if key not in ("type", "rope_type")}
-    return {
-        "rope_theta": theta,
-        "rope_scaling": scaling if kind != "default" else None,
-        "rope_parameters": {"rope_type": kind, "rope_theta": theta, **others},
-    }
-
-
-def _key_value_heads(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
-    """Rows of k_proj over rows of one head; without grouped heads as many as there are heads."""
-    heads: int = text["num_attention_heads"]
-    keys = tensors.get("language_model.model.layers.0.self_attn.k_proj.weight")
-    return keys.shape[0] * heads // text["hidden_size"] if keys is not None and text.get("head_dim") is None else heads
+def _own_vision_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The tower's own config: that of a source of its own before one inside the language model's."""
+    found = [(isinstance(config.get("text_config"), Mapping) and not _is_tower(config), own) for config in configs if (own := _vision_config(config)) is not None]
+    return min(found, key=lambda entry: entry[0])[1] if found else None
 
 
 def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:

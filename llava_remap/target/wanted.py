@@ -16,8 +16,8 @@ from llava_remap.cache import cached
 from llava_remap.errors import refuse
 from llava_remap.target.layouts import CLASSIC, layout_program, layout_rules, names_in
 
-#: Module names of the installed transformers (the tool runs on 5.6 and later).
-MODULE_LAYOUT = "module-5.6"
+#: The names in which the installed transformers saves a model that was built from scratch (the tool runs on 5.6 and later).
+DISK_LAYOUT = "classic-5.6"
 #: The deepest language model published has 126.
 _MOST_LAYERS = 1000
 
@@ -32,6 +32,7 @@ class Target:
         shapes: classic name → shape; a tied parameter is there too.
         tied: name → the name whose tensor it shares.
         names: classic name → name in the layout; empty for the classic one.
+        embedding: classic name of the table of token embeddings.
     """
 
     class_name: str
@@ -39,6 +40,7 @@ class Target:
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
+    embedding: str = ""
 
 
 def model_class(class_name: str, config: Mapping[str, Any]) -> Any:
@@ -111,34 +113,52 @@ def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = 
     # A pad token changes no shape, and a new one has no row before the embedding is expanded, which torch would refuse.
     text = {**config["text_config"], "pad_token_id": None}
     config = {**config, "pad_token_id": None, "text_config": text}
-    rules = [layout_rules(name).sha256 for name in (MODULE_LAYOUT, layout)]
+    rules = [layout_rules(name).sha256 for name in (DISK_LAYOUT, layout)]
     facts = {"class": class_name, "config": config, "layouts": rules}
     answer = json.loads(cached("target", facts, lambda: _ask(class_name, config, layout))["target.json"])
     shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
-    return Target(class_name, layout, shapes, answer["tied"], answer["names"])
+    return Target(class_name, layout, shapes, answer["tied"], answer["names"], answer["embedding"])
 
 
 def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, bytes]:
-    """Names, shapes and ties as the installed transformers has them."""
+    """Names, shapes and ties as the installed transformers has them on disk: experts, which it stacks, are one tensor each there."""
+    from transformers.core_model_loading import revert_weight_conversion
+
     model = build_on_meta(class_name, config)
-    program = layout_program(MODULE_LAYOUT)
     state = model.state_dict()
-    classic = {name: program.rewrite(name).target for name in state}
+    module = {id(value): name for name, value in state.items()}
+    stored = revert_weight_conversion(model, dict(state))
+    program = layout_program(DISK_LAYOUT)
+    classic = {name: program.rewrite(name).target for name in stored}
     if lost := [name for name, target in classic.items() if target is None]:
-        raise refuse("LR601", f"layout {MODULE_LAYOUT} has no classic name for parameters of {class_name}.", names=lost)
+        raise refuse("LR601", f"layout {DISK_LAYOUT} has no classic name for parameters of {class_name}.", names=lost)
     named = {name: str(target) for name, target in classic.items()}
     names = names_in(layout, named.values()) if layout != CLASSIC else {}
-    _ask_loader(model, state, {name: names.get(target, target) for name, target in named.items()}, layout)
-    tied = {named[name]: named[other] for name, other in model.all_tied_weights_keys.items() if name in named and other in named}
-    shapes = {named[name]: list(value.shape) for name, value in state.items()}
-    return {"target.json": json.dumps({"shapes": shapes, "tied": tied, "names": names}).encode()}
+    #: What is only renamed is the parameter itself; what is stacked or split in loading is none.
+    made_of = {named[name]: module.get(id(value)) for name, value in stored.items()}
+    _ask_loader(model, state, {names.get(name, name): parameter for name, parameter in made_of.items()}, layout)
+    on_disk = {parameter: name for name, parameter in made_of.items() if parameter is not None}
+    table = model.get_input_embeddings().weight
+    embedding = next(name for name, value in model.named_parameters(remove_duplicate=False) if value is table)
+    answer = {
+        "shapes": {named[name]: list(value.shape) for name, value in stored.items()},
+        "tied": {
+            on_disk[name]: on_disk[other]
+            for name, other in model.all_tied_weights_keys.items()
+            if name in on_disk and other in on_disk
+        },
+        "names": names,
+        "embedding": on_disk[embedding],
+    }
+    return {"target.json": json.dumps(answer).encode()}
 
 
-def _ask_loader(model: Any, state: Mapping[str, Any], named: Mapping[str, str], layout: str) -> None:
+def _ask_loader(model: Any, state: Mapping[str, Any], written: Mapping[str, str | None], layout: str) -> None:
     """Every name written must lead the installed loader to the parameter it stands for, each hit exactly once.
 
     Args:
-        named: module name → name in the layout.
+        written: name in the layout → module name; None for a tensor that the loader makes a part of a parameter. That all of
+            these together make their parameters, `strict_load` finds out with the real loader.
     """
     import transformers
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -147,15 +167,17 @@ def _ask_loader(model: Any, state: Mapping[str, Any], named: Mapping[str, str], 
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    wrong = []
-    for name, written in named.items():
-        taken_to, _ = rename_source_key(written, renamings, converters, model.base_model_prefix, state)
-        if (taken_to if taken_to in state else written) != name:
-            wrong.append(written)
-    if wrong or len(set(named.values())) != len(named):
+    wrong, hit = [], set()
+    for name, parameter in written.items():
+        taken_to, by = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        found = taken_to if taken_to in state else name
+        hit.add(found)
+        if found != parameter and not (parameter is None and by is not None and found in state):
+            wrong.append(name)
+    if wrong or hit != set(state):
         raise refuse(
             "LR601",
             f"transformers {transformers.__version__} takes {layout} names of {type(model).__name__} elsewhere.",
             "Install a version that the README's table lists.",
-            wrong,
+            wrong or sorted(set(state) - hit),
         )

@@ -1,0 +1,194 @@
+"""Does the target's class compute the logits that the language model's own class computes?
+
+A class for text and pictures has the same language model inside, but puts a plain matrix on top of it, and gives it embeddings in
+place of ids. What the language model's own class does beside that (a bias of the head, a soft cap, a scale of logits, tables that
+are asked by id) would be lost in silence. So both are run here, at their real widths and with made-up numbers. The layers
+themselves are the same modules in both: they are not run, only what they are given is compared. So it takes little memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+#: Rows of the vocabulary that both are tried with, and the ids.
+_ROWS, _IDS = 64, (5, 9, 3, 3, 40, 7, 63)
+#: Numbers outside the layers. Where there are more (tables for every layer), nothing is tried.
+_MOST = 300_000_000
+#: A tower that is not run.
+_TOWER = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 1, "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+
+
+def difference(config: Any, target_class: str) -> tuple[str, str, str]:
+    """Compare a language model's own class with the class that it becomes a part of.
+
+    Args:
+        config: the language model's config.
+        target_class: name of the class for text and pictures.
+
+    Returns:
+        What the table of token embeddings is called inside the language model; what differs, in words, empty where nothing does;
+        and, in words too, which versions have the language model under other names.
+    """
+    import torch
+    import transformers
+
+    config = deepcopy(config)
+    config.vocab_size = _ROWS
+    config.pad_token_id = None if getattr(config, "pad_token_id", None) is None else 0
+    kind = getattr(transformers, target_class)
+    embedding, renamed = "", ""
+    try:
+        with torch.device("meta"):
+            own = transformers.AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).eval()
+            embedding = _name(own.base_model, own.get_input_embeddings().weight)
+            head = next(name for name, module in own.named_modules() if module is own.get_output_embeddings())
+            if (own.base_model_prefix, head) != ("model", "lm_head"):
+                under = f"`{own.base_model_prefix}.` and `{head}.`"
+                renamed = f"versions of transformers before 4.52 look for it under {under}: use 4.52 or later"
+            whole_config = kind.config_class(
+                text_config=config,
+                vision_config=dict(_TOWER),
+                image_token_id=_ROWS - 2,
+                tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+            )
+            whole = kind(whole_config).eval()
+        return embedding, _compare(own, whole), renamed
+    except Exception as error:  # whatever a class raises that was never meant to be a part of another one
+        reason = " ".join(str(error).split()).rstrip(".")
+        return embedding, f"whether {target_class} computes the same can't be tried ({type(error).__name__}: {reason[:200]})", renamed
+
+
+def _name(model: Any, parameter: Any) -> str:
+    return next(name for name, value in model.named_parameters(remove_duplicate=False) if value is parameter)
+
+
+def _compare(own: Any, whole: Any) -> str:
+    import torch
+
+    base, inside = own.base_model, whole.base_model.language_model
+    own_class, base_class, target, part = (type(model).__name__ for model in (own, base, whole, inside))
+    if base_class != part:
+        return f"{target} makes a {part} of it, and {own_class} has a {base_class}"
+    if [*base.state_dict()] != [*inside.state_dict()]:
+        return f"{target} has other parameters in its {part} than {own_class}"
+    layers = _layers(base), _layers(inside)
+    for model, stack in zip((own, inside), layers, strict=True):
+        model.set_attn_implementation("eager")  # the masks of others have another form
+        _fill(model, stack)
+    head = own.get_output_embeddings().weight
+    whole.get_output_embeddings().weight = head
+    for returns_tuple in (False, True):  # the layers of some models give a tuple back
+        given = [_stub(stack, returns_tuple) for stack in layers]
+        try:
+            with torch.no_grad(), _read_outside(own, base) as read:
+                mine, its = (model(input_ids=torch.tensor([_IDS]), use_cache=False).logits for model in (own, whole))
+            break
+        except Exception:
+            if returns_tuple:
+                raise
+    if not given[0] or not _same(given[0], given[1]):
+        return f"the layers of the {part} are given something else in {target} than in {own_class}"
+    if torch.equal(mine, its):
+        return ""
+    inner = {id(value) for value in base.parameters()}
+    extra = [name for name, value in own.named_parameters() if value is not head and id(value) not in inner]
+    causes = [f"{key} {getattr(own.config, key)!r}" for key in sorted(read)] + extra
+    return f"{own_class} computes logits with {', '.join(causes) or 'more than a matrix'}, and {target} doesn't"
+
+
+def _layers(model: Any) -> Any:
+    """The stack of a language model's layers."""
+    from torch import nn
+
+    number = model.config.num_hidden_layers
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == number)
+
+
+def _fill(model: Any, layers: Any) -> None:
+    """Made-up numbers, the same every time, for all that isn't in the layers and has none."""
+    import torch
+
+    outside = [module for module in model.modules() if module not in set(layers.modules())]
+    places = [(names, name) for module in outside for names in (module._parameters, module._buffers) for name in names]
+    empty = [(names, name) for names, name in places if names[name] is not None and names[name].is_meta]
+    if (total := sum(names[name].numel() for names, name in empty)) > _MOST:
+        raise ValueError(f"{total} numbers outside its layers")
+    numbers, made = torch.Generator().manual_seed(0), {}
+    for names, name in empty:
+        value = names[name]
+        if id(value) not in made:
+            real = torch.rand(value.shape, generator=numbers) if value.is_floating_point() else torch.zeros(value.shape).to(value.dtype)
+            made[id(value)] = torch.nn.Parameter(real, requires_grad=False) if isinstance(value, torch.nn.Parameter) else real
+        names[name] = made[id(value)]
+
+
+def _stub(layers: Any, returns_tuple: bool) -> list[Any]:
+    """Let layers give back the hidden states as they come; what each was given is in the list."""
+    calls: list[Any] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # Whether a router's numbers are given out changes none.
+        calls.append((args, {key: value for key, value in kwargs.items() if not key.startswith("output_")}))
+        states = args[0] if args else kwargs["hidden_states"]
+        return (states,) if returns_tuple else states
+
+    for layer in layers:
+        layer.forward = forward
+    return calls
+
+
+def _same(one: Any, other: Any) -> bool:
+    import torch
+
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other) and (one == other or not isinstance(one, (int, float, str)))
+
+
+@contextlib.contextmanager
+def _read_outside(model: Any, base: Any) -> Iterator[set[str]]:
+    """The keys of its config that a model reads outside its base, or has as attributes of its own: what its head computes with."""
+    from dataclasses import fields
+
+    from transformers import PreTrainedConfig
+
+    kind = type(model.config)
+    keys = {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)} - _EVERYWHERE
+    read = {key for key in keys if key in vars(model)}
+    outside = True
+
+    def spy(self: Any, key: str) -> Any:
+        if outside and key in keys:
+            read.add(key)
+        return object.__getattribute__(self, key)
+
+    def enter(*_: Any) -> None:
+        nonlocal outside
+        outside = False
+
+    def leave(*_: Any) -> None:
+        nonlocal outside
+        outside = True
+
+    hooks = base.register_forward_pre_hook(enter), base.register_forward_hook(leave)
+    model.config.__class__ = type(kind.__name__, (kind,), {"__getattribute__": spy})
+    try:
+        yield read
+    finally:
+        model.config.__class__ = kind
+        for hook in hooks:
+            hook.remove()
+
+
+#: What every class reads, and what changes no logits.
+_EVERYWHERE = {"vocab_size", "tie_word_embeddings", "use_cache", "output_attentions", "output_router_logits"}

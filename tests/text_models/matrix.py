@@ -1,0 +1,211 @@
+"""Every language model of the installed transformers inside a LLaVA: converted by a shipped rule file, held against its own class.
+
+Each is built small by its own class, with every key of its config at a value that isn't the default, as far as the class takes
+one. What it computes then is the truth: the checkpoint is that model's own, saved by transformers, with a tower and a projector
+put beside it as the research code does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from llava_remap.apply import apply
+from llava_remap.errors import RemapError
+from tests.conftest import CLIP, RELEASED, TINY
+
+#: The largest difference of logits, as a share of the largest logit.
+NEAR = 1e-5
+SIZES = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+#: Sizes that only some have, made small where the class has them; each is left out where the class doesn't take it.
+MORE_SIZES = {
+    "head_dim": 16, "num_experts": 4, "n_routed_experts": 4, "num_local_experts": 4, "moe_num_experts": 4,
+    "num_experts_per_tok": 2, "moe_k": 2, "moe_topk": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+    "shared_intermediate_size": 32, "n_group": 1, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8, "v_head_dim": 16, "index_topk": 4, "index_n_heads": 2, "index_head_dim": 16, "mamba_n_heads": 8,
+    "mamba_d_head": 16, "mamba_d_state": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "mamba_d_ssm": 128, "n_mamba_heads": 2,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "ffn_dim": 112, "word_embed_proj_dim": 64, "sliding_window": 16, "n_inner": 112, "ffn_hidden_size": 112,
+}  # fmt: skip
+#: Keys that are no property of what is computed here: ids, sizes, and how much is kept or reported.
+STAYS = {*SIZES, "use_cache", "output_router_logits", "output_attentions", "initializer_range", "pretraining_tp"}
+TEXT = torch.randint(3, 300, (1, 100), generator=torch.Generator().manual_seed(1))
+
+
+def kinds() -> list[str]:
+    """Every kind of language model that transformers lists."""
+    return sorted(kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind in CONFIG_MAPPING)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A small language model of one kind, in its own class.
+
+    Attributes:
+        changed: keys of its config that aren't at their default.
+        kept: keys that its class takes at their default alone, as far as values were found.
+    """
+
+    kind: str
+    model: Any
+    changed: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def build(kind: str) -> Own | str:
+    """The small model, or why it can't be built."""
+    config_class = CONFIG_MAPPING[kind]
+    names = {field.name for field in dataclasses.fields(config_class)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
+    said = {config_class.attribute_map.get(key, key): value for key, value in SIZES.items()}
+    said = {key: value for key, value in said.items() if key in names}
+    for key, value in MORE_SIZES.items():
+        if key in names and _runs(config_class, {**said, key: value}):
+            said[key] = value
+    if (why := _why_not(config_class, said)) is not None:
+        return why
+    defaults = config_class(**said).to_dict()
+    kept = []
+    for key in sorted(names - set(said) - STAYS):
+        for value in _others(key, defaults.get(key)):
+            if _runs(config_class, {**said, key: value}):
+                said[key] = value
+                break
+        else:
+            kept.append(key)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_class(**said), dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            around = parameter.mean() if parameter.ndim == 1 else 0.0
+            parameter.copy_(torch.randn_like(parameter) * 0.08 + around)
+    changed = tuple(key for key in said if key not in SIZES)
+    return Own(kind, model, changed, tuple(kept))
+
+
+def _others(key: str, value: Any) -> Iterator[Any]:
+    """Values for a key that aren't its default."""
+    if key == "rope_parameters":
+        for more in ({"partial_rotary_factor": 0.5}, {}):
+            yield {"rope_type": "default", "rope_theta": 5000.0, **more}
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, float):
+        yield from (value * 1.5 + 0.01, value / 2)
+    elif isinstance(value, int):
+        yield from (value + 1, value * 2, max(value // 2, 1))
+    elif isinstance(value, str):
+        yield from ("gelu", "relu", "silu")
+    elif value is None and key.endswith(("softcapping", "scale", "multiplier", "cap", "clip_qkv")):
+        yield from (2.0, 2)
+
+
+def _runs(config_class: Any, said: Mapping[str, Any]) -> bool:
+    return _why_not(config_class, said) is None
+
+
+def _why_not(config_class: Any, said: Mapping[str, Any]) -> str | None:
+    """Why a model with this config can't be built and run, or None."""
+    try:
+        torch.manual_seed(0)
+        config = config_class(**json.loads(json.dumps(dict(said))))
+        with torch.device("meta"):
+            number = sum(value.numel() for value in AutoModelForCausalLM.from_config(config, dtype=torch.float32).parameters())
+        if number > 20_000_000:
+            return f"at its smallest here it has {number} parameters"
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+        with torch.no_grad():
+            logits = model(input_ids=TEXT[:, :20]).logits
+        return None if logits.isfinite().all() else "its logits aren't finite"
+    except Exception as error:  # whatever the class raises: it is another reason not to build it
+        return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a language model: converted with logits that far from its own, or refused.
+
+    Attributes:
+        refusal: the codes and the reason; empty where it was converted.
+        far: the largest difference, as a share of the largest logit.
+    """
+
+    refusal: str
+    far: float = 0.0
+
+    @property
+    def is_right(self) -> bool:
+        return bool(self.refusal) or self.far <= NEAR
+
+
+def checkpoint(own: Own, folder: Path, family: str = "llava-v1.5") -> Path:
+    """The model as research code stores it: under its own names, with LLaVA's modules and LLaVA's keys."""
+    own.model.save_pretrained(folder, max_shard_size="100GB")
+    tensors = load_file(folder / "model.safetensors")
+    base = own.model.base_model_prefix
+    tensors |= {name.replace("model.", f"{base}.", 1): value for name, value in _beside(family).items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    llava = {key: value for key, value in _config(family).items() if key.startswith(("mm_", "image_"))}
+    stem = "".join(part.title() for part in own.kind.replace("-", "_").split("_"))
+    config |= llava | {"architectures": [f"Llava{stem}ForCausalLM"], "model_type": f"llava_{own.kind}"}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("generation_config.json",):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+FOLDERS = {
+    "llava-v1.5": RELEASED / "safetensors",
+    "llava-next": TINY / "llava-v1.6-mistral/safetensors",
+    "llava-onevision": TINY / "llava-onevision/safetensors",
+}
+TOWERS = {"llava-v1.5": CLIP, "llava-next": CLIP, "llava-onevision": TINY / "siglip-tiny-patch14-28"}
+
+
+@cache
+def _config(family: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDERS[family] / "config.json").read_text())
+    return found
+
+
+@cache
+def _beside(family: str) -> dict[str, torch.Tensor]:
+    """LLaVA's own tensors: tower, projector, and what else there is."""
+    tensors = {name: value for file in sorted(FOLDERS[family].glob("*.safetensors")) for name, value in load_file(file).items()}
+    if family == "llava-v1.5":
+        clip = load_file(CLIP / "model.safetensors")
+        tensors |= {f"model.vision_tower.vision_tower.{name}": value for name, value in clip.items() if name.startswith("vision_model.")}
+    return {name: value.float() for name, value in tensors.items() if any(part in name for part in ("mm_projector", "vision_tower", "image_newline"))}
+
+
+def convert(own: Own, work: Path, family: str = "llava-v1.5") -> Outcome:
+    """Convert with the shipped rule file, load strictly, and compare logits of text."""
+    source = checkpoint(own, work / "source", family)
+    try:
+        apply(family, [source, f"vision_tower={TOWERS[family]}"], work / "out")
+    except RemapError as error:
+        return Outcome("; ".join(f"{problem.code} {problem.cause}" for problem in error.problems))
+    finally:
+        shutil.rmtree(source)
+    kind = getattr(transformers, json.loads((work / "out/config.json").read_text())["architectures"][0])
+    model, info = kind.from_pretrained(work / "out", dtype=torch.float32, output_loading_info=True, attn_implementation="eager")
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    with torch.no_grad():
+        ours, theirs = (m(input_ids=TEXT).logits[..., :320] for m in (model.eval(), own.model))
+    return Outcome("", ((ours - theirs).abs().max() / theirs.abs().max()).item())
