@@ -66,7 +66,6 @@ def infer(
     *,
     tied: Collection[str] = (),
     answers: Mapping[Segments, Segments] | None = None,
-    untouched: Collection[str] = (),
     drop: bool = False,
 ) -> Inference:
     """Find the rules that take the source names to the target names.
@@ -76,14 +75,13 @@ def infer(
         target: name → shape.
         tied: target names that need no source.
         answers: source pattern → target pattern, as told by a person.
-        untouched: names of the same checkpoint that no rule may take, since others do.
         drop: whether what nothing in the target takes is dropped, where the target misses nothing. Nobody but a person knows
             whether a model computes with it: with the tiles' `image_newline`, for one, LLaVA-1.6 is complete without it as 1.5.
     """
     found = match(source, target, tied, answers)
     dropped = found.unplaced if drop and not found.missing else ()
     unplaced = () if dropped else found.unplaced
-    rules = _rules(found, dropped, unplaced, untouched)
+    rules = _rules(found, dropped, unplaced)
     return Inference(tuple(rules), found.matches, dropped, found.questions, unplaced, found.missing)
 
 
@@ -98,15 +96,20 @@ def suggest_rules(
     """
     if not unmapped or not missing or len(fold(unmapped)) * len(fold(missing)) > _MOST_PAIRS:
         return ()
-    return tuple(rule_line(rule) for rule in infer(unmapped, missing, untouched=untouched).rules)
+    found = match(unmapped, missing, most_pairs=_MOST_PAIRS)
+    others = fold(dict.fromkeys(untouched, ()))
+    if len(found.matches) * len(others) > _MOST_PAIRS:
+        return ()
+    return tuple(rule_line(rule) for rule in _rules(found, (), found.unplaced, others))
 
 
 def _rules(
-    found: Matching, dropped: Collection[Group], unplaced: Collection[Group], untouched: Collection[str]
+    found: Matching, dropped: Collection[Group], unplaced: Collection[Group], untouched: Collection[Group] = ()
 ) -> list[InferredRule]:
+    """The rules for what was matched or is dropped; they take nothing of what is left, nor what is untouched: others take it."""
     pairs: list[tuple[Group, Group | None]] = [(pair.source, pair.target) for pair in found.matches]
     pairs += [(group, None) for group in dropped]
-    left = [*(question.source for question in found.questions), *unplaced, *fold(dict.fromkeys(untouched, ()))]
+    left = [*(question.source for question in found.questions), *unplaced, *untouched]
     mixed = _mixed([*(group for group, _ in pairs), *left])
     moves: dict[Segments, Segments | None] = {}
     for group, target in pairs:
