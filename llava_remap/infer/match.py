@@ -200,7 +200,8 @@ class _State:
                     score = self._score(one, other, how)
                     scores[one.pattern][other.pattern] = back[other.pattern][one.pattern] = score
         found = []
-        for pattern, scored in scores.items():
+        for pattern in (pattern for pattern in self.sources if pattern in scores):
+            scored = scores[pattern]
             best = _only_best(scored)
             if best is not None and _only_best(back[best]) == pattern:
                 pair = (self.sources[pattern], self.targets[best])
@@ -258,9 +259,7 @@ def _with(groups: Mapping[Segments, Group], pattern: Segments) -> dict[Segments,
 
 def _unfolded(groups: Mapping[Segments, Group], which: Collection[Segments]) -> dict[Segments, Group]:
     """The groups, with every member of some as a group of its own."""
-    return _by_pattern(
-        single for pattern, group in groups.items() for single in (unfold(group) if pattern in which else [group])
-    )
+    return _by_pattern(single for pattern, group in groups.items() for single in (unfold(group) if pattern in which else [group]))
 
 
 def _refolded(

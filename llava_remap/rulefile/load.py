@@ -105,6 +105,11 @@ def shipped_rule_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"), key=lambda path: path.stem)}
 
 
+def shipped_chat_parts() -> list[str]:
+    """The shipped parts with chat templates, as `extends` names them."""
+    return sorted(path.relative_to(shipped_folder()).as_posix() for path in shipped_folder().glob("parts/chat-*.yaml"))
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """What a shipped rule file says of itself."""
