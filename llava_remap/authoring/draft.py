@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.authoring.carried import carried
-from llava_remap.authoring.draft_sources import CLEAN, FIRST, Given, open_sources, selected
+from llava_remap.authoring.draft_sources import CLEAN, FIRST, Given, open_sources, selected, unknown_shapes
 from llava_remap.authoring.draft_target import (
     CONFIG,
     LOOK_ALIKES,
@@ -121,7 +121,7 @@ def draft_rules(
     given = open_sources(sources, load_rule_file(shipped_folder() / CONFIG).text.sources, offline)
     wanted = read_wanted(target, given, offline)
     if given.names_alone:
-        wanted = replace(wanted, shapes=dict.fromkeys(wanted.shapes, ()))
+        wanted = replace(wanted, shapes=unknown_shapes(wanted.shapes))
     told = _answers(answers, given.shapes, wanted)
     found = _infer(given, wanted, told, drop_rest, ask)
     given, modules = _selected(given, found)

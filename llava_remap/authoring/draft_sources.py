@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,7 +60,7 @@ class Given:
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        return {name: () if self.names_alone else tensor.shape for name, tensor in self.tensors.items()}
+        return unknown_shapes(self.tensors) if self.names_alone else {name: t.shape for name, t in self.tensors.items()}
 
     def without(self, names: Sequence[str]) -> Given:
         """The same without tensors that are not to be taken."""
@@ -112,6 +112,11 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
         owners |= {prefixes[source] + name: source for name in bare}
         buffers += dropped
     return Given(checkpoints, prefixes, tensors, owners, buffers)
+
+
+def unknown_shapes(names: Iterable[str]) -> dict[str, Shape]:
+    """What stands for shapes where only names are known: no bias is a weight."""
+    return {name: (0,) if name.endswith("bias") else () for name in names}
 
 
 def selected(given: Given, source: str, taken: Sequence[str], left: Sequence[str]) -> Segments | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.authoring.draft_sources import CLEAN, Given, cleaned
+from llava_remap.authoring.draft_sources import CLEAN, Given, cleaned, unknown_shapes
 from llava_remap.authoring.names_alone import open_names
 from llava_remap.checkpoint import Tensor, read_object
 from llava_remap.errors import RemapError, refuse
@@ -175,7 +175,7 @@ def _of_class(class_name: str, given: Given) -> Wanted:
     except RemapError as error:  # what helps `apply`, another source, is nothing that can be given here
         fix = f"Give another TARGET. {_FORMS}"
         raise RemapError([replace(problem, fix=fix) for problem in error.problems]) from error
-    wanted = dict.fromkeys(asked.shapes, ()) if given.names_alone else asked.shapes
+    wanted = unknown_shapes(asked.shapes) if given.names_alone else asked.shapes
     kind = "" if unsaid else text.kind
     return Wanted(class_name, wanted, frozenset(asked.tied), class_name, {"model_type": model_type_of(class_name)}, kind, unsaid)
 
