@@ -41,7 +41,7 @@ from llava_remap.resources import Used, job_disk_nbytes, memory_problems, predic
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.sources import given_sources, open_given, open_needed, short_name
-from llava_remap.target import CLASSIC, check_layout, text_config
+from llava_remap.target import CLASSIC, check_layout, text_config, unknown_target
 from llava_remap.verify import compare, strict_load
 
 Verify = Literal["meta", "full", "none"]
@@ -226,7 +226,8 @@ def plan_mapping(
     if max_shard_nbytes is not None and max_shard_nbytes < 1:
         raise refuse("LR211", f"max_shard_nbytes={max_shard_nbytes!r}: it is a number of bytes.", "Give 1 or more.")
     file = load_rule_file(rules)
-    _ = file.target
+    if unknown := unknown_target(file):
+        raise RemapError(unknown)
     first = file.first_source
     given = given_sources(file, [sources] if isinstance(sources, str) else sources)
     checkpoints = open_given(file, given, offline)

@@ -15,6 +15,7 @@ from llava_remap.target.config import (
     text_model_of,
 )
 from llava_remap.target.config_keys import unread_keys
+from llava_remap.target.known_keys import unknown_target
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
 from llava_remap.target.text_model import TextModel
@@ -51,6 +52,7 @@ __all__ = [
     "text_config",
     "text_differences",
     "text_model_of",
+    "unknown_target",
     "unread_keys",
     "vocabulary_problems",
     "wanted_parameters",

@@ -317,7 +317,7 @@ def text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
         inner = config.get("text_config")
         if isinstance(inner, Mapping) and not _is_tower(config):
             return {key: value for key, value in {**config, **inner}.items() if key not in ("text_config", "vision_config")}
-        if "hidden_size" in config and _vision_config(config) is None:
+        if not {"hidden_size", "vocab_size"}.isdisjoint(config) and _vision_config(config) is None:
             return config
     return None
 

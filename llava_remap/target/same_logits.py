@@ -86,8 +86,8 @@ def _compare(own: Any, whole: Any) -> str:
     for returns_tuple in (False, True):  # the layers of some models give a tuple back
         given = [_stub(stack, returns_tuple) for stack in layers]
         try:
-            with torch.no_grad(), _read_outside(own, base) as read:
-                mine, its = (model(input_ids=torch.tensor([_IDS]), use_cache=False).logits for model in (own, whole))
+            with _read_outside(own, base) as read:
+                mine, its = _logits(own), _logits(whole)
             break
         except Exception:
             if returns_tuple:
@@ -98,8 +98,32 @@ def _compare(own: Any, whole: Any) -> str:
         return ""
     inner = {id(value) for value in base.parameters()}
     extra = [name for name, value in own.named_parameters() if value is not head and id(value) not in inner]
-    causes = [f"{key} {getattr(own.config, key)!r}" for key in sorted(read)] + extra
+    causes = [f"{key} {getattr(own.config, key)!r}" for key in sorted(read) if _matters(own, key, mine)] + extra
     return f"{own_class} computes logits with {', '.join(causes) or 'more than a matrix'}, and {target} doesn't"
+
+
+def _logits(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([_IDS]), use_cache=False).logits
+
+
+def _matters(model: Any, key: str, logits: Any) -> bool:
+    """Whether the logits are others with another value of a key, which a model may have as an attribute, too."""
+    import torch
+
+    value = getattr(model.config, key)
+    if not isinstance(value, (int, float)):
+        return True
+    places = [place for place in (model, model.config) if key in vars(place)]
+    for place in places:
+        setattr(place, key, not value if isinstance(value, bool) else value * 2 + 1)
+    try:
+        return not torch.equal(_logits(model), logits)
+    finally:
+        for place in places:
+            setattr(place, key, value)
 
 
 def _layers(model: Any) -> Any:
@@ -133,8 +157,8 @@ def _stub(layers: Any, returns_tuple: bool) -> list[Any]:
     calls: list[Any] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        # Whether a router's numbers are given out changes none.
-        calls.append((args, {key: value for key, value in kwargs.items() if not key.startswith("output_")}))
+        # How much is to be given out changes no number.
+        calls.append((args, {key: value for key, value in kwargs.items() if not key.startswith(("output_", "logits_to_keep"))}))
         states = args[0] if args else kwargs["hidden_states"]
         return (states,) if returns_tuple else states
 

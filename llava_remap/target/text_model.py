@@ -82,19 +82,20 @@ def _ask(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str],
     config_class = CONFIG_MAPPING[kind]
     general = {field.name for field in fields(PreTrainedConfig)}
     own = {field.name for field in fields(config_class)} - general
-    names = own | set(config_class.attribute_map)
-    given = {
-        key: value for key, value in source.items() if key not in general and key not in ("model_type", "torch_dtype") and key[:1] != "_"
-    }
-    known = {key: value for key, value in given.items() if key in names}
+    given = {key: value for key, value in source.items() if key not in (*general, "model_type", "torch_dtype") and key[:1] != "_"}
+    known = {key: value for key, value in given.items() if key in own or key in config_class.attribute_map}
     _check_sizes(config_class, own, known)
+    # Some it works out itself, and saves.
+    own |= {key for key in _values(_build(config_class, known)) if key[:1] != "_"} - {*general, "model_type", "output_attentions"}
+    names = own | set(config_class.attribute_map)
+    known = {key: value for key, value in given.items() if key in names}
     older = {key: value for key, value in given.items() if key not in names and _is_older(config_class, known, key, value)}
     config = _build(config_class, {**known, **older})
     if not isinstance(getattr(config, "tie_word_embeddings", False), bool):
         cause = f"the language model's config says tie_word_embeddings: {config.tie_word_embeddings!r}; true or false is needed."
         raise refuse("LR112", cause, _MEND)
     rows = config_class.attribute_map.get("vocab_size", "vocab_size")
-    values = {key: value for key, value in config.to_dict().items() if key in own and key != rows}
+    values = {key: value for key, value in _values(config).items() if key in own and key != rows}
     values["tie_word_embeddings"] = getattr(config, "tie_word_embeddings", False)
     if values.get("head_dim", 0) is None:  # newer classes divide by it; without the key it is hidden_size / heads in all versions
         del values["head_dim"]
@@ -104,7 +105,7 @@ def _ask(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str],
     answer = {
         "kind": kind,
         "known_by": known_by,
-        "config": {"model_type": kind, "architectures": [_class_names()[kind]], **values, **older, **(rope or {})},
+        "config": {"model_type": kind, "architectures": [class_names()[kind]], **values, **older, **(rope or {})},
         "embedding": f"language_model.model.{embedding}" if embedding else "",
         "unknown": sorted(key for key in given if key not in known and key not in older and given[key] is not None),
         "newer": newer,
@@ -118,11 +119,17 @@ def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a key is an older one
-            return config_class(**deepcopy(dict(values)))
+            return config_class.from_dict(deepcopy(dict(values)))
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split()).rstrip(".")
         cause = f"transformers can't make a {config_class.__name__} of what the language model's config says: {reason}."
         raise refuse("LR112", cause, _MEND) from error
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """All values of a config, as they are in its JSON: infinity is spelt out there."""
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return found
 
 
 def _is_older(config_class: Any, known: Mapping[str, Any], key: str, value: Any) -> bool:
@@ -130,11 +137,11 @@ def _is_older(config_class: Any, known: Mapping[str, Any], key: str, value: Any)
 
     A value that is the default anyway shows nothing, so another one is tried as well.
     """
-    plain = _without(_build(config_class, known).to_dict(), key)
+    plain = _without(_values(_build(config_class, known)), key)
     others = [value * 2 + 1] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
     for tried in [value, *others]:
         try:
-            made = config_class(**deepcopy({**known, key: tried})).to_dict()
+            made = _values(config_class.from_dict(deepcopy({**known, key: tried})))
         except Exception:  # the class refuses the value, so it reads it; of the real one the whole config tells
             return True
         if _without(made, key) != plain:
@@ -175,7 +182,7 @@ def _old_rope(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any] | 
         said["rope_scaling"] = None if plain else scaling
         if isinstance(local := new.get("sliding_attention"), Mapping) and local is not flat:
             said["rope_local_base_freq"] = local.get("rope_theta")
-        if _build(config_class, {**rest, **said}).to_dict().get("rope_parameters") == new:
+        if _values(_build(config_class, {**rest, **said})).get("rope_parameters") == new:
             return said
     return None
 
@@ -186,15 +193,11 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
     Raises:
         RemapError: as `read_text_model`.
     """
-    kinds = _class_names()
+    kinds = class_names()
     if said is not None and said not in kinds:
         near = difflib.get_close_matches(said, kinds, 3)
         fix = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else "Write the `model_type` of its config.json."
         raise refuse("LR201", f"transformers has no language model of the type `{said}`.", fix)
-    if bad := [name for name in forks.values() if name not in kinds]:
-        near = difflib.get_close_matches(bad[0], kinds, 1)
-        fix = f"Did you mean `{near[0]}`?" if near else "Write the `model_type` of its config.json."
-        raise refuse("LR201", f"`text_models`: transformers has no language model of the type `{bad[0]}`.", fix)
     named = _named(source)
     sure = {name: found for name in named if (found := forks.get(name) or (name if name in kinds else _of_class(name)))}
     ends = {name: found for name in named if name not in sure and (found := _by_ending(name))}
@@ -234,7 +237,7 @@ def _named(source: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for name in said if isinstance(name, str) and name))
 
 
-def _class_names() -> dict[str, str]:
+def class_names() -> dict[str, str]:
     """The classes of language models that transformers has, by `model_type`."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -246,13 +249,13 @@ def _class_names() -> dict[str, str]:
 def _of_class(name: str) -> str | None:
     """The kind whose class has this name; of several the one that is called like it."""
     stem = _stem(name)
-    found = [kind for kind, other in _class_names().items() if other == name]
+    found = [kind for kind, other in class_names().items() if other == name]
     return next((kind for kind in found if _letters(kind) == stem), found[0] if found else None)
 
 
 def _by_ending(name: str) -> str | None:
     """The kind in which the name of research code ends: LlavaGemma2ForCausalLM, llava_gemma2."""
-    stems = {_stem(other): kind for kind, other in reversed(_class_names().items())} | {_letters(kind): kind for kind in _class_names()}
+    stems = {_stem(other): kind for kind, other in reversed(class_names().items())} | {_letters(kind): kind for kind in class_names()}
     bare = _ENDING.sub("", name)
     starts = [match.start() for match in re.finditer(r"(?<![A-Z])[A-Z]|(?<=[_-])[a-z]", bare)]
     return next((stems[end] for at in starts if (end := _letters(bare[at:])) in stems), None)

@@ -155,13 +155,13 @@ names:
 
 def test_an_inherited_rule_is_replaced_by_id(tmp_path: Path) -> None:
     child = tmp_path / "child.yaml"
-    text = "schema: 1\nextends: [parts/llava.yaml]\nnames: [{id: %s, from: 'model.norm.{p}', to: 'language_model.norm.{p}'}]\n"
-    child.write_text(text % "own-norm" + "tests: [{from: model.norm.w, to: language_model.norm.w}]\n")
+    text = "schema: 1\nextends: [parts/llava.yaml]\nnames: [{id: %s, from: 'model.mm_projector.0.{p}', to: 'projector.{p}'}]\n"
+    child.write_text(text % "own-in" + "tests: [{from: model.mm_projector.0.w, to: projector.w}]\n")
     finding = found(lint(load_rule_file(child)), "LR204")
-    assert finding.problem.fix == "Give `names/own-norm` the id `text-norm`: then it replaces the inherited rule."
+    assert finding.problem.fix == "Give `names/own-in` the id `projector-in`: then it replaces the inherited rule."
     assert finding.mark is not None
     assert finding.mark.line == 3
-    child.write_text(text % "text-norm" + "tests: [{from: model.norm.w, to: language_model.norm.w}]\n")
+    child.write_text(text % "projector-in" + "tests: [{from: model.mm_projector.0.w, to: projector.w}]\n")
     assert lint(load_rule_file(child)).findings == ()
 
 

@@ -205,7 +205,7 @@ def test_a_target_that_is_the_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        (SOURCE.replace("as: source", "as: source, class: X"), "`as` goes with neither `class` nor `config`"),
+        (SOURCE.replace("as: source", "as: source, class: X"), "`as` goes with none of `class`, `config` and `text_models`"),
         (SOURCE + "tokens: [{text: x, role: pad}]\n", "`target.as` goes with none of `tokens`, `post_load` and `processor`"),
         (SOURCE + "layouts: [clasic]\n", "there is no layout `clasic`. The shipped ones: classic, classic-5.6, mixed-5.4, "),
         (SOURCE.replace("as: source", "as: it"), "`target.as`: input should be 'source'"),

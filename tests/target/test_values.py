@@ -13,6 +13,7 @@ from llava_remap.apply import plan_job
 from tests.compat.checkpoints import qwen_tokenizer
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run
 
+PROBE = "processor:\n  config:\n    probe: "
 LLAMA = RELEASED / "safetensors"
 TILED = TINY / "llava-v1.6-mistral" / "safetensors"
 
@@ -24,10 +25,10 @@ def mine(text: str, parent: str = "llava-v1.5") -> Path:
 
 
 def config(text: str, source: Path = LLAMA) -> Any:
-    """The target's config by a rule file with this `target.config.probe`."""
-    job = plan_job(mine(f"target:\n  config:\n    probe: {text}"), [str(source), f"vision_tower={CLIP}"], dry_run=True)
+    """What the processor would be made with by a rule file that says this of it: values of all configs are found in one way."""
+    job = plan_job(mine(PROBE + text), [str(source), f"vision_tower={CLIP}"], dry_run=True)
     assert job.derived is not None, job.plan.problems
-    return job.derived.config.config.get("probe")
+    return job.derived.config.processor.get("probe")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_list_that_is_written_out() -> None:
     "text", ["{const: 1, times: 2}", "{tower: positions, as: grid_pinpoints}", "{tower: positions, times: 0}"]
 )
 def test_fields_that_do_not_go_together(text: str, run: Run) -> None:
-    ran = run("apply", mine(f"target:\n  config:\n    probe: {text}"), "--source", LLAMA, "--dry-run")
+    ran = run("apply", mine(PROBE + text), "--source", LLAMA, "--dry-run")
     assert (ran.code, "LR201" in ran.err) == (2, True)
 
 
@@ -84,24 +85,17 @@ def test_pinpoints_that_do_not_fit_the_tower(changed: Changed, run: Run) -> None
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize(
-    ("key", "fix"),
-    [
-        ("image_grid_pinpoints", "Add it to the source's config.json."),
-        ("sliding_window", "Give the language model's config and tokenizer: --source language_model=DIR."),
-    ],
-)
-def test_a_key_that_the_config_does_not_have(key: str, fix: str, changed: Changed) -> None:
-    """Whose key it is says where it is to be had."""
+def test_a_key_that_the_config_does_not_have(changed: Changed) -> None:
+    key, fix = "image_grid_pinpoints", "Add it to the source's config.json."
     source = changed(TILED, config=lambda c: c.pop(key, None))
-    rules = mine(f"target:\n  config:\n    probe: {{from: {key}}}", "llava-next")
+    rules = mine(f"{PROBE}{{from: {key}}}", "llava-next")
     [problem] = plan_job(rules, [str(source), f"vision_tower={CLIP}"], dry_run=True).plan.problems
     assert (problem.code, f"is read from `{key}`" in problem.cause, problem.fix) == ("LR112", True, fix)
 
 
 def test_the_chat_template_goes_by_the_tokenizer(changed: Changed, tmp_path: Path) -> None:
     """A LLaVA-NeXT with Qwen's words for turns, and without them."""
-    source = changed(TILED, config=lambda c: c.update(architectures=["LlavaLlamaForCausalLM"]))
+    source = changed(TILED, config=lambda c: c.update(architectures=["LlavaLlamaForCausalLM"], model_type="llava"))
 
     def template() -> str:
         job = plan_job("llava-next", [str(source), f"vision_tower={CLIP}", *more], dry_run=True)

@@ -35,9 +35,9 @@ SIZES = {
 }  # fmt: skip
 #: Sizes that only some have, made small where the class has them; each is left out where the class doesn't take it.
 MORE_SIZES = {
-    "head_dim": 16, "num_experts": 4, "n_routed_experts": 4, "num_local_experts": 4, "moe_num_experts": 4,
-    "num_experts_per_tok": 2, "moe_k": 2, "moe_topk": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
-    "shared_intermediate_size": 32, "n_group": 1, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+    "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "head_dim": 16, "num_experts": 4, "n_routed_experts": 4, "num_local_experts": 4, "moe_num_experts": 4,
+    "moe_k": 2, "moe_topk": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+    "shared_intermediate_size": 32, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8, "v_head_dim": 16, "index_topk": 4, "index_n_heads": 2, "index_head_dim": 16, "mamba_n_heads": 8,
     "mamba_d_head": 16, "mamba_d_state": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "mamba_d_ssm": 128, "n_mamba_heads": 2,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
@@ -74,8 +74,11 @@ def build(kind: str) -> Own | str:
     names = {field.name for field in dataclasses.fields(config_class)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
     said = {config_class.attribute_map.get(key, key): value for key, value in SIZES.items()}
     said = {key: value for key, value in said.items() if key in names}
-    for key, value in MORE_SIZES.items():
-        if key in names and _runs(config_class, {**said, key: value}):
+    more = {key: value for key, value in MORE_SIZES.items() if key in names}
+    if _runs(config_class, said | more):
+        said |= more
+    for key, value in more.items():
+        if _runs(config_class, {**said, key: value}):
             said[key] = value
     if (why := _why_not(config_class, said)) is not None:
         return why
@@ -130,7 +133,7 @@ def _why_not(config_class: Any, said: Mapping[str, Any]) -> str | None:
             return f"at its smallest here it has {number} parameters"
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
         with torch.no_grad():
-            logits = model(input_ids=TEXT[:, :20]).logits
+            logits = model(input_ids=TEXT[:, :20], use_cache=False).logits
         return None if logits.isfinite().all() else "its logits aren't finite"
     except Exception as error:  # whatever the class raises: it is another reason not to build it
         return " ".join(f"{type(error).__name__}: {error}".split())[:160]
@@ -207,5 +210,5 @@ def convert(own: Own, work: Path, family: str = "llava-v1.5") -> Outcome:
     model, info = kind.from_pretrained(work / "out", dtype=torch.float32, output_loading_info=True, attn_implementation="eager")
     assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     with torch.no_grad():
-        ours, theirs = (m(input_ids=TEXT).logits[..., :320] for m in (model.eval(), own.model))
+        ours, theirs = (m(input_ids=TEXT, use_cache=False).logits[..., :320] for m in (model.eval(), own.model))
     return Outcome("", ((ours - theirs).abs().max() / theirs.abs().max()).item())
