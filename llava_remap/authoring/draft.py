@@ -320,7 +320,8 @@ def _chat(checkpoint: Checkpoint, notes: list[str]) -> list[str]:
         near = best.mapped * 2 > best.total
         if near or len(heads) > 1:
             break
-        bare = replace(bare, catalog={name.partition(".")[2]: tensor for name, tensor in bare.catalog.items()})
+        inside = [replace(tensor, name=name.partition(".")[2]) for name, tensor in bare.catalog.items()]
+        bare = replace(bare, catalog={tensor.name: tensor for tensor in inside})
     chat = [name for name, _ in load_rule_file(best.rules).texts if name in shipped_chat_parts()] if near else []
     if chat:
         notes.append(f"{', '.join(chat)}: as {best.rules} has them; tensors don't show how a model was trained to chat")
