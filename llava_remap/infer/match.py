@@ -199,11 +199,12 @@ class _State:
                 if fits(one, other):
                     score = self._score(one, other, how)
                     scores[one.pattern][other.pattern] = back[other.pattern][one.pattern] = score
+        wanted_by = {pattern: _only_best(scored) for pattern, scored in back.items()}
         found = []
         for pattern in (pattern for pattern in self.sources if pattern in scores):
             scored = scores[pattern]
             best = _only_best(scored)
-            if best is not None and _only_best(back[best]) == pattern:
+            if best is not None and wanted_by[best] == pattern:
                 pair = (self.sources[pattern], self.targets[best])
                 if self._tells(pair, how, alone=len(scored) == len(back[best]) == 1):
                     found.append(pair)
