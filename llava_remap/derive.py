@@ -166,7 +166,9 @@ def _text_notes(text: TextModel) -> list[Problem]:
     notes = []
     if text.known_by:
         cause = f"the language model is taken for {text.kind} of transformers, since the config's `{text.known_by}` ends so."
-        notes.append(Problem("LR317", cause, "Its names and shapes fit. If it computes something of its own, this folder doesn't."))
+        notes.append(
+            Problem("LR317", cause, "Its names and shapes fit. If it computes something of its own, this folder doesn't.")
+        )
     if text.newer:
         notes.append(Problem("LR317", f"the language model, of type {text.kind}: {text.newer}."))
     return notes
@@ -195,9 +197,7 @@ def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str, dtype
     return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes)
 
 
-def _unexplained_rows(
-    rules: RuleFile, routes: Routes, rows: int, vocabulary: Vocabulary | None, embedding: str
-) -> list[Problem]:
+def _unexplained_rows(rules: RuleFile, routes: Routes, rows: int, vocabulary: Vocabulary | None, embedding: str) -> list[Problem]:
     """LR402 where a source that overrides has rows for tokens that the tokenizer doesn't know: they would become `<image>`."""
     origin = routes.origin(embedding)
     if origin is None or vocabulary is None or not rules.text.sources[origin.source].overrides:

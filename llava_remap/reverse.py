@@ -226,7 +226,10 @@ def _notes(rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str], 
         cause += f" Tensors that {rules.name} drops don't come back: {', '.join(drops)}."
     fix = f"Copy them from the original{f', {origin} for one' if origin else ''}."
     notes = [Problem("LR411", cause, fix)]
-    embedding = next((checkpoint.catalog[name] for name, target in classic.items() if target == (wanted.embedding if wanted else EMBEDDING)), None)
+    embedding = next(
+        (checkpoint.catalog[name] for name, target in classic.items() if target == (wanted.embedding if wanted else EMBEDDING)),
+        None,
+    )
     if rules.text.tokens and embedding is not None and embedding.shape:
         tokens = ", ".join(f"`{token.text}`" for token in rules.text.tokens)
         cause = f"all {embedding.shape[0]} rows of embed_tokens are kept, with those that were made for {tokens} or to fill up."

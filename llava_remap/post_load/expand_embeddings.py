@@ -111,7 +111,10 @@ class ExpandEmbeddings(BaseModel):
         if self.init == "multivariate_normal" and self.statistics == "embed_tokens" and _are_alike(matrices, grown - rows):
             facts["together"] = True
         return Effect(
-            tuple(Change(name, dtype, shape, (grown, *shape[1:]), self._reads(name, table), facts) for name, dtype, shape in matrices)
+            tuple(
+                Change(name, dtype, shape, (grown, *shape[1:]), self._reads(name, table), facts)
+                for name, dtype, shape in matrices
+            )
         )
 
     def _grown(self, rows: int, needed: int) -> int:

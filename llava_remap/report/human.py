@@ -205,11 +205,12 @@ def _model(console: Console, job: Job) -> None:
     config = job.derived.config.config
     text, tower = config["text_config"], config["vision_config"]
     heading(console, "Model")
-    line(
-        console,
-        f"  {text.get('model_type', 'text')}: {text['num_hidden_layers']} layers of {text['hidden_size']}, "
-        f"{text['num_attention_heads']} heads, rope theta {text['rope_theta']:g}, {config['dtype']}",
-    )
+    facts = [config["dtype"]]
+    if isinstance(text.get("rope_theta"), (int, float)):  # some have no rope, or one for each kind of layer
+        facts.insert(0, f"rope theta {text['rope_theta']:g}")
+    if "hidden_size" in text and "num_attention_heads" in text:  # some call them otherwise
+        facts.insert(0, f"{text['num_hidden_layers']} layers of {text['hidden_size']}, {text['num_attention_heads']} heads")
+    line(console, f"  {text['model_type']}: {', '.join(facts)}")
     size_and_patch = f"{tower['image_size']} px in patches of {tower['patch_size']}"
     features = f"features of layer {config.get('vision_feature_layer')}, {config.get('vision_feature_select_strategy')}"
     line(

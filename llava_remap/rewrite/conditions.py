@@ -40,7 +40,9 @@ def contradictions(
             found.append(f"{said}, not {' or '.join(map(repr, allowed))}")
     for key, refused in condition.config_not.items():
         value = _first((config or {}).get(key))
-        if any(value == other and type(value) is type(other) for other in (refused if isinstance(refused, tuple) else (refused,))):
+        if any(
+            value == other and type(value) is type(other) for other in (refused if isinstance(refused, tuple) else (refused,))
+        ):
             found.append(f"{whose} says {key}: {value!r}")
     return found
 

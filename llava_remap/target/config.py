@@ -28,7 +28,9 @@ _PROJECTORS = ("linear", "mlp2x_gelu")
 _SECOND_LAYER = "multi_modal_projector.linear_2.weight"
 
 #: What of two configs of one language model may differ: it changes nothing that is computed.
-_IDLE = re.compile(r"_token_id$|^(architectures|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout")
+_IDLE = re.compile(
+    r"_token_id$|^(architectures|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout"
+)
 _RULE = "Mend the rule file there."
 _MEND = "Mend the source's config.json."
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
@@ -374,7 +376,11 @@ def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _own_vision_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The tower's own config: that of a source of its own before one inside the language model's."""
-    found = [(isinstance(config.get("text_config"), Mapping) and not _is_tower(config), own) for config in configs if (own := _vision_config(config)) is not None]
+    found = [
+        (isinstance(config.get("text_config"), Mapping) and not _is_tower(config), own)
+        for config in configs
+        if (own := _vision_config(config)) is not None
+    ]
     return min(found, key=lambda entry: entry[0])[1] if found else None
 
 

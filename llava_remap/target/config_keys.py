@@ -9,10 +9,10 @@ from typing import Any
 from llava_remap.errors import Problem
 from llava_remap.rulefile import ConfigValue, NamedDefault, RuleFile
 
-#: What this package itself reads of a source's config, whatever the rule file: the kind of projector, and whether pictures are padded.
+#: What this package itself reads of a source's config, whatever the rule file.
 _READ = frozenset({"mm_projector_type", "image_aspect_ratio", "vocab_size", "image_token_index", "image_token_id"})
 #: What a key says that says nothing.
-_NOTHING = (None, False, "", [], {})
+_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
 
 def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[str]) -> tuple[list[Problem], list[Problem]]:
@@ -33,7 +33,9 @@ def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[st
     if strange:
         said = ", ".join(f"{key}: {_short(source[key])}" for key in strange)
         lines = ", ".join(f"{key}: unused" for key in strange)
-        cause = f"neither a rule of {rules.name} nor the language model's class in transformers knows what the config says: {said}."
+        cause = (
+            f"neither a rule of {rules.name} nor the language model's class in transformers knows what the config says: {said}."
+        )
         fix = (
             f"If nothing that the model computes depends on it, write a rule file with `extends: [{rules.name}.yaml]` and "
             f"`config_keys: {{{lines}}}`. Otherwise transformers computes something else."
@@ -41,7 +43,9 @@ def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[st
         problems.append(Problem("LR112", cause, fix))
     if told:
         said = ", ".join(f"{key}: {_short(source[key])}" for key in told)
-        notes.append(Problem("LR316", f"the config says {said}; no rule of {rules.name} reads it, and the folder doesn't say it."))
+        notes.append(
+            Problem("LR316", f"the config says {said}; no rule of {rules.name} reads it, and the folder doesn't say it.")
+        )
     return problems, notes
 
 
@@ -59,8 +63,10 @@ def _read_by(rules: RuleFile) -> Iterator[str]:
     text = rules.text
     for condition in (text.detect, *text.requires.values(), *(rule.when for rule in (*text.prepare, *text.names) if rule.when)):
         yield from (*condition.config, *condition.config_not)
-    for when in (*(r.when for r in text.requires.values()), *(n.when for n in text.notices.values())):
-        yield from when
+    for requirement in text.requires.values():
+        yield from requirement.when
+    for notice in text.notices.values():
+        yield from notice.when
     yield from (source.default.from_ for source in text.sources.values() if isinstance(source.default, NamedDefault))
     values = [*rules.target_config.values(), *(text.target.towers.values() if text.target else ())]
     if (made := text.processor) is not None:

@@ -18,15 +18,19 @@ _ROPE = ("rope_parameters", "rope_scaling")
 
 
 def unknown_target(rules: RuleFile) -> list[Problem]:
-    """LR201, each with its place, for a target class, a kind of language model or a key that the installed transformers doesn't know."""
+    """LR201, with its place, for each class, kind of language model and key that the installed transformers doesn't know."""
     target = rules.target
     if target.class_ is None:
         return []
     value = target.config.get("text_config.model_type")
     kind = value.const if value is not None and isinstance(value.const, str) else None
     class_name = target.class_
-    answer = json.loads(cached("known_keys", {"class": class_name, "text": kind}, lambda: _ask(class_name, kind))["known_keys.json"])
-    return [Problem("LR201", f"{rules.tree.locate(path).mark} {cause}", fix) for path, cause, fix in _unknown(rules, kind, answer)]
+    answer = json.loads(
+        cached("known_keys", {"class": class_name, "text": kind}, lambda: _ask(class_name, kind))["known_keys.json"]
+    )
+    return [
+        Problem("LR201", f"{rules.tree.locate(path).mark} {cause}", fix) for path, cause, fix in _unknown(rules, kind, answer)
+    ]
 
 
 def _unknown(rules: RuleFile, kind: str | None, known: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, str]]:
@@ -40,7 +44,11 @@ def _unknown(rules: RuleFile, kind: str | None, known: Mapping[str, Any]) -> Ite
     kinds += [(("target", "text_models", name), other) for name, other in target.text_models.items()]
     for place, said in kinds:
         if said not in known["kinds"]:
-            yield place, f"transformers {known['version']} has no language model of the type `{said}`.", _meant(said, known["kinds"])
+            yield (
+                place,
+                f"transformers {known['version']} has no language model of the type `{said}`.",
+                _meant(said, known["kinds"]),
+            )
     for key, value in target.config.items():
         if value.const is None and "const" in value.model_fields_set:
             continue  # it takes an inherited key away
@@ -48,14 +56,22 @@ def _unknown(rules: RuleFile, kind: str | None, known: Mapping[str, Any]) -> Ite
         for part in key.split("."):
             if keys is not None and part not in keys:
                 where = f"{target.class_}'s config" + (f", in `{key.rpartition('.')[0]}`," if "." in key else "")
-                yield ("target", "config", key), f"`{part}` is no key of {where} in transformers {known['version']}.", _meant(part, keys)
+                yield (
+                    ("target", "config", key),
+                    f"`{part}` is no key of {where} in transformers {known['version']}.",
+                    _meant(part, keys),
+                )
                 break
             keys = keys[part] if keys is not None else None
 
 
 def _meant(word: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(word, known, 2)
-    return f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else "Take it out, or write the name that it has there."
+    return (
+        f"Did you mean {' or '.join(f'`{name}`' for name in near)}?"
+        if near
+        else "Take it out, or write the name that it has there."
+    )
 
 
 def _ask(class_name: str, kind: str | None) -> dict[str, bytes]:
@@ -66,15 +82,17 @@ def _ask(class_name: str, kind: str | None) -> dict[str, bytes]:
 
     from llava_remap.target.text_model import class_names
 
-    version, found = transformers.__version__, getattr(transformers, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+    version = transformers.__version__
+    found: Any = getattr(transformers, class_name, None)
+    config_class = getattr(found, "config_class", None)
+    if config_class is None:
         classes = [name for name in dir(transformers) if name.endswith("ForConditionalGeneration")]
         return {"known_keys.json": json.dumps({"version": version, "classes": classes}).encode()}
     kinds = class_names()
     rope = dict.fromkeys((*RopeParameters.__annotations__, "type", "full_attention", "sliding_attention"))
     text = {key for name in ([kind] if kind in kinds else kinds) for key in _fields(CONFIG_MAPPING[name])}
     towers = {key for name in TOWER_DEFAULTS for key in _fields(CONFIG_MAPPING[name])}
-    keys: dict[str, Any] = dict.fromkeys(_fields(found.config_class))
+    keys: dict[str, Any] = dict.fromkeys(_fields(config_class))
     keys["text_config"] = {**dict.fromkeys((*text, "rope_theta")), **dict.fromkeys(_ROPE, rope)}
     keys["vision_config"] = dict.fromkeys(towers)
     return {"known_keys.json": json.dumps({"version": version, "kinds": sorted(kinds), "keys": keys}).encode()}

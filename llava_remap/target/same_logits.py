@@ -61,11 +61,15 @@ def difference(config: Any, target_class: str) -> tuple[str, str, str]:
         return embedding, _compare(own, whole), renamed
     except Exception as error:  # whatever a class raises that was never meant to be a part of another one
         reason = " ".join(str(error).split()).rstrip(".")
-        return embedding, f"whether {target_class} computes the same can't be tried ({type(error).__name__}: {reason[:200]})", renamed
+        return (
+            embedding,
+            f"whether {target_class} computes the same can't be tried ({type(error).__name__}: {reason[:200]})",
+            renamed,
+        )
 
 
 def _name(model: Any, parameter: Any) -> str:
-    return next(name for name, value in model.named_parameters(remove_duplicate=False) if value is parameter)
+    return str(next(name for name, value in model.named_parameters(remove_duplicate=False) if value is parameter))
 
 
 def _compare(own: Any, whole: Any) -> str:
@@ -147,7 +151,11 @@ def _fill(model: Any, layers: Any) -> None:
     for names, name in empty:
         value = names[name]
         if id(value) not in made:
-            real = torch.rand(value.shape, generator=numbers) if value.is_floating_point() else torch.zeros(value.shape).to(value.dtype)
+            real = (
+                torch.rand(value.shape, generator=numbers)
+                if value.is_floating_point()
+                else torch.zeros(value.shape).to(value.dtype)
+            )
             made[id(value)] = torch.nn.Parameter(real, requires_grad=False) if isinstance(value, torch.nn.Parameter) else real
         names[name] = made[id(value)]
 
@@ -181,7 +189,7 @@ def _same(one: Any, other: Any) -> bool:
 
 @contextlib.contextmanager
 def _read_outside(model: Any, base: Any) -> Iterator[set[str]]:
-    """The keys of its config that a model reads outside its base, or has as attributes of its own: what its head computes with."""
+    """The keys of its config that a model reads outside its base, or has as attributes: what its head may compute with."""
     from dataclasses import fields
 
     from transformers import PreTrainedConfig

@@ -55,9 +55,7 @@ class TextModel:
     differs: str
 
 
-def read_text_model(
-    source: Mapping[str, Any], target_class: str, forks: Mapping[str, str], said: str | None = None
-) -> TextModel:
+def read_text_model(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str], said: str | None = None) -> TextModel:
     """Ask the installed transformers what a source's config says of the language model.
 
     Args:
@@ -101,7 +99,11 @@ def _ask(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str],
         del values["head_dim"]
     rope = _old_rope(config_class, values)
     embedding, differs, renamed = difference(config, target_class)
-    newer = "versions of transformers before 5 can't be told all of its rope_parameters: use 5.0 or later" if rope is None else renamed
+    newer = (
+        "versions of transformers before 5 can't be told all of its rope_parameters: use 5.0 or later"
+        if rope is None
+        else renamed
+    )
     answer = {
         "kind": kind,
         "known_by": known_by,
@@ -196,11 +198,13 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
     kinds = class_names()
     if said is not None and said not in kinds:
         near = difflib.get_close_matches(said, kinds, 3)
-        fix = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else "Write the `model_type` of its config.json."
+        fix = (
+            f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else "Write the `model_type` of its config.json."
+        )
         raise refuse("LR201", f"transformers has no language model of the type `{said}`.", fix)
     named = _named(source)
-    sure = {name: found for name in named if (found := forks.get(name) or (name if name in kinds else _of_class(name)))}
-    ends = {name: found for name in named if name not in sure and (found := _by_ending(name))}
+    sure = {name: of for name in named if (of := forks.get(name) or (name if name in kinds else _of_class(name)))}
+    ends = {name: of for name in named if name not in sure and (of := _by_ending(name))}
     found = {**sure, **ends}
     if said is not None:
         found = {name: kind for name, kind in found.items() if kind != said}
@@ -243,7 +247,9 @@ def class_names() -> dict[str, str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     named = {kind: names if isinstance(names, str) else names[0] for kind, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()}
-    return {kind: name for kind, name in named.items() if kind in CONFIG_MAPPING and name.endswith(("ForCausalLM", "LMHeadModel"))}
+    return {
+        kind: name for kind, name in named.items() if kind in CONFIG_MAPPING and name.endswith(("ForCausalLM", "LMHeadModel"))
+    }
 
 
 def _of_class(name: str) -> str | None:
@@ -255,7 +261,9 @@ def _of_class(name: str) -> str | None:
 
 def _by_ending(name: str) -> str | None:
     """The kind in which the name of research code ends: LlavaGemma2ForCausalLM, llava_gemma2."""
-    stems = {_stem(other): kind for kind, other in reversed(class_names().items())} | {_letters(kind): kind for kind in class_names()}
+    stems = {_stem(other): kind for kind, other in reversed(class_names().items())} | {
+        _letters(kind): kind for kind in class_names()
+    }
     bare = _ENDING.sub("", name)
     starts = [match.start() for match in re.finditer(r"(?<![A-Z])[A-Z]|(?<=[_-])[a-z]", bare)]
     return next((stems[end] for at in starts if (end := _letters(bare[at:])) in stems), None)

@@ -121,7 +121,7 @@ def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = 
 
 
 def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, bytes]:
-    """Names, shapes and ties as the installed transformers has them on disk: experts, which it stacks, are one tensor each there."""
+    """Names, shapes and ties as the installed transformers has them on disk, where each expert, which it stacks, is a tensor."""
     from transformers.core_model_loading import revert_weight_conversion
 
     model = build_on_meta(class_name, config)
@@ -134,7 +134,7 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, b
         raise refuse("LR601", f"layout {DISK_LAYOUT} has no classic name for parameters of {class_name}.", names=lost)
     named = {name: str(target) for name, target in classic.items()}
     names = names_in(layout, named.values()) if layout != CLASSIC else {}
-    #: What is only renamed is the parameter itself; what is stacked or split in loading is none.
+    # What is only renamed is the parameter itself; what is stacked or split in loading is none.
     made_of = {named[name]: module.get(id(value)) for name, value in stored.items()}
     _ask_loader(model, state, {names.get(name, name): parameter for name, parameter in made_of.items()}, layout)
     on_disk = {parameter: name for name, parameter in made_of.items() if parameter is not None}

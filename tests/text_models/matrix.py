@@ -1,4 +1,4 @@
-"""Every language model of the installed transformers inside a LLaVA: converted by a shipped rule file, held against its own class.
+"""Every language model of the installed transformers inside a LLaVA: converted by a shipped rule file, held against its class.
 
 Each is built small by its own class, with every key of its config at a value that isn't the default, as far as the class takes
 one. What it computes then is the truth: the checkpoint is that model's own, saved by transformers, with a tower and a projector
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -25,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from llava_remap.apply import apply
 from llava_remap.errors import RemapError
 from tests.conftest import CLIP, RELEASED, TINY
+from tests.original.answers import ALL_VERSIONS, run_in_all
 
 #: The largest difference of logits, as a share of the largest logit.
 NEAR = 1e-5
@@ -35,7 +35,8 @@ SIZES = {
 }  # fmt: skip
 #: Sizes that only some have, made small where the class has them; each is left out where the class doesn't take it.
 MORE_SIZES = {
-    "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "head_dim": 16, "num_experts": 4, "n_routed_experts": 4, "num_local_experts": 4, "moe_num_experts": 4,
+    "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "head_dim": 16, "num_experts": 4, "n_routed_experts": 4,
+    "num_local_experts": 4, "moe_num_experts": 4,
     "moe_k": 2, "moe_topk": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
     "shared_intermediate_size": 32, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8, "v_head_dim": 16, "index_topk": 4, "index_n_heads": 2, "index_head_dim": 16, "mamba_n_heads": 8,
@@ -104,8 +105,8 @@ def build(kind: str) -> Own | str:
 def _others(key: str, value: Any) -> Iterator[Any]:
     """Values for a key that aren't its default."""
     if key == "rope_parameters":
-        for more in ({"partial_rotary_factor": 0.5}, {}):
-            yield {"rope_type": "default", "rope_theta": 5000.0, **more}
+        part = {"partial_rotary_factor": 0.75} if isinstance(value, dict) and "partial_rotary_factor" in value else {}
+        yield {"rope_type": "default", "rope_theta": 5000.0, **part}
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, float):
@@ -141,19 +142,21 @@ def _why_not(config_class: Any, said: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a language model: converted with logits that far from its own, or refused.
+    """What became of a language model.
 
     Attributes:
-        refusal: the codes and the reason; empty where it was converted.
-        far: the largest difference, as a share of the largest logit.
+        untried: why it wasn't built.
+        refused: the codes and the reasons of a refusal.
+        newer: what the report says of older versions of transformers.
+        folder: where it was converted.
+        changed: keys of its config that weren't at their default.
     """
 
-    refusal: str
-    far: float = 0.0
-
-    @property
-    def is_right(self) -> bool:
-        return bool(self.refusal) or self.far <= NEAR
+    untried: str = ""
+    refused: str = ""
+    newer: str = ""
+    folder: Path | None = None
+    changed: tuple[str, ...] = ()
 
 
 def checkpoint(own: Own, folder: Path, family: str = "llava-v1.5") -> Path:
@@ -193,22 +196,51 @@ def _beside(family: str) -> dict[str, torch.Tensor]:
     tensors = {name: value for file in sorted(FOLDERS[family].glob("*.safetensors")) for name, value in load_file(file).items()}
     if family == "llava-v1.5":
         clip = load_file(CLIP / "model.safetensors")
-        tensors |= {f"model.vision_tower.vision_tower.{name}": value for name, value in clip.items() if name.startswith("vision_model.")}
-    return {name: value.float() for name, value in tensors.items() if any(part in name for part in ("mm_projector", "vision_tower", "image_newline"))}
+        tensors |= {
+            f"model.vision_tower.vision_tower.{name}": value for name, value in clip.items() if name.startswith("vision_model.")
+        }
+    return {
+        name: value.float()
+        for name, value in tensors.items()
+        if any(part in name for part in ("mm_projector", "vision_tower", "image_newline"))
+    }
 
 
-def convert(own: Own, work: Path, family: str = "llava-v1.5") -> Outcome:
-    """Convert with the shipped rule file, load strictly, and compare logits of text."""
-    source = checkpoint(own, work / "source", family)
+def convert(kind: str, work: Path, family: str = "llava-v1.5") -> Outcome:
+    """Convert a small model of a kind with a shipped rule file. Its own logits of `TEXT` are put beside the folder."""
+    own = build(kind)
+    if isinstance(own, str):
+        return Outcome(untried=own)
+    source, folder = checkpoint(own, work / "source" / kind, family), work / kind
     try:
-        apply(family, [source, f"vision_tower={TOWERS[family]}"], work / "out")
+        result = apply(family, [source, f"vision_tower={TOWERS[family]}"], folder)
     except RemapError as error:
-        return Outcome("; ".join(f"{problem.code} {problem.cause}" for problem in error.problems))
+        said = "; ".join(f"{problem.code} {problem.cause}" for problem in error.problems)
+        return Outcome(refused=said.replace(str(source), "the checkpoint"), changed=own.changed)
     finally:
         shutil.rmtree(source)
-    kind = getattr(transformers, json.loads((work / "out/config.json").read_text())["architectures"][0])
-    model, info = kind.from_pretrained(work / "out", dtype=torch.float32, output_loading_info=True, attn_implementation="eager")
-    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     with torch.no_grad():
-        ours, theirs = (m(input_ids=TEXT, use_cache=False).logits[..., :320] for m in (model.eval(), own.model))
-    return Outcome("", ((ours - theirs).abs().max() / theirs.abs().max()).item())
+        torch.save({"ids": TEXT, "logits": own.model(input_ids=TEXT, use_cache=False).logits}, folder.with_suffix(".pt"))
+    newer = " ".join(note.cause for note in result.notes if note.code == "LR317" and "versions of transformers" in note.cause)
+    return Outcome(newer=newer, folder=folder, changed=own.changed)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Every kind, converted by llava-v1.5, and what versions of transformers make of the folders.
+
+    Attributes:
+        outcomes: by kind.
+        far: by version and kind, the largest difference of logits as a share of the largest logit, or why there is none.
+    """
+
+    outcomes: dict[str, Outcome]
+    far: dict[str, dict[str, float | str]]
+
+
+def everything(work: Path) -> Matrix:
+    """All kinds, and all versions that are there."""
+    outcomes = {kind: convert(kind, work) for kind in kinds()}
+    folders = [outcome.folder for outcome in outcomes.values() if outcome.folder is not None]
+    asked = run_in_all("tests.text_models.ask", ALL_VERSIONS, folders, work)
+    return Matrix(outcomes, {version: json.loads(path.read_text()) for version, path in asked.items()})
