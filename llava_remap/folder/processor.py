@@ -133,14 +133,14 @@ def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens
     """Open what was written as a user would, and take one picture and one sentence through it.
 
     Raises:
-        RemapError: LR605 where it doesn't open as the class wanted, or fails; LR604 for another number of image tokens.
+        RemapError: LR605 without a chat template, or where it doesn't open as the class wanted, or fails; LR604 for another number of image tokens.
     """
     from PIL import Image
 
     if target.chat_template is None:
         fix = (
-            f"Add the part for how the model was trained to the `extends` of the rule file ({', '.join(shipped_chat_parts())}), or "
-            "write `processor: {chat_template: …}` there."
+            "Add the part for how the model was trained to the `extends` of the rule file "
+            f"({', '.join(shipped_chat_parts())}), or write `processor: {{chat_template: …}}` there."
         )
         raise refuse("LR605", "the rule file has no chat template, so the processor can't make a prompt.", fix)
     image = next((token for token in tokens if token.role == "image"), None)
