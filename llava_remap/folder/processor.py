@@ -133,8 +133,8 @@ def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens
     """Open what was written as a user would, and take one picture and one sentence through it.
 
     Raises:
-        RemapError: LR605 without a chat template, or where it doesn't open as the class wanted, or fails; LR604 for another number
-            of image tokens.
+        RemapError: LR605 without a chat template, or where it doesn't open as the class wanted, or fails; LR604 for another
+            number of image tokens.
     """
     from PIL import Image
 
