@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, Tensor, read_object
+from llava_remap.authoring.draft_sources import CLEAN, Given, cleaned, unknown_shapes
+from llava_remap.authoring.names_alone import open_names
+from llava_remap.checkpoint import Tensor, read_object
 from llava_remap.errors import RemapError, refuse
 from llava_remap.infer import Shape, infer
 from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
-from llava_remap.sources import open_source
-from llava_remap.target import EMBEDDING, derive_config, embedding_rows, place_tokens, shapes_config, wanted_parameters
+from llava_remap.target import (
+    TEXT_KIND,
+    TextModel,
+    derive_config,
+    embedding_rows,
+    place_tokens,
+    said_of_text,
+    shapes_config,
+    text_model_of,
+    wanted_parameters,
+)
 
-#: The shared parts that an inferred file extends: what cleans names up, and what the LLaVA family has in common but for names.
-CLEAN = ("parts/wrappers.yaml", "parts/buffers.yaml")
+#: The shared parts that an inferred file extends: what the LLaVA family has in common but for names.
 CONFIG = "parts/llava-config.yaml"
 LOOK_ALIKES = "parts/look-alikes.yaml"
 #: The part that pads pictures where the config says so, by class.
@@ -27,6 +37,15 @@ PADS = {
     "LlavaForConditionalGeneration": "parts/pad.yaml",
     "VipLlavaForConditionalGeneration": "parts/pad-named.yaml",
 }
+#: Shapes that tell a tower's sizes and the rows of a vocabulary, of a very small model.
+_SMALL: Mapping[str, Shape] = {
+    "embeddings.patch_embedding.weight": (8, 3, 2, 2),
+    "embeddings.position_embedding.weight": (5, 8),
+    ".mlp.fc1.weight": (8, 8),
+    "embed_tokens.weight": (8, 8),
+}
+#: How the name ends that every tower has.
+_TOWER_MARK = "embeddings.patch_embedding.weight"
 #: Where the tower is put to have its shapes read.
 _TOWER = "vision_tower.vision_model."
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]*")
@@ -45,7 +64,8 @@ class Wanted:
         shapes: name → shape, in the classic layout where the layout is known.
         tied: names that need no source.
         class_name, config: as far as the target says.
-        text_type: the language model's `model_type`, and how it is known.
+        text_model: the language model's `model_type`, where the source's config tells it.
+        unsaid: why nothing tells it, in words; empty where something does.
     """
 
     location: str
@@ -53,15 +73,16 @@ class Wanted:
     tied: frozenset[str]
     class_name: str | None
     config: Mapping[str, Any]
-    text_type: tuple[str, str] | None = None
+    text_model: str = ""
+    unsaid: str = ""
 
 
-def read_wanted(target: str, checkpoint: Checkpoint, shapes: Mapping[str, Shape], offline: bool) -> Wanted:
+def read_wanted(target: str, given: Given, offline: bool) -> Wanted:
     """What a TARGET wants.
 
     Args:
         target: as the user gave it.
-        checkpoint: the source, whose config a class needs; `shapes` are its tensors' by cleaned name.
+        given: the sources, whose configs a class needs.
 
     Raises:
         RemapError: LR211 for what is no TARGET; as `open_source`, `derive_config` and `wanted_parameters`.
@@ -79,36 +100,24 @@ def read_wanted(target: str, checkpoint: Checkpoint, shapes: Mapping[str, Shape]
     ):
         return _of_config(target, read_object(path / "config.json", "LR113", "Download it again.", unique=False))
     if _CLASS.fullmatch(target) and not path.exists():
-        return _of_class(target, checkpoint, shapes)
+        return _of_class(target, given)
     if "/" not in target and not path.exists():
         raise refuse("LR211", f"--to {target}: there is no such file or class.", _FORMS)
-    other = open_source("target", target, ("tensors", "config"), first=True, offline=offline)
+    other = open_names("target", target, ("tensors", "config"), first=True, offline=offline)
     config = other.config or {}
     named = config.get("architectures")
     class_name = str(named[0]) if isinstance(named, list) and named else None
     classic = _classic({name: tensor.shape for name, tensor in other.catalog.items()})
     clean, _ = cleaned(classic)
-    ties = any(c.get("tie_word_embeddings") is True for c in (config, inner(config, "text_config"), checkpoint.config or {}))
+    ties = any(c.get("tie_word_embeddings") is True for c in (config, inner(config, "text_config"), *given.configs))
     tied = frozenset(name for name in clean if ties and name.endswith("lm_head.weight"))
-    return Wanted(other.location, clean, tied, class_name, config, _text_type(other.location, config))
+    return Wanted(other.location, clean, tied, class_name, config)
 
 
 def inner(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The part of a config under a key; empty where there is none."""
     found = config.get(key)
     return found if isinstance(found, Mapping) else {}
-
-
-def _text_type(location: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
-    said = inner(config, "text_config").get("model_type")
-    return (said, f"from {Path(location).name}; the source's architecture isn't known") if isinstance(said, str) else None
-
-
-def knows_architecture(part: RuleFile, config: Mapping[str, Any]) -> bool:
-    """Whether the shared part tells the language model's type from a source's `architectures`."""
-    named = config.get("architectures")
-    table = part.target_config["text_config.model_type"].map or {}
-    return isinstance(named, list) and bool(named) and named[0] in table
 
 
 def _classic(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
@@ -129,51 +138,82 @@ def _of_config(location: str, config: Mapping[str, Any]) -> Wanted:
     if not inner(config, "text_config") or not inner(config, "vision_config"):
         raise refuse("LR211", f"--to {location}: the config has no text_config and vision_config.", _FORMS)
     asked = wanted_parameters(named[0], config)
-    return Wanted(location, asked.shapes, frozenset(asked.tied), named[0], config, _text_type(location, config))
+    return Wanted(location, asked.shapes, frozenset(asked.tied), named[0], config)
 
 
-def _of_class(class_name: str, checkpoint: Checkpoint, shapes: Mapping[str, Shape]) -> Wanted:
-    """The parameters of a class, with the config that the source's own config and its tower's tensors give.
+def _of_class(class_name: str, given: Given) -> Wanted:
+    """The parameters of a class, with the config that the sources' own configs and the tower's tensors give.
 
-    Tower and embedding are found by how their names end, wherever they are, which is what the config needs of the names.
+    Tower and embedding are found by how their names end, wherever they are, which is what the config needs of the names. Where
+    only names are known, so are those of the class: shapes are stand-ins.
     """
-    if checkpoint.config is None:
-        raise refuse(
-            "LR211", f"--to {class_name}: {checkpoint.location} has no config, so that of the target isn't known.", _FORMS
-        )
-    found: dict[str, Tensor] = {}
-    mark = "embeddings.patch_embedding.weight"
-    towers = sorted(name.removesuffix(mark) for name in shapes if name.endswith(mark))
-    embeddings = [name for name in shapes if name.endswith("embed_tokens.weight")]
+    if not given.configs:
+        raise refuse("LR211", f"--to {class_name}: {given.location} has no config, so that of the target isn't known.", _FORMS)
+    towers = sorted(name.removesuffix(_TOWER_MARK) for name in given.shapes if name.endswith(_TOWER_MARK))
+    biased = any(name.endswith(".q_proj.bias") and not name.startswith(tuple(towers)) for name in given.shapes)
+    # Where the kind isn't known, one whose tensors have the same names, as far as the biases of attention show.
+    rules, text, unsaid = language_model(class_name, given.configs, "qwen2" if biased else "llama")
+    table = ".".join(text.embedding.split(".")[-2:])
+    embeddings = [name for name in given.shapes if table and name.endswith(table)]
     if not towers or not embeddings:
         what = "vision tower" if not towers else "table of embeddings"
-        cause = (
-            f"--to {class_name}: no {what} is recognised in {checkpoint.location}, so the target's config can't be worked out."
-        )
-        raise refuse("LR211", cause, _FORMS)
-    dtypes = {name: tensor.dtype for name, tensor in checkpoint.catalog.items()}
+        cause = f"--to {class_name}: no {what} is recognised in {given.location}, so the target's config can't be worked out."
+        fix = "If it lies elsewhere, give that too: --from vision_tower=DIR. " if not towers else ""
+        raise refuse("LR211", cause, fix + _FORMS)
+    shapes = _made_up(given.shapes) if given.names_alone else given.shapes
+    found: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         if name.startswith(towers[0]):
             classic = _TOWER + name.removeprefix(towers[0])
-            found[classic] = Tensor(classic, dtypes.get(name, "F32"), shape, None)
-    found[EMBEDDING] = Tensor(EMBEDDING, dtypes.get(embeddings[0], "F32"), shapes[embeddings[0]], None)
-    model_type = model_type_of(class_name)
-    biased = any(name.endswith(".q_proj.bias") and not name.startswith(towers[0]) for name in shapes)
-    why = "q, k and v have biases" if biased else "q, k and v have no biases; Mistral has the same tensors"
-    text_type = ("qwen2" if biased else "llama", f"{why}, and the source's architecture isn't known")
-    constants = {"model_type": (model_type, "")}
-    if not knows_architecture(load_rule_file(shipped_folder() / CONFIG), checkpoint.config):
-        constants["text_config.model_type"] = text_type
-    frame = Frame("draft", "draft", "", (*CLEAN, CONFIG), (), None, (), class_name, constants)
-    rules = loaded(rule_file(frame, infer({}, {})))
-    tokens = place_tokens(rules.text.tokens, None, embedding_rows(found), checkpoint.config or {})
+            found[classic] = Tensor(classic, given.tensors[name].dtype or "F32", shape, None)
+    found[text.embedding] = Tensor(text.embedding, given.tensors[embeddings[0]].dtype or "F32", shapes[embeddings[0]], None)
+    said = said_of_text(given.configs)
+    tokens = place_tokens(rules.text.tokens, None, embedding_rows(found, text.embedding), said)
     try:
-        configs = [checkpoint.config, {"vision_config": shapes_config(_TOWER, found)}]
-        asked = wanted_parameters(class_name, derive_config(rules, configs, found, tokens).config)
+        configs = [*given.configs, {"vision_config": shapes_config(_TOWER, found)}]
+        asked = wanted_parameters(class_name, derive_config(rules, configs, found, tokens, text).config)
     except RemapError as error:  # what helps `apply`, another source, is nothing that can be given here
         fix = f"Give another TARGET. {_FORMS}"
         raise RemapError([replace(problem, fix=fix) for problem in error.problems]) from error
-    return Wanted(class_name, asked.shapes, frozenset(asked.tied), class_name, {"model_type": model_type}, text_type)
+    wanted = unknown_shapes(asked.shapes) if given.names_alone else asked.shapes
+    kind = "" if unsaid else text.kind
+    return Wanted(class_name, wanted, frozenset(asked.tied), class_name, {"model_type": model_type_of(class_name)}, kind, unsaid)
+
+
+def language_model(class_name: str, configs: Sequence[Mapping[str, Any]], stand_in: str) -> tuple[RuleFile, TextModel, str]:
+    """The language model that the sources' configs tell of, and the rule file without names that finds it.
+
+    Where they don't tell its kind, the language model is one whose tensors have the same names, so that names can be compared,
+    and the text says why the kind isn't known.
+
+    Args:
+        stand_in: the `model_type` of that one.
+
+    Raises:
+        RemapError: as `text_model_of`, for other reasons.
+    """
+    rules = bare_rules(class_name)
+    try:
+        return rules, text_model_of(rules, configs), ""
+    except RemapError as error:
+        if error.problems[0].code != "LR112":
+            raise
+        other = bare_rules(class_name, {TEXT_KIND: (stand_in, "")})
+        try:
+            return other, text_model_of(other, configs), error.problems[0].cause
+        except RemapError:
+            raise error from None
+
+
+def bare_rules(class_name: str, constants: Mapping[str, tuple[Any, str]] | None = None) -> RuleFile:
+    """The rule file that a draft for a class is before any name is in it."""
+    said = {"model_type": (model_type_of(class_name), ""), **(constants or {})}
+    return loaded(rule_file(Frame("draft", "draft", "", (*CLEAN, CONFIG), (), None, (), class_name, said), infer({}, {})))
+
+
+def _made_up(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes of a very small model, by how names end, where only names are known."""
+    return {name: next((shape for end, shape in _SMALL.items() if name.endswith(end)), (8,)) for name in shapes}
 
 
 def model_type_of(class_name: str) -> str:
@@ -197,18 +237,3 @@ def loaded(text: str) -> RuleFile:
         path = Path(folder) / "draft.yaml"
         path.write_text(text, encoding="utf-8")
         return load_rule_file(path)
-
-
-def cleaned(shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], int]:
-    """The names without wrappers and stored buffers, and how many were dropped."""
-    programs = [compile_rules(load_rule_file(shipped_folder() / part)) for part in CLEAN]
-    found = {}
-    for name, shape in shapes.items():
-        prepared: str | None = name
-        for program in programs:
-            if prepared is not None:
-                rewrite = program.rewrite(prepared)
-                prepared = None if rewrite.reason is not None else rewrite.prepared
-        if prepared is not None:
-            found[prepared] = shape
-    return found, len(shapes) - len(found)

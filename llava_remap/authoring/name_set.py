@@ -20,6 +20,7 @@ class NameSet:
         names: of each source the names that are taken of it, as it spells them.
         stored: all names of the first source, as it spells them: what a `when` may ask for.
         config: of the first source; None where it has none.
+        names_alone: whether of one of them only the names are known.
         aside: of a source from which not all names are taken: so many of how many, and why, in words.
     """
 
@@ -28,6 +29,7 @@ class NameSet:
     stored: Sequence[str]
     config: Mapping[str, Any] | None
     aside: Mapping[str, str]
+    names_alone: bool = False
 
     def rewrites(self, rules: RuleFile, program: Program) -> Iterator[tuple[str, str, Rewrite]]:
         """Every name: its source, itself, and what becomes of it behind the source's prefix."""
@@ -43,10 +45,11 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
     Raises:
         RemapError: as `name_sources` and `open_source`; LR211 where the first source isn't given, or the rule file is a part.
     """
+    from llava_remap.authoring.names_alone import NAMES_ALONE, open_names
     from llava_remap.derive import source_configs
     from llava_remap.plan import main_names, route
     from llava_remap.rewrite import compile_rules
-    from llava_remap.sources import name_sources, open_given, short_name
+    from llava_remap.sources import name_sources, short_name
     from llava_remap.target import text_config
 
     if not rules.text.sources:
@@ -56,7 +59,11 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
     first = rules.first_source
     if first not in named:
         raise refuse("LR211", f"no checkpoint is given for source `{first}`.", f"Give it too: --source {first}=SRC.")
-    checkpoints = open_given(rules, named, offline)
+    checkpoints = {
+        name: open_names(name, named[name], source.use, first=name == first, part=source.overrides, offline=offline)
+        for name, source in rules.text.sources.items()
+        if name in named
+    }
     config = text_config(source_configs(rules, checkpoints))
     stored = main_names(rules, checkpoints)
     routes = route(rules, compile_rules(rules, stored, config), checkpoints)
@@ -74,4 +81,5 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
             select = " or ".join(f"`{template}`" for template in source.selected)
             which = f"those that are {select}" if select else "the others are an adapter's pairs, or replaced"
             aside[name] = f"{len(names[name])} of {total} names: {which}"
-    return NameSet({name: short_name(named[name]) for name in checkpoints}, names, stored, config, aside)
+    alone = any(checkpoint.form == NAMES_ALONE for checkpoint in checkpoints.values())
+    return NameSet({name: short_name(named[name]) for name in checkpoints}, names, stored, config, aside, alone)

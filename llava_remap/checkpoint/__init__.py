@@ -3,6 +3,7 @@
 from llava_remap.checkpoint.beside import BESIDE, files_for, read_beside
 from llava_remap.checkpoint.catalog import DTYPE_BITS, FLOATS, Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
+from llava_remap.checkpoint.shards import read_weight_map
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import quoted, unreadable
 
@@ -21,6 +22,7 @@ __all__ = [
     "quoted",
     "read_beside",
     "read_object",
+    "read_weight_map",
     "tensor_names",
     "unreadable",
 ]

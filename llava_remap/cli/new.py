@@ -14,7 +14,15 @@ from llava_remap.codes import Exit
 
 
 def rules_new(
-    source: Annotated[str, typer.Option("--from", metavar="SRC", help="A checkpoint: folder, file, manifest or hub id.")],
+    sources: Annotated[
+        list[str],
+        typer.Option(
+            "--from",
+            metavar="[NAME=]SRC",
+            help="A checkpoint: folder, file, manifest or hub id; names will do, in an index without its shards or a .txt file, "
+            "one a line. Further ones with a name: vision_tower=SRC.",
+        ),
+    ],
     target: Annotated[
         str,
         typer.Option(
@@ -32,7 +40,9 @@ def rules_new(
     drop_rest: Annotated[
         bool,
         typer.Option(
-            "--drop-rest", help="Drop what nothing in the target takes: you know that the model doesn't compute with it."
+            "--drop-rest",
+            help="Drop what nothing in the target takes: you know that the model doesn't compute with it. What lies in the "
+            "language model is never dropped.",
         ),
     ] = False,
     offline: Annotated[bool, OFFLINE] = False,
@@ -48,7 +58,7 @@ def rules_new(
         on_terminal = sys.stdin.isatty() and sys.stderr.isatty()
         asking = Console(stderr=True, soft_wrap=True)
         draft = draft_rules(
-            source,
+            sources,
             target,
             output,
             answers,

@@ -13,7 +13,7 @@ from llava_remap.checkpoint import read_object
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
-from llava_remap.rulefile import Processor
+from llava_remap.rulefile import Processor, shipped_chat_parts
 from llava_remap.target import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -133,10 +133,17 @@ def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens
     """Open what was written as a user would, and take one picture and one sentence through it.
 
     Raises:
-        RemapError: LR605 where it doesn't open as the class wanted, or fails; LR604 for another number of image tokens.
+        RemapError: LR605 without a chat template, or where it doesn't open as the class wanted, or fails; LR604 for another
+            number of image tokens.
     """
     from PIL import Image
 
+    if target.chat_template is None:
+        fix = (
+            "Add the part for how the model was trained to the `extends` of the rule file "
+            f"({', '.join(shipped_chat_parts())}), or write `processor: {{chat_template: …}}` there."
+        )
+        raise refuse("LR605", "the rule file has no chat template, so the processor can't make a prompt.", fix)
     image = next((token for token in tokens if token.role == "image"), None)
     try:
         processor = _processor(output, rules)

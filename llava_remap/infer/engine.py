@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from llava_remap.infer.groups import INDEX, Group, Segments, Shape, fold, unfold
 from llava_remap.infer.match import Match, Matching, Question, match
@@ -22,7 +23,8 @@ class Inference:
         matches: source groups with their target groups, and how each was found.
         dropped: source groups that nothing in the target takes, while it misses nothing.
         questions: source groups that several target groups could be; no rule takes them.
-        unplaced: source groups that nothing in the target takes, while it misses something; no rule takes them.
+        unplaced: source groups that nothing in the target takes and that aren't dropped; no rule takes them.
+        inside: those of the unplaced that lie in the source's own module for `whole`; they are never dropped.
         missing: target groups that get nothing.
     """
 
@@ -31,6 +33,7 @@ class Inference:
     dropped: tuple[Group, ...]
     questions: tuple[Question, ...]
     unplaced: tuple[Group, ...]
+    inside: tuple[Group, ...]
     missing: tuple[Group, ...]
 
     @property
@@ -66,8 +69,8 @@ def infer(
     *,
     tied: Collection[str] = (),
     answers: Mapping[Segments, Segments] | None = None,
-    untouched: Collection[str] = (),
     drop: bool = False,
+    whole: str = "",
 ) -> Inference:
     """Find the rules that take the source names to the target names.
 
@@ -76,15 +79,33 @@ def infer(
         target: name → shape.
         tied: target names that need no source.
         answers: source pattern → target pattern, as told by a person.
-        untouched: names of the same checkpoint that no rule may take, since others do.
         drop: whether what nothing in the target takes is dropped, where the target misses nothing. Nobody but a person knows
             whether a model computes with it: with the tiles' `image_newline`, for one, LLaVA-1.6 is complete without it as 1.5.
+        whole: a module of the target; what lies beside that which it takes is never dropped, since it is computed with.
     """
     found = match(source, target, tied, answers)
-    dropped = found.unplaced if drop and not found.missing else ()
-    unplaced = () if dropped else found.unplaced
-    rules = _rules(found, dropped, unplaced, untouched)
-    return Inference(tuple(rules), found.matches, dropped, found.questions, unplaced, found.missing)
+    inside = _inside(found, whole)
+    dropped = tuple(group for group in found.unplaced if group not in inside) if drop and not found.missing else ()
+    unplaced = inside if dropped else found.unplaced
+    rules = _rules(found, dropped, unplaced)
+    return Inference(tuple(rules), found.matches, dropped, found.questions, unplaced, inside, found.missing)
+
+
+def _inside(found: Matching, module: str) -> tuple[Group, ...]:
+    """The unplaced groups in modules of the source that go into a module of the target, and nowhere else."""
+    taken = [pair.source.pattern for pair in found.matches if pair.target.pattern[0] == module]
+    lists = {pattern[:at] for pattern in taken for at, part in enumerate(pattern) if part == INDEX or part.isdecimal()}
+    modules = {*lists, *(pattern[:-1] for pattern in taken)} - {()}
+    around = {parent[:-1] for parent in lists} - {()}
+    others = (pair.source.pattern for pair in found.matches if pair.target.pattern[0] != module)
+    elsewhere = {pattern[:at] for pattern in others for at in range(1, len(pattern))}
+
+    def is_inside(pattern: Segments) -> bool:
+        parents = [pattern[:at] for at in range(1, len(pattern))]
+        beside = any(one in around and other not in elsewhere for one, other in pairwise(parents))
+        return beside or not modules.isdisjoint(parents)
+
+    return tuple(group for group in found.unplaced if is_inside(group.pattern))
 
 
 def suggest_rules(
@@ -98,15 +119,20 @@ def suggest_rules(
     """
     if not unmapped or not missing or len(fold(unmapped)) * len(fold(missing)) > _MOST_PAIRS:
         return ()
-    return tuple(rule_line(rule) for rule in infer(unmapped, missing, untouched=untouched).rules)
+    found = match(unmapped, missing, most_pairs=_MOST_PAIRS)
+    others = fold(dict.fromkeys(untouched, ()))
+    if len(found.matches) * len(others) > _MOST_PAIRS:
+        return ()
+    return tuple(rule_line(rule) for rule in _rules(found, (), found.unplaced, others))
 
 
 def _rules(
-    found: Matching, dropped: Collection[Group], unplaced: Collection[Group], untouched: Collection[str]
+    found: Matching, dropped: Collection[Group], unplaced: Collection[Group], untouched: Collection[Group] = ()
 ) -> list[InferredRule]:
+    """The rules for what was matched or is dropped; they take nothing of what is left, nor what is untouched: others take it."""
     pairs: list[tuple[Group, Group | None]] = [(pair.source, pair.target) for pair in found.matches]
     pairs += [(group, None) for group in dropped]
-    left = [*(question.source for question in found.questions), *unplaced, *fold(dict.fromkeys(untouched, ()))]
+    left = [*(question.source for question in found.questions), *unplaced, *untouched]
     mixed = _mixed([*(group for group, _ in pairs), *left])
     moves: dict[Segments, Segments | None] = {}
     for group, target in pairs:

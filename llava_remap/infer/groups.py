@@ -106,6 +106,7 @@ def tokens(groups: Iterable[Group]) -> dict[Segments, frozenset[str]]:
         for at, segment in enumerate(pattern):
             if found := _NUMBERED.fullmatch(segment):
                 beside[(pattern[:at], found[1])].add(found[2])
+    numbered = {key: ",".join(sorted(fold_names(sorted(numbers)))) for key, numbers in beside.items() if len(numbers) > 1}
     result = {}
     for pattern in patterns:
         words: set[str] = set()
@@ -113,8 +114,8 @@ def tokens(groups: Iterable[Group]) -> dict[Segments, frozenset[str]]:
             plain = [word.lower() for word in _WORD.findall(segment)]
             words |= {_SAME.get(word, word) for word in plain or [segment]} - {""}
             found = _NUMBERED.fullmatch(segment)
-            if found and len(numbers := beside[(pattern[:at], found[1])]) > 1:
-                words.add(f"{found[2]} of {','.join(sorted(numbers))}")
+            if found and (numbers := numbered.get((pattern[:at], found[1]))):
+                words.add(f"{found[2]} of {numbers}")
             if not plain and found:
                 words.discard(segment)
         result[pattern] = frozenset(words)

@@ -13,6 +13,8 @@ from llava_remap.infer.engine import Inference
 from llava_remap.infer.groups import INDEX
 from llava_remap.infer.rules import InferredRule, quoted, rule_line
 
+#: Lines on what has no rule, of each kind.
+MOST_LINES = 40
 #: Width of comments and of lines that are broken.
 _WIDTH = 120
 #: Texts that need no quotes, and words that look like some and are none to YAML or to some readers of it.
@@ -34,6 +36,7 @@ class Frame:
         class_name: the target's class; None where the target doesn't say, which makes the file a part.
         config: key of the target's config → a constant, and why it is one.
         processor: the processor's class, where it isn't that of the parts.
+        first: the names of the first source, which alone `detect` asks for; None: all.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Frame:
     class_name: str | None = None
     config: Mapping[str, tuple[Any, str]] | None = None
     processor: str | None = None
+    first: Collection[str] | None = None
 
 
 def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.weight",)) -> str:
@@ -81,6 +85,8 @@ def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
     of_layers: list[str] = []
     for rule in found.rules:
         name, target = found.names_of(rule)[0]
+        if frame.first is not None and name not in frame.first:
+            continue
         if target is not None and not target.endswith(tuple(ends)) and not rule.is_regex:
             (of_layers if INDEX in rule.patterns[0] else names).append(name)
     shown = names or of_layers[:1]
@@ -92,9 +98,11 @@ def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
 
 def _constants(config: Mapping[str, tuple[Any, str]]) -> list[str]:
     lines = []
+    told = ""
     for key, (value, why) in config.items():
         line = f"    {key}: {{const: {_value(value)}}}"
-        lines += [f"    # {why}", line] if why else [line]
+        lines += [f"    {comment}" for comment in _comment(why) if why != told] + [line] if why else [line]
+        told = why
     return lines
 
 
@@ -104,7 +112,9 @@ def _names(found: Inference) -> list[str]:
         lines += [f"  # unsure, so left out: {question.source.folded} {question.source.shape} could be any of"]
         lines += [f"  #   {other.folded}" for other in question.candidates]
     for what, groups in (("left out, nothing that the target misses fits", found.unplaced), ("missing", found.missing)):
-        lines += [f"  # {what}: {line}" for line in fold_names(name for group in groups for name in group.names)]
+        folded = fold_names(name for group in groups for name in group.names)
+        lines += [f"  # {what}: {line}" for line in folded[:MOST_LINES]]
+        lines += [f"  # {what}: {len(folded) - MOST_LINES} more lines"] * (len(folded) > MOST_LINES)
     ids = max((len(rule.id) for rule in found.rules), default=0) + len("id: ,")
     shown = [rule for rule in found.rules if rule.to is not None]
     froms = max((len(quoted(rule.match)) for rule in shown), default=0) + len("from: ,")

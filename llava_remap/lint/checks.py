@@ -30,11 +30,10 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
             first, second = _changing(rewrite)[-1], _changing(again)[0]
             rule, _, chains = found.setdefault(first, (rules[first], second, []))
             chains.append((name, f"→ {after} → {_made(again)}"))
-        for rule in ground.program.names:
-            if rule.rule.reverse is not None:
-                chains = [chain for target in ground.targets if (chain := _back_twice(rule, target))]
-                if chains:
-                    found.setdefault(f"{rule.label} back", (rule, "", []))[2].extend(chains)
+        for target in ground.targets:
+            for rule in ground.program.leading_back(target):
+                if rule.rule.reverse is not None and (chain := _back_twice(rule, target)):
+                    found.setdefault(f"{rule.label} back", (rule, "", []))[2].append(chain)
     for rule, second, chains in found.values():
         if not second:
             cause, fix = f"the way back of `{rule.label}` takes its own names.", r"Anchor the `match` of its `reverse`."
@@ -98,31 +97,33 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
     if trial.wanted is not None:
         return
     stolen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    marks = _marks(trial)
     for rule, takers in _shadowed(trial):
         ground, drops = trial.assumed[rule.label], {taker.label for taker in takers if taker.rule.drop is not None}
         for name in trial.witnesses[rule.label]:
             taker = ground.rewrites[name].rules[-1]
-            if _list(rule) == "names" and rule.rule.drop is None and taker in drops and ground.without(taker, name) is not None:
+            if _list(rule) != "names" or rule.rule.drop is not None or taker not in drops:
+                continue
+            if ground.program.rewrite(name, without=taker).target is not None:
                 stolen[taker][rule.label].append(name)
     for taker, by_rule in stolen.items():
         rules = " and ".join(f"`{label}`" for label in by_rule)
         cause = f"the drop `{taker}` takes every name that {rules} would give the target."
         lost = tuple(dict.fromkeys(name for names in by_rule.values() for name in names))
-        yield Finding(_marks(trial)[taker], Problem("LR306", cause, "Make it narrower, or take the rename out.", lost))
+        yield Finding(marks[taker], Problem("LR306", cause, "Make it narrower, or take the rename out.", lost))
 
 
 def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]:
     """Each rule that none of its witnesses and no real name reaches, with the rules that keep them from it."""
-    rules = {rule.label: rule for rule in trial.rules}
+    places = {rule.label: at for at, rule in enumerate(trial.rules)}
+    really_reached = trial.real.reached if trial.real else set()
     for at, rule in enumerate(trial.rules):
-        ground, before = trial.assumed[rule.label], {other.label for other in trial.rules[:at]}
+        ground = trial.assumed[rule.label]
         rewrites = [ground.rewrites[name] for name in trial.witnesses[rule.label]]
-        reached = any(
-            rule.label in rewrite.rules for rewrite in (*rewrites, *(trial.real.rewrites.values() if trial.real else ()))
-        )
+        reached = rule.label in really_reached or any(rule.label in rewrite.rules for rewrite in rewrites)
         if rewrites and not reached and all(_is_settled(ground, rewrite) for rewrite in rewrites):
-            labels = dict.fromkeys(label for rewrite in rewrites for label in _takers(rule, rewrite) if label in before)
-            yield rule, [rules[label] for label in labels]
+            labels = dict.fromkeys(label for rewrite in rewrites for label in _takers(rule, rewrite))
+            yield rule, [trial.rules[places[label]] for label in labels if places[label] < at]
 
 
 def _is_settled(ground: Ground, rewrite: Rewrite) -> bool:
@@ -161,12 +162,13 @@ def dropped_parameters(trial: Trial) -> Iterator[Finding]:
     stolen: dict[str, list[str]] = defaultdict(list)
     for name, rewrite in trial.real.rewrites.items():
         if rewrite.reason is not None:
-            target = trial.real.without(rewrite.rules[-1], name)
+            target = trial.real.program.rewrite(name, without=rewrite.rules[-1]).target
             if target in trial.wanted and target not in provided:
                 stolen[rewrite.rules[-1]].append(name)
+    marks = _marks(trial)
     for label, names in stolen.items():
         cause = f"the drop `{label}` takes what the target wants."
-        yield Finding(_marks(trial)[label], Problem("LR306", cause, "Make its pattern narrower.", tuple(names)))
+        yield Finding(marks[label], Problem("LR306", cause, "Make its pattern narrower.", tuple(names)))
 
 
 def _marks(trial: Trial) -> dict[str, Mark]:

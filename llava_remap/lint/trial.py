@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llava_remap.lint.model import Names
 from llava_remap.lint.tree import Tree
@@ -26,7 +26,6 @@ class Ground:
 
     program: Program
     rewrites: dict[str, Rewrite]
-    _without: dict[str, Program] = field(default_factory=dict)
 
     @classmethod
     def of(cls, program: Program, names: Iterable[str]) -> Ground:
@@ -45,12 +44,6 @@ class Ground:
     def targets(self) -> dict[str, str]:
         """Every new name, with the label of the rule that made it."""
         return {r.target: r.rules[-1] for r in self.rewrites.values() if r.target is not None}
-
-    def without(self, label: str, name: str) -> str | None:
-        """The new name that a name would get without a rule."""
-        if label not in self._without:
-            self._without[label] = self.program.without(label)
-        return self._without[label].rewrite(name).target
 
 
 @dataclass(frozen=True, slots=True)

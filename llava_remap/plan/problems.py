@@ -140,7 +140,7 @@ def drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) 
     for routed in taken:
         if routed.rewrite.reason is not None:
             rule = routed.rewrite.rules[-1]
-            if program.without(rule).rewrite(routed.rewrite.source).target in missing:
+            if program.rewrite(routed.rewrite.source, without=rule).target in missing:
                 stolen[rule].append(routed.tensor.name)
     return [
         Problem("LR306", f"the drop `{rule}` takes tensors that the model wants.", "Make its pattern narrower.", tuple(names))

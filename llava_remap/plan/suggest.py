@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 from llava_remap.infer import Group, Segments, Shape, fill, fold
 
 #: Names shown for one that has no counterpart.
 LIMIT = 3
-#: Groups of names that are compared. Where more are left over, nobody reads what each is like: it is the wrong rule file.
+#: Groups of names that are compared, on each side. Where more are left over, it is the wrong rule file, and nobody reads what
+#: each is like.
 _MOST_GROUPS = 300
 
 
@@ -22,27 +24,33 @@ def nearest(names: Mapping[str, Shape], others: Mapping[str, Shape]) -> dict[str
     Args:
         names, others: name → shape.
     """
-    groups: dict[tuple[int, Shape], list[Group]] = defaultdict(list)
-    singles: dict[Shape, list[Segments]] = defaultdict(list)
-    for other in fold(others):
-        for key in {(len(numbers), shape) for numbers, shape in other.members.items()}:
-            groups[key].append(other)
-    for name, shape in others.items():
-        singles[shape].append(tuple(name.split(".")))
     found: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    if not names or not others:
+        return found
+    of_shape: dict[Shape, list[Group]] = defaultdict(list)
+    for other in fold(others):
+        for shape in dict.fromkeys(other.members.values()):
+            of_shape[shape].append(other)
     for group in fold(names)[:_MOST_GROUPS]:
-        for numbers, shape in group.members.items():
-            own = [other.pattern for other in groups[len(numbers), shape] if other.members.get(numbers) == shape]
-            near = [fill(pattern, numbers) for pattern in _best(group.pattern, own)]
-            name = fill(group.pattern, numbers)
-            found[name] = tuple(near or (".".join(single) for single in _best(tuple(name.split(".")), singles[shape])))
+        for shape in dict.fromkeys(group.members.values()):
+            ranked = _ranked(group.pattern, of_shape[shape][:_MOST_GROUPS])
+            elsewhere = tuple(islice(_of_any_layer(ranked, shape), LIMIT))
+            for numbers in (numbers for numbers, own in group.members.items() if own == shape):
+                own_layer = (fill(o.pattern, numbers) for o in ranked if o.members.get(numbers) == shape)
+                found[fill(group.pattern, numbers)] = tuple(islice(own_layer, LIMIT)) or elsewhere
     return found
 
 
-def _best(pattern: Segments, others: Sequence[Segments]) -> list[Segments]:
-    """The most alike of those that have something in common."""
-    scored = sorted((_distance(pattern, other), other) for other in others)
-    return [other for distance, other in scored if distance != (0, 0)][:LIMIT]
+def _ranked(pattern: Segments, others: Sequence[Group]) -> list[Group]:
+    """Those of the groups that have something in common with a pattern, the most alike first."""
+    scored = sorted((_distance(pattern, other.pattern), other.pattern, other) for other in others)
+    return [other for distance, _, other in scored if distance != (0, 0)]
+
+
+def _of_any_layer(groups: Sequence[Group], shape: Shape) -> Iterator[str]:
+    """Of each group the first name that has the shape."""
+    for group in groups:
+        yield fill(group.pattern, min(numbers for numbers, own in group.members.items() if own == shape))
 
 
 def _distance(one: Segments, other: Segments) -> tuple[int, float]:

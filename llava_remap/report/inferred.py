@@ -10,18 +10,24 @@ from rich.text import Text
 
 from llava_remap.authoring.draft import Draft
 from llava_remap.infer import HOWS, Group, InferredRule, Question
-from llava_remap.report.problems import print_problems
+from llava_remap.report.problems import MOST_LINES, print_problems
+
+#: Rules that are printed; the file has all.
+MOST_RULES = 40
 
 
 def print_draft(console: Console, draft: Draft) -> None:
     """The rules with how each was found, what is a guess or open, and the next commands."""
-    found = draft.found
-    _line(console, Text(f"{draft.source.location} → {draft.wanted.class_name or draft.wanted.location}", "bold"))
-    cleaned = f", {draft.buffers} buffers dropped by the shared parts" if draft.buffers else ""
-    _line(console, f"  {len(draft.source.catalog)} names{cleaned}; {len(draft.wanted.shapes)} parameters wanted")
+    found, given = draft.found, draft.given
+    _line(console, Text(f"{given.location} → {draft.wanted.class_name or draft.wanted.location}", "bold"))
+    cleaned = f", {given.buffers} buffers dropped by the shared parts" if given.buffers else ""
+    _line(console, f"  {len(given.tensors) + given.buffers} names{cleaned}; {len(draft.wanted.shapes)} parameters wanted")
+    if draft.text_model:
+        _line(console, f"  language model: {draft.text_model}")
     _line(console, Text("\nRules", "bold"))
-    width = max(len(rule.match) for rule in found.rules)
-    for rule in found.rules:
+    shown = found.rules[:MOST_RULES]
+    width = max(len(rule.match) for rule in shown)
+    for rule in shown:
         outcome = f"→ {rule.to}" if rule.to is not None else "dropped"
         count = len(found.names_of(rule))
         hows = ", ".join(_hows(draft, rule))
@@ -34,6 +40,7 @@ def print_draft(console: Console, draft: Draft) -> None:
                 ("  unsure" if unsure else "", "yellow"),
             ),
         )
+    _more(console, len(found.rules) - MOST_RULES, f"in {draft.output}")
     _line(console, Text("\nHow sure", "bold"))
     counts: dict[str, int] = defaultdict(int)
     for pair in found.matches:
@@ -46,20 +53,37 @@ def print_draft(console: Console, draft: Draft) -> None:
             console,
             Text(f"  {sum(len(g.members) for g in found.dropped):>5} dropped, since nothing in the target takes them", "yellow"),
         )
-    for note in draft.notes:
+    for note in draft.notes[:MOST_RULES]:
         _line(console, Text.assemble(("  unsure", "yellow"), f" {note}"))
-    for question in found.questions:
+    _more(console, len(draft.notes) - MOST_RULES, f"in {draft.output}")
+    for question in found.questions[:MOST_LINES]:
         _line(console, Text.assemble(("  asked", "yellow"), f" {question.source.folded} {list(question.source.shape)} is one of"))
         for other in question.candidates:
             _line(console, f"      {other.folded}")
+    _more(console, len(found.questions) - MOST_LINES, f"in {draft.output}")
     print_problems(console, draft.problems)
-    verdict = ("Complete", "bold green") if found.complete else ("Not complete", "bold yellow")
+    verdict = ("Complete", "bold green") if not draft.problems else ("Not complete", "bold yellow")
     _line(console, Text.assemble("\n", verdict, f": {len(found.rules)} rules in {draft.output}"))
-    _line(console, f"  llava-remap rules lint {quote(str(draft.output))}")
-    _line(console, f"  llava-remap rules test {quote(str(draft.output))}")
-    if draft.wanted.class_name:
-        source = quote(("model=" if "=" in draft.source.location else "") + draft.source.location)
-        _line(console, f"  llava-remap apply {quote(str(draft.output))} --source {source} --dry-run")
+    for line in _next(draft):
+        _line(console, line)
+
+
+def _next(draft: Draft) -> list[str]:
+    """What to do next; the last line is the next command."""
+    output = quote(str(draft.output))
+    lint, test = f"llava-remap rules lint {output}", f"llava-remap rules test {output}"
+    if draft.problems:
+        return [f"  Next: do what stands behind the arrows, and look at what is marked `unsure` in {output}. Then:", f"  {lint}"]
+    marked = f", when you have looked at what is marked `unsure` in {output}" * bool(draft.notes)
+    if not draft.wanted.class_name:
+        return [f"  Next{marked}:", f"  {lint}", f"  {test}"]
+    given = " ".join(f"--source {quote(f'{name}={one.location}')}" for name, one in draft.given.checkpoints.items())
+    return [f"  Next{marked}:", f"  {lint}", f"  {test}", f"  llava-remap apply {output} {given} --dry-run"]
+
+
+def _more(console: Console, count: int, where: str) -> None:
+    if count > 0:
+        _line(console, Text(f"  … and {count} more {where}", "dim"))
 
 
 def ask_on_terminal(console: Console, question: Question) -> Group | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,16 @@ FORMAT_VERSION = 1
 def print_lint(console: Console, files: Sequence[Linted]) -> None:
     """For each file its findings, and a line on what was tried and whether it is reversible."""
     for linted in files:
+        shown: Counter[str] = Counter()
         for finding in linted.findings:
-            place = f"{finding.mark} " if finding.mark else ""
-            print_problem(console, finding.problem, place=place, style="cyan" if finding.note else "bold red")
+            code = finding.problem.code
+            shown[code] += 1
+            if shown[code] <= MOST_LINES:
+                place = f"{finding.mark} " if finding.mark else ""
+                print_problem(console, finding.problem, place=place, style="cyan" if finding.note else "bold red")
+        for code, count in shown.items():
+            if count > MOST_LINES:
+                console.print(f"\n… and {count - MOST_LINES} more of {code}; --format json has every one", highlight=False)
         if linted.findings:
             console.print()
         verdict = ("failed", "bold red") if linted.failed else ("clean", "bold green")

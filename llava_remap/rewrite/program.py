@@ -7,9 +7,11 @@ rule of `names` that matches. Only a name that a rule of `names` matched counts 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 from llava_remap.errors import refuse
@@ -26,6 +28,9 @@ from llava_remap.rulefile import (
     Wrapper,
     reversed_template,
 )
+
+#: Rules that are asked one by one.
+_MOST_ASKED = 8
 
 
 class Step(NamedTuple):
@@ -67,6 +72,8 @@ class CompiledRule:
         rule: as the rule file has it.
         mark: where that is.
         candidates: a regex of whole names that every name matches which the rule takes, and perhaps others.
+        segments: segments that every name has which the rule takes.
+        back_segments: segments that every name has which `back` takes.
         run: gives the new name (for a drop: the name) or None where it doesn't match.
         back: takes a name that `run` made back; None for one that can't be reversed.
     """
@@ -75,6 +82,8 @@ class CompiledRule:
     rule: Rule
     mark: Mark
     candidates: str
+    segments: frozenset[str]
+    back_segments: frozenset[str]
     run: Callable[[str], str | None]
     back: Callable[[str], str | None] | None
 
@@ -109,8 +118,11 @@ class Program:
     names: tuple[CompiledRule, ...]
     layouts: tuple[tuple[CompiledRule, ...], ...] = ()
 
-    def rewrite(self, name: str) -> Rewrite:
+    def rewrite(self, name: str, without: str = "") -> Rewrite:
         """Take one name through the rules.
+
+        Args:
+            without: the label of a rule that is passed over, to see what the rule keeps from happening.
 
         Raises:
             RemapError: LR206 if a regex of the rule file hit its time limit on this name.
@@ -118,14 +130,14 @@ class Program:
         trace: list[Step] = []
         prepared = name
         start = 0
-        while (found := self._prepare.first(prepared, start)) is not None:
+        while (found := self._prepare.first(prepared, start, without)) is not None:
             start, rule, after = found
             if rule.rule.drop is not None:
                 trace.append(Step(rule.label, prepared, None))
                 return Rewrite(name, None, rule.rule.drop, prepared, tuple(trace))
             trace.append(Step(rule.label, prepared, after))
             prepared = after
-        if (found := self._names.first(prepared, 0)) is None:
+        if (found := self._names.first(prepared, 0, without)) is None:
             return Rewrite(name, None, None, prepared, tuple(trace))
         _, rule, after = found
         target = None if rule.rule.drop is not None else after
@@ -140,12 +152,16 @@ class Program:
         Raises:
             RemapError: LR206 if a regex of the rule file hit its time limit on the way.
         """
-        candidates = {name for rule in self.names if (name := rule.lead_back(target)) is not None}
+        candidates = {name for rule in self.leading_back(target) if (name := rule.lead_back(target)) is not None}
         found = [name for name in candidates if self.rewrite(name).target == target]
         return found[0] if len(found) == 1 else None
 
+    def leading_back(self, target: str) -> list[CompiledRule]:
+        """The rules of `names` whose way back may take a target, in their order."""
+        return [self.names[number] for number in self._backs.asked(target)]
+
     def without(self, label: str) -> Program:
-        """The same program without one rule, to see what the rule keeps from happening."""
+        """The same program without one rule."""
         return self._only(lambda rule: rule.label != label)
 
     def given(self, names: Collection[str], config: Mapping[str, Any] | None) -> Program:
@@ -174,6 +190,10 @@ class Program:
     def _names(self) -> _Sequence:
         return _Sequence(self.names)
 
+    @cached_property
+    def _backs(self) -> _Index:
+        return _Index([rule.back_segments for rule in self.names])
+
 
 def compile_rules(rules: RuleFile, names: Collection[str] = (), config: Mapping[str, Any] | None = None) -> Program:
     """Compile the rules of a validated rule file for a checkpoint; patterns were checked when it was loaded.
@@ -198,16 +218,17 @@ def compile_all(rules: RuleFile) -> Program:
 
 
 def _compile(label: str, rule: Rule, file: RuleFile) -> CompiledRule:
+    back_segments, back = _NO_WAY_BACK if one_way(rule) else _back(rule)
+    mark = file.marks[label]
     if rule.unwrap is not None:
         wrapper = Wrapper(rule.unwrap)
-        return CompiledRule(label, rule, file.marks[label], wrapper.candidates, wrapper.take_off, None)
-    back = None if one_way(rule) else _back(rule)
+        return CompiledRule(label, rule, mark, wrapper.candidates, wrapper.segments, frozenset(), wrapper.take_off, None)
     if rule.match is not None:
         regex = Regex(rule.match, rule.replace)
-        return CompiledRule(label, rule, file.marks[label], regex.candidates, regex.search, back)
+        return CompiledRule(label, rule, mark, regex.candidates, regex.segments, back_segments, regex.search, back)
     source = Template(str(rule.from_))
     run = _between(source, Template(rule.to) if rule.to is not None else source)
-    return CompiledRule(label, rule, file.marks[label], source.regex, run, back)
+    return CompiledRule(label, rule, mark, source.regex, source.segments, back_segments, run, back)
 
 
 def one_way(rule: Rule) -> str:
@@ -228,13 +249,19 @@ def one_way(rule: Rule) -> str:
     return ""
 
 
-def _back(rule: Rule) -> Callable[[str], str | None] | None:
+#: Segments that names have which the way back takes, and the way back.
+_Back = tuple[frozenset[str], Callable[[str], str | None] | None]
+_NO_WAY_BACK: _Back = (frozenset(), None)
+
+
+def _back(rule: Rule) -> _Back:
     if rule.reverse is not None:
-        return Regex(rule.reverse.match, rule.reverse.replace).search
+        regex = Regex(rule.reverse.match, rule.reverse.replace)
+        return regex.segments, regex.search
     if rule.to is None:
-        return None
-    source = Template(str(rule.from_))
-    return _between(reversed_template(source, Template(rule.to)), source)
+        return _NO_WAY_BACK
+    source, target = Template(str(rule.from_)), Template(rule.to)
+    return target.segments, _between(reversed_template(source, target), source)
 
 
 def _between(source: Template, target: Template) -> Callable[[str], str | None]:
@@ -255,26 +282,55 @@ def _taken(rules: tuple[CompiledRule, ...], names: Collection[str]) -> int:
     return sum(sequence.first(name, 0) is not None for name in names)
 
 
+class _Index:
+    """Patterns by a segment that every name has which they take, the rarest: few are asked for a name, however many there are."""
+
+    def __init__(self, segments: Sequence[frozenset[str]]) -> None:
+        counts = Counter(segment for of_one in segments for segment in of_one)
+        self._always: list[int] = []
+        self._having: dict[str, list[int]] = defaultdict(list)
+        for number, of_one in enumerate(segments):
+            rarest = min(of_one, key=lambda segment: (counts[segment], segment), default=None)
+            (self._always if rarest is None else self._having[rarest]).append(number)
+
+    def asked(self, name: str) -> list[int]:
+        """The numbers of the patterns that may take a name, in their order."""
+        having = [self._having[segment] for segment in {*name.split(".")} if segment in self._having]
+        return sorted(chain(self._always, *having))
+
+
 class _Sequence:
     """Rules in order, of which the first that matches is wanted.
 
-    All are asked at once by one regex, which finds the first rule that may match: with many rules, of which few take a name,
-    that is several times faster than to ask one by one.
+    Many that may match are asked at once by one regex, which finds the first of them: where few take a name, that is several
+    times faster than to ask one by one.
     """
 
     def __init__(self, rules: tuple[CompiledRule, ...]) -> None:
         self._rules = rules
-        candidates = "|".join(f"(?P<r{number}>{rule.candidates})" for number, rule in enumerate(rules))
-        self._any = re.compile(candidates, re.DOTALL)
+        self._index = _Index([rule.segments for rule in rules])
+        self._at_once: dict[tuple[int, ...], re.Pattern[str]] = {}
 
-    def first(self, name: str, start: int) -> tuple[int, CompiledRule, str] | None:
-        """The first rule from `start` on that matches: the number of the one behind it, the rule, what it makes of the name."""
-        if start == 0 and self._rules:
-            if (found := self._any.fullmatch(name)) is None:
+    def first(self, name: str, start: int, without: str = "") -> tuple[int, CompiledRule, str] | None:
+        """The first rule from `start` on that matches, but for the one with the label `without`.
+
+        Returns:
+            The number of the rule behind it, the rule, and what it makes of the name.
+        """
+        asked = self._index.asked(name)
+        if start == 0 and len(asked) > _MOST_ASKED:
+            if (found := self._regex(tuple(asked)).fullmatch(name)) is None:
                 return None
             start = int(str(found.lastgroup)[1:])
-        for number in range(start, len(self._rules)):
-            rule = self._rules[number]
-            if (after := rule(name)) is not None:
-                return number + 1, rule, after
+        for number in asked:
+            if number < start or self._rules[number].label == without:
+                continue
+            if (after := self._rules[number](name)) is not None:
+                return number + 1, self._rules[number], after
         return None
+
+    def _regex(self, numbers: tuple[int, ...]) -> re.Pattern[str]:
+        if numbers not in self._at_once:
+            candidates = "|".join(f"(?P<r{number}>{self._rules[number].candidates})" for number in numbers)
+            self._at_once[numbers] = re.compile(candidates, re.DOTALL)
+        return self._at_once[numbers]

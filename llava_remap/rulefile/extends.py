@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,13 +108,19 @@ class Extended:
             raise refuse("LR201", f"{mark} `{name}` isn't UTF-8.", "Save it so.") from None
 
     def _find(self, child: Path, name: str, mark: Mark) -> Path:
+        """The file of a name in `extends`; its `.yaml` may be left out, as on the command line."""
         for folder in (child.parent, self.shipped):
-            if is_file(folder / name):
-                return folder / name
+            for spelt in (name, f"{name}.yaml"):
+                if is_file(folder / spelt):
+                    return folder / spelt
+        shipped = [path.relative_to(self.shipped).as_posix() for path in sorted(self.shipped.rglob("*.yaml"))]
+        near = difflib.get_close_matches(name.removesuffix(".yaml"), [file.removesuffix(".yaml") for file in shipped], 1)
         raise refuse(
             "LR210",
             f"{mark} `{name}` is neither beside {child.name} nor a shipped file.",
-            "Write the path relative to this file, or parts/NAME.yaml for a shipped part.",
+            f"Did you mean `{near[0]}.yaml`?"
+            if near
+            else "Write the path relative to this file, or parts/NAME.yaml for a shipped part.",
         )
 
     def _merge_parents(

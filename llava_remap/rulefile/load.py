@@ -105,6 +105,11 @@ def shipped_rule_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"), key=lambda path: path.stem)}
 
 
+def shipped_chat_parts() -> list[str]:
+    """The shipped parts with chat templates, as `extends` names them."""
+    return sorted(path.relative_to(shipped_folder()).as_posix() for path in shipped_folder().glob("parts/chat-*.yaml"))
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """What a shipped rule file says of itself."""
@@ -234,6 +239,9 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                         f"{node.mark} `{said}` has to be a text, a number, true, false, null or a list of those.",
                         _MEND,
                     )
+                elif kind == "string_type" and isinstance(node.value, dict):
+                    fix = "Put a name with braces in quotes: '{m...}.weight'."
+                    yield Problem("LR201", f"{node.mark} `{said}` has to be text, and braces without quotes are a mapping.", fix)
                 elif kind in _KINDS:
                     yield Problem("LR201", f"{node.mark} `{said}` has to be {_KINDS[kind]}.", _MEND)
                 else:

@@ -115,6 +115,11 @@ class Template:
         return re.compile(self._groups)
 
     @property
+    def segments(self) -> frozenset[str]:
+        """Segments that every name has which the template matches."""
+        return frozenset(segment for segment in _segments(self.text) if "{" not in segment)
+
+    @property
     def regex(self) -> str:
         """The same as a regex without groups, for a whole name."""
         return "".join(_KINDS[kind] if field else re.escape(text) for text, field, kind in self.pieces())
@@ -230,6 +235,8 @@ class Wrapper:
     def __init__(self, text: str) -> None:
         if not _SEGMENTS.fullmatch(text):
             raise PatternError(f"`{text}` is no segment of a name, nor several with dots between them; a wrapper has no fields")
+        #: Segments that every name has which the wrapper is on.
+        self.segments = frozenset(text.split("."))
         segments = re.escape(text)
         self._pattern = re.compile(rf"(?<![^.])(?:{segments}\.)+(?=[^.])")
         #: A regex of whole names, for `re` with DOTALL: every name that has the wrapper on, and others.
@@ -272,6 +279,11 @@ class Regex:
                 known = name in self._pattern.groupindex if name is not None else other == "\\"
             if not known:
                 raise PatternError(f"`{found[0]}` in `{replace}` refers to no group of `{match}`")
+
+    @property
+    def segments(self) -> frozenset[str]:
+        """Segments that every name has which the regex matches, as far as that is plain to see."""
+        return frozenset(self.prefix.split(".")[:-1])
 
     @property
     def candidates(self) -> str:

@@ -22,6 +22,8 @@ MAX_NBYTES = 1_000_000
 #: Levels of nesting; the rule language needs seven.
 MAX_DEPTH = 50
 _OTHER = "Mend it there, if this is the rule file that you mean."
+#: A template without quotes. Where it begins with a brace, or stands inside `{…}` or `[…]`, YAML reads its fields as mappings.
+_UNQUOTED = re.compile(r"(?<![\w.'\"}])[\w.]*\{\w+(?::int|\.\.\.)?\}(?:[\w.]|\{\w+(?::int|\.\.\.)?\})*")
 
 #: libyaml where it is there: ten times as fast as Python's own.
 LOADER = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -100,13 +102,22 @@ def parse_yaml(text: str, shown: str) -> Node:
     try:
         root = _document(iter(yaml.parse(text, Loader=LOADER)), shown)
     except yaml.MarkedYAMLError as error:
-        mark = _mark(error.problem_mark or error.context_mark, shown)
-        raise refuse("LR201", f"{mark} not valid YAML: {error.problem or error.context}.", _OTHER) from None
+        place = error.problem_mark or error.context_mark
+        cause = f"{_mark(place, shown)} not valid YAML: {error.problem or error.context}."
+        raise refuse("LR201", cause, _unquoted(text, error.context_mark, place) or _OTHER) from None
     except yaml.YAMLError as error:
         raise refuse("LR201", f"{shown}:1:1 not valid YAML: {' '.join(str(error).split())}.", _OTHER) from None
     if not isinstance(root.value, dict):
         raise refuse("LR201", f"{root.mark} a rule file is a mapping of fields.", "Start with `schema: 1`.")
     return root
+
+
+def _unquoted(text: str, *marks: Any) -> str:
+    """How to write a template that lacks its quotes, if one stands on the lines of an error; empty otherwise."""
+    numbers = [mark.line for mark in marks if mark is not None]
+    lines = text.splitlines()[min(numbers, default=0) : max(numbers, default=-1) + 1]
+    found = next((found for line in lines if (found := _UNQUOTED.search(line))), None)
+    return f"Put a name with braces in quotes: '{found.group()}'." if found else ""
 
 
 def _mark(mark: Any, shown: str) -> Mark:

@@ -19,8 +19,8 @@ _ROPE = ("rope_parameters", "rope_scaling")
 
 def unknown_target(rules: RuleFile) -> list[Problem]:
     """LR201, with its place, for each class, kind of language model and key that the installed transformers doesn't know."""
-    target = rules.target
-    if target.class_ is None:
+    target = rules.text.target
+    if target is None or target.class_ is None:
         return []
     value = target.config.get("text_config.model_type")
     kind = value.const if value is not None and isinstance(value.const, str) else None

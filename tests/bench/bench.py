@@ -47,8 +47,10 @@ from tests.bench.results import (
     HELP,
     IMPORTS,
     LINT,
+    LINT_MANY,
     LIST,
     LOADED,
+    REFUSED,
     RENAME,
     SYNC,
     Converted,
@@ -63,6 +65,8 @@ from tests.bench.synthetic import (
     SPARE_TOKENIZER,
     TOWER_CONFIG,
     make_manifest_110b,
+    make_manifest_of_experts,
+    make_rules,
     shapes_for,
     total_nbytes,
 )
@@ -202,6 +206,10 @@ def measure_short(remap: str, scratch: Path, rounds: int) -> Rounds:
     """Commands that move no weights. A first round, in which caches fill, is not counted."""
     manifest = scratch / "llava-next-qwen1.5-110b.json"
     make_manifest_110b(manifest)
+    experts, rules = scratch / "experts.json", scratch / "rules.yaml"
+    refused = ("sh", "-c", '"$@"; test $? -ne 0', "refused")  # which is what is measured
+    make_manifest_of_experts(experts)
+    make_rules(rules)
     ways: dict[str, Command] = {
         EMPTY: (sys.executable, "-c", EMPTY_TYPER, "--help"),
         HELP: (remap, "--help"),
@@ -210,6 +218,8 @@ def measure_short(remap: str, scratch: Path, rounds: int) -> Rounds:
         DRY_7B: (remap, "apply", "llava-v1.5", "--source", str(MANIFEST), "--dry-run"),
         DRY_72B: (remap, "apply", "llava-next", "--source", str(MANIFEST_72B), "--dry-run"),
         DRY_110B: (remap, "apply", "llava-next", "--source", str(manifest), "--dry-run"),
+        REFUSED: (*refused, remap, "apply", "llava-v1.5", "--source", str(experts), "--dry-run"),
+        LINT_MANY: (*refused, remap, "rules", "lint", str(rules)),
         IMPORTS: (sys.executable, "-c", LOADER),
     }
     results: Rounds = {name: [] for name in ways}

@@ -29,7 +29,7 @@ class Measured:
 
 def target_of(name: str) -> tuple[dict[str, Shape], dict[str, Shape], list[str]]:
     """Source and target shapes by name, without stored buffers, and the target names that the config ties."""
-    from llava_remap.authoring.draft_target import cleaned
+    from llava_remap.authoring.draft_sources import cleaned
 
     manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
     expected = json.loads((DATA / "expected" / f"{name}.json").read_text())

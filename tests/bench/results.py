@@ -21,6 +21,7 @@ LOADED = "from_pretrained, save_pretrained"
 #: Commands that move no weights.
 EMPTY, HELP, LINT, LIST = "an empty typer app, --help", "llava-remap --help", "rules lint llava-v1.5", "rules list"
 DRY_7B, DRY_72B, DRY_110B = ("dry run, 7B", "dry run, 72B", "dry run, 110B")
+REFUSED, LINT_MANY = "refusal of 71,000 names that don't fit", "rules lint, 3,000 rules"
 IMPORTS = "importing torch and transformers"
 
 #: For each way what it took in each round.

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,28 @@ def make_manifest_110b(file: Path) -> None:
             entry["shape"][1] = 49152
     manifest |= {"name": "llava-next-qwen1.5-110b", "origin": {"how": f"{MANIFEST_72B.name} with the widths of Qwen1.5-110B"}}
     _write_json(file, manifest)
+
+
+def make_manifest_of_experts(file: Path) -> None:
+    """A manifest of 71,000 tensors: LLaVA-1.5-7B with layers of experts, which no parameter of a Llama is for."""
+    manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    experts = (
+        (f"model.layers.{layer}.mlp.experts.{expert}.{name}.weight", shape)
+        for layer in range(94)
+        for expert in range(256)
+        for name, shape in (("gate_proj", [1536, 4096]), ("up_proj", [1536, 4096]), ("down_proj", [4096, 1536]))
+    )
+    for name, shape in islice(experts, 71_000 - len(manifest["tensors"])):
+        manifest["tensors"][name] = {"dtype": "BF16", "shape": shape}
+    _write_json(file, manifest | {"name": "experts", "origin": {"how": f"{MANIFEST.name} with experts"}})
+
+
+def make_rules(file: Path) -> None:
+    """A rule file with a rule for each of 3,000 layers, as one writes them who has no numbers in templates; it has no tests."""
+    rules = "".join(
+        f"  - {{id: r{n}, from: 'model.layers.{n}.{{rest...}}', to: 'text.layers.{n}.{{rest}}'}}\n" for n in range(3000)
+    )
+    file.write_text(f"schema: 1\nnames:\n{rules}", encoding="utf-8")
 
 
 def _make_tokenizer(folder: Path, words: int) -> None:

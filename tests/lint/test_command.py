@@ -216,3 +216,27 @@ def test_two_names_that_become_one_have_no_way_back(run: Run) -> None:
     assert ran.code == 2
     assert "LR215" in ran.out
     assert "x.w  → b.w, and by another rule to another name" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("plug_in", "said"), [("{use: os.system}", "os.system"), ("{use: expand_embeddings, with: {sed: 1}}", "Did you mean `seed`?")]
+)
+def test_a_plug_in_that_apply_refuses(plug_in: str, said: str, run: Run) -> None:
+    head = "schema: 1\nname: mine\nversion: 1.0.0\nsummary: mine\nextends: [llava-v1.5]\n"
+    Path("mine.yaml").write_text(f"{head}post_load:\n  - {plug_in}\n")
+    source = MANIFESTS / "llava-v1.5-7b.json"
+    for ran in (run("rules", "lint", "mine.yaml"), run("rules", "lint", "mine.yaml", "--source", source)):
+        assert ran.code == 2
+        assert "mine.yaml:7:5 LR212" in ran.out
+        assert said in ran.out
+    refused = run("apply", "mine.yaml", "--source", source, "--dry-run")
+    assert refused.code != 0
+    assert "LR212" in refused.out + refused.err
+
+
+def test_many_findings_of_one_kind_are_counted(run: Run) -> None:
+    Path("r.yaml").write_text("schema: 1\nnames:\n" + "".join(f"  - {{id: r{n}, from: a{n}, to: b{n}}}\n" for n in range(100)))
+    ran = run("rules", "lint", "r.yaml")
+    assert (ran.code, ran.out.count("LR213 rule without a test")) == (2, 12)
+    assert "… and 88 more of LR213; --format json has every one" in ran.out
+    assert len(run("rules", "lint", "r.yaml", "--format", "json").json["files"][0]["findings"]) == 100

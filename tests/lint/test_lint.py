@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llava_remap.errors import RemapError
 from llava_remap.lint import lint
+from llava_remap.rewrite import CompiledRule
 from llava_remap.rulefile import RuleFile, load_rule_file, pattern, shipped_folder
 
 from .conftest import Lint, codes, found
@@ -377,3 +379,36 @@ def test_load_is_not_linted(tmp_path: Path) -> None:
     assert isinstance(load_rule_file(tmp_path / "r.yaml"), RuleFile)
     with pytest.raises(RemapError):
         load_rule_file(tmp_path / "none.yaml")
+
+
+# --- what it costs
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "{{id: r{n}, from: 'a{n}.{{x}}.{{r...}}.w', to: 'b{n}.{{x}}.{{r}}.w'}}",
+        "{{id: r{n}, from: 'layers.{n}.q.w', to: 'layers.{m}.q.weight'}}",
+        "{{id: r{n}, from: '{{m...}}.a{n}.{{p}}', to: '{{m}}.b{n}.{{p}}'}}",
+        "{{id: r{n}, match: '^l\\.a{n}\\.', replace: 'x.{n}.', reverse: {{match: '^x\\.{n}\\.', replace: 'l.a{n}.'}}}}",
+        "{{id: d{n}, from: 'l.{n}.{{x}}', drop: gone}}\n  - {{id: r{n}, from: 'l.{n}.a', to: 'z.{n}'}}",
+    ],
+    ids=["templates", "exact", "inside", "regexes", "drops"],
+)
+def test_twice_the_rules_are_twice_the_work(rule: str, linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in names that rules are asked for, there and back: with the square of the rules it would be four times."""
+    asked = 0
+    limited = CompiledRule._limited
+
+    def count(self: CompiledRule, run: Callable[[str], str | None], name: str) -> str | None:
+        nonlocal asked
+        asked += 1
+        return limited(self, run, name)
+
+    monkeypatch.setattr(CompiledRule, "_limited", count)
+    work = []
+    for number in (100, 200):
+        asked = 0
+        linted("names:\n" + "".join(f"  - {rule.format(n=n, m=n + 1)}\n" for n in range(number)))
+        work.append(asked)
+    assert 0 < work[1] < 2.2 * work[0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llava_remap.infer import Segments, suggest_rules
+from llava_remap.infer import match, suggest_rules
 from llava_remap.plan import suggest
 from llava_remap.plan.suggest import nearest
+from llava_remap.rewrite import CompiledRule, Program
 from tests.conftest import CLIP, DATA, MANIFESTS, Run
 
 PART = """\
@@ -82,17 +85,75 @@ def test_nothing_is_suggested_for_a_complete_plan(run: Run) -> None:
     assert plan["suggested_rules"] == []
 
 
-def test_of_very_many_names_only_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two thousand names on both sides that nothing tells apart: four million pairs."""
-    compared = []
+#: Names that don't fit, by what they have in common: so many each, and those on the other side.
+MANY = {
+    "nothing": (
+        {f"a.{n:x}x.weight": (64, 64) for n in range(2000)},
+        {f"b.{n:x}y.weight": (64, 64) for n in range(2000)},
+    ),
+    "experts": (
+        {f"h.{n}.e.{e}.{w}.weight": (8, 4) for n in range(10) for e in range(70) for w in ("w1", "w2", "w3")},
+        {f"l.{n}.x.{e}.{w}.weight": (8, 4) for n in range(10) for e in range(70) for w in ("gate", "up", "down")},
+    ),
+    "gaps": (
+        {f"x.{7 * n}.{m}.w.weight": (8, 8) for n in range(100) for m in range(20)},
+        {f"y.{3 * n}.{m}.q.weight": (8, 8) for n in range(100) for m in range(20)},
+    ),
+    "layers of another number": (
+        {f"h.{n}.{w}.weight": (8, 8) for n in range(200) for w in "qwertyuiop"},
+        {f"l.{n}.{w}.weight": (8, 8) for n in range(20) for w in "abcdefghij"},
+    ),
+}
 
-    def distance(one: Segments, other: Segments) -> tuple[int, float]:
-        compared.append((one, other))
-        return -1, 0.0
 
-    monkeypatch.setattr(suggest, "_distance", distance)
-    names, others = ({f"{side}.{n:x}x.weight": (64, 64) for n in range(2000)} for side in "ab")
+@pytest.mark.parametrize("kind", MANY)
+def test_of_very_many_names_only_some_are_compared(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in pairs that are compared, of some four million."""
+    compared = 0
+
+    def count(target: object, name: str) -> None:
+        real = getattr(target, name)
+
+        def counting(*arguments: object) -> object:
+            nonlocal compared
+            compared += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(target, name, counting)
+
+    count(suggest, "_distance")
+    count(match._State, "_score")
+    names, others = MANY[kind]
     found = suggest.nearest(names, others)
     assert set(found) == set(names)
-    assert 0 < len(compared) < 1_000_000
-    assert suggest_rules(names, others) == ()
+    assert all(near in others and others[near] == names[name] for name, every in found.items() for near in every)
+    suggest_rules(names, others)
+    assert 0 < compared < 200_000
+
+
+def test_nothing_is_compared_where_all_names_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suggest, "fold", None)
+    assert suggest.nearest({}, MANY["experts"][0]) == {}
+    assert suggest.nearest({"a.b": (1,)}, {}) == {"a.b": ()}
+
+
+def test_a_drop_of_very_many_names_compiles_no_rules_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LR306 asks of every dropped name what it would be without the drop."""
+    tensors = json.loads((MANIFESTS / "llava-v1.5-7b.json").read_text())
+    Path("drop.yaml").write_text(
+        "schema: 1\nname: drop\nversion: 1.0.0\nsummary: drops\nextends: [llava-v1.5]\n"
+        "names: [{id: gone, from: 'model.layers.{rest...}', drop: nobody needs it}]\n"
+    )
+    Path("m.json").write_text(json.dumps(tensors))
+    made: list[Program] = []
+    only = Program._only
+
+    def counting(self: Program, wanted: Callable[[CompiledRule], bool]) -> Program:
+        made.append(self)
+        return only(self, wanted)
+
+    monkeypatch.setattr(Program, "_only", counting)
+    ran = run("apply", "drop.yaml", "--source", "m.json", "--dry-run", "--format", "json").json
+    problem = next(problem for problem in ran["problems"] if problem["code"] == "LR306")
+    assert len(problem["names"]) == 288  # 9 of each of 32 layers
+    assert made == []

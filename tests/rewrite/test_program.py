@@ -155,6 +155,8 @@ names: [{id: a, from: a, to: b}, {id: c, from: '{x}', to: 'c.{x}'}]
     assert program.without("prepare/a").without("names/a").rewrite("a").target == "c.a"
     assert program.without("names/a").rewrite("a").reason == "gone"
     assert program.without("a") == program.without("names/none") == program
+    assert program.rewrite("a", without="prepare/a") == program.without("prepare/a").rewrite("a")
+    assert program.rewrite("a", without="names/a") == program.rewrite("a")
     assert program.rewrite("a").reason == "gone"  # the first one is as it was
 
 

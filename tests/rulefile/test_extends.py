@@ -312,3 +312,19 @@ def test_a_file_reached_under_two_spellings(tmp_path: Path, monkeypatch: pytest.
     put(tmp_path, "left.yaml", "schema: 1\nextends: [one.yaml]\n")
     put(tmp_path, "right.yaml", "schema: 1\nextends: [sub/../one.yaml]\n")
     assert ids(load(tmp_path, "schema: 1\nextends: [left.yaml, right.yaml]\n")) == ["a", "b"]
+
+
+def test_the_ending_may_be_left_out(tmp_path: Path) -> None:
+    """As on the command line, where the shipped file is `llava-onevision`; a file that is called so exactly comes first."""
+    assert load(tmp_path, COMPLETE + "extends: [llava-onevision]\n").text.names
+    assert load(tmp_path, "schema: 1\nextends: [parts/wrappers]\n").text.prepare
+    put(tmp_path, "one", "schema: 1\nnames: [{id: bare, from: u, to: v}]\n")
+    assert ids(load(tmp_path, "schema: 1\nextends: [one]\n")) == ["bare"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("llava-onevison", "llava-onevision.yaml"), ("parts/chat-vicunna.yaml", "parts/chat-vicuna.yaml")]
+)
+def test_a_slip_in_a_parents_name(name: str, meant: str, tmp_path: Path) -> None:
+    [(code, _, message)] = said(tmp_path, f"schema: 1\nextends: [{name}]\n")
+    assert (code, message.endswith(f"Did you mean `{meant}`?")) == ("LR210", True)

@@ -188,3 +188,27 @@ def test_the_file_is_named_relative_to_here(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     (problem,) = refused("sub/r.yaml").problems
     assert problem.cause.startswith("sub/r.yaml:2:7 ")
+
+
+@pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
+@pytest.mark.parametrize(
+    ("rule", "quoted"),
+    [
+        ("{id: a, from: model.{rest...}, to: x.{rest}}", "'model.{rest...}'"),
+        ("{id: a, from: layers.{n:int}.w, to: 'x.{n}.w'}", "'layers.{n:int}.w'"),
+        ("{id: a, from: 'layers.{n:int}.w', to: x.{n}.w}", "'x.{n}.w'"),
+        ("{id: a,\n     from: a.{x}.w,\n     to: b}", "'a.{x}.w'"),
+        ("id: a\n    from: {m...}.qkv\n    to: '{m}.q'", "'{m...}.qkv'"),
+        ("{id: a, from: {m...}, to: b}", "'{m...}"),  # valid YAML: a mapping
+    ],
+)
+def test_a_template_without_quotes(rule: str, quoted: str, loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_text, "LOADER", getattr(yaml, loader))
+    [(code, place, message), *_] = said(tmp_path, f"schema: 1\nnames:\n  - {rule}\n")
+    assert (code, int(place.split(":")[1]) >= 3) == ("LR201", True)
+    assert f"Put a name with braces in quotes: {quoted}" in message
+
+
+def test_quotes_are_advised_only_where_they_lack(tmp_path: Path) -> None:
+    [(code, _, message)] = said(tmp_path, "schema: 1\nnames:\n  - {id: a, from: 'a.{x}', to: 'b.{x}'\n  - {id: b}\n")
+    assert (code, "quotes" in message) == ("LR201", False)
