@@ -32,7 +32,7 @@ from llava_remap.execute import (
     write_shards,
 )
 from llava_remap.folder import Parts, keep_files, make_files, read_generation_config
-from llava_remap.identify import identify
+from llava_remap.identify import HF_LAYOUTS, identify
 from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Plan, build_plan, in_layout, main_names, route
 from llava_remap.post_load import provenance
@@ -227,13 +227,35 @@ def plan_mapping(
         raise refuse("LR211", f"max_shard_nbytes={max_shard_nbytes!r}: it is a number of bytes.", "Give 1 or more.")
     file = load_rule_file(rules)
     _ = file.target
-    first = file.first_source
     given = given_sources(file, [sources] if isinstance(sources, str) else sources)
-    checkpoints = open_given(file, given, offline)
+    return plan_checkpoints(
+        file,
+        open_given(file, given, offline),
+        layout=layout,
+        dtype=dtype,
+        vocab=vocab,
+        max_shard_nbytes=max_shard_nbytes,
+        dry_run=dry_run,
+        offline=offline,
+    )
+
+
+def plan_checkpoints(
+    file: RuleFile,
+    checkpoints: Mapping[str, Checkpoint],
+    *,
+    layout: str = CLASSIC,
+    dtype: Dtype = "keep",
+    vocab: Vocab = "pad",
+    max_shard_nbytes: int | None = None,
+    dry_run: bool = False,
+    offline: bool = False,
+) -> Job:
+    """`plan_mapping` for sources that are open, under the names that the rule file has for them."""
     configs = source_configs(file, checkpoints)
     program = compile_rules(file, main_names(file, checkpoints), text_config(configs))
     routes = route(file, program, checkpoints)
-    problems = identify(file, routes.taken, checkpoints, text_config(configs))
+    problems = identify(file, routes.taken, checkpoints, text_config(configs), layout_refusals)
     problems += manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems
     if recognised and routes.not_given:  # whether a further source is needed is known only now
@@ -271,7 +293,13 @@ def plan_mapping(
         recognised=recognised,
     )
     plan = in_layout(plan, layout, derived.target.names if derived else {})
-    return Job(file, checkpoints, Path(short_name(given[first]) + "-hf"), plan, derived, small_files)
+    return Job(file, checkpoints, Path(short_name(checkpoints[file.first_source].location) + "-hf"), plan, derived, small_files)
+
+
+def layout_refusals(checkpoint: Checkpoint) -> tuple[Problem, ...]:
+    """What `hf-layouts` has against a checkpoint: empty where it is a whole model in a layout of transformers."""
+    rules = load_rule_file(HF_LAYOUTS)
+    return plan_checkpoints(rules, {rules.first_source: checkpoint}, dry_run=True, offline=True).plan.problems
 
 
 def check_values(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None) -> Job:

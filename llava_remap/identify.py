@@ -1,19 +1,22 @@
 """What is this checkpoint, and is the rule file for it? Asked before anything is derived from it.
 
-The shipped rule files and layouts are held against its names.
+The shipped rule files and layouts are compared with its names and its config.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
-from llava_remap.plan import Routed, route
+from llava_remap.fold import counted, fold_names
+from llava_remap.plan import Routed, draft_command, route
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.rulefile import (
     Condition,
@@ -30,6 +33,9 @@ from llava_remap.target import CLASSIC, layout_program
 HF_LAYOUTS = "hf-layouts"
 #: The rules that know what frameworks put around modules.
 _WRAPPERS = "parts/wrappers.yaml"
+#: Folded names in a sentence.
+_SHOWN = 2
+_EMPTY = Checkpoint(Path(), "", {}, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +44,15 @@ class Fit:
 
     Attributes:
         mapped, total: of the `total` names that it doesn't drop it maps so many.
-        contradictions: what contradicts its `detect`, in words.
+        contradictions: why it isn't for the checkpoint, in words.
         by_config: whether the config alone contradicts it: the names do not.
         source: what it calls the checkpoint: its first source.
         summary: what it is for.
         also: sources that it needs besides.
+        part: the source, not the first, that it would take the checkpoint for; empty where it knows its names as a model's.
+        class_name: its target; empty where that is the source's own class.
+        refusals: what a plan from the same headers finds; empty before there is one.
+        needs: what that plan finds and a further source (`also`) settles.
     """
 
     rules: str
@@ -53,14 +63,22 @@ class Fit:
     by_config: bool
     also: tuple[str, ...]
     summary: str
+    part: str = ""
+    class_name: str = ""
+    refusals: tuple[Problem, ...] = ()
+    needs: tuple[Problem, ...] = ()
 
     @property
     def fits(self) -> bool:
-        return self.mapped > 0 and self.mapped == self.total and not self.contradictions
+        return self.mapped > 0 and self.mapped == self.total and not self.contradictions and not self.refusals
 
 
 def identify(
-    rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None
+    rules: RuleFile,
+    taken: Sequence[Routed],
+    checkpoints: Mapping[str, Checkpoint],
+    config: Mapping[str, Any] | None,
+    refusals: Callable[[Checkpoint], Sequence[Problem]],
 ) -> list[Problem]:
     """The reasons not to believe that this rule file is for these checkpoints; empty where there are none.
 
@@ -71,13 +89,16 @@ def identify(
         checkpoints: the sources. Stubs can be in any; what it is for is asked of the first and those that override it, as a
             projector may be in the one and the language model in the other; the rest of the first alone.
         config: what describes the language model: the first source's own config, or that of a source given in its place.
+        refusals: what the plan of `hf-layouts` finds against a checkpoint.
     """
     for name, other in checkpoints.items():
         if stubs := _stubs([r for r in taken if r.source == name], other):
             return [stubs]
     checkpoint = checkpoints[rules.first_source]
     routed = [r for r in taken if r.source == rules.first_source]
-    for check in (_already_converted, _wrapped, _nothing_matched):
+    if problems := _already_converted(rules, routed, checkpoint, refusals):
+        return problems
+    for check in (_wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
     main = [r for r in taken if r.source == rules.first_source or rules.text.sources[r.source].overrides]
@@ -91,10 +112,12 @@ def identify(
         others = [name for name in dict.fromkeys((said_by, *(r.source for r in main))) if name != rules.first_source]
         found = fits(checkpoint)
         sources = _elsewhere(rules, main, checkpoints, found) or _without(rules, others, found)
-        wrong = Problem("LR311", cause, sources or _better(found))
+        wrong = Problem("LR311", cause, sources or advice(checkpoint, found, rules.name))
         if not sources and found[0].fits:
             return [wrong]
         return [wrong, *unmet(rules, names, config, whose)]
+    if other_tower := _other_tower(rules, main, checkpoint, config):
+        return [other_tower]
     return unmet(rules, names, config, whose)
 
 
@@ -122,32 +145,56 @@ def _allowing(rules: RuleFile, name: str, requirement: Requirement, config: Mapp
 
 
 def fits(checkpoint: Checkpoint) -> list[Fit]:
-    """Every shipped rule file held against a checkpoint; those that fit first, then by share of mapped names."""
-    found = []
-    for path in shipped_rule_files().values():
-        rules = load_rule_file(path)
-        program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
-        routes = route(rules, program, {rules.first_source: checkpoint})
-        taken = routes.taken
-        mapped = sum(r.rewrite.target is not None for r in taken)
-        total = sum(r.rewrite.reason is None for r in taken)
-        detect, names = rules.text.detect, [r.rewrite.prepared for r in taken]
-        reasons = contradictions(detect, names, checkpoint.config)
-        reasons += [problem.cause.removesuffix(".") for problem in unmet(rules, names, checkpoint.config)]
-        by_config = bool(reasons) and not contradictions(detect.model_copy(update={"config": {}}), names, None)
-        found.append(
-            Fit(
-                rules.name,
-                rules.first_source,
-                mapped,
-                total,
-                tuple(reasons),
-                by_config,
-                routes.not_given,
-                rules.text.summary or "",
-            )
-        )
-    return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules))
+    """Every shipped rule file compared with a checkpoint's names and config, the nearest first.
+
+    Those that fit come first, then those that keep more of the names, then those that less contradicts.
+    """
+    found = [_fit(load_rule_file(path), checkpoint) for path in shipped_rule_files().values()]
+    return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped, len(fit.contradictions), fit.rules))
+
+
+def _fit(rules: RuleFile, checkpoint: Checkpoint) -> Fit:
+    program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
+    routes = route(rules, program, {rules.first_source: checkpoint})
+    taken, detect = routes.taken, rules.text.detect
+    names = [r.rewrite.prepared for r in taken]
+    reasons = contradictions(detect, names, checkpoint.config)
+    problems = [*unmet(rules, names, checkpoint.config)]
+    if other_tower := _other_tower(rules, taken, checkpoint, checkpoint.config):
+        problems.insert(0, other_tower)
+    reasons += [problem.cause.removesuffix(".") for problem in problems]
+    unknown = [r.tensor.name for r in taken if r.rewrite.target is None and r.rewrite.reason is None]
+    if unknown and not reasons:
+        reasons.append(f"it has no rule for {_some(unknown)}")
+    mapped = sum(r.rewrite.target is not None for r in taken)
+    return Fit(
+        rules.name,
+        rules.first_source,
+        mapped,
+        sum(r.rewrite.reason is None for r in taken),
+        tuple(reasons),
+        bool(reasons) and not contradictions(detect.model_copy(update={"config": {}}), names, None) and not other_tower,
+        routes.not_given,
+        rules.text.summary or "",
+        "" if mapped else _part(rules, checkpoint),
+        rules.target.class_ or "",
+    )
+
+
+def _part(rules: RuleFile, checkpoint: Checkpoint) -> str:
+    """The source, not the first, that a rule file would take tensors of this checkpoint for; empty for none."""
+    for name, source in rules.text.sources.items():
+        if name != rules.first_source and not source.overrides and "tensors" in source.use:
+            routed = route(rules, compile_rules(rules), {rules.first_source: _EMPTY, name: checkpoint}).taken
+            if any(r.rewrite.target is not None for r in routed):
+                return name
+    return ""
+
+
+def _some(names: Collection[str]) -> str:
+    folded = fold_names(names)
+    more = ", …" if len(folded) > _SHOWN else ""
+    return f"{', '.join(f'`{line}`' for line in folded[:_SHOWN])}{more} ({counted(len(names), 'tensor')})"
 
 
 def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
@@ -174,31 +221,65 @@ def _classic(layout: str, names: Collection[str]) -> dict[str, str]:
     return {name: target for name in names if (target := program.rewrite(name).target) is not None}
 
 
-def already_converted(checkpoint: Checkpoint, names: Sequence[str], mapped: int) -> Problem | None:
+def already_converted(
+    checkpoint: Checkpoint, names: Sequence[str], mapped: int, refusals: Callable[[Checkpoint], Sequence[Problem]]
+) -> list[Problem]:
     """LR109: a layout of transformers takes more of the names than the `mapped` ones that a rule file does.
 
     A quarter of them at least: an original shares `lm_head.weight` with some layouts, and a layout unknown here (the mixtures
     that some versions saved) still has its language model, nearly half of the names, in a known one.
+
+    Names prove nothing: LR109 is what the plan of `hf-layouts` proves. What that plan refuses comes behind an LR311.
     """
     if mapped >= len(names):
-        return None
+        return []
     layout, classic = nearest_layout(names)
     if len(classic) <= max(mapped, len(names) // 4):
-        return None
-    cause = f"{len(classic)} of {len(names)} names in {checkpoint.location} are in layout {layout}."
-    if layout == CLASSIC and len(classic) == len(names):
-        return Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")
+        return []
+    there = f"{len(classic)} of {len(names)} names in {checkpoint.location} are in layout {layout}"
     command = f"llava-remap apply {HF_LAYOUTS} --source {quote(checkpoint.location)}"
-    if len(classic) < len(names):
-        return Problem("LR109", cause, f"To see which are not: {command} --dry-run.")
-    return Problem("LR109", cause, f"For the classic layout, which every transformers loads: {command}.")
+    if refused := refusals(checkpoint):
+        cause = f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses the checkpoint for what follows."
+        return [Problem("LR311", cause, f"When that is mended: {command}."), *refused]
+    if layout == CLASSIC and len(classic) == len(names):
+        cause = f"{there}; names, shapes and dtypes are those of the class that its config.json names."
+        return [Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")]
+    return [Problem("LR109", f"{there}.", f"For the classic layout, which every transformers loads: {command}.")]
 
 
-def _already_converted(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
+def _already_converted(
+    rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint, refusals: Callable[[Checkpoint], Sequence[Problem]]
+) -> list[Problem]:
     mapped = sum(r.rewrite.target is not None for r in routed)
-    if mapped and all(r.rewrite.target is not None or r.rewrite.reason is not None for r in routed):
-        return None  # it knows every name
-    return already_converted(checkpoint, [r.tensor.name for r in routed], mapped)
+    known = mapped and all(r.rewrite.target is not None or r.rewrite.reason is not None for r in routed)
+    if known or rules.target.as_ is not None:
+        return []  # it knows every name, or is for layouts itself
+    return already_converted(checkpoint, [r.tensor.name for r in routed], mapped, refusals)
+
+
+def _other_tower(
+    rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint, config: Mapping[str, Any] | None
+) -> Problem | None:
+    """LR309 where the checkpoint has a tower inside of which the rule file takes no name."""
+    for prefix, named in rules.target.towers.items():
+        segment = prefix.split(".")[0]
+        inside = [r for r in routed if segment in r.rewrite.prepared.split(".") and r.rewrite.reason is None]
+        if inside and not any(r.rewrite.target is not None for r in inside):
+            break
+    else:
+        return None
+    said = (config or {}).get(str(named.from_))
+    if rules.target.as_ is not None and isinstance(part := (config or {}).get("vision_config"), Mapping):
+        said = part.get("model_type")
+    kind = f", which its config calls {said!r}," if isinstance(said, str) else ""
+    names = tuple(r.tensor.name for r in inside)
+    return Problem(
+        "LR309",
+        f"{checkpoint.location} has a tower inside{kind} of a kind that {rules.name} doesn't know: {_some(names)}.",
+        "Another tower in its place would see other features. If a class of transformers has this one, infer a rule file for it: "
+        f"{draft_command(checkpoint.location, 'CLASS')}.",
+        names,
+    )
 
 
 def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
@@ -220,7 +301,7 @@ def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Chec
     return Problem(
         "LR305",
         f"no rule of {rules.name} takes any of the {len(routed)} names in {checkpoint.location}.",
-        _better(fits(checkpoint)),
+        advice(checkpoint, fits(checkpoint), rules.name),
         tuple(r.tensor.name for r in routed),
     )
 
@@ -231,6 +312,8 @@ def _elsewhere(rules: RuleFile, main: Sequence[Routed], checkpoints: Mapping[str
     missing = Condition(present=rules.text.detect.present)
     if not parts or not contradictions(missing, [r.rewrite.prepared for r in main], None):
         return ""
+    if any(r.rewrite.target is None and r.rewrite.reason is None for r in main):
+        return ""  # what is missing is there, under names that the rule file doesn't know
     if any(fit.fits for fit in found):
         return ""
     return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in parts)}."
@@ -244,13 +327,61 @@ def _without(rules: RuleFile, others: Sequence[str], found: Sequence[Fit]) -> st
     return f"`{rules.first_source}` alone fits {rules.name}: leave out {named}, or give what belongs to this checkpoint."
 
 
-def _better(found: Sequence[Fit]) -> str:
+def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str:
+    """What to do with a checkpoint: the rule file that fits, or what would make one.
+
+    Args:
+        found: `fits` of it.
+        asked: the rule file that the user asked for.
+    """
     best = found[0]
     if best.fits:
         return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
-    if (near := next((fit for fit in found if fit.by_config and fit.mapped == fit.total), None)) is not None:
+    if best.mapped == 0 and (part := next((fit for fit in found if fit.part), None)) is not None:
+        return (
+            f"It is no model but a part of one, `{part.part}`. Give it beside the model: "
+            f"llava-remap apply {part.rules} --source {part.source}=DIR --source {part.part}={quote(checkpoint.location)}."
+        )
+    whole = [fit for fit in found if fit.by_config and fit.mapped == fit.total and fit.mapped == best.mapped]
+    if near := next((fit for fit in whole if fit.rules == asked), next(iter(whole), None)):
         return (
             f"None of the shipped rule files fits. {near.rules} takes every name, and its `detect` refuses this config since a "
             "model with it computes something else: override `detect` only if you know that transformers computes the same."
         )
-    return "None of the shipped rule files fits: write one that extends the nearest. `llava-remap inspect` shows how far each is."
+    if behind := _behind_prefix(checkpoint):
+        prefix, rules = behind
+        lines = f"extends: [{rules}.yaml]` and `prepare: [{{id: prefix, from: '{prefix}{{rest...}}', to: '{{rest}}'}}]"
+        return f"All names fit {rules} once the prefix `{prefix}` is taken off: write a rule file with `{lines}`."
+    command = draft_command(checkpoint.location, _class_for(checkpoint, found))
+    return f"None of the shipped rule files fits. Infer one from names and shapes: {command}."
+
+
+def _behind_prefix(checkpoint: Checkpoint) -> tuple[str, str] | None:
+    """A prefix that all names have, and the rule file that fits without it."""
+    first = next(iter(checkpoint.catalog), "").split(".")
+    for segments in range(1, len(first)):
+        prefix = ".".join(first[:segments]) + "."
+        if not all(name.startswith(prefix) for name in checkpoint.catalog):
+            return None
+        bare = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.catalog.items()}
+        catalog = {name: replace(tensor, name=name) for name, tensor in bare.items()}
+        if (best := fits(replace(checkpoint, catalog=catalog))[0]).fits:
+            return prefix, best.rules
+    return None
+
+
+def _class_for(checkpoint: Checkpoint, found: Sequence[Fit]) -> str:
+    """The class that most probably computes what a checkpoint does: that of the nearest rule file, if it knows half of the names.
+
+    Else the class that most of the rule files have which the config's other keys than its architecture don't contradict.
+    """
+    families = [fit for fit in found if fit.class_name]
+    if 2 * families[0].mapped >= families[0].total:
+        return families[0].class_name
+    agreeing = []
+    for fit in families:
+        wanted = load_rule_file(fit.rules).text.detect.config
+        others = {key: value for key, value in wanted.items() if key != "architectures"}
+        if not contradictions(Condition(config=others), (), checkpoint.config or {}):
+            agreeing.append(fit.class_name)
+    return Counter(agreeing or [families[0].class_name]).most_common(1)[0][0]

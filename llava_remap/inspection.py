@@ -1,0 +1,124 @@
+"""What a checkpoint is, and which rule file is for it: `llava-remap inspect`. The answer is that of `apply`, by the same check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llava_remap.apply import layout_refusals, plan_checkpoints
+from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.errors import Problem, RemapError
+from llava_remap.identify import HF_LAYOUTS, Fit, advice, already_converted, fits, nearest_layout
+from llava_remap.plan import route
+from llava_remap.rewrite import compile_rules
+from llava_remap.rulefile import RuleFile, load_rule_file
+from llava_remap.target import shapes_config
+
+#: Its sizes depend on the tower's.
+_PROJECTOR = "multi_modal_projector."
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found of a checkpoint.
+
+    Attributes:
+        fits: every shipped rule file, the nearest first; those whose names fit were planned.
+        layout: of transformers, in which `named` of its names are; empty for an original.
+        problems: what keeps a checkpoint in a layout of transformers from being converted; or LR109, that it needn't be.
+        advice: what to do where no rule file fits; empty where one does.
+    """
+
+    checkpoint: Checkpoint
+    fits: tuple[Fit, ...]
+    layout: str
+    named: int
+    problems: tuple[Problem, ...]
+    advice: str
+
+
+def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+    """Compare a checkpoint with every shipped rule file, from headers alone and without the hub.
+
+    A rule file whose names and `detect` fit is planned as `apply` plans it. What the plan refuses is refused here.
+    """
+    found = fits(checkpoint)
+    names = list(checkpoint.catalog)
+    layout, classic = nearest_layout(names)
+    others = max(fit.mapped for fit in found if fit.rules != HF_LAYOUTS)
+    problems = already_converted(checkpoint, names, others, layout_refusals)
+    found = sorted((_planned(fit, checkpoint) for fit in found), key=lambda fit: not fit.fits)
+    told = "" if found[0].fits else advice(checkpoint, found)
+    return Inspection(checkpoint, tuple(found), layout if problems else "", len(classic), tuple(problems), told)
+
+
+def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
+    """A rule file that fits by names and config, with what its plan refuses.
+
+    Where the plan isn't complete, another one is made with a made-up tower. What only the first refuses, the tower's own folder
+    settles.
+    """
+    if not fit.fits:
+        return fit
+    rules = load_rule_file(fit.rules)
+    given = {rules.first_source: checkpoint}
+    job = plan_checkpoints(rules, given, dry_run=True, offline=True)
+    refusals = job.plan.problems
+    if not refusals:
+        return replace(fit, also=())
+    source = next((name for name, source in rules.text.sources.items() if name not in given and "processor" in source.use), None)
+    if source is None:
+        return replace(fit, refusals=refusals)
+    given[source] = Checkpoint(Path(), "", {}, _tower_config(rules, checkpoint), None)
+    if source in fit.also:
+        given[source] = replace(given[source], catalog=_tower(rules, given, source))
+    of_tower = (*rules.target.towers, *({_PROJECTOR} if source in fit.also else ()))
+    still = tuple(
+        problem
+        for problem in plan_checkpoints(rules, given, dry_run=True, offline=True).plan.problems
+        if not problem.names or not all(name.startswith(of_tower) for name in problem.names)
+    )
+    if still:
+        return replace(fit, refusals=still)
+    return replace(fit, also=tuple(dict.fromkeys((*fit.also, source))), needs=() if source in fit.also else refusals)
+
+
+def _tower_config(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A config for the tower inside a checkpoint; of a tower of two layers where there is none."""
+    program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
+    tensors = route(rules, program, {rules.first_source: checkpoint}).produced
+    prefix = next(iter(rules.target.towers))
+    try:
+        return {"vision_config": shapes_config(prefix, tensors)}
+    except RemapError:  # LR302
+        return {"vision_config": shapes_config(prefix, _seen(prefix))}
+
+
+def _seen(prefix: str) -> dict[str, Tensor]:
+    """The tensors of a made-up tower that show its sizes."""
+    shapes = {
+        "embeddings.class_embedding": (8,),
+        "embeddings.patch_embedding.weight": (8, 3, 2, 2),
+        "embeddings.position_embedding.weight": (5, 8),
+        "encoder.layers.0.mlp.fc1.weight": (8, 8),
+    }
+    return {prefix + name: Tensor(prefix + name, "F16", shape, None) for name, shape in shapes.items()}
+
+
+def _tower(rules: RuleFile, given: Mapping[str, Checkpoint], source: str) -> dict[str, Tensor]:
+    """All tensors of the made-up tower, under the names that they have in a folder of its own."""
+    program = compile_rules(rules, given[rules.first_source].catalog, given[rules.first_source].config)
+    taken_off = rules.text.sources[source].prefix
+    towers = tuple(rules.target.towers)
+    shapes = {name: tensor.shape for name, tensor in _seen(towers[0]).items()}
+
+    def catalog() -> dict[str, Tensor]:
+        names = {str(program.inverse(target)).removeprefix(taken_off): shape for target, shape in shapes.items()}
+        return {name: Tensor(name, "F16", shape, None) for name, shape in names.items()}
+
+    whole = {**given, source: replace(given[source], catalog=catalog())}
+    plan = plan_checkpoints(rules, whole, dry_run=True, offline=True).plan
+    shapes |= {missing.target: missing.shape for missing in plan.missing if missing.target.startswith(towers)}
+    return catalog()
