@@ -44,6 +44,7 @@ class Fit:
 
     Attributes:
         mapped, total: of the `total` names that it doesn't drop it maps so many.
+        unknown: the names that it neither maps nor drops.
         contradictions: why it isn't for the checkpoint, in words.
         by_config: whether the config alone contradicts it: the names do not.
         source: what it calls the checkpoint: its first source.
@@ -51,6 +52,7 @@ class Fit:
         also: sources that it needs besides.
         part: the source, not the first, that it would take the checkpoint for; empty where it knows its names as a model's.
         class_name: its target; empty where that is the source's own class.
+        remedy: what would help, where that is known of the contradictions; empty otherwise.
         refusals: what a plan from the same headers finds; empty before there is one.
         needs: what that plan finds and a further source (`also`) settles.
     """
@@ -59,14 +61,28 @@ class Fit:
     source: str
     mapped: int
     total: int
+    unknown: tuple[str, ...]
     contradictions: tuple[str, ...]
     by_config: bool
     also: tuple[str, ...]
     summary: str
     part: str = ""
     class_name: str = ""
+    remedy: str = ""
     refusals: tuple[Problem, ...] = ()
     needs: tuple[Problem, ...] = ()
+
+    @property
+    def reasons(self) -> list[str]:
+        """All that speaks against it."""
+        unknown = [f"it has no rule for {_some(self.unknown)}"] if self.unknown and not self.contradictions else []
+        refusals = [f"{problem.code} {problem.cause} {problem.fix}".strip() for problem in self.refusals]
+        return [*self.contradictions, *unknown, *refusals]
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it knows more of the names than chance has it: a tower may have more names than all the rest."""
+        return 10 * self.mapped >= self.total > 0
 
     @property
     def fits(self) -> bool:
@@ -95,6 +111,8 @@ def identify(
         if stubs := _stubs([r for r in taken if r.source == name], other):
             return [stubs]
     checkpoint = checkpoints[rules.first_source]
+    if rules.target.as_ is not None:
+        config = checkpoint.config  # its language model's is inside
     routed = [r for r in taken if r.source == rules.first_source]
     if problems := _already_converted(rules, routed, checkpoint, refusals):
         return problems
@@ -135,7 +153,7 @@ def _allowing(rules: RuleFile, name: str, requirement: Requirement, config: Mapp
     """How to convert all the same: lines for a rule file, where the config's values can stand in one."""
     values = {key: config.get(key) for key in requirement.config}
     if not values or any(isinstance(value, (list, dict)) for value in values.values()):
-        return "Mend the config.json, if the message says so; no class of transformers computes it as it is."
+        return "Mend the config.json, if the message says so."
     allowed = {key: [*(said if isinstance(said, tuple) else (said,)), values[key]] for key, said in requirement.config.items()}
     lines = ", ".join(f"{key}: {json.dumps(list(dict.fromkeys(entries)))}" for key, entries in allowed.items())
     return (
@@ -162,22 +180,23 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint) -> Fit:
     problems = [*unmet(rules, names, checkpoint.config)]
     if other_tower := _other_tower(rules, taken, checkpoint, checkpoint.config):
         problems.insert(0, other_tower)
-    reasons += [problem.cause.removesuffix(".") for problem in problems]
-    unknown = [r.tensor.name for r in taken if r.rewrite.target is None and r.rewrite.reason is None]
-    if unknown and not reasons:
-        reasons.append(f"it has no rule for {_some(unknown)}")
+    causes = [problem.cause.removesuffix(".") for problem in problems]
+    reasons = [reason for reason in reasons if not any(cause.startswith(reason) for cause in causes)] + causes
+    unknown = tuple(r.tensor.name for r in taken if r.rewrite.target is None and r.rewrite.reason is None)
     mapped = sum(r.rewrite.target is not None for r in taken)
     return Fit(
         rules.name,
         rules.first_source,
         mapped,
-        sum(r.rewrite.reason is None for r in taken),
+        mapped + len(unknown),
+        unknown,
         tuple(reasons),
         bool(reasons) and not contradictions(detect.model_copy(update={"config": {}}), names, None) and not other_tower,
         routes.not_given,
         rules.text.summary or "",
         "" if mapped else _part(rules, checkpoint),
         rules.target.class_ or "",
+        other_tower.fix if other_tower else "",
     )
 
 
@@ -239,8 +258,10 @@ def already_converted(
     there = f"{len(classic)} of {len(names)} names in {checkpoint.location} are in layout {layout}"
     command = f"llava-remap apply {HF_LAYOUTS} --source {quote(checkpoint.location)}"
     if refused := refusals(checkpoint):
-        cause = f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses the checkpoint for what follows."
-        return [Problem("LR311", cause, f"When that is mended: {command}."), *refused]
+        if behind := _behind_prefix(checkpoint):
+            return [Problem("LR311", f"{there} of transformers but for what stands before them.", behind)]
+        cause = f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses it for the other reasons given."
+        return [Problem("LR311", cause, f"When they are mended: {command}."), *refused]
     if layout == CLASSIC and len(classic) == len(names):
         cause = f"{there}; names, shapes and dtypes are those of the class that its config.json names."
         return [Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")]
@@ -265,11 +286,15 @@ def _other_tower(
         segment = prefix.split(".")[0]
         inside = [r for r in routed if segment in r.rewrite.prepared.split(".") and r.rewrite.reason is None]
         if inside and not any(r.rewrite.target is not None for r in inside):
-            break
-    else:
-        return None
-    said = (config or {}).get(str(named.from_))
-    if rules.target.as_ is not None and isinstance(part := (config or {}).get("vision_config"), Mapping):
+            return _tower_problem(rules, inside, checkpoint, config or {}, str(named.from_))
+    return None
+
+
+def _tower_problem(
+    rules: RuleFile, inside: Sequence[Routed], checkpoint: Checkpoint, config: Mapping[str, Any], key: str
+) -> Problem:
+    said = config.get(key)
+    if rules.target.as_ is not None and isinstance(part := config.get("vision_config"), Mapping):
         said = part.get("model_type")
     kind = f", which its config calls {said!r}," if isinstance(said, str) else ""
     names = tuple(r.tensor.name for r in inside)
@@ -277,7 +302,7 @@ def _other_tower(
         "LR309",
         f"{checkpoint.location} has a tower inside{kind} of a kind that {rules.name} doesn't know: {_some(names)}.",
         "Another tower in its place would see other features. If a class of transformers has this one, infer a rule file for it: "
-        f"{draft_command(checkpoint.location, 'CLASS')}.",
+        f"{draft_command(checkpoint.location, 'CLASS')}",
         names,
     )
 
@@ -338,45 +363,60 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
     if best.fits:
         return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
     if best.mapped == 0 and (part := next((fit for fit in found if fit.part), None)) is not None:
+        beside = f"--source {part.source}=DIR --source {part.part}={quote(checkpoint.location)}"
+        return f"It is no model but a part of one, a `{part.part}`. Give it beside the model: llava-remap apply RULES {beside}."
+    if best.is_near and best.remedy:
+        return best.remedy
+    if planned := next((fit for fit in found if fit.refusals), None):
+        command = f"llava-remap apply {planned.rules} --source {quote(checkpoint.location)}"
+        return f"{planned.rules} takes every name, and refuses what is told above. When that is mended: {command}"
+    whole = [fit for fit in found if not fit.unknown and fit.mapped == best.mapped]
+    if near := next(
+        (fit for fit in whole if fit.by_config and fit.rules == asked), next((f for f in whole if f.by_config), None)
+    ):
         return (
-            f"It is no model but a part of one, `{part.part}`. Give it beside the model: "
-            f"llava-remap apply {part.rules} --source {part.source}=DIR --source {part.part}={quote(checkpoint.location)}."
+            f"None of the shipped rule files fits. {near.rules} takes every name, and refuses this config, since a model with it "
+            "computes something else: override its `detect` or `requires` only if you know that transformers computes the same."
         )
-    whole = [fit for fit in found if fit.by_config and fit.mapped == fit.total and fit.mapped == best.mapped]
-    if near := next((fit for fit in whole if fit.rules == asked), next(iter(whole), None)):
-        return (
-            f"None of the shipped rule files fits. {near.rules} takes every name, and its `detect` refuses this config since a "
-            "model with it computes something else: override `detect` only if you know that transformers computes the same."
-        )
+    if whole:
+        sources = load_rule_file(whole[0].rules).text.sources
+        beside = " or ".join(f"--source {name}=DIR" for name, source in sources.items() if source.overrides)
+        return f"Every name is known, and something is missing. If it lies elsewhere, give that too: {beside}."
     if behind := _behind_prefix(checkpoint):
-        prefix, rules = behind
-        lines = f"extends: [{rules}.yaml]` and `prepare: [{{id: prefix, from: '{prefix}{{rest...}}', to: '{{rest}}'}}]"
-        return f"All names fit {rules} once the prefix `{prefix}` is taken off: write a rule file with `{lines}`."
+        return behind
     command = draft_command(checkpoint.location, _class_for(checkpoint, found))
-    return f"None of the shipped rule files fits. Infer one from names and shapes: {command}."
+    return f"None of the shipped rule files fits. Infer one from names and shapes: {command}"
 
 
-def _behind_prefix(checkpoint: Checkpoint) -> tuple[str, str] | None:
-    """A prefix that all names have, and the rule file that fits without it."""
+def _behind_prefix(checkpoint: Checkpoint) -> str:
+    """What to do where a rule file fits but for a prefix that all names have; empty otherwise."""
     first = next(iter(checkpoint.catalog), "").split(".")
     for segments in range(1, len(first)):
         prefix = ".".join(first[:segments]) + "."
         if not all(name.startswith(prefix) for name in checkpoint.catalog):
-            return None
+            return ""
         bare = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.catalog.items()}
         catalog = {name: replace(tensor, name=name) for name, tensor in bare.items()}
         if (best := fits(replace(checkpoint, catalog=catalog))[0]).fits:
-            return prefix, best.rules
-    return None
+            fields = json.dumps({"id": "prefix", "from": f"{prefix}{{rest...}}", "to": "{rest}"})  # JSON is YAML
+            lines = [
+                *("schema: 1", "name: mine", "version: 1.0.0", f"summary: {best.rules} behind a prefix"),
+                *(f"extends: [{best.rules}.yaml]", f"prepare: [{fields}]"),
+            ]
+            written = f"printf '%s\\n' {' '.join(map(quote, lines))} > mine.yaml"
+            return (
+                f"All names fit {best.rules} once the prefix `{prefix}` is taken off. Write a rule file that does it: {written}"
+            )
+    return ""
 
 
 def _class_for(checkpoint: Checkpoint, found: Sequence[Fit]) -> str:
-    """The class that most probably computes what a checkpoint does: that of the nearest rule file, if it knows half of the names.
+    """The class that most probably computes what a checkpoint does: that of the nearest rule file, if one is near.
 
     Else the class that most of the rule files have which the config's other keys than its architecture don't contradict.
     """
     families = [fit for fit in found if fit.class_name]
-    if 2 * families[0].mapped >= families[0].total:
+    if families[0].is_near:
         return families[0].class_name
     agreeing = []
     for fit in families:

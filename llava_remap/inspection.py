@@ -1,4 +1,4 @@
-"""What a checkpoint is, and which rule file is for it: `llava-remap inspect`. The answer is that of `apply`, by the same check."""
+"""`llava-remap inspect`: what a checkpoint is, and which rule file is for it; by the check that `apply` makes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.target import shapes_config
 
-#: Its sizes depend on the tower's.
+#: Some of its sizes depend on the tower's.
 _PROJECTOR = "multi_modal_projector."
 
 
@@ -86,33 +86,39 @@ def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
 
 
 def _tower_config(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Any]:
-    """A config for the tower inside a checkpoint; of a tower of two layers where there is none."""
-    program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
-    tensors = route(rules, program, {rules.first_source: checkpoint}).produced
-    prefix = next(iter(rules.target.towers))
+    """A config for the tower inside a checkpoint; where there is none, for the made-up one."""
+    prefix, tensors = next(iter(rules.target.towers)), _produced(rules, checkpoint)
     try:
         return {"vision_config": shapes_config(prefix, tensors)}
     except RemapError:  # LR302
-        return {"vision_config": shapes_config(prefix, _seen(prefix))}
+        return {"vision_config": shapes_config(prefix, _seen(prefix, tensors))}
 
 
-def _seen(prefix: str) -> dict[str, Tensor]:
-    """The tensors of a made-up tower that show its sizes."""
+def _produced(rules: RuleFile, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
+    return route(rules, program, {rules.first_source: checkpoint}).produced
+
+
+def _seen(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that show the sizes of a made-up tower: of one layer, and as wide as the projector expects."""
+    projector = tensors.get(f"{_PROJECTOR}linear_1.weight")
+    width = projector.shape[-1] if projector is not None and projector.shape else 1
     shapes = {
-        "embeddings.class_embedding": (8,),
-        "embeddings.patch_embedding.weight": (8, 3, 2, 2),
-        "embeddings.position_embedding.weight": (5, 8),
-        "encoder.layers.0.mlp.fc1.weight": (8, 8),
+        "embeddings.class_embedding": (width,),
+        "embeddings.patch_embedding.weight": (width, 3, 2, 2),
+        "embeddings.position_embedding.weight": (5, width),
+        "encoder.layers.0.mlp.fc1.weight": (1, width),
     }
     return {prefix + name: Tensor(prefix + name, "F16", shape, None) for name, shape in shapes.items()}
 
 
 def _tower(rules: RuleFile, given: Mapping[str, Checkpoint], source: str) -> dict[str, Tensor]:
     """All tensors of the made-up tower, under the names that they have in a folder of its own."""
-    program = compile_rules(rules, given[rules.first_source].catalog, given[rules.first_source].config)
+    checkpoint = given[rules.first_source]
+    program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
     taken_off = rules.text.sources[source].prefix
     towers = tuple(rules.target.towers)
-    shapes = {name: tensor.shape for name, tensor in _seen(towers[0]).items()}
+    shapes = {name: tensor.shape for name, tensor in _seen(towers[0], _produced(rules, checkpoint)).items()}
 
     def catalog() -> dict[str, Tensor]:
         names = {str(program.inverse(target)).removeprefix(taken_off): shape for target, shape in shapes.items()}

@@ -15,6 +15,8 @@ from llava_remap.rewrite import Program
 
 #: Where the layers of the language model are in the classic layout.
 _LAYERS = "language_model.model.layers."
+#: Keys of a config. A number that more of them have explains nothing.
+_BY_CHANCE = 3
 #: The axes of PyTorch's convolutions in the order in which MLX has them.
 _MLX = (0, 2, 3, 1)
 
@@ -33,7 +35,7 @@ def unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool, draft
     problems = []
     if names := tuple(u.name for u in unmapped if u.produced is None):
         cause = f"{_count(len(names), 'tensor')} that no rule maps."
-        fix = f"Add a rule that maps them, or infer a rule file: {draft}. Drop only what the model doesn't compute with."
+        fix = f"Add a rule that maps them. Drop only what the model doesn't compute with. To infer a rule file: {draft}"
         problems.append(Problem("LR301", cause, fix, names))
     if not target_is_known:
         return problems
@@ -124,7 +126,7 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
     if len(turned) == len(mismatched):
         fix = "Give the checkpoint that it was made from, with the axes as PyTorch has them."
     elif here and not there:
-        fix = "The config belongs to these weights; the target class computes otherwise. It takes a class that has what the key says."
+        fix = "The config belongs to these weights. The target class has another size there: it computes something else."
     else:
         fix = "Does the config.json belong to these weights?"
     return Problem("LR401", cause, fix, names, rows)
@@ -135,15 +137,12 @@ def _differing(one: Sequence[int], other: Sequence[int]) -> set[int]:
     return set(one) - set(other) if len(one) != len(other) else {n for n, m in zip(one, other, strict=True) if n != m}
 
 
-def _keys_with(numbers: set[int], config: Mapping[str, Any], inside: str = "") -> str:
-    """The keys of a config, and of mappings in it, that have one of these numbers."""
-    found = []
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found.append(_keys_with(numbers, value, f"{inside}{key}."))
-        elif type(value) is int and value in numbers:
-            found.append(f"{inside}{key}: {value}")
-    return ", ".join(text for text in found if text)
+def _keys_with(numbers: set[int], config: Mapping[str, Any]) -> str:
+    """The keys of a config, and of mappings in it, that have one of these numbers; empty where too many have one by chance."""
+    pairs = [(key, value) for key, value in config.items() if not isinstance(value, Mapping)]
+    pairs += [(f"{key}.{inner}", n) for key, part in config.items() if isinstance(part, Mapping) for inner, n in part.items()]
+    found = [f"{key}: {value}" for key, value in pairs if type(value) is int and value in numbers]
+    return ", ".join(found) if len(found) <= _BY_CHANCE else ""
 
 
 def pair_problems(pairs: Sequence[RoutedPair], shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str]) -> list[Problem]:

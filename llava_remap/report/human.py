@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
     from llava_remap.resources import Predicted
     from llava_remap.verify import Verification
 
-#: Rule files that are told with what contradicts them, where none fits.
+#: Rule files that are told with all that contradicts them, where none fits; the rest with the first reason.
 _NEAREST = 3
 #: Folded names in a sentence.
 _SHOWN = 4
@@ -283,21 +283,25 @@ def print_inspection(console: Console, found: Inspection) -> None:
         named = f"{found.named} of {len(checkpoint.catalog)} names"
         line(console, f"  saved by transformers: {named} are in layout {found.layout}")
     heading(console, "Rule files")
-    told = sum(fit.fits for fit in found.fits) or _NEAREST
-    for fit in found.fits[:told]:
+    fitting = [fit for fit in found.fits if fit.fits]
+    near = fitting or [fit for fit in found.fits if fit.is_near]
+    for number, fit in enumerate(near):
         verdict = ("fits", "green") if fit.fits else ("doesn't fit", "red")
-        line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names"))
+        first = "" if fit.fits or number < _NEAREST else f": {fit.reasons[0]}"
+        line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names{first}"))
         if fit.fits:
             line(console, f"    {fit.summary}")
-        for reason in fit.contradictions:
+        for reason in () if first else fit.reasons:
             line(console, f"    {reason}")
-        for problem in fit.refusals:
-            line(console, f"    {problem.code} {_sentence(problem)}")
         for problem in fit.needs:
-            line(console, f"    with {_sources_to_give(fit)}, since {problem.cause}")
-    others = ", ".join(f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in found.fits[told:])
+            line(console, f"    with {_sources_to_give(fit)}: {problem.cause}")
+        if fit.fits and fit.also and not fit.needs:
+            unchecked = "the checkpoint has no tower inside, so what depends on the tower's sizes isn't checked yet"
+            line(console, f"    with {_sources_to_give(fit)}: {unchecked}")
+    others = ", ".join(f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in found.fits if fit not in near)
     if others:
-        line(console, f"  don't fit: {others}")
+        what = "don't fit" if fitting else "know less than a tenth of the names"
+        line(console, f"  {what}: {others}")
     for fit in found.fits:
         if fit.fits:
             also = f" {_sources_to_give(fit)}" if fit.also else ""
