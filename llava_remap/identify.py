@@ -46,7 +46,7 @@ class Fit:
         mapped, total: of the `total` names that it doesn't drop it maps so many.
         unknown: the names that it neither maps nor drops.
         contradictions: why it isn't for the checkpoint, in words.
-        by_config: whether the config alone contradicts it: the names do not.
+        guard: what of the rule file refuses the config, `detect` or `requires`; empty where names contradict it, or nothing does.
         source: what it calls the checkpoint: its first source.
         summary: what it is for.
         also: sources that it needs besides.
@@ -63,7 +63,7 @@ class Fit:
     total: int
     unknown: tuple[str, ...]
     contradictions: tuple[str, ...]
-    by_config: bool
+    guard: str
     also: tuple[str, ...]
     summary: str
     part: str = ""
@@ -168,7 +168,7 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
     Those that fit come first, then those that keep more of the names, then those that less contradicts.
     """
     found = [_fit(load_rule_file(path), checkpoint) for path in shipped_rule_files().values()]
-    return sorted(found, key=lambda fit: (not fit.fits, -fit.mapped, len(fit.contradictions), fit.rules))
+    return sorted(found, key=lambda fit: (not fit.fits, 0 if fit.fits else -fit.mapped, len(fit.contradictions), fit.rules))
 
 
 def _fit(rules: RuleFile, checkpoint: Checkpoint) -> Fit:
@@ -180,6 +180,10 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint) -> Fit:
     problems = [*unmet(rules, names, checkpoint.config)]
     if other_tower := _other_tower(rules, taken, checkpoint, checkpoint.config):
         problems.insert(0, other_tower)
+    if contradictions(detect.model_copy(update={"config": {}}), names, None) or other_tower:
+        guard = ""
+    else:
+        guard = "detect" if reasons else "requires" if problems else ""
     causes = [problem.cause.removesuffix(".") for problem in problems]
     reasons = [reason for reason in reasons if not any(cause.startswith(reason) for cause in causes)] + causes
     unknown = tuple(r.tensor.name for r in taken if r.rewrite.target is None and r.rewrite.reason is None)
@@ -191,7 +195,7 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint) -> Fit:
         mapped + len(unknown),
         unknown,
         tuple(reasons),
-        bool(reasons) and not contradictions(detect.model_copy(update={"config": {}}), names, None) and not other_tower,
+        guard,
         routes.not_given,
         rules.text.summary or "",
         "" if mapped else _part(rules, checkpoint),
@@ -259,7 +263,11 @@ def already_converted(
     command = f"llava-remap apply {HF_LAYOUTS} --source {quote(checkpoint.location)}"
     if refused := refusals(checkpoint):
         if behind := _behind_prefix(checkpoint):
-            return [Problem("LR311", f"{there} of transformers but for what stands before them.", behind)]
+            return [
+                Problem(
+                    "LR311", f"names in {checkpoint.location} are those of a layout of transformers, behind a prefix.", behind
+                )
+            ]
         cause = f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses it for the other reasons given."
         return [Problem("LR311", cause, f"When they are mended: {command}."), *refused]
     if layout == CLASSIC and len(classic) == len(names):
@@ -281,7 +289,7 @@ def _already_converted(
 def _other_tower(
     rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint, config: Mapping[str, Any] | None
 ) -> Problem | None:
-    """LR309 where the checkpoint has a tower inside of which the rule file takes no name."""
+    """LR301 where the checkpoint has a tower inside of which the rule file takes no name."""
     for prefix, named in rules.target.towers.items():
         segment = prefix.split(".")[0]
         inside = [r for r in routed if segment in r.rewrite.prepared.split(".") and r.rewrite.reason is None]
@@ -299,7 +307,7 @@ def _tower_problem(
     kind = f", which its config calls {said!r}," if isinstance(said, str) else ""
     names = tuple(r.tensor.name for r in inside)
     return Problem(
-        "LR309",
+        "LR301",
         f"{checkpoint.location} has a tower inside{kind} of a kind that {rules.name} doesn't know: {_some(names)}.",
         "Another tower in its place would see other features. If a class of transformers has this one, infer a rule file for it: "
         f"{draft_command(checkpoint.location, 'CLASS')}",
@@ -371,12 +379,12 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
         command = f"llava-remap apply {planned.rules} --source {quote(checkpoint.location)}"
         return f"{planned.rules} takes every name, and refuses what is told above. When that is mended: {command}"
     whole = [fit for fit in found if not fit.unknown and fit.mapped == best.mapped]
-    if near := next(
-        (fit for fit in whole if fit.by_config and fit.rules == asked), next((f for f in whole if f.by_config), None)
-    ):
+    refusing = [fit for fit in whole if fit.guard]
+    if near := next((fit for fit in refusing if fit.rules == asked), next(iter(refusing), None)):
         return (
-            f"None of the shipped rule files fits. {near.rules} takes every name, and refuses this config, since a model with it "
-            "computes something else: override its `detect` or `requires` only if you know that transformers computes the same."
+            f"None of the shipped rule files fits. {near.rules} takes every name, and its `{near.guard}` refuses this config "
+            f"since a model with it computes something else: override `{near.guard}` only if you know that transformers "
+            "computes the same."
         )
     if whole:
         sources = load_rule_file(whole[0].rules).text.sources
@@ -384,7 +392,7 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
         return f"Every name is known, and something is missing. If it lies elsewhere, give that too: {beside}."
     if behind := _behind_prefix(checkpoint):
         return behind
-    command = draft_command(checkpoint.location, _class_for(checkpoint, found))
+    command = draft_command(checkpoint.location, _class_for(checkpoint, found, asked))
     return f"None of the shipped rule files fits. Infer one from names and shapes: {command}"
 
 
@@ -410,14 +418,17 @@ def _behind_prefix(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def _class_for(checkpoint: Checkpoint, found: Sequence[Fit]) -> str:
+def _class_for(checkpoint: Checkpoint, found: Sequence[Fit], asked: str) -> str:
     """The class that most probably computes what a checkpoint does: that of the nearest rule file, if one is near.
+
+    Of several that know as many names, the one that was asked for is the nearest.
 
     Else the class that most of the rule files have which the config's other keys than its architecture don't contradict.
     """
     families = [fit for fit in found if fit.class_name]
     if families[0].is_near:
-        return families[0].class_name
+        nearest = [fit for fit in families if fit.mapped == families[0].mapped]
+        return next((fit for fit in nearest if fit.rules == asked), nearest[0]).class_name
     agreeing = []
     for fit in families:
         wanted = load_rule_file(fit.rules).text.detect.config
