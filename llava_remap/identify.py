@@ -15,7 +15,7 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
-from llava_remap.fold import counted, fold_names
+from llava_remap.fold import counted, fold_groups, fold_names
 from llava_remap.plan import Routed, draft_command, route
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.rulefile import (
@@ -50,7 +50,6 @@ class Fit:
         source: what it calls the checkpoint: its first source.
         summary: what it is for.
         also: sources that it needs besides.
-        part: the source, not the first, that it would take the checkpoint for; empty where it knows its names as a model's.
         class_name: its target; empty where that is the source's own class.
         remedy: what would help, where that is known of the contradictions; empty otherwise.
         refusals: what a plan from the same headers finds; empty before there is one.
@@ -66,7 +65,6 @@ class Fit:
     guard: str
     also: tuple[str, ...]
     summary: str
-    part: str = ""
     class_name: str = ""
     remedy: str = ""
     refusals: tuple[Problem, ...] = ()
@@ -198,10 +196,14 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint) -> Fit:
         guard,
         routes.not_given,
         rules.text.summary or "",
-        "" if mapped else _part(rules, checkpoint),
         rules.target.class_ or "",
         other_tower.fix if other_tower else "",
     )
+
+
+def _alike(checkpoint: Checkpoint) -> list[str]:
+    """One name of those that differ in numbers alone: names by the ten thousand are to be refused soon, too."""
+    return [names[0] for names in fold_groups(checkpoint.catalog).values()]
 
 
 def _part(rules: RuleFile, checkpoint: Checkpoint) -> str:
@@ -370,9 +372,11 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
     best = found[0]
     if best.fits:
         return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
-    if best.mapped == 0 and (part := next((fit for fit in found if fit.part), None)) is not None:
-        beside = f"--source {part.source}=DIR --source {part.part}={quote(checkpoint.location)}"
-        return f"It is no model but a part of one, a `{part.part}`. Give it beside the model: llava-remap apply RULES {beside}."
+    if best.mapped == 0:
+        some = _without_prefix(checkpoint, "", _alike(checkpoint))
+        if part := next(filter(None, (_part(load_rule_file(fit.rules), some) for fit in found)), ""):
+            beside = f"--source {best.source}=DIR --source {part}={quote(checkpoint.location)}"
+            return f"It is no model but a part of one, a `{part}`. Give it beside the model: llava-remap apply RULES {beside}."
     if best.is_near and best.remedy:
         return best.remedy
     if planned := next((fit for fit in found if fit.refusals), None):
@@ -399,13 +403,15 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
 def _behind_prefix(checkpoint: Checkpoint) -> str:
     """What to do where a rule file fits but for a prefix that all names have; empty otherwise."""
     first = next(iter(checkpoint.catalog), "").split(".")
+    some = _alike(checkpoint)
     for segments in range(1, len(first)):
         prefix = ".".join(first[:segments]) + "."
         if not all(name.startswith(prefix) for name in checkpoint.catalog):
             return ""
-        bare = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.catalog.items()}
-        catalog = {name: replace(tensor, name=name) for name, tensor in bare.items()}
-        if (best := fits(replace(checkpoint, catalog=catalog))[0]).fits:
+        if (
+            any(not fit.unknown for fit in fits(_without_prefix(checkpoint, prefix, some)))
+            and (best := fits(_without_prefix(checkpoint, prefix, checkpoint.catalog))[0]).fits
+        ):
             fields = json.dumps({"id": "prefix", "from": f"{prefix}{{rest...}}", "to": "{rest}"})  # JSON is YAML
             lines = [
                 *("schema: 1", "name: mine", "version: 1.0.0", f"summary: {best.rules} behind a prefix"),
@@ -416,6 +422,11 @@ def _behind_prefix(checkpoint: Checkpoint) -> str:
                 f"All names fit {best.rules} once the prefix `{prefix}` is taken off. Write a rule file that does it: {written}"
             )
     return ""
+
+
+def _without_prefix(checkpoint: Checkpoint, prefix: str, names: Collection[str]) -> Checkpoint:
+    bare = {name: name.removeprefix(prefix) for name in names}
+    return replace(checkpoint, catalog={new: replace(checkpoint.catalog[name], name=new) for name, new in bare.items()})
 
 
 def _class_for(checkpoint: Checkpoint, found: Sequence[Fit], asked: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from llava_remap.target import shapes_config
 
 #: Some of its sizes depend on the tower's.
 _PROJECTOR = "multi_modal_projector."
+#: Layers of a made-up tower, more than the ones that any config takes features of, and patches on each side of a tile.
+_LAYERS, _PATCHES = 48, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ def _tower_config(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         return {"vision_config": shapes_config(prefix, tensors)}
     except RemapError:  # LR302
-        return {"vision_config": shapes_config(prefix, _seen(prefix, tensors))}
+        return {"vision_config": shapes_config(prefix, _seen(rules, checkpoint))}
 
 
 def _produced(rules: RuleFile, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
@@ -99,17 +103,26 @@ def _produced(rules: RuleFile, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     return route(rules, program, {rules.first_source: checkpoint}).produced
 
 
-def _seen(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that show the sizes of a made-up tower: of one layer, and as wide as the projector expects."""
-    projector = tensors.get(f"{_PROJECTOR}linear_1.weight")
+def _seen(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors that show the sizes of a made-up tower: as wide as the projector wants, of a size that tiles go by."""
+    projector = _produced(rules, checkpoint).get(f"{_PROJECTOR}linear_1.weight")
     width = projector.shape[-1] if projector is not None and projector.shape else 1
+    patch = _tile(rules, checkpoint.config or {}) // _PATCHES
     shapes = {
         "embeddings.class_embedding": (width,),
-        "embeddings.patch_embedding.weight": (width, 3, 2, 2),
-        "embeddings.position_embedding.weight": (5, width),
-        "encoder.layers.0.mlp.fc1.weight": (1, width),
+        "embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "embeddings.position_embedding.weight": (1 + _PATCHES**2, width),
+        f"encoder.layers.{_LAYERS - 1}.mlp.fc1.weight": (1, width),
     }
+    prefix = next(iter(rules.target.towers))
     return {prefix + name: Tensor(prefix + name, "F16", shape, None) for name, shape in shapes.items()}
+
+
+def _tile(rules: RuleFile, config: Mapping[str, Any]) -> int:
+    """A side in pixels of which all sizes of tiled pictures are multiples."""
+    keys = [value.from_ for value in rules.target_config.values() if value.as_ is not None and value.from_ is not None]
+    sides = gcd(*(int(number) for key in keys for number in re.findall(r"\d+", str(config.get(key)))))
+    return sides if sides and sides % _PATCHES == 0 else _PATCHES
 
 
 def _tower(rules: RuleFile, given: Mapping[str, Checkpoint], source: str) -> dict[str, Tensor]:
@@ -118,7 +131,7 @@ def _tower(rules: RuleFile, given: Mapping[str, Checkpoint], source: str) -> dic
     program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
     taken_off = rules.text.sources[source].prefix
     towers = tuple(rules.target.towers)
-    shapes = {name: tensor.shape for name, tensor in _seen(towers[0], _produced(rules, checkpoint)).items()}
+    shapes = {name: tensor.shape for name, tensor in _seen(rules, checkpoint).items()}
 
     def catalog() -> dict[str, Tensor]:
         names = {str(program.inverse(target)).removeprefix(taken_off): shape for target, shape in shapes.items()}
