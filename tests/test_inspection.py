@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig, PixtralVisionConfig
 
 from llava_remap.apply import apply
-from tests.conftest import CLIP, RELEASED, TINY, Run, Tensors
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run, Tensors
+from tests.families import RULES_OF
 
 ALL_CLEAR = re.compile("Nothing is to be done|load it with transformers as it is")
 PATCHES = "vision_tower.vision_model.embeddings.patch_embedding.weight"
@@ -399,3 +400,24 @@ def assert_made_by_the_command(text: str) -> None:
     assert found is not None
     subprocess.run(["sh", "-c", found[0]], check=True)
     assert Path("mine.yaml").read_text().startswith("schema: 1\n")
+
+
+# At full size
+
+
+@pytest.mark.parametrize("manifest", RULES_OF)
+def test_inspect_plans_the_rule_file_of_every_manifest(manifest: str, run: Run) -> None:
+    """With its tower, and without where the rule file takes one from elsewhere."""
+    ran = run("inspect", MANIFESTS / f"{manifest}.json")
+    assert ran.code == 0, ran.out
+    assert f"  {RULES_OF[manifest]}: fits, maps " in ran.out
+
+
+def test_a_tower_is_made_up_for_features_of_many_layers(run: Run) -> None:
+    """ViP-LLaVA's rule file takes features of five layers, the eleventh from the end among them."""
+    content = json.loads((MANIFESTS / "vip-llava-7b.json").read_text())
+    content["tensors"] = {name: tensor for name, tensor in content["tensors"].items() if "vision_tower" not in name}
+    Path("vip.json").write_text(json.dumps(content))
+    ran = run("inspect", "vip.json")
+    assert ran.code == 0, ran.out
+    assert "  vip-llava: fits, maps 297 of 297 names" in ran.out
