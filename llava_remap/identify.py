@@ -35,6 +35,7 @@ HF_LAYOUTS = "hf-layouts"
 _WRAPPERS = "parts/wrappers.yaml"
 #: Folded names in a sentence.
 _SHOWN = 2
+#: Stands for the first source where only another one is looked at.
 _EMPTY = Checkpoint(Path(), "", {}, None, None)
 
 
@@ -265,11 +266,8 @@ def already_converted(
     command = f"llava-remap apply {HF_LAYOUTS} --source {quote(checkpoint.location)}"
     if refused := refusals(checkpoint):
         if behind := _behind_prefix(checkpoint):
-            return [
-                Problem(
-                    "LR311", f"names in {checkpoint.location} are those of a layout of transformers, behind a prefix.", behind
-                )
-            ]
+            cause = f"names in {checkpoint.location} are those of a layout of transformers, behind a prefix."
+            return [Problem("LR311", cause, behind)]
         cause = f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses it for the other reasons given."
         return [Problem("LR311", cause, f"When they are mended: {command}."), *refused]
     if layout == CLASSIC and len(classic) == len(names):
@@ -432,9 +430,8 @@ def _without_prefix(checkpoint: Checkpoint, prefix: str, names: Collection[str])
 def _class_for(checkpoint: Checkpoint, found: Sequence[Fit], asked: str) -> str:
     """The class that most probably computes what a checkpoint does: that of the nearest rule file, if one is near.
 
-    Of several that know as many names, the one that was asked for is the nearest.
-
-    Else the class that most of the rule files have which the config's other keys than its architecture don't contradict.
+    Of rule files that know as many names, the one that was asked for is the nearest. If none is near, the class that most of the
+    rule files have whose `detect`, but for the architecture, agrees with the config.
     """
     families = [fit for fit in found if fit.class_name]
     if families[0].is_near:

@@ -68,8 +68,7 @@ def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
         return fit
     rules = load_rule_file(fit.rules)
     given = {rules.first_source: checkpoint}
-    job = plan_checkpoints(rules, given, dry_run=True, offline=True)
-    refusals = job.plan.problems
+    refusals = plan_checkpoints(rules, given, dry_run=True, offline=True).plan.problems
     if not refusals:
         return replace(fit, also=())
     source = next((name for name, source in rules.text.sources.items() if name not in given and "processor" in source.use), None)
@@ -121,7 +120,7 @@ def _seen(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Tensor]:
 def _tile(rules: RuleFile, config: Mapping[str, Any]) -> int:
     """A side in pixels of which all sizes of tiled pictures are multiples."""
     keys = [value.from_ for value in rules.target_config.values() if value.as_ is not None and value.from_ is not None]
-    sides = gcd(*(int(number) for key in keys for number in re.findall(r"\d+", str(config.get(key)))))
+    sides = gcd(*(int(number) for key in keys for number in re.findall(r"\d{1,9}", str(config.get(key)))))
     return sides if sides and sides % _PATCHES == 0 else _PATCHES
 
 
