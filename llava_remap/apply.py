@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,7 +32,7 @@ from llava_remap.execute import (
     write_shards,
 )
 from llava_remap.folder import Parts, keep_files, make_files, read_generation_config
-from llava_remap.identify import identify
+from llava_remap.identify import HF_LAYOUTS, identify
 from llava_remap.output import output_folder, output_problems, refuse_changed
 from llava_remap.plan import Plan, build_plan, in_layout, main_names, route
 from llava_remap.post_load import provenance
@@ -230,11 +230,40 @@ def plan_mapping(
     if unknown := unknown_target(file):
         raise RemapError(unknown)
     given = name_sources(list(file.text.sources), [sources] if isinstance(sources, str) else sources)
-    checkpoints = open_first(file, open_given(file, given, offline), offline)
+    return plan_checkpoints(
+        file,
+        open_first(file, open_given(file, given, offline), offline),
+        given,
+        layout=layout,
+        dtype=dtype,
+        vocab=vocab,
+        max_shard_nbytes=max_shard_nbytes,
+        dry_run=dry_run,
+        offline=offline,
+    )
+
+
+def plan_checkpoints(
+    file: RuleFile,
+    checkpoints: Mapping[str, Checkpoint],
+    given: Collection[str] = (),
+    *,
+    layout: str = CLASSIC,
+    dtype: Dtype = "keep",
+    vocab: Vocab = "pad",
+    max_shard_nbytes: int | None = None,
+    dry_run: bool = False,
+    offline: bool = False,
+) -> Job:
+    """`plan_mapping` for sources that are open, under the names that the rule file has for them.
+
+    Args:
+        given: those of them that were given by hand, not taken as a default.
+    """
     configs = source_configs(file, checkpoints)
     program = compile_rules(file, main_names(file, checkpoints), text_config(configs))
     routes = route(file, program, checkpoints)
-    problems = identify(file, routes, checkpoints, text_config(configs), given)
+    problems = identify(file, routes, checkpoints, text_config(configs), given, layout_refusals)
     problems += manifest_problems(checkpoints, dry_run=dry_run)
     derived, recognised = None, not problems
     notes: list[Problem] = []
@@ -243,7 +272,7 @@ def plan_mapping(
         notes += named
         routes = route(file, program, checkpoints)
         configs = source_configs(file, checkpoints)
-        problems += identify(file, routes, checkpoints, text_config(configs), given)
+        problems += identify(file, routes, checkpoints, text_config(configs), given, layout_refusals)
     halves, told = projector_findings(file, program, checkpoints, routes) if recognised else ([], [])
     notes += [*naming_notes(file, checkpoints, given, routes, text_config(configs)), *told]
     if not problems:
@@ -279,6 +308,12 @@ def plan_mapping(
     )
     plan = in_layout(plan, layout, derived.target.names if derived else {})
     return Job(file, checkpoints, Path(short_name(checkpoints[file.first_source].location) + "-hf"), plan, derived, small_files)
+
+
+def layout_refusals(checkpoint: Checkpoint) -> tuple[Problem, ...]:
+    """What `hf-layouts` has against a checkpoint: empty where it is a whole model in a layout of transformers."""
+    rules = load_rule_file(HF_LAYOUTS)
+    return plan_checkpoints(rules, {rules.first_source: checkpoint}, dry_run=True, offline=True).plan.problems
 
 
 def check_values(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None) -> Job:

@@ -60,8 +60,8 @@ CODES: dict[str, Code] = {
         "Only the projector is there; the language model and the tower are needed too: "
         "`--source model=LANGUAGE_MODEL --source projector=DIR`."),
     "LR109": Code("already converted", Exit.PROBLEMS,
-        "The names are already those of a layout of transformers. In the classic one, load the folder as it is; from another "
-        "one, `apply hf-layouts` makes it classic."),
+        "The checkpoint is a whole model in a layout of transformers: a plan of `hf-layouts` proved it. In the classic "
+        "layout, load the folder as it is; from another one, `apply hf-layouts` makes it classic."),
     "LR110": Code("names with a wrapper on", Exit.PROBLEMS,
         "Names have in them what a training framework puts around modules, and the rule file leaves it there. Let it extend "
         "`parts/wrappers.yaml`."),
@@ -118,8 +118,9 @@ CODES: dict[str, Code] = {
         "`rules lint`: a rule has a way back, and it doesn't lead from the new name to one that becomes the new name again."),
     # Mapping
     "LR301": Code("source names that no rule maps", Exit.PROBLEMS,
-        "No rule of `names` takes these tensors. Map them, or drop them with a reason; leaving them out in silence is what "
-        "this tool is there to prevent."),
+        "No rule of `names` takes these tensors: their names are new, or a tower is of another kind. Map them, infer a rule "
+        "file with `rules new`, or drop them with a reason; leaving them out in silence is what this tool is there to "
+        "prevent."),
     "LR302": Code("target parameters that get nothing", Exit.PROBLEMS,
         "Parameters for which no source has a tensor, or a source that is needed and wasn't given."),
     "LR303": Code("produced names that the model doesn't have", Exit.PROBLEMS,
@@ -127,7 +128,8 @@ CODES: dict[str, Code] = {
     "LR304": Code("two sources for one target", Exit.PROBLEMS,
         "Two tensors become one parameter. Take one out of the checkpoint, or drop it by a rule."),
     "LR305": Code("nothing matched", Exit.PROBLEMS,
-        "The rule file knows none of the names. The message says which shipped file fits, if one does."),
+        "The rule file knows none of the names. The message says which shipped file fits, by itself or once a prefix is taken "
+        "off, or gives the command that infers one."),
     "LR306": Code("a drop takes what the target wants", Exit.PROBLEMS,
         "Without this drop, the tensor would have provided a parameter that is missing. `rules lint` also finds a drop that "
         "leaves a rename no name at all."),
@@ -168,7 +170,8 @@ CODES: dict[str, Code] = {
         "compute it right."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
-        "A tensor has another shape than the parameter. Mostly a config.json of another model."),
+        "A tensor has another shape than the parameter. The message says which keys of the config have either size, and "
+        "whether only the order of axes differs. Otherwise it is mostly a config.json of another model."),
     "LR402": Code("vocabulary sizes disagree", Exit.PROBLEMS,
         "Rows of embed_tokens, the config's vocab_size and the tokenizer's length contradict each other, or a new token gets "
         "no row."),
@@ -184,7 +187,7 @@ CODES: dict[str, Code] = {
         "Note. No source has a tokenizer: the folder has none, nor a processor or a chat template. `--source "
         "language_model=DIR` adds them."),
     "LR409": Code("not a dtype for parameters", Exit.PROBLEMS,
-        "A parameter is stored as whole numbers, complex numbers or in eight bits."),
+        "A parameter is stored as whole numbers, complex numbers or in eight bits: mostly quantised weights."),
     "LR410": Code("rows of new tokens stay", Exit.PROBLEMS,
         "Note. With `--reverse` nothing tells which rows were there before, and new ones may have been trained: all are kept, "
         "and the original's config.json has to say how many there are."),

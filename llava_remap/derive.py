@@ -54,6 +54,7 @@ class Derived:
     notes: tuple[Problem, ...]
     norms_about_one: bool = False
 
+
 def source_configs(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Mapping[str, Any]]:
     """The configs of the sources whose config counts, in the rule file's order.
 
@@ -155,7 +156,8 @@ def derive(
             )
         )
     notes += _notices(rules, said)
-    return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes), text.norms_about_one)
+    about_one = text.norms_about_one
+    return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes), about_one)
 
 
 def _text_problems(rules: RuleFile, text: TextModel) -> list[Problem]:

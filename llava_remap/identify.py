@@ -1,20 +1,22 @@
 """What is this checkpoint, and is the rule file for it? Asked before anything is derived from it.
 
-The shipped rule files and layouts are held against its names.
+The shipped rule files and layouts are compared with its names and its config.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
-from llava_remap.fold import counted
-from llava_remap.plan import Routed, Routes, route
+from llava_remap.fold import counted, fold_groups, fold_names
+from llava_remap.plan import Routed, Routes, draft_command, route
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.rulefile import (
     Condition,
@@ -31,9 +33,13 @@ from llava_remap.target import CLASSIC, layout_program
 #: The shipped rule file from any layout of transformers to the classic one.
 HF_LAYOUTS = "hf-layouts"
 #: Templates that a message shows.
-_SHOWN = 6
+_TEMPLATES = 6
 #: The rules that know what frameworks put around modules.
 _WRAPPERS = "parts/wrappers.yaml"
+#: Folded names in a sentence.
+_SHOWN = 2
+#: Stands for the first source where only another one is looked at.
+_EMPTY = Checkpoint(Path(), "", {}, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +48,49 @@ class Fit:
 
     Attributes:
         mapped, total: of the `total` names that it doesn't drop it maps so many.
-        contradictions: what contradicts its `detect`, in words.
-        by_config: whether the config alone contradicts it: the names do not.
+        unknown: the names that it neither maps nor drops.
+        contradictions: why it isn't for the checkpoint, in words.
+        guard: what of the rule file refuses the config, `detect` or `requires`; empty where names contradict it, or nothing does.
         source: what it calls the checkpoint: its first source.
         summary: what it is for.
         also: sources that it needs besides.
         other_default: whether the config names another one for some of these than the rule file's default.
+        class_name: its target; empty where that is the source's own class.
+        remedy: what would help, where that is known of the contradictions; empty otherwise.
+        refusals: what a plan from the same headers finds; empty before there is one.
+        needs: what that plan finds and a further source (`also`) settles.
     """
 
     rules: str
     source: str
     mapped: int
     total: int
+    unknown: tuple[str, ...]
     contradictions: tuple[str, ...]
-    by_config: bool
+    guard: str
     also: tuple[str, ...]
     other_default: bool
     summary: str
+    class_name: str = ""
+    remedy: str = ""
+    refusals: tuple[Problem, ...] = ()
+    needs: tuple[Problem, ...] = ()
+
+    @property
+    def reasons(self) -> list[str]:
+        """All that speaks against it."""
+        unknown = [f"it has no rule for {_some(self.unknown)}"] if self.unknown and not self.contradictions else []
+        refusals = [f"{problem.code} {problem.cause} {problem.fix}".strip() for problem in self.refusals]
+        return [*self.contradictions, *unknown, *refusals]
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it knows more of the names than chance has it: a tower may have more names than all the rest."""
+        return 10 * self.mapped >= self.total > 0
 
     @property
     def fits(self) -> bool:
-        return self.mapped > 0 and self.mapped == self.total and not self.contradictions
+        return self.mapped > 0 and self.mapped == self.total and not self.contradictions and not self.refusals
 
 
 def identify(
@@ -71,6 +99,7 @@ def identify(
     checkpoints: Mapping[str, Checkpoint],
     config: Mapping[str, Any] | None,
     given: Collection[str],
+    refusals: Callable[[Checkpoint], Sequence[Problem]],
 ) -> list[Problem]:
     """The reasons not to believe that this rule file is for these checkpoints; empty where there are none.
 
@@ -82,14 +111,19 @@ def identify(
             each be in another; whether it is converted already, and wrapped, of the first alone.
         config: what describes the language model: the first source's own config, or that of a source given in its place.
         given: the sources that were given, not taken as a default.
+        refusals: what the plan of `hf-layouts` finds against a checkpoint.
     """
     taken = routes.taken
     for name, other in checkpoints.items():
         if stubs := _stubs([r for r in taken if r.source == name], other):
             return [stubs]
     checkpoint = checkpoints[rules.first_source]
+    if rules.target.as_ is not None:
+        config = checkpoint.config  # its language model's is inside
     routed = [r for r in taken if r.source == rules.first_source]
-    for check in (_already_converted, _wrapped, _nothing_matched):
+    if problems := _already_converted(rules, routed, checkpoint, refusals):
+        return problems
+    for check in (_wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
     if unknown := _unknown_sources(rules, routes, checkpoints):
@@ -108,10 +142,12 @@ def identify(
         others = [name for name in named if name != rules.first_source and name in given]
         found = fits(checkpoint)
         sources = _elsewhere(rules, taken, checkpoints, found) or _without(rules, others, found)
-        wrong = Problem("LR311", cause, sources or _better(found))
+        wrong = Problem("LR311", cause, sources or advice(checkpoint, found, rules.name))
         if not sources and found[0].fits:
             return [wrong]
         return [wrong, *unmet(rules, names, config, whose)]
+    if other_tower := _other_tower(rules, main, checkpoint, config):
+        return [other_tower]
     return unmet(rules, names, config, whose)
 
 
@@ -129,7 +165,7 @@ def _allowing(rules: RuleFile, name: str, requirement: Requirement, config: Mapp
     """How to convert all the same: lines for a rule file, where the config's values can stand in one."""
     values = {key: config.get(key) for key in requirement.config}
     if not values or any(isinstance(value, (list, dict)) for value in values.values()):
-        return "Mend the config.json, if the message says so; no class of transformers computes it as it is."
+        return "Mend the config.json, if the message says so."
     allowed = {key: [*(said if isinstance(said, tuple) else (said,)), values[key]] for key, said in requirement.config.items()}
     lines = ", ".join(f"{key}: {json.dumps(list(dict.fromkeys(entries)))}" for key, entries in allowed.items())
     return (
@@ -139,40 +175,71 @@ def _allowing(rules: RuleFile, name: str, requirement: Requirement, config: Mapp
 
 
 def fits(checkpoint: Checkpoint) -> list[Fit]:
-    """Every shipped rule file held against a checkpoint; those that fit first, then by share of mapped names.
+    """Every shipped rule file compared with a checkpoint's names and config, the nearest first.
 
-    Of two that fit by names that one comes first whose default tower is the one that the config names.
+    Those that fit come first, of two of them that one whose default tower is the one that the config names; then those that keep
+    more of the names, then those that less contradicts.
     """
-    found = []
-    for path in shipped_rule_files().values():
-        rules = load_rule_file(path)
-        program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
-        routes = route(rules, program, {rules.first_source: checkpoint})
-        taken = routes.taken
-        mapped = sum(r.rewrite.target is not None for r in taken)
-        total = sum(r.rewrite.reason is None for r in taken)
-        detect, names = rules.text.detect, [r.rewrite.prepared for r in taken]
-        reasons = contradictions(detect, names, checkpoint.config)
-        reasons += [problem.cause.removesuffix(".") for problem in unmet(rules, names, checkpoint.config)]
-        by_config = bool(reasons) and not contradictions(detect.model_copy(update={"config": {}}), names, None)
-        found.append(
-            Fit(
-                rules.name,
-                rules.first_source,
-                mapped,
-                total,
-                tuple(reasons),
-                by_config,
-                routes.not_given,
-                any(other_than_default(rules.text.sources[name], checkpoint.config) is not None for name in routes.not_given),
-                rules.text.summary or "",
-            )
-        )
+    found = [_fit(load_rule_file(path), checkpoint) for path in shipped_rule_files().values()]
 
     def order(fit: Fit) -> tuple[object, ...]:
-        return (not fit.fits, fit.fits and fit.other_default, -fit.mapped / max(fit.total, 1), len(fit.contradictions), fit.rules)
+        return (not fit.fits, fit.fits and fit.other_default, 0 if fit.fits else -fit.mapped, len(fit.contradictions), fit.rules)
 
     return sorted(found, key=order)
+
+
+def _fit(rules: RuleFile, checkpoint: Checkpoint) -> Fit:
+    program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
+    routes = route(rules, program, {rules.first_source: checkpoint})
+    taken, detect = routes.taken, rules.text.detect
+    names = [r.rewrite.prepared for r in taken]
+    reasons = contradictions(detect, names, checkpoint.config)
+    problems = [*unmet(rules, names, checkpoint.config)]
+    if other_tower := _other_tower(rules, taken, checkpoint, checkpoint.config):
+        problems.insert(0, other_tower)
+    if contradictions(detect.model_copy(update={"config": {}, "config_not": {}}), names, None) or other_tower:
+        guard = ""
+    else:
+        guard = "detect" if reasons else "requires" if problems else ""
+    causes = [problem.cause.removesuffix(".") for problem in problems]
+    reasons = [reason for reason in reasons if not any(cause.startswith(reason) for cause in causes)] + causes
+    unknown = tuple(r.tensor.name for r in taken if r.rewrite.target is None and r.rewrite.reason is None)
+    mapped = sum(r.rewrite.target is not None for r in taken)
+    return Fit(
+        rules.name,
+        rules.first_source,
+        mapped,
+        mapped + len(unknown),
+        unknown,
+        tuple(reasons),
+        guard,
+        routes.not_given,
+        any(other_than_default(rules.text.sources[name], checkpoint.config) is not None for name in routes.not_given),
+        rules.text.summary or "",
+        rules.target.class_ or "",
+        other_tower.fix if other_tower else "",
+    )
+
+
+def _alike(checkpoint: Checkpoint) -> list[str]:
+    """One name of those that differ in numbers alone: names by the ten thousand are to be refused soon, too."""
+    return [names[0] for names in fold_groups(checkpoint.catalog).values()]
+
+
+def _part(rules: RuleFile, checkpoint: Checkpoint) -> str:
+    """The source, not the first, that a rule file would take tensors of this checkpoint for; empty for none."""
+    for name, source in rules.text.sources.items():
+        if name != rules.first_source and not source.overrides and "tensors" in source.use:
+            routed = route(rules, compile_rules(rules), {rules.first_source: _EMPTY, name: checkpoint}).taken
+            if any(r.rewrite.target is not None for r in routed):
+                return name
+    return ""
+
+
+def _some(names: Collection[str]) -> str:
+    folded = fold_names(names)
+    more = ", …" if len(folded) > _SHOWN else ""
+    return f"{', '.join(f'`{line}`' for line in folded[:_SHOWN])}{more} ({counted(len(names), 'tensor')})"
 
 
 def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
@@ -199,31 +266,72 @@ def _classic(layout: str, names: Collection[str]) -> dict[str, str]:
     return {name: target for name in names if (target := program.rewrite(name).target) is not None}
 
 
-def already_converted(checkpoint: Checkpoint, names: Sequence[str], mapped: int) -> Problem | None:
+def already_converted(
+    checkpoint: Checkpoint, names: Sequence[str], mapped: int, refusals: Callable[[Checkpoint], Sequence[Problem]]
+) -> list[Problem]:
     """LR109: a layout of transformers takes more of the names than the `mapped` ones that a rule file does.
 
     A quarter of them at least: an original shares `lm_head.weight` with some layouts, and a layout unknown here (the mixtures
     that some versions saved) still has its language model, nearly half of the names, in a known one.
+
+    Names prove nothing: LR109 is what the plan of `hf-layouts` proves. What that plan refuses comes behind an LR311.
     """
     if mapped >= len(names):
-        return None
+        return []
     layout, classic = nearest_layout(names)
     if len(classic) <= max(mapped, len(names) // 4):
-        return None
-    cause = f"{len(classic)} of {len(names)} names in {checkpoint.location} are in layout {layout}."
-    if layout == CLASSIC and len(classic) == len(names):
-        return Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")
+        return []
+    there = f"{len(classic)} of {len(names)} names in {checkpoint.location} are in layout {layout}"
     command = f"llava-remap apply {HF_LAYOUTS} --source {quote(checkpoint.location)}"
-    if len(classic) < len(names):
-        return Problem("LR109", cause, f"To see which are not: {command} --dry-run.")
-    return Problem("LR109", cause, f"For the classic layout, which every transformers loads: {command}.")
+    if refused := refusals(checkpoint):
+        if behind := _behind_prefix(checkpoint):
+            cause = f"names in {checkpoint.location} are those of a layout of transformers, behind a prefix."
+            return [Problem("LR311", cause, behind)]
+        cause = f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses it for the other reasons given."
+        return [Problem("LR311", cause, f"When they are mended: {command}."), *refused]
+    if layout == CLASSIC and len(classic) == len(names):
+        cause = f"{there}; names, shapes and dtypes are those of the class that its config.json names."
+        return [Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")]
+    return [Problem("LR109", f"{there}.", f"For the classic layout, which every transformers loads: {command}.")]
 
 
-def _already_converted(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
+def _already_converted(
+    rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint, refusals: Callable[[Checkpoint], Sequence[Problem]]
+) -> list[Problem]:
     mapped = sum(r.rewrite.target is not None for r in routed)
-    if mapped and all(r.rewrite.target is not None or r.rewrite.reason is not None for r in routed):
-        return None  # it knows every name
-    return already_converted(checkpoint, [r.tensor.name for r in routed], mapped)
+    known = mapped and all(r.rewrite.target is not None or r.rewrite.reason is not None for r in routed)
+    if known or rules.target.as_ is not None:
+        return []  # it knows every name, or is for layouts itself
+    return already_converted(checkpoint, [r.tensor.name for r in routed], mapped, refusals)
+
+
+def _other_tower(
+    rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint, config: Mapping[str, Any] | None
+) -> Problem | None:
+    """LR301 where the checkpoint has a tower inside of which the rule file takes no name."""
+    for prefix, named in rules.target.towers.items():
+        segment = prefix.split(".")[0]
+        inside = [r for r in routed if segment in r.rewrite.prepared.split(".") and r.rewrite.reason is None]
+        if inside and not any(r.rewrite.target is not None for r in inside):
+            return _tower_problem(rules, inside, checkpoint, config or {}, str(named.from_))
+    return None
+
+
+def _tower_problem(
+    rules: RuleFile, inside: Sequence[Routed], checkpoint: Checkpoint, config: Mapping[str, Any], key: str
+) -> Problem:
+    said = config.get(key)
+    if rules.target.as_ is not None and isinstance(part := config.get("vision_config"), Mapping):
+        said = part.get("model_type")
+    kind = f", which its config calls {said!r}," if isinstance(said, str) else ""
+    names = tuple(r.tensor.name for r in inside)
+    return Problem(
+        "LR301",
+        f"{checkpoint.location} has a tower inside{kind} of a kind that {rules.name} doesn't know: {_some(names)}.",
+        "Another tower in its place would see other features. If a class of transformers has this one, infer a rule file for it: "
+        f"{draft_command(checkpoint.location, 'CLASS')}",
+        names,
+    )
 
 
 def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
@@ -245,7 +353,7 @@ def _nothing_matched(rules: RuleFile, routed: Sequence[Routed], checkpoint: Chec
     return Problem(
         "LR305",
         f"no rule of {rules.name} takes any of the {len(routed)} names in {checkpoint.location}.",
-        _better(fits(checkpoint)),
+        advice(checkpoint, fits(checkpoint), rules.name),
         tuple(r.tensor.name for r in routed),
     )
 
@@ -269,7 +377,7 @@ def _unknown_sources(rules: RuleFile, routes: Routes, checkpoints: Mapping[str, 
             f"{counted(len(checkpoint.catalog), 'name')}."
         )
         fix = (
-            f"Give a checkpoint with names like {' or '.join(f'`{text}`' for text in wanted[:_SHOWN])}, or write a rule file "
+            f"Give a checkpoint with names like {' or '.join(f'`{text}`' for text in wanted[:_TEMPLATES])}, or write a rule file "
             f"that maps these, with `extends: [{rules.name}.yaml]`."
         )
         problems.append(Problem("LR305", cause, fix, tuple(checkpoint.catalog)))
@@ -285,6 +393,8 @@ def _elsewhere(rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[st
     missing = [text for text in rules.text.detect.present if contradictions(Condition(present=(text,)), names, None)]
     if not missing or any(fit.fits for fit in found):
         return ""
+    if any(r.rewrite.target is None and r.rewrite.reason is None for r in taken):
+        return ""  # what is missing is there, under names that the rule file doesn't know
     parts = [name for name, source in rules.text.sources.items() if source.overrides]
     given = [number for number, name in enumerate(parts) if name in checkpoints]
     if left := parts[: given[0]] if given else parts:
@@ -303,13 +413,87 @@ def _without(rules: RuleFile, others: Sequence[str], found: Sequence[Fit]) -> st
     return f"`{rules.first_source}` alone fits {rules.name}: leave out {named}, or give what belongs to this checkpoint."
 
 
-def _better(found: Sequence[Fit]) -> str:
+def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str:
+    """What to do with a checkpoint: the rule file that fits, or what would make one.
+
+    Args:
+        found: `fits` of it.
+        asked: the rule file that the user asked for.
+    """
     best = found[0]
     if best.fits:
         return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
-    if (near := next((fit for fit in found if fit.by_config and fit.mapped == fit.total), None)) is not None:
+    if best.mapped == 0:
+        some = _without_prefix(checkpoint, "", _alike(checkpoint))
+        if part := next(filter(None, (_part(load_rule_file(fit.rules), some) for fit in found)), ""):
+            beside = f"--source {best.source}=DIR --source {part}={quote(checkpoint.location)}"
+            return f"It is no model but a part of one, a `{part}`. Give it beside the model: llava-remap apply RULES {beside}."
+    if best.is_near and best.remedy:
+        return best.remedy
+    if planned := next((fit for fit in found if fit.refusals), None):
+        command = f"llava-remap apply {planned.rules} --source {quote(checkpoint.location)}"
+        return f"{planned.rules} takes every name, and refuses what is told above. When that is mended: {command}"
+    whole = [fit for fit in found if not fit.unknown and fit.mapped == best.mapped]
+    refusing = [fit for fit in whole if fit.guard]
+    if near := next((fit for fit in refusing if fit.rules == asked), next(iter(refusing), None)):
         return (
-            f"None of the shipped rule files fits. {near.rules} takes every name, and its `detect` refuses this config since a "
-            "model with it computes something else: override `detect` only if you know that transformers computes the same."
+            f"None of the shipped rule files fits. {near.rules} takes every name, and its `{near.guard}` refuses this config "
+            f"since a model with it computes something else: override `{near.guard}` only if you know that transformers "
+            "computes the same."
         )
-    return "None of the shipped rule files fits: write one that extends the nearest. `llava-remap inspect` shows how far each is."
+    if whole:
+        sources = load_rule_file(whole[0].rules).text.sources
+        beside = " or ".join(f"--source {name}=DIR" for name, source in sources.items() if source.overrides)
+        return f"Every name is known, and something is missing. If it lies elsewhere, give that too: {beside}."
+    if behind := _behind_prefix(checkpoint):
+        return behind
+    command = draft_command(checkpoint.location, _class_for(checkpoint, found, asked))
+    return f"None of the shipped rule files fits. Infer one from names and shapes: {command}"
+
+
+def _behind_prefix(checkpoint: Checkpoint) -> str:
+    """What to do where a rule file fits but for a prefix that all names have; empty otherwise."""
+    first = next(iter(checkpoint.catalog), "").split(".")
+    some = _alike(checkpoint)
+    for segments in range(1, len(first)):
+        prefix = ".".join(first[:segments]) + "."
+        if not all(name.startswith(prefix) for name in checkpoint.catalog):
+            return ""
+        if (
+            any(not fit.unknown for fit in fits(_without_prefix(checkpoint, prefix, some)))
+            and (best := fits(_without_prefix(checkpoint, prefix, checkpoint.catalog))[0]).fits
+        ):
+            fields = json.dumps({"id": "prefix", "from": f"{prefix}{{rest...}}", "to": "{rest}"})  # JSON is YAML
+            lines = [
+                *("schema: 1", "name: mine", "version: 1.0.0", f"summary: {best.rules} behind a prefix"),
+                *(f"extends: [{best.rules}.yaml]", f"prepare: [{fields}]"),
+            ]
+            written = f"printf '%s\\n' {' '.join(map(quote, lines))} > mine.yaml"
+            return (
+                f"All names fit {best.rules} once the prefix `{prefix}` is taken off. Write a rule file that does it: {written}"
+            )
+    return ""
+
+
+def _without_prefix(checkpoint: Checkpoint, prefix: str, names: Collection[str]) -> Checkpoint:
+    bare = {name: name.removeprefix(prefix) for name in names}
+    return replace(checkpoint, catalog={new: replace(checkpoint.catalog[name], name=new) for name, new in bare.items()})
+
+
+def _class_for(checkpoint: Checkpoint, found: Sequence[Fit], asked: str) -> str:
+    """The class that most probably computes what a checkpoint does: that of the nearest rule file, if one is near.
+
+    Of rule files that know as many names, the one that was asked for is the nearest. If none is near, the class that most of the
+    rule files have whose `detect`, but for the architecture, agrees with the config.
+    """
+    families = [fit for fit in found if fit.class_name]
+    if families[0].is_near:
+        nearest = [fit for fit in families if fit.mapped == families[0].mapped]
+        return next((fit for fit in nearest if fit.rules == asked), nearest[0]).class_name
+    agreeing = []
+    for fit in families:
+        wanted = load_rule_file(fit.rules).text.detect.config
+        others = {key: value for key, value in wanted.items() if key != "architectures"}
+        if not contradictions(Condition(config=others), (), checkpoint.config or {}):
+            agreeing.append(fit.class_name)
+    return Counter(agreeing or [families[0].class_name]).most_common(1)[0][0]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_remap.rulefile import shipped_rule_files
 from tests.conftest import CLIP, HEAVY, MANIFESTS, RELEASED, TINY, Changed, Run
 
 
@@ -31,7 +32,7 @@ def test_the_command_that_inspect_gives_runs(run: Run) -> None:
 
 
 def test_inspect_what_fits_nothing(run: Run, changed: Changed) -> None:
-    """What cuts images into tiles without a learned end of rows: the nearest are told in full, with why they don't fit."""
+    """What cuts images into tiles without a learned end of rows: each rule file is told with why it doesn't fit."""
     ran = run(
         "inspect", changed(TINY / "llava-v1.6-mistral" / "safetensors", config=lambda c: c.update(mm_patch_merge_type="flat"))
     )
@@ -40,8 +41,11 @@ def test_inspect_what_fits_nothing(run: Run, changed: Changed) -> None:
         "  llava-next: doesn't fit, maps 81 of 81 names\n    its config says mm_patch_merge_type: 'flat', not 'spatial_unpad'"
         in ran.out
     )
-    assert ran.out.count("doesn't fit, maps") == 3
-    assert "  don't fit: " in ran.out
+    verdicts = [line for line in ran.out.splitlines() if "doesn't fit, maps" in line]
+    assert len(verdicts) == len(shipped_rule_files()) - 1
+    assert all(": " in line.split(" names")[1] for line in verdicts[3:])
+    assert "  know less than a tenth of the names: hf-layouts (2 of 81)" in ran.out
+    assert "llava-next takes every name, and its `detect` refuses this config" in ran.out
 
 
 def test_inspect_a_manifest_that_can_only_be_planned(run: Run) -> None:

@@ -390,7 +390,15 @@ def test_a_repository_that_is_called_delta_is_not_downloaded(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "about_one"),
-    [("llama", True), ("mistral", True), ("olmo", True), ("opt", True), ("gemma", False), ("nemotron", False), ("qwen3_next", False)],
+    [
+        ("llama", True),
+        ("mistral", True),
+        ("olmo", True),
+        ("opt", True),
+        ("gemma", False),
+        ("nemotron", False),
+        ("qwen3_next", False),
+    ],
 )
 def test_which_text_models_have_norms_about_one(kind: str, about_one: bool) -> None:
     """Held against the code of transformers: the norms that multiply by one more than their weights."""

@@ -272,18 +272,16 @@ def inspect(
     Also which rule files fit it, and the command to run.
     """
     with refusals(Format.human):
-        from llava_remap.identify import HF_LAYOUTS, already_converted, fits, nearest_layout
-        from llava_remap.report import print_fits
+        from llava_remap.inspection import inspect_checkpoint
+        from llava_remap.report import print_inspection
         from llava_remap.sources import open_source
         from llava_remap.target import CLASSIC
 
         checkpoint = open_source("model", source, ("tensors", "config"), first=True, offline=offline)
-        found = fits(checkpoint)
-        layout, names = nearest_layout(checkpoint.catalog)
-        others = max(fit.mapped for fit in found if fit.rules != HF_LAYOUTS)
-        problem = already_converted(checkpoint, list(checkpoint.catalog), others)
-        if problem is not None and layout == CLASSIC and len(names) == len(checkpoint.catalog):
-            raise RemapError(problem)
-        print_fits(Console(soft_wrap=True), checkpoint, found, layout if problem is not None else None, len(names))
-        if not any(fit.fits for fit in found):
+        with progress("planning"):
+            found = inspect_checkpoint(checkpoint)
+        if found.problems and (found.layout == CLASSIC or not found.fits[0].fits):
+            raise RemapError(found.problems)
+        print_inspection(Console(soft_wrap=True), found)
+        if not found.fits[0].fits:
             raise typer.Exit(Exit.PROBLEMS)

@@ -16,6 +16,7 @@ from llava_remap.plan.model import (
     aligned,
     written_dtype,
 )
+from llava_remap.plan.problems import draft_command
 from llava_remap.plan.route import Routed, RoutedPair, Routes, main_names, route
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ValueCheck",
     "aligned",
     "build_plan",
+    "draft_command",
     "in_layout",
     "main_names",
     "route",

@@ -26,7 +26,9 @@ from llava_remap.plan.model import (
     written_dtype,
 )  # fmt: skip
 from llava_remap.plan.problems import (
+    component,
     coverage_problems,
+    draft_command,
     drop_problems,
     dtype_problems,
     layers,
@@ -103,9 +105,21 @@ def build_plan(
     ]
     found_problems = list(problems)
     if recognised:
-        found_problems += unmapped_problems(plan_unmapped, target is not None)
+        class_name = target.class_name if target else rules.target.class_ or "CLASS"
+        draft = draft_command(checkpoints[rules.first_source].location, class_name)
+        found_problems += unmapped_problems(plan_unmapped, target is not None, draft)
     if target is not None:
-        found_problems += coverage_problems(plan_missing, mismatched, collisions, routes, layers(shapes), layers(providers))
+        found_problems += coverage_problems(
+            plan_missing,
+            mismatched,
+            collisions,
+            routes,
+            layers(shapes),
+            layers(providers),
+            {component(name) for name in providers},
+            checkpoints[rules.first_source].config or {},
+            as_source=rules.target.as_ is not None,
+        )
         found_problems += pair_problems(routes.pairs, {name: r[0].tensor.shape for name, r in providers.items()}, tied)
         found_problems += dtype_problems(mapped)
         found_problems += drop_problems(program, routes.taken, set(missing))

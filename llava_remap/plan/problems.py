@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from shlex import quote
+from typing import Any
 
 from llava_remap.errors import Problem
 from llava_remap.plan.model import PARAMETER_DTYPES, Collision, Mapped, Mismatched, Missing, Unmapped
@@ -13,16 +15,28 @@ from llava_remap.rewrite import Program
 
 #: Where the layers of the language model are in the classic layout.
 _LAYERS = "language_model.model.layers."
+#: Keys of a config. A number that more of them have explains nothing.
+_BY_CHANCE = 3
+#: The axes of PyTorch's convolutions in the order in which MLX has them.
+_MLX = (0, 2, 3, 1)
 
 
-def unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool) -> list[Problem]:
-    """Source names that go nowhere, one problem a kind."""
+def draft_command(location: str, class_name: str) -> str:
+    """The command that infers a rule file for a checkpoint whose names no rule file knows."""
+    return f"llava-remap rules new --from {quote(location)} --to {class_name} --output mine.yaml"
+
+
+def unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool, draft: str) -> list[Problem]:
+    """Source names that go nowhere, one problem a kind.
+
+    Args:
+        draft: the command that infers a rule file for the first source.
+    """
     problems = []
     if names := tuple(u.name for u in unmapped if u.produced is None):
         cause = f"{_count(len(names), 'tensor')} that no rule maps."
-        problems.append(
-            Problem("LR301", cause, "Add a rule that maps them. Drop only what the model doesn't compute with.", names)
-        )
+        fix = f"Add a rule that maps them. Drop only what the model doesn't compute with. To infer a rule file: {draft}"
+        problems.append(Problem("LR301", cause, fix, names))
     if not target_is_known:
         return problems
     for code, broken in (("LR307", True), ("LR303", False)):
@@ -47,25 +61,34 @@ def coverage_problems(
     routes: Routes,
     layers_wanted: int,
     layers_there: int,
+    there: set[str],
+    config: Mapping[str, Any],
+    *,
+    as_source: bool,
 ) -> list[Problem]:
-    """What the target misses, gets in another shape or gets twice, one problem a kind, with every name of that kind."""
+    """What the target misses, gets in another shape or gets twice, one problem a kind, with every name of that kind.
+
+    Args:
+        there: the components of the model (`vision_tower`, …) of which the sources have something.
+        config: the first source's own; it may explain a shape.
+        as_source: whether the target is what the source says that it is already, so that no rule could mend it.
+    """
     problems = []
     if missing:
         sources = "".join(f" Source `{name}` has no tensor that its `select` takes." for name in routes.unselected)
         fix = "Give the source that has them, or add a rule for the nearest names."
+        if as_source:
+            fix = "Give the whole model: transformers would make up at random what isn't there."
         if any(m.target.endswith("lm_head.weight") for m in missing):
             fix += " If the model ties lm_head to embed_tokens, its config.json has to say tie_word_embeddings: true."
         cause = f"{_count(len(missing), 'parameter')} of the model that no source provides.{sources}"
+        if absent := sorted({component(m.target) for m in missing} - there):
+            cause += f" Nothing is there of {', '.join(absent)}."
         if 0 < layers_there < layers_wanted:
             cause += f" The config says {layers_wanted} layers of the language model, the sources have {layers_there}."
         problems.append(Problem("LR302", cause, fix, tuple(m.target for m in missing)))
     if mismatched:
-        rows = tuple(
-            (m.target, f"{_shape(m.source_shape)} in the checkpoint, {_shape(m.target_shape)} in the model") for m in mismatched
-        )
-        cause = f"{_count(len(mismatched), 'tensor')} of another shape than the model's."
-        fix = "Does the config.json belong to these weights?"
-        problems.append(Problem("LR401", cause, fix, tuple(m.target for m in mismatched), rows))
+        problems.append(_shape_problem(mismatched, config))
     if collisions:
         first = collisions[0]
         origins = " and ".join(f"`{origin.name}` ({origin.source})" for origin in first.from_)
@@ -80,6 +103,46 @@ def coverage_problems(
             fix = f"Take it out of the checkpoint, or `{first.made_by}` out of `post_load`."
         problems.append(Problem("LR304", cause, fix, names))
     return problems
+
+
+def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) -> Problem:
+    """LR401. Before the config is doubted, it is read: an order of axes or a key of it may explain every shape."""
+    rows = tuple(
+        (m.target, f"{_shape(m.source_shape)} in the checkpoint, {_shape(m.target_shape)} in the model") for m in mismatched
+    )
+    names = tuple(m.target for m in mismatched)
+    cause = f"{_count(len(mismatched), 'tensor')} of another shape than the model's."
+    turned = [m for m in mismatched if sorted(m.source_shape) == sorted(m.target_shape)]
+    if turned:
+        mlx = any(m.source_shape == tuple(m.target_shape[axis] for axis in _MLX) for m in turned if len(m.target_shape) == 4)
+        cause += f" {_count(len(turned), 'tensor')} of them {'has' if len(turned) == 1 else 'have'} the axes in another order"
+        cause += ", as MLX stores convolutions: [out, height, width, in]." if mlx else "."
+    here = _keys_with({n for m in mismatched if m not in turned for n in _differing(m.source_shape, m.target_shape)}, config)
+    there = _keys_with({n for m in mismatched if m not in turned for n in _differing(m.target_shape, m.source_shape)}, config)
+    if here:
+        cause += f" The config has what the checkpoint has: {here}."
+    if there:
+        cause += f" The config has what the model has: {there}."
+    if len(turned) == len(mismatched):
+        fix = "Give the checkpoint that it was made from, with the axes as PyTorch has them."
+    elif here and not there:
+        fix = "The config belongs to these weights. The target class has another size there: it computes something else."
+    else:
+        fix = "Does the config.json belong to these weights?"
+    return Problem("LR401", cause, fix, names, rows)
+
+
+def _differing(one: Sequence[int], other: Sequence[int]) -> set[int]:
+    """The sizes of one shape that differ from another's."""
+    return set(one) - set(other) if len(one) != len(other) else {n for n, m in zip(one, other, strict=True) if n != m}
+
+
+def _keys_with(numbers: set[int], config: Mapping[str, Any]) -> str:
+    """The keys of a config, and of mappings in it, that have one of these numbers; empty where too many have one by chance."""
+    pairs = [(key, value) for key, value in config.items() if not isinstance(value, Mapping)]
+    pairs += [(f"{key}.{inner}", n) for key, part in config.items() if isinstance(part, Mapping) for inner, n in part.items()]
+    found = [f"{key}: {value}" for key, value in pairs if type(value) is int and value in numbers]
+    return ", ".join(found) if len(found) <= _BY_CHANCE else ""
 
 
 def pair_problems(pairs: Sequence[RoutedPair], shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str]) -> list[Problem]:
@@ -128,7 +191,7 @@ def dtype_problems(mapped: Sequence[Mapped]) -> list[Problem]:
     cause = (
         f"{_count(len(odd), 'tensor')} of dtype {', '.join(sorted({entry.dtype for entry in odd}))} for parameters of the model."
     )
-    fix = f"A parameter is {', '.join(PARAMETER_DTYPES)}. Find out what wrote them."
+    fix = f"A parameter is {', '.join(PARAMETER_DTYPES)}. If they are quantised or packed, give the unquantised checkpoint."
     return [Problem("LR409", cause, fix, tuple(entry.target for entry in odd))]
 
 
@@ -152,6 +215,11 @@ def layers(names: Iterable[str]) -> int:
     """Layers of the language model among target names: one more than the largest number."""
     numbers = (name.removeprefix(_LAYERS).partition(".")[0] for name in names if name.startswith(_LAYERS))
     return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+
+
+def component(name: str) -> str:
+    """The part of the model that a parameter is in: `vision_tower`, `language_model`, …"""
+    return name.removeprefix("model.").split(".")[0]
 
 
 def _broken(name: str) -> bool:

@@ -1,6 +1,6 @@
 """Plan and result to a terminal or to JSON."""
 
-from llava_remap.report.human import print_fits, print_plan, print_result, print_verification
+from llava_remap.report.human import print_inspection, print_plan, print_result, print_verification
 from llava_remap.report.machine import plan_json, refusal_json
 from llava_remap.report.problems import print_problems
 from llava_remap.report.reverted import print_reverted
@@ -10,7 +10,7 @@ from llava_remap.report.terminal import amounts, shown, size
 __all__ = [
     "amounts",
     "plan_json",
-    "print_fits",
+    "print_inspection",
     "print_plan",
     "print_problems",
     "print_result",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -12,18 +12,19 @@ from rich.text import Text
 
 from llava_remap.errors import Problem
 from llava_remap.fold import counted, fold_names
+from llava_remap.plan.problems import component
 from llava_remap.report.problems import print_problems
 from llava_remap.report.terminal import heading, line, shown, size
 
 if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it doesn't come to
     from llava_remap.apply import Job, Result
-    from llava_remap.checkpoint import Checkpoint
     from llava_remap.identify import Fit
+    from llava_remap.inspection import Inspection
     from llava_remap.plan import Merge, Plan
     from llava_remap.resources import Predicted
     from llava_remap.verify import Verification
 
-#: Rule files that are told with what contradicts them, where none fits.
+#: Rule files that are told with all that contradicts them, where none fits; the rest with the first reason.
 _NEAREST = 3
 #: Folded names in a sentence.
 _SHOWN = 4
@@ -137,12 +138,12 @@ def _components(console: Console, plan: Plan) -> None:
     """Per component of the target where its parameters come from: `vision_tower 391/391 from model`."""
     if not plan.target_tensors:
         return
-    wanted: Counter[str] = Counter(_component(name) for name in plan.target_names)
+    wanted: Counter[str] = Counter(component(name) for name in plan.target_names)
     got: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in plan.mapped:
-        got[_component(entry.target)][str(entry.op) if entry.is_made else entry.from_[0].source] += 1
+        got[component(entry.target)][str(entry.op) if entry.is_made else entry.from_[0].source] += 1
     for name in plan.tied_absent:
-        got[_component(name)]["ties"] += 1
+        got[component(name)]["ties"] += 1
     heading(console, "Parameters")
     width, digits = max(map(len, wanted)), len(str(max(wanted.values())))
     for name, count in sorted(wanted.items()):
@@ -255,10 +256,6 @@ def _vocabulary(console: Console, job: Job) -> None:
             line(console, f"  {entry.change.target} ({entry.use})")
 
 
-def _component(name: str) -> str:
-    return name.removeprefix("model.").split(".")[0]
-
-
 def _provided(plan: Plan) -> int:
     return len(plan.mapped) + len(plan.tied_absent)
 
@@ -274,36 +271,48 @@ def _sentence(problem: Problem) -> str:
     return f"{problem.cause}{names}" + (f" {problem.fix}" if problem.fix else "")
 
 
-def print_fits(console: Console, checkpoint: Checkpoint, found: Sequence[Fit], layout: str | None = None, named: int = 0) -> None:
-    """What a checkpoint is, and each shipped rule file held against it.
-
-    Args:
-        layout: of transformers, in which `named` of its names are; None for an original.
-    """
+def print_inspection(console: Console, found: Inspection) -> None:
+    """What a checkpoint is, which rule files fit it, why the nearest don't, and what to do."""
+    checkpoint = found.checkpoint
     config = checkpoint.config or {}
     line(console, Text(shown(checkpoint.location), "bold"))
     line(console, f"  {checkpoint.form}; {counted(len(checkpoint.catalog), 'tensor')}; {size(checkpoint.nbytes)}")
     if checkpoint.passed_over:
         line(console, f"  not read: {', '.join(checkpoint.passed_over)}")
     line(console, f"  {', '.join(config.get('architectures') or ['no config.json that names an architecture'])}")
-    if layout is not None:
-        line(console, f"  saved by transformers: {named} of {len(checkpoint.catalog)} names are in layout {layout}")
+    if found.layout:
+        named = f"{found.named} of {len(checkpoint.catalog)} names"
+        line(console, f"  saved by transformers: {named} are in layout {found.layout}")
     heading(console, "Rule files")
-    told = sum(fit.fits for fit in found) or _NEAREST
-    for fit in found[:told]:
+    fitting = [fit for fit in found.fits if fit.fits]
+    near = fitting or [fit for fit in found.fits if fit.is_near]
+    for number, fit in enumerate(near):
         verdict = ("fits", "green") if fit.fits else ("doesn't fit", "red")
-        line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names"))
+        first = "" if fit.fits or number < _NEAREST else f": {fit.reasons[0]}"
+        line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names{first}"))
         if fit.fits:
             line(console, f"    {fit.summary}")
-        for reason in fit.contradictions:
+        for reason in () if first else fit.reasons:
             line(console, f"    {reason}")
-    others = ", ".join(f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in found[told:])
+        for problem in fit.needs:
+            line(console, f"    with {_sources_to_give(fit)}: {problem.cause}")
+        if fit.fits and fit.also and not fit.needs:
+            unchecked = "the checkpoint has no tower inside, so what depends on the tower's sizes isn't checked yet"
+            line(console, f"    with {_sources_to_give(fit)}: {unchecked}")
+    others = ", ".join(f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in found.fits if fit not in near)
     if others:
-        line(console, f"  don't fit: {others}")
-    for fit in found:
+        what = "don't fit" if fitting else "know less than a tenth of the names"
+        line(console, f"  {what}: {others}")
+    for fit in found.fits:
         if fit.fits:
-            also = "".join(f" --source {name}=DIR" for name in fit.also)
+            also = f" {_sources_to_give(fit)}" if fit.also else ""
             dry = " --dry-run" if checkpoint.is_manifest else ""
             # With the source's name, a path with `=` in it isn't taken for one.
             name = f"{fit.source}=" if "=" in checkpoint.location else ""
             line(console, f"\nllava-remap apply {fit.rules} --source {quote(name + checkpoint.location)}{also}{dry}")
+    if found.advice:
+        line(console, f"\n{found.advice}")
+
+
+def _sources_to_give(fit: Fit) -> str:
+    return " ".join(f"--source {name}=DIR" for name in fit.also)

@@ -7,6 +7,9 @@ from typing import Any
 
 from llava_remap.rulefile import Condition, Template
 
+#: Characters of a config's value in a message.
+_LONGEST = 200
+
 
 def contradictions(
     condition: Condition,
@@ -36,7 +39,8 @@ def contradictions(
         allowed = wanted if isinstance(wanted, tuple) else (wanted,)
         value = _first((config or {}).get(key))
         if not any(value == other and type(value) is type(other) for other in allowed):
-            said = f"{whose} says {key}: {value!r}" if config is not None else f"it has no config.json to say {key}"
+            shown = repr(value) if len(repr(value)) <= _LONGEST else f"{repr(value)[:_LONGEST]}…"
+            said = f"{whose} says {key}: {shown}" if config is not None else f"it has no config.json to say {key}"
             found.append(f"{said}, not {' or '.join(map(repr, allowed))}")
     for key, refused in condition.config_not.items():
         value = _first((config or {}).get(key))

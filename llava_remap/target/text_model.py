@@ -6,17 +6,17 @@ because the class knows it, and one that the class doesn't know is told, never d
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
 import warnings
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any
 
 from llava_remap.cache import cached
-from llava_remap.errors import refuse
+from llava_remap.errors import RemapError, refuse
 from llava_remap.target.same_logits import compare_classes
 
 _MEND = "Mend the source's config.json."
@@ -120,11 +120,11 @@ def _ask(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str],
 
 
 def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
-    """The class's config; a copy is given to it, as 5.x writes into what it is given."""
+    """The class's config."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a key is an older one
-            return config_class.from_dict(deepcopy(dict(values)))
+            return config_class.from_dict(_copy(values))
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split()).rstrip(".")
         cause = f"transformers can't make a {config_class.__name__} of what the language model's config says: {reason}."
@@ -137,6 +137,14 @@ def _values(config: Any) -> dict[str, Any]:
     return found
 
 
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy, since 5.x writes into what it is given; with infinity for what stands for it in a config.json."""
+    found: dict[str, Any] = json.loads(
+        json.dumps(values), object_hook=lambda value: float(value["__float__"]) if value.keys() == {"__float__"} else value
+    )
+    return found
+
+
 def _is_older(config_class: Any, known: Mapping[str, Any], key: str, value: Any) -> bool:
     """Whether a key is one of older versions, of which the class makes something else than an attribute that nobody reads.
 
@@ -146,7 +154,7 @@ def _is_older(config_class: Any, known: Mapping[str, Any], key: str, value: Any)
     others = [value * 2 + 1] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
     for tried in [value, *others]:
         try:
-            made = _values(config_class.from_dict(deepcopy({**known, key: tried})))
+            made = _values(config_class.from_dict(_copy({**known, key: tried})))
         except Exception:  # the class refuses the value, so it reads it; of the real one the whole config tells
             return True
         if _without(made, key) != plain:
@@ -187,8 +195,9 @@ def _old_rope(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any] | 
         said["rope_scaling"] = None if plain else scaling
         if isinstance(local := new.get("sliding_attention"), Mapping) and local is not flat:
             said["rope_local_base_freq"] = local.get("rope_theta")
-        if _values(_build(config_class, {**rest, **said})).get("rope_parameters") == new:
-            return said
+        with contextlib.suppress(RemapError):  # a kind of rope that the older keys can't say at all
+            if _values(_build(config_class, {**rest, **said})).get("rope_parameters") == new:
+                return said
     return None
 
 

@@ -45,7 +45,10 @@ def test_what_transformers_does_not_know(text: str, wrong: str, meant: str, comm
     else:
         ran = run("apply", rules, "--source", RELEASED / "safetensors", "--source", f"vision_tower={CLIP}", "--output", "out")
     said = ran.out + ran.err
-    assert (ran.code, "LR201" in said, "mine.yaml:" in said, f"`{wrong}`" in said, f"`{meant}`" in said or not meant) == (2, *4 * [True])
+    assert (ran.code, "LR201" in said, "mine.yaml:" in said, f"`{wrong}`" in said, f"`{meant}`" in said or not meant) == (
+        2,
+        *4 * [True],
+    )
     assert "config.json" not in said
     assert len(said) < 2500
     assert not Path("out").exists()

@@ -73,7 +73,9 @@ def test_what_cannot_be_known_is_refused_with_the_line_to_write(config: dict[str
 
 def test_a_rule_file_that_names_another_one() -> None:
     assert read("qwen2", architectures=["LlavaQwenForCausalLM"]).kind == "qwen2"
-    with pytest.raises(RemapError, match=r"says that the language model is llama, and .*`LlavaGemmaForCausalLM` is gemma") as refused:
+    with pytest.raises(
+        RemapError, match=r"says that the language model is llama, and .*`LlavaGemmaForCausalLM` is gemma"
+    ) as refused:
         read("llama", architectures=["LlavaGemmaForCausalLM"])
     assert "text_models: {LlavaGemmaForCausalLM: llama}" in refused.value.problems[0].fix
     assert read("llama", {"LlavaGemmaForCausalLM": "llama"}, architectures=["LlavaGemmaForCausalLM"]).kind == "llama"
@@ -83,7 +85,13 @@ def test_a_rule_file_that_names_another_one() -> None:
 
 def test_every_key_that_the_class_knows_is_carried() -> None:
     """As the class itself keeps them, in its own names and in those of the keys that it renames."""
-    said = {"query_pre_attn_scalar": 4, "attn_logit_softcapping": 2.0, "sliding_window": 16, "head_dim": 16, "hidden_activation": "gelu"}
+    said: dict[str, Any] = {
+        "query_pre_attn_scalar": 4,
+        "attn_logit_softcapping": 2.0,
+        "sliding_window": 16,
+        "head_dim": 16,
+        "hidden_activation": "gelu",
+    }
     found = read(model_type="gemma2", **said)
     assert found.unknown == ()
     again = build("gemma2", **{key: value for key, value in found.config.items() if key not in ("architectures", "model_type")})
@@ -103,13 +111,19 @@ def test_the_classs_own_defaults_count() -> None:
     ("config", "old"),
     [
         ({"model_type": "llama", "rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": None}),
-        ({"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope_theta": 5e5, "rope_scaling": None}),
+        (
+            {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            {"rope_theta": 5e5, "rope_scaling": None},
+        ),
         (
             {"model_type": "phi", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.25}},
             {"rope_theta": 5e5, "partial_rotary_factor": 0.25},
         ),
         (
-            {"model_type": "gpt_neox", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5}},
+            {
+                "model_type": "gpt_neox",
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
+            },
             {"rotary_emb_base": 5e5, "rotary_pct": 0.5},
         ),
         ({"model_type": "gpt_neox", "rotary_emb_base": 5e5, "rotary_pct": 0.5}, {"rotary_emb_base": 5e5, "rotary_pct": 0.5}),
@@ -148,7 +162,9 @@ def test_what_the_class_leaves_out_is_named(config: dict[str, Any], named: str, 
     assert named in read(target=target, **config).differs
 
 
-@pytest.mark.parametrize("config", [{"model_type": "granite"}, {"model_type": "gemma2", "final_logit_softcapping": None, "head_dim": 16}])
+@pytest.mark.parametrize(
+    "config", [{"model_type": "granite"}, {"model_type": "gemma2", "final_logit_softcapping": None, "head_dim": 16}]
+)
 def test_what_has_no_effect_is_no_difference(config: dict[str, Any]) -> None:
     assert read(**config).differs == ""
 

@@ -35,7 +35,7 @@ SIZES = {
 }  # fmt: skip
 #: Sizes that only some have, made small where the class has them; each is left out where the class doesn't take it.
 MORE_SIZES = {
-    "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "head_dim": 16, "num_experts": 4, "n_routed_experts": 4,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_experts_per_tok": 2, "head_dim": 16, "num_experts": 4, "n_routed_experts": 4,
     "num_local_experts": 4, "moe_num_experts": 4,
     "moe_k": 2, "moe_topk": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
     "shared_intermediate_size": 32, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
@@ -76,11 +76,14 @@ def build(kind: str) -> Own | str:
     said = {config_class.attribute_map.get(key, key): value for key, value in SIZES.items()}
     said = {key: value for key, value in said.items() if key in names}
     more = {key: value for key, value in MORE_SIZES.items() if key in names}
-    if _runs(config_class, said | more):
-        said |= more
-    for key, value in more.items():
-        if _runs(config_class, {**said, key: value}):
-            said[key] = value
+    for some in (more, {key: value for key, value in more.items() if key != "head_dim"}):  # with a size for rope it is that
+        if _runs(config_class, said | some):
+            said |= some
+            break
+    else:
+        for key, value in more.items():
+            if _runs(config_class, {**said, key: value}):
+                said[key] = value
     if (why := _why_not(config_class, said)) is not None:
         return why
     defaults = config_class(**said).to_dict()
@@ -181,6 +184,8 @@ FOLDERS = {
     "llava-next": TINY / "llava-v1.6-mistral/safetensors",
     "llava-onevision": TINY / "llava-onevision/safetensors",
 }
+#: Those that llava-v1.5 leaves to other rule files.
+OTHERS = {"mistral": "llava-next"}
 TOWERS = {"llava-v1.5": CLIP, "llava-next": CLIP, "llava-onevision": TINY / "siglip-tiny-patch14-28"}
 
 
@@ -211,6 +216,7 @@ def convert(kind: str, work: Path, family: str = "llava-v1.5") -> Outcome:
     own = build(kind)
     if isinstance(own, str):
         return Outcome(untried=own)
+    family = OTHERS.get(kind, family)
     source, folder = checkpoint(own, work / "source" / kind, family), work / kind
     try:
         result = apply(family, [source, f"vision_tower={TOWERS[family]}"], folder)

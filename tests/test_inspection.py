@@ -1,0 +1,423 @@
+"""`inspect` and `apply` answer one question by one check, and what they advise can be done."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig, PixtralVisionConfig
+
+from llava_remap.apply import apply
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run, Tensors
+from tests.families import RULES_OF
+
+ALL_CLEAR = re.compile("Nothing is to be done|load it with transformers as it is")
+PATCHES = "vision_tower.vision_model.embeddings.patch_embedding.weight"
+TOWER = f"vision_tower={CLIP}"
+NEXT = TINY / "llava-v1.6-mistral" / "safetensors"
+ONEVISION = TINY / "llava-onevision" / "safetensors"
+
+Config = dict[str, Any]
+
+
+def written(tensors: Tensors, config: Config | None, folder: str = "in", metadata: str = "pt") -> Path:
+    """A checkpoint folder."""
+    path = Path(folder)
+    path.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / "model.safetensors", {"format": metadata})
+    if config is not None:
+        (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def original(source: Path = RELEASED / "safetensors") -> tuple[Tensors, Config]:
+    """Tensors and config of a small checkpoint; LLaVA-1.5 is without its tower."""
+    return load_file(source / "model.safetensors"), json.loads((source / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole() -> Tensors:
+    """LLaVA-1.5 with its tower."""
+    state = torch.load(TINY / "llava-v1.5" / "full_state_dict" / "model_state_dict.bin", weights_only=True)
+    return {name: tensor for name, tensor in state.items() if "inv_freq" not in name and "position_ids" not in name}
+
+
+@pytest.fixture(scope="module")
+def classic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small LLaVA-1.5, converted."""
+    return apply("llava-v1.5", [RELEASED / "bin", TOWER], tmp_path_factory.mktemp("classic") / "out").output
+
+
+def converted(classic: Path) -> tuple[Tensors, Config]:
+    tensors = {name: tensor for file in classic.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return tensors, json.loads((classic / "config.json").read_text())
+
+
+def both(run: Run, source: Path, rules: str, *sources: str) -> tuple[str, str]:
+    """What `inspect` and `apply --dry-run` print of a checkpoint that both refuse."""
+    inspected = run("inspect", source)
+    given = [argument for one in (source, *sources) for argument in ("--source", one)]
+    applied = run("apply", rules, *given, "--dry-run")
+    assert inspected.code != 0, inspected.out
+    assert applied.code != 0, applied.out
+    return inspected.out + inspected.err, applied.out + applied.err
+
+
+# What is converted already
+
+
+def half(tensors: Tensors, config: Config) -> None:
+    for name in [name for name in tensors if "projector" in name]:
+        del tensors[name]
+
+
+def tower_alone(tensors: Tensors, config: Config) -> None:
+    for name in [name for name in tensors if not name.startswith("vision_tower")]:
+        del tensors[name]
+
+
+def text_alone(tensors: Tensors, config: Config) -> None:
+    for name in [name for name in tensors if not name.startswith("language_model")]:
+        del tensors[name]
+
+
+def fewer_layers(tensors: Tensors, config: Config) -> None:
+    for name in [name for name in tensors if "language_model.model.layers.1." in name]:
+        del tensors[name]
+
+
+def mlx_axes(tensors: Tensors, config: Config) -> None:
+    tensors[PATCHES] = tensors[PATCHES].permute(0, 2, 3, 1)
+
+
+def other_axes(tensors: Tensors, config: Config) -> None:
+    tensors[PATCHES] = tensors[PATCHES].permute(2, 3, 1, 0)
+
+
+def other_vocabulary(tensors: Tensors, config: Config) -> None:
+    config["text_config"]["vocab_size"] = 1000
+
+
+def in_eight_bits(tensors: Tensors, config: Config) -> None:
+    for name in [name for name in tensors if name.endswith("q_proj.weight")]:
+        tensors[name] = tensors[name].to(torch.int8)
+
+
+def packed_by_mlx(tensors: Tensors, config: Config) -> None:
+    config["quantization"] = {"group_size": 64, "bits": 4}
+    for name in [name for name in tensors if name.endswith("q_proj.weight")]:
+        rows = tensors[name].shape[0]
+        tensors[name] = torch.zeros(rows, 8, dtype=torch.uint32)
+        for beside in ("scales", "biases"):
+            tensors[name.removesuffix("weight") + beside] = torch.ones(rows, 1, dtype=torch.float16)
+
+
+def said_to_be_quantised(tensors: Tensors, config: Config) -> None:
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
+def another_class(tensors: Tensors, config: Config) -> None:
+    config |= {"architectures": ["PaliGemmaForConditionalGeneration"], "model_type": "paligemma"}
+
+
+def no_class(tensors: Tensors, config: Config) -> None:
+    config["architectures"] = ["NoSuchClass"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (half, ["LR302", "multi_modal_projector.linear_1.weight", "Nothing is there of multi_modal_projector."]),
+        (tower_alone, ["LR302", "Nothing is there of language_model, multi_modal_projector."]),
+        (text_alone, ["LR302", "Nothing is there of multi_modal_projector, vision_tower."]),
+        (fewer_layers, ["LR302", "The config says 2 layers of the language model, the sources have 1."]),
+        (mlx_axes, ["LR401", "[32, 14, 14, 3] in the checkpoint, [32, 3, 14, 14] in the model", "as MLX stores convolutions"]),
+        (other_axes, ["LR401", "[14, 14, 3, 32] in the checkpoint", "has the axes in another order."]),
+        (other_vocabulary, ["LR401", "[384, 64] in the checkpoint, [1000, 64] in the model", "text_config.vocab_size: 1000"]),
+        (in_eight_bits, ["LR409", "of dtype I8", "give the unquantised checkpoint"]),
+        (packed_by_mlx, ["LR314", "quantization: {'group_size': 64, 'bits': 4}", "only unquantised ones are converted"]),
+        (said_to_be_quantised, ["LR314", "quantization_config: {'quant_method': 'bitsandbytes'", "take the key out"]),
+        (another_class, ["LR311", "architectures: 'PaliGemmaForConditionalGeneration', not 'LlavaForConditionalGeneration'"]),
+        (no_class, ["LR311", "architectures: 'NoSuchClass'"]),
+    ],
+)
+def test_names_of_a_layout_are_no_all_clear(
+    change: Callable[[Tensors, Config], None], words: list[str], classic: Path, run: Run
+) -> None:
+    """Each is told by its own cause, the same by `inspect`, by `apply hf-layouts` and by `apply` of an original's rule file."""
+    tensors, config = converted(classic)
+    change(tensors, config)
+    source = written(tensors, config)
+    printed = [*both(run, source, "hf-layouts"), both(run, source, "llava-v1.5")[1]]
+    for text in printed:
+        assert not ALL_CLEAR.search(text)
+        assert [word for word in words if word not in text] == [], text
+        if "axes" in change.__name__:
+            assert "Does the config.json belong" not in text
+
+
+@pytest.mark.parametrize("metadata", ["pt", "mlx"])
+def test_a_whole_model_in_the_classic_layout_is_proven_to_be_one(metadata: str, classic: Path, run: Run) -> None:
+    """`format: mlx` alone changes nothing: transformers loads such a file if the shapes are its own."""
+    source = written(*converted(classic), metadata=metadata)
+    for text in both(run, source, "llava-v1.5"):
+        assert ALL_CLEAR.search(text)
+        assert "LR109" in text
+    LlavaForConditionalGeneration.from_pretrained(source)
+
+
+def test_a_tower_of_pixtral_inside_the_familys_class(run: Run) -> None:
+    """Converted, value for value; and as it was saved, when it is loaded again."""
+    vision = PixtralVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
+    )
+    text = MistralConfig(
+        hidden_size=64, intermediate_size=112, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=384,
+        head_dim=16,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, vision_feature_layer=-1, vision_feature_select_strategy="full",
+        image_token_index=10,
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config)
+    model.save_pretrained("in")
+    assert run("apply", "hf-layouts", "--source", "in", "--output", "out").code == 0
+    again, info = LlavaForConditionalGeneration.from_pretrained("out", output_loading_info=True)
+    assert not any(info.values()), info
+    state = again.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_another_tower_inside_the_familys_class_is_named(classic: Path, run: Run) -> None:
+    tensors, config = converted(classic)
+    config["vision_config"]["model_type"] = "dinov2"
+    renamed = {name.replace("vision_tower.vision_model.", "vision_tower.blocks."): t for name, t in tensors.items()}
+    for text in both(run, written(renamed, config), "hf-layouts"):
+        assert "has a tower inside, which its config calls 'dinov2', of a kind that hf-layouts doesn't know" in text
+
+
+# One answer
+
+
+def triple_width(tensors: Tensors, config: Config) -> None:
+    tensors["model.mm_projector.0.weight"] = torch.cat([tensors["model.mm_projector.0.weight"]] * 3, dim=1)
+    config["mm_hidden_size"] = 96
+
+
+def more_layers(tensors: Tensors, config: Config) -> None:
+    config["num_hidden_layers"] = 3
+
+
+def wider(tensors: Tensors, config: Config) -> None:
+    config["intermediate_size"] = 96
+
+
+def another_projector(tensors: Tensors, config: Config) -> None:
+    config["mm_projector_type"] = "ldpnet"
+
+
+def no_such_layer(tensors: Tensors, config: Config) -> None:
+    config["mm_vision_select_layer"] = -9
+
+
+def no_heads(tensors: Tensors, config: Config) -> None:
+    del config["num_attention_heads"]
+
+
+def scales(tensors: Tensors, config: Config) -> None:
+    triple_width(tensors, config)
+    config["s2"] = True
+
+
+def scales_of_bunny(tensors: Tensors, config: Config) -> None:
+    triple_width(tensors, config)
+    config["use_s2"] = True
+
+
+REFUSED = [
+    (scales, "s2: True"),
+    (scales_of_bunny, "use_s2: True"),
+    (triple_width, "mm_hidden_size: 96"),
+    (more_layers, "The config says 3 layers of the language model, the sources have 2."),
+    (wider, "intermediate_size: 96"),
+    (another_projector, "mm_projector_type: 'ldpnet'"),
+    (no_such_layer, "is -9, and the tower has 3 layers"),
+    (no_heads, "has no num_attention_heads"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED)
+def test_what_apply_refuses_does_not_fit_in_inspect(
+    change: Callable[[Tensors, Config], None], words: str, whole: Tensors, run: Run
+) -> None:
+    tensors, config = dict(whole), original()[1]
+    change(tensors, config)
+    for text in both(run, written(tensors, config), "llava-v1.5", TOWER):
+        assert "llava-v1.5: fits" not in text
+        assert words in text
+
+
+@pytest.mark.parametrize(("change", "words"), [case for case in REFUSED if case[0] not in (triple_width, no_such_layer)])
+def test_nor_without_its_tower(change: Callable[[Tensors, Config], None], words: str, run: Run) -> None:
+    """What doesn't depend on the tower is checked without one."""
+    tensors, config = original()
+    change(tensors, config)
+    for text in both(run, written(tensors, config), "llava-v1.5", TOWER):
+        assert "llava-v1.5: fits" not in text
+        assert words in text
+
+
+def test_inspect_says_what_is_not_checked_without_a_tower(run: Run) -> None:
+    ran = run("inspect", RELEASED / "safetensors")
+    assert ran.code == 0
+    assert "with --source vision_tower=DIR: the checkpoint has no tower inside" in ran.out
+
+
+def test_inspect_says_why_a_tower_inside_needs_its_config(whole: Tensors, run: Run) -> None:
+    """Tensors don't show the number of heads; with the tower's own config, `apply` takes it."""
+    source = written(whole, original()[1])
+    ran = run("inspect", source)
+    assert ran.code == 0
+    assert "llava-v1.5: fits, maps 80 of 80 names" in ran.out
+    assert "with --source vision_tower=DIR: nothing tells the number of attention heads" in ran.out
+    assert ran.out.splitlines()[-1] == f"llava-remap apply llava-v1.5 --source {source} --source vision_tower=DIR"
+    assert run("apply", "llava-v1.5", "--source", source, "--source", TOWER, "--dry-run").code == 0
+
+
+# Advice
+
+
+def test_the_nearest_rule_file_keeps_as_much_as_the_one_that_was_asked_for(run: Run) -> None:
+    """LLaVA-Video has LLaVA-OneVision's names. LLaVA-Interleave takes them too, and would drop one."""
+    tensors, config = original(ONEVISION)
+    for text in both(run, written(tensors, config | {"mm_newline_position": "grid"}), "llava-onevision"):
+        assert "mm_newline_position: 'grid'" in text
+        assert "llava-interleave takes" not in text
+    assert "llava-onevision takes every name" in both(run, Path("in"), "llava-interleave")[1]
+
+
+def test_every_rule_file_that_does_not_fit_has_a_reason(whole: Tensors, run: Run) -> None:
+    ran = run("inspect", written({**whole, "model.gate.weight": torch.ones(4)}, original()[1]))
+    assert ran.code == 1
+    lines = ran.out.splitlines()
+    verdicts = [(line, after) for line, after in pairwise(lines) if "doesn't fit" in line]
+    assert verdicts[0] == (
+        "  llava-v1.5: doesn't fit, maps 80 of 81 names",
+        "    it has no rule for `model.gate.weight` (1 tensor)",
+    )
+    assert all(after.startswith("    ") or " names: " in line for line, after in verdicts)
+
+
+def test_a_tower_of_another_kind_is_named_and_no_other_is_asked_for(run: Run) -> None:
+    """FastVLM's."""
+    tensors, config = original(ONEVISION)
+    tensors = {name: tensor for name, tensor in tensors.items() if "vision_tower" not in name and "newline" not in name}
+    tensors["model.vision_tower.vision_tower.model.patch_embed.0.reparam_conv.weight"] = torch.ones(32, 3, 3, 3)
+    tensors["model.vision_tower.vision_tower.model.head.proj"] = torch.ones(32, 16)
+    config |= {"mm_vision_tower": "mobileclip_l_1024", "image_aspect_ratio": "pad", "mm_patch_merge_type": "flat"}
+    for text in both(run, written(tensors, config), "llava-v1.5"):
+        assert "has a tower inside, which its config calls 'mobileclip_l_1024', of a kind that llava-v1.5 doesn't know" in text
+        assert "Give the tower's own checkpoint" not in text
+        assert "llava-remap rules new --from in --to CLASS --output mine.yaml" in text
+
+
+def test_a_tower_alone_is_a_part(run: Run) -> None:
+    for text in both(run, CLIP, "llava-v1.5"):
+        assert f"Give it beside the model: llava-remap apply RULES --source model=DIR --source vision_tower={CLIP}" in text
+
+
+def test_a_language_model_alone_lacks_a_projector(run: Run) -> None:
+    tensors, config = original()
+    text = {name: tensor for name, tensor in tensors.items() if "mm_projector" not in name}
+    config = {key: value for key, value in config.items() if not key.startswith("mm_")} | {"architectures": ["LlamaForCausalLM"]}
+    for printed in both(run, written(text, config), "llava-v1.5", TOWER):
+        assert "give that too: --source projector=DIR or --source adapter=DIR." in printed
+
+
+def test_a_fine_tune_of_1_6_on_whole_pictures_is_led_to_a_rule_file_that_takes_it(run: Run) -> None:
+    tensors, config = original(NEXT)
+    source = written(tensors, config | {"image_aspect_ratio": "pad", "mm_patch_merge_type": "flat"})
+    ran = run("inspect", source)
+    assert ran.code == 0
+    command = shlex.split(ran.out.splitlines()[-1].replace("vision_tower=DIR", TOWER))[1:]
+    applied = run(*command, "--output", "out")
+    assert applied.code == 0
+    assert "model.image_newline" in applied.out
+    assert json.loads(Path("out/config.json").read_text())["architectures"] == ["LlavaForConditionalGeneration"]
+
+
+# Names that no rule file knows
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"),
+    [("mm_projector", "adapter_mlp", "LR311"), ("model.layers", "model.blocks", "LR301"), ("model.", "llm.", "LR311")],
+)
+def test_unknown_names_lead_to_a_draft(old: str, new: str, code: str, whole: Tensors, run: Run) -> None:
+    """By the command that is told, which runs."""
+    source = written({name.replace(old, new): tensor for name, tensor in whole.items()}, original()[1])
+    command = f"llava-remap rules new --from {source} --to LlavaForConditionalGeneration --output mine.yaml"
+    texts = both(run, source, "llava-v1.5", TOWER)
+    assert code in texts[1]
+    assert all(command in text for text in texts)
+    assert run(*command.split()[1:]).code in (0, 1)
+    assert Path("mine.yaml").exists()
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.llava."])
+def test_a_prefix_that_all_names_have_is_found_and_taken_off(prefix: str, whole: Tensors, run: Run) -> None:
+    """As PyTorch Lightning puts its module's own attribute before each. The command that is told makes the rule file."""
+    source = written({prefix + name: tensor for name, tensor in whole.items()}, original()[1])
+    texts = both(run, source, "llava-v1.5", TOWER)
+    for text in texts:
+        assert f"All names fit llava-v1.5 once the prefix `{prefix}` is taken off." in text
+    assert_made_by_the_command(texts[0])
+    assert run("apply", "mine.yaml", "--source", source, "--source", TOWER, "--output", "out").code == 0
+
+
+def test_a_prefix_before_names_of_a_layout(classic: Path, run: Run) -> None:
+    """`model.` before classic names looks like another layout, but for one name."""
+    tensors, config = converted(classic)
+    source = written({f"model.{name}": tensor for name, tensor in tensors.items()}, config)
+    texts = both(run, source, "llava-v1.5", TOWER)
+    for text in texts:
+        assert "All names fit hf-layouts once the prefix `model.` is taken off." in text
+    assert_made_by_the_command(texts[0])
+    assert run("apply", "mine.yaml", "--source", source, "--output", "out").code == 0
+
+
+def assert_made_by_the_command(text: str) -> None:
+    found = re.search(r"printf .* > mine\.yaml", text)
+    assert found is not None
+    subprocess.run(["sh", "-c", found[0]], check=True)
+    assert Path("mine.yaml").read_text().startswith("schema: 1\n")
+
+
+# At full size
+
+
+@pytest.mark.parametrize("manifest", RULES_OF)
+def test_inspect_plans_the_rule_file_of_every_manifest(manifest: str, run: Run) -> None:
+    """With its tower, and without where the rule file takes one from elsewhere."""
+    ran = run("inspect", MANIFESTS / f"{manifest}.json")
+    assert ran.code == 0, ran.out
+    assert f"  {RULES_OF[manifest]}: fits, maps " in ran.out
+
+
+def test_a_tower_is_made_up_for_features_of_many_layers(run: Run) -> None:
+    """ViP-LLaVA's rule file takes features of five layers, the eleventh from the end among them."""
+    content = json.loads((MANIFESTS / "vip-llava-7b.json").read_text())
+    content["tensors"] = {name: tensor for name, tensor in content["tensors"].items() if "vision_tower" not in name}
+    Path("vip.json").write_text(json.dumps(content))
+    ran = run("inspect", "vip.json")
+    assert ran.code == 0, ran.out
+    assert "  vip-llava: fits, maps 297 of 297 names" in ran.out
