@@ -468,6 +468,10 @@ def _behind_prefix(checkpoint: Checkpoint) -> str:
                 *("schema: 1", "name: mine", "version: 1.0.0", f"summary: {best.rules} behind a prefix"),
                 *(f"extends: [{best.rules}.yaml]", f"prepare: [{fields}]"),
             ]
+            # Names of a source that has a prefix of its own get this one too, for the rule to take off.
+            sources = load_rule_file(best.rules).text.sources
+            if behind := {name: {"prefix": prefix + source.prefix} for name, source in sources.items() if source.prefix}:
+                lines.append(f"sources: {json.dumps(behind)}")
             written = f"printf '%s\\n' {' '.join(map(quote, lines))} > mine.yaml"
             return (
                 f"All names fit {best.rules} once the prefix `{prefix}` is taken off. Write a rule file that does it: {written}"

@@ -30,8 +30,8 @@ from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensor
 #: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`;
 #: LR317 is both, too, and its note in `test_parts.py`.
 NOTES = {
-    "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR316", "LR407", "LR408", "LR410", "LR411", "LR414", "LR506", "LR608",
-    "LR609", "LR610",
+    "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR316", "LR318", "LR319", "LR407", "LR408",
+    "LR410", "LR411", "LR414", "LR506", "LR608", "LR609", "LR610",
 }  # fmt: skip
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
 TOGETHER = {"LR204": {"LR204", "LR213"}, "LR306": {"LR302", "LR306"}}
@@ -335,6 +335,17 @@ def lr317(scene: Scene) -> Arguments:
 
 
 # --- shapes, dtypes, vocabulary
+
+
+def lr318(scene: Scene) -> Arguments:
+    return applied(scene.changed(config=lambda config: config.update(mm_of_mine=3)), "llava-v1.5", "--dry-run")
+
+
+def lr319(scene: Scene) -> Arguments:
+    """Research code of a name that no rule file knows, on a language model that transformers does."""
+    return applied(
+        scene.changed(config=lambda config: config.update(architectures=["OursLlamaForCausalLM"])), "llava-v1.5", "--dry-run"
+    )
 
 
 def lr401(scene: Scene) -> Arguments:

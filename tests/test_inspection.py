@@ -360,7 +360,7 @@ def test_a_fine_tune_of_1_6_on_whole_pictures_is_led_to_a_rule_file_that_takes_i
 
 @pytest.mark.parametrize(
     ("old", "new", "code"),
-    [("mm_projector", "adapter_mlp", "LR311"), ("model.layers", "model.blocks", "LR301"), ("model.", "llm.", "LR311")],
+    [("mm_projector", "adapter_mlp", "LR311"), ("model.layers", "model.tiers", "LR301"), ("model.", "llm.", "LR311")],
 )
 def test_unknown_names_lead_to_a_draft(old: str, new: str, code: str, whole: Tensors, run: Run) -> None:
     """By the command that is told, which runs."""

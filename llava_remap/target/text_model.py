@@ -18,6 +18,7 @@ from typing import Any
 from llava_remap.cache import cached
 from llava_remap.errors import RemapError, refuse
 from llava_remap.target.same_logits import compare_classes
+from llava_remap.target.wanted import from_json
 
 _MEND = "Mend the source's config.json."
 #: What the class's own defaults may not stand in for: no shape shows them, or the model would be another one.
@@ -124,7 +125,7 @@ def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a key is an older one
-            return config_class.from_dict(_copy(values))
+            return config_class.from_dict(from_json(values))
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split()).rstrip(".")
         cause = f"transformers can't make a {config_class.__name__} of what the language model's config says: {reason}."
@@ -137,14 +138,6 @@ def _values(config: Any) -> dict[str, Any]:
     return found
 
 
-def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy, since 5.x writes into what it is given; with infinity for what stands for it in a config.json."""
-    found: dict[str, Any] = json.loads(
-        json.dumps(values), object_hook=lambda value: float(value["__float__"]) if value.keys() == {"__float__"} else value
-    )
-    return found
-
-
 def _is_older(config_class: Any, known: Mapping[str, Any], key: str, value: Any) -> bool:
     """Whether a key is one of older versions, of which the class makes something else than an attribute that nobody reads.
 
@@ -154,7 +147,7 @@ def _is_older(config_class: Any, known: Mapping[str, Any], key: str, value: Any)
     others = [value * 2 + 1] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
     for tried in [value, *others]:
         try:
-            made = _values(config_class.from_dict(_copy({**known, key: tried})))
+            made = _values(config_class.from_dict(from_json({**known, key: tried})))
         except Exception:  # the class refuses the value, so it reads it; of the real one the whole config tells
             return True
         if _without(made, key) != plain:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +78,7 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
     _refuse_endless(config)
     try:
         with torch.device("meta"):
-            # A copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given for `rope_scaling`.
-            return kind(kind.config_class.from_dict(deepcopy(dict(config))))
+            return kind(kind.config_class.from_dict(from_json(config)))
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split()).rstrip(".")
         raise refuse(
@@ -88,6 +86,19 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
             f"transformers {transformers.__version__} can't build {class_name} from the config: {reason}.",
             "Mend the source's config.json.",
         ) from error
+
+
+def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a config.json as a class takes them: with infinity for what stands for it there.
+
+    A copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given for `rope_scaling`.
+    """
+
+    def read(value: dict[str, Any]) -> Any:
+        return float(value["__float__"]) if value.keys() == {"__float__"} else value
+
+    found: dict[str, Any] = json.loads(json.dumps(values), object_hook=read)
+    return found
 
 
 def _refuse_endless(config: Mapping[str, Any]) -> None:

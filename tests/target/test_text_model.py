@@ -1,4 +1,4 @@
-"""The language model: which kind it is, what of the config is carried, and what can't be kept. transformers itself is the oracle."""
+"""The language model: which kind it is, what of the config is carried, what can't be kept. transformers itself is the oracle."""
 
 from __future__ import annotations
 

@@ -35,14 +35,14 @@ SIZES = {
 }  # fmt: skip
 #: Sizes that only some have, made small where the class has them; each is left out where the class doesn't take it.
 MORE_SIZES = {
-    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_experts_per_tok": 2, "head_dim": 16, "num_experts": 4, "n_routed_experts": 4,
-    "num_local_experts": 4, "moe_num_experts": 4,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_experts_per_tok": 2, "head_dim": 16, "num_experts": 4,
+    "n_routed_experts": 4, "num_local_experts": 4, "moe_num_experts": 4,
     "moe_k": 2, "moe_topk": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
     "shared_intermediate_size": 32, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8, "v_head_dim": 16, "index_topk": 4, "index_n_heads": 2, "index_head_dim": 16, "mamba_n_heads": 8,
     "mamba_d_head": 16, "mamba_d_state": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "mamba_d_ssm": 128, "n_mamba_heads": 2,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-    "ffn_dim": 112, "word_embed_proj_dim": 64, "sliding_window": 16, "n_inner": 112, "ffn_hidden_size": 112,
+    "rotary_dim": 8, "ffn_dim": 112, "word_embed_proj_dim": 64, "sliding_window": 16, "n_inner": 112, "ffn_hidden_size": 112,
 }  # fmt: skip
 #: Keys that are no property of what is computed here: ids, sizes, and how much is kept or reported.
 STAYS = {*SIZES, "use_cache", "output_router_logits", "output_attentions", "initializer_range", "pretraining_tp"}
@@ -76,7 +76,9 @@ def build(kind: str) -> Own | str:
     said = {config_class.attribute_map.get(key, key): value for key, value in SIZES.items()}
     said = {key: value for key, value in said.items() if key in names}
     more = {key: value for key, value in MORE_SIZES.items() if key in names}
-    for some in (more, {key: value for key, value in more.items() if key != "head_dim"}):  # with a size for rope it is that
+    plain = {key: value for key, value in more.items() if key != "head_dim"}  # where rope has a size of its own, it is that
+    each = {"num_key_value_heads": 4} if "num_key_value_heads" in said else {}  # some have as many as heads
+    for some in (more, plain, more | each, plain | each):
         if _runs(config_class, said | some):
             said |= some
             break
