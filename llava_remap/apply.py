@@ -227,8 +227,7 @@ def plan_mapping(
     if max_shard_nbytes is not None and max_shard_nbytes < 1:
         raise refuse("LR211", f"max_shard_nbytes={max_shard_nbytes!r}: it is a number of bytes.", "Give 1 or more.")
     file = load_rule_file(rules)
-    if unknown := unknown_target(file):
-        raise RemapError(unknown)
+    _ = file.target
     given = name_sources(list(file.text.sources), [sources] if isinstance(sources, str) else sources)
     return plan_checkpoints(
         file,
@@ -265,6 +264,8 @@ def plan_checkpoints(
     routes = route(file, program, checkpoints)
     problems = identify(file, routes, checkpoints, text_config(configs), given, layout_refusals)
     problems += manifest_problems(checkpoints, dry_run=dry_run)
+    if not problems and (unknown := unknown_target(file)):  # the first question to transformers, which takes long to import
+        raise RemapError(unknown)
     derived, recognised = None, not problems
     notes: list[Problem] = []
     if recognised and routes.not_given:  # whether a further source is needed is known only now
