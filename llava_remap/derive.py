@@ -139,7 +139,7 @@ def derive(
     problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base)
     unread, told = unread_keys(rules, said, text.unknown)
     problems += unread + _text_problems(rules, text)
-    problems += _config_problems(rules, checkpoints, text) + _activation_problems(rules, checkpoints, config)
+    problems += _config_problems(rules, checkpoints) + _activation_problems(rules, checkpoints, config)
     notes += told + _text_notes(text)
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
@@ -212,13 +212,13 @@ def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None
     return next((r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == embedding), None)
 
 
-def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], text: TextModel) -> list[Problem]:
+def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
     """LR112 where the config of a source that overrides would have the first source's layers compute something else."""
     base = checkpoints[rules.first_source].config or {}
     problems = []
     for name in _believed(rules, checkpoints):
         own = checkpoints[name].config or {}
-        if "hidden_size" in base and "hidden_size" in own and (found := text_differences(own, base, text.config)):
+        if "hidden_size" in base and "hidden_size" in own and (found := text_differences(rules, own, base)):
             cause = f"the configs of `{name}` and `{rules.first_source}` disagree on the language model: {'; '.join(found)}."
             problems.append(Problem("LR112", cause, "Find out how the layers were trained, and mend the other config.json."))
     return problems

@@ -423,12 +423,14 @@ def adapter(scene: Scene, **config: Any) -> Path:
 
 
 def more_rows(scene: Scene) -> Path:
-    """A checkpoint with spare rows: more than its tokenizer has words, a multiple of 64."""
+    """A checkpoint with spare rows: its tokenizer has 321 words, and the rows were padded to a multiple of 64."""
 
     def grow(tensors: Tensors) -> None:
         tensors.update({name: torch.cat([tensors[name], tensors[name][:64]]) for name in (EMBEDDING, HEAD)})
 
-    return scene.changed(tensors=grow, config=lambda config: config.update(vocab_size=384))
+    source = scene.changed(tensors=grow, config=lambda config: config.update(vocab_size=384))
+    (source / "added_tokens.json").write_text(json.dumps({"<own>": 320}))
+    return source
 
 
 # --- resources and output

@@ -71,21 +71,19 @@ def fold(shapes: Mapping[str, Shape]) -> list[Group]:
     """The groups of all names, in an order that doesn't depend on that of the names."""
     beside: dict[Segments, set[int]] = defaultdict(set)
     split = {name: tuple(name.split(".")) for name in shapes}
+    different = {segment for segments in split.values() for segment in segments}
+    number = {segment: int(segment) for segment in different if _NUMBER.fullmatch(segment)}
     for segments in split.values():
         for at, segment in enumerate(segments):
-            if _NUMBER.fullmatch(segment):
-                beside[segments[:at]].add(int(segment))
+            if segment in number:
+                beside[segments[:at]].add(number[segment])
     lists = {parent for parent, numbers in beside.items() if len(numbers) == max(numbers) + 1}
     groups: dict[Segments, dict[tuple[int, ...], Shape]] = defaultdict(dict)
     for name, segments in split.items():
         # The last segment is a parameter's name, not a layer's number.
-        folds = [
-            at < len(segments) - 1 and bool(_NUMBER.fullmatch(segment)) and segments[:at] in lists
-            for at, segment in enumerate(segments)
-        ]
-        pattern = tuple(INDEX if is_index else segment for is_index, segment in zip(folds, segments, strict=True))
-        numbers = tuple(int(segment) for is_index, segment in zip(folds, segments, strict=True) if is_index)
-        groups[pattern][numbers] = shapes[name]
+        folded = {at for at, segment in enumerate(segments[:-1]) if segment in number and segments[:at] in lists}
+        pattern = tuple(INDEX if at in folded else segment for at, segment in enumerate(segments))
+        groups[pattern][tuple(number[segments[at]] for at in sorted(folded))] = shapes[name]
     return [Group(pattern, groups[pattern]) for pattern in sorted(groups)]
 
 

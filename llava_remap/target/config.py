@@ -29,7 +29,7 @@ _SECOND_LAYER = "multi_modal_projector.linear_2.weight"
 
 #: What of two configs of one language model may differ: it changes nothing that is computed.
 _IDLE = re.compile(
-    r"_token_id$|^(architectures|model_type|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout"
+    r"_token_id$|^(architectures|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout"
 )
 _RULE = "Mend the rule file there."
 _MEND = "Mend the source's config.json."
@@ -348,16 +348,20 @@ def text_model_of(rules: RuleFile, configs: Sequence[Mapping[str, Any]]) -> Text
         return read_text_model(source, str(target.class_), target.text_models, said)
 
 
-def text_differences(one: Mapping[str, Any], other: Mapping[str, Any], keys: Collection[str]) -> list[str]:
-    """In what two configs would have one language model compute differently; of what one leaves out nothing is said.
+def text_differences(rules: RuleFile, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """In what two configs would have the language model's class compute differently.
 
-    Args:
-        keys: those that the language model's class knows.
+    Of a key that one leaves out nothing is said, but for rope: without a word of it, it is the class's default.
+
+    Raises:
+        RemapError: as `text_model_of`.
     """
+    first, second = text_model_of(rules, [one]).config, text_model_of(rules, [other]).config
+    said = (one.keys() & other.keys()) | {"model_type", "rope_parameters"}
     return [
-        f"{key} {one[key]!r} and {other[key]!r}"
-        for key in keys
-        if one.get(key) is not None and other.get(key) is not None and one[key] != other[key] and not _IDLE.search(key)
+        f"{key} {first.get(key)!r} and {second.get(key)!r}"
+        for key in first
+        if key in said and first[key] != second.get(key) and not _IDLE.search(key)
     ]
 
 

@@ -177,12 +177,14 @@ def _unexplained_rows(
 ) -> Problem | None:
     """LR402 where a new token would get a row that was trained for a token which the tokenizer files don't know.
 
-    Rows behind the tokenizer's tokens are spare where the table was padded, to a multiple of 64 (Qwen: 151936 for 151646 tokens).
-    Otherwise they may have been added one by one, each for a token; and so may those that a training added to its base.
+    Rows behind the tokenizer's tokens are spare where the table was padded, to a multiple of 64 (Qwen: 151936 for 151646 tokens);
+    as many tokens as such a multiple (Llama: 32000) need no padding. Otherwise rows may have been added one by one, each for a
+    token; and so may those that a training added to its base.
     """
     taken = [token for token in tokens if token.added and token.id < rows]
     grown = rows_of_base is not None and vocabulary.size <= rows_of_base < rows
-    if not taken or (rows % _PADDED_TO == 0 and not grown):
+    padded = rows % _PADDED_TO == 0 and vocabulary.size % _PADDED_TO
+    if not taken or (padded and not grown):
         return None
     base = f", that of its base {rows_of_base}" if grown else ""
     listed = " and ".join(f"`{token.text}`" for token in taken)
