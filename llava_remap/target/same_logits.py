@@ -127,6 +127,8 @@ def _compare(own: Any, whole: Any) -> str:
                 raise
     if not given[0] or not _same(given[0], given[1]):
         return f"the layers of the {part} are given something else in {target} than in {own_class}"
+    if not (mine.isfinite().all() and mine.any()):
+        raise ValueError("its logits are all zero or not finite")
     if torch.equal(mine, its):
         return ""
     inner = {id(value) for value in base.parameters()}
@@ -164,7 +166,10 @@ def _layers(model: Any) -> Any:
     from torch import nn
 
     number = model.config.num_hidden_layers
-    return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == number)
+    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == number)
+    if (found := next(stacks, None)) is None:
+        raise ValueError(f"it has no stack of {number} layers")
+    return found
 
 
 def _fill(model: Any, layers: Any) -> None:
@@ -180,10 +185,11 @@ def _fill(model: Any, layers: Any) -> None:
     for names, name in empty:
         value = names[name]
         if id(value) not in made:
+            # Never zero, which would hide what it is multiplied with.
             real = (
-                torch.rand(value.shape, generator=numbers)
+                torch.rand(value.shape, generator=numbers) + 0.1
                 if value.is_floating_point()
-                else torch.zeros(value.shape).to(value.dtype)
+                else torch.ones_like(value, device="cpu")
             )
             made[id(value)] = torch.nn.Parameter(real, requires_grad=False) if isinstance(value, torch.nn.Parameter) else real
         names[name] = made[id(value)]

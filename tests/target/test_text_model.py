@@ -154,6 +154,7 @@ def test_rope_is_said_in_the_keys_of_both_generations(config: dict[str, Any], ol
         ({"model_type": "cohere"}, "logit_scale 0.0625"),
         ({"model_type": "granite", "logits_scaling": 8.0}, "logits_scaling 8.0"),
         ({"model_type": "phi"}, "lm_head.bias"),
+        ({"model_type": "minicpm3"}, "dim_model_base 256"),  # with a table whose rows it multiplies by a buffer of whole numbers
         ({"model_type": "bert"}, "BertModel"),
     ],
 )
