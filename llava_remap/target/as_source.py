@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import RemapError, refuse
 from llava_remap.target.config import TargetConfig
+from llava_remap.target.text_model import old_rope
 from llava_remap.target.tower import Tower
 from llava_remap.target.wanted import model_class
 
@@ -39,7 +40,8 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
     except RemapError as error:  # there is no rule file to be mended: the config says it
         raise refuse("LR112", f"the config.json in {checkpoint.location}: {error.problems[0].cause}", _GIVE) from error
     try:
-        whole = kind.from_dict(_copy(own)).to_diff_dict()
+        read = kind.from_dict(_copy(own))
+        whole = read.to_diff_dict()
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split()).rstrip(".")
         cause = f"transformers can't read the config.json in {checkpoint.location}: {reason}."
@@ -58,7 +60,7 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
     theta, new = own["text_config"].get("rope_theta"), own["text_config"].get("rope_parameters")
     if theta is not None and isinstance(new, Mapping) and new.get("rope_theta", theta) != theta:
         _contradiction(checkpoint, f"rope_theta: {theta!r} and, in rope_parameters, {new['rope_theta']!r}")
-    config["text_config"] |= _rope(config["text_config"])
+    config["text_config"] |= old_rope(type(read.text_config), config["text_config"]) or {}
     config.pop("transformers_version", None)
     return TargetConfig(config, {}, {}, {}, None, Tower(config["vision_config"], {}, ()), ())
 
@@ -75,16 +77,6 @@ def _filled(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
     if filled.get("head_dim", 0) is None:
         del filled["head_dim"]
     return filled
-
-
-def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
-    """How positions are turned, in the keys of 4.x, from `rope_parameters`; nothing where those are of another form."""
-    new = text.get("rope_parameters")
-    if not isinstance(new, Mapping) or "rope_theta" not in new:
-        return {}
-    scaling = {key: value for key, value in new.items() if key != "rope_theta"}
-    plain = scaling.get("rope_type", "default") == "default"
-    return {"rope_theta": new["rope_theta"], "rope_scaling": None if plain else scaling}
 
 
 def _copy(value: Any) -> Any:

@@ -100,7 +100,7 @@ def _ask(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str],
     values["tie_word_embeddings"] = getattr(config, "tie_word_embeddings", False)
     if values.get("head_dim", 0) is None:  # newer classes divide by it; without the key it is hidden_size / heads in all versions
         del values["head_dim"]
-    rope = _old_rope(config_class, values)
+    rope = old_rope(config_class, values)
     compared = compare_classes(config, target_class)
     newer = (
         "versions of transformers before 5 can't be told all of its rope_parameters: use 5.0 or later"
@@ -170,7 +170,7 @@ def _check_sizes(config_class: Any, own: set[str], known: Mapping[str, Any]) -> 
             raise refuse("LR112", f"the language model's config {said}; a whole number is needed.", _MEND)
 
 
-def _old_rope(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any] | None:
+def old_rope(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any] | None:
     """What 4.x reads in place of `rope_parameters`: without it, it takes 10000 and no scaling in silence.
 
     None where the class has more in `rope_parameters` than 4.x can be told.
