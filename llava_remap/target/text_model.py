@@ -18,7 +18,7 @@ from typing import Any
 from llava_remap.cache import cached
 from llava_remap.errors import RemapError, refuse
 from llava_remap.target.same_logits import compare_classes
-from llava_remap.target.wanted import from_json
+from llava_remap.target.wanted import from_json, refuse_endless
 
 _MEND = "Mend the source's config.json."
 #: What the class's own defaults may not stand in for: no shape shows them, or the model would be another one.
@@ -79,6 +79,7 @@ def read_text_model(source: Mapping[str, Any], target_class: str, forks: Mapping
 def _ask(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str], said: str | None) -> dict[str, bytes]:
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+    refuse_endless(source)
     kind, known_by = _kind(source, forks, said)
     config_class = CONFIG_MAPPING[kind]
     general = {field.name for field in fields(PreTrainedConfig)}

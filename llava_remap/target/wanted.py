@@ -75,7 +75,7 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
     import transformers
 
     kind = model_class(class_name, config)
-    _refuse_endless(config)
+    refuse_endless(config)
     try:
         with torch.device("meta"):
             return kind(kind.config_class.from_dict(from_json(config)))
@@ -101,12 +101,12 @@ def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _refuse_endless(config: Mapping[str, Any]) -> None:
+def refuse_endless(config: Mapping[str, Any]) -> None:
     """LR112 for so many layers that building them would take all the memory there is, weights or not."""
     for key, value in config.items():
         if isinstance(value, Mapping):
-            _refuse_endless(value)
-        elif (str(key).endswith("layers") or key == "depth") and isinstance(value, (int, float)) and value > _MOST_LAYERS:
+            refuse_endless(value)
+        elif str(key).endswith(("layers", "layer", "depth")) and isinstance(value, (int, float)) and value > _MOST_LAYERS:
             cause = f"the model's config says {key}: {value}; more than {_MOST_LAYERS} are not built."
             raise refuse("LR112", cause, "Mend the source's config.json, or the names of layers in the checkpoint.")
 
