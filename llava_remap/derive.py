@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.errors import Problem, refuse
+from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.folder import find_image_processor, image_processor_problems, kept_notes, video_processor_notes
 from llava_remap.plan import PostLoadChange, Routes, written_dtype
 from llava_remap.post_load import Before, plan_changes, takes
@@ -106,6 +106,9 @@ def derive(
     one_tensor = _head_is_embedding(checkpoints, routes, text.embedding)
     words = frozenset([*vocabulary.ids, *(token.text for token in tokens)]) if vocabulary is not None else None
     config = derive_config(rules, configs, produced, tokens, text, words=words, tower_apart=apart, head_is_embedding=one_tensor)
+    text = config.text or text
+    if differing := _text_problems(text):
+        raise RemapError([*differing, *unread_keys(rules, said, text.unknown)[0]])
     if dtype is not None:
         config = config.with_dtype(dtype)
     with rules.placed("target", "class"):
@@ -138,9 +141,9 @@ def derive(
     base = _rows_of_base(rules, routes, target.embedding)
     problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base)
     unread, told = unread_keys(rules, said, text.unknown)
-    problems += unread + _text_problems(rules, text)
+    problems += unread
     problems += _config_problems(rules, checkpoints) + _activation_problems(rules, checkpoints, config)
-    notes += told + _text_notes(text)
+    notes += told + _text_notes(text, target)
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
     if vocabulary is not None:
@@ -160,24 +163,36 @@ def derive(
     return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes), about_one)
 
 
-def _text_problems(rules: RuleFile, text: TextModel) -> list[Problem]:
+def _text_problems(text: TextModel) -> list[Problem]:
     """LR314 where the target's class computes other logits than the language model's own class."""
     if not text.differs:
         return []
     fix = "No rule file can change that: the class for text and pictures has no such thing."
+    if text.known_by:
+        fix = f"It is taken for {text.kind}, since `{text.known_by}` ends so. {_another(text)}"
     return [Problem("LR314", f"the language model, of type {text.kind}: {text.differs}.", fix)]
 
 
-def _text_notes(text: TextModel) -> list[Problem]:
-    """LR319 for a language model that was known by a name's end, or that only newer versions open."""
+def _another(text: TextModel) -> str:
+    line = f"target: {{text_models: {{{text.known_by}: TYPE}}}}"
+    return f"If it is another one, say so in a rule file that extends this one: `{line}`."
+
+
+def _text_notes(text: TextModel, target: Target) -> list[Problem]:
+    """LR319 for a language model that was known by a name's end, or that not all versions of transformers open."""
     notes = []
     if text.known_by:
         cause = f"the language model is taken for {text.kind} of transformers, since the config's `{text.known_by}` ends so."
-        notes.append(
-            Problem("LR319", cause, "Its names and shapes fit. If it computes something of its own, this folder doesn't.")
-        )
+        notes.append(Problem("LR319", cause, f"If it computes something of its own, this folder doesn't. {_another(text)}"))
     if text.newer:
         notes.append(Problem("LR319", f"the language model, of type {text.kind}: {text.newer}."))
+    if target.joined:
+        cause = (
+            f"{target.joined} tensors (experts, mostly) are made parts of larger parameters by the loader of transformers 5. "
+            "Version 5.0 doesn't do so inside this class, and makes up numbers: use 4.x, which loads them as they are, or a "
+            "newer one."
+        )
+        notes.append(Problem("LR319", cause))
     return notes
 
 

@@ -13,7 +13,7 @@ from llava_remap.errors import Problem, refuse
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target.pinpoints import grid_pinpoints
 from llava_remap.target.presets import TOWER_DEFAULTS
-from llava_remap.target.text_model import TextModel, read_text_model
+from llava_remap.target.text_model import IDLE, TextModel, read_text_model
 from llava_remap.target.tower import Tower, read_tower
 from llava_remap.target.vocabulary import PlacedToken
 
@@ -27,10 +27,6 @@ _PROJECTORS = ("linear", "mlp2x_gelu")
 #: There is none where the projector is one linear layer.
 _SECOND_LAYER = "multi_modal_projector.linear_2.weight"
 
-#: What of two configs of one language model may differ: it changes nothing that is computed.
-_IDLE = re.compile(
-    r"_token_id$|^(architectures|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout"
-)
 _RULE = "Mend the rule file there."
 _MEND = "Mend the source's config.json."
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
@@ -80,6 +76,7 @@ class TargetConfig:
         chat_template: the one for this model; None where the rule file has none, or no source has a tokenizer.
         tower: the vision tower.
         notes: where configs were not believed.
+        text: the language model, with what the rule file itself says of it; None where the source's own config is taken.
     """
 
     config: Mapping[str, Any]
@@ -89,6 +86,7 @@ class TargetConfig:
     chat_template: ChosenTemplate | None
     tower: Tower
     notes: tuple[Problem, ...]
+    text: TextModel | None = None
 
     def with_vocab_size(self, rows: int) -> TargetConfig:
         """The same with an embedding of another number of rows."""
@@ -157,6 +155,10 @@ def derive_config(
     for key, value in rules.target.config.items():
         with rules.placed("target", "config", key):
             _put(config, key, values.of(f"target.config.{key}", value))
+    own_values = {key.split(".")[1] for key in rules.target.config if key.startswith("text_config.") and key != TEXT_KIND}
+    if over := {key: config["text_config"][key] for key in own_values if key in config["text_config"]}:
+        text = text_model_of(rules, configs, over)
+        config["text_config"] |= {key: value for key, value in text.config.items() if key != "tie_word_embeddings"}
     _check_feature_layer(config.get("vision_feature_layer"), tower)
     if "pad_token_id" in config:
         config["text_config"]["pad_token_id"] = config["pad_token_id"]
@@ -167,7 +169,7 @@ def derive_config(
         for kind, part in (("image", made.image_processor), ("video", made.video_processor))
     )
     template = _chat_template(values, rules, made) if words is not None else None
-    return TargetConfig(config, processor, images, videos, template, tower, tuple(notes))
+    return TargetConfig(config, processor, images, videos, template, tower, tuple(notes), text)
 
 
 def _pixel_processor(values: _Values, where: str, class_key: str, part: PixelProcessor | None) -> dict[str, Any]:
@@ -313,15 +315,27 @@ def _check_feature_layer(layers: Any, tower: Tower) -> None:
 def text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Of the sources' configs the one that describes the language model: the first that has sizes and isn't a tower's.
 
-    What stands in a `text_config` of its own is put on top of what stands around it.
+    What stands in a `text_config` of its own is put on top of what stands around it: rules ask for the one and the other.
     """
+    found = _describing(configs)
+    if found is None or not isinstance(inner := found.get("text_config"), Mapping):
+        return found
+    return {**_around(found), **inner}
+
+
+def _describing(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The config that describes the language model, as it is."""
     for config in configs:
-        inner = config.get("text_config")
-        if isinstance(inner, Mapping) and not _is_tower(config):
-            return {key: value for key, value in {**config, **inner}.items() if key not in ("text_config", "vision_config")}
-        if not {"hidden_size", "vocab_size"}.isdisjoint(config) and _vision_config(config) is None:
+        if isinstance(config.get("text_config"), Mapping):
+            if not _is_tower(config):
+                return config
+        elif "vocab_size" in config or ("hidden_size" in config and _vision_config(config) is None):
             return config
     return None
+
+
+def _around(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("text_config", "vision_config")}
 
 
 def said_of_text(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -335,17 +349,38 @@ def said_of_text(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return found
 
 
-def text_model_of(rules: RuleFile, configs: Sequence[Mapping[str, Any]]) -> TextModel:
+def text_model_of(rules: RuleFile, configs: Sequence[Mapping[str, Any]], over: Mapping[str, Any] | None = None) -> TextModel:
     """The language model, as its class in transformers has what the sources' configs say of it.
+
+    Args:
+        over: values of the rule file's own, which count more.
 
     Raises:
         RemapError: as `read_text_model`; LR112 where no config describes it.
     """
-    source, target = said_of_text(configs), rules.target
+    merged, target = said_of_text(configs), rules.target
     value = target.config.get(TEXT_KIND)
-    said = _Values(source, {}, (), (), {}).of(f"target.config.{TEXT_KIND}", value) if value is not None else None
+    said = _Values(merged, {}, (), (), {}).of(f"target.config.{TEXT_KIND}", value) if value is not None else None
+    inner = (_describing(configs) or {}).get("text_config")
+    around = None
+    if isinstance(inner, Mapping) and (inner.get("model_type") or inner.get("architectures")):
+        merged, around = inner, _around(_describing(configs) or {})
+    if over:
+        merged = _laid_over(merged, over)
+        around = None if around is None else {key: value for key, value in around.items() if key not in over}
     with rules.placed("target", "config", TEXT_KIND) if value is not None else rules.placed("target", "text_models"):
-        return read_text_model(source, str(target.class_), target.text_models, said)
+        return read_text_model(merged, str(target.class_), target.text_models, said, around)
+
+
+def _laid_over(source: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with other values. Of rope, which has two spellings, the one that isn't written gives way."""
+    old = {"rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_emb_base", "rotary_pct", "rope_local_base_freq"}
+    gone: set[str] = set()
+    if "rope_parameters" in over:
+        gone = old - over.keys()
+    elif not old.isdisjoint(over):
+        gone = {"rope_parameters"}
+    return {key: value for key, value in source.items() if key not in gone} | dict(over)
 
 
 def text_differences(rules: RuleFile, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -361,7 +396,7 @@ def text_differences(rules: RuleFile, one: Mapping[str, Any], other: Mapping[str
     return [
         f"{key} {first.get(key)!r} and {second.get(key)!r}"
         for key in first
-        if key in said and first[key] != second.get(key) and not _IDLE.search(key)
+        if key in said and first[key] != second.get(key) and not IDLE.search(key)
     ]
 
 
@@ -374,7 +409,7 @@ def _is_tower(config: Mapping[str, Any]) -> bool:
 def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The tower's config, inside that of a two-part model (CLIP) or as a checkpoint's whole config."""
     if isinstance(inner := config.get("vision_config"), Mapping):
-        return inner
+        return inner if "hidden_size" in inner or "model_type" in inner else None
     return config if str(config.get("model_type", "")).endswith("_vision_model") else None
 
 

@@ -12,7 +12,7 @@ from llava_remap.rulefile import ConfigValue, NamedDefault, RuleFile
 #: What this package itself reads of a source's config, whatever the rule file.
 _READ = frozenset({"mm_projector_type", "image_aspect_ratio", "vocab_size", "image_token_index", "image_token_id"})
 #: What a key says that says nothing.
-_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[str]) -> tuple[list[Problem], list[Problem]]:
@@ -28,7 +28,7 @@ def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[st
     read = _READ | set(_read_by(rules))
     kinds = {key: _kind(rules, key) for key in unknown if key not in read and source[key] not in _NOTHING}
     strange = [key for key, kind in kinds.items() if kind is None]
-    told = [key for key, kind in kinds.items() if kind == "told"]
+    told = [key for key, kind in kinds.items() if kind == "told" and source[key] is not False]
     problems, notes = [], []
     if strange:
         said = ", ".join(f"{key}: {_short(source[key])}" for key in strange)

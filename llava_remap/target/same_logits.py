@@ -18,6 +18,8 @@ from typing import Any
 _ROWS, _IDS = 64, (5, 9, 3, 3, 40, 7, 63)
 #: Numbers outside the layers. Where there are more (tables for every layer), nothing is tried.
 _MOST = 300_000_000
+#: What the classes for text and pictures tie their head to.
+_TABLE = "embed_tokens.weight"
 #: A tower that is not run.
 _TOWER = {
     "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
@@ -61,6 +63,10 @@ def compare_classes(config: Any, target_class: str) -> Compared:
         with torch.device("meta"):
             own = transformers.AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).eval()
             embedding, renamed = _name(own.base_model, own.get_input_embeddings().weight), ""
+            if getattr(config, "tie_word_embeddings", False) and embedding != _TABLE:
+                return Compared(
+                    embedding, f"it ties its head to `{embedding}`, and {target_class} can tie it to `{_TABLE}` alone"
+                )
             head = next(name for name, module in own.named_modules() if module is own.get_output_embeddings())
             if (own.base_model_prefix, head) != ("model", "lm_head"):
                 under = f"`{own.base_model_prefix}.` and `{head}.`"

@@ -21,6 +21,10 @@ from llava_remap.target.same_logits import compare_classes
 from llava_remap.target.wanted import from_json, refuse_endless
 
 _MEND = "Mend the source's config.json."
+#: What of two configs of one language model may differ: it changes nothing that is computed.
+IDLE = re.compile(
+    r"_token_id$|^(architectures|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout"
+)
 #: What the class's own defaults may not stand in for: no shape shows them, or the model would be another one.
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 #: What classes of language models are called behind the name of the model.
@@ -58,7 +62,13 @@ class TextModel:
     norms_about_one: bool
 
 
-def read_text_model(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str], said: str | None = None) -> TextModel:
+def read_text_model(
+    source: Mapping[str, Any],
+    target_class: str,
+    forks: Mapping[str, str],
+    said: str | None = None,
+    around: Mapping[str, Any] | None = None,
+) -> TextModel:
     """Ask the installed transformers what a source's config says of the language model.
 
     Args:
@@ -66,59 +76,92 @@ def read_text_model(source: Mapping[str, Any], target_class: str, forks: Mapping
         target_class: the class that it becomes a part of.
         forks: names of research code, of a class or a `model_type`: the `model_type` of the language model that they derive from.
         said: the `model_type` that the rule file says.
+        around: what stands around `source`, where that is a `text_config` with a type of its own: such a one may leave out what
+            is the class's default. None: nothing does.
 
     Raises:
-        RemapError: LR112 where the kind can't be known, or the config lacks what it must say, or says what can't be; LR201 for a
-            `said` that transformers has no language model of.
+        RemapError: LR112 where the kind can't be known, or the config lacks what it must say, contradicts itself or says what
+            can't be; LR201 for a `said` that transformers has no language model of.
     """
-    facts = {"source": source, "class": target_class, "forks": forks, "said": said}
-    answer = json.loads(cached("text_model", facts, lambda: _ask(source, target_class, forks, said))["text_model.json"])
-    return TextModel(**{**answer, "unknown": tuple(answer["unknown"])})
+    facts = {"source": source, "class": target_class, "forks": forks, "said": said, "around": around}
+    answer = cached("text_model", facts, lambda: _ask(source, target_class, forks, said, around))["text_model.json"]
+    found = json.loads(answer)
+    return TextModel(**{**found, "unknown": tuple(found["unknown"])})
 
 
-def _ask(source: Mapping[str, Any], target_class: str, forks: Mapping[str, str], said: str | None) -> dict[str, bytes]:
+def _ask(
+    source: Mapping[str, Any], target_class: str, forks: Mapping[str, str], said: str | None, around: Mapping[str, Any] | None
+) -> dict[str, bytes]:
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     refuse_endless(source)
     kind, known_by = _kind(source, forks, said)
     config_class = CONFIG_MAPPING[kind]
-    general = {field.name for field in fields(PreTrainedConfig)}
-    own = {field.name for field in fields(config_class)} - general
-    given = {key: value for key, value in source.items() if key not in (*general, "model_type", "torch_dtype") and key[:1] != "_"}
-    known = {key: value for key, value in given.items() if key in own or key in config_class.attribute_map}
-    _check_sizes(config_class, own, known)
-    # Some it works out itself, and saves.
-    own |= {key for key in _values(_build(config_class, known)) if key[:1] != "_"} - {*general, "model_type", "output_attentions"}
-    names = own | set(config_class.attribute_map)
-    known = {key: value for key, value in given.items() if key in names}
-    older = {key: value for key, value in given.items() if key not in names and _is_older(config_class, known, key, value)}
+    aliases = config_class.attribute_map
+    not_its = {field.name for field in fields(PreTrainedConfig)} | {"model_type", "torch_dtype"}
+    own = {field.name for field in fields(config_class)} - not_its
+    given = {key: value for key, value in source.items() if key not in not_its and key[:1] != "_"}
+    known = {key: value for key, value in given.items() if key in own or key in aliases}
+    _check_sizes(config_class, own, known, needed=around is None)
+    own |= _values(_build(config_class, known)).keys() - {*not_its, "output_attentions"}  # some it works out itself, and saves
+    known = {key: value for key, value in given.items() if key in own or key in aliases}
+    older = {key: value for key, value in given.items() if key not in known and _is_older(config_class, known, key, value)}
     config = _build(config_class, {**known, **older})
-    if not isinstance(getattr(config, "tie_word_embeddings", False), bool):
-        cause = f"the language model's config says tie_word_embeddings: {config.tie_word_embeddings!r}; true or false is needed."
-        raise refuse("LR112", cause, _MEND)
-    rows = config_class.attribute_map.get("vocab_size", "vocab_size")
-    values = {key: value for key, value in _values(config).items() if key in own and key != rows}
-    values["tie_word_embeddings"] = getattr(config, "tie_word_embeddings", False)
+    _check_rope(config_class, known, older)
+    tied = getattr(config, "tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise refuse("LR112", f"the language model's config says tie_word_embeddings: {tied!r}; true or false is needed.", _MEND)
+    rows = aliases.get("vocab_size", "vocab_size")
+    values = {key: value for key, value in _values(config).items() if key in own and key != rows} | {"tie_word_embeddings": tied}
     if values.get("head_dim", 0) is None:  # newer classes divide by it; without the key it is hidden_size / heads in all versions
         del values["head_dim"]
+    renamed = {
+        alias: values[name] for alias, name in aliases.items() if name in values
+    }  # older versions may know that name alone
     rope = old_rope(config_class, values)
     compared = compare_classes(config, target_class)
-    newer = (
-        "versions of transformers before 5 can't be told all of its rope_parameters: use 5.0 or later"
-        if rope is None
-        else compared.renamed
-    )
+    newer = "versions of transformers before 5 can't be told all of its rope_parameters: use 5.0 or later"
+    whole = {"model_type": kind, "architectures": [class_names()[kind]], **values, **renamed, **older, **(rope or {})}
+    beside = {key: value for key, value in (around or {}).items() if key not in not_its and key[:1] != "_" and value is not None}
+    _check_around(beside, whole)
+    unknown = [key for key in given if key not in known and key not in older and given[key] is not None]
     answer = {
         "kind": kind,
         "known_by": known_by,
-        "config": {"model_type": kind, "architectures": [class_names()[kind]], **values, **older, **(rope or {})},
+        "config": whole,
         "embedding": f"language_model.model.{compared.embedding}" if compared.embedding else "",
-        "unknown": sorted(key for key in given if key not in known and key not in older and given[key] is not None),
-        "newer": newer,
+        "unknown": sorted({*unknown, *(key for key in beside if key not in whole and key != rows)}),
+        "newer": newer if rope is None else compared.renamed,
         "differs": compared.differs,
         "norms_about_one": compared.norms_about_one,
     }
     return {"text_model.json": json.dumps(answer).encode()}
+
+
+def _check_rope(config_class: Any, known: Mapping[str, Any], older: Mapping[str, Any]) -> None:
+    """LR112 where `rope_parameters` of 5.x and the keys of 4.x beside it differ: each version would believe its own."""
+    if not isinstance(known.get("rope_parameters"), Mapping) or not older:
+        return
+    new, old = _build(config_class, known), _build(config_class, {**_without(known, "rope_parameters"), **older})
+    if new.rope_parameters != old.rope_parameters:
+        said = " and ".join(f"{key}: {value!r}" for key, value in {"rope_parameters": known["rope_parameters"], **older}.items())
+        cause = f"the language model's config contradicts itself on rope: {said}."
+        raise refuse("LR112", cause, "Find out which is right, and take the other out of config.json.")
+
+
+def _check_around(around: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """LR112 where what stands around a `text_config` says something else of the language model than that does."""
+    odd = [
+        f"{key}: {value!r} around it and {config[key]!r} inside"
+        for key, value in around.items()
+        if key in config and value != config[key] and key != "tie_word_embeddings" and not IDLE.search(key)
+    ]
+    if odd:
+        cause = (
+            f"the config contradicts its own `text_config`: {'; '.join(odd)} (inside, what isn't said is the class's default)."
+        )
+        fix = "Find out how the language model was built, mostly from `text_config` alone, and take the other out of config.json."
+        raise refuse("LR112", cause, fix)
 
 
 def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
@@ -134,25 +177,27 @@ def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _values(config: Any) -> dict[str, Any]:
-    """All values of a config, as they are in its JSON: infinity is spelt out there."""
+    """All values of a config but transformers' own, as they are in its JSON: infinity is spelt out there."""
     found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return found
+    return {key: value for key, value in found.items() if key[:1] != "_"}
 
 
 def _is_older(config_class: Any, known: Mapping[str, Any], key: str, value: Any) -> bool:
     """Whether a key is one of older versions, of which the class makes something else than an attribute that nobody reads.
 
-    A value that is the default anyway shows nothing, so another one is tried as well.
+    A value that is the default anyway shows nothing, so another one is tried as well; and so does one of rope beside the newer
+    key, which counts more.
     """
-    plain = _without(_values(_build(config_class, known)), key)
     others = [value * 2 + 1] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
-    for tried in [value, *others]:
-        try:
-            made = _values(config_class.from_dict(from_json({**known, key: tried})))
-        except Exception:  # the class refuses the value, so it reads it; of the real one the whole config tells
-            return True
-        if _without(made, key) != plain:
-            return True
+    for beside in (known, _without(known, "rope_parameters")):
+        plain = _without(_values(_build(config_class, beside)), key)
+        for tried in [value, *others]:
+            try:
+                made = _values(config_class.from_dict(from_json({**beside, key: tried})))
+            except Exception:  # the class refuses the value, so it reads it; of the real one the whole config tells
+                return True
+            if _without(made, key) != plain:
+                return True
     return False
 
 
@@ -160,12 +205,14 @@ def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != key}
 
 
-def _check_sizes(config_class: Any, own: set[str], known: Mapping[str, Any]) -> None:
+def _check_sizes(config_class: Any, own: set[str], known: Mapping[str, Any], *, needed: bool) -> None:
     for key in _NEEDED:
         name = config_class.attribute_map.get(key, key)
         if name not in own or (key == "intermediate_size" and getattr(config_class, name, None) is None):
             continue
         value = known.get(key, known.get(name))
+        if value is None and not needed:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             said = f"says {key}: {value!r}" if value is not None else f"has no {key}"
             raise refuse("LR112", f"the language model's config {said}; a whole number is needed.", _MEND)
@@ -180,19 +227,30 @@ def old_rope(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any] | N
     if not isinstance(new, Mapping):
         return {}
     rest = _without(values, "rope_parameters")
-    full = new.get("full_attention")
+    full, local = new.get("full_attention"), new.get("sliding_attention")
+    flat = full if isinstance(full, Mapping) else new
     for keys in _ROPE_KEYS:
-        flat = full if isinstance(full, Mapping) else new
         said = {old: flat[name] for old, name in keys.items() if flat.get(name) is not None}
-        scaling = {key: value for key, value in flat.items() if key not in keys.values()}
-        plain = scaling.get("rope_type", "default") == "default"
-        said["rope_scaling"] = None if plain else scaling
-        if isinstance(local := new.get("sliding_attention"), Mapping) and local is not flat:
+        if isinstance(local, Mapping):
             said["rope_local_base_freq"] = local.get("rope_theta")
-        with contextlib.suppress(RemapError):  # a kind of rope that the older keys can't say at all
-            if _values(_build(config_class, {**rest, **said})).get("rope_parameters") == new:
-                return said
+        for scaling in _old_scalings({key: value for key, value in flat.items() if key not in keys.values()}):
+            with contextlib.suppress(RemapError):  # a kind of rope that the older keys can't say at all
+                made = _values(_build(config_class, {**rest, **said, "rope_scaling": scaling})).get("rope_parameters")
+                if made is not None and _without(made, "type") == _without(new, "type"):
+                    return {**said, "rope_scaling": scaling}
     return None
+
+
+def _old_scalings(scaling: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """Forms of a `rope_scaling` for 4.x, the first of which some of its classes want."""
+    kind = scaling.get("rope_type", "default")
+    if kind == "default":
+        return [None]
+    factors = {key: value for key, value in scaling.items() if key not in ("type", "rope_type")}
+    whole = {"rope_type": kind, **factors}
+    if kind == "longrope":  # Phi-3's class wants these three and no more
+        return [{"type": kind, **{key: value for key, value in factors.items() if key.endswith("factor")}}, whole]
+    return [whole]
 
 
 def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None) -> tuple[str, str]:
@@ -209,35 +267,33 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
         )
         raise refuse("LR201", f"transformers has no language model of the type `{said}`.", fix)
     named = _named(source)
-    sure = {name: of for name in named if (of := forks.get(name) or (name if name in kinds else _of_class(name)))}
-    ends = {name: of for name in named if name not in sure and (of := _by_ending(name))}
+    by_fork = {name: forks[name] for name in named if name in forks}
+    sure = by_fork | {name: of for name in named if name not in forks and (of := name if name in kinds else _of_class(name))}
+    # Who says of a name that it isn't what it ends in says so of other names that end in the same.
+    overruled = {end for name, of in by_fork.items() if (end := _by_ending(name)) not in (None, of)}
+    ends = {name: of for name in named if name not in sure and (of := _by_ending(name)) and of not in overruled}
     found = {**sure, **ends}
+    every = ", ".join(f"{name}: {said or 'TYPE'}" for name in found or named)
     if said is not None:
-        found = {name: kind for name, kind in found.items() if kind != said}
-        if not found:
+        if not (other := {name: of for name, of in found.items() if of != said}):
             return said, ""
-        names = " and ".join(f"`{name}` is {kind}" for name, kind in found.items())
-        key = next(iter(found))
-        raise refuse(
-            "LR112",
-            f"the rule file says that the language model is {said}, and by the source's config {names}.",
-            f"If the rule file is right, say so there: `target: {{text_models: {{{key}: {said}}}}}`.",
-        )
+        names = " and ".join(f"`{name}` is {of}" for name, of in other.items())
+        cause = f"the rule file says that the language model is {said}, and by the source's config {names}."
+        fix = f"If the rule file is right, say so there: `target: {{text_models: {{{every}}}}}`."
+        raise refuse("LR112", cause, fix)
     if len(set(found.values())) == 1:
         name, kind = next(iter(found.items()))
         return kind, "" if sure else name
     if found:
-        names = " and ".join(f"`{name}` is {kind}" for name, kind in found.items())
+        names = " and ".join(f"`{name}` is {of}" for name, of in found.items())
         cause = f"the source's config contradicts itself: {names}."
+        line = f"target: {{text_models: {{{every}}}}}"
     else:
         what = ", ".join(f"`{name}`" for name in named) or "neither model_type nor architectures"
         cause = f"the source's config doesn't tell which language model it has: it says {what}."
-    raise refuse(
-        "LR112",
-        cause,
-        "Say it in a rule file that extends this one: `target: {config: {text_config.model_type: {const: TYPE}}}`, with the "
-        "`model_type` of the language model in transformers.",
-    )
+        line = "target: {config: {text_config.model_type: {const: TYPE}}}"
+    fix = f"Say it in a rule file that extends this one: `{line}`, with the `model_type` of the language model in transformers."
+    raise refuse("LR112", cause, fix)
 
 
 def _named(source: Mapping[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ class Target:
         tied: name → the name whose tensor it shares.
         names: classic name → name in the layout; empty for the classic one.
         embedding: classic name of the table of token embeddings.
+        joined: how many tensors the installed loader makes parts of larger parameters.
     """
 
     class_name: str
@@ -40,6 +41,7 @@ class Target:
     tied: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
     embedding: str = ""
+    joined: int = 0
 
 
 def model_class(class_name: str, config: Mapping[str, Any]) -> Any:
@@ -128,7 +130,7 @@ def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = 
     facts = {"class": class_name, "config": config, "layouts": rules}
     answer = json.loads(cached("target", facts, lambda: _ask(class_name, config, layout))["target.json"])
     shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
-    return Target(class_name, layout, shapes, answer["tied"], answer["names"], answer["embedding"])
+    return Target(class_name, layout, shapes, answer["tied"], answer["names"], answer["embedding"], answer["joined"])
 
 
 def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, bytes]:
@@ -160,6 +162,7 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, b
         },
         "names": names,
         "embedding": on_disk[embedding],
+        "joined": sum(parameter is None for parameter in made_of.values()),
     }
     return {"target.json": json.dumps(answer).encode()}
 

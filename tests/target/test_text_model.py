@@ -68,7 +68,8 @@ def test_what_cannot_be_known_is_refused_with_the_line_to_write(config: dict[str
     [problem] = refused.value.problems
     assert problem.code == "LR112"
     assert words in problem.cause
-    assert "text_config.model_type: {const: TYPE}" in problem.fix
+    line = "text_models: {" if "contradicts" in words else "config: {text_config.model_type: {const: TYPE}}"
+    assert f"`target: {{{line}" in problem.fix
 
 
 def test_a_rule_file_that_names_another_one() -> None:
@@ -155,7 +156,8 @@ def test_rope_is_said_in_the_keys_of_both_generations(config: dict[str, Any], ol
         ({"model_type": "granite", "logits_scaling": 8.0}, "logits_scaling 8.0"),
         ({"model_type": "phi"}, "lm_head.bias"),
         ({"model_type": "minicpm3"}, "dim_model_base 256"),  # with a table whose rows it multiplies by a buffer of whole numbers
-        ({"model_type": "bert"}, "BertModel"),
+        ({"model_type": "bert", "tie_word_embeddings": False}, "BertModel"),
+        ({"model_type": "falcon", "tie_word_embeddings": True}, "ties its head to `word_embeddings.weight`"),
     ],
 )
 @pytest.mark.parametrize("target", [LLAVA, "LlavaNextForConditionalGeneration", "LlavaOnevisionForConditionalGeneration"])
@@ -212,6 +214,76 @@ def test_a_config_of_its_own_inside(changed: Changed, run: Run) -> None:
     assert ran.code == 0, ran.err
     text = json.loads(Path("out/config.json").read_text())["text_config"]
     assert (text["model_type"], text["rms_norm_eps"], text["architectures"]) == ("llama", 1e-4, ["LlamaForCausalLM"])
+
+
+@pytest.mark.parametrize(
+    ("outside", "said"),
+    [
+        ({"rms_norm_eps": 1e-2}, "rms_norm_eps: 0.01 around it and 1e-06 inside"),
+        ({"rope_theta": 5e5}, "rope_theta: 500000.0 around it and 10000.0 inside"),
+        ({"hidden_act": "gelu"}, "hidden_act: 'gelu' around it and 'silu' inside"),
+    ],
+)
+def test_what_stands_around_counts_for_nothing_inside(outside: dict[str, Any], said: str) -> None:
+    """The research code builds the language model from its own config: what that leaves out is the class's default."""
+    inner = {"model_type": "qwen2", "hidden_size": 64, "vocab_size": 320}  # sizes at the default are left out, too
+    assert read_text_model(inner, LLAVA, {}, None, {"hidden_size": 64, "mm_hidden_size": 32}).unknown == ("mm_hidden_size",)
+    with pytest.raises(RemapError) as refused:
+        read_text_model(inner, LLAVA, {}, None, outside)
+    assert said in refused.value.problems[0].cause
+
+
+def test_rope_said_twice() -> None:
+    """As this tool itself writes it, for both generations; but not differently."""
+    new = {"rope_type": "default", "rope_theta": 5e5}
+    assert read(model_type="llama", rope_parameters=new, rope_theta=5e5, rope_scaling=None).unknown == ()
+    with pytest.raises(RemapError, match="contradicts itself on rope"):
+        read(model_type="llama", rope_parameters=new, rope_theta=7777.0)
+
+
+def test_one_line_overrules_what_names_end_in() -> None:
+    names = {"architectures": ["LlavaPhiForCausalLM"], "model_type": "llava_phi"}
+    assert read(**names).kind == "phi"
+    assert read(forks={"LlavaPhiForCausalLM": "phi3"}, **names).kind == "phi3"
+    assert read(forks={"llava_phi": "phi3"}, **names).kind == "phi3"
+    with pytest.raises(RemapError) as refused:
+        read("phi3", **names)
+    assert "text_models: {llava_phi: phi3, LlavaPhiForCausalLM: phi3}" in refused.value.problems[0].fix
+
+
+def test_older_versions_are_told_in_their_own_names() -> None:
+    """4.x reads `num_experts` and no other name; Phi-3's class there takes three keys of longrope and no more."""
+    found = read(model_type="qwen3_moe", num_experts=4, head_dim=16)
+    assert (found.config["num_experts"], found.config["num_local_experts"]) == (4, 4)
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    scaling = {"type": "longrope", **factors}
+    config = read(
+        model_type="phi3", rope_scaling=scaling, original_max_position_embeddings=128, max_position_embeddings=256
+    ).config
+    assert config["rope_scaling"] == scaling
+    assert config["rope_parameters"]["rope_type"] == "longrope"
+
+
+def with_rules(line: str, run: Run, source: Path = SOURCE) -> Any:
+    rules = Path("own.yaml")
+    rules.write_text(
+        f"schema: 1\nname: own\nversion: 1.0.0\nsummary: own\nextends: [llava-v1.5.yaml]\ntarget: {{config: {{{line}}}}}\n"
+    )
+    return run("apply", rules, "--source", source, "--source", f"vision_tower={CLIP}", "--output", "out")
+
+
+@pytest.mark.parametrize("key", ["text_config.rope_theta", "text_config.rope_parameters.rope_theta"])
+def test_a_rule_files_own_value_is_said_to_both_generations(key: str, run: Run) -> None:
+    ran = with_rules(f"{key}: {{const: 777.0}}", run)
+    assert ran.code == 0, ran.out
+    text = json.loads(Path("out/config.json").read_text())["text_config"]
+    assert (text["rope_theta"], text["rope_parameters"]["rope_theta"]) == (777.0, 777.0)
+
+
+def test_a_rule_files_own_value_is_tried_like_any_other(run: Run, changed: Changed) -> None:
+    source = changed(SOURCE, config=lambda c: c.update(architectures=["GraniteForCausalLM"], model_type="granite"))
+    ran = with_rules("text_config.logits_scaling: {const: 4.0}", run, source)
+    assert (ran.code, "LR314" in ran.out, "logits_scaling 4.0" in ran.out) == (1, True, True)
 
 
 def test_a_kind_known_by_its_name_is_told(changed: Changed, run: Run) -> None:
