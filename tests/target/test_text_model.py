@@ -242,7 +242,7 @@ def test_rope_said_twice() -> None:
 
 
 def test_one_line_overrules_what_names_end_in() -> None:
-    names = {"architectures": ["LlavaPhiForCausalLM"], "model_type": "llava_phi"}
+    names: dict[str, Any] = {"architectures": ["LlavaPhiForCausalLM"], "model_type": "llava_phi"}
     assert read(**names).kind == "phi"
     assert read(forks={"LlavaPhiForCausalLM": "phi3"}, **names).kind == "phi3"
     assert read(forks={"llava_phi": "phi3"}, **names).kind == "phi3"
