@@ -92,7 +92,7 @@ def build(kind: str) -> Own | str:
     kept = []
     for key in sorted(names - set(said) - STAYS):
         for value in _others(key, defaults.get(key)):
-            if _runs(config_class, {**said, key: value}):
+            if _runs(config_class, {**said, key: value}, sizes=False):
                 said[key] = value
                 break
         else:
@@ -124,19 +124,20 @@ def _others(key: str, value: Any) -> Iterator[Any]:
         yield from (2.0, 2)
 
 
-def _runs(config_class: Any, said: Mapping[str, Any]) -> bool:
-    return _why_not(config_class, said) is None
+def _runs(config_class: Any, said: Mapping[str, Any], *, sizes: bool = True) -> bool:
+    return _why_not(config_class, said, sizes=sizes) is None
 
 
-def _why_not(config_class: Any, said: Mapping[str, Any]) -> str | None:
-    """Why a model with this config can't be built and run, or None."""
+def _why_not(config_class: Any, said: Mapping[str, Any], *, sizes: bool = True) -> str | None:
+    """Why a model with this config can't be built and run, or None. `sizes`: whether they may be too large for it."""
     try:
         torch.manual_seed(0)
         config = config_class(**json.loads(json.dumps(dict(said))))
-        with torch.device("meta"):
-            number = sum(value.numel() for value in AutoModelForCausalLM.from_config(config, dtype=torch.float32).parameters())
-        if number > 20_000_000:
-            return f"at its smallest here it has {number} parameters"
+        if sizes:
+            with torch.device("meta"):
+                number = sum(value.numel() for value in AutoModelForCausalLM.from_config(config).parameters())
+            if number > 20_000_000:
+                return f"at its smallest here it has {number} parameters"
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
         with torch.no_grad():
             logits = model(input_ids=TEXT[:, :20], use_cache=False).logits
