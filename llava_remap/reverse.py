@@ -233,7 +233,11 @@ def _notes(rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str], 
     if rules.text.tokens and embedding is not None and embedding.shape:
         tokens = ", ".join(f"`{token.text}`" for token in rules.text.tokens)
         cause = f"all {embedding.shape[0]} rows of embed_tokens are kept, with those that were made for {tokens} or to fill up."
-        notes.append(Problem("LR410", cause, f"Set vocab_size to {embedding.shape[0]} in the config.json that you copy."))
+        fix = (
+            f"Set vocab_size to {embedding.shape[0]} in the config.json that you copy, and put {tokens} with their ids into an "
+            "added_tokens.json beside it: without, nothing tells whose rows they are."
+        )
+        notes.append(Problem("LR410", cause, fix))
     return notes
 
 

@@ -39,7 +39,7 @@ def test_value_checks_of_a_refused_plan(run: Run, changed: Changed) -> None:
         [line] = [line for line in ran.out.splitlines() if line.startswith("Value checks")]
         assert line.endswith(": not run")
     ran = run("apply", "llava-v1.5", "--source", RELEASED / "safetensors", "--source", f"vision_tower={CLIP}", "--dry-run")
-    assert "finite: not run (in a dry run, --check-values does)" in ran.out
+    assert "1 finite, 1 norms: not run (in a dry run, --check-values does)" in ran.out
 
 
 def test_one_is_singular(run: Run) -> None:

@@ -63,7 +63,7 @@ def test_there_and_back(form: str) -> None:
 
 
 def test_what_comes_back_is_taken_there_again(changed: Changed) -> None:
-    """With the files that are to be copied, and the number of rows that the report names."""
+    """With the files that are to be copied, and the number of rows and the tokens that the report names."""
     source = FORMS["full_state_dict"]
     apply("llava-v1.5", [str(source), TOWER], "out")
     reverse()
@@ -71,6 +71,7 @@ def test_what_comes_back_is_taken_there_again(changed: Changed) -> None:
         shutil.copy(file, "back")
     config = json.loads((source / "config.json").read_text())
     Path("back/config.json").write_text(json.dumps({**config, "vocab_size": 384}))
+    Path("back/added_tokens.json").write_text(json.dumps({"<image>": 320, "<pad>": 321}))
     apply("llava-v1.5", ["back", TOWER], "again")
     assert {n: t[2] for n, t in tensors(Path("again")).items()} == {n: t[2] for n, t in tensors(Path("out")).items()}
 

@@ -148,5 +148,5 @@ def test_aliases_of_a_manifest(run: Run) -> None:
     assert plan["complete"]
     [head] = [entry for entry in plan["mapped"] if entry["target"] == HEAD]
     assert (head["op"], head["shape"][0]) == ("tied", 152000)
-    assert [check["check"] for check in plan["value_checks"]] == ["finite"]
+    assert [check["check"] for check in plan["value_checks"]] == ["norms", "finite"]
     assert sum(note["code"] == "LR506" for note in plan["notes"]) == 2

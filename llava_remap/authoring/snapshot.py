@@ -179,7 +179,7 @@ def _differences(old: Snapshot, new: Snapshot) -> list[Difference]:
 def _asked(rules: RuleFile) -> set[str]:
     """The keys of the config that `detect` and the rules ask for."""
     conditions = [rules.text.detect, *(rule.when for rule in (*rules.text.prepare, *rules.text.names) if rule.when is not None)]
-    return {key for condition in conditions for key in condition.config}
+    return {key for condition in conditions for key in (*condition.config, *condition.config_not)}
 
 
 def _file_name(names: NameSet) -> str:

@@ -113,6 +113,8 @@ def _ask(
         raise refuse("LR112", f"the language model's config says tie_word_embeddings: {tied!r}; true or false is needed.", _MEND)
     rows = aliases.get("vocab_size", "vocab_size")
     values = {key: value for key, value in _values(config).items() if key in own and key != rows} | {"tie_word_embeddings": tied}
+    if isinstance(turned := values.get("rope_parameters"), dict) and "rope_type" in turned:
+        turned.pop("type", None)  # its name in the oldest configs
     if values.get("head_dim", 0) is None:  # newer classes divide by it; without the key it is hidden_size / heads in all versions
         del values["head_dim"]
     renamed = {
@@ -121,7 +123,7 @@ def _ask(
     rope = old_rope(config_class, values)
     compared = compare_classes(config, target_class)
     newer = "versions of transformers before 5 can't be told all of its rope_parameters: use 5.0 or later"
-    whole = {"model_type": kind, "architectures": [class_names()[kind]], **values, **renamed, **older, **(rope or {})}
+    whole = {"model_type": kind, "architectures": [class_names()[kind]], **values, **renamed, **(rope or {}), **older}
     beside = {key: value for key, value in (around or {}).items() if key not in not_its and key[:1] != "_" and value is not None}
     _check_around(beside, whole)
     unknown = [key for key in given if key not in known and key not in older and given[key] is not None]

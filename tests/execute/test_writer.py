@@ -253,7 +253,9 @@ def large(changed: Changed) -> Path:
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             tensors[name] = torch.randn(ROWS, tensors[name].shape[1], generator=generator).to(tensors[name].dtype)
 
-    return changed(tensors=grow, config=lambda config: config.update(vocab_size=ROWS))
+    source = changed(tensors=grow, config=lambda config: config.update(vocab_size=ROWS))
+    (source / "added_tokens.json").write_text('{"<own>": 320}')  # so that the rows behind it are from padding
+    return source
 
 
 @pytest.mark.parametrize("vocab", ["keep", "pad"])

@@ -178,7 +178,6 @@ names: [{id: a, from: a, to: b}, {id: c, from: '{x}', to: 'c.{x}'}]
             "vision_tower.vision_model.post_layernorm.bias",
         ),
         ("modules.lm_head.weight", None),
-        ("lm_head.module", None),
         ("model.vision_resampler.mm_projector.2.bias", "multi_modal_projector.linear_2.bias"),
         ("modelX.layers.0.mlp.up_proj.weight", None),
         ("model.layers.x.mlp.up_proj.weight", None),
@@ -186,9 +185,7 @@ names: [{id: a, from: a, to: b}, {id: c, from: '{x}', to: 'c.{x}'}]
         ("model.layers.0", None),
         ("xmodel.norm.weight", None),
         ("model.norm.weight.extra", None),
-        ("lm_head.bias", None),
         ("language_model.model.norm.weight", None),  # already converted
-        ("multi_modal_projector.linear_1.weight", None),
         ("", None),
         (".", None),
         ("model.", None),
