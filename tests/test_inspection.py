@@ -282,6 +282,34 @@ def test_inspect_says_what_is_not_checked_without_a_tower(run: Run) -> None:
     assert "with --source vision_tower=DIR: the checkpoint has no tower inside" in ran.out
 
 
+@pytest.mark.parametrize(
+    ("source", "config", "fitting"),
+    [
+        (ONEVISION, {}, ["llava-onevision"]),
+        (ONEVISION, {"image_aspect_ratio": "anyres"}, ["llava-interleave", "llava-interleave-onevision"]),
+        (NEXT, {"mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2}, ["llava-next-video"]),
+    ],
+)
+def test_the_tower_that_is_made_up_is_of_the_kind_that_the_rule_file_is_for(
+    source: Path, config: Config, fitting: list[str], run: Run
+) -> None:
+    """SigLIP has no class token, and the rule files for it refuse one."""
+    tensors, own = original(source)
+    bare = {name: tensor for name, tensor in tensors.items() if "vision_tower" not in name}
+    ran = run("inspect", written(bare, {**own, **config}))
+    assert ran.code == 0, ran.out
+    assert re.findall(r"  (\S+): fits, maps", ran.out) == fitting
+
+
+def test_a_refused_video_model_is_not_led_to_a_rule_file_for_another_tower(run: Run) -> None:
+    tensors, config = original(NEXT)
+    bare = {name: tensor for name, tensor in tensors.items() if "vision_tower" not in name}
+    config |= {"mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2, "mm_newline_position": "no_token"}
+    ran = run("inspect", written(bare, config))
+    assert ran.code == 1
+    assert "llava-interleave takes every name" not in ran.out
+
+
 def test_inspect_says_why_a_tower_inside_needs_its_config(whole: Tensors, run: Run) -> None:
     """Tensors don't show the number of heads; with the tower's own config, `apply` takes it."""
     source = written(whole, original()[1])
