@@ -25,6 +25,7 @@ from llava_remap.target import (
     config_as_source,
     derive_config,
     embedding_rows,
+    norms_about_one,
     place_tokens,
     read_vocabulary,
     text_config,
@@ -201,7 +202,8 @@ def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str, dtype
     rows_after = target.shapes.get(embedding, (0,))[0]
     problems = vocabulary_problems(vocabulary, (), said, rows, rows_after, vocab, adds_rows=False)
     notes = (*config.notes, *kept_notes(checkpoint.folder, vocabulary))
-    return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes)
+    about_one = norms_about_one(config.config)
+    return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes, about_one)
 
 
 def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None:

@@ -244,8 +244,9 @@ def _value_checks(
 
 
 def _is_norm(entry: Mapped) -> bool:
-    """Whether it is the weight of a norm of the language model: no other module of one has weights of one dimension."""
-    of_text = entry.target.startswith("language_model.") and entry.target.endswith(".weight")
+    """Whether it is the weight of a norm of the language model, by its module's name."""
+    *modules, kind = entry.target.split(".")
+    of_text = modules[:1] == ["language_model"] and kind == "weight" and "norm" in modules[-1]
     return of_text and len(entry.shape) == 1 and bool(entry.from_) and entry.op != "tied"
 
 

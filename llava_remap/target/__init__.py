@@ -1,6 +1,6 @@
 """Class and config to the wanted parameters."""
 
-from llava_remap.target.as_source import config_as_source
+from llava_remap.target.as_source import config_as_source, norms_about_one
 from llava_remap.target.config import (
     EMBEDDING,
     HEAD,
@@ -45,6 +45,7 @@ __all__ = [
     "embedding_rows",
     "layout_program",
     "names_in",
+    "norms_about_one",
     "place_tokens",
     "read_vocabulary",
     "said_of_text",

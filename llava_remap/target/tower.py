@@ -106,11 +106,14 @@ def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             [prefix + "embeddings.patch_embedding.weight", prefix + "embeddings.position_embedding.weight"],
         )
     class_tokens = int("embeddings.class_embedding" in tower)
+    out, channels, side, last = patch.shape
+    if channels == side != last:  # [out, height, width, in], as MLX has it: the plan tells it, by the shape that is wanted
+        channels = last
     return {
         "model_type": "clip_vision_model" if class_tokens else "siglip_vision_model",
-        "hidden_size": patch.shape[0],
-        "num_channels": patch.shape[1],
-        "patch_size": patch.shape[2],
+        "hidden_size": out,
+        "num_channels": channels,
+        "patch_size": side,
         "positions": list(positions.shape),
         "patches": positions.shape[0] - class_tokens,
         "class_tokens": class_tokens,
