@@ -35,6 +35,7 @@ from llava_remap.target import (
     vocabulary_problems,
     wanted_parameters,
 )
+from llava_remap.trained_with import rows_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,9 @@ def derive(
     rows_after = target.shapes.get(target.embedding, (0,))[0]
     adds_rows = any(takes(post_load.use, "vocab") for post_load in rules.text.post_load)
     base = _rows_of_base(rules, routes, target.embedding)
-    problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base)
+    problems = rows_problems(rules, checkpoints, routes, target.embedding, said) or vocabulary_problems(
+        vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base
+    )
     unread, told = unread_keys(rules, said, text.unknown)
     problems += unread + _text_problems(rules, text)
     problems += _config_problems(rules, checkpoints) + _activation_problems(rules, checkpoints, config)

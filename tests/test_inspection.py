@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig, PixtralVisionConfig
+from typer.testing import CliRunner
 
 from llava_remap.apply import apply
+from llava_remap.cli.commands import app
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run, Tensors
 from tests.families import RULES_OF
 
@@ -427,7 +429,8 @@ def assert_made_by_the_command(text: str) -> None:
     found = re.search(r"printf .* > mine\.yaml", text)
     assert found is not None
     subprocess.run(["sh", "-c", found[0]], check=True)
-    assert Path("mine.yaml").read_text().startswith("schema: 1\n")
+    lint = CliRunner().invoke(app, ["rules", "lint", "mine.yaml"])
+    assert (lint.exit_code, "clean" in lint.stdout) == (0, True), lint.stdout
 
 
 # At full size

@@ -106,12 +106,14 @@ def build_plan(
     found_problems = list(problems)
     if recognised:
         class_name = target.class_name if target else rules.target.class_ or "CLASS"
-        draft = draft_command(checkpoints[rules.first_source].location, class_name)
+        draft = draft_command(class_name, checkpoints[rules.first_source].location)
         found_problems += unmapped_problems(plan_unmapped, target is not None, draft)
     if target is not None:
+        # Where an adapter agrees with the model on a shape, it is the base that is another one, and its pairs tell it.
+        agreeing = {name for name, pair in pairs.items() if (pair.b.shape[0], pair.a.shape[1]) == shapes.get(name)}
         found_problems += coverage_problems(
             plan_missing,
-            mismatched,
+            [m for m in mismatched if m.target not in agreeing],
             collisions,
             routes,
             layers(shapes),

@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
-from llava_remap.errors import Problem, refuse
+from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.target.presets import TOWER_DEFAULTS, TOWERS
 
 #: What of a vision config is kept; everything else in it has no effect on what the tower computes.
@@ -88,6 +88,16 @@ def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     keys = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "num_channels")
     image_size = isqrt(seen["patches"]) * seen["patch_size"]
     return {**{key: seen[key] for key in keys}, "image_size": image_size, "num_attention_heads": 1}
+
+
+def has_stock_sizes(named: str, prefix: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a tower can be the one that is named: of no stock tower the name tells sizes."""
+    stock = {name.split("/")[-1]: preset for name, preset in TOWERS.items()}
+    called = _stock_name(named, stock)
+    try:
+        return called not in stock or _fits(stock[str(called)], _sizes(prefix, tensors))
+    except RemapError:  # LR302: there is no whole tower
+        return False
 
 
 def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
