@@ -403,9 +403,9 @@ def _unknown_sources(rules: RuleFile, routes: Routes, checkpoints: Mapping[str, 
             f"source `{name}` ({checkpoint.location}) was read, and {rules.name} knows none of its "
             f"{counted(len(checkpoint.catalog), 'name')}."
         )
-        command = draft_command(
-            rules.target.class_ or "CLASS", checkpoints[rules.first_source].location, **{name: checkpoint.location}
-        )
+        places = {other: c.location for other, c in checkpoints.items() if c.catalog and (other == name or not c.pairs)}
+        places |= dict.fromkeys(routes.not_given, "DIR")
+        command = draft_command(rules.target.class_ or "CLASS", places.pop(rules.first_source), **places)
         fix = (
             f"Give a checkpoint with names like {' or '.join(f'`{text}`' for text in wanted[:_TEMPLATES])}, or infer a rule file "
             f"for these: {command}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from itertools import pairwise
@@ -75,6 +76,16 @@ def both(run: Run, source: Path, rules: str, *sources: str) -> tuple[str, str]:
 
 
 # What is converted already
+
+
+def test_a_tower_alone_lacks_the_rest_and_no_rows(classic: Path, run: Run) -> None:
+    tensors, config = converted(classic)
+    tower_alone(tensors, config)
+    source = written(tensors, config)
+    for file in classic.glob("tokenizer*"):
+        shutil.copy(file, source)
+    ran = run("inspect", source)
+    assert ("LR302" in ran.out + ran.err, "LR402" in ran.out + ran.err) == (True, False)
 
 
 def half(tensors: Tensors, config: Config) -> None:
