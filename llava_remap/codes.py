@@ -61,7 +61,8 @@ CODES: dict[str, Code] = {
         "`--source model=LANGUAGE_MODEL --source projector=DIR`."),
     "LR109": Code("already converted", Exit.PROBLEMS,
         "The checkpoint is a whole model in a layout of transformers: a plan of `hf-layouts` proved it. In the classic "
-        "layout, load the folder as it is; from another one, `apply hf-layouts` makes it classic."),
+        "layout, load the folder as it is; from another one, `apply hf-layouts` makes it classic. An adapter or a projector "
+        "given beside it isn't in it: the message says what merges it, or which model to give."),
     "LR110": Code("names with a wrapper on", Exit.PROBLEMS,
         "Names have in them what a training framework puts around modules, and the rule file leaves it there. Let it extend "
         "`parts/wrappers.yaml`."),

@@ -25,6 +25,7 @@ from llava_remap.target import (
     config_as_source,
     derive_config,
     embedding_rows,
+    norms_about_one,
     place_tokens,
     read_vocabulary,
     text_config,
@@ -34,6 +35,7 @@ from llava_remap.target import (
     vocabulary_problems,
     wanted_parameters,
 )
+from llava_remap.trained_with import rows_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,9 @@ def derive(
     rows_after = target.shapes.get(target.embedding, (0,))[0]
     adds_rows = any(takes(post_load.use, "vocab") for post_load in rules.text.post_load)
     base = _rows_of_base(rules, routes, target.embedding)
-    problems = vocabulary_problems(vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base)
+    problems = rows_problems(rules, checkpoints, routes, target.embedding, said) or vocabulary_problems(
+        vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base
+    )
     unread, told = unread_keys(rules, said, text.unknown)
     problems += unread
     problems += _config_problems(rules, checkpoints) + _activation_problems(rules, checkpoints, config)
@@ -216,7 +220,8 @@ def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str, dtype
     rows_after = target.shapes.get(embedding, (0,))[0]
     problems = vocabulary_problems(vocabulary, (), said, rows, rows_after, vocab, adds_rows=False)
     notes = (*config.notes, *kept_notes(checkpoint.folder, vocabulary))
-    return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes)
+    about_one = norms_about_one(config.config)
+    return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes, about_one)
 
 
 def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None:

@@ -29,6 +29,7 @@ from llava_remap.rulefile import (
 )
 from llava_remap.sources import other_than_default
 from llava_remap.target import CLASSIC, layout_program
+from llava_remap.trained_with import PROJECTOR, projector_place
 
 #: The shipped rule file from any layout of transformers to the classic one.
 HF_LAYOUTS = "hf-layouts"
@@ -38,6 +39,12 @@ _TEMPLATES = 6
 _WRAPPERS = "parts/wrappers.yaml"
 #: Folded names in a sentence.
 _SHOWN = 2
+#: A command that merges an adapter into a model of transformers.
+_MERGE = (
+    'python -c "import sys; from peft import PeftModel; from transformers import AutoModelForImageTextToText as M; '
+    "PeftModel.from_pretrained(M.from_pretrained(sys.argv[1], dtype='auto'), sys.argv[2]).merge_and_unload()"
+    ".save_pretrained('merged')\" {} {}"
+)
 #: Stands for the first source where only another one is looked at.
 _EMPTY = Checkpoint(Path(), "", {}, None, None)
 
@@ -122,7 +129,7 @@ def identify(
         config = checkpoint.config  # its language model's is inside
     routed = [r for r in taken if r.source == rules.first_source]
     if problems := _already_converted(rules, routed, checkpoint, refusals):
-        return problems
+        return [_with_parts(rules, routes, checkpoints, p) if p.code == "LR109" else p for p in problems]
     for check in (_wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
@@ -305,6 +312,24 @@ def _already_converted(
     return already_converted(checkpoint, [r.tensor.name for r in routed], mapped, refusals)
 
 
+def _with_parts(rules: RuleFile, routes: Routes, checkpoints: Mapping[str, Checkpoint], problem: Problem) -> Problem:
+    """LR109 for a converted model that is to be the base of an adapter or of a projector, which isn't in it."""
+    first = rules.first_source
+    if not (parts := [name for name in checkpoints if rules.text.sources[name].overrides]):
+        return problem
+    named = " and ".join(f"`{name}`" for name in parts)
+    cause = f"{problem.cause} {named} {'are' if len(parts) > 1 else 'is'} not in it."
+    known = {pair.source for pair in routes.pairs if pair.rewrite.target is not None}
+    if foreign := next((name for name in parts if name not in known and checkpoints[name].pairs), None):
+        base, adapter = quote(checkpoints[first].location), quote(checkpoints[foreign].location)
+        fix = f"`{foreign}` was trained on a model of transformers, so PEFT merges it: {_MERGE.format(base, adapter)}"
+        return Problem("LR109", cause, fix)
+    base = next((f" ({checkpoints[name].base}, by its own files)" for name in parts if checkpoints[name].base), "")
+    return Problem(
+        "LR109", cause, f"Give the model that {named} was trained from{base}, under its own names: --source {first}=DIR."
+    )
+
+
 def _other_tower(
     rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint, config: Mapping[str, Any] | None
 ) -> Problem | None:
@@ -329,7 +354,7 @@ def _tower_problem(
         "LR301",
         f"{checkpoint.location} has a tower inside{kind} of a kind that {rules.name} doesn't know: {_some(names)}.",
         "Another tower in its place would see other features. If a class of transformers has this one, infer a rule file for it: "
-        f"{draft_command(checkpoint.location, 'CLASS')}",
+        f"{draft_command('CLASS', checkpoint.location)}",
         names,
     )
 
@@ -365,20 +390,25 @@ def _unknown_sources(rules: RuleFile, routes: Routes, checkpoints: Mapping[str, 
     unknown = [name for name in {r.source: None for r in every} if name not in known and name != rules.first_source]
     used = {r.rewrite.rules[-1] for r in every if r.rewrite.target is not None}
     renames = [rule for rule in compile_rules(rules).names if rule.rule.to is not None]
-    unused = [rule for rule in renames if rule.label not in used]
+    left = [rule for rule in renames if rule.label not in used] or renames
+    # What is no tower brings a projector at the least; only pairs change a language model.
+    left = [rule for rule in left if str(rule.rule.to).startswith(PROJECTOR)] or left
     problems = []
     for name in (*routes.unselected, *unknown):
         checkpoint = checkpoints[name]
         if not checkpoint.catalog:  # a config alone
             continue
-        wanted = rules.text.sources[name].selected or [str(rule.rule.from_) for rule in unused or renames]
+        wanted = rules.text.sources[name].selected or [str(rule.rule.from_) for rule in left]
         cause = (
             f"source `{name}` ({checkpoint.location}) was read, and {rules.name} knows none of its "
             f"{counted(len(checkpoint.catalog), 'name')}."
         )
+        places = {other: c.location for other, c in checkpoints.items() if c.catalog and (other == name or not c.pairs)}
+        places |= dict.fromkeys(routes.not_given, "DIR")
+        command = draft_command(rules.target.class_ or "CLASS", places.pop(rules.first_source), **places)
         fix = (
-            f"Give a checkpoint with names like {' or '.join(f'`{text}`' for text in wanted[:_TEMPLATES])}, or write a rule file "
-            f"that maps these, with `extends: [{rules.name}.yaml]`."
+            f"Give a checkpoint with names like {' or '.join(f'`{text}`' for text in wanted[:_TEMPLATES])}, or infer a rule file "
+            f"for these: {command}"
         )
         problems.append(Problem("LR305", cause, fix, tuple(checkpoint.catalog)))
     return problems
@@ -398,6 +428,10 @@ def _elsewhere(rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[st
     parts = [name for name, source in rules.text.sources.items() if source.overrides]
     given = [number for number, name in enumerate(parts) if name in checkpoints]
     if left := parts[: given[0]] if given else parts:
+        program = compile_rules(rules)
+        for name in (name for name in parts if name in checkpoints):
+            if lies := projector_place(rules, program, name, checkpoints[name]):
+                return f"A projector was trained with `{name}`. {lies}"
         return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in left)}."
     if not given:
         return ""
@@ -447,7 +481,7 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
         return f"Every name is known, and something is missing. If it lies elsewhere, give that too: {beside}."
     if behind := _behind_prefix(checkpoint):
         return behind
-    command = draft_command(checkpoint.location, _class_for(checkpoint, found, asked))
+    command = draft_command(_class_for(checkpoint, found, asked), checkpoint.location)
     return f"None of the shipped rule files fits. Infer one from names and shapes: {command}"
 
 
@@ -463,20 +497,32 @@ def _behind_prefix(checkpoint: Checkpoint) -> str:
             any(not fit.unknown for fit in fits(_without_prefix(checkpoint, prefix, some)))
             and (best := fits(_without_prefix(checkpoint, prefix, checkpoint.catalog))[0]).fits
         ):
-            fields = json.dumps({"id": "prefix", "from": f"{prefix}{{rest...}}", "to": "{rest}"})  # JSON is YAML
-            lines = [
-                *("schema: 1", "name: mine", "version: 1.0.0", f"summary: {best.rules} behind a prefix"),
-                *(f"extends: [{best.rules}.yaml]", f"prepare: [{fields}]"),
-            ]
-            # Names of a source that has a prefix of its own get this one too, for the rule to take off.
-            sources = load_rule_file(best.rules).text.sources
-            if behind := {name: {"prefix": prefix + source.prefix} for name, source in sources.items() if source.prefix}:
-                lines.append(f"sources: {json.dumps(behind)}")
+            lines = _taking_off(prefix, load_rule_file(best.rules), checkpoint)
             written = f"printf '%s\\n' {' '.join(map(quote, lines))} > mine.yaml"
             return (
                 f"All names fit {best.rules} once the prefix `{prefix}` is taken off. Write a rule file that does it: {written}"
             )
     return ""
+
+
+def _taking_off(prefix: str, rules: RuleFile, checkpoint: Checkpoint) -> list[str]:
+    """The lines of a rule file that takes a prefix off, by the word behind it: `model.` itself begins other names, too."""
+    bare = _without_prefix(checkpoint, prefix, checkpoint.catalog)
+    program = compile_rules(rules, bare.catalog, checkpoint.config)
+    examples = {name.partition(".")[0]: program.rewrite(name) for name in reversed(list(bare.catalog))}
+    renames, tests = [], []
+    for number, (word, example) in enumerate(examples.items(), 1):
+        behind, kept = ("", "") if example.source == word else (".{rest...}", ".{rest}")
+        renames.append({"id": f"prefix-{number}", "from": prefix + word + behind, "to": word + kept})
+        becomes = {"dropped": True} if example.target is None else {"to": example.target}
+        tests.append({"from": prefix + example.source, **becomes})
+    lines = [
+        *("schema: 1", "name: mine", "version: 1.0.0", f"summary: {rules.name} behind a prefix"),
+        *(f"extends: [{rules.name}.yaml]", f"prepare: {json.dumps(renames)}", f"tests: {json.dumps(tests)}"),  # JSON is YAML
+    ]
+    # Names of a source that has a prefix of its own get this one too, for the rules to take off.
+    sources = {name: {"prefix": prefix + source.prefix} for name, source in rules.text.sources.items() if source.prefix}
+    return [*lines, f"sources: {json.dumps(sources)}"] if sources else lines
 
 
 def _without_prefix(checkpoint: Checkpoint, prefix: str, names: Collection[str]) -> Checkpoint:

@@ -14,8 +14,8 @@ from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.errors import Problem, RemapError
 from llava_remap.identify import HF_LAYOUTS, Fit, advice, already_converted, fits, nearest_layout
 from llava_remap.plan import route
-from llava_remap.rewrite import compile_rules
-from llava_remap.rulefile import RuleFile, load_rule_file
+from llava_remap.rewrite import compile_rules, contradictions
+from llava_remap.rulefile import Condition, RuleFile, load_rule_file
 from llava_remap.target import shapes_config
 
 #: Some of its sizes depend on the tower's.
@@ -74,7 +74,7 @@ def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
     source = next((name for name, source in rules.text.sources.items() if name not in given and "processor" in source.use), None)
     if source is None:
         return replace(fit, refusals=refusals)
-    given[source] = Checkpoint(Path(), "", {}, _tower_config(rules, checkpoint), None)
+    given[source] = Checkpoint(Path("DIR"), "", {}, _tower_config(rules, checkpoint), None)
     if source in fit.also:
         given[source] = replace(given[source], catalog=_tower(rules, given, source))
     of_tower = (*rules.target.towers, *({_PROJECTOR} if source in fit.also else ()))
@@ -107,14 +107,21 @@ def _seen(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Tensor]:
     projector = _produced(rules, checkpoint).get(f"{_PROJECTOR}linear_1.weight")
     width = projector.shape[-1] if projector is not None and projector.shape else 1
     patch = _tile(rules, checkpoint.config or {}) // _PATCHES
+    prefix = next(iter(rules.target.towers))
+    has_class = not _refuses(rules, checkpoint, f"{prefix}embeddings.class_embedding")
     shapes = {
-        "embeddings.class_embedding": (width,),
+        **({"embeddings.class_embedding": (width,)} if has_class else {"embeddings.patch_embedding.bias": (width,)}),
         "embeddings.patch_embedding.weight": (width, 3, patch, patch),
-        "embeddings.position_embedding.weight": (1 + _PATCHES**2, width),
+        "embeddings.position_embedding.weight": (has_class + _PATCHES**2, width),
         f"encoder.layers.{_LAYERS - 1}.mlp.fc1.weight": (1, width),
     }
-    prefix = next(iter(rules.target.towers))
     return {prefix + name: Tensor(prefix + name, "F16", shape, None) for name, shape in shapes.items()}
+
+
+def _refuses(rules: RuleFile, checkpoint: Checkpoint, target: str) -> bool:
+    """Whether the `detect` of a rule file refuses every checkpoint with a target name, since it is for another kind of tower."""
+    source = compile_rules(rules, checkpoint.catalog, checkpoint.config).inverse(target)
+    return bool(contradictions(Condition(absent=rules.text.detect.absent), (str(source),), None))
 
 
 def _tile(rules: RuleFile, config: Mapping[str, Any]) -> int:

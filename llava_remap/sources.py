@@ -87,6 +87,13 @@ def open_needed(
     return {name: found[name] for name in rules.text.sources if name in found}, problems, notes
 
 
+def named_by_config(rules: RuleFile, name: str, config: Mapping[str, Any] | None) -> str | None:
+    """What a config names for a source, as a repository or a path; None where it names none."""
+    says = _named_default(rules, rules.text.sources[name])
+    named = (config or {}).get(says.from_) if says else None
+    return says.map.get(named, named) if says and isinstance(named, str) and named else None
+
+
 def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str | None:
     """What a config names for a source, where that ends in another name than the rule file's default; else None."""
     default = source.default
@@ -101,7 +108,7 @@ def _open_default(
 ) -> tuple[Checkpoint, list[Problem]]:
     """What the config names for a source, else the rule file's own default; and a note where the latter stands for the former."""
     source, why, give = rules.text.sources[name], _not_given(rules, name), f"Give it: --source {name}=DIR."
-    says = source.default if isinstance(source.default, NamedDefault) else _named_tower(rules, source)
+    says = _named_default(rules, source)
     default = source.default if isinstance(source.default, str) else says.default if says else None
     value = (config or {}).get(says.from_) if says else None
     value = value[0] if isinstance(value, list) and value else value
@@ -130,8 +137,10 @@ def _open_default(
     return checkpoint, [Problem("LR316", told, f"If the one that it names was trained since, give it: --source {name}=DIR.")]
 
 
-def _named_tower(rules: RuleFile, source: Source) -> NamedDefault | None:
-    """What the config says in place of a default that is a repository alone: of a tower, what `target.towers` reads."""
+def _named_default(rules: RuleFile, source: Source) -> NamedDefault | None:
+    """What of a config names a source. For a tower whose default is a repository alone it is what `target.towers` reads."""
+    if isinstance(source.default, NamedDefault):
+        return source.default
     key = next(iter(rules.target.towers.values())).from_ if source.used_if_absent else None
     return None if key is None else NamedDefault.model_validate({"from": key, "default": source.default})
 

@@ -13,10 +13,11 @@ from llava_remap.errors import Problem, RemapError
 from llava_remap.plan import Routes
 from llava_remap.rewrite import Program
 from llava_remap.rulefile import RuleFile
-from llava_remap.sources import last_part, other_than_default
+from llava_remap.sources import last_part, named_by_config
+from llava_remap.target import has_stock_sizes
 
 #: What the names of a projector begin with in the classic layout.
-_PROJECTOR = "multi_modal_projector."
+PROJECTOR = "multi_modal_projector."
 #: Where DeepSpeed's ZeRO-2 puts what was trained, in a step's folder beside the pairs of that step.
 _STEP, _NUMBER = "global_step*/mp_rank_00_model_states.pt", re.compile(r"global_step([0-9]{1,12})")
 
@@ -31,7 +32,7 @@ def naming_notes(
     """LR316 where the sources' own files name another one than a source that was given by hand.
 
     They name the model that an adapter or a projector was trained from, and the tower of a language model. Two are one where
-    their hub ids or paths end in the same name. A tower is held against its name only where that isn't the rule file's default.
+    their hub ids or paths end in the same name. A tower of other sizes than the stock one that is named is told as LR309.
 
     Args:
         given: the sources that were given.
@@ -44,15 +45,42 @@ def naming_notes(
         if rules.text.sources[name].overrides and part.base
     ]
     for name in (name for name in checkpoints if name in given and name in used):
-        if (tower := other_than_default(rules.text.sources[name], config)) is not None:
+        tower = named_by_config(rules, name, config)
+        if tower is not None and all(has_stock_sizes(tower, prefix, routes.produced) for prefix in rules.target.towers):
             named.append((name, tower, "the config names"))
     notes = []
     for name, text, who in named:
         there = checkpoints[name]
-        if last_part(text) != last_part(there.origin or str((there.folder or there.path).resolve())):
+        path = there.path.with_suffix("") if there.is_manifest else there.folder or there.path
+        if last_part(text) != last_part(there.origin or str(path.resolve())):
             cause = f"{who} {quoted(text)}, and {there.location} is given as `{name}`."
             notes.append(Problem("LR316", cause, f"If that is another one, give the one that is named: --source {name}=DIR."))
     return notes
+
+
+def rows_problems(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], routes: Routes, embedding: str, config: Mapping[str, Any]
+) -> list[Problem]:
+    """LR402 where the table of token embeddings isn't of the training whose config is believed.
+
+    Args:
+        config: the one that describes the language model.
+    """
+    first, origin, wanted = rules.first_source, routes.origin(embedding), config.get("vocab_size")
+    if origin is None or not isinstance(wanted, int):
+        return []
+    parts = [name for name in checkpoints if rules.text.sources[name].overrides]
+    said_by = next((name for name in parts if checkpoints[name].config is config), first)
+    rows = checkpoints[origin.source].catalog[origin.name].shape[0]
+    if origin.source == first != said_by and rows != wanted and (checkpoints[first].config or {}).get("vocab_size") == rows:
+        cause = f"by its config.json `{said_by}` was trained from a model of {wanted} tokens, and `{first}` has {rows}."
+        return [Problem("LR402", cause, f"Give the model that it was trained from: --source {first}=DIR.")]
+    if origin.source != first and rows < wanted:
+        cause = (
+            f"`{origin.source}` brings an embed_tokens of {rows} rows, and the config of `{said_by}` says vocab_size: {wanted}."
+        )
+        return [Problem("LR402", cause, f"Give the whole table, as the training's end has it: --source {origin.source}=DIR.")]
+    return []
 
 
 def projector_findings(
@@ -72,7 +100,7 @@ def projector_findings(
         if not adapter.pairs or name in brought or _is_frozen(config):
             continue
         shown = _shown(config)
-        lies = _lies(name, adapter.folder, program, sources[name].prefix) if adapter.folder is not None else ""
+        lies = projector_place(rules, program, name, adapter)
         if brought:
             if shown or lies:
                 told = (
@@ -92,7 +120,7 @@ def projector_findings(
 
 
 def _of_projector(target: str | None) -> bool:
-    return target is not None and target.startswith(_PROJECTOR)
+    return target is not None and target.startswith(PROJECTOR)
 
 
 def _is_frozen(config: Mapping[str, Any]) -> bool:
@@ -112,8 +140,11 @@ def _shown(config: Mapping[str, Any]) -> str:
     return f"{own}: {quoted(str(config[own]))}, so LLaVA's training wrote it" if own is not None else ""
 
 
-def _lies(name: str, folder: Path, program: Program, prefix: str) -> str:
+def projector_place(rules: RuleFile, program: Program, name: str, adapter: Checkpoint) -> str:
     """Where the projector that was trained with an adapter lies and how to give it, in words; empty where it isn't found."""
+    if adapter.folder is None or not adapter.pairs:
+        return ""
+    prefix = rules.text.sources[name].prefix
 
     def has_one(file: Path) -> bool:
         try:
@@ -122,7 +153,7 @@ def _lies(name: str, folder: Path, program: Program, prefix: str) -> str:
             return False
         return any(_of_projector(program.rewrite(prefix + found).target) for found in names)
 
-    folder = folder.resolve()
+    folder = adapter.folder.resolve()
     steps = {int(number[1]): path for path in folder.glob(_STEP) if (number := _NUMBER.fullmatch(path.parent.name))}
     if steps and has_one(last := steps[max(steps)]):
         return f"It lies in {last}. Put it beside the pairs: {_extract(last, folder)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig, PixtralVisionConfig
+from typer.testing import CliRunner
 
 from llava_remap.apply import apply
+from llava_remap.cli.commands import app
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run, Tensors
 from tests.families import RULES_OF
 
@@ -73,6 +76,16 @@ def both(run: Run, source: Path, rules: str, *sources: str) -> tuple[str, str]:
 
 
 # What is converted already
+
+
+def test_a_tower_alone_lacks_the_rest_and_no_rows(classic: Path, run: Run) -> None:
+    tensors, config = converted(classic)
+    tower_alone(tensors, config)
+    source = written(tensors, config)
+    for file in classic.glob("tokenizer*"):
+        shutil.copy(file, source)
+    ran = run("inspect", source)
+    assert ("LR302" in ran.out + ran.err, "LR402" in ran.out + ran.err) == (True, False)
 
 
 def half(tensors: Tensors, config: Config) -> None:
@@ -282,6 +295,34 @@ def test_inspect_says_what_is_not_checked_without_a_tower(run: Run) -> None:
     assert "with --source vision_tower=DIR: the checkpoint has no tower inside" in ran.out
 
 
+@pytest.mark.parametrize(
+    ("source", "config", "fitting"),
+    [
+        (ONEVISION, {}, ["llava-onevision"]),
+        (ONEVISION, {"image_aspect_ratio": "anyres"}, ["llava-interleave", "llava-interleave-onevision"]),
+        (NEXT, {"mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2}, ["llava-next-video"]),
+    ],
+)
+def test_the_tower_that_is_made_up_is_of_the_kind_that_the_rule_file_is_for(
+    source: Path, config: Config, fitting: list[str], run: Run
+) -> None:
+    """SigLIP has no class token, and the rule files for it refuse one."""
+    tensors, own = original(source)
+    bare = {name: tensor for name, tensor in tensors.items() if "vision_tower" not in name}
+    ran = run("inspect", written(bare, {**own, **config}))
+    assert ran.code == 0, ran.out
+    assert re.findall(r"  (\S+): fits, maps", ran.out) == fitting
+
+
+def test_a_refused_video_model_is_not_led_to_a_rule_file_for_another_tower(run: Run) -> None:
+    tensors, config = original(NEXT)
+    bare = {name: tensor for name, tensor in tensors.items() if "vision_tower" not in name}
+    config |= {"mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2, "mm_newline_position": "no_token"}
+    ran = run("inspect", written(bare, config))
+    assert ran.code == 1
+    assert "llava-interleave takes every name" not in ran.out
+
+
 def test_inspect_says_why_a_tower_inside_needs_its_config(whole: Tensors, run: Run) -> None:
     """Tensors don't show the number of heads; with the tower's own config, `apply` takes it."""
     source = written(whole, original()[1])
@@ -399,7 +440,8 @@ def assert_made_by_the_command(text: str) -> None:
     found = re.search(r"printf .* > mine\.yaml", text)
     assert found is not None
     subprocess.run(["sh", "-c", found[0]], check=True)
-    assert Path("mine.yaml").read_text().startswith("schema: 1\n")
+    lint = CliRunner().invoke(app, ["rules", "lint", "mine.yaml"])
+    assert (lint.exit_code, "clean" in lint.stdout) == (0, True), lint.stdout
 
 
 # At full size

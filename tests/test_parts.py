@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_remap.sources import last_part
 from llava_remap.target.same_logits import compare_classes
-from tests.conftest import CLIP, RELEASED, TINY, Ran, Run, Tensors
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Ran, Run, Tensors
 
 STOCK, MODEL = "openai/clip-vit-large-patch14-336", "liuhaotian/llava-v1.5-7b"
 SIGLIP, LORA = TINY / "siglip-tiny-patch14-28", TINY / "llava-v1.5-lora"
@@ -255,6 +255,21 @@ def test_another_tower_by_hand_is_told(run: Run) -> None:
     assert "LR316" not in notes(run, "llava-v1.5", named("me/tuned-clip"), "vision_tower=tuned-clip")
 
 
+def test_also_where_the_family_has_no_tower_of_its_own(run: Run) -> None:
+    tensors = {name: t for name, t in load_file(LLAVA / "model.safetensors").items() if "mm_projector" not in name}
+    linear = {"model.mm_projector.weight": torch.ones(64, 32).half(), "model.mm_projector.bias": torch.ones(64).half()}
+    path = folder("in", {**tensors, **linear}, {**read_config(LLAVA), "mm_vision_tower": "/x/ours"}, LLAVA)
+    assert "the config names `/x/ours`, and" in notes(run, "llava-v1", path, f"vision_tower={CLIP}")["LR316"]
+
+
+@pytest.mark.parametrize(("file", "is_told"), [("clip-vit-large-patch14-336.json", False), ("ours.json", True)])
+def test_a_tower_of_the_stock_sizes_is_the_stock_one_by_its_name_alone(file: str, is_told: bool, run: Run) -> None:
+    shutil.copy(MANIFESTS / "clip-vit-large-patch14-336.json", file)
+    model = MANIFESTS / "llava-v1.5-7b.released.json"
+    ran = run("apply", "llava-v1.5", "--source", model, "--source", f"vision_tower={file}", "--dry-run")
+    assert (ran.code, "LR316" in ran.out) == (0, is_told)
+
+
 # --- the projector that was trained with an adapter
 
 
@@ -323,6 +338,15 @@ def test_the_projector_of_a_step_is_found_and_the_command_puts_it_beside_the_pai
     )
 
 
+def test_the_projector_of_a_step_is_found_for_a_plain_language_model(run: Run) -> None:
+    path = step()
+    (path / "global_step500").mkdir()
+    torch.save({"module": beside_pairs()}, path / "global_step500" / "mp_rank_00_model_states.pt")
+    ran = with_step(run, path, base=vicuna())
+    assert (ran.code, "LR311" in ran.out) == (1, True)
+    assert f"A projector was trained with `adapter`. It lies in {path.resolve()}/global_step500" in told(ran)
+
+
 def test_a_step_whose_states_have_no_projector_is_a_note(run: Run) -> None:
     path = step()
     (path / "global_step500").mkdir()
@@ -372,6 +396,15 @@ def delta(source: Path) -> Path:
     }
     change = {name: tensor.to(tensors[name].dtype) for name, tensor in text.items()}
     return folder("in", {**tensors, **change}, read_config(source), source)
+
+
+def test_delta_weights_in_a_layout_of_transformers_are_refused(run: Run) -> None:
+    assert applied(run, "llava-v1.5", LLAVA, f"vision_tower={CLIP}").code == 0
+    tensors = {name: t - int("norm" in name and name.startswith("language_model")) for name, t in written().items()}
+    converted = folder("in", tensors, read_config(Path("out")))
+    ran = run("apply", "hf-layouts", "--source", converted, "--output", "delta")
+    assert (ran.code, "these look like delta weights" in told(ran)) == (3, True)
+    assert not Path("delta").exists()
 
 
 @pytest.mark.parametrize(("rules", "source"), [("llava-v1.5", LLAVA), ("llava-next", NEXT)])
@@ -484,11 +517,28 @@ def under_llavas_names() -> Tensors:
     return {f"model.vision_tower.vision_tower.{name}": tensor for name, tensor in clip().items()}
 
 
+def without_model_before_them() -> Tensors:
+    return {f"vision_tower.vision_tower.{name}": tensor for name, tensor in clip().items()}
+
+
 def of_a_converted_llava() -> Tensors:
     return {f"vision_tower.{name}": tensor for name, tensor in clip().items()}
 
 
-@pytest.mark.parametrize("make", [saved_by_transformers, under_llavas_names, of_a_converted_llava])
+def in_modules_of_4_52() -> Tensors:
+    return {f"model.vision_tower.{name}": tensor for name, tensor in clip().items()}
+
+
+def in_modules_of_5_6() -> Tensors:
+    return {f"model.{name.replace('vision_model', 'vision_tower')}": tensor for name, tensor in clip().items()}
+
+
+LIKE_LLAVA = [under_llavas_names, without_model_before_them]
+
+
+@pytest.mark.parametrize(
+    "make", [saved_by_transformers, *LIKE_LLAVA, of_a_converted_llava, in_modules_of_4_52, in_modules_of_5_6]
+)
 def test_a_tower_under_other_names(make: Callable[[], Tensors], run: Run) -> None:
     tower = folder("tower", make(), read_config(CLIP)["vision_config"])
     shutil.copy(CLIP / "preprocessor_config.json", tower)
@@ -500,10 +550,13 @@ def test_a_tower_under_other_names(make: Callable[[], Tensors], run: Run) -> Non
 
 def respelt(name: str, before: str) -> str:
     own = name.removeprefix("model.mm_projector.")
-    return before + (f"linear_{int(own[0]) // 2 + 1}{own[1:]}" if "multi_modal" in before else own)
+    return before + (own if not before.endswith("linear_") else f"{int(own[0]) // 2 + 1}{own[1:]}")
 
 
-@pytest.mark.parametrize("before", ["model.", "layers.", "", "mm_projector.", "model.mm_projector.", "multi_modal_projector."])
+HF_PROJECTORS = ["multi_modal_projector.linear_", "model.multi_modal_projector.linear_", "linear_"]
+
+
+@pytest.mark.parametrize("before", ["model.", "layers.", "", "mm_projector.", "model.mm_projector.", *HF_PROJECTORS])
 def test_a_projector_under_other_names(before: str, run: Run) -> None:
     """As xtuner and VILA save it, as its module's own state dict, under LLaVA's names and under those of transformers."""
     own = torch.load(PRETRAINED / "mm_projector.bin", weights_only=True)
@@ -545,6 +598,113 @@ def test_a_source_of_which_no_name_is_known(name: str, odd: str, beside: object,
     assert odd + ".{0..2}.weight" in told(ran)
     assert f"names like `{wanted}`" in told(ran)
     assert "--source" not in ran.out.split("LR305")[1]
+    assert "decoder" not in told(ran)
+
+
+def test_a_projector_under_unknown_names_leads_to_a_rule_file_that_takes_it(run: Run) -> None:
+    """By the command that is told."""
+    own = torch.load(PRETRAINED / "mm_projector.bin", weights_only=True)
+    path = folder("odd", {name.replace("model.mm_projector.", "connector.fc"): tensor for name, tensor in own.items()}, {})
+    sources = [f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}"]
+    ran = applied(run, "llava-v1.5", *sources)
+    [command] = re.findall(r"llava-remap (rules new .* --output mine.yaml)", told(ran))
+    assert "--from model=vicuna-7b-v1.5 --from projector=odd" in command
+    drafted = run(*command.split())
+    assert drafted.code == 0, drafted.out + drafted.err
+    ran = applied(run, "mine.yaml", *sources)
+    assert ran.code == 0, told(ran)
+    assert torch.equal(written()["multi_modal_projector.linear_1.weight"], own["model.mm_projector.0.weight"])
+
+
+def test_a_tower_in_the_order_of_mlx_is_told_as_that(run: Run) -> None:
+    tensors = {name: t.permute(0, 2, 3, 1) if "patch_embedding" in name else t for name, t in clip().items()}
+    ran = applied(run, "llava-v1.5", RELEASED / "bin", f"vision_tower={folder('mlx', tensors, read_config(CLIP))}")
+    assert (ran.code, "as MLX stores convolutions: [out, height, width, in]" in told(ran)) == (1, True)
+    assert "[32, 14, 14, 3] in the checkpoint, [32, 3, 14, 14] in the model" in told(ran)
+    assert "Does the config.json belong" not in told(ran)
+
+
+# --- parts of another training
+
+
+def with_rows(part: Path, file: str, name: str, rows: int) -> Path:
+    """A copy of a part that brings its own table of token embeddings, and whose config says its rows."""
+    path = Path("own-table")
+    shutil.copytree(part, path)
+    torch.save({**torch.load(path / file, weights_only=True), name: torch.ones(rows, 64).half()}, path / file)
+    (path / "config.json").write_text(json.dumps({**read_config(path), "vocab_size": 322}))
+    return path
+
+
+ADAPTER = ("adapter", LORA, "non_lora_trainables.bin", "base_model.model.model.embed_tokens.weight")
+PROJECTOR = ("projector", PRETRAINED, "mm_projector.bin", "model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize(("kind", "source", "file", "name"), [ADAPTER, PROJECTOR])
+def test_a_table_that_only_a_part_has_explains_the_rows_of_lm_head(
+    kind: str, source: Path, file: str, name: str, run: Run
+) -> None:
+    path = with_rows(source, file, name, 322)
+    ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"{kind}={path}", f"vision_tower={CLIP}")
+    assert (ran.code, "LR401" in ran.out) == (1, True)
+    assert f"`{kind}` brings a `language_model.model.embed_tokens.weight` of 322 rows, in place of one of 320 rows" in told(ran)
+    assert "Give the model with 322 rows" in told(ran)
+    assert "The config has" not in told(ran)
+
+
+def test_rows_of_new_tokens_alone_are_no_table(run: Run) -> None:
+    path = with_rows(*PROJECTOR[1:], 2)
+    ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}")
+    assert ran.code == 1
+    assert "`projector` brings an embed_tokens of 2 rows, and the config of `projector` says vocab_size: 322" in told(ran)
+
+
+def test_a_base_with_more_rows_than_an_adapter_was_trained_on_is_another_one(run: Run) -> None:
+    tensors = load_file(LLAVA / "model.safetensors")
+    more = {name: torch.cat([tensors[name], tensors[name][:3] + 1]) for name in EMBEDDINGS}
+    base = folder("in", {**tensors, **more}, {**read_config(LLAVA), "vocab_size": 323}, LLAVA)
+    ran = applied(run, "llava-v1.5", f"model={base}", f"adapter={LORA}", f"vision_tower={CLIP}")
+    assert (ran.code, "`adapter` was trained from a model of 320 tokens, and `model` has 323" in told(ran)) == (1, True)
+    assert "set vocab_size" not in told(ran)
+
+
+def test_pairs_that_the_base_has_no_room_for_are_told_once(run: Run) -> None:
+    tensors = {name: t[:32] if re.search("[kv]_proj", name) else t for name, t in load_file(LLAVA / "model.safetensors").items()}
+    base = folder("in", tensors, {**read_config(LLAVA), "num_key_value_heads": 2}, LLAVA)
+    ran = applied(run, "llava-v1.5", f"model={base}", f"adapter={LORA}", f"vision_tower={CLIP}")
+    assert (ran.code, "Give the base that the adapter was trained on." in told(ran)) == (3, True)
+    assert "Does the config.json belong to these weights?" not in told(ran)
+
+
+@pytest.mark.parametrize(("kind", "path"), [("adapter", LORA), ("projector", PRETRAINED)])
+def test_a_part_beside_a_converted_model_is_not_in_it(kind: str, path: Path, run: Run) -> None:
+    assert applied(run, "llava-v1.5", LLAVA, f"vision_tower={CLIP}").code == 0
+    ran = run("apply", "llava-v1.5", "--source", "out", "--source", f"{kind}={path}", "--output", "second")
+    assert (ran.code, "LR109" in ran.err + ran.out, f"`{kind}` is not in it." in told(ran)) == (1, True, True)
+    assert "under its own names: --source model=DIR" in told(ran)
+    assert "Nothing is to be done" not in told(ran)
+
+
+def test_an_adapter_of_a_converted_model_is_merged_by_peft(run: Run) -> None:
+    """By the command that is told."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    assert applied(run, "llava-v1.5", LLAVA, f"vision_tower={CLIP}").code == 0
+    model = AutoModelForImageTextToText.from_pretrained("out", dtype="auto")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tuned = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False))
+    tuned.save_pretrained("tuned")
+    ran = run("apply", "llava-v1.5", "--source", "out", "--source", "adapter=tuned", "--output", "second")
+    [code] = re.findall(r'python -c "(.*)" out tuned', told(ran))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["-c", "out", "tuned"])
+        exec(code, {})
+    merged = tuned.merge_and_unload().state_dict()
+    found = AutoModelForImageTextToText.from_pretrained("merged", dtype="auto").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in merged.items())
+    changed = {name for name in found if not torch.equal(found[name], before[name])}
+    assert changed == {name for name in found if "q_proj" in name and "language" in name}
 
 
 # --- rows that no token explains

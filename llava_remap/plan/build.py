@@ -106,12 +106,14 @@ def build_plan(
     found_problems = list(problems)
     if recognised:
         class_name = target.class_name if target else rules.target.class_ or "CLASS"
-        draft = draft_command(checkpoints[rules.first_source].location, class_name)
+        draft = draft_command(class_name, checkpoints[rules.first_source].location)
         found_problems += unmapped_problems(plan_unmapped, target is not None, draft)
     if target is not None:
+        # Where an adapter agrees with the model on a shape, it is the base that is another one, and its pairs tell it.
+        agreeing = {name for name, pair in pairs.items() if (pair.b.shape[0], pair.a.shape[1]) == shapes.get(name)}
         found_problems += coverage_problems(
             plan_missing,
-            mismatched,
+            [m for m in mismatched if m.target not in agreeing],
             collisions,
             routes,
             layers(shapes),
@@ -244,8 +246,9 @@ def _value_checks(
 
 
 def _is_norm(entry: Mapped) -> bool:
-    """Whether it is the weight of a norm of the language model: no other module of one has weights of one dimension."""
-    of_text = entry.target.startswith("language_model.") and entry.target.endswith(".weight")
+    """Whether it is the weight of a norm of the language model, by its module's name."""
+    *modules, kind = entry.target.split(".")
+    of_text = modules[:1] == ["language_model"] and kind == "weight" and "norm" in modules[-1]
     return of_text and len(entry.shape) == 1 and bool(entry.from_) and entry.op != "tied"
 
 

@@ -21,9 +21,14 @@ _BY_CHANCE = 3
 _MLX = (0, 2, 3, 1)
 
 
-def draft_command(location: str, class_name: str) -> str:
-    """The command that infers a rule file for a checkpoint whose names no rule file knows."""
-    return f"llava-remap rules new --from {quote(location)} --to {class_name} --output mine.yaml"
+def draft_command(class_name: str, location: str, **parts: str) -> str:
+    """The command that infers a rule file for a checkpoint whose names no rule file knows.
+
+    Args:
+        parts: further sources → where they are.
+    """
+    given = [f"model={location}", *(f"{name}={place}" for name, place in parts.items())] if parts else [location]
+    return f"llava-remap rules new {' '.join(f'--from {quote(text)}' for text in given)} --to {class_name} --output mine.yaml"
 
 
 def unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool, draft: str) -> list[Problem]:
@@ -87,6 +92,8 @@ def coverage_problems(
         if 0 < layers_there < layers_wanted:
             cause += f" The config says {layers_wanted} layers of the language model, the sources have {layers_there}."
         problems.append(Problem("LR302", cause, fix, tuple(m.target for m in missing)))
+    mismatched, other_rows = _of_other_tables(mismatched, routes)
+    problems += other_rows
     if mismatched:
         problems.append(_shape_problem(mismatched, config))
     if collisions:
@@ -103,6 +110,25 @@ def coverage_problems(
             fix = f"Take it out of the checkpoint, or `{first.made_by}` out of `post_load`."
         problems.append(Problem("LR304", cause, fix, names))
     return problems
+
+
+def _of_other_tables(mismatched: Sequence[Mismatched], routes: Routes) -> tuple[list[Mismatched], list[Problem]]:
+    """Those that no table of another source explains; and LR401 for those with the rows of a table in whose place one is."""
+    left, problems = list(mismatched), []
+    produced = routes.produced
+    for old, by in routes.replaced:
+        table = str(old.rewrite.target)
+        before, after = old.tensor.shape[:1], produced[table].shape[:1]
+        if before != after and (odd := [m for m in left if m.source_shape[:1] == before and m.target_shape[:1] == after]):
+            left = [m for m in left if m not in odd]
+            names = tuple(m.target for m in odd)
+            cause = (
+                f"`{by}` brings a `{table}` of {after[0]} rows, in place of one of {before[0]} rows. It doesn't bring the other "
+                f"tensors with a row for each token, and those of `{old.source}` have {before[0]} rows."
+            )
+            fix = f"Give the model with {after[0]} rows, as it was saved after the training of `{by}`: --source {old.source}=DIR."
+            problems.append(Problem("LR401", cause, fix, names))
+    return left, problems
 
 
 def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) -> Problem:

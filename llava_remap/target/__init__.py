@@ -1,6 +1,6 @@
 """Class and config to the wanted parameters."""
 
-from llava_remap.target.as_source import config_as_source
+from llava_remap.target.as_source import config_as_source, norms_about_one
 from llava_remap.target.config import (
     EMBEDDING,
     HEAD,
@@ -19,7 +19,7 @@ from llava_remap.target.known_keys import unknown_target
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
 from llava_remap.target.text_model import TextModel
-from llava_remap.target.tower import Tower, shapes_config
+from llava_remap.target.tower import Tower, has_stock_sizes, shapes_config
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
 from llava_remap.target.wanted import Target, build_on_meta, wanted_parameters
 
@@ -43,8 +43,10 @@ __all__ = [
     "config_as_source",
     "derive_config",
     "embedding_rows",
+    "has_stock_sizes",
     "layout_program",
     "names_in",
+    "norms_about_one",
     "place_tokens",
     "read_vocabulary",
     "said_of_text",

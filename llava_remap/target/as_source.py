@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import RemapError, refuse
 from llava_remap.target.config import TargetConfig
-from llava_remap.target.text_model import old_rope
+from llava_remap.target.text_model import old_rope, read_text_model
 from llava_remap.target.tower import Tower
 from llava_remap.target.wanted import model_class
 
@@ -63,6 +63,17 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
     config["text_config"] |= old_rope(type(read.text_config), config["text_config"]) or {}
     config.pop("transformers_version", None)
     return TargetConfig(config, {}, {}, {}, None, Tower(config["vision_config"], {}, ()), ())
+
+
+def norms_about_one(config: Mapping[str, Any]) -> bool:
+    """Whether the norms of the language model in a config as `config_as_source` has it multiply by their weights.
+
+    False where the language model's own class can't be asked.
+    """
+    try:
+        return read_text_model(config["text_config"], config["architectures"][0], {}).norms_about_one
+    except RemapError:
+        return False
 
 
 def _contradiction(checkpoint: Checkpoint, said: str) -> NoReturn:

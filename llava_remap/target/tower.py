@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
-from llava_remap.errors import Problem, refuse
+from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.target.presets import TOWER_DEFAULTS, TOWERS
 
 #: What of a vision config is kept; everything else in it has no effect on what the tower computes.
@@ -90,6 +90,16 @@ def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {**{key: seen[key] for key in keys}, "image_size": image_size, "num_attention_heads": 1}
 
 
+def has_stock_sizes(named: str, prefix: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a tower can be the one that is named: of no stock tower the name tells sizes."""
+    stock = {name.split("/")[-1]: preset for name, preset in TOWERS.items()}
+    called = _stock_name(named, stock)
+    try:
+        return called not in stock or _fits(stock[str(called)], _sizes(prefix, tensors))
+    except RemapError:  # LR302: there is no whole tower
+        return False
+
+
 def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors' names and shapes show."""
     tower = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -106,11 +116,14 @@ def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             [prefix + "embeddings.patch_embedding.weight", prefix + "embeddings.position_embedding.weight"],
         )
     class_tokens = int("embeddings.class_embedding" in tower)
+    out, channels, side, last = patch.shape
+    if channels == side != last:  # [out, height, width, in], as MLX has it: the plan tells it, by the shape that is wanted
+        channels = last
     return {
         "model_type": "clip_vision_model" if class_tokens else "siglip_vision_model",
-        "hidden_size": patch.shape[0],
-        "num_channels": patch.shape[1],
-        "patch_size": patch.shape[2],
+        "hidden_size": out,
+        "num_channels": channels,
+        "patch_size": side,
         "positions": list(positions.shape),
         "patches": positions.shape[0] - class_tokens,
         "class_tokens": class_tokens,

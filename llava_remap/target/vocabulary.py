@@ -143,7 +143,7 @@ def vocabulary_problems(
         return [*problems, Problem("LR402", cause, fix)]
     ours = {token.text for token in tokens}
     words = [word for word, i in vocabulary.ids.items() if i >= rows and word not in ours] if vocabulary is not None else []
-    if vocabulary is not None and words:
+    if vocabulary is not None and words and rows:
         cause = f"embed_tokens has {rows} rows, the tokenizer in {vocabulary.folder} has {vocabulary.size} tokens."
         fix = "Put the tokenizer files there that the checkpoint was trained with."
         return [*problems, Problem("LR402", cause, fix)]
