@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.errors import Problem, refuse
+from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.folder import find_image_processor, image_processor_problems, kept_notes, video_processor_notes
 from llava_remap.plan import PostLoadChange, Routes, written_dtype
 from llava_remap.post_load import Before, plan_changes, takes
@@ -22,6 +22,7 @@ from llava_remap.target import (
     TargetConfig,
     TextModel,
     Vocabulary,
+    bad_constants,
     config_as_source,
     derive_config,
     embedding_rows,
@@ -108,8 +109,11 @@ def derive(
     config = derive_config(rules, configs, produced, tokens, text, words=words, tower_apart=apart, head_is_embedding=one_tensor)
     if dtype is not None:
         config = config.with_dtype(dtype)
-    with rules.placed("target", "class"):
-        target = wanted_parameters(str(rules.target.class_), config.config, layout)
+    try:
+        with rules.placed("target", "class"):
+            target = wanted_parameters(str(rules.target.class_), config.config, layout)
+    except RemapError as error:
+        raise RemapError(bad_constants(rules, config.config) or error.problems) from error
     needed = max((token.id + 1 for token in tokens), default=0)
     tensors = {
         name: (written_dtype(tensor.dtype, dtype), tensor.shape)
