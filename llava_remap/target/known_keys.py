@@ -49,7 +49,8 @@ def unknown_target(rules: RuleFile, kind: str | None = None) -> list[Problem]:
 def keys_without_use(rules: RuleFile, class_name: str) -> list[str]:
     """The keys of the target's config in a rule file, without dots, that a class's config doesn't have."""
     known = _known(class_name, None, {}).get("keys")
-    return [key for key in rules.target_config if known is not None and key.partition(".")[0] not in known]
+    taken = {key for key, value in rules.target_config.items() if "const" in value.model_fields_set and value.const is None}
+    return [key for key in rules.target_config if known is not None and key not in taken and key.partition(".")[0] not in known]
 
 
 def _known(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[str, Any]:
