@@ -22,6 +22,7 @@ from llava_remap.target import (
     TargetConfig,
     TextModel,
     Vocabulary,
+    bad_constants,
     config_as_source,
     derive_config,
     embedding_rows,
@@ -113,8 +114,11 @@ def derive(
         raise RemapError([*differing, *unread_keys(rules, said, text.unknown)[0]])
     if dtype is not None:
         config = config.with_dtype(dtype)
-    with rules.placed("target", "class"):
-        target = wanted_parameters(str(rules.target.class_), config.config, layout)
+    try:
+        with rules.placed("target", "class"):
+            target = wanted_parameters(str(rules.target.class_), config.config, layout)
+    except RemapError as error:
+        raise RemapError(bad_constants(rules, config.config) or error.problems) from error
     needed = max((token.id + 1 for token in tokens), default=0)
     tensors = {
         name: (written_dtype(tensor.dtype, dtype), tensor.shape)

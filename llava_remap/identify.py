@@ -6,21 +6,24 @@ The shipped rule files and layouts are compared with its names and its config.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem
-from llava_remap.fold import counted, fold_groups, fold_names
+from llava_remap.fold import counted, fold_names
 from llava_remap.plan import Routed, Routes, draft_command, route
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.rulefile import (
     Condition,
     Requirement,
+    Rule,
     RuleFile,
     load_rule_file,
     shipped_folder,
@@ -37,6 +40,7 @@ HF_LAYOUTS = "hf-layouts"
 _TEMPLATES = 6
 #: The rules that know what frameworks put around modules.
 _WRAPPERS = "parts/wrappers.yaml"
+_NUMBER = re.compile(r"[0-9]+")
 #: Folded names in a sentence.
 _SHOWN = 2
 #: A command that merges an adapter into a model of transformers.
@@ -187,7 +191,8 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
     Those that fit come first, of two of them that one whose default tower is the one that the config names; then those that keep
     more of the names, then those that less contradicts.
     """
-    found = [_fit(load_rule_file(path), checkpoint) for path in shipped_rule_files().values()]
+    groups = names_alike(checkpoint)
+    found = [_fit(load_rule_file(path), checkpoint, groups) for path in shipped_rule_files().values()]
 
     def order(fit: Fit) -> tuple[object, ...]:
         return (not fit.fits, fit.fits and fit.other_default, 0 if fit.fits else -fit.mapped, len(fit.contradictions), fit.rules)
@@ -195,14 +200,17 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
     return sorted(found, key=order)
 
 
-def _fit(rules: RuleFile, checkpoint: Checkpoint) -> Fit:
-    program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
-    routes = route(rules, program, {rules.first_source: checkpoint})
+def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[str]]) -> Fit:
+    """One rule file compared with a checkpoint. Of each of the `groups` of its names that no rule tells apart, one is tried."""
+    few = replace(checkpoint, catalog={name: checkpoint.catalog[name] for name in groups}, pairs=())
+    routes = route(rules, compile_rules(rules, few.catalog, few.config), {rules.first_source: few})
     taken, detect = routes.taken, rules.text.detect
     names = [r.rewrite.prepared for r in taken]
     reasons = contradictions(detect, names, checkpoint.config)
     problems = [*unmet(rules, names, checkpoint.config)]
     if other_tower := _other_tower(rules, taken, checkpoint, checkpoint.config):
+        every = [replace(r, tensor=checkpoint.catalog[name]) for r in taken for name in groups[r.tensor.name]]
+        other_tower = _other_tower(rules, every, checkpoint, checkpoint.config) or other_tower
         problems.insert(0, other_tower)
     if contradictions(detect.model_copy(update={"config": {}, "config_not": {}}), names, None) or other_tower:
         guard = ""
@@ -210,8 +218,9 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint) -> Fit:
         guard = "detect" if reasons else "requires" if problems else ""
     causes = [problem.cause.removesuffix(".") for problem in problems]
     reasons = [reason for reason in reasons if not any(cause.startswith(reason) for cause in causes)] + causes
-    unknown = tuple(r.tensor.name for r in taken if r.rewrite.target is None and r.rewrite.reason is None)
-    mapped = sum(r.rewrite.target is not None for r in taken)
+    left = [r.tensor.name for r in taken if r.rewrite.target is None and r.rewrite.reason is None]
+    unknown = tuple(name for one in left for name in groups[one])
+    mapped = sum(len(groups[r.tensor.name]) for r in taken if r.rewrite.target is not None)
     return Fit(
         rules.name,
         rules.first_source,
@@ -228,9 +237,52 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint) -> Fit:
     )
 
 
-def _alike(checkpoint: Checkpoint) -> list[str]:
-    """One name of those that differ in numbers alone: names by the ten thousand are to be refused soon, too."""
-    return [names[0] for names in fold_groups(checkpoint.catalog).values()]
+def names_alike(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """The names that no shipped rule tells apart, by the first of them: names by the ten thousand are to be refused soon, too.
+
+    Two names are alike if they differ in nothing but segments that no template spells out, and if these are numbers in both or in
+    none. The matrices of an adapter's pairs are left out.
+    """
+    spelt, partly = _spelt_segments()
+    matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
+    kinds: dict[str, str] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in checkpoint.catalog:
+        if name in matrices:
+            continue
+        key = []
+        for segment in name.split("."):
+            if (kind := kinds.get(segment)) is None:
+                told = segment in spelt or partly.fullmatch(segment) is not None or not segment
+                kind = kinds[segment] = segment if told else "{int}" if _NUMBER.fullmatch(segment) else "{x}"
+            key.append(kind)
+        groups.setdefault(tuple(key), []).append(name)
+    return {names[0]: names for names in groups.values()}
+
+
+@cache
+def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
+    """The segments that templates of the shipped rule files spell out, and a regex for those that they spell out in part."""
+    texts: set[str] = set()
+    files = [load_rule_file(path) for path in shipped_rule_files().values()]
+    for rules in files:
+        text, every = rules.text, _rules_of(rules)
+        conditions = [text.detect, *text.requires.values(), *(rule.when for rule in every if rule.when is not None)]
+        texts.update(template for condition in conditions for template in (*condition.present, *condition.absent))
+        texts.update(source.used_if_absent for source in text.sources.values() if source.used_if_absent)
+        texts.update(template for source in text.sources.values() for template in source.selected)
+        texts.update(rule.from_ or rule.unwrap or "" for rule in every)
+        texts.update(source.prefix for source in text.sources.values())
+        texts.update(text.target.towers if text.target is not None else ())
+    segments = {segment for text in texts for segment in re.sub(r"\{\w+\.\.\.\}", "{x}", text).split(".")}
+    partly = {segment for segment in segments if "{" in segment and not re.fullmatch(r"\{\w+(:int)?\}", segment)}
+    if any(rule.match is not None for rules in files for rule in _rules_of(rules)):
+        partly.add("{x}")  # a regex may ask for anything
+    return frozenset(segments - partly), re.compile("|".join(re.sub(r"\\{.*?\\}", ".*", re.escape(one)) for one in partly))
+
+
+def _rules_of(rules: RuleFile) -> list[Rule]:
+    return [*rules.text.prepare, *rules.text.names, *(rule for layout in rules.layouts for rule in layout.text.names)]
 
 
 def _part(rules: RuleFile, checkpoint: Checkpoint) -> str:
@@ -458,7 +510,7 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
     if best.fits:
         return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
     if best.mapped == 0:
-        some = _without_prefix(checkpoint, "", _alike(checkpoint))
+        some = _without_prefix(checkpoint, "", list(names_alike(checkpoint)))
         if part := next(filter(None, (_part(load_rule_file(fit.rules), some) for fit in found)), ""):
             beside = f"--source {best.source}=DIR --source {part}={quote(checkpoint.location)}"
             return f"It is no model but a part of one, a `{part}`. Give it beside the model: llava-remap apply RULES {beside}."
@@ -488,7 +540,7 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
 def _behind_prefix(checkpoint: Checkpoint) -> str:
     """What to do where a rule file fits but for a prefix that all names have; empty otherwise."""
     first = next(iter(checkpoint.catalog), "").split(".")
-    some = _alike(checkpoint)
+    some = list(names_alike(checkpoint))
     for segments in range(1, len(first)):
         prefix = ".".join(first[:segments]) + "."
         if not all(name.startswith(prefix) for name in checkpoint.catalog):

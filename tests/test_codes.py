@@ -522,7 +522,7 @@ def lr604(scene: Scene) -> Arguments:
 
 
 def lr605(scene: Scene) -> Arguments:
-    return applied(rules=scene.rules("processor: {class: FooProcessor}"))
+    return applied(rules=scene.rules("processor: {class: CLIPProcessor}"))
 
 
 def lr606(scene: Scene) -> Arguments:

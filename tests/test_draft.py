@@ -238,7 +238,7 @@ def test_a_class_needs_a_config(run: Run) -> None:
 
 
 def test_manifest_to_manifest_needs_no_torch() -> None:
-    wanted = target("llava-v1.5-7b")
+    wanted = target("llava-v1.5-7b", {})  # with a class, transformers is asked whether it has what the draft says
     code = "import sys\nfrom llava_remap.authoring.draft import draft_rules\nfrom pathlib import Path\n"
     code += f"draft_rules([{str(MANIFESTS / 'llava-v1.5-7b.json')!r}], {str(wanted)!r}, Path('m.yaml'))\n"
     code += "print([m for m in ('torch', 'transformers') if m in sys.modules])"
@@ -490,3 +490,46 @@ def test_what_nothing_takes_is_not_dropped_unasked(run: Run) -> None:
     assert "model.image_newline" in ran.out
     assert "drop:" not in Path("mine.yaml").read_text()
     assert run("apply", "mine.yaml", "--source", source[1], "--dry-run").code == 1
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "class_name", "tower"),
+    [
+        ("llava-v1.6-mistral/safetensors", "LlavaNextForConditionalGeneration", "clip-vit-tiny-patch14-28"),
+        ("llava-onevision/bin", "LlavaOnevisionForConditionalGeneration", "siglip-tiny-patch14-28"),
+    ],
+)
+def test_a_draft_for_tiles_carries_what_its_class_needs(checkpoint: str, class_name: str, tower: str, run: Run) -> None:
+    """The processors of the class, its keys, and nothing that it doesn't have: the draft works as it is."""
+    source = TINY / checkpoint
+    assert run("rules", "new", "--from", source, "--to", class_name, "--output", "mine.yaml").code == 0
+    assert run("rules", "lint", "mine.yaml").code == 0
+    given = ["--source", source, "--source", f"vision_tower={TINY / tower}"]
+    made = run("apply", "mine.yaml", *given, "--output", "out")
+    assert made.code == 0, made.out + made.err
+    config = json.loads(Path("out/config.json").read_text())
+    assert config["image_grid_pinpoints"]
+    assert ("image_seq_length" in config) == (class_name == "LlavaNextForConditionalGeneration")
+
+
+def test_a_draft_takes_away_keys_that_the_class_lacks(run: Run) -> None:
+    """Without a part for its class, a draft says null for each key of the shared part that the class doesn't have."""
+    from llava_remap.authoring.draft_target import bare_rules
+    from llava_remap.target import unknown_target
+
+    for class_name in ("AyaVisionForConditionalGeneration", "VideoLlavaForConditionalGeneration"):
+        assert unknown_target(bare_rules(class_name)) == []
+
+
+def test_a_processor_that_fails_names_the_part_for_its_class(run: Run) -> None:
+    source = TINY / "llava-v1.6-mistral" / "safetensors"
+    text = "schema: 1\nname: mine\nversion: 1.0.0\nsummary: mine\nextends: [bakllava.yaml]\ndetect: {config: {}}\n"
+    Path("mine.yaml").write_text(
+        text.replace("bakllava.yaml", "parts/llava.yaml, parts/wrappers.yaml, parts/clip-tower.yaml, parts/chat-mistral.yaml")
+        + "names: [{id: newline, from: model.image_newline, to: image_newline}]\n"
+        + "config_keys: {image_grid_pinpoints: unused}\n"
+        + "target: {class: LlavaNextForConditionalGeneration, config: {model_type: {const: llava_next}}}\n"
+        + "processor: {class: LlavaNextProcessor}\n"
+    )
+    ran = run("apply", "mine.yaml", "--source", source, "--source", f"vision_tower={CLIP}", "--dry-run")
+    assert (ran.code, "LR605" in ran.out, "parts/class-llava-next.yaml" in ran.out) == (1, True, True), ran.out + ran.err

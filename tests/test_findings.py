@@ -162,7 +162,7 @@ def test_a_stock_tower_given_apart_has_to_be_the_one_that_is_named(run: Run, tmp
 
 
 def test_the_dry_run_tries_the_processor_too(run: Run, tmp_path: Path) -> None:
-    rules = rule_file(tmp_path, "processor: {class: FooProcessor}")
+    rules = rule_file(tmp_path, "processor: {class: CLIPProcessor}")
     ran = run("apply", rules, "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--dry-run")
     assert ran.code == 1
     assert "LR605" in ran.out
@@ -317,10 +317,10 @@ def test_image_processors_that_do_not_work(change: dict[str, Any], code: int, ru
     ("text", "code", "words"),
     [
         ("target: {class: set_seed}", 2, "mine.yaml:6:17 transformers"),
-        ("target: {config: {text_config: {const: 1}}}", 2, "a value and a group of values"),
-        ("target: {config: {architectures.x: {const: 1}}}", 2, "a value and a group of values"),
+        ("target: {config: {text_config: {const: 1}}}", 2, "is a group of values"),
+        ("target: {config: {architectures.x: {const: 1}}}", 2, "has no parts"),
         ("target: {config: {vision_feature_layer: {const: 99}}}", 3, "the tower has 3 layers"),
-        ("processor: {class: FooProcessor}", 1, "LR605"),
+        ("processor: {class: CLIPProcessor}", 1, "LR605"),
         ("processor: {chat_template: 'hello {% if %}'}", 1, "LR605"),
         ("processor: {chat_template: 'no image'}", 1, "LR605"),
         ("tokens: [{text: '<pad>', role: pad}]", 2, "`tokens` has none with this role"),

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConf
 from typer.testing import CliRunner
 
 from llava_remap.apply import apply
+from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.cli.commands import app
+from llava_remap.identify import fits
+from llava_remap.rewrite import Program
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run, Tensors
 from tests.families import RULES_OF
 
@@ -463,3 +467,24 @@ def test_a_tower_is_made_up_for_features_of_many_layers(run: Run) -> None:
     ran = run("inspect", "vip.json")
     assert ran.code == 0, ran.out
     assert "  vip-llava: fits, maps 297 of 297 names" in ran.out
+
+
+def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no rule tells apart goes through the rules once, and the result is that of every name."""
+    tensors = {
+        f"model.layers.{layer}.mlp.experts.{number}.{part}.weight": Tensor(f"{layer}.{number}.{part}", "F16", (1,), None)
+        for layer in range(60)
+        for number in range(100)
+        for part in ("w1", "w2", "w3")
+    } | {f"m.{number:032x}.{number % 7}.weight": Tensor(str(number), "F16", (1,), None) for number in range(20_000)}
+    tensors = {name: replace(tensor, name=name) for name, tensor in tensors.items()}
+    checkpoint = Checkpoint(Path("big"), "safetensors", tensors, None, None)
+    rewritten: list[str] = []
+    rewrite = Program.rewrite
+    monkeypatch.setattr(Program, "rewrite", lambda self, name, *rest: (rewritten.append(name), rewrite(self, name, *rest))[1])
+    found = fits(checkpoint)
+    assert len(rewritten) < 5000
+    monkeypatch.setattr("llava_remap.identify.names_alike", lambda one: {name: [name] for name in one.catalog})
+    every = {fit.rules: fit for fit in fits(checkpoint)}
+    assert all(replace(fit, unknown=()) == replace(every[fit.rules], unknown=()) for fit in found)
+    assert all(sorted(fit.unknown) == sorted(every[fit.rules].unknown) for fit in found)

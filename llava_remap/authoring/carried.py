@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llava_remap.authoring.draft_sources import Given
-from llava_remap.authoring.draft_target import Wanted, bare_rules, inner, model_type_of
+from llava_remap.authoring.draft_target import Wanted, bare_rules, first_constants, inner
 from llava_remap.checkpoint import Tensor
 from llava_remap.errors import Problem, RemapError
 from llava_remap.infer import Inference
@@ -47,7 +47,7 @@ def carried(given: Given, wanted: Wanted, found: Inference, location: str) -> tu
     assert wanted.class_name is not None
     why = f"from {location}"
     text_wanted = inner(wanted.config, "text_config")
-    constants: Constants = {"model_type": (model_type_of(wanted.class_name), "")}
+    constants: Constants = first_constants(wanted.class_name)
     rules = bare_rules(wanted.class_name)
     try:
         text = text_model_of(rules, given.configs)

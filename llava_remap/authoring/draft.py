@@ -16,9 +16,10 @@ from llava_remap.authoring.draft_target import (
     LOOK_ALIKES,
     PADS,
     Wanted,
+    config_part,
+    first_constants,
     inner,
     loaded,
-    model_type_of,
     read_wanted,
 )
 from llava_remap.checkpoint import Checkpoint
@@ -28,7 +29,7 @@ from llava_remap.identify import HF_LAYOUTS, fits
 from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, grows, infer, quoted, unfold
 from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rulefile import load_rule_file, shipped_chat_parts, shipped_folder, shipped_rule_files
-from llava_remap.target import TEXT_KIND
+from llava_remap.target import TEXT_KIND, unknown_target
 
 #: Keys of a LLaVA's config that tell families of the same names apart. Those after the bar are told only where they are there.
 _FAMILY, _FAMILY_IF_THERE = ("image_aspect_ratio", "mm_patch_merge_type"), ("mm_projector_type", "mm_newline_position")
@@ -138,6 +139,7 @@ def draft_rules(
             file.write(text)
     except OSError as error:
         raise refuse("LR508", f"{output}: {error.strerror or error}.", "Give another --output.") from None
+    problems += unknown_target(load_rule_file(output))
     return Draft(output, given, wanted, found, text_model, tuple(frame.unsure), tuple(problems))
 
 
@@ -242,8 +244,9 @@ def _frame(
     if given.names_alone:
         notes.append("shapes: only names are known, so nothing was held against them; `apply --dry-run` on the weights does that")
     if wanted.class_name and _LANGUAGE in {name.split(".")[0] for name in wanted.shapes}:
-        part = load_rule_file(shipped_folder() / CONFIG)
-        extends += [CONFIG, LOOK_ALIKES]
+        config = config_part(wanted.class_name)
+        part = load_rule_file(shipped_folder() / config)
+        extends += [config, LOOK_ALIKES]
         if (main.config or {}).get("image_aspect_ratio") == "pad" and wanted.class_name in PADS:
             extends.append(PADS[wanted.class_name])
         if "vision_tower" not in given.checkpoints:
@@ -255,8 +258,7 @@ def _frame(
         if inner(wanted.config, "text_config") and given.configs and not given.names_alone:
             text_model, constants, problems = carried(given, wanted, found, location)
         else:
-            said = wanted.config.get("model_type")
-            constants = {"model_type": (said if isinstance(said, str) else model_type_of(wanted.class_name), "")}
+            constants = first_constants(wanted.class_name)
             if wanted.unsaid:
                 constants[TEXT_KIND] = (None, f"unsure: {wanted.unsaid} Write its type here.")
                 notes.append(f"target.config.{TEXT_KIND}: {wanted.unsaid}")
@@ -265,7 +267,7 @@ def _frame(
         shipped = (load_rule_file(path).target.class_ for path in shipped_rule_files().values())
         if wanted.class_name not in shipped:
             notes.append(
-                f"no shipped file is for {wanted.class_name}: what {CONFIG} doesn't say of its config is the class's default"
+                f"no shipped file is for {wanted.class_name}: what {config} doesn't say of its config is the class's default"
             )
         expected = wanted.class_name.removesuffix("ForConditionalGeneration") + "Processor"
         if part.text.processor and expected != part.text.processor.class_:

@@ -16,12 +16,13 @@ from llava_remap.errors import RemapError, refuse
 from llava_remap.infer import Shape, infer
 from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rewrite import compile_rules
-from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_class_part, shipped_folder
 from llava_remap.target import (
     TEXT_KIND,
     TextModel,
     derive_config,
     embedding_rows,
+    keys_without_use,
     place_tokens,
     said_of_text,
     shapes_config,
@@ -207,8 +208,21 @@ def language_model(class_name: str, configs: Sequence[Mapping[str, Any]], stand_
 
 def bare_rules(class_name: str, constants: Mapping[str, tuple[Any, str]] | None = None) -> RuleFile:
     """The rule file that a draft for a class is before any name is in it."""
-    said = {"model_type": (model_type_of(class_name), ""), **(constants or {})}
-    return loaded(rule_file(Frame("draft", "draft", "", (*CLEAN, CONFIG), (), None, (), class_name, said), infer({}, {})))
+    said = {**first_constants(class_name), **(constants or {})}
+    extends = (*CLEAN, config_part(class_name))
+    return loaded(rule_file(Frame("draft", "draft", "", extends, (), None, (), class_name, said), infer({}, {})))
+
+
+def config_part(class_name: str) -> str:
+    """The shared part that says most of a class's config and processors."""
+    return shipped_class_part(model_type_of(class_name)) or CONFIG
+
+
+def first_constants(class_name: str) -> dict[str, tuple[Any, str]]:
+    """What every draft for a class says of its config: the type, and null for each inherited key that the class doesn't have."""
+    part = load_rule_file(shipped_folder() / config_part(class_name))
+    lacking = dict.fromkeys(keys_without_use(part, class_name), (None, f"{class_name} has no such key"))
+    return {"model_type": (model_type_of(class_name), ""), **lacking}
 
 
 def _made_up(shapes: Mapping[str, Shape]) -> dict[str, Shape]:

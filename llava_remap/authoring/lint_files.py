@@ -85,6 +85,7 @@ def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
         return names
     if found.names_alone:
         return replace(names, unknown="only names are known of the checkpoint")
+    names = replace(names, complete=True)
     plan = plan_mapping(rules.path, given, dry_run=True, offline=True).plan
     if plan.target_names:
         return replace(names, wanted=frozenset(plan.target_names))

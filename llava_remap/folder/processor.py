@@ -13,7 +13,7 @@ from llava_remap.checkpoint import read_object
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
-from llava_remap.rulefile import Processor, shipped_chat_parts
+from llava_remap.rulefile import Processor, shipped_chat_parts, shipped_class_part
 from llava_remap.target import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -160,7 +160,8 @@ def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens
         raise refuse(
             "LR605",
             f"the {rules.class_} that was made doesn't work: {one_line(error)}.",
-            "See `processor` of the rule file and the source's preprocessor_config.json and tokenizer files.",
+            _class_part(target)
+            + "See `processor` of the rule file and the source's preprocessor_config.json and tokenizer files.",
         ) from error
     if wanted is not None and ids.count(image.id) != wanted:
         raise refuse(
@@ -169,6 +170,12 @@ def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens
             f"{wanted}.",
             "See `processor.config` and `chat_template` of the rule file.",
         )
+
+
+def _class_part(target: TargetConfig) -> str:
+    """What to extend for the processors of the target's class, where a shipped part describes them."""
+    part = shipped_class_part(str(target.config.get("model_type")))
+    return f"If the rule file doesn't extend {part}, which has what this class's processors need, let it. " if part else ""
 
 
 def _processor(output: Path, rules: Processor) -> Any:

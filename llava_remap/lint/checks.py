@@ -154,6 +154,17 @@ def matched_nothing(trial: Trial) -> Iterator[Finding]:
             yield Finding(rule.mark, Problem("LR205", cause, "Say `optional: true` if that is expected."), note=True)
 
 
+def unmapped(trial: Trial) -> Iterator[Finding]:
+    """LR301: real names that no rule of a whole rule file takes; `apply` refuses the same."""
+    if trial.real is None or not trial.complete:
+        return
+    names = tuple(name for name, rewrite in trial.real.rewrites.items() if rewrite.target is None and rewrite.reason is None)
+    if names:
+        cause = f"{len(names)} of {len(trial.real.rewrites)} names of the sources that no rule maps or drops."
+        fix = "Add rules that map them. Drop only what the model doesn't compute with."
+        yield Finding(trial.file.tree.locate(("names",)).mark, Problem("LR301", cause, fix, names))
+
+
 def dropped_parameters(trial: Trial) -> Iterator[Finding]:
     """LR306: a real name that is dropped and would give a parameter of the target that nothing else gives."""
     if trial.real is None or trial.wanted is None:
@@ -205,5 +216,6 @@ def untested(trial: Trial) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Trial], Iterator[Finding]], ...] = (
-    lost_fields, loose, not_idempotent, shadowed, dropped_renames, dropped_parameters, matched_nothing, not_back, untested,
+    lost_fields, loose, not_idempotent, shadowed, dropped_renames, dropped_parameters, unmapped, matched_nothing, not_back,
+    untested,
 )  # fmt: skip

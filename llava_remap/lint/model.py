@@ -22,6 +22,7 @@ class Names:
         first: those of the first source as they are stored, which a rule's `when` may ask for, as it may for the `config`.
         wanted: the parameters of the target; None where the rule file has none, or they can't be known.
         unknown: why they can't, in words.
+        complete: whether the rules have to take every name, as those of a whole rule file have to and those of a part needn't.
     """
 
     taken: tuple[str, ...]
@@ -29,6 +30,7 @@ class Names:
     config: Mapping[str, Any] | None
     wanted: frozenset[str] | None = None
     unknown: str = ""
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class Trial:
         assumed: of each rule, by label: all witnesses in the program in which its `when` holds, and no other.
         real: the real names in the program for their checkpoint; None without any.
         wanted: the target's parameters, where they are known.
+        complete: whether the rules have to take every real name.
     """
 
     file: RuleFile
@@ -65,6 +66,7 @@ class Trial:
     assumed: Mapping[str, Ground]
     real: Ground | None
     wanted: Collection[str] | None
+    complete: bool = False
 
     @classmethod
     def of(cls, file: RuleFile, program: Program, trees: Trees, names: Names | None) -> Trial:
@@ -88,7 +90,9 @@ class Trial:
                 grounds.append((rule.rule.when, Ground.of(program.assuming(rule.rule.when), every)))
         assumed = {rule.label: ground for rule in rules for condition, ground in grounds if condition == rule.rule.when}
         real = None if names is None else Ground.of(program.given(names.first, names.config), names.taken)
-        return cls(file, rules, trees, made, assumed, real, names.wanted if names is not None else None)
+        if names is None:
+            return cls(file, rules, trees, made, assumed, real, None)
+        return cls(file, rules, trees, made, assumed, real, names.wanted, names.complete)
 
     @property
     def own(self) -> str:

@@ -5,6 +5,7 @@ from llava_remap.rulefile.load import (
     RuleFile,
     load_rule_file,
     shipped_chat_parts,
+    shipped_class_part,
     shipped_folder,
     shipped_layouts,
     shipped_list,
@@ -32,6 +33,6 @@ from llava_remap.rulefile.yaml_text import Mark
 __all__ = [
     "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "NamedDefault", "Notice", "PatternError",
     "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile", "RuleText", "RunawayError", "Source", "Target",
-    "Template", "Token", "Wrapper", "load_rule_file", "reversed_template", "shipped_chat_parts", "shipped_folder",
-    "shipped_layouts", "shipped_list", "shipped_rule_files",
+    "Template", "Token", "Wrapper", "load_rule_file", "reversed_template", "shipped_chat_parts", "shipped_class_part",
+    "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

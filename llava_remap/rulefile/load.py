@@ -110,6 +110,12 @@ def shipped_chat_parts() -> list[str]:
     return sorted(path.relative_to(shipped_folder()).as_posix() for path in shipped_folder().glob("parts/chat-*.yaml"))
 
 
+def shipped_class_part(model_type: str) -> str | None:
+    """The shipped part for the class of a model's type, as `extends` names it; None where there is none."""
+    name = f"parts/class-{model_type.replace('_', '-')}.yaml"
+    return name if (shipped_folder() / name).is_file() else None
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """What a shipped rule file says of itself."""

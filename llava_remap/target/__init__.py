@@ -15,7 +15,8 @@ from llava_remap.target.config import (
     text_model_of,
 )
 from llava_remap.target.config_keys import unread_keys
-from llava_remap.target.known_keys import unknown_target
+from llava_remap.target.constants import bad_constants
+from llava_remap.target.known_keys import keys_without_use, unknown_target
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
 from llava_remap.target.text_model import TextModel
@@ -38,12 +39,14 @@ __all__ = [
     "Tower",
     "Vocabulary",
     "WRITTEN",
+    "bad_constants",
     "build_on_meta",
     "check_layout",
     "config_as_source",
     "derive_config",
     "embedding_rows",
     "has_stock_sizes",
+    "keys_without_use",
     "layout_program",
     "names_in",
     "norms_about_one",

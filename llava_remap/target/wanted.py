@@ -7,6 +7,7 @@ file, and the installed transformers is asked whether it takes each name that is
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from llava_remap.target.layouts import CLASSIC, layout_program, layout_rules, na
 DISK_LAYOUT = "classic-5.6"
 #: The deepest language model published has 126.
 _MOST_LAYERS = 1000
+#: A list of more than six words, as transformers has them of all that it knows.
+_LIST = re.compile(r"((?:[^\s,]+, ){6})(?:[^\s,]+, )*[^\s,]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,8 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
         with torch.device("meta"):
             return kind(kind.config_class.from_dict(from_json(config)))
     except Exception as error:  # whatever the class raises: the config is the user's
-        reason = " ".join(str(error).split()).rstrip(".")
+        said = _LIST.sub(r"\1…", " ".join(str(error).split())).rstrip(".")
+        reason = f"it knows no {said}" if isinstance(error, KeyError) else said
         raise refuse(
             "LR112",
             f"transformers {transformers.__version__} can't build {class_name} from the config: {reason}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -180,7 +181,7 @@ def test_a_drop_of_a_parameter_of_the_real_target(run: Run) -> None:
 
 def test_a_target_that_cant_be_known_is_said_to_be_so(run: Run) -> None:
     ran = run("rules", "lint", "llava-v1.5", "--source", MANIFESTS / "vip-llava-7b.json")
-    assert ran.code == 0
+    assert (ran.code, "LR301" in ran.out) == (2, True)
     assert "the target's parameters aren't known (LR3" in ran.out
 
 
@@ -242,3 +243,16 @@ def test_many_findings_of_one_kind_are_counted(run: Run) -> None:
     assert (ran.code, ran.out.count("LR213 rule without a test")) == (2, 12)
     assert "… and 88 more of LR213; --format json has every one" in ran.out
     assert len(run("rules", "lint", "r.yaml", "--format", "json").json["files"][0]["findings"]) == 100
+
+
+def test_names_that_no_rule_takes(run: Run) -> None:
+    """`apply` refuses them, so a lint with the same source isn't clean; with names alone, or of a part, they are no fault."""
+    content = json.loads((MANIFESTS / "llava-v1.5-7b.json").read_text())
+    content["tensors"]["model.mm_projector.9.weight"] = {"dtype": "F16", "shape": [4096, 4096]}
+    Path("more.json").write_text(json.dumps(content))
+    ran = run("rules", "lint", "llava-v1.5", "--source", "more.json")
+    assert (ran.code, "LR301" in ran.out, "model.mm_projector.9.weight" in ran.out) == (2, True, True)
+    assert run("apply", "llava-v1.5", "--source", "more.json", "--dry-run").code == 1
+    Path("names.txt").write_text("\n".join(content["tensors"]))
+    assert run("rules", "lint", "llava-v1.5", "--source", "names.txt").code == 0
+    assert run("rules", "lint", shipped_folder() / "parts" / "wrappers.yaml", "--source", "more.json").code == 0
