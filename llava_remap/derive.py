@@ -32,6 +32,7 @@ from llava_remap.target import (
     text_config,
     text_differences,
     text_model_of,
+    unknown_target,
     unread_keys,
     vocabulary_problems,
     wanted_parameters,
@@ -109,6 +110,8 @@ def derive(
     one_tensor = _head_is_embedding(checkpoints, routes, text.embedding)
     words = frozenset([*vocabulary.ids, *(token.text for token in tokens)]) if vocabulary is not None else None
     config = derive_config(rules, configs, produced, tokens, text, words=words, tower_apart=apart, head_is_embedding=one_tensor)
+    if unknown := unknown_target(rules, text.kind):
+        raise RemapError(unknown)
     text = config.text or text
     if differing := _text_problems(text):
         raise RemapError([*differing, *unread_keys(rules, said, text.unknown)[0]])

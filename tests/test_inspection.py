@@ -481,7 +481,12 @@ def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch)
     checkpoint = Checkpoint(Path("big"), "safetensors", tensors, None, None)
     rewritten: list[str] = []
     rewrite = Program.rewrite
-    monkeypatch.setattr(Program, "rewrite", lambda self, name, *rest: (rewritten.append(name), rewrite(self, name, *rest))[1])
+
+    def counted(self: Program, name: str, *rest: Any) -> Any:
+        rewritten.append(name)
+        return rewrite(self, name, *rest)
+
+    monkeypatch.setattr(Program, "rewrite", counted)
     found = fits(checkpoint)
     assert len(rewritten) < 5000
     monkeypatch.setattr("llava_remap.identify.names_alike", lambda one: {name: [name] for name in one.catalog})

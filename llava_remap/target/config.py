@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
-from llava_remap.errors import Problem, refuse
+from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target.pinpoints import grid_pinpoints
 from llava_remap.target.presets import TOWER_DEFAULTS
@@ -157,7 +157,12 @@ def derive_config(
             _put(config, key, values.of(f"target.config.{key}", value))
     own_values = {key.split(".")[1] for key in rules.target.config if key.startswith("text_config.") and key != TEXT_KIND}
     if over := {key: config["text_config"][key] for key in own_values if key in config["text_config"]}:
-        text = text_model_of(rules, configs, over)
+        first = next(key for key in rules.target.config if key.startswith("text_config.") and key != TEXT_KIND)
+        with rules.placed("target", "config", first):
+            try:
+                text = text_model_of(rules, configs, over)
+            except RemapError as error:  # without these values there was nothing wrong
+                raise refuse("LR201", f"with {_listed(over)}, {error.problems[0].cause}", _RULE) from error
         config["text_config"] |= {key: value for key, value in text.config.items() if key != "tie_word_embeddings"}
     _check_feature_layer(config.get("vision_feature_layer"), tower)
     if "pad_token_id" in config:
@@ -170,6 +175,10 @@ def derive_config(
     )
     template = _chat_template(values, rules, made) if words is not None else None
     return TargetConfig(config, processor, images, videos, template, tower, tuple(notes), text)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`text_config.{key}`: {value!r}" for key, value in values.items())
 
 
 def _pixel_processor(values: _Values, where: str, class_key: str, part: PixelProcessor | None) -> dict[str, Any]:
