@@ -14,6 +14,8 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from llava_remap.errors import refuse
+
 #: Rows of the vocabulary that both are tried with, and the ids.
 _ROWS, _IDS = 64, (5, 9, 3, 3, 40, 7, 63)
 #: Numbers outside the layers. Where there are more (tables for every layer), nothing is tried.
@@ -50,6 +52,9 @@ def compare_classes(config: Any, target_class: str) -> Compared:
     Args:
         config: the language model's config.
         target_class: name of the class for text and pictures.
+
+    Raises:
+        RemapError: LR112 for a config of which the language model's own class can't be built.
     """
     import torch
     import transformers
@@ -62,6 +67,11 @@ def compare_classes(config: Any, target_class: str) -> Compared:
     try:
         with torch.device("meta"):
             own = transformers.AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).eval()
+    except Exception as error:  # whatever the class raises: the config is the user's
+        cause = f"transformers can't build the language model that the config describes ({_said(error)})."
+        raise refuse("LR112", cause, "Mend the source's config.json.") from error
+    try:
+        with torch.device("meta"):
             embedding, renamed = _name(own.base_model, own.get_input_embeddings().weight), ""
             if getattr(config, "tie_word_embeddings", False) and embedding != _TABLE:
                 return Compared(
@@ -81,9 +91,12 @@ def compare_classes(config: Any, target_class: str) -> Compared:
             whole = kind(whole_config).eval()
         return replace(found, differs=_compare(own, whole))
     except Exception as error:  # whatever a class raises that was never meant to be a part of another one
-        reason = " ".join(str(error).split()).rstrip(".")
-        said = f"whether {target_class} computes the same can't be tried ({type(error).__name__}: {reason[:200]})"
-        return replace(found, differs=said)
+        return replace(found, differs=f"whether {target_class} computes the same can't be tried ({_said(error)})")
+
+
+def _said(error: Exception) -> str:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {reason[:200]}"
 
 
 def _norms_multiply(model: Any) -> bool:

@@ -98,7 +98,7 @@ WIDE = {"hidden_size": 8192, "intermediate_size": 4096, "num_attention_heads": 3
 
 
 def wide(folder: Path, layers: int) -> Path:
-    """The genuine tiny checkpoint with a language model of such layers, all zeros; its tokenizer and tower stay."""
+    """The genuine tiny checkpoint with a language model of such layers, zeros but for its norms; its tokenizer and tower stay."""
     genuine = RELEASED / "safetensors"
     small = json.loads((genuine / "config.json").read_text())
     old = small["hidden_size"]
@@ -117,6 +117,12 @@ def wide(folder: Path, layers: int) -> Path:
             for number in range(layers):
                 shapes[tensor.name.replace("layers.0.", f"layers.{number}.")] = (tensor.dtype, shape)
     sparse_checkpoint(folder, shapes, {**small, **WIDE, "num_hidden_layers": layers})
+    for tensor in open_checkpoint(folder).catalog.values():
+        if "norm" in tensor.name and "vision" not in tensor.name:  # with norms of zeros it would be a delta
+            assert tensor.location is not None
+            with tensor.location.file.open("r+b") as stream:
+                stream.seek(tensor.location.offset)
+                stream.write(b"\x00\x3c" * (tensor.nbytes // 2))  # 1.0 in F16
     for file in genuine.iterdir():
         if file.suffix != ".safetensors" and file.name != "config.json":
             shutil.copyfile(file, folder / file.name)
