@@ -194,6 +194,7 @@ def _values(shapes: Shapes) -> dict[str, torch.Tensor]:
 
     sizes = {kind: max(prod(shape) for dtype, shape in shapes.values() if dtype == kind) for kind in _ITEM_NBYTES}
     block = torch.empty(_BLOCK).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    block[: max(shape[0] for _, shape in shapes.values() if len(shape) == 1)] += 1  # each begins with it: norms are about 1
     dtypes = {"F16": torch.float16, "F32": torch.float32}
     return {kind: block.to(dtypes[kind]).repeat(-(-size // _BLOCK))[:size] for kind, size in sizes.items()}
 
