@@ -17,9 +17,8 @@ from llava_remap.plan import route
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.rulefile import Condition, RuleFile, load_rule_file
 from llava_remap.target import shapes_config
+from llava_remap.trained_with import PROJECTOR
 
-#: Some of its sizes depend on the tower's.
-_PROJECTOR = "multi_modal_projector."
 #: Layers of a made-up tower, more than the ones that any config takes features of, and patches on each side of a tile.
 _LAYERS, _PATCHES = 48, 2
 
@@ -77,7 +76,7 @@ def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
     given[source] = Checkpoint(Path("DIR"), "", {}, _tower_config(rules, checkpoint), None)
     if source in fit.also:
         given[source] = replace(given[source], catalog=_tower(rules, given, source))
-    of_tower = (*rules.target.towers, *({_PROJECTOR} if source in fit.also else ()))
+    of_tower = (*rules.target.towers, *({PROJECTOR} if source in fit.also else ()))
     still = tuple(
         problem
         for problem in plan_checkpoints(rules, given, dry_run=True, offline=True).plan.problems
@@ -104,7 +103,7 @@ def _produced(rules: RuleFile, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
 
 def _seen(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The tensors that show the sizes of a made-up tower: as wide as the projector wants, of a size that tiles go by."""
-    projector = _produced(rules, checkpoint).get(f"{_PROJECTOR}linear_1.weight")
+    projector = _produced(rules, checkpoint).get(f"{PROJECTOR}linear_1.weight")
     width = projector.shape[-1] if projector is not None and projector.shape else 1
     patch = _tile(rules, checkpoint.config or {}) // _PATCHES
     prefix = next(iter(rules.target.towers))

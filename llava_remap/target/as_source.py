@@ -10,7 +10,7 @@ from llava_remap.errors import RemapError, refuse
 from llava_remap.target.config import TargetConfig
 from llava_remap.target.text_model import old_rope, read_text_model
 from llava_remap.target.tower import Tower
-from llava_remap.target.wanted import model_class
+from llava_remap.target.wanted import from_json, model_class
 
 _GIVE = "Put the config.json beside the weights that transformers saved with them."
 _PARTS = ("text_config", "vision_config")
@@ -40,7 +40,7 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
     except RemapError as error:  # there is no rule file to be mended: the config says it
         raise refuse("LR112", f"the config.json in {checkpoint.location}: {error.problems[0].cause}", _GIVE) from error
     try:
-        read = kind.from_dict(_copy(own))
+        read = kind.from_dict(from_json(own))
         whole = read.to_diff_dict()
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split()).rstrip(".")
@@ -88,8 +88,3 @@ def _filled(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
     if filled.get("head_dim", 0) is None:
         del filled["head_dim"]
     return filled
-
-
-def _copy(value: Any) -> Any:
-    """5.x writes into the mappings that it is given."""
-    return {key: _copy(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value

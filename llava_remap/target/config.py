@@ -13,7 +13,7 @@ from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target.pinpoints import grid_pinpoints
 from llava_remap.target.presets import TOWER_DEFAULTS
-from llava_remap.target.text_model import IDLE, TextModel, read_text_model
+from llava_remap.target.text_model import IDLE, OLD_ROPE, TextModel, read_text_model
 from llava_remap.target.tower import Tower, read_tower
 from llava_remap.target.vocabulary import PlacedToken
 
@@ -383,11 +383,10 @@ def text_model_of(rules: RuleFile, configs: Sequence[Mapping[str, Any]], over: M
 
 def _laid_over(source: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """A config with other values. Of rope, which has two spellings, the one that isn't written gives way."""
-    old = {"rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_emb_base", "rotary_pct", "rope_local_base_freq"}
     gone: set[str] = set()
     if "rope_parameters" in over:
-        gone = old - over.keys()
-    elif not old.isdisjoint(over):
+        gone = OLD_ROPE - over.keys()
+    elif not OLD_ROPE.isdisjoint(over):
         gone = {"rope_parameters"}
     return {key: value for key, value in source.items() if key not in gone} | dict(over)
 

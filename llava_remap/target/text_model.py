@@ -34,6 +34,8 @@ _ROPE_KEYS = (
     {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"},
     {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
 )
+#: All keys in which 4.x says what 5.x says in `rope_parameters`.
+OLD_ROPE = {"rope_scaling", "rope_local_base_freq"}.union(*_ROPE_KEYS)
 
 
 @dataclass(frozen=True, slots=True)
