@@ -42,7 +42,7 @@ from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.sources import name_sources, open_first, open_given, open_needed, short_name
 from llava_remap.target import CLASSIC, check_layout, text_config, unknown_target
-from llava_remap.trained_with import naming_notes, projector_findings
+from llava_remap.trained_with import naming_notes, projector_findings, tower_problems
 from llava_remap.verify import compare, strict_load
 
 Verify = Literal["meta", "full", "none"]
@@ -274,6 +274,8 @@ def plan_checkpoints(
         routes = route(file, program, checkpoints)
         configs = source_configs(file, checkpoints)
         problems += identify(file, routes, checkpoints, text_config(configs), given, layout_refusals)
+    if not problems:
+        problems += tower_problems(file, checkpoints, text_config(configs))
     halves, told = projector_findings(file, program, checkpoints, routes) if recognised else ([], [])
     notes += [*naming_notes(file, checkpoints, given, routes, text_config(configs)), *told]
     if not problems:

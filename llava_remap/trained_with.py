@@ -12,8 +12,8 @@ from llava_remap.checkpoint import Checkpoint, quoted, tensor_names
 from llava_remap.errors import Problem, RemapError
 from llava_remap.plan import Routes
 from llava_remap.rewrite import Program
-from llava_remap.rulefile import RuleFile
-from llava_remap.sources import last_part, named_by_config
+from llava_remap.rulefile import NamedDefault, RuleFile
+from llava_remap.sources import last_part, named_by_config, other_than_default
 from llava_remap.target import has_stock_sizes
 
 #: What the names of a projector begin with in the classic layout.
@@ -44,7 +44,9 @@ def naming_notes(
         for name, part in checkpoints.items()
         if rules.text.sources[name].overrides and part.base
     ]
-    for name in (name for name in checkpoints if name in given and name in used):
+    for name in (
+        name for name in checkpoints if name in given and (name in used or "tensors" not in rules.text.sources[name].use)
+    ):
         tower = named_by_config(rules, name, config)
         if tower is not None and all(has_stock_sizes(tower, prefix, routes.produced) for prefix in rules.target.towers):
             named.append((name, tower, "the config names"))
@@ -56,6 +58,23 @@ def naming_notes(
             cause = f"{who} {quoted(text)}, and {there.location} is given as `{name}`."
             notes.append(Problem("LR316", cause, f"If that is another one, give the one that is named: --source {name}=DIR."))
     return notes
+
+
+def tower_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None) -> list[Problem]:
+    """LR112 for a second tower, inside the checkpoint, that is by the config another one than the rule file's default.
+
+    The first tower's config counts for both, and tensors show neither attention heads nor activation.
+    """
+    keys, problems = [value.from_ for value in rules.target.towers.values()][1:], []
+    for name, source in rules.text.sources.items():
+        named, default = other_than_default(source, config), source.default
+        if name not in checkpoints and named is not None and isinstance(default, NamedDefault) and default.from_ in keys:
+            cause = (
+                f"the config says {default.from_}: {quoted(named)}, and only of {default.default} it is known that it has the "
+                "attention heads and the activation of the other tower; tensors show neither."
+            )
+            problems.append(Problem("LR112", cause, f"Give it, with its own config.json: --source {name}=DIR."))
+    return problems
 
 
 def rows_problems(

@@ -448,11 +448,11 @@ class RuleText(Part):
         "else: where one doesn't hold, the job is refused with what differs",
     )
     notices: dict[str, Notice] = Field({}, description="by a name of their own, what users of the folder have to know")
-    config_keys: dict[str, Literal["unused", "told"]] = Field(
+    config_keys: dict[str, Literal["unused", "told", "refused"]] = Field(
         {},
         description="key of the source's config that neither a rule nor the language model's class reads, with * for any signs: "
-        "unused (nothing that is computed depends on it) or told (the report names it); of several that match the first. Any "
-        "other key is refused",
+        "unused (nothing that is computed depends on it), told (the report names it), or refused, as any other key is. What "
+        "stands for the key itself counts, else the first pattern that matches",
     )
     sources: dict[str, Source] = Field({}, description="the checkpoints that are read, by name; the first is the main one")
     target: Target | None = Field(None, description="the model that is wanted")

@@ -130,10 +130,12 @@ def derive_config(
         RemapError: LR112 where neither configs nor tensors say what is needed; LR302 without a tower.
     """
     text_source = said_of_text(configs)
-    own = _own_vision_config(configs)
+    own = next(iter(_own_vision_configs(configs)), None)
     prefix, name = next(iter(rules.target.towers.items()))
     named = _Values(text_source, {}, tokens, words or (), {}).of(f"target.towers.{prefix}", name)
     tower = read_tower(prefix, tensors, own, named if isinstance(named, str) else None, apart=tower_apart)
+    if len(rules.target.towers) > 1:
+        _hold_towers_together(rules, configs, tower)
     rows = embedding_rows(tensors, text.embedding) or text_source.get("vocab_size")
     tied = bool(text.config["tie_word_embeddings"])
     notes = [*tower.notes, *_projector_notes(text_source, tensors)]
@@ -421,14 +423,28 @@ def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return config if str(config.get("model_type", "")).endswith("_vision_model") else None
 
 
-def _own_vision_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The tower's own config: that of a source of its own before one inside the language model's."""
+def _own_vision_configs(configs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The towers' own configs: those of sources of their own before one inside the language model's."""
     found = [
         (isinstance(config.get("text_config"), Mapping) and not _is_tower(config), own)
         for config in configs
         if (own := _vision_config(config)) is not None
     ]
-    return min(found, key=lambda entry: entry[0])[1] if found else None
+    return [own for _, own in sorted(found, key=lambda entry: entry[0])]
+
+
+def _hold_towers_together(rules: RuleFile, configs: Sequence[Mapping[str, Any]], tower: Tower) -> None:
+    """The target's config describes one tower, so a second one has to be computed like the first.
+
+    Raises:
+        RemapError: LR309 where the own config of one says otherwise.
+    """
+    if differing := next((found for own in _own_vision_configs(configs)[1:] if (found := tower.unlike(own))), None):
+        raise refuse(
+            "LR309",
+            f"two towers are not computed alike, and {rules.target.class_} has one config for both: {', '.join(differing)}.",
+            "Give the towers that the checkpoint was trained with, each with its own config.json.",
+        )
 
 
 def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:

@@ -27,7 +27,7 @@ def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[st
     """
     read = _READ | set(_read_by(rules))
     kinds = {key: _kind(rules, key) for key in unknown if key not in read and source[key] not in _NOTHING}
-    strange = [key for key, kind in kinds.items() if kind is None]
+    strange = [key for key, kind in kinds.items() if kind in (None, "refused")]
     told = [key for key, kind in kinds.items() if kind == "told" and source[key] is not False]
     problems, notes = [], []
     if strange:
@@ -50,7 +50,8 @@ def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[st
 
 
 def _kind(rules: RuleFile, key: str) -> str | None:
-    return next((kind for pattern, kind in rules.text.config_keys.items() if fnmatchcase(key, pattern)), None)
+    kinds = rules.text.config_keys
+    return kinds.get(key) or next((kind for pattern, kind in kinds.items() if fnmatchcase(key, pattern)), None)
 
 
 def _short(value: Any) -> str:

@@ -40,6 +40,12 @@ class Tower:
     facts: Mapping[str, int | bool | str]
     notes: tuple[Problem, ...]
 
+    def unlike(self, own: Mapping[str, Any]) -> list[str]:
+        """In what a tower with this config of its own is computed otherwise, whatever the shapes of its tensors."""
+        other = {**TOWER_DEFAULTS[str(self.config["model_type"])], **own}
+        keys = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size")
+        return [f"{key} {self.config[key]!r} and {other[key]!r}" for key in keys if self.config[key] != other[key]]
+
 
 def read_tower(
     prefix: str, tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, named: str | None, *, apart: bool = False
