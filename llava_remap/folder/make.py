@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from llava_remap.cache import cached
 from llava_remap.checkpoint import BESIDE, read_object
 from llava_remap.errors import Problem
 from llava_remap.folder.chat_template import check_special_tokens, sample_prompts, turn_end
-from llava_remap.folder.json_file import write_json
+from llava_remap.folder.json_file import json_bytes, write_json
 from llava_remap.folder.processor import (
     check_processor,
     has_torchvision,
@@ -30,6 +32,9 @@ from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
 _NOT_KEPT = ("_from_model_config", "transformers_version", "auto_map")
 #: The entry of the cache that holds what is worth telling of the others.
 _NOTES = "notes"
+_NOTED = TypeAdapter(list[tuple[str, str, str]])
+#: All that can be made.
+_MADE = frozenset(name for names in BESIDE.values() for name in names)
 #: What only sampling reads. Vicuna's generation config has them without `do_sample`: generation is greedy and they are of no
 #: effect, but newer versions warn of them, and 4.57's `save_pretrained` refuses.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -89,9 +94,13 @@ def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
             made = {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
         return {**made, _NOTES: json.dumps([[note.code, note.cause, note.fix] for note in notes]).encode()}
 
-    files = cached("folder", facts, make)
-    notes = json.loads(files[_NOTES])
-    return {name: content for name, content in files.items() if name != _NOTES}, [Problem(*note) for note in notes]
+    def read(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], list[Problem]]:
+        made = {name: content for name, content in files.items() if name != _NOTES}
+        if not {"config.json"} <= made.keys() <= _MADE or made["config.json"] != json_bytes(parts.target.config):
+            raise ValueError("no folder of this config")
+        return made, [Problem(*note) for note in _NOTED.validate_json(files[_NOTES], strict=True)]
+
+    return cached("folder", facts, make, read)
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:

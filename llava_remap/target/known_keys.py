@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from llava_remap.cache import cached
+from llava_remap.cache import cached_value
 from llava_remap.errors import Problem
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target.config import TEXT_KIND
@@ -23,7 +23,30 @@ _ENDING = "ForConditionalGeneration"
 _HAS_PARTS = re.compile(r"dict|Config|RopeParameters|Any")
 #: Parts of a key → what is inside: none where they have no parts, None where anything may be inside.
 Keys = Mapping[str, Any]
-Known = dict[str, dict[str, Any] | None]
+_Fields = dict[str, dict[str, Any] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a class knows.
+
+    Attributes:
+        version: that of transformers.
+        classes: where there is no such class, those that are nearly called so; else None, and all of the rest is there.
+        model_type: that of its config.
+        kinds: every `model_type` of a language model.
+        keys: what its config may hold.
+        refused: values that it refuses: the key → why, and what to write.
+        processors: the names of classes, by the kind of processor.
+    """
+
+    version: str
+    classes: tuple[str, ...] | None = None
+    model_type: str = ""
+    kinds: tuple[str, ...] = ()
+    keys: Keys | None = None
+    refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    processors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def unknown_target(rules: RuleFile, kind: str | None = None) -> list[Problem]:
@@ -48,24 +71,23 @@ def unknown_target(rules: RuleFile, kind: str | None = None) -> list[Problem]:
 
 def keys_without_use(rules: RuleFile, class_name: str) -> list[str]:
     """The keys of the target's config in a rule file, without dots, that a class's config doesn't have."""
-    known = _known(class_name, None, {}).get("keys")
+    known = _known(class_name, None, {}).keys
     taken = {key for key, value in rules.target_config.items() if "const" in value.model_fields_set and value.const is None}
     return [key for key in rules.target_config if known is not None and key not in taken and key.partition(".")[0] not in known]
 
 
-def _known(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[str, Any]:
+def _known(class_name: str, kind: str | None, words: Mapping[str, str]) -> _Known:
     facts = {"class": class_name, "text": kind, "words": words}
-    answer: dict[str, Any] = json.loads(cached("known_keys", facts, lambda: _ask(class_name, kind, words))["known_keys.json"])
-    return answer
+    return cached_value("known_keys", facts, lambda: _ask(class_name, kind, words), _Known)
 
 
-def _unknown(rules: RuleFile, known: Mapping[str, Any]) -> Iterator[tuple[Place, str, str]]:
+def _unknown(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]:
     """What isn't known: its place, what is wrong, and what was meant."""
-    target, version = rules.target, known["version"]
-    if "classes" in known:
+    target, version = rules.target, known.version
+    if known.classes is not None:
         cause = f"transformers {version} has no class `{target.class_}` for text and pictures with a head."
         fix = "Write the name of one that has both; it ends with ForConditionalGeneration."
-        if near := known["classes"]:
+        if near := known.classes:
             fix = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?"
         yield ("target", "class"), cause, fix
         return
@@ -74,7 +96,7 @@ def _unknown(rules: RuleFile, known: Mapping[str, Any]) -> Iterator[tuple[Place,
         if value.const is None and "const" in value.model_fields_set:
             continue  # it takes an inherited key away
         yield from _unknown_key(f"{target.class_}'s config", key, value, known)
-    for key, (cause, fix) in known["refused"].items():
+    for key, (cause, fix) in known.refused.items():
         yield ("target", "config", key, "const"), f"`{key}` can't be {target.config[key].const!r}: {cause}", fix
     made = rules.text.processor or Processor()
     asked: dict[tuple[str, ...], Processor | PixelProcessor | None] = {
@@ -83,38 +105,38 @@ def _unknown(rules: RuleFile, known: Mapping[str, Any]) -> Iterator[tuple[Place,
         ("processor", "video_processor"): made.video_processor,
     }
     for place, part in asked.items():
-        names = known["processors"][place[-1]]
+        names = known.processors[place[-1]]
         if part is not None and part.class_ is not None and part.class_ not in names:
             cause = f"transformers {version} has no {place[-1].replace('_', ' ')} `{part.class_}`."
             yield (*place, "class"), cause, meant(part.class_, names)
 
 
-def _unknown_kinds(rules: RuleFile, known: Mapping[str, Any]) -> Iterator[tuple[Place, str, str]]:
+def _unknown_kinds(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]:
     config, class_name = rules.target.config, rules.target.class_
     said = list(constants_of(config["model_type"], ("target", "config", "model_type"))) if "model_type" in config else []
-    wrong = [(place, kind) for place, kind in said if kind != known["model_type"]]
+    wrong = [(place, kind) for place, kind in said if kind != known.model_type]
     if "model_type" not in config:
         wrong = [(("target", "config"), None)]
     for place, kind in wrong:
-        cause = f"`target.config.model_type` is {kind!r}; {class_name} has {known['model_type']!r}."
-        yield place, cause, f"Write `model_type: {{const: {known['model_type']}}}`, or another `target.class`."
+        cause = f"`target.config.model_type` is {kind!r}; {class_name} has {known.model_type!r}."
+        yield place, cause, f"Write `model_type: {{const: {known.model_type}}}`, or another `target.class`."
     kinds = list(constants_of(config[TEXT_KIND], ("target", "config", TEXT_KIND))) if TEXT_KIND in config else []
     kinds += [(("target", "text_models", name), kind) for name, kind in rules.target.text_models.items()]
     for place, kind in kinds:
-        if kind not in known["kinds"]:
-            cause = f"transformers {known['version']} has no language model of the type `{kind}`."
-            yield place, cause, meant(str(kind), known["kinds"], "Write the `model_type` that it has in transformers.")
+        if kind not in known.kinds:
+            cause = f"transformers {known.version} has no language model of the type `{kind}`."
+            yield place, cause, meant(str(kind), known.kinds, "Write the `model_type` that it has in transformers.")
 
 
-def _unknown_key(whose: str, key: str, value: ConfigValue, known: Mapping[str, Any]) -> Iterator[tuple[Place, str, str]]:
+def _unknown_key(whose: str, key: str, value: ConfigValue, known: _Known) -> Iterator[tuple[Place, str, str]]:
     place: Place = ("target", "config", key)
-    keys: Keys | None = known["keys"]
+    keys: Keys | None = known.keys
     parts = key.split(".")
     for at, part in enumerate(parts):
         if keys is None:
             return
         if part not in keys:
-            yield place, *_no_key(whose, parts[:at], part, keys, known["version"])
+            yield place, *_no_key(whose, parts[:at], part, keys, known.version)
             return
         keys = keys[part]
     if not keys:
@@ -125,7 +147,7 @@ def _unknown_key(whose: str, key: str, value: ConfigValue, known: Mapping[str, A
             cause = f"`{key}` of {whose} is a group of values, and can't be {constant!r}."
             yield where, cause, f"Write its values one by one, with dots: `{example}: {{const: …}}`."
         else:
-            yield from _unknown_parts(whose, parts, constant, keys, known["version"], where)
+            yield from _unknown_parts(whose, parts, constant, keys, known.version, where)
 
 
 def _unknown_parts(
@@ -147,7 +169,7 @@ def _no_key(whose: str, walked: list[str], part: str, keys: Keys, version: str) 
     return f"`{part}` is no key of {whose}{inside} in transformers {version}.", meant(part, keys)
 
 
-def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[str, bytes]:
+def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[str, Any]:
     """What a class's config may hold, or the classes that are nearly called so where it is none."""
     import transformers
     from transformers import CONFIG_MAPPING, PreTrainedModel
@@ -166,7 +188,7 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
         named = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
         stems = {str(name).removesuffix(_ENDING): name for name in named if str(name).endswith(_ENDING)}
         near = difflib.get_close_matches(re.sub(r"(Model|For[A-Z].*)$", "", class_name), stems, 2)
-        return {"known_keys.json": json.dumps({"version": version, "classes": [stems[name] for name in near]}).encode()}
+        return {"version": version, "classes": [stems[name] for name in near]}
     kinds = class_names()
     flat: dict[str, Any] = {key: {} for key in (*RopeParameters.__annotations__, "type")}
     rope = {**flat, "full_attention": flat, "sliding_attention": flat}
@@ -188,7 +210,7 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
     }
     images, videos = ([name for name in dir(transformers) if name.endswith(end)] for end in ("ImageProcessor", "VideoProcessor"))
     others = {name for name in dir(transformers) if name.endswith("Processor")}.difference(images, videos)
-    answer = {
+    return {
         "version": version,
         "model_type": config_class.model_type,
         "kinds": sorted(kinds),
@@ -200,18 +222,17 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
             "video_processor": videos,
         },
     }
-    return {"known_keys.json": json.dumps(answer).encode()}
 
 
-def _fields(*config_classes: Any) -> Known:
+def _fields(*config_classes: Any) -> _Fields:
     """The keys that one of the classes knows: None where anything may be inside, none inside otherwise."""
     from dataclasses import fields
 
-    found: Known = {}
+    found: _Fields = {}
     for config_class in config_classes:
-        own: Known = {field.name: None if _HAS_PARTS.search(str(field.type)) else {} for field in fields(config_class)}
-        renamed: Known = {name: own.get(other, {}) for name, other in config_class.attribute_map.items()}
-        written: Known = {other: {} for other in config_class.attribute_map.values()}
+        own: _Fields = {field.name: None if _HAS_PARTS.search(str(field.type)) else {} for field in fields(config_class)}
+        renamed: _Fields = {name: own.get(other, {}) for name, other in config_class.attribute_map.items()}
+        written: _Fields = {other: {} for other in config_class.attribute_map.values()}
         for key, inside in {**{key: {} for key in _GENERAL}, **written, **renamed, **own}.items():
             found[key] = None if inside is None or found.get(key, {}) is None else {}
     return found

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llava_remap.cache import cached
+from llava_remap.cache import cached_value
 from llava_remap.errors import RemapError, refuse
 from llava_remap.target.same_logits import compare_classes
 from llava_remap.target.wanted import from_json, refuse_endless
@@ -86,14 +86,12 @@ def read_text_model(
             can't be; LR201 for a `said` that transformers has no language model of.
     """
     facts = {"source": source, "class": target_class, "forks": forks, "said": said, "around": around}
-    answer = cached("text_model", facts, lambda: _ask(source, target_class, forks, said, around))["text_model.json"]
-    found = json.loads(answer)
-    return TextModel(**{**found, "unknown": tuple(found["unknown"])})
+    return cached_value("text_model", facts, lambda: _ask(source, target_class, forks, said, around), TextModel)
 
 
 def _ask(
     source: Mapping[str, Any], target_class: str, forks: Mapping[str, str], said: str | None, around: Mapping[str, Any] | None
-) -> dict[str, bytes]:
+) -> dict[str, Any]:
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     refuse_endless(source)
@@ -129,7 +127,7 @@ def _ask(
     beside = {key: value for key, value in (around or {}).items() if key not in not_its and key[:1] != "_" and value is not None}
     _check_around(beside, whole)
     unknown = [key for key in given if key not in known and key not in older and given[key] is not None]
-    answer = {
+    return {
         "kind": kind,
         "known_by": known_by,
         "config": whole,
@@ -139,7 +137,6 @@ def _ask(
         "differs": compared.differs,
         "norms_about_one": compared.norms_about_one,
     }
-    return {"text_model.json": json.dumps(answer).encode()}
 
 
 def _check_rope(config_class: Any, known: Mapping[str, Any], older: Mapping[str, Any]) -> None:

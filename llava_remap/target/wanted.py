@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava_remap.cache import cached
+from llava_remap.cache import cached_value
 from llava_remap.errors import refuse
 from llava_remap.target.layouts import CLASSIC, layout_program, layout_rules, names_in
 
@@ -132,12 +132,10 @@ def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = 
     config = {**config, "pad_token_id": None, "text_config": text}
     rules = [layout_rules(name).sha256 for name in (DISK_LAYOUT, layout)]
     facts = {"class": class_name, "config": config, "layouts": rules}
-    answer = json.loads(cached("target", facts, lambda: _ask(class_name, config, layout))["target.json"])
-    shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
-    return Target(class_name, layout, shapes, answer["tied"], answer["names"], answer["embedding"], answer["joined"])
+    return cached_value("target", facts, lambda: _ask(class_name, config, layout), Target)
 
 
-def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, bytes]:
+def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, Any]:
     """Names, shapes and ties as the installed transformers has them on disk, where each expert, which it stacks, is a tensor."""
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -157,7 +155,9 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, b
     on_disk = {parameter: name for name, parameter in made_of.items() if parameter is not None}
     table = model.get_input_embeddings().weight
     embedding = next(name for name, value in model.named_parameters(remove_duplicate=False) if value is table)
-    answer = {
+    return {
+        "class_name": class_name,
+        "layout": layout,
         "shapes": {named[name]: list(value.shape) for name, value in stored.items()},
         "tied": {
             on_disk[name]: on_disk[other]
@@ -168,7 +168,6 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, b
         "embedding": on_disk[embedding],
         "joined": sum(parameter is None for parameter in made_of.values()),
     }
-    return {"target.json": json.dumps(answer).encode()}
 
 
 def _ask_loader(model: Any, state: Mapping[str, Any], written: Mapping[str, str | None], layout: str) -> None:

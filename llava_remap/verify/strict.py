@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_remap.cache import cached, is_kept
+from llava_remap.cache import cached_value, is_kept
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.errors import Problem
 from llava_remap.target import build_on_meta
@@ -26,6 +26,16 @@ Headers = Mapping[str, tuple[str, tuple[int, ...]]]
 _QUESTION = "strict_load"
 
 
+@dataclass(frozen=True, slots=True)
+class _Info:
+    """What is kept of transformers' loading info."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+    mismatched_keys: list[tuple[str]]
+    conversion_errors: list[str]
+
+
 def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -> list[Problem]:
     """LR601 where the loader reports parameters missing, names unexpected or shapes mismatched; nothing is read but headers.
 
@@ -37,8 +47,8 @@ def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -
         for checkpoint in map(open_checkpoint, files)
         for name, tensor in checkpoint.catalog.items()
     }
-    answer = cached(_QUESTION, _facts(tensors, class_name, config), lambda: _ask(tensors, class_name, config))
-    return loading_problems(json.loads(answer["info.json"]))
+    facts = _facts(tensors, class_name, config)
+    return loading_problems(asdict(cached_value(_QUESTION, facts, lambda: _ask(tensors, class_name, config), _Info)))
 
 
 def is_known(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> bool:
@@ -50,7 +60,7 @@ def _facts(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict
     return {"class": class_name, "config": config, "tensors": tensors}
 
 
-def _ask(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict[str, bytes]:
+def _ask(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the installed transformers reports of loading tensors of these dtypes and shapes."""
     import torch
     from transformers import logging
@@ -69,13 +79,12 @@ def _ask(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict[s
     model.mark_tied_weights_as_initialized(info)
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
     model._adjust_missing_and_unexpected_keys(info)
-    said = {
+    return {
         "missing_keys": sorted(info.missing_keys),
         "unexpected_keys": sorted(info.unexpected_keys),
         "mismatched_keys": sorted((name,) for name, *_ in info.mismatched_keys),
         "conversion_errors": sorted(map(str, info.conversion_errors)),
     }
-    return {"info.json": json.dumps(said).encode()}
 
 
 def loading_problems(info: Mapping[str, Any]) -> list[Problem]:
