@@ -2,11 +2,13 @@
 
 `llava_remap.json` holds the applied plan, the rule file's text, the sources' configs, size and digest of every file that was
 written and of the small ones that were read, and the versions of what made them. Of the sources' weight files it has the size:
-their bytes are in the output. It is written last, and holds no time and nothing random: two runs give the same bytes.
+their bytes are in the output. It is written last, and holds no time and nothing random: two runs give the same bytes. A digest
+of its own content tells whether it was changed since, by accident: who changes it on purpose can change the digest as well.
 """
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llava_remap import __version__
@@ -26,7 +29,9 @@ from llava_remap.rulefile import RuleFile
 
 RECORD = "llava_remap.json"
 FORMAT = "llava-remap/record"
-FORMAT_VERSION = 1
+#: Version 1 had no digest of its own; what is in it otherwise is the same.
+FORMAT_VERSION = 2
+_READABLE = (1, FORMAT_VERSION)
 
 #: The libraries that had a say in what was written.
 _LIBRARIES = ("transformers", "tokenizers", "torch", "numpy", "safetensors")
@@ -106,7 +111,7 @@ def record_json(
         verified: which check was made after writing: `meta`, `full` or `none`.
     """
     summary = plan.sources
-    return {
+    content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "made_with": {
@@ -129,6 +134,13 @@ def record_json(
         "outputs": _files(outputs),
         "plan": plan.to_json(),
     }
+    return {**content, "digest": own_digest(content)}
+
+
+def own_digest(content: Mapping[str, Any]) -> dict[str, str]:
+    """The digest of a record's content without the entry for it, whatever its spaces and the order of its keys."""
+    text = json.dumps({key: value for key, value in content.items() if key != "digest"}, sort_keys=True)
+    return {"xxh3_128": xxhash.xxh3_128_hexdigest(text.encode())}
 
 
 def read_texts(files: Mapping[str, Path]) -> dict[str, str]:
@@ -155,10 +167,12 @@ def read_record(folder: Path) -> Record:
         content = read_object(path, "LR113", _FIX)
     except OSError as error:
         raise unreadable(error, path) from None
-    if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
+    if content.get("format") != FORMAT or content.get("format_version") not in _READABLE:
         said = f"{content.get('format')!r}, version {content.get('format_version')!r}"
         cause = f"{path} is of the format {said}; this version reads {FORMAT!r}, version {FORMAT_VERSION}."
         raise refuse("LR113", cause, "Use the version of llava-remap that wrote it.")
+    if content["format_version"] != 1 and content.get("digest") != own_digest(content):
+        raise refuse("LR113", f"{path}: the record was changed since it was written, by its own digest.", _FIX)
     try:
         text = _Text.model_validate(content)
         mapped = tuple(Mapped.from_json(entry) for entry in text.plan.mapped)

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from llava_remap.cli.commands import app
 from llava_remap.execute import Folder
+from llava_remap.record import own_digest
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as the command line does, before transformers is imported
 
@@ -148,3 +149,8 @@ def changed(tmp_path: Path) -> Changed:
         return folder
 
     return make
+
+
+def with_own_digest(record: Mapping[str, Any]) -> str:
+    """The text of a record that was changed on purpose, digest and all."""
+    return json.dumps({**record, "digest": own_digest(record)})

@@ -20,7 +20,7 @@ from llava_remap.load import load_model
 from llava_remap.record import RECORD
 from llava_remap.shrink import shrink
 from llava_remap.verify import TORCH_DTYPES
-from tests.conftest import CLIP, DATA, MANIFESTS, RELEASED, Run, Tensors
+from tests.conftest import CLIP, DATA, MANIFESTS, RELEASED, Run, Tensors, with_own_digest
 
 LIGHTNING = "llava-lightning-7b-v1-1.released"
 ONE, SECOND = (f"multi_modal_projector.linear_{n}" for n in (1, 2))
@@ -339,7 +339,7 @@ def test_records_that_can_not_be(contradiction: str, out: Path, tmp_path: Path, 
         next(entry for entry in plan["mapped"] if entry["target"] == f"{SECOND}.weight")["op"] = None
     else:
         made["shape_before"] = [64, 64]
-    (copy / RECORD).write_text(json.dumps(record))
+    (copy / RECORD).write_text(with_own_digest(record))
     for command in (("revert", copy, "--output", "back"), ("verify", copy)):
         ran = run(*command, "--format", "json")
         assert (ran.code, [p["code"] for p in ran.json["problems"]]) == (3, ["LR113"])

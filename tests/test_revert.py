@@ -24,7 +24,7 @@ from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
 from llava_remap.revert import plan_revert, revert, revert_job
 from tests.checkpoint.stored import raw, stored
 from tests.checkpoint.test_torch_files import rewritten
-from tests.conftest import CLIP, DATA, RELEASED, TINY, Changed, Run, Tensors
+from tests.conftest import CLIP, DATA, RELEASED, TINY, Changed, Run, Tensors, with_own_digest
 from tests.test_interrupt import signalled
 
 LLAVA, SIGLIP = TINY / "llava-v1.5", TINY / "siglip-tiny-patch14-28"
@@ -311,7 +311,7 @@ def change_record(change: Callable[[Any], object]) -> None:
     path = Path("out/llava_remap.json")
     record = json.loads(path.read_text())
     change(record)
-    path.write_text(json.dumps(record))
+    path.write_text(with_own_digest(record))
 
 
 def test_without_a_record(out: Path) -> None:

@@ -21,7 +21,7 @@ from llava_remap.record import read_record
 from llava_remap.sources import open_again
 from llava_remap.verify import verify_folder
 from llava_remap.verify.compare import _distance
-from tests.conftest import CLIP, RELEASED, TINY, Run, heavy, lose_last_byte
+from tests.conftest import CLIP, RELEASED, TINY, Run, heavy, lose_last_byte, with_own_digest
 
 FORMS = {form: RELEASED / form for form in ("bin", "sharded", "safetensors")}
 FORMS["legacy_pickle"] = TINY / "llava-v1.5" / "legacy_pickle"
@@ -79,7 +79,7 @@ def accept(folder: Path, *paths: Path) -> None:
     record = record_of(folder)
     for path in paths:
         record["outputs"][path.name] = {"nbytes": path.stat().st_size, "sha256": sha256(path)}
-    (folder / "llava_remap.json").write_text(json.dumps(record))
+    (folder / "llava_remap.json").write_text(with_own_digest(record))
 
 
 # --- the record
@@ -87,7 +87,7 @@ def accept(folder: Path, *paths: Path) -> None:
 
 def test_what_a_record_says(made: Path, run: Run) -> None:
     record = record_of(made)
-    assert (record["format"], record["format_version"], record["verified"]) == ("llava-remap/record", 1, "meta")
+    assert (record["format"], record["format_version"], record["verified"]) == ("llava-remap/record", 2, "meta")
     assert record["made_with"]["transformers"] == version("transformers")
     assert record["made_with"]["post_load"] == {"expand_embeddings": f"llava-remap {version('llava-remap')}"}
     dry = run("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--dry-run", "--format", "json").json
@@ -443,6 +443,55 @@ def test_how_far_is_told_of_what_differs() -> None:
     assert _distance(one.numpy().tobytes(), other.numpy().tobytes(), "F32") == (1, 0.5)
 
 
+# --- a record that was changed
+
+
+def swap_sources(record: Any) -> None:
+    """Two matrices of the same shape change places: by names and shapes, nothing is wrong."""
+    one, other = (
+        next(entry for entry in record["plan"]["mapped"] if entry["target"].endswith(f"layers.0.self_attn.{name}_proj.weight"))
+        for name in "qo"
+    )
+    one["from"], other["from"] = other["from"], one["from"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        swap_sources,
+        lambda record: record["plan"]["notes"].clear(),
+        lambda record: record.update(verified="full"),
+        lambda record: record["rules"]["files"][0].update(text="# another"),
+        lambda record: record["made_with"].update(torch="1.0"),
+        lambda record: record.update(more=1),
+        lambda record: record.pop("digest"),
+        lambda record: record.update(digest="0" * 32),
+    ],
+)
+def test_a_record_changed_by_accident(change: Callable[[Any], object], out: Path, run: Run) -> None:
+    record = record_of(out)
+    change(record)
+    (out / "llava_remap.json").write_text(json.dumps(record))
+    for command in (("verify", out), ("revert", out, "--output", "back")):
+        ran = run(*command)
+        assert (ran.code, "LR113" in ran.err, "llava_remap.json" in ran.err) == (3, True, True)
+    assert not Path("back").exists()
+
+
+def test_a_record_that_was_only_set_anew(out: Path, run: Run) -> None:
+    """Spaces and the order of keys say nothing."""
+    record = dict(sorted(record_of(out).items(), reverse=True))
+    (out / "llava_remap.json").write_text(json.dumps(record, ensure_ascii=False))
+    assert run("verify", out).code == 0
+
+
+def test_a_record_of_version_1_has_no_digest(out: Path, run: Run) -> None:
+    record = record_of(out) | {"format_version": 1}
+    del record["digest"]
+    (out / "llava_remap.json").write_text(json.dumps(record))
+    assert run("verify", out).code == 0
+
+
 # --- folders and records that can't be read
 
 
@@ -506,7 +555,7 @@ def broken(change: Callable[[Any], object]) -> Callable[[str], str]:
     def apply_to(text: str) -> str:
         record = json.loads(text)
         change(record)
-        return json.dumps(record)
+        return with_own_digest(record)
 
     return apply_to
 
@@ -518,7 +567,7 @@ def broken(change: Callable[[Any], object]) -> Callable[[str], str]:
         lambda text: text[:-10],
         lambda text: "[]",
         broken(lambda r: r.update(format="other")),
-        broken(lambda r: r.update(format_version=2)),
+        broken(lambda r: r.update(format_version=3)),
         broken(lambda r: r.pop("outputs")),
         broken(lambda r: r["outputs"].update({"../../etc/passwd": {"nbytes": 1, "sha256": "0" * 64}})),
         broken(lambda r: r["outputs"].update({"..": {"nbytes": 1, "sha256": "0" * 64}})),
