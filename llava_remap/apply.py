@@ -283,10 +283,6 @@ def plan_checkpoints(
             derived = derive(file, checkpoints, configs, routes, layout, _STORED_AS[dtype], vocab)
         except RemapError as error:
             problems += error.problems
-        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            # Configs are other people's JSON: what isn't of the kind that it has to be shows when it is used.
-            cause = f"a value in the sources' config.json is of a kind that can't be: {type(error).__name__}: {error}."
-            problems.append(Problem("LR112", cause, "Hold the config.json against the original one."))
     small_files: Mapping[str, bytes] = {}
     if derived is not None and not derived.problems:
         try:

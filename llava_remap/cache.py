@@ -26,6 +26,8 @@ from typing import Any, BinaryIO, TypeVar
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter
 
+from llava_remap.libraries import import_asked
+
 #: The libraries whose answers are kept.
 _ASKED = ("transformers", "tokenizers", "sentencepiece", "torch", "pillow", "jinja2")
 #: Entries kept of one question. The largest, a tokenizer with its processor, has about 3 MB.
@@ -48,11 +50,11 @@ def cached(
         read: makes of it what is wanted; it raises whatever it likes where an answer isn't of the form that `ask` gives it.
     """
     if _in_development():
-        return read(ask())
+        return read(_asked(ask))
     key = _key(facts)
     with contextlib.suppress(Exception):  # whatever somebody else's file makes the libraries stumble over
         return read(_find(question, key))
-    answer = ask()
+    answer = _asked(ask)
     with contextlib.suppress(OSError):
         _keep(question, key, answer)
     return read(answer)
@@ -71,6 +73,12 @@ def cached_value(question: str, facts: Mapping[str, Any], ask: Callable[[], Any]
         lambda: {name: json.dumps(ask()).encode()},
         lambda answer: adapter.validate_json(answer[name], strict=True),
     )
+
+
+def _asked(ask: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+    """A fresh answer, of libraries that can be imported: what goes wrong in them from here on is the question's fault."""
+    import_asked()
+    return ask()
 
 
 def is_kept(question: str, facts: Mapping[str, Any]) -> bool:

@@ -14,6 +14,8 @@ class Exit(IntEnum):
     USAGE = 2
     INPUT = 3
     RESOURCES = 4
+    LIBRARY = 5
+    INTERNAL = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,9 @@ CODES: dict[str, Code] = {
         "each."),
     "LR508": Code("output can't be written", Exit.RESOURCES,
         "Output or report can't be made where they should be, or would lie inside a source or in each other."),
+    "LR510": Code("library that doesn't work", Exit.LIBRARY,
+        "A library that is needed can't be imported: it is broken, doesn't go with another one, or isn't there. Neither rule "
+        "file nor checkpoint has to do with it. The message has the library's own words, and the command that installs it anew."),
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS,
         "The installed transformers would not load exactly these names and shapes, or, after `--reverse`, the rule file would "

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_remap.errors import Problem
 from llava_remap.execute import JOBS, Recipe, computes, shard_nbytes, working_nbytes
+from llava_remap.limits import limits, status
 from llava_remap.plan import Shard
 from llava_remap.verify import is_known
 
@@ -113,8 +113,8 @@ def _record_nbytes(job: Job) -> int:
 def memory_problems(needed: Predicted) -> list[Problem]:
     """LR501 where memory is clearly not enough."""
     still = needed.libraries + needed.working
-    limits = list(_limits())
-    if not limits or (free := min(limits))[0] * _MARGIN >= still:
+    free_by_limit = list(limits())
+    if not free_by_limit or (free := min(free_by_limit))[0] * _MARGIN >= still:
         return []
     cause = f"the job needs up to {still:,} bytes more than it has by now, {max(free[0], 0):,} are free ({free[1]})."
     return [Problem("LR501", cause, "Close other programs, raise the limit, or use a larger machine.")]
@@ -126,60 +126,8 @@ def peak_nbytes() -> int:
     Linux tells it of the program that is running. `getrusage` also counts, there, what occupied the process before that program
     was started in it: its parent, as a rule, which may be larger.
     """
-    if (peak := _status("VmHWM")) is not None:
+    if (peak := status("VmHWM")) is not None:
         return peak
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _status(key: str) -> int | None:
-    """Bytes that Linux tells of this process; None on other systems."""
-    return _table(Path("/proc/self/status")).get(key)
-
-
-def _table(path: Path) -> dict[str, int]:
-    """The numbers of a file like `/proc/meminfo`, in bytes; empty where there is none."""
-    found = {}
-    with contextlib.suppress(OSError, ValueError):
-        for line in path.read_text().splitlines():
-            words = line.replace(":", " ").split()
-            if len(words) >= 2 and words[1].isdecimal():
-                found[words[0]] = int(words[1]) * (1024 if words[-1] == "kB" else 1)
-    return found
-
-
-def _limits() -> Iterator[tuple[int, str]]:
-    """How much more memory there is, by each limit that can be read, and what sets it."""
-    machine = _table(Path("/proc/meminfo"))
-    swap = machine.get("SwapFree", 0)
-    if "MemAvailable" in machine:
-        yield machine["MemAvailable"] + swap, "the machine's memory and swap"
-    yield from ((free, "the limit of its control group") for free in _control_groups(swap))
-    with contextlib.suppress(ImportError):  # Windows
-        import resource
-
-        for name, key, what in (("RLIMIT_AS", "VmSize", "ulimit -v"), ("RLIMIT_DATA", "VmData", "ulimit -d")):
-            soft, taken = resource.getrlimit(getattr(resource, name))[0], _status(key)
-            if soft != resource.RLIM_INFINITY and taken is not None:
-                yield soft - taken, what
-
-
-def _control_groups(swap: int, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """What is left in this process's control groups and those around them; files that are only cached can make room."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in own.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":  # version 2
-                base, names, cached = root, ("memory.max", "memory.current"), ("inactive_file", "active_file")
-            elif "memory" in controllers.split(","):
-                base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-                cached = ("total_inactive_file", "total_active_file")
-            else:
-                continue
-            group = base / path.strip("/")
-            for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(base))):
-                with contextlib.suppress(OSError, ValueError):  # "max": no limit
-                    limit, taken = (int((folder / name).read_text()) for name in names)
-                    statistics = _table(folder / "memory.stat")
-                    yield limit - taken + sum(statistics.get(name, 0) for name in cached) + swap

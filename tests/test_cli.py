@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_remap import __version__
 from llava_remap.rulefile import shipped_rule_files
 from tests.conftest import CLIP, HEAVY, MANIFESTS, RELEASED, TINY, Changed, Run
 
@@ -197,6 +198,7 @@ def test_no_traceback_reaches_the_terminal(tmp_path: Path) -> None:
         "import sys\nsys.argv = ['llava-remap', 'apply', 'llava-v1.5', '--source', 'x']\nfrom llava_remap.cli import main\nmain()"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert ran.returncode == 1
+    assert ran.returncode == 70
     assert "Internal error: RuntimeError: a fault" in ran.stderr
+    assert f"LLAVA_REMAP_TRACEBACK=1 (llava-remap {__version__}, Python " in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from llava_remap import libraries
 from llava_remap.apply import apply
 from llava_remap.codes import CODES, Exit
 from llava_remap.execute import write
@@ -497,7 +498,8 @@ def lr601(scene: Scene) -> Arguments:
     from transformers import conversion_mapping
 
     scene.patch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: [])
-    scene.patch.setattr("llava_remap.verify.strict.cached", lambda question, facts, ask: ask())  # what it said before is kept
+    fresh = "llava_remap.verify.strict.cached_value"  # what it said before is kept
+    scene.patch.setattr(fresh, lambda question, facts, ask, kind: kind(**ask()))
     return applied()
 
 
@@ -558,6 +560,13 @@ def lr609(scene: Scene) -> Arguments:
 def lr610(scene: Scene) -> Arguments:
     """A rule file of one's own that takes LLaVA-1.5's image processor as it is."""
     return applied(RELEASED / "bin", scene.rules("processor: {image_processor: {config: {do_pad: {const: null}}}}"), "--dry-run")
+
+
+def lr510(scene: Scene) -> Arguments:
+    """transformers doesn't go with another library; what it is asked was never asked before."""
+    scene.patch.setenv("LLAVA_REMAP_CACHE", str(Path("empty").resolve()))
+    scene.patch.setattr(libraries, "import_module", fail(ImportError("cannot import name 'X' from 'huggingface_hub'")))
+    return applied()
 
 
 SCENARIOS: dict[str, Callable[[Scene], Arguments]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llava_remap import resources
+from llava_remap import limits, resources
 from llava_remap.apply import apply, plan_job
 from llava_remap.errors import RemapError
 from llava_remap.resources import Predicted, memory_problems, peak_nbytes
@@ -107,7 +107,7 @@ def test_a_limit_that_is_too_low() -> None:
 
 
 def test_from_python_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_limits", lambda: iter([(1 * MIB, "here")]))
+    monkeypatch.setattr(resources, "limits", lambda: iter([(1 * MIB, "here")]))
     with pytest.raises(RemapError, match="LR501"):
         apply("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -116,7 +116,7 @@ def test_from_python_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("free", "refused"), [(0, True), (60, True), (70, False), (100, False)])
 def test_only_where_it_is_clearly_not_enough(free: int, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_limits", lambda: iter([(free * MIB, "this"), (10**15, "that")]))
+    monkeypatch.setattr(resources, "limits", lambda: iter([(free * MIB, "this"), (10**15, "that")]))
     found = memory_problems(Predicted(10**12, 60 * MIB, 40 * MIB, 0))  # what a process once took, it may have given back
     assert bool(found) == refused
     assert all(f"{free * MIB:,} are free (this)" in problem.cause for problem in found)
@@ -131,20 +131,20 @@ def test_control_groups(tmp_path: Path) -> None:
         (tmp_path / name / "memory.stat").write_text("anon 5\ninactive_file 20\nactive_file 3\n")
     own = tmp_path / "own"
     own.write_text("0::/a/b/c\n")
-    assert list(resources._control_groups(7, tmp_path, own)) == [500 - 100 + 23 + 7, 1000 - 900 + 23 + 7]
+    assert list(limits._control_groups(7, tmp_path, own)) == [500 - 100 + 23 + 7, 1000 - 900 + 23 + 7]
     first = tmp_path / "memory" / "a"
     first.mkdir(parents=True)
     (first / "memory.limit_in_bytes").write_text("1000\n")
     (first / "memory.usage_in_bytes").write_text("400\n")
     (first / "memory.stat").write_text("total_inactive_file 30\n")
     own.write_text("9:cpu,cpuacct:/a\n4:memory:/a\n")
-    assert list(resources._control_groups(0, tmp_path, own)) == [630]
-    assert list(resources._control_groups(0, tmp_path, tmp_path / "none")) == []
+    assert list(limits._control_groups(0, tmp_path, own)) == [630]
+    assert list(limits._control_groups(0, tmp_path, tmp_path / "none")) == []
 
 
 def test_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS, where the unit is another one."""
-    monkeypatch.setattr(resources, "_table", lambda path: {})
+    monkeypatch.setattr(limits, "_table", lambda path: {})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     monkeypatch.setattr(sys, "platform", "darwin")
     assert peak_nbytes() == peak

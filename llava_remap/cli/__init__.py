@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import sys
 from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 from llava_remap.cli.signals import asked_to_end, leave, listen
 
@@ -16,9 +18,7 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else every installed package is asked for some at the start
     if None in (sys.stdin, sys.stdout, sys.stderr):
         _fill_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter, and not every file name is text
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = _sturdy(sys.stdout), _sturdy(sys.stderr)
     listen()
     try:
         from llava_remap.cli.commands import app
@@ -29,14 +29,48 @@ def main() -> None:
             leave(error.code if isinstance(error, SystemExit) else None)
         if isinstance(error, SystemExit):
             raise
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
         if os.environ.get("LLAVA_REMAP_TRACEBACK"):
             raise
-        print(f"Internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("Please report it, with what LLAVA_REMAP_TRACEBACK=1 shows.", file=sys.stderr)
-        sys.exit(1)
+        _tell(error)
+
+
+def _tell(error: BaseException) -> NoReturn:
+    """End the process with an error that no command foresees: a library's that can't be imported, or one of our own."""
+    from llava_remap import __version__
+    from llava_remap.codes import Exit
+    from llava_remap.libraries import broken, imported
+
+    if (module := imported(error)) is not None:
+        [problem] = broken(module, error).problems
+        print(f"{problem.code} {problem.title}\n  {problem.cause}\n  → {problem.fix}", file=sys.stderr)
+        sys.exit(Exit.LIBRARY)
+    print(f"Internal error: {type(error).__name__}: {error}", file=sys.stderr)
+    print(
+        "This is a fault of llava-remap, not of the checkpoint. Please report it with the command and what it prints under "
+        f"LLAVA_REMAP_TRACEBACK=1 (llava-remap {__version__}, Python {platform.python_version()}, {platform.platform()}).",
+        file=sys.stderr,
+    )
+    sys.exit(Exit.INTERNAL)
+
+
+def _sturdy(stream: TextIO) -> TextIO:
+    """A stream that takes whatever is printed: not every terminal has every letter, and not every file name is text."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.flush()
+    raw = io.BufferedWriter(_Piped(stream.fileno(), "wb", closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+
+
+class _Piped(io.FileIO):
+    """A stream whose reader may go away (`| head -1`): the job goes on, as what it prints isn't the job."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
 
 
 def _fill_streams() -> None:

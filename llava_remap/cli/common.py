@@ -32,8 +32,6 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     except KeyboardInterrupt:
         print("\nInterrupted: this run leaves no unfinished output behind.", file=sys.stderr)
         raise typer.Exit(130) from None
-    except BrokenPipeError:
-        raise
     except OSError as error:  # stdout, as a rule: a full disk behind a redirection
         show([Problem("LR508", f"{error.filename or 'the report'}: {error.strerror or error}.")], Format.human, kind)
         raise typer.Exit(Exit.RESOURCES) from None

@@ -121,7 +121,8 @@ def _write_shard(recipe: Recipe, shard: Shard, folder: Folder, on_progress: Call
                     sources.callback(os.close, opened[piece.file])
                 writer.copy(opened[piece.file], piece.file, piece.offset, piece.nbytes)
             planned = shard_nbytes(shard, recipe)
-            assert writer.nbytes == planned, f"{shard.file}: {writer.nbytes} bytes written, {planned} planned"
+            if writer.nbytes != planned:  # no `assert`, which -O takes out
+                raise AssertionError(f"{shard.file}: {writer.nbytes} bytes written, {planned} planned")
             return writer.finish()
 
     folder.write(shard.file, fill)

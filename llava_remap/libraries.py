@@ -1,0 +1,93 @@
+"""Libraries that don't work here: told as that, before anything that they are asked can be blamed on a config or a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from traceback import walk_tb
+
+from llava_remap.errors import RemapError, refuse
+from llava_remap.limits import ADDRESSES, process_limits
+
+#: What is asked of libraries needs these; the last, which brings most of transformers with it, fails where that can't be used.
+_ASKED = (
+    "jinja2",
+    "PIL.Image",
+    "sentencepiece",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "transformers.models.llava.modeling_llava",
+)
+#: Where a module is called otherwise than its package.
+_PACKAGES = {"PIL": "pillow", "yaml": "PyYAML"}
+
+
+#: Bytes of address space and of data that they take; those of a build for GPUs are more.
+_MAPPED, _DATA = 800 << 20, 340 << 20
+
+
+def import_asked(modules: Iterable[str] = _ASKED) -> None:
+    """Import the libraries that are asked about models and tokenizers.
+
+    Raises:
+        RemapError: LR510 for one that can't be imported; LR501 where `ulimit` leaves no room for them, without which torch would
+            end the process in the midst of it.
+    """
+    if "torch" not in sys.modules:
+        _refuse_without_room()
+    for module in modules:
+        try:
+            import_module(module)
+        except Exception as error:  # whatever goes wrong in somebody else's code
+            raise broken(module, error) from error
+
+
+def _refuse_without_room() -> None:
+    for free, what in process_limits():
+        needed = _MAPPED if what == ADDRESSES else _DATA
+        if free < needed:
+            cause = f"torch and transformers take {needed:,} bytes to import, and `{what}` leaves {max(free, 0):,}."
+            raise refuse("LR501", cause, f"Raise the limit: `{what} unlimited`.")
+
+
+def imported(error: BaseException) -> str | None:
+    """The library in whose import an error arose; None where it arose elsewhere.
+
+    It is the last whose module was being run, neither this package's nor Python's own.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return error.name
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    names = (str(frame.f_globals.get("__name__")).partition(".")[0] for frame in reversed(frames))
+    others = (name for name in names if name not in {*sys.stdlib_module_names, "llava_remap"})
+    return next(others, error.name if isinstance(error, ImportError) else None)
+
+
+def broken(module: str, error: BaseException) -> RemapError:
+    """LR510 for a module that can't be imported, with the library's own words.
+
+    Args:
+        module: the one that was to be imported; `error` may know better.
+        error: what came of it.
+    """
+    module = imported(error) or module
+    name = module.partition(".")[0]
+    package = _PACKAGES.get(name, name)
+    try:
+        which = f"{package} {version(package)}"
+    except PackageNotFoundError:
+        which = package
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    if sys.flags.optimize > 1:
+        return refuse(
+            "LR510",
+            f"{which} can't be imported: {said}.",
+            "Python runs without docstrings here: unset PYTHONOPTIMIZE, leave out -OO.",
+        )
+    fix = (
+        f"Install it anew: `{sys.executable} -m pip install --force-reinstall {package}`; `{sys.executable} -c 'import {name}'` "
+    )
+    return refuse("LR510", f"{which} can't be imported: {said}.", f"{fix}says whether that helped.")

@@ -1,0 +1,108 @@
+"""Libraries that don't work, Python without docstrings or assertions, no room for imports, and readers that go away."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CLIP, RELEASED
+
+COMMAND = Path(sys.executable).with_name("llava-remap")
+JOB = ("apply", "llava-v1.5", "--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}", "--output", "out")
+
+
+def ran(*arguments: str, before: Callable[[], None] | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, with a cache of its own that is empty at first."""
+    own = {**os.environ, "LLAVA_REMAP_CACHE": str(Path("cache").resolve()), **environment}
+    return subprocess.run(
+        [COMMAND, *arguments], env=own, capture_output=True, text=True, check=False, preexec_fn=before
+    )  # fmt: skip
+
+
+def written(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "package"),
+    [
+        ("torch", "raise ImportError('libcudart.so.12: cannot open shared object file')", "torch"),
+        ("torch", "raise OSError('libtorch_cpu.so: cannot open shared object file')", "torch"),
+        ("transformers", "raise ImportError('cannot import name X from huggingface_hub')", "transformers"),
+        ("transformers", "raise RuntimeError('compiled for another version')", "transformers"),
+        ("transformers", "import not_there", "not_there"),
+        ("tokenizers", "1 / 0", "tokenizers"),
+        ("sentencepiece", "raise AttributeError('odd')", "sentencepiece"),
+        ("PIL", "raise ImportError('libjpeg.so.62')", "pillow"),
+        ("jinja2", "raise SyntaxError('odd')", "jinja2"),
+        ("numpy", "raise ImportError('numpy.core.multiarray failed to import')", "numpy"),
+        ("pydantic", "raise ImportError('pydantic-core')", "pydantic"),
+        ("yaml", "import not_there", "not_there"),
+    ],
+)
+def test_a_library_that_can_not_be_imported(module: str, text: str, package: str, tmp_path: Path) -> None:
+    """Neither the checkpoint nor llava-remap is blamed, and nothing is written."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / f"{module}.py").write_text(text)
+    found = ran(*JOB, PYTHONPATH=str(tmp_path / "broken"))
+    assert (found.returncode, "LR510" in found.stderr) == (5, True), found.stderr
+    assert f"{package}" in found.stderr
+    assert f"-m pip install --force-reinstall {package}`" in found.stderr
+    assert ("not_there" if "not_there" in text else text.rpartition("'")[0].rpartition("'")[2] or "division") in found.stderr
+    assert "Traceback" not in found.stderr
+    assert "config.json" not in found.stderr
+    assert not Path("out").exists()
+
+
+def test_without_docstrings(tmp_path: Path) -> None:
+    """transformers can't build its classes then."""
+    found = ran(*JOB, PYTHONOPTIMIZE="2")
+    assert (found.returncode, "LR510" in found.stderr, "PYTHONOPTIMIZE" in found.stderr) == (5, True, True)
+
+
+def test_without_assertions(tmp_path: Path) -> None:
+    assert ran(*JOB).returncode == 0
+    found = ran(*JOB[:-1], "again", "--verify", "full", PYTHONOPTIMIZE="1")
+    assert found.returncode == 0, found.stderr
+    weights = {name: content for name, content in written("out").items() if name.endswith(".safetensors")}
+    assert weights == {name: content for name, content in written("again").items() if name in weights}
+
+
+@pytest.mark.parametrize("limit", [300 << 20, 600 << 20, 1000 << 20])
+def test_no_room_for_libraries(limit: int, tmp_path: Path) -> None:
+    """torch would end the process in the midst of its import, and linear algebra with the exit code of a mapping problem."""
+
+    def narrow() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    found = ran(*JOB, before=narrow)
+    said = found.stdout + found.stderr
+    assert (found.returncode, "LR501" in said, "ulimit -v" in said) == (4, True, True), said
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--format", "json"), ("--dry-run",)])
+def test_a_reader_that_goes_away(more: tuple[str, ...], tmp_path: Path) -> None:
+    """The job is done: what it prints isn't the job."""
+    own = {**os.environ, "LLAVA_REMAP_CACHE": str(Path("cache").resolve())}
+    with subprocess.Popen([COMMAND, *JOB, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=own) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert (process.wait(), said) == (0, "")
+    assert Path("out/llava_remap.json").exists() == ("--dry-run" not in more)
+
+
+def test_both_readers_go_away(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    own = {**os.environ, "LLAVA_REMAP_CACHE": str(Path("cache").resolve())}
+    assert subprocess.run([COMMAND, "inspect", "nowhere"], stdout=write, stderr=write, env=own, check=False).returncode == 3
+    os.close(write)
