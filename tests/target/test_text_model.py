@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
+from llava_remap.apply import plan_job
 from llava_remap.errors import RemapError
+from llava_remap.target import SCALED_PICTURES
 from llava_remap.target.text_model import TextModel, read_text_model
 from tests.conftest import CLIP, RELEASED, Changed, Run
+from tests.text_models.matrix import Own, checkpoint
 
 LLAVA = "LlavaForConditionalGeneration"
 SIZES = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320}
@@ -292,3 +296,17 @@ def test_a_kind_known_by_its_name_is_told(changed: Changed, run: Run) -> None:
     assert "LR319" in ran.out
     assert "`OursLlamaForCausalLM`" in ran.out
     assert "LR319" not in apply(SOURCE, run, "--output", "other").out
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma3_text"])
+def test_a_scale_of_pictures_that_differs_between_versions_is_told(kind: str, tmp_path: Path) -> None:
+    """The table of words scales them in both kinds; up to transformers 5.0, Gemma's model scaled pictures as well."""
+    model = transformers.AutoModelForCausalLM.from_config(build(kind, **SIZES, head_dim=16))
+    table, ids = model.get_input_embeddings(), torch.arange(8)
+    assert not torch.equal(table(ids), table.weight[ids])
+    assert (kind in SCALED_PICTURES) == (kind == "gemma")
+    source = checkpoint(Own(kind, model, (), ()), tmp_path / "source")
+    job = plan_job("llava-v1.5", [source, f"vision_tower={CLIP}"], tmp_path / "out", dry_run=True)
+    assert job.plan.complete, job.plan.problems
+    told = [note.cause for note in job.plan.notes if note.code == "LR319" and "pictures" in note.cause]
+    assert len(told) == (kind == "gemma")
