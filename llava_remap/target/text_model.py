@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import json
 import re
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -110,6 +112,7 @@ def _ask(
     older = {key: value for key, value in given.items() if key not in known and _is_older(config_class, known, key, value)}
     config = _build(config_class, {**known, **older})
     _check_rope(config_class, known, older)
+    _check_rope_keys(config_class, class_names()[kind], {**known, **older})
     tied = getattr(config, "tie_word_embeddings", False)
     if not isinstance(tied, bool):
         raise refuse("LR112", f"the language model's config says tie_word_embeddings: {tied!r}; true or false is needed.", _MEND)
@@ -151,6 +154,34 @@ def _check_rope(config_class: Any, known: Mapping[str, Any], older: Mapping[str,
         said = " and ".join(f"{key}: {value!r}" for key, value in {"rope_parameters": known["rope_parameters"], **older}.items())
         cause = f"the language model's config contradicts itself on rope: {said}."
         raise refuse("LR112", cause, "Find out which is right, and take the other out of config.json.")
+
+
+def _check_rope_keys(config_class: Any, class_name: str, values: Mapping[str, Any]) -> None:
+    """LR112 for keys inside the parameters of rope that neither transformers nor the class's own code knows: they are ignored."""
+    import transformers
+    from transformers.modeling_rope_utils import RopeParameters
+
+    said = dict(leaf for key in ("rope_parameters", "rope_scaling") for leaf in _leaves(key, values.get(key)))
+    known = {*RopeParameters.__annotations__, "type"}
+    strange = {place: value for place, value in said.items() if value is not None and place.rpartition(".")[2] not in known}
+    if strange:
+        modules = {config_class.__module__, getattr(transformers, class_name).__module__}
+        code = "".join(inspect.getsource(sys.modules[module]) for module in modules)
+        strange = {place: value for place, value in strange.items() if f'"{place.rpartition(".")[2]}"' not in code}
+    if strange:
+        listed = ", ".join(f"{place}: {value!r}" for place, value in strange.items())
+        cause = f"the language model's config says {listed}, which {config_class.__name__} of transformers doesn't know."
+        fix = "If nothing that the model computes depends on it, take it out of config.json."
+        raise refuse("LR112", cause, fix)
+
+
+def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values inside a mapping and the mappings in it, each with its place; nothing for what is no mapping."""
+    for key, inside in value.items() if isinstance(value, Mapping) else ():
+        if isinstance(inside, Mapping):
+            yield from _leaves(f"{place}.{key}", inside)
+        else:
+            yield f"{place}.{key}", inside
 
 
 def _check_around(around: Mapping[str, Any], config: Mapping[str, Any]) -> None:

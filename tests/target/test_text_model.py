@@ -176,6 +176,27 @@ def test_what_has_no_effect_is_no_difference(config: dict[str, Any]) -> None:
     assert read(**config).differs == ""
 
 
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_thta": 3000.0}}, "rope_parameters.rope_thta: 3000.0"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}}, "rope_scaling.alpha: 1000.0"),
+    ],
+)
+def test_a_key_inside_rope_that_nobody_knows(rope: dict[str, Any], named: str) -> None:
+    """transformers passes over it, with a warning at the most."""
+    with pytest.raises(RemapError, match=rf"{named}, which LlamaConfig") as caught:
+        read(model_type="llama", **rope)
+    assert [problem.code for problem in caught.value.problems] == ["LR112"]
+
+
+def test_keys_inside_rope_that_a_class_alone_knows() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 1000.0, "mscale": None}
+    assert read(model_type="hunyuan_v1_dense", rope_parameters=rope, head_dim=16).config["rope_parameters"]["alpha"] == 1000.0
+    layers = {kind: {"rope_type": "default", "rope_theta": 5000.0} for kind in ("full_attention", "sliding_attention")}
+    assert read(model_type="gemma3_text", rope_parameters=layers, head_dim=16).kind == "gemma3_text"
+
+
 def test_sizes_that_are_not_said() -> None:
     """The class's default would take their place, and the number of heads shows in no shape."""
     with pytest.raises(RemapError, match="has no num_attention_heads"):
