@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -303,7 +303,9 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
         raise refuse("LR201", f"transformers has no language model of the type `{said}`.", fix)
     named = _named(source)
     by_fork = {name: forks[name] for name in named if name in forks}
-    sure = by_fork | {name: of for name in named if name not in forks and (of := name if name in kinds else _of_class(name))}
+    sure = by_fork | {
+        name: of for name in named if name not in forks and (of := name if name in kinds else _of_class(name, named))
+    }
     # Who says of a name that it isn't what it ends in says so of other names that end in the same.
     overruled = {end for name, of in by_fork.items() if (end := _by_ending(name)) not in (None, of)}
     ends = {name: of for name in named if name not in sure and (of := _by_ending(name)) and of not in overruled}
@@ -349,11 +351,12 @@ def class_names() -> dict[str, str]:
     }
 
 
-def _of_class(name: str) -> str | None:
-    """The kind whose class has this name; of several the one that is called like it."""
+def _of_class(name: str, beside: Collection[str]) -> str | None:
+    """The kind whose class has this name; of several the one that is named beside it, else the one that is called like it."""
     stem = _stem(name)
     found = [kind for kind, other in class_names().items() if other == name]
-    return next((kind for kind in found if _letters(kind) == stem), found[0] if found else None)
+    alike = [kind for kind in found if kind in beside] or [kind for kind in found if _letters(kind) == stem] or found
+    return alike[0] if alike else None
 
 
 def _by_ending(name: str) -> str | None:

@@ -13,7 +13,7 @@ import transformers
 from llava_remap.apply import plan_job
 from llava_remap.errors import RemapError
 from llava_remap.target import SCALED_PICTURES
-from llava_remap.target.text_model import TextModel, read_text_model
+from llava_remap.target.text_model import TextModel, _kind, class_names, read_text_model
 from tests.conftest import CLIP, RELEASED, Changed, Run
 from tests.text_models.matrix import Own, checkpoint
 
@@ -45,6 +45,12 @@ def test_the_kind_comes_from_the_config(config: dict[str, Any], kind: str, known
     found = read(**config)
     assert (found.kind, found.known_by) == (kind, known_by)
     assert found.config["architectures"][0] == transformers.AutoModelForCausalLM._model_mapping[type(build(kind))].__name__
+
+
+@pytest.mark.parametrize(("kind", "name"), class_names().items(), ids=class_names())
+def test_type_and_class_as_transformers_saves_them(kind: str, name: str) -> None:
+    """Several kinds may have one class: InternLM 3 has Llama's."""
+    assert _kind({"model_type": kind, "architectures": [name]}, {}, None) == (kind, "")
 
 
 def build(kind: str, **values: Any) -> Any:
