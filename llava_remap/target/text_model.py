@@ -109,7 +109,8 @@ def _ask(
     _check_sizes(config_class, own, known, needed=around is None)
     own |= _values(_build(config_class, known)).keys() - {*not_its, "output_attentions"}  # some it works out itself, and saves
     known = {key: value for key, value in given.items() if key in own or key in aliases}
-    older = {key: value for key, value in given.items() if key not in known and _is_older(config_class, known, key, value)}
+    old = {key: value for key, value in given.items() if key in OLD_ROPE}
+    older = {key: value for key, value in given.items() if key not in known and _is_older(config_class, known, old, key, value)}
     config = _build(config_class, {**known, **older})
     _check_rope(config_class, known, older)
     _check_rope_keys(config_class, class_names()[kind], {**known, **older})
@@ -131,7 +132,9 @@ def _ask(
     whole = {"model_type": kind, "architectures": [class_names()[kind]], **values, **renamed, **(rope or {}), **older}
     beside = {key: value for key, value in (around or {}).items() if key not in not_its and key[:1] != "_" and value is not None}
     _check_around(beside, whole)
-    unknown = [key for key in given if key not in known and key not in older and given[key] is not None]
+    turned = values.get("rope_parameters") or {}
+    again = {key for key in old if key in turned and turned[key] == old[key]}  # also under the names that the class reads
+    unknown = [key for key in given if key not in {*known, *older, *again} and given[key] is not None]
     answer = {
         "kind": kind,
         "known_by": known_by,
@@ -217,14 +220,14 @@ def _values(config: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key[:1] != "_"}
 
 
-def _is_older(config_class: Any, known: Mapping[str, Any], key: str, value: Any) -> bool:
+def _is_older(config_class: Any, known: Mapping[str, Any], old: Mapping[str, Any], key: str, value: Any) -> bool:
     """Whether a key is one of older versions, of which the class makes something else than an attribute that nobody reads.
 
     A value that is the default anyway shows nothing, so another one is tried as well; and so does one of rope beside the newer
-    key, which counts more.
+    key, which counts more. Without the other keys of rope (`old`) a class may take its own default for all of them.
     """
     others = [value * 2 + 1] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
-    for beside in (known, _without(known, "rope_parameters")):
+    for beside in (known, _without(known, "rope_parameters"), {**known, **_without(old, key)}):
         plain = _without(_values(_build(config_class, beside)), key)
         for tried in [value, *others]:
             try:

@@ -203,6 +203,25 @@ def test_keys_inside_rope_that_a_class_alone_knows() -> None:
     assert read(model_type="gemma3_text", rope_parameters=layers, head_dim=16).kind == "gemma3_text"
 
 
+@pytest.mark.parametrize(
+    ("kind", "rope"),
+    [
+        ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 5000, "partial_rotary_factor": 0.5, "rope_theta": 5000}),
+        ("apertus", {"rope_theta": 777.0, "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0}}),
+    ],
+)  # fmt: skip
+def test_all_keys_of_rope_that_older_versions_write(kind: str, rope: dict[str, Any]) -> None:
+    """Some say one thing twice; some count only beside another."""
+    found = read(model_type=kind, **rope)
+    assert (found.unknown, found.config["rope_parameters"]["rope_theta"]) == ((), rope["rope_theta"])
+
+
+def test_one_thing_said_twice_and_differently() -> None:
+    assert read(model_type="gpt_neox", rotary_emb_base=5000, rope_theta=10000).unknown == ("rope_theta",)
+
+
 def test_sizes_that_are_not_said() -> None:
     """The class's default would take their place, and the number of heads shows in no shape."""
     with pytest.raises(RemapError, match="has no num_attention_heads"):
