@@ -169,8 +169,8 @@ CODES: dict[str, Code] = {
         "Note. The source's config.json says something that the research code may compute with; the rule file knows of it and "
         "doesn't use it, and the new folder doesn't say it."),
     "LR319": Code("language model", Exit.PROBLEMS,
-        "Note. Which kind of language model it is was known by the end of a name alone, or only newer versions of transformers "
-        "compute it right."),
+        "Note. Which kind of language model it is was known by the end of a name alone, or versions of transformers compute it "
+        "differently."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. The message says which keys of the config have either size, and "

@@ -17,6 +17,7 @@ from llava_remap.rulefile import Condition, RuleFile
 from llava_remap.target import (
     CLASSIC,
     HEAD,
+    SCALED_PICTURES,
     PlacedToken,
     Target,
     TargetConfig,
@@ -190,13 +191,21 @@ def _another(text: TextModel) -> str:
 
 
 def _text_notes(text: TextModel, target: Target) -> list[Problem]:
-    """LR319 for a language model that was known by a name's end, or that not all versions of transformers open."""
+    """LR319 for a language model that was known by a name's end, or that versions of transformers open or compute differently."""
     notes = []
     if text.known_by:
         cause = f"the language model is taken for {text.kind} of transformers, since the config's `{text.known_by}` ends so."
         notes.append(Problem("LR319", cause, f"If it computes something of its own, this folder doesn't. {_another(text)}"))
     if text.newer:
         notes.append(Problem("LR319", f"the language model, of type {text.kind}: {text.newer}."))
+    if text.kind in SCALED_PICTURES:
+        cause = (
+            f"the language model, of type {text.kind}: transformers up to 5.0 multiplies the features of pictures, like the "
+            "embeddings of words, by the root of hidden_size. A newer one, 5.23 at the latest, multiplies those of words alone, "
+            "so with pictures the two compute different logits."
+        )
+        fix = "Load the folder with a version that does what the one did that the model was trained with."
+        notes.append(Problem("LR319", cause, fix))
     if target.joined:
         cause = (
             f"{target.joined} tensors (experts, mostly) are made parts of larger parameters by the loader of transformers 5. "

@@ -32,21 +32,20 @@ def naming_notes(
     """LR316 where the sources' own files name another one than a source that was given by hand.
 
     They name the model that an adapter or a projector was trained from, and the tower of a language model. Two are one where
-    their hub ids or paths end in the same name. A tower of other sizes than the stock one that is named is told as LR309.
+    their hub ids or paths end in the same name. A tower of other sizes than the stock one that is named is told as LR309. Of a
+    tower whose tensors aren't taken, since the checkpoint has its own, the config is: it tells heads and activation.
 
     Args:
         given: the sources that were given.
         config: the one that describes the language model.
     """
-    first, used = rules.first_source, {routed.source for routed in routes.taken}
+    first = rules.first_source
     named = [
         (first, part.base, f"`{name}` was trained from")
         for name, part in checkpoints.items()
         if rules.text.sources[name].overrides and part.base
     ]
-    for name in (
-        name for name in checkpoints if name in given and (name in used or "tensors" not in rules.text.sources[name].use)
-    ):
+    for name in (name for name in checkpoints if name in given):
         tower = named_by_config(rules, name, config)
         if tower is not None and all(has_stock_sizes(tower, prefix, routes.produced) for prefix in rules.target.towers):
             named.append((name, tower, "the config names"))

@@ -24,7 +24,7 @@ from llava_remap.infer import Group, Question
 from llava_remap.report.inferred import ask_on_terminal
 from llava_remap.rewrite import compile_rules, run_tests
 from llava_remap.rulefile import load_rule_file
-from tests.conftest import CLIP, DATA, MANIFESTS, TINY, Run, Tensors
+from tests.conftest import CLIP, DATA, MANIFESTS, TINY, Changed, Run, Tensors
 from tests.test_expected import expected
 
 SHAPES = dict[str, tuple[int, ...]]
@@ -510,6 +510,19 @@ def test_a_draft_for_tiles_carries_what_its_class_needs(checkpoint: str, class_n
     config = json.loads(Path("out/config.json").read_text())
     assert config["image_grid_pinpoints"]
     assert ("image_seq_length" in config) == (class_name == "LlavaNextForConditionalGeneration")
+
+
+def test_a_draft_of_tiles_for_a_class_without_them_tells_it(changed: Changed, run: Run) -> None:
+    """The draft's own `detect` takes the source's config as it is; the class would see one square in place of the tiles."""
+    source = changed(TINY / "llava-v1.5" / "released" / "safetensors", config=lambda c: c.update(image_aspect_ratio="anyres"))
+    for path in source.glob("*token*"):
+        path.unlink()
+    given = ("--from", source, "--from", f"vision_tower={CLIP}", "--to", "LlavaForConditionalGeneration")
+    drafted = run("rules", "new", *given, "--output", "mine.yaml")
+    assert (drafted.code, "image_aspect_ratio: anyres cuts pictures into tiles" in drafted.out) == (0, True)
+    assert run("rules", "lint", "mine.yaml").code == 0
+    made = run("apply", "mine.yaml", "--source", source, "--source", f"vision_tower={CLIP}", "--output", "out")
+    assert (made.code, "LR315" in made.out, "trained on pictures cut into tiles" in " ".join(made.out.split())) == (0, True, True)
 
 
 def test_a_draft_takes_away_keys_that_the_class_lacks(run: Run) -> None:

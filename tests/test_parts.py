@@ -255,6 +255,16 @@ def test_another_tower_by_hand_is_told(run: Run) -> None:
     assert "LR316" not in notes(run, "llava-v1.5", named("me/tuned-clip"), "vision_tower=tuned-clip")
 
 
+def test_also_where_the_checkpoint_has_a_tower_of_its_own(run: Run) -> None:
+    """Then heads and activation come from the config of the one that is given, which may be all that there is of it."""
+    inside = {f"model.vision_tower.vision_tower.{name}": tensor for name, tensor in clip().items()}
+    tensors = {**load_file(LLAVA / "model.safetensors"), **inside}
+    path = folder("in", tensors, {**read_config(LLAVA), "mm_vision_tower": "me/tuned-clip"}, LLAVA)
+    Path("other").mkdir()
+    shutil.copy(CLIP / "config.json", "other")
+    assert "the config names `me/tuned-clip`, and" in notes(run, "llava-v1.5", path, "vision_tower=other")["LR316"]
+
+
 def test_also_where_the_family_has_no_tower_of_its_own(run: Run) -> None:
     tensors = {name: t for name, t in load_file(LLAVA / "model.safetensors").items() if "mm_projector" not in name}
     linear = {"model.mm_projector.weight": torch.ones(64, 32).half(), "model.mm_projector.bias": torch.ones(64).half()}

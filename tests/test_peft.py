@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from llava_remap.apply import apply
+from llava_remap.apply import apply, plan_job
 from tests.conftest import CLIP, RELEASED, Changed, Tensors
+from tests.text_models.matrix import Own, checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, about what is tried on purpose
 
@@ -141,3 +142,16 @@ def test_what_is_no_plain_lora_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(RemapError) as caught:
         open_checkpoint(Path("adapter"), part=True)
     assert {problem.code for problem in caught.value.problems} == {"LR115"}
+
+
+@pytest.mark.parametrize("module", ["attn.c_proj", "attn.c_attn"], ids=["square", "not square"])
+def test_a_pair_of_a_transposed_matrix_is_refused(module: str) -> None:
+    """PEFT adds the transposed product to GPT-2's Conv1D; of a square one no shape shows it."""
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    config = GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=4, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_config(config)
+    checkpoint(Own("gpt2", model, (), ()), Path("base"))
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=[module], r=4, fan_in_fan_out=True)).save_pretrained("adapter")
+    job = plan_job("llava-v1.5", ["base", "adapter=adapter", f"vision_tower={CLIP}"], "out", dry_run=True)
+    assert [(problem.code, len(problem.names)) for problem in job.plan.problems] == [("LR115", 2)]

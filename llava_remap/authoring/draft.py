@@ -14,9 +14,11 @@ from llava_remap.authoring.draft_sources import CLEAN, FIRST, Given, open_source
 from llava_remap.authoring.draft_target import (
     CONFIG,
     LOOK_ALIKES,
+    ONE_SQUARE,
     PADS,
     Wanted,
     config_part,
+    cuts_tiles,
     first_constants,
     inner,
     loaded,
@@ -249,6 +251,13 @@ def _frame(
         extends += [config, LOOK_ALIKES]
         if (main.config or {}).get("image_aspect_ratio") == "pad" and wanted.class_name in PADS:
             extends.append(PADS[wanted.class_name])
+        shape = (main.config or {}).get("image_aspect_ratio")
+        if shape not in ("pad", "square", None) and not cuts_tiles(wanted.class_name):
+            extends.append(ONE_SQUARE)
+            notes.append(
+                f"image_aspect_ratio: {shape} cuts pictures into tiles, and to {wanted.class_name} a picture is one square. "
+                "Classes with tiles are LlavaNextForConditionalGeneration and LlavaOnevisionForConditionalGeneration"
+            )
         if "vision_tower" not in given.checkpoints:
             sources.append(
                 "vision_tower: {optional: true, use: [config, processor]}      # for a tower of other sizes than a stock one"

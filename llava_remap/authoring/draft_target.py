@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ PADS = {
     "LlavaForConditionalGeneration": "parts/pad.yaml",
     "VipLlavaForConditionalGeneration": "parts/pad-named.yaml",
 }
+#: The part that tells of a model which was trained on tiles, for classes that have none.
+ONE_SQUARE = "parts/one-square.yaml"
 #: Shapes that tell a tower's sizes and the rows of a vocabulary, of a very small model.
 _SMALL: Mapping[str, Shape] = {
     "embeddings.patch_embedding.weight": (8, 3, 2, 2),
@@ -239,6 +241,13 @@ def model_type_of(class_name: str) -> str:
     if config_class is None:
         raise refuse("LR211", f"--to {class_name}: transformers {transformers.__version__} has no such model class.", _FORMS)
     return str(config_class.model_type)
+
+
+def cuts_tiles(class_name: str) -> bool:
+    """Whether a class of the installed transformers cuts pictures into tiles: then its config says into which."""
+    import transformers
+
+    return "image_grid_pinpoints" in {field.name for field in fields(getattr(transformers, class_name).config_class)}
 
 
 def loaded(text: str) -> RuleFile:

@@ -26,7 +26,7 @@ _LORA = re.compile(r"(?:^|\.)lora_")
 #: What PEFT puts before a module's name in the base.
 _WRAPPER = "base_model.model."
 #: Keys that say how an adapter was trained, where it belongs, or which modules it has, and so what the tensors show; and those
-#: that are read here. `fan_in_fan_out` is for GPT-2's Conv1D: PEFT unsets it for linear layers, and all layers here are.
+#: that are read here. `fan_in_fan_out` is for GPT-2's Conv1D, which the plan knows by the target's class.
 _KNOWN = frozenset((
     "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights",
     "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules", "fan_in_fan_out",

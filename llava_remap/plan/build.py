@@ -122,7 +122,8 @@ def build_plan(
             checkpoints[rules.first_source].config or {},
             as_source=rules.target.as_ is not None,
         )
-        found_problems += pair_problems(routes.pairs, {name: r[0].tensor.shape for name, r in providers.items()}, tied)
+        provided = {name: r[0].tensor.shape for name, r in providers.items()}
+        found_problems += pair_problems(routes.pairs, provided, tied, target.transposed)
         found_problems += dtype_problems(mapped)
         found_problems += drop_problems(program, routes.taken, set(missing))
     written = [m for m in mapped if m.op != "tied"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from shlex import quote
 from typing import Any
@@ -171,12 +171,22 @@ def _keys_with(numbers: set[int], config: Mapping[str, Any]) -> str:
     return ", ".join(found) if len(found) <= _BY_CHANCE else ""
 
 
-def pair_problems(pairs: Sequence[RoutedPair], shapes: Mapping[str, tuple[int, ...]], tied: Mapping[str, str]) -> list[Problem]:
-    """LR313, LR401 or LR304 for an adapter's pairs that have no tensor to change, one of another shape, or one with others.
+def pair_problems(
+    pairs: Sequence[RoutedPair],
+    shapes: Mapping[str, tuple[int, ...]],
+    tied: Mapping[str, str],
+    transposed: Collection[str] = (),
+) -> list[Problem]:
+    """What keeps an adapter's pairs from being merged.
+
+    LR313: a pair has no tensor to change; LR115: it changes one that isn't a linear layer's; LR401: one of another shape;
+    LR304: one that another pair changes, too.
 
     Args:
         shapes: of the one tensor that the sources have for a parameter.
         tied: parameters and those whose tensor they share. What is added to one of them would change the other too.
+        transposed: matrices that are stored as [inputs, outputs]. PEFT adds the transposed product to these, which a square one
+            doesn't show.
     """
     problems = []
     shared = {*tied, *tied.values()}
@@ -189,10 +199,15 @@ def pair_problems(pairs: Sequence[RoutedPair], shapes: Mapping[str, tuple[int, .
         cause = f"{_count(len(rows), 'LoRA pair')} of {len(pairs)} can't be merged into a tensor of the base."
         fix = "Give the base that the adapter was trained on, with a rule file for it."
         problems.append(Problem("LR313", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
+    if turned := tuple(pair.b.name for pair in pairs if pair.rewrite.target in transposed):
+        cause = f"{_count(len(turned), 'LoRA pair')} of {len(pairs)} change matrices that are stored transposed (GPT-2's Conv1D)."
+        fix = "Merge the adapter into its base with PEFT (`merge_and_unload`), save the model and give that."
+        problems.append(Problem("LR115", cause, fix, turned))
     rows = [
         (pair.b.name, f"{_shape((pair.b.shape[0], pair.a.shape[1]))} in the adapter, {_shape(shape)} in the base")
         for pair in pairs
-        if (shape := shapes.get(str(pair.rewrite.target))) not in (None, (pair.b.shape[0], pair.a.shape[1]))
+        if pair.rewrite.target not in transposed
+        and (shape := shapes.get(str(pair.rewrite.target))) not in (None, (pair.b.shape[0], pair.a.shape[1]))
     ]
     if rows:
         cause = f"{_count(len(rows), 'LoRA pair')} of another shape than the tensors that they change."

@@ -18,7 +18,7 @@ from llava_remap.target.config_keys import unread_keys
 from llava_remap.target.constants import bad_constants
 from llava_remap.target.known_keys import keys_without_use, unknown_target
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
-from llava_remap.target.presets import IMAGE_PROCESSORS, TOKENIZERS
+from llava_remap.target.presets import IMAGE_PROCESSORS, SCALED_PICTURES, TOKENIZERS
 from llava_remap.target.text_model import TextModel
 from llava_remap.target.tower import Tower, has_stock_sizes, shapes_config
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
@@ -31,6 +31,7 @@ __all__ = [
     "IMAGE_PROCESSORS",
     "PlacedToken",
     "TEXT_KIND",
+    "SCALED_PICTURES",
     "TOKENIZERS",
     "Target",
     "ChosenTemplate",

@@ -36,6 +36,10 @@ TOWERS: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 
+#: Kinds of language models whose class multiplies embeddings by the root of hidden_size: up to transformers 5.0 those of words
+#: and of pictures, in 5.23 those of words alone. The installed class doesn't tell what other versions do.
+SCALED_PICTURES = ("gemma", "gemma2", "vaultgemma")
+
 #: Tokenizer config by the text model's type, for a tokenizer whose own config names no class (what 4.31 took as defaults).
 TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
     "llama": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False},

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import json
 import re
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -105,9 +107,11 @@ def _ask(
     _check_sizes(config_class, own, known, needed=around is None)
     own |= _values(_build(config_class, known)).keys() - {*not_its, "output_attentions"}  # some it works out itself, and saves
     known = {key: value for key, value in given.items() if key in own or key in aliases}
-    older = {key: value for key, value in given.items() if key not in known and _is_older(config_class, known, key, value)}
+    old = {key: value for key, value in given.items() if key in OLD_ROPE}
+    older = {key: value for key, value in given.items() if key not in known and _is_older(config_class, known, old, key, value)}
     config = _build(config_class, {**known, **older})
     _check_rope(config_class, known, older)
+    _check_rope_keys(config_class, class_names()[kind], {**known, **older})
     tied = getattr(config, "tie_word_embeddings", False)
     if not isinstance(tied, bool):
         raise refuse("LR112", f"the language model's config says tie_word_embeddings: {tied!r}; true or false is needed.", _MEND)
@@ -126,7 +130,9 @@ def _ask(
     whole = {"model_type": kind, "architectures": [class_names()[kind]], **values, **renamed, **(rope or {}), **older}
     beside = {key: value for key, value in (around or {}).items() if key not in not_its and key[:1] != "_" and value is not None}
     _check_around(beside, whole)
-    unknown = [key for key in given if key not in known and key not in older and given[key] is not None]
+    turned = values.get("rope_parameters") or {}
+    again = {key for key in old if key in turned and turned[key] == old[key]}  # also under the names that the class reads
+    unknown = [key for key in given if key not in {*known, *older, *again} and given[key] is not None]
     return {
         "kind": kind,
         "known_by": known_by,
@@ -148,6 +154,34 @@ def _check_rope(config_class: Any, known: Mapping[str, Any], older: Mapping[str,
         said = " and ".join(f"{key}: {value!r}" for key, value in {"rope_parameters": known["rope_parameters"], **older}.items())
         cause = f"the language model's config contradicts itself on rope: {said}."
         raise refuse("LR112", cause, "Find out which is right, and take the other out of config.json.")
+
+
+def _check_rope_keys(config_class: Any, class_name: str, values: Mapping[str, Any]) -> None:
+    """LR112 for keys inside the parameters of rope that neither transformers nor the class's own code knows: they are ignored."""
+    import transformers
+    from transformers.modeling_rope_utils import RopeParameters
+
+    said = dict(leaf for key in ("rope_parameters", "rope_scaling") for leaf in _leaves(key, values.get(key)))
+    known = {*RopeParameters.__annotations__, "type"}
+    strange = {place: value for place, value in said.items() if value is not None and place.rpartition(".")[2] not in known}
+    if strange:
+        modules = {config_class.__module__, getattr(transformers, class_name).__module__}
+        code = "".join(inspect.getsource(sys.modules[module]) for module in modules)
+        strange = {place: value for place, value in strange.items() if f'"{place.rpartition(".")[2]}"' not in code}
+    if strange:
+        listed = ", ".join(f"{place}: {value!r}" for place, value in strange.items())
+        cause = f"the language model's config says {listed}, which {config_class.__name__} of transformers doesn't know."
+        fix = "If nothing that the model computes depends on it, take it out of config.json."
+        raise refuse("LR112", cause, fix)
+
+
+def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values inside a mapping and the mappings in it, each with its place; nothing for what is no mapping."""
+    for key, inside in value.items() if isinstance(value, Mapping) else ():
+        if isinstance(inside, Mapping):
+            yield from _leaves(f"{place}.{key}", inside)
+        else:
+            yield f"{place}.{key}", inside
 
 
 def _check_around(around: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -183,14 +217,14 @@ def _values(config: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key[:1] != "_"}
 
 
-def _is_older(config_class: Any, known: Mapping[str, Any], key: str, value: Any) -> bool:
+def _is_older(config_class: Any, known: Mapping[str, Any], old: Mapping[str, Any], key: str, value: Any) -> bool:
     """Whether a key is one of older versions, of which the class makes something else than an attribute that nobody reads.
 
     A value that is the default anyway shows nothing, so another one is tried as well; and so does one of rope beside the newer
-    key, which counts more.
+    key, which counts more. Without the other keys of rope (`old`) a class may take its own default for all of them.
     """
     others = [value * 2 + 1] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
-    for beside in (known, _without(known, "rope_parameters")):
+    for beside in (known, _without(known, "rope_parameters"), {**known, **_without(old, key)}):
         plain = _without(_values(_build(config_class, beside)), key)
         for tried in [value, *others]:
             try:
@@ -269,7 +303,9 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
         raise refuse("LR201", f"transformers has no language model of the type `{said}`.", fix)
     named = _named(source)
     by_fork = {name: forks[name] for name in named if name in forks}
-    sure = by_fork | {name: of for name in named if name not in forks and (of := name if name in kinds else _of_class(name))}
+    sure = by_fork | {
+        name: of for name in named if name not in forks and (of := name if name in kinds else _of_class(name, named))
+    }
     # Who says of a name that it isn't what it ends in says so of other names that end in the same.
     overruled = {end for name, of in by_fork.items() if (end := _by_ending(name)) not in (None, of)}
     ends = {name: of for name in named if name not in sure and (of := _by_ending(name)) and of not in overruled}
@@ -315,11 +351,12 @@ def class_names() -> dict[str, str]:
     }
 
 
-def _of_class(name: str) -> str | None:
-    """The kind whose class has this name; of several the one that is called like it."""
+def _of_class(name: str, beside: Collection[str]) -> str | None:
+    """The kind whose class has this name; of several the one that is named beside it, else the one that is called like it."""
     stem = _stem(name)
     found = [kind for kind, other in class_names().items() if other == name]
-    return next((kind for kind in found if _letters(kind) == stem), found[0] if found else None)
+    alike = [kind for kind in found if kind in beside] or [kind for kind in found if _letters(kind) == stem] or found
+    return alike[0] if alike else None
 
 
 def _by_ending(name: str) -> str | None:

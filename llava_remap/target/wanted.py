@@ -36,6 +36,7 @@ class Target:
         names: classic name → name in the layout; empty for the classic one.
         embedding: classic name of the table of token embeddings.
         joined: how many tensors the installed loader makes parts of larger parameters.
+        transposed: names of matrices that are stored as [inputs, outputs], the other way round than those of linear layers.
     """
 
     class_name: str
@@ -45,6 +46,7 @@ class Target:
     names: Mapping[str, str] = field(default_factory=dict)
     embedding: str = ""
     joined: int = 0
+    transposed: tuple[str, ...] = ()
 
 
 def model_class(class_name: str, config: Mapping[str, Any]) -> Any:
@@ -138,6 +140,7 @@ def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = 
 def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, Any]:
     """Names, shapes and ties as the installed transformers has them on disk, where each expert, which it stacks, is a tensor."""
     from transformers.core_model_loading import revert_weight_conversion
+    from transformers.pytorch_utils import Conv1D
 
     model = build_on_meta(class_name, config)
     state = model.state_dict()
@@ -167,6 +170,11 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
         "names": names,
         "embedding": on_disk[embedding],
         "joined": sum(parameter is None for parameter in made_of.values()),
+        "transposed": [
+            on_disk[f"{name}.weight"]
+            for name, module in model.named_modules()
+            if isinstance(module, Conv1D) and f"{name}.weight" in on_disk
+        ],
     }
 
 

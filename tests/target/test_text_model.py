@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
+from llava_remap.apply import plan_job
 from llava_remap.errors import RemapError
-from llava_remap.target.text_model import TextModel, read_text_model
+from llava_remap.target import SCALED_PICTURES
+from llava_remap.target.text_model import TextModel, _kind, class_names, read_text_model
 from tests.conftest import CLIP, RELEASED, Changed, Run
+from tests.text_models.matrix import Own, checkpoint
 
 LLAVA = "LlavaForConditionalGeneration"
 SIZES = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320}
@@ -41,6 +45,12 @@ def test_the_kind_comes_from_the_config(config: dict[str, Any], kind: str, known
     found = read(**config)
     assert (found.kind, found.known_by) == (kind, known_by)
     assert found.config["architectures"][0] == transformers.AutoModelForCausalLM._model_mapping[type(build(kind))].__name__
+
+
+@pytest.mark.parametrize(("kind", "name"), class_names().items(), ids=class_names())
+def test_type_and_class_as_transformers_saves_them(kind: str, name: str) -> None:
+    """Several kinds may have one class: InternLM 3 has Llama's."""
+    assert _kind({"model_type": kind, "architectures": [name]}, {}, None) == (kind, "")
 
 
 def build(kind: str, **values: Any) -> Any:
@@ -172,6 +182,46 @@ def test_what_has_no_effect_is_no_difference(config: dict[str, Any]) -> None:
     assert read(**config).differs == ""
 
 
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_thta": 3000.0}}, "rope_parameters.rope_thta: 3000.0"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}}, "rope_scaling.alpha: 1000.0"),
+    ],
+)
+def test_a_key_inside_rope_that_nobody_knows(rope: dict[str, Any], named: str) -> None:
+    """transformers passes over it, with a warning at the most."""
+    with pytest.raises(RemapError, match=rf"{named}, which LlamaConfig") as caught:
+        read(model_type="llama", **rope)
+    assert [problem.code for problem in caught.value.problems] == ["LR112"]
+
+
+def test_keys_inside_rope_that_a_class_alone_knows() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 1000.0, "mscale": None}
+    assert read(model_type="hunyuan_v1_dense", rope_parameters=rope, head_dim=16).config["rope_parameters"]["alpha"] == 1000.0
+    layers = {kind: {"rope_type": "default", "rope_theta": 5000.0} for kind in ("full_attention", "sliding_attention")}
+    assert read(model_type="gemma3_text", rope_parameters=layers, head_dim=16).kind == "gemma3_text"
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope"),
+    [
+        ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 5000, "partial_rotary_factor": 0.5, "rope_theta": 5000}),
+        ("apertus", {"rope_theta": 777.0, "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0}}),
+    ],
+)  # fmt: skip
+def test_all_keys_of_rope_that_older_versions_write(kind: str, rope: dict[str, Any]) -> None:
+    """Some say one thing twice; some count only beside another."""
+    found = read(model_type=kind, **rope)
+    assert (found.unknown, found.config["rope_parameters"]["rope_theta"]) == ((), rope["rope_theta"])
+
+
+def test_one_thing_said_twice_and_differently() -> None:
+    assert read(model_type="gpt_neox", rotary_emb_base=5000, rope_theta=10000).unknown == ("rope_theta",)
+
+
 def test_sizes_that_are_not_said() -> None:
     """The class's default would take their place, and the number of heads shows in no shape."""
     with pytest.raises(RemapError, match="has no num_attention_heads"):
@@ -292,3 +342,17 @@ def test_a_kind_known_by_its_name_is_told(changed: Changed, run: Run) -> None:
     assert "LR319" in ran.out
     assert "`OursLlamaForCausalLM`" in ran.out
     assert "LR319" not in apply(SOURCE, run, "--output", "other").out
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma3_text"])
+def test_a_scale_of_pictures_that_differs_between_versions_is_told(kind: str, tmp_path: Path) -> None:
+    """The table of words scales them in both kinds; up to transformers 5.0, Gemma's model scaled pictures as well."""
+    model = transformers.AutoModelForCausalLM.from_config(build(kind, **SIZES, head_dim=16))
+    table, ids = model.get_input_embeddings(), torch.arange(8)
+    assert not torch.equal(table(ids), table.weight[ids])
+    assert (kind in SCALED_PICTURES) == (kind == "gemma")
+    source = checkpoint(Own(kind, model, (), ()), tmp_path / "source")
+    job = plan_job("llava-v1.5", [source, f"vision_tower={CLIP}"], tmp_path / "out", dry_run=True)
+    assert job.plan.complete, job.plan.problems
+    told = [note.cause for note in job.plan.notes if note.code == "LR319" and "pictures" in note.cause]
+    assert len(told) == (kind == "gemma")
