@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from llava_remap import __version__
 from llava_remap.cache import code_digest
-from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint
+from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint, quoted
 from llava_remap.derive import Derived, derive, source_configs
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import (
@@ -41,7 +41,7 @@ from llava_remap.resources import Used, job_disk_nbytes, memory_problems, predic
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.sources import name_sources, open_first, open_given, open_needed, short_name
-from llava_remap.target import CLASSIC, check_layout, text_config, unknown_target
+from llava_remap.target import CLASSIC, check_layout, odd_values, text_config, unknown_target
 from llava_remap.trained_with import naming_notes, projector_findings, tower_problems
 from llava_remap.verify import compare, strict_load
 
@@ -275,6 +275,8 @@ def plan_checkpoints(
         configs = source_configs(file, checkpoints)
         problems += identify(file, routes, checkpoints, text_config(configs), given, layout_refusals)
     if not problems:
+        read = {name: c for name, c in checkpoints.items() if "config" in file.text.sources[name].use and c.config is not None}
+        problems += [odd for c in read.values() for odd in odd_values(quoted(c.location), c.config or {})]
         problems += tower_problems(file, checkpoints, text_config(configs))
     halves, told = projector_findings(file, program, checkpoints, routes) if recognised else ([], [])
     notes += [*naming_notes(file, checkpoints, given, routes, text_config(configs)), *told]

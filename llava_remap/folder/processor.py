@@ -47,8 +47,8 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
     content = read_object(folder / PREPROCESSOR, "LR113", _REPLACE, unique=False)
     for key in ("size", "crop_size"):
         sides = content[key].values() if isinstance(content.get(key), dict) else [content.get(key)]
-        if any(isinstance(side, (int, float)) and side > _LARGEST_SIDE for side in sides):
-            cause = f"{folder / PREPROCESSOR}: {key} is {content[key]!r}; pictures of at most {_LARGEST_SIDE} px are made."
+        if any(isinstance(side, (int, float)) and not 0 < side <= _LARGEST_SIDE for side in sides):
+            cause = f"{folder / PREPROCESSOR}: {key} is {content[key]!r}; pictures of 1 to {_LARGEST_SIDE} px are made."
             return [Problem("LR113", cause, _REPLACE)]
     size = content.get("crop_size") or content.get("size")
     if isinstance(size, dict):
@@ -110,10 +110,10 @@ def padding_notes(output: Path) -> list[Problem]:
         opened = AutoImageProcessor.from_pretrained(output, **AS_DATA)
         made = opened(images=Image.new("RGB", (64, 16), "white"), return_tensors="np")
         pixels = next(iter(made.values()))[0]
+        top = abs(pixels[..., 0, pixels.shape[-1] // 2]).max()
     except Exception:  # told by `check_processor`
         return []
-    top = pixels[..., 0, pixels.shape[-1] // 2]
-    if abs(top).max() < _MEAN_COLOUR:
+    if top < _MEAN_COLOUR:
         return []
     cause = "the config says image_aspect_ratio: pad, and the folder's image processor doesn't fill pictures up to a square."
     fix = "Let the rule file extend parts/pad.yaml, if its class has an image processor that pads; or pad pictures beforehand."

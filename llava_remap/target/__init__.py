@@ -19,6 +19,7 @@ from llava_remap.target.constants import bad_constants
 from llava_remap.target.known_keys import keys_without_use, unknown_target
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, SCALED_PICTURES, TOKENIZERS
+from llava_remap.target.source_config import odd_values
 from llava_remap.target.text_model import TextModel
 from llava_remap.target.tower import Tower, has_stock_sizes, shapes_config
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
@@ -47,6 +48,7 @@ __all__ = [
     "derive_config",
     "embedding_rows",
     "has_stock_sizes",
+    "odd_values",
     "keys_without_use",
     "layout_program",
     "names_in",

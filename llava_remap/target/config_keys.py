@@ -31,7 +31,7 @@ def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[st
     told = [key for key, kind in kinds.items() if kind == "told" and source[key] is not False]
     problems, notes = [], []
     if strange:
-        said = ", ".join(f"{key}: {_short(source[key])}" for key in strange)
+        said = ", ".join(f"{key}: {shortened(source[key])}" for key in strange)
         lines = ", ".join(f"{key}: unused" for key in strange)
         cause = (
             f"neither a rule of {rules.name} nor the language model's class in transformers knows what the config says: {said}."
@@ -42,7 +42,7 @@ def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[st
         )
         problems.append(Problem("LR112", cause, fix))
     if told:
-        said = ", ".join(f"{key}: {_short(source[key])}" for key in told)
+        said = ", ".join(f"{key}: {shortened(source[key])}" for key in told)
         notes.append(
             Problem("LR318", f"the config says {said}; no rule of {rules.name} reads it, and the folder doesn't say it.")
         )
@@ -54,7 +54,7 @@ def _kind(rules: RuleFile, key: str) -> str | None:
     return kinds.get(key) or next((kind for pattern, kind in kinds.items() if fnmatchcase(key, pattern)), None)
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
