@@ -35,6 +35,7 @@ from llava_remap.target import (
     text_model_of,
     unknown_target,
     unread_keys,
+    unread_of_towers,
     vocabulary_problems,
     wanted_parameters,
 )
@@ -133,7 +134,7 @@ def derive(
     missing = {name: shape for name, shape in target.shapes.items() if name not in tensors and name not in target.tied}
     before = Before(tensors, needed, missing, token_ids, target.embedding)
     changes: list[PostLoadChange] = []
-    notes = [*config.notes]
+    notes = [*config.notes, *unread_of_towers(rules, text.kind, configs)]
     for number, post_load in enumerate(rules.text.post_load):
         with rules.placed("post_load", number):
             options = post_load.with_

@@ -16,7 +16,7 @@ from llava_remap.target.config import (
 )
 from llava_remap.target.config_keys import unread_keys
 from llava_remap.target.constants import bad_constants
-from llava_remap.target.known_keys import keys_without_use, unknown_target
+from llava_remap.target.known_keys import keys_without_use, unknown_target, unread_of_towers
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, SCALED_PICTURES, TOKENIZERS
 from llava_remap.target.source_config import odd_values
@@ -62,6 +62,7 @@ __all__ = [
     "text_model_of",
     "unknown_target",
     "unread_keys",
+    "unread_of_towers",
     "vocabulary_problems",
     "wanted_parameters",
 ]

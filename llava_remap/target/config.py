@@ -130,7 +130,7 @@ def derive_config(
         RemapError: LR112 where neither configs nor tensors say what is needed; LR302 without a tower.
     """
     text_source = said_of_text(configs)
-    own = next(iter(_own_vision_configs(configs)), None)
+    own = next(iter(own_vision_configs(configs)), None)
     prefix, name = next(iter(rules.target.towers.items()))
     named = _Values(text_source, {}, tokens, words or (), {}).of(f"target.towers.{prefix}", name)
     tower = read_tower(prefix, tensors, own, named if isinstance(named, str) else None, apart=tower_apart)
@@ -423,7 +423,7 @@ def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return config if str(config.get("model_type", "")).endswith("_vision_model") else None
 
 
-def _own_vision_configs(configs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def own_vision_configs(configs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The towers' own configs: those of sources of their own before one inside the language model's."""
     found = [
         (isinstance(config.get("text_config"), Mapping) and not _is_tower(config), own)
@@ -439,7 +439,7 @@ def _hold_towers_together(rules: RuleFile, configs: Sequence[Mapping[str, Any]],
     Raises:
         RemapError: LR309 where the own config of one says otherwise.
     """
-    if differing := next((found for own in _own_vision_configs(configs)[1:] if (found := tower.unlike(own))), None):
+    if differing := next((found for own in own_vision_configs(configs)[1:] if (found := tower.unlike(own))), None):
         raise refuse(
             "LR309",
             f"two towers are not computed alike, and {rules.target.class_} has one config for both: {', '.join(differing)}.",

@@ -26,9 +26,7 @@ def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[st
         The problems, and the notes.
     """
     read = _READ | set(_read_by(rules))
-    kinds = {key: _kind(rules, key) for key in unknown if key not in read and source[key] not in _NOTHING}
-    strange = [key for key, kind in kinds.items() if kind in (None, "refused")]
-    told = [key for key, kind in kinds.items() if kind == "told" and source[key] is not False]
+    told, strange = sort_keys(rules, source, [key for key in unknown if key not in read])
     problems, notes = [], []
     if strange:
         said = ", ".join(f"{key}: {shortened(source[key])}" for key in strange)
@@ -47,6 +45,13 @@ def unread_keys(rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[st
             Problem("LR318", f"the config says {said}; no rule of {rules.name} reads it, and the folder doesn't say it.")
         )
     return problems, notes
+
+
+def sort_keys(rules: RuleFile, source: Mapping[str, Any], keys: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of keys that nobody reads, and that say something, those that a rule file only knows of, and those that it doesn't know."""
+    kinds = {key: _kind(rules, key) for key in keys if source[key] not in _NOTHING}
+    told = [key for key, kind in kinds.items() if kind == "told" and source[key] is not False]
+    return told, [key for key, kind in kinds.items() if kind in (None, "refused")]
 
 
 def _kind(rules: RuleFile, key: str) -> str | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llava_remap.cache import cached_value
 from llava_remap.errors import Problem
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
-from llava_remap.target.config import TEXT_KIND
+from llava_remap.target.config import TEXT_KIND, own_vision_configs
+from llava_remap.target.config_keys import shortened, sort_keys
 from llava_remap.target.constants import Place, constants_of, meant, refused_constants
 from llava_remap.target.presets import TOWER_DEFAULTS
 
@@ -58,15 +59,34 @@ def unknown_target(rules: RuleFile, kind: str | None = None) -> list[Problem]:
         kind: the `model_type` of the language model, where the sources have told it: keys are then held against that one's
             class alone, else against the class that the rule file names, or all.
     """
-    target = rules.text.target
-    if target is None or target.class_ is None:
+    if rules.text.target is None or rules.text.target.class_ is None:
         return []
-    class_name, value = target.class_, target.config.get(TEXT_KIND)
+    known = _known_of(rules, kind)
+    return [Problem("LR201", f"{rules.tree.locate(place).mark} {cause}", fix) for place, cause, fix in _unknown(rules, known)]
+
+
+def unread_of_towers(rules: RuleFile, kind: str, configs: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """LR318 for what the towers' own configs say under keys that no vision config of transformers has.
+
+    Args:
+        kind: the `model_type` of the language model, as for `unknown_target`.
+        configs: the sources' own.
+    """
+    keys = (_known_of(rules, kind).keys or {})["vision_config"]
+    said = {key: value for own in own_vision_configs(configs) for key, value in own.items() if key not in keys}
+    _, unread = sort_keys(rules, said, [key for key in said if key[:1] != "_"])
+    listed = ", ".join(f"{key}: {shortened(said[key])}" for key in unread)
+    cause = f"the tower's config says {listed}; no vision config of transformers has it, and the folder doesn't say it."
+    return [Problem("LR318", cause)] if unread else []
+
+
+def _known_of(rules: RuleFile, kind: str | None) -> _Known:
+    target = rules.target
+    class_name, value = str(target.class_), target.config.get(TEXT_KIND)
     if kind is None and value is not None and isinstance(value.const, str):
         kind = value.const
     words = {key: entry.const for key, entry in target.config.items() if isinstance(entry.const, str) and key.count(".") < 2}
-    known = _known(class_name, kind, words)
-    return [Problem("LR201", f"{rules.tree.locate(place).mark} {cause}", fix) for place, cause, fix in _unknown(rules, known)]
+    return _known(class_name, kind, words)
 
 
 def keys_without_use(rules: RuleFile, class_name: str) -> list[str]:

@@ -80,3 +80,17 @@ def test_a_fault_of_our_own_blames_no_config(changed: Changed, run: Run, monkeyp
     monkeypatch.setattr("llava_remap.apply.derive", broken)
     with pytest.raises(TypeError, match="a fault"):
         planned(run, changed())
+
+
+def test_a_tower_says_what_no_vision_config_has(changed: Changed, run: Run, tmp_path: Path) -> None:
+    """LanguageBind's, for one, which a stock tower has not; what transformers writes into every config is no news."""
+    tower = tmp_path / "tower"
+    shutil.copytree(CLIP, tower)
+    config = json.loads((tower / "config.json").read_text())
+    config.get("vision_config", config).update(add_time_attn=True, num_frames=8, use_cache=True, lora_r=2, id2label={"0": "x"})
+    (tower / "config.json").write_text(json.dumps(config))
+    source = changed()
+    code, said = planned(run, source, tower)
+    assert (code, "LR318" in said) == (0, True)
+    assert "the tower's config says add_time_attn: True, num_frames: 8; no vision config" in said
+    assert "LR318" not in planned(run, source)[1]
