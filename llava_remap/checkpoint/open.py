@@ -10,6 +10,7 @@ from typing import Any
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG, lora_pairs
 from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp, Tensor
+from llava_remap.checkpoint.foreign import Listing, explain_file, explain_folder, is_states, whole_states
 from llava_remap.checkpoint.form import Form, choose_form, every_form, is_trainers, no_form
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
 from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, adapter_config, adapter_only, is_adapter, named_base
@@ -70,11 +71,13 @@ def _open(path: Path, part: bool) -> Checkpoint:
 
 
 def _open_file(path: Path, part: bool) -> Checkpoint:
+    if foreign := explain_file(path):
+        raise foreign
     if is_trainers(path.name):
         raise refuse("LR106", f"{quoted(path.name)} is the trainer's own file, not weights.", "Give the checkpoint's folder.")
     if not _is_json(path):
         left = {BESIDE_ADAPTER} if path.name in ADAPTER_FILES and (path.parent / BESIDE_ADAPTER).is_file() else set()
-        return _checkpoint(path, path.parent, Form(path.name), part, left)
+        return _checkpoint(path, *_with_config(path.parent, Form(path.name)), part, left)
     content = read_object(path, "LR102", "Download or copy it again.")
     if content.get("format") == FORMAT:
         manifest = parse_manifest(path, content)
@@ -98,10 +101,21 @@ def _open_folder(folder: Path, part: bool) -> Checkpoint:
     every = [entry.name for entry in folder.iterdir()]
     files = {name for name in every if (folder / name).is_file()}
     if form := choose_form(files):
-        return _checkpoint(folder, folder, form, part, every_form(files))
+        return _checkpoint(folder, *_with_config(folder, form), part, every_form(files))
     if ADAPTER_CONFIG in files:
         raise adapter_only(folder, {}, folder)
-    raise no_form(str(folder), files, every)
+    listing = Listing.of(folder)
+    if states := whole_states(listing):
+        return _checkpoint(folder, folder, Form(states), part, every_form(files))
+    raise explain_folder(listing) or no_form(str(folder), files, every)
+
+
+def _with_config(folder: Path, form: Form) -> tuple[Path, Form]:
+    """Where config and tokenizer lie, and the form as seen from there: of a step of DeepSpeed's, that is the folder above."""
+    above = folder.resolve().parent
+    if (folder / "config.json").is_file() or not is_states(form.file) or not (above / "config.json").is_file():
+        return folder, form
+    return above, Form(f"{folder.resolve().name}/{form.file}")
 
 
 def _read(folder: Path, form: Form) -> dict[Path, WeightFile]:
@@ -122,6 +136,8 @@ def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str
         _refuse_half(path, folder, form, bool(pairs))
     kind = " and ".join(sorted({file.kind for file in read.values()}))
     which = f" ({form.file}{' and ' * bool(form.beside)}{form.beside})"
+    if is_states(form.file):
+        which = f"; of DeepSpeed's files the model states are taken, in the dtype of the training: {form.file}"
     if form.is_index or form.shards:
         which = f", {counted(len(read), 'shard')}" + (which if form.is_index else " without an index")
     inside = sorted({" / ".join(file.inside) for file in read.values() if file.inside})

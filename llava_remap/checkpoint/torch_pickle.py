@@ -109,6 +109,8 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch", "Size"): tuple,
     ("collections", "OrderedDict"): _ordered_dict,
+    ("builtins", "set"): list,  # DeepSpeed's model states have one; its items need no hash
+    ("__builtin__", "set"): list,  # the same in protocol 2
 }
 
 #: Bytes per element and dtype by the type of a storage. What safetensors has no name for keeps torch's, in small letters.
