@@ -13,7 +13,15 @@ from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp,
 from llava_remap.checkpoint.foreign import Listing, explain_file, explain_folder, is_states, whole_states
 from llava_remap.checkpoint.form import Form, choose_form, every_form, is_trainers, no_form
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
-from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, adapter_config, adapter_only, is_adapter, named_base
+from llava_remap.checkpoint.purpose import (
+    ADAPTER_FILES,
+    BESIDE_ADAPTER,
+    adapter_config,
+    adapter_only,
+    has_pairs,
+    is_unmerged,
+    named_base,
+)
 from llava_remap.checkpoint.shards import read_index, read_shard_set, read_together
 from llava_remap.checkpoint.strict_json import LARGEST, read_object
 from llava_remap.checkpoint.weight_file import WeightFile
@@ -82,8 +90,8 @@ def _open_file(path: Path, part: bool) -> Checkpoint:
     if content.get("format") == FORMAT:
         manifest = parse_manifest(path, content)
         _refuse_unless_sound(path, manifest.catalog)
-        adapter = is_adapter(path, manifest.catalog, None, part=part)
-        return replace(manifest, pairs=lora_pairs(path.name, manifest.catalog, None) if adapter else ())
+        paired = has_pairs(path, manifest.catalog, None, part=part)
+        return replace(manifest, pairs=lora_pairs(path.name, manifest.catalog, None) if paired else ())
     if "weight_map" in content:
         return _checkpoint(path, path.parent, Form(path.name, is_index=True), part)
     cause = f"{quoted(path.name)} is JSON, but neither a manifest nor the index of a sharded checkpoint."
@@ -130,8 +138,8 @@ def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str
     read = _read(folder, form)
     catalog = {tensor.name: tensor for file in read.values() for tensor in file.tensors}
     _refuse_unless_sound(folder / form.file, catalog)
-    adapter = is_adapter(folder / form.file, catalog, folder, part=part)
-    pairs = _pairs(folder, form.file, catalog) if adapter else ()
+    paired = has_pairs(folder / form.file, catalog, folder, part=part)
+    pairs = _pairs(folder, form.file, catalog) if paired else ()
     if part:
         _refuse_half(path, folder, form, bool(pairs))
     kind = " and ".join(sorted({file.kind for file in read.values()}))
@@ -174,6 +182,13 @@ def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
 
 def _pairs(folder: Path, file: str, catalog: Catalog) -> tuple[LoraPair, ...]:
     config = adapter_config(folder)
+    if config is None and is_unmerged(catalog):
+        cause = f"{quoted(file)} is the state of a PEFT model that wasn't merged: LoRA pairs beside the layers that they change"
+        fix = (
+            f"Put the {ADAPTER_CONFIG} of the training into {quoted(str(folder))}, and they are merged; or let PEFT merge them "
+            "(`merge_and_unload`), save the model and give that."
+        )
+        raise refuse("LR115", f"{cause}, and no {ADAPTER_CONFIG} that says their alpha.", fix, catalog)
     if config is None:
         cause = f"{quoted(file)} is an adapter, and there is no {ADAPTER_CONFIG} beside it to say its alpha."
         raise refuse("LR115", cause, f"Put the {ADAPTER_CONFIG} there that was saved with it.")

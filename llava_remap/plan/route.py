@@ -48,7 +48,7 @@ class Routes:
         beside: those of a source that isn't used since the first source has its own (`used_if_absent`).
         unselected: sources that count but of which `select` took nothing.
         not_given: sources that are needed and weren't given.
-        pairs: those of adapters.
+        pairs: those of adapters, and of sources that one wasn't merged into.
         replaced: those in whose place one of a source that overrides is taken, each with that source.
     """
 
@@ -100,15 +100,18 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
             own = {r.rewrite.target for r in routed[name] if r.rewrite.target is not None}
             replaced += [(r, name) for r in taken if r.rewrite.target in own]
             taken = [*(r for r in taken if r.rewrite.target not in own), *routed[name]]
-            catalog = checkpoints[name].catalog
-            pairs += [
-                RoutedPair(name, catalog[p.a], catalog[p.b], p.scale, program.rewrite(source.prefix + p.base))
-                for p in checkpoints[name].pairs
-            ]
+            pairs += _pairs(name, source, checkpoints[name], program)
         else:
             taken += routed[name]
             unselected += [] if routed[name] else [name]
+            pairs += _pairs(name, source, checkpoints[name], program)
     return Routes(tuple(taken), tuple(beside), tuple(unselected), tuple(not_given), tuple(pairs), tuple(replaced))
+
+
+def _pairs(name: str, source: Source, checkpoint: Checkpoint, program: Program) -> Iterator[RoutedPair]:
+    for pair in checkpoint.pairs:
+        a, b = (checkpoint.catalog[matrix] for matrix in (pair.a, pair.b))
+        yield RoutedPair(name, a, b, pair.scale, program.rewrite(source.prefix + pair.base))
 
 
 def main_names(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
