@@ -418,7 +418,7 @@ def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) 
     if not on:
         return None
     names = dict.fromkeys(rule for found in on.values() for rule in found)
-    wrappers = ", ".join(f"`{rule.rule.unwrap}.`" for rule in bare.prepare if rule.label in names)
+    wrappers = ", ".join(f"`{rule.rule.unwrap}.`" for rule in bare.prepare if rule.label in names and rule.rule.unwrap)
     cause = f"{len(on)} of {len(routed)} names in {checkpoint.location} have {wrappers} in them, which {rules.name} leaves there."
     return Problem("LR110", cause, f"Add {_WRAPPERS} to its `extends`.", tuple(on))
 
