@@ -234,9 +234,8 @@ def _distributed(listing: Listing) -> RemapError | None:
     files = several(sorted(name for name in names if name.endswith(".distcp")), 2)
     cause = f"{quoted(str(at))} is a checkpoint of torch.distributed, as FSDP writes it, cut up by ranks: {files}."
     if ".metadata" not in names:
-        return refuse(
-            "LR106", cause, f"Its file `.metadata` is missing, which says what lies where: copy it into {quoted(str(at))}."
-        )
+        cause += " Its file `.metadata` is missing, which says what lies where."
+        return refuse("LR106", cause, f"Copy that file into {quoted(str(at))}.")
     home = at if not folder and ("config.json" in names or not (above / "config.json").is_file()) else above
     made = home / "pytorch_model.bin"
     command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {quote(str(at))} {quote(str(made))}"
