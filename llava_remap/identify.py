@@ -15,7 +15,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint
+from llava_remap.checkpoint import Checkpoint, gather_command
 from llava_remap.errors import Problem
 from llava_remap.fold import counted, fold_names
 from llava_remap.plan import Routed, Routes, draft_command, route
@@ -66,6 +66,7 @@ class Fit:
         summary: what it is for.
         also: sources that it needs besides.
         other_default: whether the config names another one for some of these than the rule file's default.
+        agreeing: how many values of the config are those that its `detect` asks for.
         class_name: its target; empty where that is the source's own class.
         remedy: what would help, where that is known of the contradictions; empty otherwise.
         refusals: what a plan from the same headers finds; empty before there is one.
@@ -82,6 +83,7 @@ class Fit:
     also: tuple[str, ...]
     other_default: bool
     summary: str
+    agreeing: int = 0
     class_name: str = ""
     remedy: str = ""
     refusals: tuple[Problem, ...] = ()
@@ -189,13 +191,14 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
     """Every shipped rule file compared with a checkpoint's names and config, the nearest first.
 
     Those that fit come first, of two of them that one whose default tower is the one that the config names; then those that keep
-    more of the names, then those that less contradicts.
+    more of the names, then those that less contradicts; last, those of which the config says more, such as their architecture.
     """
     groups = names_alike(checkpoint)
     found = [_fit(load_rule_file(path), checkpoint, groups) for path in shipped_rule_files().values()]
 
     def order(fit: Fit) -> tuple[object, ...]:
-        return (not fit.fits, fit.fits and fit.other_default, 0 if fit.fits else -fit.mapped, len(fit.contradictions), fit.rules)
+        mapped = 0 if fit.fits else -fit.mapped
+        return (not fit.fits, fit.fits and fit.other_default, mapped, len(fit.contradictions), -fit.agreeing, fit.rules)
 
     return sorted(found, key=order)
 
@@ -232,9 +235,16 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[
         routes.not_given,
         any(other_than_default(rules.text.sources[name], checkpoint.config) is not None for name in routes.not_given),
         rules.text.summary or "",
+        _agreeing(detect, checkpoint.config or {}),
         rules.target.class_ or "",
         other_tower.fix if other_tower else "",
     )
+
+
+def _agreeing(detect: Condition, config: Mapping[str, Any]) -> int:
+    """How many values of a config are those that a rule file asks for."""
+    said = {key: wanted for key, wanted in detect.config.items() if config.get(key) is not None}
+    return sum(not contradictions(Condition(config={key: wanted}), (), config) for key, wanted in said.items())
 
 
 def names_alike(checkpoint: Checkpoint) -> dict[str, list[str]]:
@@ -305,10 +315,13 @@ def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
     stubs = [r.tensor.name for r in routed if 0 in r.tensor.shape]
     if not stubs:
         return None
+    gather = gather_command(checkpoint.folder) if checkpoint.folder is not None else ""
     return Problem(
         "LR104",
         f"{len(stubs)} of {len(routed)} tensors in {checkpoint.location} have no elements (shape [0]).",
-        "Run DeepSpeed's zero_to_fp32.py in the training folder and give its output.",
+        f"DeepSpeed puts the values together: {gather}. Then give the pytorch_model.bin that it writes, or its index."
+        if gather
+        else "Run DeepSpeed's zero_to_fp32.py in the training folder and give its output.",
         tuple(stubs),
     )
 
@@ -506,6 +519,8 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
         found: `fits` of it.
         asked: the rule file that the user asked for.
     """
+    # Of those that take as many names as the nearest, the one that was asked for is the nearest.
+    found = sorted(found, key=lambda fit: fit.fits < found[0].fits or fit.rules != asked or fit.mapped < found[0].mapped)
     best = found[0]
     if best.fits:
         return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."

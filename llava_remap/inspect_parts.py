@@ -14,7 +14,7 @@ from llava_remap.identify import Fit
 from llava_remap.inspection import Inspection, inspect_checkpoint
 from llava_remap.plan import draft_command, route
 from llava_remap.rewrite import compile_rules, contradictions
-from llava_remap.rulefile import Condition, RuleFile, load_rule_file, shipped_rule_files
+from llava_remap.rulefile import Condition, RuleFile, Source, load_rule_file, shipped_rule_files
 from llava_remap.sources import last_part, open_source
 
 #: The source that every other one is a part beside.
@@ -30,7 +30,7 @@ def inspect_source(source: str, *, offline: bool = False) -> Inspection:
         RemapError: as `open_source`.
     """
     try:
-        checkpoint = open_source(_MODEL, source, ("tensors", "config"), first=True, offline=offline)
+        checkpoint = open_source(_MODEL, source, Source().use, first=True, offline=offline)
     except PartsApartError as apart:
         return inspect_parts(apart.parts, offline=offline)
     except PartOnlyError as only:

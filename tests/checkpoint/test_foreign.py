@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from llava_remap.checkpoint import PartsApartError, gather_command, open_checkpoint
 from llava_remap.checkpoint.foreign import Listing, explain_folder
@@ -156,7 +156,7 @@ def test_a_sharded_checkpoint_of_fsdp_is_put_together_by_torch(tmp_path: Path, p
     """As accelerate saves it; written by torch itself, and the command is run."""
     folder = tmp_path / "run 1" / "checkpoint-500"
     for name, state in (("pytorch_model_fsdp_0", {"model": STATE}), ("optimizer_0", {"optimizer": {"a": torch.ones(2)}})):
-        dcp.save(state, checkpoint_id=str(folder / name), no_dist=True)
+        save(state, checkpoint_id=str(folder / name), no_dist=True)
     (folder / "config.json").write_text('{"model_type": "llava"}')
     problem = told(folder / place)
     assert "is a checkpoint of torch.distributed, as FSDP writes it" in problem.cause
