@@ -15,7 +15,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, gather_command
+from llava_remap.checkpoint import Checkpoint, gather_command, parts_beside
 from llava_remap.errors import Problem
 from llava_remap.fold import counted, fold_names
 from llava_remap.plan import Routed, Routes, draft_command, route
@@ -43,12 +43,6 @@ _WRAPPERS = "parts/wrappers.yaml"
 _NUMBER = re.compile(r"[0-9]+")
 #: Folded names in a sentence.
 _SHOWN = 2
-#: A command that merges an adapter into a model of transformers.
-_MERGE = (
-    'python -c "import sys; from peft import PeftModel; from transformers import AutoModelForImageTextToText as M; '
-    "PeftModel.from_pretrained(M.from_pretrained(sys.argv[1], dtype='auto'), sys.argv[2]).merge_and_unload()"
-    ".save_pretrained('merged')\" {} {}"
-)
 #: Stands for the first source where only another one is looked at.
 _EMPTY = Checkpoint(Path(), "", {}, None, None)
 
@@ -384,11 +378,14 @@ def _with_parts(rules: RuleFile, routes: Routes, checkpoints: Mapping[str, Check
         return problem
     named = " and ".join(f"`{name}`" for name in parts)
     cause = f"{problem.cause} {named} {'are' if len(parts) > 1 else 'is'} not in it."
-    known = {pair.source for pair in routes.pairs if pair.rewrite.target is not None}
-    if foreign := next((name for name in parts if name not in known and checkpoints[name].pairs), None):
-        base, adapter = quote(checkpoints[first].location), quote(checkpoints[foreign].location)
-        fix = f"`{foreign}` was trained on a model of transformers, so PEFT merges it: {_MERGE.format(base, adapter)}"
-        return Problem("LR109", cause, fix)
+    layouts = load_rule_file(HF_LAYOUTS)
+    for name in parts:
+        pairs = route(layouts, compile_rules(layouts), {layouts.first_source: _EMPTY, "adapter": checkpoints[name]}).pairs
+        if pairs and all(pair.rewrite.target is not None for pair in pairs):
+            base, adapter = checkpoints[first].location, checkpoints[name].location
+            options = f"--source {quote(f'model={base}')} --source {quote(f'adapter={adapter}')}"
+            fix = f"`{name}` was trained on a model of transformers. To merge it: llava-remap apply {HF_LAYOUTS} {options}"
+            return Problem("LR109", cause, fix)
     base = next((f" ({checkpoints[name].base}, by its own files)" for name in parts if checkpoints[name].base), "")
     return Problem(
         "LR109", cause, f"Give the model that {named} was trained from{base}, under its own names: --source {first}=DIR."
@@ -497,11 +494,19 @@ def _elsewhere(rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[st
         for name in (name for name in parts if name in checkpoints):
             if lies := projector_place(rules, program, name, checkpoints[name]):
                 return f"A projector was trained with `{name}`. {lies}"
-        return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in left)}."
+        return _give_too(checkpoints[rules.first_source], left)
     if not given:
         return ""
     wanted = " and ".join(f"`{text}`" for text in missing)
     return f"Give a checkpoint that has {wanted}, a later one of the same training: no other source brings it."
+
+
+def _give_too(checkpoint: Checkpoint, names: Sequence[str]) -> str:
+    """How to give one of these sources beside a checkpoint; where one lies in a folder inside of it, that one."""
+    there = parts_beside(checkpoint.folder) if checkpoint.folder is not None else {}
+    if found := [f"--source {quote(f'{name}={there[name]}')}" for name in names if name in there]:
+        return f"What is missing may be what lies in a folder beside it, so give that too: {' '.join(found)}"
+    return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in names)}."
 
 
 def _without(rules: RuleFile, others: Sequence[str], found: Sequence[Fit]) -> str:
@@ -544,8 +549,8 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
         )
     if whole:
         sources = load_rule_file(whole[0].rules).text.sources
-        beside = " or ".join(f"--source {name}=DIR" for name, source in sources.items() if source.overrides)
-        return f"Every name is known, and something is missing. If it lies elsewhere, give that too: {beside}."
+        give = _give_too(checkpoint, [name for name, source in sources.items() if source.overrides])
+        return f"Every name is known, and something is missing. {give}"
     if behind := _behind_prefix(checkpoint):
         return behind
     command = draft_command(_class_for(checkpoint, found, asked), checkpoint.location)

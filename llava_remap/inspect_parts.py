@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 from llava_remap.apply import plan_checkpoints
-from llava_remap.checkpoint import Checkpoint, PartOnlyError, PartsApartError
+from llava_remap.checkpoint import Checkpoint, PartOnlyError, PartsApartError, parts_beside
 from llava_remap.hub.repository import parse_repository
 from llava_remap.identify import Fit
 from llava_remap.inspection import Inspection, inspect_checkpoint
@@ -35,7 +35,12 @@ def inspect_source(source: str, *, offline: bool = False) -> Inspection:
         return inspect_parts(apart.parts, offline=offline)
     except PartOnlyError as only:
         return inspect_parts({only.source: source}, offline=offline)
-    return inspect_checkpoint(checkpoint)
+    found = inspect_checkpoint(checkpoint)
+    beside = parts_beside(checkpoint.folder) if checkpoint.folder is not None and not checkpoint.is_manifest else {}
+    if beside and not found.fits[0].fits:
+        together = inspect_parts({_MODEL: source, **beside}, offline=offline)
+        return together if together.fits[0].fits else found
+    return found
 
 
 def inspect_parts(parts: Mapping[str, str], *, offline: bool = False) -> Inspection:
@@ -97,8 +102,8 @@ def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool =
     default = rules.text.sources[_MODEL].default
     other = not (base and isinstance(default, str) and last_part(base) == last_part(default)) and absent > 0
     mapped = sum(rewrite.target is not None for _, rewrite in every)
-    summary = rules.text.summary or ""
-    return Fit(rules.name, _MODEL, mapped, mapped + len(unknown), unknown, tuple(reasons), "", (), other, summary)
+    summary, class_name = rules.text.summary or "", rules.target.class_ or ""
+    return Fit(rules.name, _MODEL, mapped, mapped + len(unknown), unknown, tuple(reasons), "", (), other, summary, 0, class_name)
 
 
 def _advice(best: Fit, named: Mapping[str, str], command: str) -> str:
@@ -107,5 +112,5 @@ def _advice(best: Fit, named: Mapping[str, str], command: str) -> str:
         mended = f"llava-remap apply {best.rules} {command}"
         return f"{best.rules} takes every name, and refuses what is told above. When that is mended: {mended}"
     places = dict(named)
-    infer = draft_command("CLASS", places.pop(_MODEL), **places)
+    infer = draft_command(best.class_name or "CLASS", places.pop(_MODEL), **places)
     return f"None of the shipped rule files fits. Infer one from names and shapes: {infer}"

@@ -2,7 +2,7 @@
 
 from llava_remap.checkpoint.beside import BESIDE, files_for, read_beside
 from llava_remap.checkpoint.catalog import DTYPE_BITS, FLOATS, Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
-from llava_remap.checkpoint.foreign import PartsApartError, gather_command
+from llava_remap.checkpoint.foreign import PartsApartError, gather_command, parts_beside
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError
 from llava_remap.checkpoint.shards import read_weight_map
@@ -24,6 +24,7 @@ __all__ = [
     "files_for",
     "gather_command",
     "open_checkpoint",
+    "parts_beside",
     "quoted",
     "read_beside",
     "read_object",

@@ -156,6 +156,11 @@ def parts_of(listing: Listing) -> dict[str, str]:
     return parts
 
 
+def parts_beside(folder: Path) -> dict[str, str]:
+    """Where further parts of the model lie whose weights are in a folder, by source."""
+    return {source: place for source, place in parts_of(Listing.of(folder)).items() if source != "model"}
+
+
 def gather_command(folder: Path) -> str:
     """The command that makes whole weights of the DeepSpeed files in a training's folder; empty where there are none."""
     listing = Listing.of(folder)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.plan.model import SourceName
-from llava_remap.rewrite import Program, Rewrite
+from llava_remap.rewrite import Program, Rewrite, compile_rules
 from llava_remap.rulefile import RuleFile, Source, Template
 
 
@@ -80,10 +80,11 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
     pairs: list[RoutedPair] = []
     replaced: list[tuple[Routed, str]] = []
     unselected, not_given = [], []
+    programs = {name: _program_for(rules, program, name, checkpoint) for name, checkpoint in checkpoints.items()}
     routed = {
-        name: [Routed(name, t, program.rewrite(source.prefix + t.name)) for t in _tensors(source, checkpoints[name], program)]
+        name: [Routed(name, t, own.rewrite(source.prefix + t.name)) for t in _tensors(source, checkpoints[name], own)]
         for name, source in rules.text.sources.items()
-        if name in checkpoints and "tensors" in source.use
+        if name in checkpoints and "tensors" in source.use and (own := programs[name])
     }
     main = [r for name, every in routed.items() if _is_main(rules, name) for r in every]
     for name, source in sorted(rules.text.sources.items(), key=lambda item: item[1].overrides):
@@ -100,12 +101,21 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
             own = {r.rewrite.target for r in routed[name] if r.rewrite.target is not None}
             replaced += [(r, name) for r in taken if r.rewrite.target in own]
             taken = [*(r for r in taken if r.rewrite.target not in own), *routed[name]]
-            pairs += _pairs(name, source, checkpoints[name], program)
+            pairs += _pairs(name, source, checkpoints[name], programs[name])
         else:
             taken += routed[name]
             unselected += [] if routed[name] else [name]
-            pairs += _pairs(name, source, checkpoints[name], program)
+            pairs += _pairs(name, source, checkpoints[name], programs[name])
     return Routes(tuple(taken), tuple(beside), tuple(unselected), tuple(not_given), tuple(pairs), tuple(replaced))
+
+
+def _program_for(rules: RuleFile, program: Program, name: str, checkpoint: Checkpoint) -> Program:
+    """The program for a source: an adapter may have been trained under the names of another layout than its base has."""
+    if not rules.layouts or not rules.text.sources[name].overrides:
+        return program
+    matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
+    names = [*(pair.base for pair in checkpoint.pairs), *(name for name in checkpoint.catalog if name not in matrices)]
+    return compile_rules(rules, names, checkpoint.config)
 
 
 def _pairs(name: str, source: Source, checkpoint: Checkpoint, program: Program) -> Iterator[RoutedPair]:
