@@ -20,11 +20,26 @@ BESIDE_ADAPTER = "non_lora_trainables.bin"
 #: What LLaVA's pretraining writes.
 PROJECTOR_FILE = "mm_projector.bin"
 
-#: A segment of a name that bitsandbytes, GPTQ, AWQ or compressed-tensors give to what they store beside or instead of a weight.
-_QUANTISED = re.compile(
-    r"(?:^|\.)(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state|SCB|qweight|qzeros|weight_packed|"
-    r"weight_scale(?:_inv)?)(?:\.|$)"
-)
+#: Segments of names that ways to quantise give to what they store beside or instead of a weight.
+_QUANTISED = {
+    "bitsandbytes": "absmax|nested_absmax|quant_map|nested_quant_map|quant_state|SCB",
+    "GPTQ": "g_idx",
+    "GPTQ or AWQ": "qweight|qzeros",
+    "compressed-tensors": "weight_packed|weight_shape|weight_zero_point",
+    "FP8 or another kind with scales": "weight_scale(?:_inv)?|weight_scale_2|input_scale",
+    "EXL2": "(?:q_weight|q_scale|q_groups|q_invperm)(?=$)",
+    "HQQ": "W_q(?=$)",
+    "AQLM": "(?:codebooks|codes)(?=$)",
+}
+_QUANTISED_NAME = re.compile(rf"(?:^|\.)(?:{'|'.join(f'({segments})' for segments in _QUANTISED.values())})(?:\.|$)")
+#: The names of OpenAI's own CLIP, and the towers of transformers that are equal to its released ones, by width, patch, positions.
+_OPENAI = "visual.transformer.resblocks."
+_OPENAI_STOCK = {
+    (768, 32, 50): "openai/clip-vit-base-patch32",
+    (768, 16, 197): "openai/clip-vit-base-patch16",
+    (1024, 14, 257): "openai/clip-vit-large-patch14",
+    (1024, 14, 577): "openai/clip-vit-large-patch14-336",
+}
 _LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
 #: What a projector's file may hold besides: embeddings of tokens that pretraining adds, the row separator.
 _BESIDE_PROJECTOR = re.compile(r"(?:^|\.)(?:embed_tokens\.weight|image_newline)$")
@@ -55,9 +70,13 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
     """
     if not catalog:
         raise refuse("LR106", f"{quoted(path.name)} holds no tensor.", "Give the checkpoint with the weights.")
-    if quantised := [name for name in catalog if _QUANTISED.search(name)]:
-        cause = f"{quoted(path.name)} is quantised: {several(quantised)}."
-        raise refuse("LR106", cause, "Give the unquantised checkpoint, in F16, BF16 or F32.", quantised)
+    if quantised := {name: found for name in catalog if (found := _QUANTISED_NAME.search(name))}:
+        ways = list(_QUANTISED)
+        how = ways[min((found.lastindex or 1) - 1 for found in quantised.values())]
+        cause = f"{quoted(path.name)} is quantised by {how}: {several(quantised)}."
+        raise refuse("LR106", cause, "Give the unquantised checkpoint that it was made from, in F16, BF16 or F32.", quantised)
+    if any(name.startswith(_OPENAI) for name in catalog):
+        raise _openai_clip(path, catalog)
     projector_only = any("mm_projector" in name for name in catalog) and all(
         "mm_projector" in name or _BESIDE_PROJECTOR.search(name) for name in catalog
     )
@@ -74,6 +93,28 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
         fix = f"Give its language model too: {_options(base, 'projector', folder or path)}"
         raise PartOnlyError(Problem("LR108", cause, fix, tuple(catalog)), "projector")
     return any(".lora_" in name for name in catalog)
+
+
+def _openai_clip(path: Path, catalog: Catalog) -> RemapError:
+    """LR106 for CLIP as OpenAI and open_clip store it, with queries, keys and values of a layer in one tensor."""
+    cause = f"{quoted(path.name)} has a CLIP under OpenAI's own names (`{_OPENAI}…`), not under those of transformers."
+    patches, places = (catalog.get(f"visual.{name}") for name in ("conv1.weight", "positional_embedding"))
+    sizes = (
+        (patches.shape[0], patches.shape[-1], places.shape[0]) if patches and places and patches.shape and places.shape else ()
+    )
+    stock = next((name for known, name in _OPENAI_STOCK.items() if known == sizes), "")
+    same = (
+        f"If it is OpenAI's and wasn't trained since, this is the same: --source vision_tower={stock}. Otherwise convert"
+        if stock
+        else "Convert"
+    )
+    convert = "python -m transformers.models.clip.convert_clip_original_pytorch_to_hf"
+    return refuse(
+        "LR106",
+        cause,
+        f"{same} it with transformers 4.47 and OpenAI's package `clip`: {convert} --checkpoint_path {quote(str(path))} "
+        "--config_path CONFIG_OF_THE_SAME_SIZES --pytorch_dump_folder_path clip-hf. Then give clip-hf.",
+    )
 
 
 def is_unmerged(catalog: Catalog) -> bool:

@@ -80,11 +80,14 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
     pairs: list[RoutedPair] = []
     replaced: list[tuple[Routed, str]] = []
     unselected, not_given = [], []
-    programs = {name: _program_for(rules, program, name, checkpoint) for name, checkpoint in checkpoints.items()}
+    given = {name: source for name, source in rules.text.sources.items() if name in checkpoints and "tensors" in source.use}
+    programs = {name: _program_for(rules, program, source, checkpoints[name]) for name, source in given.items()}
     routed = {
-        name: [Routed(name, t, own.rewrite(source.prefix + t.name)) for t in _tensors(source, checkpoints[name], own)]
-        for name, source in rules.text.sources.items()
-        if name in checkpoints and "tensors" in source.use and (own := programs[name])
+        name: [
+            Routed(name, tensor, programs[name].rewrite(source.prefix + tensor.name))
+            for tensor in _tensors(source, checkpoints[name], programs[name])
+        ]
+        for name, source in given.items()
     }
     main = [r for name, every in routed.items() if _is_main(rules, name) for r in every]
     for name, source in sorted(rules.text.sources.items(), key=lambda item: item[1].overrides):
@@ -109,9 +112,9 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
     return Routes(tuple(taken), tuple(beside), tuple(unselected), tuple(not_given), tuple(pairs), tuple(replaced))
 
 
-def _program_for(rules: RuleFile, program: Program, name: str, checkpoint: Checkpoint) -> Program:
+def _program_for(rules: RuleFile, program: Program, source: Source, checkpoint: Checkpoint) -> Program:
     """The program for a source: an adapter may have been trained under the names of another layout than its base has."""
-    if not rules.layouts or not rules.text.sources[name].overrides:
+    if not rules.layouts or not source.overrides:
         return program
     matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
     names = [*(pair.base for pair in checkpoint.pairs), *(name for name in checkpoint.catalog if name not in matrices)]

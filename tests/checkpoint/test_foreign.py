@@ -204,6 +204,55 @@ def test_formats_of_other_programs(tmp_path: Path, file: str, said: str) -> None
         assert problem.fix
 
 
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("model.layers.0.mlp.up_proj.weight.absmax", "bitsandbytes"),
+        ("model.layers.0.mlp.up_proj.qweight", "GPTQ or AWQ"),
+        ("model.layers.0.mlp.up_proj.weight_packed", "compressed-tensors"),
+        ("model.layers.0.mlp.up_proj.weight_scale_inv", "FP8"),
+        ("model.layers.0.mlp.up_proj.q_scale", "EXL2"),
+        ("model.layers.0.mlp.up_proj.W_q", "HQQ"),
+        ("model.layers.0.mlp.up_proj.codebooks", "AQLM"),
+    ],
+)
+def test_quantised_weights_are_told_by_how(tmp_path: Path, name: str, how: str) -> None:
+    torch.save({"model.norm.weight": torch.ones(2), name: torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    problem = told(tmp_path)
+    assert f"is quantised by {how}" in problem.cause
+    assert problem.names == (name,)
+    torch.save({name: torch.ones(2), name.rpartition(".")[0] + ".g_idx": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    assert how != "GPTQ or AWQ" or "is quantised by GPTQ:" in told(tmp_path).cause
+
+
+@pytest.mark.parametrize(("positions", "stock"), [(577, "openai/clip-vit-large-patch14-336"), (5, "")])
+def test_clip_as_openai_stores_it(tmp_path: Path, positions: int, stock: str) -> None:
+    tensors = {
+        "visual.conv1.weight": torch.empty(1024, 3, 14, 14),
+        "visual.positional_embedding": torch.empty(positions, 1024),
+        "visual.transformer.resblocks.0.attn.in_proj_weight": torch.empty(6, 2),
+    }
+    torch.save(tensors, tmp_path / "clip.pt")
+    for part in (False, True):
+        with pytest.raises(RemapError) as caught:
+            open_checkpoint(tmp_path / "clip.pt", part=part)
+        [problem] = caught.value.problems
+        assert "has a CLIP under OpenAI's own names" in problem.cause
+        assert (f"this is the same: --source vision_tower={stock}." in problem.fix) is bool(stock)
+        assert f"--checkpoint_path {tmp_path}/clip.pt" in problem.fix
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_of_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), "it's clip.pt")
+    problem = told(Path("it's clip.pt"))
+    assert "is a program of TorchScript" in problem.cause
+    command = problem.fix.partition(": ")[2].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True)
+    assert set(open_checkpoint(Path("it's clip.pt.state.pt")).catalog) == {"weight", "bias"}
+
+
 def test_a_folder_for_each_part(tmp_path: Path) -> None:
     for name in ("llm/model.safetensors", "vision_tower/model.safetensors", "mm_projector/model.safetensors"):
         touched(tmp_path, name)

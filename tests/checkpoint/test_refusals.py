@@ -189,7 +189,7 @@ W = torch.ones(2)
         (W, "holds one tensor and no state dict"),
         ([W], "holds one list and no state dict"),
         (3, "holds one int and no state dict"),
-        ({"w.weight": W, "w.SCB": W}, "is quantised: `w.SCB`"),
+        ({"w.weight": W, "w.SCB": W}, "is quantised by bitsandbytes: `w.SCB`"),
         ({"w.weight": W, "w.weight.quant_state.bitsandbytes__nf4": W}, "is quantised"),
         ({"w.weight.absmax": W}, "is quantised"),
         ({"w.qweight": W, "w.scales": W}, "is quantised"),
