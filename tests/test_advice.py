@@ -145,6 +145,21 @@ def test_a_projector_beside_which_the_missing_part_lies(whole: Tensors, run: Run
     assert f"--source projector={top}/projector" in told(ran)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "nearest"),
+    [("LlavaLlamaForCausalLM", "llava-v1.5"), ("Share4VLlamaForCausalLM", "sharegpt4v"), ("LlavaMistralForCausalLM", "bakllava")],
+)
+def test_of_rule_files_that_know_as_many_names_the_config_says_the_nearest(
+    architecture: str, nearest: str, whole: Tensors, run: Run, tmp_path: Path
+) -> None:
+    config = {**json.loads((LLAVA / "config.json").read_text()), "architectures": [architecture]}
+    folder = saved(tmp_path / "in", {**whole, "model.own_part.weight": torch.ones(2)}, config)
+    ran = run("inspect", folder)
+    assert ran.code == 1
+    [first, *_] = re.findall(r"^  ([\w.-]+): doesn't fit", ran.out, re.MULTILINE)
+    assert first == nearest
+
+
 def test_zero_3_stubs_beside_the_files_that_have_the_values(run: Run, tmp_path: Path) -> None:
     folder = saved(tmp_path / "run", {"model.norm.weight": torch.empty(0)}, text_config())
     (folder / "global_step9").mkdir()
