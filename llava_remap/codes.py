@@ -53,7 +53,8 @@ CODES: dict[str, Code] = {
         "A pickle asks for more than descriptions of tensors. It isn't run; save the plain state dict again."),
     "LR106": Code("not a model checkpoint", Exit.INPUT,
         "Optimizer state, a trainer's file, a checkpoint cut up by ranks (DeepSpeed's ZeRO-3, FSDP, verl), a quantised model, "
-        "delta weights, another program's format, or JSON that is neither manifest nor index. The message has what makes one of it."),
+        "delta weights, another program's format, or JSON that is neither manifest nor index. The message has what makes "
+        "one of it."),
     "LR107": Code("adapter only", Exit.INPUT,
         "Only the pairs of a LoRA adapter are there; they change a base model that is needed too: "
         "`--source model=BASE --source adapter=DIR`."),
