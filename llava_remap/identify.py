@@ -185,14 +185,14 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
     """Every shipped rule file compared with a checkpoint's names and config, the nearest first.
 
     Those that fit come first, of two of them that one whose default tower is the one that the config names; then those that keep
-    more of the names, then those that less contradicts; last, those of which the config says more, such as their architecture.
+    more of the names, that less contradicts, and of which the config says more, such as their architecture.
     """
     groups = names_alike(checkpoint)
     found = [_fit(load_rule_file(path), checkpoint, groups) for path in shipped_rule_files().values()]
 
     def order(fit: Fit) -> tuple[object, ...]:
-        mapped = 0 if fit.fits else -fit.mapped
-        return (not fit.fits, fit.fits and fit.other_default, mapped, len(fit.contradictions), -fit.agreeing, fit.rules)
+        near = (fit.other_default,) if fit.fits else (-fit.mapped, len(fit.contradictions), -fit.agreeing)
+        return (not fit.fits, near, fit.rules)
 
     return sorted(found, key=order)
 
