@@ -46,7 +46,7 @@ CODES: dict[str, Code] = {
         "after it was opened: leave the sources alone while a job runs."),
     "LR103": Code("index and shards disagree", Exit.INPUT,
         "The index names a shard or a tensor that isn't there, a tensor is in two shards, or shards without an index are "
-        "incomplete."),
+        "incomplete. Where other weights lie whole beside an index, the message has the command that puts the index aside."),
     # LR104 is a finding in a file that can be read, so it counts as a mapping problem.
     "LR104": Code("DeepSpeed ZeRO-3 stubs", Exit.PROBLEMS,
         "Tensors of shape [0]: DeepSpeed's ZeRO-3 keeps the values elsewhere. Run the `zero_to_fp32.py` of the training "
@@ -54,7 +54,9 @@ CODES: dict[str, Code] = {
     "LR105": Code("pickle wants to build something", Exit.INPUT,
         "A pickle asks for more than descriptions of tensors. It isn't run; save the plain state dict again."),
     "LR106": Code("not a model checkpoint", Exit.INPUT,
-        "Optimizer state, a trainer's file, a quantised model, delta weights, or JSON that is neither manifest nor index."),
+        "Optimizer state, a trainer's file, a checkpoint cut up by ranks (DeepSpeed's ZeRO-3, FSDP, verl), a quantised model, "
+        "delta weights, another program's format, or JSON that is neither manifest nor index. The message has what makes "
+        "one of it."),
     "LR107": Code("adapter only", Exit.INPUT,
         "Only the pairs of a LoRA adapter are there; they change a base model that is needed too: "
         "`--source model=BASE --source adapter=DIR`."),
@@ -63,8 +65,8 @@ CODES: dict[str, Code] = {
         "`--source model=LANGUAGE_MODEL --source projector=DIR`."),
     "LR109": Code("already converted", Exit.PROBLEMS,
         "The checkpoint is a whole model in a layout of transformers: a plan of `hf-layouts` proved it. In the classic "
-        "layout, load the folder as it is; from another one, `apply hf-layouts` makes it classic. An adapter or a projector "
-        "given beside it isn't in it: the message says what merges it, or which model to give."),
+        "layout, load the folder as it is; from another one, `apply hf-layouts` makes it classic, and merges an adapter that was "
+        "trained on it. Another adapter or a projector given beside it isn't in it: the message says which model to give."),
     "LR110": Code("names with a wrapper on", Exit.PROBLEMS,
         "Names have in them what a training framework puts around modules, and the rule file leaves it there. Let it extend "
         "`parts/wrappers.yaml`."),
@@ -81,7 +83,8 @@ CODES: dict[str, Code] = {
         "folder."),
     "LR115": Code("adapter that can't be merged", Exit.INPUT,
         "It isn't plain LoRA on linear layers (DoRA, another kind, one that changed its base first), it lacks its config or "
-        "half of a pair, or config and tensors contradict each other. PEFT itself merges most of them."),
+        "half of a pair, or config and tensors contradict each other; or pairs lie beside the layers that they change, and "
+        "nothing says their alpha. PEFT itself merges most of them."),
     # Rule file
     "LR200": Code("rule file not found or not readable", Exit.USAGE,
         "No such file, and no shipped rule file of that name: see `llava-remap rules list`."),

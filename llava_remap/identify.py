@@ -15,7 +15,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint
+from llava_remap.checkpoint import Checkpoint, gather_command, parts_beside
 from llava_remap.errors import Problem
 from llava_remap.fold import counted, fold_names
 from llava_remap.plan import Routed, Routes, draft_command, route
@@ -43,12 +43,6 @@ _WRAPPERS = "parts/wrappers.yaml"
 _NUMBER = re.compile(r"[0-9]+")
 #: Folded names in a sentence.
 _SHOWN = 2
-#: A command that merges an adapter into a model of transformers.
-_MERGE = (
-    'python -c "import sys; from peft import PeftModel; from transformers import AutoModelForImageTextToText as M; '
-    "PeftModel.from_pretrained(M.from_pretrained(sys.argv[1], dtype='auto'), sys.argv[2]).merge_and_unload()"
-    ".save_pretrained('merged')\" {} {}"
-)
 #: Stands for the first source where only another one is looked at.
 _EMPTY = Checkpoint(Path(), "", {}, None, None)
 
@@ -66,6 +60,7 @@ class Fit:
         summary: what it is for.
         also: sources that it needs besides.
         other_default: whether the config names another one for some of these than the rule file's default.
+        agreeing: how many values of the config are those that its `detect` asks for.
         class_name: its target; empty where that is the source's own class.
         remedy: what would help, where that is known of the contradictions; empty otherwise.
         refusals: what a plan from the same headers finds; empty before there is one.
@@ -82,6 +77,7 @@ class Fit:
     also: tuple[str, ...]
     other_default: bool
     summary: str
+    agreeing: int = 0
     class_name: str = ""
     remedy: str = ""
     refusals: tuple[Problem, ...] = ()
@@ -189,13 +185,14 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
     """Every shipped rule file compared with a checkpoint's names and config, the nearest first.
 
     Those that fit come first, of two of them that one whose default tower is the one that the config names; then those that keep
-    more of the names, then those that less contradicts.
+    more of the names, that less contradicts, and of which the config says more, such as their architecture.
     """
     groups = names_alike(checkpoint)
     found = [_fit(load_rule_file(path), checkpoint, groups) for path in shipped_rule_files().values()]
 
     def order(fit: Fit) -> tuple[object, ...]:
-        return (not fit.fits, fit.fits and fit.other_default, 0 if fit.fits else -fit.mapped, len(fit.contradictions), fit.rules)
+        near = (fit.other_default,) if fit.fits else (-fit.mapped, len(fit.contradictions), -fit.agreeing)
+        return (not fit.fits, near, fit.rules)
 
     return sorted(found, key=order)
 
@@ -232,9 +229,16 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[
         routes.not_given,
         any(other_than_default(rules.text.sources[name], checkpoint.config) is not None for name in routes.not_given),
         rules.text.summary or "",
+        _agreeing(detect, checkpoint.config or {}),
         rules.target.class_ or "",
         other_tower.fix if other_tower else "",
     )
+
+
+def _agreeing(detect: Condition, config: Mapping[str, Any]) -> int:
+    """How many values of a config are those that a rule file asks for."""
+    said = {key: wanted for key, wanted in detect.config.items() if config.get(key) is not None}
+    return sum(not contradictions(Condition(config={key: wanted}), (), config) for key, wanted in said.items())
 
 
 def names_alike(checkpoint: Checkpoint) -> dict[str, list[str]]:
@@ -305,10 +309,13 @@ def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
     stubs = [r.tensor.name for r in routed if 0 in r.tensor.shape]
     if not stubs:
         return None
+    gather = gather_command(checkpoint.folder) if checkpoint.folder is not None else ""
     return Problem(
         "LR104",
         f"{len(stubs)} of {len(routed)} tensors in {checkpoint.location} have no elements (shape [0]).",
-        "Run DeepSpeed's zero_to_fp32.py in the training folder and give its output.",
+        f"DeepSpeed puts the values together: {gather}. Then give the pytorch_model.bin that it writes, or its index."
+        if gather
+        else "Run DeepSpeed's zero_to_fp32.py in the training folder and give its output.",
         tuple(stubs),
     )
 
@@ -371,11 +378,14 @@ def _with_parts(rules: RuleFile, routes: Routes, checkpoints: Mapping[str, Check
         return problem
     named = " and ".join(f"`{name}`" for name in parts)
     cause = f"{problem.cause} {named} {'are' if len(parts) > 1 else 'is'} not in it."
-    known = {pair.source for pair in routes.pairs if pair.rewrite.target is not None}
-    if foreign := next((name for name in parts if name not in known and checkpoints[name].pairs), None):
-        base, adapter = quote(checkpoints[first].location), quote(checkpoints[foreign].location)
-        fix = f"`{foreign}` was trained on a model of transformers, so PEFT merges it: {_MERGE.format(base, adapter)}"
-        return Problem("LR109", cause, fix)
+    layouts = load_rule_file(HF_LAYOUTS)
+    for name in parts:
+        pairs = route(layouts, compile_rules(layouts), {layouts.first_source: _EMPTY, "adapter": checkpoints[name]}).pairs
+        if pairs and all(pair.rewrite.target is not None for pair in pairs):
+            base, adapter = checkpoints[first].location, checkpoints[name].location
+            options = f"--source {quote(f'model={base}')} --source {quote(f'adapter={adapter}')}"
+            fix = f"`{name}` was trained on a model of transformers. To merge it: llava-remap apply {HF_LAYOUTS} {options}"
+            return Problem("LR109", cause, fix)
     base = next((f" ({checkpoints[name].base}, by its own files)" for name in parts if checkpoints[name].base), "")
     return Problem(
         "LR109", cause, f"Give the model that {named} was trained from{base}, under its own names: --source {first}=DIR."
@@ -418,7 +428,7 @@ def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) 
     if not on:
         return None
     names = dict.fromkeys(rule for found in on.values() for rule in found)
-    wrappers = ", ".join(f"`{rule.rule.unwrap}.`" for rule in bare.prepare if rule.label in names)
+    wrappers = ", ".join(f"`{rule.rule.unwrap}.`" for rule in bare.prepare if rule.label in names and rule.rule.unwrap)
     cause = f"{len(on)} of {len(routed)} names in {checkpoint.location} have {wrappers} in them, which {rules.name} leaves there."
     return Problem("LR110", cause, f"Add {_WRAPPERS} to its `extends`.", tuple(on))
 
@@ -484,11 +494,19 @@ def _elsewhere(rules: RuleFile, taken: Sequence[Routed], checkpoints: Mapping[st
         for name in (name for name in parts if name in checkpoints):
             if lies := projector_place(rules, program, name, checkpoints[name]):
                 return f"A projector was trained with `{name}`. {lies}"
-        return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in left)}."
+        return _give_too(checkpoints[rules.first_source], left)
     if not given:
         return ""
     wanted = " and ".join(f"`{text}`" for text in missing)
     return f"Give a checkpoint that has {wanted}, a later one of the same training: no other source brings it."
+
+
+def _give_too(checkpoint: Checkpoint, names: Sequence[str]) -> str:
+    """How to give one of these sources beside a checkpoint; where one lies in a folder inside of it, that one."""
+    there = parts_beside(checkpoint.folder) if checkpoint.folder is not None else {}
+    if found := [f"--source {quote(f'{name}={there[name]}')}" for name in names if name in there]:
+        return f"What is missing may be what lies in a folder beside it, so give that too: {' '.join(found)}"
+    return f"If what is missing lies elsewhere, give that too: {' or '.join(f'--source {name}=DIR' for name in names)}."
 
 
 def _without(rules: RuleFile, others: Sequence[str], found: Sequence[Fit]) -> str:
@@ -506,6 +524,8 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
         found: `fits` of it.
         asked: the rule file that the user asked for.
     """
+    # Of those that take as many names as the nearest, the one that was asked for is the nearest.
+    found = sorted(found, key=lambda fit: fit.fits < found[0].fits or fit.rules != asked or fit.mapped < found[0].mapped)
     best = found[0]
     if best.fits:
         return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
@@ -529,8 +549,8 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
         )
     if whole:
         sources = load_rule_file(whole[0].rules).text.sources
-        beside = " or ".join(f"--source {name}=DIR" for name, source in sources.items() if source.overrides)
-        return f"Every name is known, and something is missing. If it lies elsewhere, give that too: {beside}."
+        give = _give_too(checkpoint, [name for name, source in sources.items() if source.overrides])
+        return f"Every name is known, and something is missing. {give}"
     if behind := _behind_prefix(checkpoint):
         return behind
     command = draft_command(_class_for(checkpoint, found, asked), checkpoint.location)

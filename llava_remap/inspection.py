@@ -32,6 +32,9 @@ class Inspection:
         layout: of transformers, in which `named` of its names are; empty for an original.
         problems: what keeps a checkpoint in a layout of transformers from being converted; or LR109, that it needn't be.
         advice: what to do where no rule file fits; empty where one does.
+        parts: the checkpoints, where it is parts of a model that were inspected.
+        sources: the options that give them to `apply`.
+        planned: whether what fits was planned; parts without their model are only compared.
     """
 
     checkpoint: Checkpoint
@@ -40,6 +43,9 @@ class Inspection:
     named: int
     problems: tuple[Problem, ...]
     advice: str
+    parts: tuple[Checkpoint, ...] = ()
+    sources: str = ""
+    planned: bool = True
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:

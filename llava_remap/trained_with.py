@@ -115,7 +115,7 @@ def projector_findings(
     notes: list[Problem] = []
     for name, adapter in checkpoints.items():
         config = adapter.config or {}
-        if not adapter.pairs or name in brought or _is_frozen(config):
+        if not adapter.pairs or not sources[name].overrides or name in brought or _is_frozen(config):
             continue
         shown = _shown(config)
         lies = projector_place(rules, program, name, adapter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from llava_remap.apply import apply, plan_job
+from llava_remap.errors import RemapError
 from tests.conftest import CLIP, RELEASED, Changed, Tensors
 from tests.text_models.matrix import Own, checkpoint
 
@@ -57,6 +59,7 @@ def trained(tree: Tree, folder: Path, **config: Any) -> tuple[Tensors, Tensors]:
     for parameter in (p for _, p in sorted(model.named_parameters()) if p.requires_grad):
         parameter.data = (torch.randn(parameter.shape, generator=draw) * 0.03).to(parameter.dtype)
     model.save_pretrained(str(folder))
+    torch.save(model.state_dict(), folder / "whole_state.bin")
     exact = copy.deepcopy(model).double()
     return model.merge_and_unload().state_dict(), exact.merge_and_unload().state_dict()
 
@@ -115,6 +118,39 @@ def test_as_peft_merges(dtype: torch.dtype, config: dict[str, Any], changed: Cha
 
 @pytest.mark.parametrize(
     "config",
+    [{}, {"use_rslora": True}, {"target_modules": r".*\.(q_proj|lm_head)", "modules_to_save": ["mm_projector"]}],
+    ids=["plain", "rslora", "modules-to-save"],
+)
+def test_the_whole_state_of_a_model_that_was_not_merged(config: dict[str, Any], changed: Changed) -> None:
+    """Base, pairs and copies in one file: merged as PEFT merges, and of two copies of a module the trained one is taken."""
+    folder = changed(RELEASED / "safetensors")
+    tensors = {n: t for n, t in load_file(folder / "model.safetensors").items() if "inv_freq" not in n}
+    wanted, exact = trained(Tree(tensors), Path("adapter"), r=4, lora_alpha=8, **config)
+    (folder / "model.safetensors").unlink()
+    state = torch.load("adapter/whole_state.bin")
+    assert any(".base_layer." in name for name in state)
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(RemapError) as caught:
+        apply("llava-v1.5", [str(folder), f"vision_tower={CLIP}"], "out")
+    [problem] = caught.value.problems
+    assert problem.code == "LR115"
+    assert "the state of a PEFT model that wasn't merged" in problem.cause
+    assert f"Put the adapter_config.json of the training into `{folder}`, and they are merged" in problem.fix
+    shutil.copy("adapter/adapter_config.json", folder)
+    apply("llava-v1.5", [str(folder), f"vision_tower={CLIP}"], "out", verify="full")
+    found = {name: tensor for file in Path("out").glob("*.safetensors") for name, tensor in load_file(file).items()}
+    for name, value in wanted.items():
+        if name.startswith("model.mm_projector."):
+            new = name.replace("model.mm_projector.0", "multi_modal_projector.linear_1")
+            new = new.replace("model.mm_projector.2", "multi_modal_projector.linear_2")
+        else:
+            new = f"language_model.{name}"
+        assert furthest(found[new][: len(value)], exact[name]) <= 1, name
+        assert "modules_to_save" not in config or "mm_projector" not in name or not torch.equal(found[new], tensors[name])
+
+
+@pytest.mark.parametrize(
+    "config",
     [
         {"use_dora": True},
         {"lora_bias": True},
@@ -128,7 +164,6 @@ def test_as_peft_merges(dtype: torch.dtype, config: dict[str, Any], changed: Cha
 def test_what_is_no_plain_lora_is_refused(config: dict[str, Any]) -> None:
     """As the installed PEFT saves it."""
     from llava_remap.checkpoint import open_checkpoint
-    from llava_remap.errors import RemapError
 
     tensors = load_file(RELEASED / "safetensors" / "model.safetensors")
     tree = linear(Tree({name: tensor.float() for name, tensor in tensors.items() if "inv_freq" not in name}))

@@ -18,7 +18,7 @@ from llava_remap.rulefile import load_rule_file, shipped_folder
 from tests.conftest import CLIP, TINY, Run, Tensors
 
 FULL = TINY / "llava-v1.5" / "full_state_dict"
-WRAPPERS = [rule.unwrap for rule in load_rule_file(shipped_folder() / "parts" / "wrappers.yaml").text.prepare]
+WRAPPERS = [rule.unwrap for rule in load_rule_file(shipped_folder() / "parts" / "wrappers.yaml").text.prepare if rule.unwrap]
 #: Modules that FSDP and torch.compile are told to wrap: layers, a layer's parts, the tower.
 INNER = re.compile(r"\.(layers\.\d+|self_attn|mlp|vision_model|mm_projector\.\d)\.")
 
@@ -36,7 +36,7 @@ def compiled_inside_fsdp(name: str) -> str:
 def anywhere(name: str) -> str:
     """Every module in a random nest of wrappers; the same for the same name."""
     choice = random.Random(name)
-    segments = [[*(str(choice.choice(WRAPPERS)) for _ in range(choice.randrange(4))), segment] for segment in name.split(".")]
+    segments = [[*(str(choice.choice(WRAPPERS)) for _ in range(choice.randrange(3))), segment] for segment in name.split(".")]
     return ".".join(part for wrapped in segments for part in wrapped)
 
 

@@ -2,7 +2,9 @@
 
 from llava_remap.checkpoint.beside import BESIDE, files_for, read_beside
 from llava_remap.checkpoint.catalog import DTYPE_BITS, FLOATS, Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
+from llava_remap.checkpoint.foreign import PartsApartError, gather_command, parts_beside
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
+from llava_remap.checkpoint.purpose import PartOnlyError
 from llava_remap.checkpoint.shards import read_weight_map
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import quoted, unreadable
@@ -15,10 +17,14 @@ __all__ = [
     "Checkpoint",
     "Location",
     "LoraPair",
+    "PartOnlyError",
+    "PartsApartError",
     "Stamp",
     "Tensor",
     "files_for",
+    "gather_command",
     "open_checkpoint",
+    "parts_beside",
     "quoted",
     "read_beside",
     "read_object",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Set
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE
-from llava_remap.checkpoint.shards import shard_sets
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".index.json"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
 #: The forms of a whole checkpoint with a name of their own, the preferred one first.
 _KNOWN = (
     "model.safetensors.index.json",
@@ -21,8 +22,13 @@ _KNOWN = (
     "pytorch_model.bin",
     "model_state_dict.bin",
 )
-#: What transformers' Trainer leaves beside the weights.
-_TRAINER = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)(_\d+)?\.(pt|bin)|rng_state(_\d+)?\.pth")
+#: What is no model by its name.
+_ASIDE = (*ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE)
+#: What transformers' Trainer leaves beside the weights; what DeepSpeed and verl write for one rank.
+_TRAINER = re.compile(
+    r"training_args\.bin|(optimizer|scheduler|scaler|sampler)(_\d+)?\.(pt|bin)|rng_state(_\d+)?\.pth|"
+    r"\w*zero_pp_rank_\d+_mp_rank_\d+_(model|optim)_states\.pt|\w+_world_size_\d+_rank_\d+\.pt|model_optim_rng\.pt"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,11 @@ class Form:
     shards: tuple[str, ...] = ()
     total: int = 0
     beside: str = ""
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether its name is that of an adapter or a projector."""
+        return self.file in _ASIDE
 
 
 def is_trainers(name: str) -> bool:
@@ -70,11 +81,10 @@ def choose_form(names: Collection[str]) -> Form | None:
         if index in indexes:
             return Form(index, is_index=True)
         return Form(min(shards.values()), shards=tuple(shards[number] for number in sorted(shards)), total=total)
-    aside = (*ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE)
-    others = weights.difference(aside)
+    others = weights.difference(_ASIDE)
     if len(others) == 1:
         return Form(others.pop())
-    for name in aside:
+    for name in _ASIDE:
         if name in weights:
             return Form(name, beside=BESIDE_ADAPTER if name in ADAPTER_FILES and BESIDE_ADAPTER in weights else "")
     return None
@@ -86,6 +96,23 @@ def every_form(names: Collection[str]) -> Set[str]:
     sets = shard_sets(weights).items()
     indexed = {name for (stem, suffix, _), shards in sets if f"{stem}{suffix}{_INDEX}" in indexes for name in shards.values()}
     return (weights - indexed) | indexes
+
+
+def shard_sets(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str]]:
+    """File names by number, of each set of shards: its name without number, its suffix, how many it should have."""
+    sets: dict[tuple[str, str, int], dict[int, str]] = defaultdict(dict)
+    for name in sorted(names):
+        if match := _SHARD.fullmatch(name):
+            sets[match["stem"], match["suffix"], int(match["total"])][int(match["number"])] = name
+    return dict(sets)
+
+
+def missing_shards(shards: Sequence[str], total: int) -> list[str]:
+    """The names that a set of shards without an index lacks, if there are to be `total` of them."""
+    match = _SHARD.fullmatch(shards[0])
+    assert match is not None
+    every = (f"{match['stem']}-{number:05}-of-{total:05}{match['suffix']}" for number in range(1, total + 1))
+    return [name for name in every if name not in shards]
 
 
 def no_form(where: str, names: Collection[str], every: Collection[str]) -> RemapError:

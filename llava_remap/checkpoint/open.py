@@ -10,9 +10,18 @@ from typing import Any
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG, lora_pairs
 from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp, Tensor
+from llava_remap.checkpoint.foreign import Listing, explain_file, explain_folder, is_states, whole_states
 from llava_remap.checkpoint.form import Form, choose_form, every_form, is_trainers, no_form
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
-from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, adapter_config, adapter_only, is_adapter, named_base
+from llava_remap.checkpoint.purpose import (
+    ADAPTER_FILES,
+    BESIDE_ADAPTER,
+    adapter_config,
+    adapter_only,
+    has_pairs,
+    is_unmerged,
+    named_base,
+)
 from llava_remap.checkpoint.shards import read_index, read_shard_set, read_together
 from llava_remap.checkpoint.strict_json import LARGEST, read_object
 from llava_remap.checkpoint.weight_file import WeightFile
@@ -70,17 +79,19 @@ def _open(path: Path, part: bool) -> Checkpoint:
 
 
 def _open_file(path: Path, part: bool) -> Checkpoint:
+    if foreign := explain_file(path):
+        raise foreign
     if is_trainers(path.name):
         raise refuse("LR106", f"{quoted(path.name)} is the trainer's own file, not weights.", "Give the checkpoint's folder.")
     if not _is_json(path):
         left = {BESIDE_ADAPTER} if path.name in ADAPTER_FILES and (path.parent / BESIDE_ADAPTER).is_file() else set()
-        return _checkpoint(path, path.parent, Form(path.name), part, left)
+        return _checkpoint(path, *_with_config(path.parent, Form(path.name)), part, left)
     content = read_object(path, "LR102", "Download or copy it again.")
     if content.get("format") == FORMAT:
         manifest = parse_manifest(path, content)
         _refuse_unless_sound(path, manifest.catalog)
-        adapter = is_adapter(path, manifest.catalog, None, part=part)
-        return replace(manifest, pairs=lora_pairs(path.name, manifest.catalog, None) if adapter else ())
+        paired = has_pairs(path, manifest.catalog, None, part=part)
+        return replace(manifest, pairs=lora_pairs(path.name, manifest.catalog, None) if paired else ())
     if "weight_map" in content:
         return _checkpoint(path, path.parent, Form(path.name, is_index=True), part)
     cause = f"{quoted(path.name)} is JSON, but neither a manifest nor the index of a sharded checkpoint."
@@ -98,10 +109,21 @@ def _open_folder(folder: Path, part: bool) -> Checkpoint:
     every = [entry.name for entry in folder.iterdir()]
     files = {name for name in every if (folder / name).is_file()}
     if form := choose_form(files):
-        return _checkpoint(folder, folder, form, part, every_form(files))
+        return _checkpoint(folder, *_with_config(folder, form), part, every_form(files))
     if ADAPTER_CONFIG in files:
         raise adapter_only(folder, {}, folder)
-    raise no_form(str(folder), files, every)
+    listing = Listing.of(folder)
+    if states := whole_states(listing):
+        return _checkpoint(folder, folder, Form(states), part, every_form(files))
+    raise explain_folder(listing) or no_form(str(folder), files, every)
+
+
+def _with_config(folder: Path, form: Form) -> tuple[Path, Form]:
+    """Where config and tokenizer lie, and the form as seen from there: of a step of DeepSpeed's, that is the folder above."""
+    above = folder.resolve().parent
+    if (folder / "config.json").is_file() or not is_states(form.file) or not (above / "config.json").is_file():
+        return folder, form
+    return above, Form(f"{folder.resolve().name}/{form.file}")
 
 
 def _read(folder: Path, form: Form) -> dict[Path, WeightFile]:
@@ -116,12 +138,14 @@ def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str
     read = _read(folder, form)
     catalog = {tensor.name: tensor for file in read.values() for tensor in file.tensors}
     _refuse_unless_sound(folder / form.file, catalog)
-    adapter = is_adapter(folder / form.file, catalog, folder, part=part)
-    pairs = _pairs(folder, form.file, catalog) if adapter else ()
+    paired = has_pairs(folder / form.file, catalog, folder, part=part)
+    pairs = _pairs(folder, form.file, catalog) if paired else ()
     if part:
         _refuse_half(path, folder, form, bool(pairs))
     kind = " and ".join(sorted({file.kind for file in read.values()}))
     which = f" ({form.file}{' and ' * bool(form.beside)}{form.beside})"
+    if is_states(form.file):
+        which = f"; of DeepSpeed's files the model states are taken, in the dtype of the training: {form.file}"
     if form.is_index or form.shards:
         which = f", {counted(len(read), 'shard')}" + (which if form.is_index else " without an index")
     inside = sorted({" / ".join(file.inside) for file in read.values() if file.inside})
@@ -158,6 +182,13 @@ def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
 
 def _pairs(folder: Path, file: str, catalog: Catalog) -> tuple[LoraPair, ...]:
     config = adapter_config(folder)
+    if config is None and is_unmerged(catalog):
+        cause = f"{quoted(file)} is the state of a PEFT model that wasn't merged: LoRA pairs beside the layers that they change"
+        fix = (
+            f"Put the {ADAPTER_CONFIG} of the training into {quoted(str(folder))}, and they are merged; or let PEFT merge them "
+            "(`merge_and_unload`), save the model and give that."
+        )
+        raise refuse("LR115", f"{cause}, and no {ADAPTER_CONFIG} that says their alpha.", fix, catalog)
     if config is None:
         cause = f"{quoted(file)} is an adapter, and there is no {ADAPTER_CONFIG} beside it to say its alpha."
         raise refuse("LR115", cause, f"Put the {ADAPTER_CONFIG} there that was saved with it.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import Catalog
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import quoted, several
-from llava_remap.errors import RemapError, refuse
+from llava_remap.errors import Problem, RemapError, refuse
 
 #: What PEFT writes, one or the other, and what LLaVA's LoRA training puts beside it.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -19,18 +20,45 @@ BESIDE_ADAPTER = "non_lora_trainables.bin"
 #: What LLaVA's pretraining writes.
 PROJECTOR_FILE = "mm_projector.bin"
 
-#: A segment of a name that bitsandbytes, GPTQ, AWQ or compressed-tensors give to what they store beside or instead of a weight.
-_QUANTISED = re.compile(
-    r"(?:^|\.)(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state|SCB|qweight|qzeros|weight_packed|"
-    r"weight_scale(?:_inv)?)(?:\.|$)"
-)
+#: Segments of names that ways to quantise give to what they store beside or instead of a weight.
+_QUANTISED = {
+    "bitsandbytes": "absmax|nested_absmax|quant_map|nested_quant_map|quant_state|SCB",
+    "GPTQ": "g_idx",
+    "GPTQ or AWQ": "qweight|qzeros",
+    "compressed-tensors": "weight_packed|weight_shape|weight_zero_point",
+    "FP8 or another kind with scales": "weight_scale(?:_inv)?|weight_scale_2|input_scale",
+    "EXL2": "(?:q_weight|q_scale|q_groups|q_invperm)(?=$)",
+    "HQQ": "W_q(?=$)",
+    "AQLM": "(?:codebooks|codes)(?=$)",
+}
+_QUANTISED_NAME = re.compile(rf"(?:^|\.)(?:{'|'.join(f'({segments})' for segments in _QUANTISED.values())})(?:\.|$)")
+#: The names of OpenAI's own CLIP, and the towers of transformers that are equal to its released ones, by width, patch, positions.
+_OPENAI = "visual.transformer.resblocks."
+_OPENAI_STOCK = {
+    (768, 32, 50): "openai/clip-vit-base-patch32",
+    (768, 16, 197): "openai/clip-vit-base-patch16",
+    (1024, 14, 257): "openai/clip-vit-large-patch14",
+    (1024, 14, 577): "openai/clip-vit-large-patch14-336",
+}
 _LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
 #: What a projector's file may hold besides: embeddings of tokens that pretraining adds, the row separator.
 _BESIDE_PROJECTOR = re.compile(r"(?:^|\.)(?:embed_tokens\.weight|image_newline)$")
 
 
-def is_adapter(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) -> bool:
-    """Whether `catalog` is that of an adapter; it isn't where the base that the adapter changes is in it, too.
+class PartOnlyError(RemapError):
+    """It is a part of a model, where a model is wanted.
+
+    Attributes:
+        source: what it can be given as: `adapter` or `projector`.
+    """
+
+    def __init__(self, problem: Problem, source: str) -> None:
+        super().__init__(problem)
+        self.source = source
+
+
+def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) -> bool:
+    """Whether LoRA pairs are in `catalog`: it is an adapter, or a model that one wasn't merged into.
 
     Args:
         path: what was named by the user, or the file chosen in that folder.
@@ -42,9 +70,13 @@ def is_adapter(path: Path, catalog: Catalog, folder: Path | None, *, part: bool)
     """
     if not catalog:
         raise refuse("LR106", f"{quoted(path.name)} holds no tensor.", "Give the checkpoint with the weights.")
-    if quantised := [name for name in catalog if _QUANTISED.search(name)]:
-        cause = f"{quoted(path.name)} is quantised: {several(quantised)}."
-        raise refuse("LR106", cause, "Give the unquantised checkpoint, in F16, BF16 or F32.", quantised)
+    if quantised := {name: found for name in catalog if (found := _QUANTISED_NAME.search(name))}:
+        ways = list(_QUANTISED)
+        how = ways[min((found.lastindex or 1) - 1 for found in quantised.values())]
+        cause = f"{quoted(path.name)} is quantised by {how}: {several(quantised)}."
+        raise refuse("LR106", cause, "Give the unquantised checkpoint that it was made from, in F16, BF16 or F32.", quantised)
+    if any(name.startswith(_OPENAI) for name in catalog):
+        raise _openai_clip(path, catalog)
     projector_only = any("mm_projector" in name for name in catalog) and all(
         "mm_projector" in name or _BESIDE_PROJECTOR.search(name) for name in catalog
     )
@@ -52,17 +84,45 @@ def is_adapter(path: Path, catalog: Catalog, folder: Path | None, *, part: bool)
     based = [any(f"{name[:end]}{middle}.weight" in catalog for middle in ("", ".base_layer")) for name, end in pairs]
     beside_lora = projector_only and all(name.startswith("base_model.") for name in catalog)
     if part:
-        return any(".lora_" in name for name in catalog) and not (based and all(based))
+        return any(".lora_" in name for name in catalog)
     if (pairs and not any(based)) or beside_lora or path.name in (*ADAPTER_FILES, BESIDE_ADAPTER):
         raise adapter_only(path, catalog, folder)
     if projector_only:
         cause = f"{quoted(path.name)} holds the projector alone ({len(catalog)} tensors), no language model and no vision tower."
-        fix = "Give its language model too: --source model=LANGUAGE_MODEL --source projector=SRC."
-        raise refuse("LR108", cause, fix, catalog)
-    return False
+        base = named_base(_json_beside(folder, "config.json")) or "LANGUAGE_MODEL"
+        fix = f"Give its language model too: {_options(base, 'projector', folder or path)}"
+        raise PartOnlyError(Problem("LR108", cause, fix, tuple(catalog)), "projector")
+    return any(".lora_" in name for name in catalog)
 
 
-def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> RemapError:
+def _openai_clip(path: Path, catalog: Catalog) -> RemapError:
+    """LR106 for CLIP as OpenAI and open_clip store it, with queries, keys and values of a layer in one tensor."""
+    cause = f"{quoted(path.name)} has a CLIP under OpenAI's own names (`{_OPENAI}…`), not under those of transformers."
+    patches, places = (catalog.get(f"visual.{name}") for name in ("conv1.weight", "positional_embedding"))
+    sizes = (
+        (patches.shape[0], patches.shape[-1], places.shape[0]) if patches and places and patches.shape and places.shape else ()
+    )
+    stock = next((name for known, name in _OPENAI_STOCK.items() if known == sizes), "")
+    same = (
+        f"If it is OpenAI's and wasn't trained since, this is the same: --source vision_tower={stock}. Otherwise convert"
+        if stock
+        else "Convert"
+    )
+    convert = "python -m transformers.models.clip.convert_clip_original_pytorch_to_hf"
+    return refuse(
+        "LR106",
+        cause,
+        f"{same} it with transformers 4.47 and OpenAI's package `clip`: {convert} --checkpoint_path {quote(str(path))} "
+        "--config_path CONFIG_OF_THE_SAME_SIZES --pytorch_dump_folder_path clip-hf. Then give clip-hf.",
+    )
+
+
+def is_unmerged(catalog: Catalog) -> bool:
+    """Whether a catalog with pairs has the base that they change."""
+    return any(f"{name[: match.start()]}.base_layer.weight" in catalog for name in catalog if (match := _LORA.search(name)))
+
+
+def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> PartOnlyError:
     """LR107, with what the adapter's tensors and the `adapter_config.json` in `folder` say about it."""
     config = adapter_config(folder) or {}
     lora = [tensor for name, tensor in catalog.items() if _LORA.search(name)]
@@ -71,9 +131,12 @@ def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> RemapErro
     cause = (
         f"{quoted(path.name)} is an adapter ({facts}{len(lora)} LoRA pairs, {len(catalog)} tensors) without the model it changes."
     )
-    base = config.get("base_model_name_or_path")
-    named = f" ({quoted(base)})" if isinstance(base, str) and base else ""
-    return refuse("LR107", cause, f"Give its base{named} too: --source model=BASE --source adapter=SRC.", catalog)
+    fix = f"Give its base too: {_options(named_base(config) or 'BASE', 'adapter', folder or path)}"
+    return PartOnlyError(Problem("LR107", cause, fix, tuple(catalog)), "adapter")
+
+
+def _options(model: str, source: str, place: Path) -> str:
+    return f"--source {quote(f'model={model}')} --source {quote(f'{source}={place}')}"
 
 
 def named_base(*configs: Mapping[str, Any] | None) -> str:
@@ -88,6 +151,10 @@ def adapter_config(folder: Path | None) -> dict[str, Any] | None:
     Raises:
         RemapError: LR113.
     """
-    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+    return _json_beside(folder, ADAPTER_CONFIG)
+
+
+def _json_beside(folder: Path | None, name: str) -> dict[str, Any] | None:
+    if folder is None or not (folder / name).is_file():
         return None
-    return read_object(folder / ADAPTER_CONFIG, "LR113", "Download it again.", unique=False)
+    return read_object(folder / name, "LR113", "Download it again.", unique=False)

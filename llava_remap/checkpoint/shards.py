@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from shlex import quote
 
+from llava_remap.checkpoint.form import choose_form, missing_shards, shard_sets
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import Problem, RemapError, refuse
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
 #: The largest mixtures of experts published have about 150,000.
 MOST_TENSORS = 300_000
 _FETCH = "Download the shards and the index again, all from one revision."
+_OUTSIDE = "Put the shards beside the index and correct their names in it."
 
 
 def read_index(index: Path) -> dict[Path, WeightFile]:
@@ -24,18 +26,22 @@ def read_index(index: Path) -> dict[Path, WeightFile]:
     Raises:
         RemapError: LR103 where index and shards disagree, otherwise as `read_weight_file`.
     """
-    weight_map = read_weight_map(index)
+    weight_map = shards_beside(read_weight_map(index, _instead(index) or _OUTSIDE), lambda name: (index.parent / name).is_file())
     names = sorted(set(weight_map.values()))
     if absent := [name for name in names if not (index.parent / name).is_file()]:
         cause = f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: {several(absent)}."
-        raise refuse("LR103", cause, "Download what is missing.", [n for n, file in weight_map.items() if file in absent])
+        fix = _elsewhere(index, absent) or _instead(index) or "Copy or download what is missing."
+        raise refuse("LR103", cause, fix, [n for n, file in weight_map.items() if file in absent])
     shards = read_weight_files([index.parent / name for name in names])
     _refuse_disagreement(index, weight_map, shards)
     return shards
 
 
-def read_weight_map(index: Path) -> dict[str, str]:
+def read_weight_map(index: Path, outside: str = _OUTSIDE) -> dict[str, str]:
     """What the JSON file `index` says: tensor names to shards, all of them in the index's folder or below it.
+
+    Args:
+        outside: what to do about an index that names files elsewhere.
 
     Raises:
         RemapError: LR103.
@@ -45,10 +51,45 @@ def read_weight_map(index: Path) -> dict[str, str]:
         raise refuse("LR103", f"{quoted(index.name)} has no `weight_map` from tensor names to files.", _FETCH)
     if len(weight_map) > MOST_TENSORS:
         raise refuse("LR103", f"{quoted(index.name)} lists {len(weight_map)} tensors, more than {MOST_TENSORS}.", _FETCH)
-    if outside := [name for name in sorted(set(weight_map.values())) if not _is_inside(name)]:
-        cause = f"{quoted(index.name)} names files outside its folder: {several(outside)}."
-        raise refuse("LR103", cause, "Put the shards beside the index and correct their names in it.")
+    if foreign := [name for name in sorted(set(weight_map.values())) if not _is_inside(name)]:
+        raise refuse("LR103", f"{quoted(index.name)} names files outside its folder: {several(foreign)}.", outside)
     return weight_map
+
+
+def shards_beside(weight_map: Mapping[str, str], is_there: Callable[[str], bool]) -> dict[str, str]:
+    """A `weight_map` in which a shard that isn't there is the one of the same name beside the index, if that is there.
+
+    An index may have been written for the folder above, `checkpoint-500/model-00001-of-00002.safetensors`, or be copied from it.
+    What the shards hold is compared with the index all the same.
+    """
+    places = {}
+    for name in set(weight_map.values()):
+        alone = PureWindowsPath(name).name  # of the paths of any system
+        places[name] = alone if not is_there(name) and is_there(alone) else name
+    return {tensor: places[name] for tensor, name in weight_map.items()}
+
+
+def _elsewhere(index: Path, absent: Sequence[str]) -> str:
+    """How to move shards that lie in one sub-folder of the index's folder to where it is; empty where they don't."""
+    names = [PureWindowsPath(name).name for name in absent]
+    for folder in sorted(path for path in index.parent.iterdir() if path.is_dir()):
+        sets = shard_sets(name for name in names if (folder / name).is_file())
+        if len(sets) == 1 and sum(map(len, sets.values())) == len(names):
+            ((stem, suffix, total),) = sets
+            files = f"{quote(str(folder / stem))}-*-of-{total:05}{suffix}"
+            return f"They lie in {quoted(str(folder))}. Move them beside the index: mv {files} {quote(str(index.parent))}"
+    return ""
+
+
+def _instead(index: Path) -> str:
+    """How to read what lies beside an index that isn't its index; empty where that is nothing whole."""
+    names = {path.name for path in index.parent.iterdir() if path.is_file()}
+    form = choose_form(names - {index.name})
+    if form is None or form.is_aside or form.is_index or (form.shards and len(form.shards) != form.total):
+        return ""
+    what = f"a complete set, {quoted(form.shards[0])} to {quoted(form.shards[-1])}," if form.shards else quoted(form.file)
+    aside = f"mv {quote(str(index))} {quote(str(index))}.old"
+    return f"Beside it lies {what} to which this index doesn't belong. Put the index aside, and that is read: {aside}"
 
 
 def _is_inside(name: str) -> bool:
@@ -64,7 +105,8 @@ def _refuse_disagreement(index: Path, weight_map: Mapping[str, str], shards: Map
     found = _files_by_name(shards)
     absent = [name for name, file in listed.items() if file not in found.get(name, [])]
     problems = _in_two_shards(found)
-    if lost := [name for name in absent if name not in found]:
+    lost = [name for name in absent if name not in found]
+    if lost:
         where = several({weight_map[name]: None for name in lost})
         cause = f"{len(lost)} tensors that {quoted(index.name)} lists are not in their shards ({where}): {several(lost)}."
         problems.append(Problem("LR103", cause, _FETCH, tuple(lost)))
@@ -76,6 +118,9 @@ def _refuse_disagreement(index: Path, weight_map: Mapping[str, str], shards: Map
         cause = f"{len(unlisted)} tensors in the shards are not listed in {quoted(index.name)}: {several(unlisted)}."
         problems.append(Problem("LR103", cause, _FETCH, tuple(unlisted)))
     if problems:
+        # What the shards lack or have twice is no fault of the index.
+        if not lost and not _in_two_shards(found) and (instead := _instead(index)):
+            problems = [replace(problem, fix=instead) for problem in problems]
         raise RemapError(problems)
 
 
@@ -93,23 +138,6 @@ def _in_two_shards(found: Mapping[str, list[Path]]) -> list[Problem]:
         return []
     first = f"{quoted(twice[0])} in {several(file.name for file in found[twice[0]])}"
     return [Problem("LR103", f"{len(twice)} tensors are in more than one file: {first}.", _FETCH, tuple(twice))]
-
-
-def shard_sets(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str]]:
-    """File names by number, of each set of shards: its name without number, its suffix, how many it should have."""
-    sets: dict[tuple[str, str, int], dict[int, str]] = defaultdict(dict)
-    for name in sorted(names):
-        if match := _SHARD.fullmatch(name):
-            sets[match["stem"], match["suffix"], int(match["total"])][int(match["number"])] = name
-    return dict(sets)
-
-
-def missing_shards(shards: Sequence[str], total: int) -> list[str]:
-    """The names that a set of shards without an index lacks, if there are to be `total` of them."""
-    match = _SHARD.fullmatch(shards[0])
-    assert match is not None
-    every = (f"{match['stem']}-{number:05}-of-{total:05}{match['suffix']}" for number in range(1, total + 1))
-    return [name for name in every if name not in shards]
 
 
 def read_shard_set(folder: Path, shards: Sequence[str], total: int) -> dict[Path, WeightFile]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pickletools import genops
+from shlex import quote
 from typing import IO, Any, BinaryIO, cast
 
 from llava_remap.checkpoint.wording import quoted
@@ -109,6 +110,8 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch", "Size"): tuple,
     ("collections", "OrderedDict"): _ordered_dict,
+    ("builtins", "set"): list,  # DeepSpeed's model states have one; its items need no hash
+    ("__builtin__", "set"): list,  # the same in protocol 2
 }
 
 #: Bytes per element and dtype by the type of a storage. What safetensors has no name for keeps torch's, in small letters.
@@ -307,6 +310,10 @@ def _name(module: Any, name: Any, file: str) -> Name:
     if module == "torch._utils" and name == "_rebuild_qtensor":
         cause = f"{quoted(file)} holds quantised tensors, which can't be converted."
         raise refuse("LR106", cause, "Give the unquantised checkpoint, in F16, BF16 or F32.")
+    if module.partition(".")[0] == "__torch__":
+        cause = f"{quoted(file)} is a program of TorchScript, as OpenAI's CLIP was released, and no state dict."
+        save = f"import torch; torch.save(torch.jit.load({file!r}, 'cpu').state_dict(), {f'{file}.state.pt'!r})"
+        raise refuse("LR106", cause, f"If you trust it, take its weights out, in its folder: python -c {quote(save)}")
     raise _refused(quoted(f"{module}.{name}"), file)
 
 

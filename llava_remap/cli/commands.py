@@ -272,14 +272,12 @@ def inspect(
     Also which rule files fit it, and the command to run.
     """
     with refusals(Format.human):
-        from llava_remap.inspection import inspect_checkpoint
+        from llava_remap.inspect_parts import inspect_source
         from llava_remap.report import print_inspection
-        from llava_remap.sources import open_source
         from llava_remap.target import CLASSIC
 
-        checkpoint = open_source("model", source, ("tensors", "config"), first=True, offline=offline)
         with progress("planning"):
-            found = inspect_checkpoint(checkpoint)
+            found = inspect_source(source, offline=offline)
         if found.problems and (found.layout == CLASSIC or not found.fits[0].fits):
             raise RemapError(found.problems)
         print_inspection(Console(soft_wrap=True), found)

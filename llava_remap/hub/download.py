@@ -15,8 +15,9 @@ from threading import Thread
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.beside import files_for
-from llava_remap.checkpoint.form import choose_form, no_form
-from llava_remap.checkpoint.shards import missing_shards, read_weight_map
+from llava_remap.checkpoint.foreign import Listing, explain_folder, whole_states
+from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_form
+from llava_remap.checkpoint.shards import read_weight_map, shards_beside
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
 from llava_remap.hub.refusal import explain, not_cached
@@ -113,6 +114,8 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
         snapshot_download(repository.id, revision=repository.revision, allow_patterns=_literally(beside))
         weights = _weights(there, fetch) if "tensors" in use else []
     if weights is None:
+        if foreign := explain_folder(Listing.of_repository(repository.id, repository.revision, there)):
+            raise foreign
         (problem,) = no_form(str(repository), _top(there), {file.partition("/")[0] for file in there}).problems
         fix = f"Give a repository with weights, or download the file that is meant and give it: --source {name}=FILE."
         raise RemapError(replace(problem, fix=fix))
@@ -162,10 +165,13 @@ def _weights(there: Set[str], fetch: Callable[[str], Path]) -> list[str] | None:
     # Needed with an adapter, and read where it is refused, which may be all that there is.
     adapter = [ADAPTER_CONFIG] if ADAPTER_CONFIG in there else []
     form = choose_form(_top(there))
+    if form is None and (states := whole_states(Listing("", frozenset(there), Path()))):
+        form = Form(states)
     if form is None:
         return adapter or None
     if form.is_index:
-        return [form.file, *sorted(set(read_weight_map(fetch(form.file)).values())), *adapter]
+        named = shards_beside(read_weight_map(fetch(form.file)), lambda name: name in there)
+        return [form.file, *sorted(set(named.values())), *adapter]
     if form.shards:
         return [*form.shards, *missing_shards(form.shards, form.total), *adapter]
     return [form.file, *([form.beside] if form.beside else []), *adapter]

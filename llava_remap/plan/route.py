@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.plan.model import SourceName
-from llava_remap.rewrite import Program, Rewrite
+from llava_remap.rewrite import Program, Rewrite, compile_rules
 from llava_remap.rulefile import RuleFile, Source, Template
 
 
@@ -48,7 +48,7 @@ class Routes:
         beside: those of a source that isn't used since the first source has its own (`used_if_absent`).
         unselected: sources that count but of which `select` took nothing.
         not_given: sources that are needed and weren't given.
-        pairs: those of adapters.
+        pairs: those of adapters, and of sources that one wasn't merged into.
         replaced: those in whose place one of a source that overrides is taken, each with that source.
     """
 
@@ -80,10 +80,14 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
     pairs: list[RoutedPair] = []
     replaced: list[tuple[Routed, str]] = []
     unselected, not_given = [], []
+    given = {name: source for name, source in rules.text.sources.items() if name in checkpoints and "tensors" in source.use}
+    programs = {name: _program_for(rules, program, source, checkpoints[name]) for name, source in given.items()}
     routed = {
-        name: [Routed(name, t, program.rewrite(source.prefix + t.name)) for t in _tensors(source, checkpoints[name], program)]
-        for name, source in rules.text.sources.items()
-        if name in checkpoints and "tensors" in source.use
+        name: [
+            Routed(name, tensor, programs[name].rewrite(source.prefix + tensor.name))
+            for tensor in _tensors(source, checkpoints[name], programs[name])
+        ]
+        for name, source in given.items()
     }
     main = [r for name, every in routed.items() if _is_main(rules, name) for r in every]
     for name, source in sorted(rules.text.sources.items(), key=lambda item: item[1].overrides):
@@ -100,15 +104,27 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
             own = {r.rewrite.target for r in routed[name] if r.rewrite.target is not None}
             replaced += [(r, name) for r in taken if r.rewrite.target in own]
             taken = [*(r for r in taken if r.rewrite.target not in own), *routed[name]]
-            catalog = checkpoints[name].catalog
-            pairs += [
-                RoutedPair(name, catalog[p.a], catalog[p.b], p.scale, program.rewrite(source.prefix + p.base))
-                for p in checkpoints[name].pairs
-            ]
+            pairs += _pairs(name, source, checkpoints[name], programs[name])
         else:
             taken += routed[name]
             unselected += [] if routed[name] else [name]
+            pairs += _pairs(name, source, checkpoints[name], programs[name])
     return Routes(tuple(taken), tuple(beside), tuple(unselected), tuple(not_given), tuple(pairs), tuple(replaced))
+
+
+def _program_for(rules: RuleFile, program: Program, source: Source, checkpoint: Checkpoint) -> Program:
+    """The program for a source: an adapter may have been trained under the names of another layout than its base has."""
+    if not rules.layouts or not source.overrides:
+        return program
+    matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
+    names = [*(pair.base for pair in checkpoint.pairs), *(name for name in checkpoint.catalog if name not in matrices)]
+    return compile_rules(rules, names, checkpoint.config)
+
+
+def _pairs(name: str, source: Source, checkpoint: Checkpoint, program: Program) -> Iterator[RoutedPair]:
+    for pair in checkpoint.pairs:
+        a, b = (checkpoint.catalog[matrix] for matrix in (pair.a, pair.b))
+        yield RoutedPair(name, a, b, pair.scale, program.rewrite(source.prefix + pair.base))
 
 
 def main_names(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:

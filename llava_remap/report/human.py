@@ -274,12 +274,15 @@ def _sentence(problem: Problem) -> str:
 def print_inspection(console: Console, found: Inspection) -> None:
     """What a checkpoint is, which rule files fit it, why the nearest don't, and what to do."""
     checkpoint = found.checkpoint
-    config = checkpoint.config or {}
-    line(console, Text(shown(checkpoint.location), "bold"))
-    line(console, f"  {checkpoint.form}; {counted(len(checkpoint.catalog), 'tensor')}; {size(checkpoint.nbytes)}")
-    if checkpoint.passed_over:
-        line(console, f"  not read: {', '.join(checkpoint.passed_over)}")
-    line(console, f"  {', '.join(config.get('architectures') or ['no config.json that names an architecture'])}")
+    for part in found.parts or [checkpoint]:
+        line(console, Text(shown(part.location), "bold"))
+        line(console, f"  {part.form}; {counted(len(part.catalog), 'tensor')}; {size(part.nbytes)}")
+        if part.pairs:
+            line(console, f"  an adapter: {counted(len(part.pairs), 'LoRA pair')}, which change a model")
+        if part.passed_over:
+            line(console, f"  not read: {', '.join(part.passed_over)}")
+        names = (part.config or {}).get("architectures") or ["no config.json that names an architecture"]
+        line(console, f"  {', '.join(names)}")
     if found.layout:
         named = f"{found.named} of {len(checkpoint.catalog)} names"
         line(console, f"  saved by transformers: {named} are in layout {found.layout}")
@@ -287,11 +290,13 @@ def print_inspection(console: Console, found: Inspection) -> None:
     fitting = [fit for fit in found.fits if fit.fits]
     near = fitting or [fit for fit in found.fits if fit.is_near]
     for number, fit in enumerate(near):
-        verdict = ("fits", "green") if fit.fits else ("doesn't fit", "red")
+        verdict = ("fits" if found.planned else "takes it", "green") if fit.fits else ("doesn't fit", "red")
         first = "" if fit.fits or number < _NEAREST else f": {fit.reasons[0]}"
         line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names{first}"))
         if fit.fits:
             line(console, f"    {fit.summary}")
+            if not found.planned:
+                line(console, "    whether the model belongs to it is checked with the model, which isn't here")
         for reason in () if first else fit.reasons:
             line(console, f"    {reason}")
         for problem in fit.needs:
@@ -303,8 +308,10 @@ def print_inspection(console: Console, found: Inspection) -> None:
     if others:
         what = "don't fit" if fitting else "know less than a tenth of the names"
         line(console, f"  {what}: {others}")
-    for fit in found.fits:
-        if fit.fits:
+    for fit in fitting:
+        if found.sources:
+            line(console, f"\nllava-remap apply {fit.rules} {found.sources}")
+        else:
             also = f" {_sources_to_give(fit)}" if fit.also else ""
             dry = " --dry-run" if checkpoint.is_manifest else ""
             # With the source's name, a path with `=` in it isn't taken for one.

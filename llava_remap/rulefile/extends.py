@@ -108,9 +108,9 @@ class Extended:
             raise refuse("LR201", f"{mark} `{name}` isn't UTF-8.", "Save it so.") from None
 
     def _find(self, child: Path, name: str, mark: Mark) -> Path:
-        """The file of a name in `extends`; its `.yaml` may be left out, as on the command line."""
-        for folder in (child.parent, self.shipped):
-            for spelt in (name, f"{name}.yaml"):
+        """The file of a name in `extends`; its `.yaml` may be left out and `rules/` stand before it, as on the command line."""
+        for folder, called in ((child.parent, name), (self.shipped, name.removeprefix("rules/"))):
+            for spelt in (called, f"{called}.yaml"):
                 if is_file(folder / spelt):
                     return folder / spelt
         shipped = [path.relative_to(self.shipped).as_posix() for path in sorted(self.shipped.rglob("*.yaml"))]

@@ -141,7 +141,9 @@ def shipped_list() -> list[Listed]:
 
 
 def load_rule_file(rules: str | Path) -> RuleFile:
-    """Load a rule file by path, or a shipped one by name (`llava-v1.5`, or `rules/llava-v1.5.yaml` from anywhere).
+    """Load a rule file by path, or a shipped one by name (`llava-v1.5`, `parts/llava`, or `rules/llava-v1.5.yaml` from anywhere).
+
+    The `.yaml` of a name can be left out.
 
     Raises:
         RemapError: LR200–LR210, every problem of the file at once where they don't hide each other.
@@ -174,7 +176,7 @@ def shipped_layouts() -> dict[str, Path]:
 
 
 def _layout(merged: Node, number: int, name: str) -> RuleFile:
-    known = shipped_layouts()
+    known, name = shipped_layouts(), name.removesuffix(".yaml")
     if name not in known:
         mark = merged.locate(("layouts", number)).mark
         raise refuse("LR201", f"{mark} there is no layout `{name}`.", f"The shipped ones: {', '.join(known)}.")
@@ -185,11 +187,14 @@ def _find(rules: str) -> Path:
     path = Path(rules)
     if is_file(path):
         return path
+    inside = Path(*path.parts[1:]) if path.parts[:1] == ("rules",) else path
+    shipped_file = shipped_folder() / f"{str(inside).removesuffix('.yaml')}.yaml"
+    if not inside.is_absolute() and ".." not in inside.parts and is_file(shipped_file):
+        return shipped_file
+    if is_file(Path(f"{rules}.yaml")):
+        return Path(f"{rules}.yaml")
     shipped = shipped_rule_files()
-    name = path.name.removesuffix(".yaml")
-    if name in shipped and str(path.parent) in (".", "rules"):
-        return shipped[name]
-    near = difflib.get_close_matches(name, shipped, 1)
+    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), shipped, 1)
     raise refuse(
         "LR200",
         f"`{rules}` is neither a file nor a shipped rule file (shipped: {', '.join(shipped)}).",
@@ -229,7 +234,10 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                 beside = {k for k, n in entries(merged.locate(path[:-1])).items() if n.key_mark and n.key_mark.file == here}
                 free = [known for known in _fields_at(path[:-1]) if known not in beside]
                 near = difflib.get_close_matches(str(name), free, 1)
+                field, colon, value = str(name).partition(":")
                 fix = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(_fields_at(path[:-1]))}."
+                if colon and field in _fields_at(path[:-1]):
+                    fix = f"Put a space behind the colon: {field}: {value}"
                 yield Problem("LR201", f"{node.key_mark or node.mark} unknown field `{name}`.", fix)
             case "missing":
                 yield Problem("LR201", f"{node.mark} the field `{name}` is missing.", "Add it.")
@@ -246,12 +254,18 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                         _MEND,
                     )
                 elif kind == "string_type" and isinstance(node.value, dict):
-                    fix = "Put a name with braces in quotes: '{m...}.weight'."
+                    fix = f"Put a name with braces in quotes: {_written(node)}."
                     yield Problem("LR201", f"{node.mark} `{said}` has to be text, and braces without quotes are a mapping.", fix)
                 elif kind in _KINDS:
                     yield Problem("LR201", f"{node.mark} `{said}` has to be {_KINDS[kind]}.", _MEND)
                 else:
                     yield Problem("LR201", f"{node.mark} `{said}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.", _MEND)
+
+
+def _written(node: Node) -> str:
+    """A template as it has to be written, which YAML read as a mapping: `{x}` as one whose only key is `x`."""
+    keys = list(node.value) if isinstance(node.value, dict) else []
+    return f"'{{{keys[0]}}}'" if len(keys) == 1 else "'{m...}.weight'"
 
 
 def _fields_at(path: tuple[str | int, ...]) -> list[str]:

@@ -16,14 +16,13 @@ from typing import Any, cast
 import yaml
 
 from llava_remap.errors import refuse
+from llava_remap.rulefile.yaml_hints import hint, place
 
 #: Bytes. The largest shipped rule file has under 10 kB; parsing takes about a second per MB.
 MAX_NBYTES = 1_000_000
 #: Levels of nesting; the rule language needs seven.
 MAX_DEPTH = 50
 _OTHER = "Mend it there, if this is the rule file that you mean."
-#: A template without quotes. Where it begins with a brace, or stands inside `{…}` or `[…]`, YAML reads its fields as mappings.
-_UNQUOTED = re.compile(r"(?<![\w.'\"}])[\w.]*\{\w+(?::int|\.\.\.)?\}(?:[\w.]|\{\w+(?::int|\.\.\.)?\})*")
 
 #: libyaml where it is there: ten times as fast as Python's own.
 LOADER = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -102,22 +101,18 @@ def parse_yaml(text: str, shown: str) -> Node:
     try:
         root = _document(iter(yaml.parse(text, Loader=LOADER)), shown)
     except yaml.MarkedYAMLError as error:
-        place = error.problem_mark or error.context_mark
-        cause = f"{_mark(place, shown)} not valid YAML: {error.problem or error.context}."
-        raise refuse("LR201", cause, _unquoted(text, error.context_mark, place) or _OTHER) from None
+        cause = f"{_mark(place(error), shown)} not valid YAML: {error.problem or error.context}."
+        raise refuse("LR201", cause, hint(text, error)) from None
+    except yaml.reader.ReaderError as error:
+        before = text[: max(text.find(chr(error.character)), 0)]  # its own position is one of bytes or of characters
+        at = Mark(shown, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        cause = f"{at} not valid YAML: the character U+{error.character:04X} can't stand in it."
+        raise refuse("LR201", cause, "Take it out; in a text in double quotes it can be written with a \\.") from None
     except yaml.YAMLError as error:
         raise refuse("LR201", f"{shown}:1:1 not valid YAML: {' '.join(str(error).split())}.", _OTHER) from None
     if not isinstance(root.value, dict):
         raise refuse("LR201", f"{root.mark} a rule file is a mapping of fields.", "Start with `schema: 1`.")
     return root
-
-
-def _unquoted(text: str, *marks: Any) -> str:
-    """How to write a template that lacks its quotes, if one stands on the lines of an error; empty otherwise."""
-    numbers = [mark.line for mark in marks if mark is not None]
-    lines = text.splitlines()[min(numbers, default=0) : max(numbers, default=-1) + 1]
-    found = next((found for line in lines if (found := _UNQUOTED.search(line))), None)
-    return f"Put a name with braces in quotes: '{found.group()}'." if found else ""
 
 
 def _mark(mark: Any, shown: str) -> Mark:
@@ -136,7 +131,7 @@ def _document(events: Iterator[Any], shown: str) -> Node:
     return root or Node({}, Mark(shown, 1, 1))
 
 
-def _node(event: Any, events: Iterator[Any], shown: str, depth: int) -> Node:
+def _node(event: Any, events: Iterator[Any], shown: str, depth: int, *, key: bool = False) -> Node:
     mark = _mark(event.start_mark, shown)
     if isinstance(event, yaml.AliasEvent) or event.anchor:
         raise refuse("LR201", f"{mark} anchors and aliases are not part of the rule language.", "Write the value out.")
@@ -145,26 +140,28 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int) -> Node:
     if depth > MAX_DEPTH:
         raise refuse("LR201", f"{mark} nested more than {MAX_DEPTH} levels deep.", _OTHER)
     if isinstance(event, yaml.ScalarEvent):
-        return Node(_scalar(event.value, mark) if event.implicit[0] else event.value, mark)
+        return Node(_scalar(event.value, mark) if event.implicit[0] and not key else event.value, mark)
     if isinstance(event, yaml.SequenceStartEvent):
         items = []
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
             items.append(_node(event, events, shown, depth + 1))
         return Node(tuple(items), mark)
     entries: dict[str, Node] = {}
+    flow = event.flow_style  # a key between braces may be the field of a template without quotes
     while not isinstance(event := next(events), yaml.MappingEndEvent):
-        key = _node(event, events, shown, depth + 1)
-        if isinstance(key.value, (dict, tuple)):
-            raise refuse("LR201", f"{key.mark} a key is a word, not a list or mapping.", "Quote it if it starts with { or [.")
+        named = _node(event, events, shown, depth + 1, key=bool(flow))
+        if isinstance(named.value, (dict, tuple)):
+            cause = f"{named.mark} a key is a word, not a list or mapping."
+            raise refuse("LR201", cause, "Put a text that begins with { or [ in quotes, also where it is a value: '{x}'.")
         name = event.value
         if name in entries:
             raise refuse(
                 "LR201",
-                f"{key.mark} `{name}` stands twice; first at line {(entries[name].key_mark or key.mark).line}.",
+                f"{named.mark} `{name}` stands twice; first at line {(entries[name].key_mark or named.mark).line}.",
                 "Take one out.",
             )
         value = _node(next(events), events, shown, depth + 1)
-        entries[name] = Node(value.value, value.mark, key.mark)
+        entries[name] = Node(value.value, value.mark, named.mark)
     return Node(entries, mark)
 
 

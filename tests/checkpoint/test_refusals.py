@@ -189,7 +189,7 @@ W = torch.ones(2)
         (W, "holds one tensor and no state dict"),
         ([W], "holds one list and no state dict"),
         (3, "holds one int and no state dict"),
-        ({"w.weight": W, "w.SCB": W}, "is quantised: `w.SCB`"),
+        ({"w.weight": W, "w.SCB": W}, "is quantised by bitsandbytes: `w.SCB`"),
         ({"w.weight": W, "w.weight.quant_state.bitsandbytes__nf4": W}, "is quantised"),
         ({"w.weight.absmax": W}, "is quantised"),
         ({"w.qweight": W, "w.scales": W}, "is quantised"),
@@ -233,7 +233,7 @@ def test_adapter_folder_and_files() -> None:
         problem = refusal(path)
         assert problem.code == "LR107"
         assert facts in problem.cause
-        assert problem.fix == "Give its base too: --source model=BASE --source adapter=SRC."
+        assert problem.fix == f"Give its base too: --source model=BASE --source adapter={LORA}"
 
 
 def test_adapter_by_its_content(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_adapter_config_alone_and_its_base(tmp_path: Path) -> None:
     problem = refusal(tmp_path)
     assert problem.code == "LR107"
     assert "rank 128, 0 LoRA pairs" in problem.cause
-    assert "Give its base (`lmsys/vicuna-7b-v1.5`) too: --source model=BASE" in problem.fix
+    assert problem.fix == f"Give its base too: --source model=lmsys/vicuna-7b-v1.5 --source adapter={tmp_path}"
     (tmp_path / "adapter_config.json").write_text("{")
     assert refusal(tmp_path).code == "LR113"
 
@@ -262,7 +262,11 @@ def test_adapter_config_alone_and_its_base(tmp_path: Path) -> None:
 def test_adapters_inside_their_base_are_a_model(tmp_path: Path) -> None:
     names = ["q.base_layer.weight", "q.lora_A.default.weight", "q.lora_B.default.weight", "norm.weight"]
     file = saved(tmp_path / "x.bin", {f"base_model.model.{name}": torch.ones(2, 2) for name in names})
-    assert len(open_checkpoint(file).catalog) == 4
+    assert refusal(file).code == "LR115"  # nothing says their alpha
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    checkpoint = open_checkpoint(file)
+    assert len(checkpoint.catalog) == 4
+    assert [(pair.base, pair.scale) for pair in checkpoint.pairs] == [("base_model.model.q.weight", 2.0)]
 
 
 def test_projector_only(tmp_path: Path) -> None:

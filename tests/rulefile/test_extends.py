@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.rulefile import Mark, RuleFile, load_rule_file
+from llava_remap.errors import RemapError
+from llava_remap.rulefile import Mark, RuleFile, load_rule_file, shipped_folder
 
 from .written import COMPLETE, load, put, refused, said
 
@@ -146,7 +147,7 @@ def test_parents_lie_beside_the_child_or_among_the_shipped(tmp_path: Path) -> No
     child = put(tmp_path, "sub/r.yaml", "schema: 1\nextends: [../up.yaml, parts/wrappers.yaml]\n")
     rules = load_rule_file(child)
     assert ids(rules) == ["up"]
-    assert [rule.id for rule in rules.text.prepare][-2:] == ["peft-layer", "peft-base"]
+    assert [rule.id for rule in rules.text.prepare][-2:] == ["peft-trained", "peft-base"]
 
 
 def test_a_file_beside_the_child_comes_first(tmp_path: Path) -> None:
@@ -328,3 +329,37 @@ def test_the_ending_may_be_left_out(tmp_path: Path) -> None:
 def test_a_slip_in_a_parents_name(name: str, meant: str, tmp_path: Path) -> None:
     [(code, _, message)] = said(tmp_path, f"schema: 1\nextends: [{name}]\n")
     assert (code, message.endswith(f"Did you mean `{meant}`?")) == ("LR210", True)
+
+
+SHIPPED = [path.relative_to(shipped_folder()).as_posix() for path in sorted(shipped_folder().rglob("*.yaml"))]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_file_is_named_with_and_without_its_ending(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for spelt in (name, name.removesuffix(".yaml"), f"rules/{name}", f"rules/{name.removesuffix('.yaml')}"):
+        assert load_rule_file(spelt).path == shipped_folder() / name
+        rules = load(tmp_path, f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [{spelt}]\n")
+        assert name in [file for file, _ in rules.texts]
+
+
+def test_layouts_too(tmp_path: Path) -> None:
+    rules = load(tmp_path, "schema: 1\nlayouts: [classic.yaml, module-4.52]\n")
+    assert [layout.path.stem for layout in rules.layouts] == ["classic", "module-4.52"]
+
+
+def test_a_file_of_ones_own_is_named_without_its_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shipped file of the same name comes first, unless the ending is written."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "llava-v1.5"):
+        put(tmp_path, f"{name}.yaml", "schema: 1\n")
+    assert load_rule_file("mine").path == Path("mine.yaml")
+    assert load_rule_file("llava-v1.5").path == shipped_folder() / "llava-v1.5.yaml"
+    assert load_rule_file("llava-v1.5.yaml").path == Path("llava-v1.5.yaml")
+
+
+@pytest.mark.parametrize("name", ["../rules/llava-v1.5", "rules/../llava-v1.5", "parts/../../rules/llava-v1.5", "/llava-v1.5"])
+def test_no_name_leads_out_of_the_shipped_files(name: str) -> None:
+    with pytest.raises(RemapError) as caught:
+        load_rule_file(name)
+    assert caught.value.problems[0].code == "LR200"

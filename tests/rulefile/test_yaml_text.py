@@ -78,7 +78,7 @@ def test_the_first_of_two_keys_is_shown_where_it_stands(tmp_path: Path) -> None:
 
 BROKEN = {
     "unclosed list": ("schema: 1\nextends: [a.yaml\nname: b\n", "3:5"),
-    "unclosed text": ("schema: 1\nname: 'abc\n", "3:1"),
+    "unclosed text": ("schema: 1\nname: 'abc\n", "2:7"),
     "tab before a key": ("schema: 1\n\tname: a\n", "2:1"),
     "two colons": ("schema: 1\nname: a: b\n", "2:8"),
     "less indented than its list": ("schema: 1\nnames:\n    - {id: a, from: a, to: b}\n  - {id: b, from: c, to: d}\n", "4:3"),
@@ -97,7 +97,7 @@ def test_broken_yaml(text: str, tmp_path: Path) -> None:
 def test_control_character(tmp_path: Path) -> None:
     [(code, _, message)] = said(tmp_path, "schema: 1\nname: \x01\n")
     assert code == "LR201"
-    assert "#x0001" in message
+    assert "U+0001" in message
     assert "\n" not in message
 
 
@@ -207,6 +207,56 @@ def test_a_template_without_quotes(rule: str, quoted: str, loader: str, tmp_path
     [(code, place, message), *_] = said(tmp_path, f"schema: 1\nnames:\n  - {rule}\n")
     assert (code, int(place.split(":")[1]) >= 3) == ("LR201", True)
     assert f"Put a name with braces in quotes: {quoted}" in message
+
+
+#: A part of a rule file that isn't what its author meant, its place, and what the message says to write.
+SLIPS = {
+    "list item": ("detect:\n  present:\n    - {a...}.weight\n", "4:", "Put a name with braces in quotes: '{a...}.weight'."),
+    "list in flow style": ("detect: {present: [a.{n}.b, c]}\n", "2:", "Put a name with braces in quotes: 'a.{n}.b'."),
+    "a field that a boolean is called like": ("detect: {present: [{n}]}\n", "2:20", "Put a name with braces in quotes: '{n}'."),
+    "key": ("tests: []\n{x}: y\n", "3:1", "Put a text that begins with { or [ in quotes"),
+    "Jinja": ("processor:\n  chat_template: {% for m in messages %}\n", "3:", "in quotes, or behind a `|` on lines of its own"),
+    "percent": ("summary: %x of it\n", "2:10", "Put it in quotes: '%x of it'."),
+    "star": ("names:\n  - id: a\n    from: *.weight\n", "4:", "Put it in quotes: '*.weight'."),
+    "star in flow style": ("names: [{id: a, from: *.{x}, to: b}]\n", "2:", "quotes: '*.{x}'."),
+    "ampersand": ("names:\n  - id: a\n    from: &x.y\n", "4:", "Put it in quotes: '&x.y'."),
+    "at": ("summary: @x\n", "2:10", "Put it in quotes: '@x'."),
+    "backtick": ("summary: `x` of it\n", "2:10", "Put it in quotes: '`x` of it'."),
+    "greater": ("summary: >x\n", "2:", "Put it in quotes: '>x'."),
+    "regex": ("names:\n  - {id: a, match: [a-z]+.weight, replace: c}\n", "3:", "Put a regex in quotes: '[a-z]+.weight'."),
+    "backslash": ('names: [{id: a, match: "^model\\.(.*)"}]\n', "2:", r"in which a \ stands for itself: '^model\.(.*)'."),
+    "quotes around a part": ("names: [{id: a, from: 'model.'{x...}, to: d}]\n", "2:", "whole of it in quotes: 'model.{x...}'."),
+    "tab": ("names:\n\t- {id: a}\n", "3:1", "Indent with spaces"),
+    "tab behind spaces": ("names:\n  - id: a\n\t  from: b\n", "4:1", "Indent with spaces"),
+    "no-break space": ("names:\n\u00a0 - {id: a, from: b}\n", "3:", "Indent with spaces"),
+    "colon": ("summary: LLaVA: mine\n", "2:", "Put a text with a colon in it in quotes: 'LLaVA: mine'."),
+    "colon in flow style": ("names: [{id: a, drop: b: c's}]\n", "2:", "Put a text with a colon in it in quotes: 'b: c''s'."),
+    "comma": ("names: [{id: a from: b, to: c}]\n", "2:", "Put a comma before `from:`; if all of it is one text"),
+    "hash": ("names: [{id: a, from: b #c, to: d}]\n", "", "Put a text with ` #` in it in quotes"),
+    "hyphen without a space": ("names:\n  -{id: a, from: b}\n", "3:", "Put a space behind the hyphen: - {id: a, from: b}"),
+    "colon without a space": ("names: [{id:a, from: b, to: c}]\n", "2:", "Put a space behind the colon: id: a"),
+    "hyphen": ("summary: - x\n", "2:10", "put a text that begins with a hyphen in quotes"),
+    "quote that isn't closed": ("names:\n  - {id: a, from: 'b, to: d}\ntests: []\n", "3:19", "Close the quote"),
+    "bracket that isn't closed": ("names:\n  - {id: a, from: b, to: d\ntests: []\n", "4:", "bracket of line 3, column 5"),
+    "columns": ("names:\n  - id: a\n   from: b\n", "4:4", "this one begins in column 4"),
+    "control character": ("summary: '\U0001f600\x07'\n", "2:12", "Take it out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_what_to_write(slip: str, tmp_path: Path) -> None:
+    text, place, advice = SLIPS[slip]
+    found = said(tmp_path, f"schema: 1\n{text}")
+    assert {code for code, _, _ in found} == {"LR201"}
+    message = next((message for _, where, message in found if where.startswith(f"r.yaml:{place}") and advice in message), None)
+    assert message is not None, found
+
+
+def test_a_long_line_is_no_work(tmp_path: Path) -> None:
+    """Counted in characters that are looked at, not in seconds."""
+    [(code, _, message)] = said(tmp_path, "schema: 1\nsummary: " + "{a: " * 20_000 + "\n")
+    assert code == "LR201"
+    assert len(message) < 1000
 
 
 def test_quotes_are_advised_only_where_they_lack(tmp_path: Path) -> None:
