@@ -75,8 +75,9 @@ CODES: dict[str, Code] = {
         "A tokenizer, processor or config file, a folder's record, or a rule file's snapshot, can't be understood. Replace it by "
         "the original."),
     "LR114": Code("not to be had from the hub", Exit.INPUT,
-        "No network, no such repository or revision, no permission, or a server's error. Download it elsewhere and give its "
-        "folder."),
+        "No network, no such repository or revision, no permission, or a server's error; or an answer that no hub gives (an ETag "
+        "or a commit that is a path, other bytes than were announced), or a cache with links that lead out of it. Download it "
+        "elsewhere and give its folder."),
     "LR115": Code("adapter that can't be merged", Exit.INPUT,
         "It isn't plain LoRA on linear layers (DoRA, another kind, one that changed its base first), it lacks its config or "
         "half of a pair, or config and tensors contradict each other. PEFT itself merges most of them."),
