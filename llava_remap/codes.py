@@ -36,7 +36,8 @@ CODES: dict[str, Code] = {
     # Input
     "LR100": Code("checkpoint not found or not readable", Exit.INPUT,
         "Nothing is at the path, or nothing that holds weights. Give the folder that the weights lie in, a file of weights, "
-        "an index or a manifest."),
+        "an index or a manifest. Or a file is there by name and can't be read: a link to nowhere, a pipe, a folder in its "
+        "place, no permission. None is taken for absent."),
     "LR101": Code("Git LFS pointer in place of weights", Exit.INPUT,
         "The file is the text that Git LFS keeps in place of a large file. Run `git lfs pull`, or download the file itself."),
     "LR102": Code("truncated, corrupt or changed file", Exit.INPUT,
@@ -249,5 +250,8 @@ CODES: dict[str, Code] = {
     "LR610": Code("pictures are not padded", Exit.PROBLEMS,
         "Note. The research code fills pictures up to a square with the mean colour, and the folder crops or squeezes them: "
         "pixels of pictures that aren't square differ."),
+    "LR611": Code("stock image processor", Exit.PROBLEMS,
+        "Note. No source has the tower's preprocessor_config.json, so mean, standard deviation and cutting are those with which "
+        "stock towers of its kind are trained."),
 }
 # fmt: on

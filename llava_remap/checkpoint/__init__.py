@@ -4,6 +4,7 @@ from llava_remap.checkpoint.beside import BESIDE, files_for, read_beside
 from llava_remap.checkpoint.catalog import DTYPE_BITS, FLOATS, Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.shards import read_weight_map
+from llava_remap.checkpoint.small_file import has_file, read_file, read_text
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import quoted, unreadable
 
@@ -18,10 +19,13 @@ __all__ = [
     "Stamp",
     "Tensor",
     "files_for",
+    "has_file",
     "open_checkpoint",
     "quoted",
     "read_beside",
+    "read_file",
     "read_object",
+    "read_text",
     "read_weight_map",
     "tensor_names",
     "unreadable",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Set
 from dataclasses import dataclass
 
+from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE
 from llava_remap.checkpoint.shards import shard_sets
 from llava_remap.checkpoint.wording import quoted, several
@@ -47,6 +48,12 @@ class Form:
 def is_trainers(name: str) -> bool:
     """Whether a file of this name is the trainer's own and no weights."""
     return _TRAINER.fullmatch(name) is not None
+
+
+def has_fixed_name(name: str) -> bool:
+    """Whether what has this name has to be a file of a checkpoint; folders may be called `iter_500.pth`."""
+    known = (*_KNOWN, *ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE, ADAPTER_CONFIG)
+    return name in known or (name.endswith(_SUFFIXES) and bool(shard_sets([name])))
 
 
 def choose_form(names: Collection[str]) -> Form | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import Catalog
+from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
@@ -88,6 +89,6 @@ def adapter_config(folder: Path | None) -> dict[str, Any] | None:
     Raises:
         RemapError: LR113.
     """
-    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+    if folder is None or not has_file(folder / ADAPTER_CONFIG):
         return None
     return read_object(folder / ADAPTER_CONFIG, "LR113", "Download it again.", unique=False)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
 from llava_remap.checkpoint.wording import quoted, several
@@ -26,7 +27,7 @@ def read_index(index: Path) -> dict[Path, WeightFile]:
     """
     weight_map = read_weight_map(index)
     names = sorted(set(weight_map.values()))
-    if absent := [name for name in names if not (index.parent / name).is_file()]:
+    if absent := [name for name in names if not has_file(index.parent / name)]:
         cause = f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: {several(absent)}."
         raise refuse("LR103", cause, "Download what is missing.", [n for n, file in weight_map.items() if file in absent])
     shards = read_weight_files([index.parent / name for name in names])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object, unreadable
+from llava_remap.checkpoint import Catalog, Checkpoint, has_file, open_checkpoint, read_object, unreadable
 from llava_remap.errors import Problem, RemapError
 from llava_remap.execute import INDEX, FileDigest, Recipe, digest_files
 from llava_remap.record import RECORD, Record
@@ -73,7 +73,7 @@ def verify_folder(
     strict: bool | None = None
     tensors = None
     shards = [folder / name for name in sorted(record.outputs) if name.endswith(".safetensors")]
-    if all(path.is_file() for path in (*shards, folder / "config.json", folder / INDEX)):
+    if all(has_file(path) for path in (*shards, folder / "config.json", folder / INDEX)):
         on_phase("loading strictly")
         try:
             written = open_checkpoint(folder / INDEX).catalog
@@ -118,7 +118,7 @@ def file_problems(folder: Path, record: Record, on_progress: Callable[[int], Non
     """
     try:
         every = {path.name for path in folder.iterdir()}
-        there = {name for name in every if (folder / name).is_file()}
+        there = {name for name in every if name in record.outputs and has_file(folder / name)}
     except OSError as error:
         raise unreadable(error, folder) from None
     digests: dict[str, FileDigest] = {}
