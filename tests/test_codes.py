@@ -31,7 +31,7 @@ from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensor
 #: LR317 is both, too, and its note in `test_parts.py`.
 NOTES = {
     "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR316", "LR318", "LR319", "LR407", "LR408",
-    "LR410", "LR411", "LR414", "LR506", "LR608", "LR609", "LR610",
+    "LR410", "LR411", "LR414", "LR506", "LR608", "LR609", "LR610", "LR611",
 }  # fmt: skip
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
 TOGETHER = {"LR204": {"LR204", "LR213"}, "LR306": {"LR302", "LR306"}}
@@ -558,6 +558,12 @@ def lr609(scene: Scene) -> Arguments:
 def lr610(scene: Scene) -> Arguments:
     """A rule file of one's own that takes LLaVA-1.5's image processor as it is."""
     return applied(RELEASED / "bin", scene.rules("processor: {image_processor: {config: {do_pad: {const: null}}}}"), "--dry-run")
+
+
+def lr611(scene: Scene) -> Arguments:
+    tower = scene.copy(CLIP, "tower")
+    (tower / "preprocessor_config.json").unlink()
+    return applied(RELEASED / "bin", "llava-v1.5", "--dry-run", tower=tower)
 
 
 SCENARIOS: dict[str, Callable[[Scene], Arguments]] = {

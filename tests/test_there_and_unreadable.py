@@ -1,9 +1,10 @@
-"""A name that is there and can't be read as a file is never taken for an absent file, whichever file of whichever source it is."""
+"""A name that is there and can't be read as a file is never taken for an absent file, whichever file of whichever source."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -33,7 +34,7 @@ def through_a_file(path: Path) -> str:
 
 def too_long(path: Path) -> str:
     path.symlink_to("x" * 300)
-    return "it is a link to xxx"
+    return "xxx, where nothing is" if path.parent == Path() else ""  # where it is a folder's, the system's own words do
 
 
 def circle(path: Path) -> str:
@@ -85,10 +86,9 @@ def copy(source: Path, name: str) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_there_is_not_absent(kind: Kind) -> None:
     reason = kind(Path("name"))
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match=re.escape(reason)) as caught:
         is_regular_file(Path("name"))
     assert caught.value.filename == "name"
-    assert reason in str(caught.value.strerror)
 
 
 @pytest.mark.parametrize("name", ["absent", "absent/too", "file/below", "x" * 300, "a\0b"])
@@ -99,20 +99,12 @@ def test_what_nothing_can_be_is_absent(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", sorted({name for names in BESIDE.values() for name in names} | {"adapter_config.json"}))
+@pytest.mark.parametrize("name", sorted({name for names in BESIDE.values() for name in names}))
 @pytest.mark.parametrize("weights", [True, False])
 def test_every_small_file_of_a_source(name: str, kind: Kind, weights: bool) -> None:
     """Whatever it is opened for: who reads it later may trust that it is there or isn't."""
-    if name == "adapter_config.json":
-        source = copy(LORA, "source")
-    else:
-        source = copy(RELEASED / "safetensors", "source")
+    source = copy(RELEASED / "safetensors", "source")
     reason = instead(source / name, kind)
-    if name == "adapter_config.json" and not weights:
-        assert open_checkpoint(
-            source, weights=False, part=True
-        ).config  # a language model's folder may have one: nothing of it counts
-        return
     with pytest.raises(RemapError) as caught:
         open_checkpoint(source, weights=weights, part=True)
     (problem,) = caught.value.problems
@@ -132,6 +124,7 @@ WEIGHTS = [
     (LORA, "adapter_model.bin"),
     (LORA, "adapter_model.safetensors"),
     (LORA, "non_lora_trainables.bin"),
+    (LORA, "adapter_config.json"),
     (TINY / "llava-v1.5" / "pretrain_projector_only", "mm_projector.bin"),
 ]
 
