@@ -88,7 +88,7 @@ def run_snapshots(rules: RuleFile, live: NameSet | None, *, update: bool) -> lis
         RemapError: LR113 for a snapshot that can't be read, LR508 for one that can't be written.
     """
     folder = snapshot_folder(rules)
-    files = _files(folder)
+    files = _files(folder, update=update)
     wanted = folder / _file_name(live) if live is not None else None
     results = [_held(rules, file, live if file == wanted else None, update=update) for file in files]
     if live is not None and wanted is not None and wanted not in files:
@@ -213,8 +213,8 @@ def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
         pass
 
 
-def _files(folder: Path) -> list[Path]:
-    """The snapshots in a folder; none without it.
+def _files(folder: Path, *, update: bool) -> list[Path]:
+    """The snapshots in a folder; none without it, or where one is to be written and can't: that is told when it is.
 
     Raises:
         RemapError: LR113 where it is there by name and can't be read.
@@ -222,7 +222,7 @@ def _files(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.suffix == ".json")
     except OSError as error:
-        if error.errno == errno.ENOENT and not folder.is_symlink():
+        if (error.errno == errno.ENOENT and not folder.is_symlink()) or (update and error.errno == errno.ENOTDIR):
             return []
         raise refuse("LR113", f"{folder} can't be read: {error.strerror}.", _FIX) from None
 
