@@ -147,7 +147,7 @@ _FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _OtherError(Exception):
-    """The pickle is whole, and what it holds is no state dict."""
+    """What the pickle holds is no state dict; nothing says that it is broken."""
 
 
 class _Bounded:
@@ -188,7 +188,7 @@ def unpickle(stream: BinaryIO, nbytes: int, file: str) -> Pickled:
     except (RemapError, OSError):
         raise
     except _OtherError as error:
-        cause = f"the pickle in {quoted(file)} is whole, and is no state dict: {error}."
+        cause = f"the pickle in {quoted(file)} holds something else than a state dict: {error}."
         raise refuse("LR106", cause, BARE) from None
     except Exception as error:  # the stack machine is at the mercy of the file, which can make any step of it fail
         cause = f"the pickle in {quoted(file)} is broken ({quoted(str(error) or type(error).__name__)[1:-1]})."

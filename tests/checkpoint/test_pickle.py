@@ -132,7 +132,7 @@ def test_keys_that_no_state_dict_has(key: Any, kind: str) -> None:
         machine(data)
     (problem,) = caught.value.problems
     assert problem.code == "LR106"
-    assert f"is whole, and is no state dict: a dict's key is a {kind or 'class or function'}" in problem.cause
+    assert f"holds something else than a state dict: a dict's key is a {kind or 'class or function'}" in problem.cause
     assert "torch.save(model.state_dict()" in problem.fix
     assert "again" not in problem.message
 
