@@ -24,7 +24,8 @@ CODES = {
     "LR101": "git_lfs_pointer git_lfs_pointers_as_shards",
     "LR103": (
         "empty_index index_nested_100000 index_of_400000_tensors index_of_files_above_it index_of_files_elsewhere "
-        "index_of_files_on_another_drive index_of_lists index_of_names_too_long index_of_names_with_zero_bytes index_of_numbers index_of_tensors_that_are_not_there index_that_is_a_list "
+        "index_of_files_on_another_drive index_of_lists index_of_names_too_long index_of_names_with_zero_bytes "
+        "index_of_numbers index_of_tensors_that_are_not_there index_that_is_a_list "
         "index_that_is_empty index_with_a_name_twice"
     ),
     "LR105": (
