@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from llava_remap import __version__
 from llava_remap.cache import code_digest
-from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint, quoted
+from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint, quoted, read_file
 from llava_remap.derive import Derived, derive, source_configs
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import (
@@ -117,7 +117,7 @@ class Job:
             PLAN: hashlib.sha256(json.dumps([whole[part] for part in _WRITTEN]).encode()).hexdigest()[:12],
             **{
                 f"source `{name}`": {
-                    os.path.relpath(path, checkpoint.folder): astuple(Stamp.of(path)) if path.is_file() else None
+                    os.path.relpath(path, checkpoint.folder): astuple(stamp) if (stamp := Stamp.of(path)) else None
                     for path in sorted(checkpoint.stamps)
                 }
                 for name, checkpoint in self.checkpoints.items()
@@ -464,7 +464,7 @@ def _read_files(checkpoint: Checkpoint, files: Mapping[str, Path]) -> dict[str, 
     """What the record says of the files read of a source: the size of weight files, size and digest of the others."""
     weights = set(checkpoint.files)
     return {
-        name: checkpoint.stamps[path].nbytes if path in weights else FileDigest.of(path.read_bytes())
+        name: checkpoint.stamps[path].nbytes if path in weights else FileDigest.of(read_file(path))
         for name, path in files.items()
     }
 

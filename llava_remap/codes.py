@@ -38,7 +38,8 @@ CODES: dict[str, Code] = {
     # Input
     "LR100": Code("checkpoint not found or not readable", Exit.INPUT,
         "Nothing is at the path, or nothing that holds weights. Give the folder that the weights lie in, a file of weights, "
-        "an index or a manifest."),
+        "an index or a manifest. Or a file is there by name and can't be read: a link to nowhere, a pipe, a folder in its "
+        "place, no permission. None is taken for absent."),
     "LR101": Code("Git LFS pointer in place of weights", Exit.INPUT,
         "The file is the text that Git LFS keeps in place of a large file. Run `git lfs pull`, or download the file itself."),
     "LR102": Code("truncated, corrupt or changed file", Exit.INPUT,
@@ -79,8 +80,9 @@ CODES: dict[str, Code] = {
         "A tokenizer, processor or config file, a folder's record, or a rule file's snapshot, can't be understood. Replace it by "
         "the original."),
     "LR114": Code("not to be had from the hub", Exit.INPUT,
-        "No network, no such repository or revision, no permission, or a server's error. Download it elsewhere and give its "
-        "folder."),
+        "No network, no such repository or revision, no permission, or a server's error; or an answer that no hub gives (an ETag "
+        "or a commit that is a path, other bytes than were announced), or a cache with links that lead out of it. Download it "
+        "elsewhere and give its folder."),
     "LR115": Code("adapter that can't be merged", Exit.INPUT,
         "It isn't plain LoRA on linear layers (DoRA, another kind, one that changed its base first), it lacks its config or "
         "half of a pair, or config and tensors contradict each other; or pairs lie beside the layers that they change, and "
@@ -256,5 +258,8 @@ CODES: dict[str, Code] = {
     "LR610": Code("pictures are not padded", Exit.PROBLEMS,
         "Note. The research code fills pictures up to a square with the mean colour, and the folder crops or squeezes them: "
         "pixels of pictures that aren't square differ."),
+    "LR611": Code("stock image processor", Exit.PROBLEMS,
+        "Note. No source has the tower's preprocessor_config.json, so mean, standard deviation and cutting are those with which "
+        "stock towers of its kind are trained."),
 }
 # fmt: on

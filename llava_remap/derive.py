@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.folder import find_image_processor, image_processor_problems, kept_notes, video_processor_notes
+from llava_remap.folder import find_image_processor, image_processor_problems, kept_notes, stock_notes, video_processor_notes
 from llava_remap.plan import PostLoadChange, Routes, written_dtype
 from llava_remap.post_load import Before, plan_changes, takes
 from llava_remap.rewrite import contradictions
@@ -159,6 +159,8 @@ def derive(
     notes += told + _text_notes(text, target)
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
+    if images is None:
+        notes += stock_notes(rules.text.processor, config)
     if vocabulary is not None:
         notes += video_processor_notes(rules.text.processor)
     elif rules.text.processor is not None:

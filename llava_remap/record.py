@@ -20,7 +20,7 @@ import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llava_remap import __version__
-from llava_remap.checkpoint import BESIDE, read_object, unreadable
+from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object, unreadable
 from llava_remap.errors import refuse
 from llava_remap.execute import INDEX, FileDigest, Unfinished, read_claim
 from llava_remap.plan import Dropped, Mapped, Plan, PostLoadChange
@@ -149,7 +149,7 @@ def read_texts(files: Mapping[str, Path]) -> dict[str, str]:
     Args:
         files: the files read of it, by name.
     """
-    return {name: files[name].read_bytes().decode("utf-8", "surrogateescape") for name in BESIDE["config"] if name in files}
+    return {name: read_file(files[name]).decode("utf-8", "surrogateescape") for name in BESIDE["config"] if name in files}
 
 
 def read_record(folder: Path) -> Record:
@@ -162,7 +162,7 @@ def read_record(folder: Path) -> Record:
     try:
         if (begun := read_claim(folder)) is not None:
             raise _unfinished(folder, begun)
-        if not path.is_file():
+        if not has_file(path):
             raise _no_record(folder)
         content = read_object(path, "LR113", _FIX)
     except OSError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, open_checkpoint, quoted
+from llava_remap.checkpoint import Checkpoint, has_file, open_checkpoint, quoted
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.hub import download, parse_repository, repository_of_cache
 from llava_remap.rulefile import NamedDefault, RuleFile, Source
@@ -122,7 +123,7 @@ def _open_default(
         raise refuse("LR302", f"{why}, and that is neither a repository of the hub nor a path.", give)
     called = says.map.get(value, value)
     named = _repository_or_path(called)
-    alike = default is not None and last_part(named) == last_part(default) and not _exists(Path(named))
+    alike = default is not None and last_part(named) == last_part(default) and not is_there(Path(named))
     own = f" Only if it was {default}, the rule file's default: --source {name}={default}." if default and not alike else ""
     with _wanted(why, give + own):
         try:
@@ -147,7 +148,7 @@ def _named_default(rules: RuleFile, source: Source) -> NamedDefault | None:
 
 def _repository_or_path(named: str) -> str:
     """What a config names, as it can be opened here: for a path in another machine's hub cache, the repository."""
-    return named if _exists(Path(named)) else repository_of_cache(named) or named
+    return named if is_there(Path(named)) else repository_of_cache(named) or named
 
 
 def _open_named(name: str, text: str, source: Source, offline: bool, why: str, *, first: bool = False) -> Checkpoint:
@@ -156,7 +157,7 @@ def _open_named(name: str, text: str, source: Source, offline: bool, why: str, *
     Args:
         why: who names it, for the report.
     """
-    if not _exists(Path(text)) and parse_repository(text) is None:
+    if not is_there(Path(text)) and parse_repository(text) is None:
         cause = f"there is no {quoted(text)} on this disk, and no repository of the hub is called so."
         raise refuse("LR100", cause, f"Give it: --source {name}=DIR.")
     checkpoint = open_source(name, text, source.use, first=first, part=source.overrides, offline=offline, default=True)
@@ -186,7 +187,7 @@ def name_sources(names: Sequence[str], given: Sequence[str | Path], option: str 
     sources: dict[str, str] = {}
     for text in map(str, given):  # from Python, a path will do
         name, equals, rest = text.partition("=")
-        if not equals or (name not in names and _exists(Path(text))):
+        if not equals or (name not in names and is_there(Path(text))):
             name, rest = names[0], text
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
@@ -232,13 +233,13 @@ def open_source(
     except RuntimeError as error:
         raise refuse("LR211", f"source `{name}`: {error}", "Write the path out.") from None
     repository = parse_repository(text)
-    if repository is None or _exists(path):
+    if repository is None or is_there(path):
         return _open(path, "tensors" in use, first, part)
     if "tensors" in use and _DELTA.search(repository.id):
         cause = f"{repository} holds delta weights, by its name: differences to a base, and no model."
         fix = f"Add the base (python -m llava.model.apply_delta, of the research code) and give the result: --source {name}=DIR."
         raise refuse("LR106", cause, fix)
-    if not default and _exists(path.parent):  # more likely a slip of the pen than a hub id
+    if not default and is_there(path.parent):  # more likely a slip of the pen than a hub id
         fix = f"Check the path. If the hub's {text} is meant, start the command where there is no folder {path.parent}."
         raise refuse("LR100", f"there is no {text} in the folder {path.parent}.", fix)
     snapshot = download(repository, use, offline=offline, name=name)
@@ -286,7 +287,7 @@ def last_part(text: str) -> str:
 
 def short_name(text: str) -> str:
     """The last part of a SRC, without a hub id's revision: what an output is named after."""
-    repository = None if _exists(Path(text)) else parse_repository(text)
+    repository = None if is_there(Path(text)) else parse_repository(text)
     return repository.id.rpartition("/")[2] if repository else Path(text).expanduser().resolve().name
 
 
@@ -299,13 +300,17 @@ def _open(path: Path, weights: bool, first: bool, part: bool) -> Checkpoint:
     try:
         return open_checkpoint(path, weights=weights, part=part)
     except RemapError as error:
-        if first or part or error.problems[0].code != "LR100" or not (path / "config.json").is_file():
+        if first or part or error.problems[0].code != "LR100" or not has_file(path / "config.json"):
             raise
         return open_checkpoint(path, weights=False)
 
 
-def _exists(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Whether a path names something here, be it a link to nowhere or what mustn't be looked at: then no hub id is meant."""
     try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a zero byte
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
         return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, quoted, tensor_names
+from llava_remap.checkpoint import Checkpoint, has_file, quoted, tensor_names
 from llava_remap.errors import Problem, RemapError
 from llava_remap.plan import Routes
 from llava_remap.rewrite import Program
@@ -19,7 +19,7 @@ from llava_remap.target import has_stock_sizes
 #: What the names of a projector begin with in the classic layout.
 PROJECTOR = "multi_modal_projector."
 #: Where DeepSpeed's ZeRO-2 puts what was trained, in a step's folder beside the pairs of that step.
-_STEP, _NUMBER = "global_step*/mp_rank_00_model_states.pt", re.compile(r"global_step([0-9]{1,12})")
+_STATES, _NUMBER = "mp_rank_00_model_states.pt", re.compile(r"global_step([0-9]{1,12})")
 
 
 def naming_notes(
@@ -165,14 +165,17 @@ def projector_place(rules: RuleFile, program: Program, name: str, adapter: Check
     prefix = rules.text.sources[name].prefix
 
     def has_one(file: Path) -> bool:
+        if not has_file(file):
+            return False
         try:
-            names = tensor_names(file) if file.is_file() else []
-        except RemapError:  # a file of something else, or one that can't be read: nothing is known of it
+            names = tensor_names(file)
+        except RemapError:  # a file of something else: nothing is known of it
             return False
         return any(_of_projector(program.rewrite(prefix + found).target) for found in names)
 
     folder = adapter.folder.resolve()
-    steps = {int(number[1]): path for path in folder.glob(_STEP) if (number := _NUMBER.fullmatch(path.parent.name))}
+    numbers = [found for path in folder.iterdir() if (found := _NUMBER.fullmatch(path.name))]
+    steps = {int(found[1]): path for found in numbers if has_file(path := folder / found[0] / _STATES)}
     if steps and has_one(last := steps[max(steps)]):
         return f"It lies in {last}. Put it beside the pairs: {_extract(last, folder)}"
     for path in (folder / "mm_projector.bin", folder.parent / "mm_projector" / f"{folder.name}.bin"):

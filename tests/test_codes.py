@@ -32,7 +32,7 @@ from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensor
 #: LR317 is both, too, and its note in `test_parts.py`.
 NOTES = {
     "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR316", "LR318", "LR319", "LR407", "LR408",
-    "LR410", "LR411", "LR414", "LR506", "LR608", "LR609", "LR610",
+    "LR410", "LR411", "LR414", "LR506", "LR608", "LR609", "LR610", "LR611",
 }  # fmt: skip
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
 TOGETHER = {"LR204": {"LR204", "LR213"}, "LR306": {"LR302", "LR306"}}
@@ -567,6 +567,12 @@ def lr510(scene: Scene) -> Arguments:
     scene.patch.setenv("LLAVA_REMAP_CACHE", str(Path("empty").resolve()))
     scene.patch.setattr(libraries, "import_module", fail(ImportError("cannot import name 'X' from 'huggingface_hub'")))
     return applied()
+
+
+def lr611(scene: Scene) -> Arguments:
+    tower = scene.copy(CLIP, "tower")
+    (tower / "preprocessor_config.json").unlink()
+    return applied(RELEASED / "bin", "llava-v1.5", "--dry-run", tower=tower)
 
 
 SCENARIOS: dict[str, Callable[[Scene], Arguments]] = {

@@ -14,6 +14,7 @@ from llava_remap.errors import refuse
 from llava_remap.infer import Segments, Shape
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import Source, load_rule_file, shipped_folder
+from llava_remap.sources import is_there
 
 #: The shared parts that clean names up before anything is inferred.
 CLEAN = ("parts/wrappers.yaml", "parts/buffers.yaml")
@@ -80,7 +81,7 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
     """
     named: dict[str, str] = {}
     for text in given:
-        found = None if Path(text).exists() else _NAMED.fullmatch(text)
+        found = None if is_there(Path(text)) else _NAMED.fullmatch(text)
         name, location = (found[1], found[2]) if found else (FIRST, text)
         if name in named:
             raise refuse("LR211", f"source `{name}` is given twice: {named[name]} and {location}.", "Write --from NAME=SRC.")

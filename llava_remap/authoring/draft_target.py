@@ -11,12 +11,13 @@ from typing import Any
 
 from llava_remap.authoring.draft_sources import CLEAN, Given, cleaned, unknown_shapes
 from llava_remap.authoring.names_alone import open_names
-from llava_remap.checkpoint import Tensor, read_object
+from llava_remap.checkpoint import Tensor, has_file, read_object
 from llava_remap.errors import RemapError, refuse
 from llava_remap.infer import Shape, infer
 from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_class_part, shipped_folder
+from llava_remap.sources import is_there
 from llava_remap.target import (
     TEXT_KIND,
     TextModel,
@@ -91,20 +92,15 @@ def read_wanted(target: str, given: Given, offline: bool) -> Wanted:
         RemapError: LR211 for what is no TARGET; as `open_source`, `derive_config` and `wanted_parameters`.
     """
     path = Path(target)
-    if path.is_file() and path.suffix == ".json":
+    if path.suffix == ".json" and has_file(path):
         content = read_object(path, "LR102", "Download or copy it again.", unique=False)
         if "format" not in content and "weight_map" not in content:
             return _of_config(target, content)
-    if (
-        path.is_dir()
-        and (path / "config.json").is_file()
-        and not any(path.glob("*.safetensors*"))
-        and not any(path.glob("*.bin*"))
-    ):
+    if path.is_dir() and has_file(path / "config.json") and not any(path.glob("*.safetensors*")) and not any(path.glob("*.bin*")):
         return _of_config(target, read_object(path / "config.json", "LR113", "Download it again.", unique=False))
-    if _CLASS.fullmatch(target) and not path.exists():
+    if _CLASS.fullmatch(target) and not is_there(path):
         return _of_class(target, given)
-    if "/" not in target and not path.exists():
+    if "/" not in target and not is_there(path):
         raise refuse("LR211", f"--to {target}: there is no such file or class.", _FORMS)
     other = open_names("target", target, ("tensors", "config"), first=True, offline=offline)
     config = other.config or {}

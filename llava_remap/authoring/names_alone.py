@@ -5,10 +5,11 @@ Names are enough to begin a rule file with. Whatever needs shapes or bytes opens
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
-from llava_remap.checkpoint import Checkpoint, Tensor, read_object, read_weight_map
+from llava_remap.checkpoint import Checkpoint, Tensor, has_file, read_file, read_object, read_weight_map
 from llava_remap.errors import refuse
 from llava_remap.sources import open_source
 
@@ -31,12 +32,12 @@ def open_names(
         RemapError: as `open_source`; LR103 for an index that can't be read, LR102 for a list that can't.
     """
     path = Path(text).expanduser()
-    if path.is_file() and path.suffix in _LIST:
+    if path.suffix in _LIST and has_file(path):
         return _checkpoint(path, path.parent, _listed(path))
-    indexes = [path] if path.is_file() and path.name.endswith(_INDEX[1:]) else sorted(path.glob(_INDEX)) if path.is_dir() else []
+    indexes = [path] if path.name.endswith(_INDEX[1:]) and has_file(path) else sorted(path.glob(_INDEX)) if path.is_dir() else []
     if len(indexes) == 1:
         files = read_weight_map(indexes[0])
-        if not any((indexes[0].parent / file).exists() for file in set(files.values())):
+        if not any(os.path.lexists(indexes[0].parent / file) for file in set(files.values())):
             return _checkpoint(path, indexes[0].parent, list(files))
     return open_source(name, text, use, first=first, part=part, offline=offline)
 
@@ -45,7 +46,7 @@ def _listed(path: Path) -> list[str]:
     try:
         if path.stat().st_size > _LARGEST_LIST:
             raise refuse("LR102", f"{path} has more than {_LARGEST_LIST} bytes.", "Give a list of names, one a line.")
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in read_file(path).decode("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise refuse("LR102", f"{path}: {error}.", "Give a list of names, one a line.") from None
     names = [name for name in names if name]
@@ -58,5 +59,5 @@ def _listed(path: Path) -> list[str]:
 
 def _checkpoint(path: Path, folder: Path, names: Collection[str]) -> Checkpoint:
     config = folder / "config.json"
-    content = read_object(config, "LR113", "Download or copy it again.", unique=False) if config.is_file() else None
+    content = read_object(config, "LR113", "Download or copy it again.", unique=False) if has_file(config) else None
     return Checkpoint(path, NAMES_ALONE, {name: Tensor(name, "", (), None) for name in names}, content, folder)

@@ -5,6 +5,7 @@ Those of `mine.yaml` lie beside it in the folder `mine.snapshots`.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def run_snapshots(rules: RuleFile, live: NameSet | None, *, update: bool) -> lis
         RemapError: LR113 for a snapshot that can't be read, LR508 for one that can't be written.
     """
     folder = snapshot_folder(rules)
-    files = sorted(folder.glob("*.json"))
+    files = _files(folder, update=update)
     wanted = folder / _file_name(live) if live is not None else None
     results = [_held(rules, file, live if file == wanted else None, update=update) for file in files]
     if live is not None and wanted is not None and wanted not in files:
@@ -212,6 +213,20 @@ def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
         pass
 
 
+def _files(folder: Path, *, update: bool) -> list[Path]:
+    """The snapshots in a folder; none without it, or where one is to be written and can't: that is told when it is.
+
+    Raises:
+        RemapError: LR113 where it is there by name and can't be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except OSError as error:
+        if (error.errno == errno.ENOENT and not folder.is_symlink()) or (update and error.errno == errno.ENOTDIR):
+            return []
+        raise refuse("LR113", f"{folder} can't be read: {error.strerror}.", _FIX) from None
+
+
 def _read(file: Path) -> Snapshot:
     """A snapshot, held against its form.
 
@@ -220,10 +235,7 @@ def _read(file: Path) -> Snapshot:
     """
     from llava_remap.checkpoint import read_object  # a rule file without snapshots needs none of it
 
-    try:
-        content = read_object(file, "LR113", _FIX)
-    except OSError as error:
-        raise refuse("LR113", f"{file} can't be read: {error.strerror}.", _FIX) from None
+    content = read_object(file, "LR113", _FIX)
     head = content.get("format"), content.get("format_version")
     if head != (FORMAT, FORMAT_VERSION):
         cause = f"{file} says format {head[0]!r}, version {head[1]!r}, not {FORMAT!r}, version {FORMAT_VERSION}."

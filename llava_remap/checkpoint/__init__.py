@@ -6,6 +6,7 @@ from llava_remap.checkpoint.foreign import PartsApartError, gather_command, part
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError
 from llava_remap.checkpoint.shards import read_weight_map
+from llava_remap.checkpoint.small_file import has_file, read_file, read_text
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import quoted, unreadable
 
@@ -23,11 +24,14 @@ __all__ = [
     "Tensor",
     "files_for",
     "gather_command",
+    "has_file",
     "open_checkpoint",
     "parts_beside",
     "quoted",
     "read_beside",
+    "read_file",
     "read_object",
+    "read_text",
     "read_weight_map",
     "tensor_names",
     "unreadable",

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
 
 BESIDE: Mapping[str, tuple[str, ...]] = {
@@ -40,7 +41,7 @@ def read_beside(folder: Path, name: str) -> dict[str, Any]:
     """The object in a JSON file beside a checkpoint's weights; empty without the file.
 
     Raises:
-        RemapError: LR113 for a file that can't be read.
+        RemapError: LR113 for a file that is no JSON object, LR100 for one that can't be read.
     """
     path = folder / name
-    return read_object(path, "LR113", "Replace it by the original one.", unique=False) if path.is_file() else {}
+    return read_object(path, "LR113", "Replace it by the original one.", unique=False) if has_file(path) else {}

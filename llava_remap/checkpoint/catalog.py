@@ -51,8 +51,12 @@ class Stamp:
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> Stamp:
-        status = path.stat()
+    def of(cls, path: Path) -> Stamp | None:
+        """None where there is nothing any more that could be looked at."""
+        try:
+            status = path.stat()
+        except OSError:
+            return None
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
@@ -141,7 +145,7 @@ class Checkpoint:
 
     def changed(self) -> list[Path]:
         """The files that are no longer as they were when it was opened."""
-        return [path for path, stamp in self.stamps.items() if not path.is_file() or Stamp.of(path) != stamp]
+        return [path for path, stamp in self.stamps.items() if Stamp.of(path) != stamp]
 
     def read(self, use: Collection[str]) -> dict[str, Path]:
         """The files that are read of it, by their names in its folder.

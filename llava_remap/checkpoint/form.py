@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 
+from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
@@ -58,6 +59,12 @@ class Form:
 def is_trainers(name: str) -> bool:
     """Whether a file of this name is the trainer's own and no weights."""
     return _TRAINER.fullmatch(name) is not None
+
+
+def has_fixed_name(name: str) -> bool:
+    """Whether what has this name has to be a file of a checkpoint; folders may be called `iter_500.pth`."""
+    known = (*_KNOWN, *ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE, ADAPTER_CONFIG)
+    return name in known or (name.endswith(_SUFFIXES) and bool(shard_sets([name])))
 
 
 def choose_form(names: Collection[str]) -> Form | None:

@@ -11,7 +11,7 @@ from llava_remap.checkpoint.adapter import ADAPTER_CONFIG, lora_pairs
 from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp, Tensor
 from llava_remap.checkpoint.foreign import Listing, explain_file, explain_folder, is_states, whole_states
-from llava_remap.checkpoint.form import Form, choose_form, every_form, is_trainers, no_form
+from llava_remap.checkpoint.form import Form, choose_form, every_form, has_fixed_name, is_trainers, no_form
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
 from llava_remap.checkpoint.purpose import (
     ADAPTER_FILES,
@@ -23,6 +23,7 @@ from llava_remap.checkpoint.purpose import (
     named_base,
 )
 from llava_remap.checkpoint.shards import read_index, read_shard_set, read_together
+from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import LARGEST, read_object
 from llava_remap.checkpoint.weight_file import WeightFile
 from llava_remap.checkpoint.wording import quoted, several, unreadable
@@ -70,12 +71,9 @@ def tensor_names(file: Path) -> list[str]:
 def _open(path: Path, part: bool) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path, part)
-    if path.is_file():
+    if has_file(path):
         return _open_file(path, part)
-    fix = "Give a checkpoint's folder or file."
-    if path.exists():
-        raise refuse("LR100", f"{quoted(str(path))} is neither a file nor a folder.", fix)
-    raise refuse("LR100", f"there is no {quoted(str(path))}.", fix)
+    raise refuse("LR100", f"there is no {quoted(str(path))}.", "Give a checkpoint's folder or file.")
 
 
 def _open_file(path: Path, part: bool) -> Checkpoint:
@@ -84,7 +82,7 @@ def _open_file(path: Path, part: bool) -> Checkpoint:
     if is_trainers(path.name):
         raise refuse("LR106", f"{quoted(path.name)} is the trainer's own file, not weights.", "Give the checkpoint's folder.")
     if not _is_json(path):
-        left = {BESIDE_ADAPTER} if path.name in ADAPTER_FILES and (path.parent / BESIDE_ADAPTER).is_file() else set()
+        left = {BESIDE_ADAPTER} if path.name in ADAPTER_FILES and has_file(path.parent / BESIDE_ADAPTER) else set()
         return _checkpoint(path, *_with_config(path.parent, Form(path.name)), part, left)
     content = read_object(path, "LR102", "Download or copy it again.")
     if content.get("format") == FORMAT:
@@ -107,7 +105,8 @@ def _is_json(path: Path) -> bool:
 
 def _open_folder(folder: Path, part: bool) -> Checkpoint:
     every = [entry.name for entry in folder.iterdir()]
-    files = {name for name in every if (folder / name).is_file()}
+    # A link to nowhere and a pipe count as well: told when they are read, not passed over for another form.
+    files = {name for name in every if has_fixed_name(name) or not (folder / name).is_dir()}
     if form := choose_form(files):
         return _checkpoint(folder, *_with_config(folder, form), part, every_form(files))
     if ADAPTER_CONFIG in files:
@@ -121,7 +120,7 @@ def _open_folder(folder: Path, part: bool) -> Checkpoint:
 def _with_config(folder: Path, form: Form) -> tuple[Path, Form]:
     """Where config and tokenizer lie, and the form as seen from there: of a step of DeepSpeed's, that is the folder above."""
     above = folder.resolve().parent
-    if (folder / "config.json").is_file() or not is_states(form.file) or not (above / "config.json").is_file():
+    if has_file(folder / "config.json") or not is_states(form.file) or not has_file(above / "config.json"):
         return folder, form
     return above, Form(f"{folder.resolve().name}/{form.file}")
 
@@ -171,11 +170,11 @@ def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str
 def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
     """LR115 for one half of what LoRA's training left: the model would be neither the base nor the trained one."""
     file = quoted(form.file)
-    if not paired and (folder / ADAPTER_CONFIG).is_file():
+    if not paired and has_file(folder / ADAPTER_CONFIG):
         cause = f"{quoted(str(folder))} has an {ADAPTER_CONFIG}, and {file} has no LoRA pairs: the adapter itself isn't read."
         fix = f"Give the folder with {' or '.join(ADAPTER_FILES)}; where there is none, copy it again."
         raise refuse("LR115", cause, fix)
-    if paired and path.is_file() and (folder / BESIDE_ADAPTER).is_file() and form.file != BESIDE_ADAPTER:
+    if paired and not path.is_dir() and has_file(folder / BESIDE_ADAPTER) and form.file != BESIDE_ADAPTER:
         cause = f"{file} is named alone, and {BESIDE_ADAPTER}, which was trained with it, lies beside it."
         raise refuse("LR115", cause, f"Give the folder, {quoted(str(folder))}.")
 
@@ -197,7 +196,8 @@ def _pairs(folder: Path, file: str, catalog: Catalog) -> tuple[LoraPair, ...]:
 
 def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
     beside = [folder / name for names in BESIDE.values() for name in names]
-    stamps = {path: Stamp.of(path) for path in (*weights, *beside) if path.is_file()}
+    there = [*weights, *filter(has_file, beside)]
+    stamps = {path: stamp for path in there if (stamp := Stamp.of(path)) is not None}
     for path in beside:
         if path in stamps and (nbytes := stamps[path].nbytes) > LARGEST:
             cause = f"{quoted(path.name)} has {nbytes} bytes, more than the {LARGEST} that are read of such a file."
@@ -206,7 +206,7 @@ def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
 
 
 def _config(folder: Path) -> dict[str, Any] | None:
-    if not (folder / "config.json").is_file():
+    if not has_file(folder / "config.json"):
         return None
     return read_object(folder / "config.json", "LR113", "Download or copy it again.", unique=False)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import Catalog
+from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import Problem, RemapError, refuse
@@ -155,6 +156,6 @@ def adapter_config(folder: Path | None) -> dict[str, Any] | None:
 
 
 def _json_beside(folder: Path | None, name: str) -> dict[str, Any] | None:
-    if folder is None or not (folder / name).is_file():
+    if folder is None or not has_file(folder / name):
         return None
     return read_object(folder / name, "LR113", "Download it again.", unique=False)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from shlex import quote
 
 from llava_remap.checkpoint.form import choose_form, missing_shards, shard_sets
+from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
 from llava_remap.checkpoint.wording import quoted, several
@@ -28,7 +29,7 @@ def read_index(index: Path) -> dict[Path, WeightFile]:
     """
     weight_map = shards_beside(read_weight_map(index, _instead(index) or _OUTSIDE), lambda name: (index.parent / name).is_file())
     names = sorted(set(weight_map.values()))
-    if absent := [name for name in names if not (index.parent / name).is_file()]:
+    if absent := [name for name in names if not has_file(index.parent / name)]:
         cause = f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: {several(absent)}."
         fix = _elsewhere(index, absent) or _instead(index) or "Copy or download what is missing."
         raise refuse("LR103", cause, fix, [n for n, file in weight_map.items() if file in absent])

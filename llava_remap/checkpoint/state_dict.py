@@ -9,13 +9,12 @@ from typing import Any
 
 from llava_remap.checkpoint.bounds import is_count, is_shape, unknown_dtype
 from llava_remap.checkpoint.catalog import DTYPE_BITS, Location, Tensor
-from llava_remap.checkpoint.torch_pickle import DTYPES, STORAGES, Described
+from llava_remap.checkpoint.torch_pickle import BARE, DTYPES, STORAGES, Described
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
 
 #: Keys under which training code puts a state dict into a larger one.
 _WRAPPERS = ("state_dict", "model", "module")
-_BARE = "Save the bare state dict alone: `torch.save(model.state_dict(), FILE)`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +42,11 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
     seen: set[int] = set()
     while True:
         if not isinstance(value, dict):
-            raise refuse("LR106", f"{quoted(file.name)} holds one {_kind(value)} and no state dict.", _BARE)
+            raise refuse("LR106", f"{quoted(file.name)} holds one {_kind(value)} and no state dict.", BARE)
         # A dict that holds itself has no end.
         wrappers = [key for key in _WRAPPERS if isinstance(value.get(key), dict) and value[key] and id(value[key]) not in seen]
         if len(wrappers) > 1:
-            raise refuse("LR106", f"{quoted(file.name)} holds more than one state dict: {several(wrappers)}.", _BARE)
+            raise refuse("LR106", f"{quoted(file.name)} holds more than one state dict: {several(wrappers)}.", BARE)
         if not wrappers:
             break
         inside += wrappers
@@ -60,7 +59,7 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
     if others:
         count = f"{len(others)} of {len(value)} entries in {quoted(file.name)}"
         cause = f"{count} are no tensors with a name ({several(others)}): a trainer's or a quantised file."
-        raise refuse("LR106", cause, _BARE, others)
+        raise refuse("LR106", cause, BARE, others)
     return StateDict(value, tuple(inside), tuple(passed_over))
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llava_remap.checkpoint.small_file import has_file, read_file
 from llava_remap.checkpoint.wording import quoted
 from llava_remap.errors import refuse
 
@@ -49,7 +50,7 @@ def parse_object(data: bytes, code: str, what: str, fix: str, *, unique: bool = 
 
 
 def read_object(file: Path, code: str, fix: str, *, unique: bool = True) -> dict[str, Any]:
-    """The JSON object in `file`; errors as in `parse_object`."""
-    if (size := file.stat().st_size) > LARGEST:
+    """The JSON object in `file`; errors as in `parse_object` and `read_file`."""
+    if has_file(file) and (size := file.stat().st_size) > LARGEST:
         raise refuse(code, f"{quoted(file.name)} has {size} bytes, more than {LARGEST} for a JSON file.", fix)
-    return parse_object(file.read_bytes(), code, quoted(file.name), fix, unique=unique)
+    return parse_object(read_file(file), code, quoted(file.name), fix, unique=unique)

@@ -135,6 +135,8 @@ DTYPES: dict[str, str] = {
     )},
 }  # fmt: skip
 
+#: What leads on where a file of torch's holds more than a state dict.
+BARE = "Save the bare state dict alone: `torch.save(model.state_dict(), FILE)`."
 #: Arguments that are values themselves.
 _VALUES = frozenset({
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
@@ -142,7 +144,13 @@ _VALUES = frozenset({
     "BYTEARRAY8",
 })  # fmt: skip
 _CONSTANTS: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+#: What the keys of a dict are, in words, where the type here isn't the one that was saved.
+_KEYS: dict[type, str] = {Described: "tensor", Name: "class or function", int: "number of more than 64 bits"}
 _FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _OtherError(Exception):
+    """What the pickle holds is no state dict; nothing says that it is broken."""
 
 
 class _Bounded:
@@ -173,8 +181,8 @@ def unpickle(stream: BinaryIO, nbytes: int, file: str) -> Pickled:
         file: the file's name, for messages.
 
     Raises:
-        RemapError: LR105 where it names anything outside the tables above, LR106 for a quantised tensor, LR102 where it is
-            no valid pickle.
+        RemapError: LR105 where it names anything outside the tables above, LR106 for a quantised tensor and for what no state
+            dict has in it, LR102 where it is no valid pickle.
     """
     storages: dict[str, Storage] = {}
     try:
@@ -182,6 +190,9 @@ def unpickle(stream: BinaryIO, nbytes: int, file: str) -> Pickled:
         return Pickled(_run(((code.name, argument) for code, argument, _ in operations), storages, file), storages)
     except (RemapError, OSError):
         raise
+    except _OtherError as error:
+        cause = f"the pickle in {quoted(file)} holds something else than a state dict: {error}."
+        raise refuse("LR106", cause, BARE) from None
     except Exception as error:  # the stack machine is at the mercy of the file, which can make any step of it fail
         cause = f"the pickle in {quoted(file)} is broken ({quoted(str(error) or type(error).__name__)[1:-1]})."
         raise refuse("LR102", cause, "Download or copy the file again.") from None
@@ -198,7 +209,7 @@ def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], fi
         nonlocal steps
         steps += more
         if steps > MOST_STEPS:
-            raise ValueError(f"it takes more than {MOST_STEPS} steps")
+            raise _OtherError(f"it takes more than {MOST_STEPS} steps, and a tensor takes 33")
 
     def since_mark() -> list[Any]:
         nonlocal stack
@@ -293,7 +304,9 @@ def _fill(target: Any, items: list[Any]) -> None:
         raise TypeError("keys and values for what is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, (str, float, type(None))) and not (isinstance(key, int) and key.bit_length() <= 64):
-            raise TypeError(f"a dict's key is a {type(key).__name__}")
+            if isinstance(key, (list, dict)):  # which Python can't have saved
+                raise TypeError(f"a dict's key is a {type(key).__name__}")
+            raise _OtherError(f"a dict's key is a {_KEYS.get(type(key), type(key).__name__)}")
         target[key] = value
 
 
@@ -341,5 +354,4 @@ def _storage(persistent_id: Any) -> Storage:
 
 
 def _refused(wanted: str, file: str) -> RemapError:
-    fix = "It was not built. Save the bare state dict alone: `torch.save(model.state_dict(), FILE)`."
-    return refuse("LR105", f"{quoted(file)} wants to build {wanted}, which is no tensor.", fix)
+    return refuse("LR105", f"{quoted(file)} wants to build {wanted}, which is no tensor.", f"It was not built. {BARE}")

@@ -14,7 +14,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from llava_remap.checkpoint.catalog import Tensor
 from llava_remap.checkpoint.state_dict import StateDict, find_state_dict, place
-from llava_remap.checkpoint.torch_pickle import LARGEST, unpickle
+from llava_remap.checkpoint.torch_pickle import BARE, LARGEST, unpickle
 from llava_remap.checkpoint.wording import quoted
 from llava_remap.errors import RemapError, refuse
 
@@ -56,7 +56,8 @@ def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
         root = pickles[0].removesuffix("data.pkl")
         start, nbytes = _extent(stream, file, size, records[pickles[0]])
         if nbytes > LARGEST:
-            raise _corrupt(file, f"its `data.pkl` has {nbytes} bytes, more than {LARGEST}")
+            cause = f"{quoted(file.name)} holds more than tensors: its `data.pkl` has {nbytes} bytes, more than {LARGEST}."
+            raise refuse("LR106", cause, BARE)
         big_endian = _is_big_endian(stream, file, size, records.get(f"{root}byteorder"))
         stream.seek(start)
         state = find_state_dict(unpickle(stream, nbytes, file.name).value, file)
@@ -97,9 +98,8 @@ def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[i
     """
     name = quoted(record.filename)
     if record.compress_type != ZIP_STORED or record.flag_bits & _ENCRYPTED:
-        raise _corrupt(
-            file, f"its record {name} is compressed or encrypted, which torch never does", fix="Save it again with torch."
-        )
+        cause = f"in {quoted(file.name)} the record {name} is compressed or encrypted, which torch never does."
+        raise refuse("LR106", cause, "It was packed again by another program: save it with torch.")
     if record.compress_size != record.file_size:
         raise _corrupt(file, f"its record {name} has {record.file_size} bytes in one place and {record.compress_size} in another")
     if not 0 <= record.header_offset <= size - _LOCAL_HEADER.size:
@@ -133,5 +133,5 @@ def _is_big_endian(stream: BinaryIO, file: Path, size: int, record: ZipInfo | No
     return order == b"big"
 
 
-def _corrupt(file: Path, why: str, *names: str, fix: str = "Download or copy it again.") -> RemapError:
-    return refuse("LR102", f"{quoted(file.name)} is corrupt: {why}.", fix, names)
+def _corrupt(file: Path, why: str, *names: str) -> RemapError:
+    return refuse("LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names)

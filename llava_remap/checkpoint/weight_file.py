@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llava_remap.checkpoint.catalog import Tensor
 from llava_remap.checkpoint.safetensors_file import read_safetensors
+from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.state_dict import StateDict
 from llava_remap.checkpoint.strict_json import LARGEST
 from llava_remap.checkpoint.torch_legacy import read_torch_legacy
@@ -40,8 +41,9 @@ def read_weight_file(file: Path) -> WeightFile:
     """The tensors of `file`.
 
     Raises:
-        RemapError: LR101, LR102, LR105, LR106.
+        RemapError: LR100 where it can't be read, LR101, LR102, LR105, LR106.
     """
+    has_file(file)  # to open a pipe would wait for ever
     with file.open("rb") as stream:
         head = stream.read(512)
     if head.startswith(_LFS):

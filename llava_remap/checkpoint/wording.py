@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llava_remap.errors import RemapError, refuse
+from llava_remap.fold import printable
 
 
 def quoted(text: str) -> str:
@@ -30,5 +31,8 @@ def several(names: Iterable[str], most: int = 3) -> str:
 def unreadable(error: OSError, path: Path) -> RemapError:
     """LR102 for what the disk fails to read, LR100 for what isn't there or mustn't be read."""
     code = "LR102" if error.errno == errno.EIO else "LR100"
-    cause = f"{quoted(str(error.filename or path))} can't be read: {error.strerror or error}."
-    return refuse(code, cause, "Check the path and its permissions.")
+    where = str(error.filename or path)
+    where = where if len(where) <= 120 else "..." + where[-117:]  # its end names the file
+    cause = f"{quoted(where)} can't be read: {printable(error.strerror or str(error))}."
+    fix = "Check the path and its permissions. What isn't to count, take away; links need what they lead to (`cp -rL` copies it)."
+    return refuse(code, cause, fix)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import read_beside
+from llava_remap.checkpoint import has_file, read_beside, read_text
 from llava_remap.errors import Problem
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.make import generation_config
@@ -65,7 +65,7 @@ def keep_files(
 def kept_notes(folder: Path | None, vocabulary: Vocabulary | None) -> list[Problem]:
     """LR408 for a source without what a processor is made of; nothing is made up for it."""
     absent = ["the tokenizer"] if vocabulary is None else []
-    if folder is None or not any((folder / file).is_file() for file in (PROCESSOR, PREPROCESSOR)):
+    if folder is None or not any(has_file(folder / file) for file in (PROCESSOR, PREPROCESSOR)):
         absent.append("the image processor")
     if not absent:
         return []
@@ -93,7 +93,7 @@ def _for_both(content: Mapping[str, Any], class_name: str | None) -> dict[str, A
 
 def _chat_template(folder: Path, processor: Mapping[str, Any]) -> str | None:
     """The chat template, wherever the version that saved it put it: the processor's before the tokenizer's."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if has_file(path := folder / "chat_template.jinja"):
+        return read_text(path)
     said = (read_beside(folder, "chat_template.json"), processor, read_beside(folder, "tokenizer_config.json"))
     return next((found for content in said if isinstance(found := content.get("chat_template"), str)), None)

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from llava_remap.cache import cached
-from llava_remap.checkpoint import BESIDE, read_object
+from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object
 from llava_remap.errors import Problem
 from llava_remap.folder.chat_template import check_special_tokens, sample_prompts, turn_end
 from llava_remap.folder.json_file import json_bytes, write_json
@@ -105,7 +105,7 @@ def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     found = ((name, folder / name) for name in names)
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found if path.is_file()}
+    return {name: hashlib.sha256(read_file(path)).hexdigest() for name, path in found if has_file(path)}
 
 
 def _make(parts: Parts, scratch: Path) -> list[Problem]:
@@ -155,7 +155,7 @@ def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:
         RemapError: LR113 where it isn't a JSON object.
     """
     for folder in folders:
-        if (folder / "generation_config.json").is_file():
+        if has_file(folder / "generation_config.json"):
             fix = "Replace it by the original one, or take it away."
             return read_object(folder / "generation_config.json", "LR113", fix, unique=False)
     return {}

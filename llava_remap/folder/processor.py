@@ -9,7 +9,7 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import read_object
+from llava_remap.checkpoint import has_file, read_object
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
@@ -29,7 +29,7 @@ _REPLACE = "Replace the file by the original one."
 
 def find_image_processor(folders: Sequence[Path]) -> Path | None:
     """The first of the sources' folders that has an image processor's file."""
-    return next((folder for folder in folders if (folder / PREPROCESSOR).is_file()), None)
+    return next((folder for folder in folders if has_file(folder / PREPROCESSOR)), None)
 
 
 def stock_image_processor(tower: Tower) -> dict[str, Any]:
@@ -38,6 +38,19 @@ def stock_image_processor(tower: Tower) -> dict[str, Any]:
     square = {"height": side, "width": side}
     sizes = {"size": {"shortest_edge": side}, "crop_size": square} if kind == "clip_vision_model" else {"size": square}
     return {**IMAGE_PROCESSORS[kind], **sizes}
+
+
+def stock_notes(rules: Processor | None, target: TargetConfig) -> list[Problem]:
+    """LR611 where the stock image processor is written: the tower's tensors don't show how its pictures were normalised."""
+    if rules is None or rules.class_ is None:
+        return []
+    stock = _changed(stock_image_processor(target.tower), target.image_processor)
+    said = ", ".join(f"{key} {stock[key]}" for key in ("image_mean", "image_std", "size") if key in stock)
+    cause = (
+        f"no source has a {PREPROCESSOR}, so that of the stock towers of this kind ({target.tower.facts['model_type']}) is "
+        f"written, with the tower's image size: {said}. Whether this tower was trained with it isn't known."
+    )
+    return [Problem("LR611", cause, f"If it wasn't, put its {PREPROCESSOR} beside the tower's weights and convert again.")]
 
 
 def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import BESIDE, read_beside
+from llava_remap.checkpoint import BESIDE, has_file, read_beside, read_file, read_text
 from llava_remap.errors import RemapError, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
@@ -84,8 +83,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     config |= {role: text for role in ROLES if (text := token_text(roles.get(role))) is not None}
     named = config.get("tokenizer_class")
     whole, model = folder / "tokenizer.json", folder / "tokenizer.model"
-    if whole.is_file():
-        tokenizer = Tokenizer.from_str(whole.read_text(encoding="utf-8"))
+    if has_file(whole):
+        tokenizer = Tokenizer.from_str(read_text(whole))
         tokenizer.no_truncation()  # a prompt is never cut, whatever was baked in
         tokenizer.no_padding()
         added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
@@ -97,9 +96,9 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         else:
             config = _without_flags(config)
         source = _copied(tokenizer, config, added, images)
-        if named not in LLAMA or not model.is_file():
+        if named not in LLAMA or not has_file(model):
             return source
-        return replace(source, other=LlamaTokenizer(model.read_bytes(), added, roles | config).encode)
+        return replace(source, other=LlamaTokenizer(read_file(model), added, roles | config).encode)
     import transformers
 
     # A general class, made by the model's type, would cut words otherwise.
@@ -107,21 +106,21 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         config = {**TOKENIZERS.get(text_model_type, {}), **config}
         config["tokenizer_class"] = named = TOKENIZERS.get(text_model_type, {}).get("tokenizer_class")
     added = _added(vocabulary, config, {})
-    if named in LLAMA and model.is_file():
-        plain = LlamaTokenizer(model.read_bytes(), added, roles | config)
+    if named in LLAMA and has_file(model):
+        plain = LlamaTokenizer(read_file(model), added, roles | config)
         made = {f"{role}_token": text for role, text in plain.roles.items()}
         adds = {"add_bos_token": bool(plain.before), "add_eos_token": bool(plain.behind)}
         config = {**config, **made, **adds, "legacy": plain.legacy}
         added = _added(vocabulary, config, {})
-        reference = LlamaTokenizer(model.read_bytes(), added, roles | config)
+        reference = LlamaTokenizer(read_file(model), added, roles | config)
         return SourceTokenizer(reference.encode, [(reference.backend(images), reference.seen(images))], config, added)
-    if not model.is_file():
+    if not has_file(model):
         config = _without_flags(config)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)  # only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer
         for file in BESIDE["tokenizer"]:
-            if (folder / file).is_file():
-                shutil.copyfile(folder / file, scratch / file)
+            if has_file(folder / file):
+                (scratch / file).write_bytes(read_file(folder / file))
         none = dict.fromkeys(role for role in ROLES if role in own and own[role] is None)  # a class may have one for it
         write_json(scratch / "tokenizer_config.json", {**none, **config})
         if named is None:
@@ -130,10 +129,10 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     tokenizer = Tokenizer.from_str(opened.backend_tokenizer.to_str())
     config |= {role: str(token) for role in ROLES if (token := getattr(opened, role, None)) is not None}
     added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
-    if not model.is_file():
+    if not has_file(model):
         return _copied(tokenizer, config, added, images)
     as_it_adds = {**config, "legacy": True, "add_bos_token": opened("")["input_ids"] != []}
-    reference = LlamaTokenizer(model.read_bytes(), added, as_it_adds)
+    reference = LlamaTokenizer(read_file(model), added, as_it_adds)
     return SourceTokenizer(reference.encode, [(tokenizer, ())], config, added)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from llava_remap.checkpoint import has_file, read_file
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
@@ -193,7 +193,7 @@ def _write(
     model = vocabulary.folder / "tokenizer.model"
     if source.config.get("tokenizer_class") in LLAMA:
         config.setdefault("padding_side", "left")
-        if model.is_file():
+        if has_file(model):
             config.setdefault("legacy", True)  # an absent key means true in transformers 4, false in 5
     config["tokenizer_class"] = CLASS
     if processor_class is not None:
@@ -207,5 +207,5 @@ def _write(
         write_json(folder / "vocab.json", content["model"]["vocab"])
         merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"])
         (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    if model.is_file():  # slow tokenizers and llama.cpp read it
-        shutil.copyfile(model, folder / "tokenizer.model")
+    if has_file(model):  # slow tokenizers and llama.cpp read it
+        (folder / "tokenizer.model").write_bytes(read_file(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import re
+import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Set
@@ -20,13 +20,14 @@ from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_fo
 from llava_remap.checkpoint.shards import read_weight_map, shards_beside
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
+from llava_remap.hub.cache_folder import check_cache, check_inside, check_noted, snapshot_folder
+from llava_remap.hub.guard import COMMIT, guarded
 from llava_remap.hub.refusal import explain, not_cached
 from llava_remap.hub.repository import Repository
 from llava_remap.threads import result
 
 #: Seconds until the hub counts as out of reach. By default `model_info` would wait for ever.
 _TIMEOUT = 10
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,12 @@ def download(repository: Repository, use: Collection[str], *, name: str, offline
 
     Raises:
         RemapError: LR100 for a repository without weights, LR103 for an index at odds with the repository, LR114 for anything
-            that keeps the hub from giving the files, LR502 for a full disk.
+            that keeps the hub from giving the files, for answers that no hub gives, and for what leads out of the cache; LR502
+            for a full disk.
     """
     if offline:
         return _from_cache(repository, use, name)
+    check_cache(repository, name)
     try:
         return _interruptible(lambda: _from_hub(repository, use, name))
     except RemapError:
@@ -98,21 +101,26 @@ def _interruptible(call: Callable[[], Snapshot]) -> Snapshot:
 def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapshot:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-    with _quiet(bars=False):
+    with _quiet(bars=False), guarded():
         info = HfApi().model_info(repository.id, revision=repository.revision, timeout=_TIMEOUT)
         there = {sibling.rfilename for sibling in info.siblings or ()}
         commit = str(info.sha)
-        if not _COMMIT.fullmatch(commit):
+        if not COMMIT.fullmatch(commit):
             raise ValueError("the answer names no commit")
 
         def fetch(file: str) -> Path:
-            return Path(hf_hub_download(repository.id, file, revision=commit))
+            # In the place where it has to lie by its name, and nowhere else.
+            hf_hub_download(repository.id, file, revision=commit)
+            return snapshot_folder(repository, commit) / file
 
         beside = [file for file in files_for(use) if file in there]
         # This notes in the cache which commit the revision is, and what there is, for a job without a network. Should the branch
         # have moved just now, the note is of another commit; what is taken here is not.
         snapshot_download(repository.id, revision=repository.revision, allow_patterns=_literally(beside))
-        weights = _weights(there, fetch) if "tensors" in use else []
+        try:
+            weights = _weights(there, fetch) if "tensors" in use else []
+        except RemapError as error:  # of an index
+            raise RemapError(replace(p, cause=f"of {quoted(str(repository))}: {p.cause}") for p in error.problems) from None
     if weights is None:
         if foreign := explain_folder(Listing.of_repository(repository.id, repository.revision, there)):
             raise foreign
@@ -127,10 +135,13 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
     if not files:
         cause = f"{quoted(str(repository))} has none of the files that are wanted of it: {', '.join(sorted(use))}."
         raise refuse("LR100", cause, "Give another repository, or a local folder.")
-    with _quiet(bars=sys.stderr.isatty()):
-        paths = [fetch(file) for file in files]
-    folder = paths[0].parents[files[0].count("/")]
-    return Snapshot(folder, repository.id, commit, tuple(files), cached=False)
+    with _quiet(bars=sys.stderr.isatty()), guarded():
+        for file in files:
+            path = fetch(file)
+            check_inside(repository, name, path)
+            if not path.is_file():
+                raise ValueError(f"{file} isn't where it was downloaded to")
+    return Snapshot(snapshot_folder(repository, commit), repository.id, commit, tuple(files), cached=False)
 
 
 def _from_cache(repository: Repository, use: Collection[str], name: str, why: str | None = None) -> Snapshot:
@@ -138,21 +149,30 @@ def _from_cache(repository: Repository, use: Collection[str], name: str, why: st
     from huggingface_hub import snapshot_download
 
     beside, revision = files_for(use), repository.revision
+    check_cache(repository, name)
     try:
+        check_noted(repository, name)
         with _quiet(bars=False):
             patterns = _literally(beside)
             found = snapshot_download(repository.id, revision=revision, allow_patterns=patterns, local_files_only=True)
-        folder = Path(found)
-        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        folder = snapshot_folder(repository, Path(found).name)
+        there = _names(folder)
         weights = _weights(there, lambda file: folder / file) if "tensors" in use else []
     except OSError as error:  # the library's LocalEntryNotFoundError is one too
         raise not_cached(repository, name, why, error) from None
     files = [file for file in beside if file in there]
     if weights is None or not (files or weights):
         raise not_cached(repository, name, why)
-    if absent := [file for file in weights if file not in there]:
+    files = sorted({*files, *weights})
+    if absent := [file for file in files if not (folder / file).is_file()]:
         raise not_cached(repository, name, why, lacking=absent)
-    return Snapshot(folder, repository.id, folder.name, tuple(sorted({*files, *weights})), cached=True)
+    return Snapshot(folder, repository.id, folder.name, tuple(files), cached=True)
+
+
+def _names(folder: Path) -> Set[str]:
+    """The files in a snapshot, those too that are links to what was deleted: what is there by name isn't absent."""
+    found = (Path(above, file) for above, _, files in os.walk(folder) for file in files)
+    return {path.relative_to(folder).as_posix() for path in found}
 
 
 def _weights(there: Set[str], fetch: Callable[[str], Path]) -> list[str] | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.hub.guard import BadAnswerError
 from llava_remap.hub.repository import Repository
 
 _LOG_IN = "log in: `hf auth login`, or set HF_TOKEN"
@@ -26,6 +27,9 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[Proble
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     hub, text = HfApi().endpoint, quoted(str(repository))
+    if bad := next((each for each in _chain(error) if isinstance(each, BadAnswerError)), None):
+        fix = f"See what HF_ENDPOINT is set to, and who runs that server. {_elsewhere(name)}"
+        return Problem("LR114", f"{text} can't be downloaded: {hub} {bad}.", fix), False
     if local := _of_the_disk(error):
         return local, False
     error = next((each for each in _chain(error) if isinstance(each, HfHubHTTPError)), error)

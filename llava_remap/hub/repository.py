@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
-_REPOSITORY = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_REPOSITORY = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
 #: The folder that a hub's cache has for a repository.
 _CACHED = re.compile(rf"(?:^|[/\\])models--(?P<owner>{_PART}?)--(?P<name>{_PART})(?:[/\\]|$)", re.ASCII)
 #: Characters; the hub's own limit for `ORG/NAME`.

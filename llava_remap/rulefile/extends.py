@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llava_remap.errors import refuse
+from llava_remap.regular_file import is_regular_file
 from llava_remap.rulefile.schema import ORIGINS, SCHEMA_VERSIONS
 from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 
@@ -169,11 +171,17 @@ def shown(path: Path) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; a name that can't be one is none."""
+    """Whether there is a file. A folder may have the name of a shipped rule file, written without its `.yaml`.
+
+    Raises:
+        RemapError: LR200 where the name is there and can't be read as a file.
+    """
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a zero byte
-        return False
+        return is_regular_file(path)
+    except OSError as error:
+        if error.errno == errno.EISDIR and path.suffix not in (".yaml", ".jinja"):
+            return False
+        raise refuse("LR200", f"`{path}` can't be read: {error.strerror}.", "Put the file there, or take it away.") from None
 
 
 def _check_version(root: Node) -> None:

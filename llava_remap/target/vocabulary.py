@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import read_beside
+from llava_remap.checkpoint import has_file, read_beside
 from llava_remap.errors import Problem, refuse
 from llava_remap.rulefile import Token
 
@@ -65,14 +65,14 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 def _read(folder: Path) -> Vocabulary | None:
     added: dict[str, int] = {}
-    if (folder / "tokenizer.json").is_file():
+    if has_file(folder / "tokenizer.json"):
         content = read_beside(folder, "tokenizer.json")
         words = content["model"]["vocab"]
         base = dict(words) if isinstance(words, dict) else {word: i for i, (word, _) in enumerate(words)}
         added |= {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-    elif (folder / "tokenizer.model").is_file():
+    elif has_file(folder / "tokenizer.model"):
         base = _sentencepiece(folder / "tokenizer.model")
-    elif (folder / "vocab.json").is_file():
+    elif has_file(folder / "vocab.json"):
         base = read_beside(folder, "vocab.json")
     else:
         return None

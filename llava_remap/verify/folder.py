@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_ob
 from llava_remap.errors import Problem, RemapError
 from llava_remap.execute import INDEX, FileDigest, Recipe, digest_files
 from llava_remap.record import RECORD, Record
+from llava_remap.regular_file import is_regular_file
 from llava_remap.verify.compare import compare
 from llava_remap.verify.strict import strict_load
 
@@ -118,19 +120,18 @@ def file_problems(folder: Path, record: Record, on_progress: Callable[[int], Non
     """
     try:
         every = {path.name for path in folder.iterdir()}
-        there = {name for name in every if (folder / name).is_file()}
+        gone = {name: reason for name in record.outputs if (reason := _gone(folder / name)) is not None}
     except OSError as error:
         raise unreadable(error, folder) from None
     digests: dict[str, FileDigest] = {}
     for kind in sorted({wanted.kind for wanted in record.outputs.values()}):
-        files = [folder / name for name, wanted in record.outputs.items() if name in there and wanted.kind == kind]
+        files = [folder / name for name, wanted in record.outputs.items() if name not in gone and wanted.kind == kind]
         digests |= {path.name: digest for path, digest in digest_files(files, on_progress, kind).items()}
     rows = []
     for name, wanted in sorted(record.outputs.items()):
-        have = digests.get(name)
-        if have is None:
-            rows.append((name, "is gone"))
-        elif have.nbytes != wanted.nbytes:
+        if name in gone:
+            rows.append((name, gone[name]))
+        elif (have := digests[name]).nbytes != wanted.nbytes:
             rows.append((name, f"has {have.nbytes:,} bytes, the record says {wanted.nbytes:,}"))
         elif have != wanted:
             rows.append((name, f"has {wanted.kind} {have.digest[:12]}…, the record says {wanted.digest[:12]}…"))
@@ -139,6 +140,20 @@ def file_problems(folder: Path, record: Record, on_progress: Callable[[int], Non
         return []
     cause = f"{folder} has {len(rows)} file{'s' if len(rows) > 1 else ''} that {'are' if len(rows) > 1 else 'is'} not as written."
     return [Problem("LR603", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]
+
+
+def _gone(path: Path) -> str | None:
+    """What is to be said of a file that isn't there any more, be it that something else is; None where it is there.
+
+    Raises:
+        OSError: where it mustn't be read, or the disk fails.
+    """
+    try:
+        return None if is_regular_file(path) else "is gone"
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EIO):
+            raise
+        return f"is gone: {error.strerror}"
 
 
 def _is_loaded(name: str) -> bool:

@@ -110,7 +110,7 @@ def test_other_ways_to_build_are_refused(code: bytes) -> None:
     [
         b"", b".", b"0.", b"(.", b"h\x00.", b"]\x94s.", b"}(K\x01e.", b"}(K\x01u.", b"]K\x01K\x02s.", b"K\x01\x85\x86.", b"\x93.",
         b"NNR.", b"ctorch\nSize\nNR.", b"ctorch\nSize\n(tR)R.", b"NQ.", b")Q.", b"((lK\x01tQ.", b"X\xff\xff\xff\x7fab.", b"\x80",
-        b"\x8a\xff.", b"\x8b\xff\xff\xff\x7f.", b"\x8e" + b"\xff" * 8 + b".", b"I" + b"9" * 6000 + b"\n.", b"}))s.", b"}]]s.",
+        b"\x8a\xff.", b"\x8b\xff\xff\xff\x7f.", b"\x8e" + b"\xff" * 8 + b".", b"I" + b"9" * 6000 + b"\n.", b"}]]s.",
         b"\xff.", b"d.", b"(NNNd.", b"X\x01\x00\x00\x00\xff.", b"S'a\n.", b"Inot\n.", b"ctorch\n", b"K\x01",
         b"ctorch._utils\n_rebuild_tensor\n(NK\x00))tR.", b"ccollections\nOrderedDict\n((K\x01ltR.",
     ],
@@ -119,6 +119,22 @@ def test_broken_pickles(code: bytes) -> None:
     with pytest.raises(RemapError) as caught:
         machine(code)
     assert caught.value.problems[0].code == "LR102"
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [((), "tuple"), ((1, "a"), "tuple"), (b"", "bytes"), (2**70, "number of more than 64 bits"), (torch.Size, "")],
+)
+def test_keys_that_no_state_dict_has(key: Any, kind: str) -> None:
+    """The file is whole, so nobody is told to download it again."""
+    data = pickle.dumps({"x": {key: 1}}, 4)
+    with pytest.raises(RemapError) as caught:
+        machine(data)
+    (problem,) = caught.value.problems
+    assert problem.code == "LR106"
+    assert f"holds something else than a state dict: a dict's key is a {kind or 'class or function'}" in problem.cause
+    assert "torch.save(model.state_dict()" in problem.fix
+    assert "again" not in problem.message
 
 
 def test_a_key_of_nested_tuples_is_not_hashed() -> None:

@@ -150,7 +150,7 @@ def test_zip_that_torch_did_not_write(tmp_path: Path) -> None:
         for record in old.infolist():
             new.writestr(record.filename, old.read(record))
     problem = refusal(file)
-    assert problem.code == "LR102"
+    assert problem.code == "LR106"
     assert "compressed" in problem.cause
 
 

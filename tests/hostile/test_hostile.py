@@ -18,14 +18,14 @@ from .make import CASES, MARKER
 CORRUPT = "LR102"
 CODES = {
     "LR100": (
-        "device_as_weights file_names_that_steer_a_terminal folder_as_weights index_of_names_too_long link_to_itself_as_weights "
-        "nothing_at_all pipe_as_weights"
+        "device_as_weights file_names_that_steer_a_terminal folder_as_weights index_of_a_link_in_a_circle index_of_a_pipe "
+        "index_of_its_folder link_to_itself_as_weights nothing_at_all pipe_as_weights"
     ),
     "LR101": "git_lfs_pointer git_lfs_pointers_as_shards",
     "LR103": (
-        "empty_index index_nested_100000 index_of_a_link_in_a_circle index_of_400000_tensors index_of_a_pipe "
-        "index_of_files_above_it index_of_files_elsewhere index_of_files_on_another_drive index_of_its_folder index_of_lists "
-        "index_of_names_with_zero_bytes index_of_numbers index_of_tensors_that_are_not_there index_that_is_a_list "
+        "empty_index index_nested_100000 index_of_400000_tensors index_of_files_above_it index_of_files_elsewhere "
+        "index_of_files_on_another_drive index_of_lists index_of_names_too_long index_of_names_with_zero_bytes "
+        "index_of_numbers index_of_tensors_that_are_not_there index_that_is_a_list "
         "index_that_is_empty index_with_a_name_twice"
     ),
     "LR105": (
@@ -33,15 +33,16 @@ CODES = {
         "pickle_that_calls_os_system"
     ),
     "LR106": (
-        "dtype_unknown legacy_nested_100000 pickle_nested_100000 pickle_of_laughs pickle_of_nested_tuples "
-        "pickle_that_holds_itself zip_with_two_pickles"
+        "dtype_unknown legacy_nested_100000 pickle_compressed pickle_nested_100000 pickle_of_a_million_lists pickle_of_laughs "
+        "pickle_of_nested_tuples pickle_that_copies pickle_that_holds_itself pickle_with_a_nested_key storage_compressed "
+        "zip_with_two_pickles"
     ),
     "LR113": (
         "adapter_nested_100000 adapter_of_a_rank_of_5000_digits config_a_list config_empty config_nested_100000 config_not_utf8 "
         "config_of_1_gb config_of_5000_digits config_of_no_number merges_of_1_tb sentencepiece_model_of_1_tb"
     ),
     "LR115": "adapter_of_another_kind adapter_with_infinite_alpha",
-    "LR200": "rules_from_a_device rules_from_a_pipe",
+    "LR200": "rules_from_a_device rules_from_a_pipe rules_of_a_device_name",
     "LR201": (
         "rules_nested_100000 rules_nested_by_indents rules_not_utf8 rules_of_1_gb rules_of_a_key_of_lists rules_of_huge_numbers "
         "rules_of_laughs rules_that_call_os_system rules_that_extend_what_is_no_rule_file rules_that_steer_a_terminal "
@@ -49,7 +50,7 @@ CODES = {
     ),
     "LR202": "rules_with_a_group_too_many",
     "LR206": "rules_that_run_away",
-    "LR210": "rules_of_a_device_name rules_that_extend_themselves",
+    "LR210": "rules_that_extend_themselves",
     # What can be read, and is no model's: `inspect` says that no rule file fits, and `apply` this.
     "LR305": "header_of_spaces names_that_climb names_that_steer_a_terminal names_with_zero_bytes",
 }

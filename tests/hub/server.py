@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 
@@ -50,6 +52,11 @@ class Hub:
         stalled: name of a file of which only half is sent, until the server is stopped.
         stalling: set once half of it is sent.
         short: announce that a file has so many bytes less than it has, and send no more, by file name.
+        twist: gets method, path, status and headers of every answer, and gives the status and headers that are sent.
+        facts: gets what is said as JSON of a repository or its files, and gives what is sent.
+        endless: name of a file of which no size is told, and which ends only when the client hangs up.
+        sent: bytes of it that were sent.
+        told: the `Authorization` of every request that had one, with its path.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -61,6 +68,13 @@ class Hub:
     cuts: int = 0
     short: dict[str, int] = field(default_factory=dict)
     stalled: str = ""
+    twist: Callable[[str, str, int, dict[str, str]], tuple[int, dict[str, str]]] = field(
+        default=lambda method, path, status, headers: (status, headers)
+    )
+    facts: Callable[[Any], Any] = field(default=lambda content: content)
+    endless: str = ""
+    sent: int = 0
+    told: list[tuple[str, str]] = field(default_factory=list)
     stalling: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -106,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.state.asked.append((self.command, path))
+        if token := self.headers.get("Authorization"):
+            self.state.told.append((token, path))
         if self.state.status is not None:
             return self._answer(self.state.status)
         parts = path.strip("/").split("/")
@@ -139,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def _json(self, content: object) -> None:
-        body = self.state.garbage if self.state.garbage is not None else json.dumps(content).encode()
+        body = self.state.garbage if self.state.garbage is not None else json.dumps(self.state.facts(content)).encode()
         self._answer(200, {"Content-Type": "application/json"}, body)
 
     def _file(self, name: str, data: bytes, commit: str) -> None:
@@ -154,9 +170,24 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET" and name in self.state.cut and self.state.cuts > 0:
             self.state.cuts -= 1
             cut = self.state.cut[name]
+        if self.command == "GET" and name == self.state.endless:
+            self._send_without_end(headers)
+            return
         if self.command == "GET" and name == self.state.stalled:
             cut = len(data) // 2
         self._answer(206 if wanted else 200, headers, data[start:], cut, stall=name == self.state.stalled)
+
+    def _send_without_end(self, headers: dict[str, str]) -> None:
+        self.send_response(200)
+        for key, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        block = bytes(2**20)
+        with contextlib.suppress(OSError):
+            while not self.state.stopped.is_set():
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
+                self.state.sent += len(block)
+        self.close_connection = True
 
     def _answer(
         self,
@@ -167,8 +198,10 @@ class _Handler(BaseHTTPRequestHandler):
         *,
         stall: bool = False,
     ) -> None:
+        said = {**(headers or {}), "Content-Length": str(len(body))}
+        status, said = self.state.twist(self.command, unquote(urlsplit(self.path).path), status, said)
         self.send_response(status)
-        for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+        for key, value in said.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
