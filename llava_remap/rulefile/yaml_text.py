@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,8 @@ from llava_remap.errors import refuse
 MAX_NBYTES = 1_000_000
 #: Levels of nesting; the rule language needs seven.
 MAX_DEPTH = 50
+#: Values, lists and mappings included. The largest shipped rule file has 500; a file of 3,000 rules with their tests has so many.
+MAX_NODES = 20_000
 _OTHER = "Mend it there, if this is the rule file that you mean."
 #: A template without quotes. Where it begins with a brace, or stands inside `{…}` or `[…]`, YAML reads its fields as mappings.
 _UNQUOTED = re.compile(r"(?<![\w.'\"}])[\w.]*\{\w+(?::int|\.\.\.)?\}(?:[\w.]|\{\w+(?::int|\.\.\.)?\})*")
@@ -100,7 +103,11 @@ def read_yaml(path: Path, shown: str) -> Node:
 def parse_yaml(text: str, shown: str) -> Node:
     """As `read_yaml`, from text."""
     try:
-        root = _document(iter(yaml.parse(text, Loader=LOADER)), shown)
+        # A value is an event, a list or mapping two, and one that is too many ends what is read.
+        events = list(islice(yaml.parse(text, Loader=LOADER), 2 * MAX_NODES + 1))
+        if len(events) > 2 * MAX_NODES:
+            raise refuse("LR201", f"{shown}:1:1 the file has more than {MAX_NODES} values.", _OTHER)
+        root = _document(iter(events), shown)
     except yaml.MarkedYAMLError as error:
         place = error.problem_mark or error.context_mark
         cause = f"{_mark(place, shown)} not valid YAML: {error.problem or error.context}."
