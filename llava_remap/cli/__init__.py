@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from llava_remap.cli.signals import asked_to_end, leave, listen
+from llava_remap.escaped import escaped_output, printable_lines
 
 
 def main() -> None:
@@ -23,7 +24,8 @@ def main() -> None:
     try:
         from llava_remap.cli.commands import app
 
-        app(standalone_mode=True)
+        with escaped_output():
+            app(standalone_mode=True)
     except BaseException as error:  # what a library's Rust code raises is no `Exception`
         if asked_to_end() or isinstance(error, KeyboardInterrupt):  # whatever a library may have made of it
             leave(error.code if isinstance(error, SystemExit) else None)
@@ -34,7 +36,7 @@ def main() -> None:
             sys.exit(1)
         if os.environ.get("LLAVA_REMAP_TRACEBACK"):
             raise
-        print(f"Internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(printable_lines(f"Internal error: {type(error).__name__}: {error}"), file=sys.stderr)
         print("Please report it, with what LLAVA_REMAP_TRACEBACK=1 shows.", file=sys.stderr)
         sys.exit(1)
 

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Set
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -19,6 +19,7 @@ from llava_remap.checkpoint.form import choose_form, no_form
 from llava_remap.checkpoint.shards import missing_shards, read_weight_map
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
+from llava_remap.escaped import raw
 from llava_remap.hub.refusal import explain, not_cached
 from llava_remap.hub.repository import Repository
 from llava_remap.threads import result
@@ -124,7 +125,7 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
     if not files:
         cause = f"{quoted(str(repository))} has none of the files that are wanted of it: {', '.join(sorted(use))}."
         raise refuse("LR100", cause, "Give another repository, or a local folder.")
-    with _quiet(bars=sys.stderr.isatty()):
+    with _quiet(bars=sys.stderr.isatty()), redirect_stderr(raw(sys.stderr)):  # bars are drawn
         paths = [fetch(file) for file in files]
     folder = paths[0].parents[files[0].count("/")]
     return Snapshot(folder, repository.id, commit, tuple(files), cached=False)

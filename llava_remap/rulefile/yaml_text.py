@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,11 +102,7 @@ def read_yaml(path: Path, shown: str) -> Node:
 def parse_yaml(text: str, shown: str) -> Node:
     """As `read_yaml`, from text."""
     try:
-        # A value is an event, a list or mapping two, and one that is too many ends what is read.
-        events = list(islice(yaml.parse(text, Loader=LOADER), 2 * MAX_NODES + 1))
-        if len(events) > 2 * MAX_NODES:
-            raise refuse("LR201", f"{shown}:1:1 the file has more than {MAX_NODES} values.", _OTHER)
-        root = _document(iter(events), shown)
+        root = _document(_counted(yaml.parse(text, Loader=LOADER), shown), shown)
     except yaml.MarkedYAMLError as error:
         place = error.problem_mark or error.context_mark
         cause = f"{_mark(place, shown)} not valid YAML: {error.problem or error.context}."
@@ -129,6 +124,14 @@ def _unquoted(text: str, *marks: Any) -> str:
 
 def _mark(mark: Any, shown: str) -> Mark:
     return Mark(shown, mark.line + 1, mark.column + 1) if mark else Mark(shown, 1, 1)
+
+
+def _counted(events: Iterator[Any], shown: str) -> Iterator[Any]:
+    """Events, as long as there aren't too many: a value has one, a list or mapping two."""
+    for number, event in enumerate(events):
+        if number > 2 * MAX_NODES:
+            raise refuse("LR201", f"{shown}:1:1 the file has more than {MAX_NODES} values.", _OTHER)
+        yield event
 
 
 def _document(events: Iterator[Any], shown: str) -> Node:
