@@ -129,7 +129,7 @@ def test_apply_verify_and_back(here: Path, main: Main) -> None:
     assert harmless(main("revert", out, "--output", "back"), "\\x1b[31m").code == 0
     reverse = ("apply", "llava-v1.5", "--reverse", "--source", out, "--output", "back2")
     assert harmless(main(*reverse), "\\x1b[31m").code == 0
-    assert harmless(main("inspect", out), "\\x1b[31m").code == 0
+    assert harmless(main("inspect", out), "LR109", "\\x1b[31m").code == 1
     Path(out, f"{EVIL_PATH}.json").write_text("{}")
     Path(out, "config.json").unlink()
     assert harmless(main("verify", out), "LR603", "\\x1b[31m").code == 1
