@@ -1,4 +1,4 @@
-"""SIGKILL at every kind of moment: no folder ever looks finished and isn't, and `--resume` ends with the same bytes."""
+"""SIGKILL, signals and full disks at every kind of moment: what looks finished is, and `--resume` ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Jobs:
             program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
         )
         self._answer()
+        self.said: list[str] = []
         self.numbers = itertools.count()
         self.moments = self.carry_out(Try(str(folder / "whole")))
         self.wanted = contents(folder / "whole")
@@ -52,7 +53,8 @@ class Jobs:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(attempt)) + "\n")
         self._process.stdin.flush()
-        return self._answer() or []
+        passed, self.said = self._answer()
+        return list(passed)
 
     def new(self) -> Path:
         return self.folder / str(next(self.numbers))
@@ -164,6 +166,38 @@ def test_killed_anywhere_for_longer(jobs: Jobs) -> None:
     moments = random.Random()
     for _ in range(500):
         killed_anywhere(jobs, moments)
+
+
+def ended_anywhere(jobs: Jobs, moments: random.Random, what: str) -> None:
+    """What ends it in order leaves weight files that are finished and the claim, or nothing at all."""
+    folder = jobs.new()
+    step = moments.randint(1, len(jobs.moments))
+    passed = jobs.carry_out(Try(str(folder), step=step, what=what, jobs=moments.choice((1, 2))))
+    there = contents(folder) if folder.is_dir() else {}
+    if passed:  # nothing that needs room came behind the step
+        assert there == jobs.wanted
+    elif there.keys() != jobs.wanted.keys():  # else the signal came behind the last step
+        assert jobs.said == [{"full": "LR502", "SIGINT": "KeyboardInterrupt", "SIGTERM": "SystemExit"}[what]]
+        assert not folder.exists() or there.keys() - {CLAIM} <= jobs.weights
+        assert not folder.exists() or there.keys() > {CLAIM}
+        assert {name: digest for name, digest in there.items() if name != CLAIM}.items() <= jobs.wanted.items()
+    gone_on_with(jobs, folder)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("what", ["full", "SIGINT", "SIGTERM"])
+def test_ended_anywhere(what: str, jobs: Jobs) -> None:
+    moments = random.Random(3)
+    for _ in range(12):
+        ended_anywhere(jobs, moments, what)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["full", "SIGINT", "SIGTERM"])
+def test_ended_anywhere_for_longer(what: str, jobs: Jobs) -> None:
+    moments = random.Random()
+    for _ in range(300):
+        ended_anywhere(jobs, moments, what)
 
 
 def test_a_claim_that_is_torn_again_and_again(jobs: Jobs) -> None:
