@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 #: Seconds of processor time, and bytes of memory, beyond what the imports took.
-SECONDS, NBYTES = 5, 500_000_000
+SECONDS, NBYTES = 2, 500_000_000
 _MEGABYTE = 1_000_000
 #: The exit code for want of memory.
 _NO_MEMORY = 3

@@ -17,7 +17,7 @@ def test_what_keeps_within_the_bounds_is_answered() -> None:
 
 @pytest.mark.parametrize(
     ("do", "words"),
-    [("think", "s of processor time"), ("grow", "MB of memory"), ("crash", "ends the process by signal 11")],
+    [("think", "2 s of processor time"), ("grow", "MB of memory"), ("crash", "ends the process by signal 11")],
 )
 def test_what_goes_beyond_is_ended(do: str, words: str) -> None:
     with pytest.raises(BeyondBoundsError, match=words):
