@@ -87,11 +87,11 @@ def lose_last_byte(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Folder, "write", write)
 
 
-def run_away(patch: pytest.MonkeyPatch, part: str, length: int) -> None:
-    """Regexes with this part hit their time limit on names of this length or more, however fast they are on this machine."""
+def run_away(patch: pytest.MonkeyPatch, part: str, length: int, end: str = "") -> None:
+    """Regexes with this part hit their time limit on names of this length or more with this end, however fast this machine is."""
 
     def search(spent: pattern.TimeSpent, compiled: Any, name: str) -> Any:
-        if part in compiled.pattern and len(name) >= length:
+        if part in compiled.pattern and len(name) >= length and name.endswith(end):
             raise pattern.RunawayError(name)
         return compiled.search(name)
 

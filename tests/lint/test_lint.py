@@ -230,7 +230,7 @@ def test_only_a_real_name_makes_it_run_away(linted: Lint, monkeypatch: pytest.Mo
 
 
 def test_a_name_that_is_nearly_one_of_the_rules_makes_it_run_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_away(monkeypatch, "p{Lu}", 91)
+    run_away(monkeypatch, "p{Lu}", 91, "x")
     text = "names: [{id: a, match: '^(\\p{Lu}|\\p{Lu}\\p{Lu})+$', replace: x}]\ntests: [{from: %s, to: x}]\n" % ("A" * 90)
     finding = found(linted(text), "LR206")
     assert finding.problem.names == ("A" * 90 + "x",)
