@@ -24,6 +24,8 @@ from llava_remap.execute import Folder
 from llava_remap.rulefile import pattern
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as the command line does, before transformers is imported
+for _timeout in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # a busy machine's server is slow
+    os.environ.setdefault(_timeout, "1800")
 
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "tiny"
@@ -121,6 +123,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What was asked in this run may be kept for this run, and nothing of an earlier one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAVA_REMAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("llava_remap.hub.download._TIMEOUT", HANGS)
         yield
 
 
