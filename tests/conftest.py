@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What was asked in this run may be kept for this run, and nothing of an earlier one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAVA_REMAP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("llava_remap.hub.download._TIMEOUT", HANGS)
+        patch.setattr(import_module("llava_remap.hub.download"), "_TIMEOUT", HANGS)
         yield
 
 
