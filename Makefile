@@ -48,8 +48,9 @@ compat: install versions  ## ask every version of transformers about each family
 text-models: install versions  ## every language model of transformers inside a LLaVA; writes the table in docs/text-models.md
 	$(BIN)/python -m tests.text_models.table
 
-fuzz: install  ## hostile files for longer (FUZZ_EXAMPLES=5000 of each kind, some 20 minutes); 14 GB written under a memory limit
-	$(BIN)/python -m pytest tests/hostile --hypothesis-profile=fuzz -m 'long or not long'
+fuzz: install  ## hostile files, random jobs, merges, kills, signals and full disks for longer (FUZZ_EXAMPLES=5000; an hour); 14 GB written under a memory limit
+	$(BIN)/python -m pytest tests/hostile tests/test_whole_jobs.py tests/test_killed.py tests/execute/test_merge.py \
+	  --hypothesis-profile=fuzz -m 'long or not long'
 
 bench: install  ## time and memory beside cp and the classic way (SIZE=1GB, or 7b: the full size; ROUNDS=3; FORMS=safetensors,bin)
 	$(BIN)/python tests/bench/engine.py

@@ -103,7 +103,7 @@ CODES: dict[str, Code] = {
     "LR205": Code("matched nothing", Exit.USAGE,
         "Note, of `rules lint --source`: a rule takes none of the names. Say `optional: true` where that is expected."),
     "LR206": Code("pattern ran into the time limit", Exit.USAGE,
-        "A regex took too long on a name. Make it simpler, or write a template, which can't."),
+        "A regex took too long on a name, or those of a file together did. Make it simpler, or write a template, which can't."),
     "LR208": Code("pattern takes more than it seems to", Exit.USAGE,
         "`rules lint`: a regex has a dot without a backslash, or begins or ends inside a segment of a name: `^model` takes "
         "`modelx` too."),
@@ -244,7 +244,8 @@ CODES: dict[str, Code] = {
     "LR604": Code("number of image tokens", Exit.PROBLEMS,
         "Image processor and tower disagree on how many image tokens a picture has."),
     "LR605": Code("the processor doesn't work", Exit.PROBLEMS,
-        "The processor that was made doesn't open, or fails on a picture and a sentence."),
+        "The processor that was made doesn't open, or fails on a picture and a sentence; or the chat template fails, or takes "
+        "too much time or memory; or pictures or prompts would be too large to be tried."),
     "LR606": Code("no record", Exit.INPUT,
         "`verify` and `revert` need the record that `apply` writes, and the folder has none."),
     "LR607": Code("original bytes not kept", Exit.PROBLEMS,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from llava_remap.escaped import printable
+
 #: As a program writes it: `01` is another name than `1`.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -45,11 +47,6 @@ def counted(number: int, what: str) -> str:
     ('1 tensor', '2 tensors')
     """
     return f"{number} {what}" + ("s" if number != 1 else "")
-
-
-def printable(text: str) -> str:
-    """Text in which nothing moves the cursor, changes a colour or turns the direction: a checkpoint's names can be anything."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _runs(numbers: list[int]) -> str:

@@ -1,25 +1,27 @@
-"""Jobs that are killed at a chosen moment: each in a fork of a process that has everything imported and the job planned.
+"""Jobs that are killed or interrupted, or whose disk is full, at a chosen moment: each in a fork of one process.
 
-Reads a `Try` as JSON from each line of its input, and answers with a line of JSON: the moments that were passed, or null where
-the job was killed, and the seconds that it took.
+It has everything imported and the job planned. It reads a `Try` as JSON from each line of its input, and answers with a line of
+JSON: the moments that were passed, none where the job was ended, and then with what it said.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from io import FileIO
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 BLOCK = 4096
+#: The calls that a full disk refuses.
+NEED_ROOM = ("claim", "pwrite", "write_all", "ftruncate", "fsync", "mkdir")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Try:
     Attributes:
         call, number: before which call it is killed, the first being 1; 0: before none.
         torn: whether half of what that call would write is written.
-        seconds: after which it is killed at the latest, from outside; None: never.
+        step: before which of all calls, from 1, `what` comes; 0: before none.
+        what: `kill`: another thread kills it, while the others go on; `full`: the disk has no room left from then on;
+            `SIGINT`, `SIGTERM`: the signal.
     """
 
     output: str
@@ -37,7 +41,8 @@ class Try:
     call: str = ""
     number: int = 0
     torn: bool = False
-    seconds: float | None = None
+    step: int = 0
+    what: str = "kill"
     jobs: int = 1
     verify: str = "full"
 
@@ -53,6 +58,12 @@ def watch(attempt: Try) -> list[str]:
     def come(name: str, tear: Callable[[], Any]) -> None:
         with lock:
             passed.append(name)
+            if len(passed) == attempt.step and attempt.what == "kill":
+                Thread(target=os.kill, args=(os.getpid(), signal.SIGKILL)).start()
+            elif len(passed) == attempt.step and attempt.what != "full":
+                os.kill(os.getpid(), getattr(signal, attempt.what))
+            if attempt.what == "full" and len(passed) >= attempt.step and name in NEED_ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if name == attempt.call and passed.count(name) == attempt.number:
                 if attempt.torn:
                     tear()
@@ -96,32 +107,36 @@ def watch(attempt: Try) -> list[str]:
 def main() -> None:
     """Arguments: bytes of a weight file at most, rule file, sources."""
     from llava_remap.apply import apply_job, check_values, plan_job
+    from llava_remap.errors import RemapError
 
     job = check_values(plan_job(sys.argv[2], sys.argv[3:], "nowhere", max_shard_nbytes=int(sys.argv[1])))
     with tempfile.TemporaryDirectory() as folder:
         apply_job(replace(job, output=Path(folder)))  # the strict load's answer is kept; it would make every job slow
-    print(json.dumps([]), flush=True)
+    print(json.dumps([[], []]), flush=True)
     for line in sys.stdin:
         attempt = Try(**json.loads(line))
-        started = time.monotonic()
         result, child_end = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(result)
-            passed = watch(attempt)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            passed, said = watch(attempt), []
             done = replace(job, output=Path(attempt.output), resume=attempt.resume)
-            apply_job(done, verify=attempt.verify, jobs=attempt.jobs)  # type: ignore[arg-type]
-            os.write(child_end, json.dumps(passed).encode())
+            try:
+                apply_job(done, verify=attempt.verify, jobs=attempt.jobs)  # type: ignore[arg-type]
+            except RemapError as error:
+                passed, said = [], [problem.code for problem in error.problems]
+            except (KeyboardInterrupt, SystemExit) as error:
+                passed, said = [], [type(error).__name__]
+            os.write(child_end, json.dumps([passed, said]).encode())
             os._exit(0)
         os.close(child_end)
-        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-            if attempt.seconds is not None and time.monotonic() > started + attempt.seconds:
-                os.kill(child, signal.SIGKILL)
-            time.sleep(0.001)
+        ended = os.waitpid(child, 0)
         with os.fdopen(result, "rb") as file:
-            passed = json.loads(file.read() or b"null")
+            answer = json.loads(file.read() or b"[[], []]")
         assert ended[1] in (0, signal.SIGKILL), f"{astuple(attempt)}: status {ended[1]}"
-        print(json.dumps([passed, time.monotonic() - started]), flush=True)
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SIGKILL at every kind of moment: no folder ever looks finished and isn't, and `--resume` ends with the same bytes."""
+"""SIGKILL, signals and full disks at every kind of moment: what looks finished is, and `--resume` ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,18 +42,19 @@ class Jobs:
             program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
         )
         self._answer()
+        self.said: list[str] = []
         self.numbers = itertools.count()
-        self.moments, self.seconds = self.carry_out(Try(str(folder / "whole")))
+        self.moments = self.carry_out(Try(str(folder / "whole")))
         self.wanted = contents(folder / "whole")
         self.weights = {name for name in self.wanted if name.endswith(".safetensors")}
 
-    def carry_out(self, attempt: Try) -> tuple[list[str], float]:
-        """The moments that were passed, none for a job that was killed; and the seconds that it took."""
+    def carry_out(self, attempt: Try) -> list[str]:
+        """The moments that were passed, none for a job that was killed."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(attempt)) + "\n")
         self._process.stdin.flush()
-        passed, seconds = self._answer()
-        return passed or [], seconds
+        passed, self.said = self._answer()
+        return list(passed)
 
     def new(self) -> Path:
         return self.folder / str(next(self.numbers))
@@ -130,7 +132,7 @@ def test_killed_at_every_kind_of_moment(jobs: Jobs) -> None:
     again = random.Random(1)
     for count, (call, number, torn) in enumerate(chosen(jobs)):
         folder = jobs.new()
-        passed, _ = jobs.carry_out(Try(str(folder), call=call, number=number, torn=torn))
+        passed = jobs.carry_out(Try(str(folder), call=call, number=number, torn=torn))
         assert passed == [], f"{call}, {number}: it wasn't killed"
         refuse_half_there(jobs, folder)
         if count % 4 == 0:
@@ -140,21 +142,62 @@ def test_killed_at_every_kind_of_moment(jobs: Jobs) -> None:
         gone_on_with(jobs, folder)
 
 
-def test_killed_after_any_time(jobs: Jobs) -> None:
-    """From outside, with two files written at a time; where the job comes to its end before, the next is killed earlier."""
-    any_time, most = random.Random(2), jobs.seconds
-    killed = 0
-    while killed < 8:
-        folder = jobs.new()
-        for resume in (False, True):
-            seconds = any_time.uniform(0, most)
-            passed, _ = jobs.carry_out(Try(str(folder), resume=resume, seconds=seconds, jobs=2))
-            refuse_half_there(jobs, folder)
-            if passed:
-                most *= 0.8
-                break
-            killed += 1
-        gone_on_with(jobs, folder)
+def killed_anywhere(jobs: Jobs, moments: random.Random) -> None:
+    """By another thread, with two files written at a time, and the same again when it is gone on with."""
+    folder = jobs.new()
+    for resume in (False, True):
+        step = moments.randint(1, len(jobs.moments))
+        passed = jobs.carry_out(Try(str(folder), resume=resume, step=step, jobs=2))
+        refuse_half_there(jobs, folder)
+        if passed:  # it had fewer steps left, or was at its end before the other thread was
+            break
+    gone_on_with(jobs, folder)
+    shutil.rmtree(folder)
+
+
+def test_killed_anywhere(jobs: Jobs) -> None:
+    moments = random.Random(2)
+    for _ in range(10):
+        killed_anywhere(jobs, moments)
+
+
+@pytest.mark.long
+def test_killed_anywhere_for_longer(jobs: Jobs) -> None:
+    moments = random.Random()
+    for _ in range(500):
+        killed_anywhere(jobs, moments)
+
+
+def ended_anywhere(jobs: Jobs, moments: random.Random, what: str) -> None:
+    """What ends it in order leaves weight files that are finished and the claim, or nothing at all."""
+    folder = jobs.new()
+    step = moments.randint(1, len(jobs.moments))
+    passed = jobs.carry_out(Try(str(folder), step=step, what=what, jobs=moments.choice((1, 2))))
+    there = contents(folder) if folder.is_dir() else {}
+    if passed:  # nothing that needs room came behind the step
+        assert there == jobs.wanted
+    elif there.keys() != jobs.wanted.keys():  # else the signal came behind the last step
+        assert jobs.said == [{"full": "LR502", "SIGINT": "KeyboardInterrupt", "SIGTERM": "SystemExit"}[what]]
+        assert not folder.exists() or there.keys() - {CLAIM} <= jobs.weights
+        assert not folder.exists() or there.keys() > {CLAIM}
+        assert {name: digest for name, digest in there.items() if name != CLAIM}.items() <= jobs.wanted.items()
+    gone_on_with(jobs, folder)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("what", ["full", "SIGINT", "SIGTERM"])
+def test_ended_anywhere(what: str, jobs: Jobs) -> None:
+    moments = random.Random(3)
+    for _ in range(12):
+        ended_anywhere(jobs, moments, what)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["full", "SIGINT", "SIGTERM"])
+def test_ended_anywhere_for_longer(what: str, jobs: Jobs) -> None:
+    moments = random.Random()
+    for _ in range(300):
+        ended_anywhere(jobs, moments, what)
 
 
 def test_a_claim_that_is_torn_again_and_again(jobs: Jobs) -> None:

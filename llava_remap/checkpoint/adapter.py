@@ -16,7 +16,7 @@ from typing import Any
 from llava_remap.checkpoint.catalog import FLOATS, Catalog, LoraPair
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import refuse
-from llava_remap.fold import printable
+from llava_remap.escaped import printable
 
 ADAPTER_CONFIG = "adapter_config.json"
 

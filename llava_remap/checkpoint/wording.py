@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llava_remap.errors import RemapError, refuse
-from llava_remap.fold import printable
+from llava_remap.escaped import printable
 
 
 def quoted(text: str) -> str:
@@ -16,8 +16,7 @@ def quoted(text: str) -> str:
     >>> quoted("a\\nb")
     '`a\\\\nb`'
     """
-    if not text.isprintable():
-        text = text.encode("unicode_escape").decode("ascii")
+    text = printable(text)
     return f"`{text if len(text) <= 120 else text[:117] + '...'}`"
 
 

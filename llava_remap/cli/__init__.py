@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from llava_remap.cli.signals import asked_to_end, leave, listen
+from llava_remap.escaped import escaped_output, printable_lines
 
 
 def main() -> None:
@@ -23,7 +24,8 @@ def main() -> None:
     try:
         from llava_remap.cli.commands import app
 
-        app(standalone_mode=True)
+        with escaped_output():
+            app(standalone_mode=True)
     except BaseException as error:  # what a library's Rust code raises is no `Exception`
         if asked_to_end() or isinstance(error, KeyboardInterrupt):  # whatever a library may have made of it
             leave(error.code if isinstance(error, SystemExit) else None)
@@ -42,9 +44,9 @@ def _tell(error: BaseException) -> NoReturn:
 
     if (module := imported(error)) is not None:
         [problem] = broken(module, error).problems
-        print(f"{problem.code} {problem.title}\n  {problem.cause}\n  → {problem.fix}", file=sys.stderr)
+        print(printable_lines(f"{problem.code} {problem.title}\n  {problem.cause}\n  → {problem.fix}"), file=sys.stderr)
         sys.exit(Exit.LIBRARY)
-    print(f"Internal error: {type(error).__name__}: {error}", file=sys.stderr)
+    print(printable_lines(f"Internal error: {type(error).__name__}: {error}"), file=sys.stderr)
     print(
         "This is a fault of llava-remap, not of the checkpoint. Please report it with the command and what it prints under "
         f"LLAVA_REMAP_TRACEBACK=1 (llava-remap {__version__}, Python {platform.python_version()}, {platform.platform()}).",

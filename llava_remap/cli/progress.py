@@ -12,6 +12,7 @@ from threading import Lock
 from typing import TextIO
 
 from llava_remap.cli.signals import end_if_asked
+from llava_remap.escaped import printable, raw
 
 #: Seconds between two drawings on a terminal, and between two lines elsewhere (and before the first one).
 _REDRAWN, _LOGGED = 0.1, 10.0
@@ -30,7 +31,7 @@ class Progress:
     """
 
     def __init__(self, out: TextIO, what: str, nbytes: int | None, now: Callable[[], float] = time.monotonic) -> None:
-        self._out, self._what, self._total, self._now = out, what, nbytes, now
+        self._out, self._what, self._total, self._now = raw(out), printable(what), nbytes, now
         self._redraws = out.isatty() and os.environ.get("TERM") != "dumb"
         self._done, self._shown = 0, now()
         self._seen = deque([(now(), 0)])  # when how much was done, for the rate
@@ -60,7 +61,7 @@ class Progress:
         end_if_asked()
         with self._lock:
             now = self._now()
-            self._what, self._seen = what, deque([(now, self._done)])
+            self._what, self._seen = printable(what), deque([(now, self._done)])
             if self._redraws:
                 self._draw(now)
 

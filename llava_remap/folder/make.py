@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from llava_remap.cache import cached
 from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object
 from llava_remap.errors import Problem
-from llava_remap.folder.chat_template import check_special_tokens, sample_prompts, turn_end
+from llava_remap.folder.chat_template import Tried, check_special_tokens, try_template
 from llava_remap.folder.json_file import json_bytes, write_json
 from llava_remap.folder.processor import (
     check_processor,
@@ -114,15 +114,17 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
     write_json(scratch / "config.json", config)
     generation = generation_config(parts.generation, config)
     processor = parts.rules.text.processor
-    prompts: tuple[str, ...] = ()
+    tried = Tried((), None, "")
     if vocabulary is not None and template is not None:
-        prompts = sample_prompts(template.name, template.text, parts.tokens, vocabulary.special)
+        place = _place(parts.rules, template.name)
+        tried = try_template(template.name, template.text, parts.tokens, vocabulary.special, place=place)
         ids = {**vocabulary.ids, **{token.text: token.id for token in parts.tokens}}
-        check_special_tokens(template.name, prompts, ids, processor.plain_text if processor else ())
-        end = turn_end(template.text, vocabulary.special)
-        stopping = stopping_at(generation, ids.get(end or ""))
+        plain = processor.plain_text if processor else ()
+        check_special_tokens(template.name, tried.prompts, ids, plain, place=place)
+        stopping = stopping_at(generation, ids.get(tried.turn_end or ""))
         if stopping != generation:
-            cause = f"a turn ends with `{end}`, and the generation config stopped at {generation.get('eos_token_id')!r} alone."
+            stopped = generation.get("eos_token_id")
+            cause = f"a turn ends with `{tried.turn_end}`, and the generation config stopped at {stopped!r} alone."
             notes.append(Problem("LR609", cause, f"It stops at {stopping['eos_token_id']} now."))
         generation = stopping
     write_json(scratch / "generation_config.json", generation)
@@ -133,10 +135,18 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
         notes += padding_notes(scratch)
     if vocabulary is None:
         return notes
-    notes += write_tokenizer(vocabulary, config["text_config"]["model_type"], parts.tokens, scratch, processor.class_, prompts)
+    text_model = config["text_config"]["model_type"]
+    notes += write_tokenizer(vocabulary, text_model, parts.tokens, scratch, processor.class_, tried.prompts)
     write_processor(scratch, processor.class_, parts.target, parts.tokens)
-    check_processor(scratch, processor, parts.target, parts.tokens)
+    check_processor(scratch, processor, parts.target, parts.tokens, tried.question)
     return notes
+
+
+def _place(rules: RuleFile, template: str) -> str:
+    """Where a chat template stands, or the name of its first file."""
+    own = rules.text.processor is None or template not in rules.text.processor.chat_templates
+    path = ("processor", "chat_template") if own else ("processor", "chat_templates", template, "text")
+    return str(rules.tree.locate(path).mark)
 
 
 def stopping_at(generation: Mapping[str, Any], end: int | None) -> dict[str, Any]:

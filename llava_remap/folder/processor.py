@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
 _CLASS = "processor_class"
 #: Pixels; the towers' own pictures have at most 448. The processor is tried, and a picture takes 12 bytes for each pixel.
 _LARGEST_SIDE = 4096
+#: Patches in a row of a picture, and what any other whole number of a processor's config may be at most. Trying it takes as
+#: many image tokens as a picture has patches.
+_MOST_PATCHES, _LARGEST_NUMBER = 512, 1_000_000
+_SIDES = ("size", "crop_size", "pad_size", "image_grid_pinpoints")
 #: The mean colour, rounded to 8 bits, is less than this many standard deviations from 0.
 _MEAN_COLOUR = 0.05
 _REPLACE = "Replace the file by the original one."
@@ -88,14 +92,36 @@ def write_pixel_processors(folder: Path | None, target: TargetConfig, rules: Pro
     besides are the rule file's.
 
     Raises:
-        RemapError: LR113 where transformers can't open the source's.
+        RemapError: LR113 where transformers can't open the source's, LR605 where trying it would take too much time and memory.
     """
     images = _opened(folder) if folder is not None else stock_image_processor(target.tower)
     images.pop("auto_map", None)  # of code that isn't in the folder
     images[_CLASS] = rules.class_
-    write_json(output / PREPROCESSOR, _changed(images, target.image_processor))
+    made = _changed(images, target.image_processor)
+    _check_bounds({**target.processor, **made}, target.processor.get("patch_size", made.get("patch_size")))
+    write_json(output / PREPROCESSOR, made)
     if target.video_processor:  # up to 4.51 videos go by the file above
         write_json(output / VIDEO_PREPROCESSOR, _changed({**images, "image_processor_type": None}, target.video_processor))
+
+
+def _check_bounds(config: Mapping[str, Any], patch_size: Any) -> None:
+    """LR605 for sizes and counts that no picture and no prompt of this family has."""
+    sides = [side for key in _SIDES for side in _numbers(config.get(key))]
+    beyond = {key: number for key in config for number in _numbers(config[key]) if abs(number) > _LARGEST_NUMBER}
+    beyond |= {key: side for key in _SIDES for side in _numbers(config.get(key)) if side > _LARGEST_SIDE}
+    if patch_size is not None and not (type(patch_size) is int and patch_size * _MOST_PATCHES >= max(sides, default=1) > 0):
+        beyond["patch_size"] = patch_size
+    for key, number in beyond.items():
+        cause = f"the processor's {key} would be {number!r}; it isn't tried with pictures or prompts as large as that."
+        raise refuse("LR605", cause, "See `processor` of the rule file and the source's preprocessor_config.json.")
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(part)
 
 
 def _changed(processor: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,8 +168,11 @@ def write_processor(output: Path, processor_class: str, target: TargetConfig, to
         (output / "chat_template.jinja").write_text(target.chat_template.text, encoding="utf-8")
 
 
-def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens: Sequence[PlacedToken]) -> None:
+def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens: Sequence[PlacedToken], prompt: str) -> None:
     """Open what was written as a user would, and take one picture and one sentence through it.
+
+    Args:
+        prompt: what the chat template makes of a picture and a question.
 
     Raises:
         RemapError: LR605 without a chat template, or where it doesn't open as the class wanted, or fails; LR604 for another
@@ -162,8 +191,8 @@ def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens
         processor = _processor(output, rules)
         if type(processor).__name__ != rules.class_:
             raise ValueError(f"AutoProcessor opens it as a {type(processor).__name__}")
-        content = [{"type": "image"}] * (image is not None) + [{"type": "text", "text": "What is it?"}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        if processor.chat_template != target.chat_template.text:
+            raise ValueError("AutoProcessor opens it with another chat template")
         if image is None:
             return
         size, wanted = _expected(target)

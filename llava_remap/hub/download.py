@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Set
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -20,6 +20,7 @@ from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_fo
 from llava_remap.checkpoint.shards import read_weight_map, shards_beside
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import RemapError, refuse
+from llava_remap.escaped import raw
 from llava_remap.hub.cache_folder import check_cache, check_inside, check_noted, snapshot_folder
 from llava_remap.hub.guard import COMMIT, guarded
 from llava_remap.hub.refusal import explain, not_cached
@@ -135,7 +136,7 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
     if not files:
         cause = f"{quoted(str(repository))} has none of the files that are wanted of it: {', '.join(sorted(use))}."
         raise refuse("LR100", cause, "Give another repository, or a local folder.")
-    with _quiet(bars=sys.stderr.isatty()), guarded():
+    with _quiet(bars=sys.stderr.isatty()), guarded(), redirect_stderr(raw(sys.stderr)):  # bars are drawn
         for file in files:
             path = fetch(file)
             check_inside(repository, name, path)

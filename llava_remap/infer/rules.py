@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, count, takewhile
 
+from llava_remap.escaped import printable
 from llava_remap.infer.groups import INDEX, Segments
 from llava_remap.rulefile import Regex, Template
 
@@ -198,7 +199,8 @@ def rule_line(rule: InferredRule, widths: tuple[int, int] = (0, 0)) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text as a scalar of YAML."""
+    """The text as a scalar of YAML. A lone surrogate, which YAML can't say, becomes text: `\\udcff`."""
+    text = "".join(printable(letter) if "\ud800" <= letter <= "\udfff" else letter for letter in text)
     if text.isprintable():
         return "'" + text.replace("'", "''") + "'"
     plain = text.replace("\\", "\\\\").replace('"', '\\"')

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
 
+from llava_remap.escaped import printable
 from llava_remap.fold import fold_names
 from llava_remap.infer.engine import Inference
 from llava_remap.infer.groups import INDEX
@@ -76,7 +77,7 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
         lines += ["", "processor:", f"  class: {frame.processor}"]
     if found.rules:
         lines += ["", *_names(found), "", *_tests(found)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(printable(line) if line.lstrip().startswith("#") else line for line in lines) + "\n"
 
 
 def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
@@ -159,4 +160,4 @@ def _text(text: str) -> str:
 
 
 def _comment(text: str) -> list[str]:
-    return fill(text, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False).splitlines()
+    return fill(printable(text), _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False).splitlines()

@@ -59,12 +59,12 @@ def _loose(rule: CompiledRule, what: str, pattern: str, tree: Tree | None, names
     try:
         yield from _takes_more(rule, what, pattern, tree, names)
     except RunawayError as error:
-        cause = f"the regex `{pattern}` of {what} ran into the time limit on one name."
+        cause = f"the regex `{pattern}` of {what} {error.why}."
         yield Finding(rule.mark, Problem("LR206", cause, "Make it simpler.", (str(error),)))
 
 
 def _takes_more(rule: CompiledRule, what: str, pattern: str, tree: Tree | None, names: Sequence[str]) -> Iterator[Finding]:
-    regex = Regex(pattern, None)
+    regex = Regex(pattern, None, rule.spent)
     if tree is not None and tree.has_loose_dot:
         meant = set(around(tree.texts()))
         if also := next((n for n in around(tree.texts(_LETTER)) if n not in meant and regex.search(n) is not None), None):

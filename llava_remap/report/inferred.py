@@ -11,6 +11,7 @@ from rich.text import Text
 from llava_remap.authoring.draft import Draft
 from llava_remap.infer import HOWS, Group, InferredRule, Question
 from llava_remap.report.problems import MOST_LINES, print_problems
+from llava_remap.report.terminal import line
 
 #: Rules that are printed; the file has all.
 MOST_RULES = 40
@@ -19,12 +20,12 @@ MOST_RULES = 40
 def print_draft(console: Console, draft: Draft) -> None:
     """The rules with how each was found, what is a guess or open, and the next commands."""
     found, given = draft.found, draft.given
-    _line(console, Text(f"{given.location} → {draft.wanted.class_name or draft.wanted.location}", "bold"))
+    line(console, Text(f"{given.location} → {draft.wanted.class_name or draft.wanted.location}", "bold"))
     cleaned = f", {given.buffers} buffers dropped by the shared parts" if given.buffers else ""
-    _line(console, f"  {len(given.tensors) + given.buffers} names{cleaned}; {len(draft.wanted.shapes)} parameters wanted")
+    line(console, f"  {len(given.tensors) + given.buffers} names{cleaned}; {len(draft.wanted.shapes)} parameters wanted")
     if draft.text_model:
-        _line(console, f"  language model: {draft.text_model}")
-    _line(console, Text("\nRules", "bold"))
+        line(console, f"  language model: {draft.text_model}")
+    line(console, Text("\nRules", "bold"))
     shown = found.rules[:MOST_RULES]
     width = max(len(rule.match) for rule in shown)
     for rule in shown:
@@ -32,7 +33,7 @@ def print_draft(console: Console, draft: Draft) -> None:
         count = len(found.names_of(rule))
         hows = ", ".join(_hows(draft, rule))
         unsure = found.unsure(rule)
-        _line(
+        line(
             console,
             Text.assemble(
                 f"  {rule.match:<{width}}  {outcome}",
@@ -41,31 +42,31 @@ def print_draft(console: Console, draft: Draft) -> None:
             ),
         )
     _more(console, len(found.rules) - MOST_RULES, f"in {draft.output}")
-    _line(console, Text("\nHow sure", "bold"))
+    line(console, Text("\nHow sure", "bold"))
     counts: dict[str, int] = defaultdict(int)
     for pair in found.matches:
         counts[pair.how] += len(pair.source.members)
     for how in HOWS:
         if counts[how]:
-            _line(console, f"  {counts[how]:>5} {how}")
+            line(console, f"  {counts[how]:>5} {how}")
     if found.dropped:
-        _line(
+        line(
             console,
             Text(f"  {sum(len(g.members) for g in found.dropped):>5} dropped, since nothing in the target takes them", "yellow"),
         )
     for note in draft.notes[:MOST_RULES]:
-        _line(console, Text.assemble(("  unsure", "yellow"), f" {note}"))
+        line(console, Text.assemble(("  unsure", "yellow"), f" {note}"))
     _more(console, len(draft.notes) - MOST_RULES, f"in {draft.output}")
     for question in found.questions[:MOST_LINES]:
-        _line(console, Text.assemble(("  asked", "yellow"), f" {question.source.folded} {list(question.source.shape)} is one of"))
+        line(console, Text.assemble(("  asked", "yellow"), f" {question.source.folded} {list(question.source.shape)} is one of"))
         for other in question.candidates:
-            _line(console, f"      {other.folded}")
+            line(console, f"      {other.folded}")
     _more(console, len(found.questions) - MOST_LINES, f"in {draft.output}")
     print_problems(console, draft.problems)
     verdict = ("Complete", "bold green") if not draft.problems else ("Not complete", "bold yellow")
-    _line(console, Text.assemble("\n", verdict, f": {len(found.rules)} rules in {draft.output}"))
-    for line in _next(draft):
-        _line(console, line)
+    line(console, Text.assemble("\n", verdict, f": {len(found.rules)} rules in {draft.output}"))
+    for said in _next(draft):
+        line(console, said)
 
 
 def _next(draft: Draft) -> list[str]:
@@ -83,14 +84,14 @@ def _next(draft: Draft) -> list[str]:
 
 def _more(console: Console, count: int, where: str) -> None:
     if count > 0:
-        _line(console, Text(f"  … and {count} more {where}", "dim"))
+        line(console, Text(f"  … and {count} more {where}", "dim"))
 
 
 def ask_on_terminal(console: Console, question: Question) -> Group | None:
     """Put a question with its candidates numbered; None for an empty answer."""
-    _line(console, f"\n{question.source.folded} {list(question.source.shape)} could be")
+    line(console, f"\n{question.source.folded} {list(question.source.shape)} could be")
     for number, other in enumerate(question.candidates, 1):
-        _line(console, f"  {number}  {other.folded}")
+        line(console, f"  {number}  {other.folded}")
     while True:
         try:
             answer = console.input("Which? (a number; nothing leaves it open) ").strip()
@@ -106,7 +107,3 @@ def _hows(draft: Draft, rule: InferredRule) -> list[str]:
     names = {name for name, _ in draft.found.names_of(rule)}
     hows = {pair.how for pair in draft.found.matches if names & set(pair.source.names)}
     return [how for how in HOWS if how in hows]
-
-
-def _line(console: Console, text: str | Text) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from llava_remap.escaped import printable
 from llava_remap.fold import fold_names
 from llava_remap.report.problems import MOST_LINES, print_problem
+from llava_remap.report.terminal import line
 
 if TYPE_CHECKING:
     from llava_remap.errors import Problem
@@ -33,12 +35,11 @@ def print_lint(console: Console, files: Sequence[Linted]) -> None:
                 print_problem(console, finding.problem, place=place, style="cyan" if finding.note else "bold red")
         for code, count in shown.items():
             if count > MOST_LINES:
-                console.print(f"\n… and {count - MOST_LINES} more of {code}; --format json has every one", highlight=False)
+                line(console, f"\n… and {count - MOST_LINES} more of {code}; --format json has every one")
         if linted.findings:
             console.print()
         verdict = ("failed", "bold red") if linted.failed else ("clean", "bold green")
-        line = Text.assemble((linted.file, "bold"), ": ", verdict, "".join(f"; {part}" for part in _summary(linted)))
-        console.print(line, soft_wrap=True, highlight=False)
+        line(console, Text.assemble((linted.file, "bold"), ": ", verdict, "".join(f"; {part}" for part in _summary(linted))))
 
 
 def lint_json(files: Sequence[Linted]) -> str:
@@ -50,7 +51,7 @@ def lint_json(files: Sequence[Linted]) -> str:
 
 def lint_github(files: Sequence[Linted]) -> str:
     """A workflow command for each finding, which GitHub shows at the line that it is about."""
-    return "\n".join(dict.fromkeys(_command(finding) for linted in files for finding in linted.findings))
+    return "\n".join(dict.fromkeys(printable(_command(finding)) for linted in files for finding in linted.findings))
 
 
 def _summary(linted: Linted) -> list[str]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.errors import Problem
+from llava_remap.escaped import printable
 from llava_remap.fold import fold_groups, fold_names
 from llava_remap.report.terminal import line
 
@@ -58,16 +59,17 @@ def print_problem(
     """
     console.print()
     line(console, Text.assemble(place, (problem.code, style), (f" {problem.title}", "bold")))
-    line(console, f"  {problem.cause if len(problem.cause) <= _LONGEST_CAUSE else problem.cause[:_LONGEST_CAUSE] + '…'}")
+    cause = problem.cause if len(problem.cause) <= _LONGEST_CAUSE else problem.cause[:_LONGEST_CAUSE] + "…"
+    line(console, f"  {printable(cause)}")
     if problem.table:
         shown = [f"{name}  {fact}" for name, fact in problem.table]
     else:
         shown = [text + _nearest(names, near) for text, names in fold_groups(problem.names).items()]
     for text in shown[:MOST_LINES]:
-        line(console, f"    {text}")
+        line(console, f"    {printable(text)}")
     _more(console, len(shown) - MOST_LINES, in_plan)
     if problem.fix:
-        line(console, Text.assemble(("  → ", "green"), problem.fix))
+        line(console, Text.assemble(("  → ", "green"), printable(problem.fix)))
 
 
 def _nearest(names: Sequence[str], near: Mapping[str, tuple[str, ...]]) -> str:

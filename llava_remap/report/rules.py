@@ -50,7 +50,8 @@ def print_tests(console: Console, tested: Tested) -> None:
     for test in tested.tests:
         if test.status == "failed":
             _status(console, test.status, f"{tested.rules}: {test.name}")
-            line(console, f"  wanted {test.wanted}\n  got    {test.got}")
+            line(console, f"  wanted {test.wanted}")
+            line(console, f"  got    {test.got}")
     for rule in tested.untested:
         what = f"no test in the file reaches it{': ' + rule.why if rule.why else '; --update writes one'}"
         if rule.test is not None:
@@ -60,7 +61,9 @@ def print_tests(console: Console, tested: Tested) -> None:
         if snapshot.status != "passed":
             _status(console, snapshot.status, f"{snapshot.file}" + (f": {snapshot.why}" if snapshot.why else ""))
         for (name, wanted, got), _ in _together([((d.name, d.wanted, d.got), ()) for d in snapshot.differences]):
-            line(console, f"  {name}\n    wanted {wanted}\n    got    {got}")
+            line(console, f"  {name}")
+            line(console, f"    wanted {wanted}")
+            line(console, f"    got    {got}")
     counted = Counter([*(t.status for t in tested.tests), *(rule.status for rule in tested.untested)])
     said = [f"{counted['passed']} passed", f"{counted['failed']} failed"]
     said += [f"{counted[status]} {status}" for status in ("missing", "written") if counted[status]]
@@ -126,7 +129,8 @@ def _chain(console: Console, entries: Sequence[ExplainedName]) -> None:
         rows.append((tuple(dict.fromkeys(left)), entry.explanation.nearest))
     for names, nearest in _together(rows):
         whole = "  " + " → ".join(names)
-        line(console, whole if len(whole) <= _WIDTH else "  " + "\n    → ".join(names))
+        for said in [whole] if len(whole) <= _WIDTH else [f"  {names[0]}", *(f"    → {name}" for name in names[1:])]:
+            line(console, said)
         for near in nearest:
             line(console, f"    {near.rule} ({near.pattern}): {near.why}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.fold import printable
+from llava_remap.escaped import printable
 
 
 def size(nbytes: int) -> str:
@@ -28,12 +28,12 @@ def amounts(part: int, whole: int) -> str:
 
 
 def shown(location: str) -> str:
-    """A path as short as it can be said from here; anything else, a hub id for one, as it is."""
+    """A path as short as it can be said from here; anything else, a hub id for one, as it is. On one line, whatever it is."""
     path = Path(location)
     try:
-        return f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else location
+        return printable(f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else location)
     except ValueError:
-        return location
+        return printable(location)
 
 
 def heading(console: Console, text: str) -> None:
@@ -41,9 +41,13 @@ def heading(console: Console, text: str) -> None:
 
 
 def line(console: Console, text: str | Text) -> None:
-    """One line or several, with nothing in them that a terminal would obey."""
+    """One line, with nothing in it that a terminal would obey, and nothing that rich would read as a style.
+
+    All that reports print goes through here. A text that begins with the end of a line has an empty one above it.
+    """
     plain = text if isinstance(text, str) else text.plain
-    shown = "\n".join(map(printable, plain.split("\n")))
-    if shown != plain:
-        text = shown
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    above = "\n" if plain.startswith("\n") else ""
+    harmless = above + printable(plain.removeprefix("\n"))
+    if harmless != plain:
+        text = harmless
+    console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from llava_remap.rulefile import (
     RuleFile,
     RunawayError,
     Template,
+    TimeSpent,
     Wrapper,
     reversed_template,
 )
@@ -76,6 +77,7 @@ class CompiledRule:
         back_segments: segments that every name has which `back` takes.
         run: gives the new name (for a drop: the name) or None where it doesn't match.
         back: takes a name that `run` made back; None for one that can't be reversed.
+        spent: the time that the regexes of its rule file took.
     """
 
     label: str
@@ -86,6 +88,7 @@ class CompiledRule:
     back_segments: frozenset[str]
     run: Callable[[str], str | None]
     back: Callable[[str], str | None] | None
+    spent: TimeSpent = field(default_factory=TimeSpent, compare=False, repr=False)
 
     def __call__(self, name: str) -> str | None:
         return self._limited(self.run, name)
@@ -97,10 +100,10 @@ class CompiledRule:
     def _limited(self, run: Callable[[str], str | None], name: str) -> str | None:
         try:
             return run(name)
-        except RunawayError:
+        except RunawayError as error:
             raise refuse(
                 "LR206",
-                f"{self.mark} the regex of `{self.label}` ran into the time limit on one name.",
+                f"{self.mark} the regex of `{self.label}` {error.why}.",
                 "Write it as a template, or without nested repetition.",
                 [name],
             ) from None
@@ -206,10 +209,10 @@ def compile_rules(rules: RuleFile, names: Collection[str] = (), config: Mapping[
 
 def compile_all(rules: RuleFile) -> Program:
     """Compile every rule of a rule file, whether its `when` holds or not: to look at the rules, not at a checkpoint."""
-    text = rules.text
+    text, spent = rules.text, TimeSpent()
     return Program(
-        tuple(_compile(f"prepare/{rule.id}", rule, rules) for rule in text.prepare),
-        tuple(_compile(f"names/{rule.id}", rule, rules) for rule in text.names),
+        tuple(_compile(f"prepare/{rule.id}", rule, rules, spent) for rule in text.prepare),
+        tuple(_compile(f"names/{rule.id}", rule, rules, spent) for rule in text.names),
         tuple(
             tuple(replace(rule, label=f"{layout.name}/{rule.rule.id}") for rule in compile_all(layout).names)
             for layout in rules.layouts
@@ -217,15 +220,15 @@ def compile_all(rules: RuleFile) -> Program:
     )
 
 
-def _compile(label: str, rule: Rule, file: RuleFile) -> CompiledRule:
-    back_segments, back = _NO_WAY_BACK if one_way(rule) else _back(rule)
+def _compile(label: str, rule: Rule, file: RuleFile, spent: TimeSpent) -> CompiledRule:
+    back_segments, back = _NO_WAY_BACK if one_way(rule) else _back(rule, spent)
     mark = file.marks[label]
     if rule.unwrap is not None:
         wrapper = Wrapper(rule.unwrap)
         return CompiledRule(label, rule, mark, wrapper.candidates, wrapper.segments, frozenset(), wrapper.take_off, None)
     if rule.match is not None:
-        regex = Regex(rule.match, rule.replace)
-        return CompiledRule(label, rule, mark, regex.candidates, regex.segments, back_segments, regex.search, back)
+        regex = Regex(rule.match, rule.replace, spent)
+        return CompiledRule(label, rule, mark, regex.candidates, regex.segments, back_segments, regex.search, back, spent)
     source = Template(str(rule.from_))
     run = _between(source, Template(rule.to) if rule.to is not None else source)
     return CompiledRule(label, rule, mark, source.regex, source.segments, back_segments, run, back)
@@ -254,9 +257,9 @@ _Back = tuple[frozenset[str], Callable[[str], str | None] | None]
 _NO_WAY_BACK: _Back = (frozenset(), None)
 
 
-def _back(rule: Rule) -> _Back:
+def _back(rule: Rule, spent: TimeSpent) -> _Back:
     if rule.reverse is not None:
-        regex = Regex(rule.reverse.match, rule.reverse.replace)
+        regex = Regex(rule.reverse.match, rule.reverse.replace, spent)
         return regex.segments, regex.search
     if rule.to is None:
         return _NO_WAY_BACK

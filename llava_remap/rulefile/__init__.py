@@ -11,7 +11,16 @@ from llava_remap.rulefile.load import (
     shipped_list,
     shipped_rule_files,
 )  # fmt: skip
-from llava_remap.rulefile.pattern import Mismatch, PatternError, Regex, RunawayError, Template, Wrapper, reversed_template
+from llava_remap.rulefile.pattern import (
+    Mismatch,
+    PatternError,
+    Regex,
+    RunawayError,
+    Template,
+    TimeSpent,
+    Wrapper,
+    reversed_template,
+)
 from llava_remap.rulefile.schema import (
     Condition,
     ConfigValue,
@@ -33,6 +42,6 @@ from llava_remap.rulefile.yaml_text import Mark
 __all__ = [
     "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "NamedDefault", "Notice", "PatternError",
     "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile", "RuleText", "RunawayError", "Source", "Target",
-    "Template", "Token", "Wrapper", "load_rule_file", "reversed_template", "shipped_chat_parts", "shipped_class_part",
-    "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
+    "Template", "TimeSpent", "Token", "Wrapper", "load_rule_file", "reversed_template", "shipped_chat_parts",
+    "shipped_class_part", "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

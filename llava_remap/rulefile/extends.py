@@ -22,6 +22,13 @@ _OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
 _LARGEST_TEMPLATE = 100_000
 #: Files that extend one another in a row. The shipped ones have five.
 _MAX_CHAIN = 20
+#: Entries of all lists `extends` that lead to one file. Those of the shipped files come to about 20.
+_MAX_PARENTS = 200
+#: Bytes of all files of Jinja together, each as often as it is named.
+_MOST_JINJA = 1_000_000
+
+
+_FEWER = "Let this file extend what it needs of them directly."
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,9 @@ class Extended:
     _trees: dict[Path, Node] = field(default_factory=dict)
     #: By the name of a file in messages: the names of all that it extends, directly or not.
     _above: dict[str, set[str]] = field(default_factory=dict)
+    #: Each entry of a list `extends`, and the size of each file of Jinja, in the order in which they were come upon.
+    _parents: list[str] = field(default_factory=list)
+    _jinja: list[int] = field(default_factory=list)
 
     def merge(self, path: Path, chain: tuple[Path, ...] = ()) -> Node:
         """The tree of a file with its parents' merged in. `chain`: the files that led to it, each extending the next.
@@ -56,14 +66,16 @@ class Extended:
         for parent in items(root, "extends"):
             if not isinstance(parent.value, str):
                 raise refuse("LR201", f"{parent.mark} `extends` is a list of files.", "Write it so: extends: [parts/llava.yaml].")
+            self._parents.append(parent.value)
+            if len(self._parents) > _MAX_PARENTS:
+                raise refuse("LR210", f"{parent.mark} more than {_MAX_PARENTS} entries of `extends` lead to one file.", _FEWER)
             found = self._find(path, parent.value, parent.mark)
             links = [*chain, here, found.resolve()]
             if links[-1] in links[:-1]:
                 circle = " → ".join(map(shown, links))
                 raise refuse("LR210", f"{parent.mark} `extends` runs in a circle: {circle}.", "Take one of them out.")
             if len(links) > _MAX_CHAIN:
-                cause = f"{parent.mark} more than {_MAX_CHAIN} files extend one another in a row."
-                raise refuse("LR210", cause, "Let this file extend what it needs of them directly.")
+                raise refuse("LR210", f"{parent.mark} more than {_MAX_CHAIN} files extend one another in a row.", _FEWER)
             tree = self.merge(found, (*chain, here))
             name = tree.mark.file  # as it was spelt when it was read first
             above |= {name} | self._above[name]
@@ -104,6 +116,9 @@ class Extended:
         if path.stat().st_size > _LARGEST_TEMPLATE:
             raise refuse("LR201", f"{mark} `{name}` has more than {_LARGEST_TEMPLATE} bytes.", "Name a chat template.")
         self.texts[path.resolve()] = content = path.read_bytes()
+        self._jinja.append(len(content))
+        if sum(self._jinja) > _MOST_JINJA:
+            raise refuse("LR201", f"{mark} the chat templates have more than {_MOST_JINJA} bytes together.", "Name fewer files.")
         try:
             return content.decode()
         except UnicodeDecodeError:

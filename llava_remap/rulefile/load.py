@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,8 @@ from llava_remap.rulefile.extends import RULES, Extended, entries, is_file, item
 from llava_remap.rulefile.schema import NAMED, ConfigValue, RuleText, Target
 from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 
+#: Mistakes of one file that are told at once.
+_MOST_PROBLEMS = 50
 _MEND = "Mend it there; the shipped rule files show every field."
 #: A step of pydantic's path that is no field but one of several types that it tried.
 _TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
@@ -214,7 +217,8 @@ def _validate(merged: Node) -> RuleText:
     try:
         return RuleText.model_validate(merged.plain)
     except ValidationError as error:
-        raise RemapError(list(_problems(merged, error))) from None
+        found = list(islice(_problems(merged, error), _MOST_PROBLEMS))
+        raise RemapError(found) from None
 
 
 def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:

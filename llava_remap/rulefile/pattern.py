@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from math import prod
+from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a user's regex may take on one name. Ordinary ones take microseconds.
 TIME_LIMIT = 0.5
+#: Seconds that the regexes of one rule file may take together, of searches that need a limit.
+TOTAL_LIMIT = 30.0
 
 _SEGMENTS = re.compile(r"[^.\s{}]+(?:\.[^.\s{}]+)*")
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
@@ -60,7 +63,34 @@ class PatternError(ValueError):
 
 
 class RunawayError(Exception):
-    """A regex that hit the time limit on a name."""
+    """A regex that hit the time limit on a name, or, `together`, the name on which those of a rule file hit theirs."""
+
+    def __init__(self, name: str, *, together: bool = False) -> None:
+        super().__init__(name)
+        self.why = f"and others took more than {TOTAL_LIMIT:g} s" if together else "ran into the time limit on one name"
+
+
+class TimeSpent:
+    """Seconds that searches took; one for all regexes of a rule file."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def search(self, pattern: regex.Pattern[str], name: str) -> regex.Match[str] | None:
+        """Search under the time limits.
+
+        Raises:
+            RunawayError: one of them was hit.
+        """
+        if self._seconds > TOTAL_LIMIT:
+            raise RunawayError(name, together=True)
+        started = perf_counter()
+        try:
+            return pattern.search(name, timeout=TIME_LIMIT)
+        except TimeoutError:
+            raise RunawayError(name) from None
+        finally:
+            self._seconds += perf_counter() - started
 
 
 class Mismatch(NamedTuple):
@@ -253,7 +283,7 @@ class Wrapper:
 class Regex:
     """A regex and, for a rename, what its match is replaced by (`\\1`, `\\g<name>`)."""
 
-    def __init__(self, match: str, replace: str | None) -> None:
+    def __init__(self, match: str, replace: str | None, spent: TimeSpent | None = None) -> None:
         import regex  # which takes as long to import as all the rest of this room to run, and most rule files have no regex
 
         counts = [max(1, *(int(number or 0) for number in pair)) for pair in _COUNT.findall(_PLAIN.sub("", match))]
@@ -264,6 +294,7 @@ class Regex:
         except (regex.error, RecursionError) as error:
             raise PatternError(f"`{match}` is not a regex: {error}") from None
         self._replace = replace
+        self._spent = spent or TimeSpent()
         literals = None if _NO_PREFIX.search(match) else _LITERALS.match(match)
         #: What a name must begin with, as far as that is plain to see. To ask that first is cheap, the time limit isn't.
         self.prefix = literals[1].replace("\\", "") if literals else ""
@@ -315,8 +346,6 @@ class Regex:
     def _found(self, name: str) -> regex.Match[str] | None:
         if not name.startswith(self.prefix):
             return None
-        try:
-            tame = self._is_tame and len(name) <= _TAME_LENGTH
-            return self._pattern.search(name) if tame else self._pattern.search(name, timeout=TIME_LIMIT)
-        except TimeoutError:
-            raise RunawayError(name) from None
+        if self._is_tame and len(name) <= _TAME_LENGTH:
+            return self._pattern.search(name)
+        return self._spent.search(self._pattern, name)

@@ -22,6 +22,8 @@ from llava_remap.rulefile.yaml_hints import hint, place
 MAX_NBYTES = 1_000_000
 #: Levels of nesting; the rule language needs seven.
 MAX_DEPTH = 50
+#: Values, lists and mappings included. The largest shipped rule file has 500; a file of 3,000 rules with their tests has so many.
+MAX_NODES = 20_000
 _OTHER = "Mend it there, if this is the rule file that you mean."
 
 #: libyaml where it is there: ten times as fast as Python's own.
@@ -99,7 +101,7 @@ def read_yaml(path: Path, shown: str) -> Node:
 def parse_yaml(text: str, shown: str) -> Node:
     """As `read_yaml`, from text."""
     try:
-        root = _document(iter(yaml.parse(text, Loader=LOADER)), shown)
+        root = _document(_counted(yaml.parse(text, Loader=LOADER), shown), shown)
     except yaml.MarkedYAMLError as error:
         cause = f"{_mark(place(error), shown)} not valid YAML: {error.problem or error.context}."
         raise refuse("LR201", cause, hint(text, error)) from None
@@ -117,6 +119,14 @@ def parse_yaml(text: str, shown: str) -> Node:
 
 def _mark(mark: Any, shown: str) -> Mark:
     return Mark(shown, mark.line + 1, mark.column + 1) if mark else Mark(shown, 1, 1)
+
+
+def _counted(events: Iterator[Any], shown: str) -> Iterator[Any]:
+    """Events, as long as there aren't too many: a value has one, a list or mapping two."""
+    for number, event in enumerate(events):
+        if number > 2 * MAX_NODES:
+            raise refuse("LR201", f"{shown}:1:1 the file has more than {MAX_NODES} values.", _OTHER)
+        yield event
 
 
 def _document(events: Iterator[Any], shown: str) -> Node:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from llava_remap.checkpoint import LoraPair, Tensor, open_checkpoint
 from llava_remap.checkpoint.adapter import lora_pairs
 from llava_remap.errors import Problem, RemapError
+from tests.conftest import run_away
 
 from .stored import DATA, TINY
 
@@ -166,7 +167,7 @@ def test_whatever_a_config_says(config: dict[str, Any]) -> None:
 
 
 def test_a_pattern_that_runs_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_remap.rulefile.pattern.TIME_LIMIT", 0.05)
+    run_away(monkeypatch, "(a|a|aa)", 100)
     problem = refusal(adapter(tmp_path, pair("a" * 200), alpha_pattern={"(a|a|aa)+$b": 1}))
     assert problem.code == "LR115"
     assert "it runs into the time limit" in problem.cause

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llava_remap.checkpoint import DTYPE_BITS, FLOATS, Location, Tensor
@@ -56,7 +58,7 @@ def test_against_exact_fractions(dtype: str, of_adapter: str) -> None:
     w, a, b = triple(dtype, of_adapter)
     found = to_float64(merged(w, a, b, 0.7), dtype).reshape(w.shape)
     big_w, big_a, big_b = (values(tensor) for tensor in (w, a, b))
-    digits = {"F16": 11, "BF16": 8, "F32": 24, "F64": 53}[dtype]
+    digits = DIGITS[dtype]
     left_out = 2.0 ** (-45 if dtype in ("F32", "F64") else -24)
     for row in range(ROWS):
         for column in range(COLUMNS):
@@ -65,6 +67,36 @@ def test_against_exact_fractions(dtype: str, of_adapter: str) -> None:
             unit = 2.0 ** max(np.frexp(float(exact))[1] - digits, -24 if dtype == "F16" else -200)
             largest = np.abs(big_b[row]).max() * np.abs(big_a[:, column]).max()
             assert abs(float(Fraction(found[row, column]) - exact)) <= 0.5 * unit + RANK * left_out * largest
+
+
+DIGITS = {"F16": 11, "BF16": 8, "F32": 24, "F64": 53}
+SIDES = st.integers(1, 9)
+
+
+@given(
+    dtype=st.sampled_from(["F16", "BF16", "F32"]),
+    of_adapter=st.sampled_from(["F16", "BF16", "F32"]),
+    shape=st.tuples(SIDES, SIDES, SIDES),
+    scale=st.floats(-4, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_matrices_against_numpy_in_float64(
+    dtype: str, of_adapter: str, shape: tuple[int, int, int], scale: float, seed: int
+) -> None:
+    """W + scale · B A, rounded once: off by half a unit in the last place, and by what the exact sums leave out."""
+    rows, columns, rank = shape
+    draw = np.random.default_rng(seed)
+    drawn = [
+        draw.normal(size=size) * 2.0 ** draw.integers(-6, 3, size=size)
+        for size in ((rows, columns), (rank, columns), (rows, rank))
+    ]
+    w, a, b = (stored(name, dtype if name == "w" else of_adapter, one) for name, one in zip("wab", drawn, strict=True))
+    found = to_float64(merged(w, a, b, scale), dtype).reshape(rows, columns)
+    wanted = values(w) + scale * (values(b) @ values(a))
+    unit = 2.0 ** np.maximum(np.frexp(wanted)[1] - DIGITS[dtype], -24 if dtype == "F16" else -149)
+    left_out = 2.0 ** (-45 if dtype == "F32" else -24) * rank * abs(scale)
+    largest = np.abs(values(b)).max(axis=1)[:, None] * np.abs(values(a)).max(axis=0)
+    assert (np.abs(found - wanted) <= 0.5 * unit * (1 + 1e-6) + left_out * largest + 1e-12).all()
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])

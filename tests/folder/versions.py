@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.compat.run import VERSIONS, missing, place
+from tests.conftest import HANGS
 
 INSTALLED = version_of("transformers")
 ALL_VERSIONS = (*VERSIONS, INSTALLED)
@@ -35,7 +36,7 @@ def _ask(version: str, questions: Sequence[Question], work: Path) -> list[dict[s
     if version != INSTALLED:
         environment["PYTHONPATH"] = str(place(version).resolve())
     command = [sys.executable, str(Path(__file__).with_name("ask.py")), str(asked), str(given)]
-    ran = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=900)
+    ran = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=HANGS)
     assert ran.returncode == 0, f"transformers {version}: {ran.stderr}"
     answers: list[dict[str, Any]] = json.loads(given.read_text(encoding="utf-8"))
     return answers

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.rulefile import pattern, shipped_folder
-from tests.conftest import MANIFESTS, Run, heavy
+from llava_remap.rulefile import shipped_folder
+from tests.conftest import MANIFESTS, Run, heavy, run_away
 
 CLIP = f"vision_tower={MANIFESTS / 'clip-vit-large-patch14-336.json'}"
 #: Each manifest that a shipped file is for, with what else it needs.
@@ -186,7 +186,7 @@ def test_a_target_that_cant_be_known_is_said_to_be_so(run: Run) -> None:
 
 
 def test_a_name_that_makes_a_regex_run_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
+    run_away(monkeypatch, "p{L}", 40)
     text = "schema: 1\nsources: {model: {}}\nnames: [{id: a, match: '^(\\p{L}|\\p{L}\\p{L}|[._0-9])+\\p{Lu}$', replace: x}]\n"
     Path("r.yaml").write_text(text)
     ran = run("rules", "lint", "r.yaml", "--source", MANIFESTS / "llava-v1.5-7b.json")

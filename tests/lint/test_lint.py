@@ -11,6 +11,7 @@ from llava_remap.errors import RemapError
 from llava_remap.lint import lint
 from llava_remap.rewrite import CompiledRule
 from llava_remap.rulefile import RuleFile, load_rule_file, pattern, shipped_folder
+from tests.conftest import HANGS, run_away
 
 from .conftest import Lint, codes, found
 
@@ -186,8 +187,8 @@ def test_matched_nothing_is_a_note(linted: Lint) -> None:
 
 @pytest.mark.parametrize("match", ["^(a|a|aa)+$b", "^(a|aa)+$", "^model\\.((a|b|ab)*)*c$", "^(?=(a|aa)+$)a"])
 def test_it_runs_away(match: str, linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has more than 10^20 ways to take the 150 characters of an attack: no machine tries them in any time."""
-    monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
+    """Each is tried with an attack of 100 characters or more, which it has more than 10^20 ways to take."""
+    run_away(monkeypatch, match.replace("\\\\", "\\"), 100)
     result = linted(f"names: [{{id: a, match: '{match}', replace: x}}, {{id: b, from: a.w, to: b.w}}]\n")
     finding = found(result, "LR206")
     assert "`names/a` ran into the time limit" in finding.problem.cause
@@ -209,26 +210,27 @@ def test_it_runs_away(match: str, linted: Lint, monkeypatch: pytest.MonkeyPatch)
 )
 def test_nested_and_harmless(match: str, linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the regex package, whatever others make of it: at most some millions of steps, for which any machine has the time."""
-    monkeypatch.setattr(pattern, "TIME_LIMIT", 100)
+    monkeypatch.setattr(pattern, "TIME_LIMIT", HANGS)
+    monkeypatch.setattr(pattern, "TOTAL_LIMIT", HANGS)
     assert "LR206" not in codes(linted(f"names: [{{id: a, match: '{match}', replace: x.}}]\n"))
 
 
 def test_a_way_back_that_runs_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
+    run_away(monkeypatch, "(b|b|bb)", 100)
     text = "names: [{id: a, match: '^a\\.w$', replace: b.w, reverse: {match: '^(b|b|bb)+$x', replace: a.w}}]\n"
     assert "LR206" in codes(linted(text))
 
 
 def test_only_a_real_name_makes_it_run_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
     """`\\p{…}` is beyond the standard library's parser, so there are no attacks."""
-    monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
+    run_away(monkeypatch, "p{L}", 91)
     result = linted("names: [{id: a, match: '^(\\p{L}|\\p{L}\\p{L})+$', replace: x}]\n", "a" * 90 + "!")
     assert codes(result) == ["LR206"]
     assert result.unparsed == ("names/a",)
 
 
 def test_a_name_that_is_nearly_one_of_the_rules_makes_it_run_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
+    run_away(monkeypatch, "p{Lu}", 91, "x")
     text = "names: [{id: a, match: '^(\\p{Lu}|\\p{Lu}\\p{Lu})+$', replace: x}]\ntests: [{from: %s, to: x}]\n" % ("A" * 90)
     finding = found(linted(text), "LR206")
     assert finding.problem.names == ("A" * 90 + "x",)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from llava_remap.errors import RemapError
 from llava_remap.rewrite import Program, Rewrite, Step, compile_rules, run_tests
 from llava_remap.rulefile import Regex, Template, load_rule_file, pattern
+from tests.conftest import run_away
 
 from .conftest import Load
 
@@ -124,9 +125,10 @@ names:
 RUNAWAY = "names: [{id: slow, match: '^(a|aa)+$', replace: b}]\n"
 
 
-def test_a_regex_that_runs_away(load: Load) -> None:
+def test_a_regex_that_runs_away(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     program = compile_rules(load(RUNAWAY))
     name = "a" * 50 + "!"
+    run_away(monkeypatch, "(a|aa)", 51)
     with pytest.raises(RemapError) as caught:
         program.rewrite(name)
     (problem,) = caught.value.problems
@@ -135,6 +137,7 @@ def test_a_regex_that_runs_away(load: Load) -> None:
     assert name not in problem.cause
     assert problem.names == (name,)
     assert problem.fix
+    monkeypatch.undo()
     assert program.rewrite("a" * 50).target == "b"
 
 

@@ -1,0 +1,86 @@
+"""Work on what a stranger wrote, in a process of its own: it ends soon, takes bounded memory and writes no file.
+
+Limits inside one process can't do that: a single step of Python (`"a" * 10**10`, `10**10**9`) may take all of the time and
+all of the memory there is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+#: Seconds of processor time, and bytes of memory, beyond what the imports took.
+SECONDS, NBYTES = 2, 500_000_000
+_MEGABYTE = 1_000_000
+#: The exit code for want of memory.
+_NO_MEMORY = 3
+#: The search path of this process comes first, so nothing of the current folder is imported.
+_START = "import sys; sys.path[:] = sys.argv[2:]; from llava_remap.bounded import serve; serve(sys.argv[1])"
+
+
+class BeyondBoundsError(Exception):
+    """The work took too much time or memory, or broke its process. The text completes "it …"."""
+
+
+def bounded(module: str, request: Any) -> Any:
+    """What a module's function `answer` makes of a request; both are JSON.
+
+    The time that counts is the processor's, so the same work ends on a busy machine too.
+
+    Args:
+        module: a module of this package. What it imports at its top isn't counted.
+
+    Raises:
+        BeyondBoundsError: it hit a limit, or the process ended otherwise.
+        RuntimeError: `answer` raised an error.
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", _START, module, *sys.path],
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        start_new_session=True,  # Ctrl-C ends this process, and with it the other one
+        check=False,
+    )
+    if ran.returncode == 0:
+        return json.loads(ran.stdout)
+    if ran.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise BeyondBoundsError(f"takes more than {SECONDS} s of processor time")
+    if ran.returncode == _NO_MEMORY:
+        raise BeyondBoundsError(f"takes more than {NBYTES // _MEGABYTE} MB of memory")
+    if ran.returncode < 0:
+        raise BeyondBoundsError(f"ends the process by signal {-ran.returncode}")
+    raise RuntimeError(f"{module} failed: {ran.stderr.decode(errors='replace')[-2000:]}")
+
+
+def serve(module: str) -> None:
+    """The other side: answer the request on standard input."""
+    answer = importlib.import_module(module).answer
+    request = json.load(sys.stdin.buffer)
+    _limit()
+    try:
+        said = json.dumps(answer(request))
+    except MemoryError:
+        sys.exit(_NO_MEMORY)
+    print(said, flush=True)
+
+
+def _limit() -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + SECONDS)
+    _lower(resource.RLIMIT_FSIZE, 0)
+    _lower(resource.RLIMIT_CORE, 0)
+    statm = Path("/proc/self/statm")
+    if statm.is_file():  # other systems than Linux don't keep this limit
+        _lower(resource.RLIMIT_AS, int(statm.read_text().split()[0]) * resource.getpagesize() + NBYTES)
+
+
+def _lower(limit: int, wanted: int) -> None:
+    soft, hard = resource.getrlimit(limit)
+    given = [one for one in (wanted, soft, hard) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(limit, (min(given), hard))

@@ -1,0 +1,86 @@
+"""Text from outside, made harmless to a terminal: the one function for it, and streams that let nothing pass without it.
+
+Names of tensors, paths, values of configs, tokens, answers of a hub and messages of libraries can hold anything. What a terminal
+would obey (control characters), what turns the direction of a line, and what isn't seen at all, is shown as an escape.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+#: Characters that `str.isprintable` lets pass, and that nobody sees: joiners, fillers and selectors of variants.
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+
+
+def printable(text: str) -> str:
+    """Text in which nothing moves the cursor, changes a colour, turns the direction or hides.
+
+    >>> printable("a\\x1b[31mb\\u202ec"), printable("é 图")
+    ('a\\\\x1b[31mb\\\\u202ec', 'é 图')
+    """
+    if text.isprintable() and not _UNSEEN.search(text):
+        return text
+    return "".join(_escape(letter) for letter in text)
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, but for the ends of lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def raw(stream: TextIO) -> TextIO:
+    """The stream that an escaping one writes to: for what draws on a terminal itself, and escapes what it is given."""
+    return stream.rich_proxied_file if isinstance(stream, EscapingStream) else stream
+
+
+class EscapingStream(io.TextIOBase):
+    """A stream in front of another one, which gets every text escaped.
+
+    Attributes:
+        rich_proxied_file: the other one. rich writes to it, as styles are control sequences; `report.terminal` escapes what it is
+            given.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        self.rich_proxied_file.write(printable_lines(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.rich_proxied_file.flush()
+
+    def fileno(self) -> int:
+        return self.rich_proxied_file.fileno()
+
+    def isatty(self) -> bool:
+        return self.rich_proxied_file.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.rich_proxied_file.encoding
+
+
+@contextmanager
+def escaped_output() -> Iterator[None]:
+    """Whatever is printed meanwhile, by whichever library, is escaped."""
+    out, err = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = EscapingStream(out), EscapingStream(err)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = out, err
+
+
+def _escape(letter: str) -> str:
+    harmless = letter.isprintable() and not _UNSEEN.match(letter)
+    return letter if harmless else letter.encode("unicode_escape").decode()
