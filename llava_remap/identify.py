@@ -528,7 +528,7 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
     found = sorted(found, key=lambda fit: fit.fits < found[0].fits or fit.rules != asked or fit.mapped < found[0].mapped)
     best = found[0]
     if best.fits:
-        return f"This rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
+        return f"By names and config, this rule file fits: {best.rules} ({best.mapped} of {best.total} names)."
     if best.mapped == 0:
         some = _without_prefix(checkpoint, "", list(names_alike(checkpoint)))
         if part := next(filter(None, (_part(load_rule_file(fit.rules), some) for fit in found)), ""):

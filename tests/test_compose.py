@@ -556,7 +556,7 @@ def test_the_config_that_contradicts_is_named(name: str, run: Run, adapter: Call
     told = problems(ran)["LR311"]
     assert f"the config of `{name}` says image_aspect_ratio: 'anyres'" in told
     assert "its config" not in told
-    assert "This rule file fits" not in told
+    assert "this rule file fits" not in told
     assert f"`model` alone fits llava-v1.5: leave out `{name}`, or give what belongs to this checkpoint." in told
 
 

@@ -396,4 +396,4 @@ def test_others_are_not_taken(run: Run) -> None:
     assert [problem["code"] for problem in ran.json["problems"]][:1] == ["LR311"]
     ran = run("apply", "llava-v1.5", "--source", DATA / "manifests" / f"{LIGHTNING}.json", "--dry-run", "--format", "json")
     assert [problem["code"] for problem in ran.json["problems"]][:1] == ["LR311"]
-    assert "This rule file fits: llava-v1 " in json.dumps(ran.json["problems"])
+    assert "this rule file fits: llava-v1 " in json.dumps(ran.json["problems"])

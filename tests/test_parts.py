@@ -493,7 +493,7 @@ def test_a_default_tower_of_another_family_leads_to_the_right_file(run: Run, hub
     """Nobody gave it, so nobody is told to leave it out."""
     hub({STOCK: CLIP})
     ran = applied(run, "llava-interleave", towerless(NEXT))
-    assert (ran.code, "This rule file fits: llava-next" in told(ran), "leave out" in told(ran)) == (1, True, False)
+    assert (ran.code, "this rule file fits: llava-next" in told(ran), "leave out" in told(ran)) == (1, True, False)
 
 
 def test_of_two_files_that_fit_the_one_with_the_named_tower_comes_first(run: Run) -> None:

@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_family_and_the_file_that_fits(run: Run) -> None
     assert ran.code == 1
     assert "LR311" in ran.out
     assert "its config says image_aspect_ratio: 'anyres'" in ran.out
-    assert "This rule file fits: llava-interleave (715 of 715 names)." in ran.out
+    assert "this rule file fits: llava-interleave (715 of 715 names)." in ran.out
 
 
 @pytest.mark.parametrize(
