@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from os.path import lexists
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from shlex import quote
 
@@ -27,7 +28,7 @@ def read_index(index: Path) -> dict[Path, WeightFile]:
     Raises:
         RemapError: LR103 where index and shards disagree, otherwise as `read_weight_file`.
     """
-    weight_map = shards_beside(read_weight_map(index, _instead(index) or _OUTSIDE), lambda name: (index.parent / name).is_file())
+    weight_map = shards_beside(read_weight_map(index, _instead(index) or _OUTSIDE), lambda name: lexists(index.parent / name))
     names = sorted(set(weight_map.values()))
     if absent := [name for name in names if not has_file(index.parent / name)]:
         cause = f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: {several(absent)}."
@@ -74,7 +75,7 @@ def _elsewhere(index: Path, absent: Sequence[str]) -> str:
     """How to move shards that lie in one sub-folder of the index's folder to where it is; empty where they don't."""
     names = [PureWindowsPath(name).name for name in absent]
     for folder in sorted(path for path in index.parent.iterdir() if path.is_dir()):
-        sets = shard_sets(name for name in names if (folder / name).is_file())
+        sets = shard_sets(name for name in names if has_file(folder / name))
         if len(sets) == 1 and sum(map(len, sets.values())) == len(names):
             ((stem, suffix, total),) = sets
             files = f"{quote(str(folder / stem))}-*-of-{total:05}{suffix}"

@@ -207,7 +207,7 @@ def test_the_room_knows_rule_files_and_programs_only() -> None:
         "import sys, llava_remap.lint\nprint(*{name.split('.')[1] for name in sys.modules if name.startswith('llava_remap.')})"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert set(ran.stdout.split()) == {"codes", "errors", "lint", "rewrite", "rulefile"}
+    assert set(ran.stdout.split()) == {"codes", "errors", "lint", "regular_file", "rewrite", "rulefile"}
 
 
 def test_two_names_that_become_one_have_no_way_back(run: Run) -> None:
