@@ -59,7 +59,7 @@ def trained(tree: Tree, folder: Path, **config: Any) -> tuple[Tensors, Tensors]:
     for parameter in (p for _, p in sorted(model.named_parameters()) if p.requires_grad):
         parameter.data = (torch.randn(parameter.shape, generator=draw) * 0.03).to(parameter.dtype)
     model.save_pretrained(str(folder))
-    torch.save(model.state_dict(), folder / "whole_state.bin")
+    torch.save(model.state_dict(), f"{folder}.whole.bin")
     exact = copy.deepcopy(model).double()
     return model.merge_and_unload().state_dict(), exact.merge_and_unload().state_dict()
 
@@ -127,7 +127,7 @@ def test_the_whole_state_of_a_model_that_was_not_merged(config: dict[str, Any], 
     tensors = {n: t for n, t in load_file(folder / "model.safetensors").items() if "inv_freq" not in n}
     wanted, exact = trained(Tree(tensors), Path("adapter"), r=4, lora_alpha=8, **config)
     (folder / "model.safetensors").unlink()
-    state = torch.load("adapter/whole_state.bin")
+    state = torch.load("adapter.whole.bin")
     assert any(".base_layer." in name for name in state)
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(RemapError) as caught:

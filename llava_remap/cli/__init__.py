@@ -60,12 +60,20 @@ def _sturdy(stream: TextIO) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
-    raw = io.BufferedWriter(_Piped(stream.fileno(), "wb", closefd=False))
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        raw = io.BufferedWriter(_Piped(stream))
+    except io.UnsupportedOperation:  # it is no file
+        return stream
     return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
 
 
 class _Piped(io.FileIO):
     """A stream whose reader may go away (`| head -1`): the job goes on, as what it prints isn't the job."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream.fileno(), "wb", closefd=False)
+        self._open = stream  # else its file would be closed with it
 
     def write(self, data: Any, /) -> int:
         try:
