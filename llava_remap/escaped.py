@@ -17,6 +17,10 @@ from typing import TextIO
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
+class UnprintedError(OSError):
+    """What was printed can't be written: stdout leads to a full disk, for one."""
+
+
 def printable(text: str) -> str:
     """Text in which nothing moves the cursor, changes a colour, turns the direction or hides.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -33,16 +34,26 @@ def import_asked(modules: Iterable[str] = _ASKED) -> None:
     """Import the libraries that are asked about models and tokenizers.
 
     Raises:
-        RemapError: LR510 for one that can't be imported; LR501 where `ulimit` leaves no room for them, without which torch would
-            end the process in the midst of it.
+        RemapError: LR510 for one that can't be imported, or where the current folder is gone; LR501 where `ulimit` leaves no
+            room for them, without which torch would end the process in the midst of it.
     """
     if "torch" not in sys.modules:
+        _refuse_without_folder()
         _refuse_without_room()
     for module in modules:
         try:
             import_module(module)
         except Exception as error:  # whatever goes wrong in somebody else's code
             raise broken(module, error) from error
+
+
+def _refuse_without_folder() -> None:
+    """LR510 in a folder that was deleted: oneMKL, which torch has inside, ends the process there."""
+    try:
+        os.getcwd()  # noqa: PTH109 - the system's answer is what is asked for
+    except OSError as error:
+        cause = f"torch can't be imported where the current folder can't be told: {error.strerror}."
+        raise refuse("LR510", cause, "It was deleted: go to another one (`cd`), and give the same command.") from None
 
 
 def _refuse_without_room() -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, has_file, open_checkpoint, quoted
+from llava_remap.checkpoint import Checkpoint, UnreadableError, has_file, open_checkpoint, quoted
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.hub import download, parse_repository, repository_of_cache
 from llava_remap.rulefile import NamedDefault, RuleFile, Source
@@ -300,7 +300,8 @@ def _open(path: Path, weights: bool, first: bool, part: bool) -> Checkpoint:
     try:
         return open_checkpoint(path, weights=weights, part=part)
     except RemapError as error:
-        if first or part or error.problems[0].code != "LR100" or not has_file(path / "config.json"):
+        absent = error.problems[0].code == "LR100" and not isinstance(error, UnreadableError)
+        if first or part or not absent or not has_file(path / "config.json"):
             raise
         return open_checkpoint(path, weights=False)
 

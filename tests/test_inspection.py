@@ -493,3 +493,35 @@ def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch)
     every = {fit.rules: fit for fit in fits(checkpoint)}
     assert all(replace(fit, unknown=()) == replace(every[fit.rules], unknown=()) for fit in found)
     assert all(sorted(fit.unknown) == sorted(every[fit.rules].unknown) for fit in found)
+
+
+@pytest.mark.parametrize("named", [-1, "LlavaLlamaForCausalLM", [3], {"a": 1}])
+def test_architectures_of_another_kind(named: object, run: Run) -> None:
+    tensors = load_file(RELEASED / "safetensors" / "model.safetensors")
+    config = json.loads((RELEASED / "safetensors" / "config.json").read_text())
+    said = run("inspect", written(tensors, {**config, "architectures": named}, "odd")).out
+    assert f"\n  {named if isinstance(named, str) else 'no config.json that names an architecture'}\n" in said
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_towers_weights_that_cannot_be_read_are_not_absent(name: str, run: Run) -> None:
+    """They were passed over for the config alone, and the tower said to be nowhere."""
+    shutil.copytree(CLIP, "tower")
+    Path("tower", name).unlink(missing_ok=True)
+    Path("tower", name).symlink_to("nowhere")
+    ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", "vision_tower=tower", "--dry-run")
+    assert ran.code == 3
+    assert "LR100" in ran.err
+    assert f"tower/{name}" in ran.err
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json", "special_tokens_map.json"])
+def test_half_a_letter_is_no_text(name: str, run: Run) -> None:
+    """It could be read and not be written again, which was told as a fault of our own."""
+    shutil.copytree(RELEASED / "bin", "in")
+    content = json.loads(Path("in", name).read_text())
+    Path("in", name).write_text(json.dumps({**content, "bos_token_id": "\ud800"}))
+    ran = run("apply", "llava-v1.5", "--source", "in", "--source", TOWER, "--dry-run")
+    assert ran.code == 3
+    assert "LR113" in ran.out + ran.err
+    assert f"`{name}` is not valid JSON (a text in it is not valid Unicode)" in ran.out + ran.err

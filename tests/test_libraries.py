@@ -106,3 +106,19 @@ def test_both_readers_go_away(tmp_path: Path) -> None:
     own = {**os.environ, "LLAVA_REMAP_CACHE": str(Path("cache").resolve())}
     assert subprocess.run([COMMAND, "inspect", "nowhere"], stdout=write, stderr=write, env=own, check=False).returncode == 3
     os.close(write)
+
+
+def leave_no_folder() -> None:
+    """Make the current folder one that was deleted."""
+    gone = Path("gone").resolve()
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+
+
+def test_a_current_folder_that_is_gone() -> None:
+    """oneMKL, in torch, ends the process there with 2; before, a path's short form failed as an output that can't be written."""
+    refused = ran(*JOB, before=leave_no_folder)
+    assert refused.returncode == 5, refused.stdout + refused.stderr
+    assert "LR510" in refused.stderr
+    assert "current folder" in refused.stderr

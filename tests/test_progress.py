@@ -255,3 +255,25 @@ def test_closed_streams(closed: str, printed: bool) -> None:
     apply("llava-v1.5", SOURCES[1::2], "open")
     weights = {path.name: path.read_bytes() for path in Path("open").glob("*.safetensors")}
     assert {path.name: path.read_bytes() for path in Path("out").glob("*.safetensors")} == weights
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize(
+    ("arguments", "redirected", "code", "told"),
+    [
+        ("rules list", ">/dev/full", 4, "No space left on device"),
+        ("--help", ">/dev/full", 4, "No space left on device"),
+        ("inspect nowhere", ">/dev/full", 3, "no `nowhere`"),
+        ("rules list", ">/dev/full 2>/dev/full", 4, ""),
+        ("inspect nowhere", "2>/dev/full", 3, ""),
+        ("rules list", ">&-", 0, ""),
+    ],
+)
+def test_stdout_that_fails_is_told_once(arguments: str, redirected: str, code: int, told: str) -> None:
+    """However little is printed: it stays in a buffer until the end, and Python ends with a traceback and 120 if that fails."""
+    line = f'"$0" -c "from llava_remap.cli import main; main()" {arguments} {redirected}'
+    ran = subprocess.run(["sh", "-c", line, sys.executable], capture_output=True, text=True, check=False)
+    assert ran.returncode == code, ran.stderr
+    assert told in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert ran.stderr.count("LR508") == (told != "" and code == 4)

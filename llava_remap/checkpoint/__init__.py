@@ -8,7 +8,7 @@ from llava_remap.checkpoint.purpose import PartOnlyError
 from llava_remap.checkpoint.shards import read_weight_map
 from llava_remap.checkpoint.small_file import has_file, read_file, read_text
 from llava_remap.checkpoint.strict_json import read_object
-from llava_remap.checkpoint.wording import quoted, unreadable
+from llava_remap.checkpoint.wording import UnreadableError, quoted, unreadable
 
 __all__ = [
     "BESIDE",
@@ -22,6 +22,7 @@ __all__ = [
     "PartsApartError",
     "Stamp",
     "Tensor",
+    "UnreadableError",
     "files_for",
     "gather_command",
     "has_file",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ LARGEST = 100_000_000
 #: Values in lists and objects. An index of 100,000 tensors has as many, a header of so many 900,000, the tokenizers with the
 #: largest vocabularies 1,500,000; each takes up to 120 bytes of memory, which for two bytes of a file are a lot.
 MOST_VALUES = 2_000_000
+
+#: A half of a letter, as an escape; without its other half, what is read can't be written again.
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def _is_text(found: Any) -> bool:
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -42,6 +54,8 @@ def parse_object(data: bytes, code: str, what: str, fix: str, *, unique: bool = 
         raise refuse(code, f"{what} has {values} values, more than {MOST_VALUES}.", fix)
     try:
         found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique if unique else None, parse_constant=_no_number)
+        if _HALF.search(data) and not _is_text(found):
+            raise ValueError("a text in it is not valid Unicode")
     except (ValueError, RecursionError, MemoryError) as error:
         raise refuse(code, f"{what} is not valid JSON ({error or type(error).__name__}).", fix) from None
     if not isinstance(found, dict):

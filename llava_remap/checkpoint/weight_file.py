@@ -14,7 +14,7 @@ from llava_remap.checkpoint.state_dict import StateDict
 from llava_remap.checkpoint.strict_json import LARGEST
 from llava_remap.checkpoint.torch_legacy import read_torch_legacy
 from llava_remap.checkpoint.torch_zip import read_torch_zip
-from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.checkpoint.wording import UnreadableError, quoted, several
 from llava_remap.errors import Problem, RemapError, refuse
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
@@ -81,6 +81,7 @@ def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
     """
     read: dict[Path, WeightFile] = {}
     problems: list[Problem] = []
+    kind: type[RemapError] = RemapError
     pointers: list[Path] = []
     for file in files:
         try:
@@ -90,10 +91,11 @@ def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
                 pointers.append(file)
             else:
                 problems += error.problems
+                kind = UnreadableError if isinstance(error, UnreadableError) else kind
     if pointers:
         problems = [*_pointers(pointers).problems, *problems]
     if problems:
-        raise RemapError(problems)
+        raise kind(problems)
     return read
 
 

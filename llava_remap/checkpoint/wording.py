@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable
 from pathlib import Path
 
-from llava_remap.errors import RemapError, refuse
+from llava_remap.errors import Problem, RemapError
 from llava_remap.escaped import printable
 
 
@@ -27,11 +27,15 @@ def several(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(map(quoted, every[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
-def unreadable(error: OSError, path: Path) -> RemapError:
+class UnreadableError(RemapError):
+    """Something is there, and can't be read."""
+
+
+def unreadable(error: OSError, path: Path) -> UnreadableError:
     """LR102 for what the disk fails to read, LR100 for what isn't there or mustn't be read."""
     code = "LR102" if error.errno == errno.EIO else "LR100"
     where = str(error.filename or path)
     where = where if len(where) <= 120 else "..." + where[-117:]  # its end names the file
     cause = f"{quoted(where)} can't be read: {printable(error.strerror or str(error))}."
     fix = "Check the path and its permissions. What isn't to count, take away; links need what they lead to (`cp -rL` copies it)."
-    return refuse(code, cause, fix)
+    return UnreadableError(Problem(code, cause, fix))

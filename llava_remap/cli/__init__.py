@@ -6,11 +6,10 @@ import io
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from llava_remap.cli.signals import asked_to_end, leave, listen
-from llava_remap.escaped import escaped_output, printable_lines
+from llava_remap.escaped import UnprintedError, escaped_output, printable_lines
 
 
 def main() -> None:
@@ -25,7 +24,10 @@ def main() -> None:
         from llava_remap.cli.commands import app
 
         with escaped_output():
-            app(standalone_mode=True)
+            try:
+                app(standalone_mode=True)
+            finally:
+                sys.stdout.flush()  # here, where a failure can be told; at the end of Python it would be a traceback
     except BaseException as error:  # what a library's Rust code raises is no `Exception`
         if asked_to_end() or isinstance(error, KeyboardInterrupt):  # whatever a library may have made of it
             leave(error.code if isinstance(error, SystemExit) else None)
@@ -42,6 +44,8 @@ def _tell(error: BaseException) -> NoReturn:
     from llava_remap.codes import Exit
     from llava_remap.libraries import broken, imported
 
+    if isinstance(error, UnprintedError):
+        _tell_unprinted(error)
     if (module := imported(error)) is not None:
         [problem] = broken(module, error).problems
         print(printable_lines(f"{problem.code} {problem.title}\n  {problem.cause}\n  → {problem.fix}"), file=sys.stderr)
@@ -53,6 +57,19 @@ def _tell(error: BaseException) -> NoReturn:
         file=sys.stderr,
     )
     sys.exit(Exit.INTERNAL)
+
+
+def _tell_unprinted(error: UnprintedError) -> NoReturn:
+    """End the process where the last of what it printed is lost; what it had refused before stays its exit code."""
+    from llava_remap.codes import Exit
+    from llava_remap.errors import Problem
+
+    problem = Problem("LR508", f"the report: {error.strerror}.")
+    print(printable_lines(f"{problem.code} {problem.title}\n  {problem.cause}"), file=sys.stderr)
+    before: BaseException | None = error
+    while before is not None and not isinstance(before, SystemExit):
+        before = before.__context__
+    sys.exit((before and before.code) or Exit.RESOURCES)
 
 
 def _sturdy(stream: TextIO) -> TextIO:
@@ -68,8 +85,15 @@ def _sturdy(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
 
 
+_STDERR = 2
+
+
 class _Piped(io.FileIO):
-    """A stream whose reader may go away (`| head -1`): the job goes on, as what it prints isn't the job."""
+    """A stream that can fail under a job.
+
+    Its reader may go away (`| head -1`): the job goes on, as what it prints isn't the job. Any other failure of stdout is told
+    once, that of stderr to nobody; what is printed after it goes nowhere.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream.fileno(), "wb", closefd=False)
@@ -78,9 +102,12 @@ class _Piped(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data) or 0
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            return len(data)
+        except OSError as error:
+            number = self.fileno()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            if isinstance(error, BrokenPipeError) or number == _STDERR:
+                return len(data)
+            raise UnprintedError(error.errno, error.strerror) from None
 
 
 def _fill_streams() -> None:
@@ -88,5 +115,5 @@ def _fill_streams() -> None:
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)

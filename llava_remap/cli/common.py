@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError
+from llava_remap.escaped import UnprintedError
 
 
 class Format(str, Enum):
@@ -24,6 +26,10 @@ class Format(str, Enum):
 OFFLINE = typer.Option("--offline", help="Take from the hub only what was downloaded before.")
 
 
+#: What only writing fails with.
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
 @contextlib.contextmanager
 def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan`, `verification`, …"""
@@ -32,7 +38,9 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     except KeyboardInterrupt:
         print("\nInterrupted: this run leaves no unfinished output behind.", file=sys.stderr)
         raise typer.Exit(130) from None
-    except OSError as error:  # stdout, as a rule: a full disk behind a redirection
+    except OSError as error:
+        if not isinstance(error, UnprintedError) and error.errno not in _UNWRITTEN:
+            raise  # nobody foresaw it: it isn't known to be the output's
         show([Problem("LR508", f"{error.filename or 'the report'}: {error.strerror or error}.")], Format.human, kind)
         raise typer.Exit(Exit.RESOURCES) from None
     except MemoryError:

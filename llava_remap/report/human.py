@@ -281,8 +281,9 @@ def print_inspection(console: Console, found: Inspection) -> None:
             line(console, f"  an adapter: {counted(len(part.pairs), 'LoRA pair')}, which change a model")
         if part.passed_over:
             line(console, f"  not read: {', '.join(part.passed_over)}")
-        names = (part.config or {}).get("architectures") or ["no config.json that names an architecture"]
-        line(console, f"  {', '.join(names)}")
+        named = (part.config or {}).get("architectures")
+        names = [name for name in (named if isinstance(named, list) else [named]) if isinstance(name, str) and name]
+        line(console, f"  {', '.join(names) or 'no config.json that names an architecture'}")
     if found.layout:
         named = f"{found.named} of {len(checkpoint.catalog)} names"
         line(console, f"  saved by transformers: {named} are in layout {found.layout}")

@@ -32,7 +32,7 @@ def shown(location: str) -> str:
     path = Path(location)
     try:
         return printable(f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else location)
-    except ValueError:
+    except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
         return printable(location)
 
 

@@ -181,7 +181,7 @@ def shown(path: Path) -> str:
     """The path as short as it can be said from here."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
         return str(path)
 
 
