@@ -164,7 +164,7 @@ def read_record(folder: Path) -> Record:
             raise _unfinished(folder, begun)
         if not has_file(path):
             raise _no_record(folder)
-        content = read_object(path, "LR113", _FIX)
+        content = read_object(path, "LR113", _FIX, halves=True)
     except OSError as error:
         raise unreadable(error, path) from None
     if content.get("format") != FORMAT or content.get("format_version") not in _READABLE:
