@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from llava_remap import __version__
 from llava_remap.cache import code_digest
 from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint, quoted, read_file
-from llava_remap.derive import Derived, derive, source_configs
+from llava_remap.derive import Derived, configs_by_source, derive, source_configs
 from llava_remap.errors import Problem, RemapError, refuse
 from llava_remap.execute import (
     INDEX,
@@ -275,8 +275,8 @@ def plan_checkpoints(
         configs = source_configs(file, checkpoints)
         problems += identify(file, routes, checkpoints, text_config(configs), given, layout_refusals)
     if not problems:
-        read = {name: c for name, c in checkpoints.items() if "config" in file.text.sources[name].use and c.config is not None}
-        problems += [odd for c in read.values() for odd in odd_values(quoted(c.location), c.config or {})]
+        for name, config in configs_by_source(file, checkpoints).items():
+            problems += odd_values(quoted(checkpoints[name].location), config)
         problems += tower_problems(file, checkpoints, text_config(configs))
     halves, told = projector_findings(file, program, checkpoints, routes) if recognised else ([], [])
     notes += [*naming_notes(file, checkpoints, given, routes, text_config(configs)), *told]

@@ -61,15 +61,20 @@ class Derived:
     norms_about_one: bool = False
 
 
+def configs_by_source(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Mapping[str, Any]]:
+    """The configs of the sources whose config counts, by the source's name."""
+    return {
+        name: c.config for name, c in checkpoints.items() if "config" in rules.text.sources[name].use and c.config is not None
+    }
+
+
 def source_configs(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Mapping[str, Any]]:
     """The configs of the sources whose config counts, in the rule file's order.
 
     Before them those of sources that override, the last first, where they have LLaVA's own keys: the language model that a
     projector or an adapter is put into has none of them.
     """
-    found = {
-        name: c.config for name, c in checkpoints.items() if "config" in rules.text.sources[name].use and c.config is not None
-    }
+    found = configs_by_source(rules, checkpoints)
     own = _believed(rules, checkpoints)
     return [found[name] for name in (*own, *(name for name in found if name not in own))]
 

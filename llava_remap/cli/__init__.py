@@ -6,10 +6,13 @@ import io
 import os
 import platform
 import sys
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from llava_remap.cli.signals import asked_to_end, leave, listen
 from llava_remap.escaped import UnprintedError, escaped_output, printable_lines
+
+if TYPE_CHECKING:
+    from llava_remap.errors import Problem
 
 
 def main() -> None:
@@ -48,7 +51,7 @@ def _tell(error: BaseException) -> NoReturn:
         _tell_unprinted(error)
     if (module := imported(error)) is not None:
         [problem] = broken(module, error).problems
-        print(printable_lines(f"{problem.code} {problem.title}\n  {problem.cause}\n  → {problem.fix}"), file=sys.stderr)
+        _show(problem)
         sys.exit(Exit.LIBRARY)
     print(printable_lines(f"Internal error: {type(error).__name__}: {error}"), file=sys.stderr)
     print(
@@ -64,12 +67,17 @@ def _tell_unprinted(error: UnprintedError) -> NoReturn:
     from llava_remap.codes import Exit
     from llava_remap.errors import Problem
 
-    problem = Problem("LR508", f"the report: {error.strerror}.")
-    print(printable_lines(f"{problem.code} {problem.title}\n  {problem.cause}"), file=sys.stderr)
+    _show(Problem("LR508", f"the report: {error.strerror}."))
     before: BaseException | None = error
     while before is not None and not isinstance(before, SystemExit):
         before = before.__context__
     sys.exit((before and before.code) or Exit.RESOURCES)
+
+
+def _show(problem: Problem) -> None:
+    """A problem without the help of a library, as one that shows problems may be what doesn't work."""
+    fix = f"\n  → {problem.fix}" if problem.fix else ""
+    print(printable_lines(f"{problem.code} {problem.title}\n  {problem.cause}{fix}"), file=sys.stderr)
 
 
 def _sturdy(stream: TextIO) -> TextIO:
