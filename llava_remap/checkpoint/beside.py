@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any
-
-from llava_remap.checkpoint.small_file import has_file
-from llava_remap.checkpoint.strict_json import read_object
 
 BESIDE: Mapping[str, tuple[str, ...]] = {
     "config": ("config.json", "generation_config.json"),
@@ -35,13 +30,3 @@ _ALWAYS = "config.json"
 def files_for(use: Collection[str]) -> list[str]:
     """The files that are read for what a checkpoint is used for: keys of `BESIDE`, and others that need none of these files."""
     return list(dict.fromkeys([_ALWAYS, *(name for part, names in BESIDE.items() if part in use for name in names)]))
-
-
-def read_beside(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file beside a checkpoint's weights; empty without the file.
-
-    Raises:
-        RemapError: LR113 for a file that is no JSON object, LR100 for one that can't be read.
-    """
-    path = folder / name
-    return read_object(path, "LR113", "Replace it by the original one.", unique=False) if has_file(path) else {}

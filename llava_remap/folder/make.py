@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from llava_remap.cache import cached
-from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object
+from llava_remap.checkpoint import BESIDE, has_file, read_file
 from llava_remap.errors import Problem
 from llava_remap.folder.chat_template import Tried, check_special_tokens, try_template
 from llava_remap.folder.json_file import json_bytes, write_json
@@ -26,7 +26,7 @@ from llava_remap.folder.processor import (
 )
 from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.rulefile import RuleFile
-from llava_remap.target import PlacedToken, TargetConfig, Vocabulary
+from llava_remap.target import PlacedToken, TargetConfig, Vocabulary, read_beside
 
 #: Of the source's generation config: who wrote it, and whose code it is for.
 _NOT_KEPT = ("_from_model_config", "transformers_version", "auto_map")
@@ -162,12 +162,12 @@ def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:
     """The first generation config in these folders; empty without one.
 
     Raises:
-        RemapError: LR113 where it isn't a JSON object.
+        RemapError: LR113 where it isn't a JSON object, or has a value of a kind that can't be.
     """
+    name = "generation_config.json"
     for folder in folders:
-        if has_file(folder / "generation_config.json"):
-            fix = "Replace it by the original one, or take it away."
-            return read_object(folder / "generation_config.json", "LR113", fix, unique=False)
+        if has_file(folder / name):
+            return read_beside(folder, name)
     return {}
 
 

@@ -9,12 +9,12 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import has_file, read_object
+from llava_remap.checkpoint import has_file
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
 from llava_remap.rulefile import Processor, shipped_chat_parts, shipped_class_part
-from llava_remap.target import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower
+from llava_remap.target import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower, read_beside
 
 PREPROCESSOR = "preprocessor_config.json"
 #: Its name since transformers 4.52.
@@ -61,7 +61,7 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
     """LR604 where the given image processor makes images of another size than the tower's: another number of image tokens."""
     if folder is None:
         return []
-    content = read_object(folder / PREPROCESSOR, "LR113", _REPLACE, unique=False)
+    content = read_beside(folder, PREPROCESSOR)
     for key in ("size", "crop_size"):
         sides = content[key].values() if isinstance(content.get(key), dict) else [content.get(key)]
         if any(isinstance(side, (int, float)) and not 0 < side <= _LARGEST_SIDE for side in sides):

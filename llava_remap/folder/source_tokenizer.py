@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import BESIDE, has_file, read_beside, read_file, read_text
+from llava_remap.checkpoint import BESIDE, has_file, read_file, read_text
 from llava_remap.errors import RemapError, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.llama_tokenizer import ROLES, LlamaTokenizer, token_text
-from llava_remap.target import TOKENIZERS, Vocabulary
+from llava_remap.target import TOKENIZERS, Vocabulary, read_beside
 
 #: Classes that are SentencePiece behind rules of their own.
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")

@@ -19,7 +19,7 @@ from llava_remap.target.constants import bad_constants
 from llava_remap.target.known_keys import keys_without_use, unknown_target, unread_of_towers
 from llava_remap.target.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
 from llava_remap.target.presets import IMAGE_PROCESSORS, SCALED_PICTURES, TOKENIZERS
-from llava_remap.target.source_config import odd_values
+from llava_remap.target.source_files import odd_values, read_beside
 from llava_remap.target.text_model import TextModel
 from llava_remap.target.tower import Tower, has_stock_sizes, shapes_config
 from llava_remap.target.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
@@ -54,6 +54,7 @@ __all__ = [
     "names_in",
     "norms_about_one",
     "place_tokens",
+    "read_beside",
     "read_vocabulary",
     "said_of_text",
     "shapes_config",

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import has_file, read_beside
+from llava_remap.checkpoint import has_file, quoted
 from llava_remap.errors import Problem, refuse
 from llava_remap.rulefile import Token
+from llava_remap.target.source_files import read_beside
 
 #: Rows of an embedding come in multiples of this where it was padded.
 _PADDED_TO = 64
@@ -56,20 +57,9 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     Raises:
         RemapError: LR113 for a file that can't be read.
     """
-    try:
-        return _read(folder)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON of another form than a tokenizer's
-        reason = f"{type(error).__name__}: {error}"
-        raise refuse("LR113", f"the tokenizer files in {folder} are not of a tokenizer's form ({reason}).", _REPLACE) from None
-
-
-def _read(folder: Path) -> Vocabulary | None:
     added: dict[str, int] = {}
     if has_file(folder / "tokenizer.json"):
-        content = read_beside(folder, "tokenizer.json")
-        words = content["model"]["vocab"]
-        base = dict(words) if isinstance(words, dict) else {word: i for i, (word, _) in enumerate(words)}
-        added |= {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+        base, added = _tokenizers_words(folder / "tokenizer.json")
     elif has_file(folder / "tokenizer.model"):
         base = _sentencepiece(folder / "tokenizer.model")
     elif has_file(folder / "vocab.json"):
@@ -78,16 +68,29 @@ def _read(folder: Path) -> Vocabulary | None:
         return None
     config = read_beside(folder, "tokenizer_config.json")
     added |= read_beside(folder, "added_tokens.json")
-    added |= {_word(token): int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
+    added |= {_word(token): int(i) for i, token in (config.get("added_tokens_decoder") or {}).items()}
     ids = base | added
-    if not all(isinstance(i, int) for i in ids.values()):
-        raise TypeError("an id that is no whole number")
     last = max(added.values(), default=-1)
     # As the tokenizers library counts: behind the last added token, but never inside the model's own vocabulary.
     next_id = last + 1 if last >= len(base) else len(base)
     special = {**read_beside(folder, "special_tokens_map.json"), **{k: v for k, v in config.items() if v is not None}}
     roles = {role: _word(token) for role, token in special.items() if role.endswith("_token") and isinstance(token, (str, dict))}
     return Vocabulary(folder, ids, next_id, roles)
+
+
+def _tokenizers_words(file: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """The words of a `tokenizer.json` with their ids: the model's own, and the added ones."""
+    content = read_beside(file.parent, file.name)
+    try:
+        words = content["model"]["vocab"]
+        base = dict(words) if isinstance(words, dict) else {word: i for i, (word, _) in enumerate(words)}
+        added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+        if odd := [word for word, i in (base | added).items() if type(i) is not int]:
+            raise TypeError(f"the id of {odd[0]!r} is no whole number")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise refuse("LR113", f"{quoted(str(file))} is not of a tokenizer's form ({reason}).", _REPLACE) from None
+    return base, added
 
 
 def place_tokens(

@@ -1,4 +1,4 @@
-"""What a source's config says of the wrong kind: told with key, value and what is needed, before anything is made of it."""
+"""A value of the wrong kind in a source's small JSON files is told with file, key, value and what is needed."""
 
 from __future__ import annotations
 
@@ -94,3 +94,73 @@ def test_a_tower_says_what_no_vision_config_has(changed: Changed, run: Run, tmp_
     assert (code, "LR318" in said) == (0, True)
     assert "the tower's config says add_time_attn: True, num_frames: 8; no vision config" in said
     assert "LR318" not in planned(run, source)[1]
+
+
+def with_value(source: Path, file: str, key: str, value: Any) -> Path:
+    path = source / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, key: value}))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "needed"),
+    [
+        ("tokenizer_config.json", "truncation_side", "x", "left or right"),
+        ("tokenizer_config.json", "padding_side", ["left"], "left or right"),
+        ("tokenizer_config.json", "model_max_length", [2048], "a number above 0"),
+        ("tokenizer_config.json", "add_bos_token", "true", "true or false"),
+        ("tokenizer_config.json", "tokenizer_class", ["LlamaTokenizer"], "a text"),
+        ("tokenizer_config.json", "bos_token", 1, "a text, or an object with the text as `content`"),
+        ("tokenizer_config.json", "added_tokens_decoder", {"x": {"content": "<s>"}}, "an object of ids with a token's"),
+        ("tokenizer_config.json", "added_tokens_decoder", [1], "an object of ids with a token's"),
+        ("special_tokens_map.json", "eos_token", {"text": "</s>"}, "a text, or an object with the text as `content`"),
+        ("special_tokens_map.json", "additional_special_tokens", 7, "texts, or objects with `content`"),
+        ("added_tokens.json", "<a>", "320", "a token's id"),
+        ("added_tokens.json", "<a>", True, "a token's id"),
+        ("generation_config.json", "temperature", "hot", "a number"),
+        ("generation_config.json", "max_length", 2.5, "a whole number, 0 or more"),
+        ("generation_config.json", "eos_token_id", "2", "a token's id or a list of ids"),
+        ("generation_config.json", "do_sample", 1, "true or false"),
+    ],
+)
+def test_small_files_of_a_model(file: str, key: str, value: Any, needed: str, changed: Changed, run: Run) -> None:
+    source = with_value(changed(), file, key, value)
+    code, said = planned(run, source)
+    assert (code, "LR113" in said, f"`{source / file}` says {key}: {value!r}; {needed}" in said) == (3, True, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "needed"),
+    [
+        ("do_rescale", [], "true or false"),
+        ("do_normalize", [[]], "true or false"),
+        ("rescale_factor", {}, "a number"),
+        ("resample", 9, "a number from 0 to 5"),
+        ("size", {"shortest_edge": "28"}, "pixels, or an object of sides in pixels"),
+        ("image_mean", ["a"], "a number, or one for each colour"),
+    ],
+)
+def test_small_files_of_a_tower(key: str, value: Any, needed: str, changed: Changed, run: Run, tmp_path: Path) -> None:
+    tower = tmp_path / "tower"
+    shutil.copytree(CLIP, tower)
+    with_value(tower, "preprocessor_config.json", key, value)
+    code, said = planned(run, changed(), tower)
+    assert (code, "LR113" in said, f"says {key}: {value!r}; {needed}" in said) == (3, True, True)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("tokenizer_config.json", "model_max_length", 1000000000000000019884624838656),
+        ("tokenizer_config.json", "padding_side", None),
+        ("tokenizer_config.json", "chat_template", [{"name": "default", "template": "{{ messages }}"}]),
+        ("tokenizer_config.json", "pad_token", {"__type": "AddedToken", "content": "<unk>", "lstrip": False}),
+        ("special_tokens_map.json", "additional_special_tokens", ["<unk>", {"content": "<s>"}]),
+        ("generation_config.json", "temperature", 1),
+        ("generation_config.json", "eos_token_id", [2]),
+    ],
+)
+def test_forms_that_are_seen(file: str, key: str, value: Any, changed: Changed, run: Run) -> None:
+    code, said = planned(run, with_value(changed(), file, key, value))
+    assert (code, said if code else "") == (0, "")
