@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from shlex import quote
 from traceback import walk_tb
+from types import FrameType
 
 from llava_remap.errors import RemapError, refuse
 from llava_remap.limits import ADDRESSES, process_limits
@@ -72,9 +74,40 @@ def imported(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return error.name
     frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
-    names = (str(frame.f_globals.get("__name__")).partition(".")[0] for frame in reversed(frames))
-    others = (name for name in names if name not in {*sys.stdlib_module_names, "llava_remap"})
-    return next(others, error.name if isinstance(error, ImportError) else None)
+    return next(_others(frames), error.name if isinstance(error, ImportError) else None)
+
+
+def raised_in(error: BaseException) -> tuple[str, str] | None:
+    """The library from whose code an error came, as its package with version, and the command that installs it anew.
+
+    None for an error of this package's own code.
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    ours = [i for i, frame in enumerate(frames) if _library(frame) == "llava_remap"]
+    library = next(_others(frames[ours[-1] + 1 :] if ours else frames), None)
+    return None if library is None else (_with_version(library), _install(library))
+
+
+def _others(frames: Sequence[FrameType]) -> Iterator[str]:
+    """The libraries whose code was being run, the innermost first; neither this package nor Python's own."""
+    names = map(_library, reversed(frames))
+    return (name for name in names if name not in {*sys.stdlib_module_names, "llava_remap"})
+
+
+def _library(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _with_version(library: str) -> str:
+    package = _PACKAGES.get(library, library)
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
+
+
+def _install(library: str) -> str:
+    return f"`{quote(sys.executable)} -m pip install --force-reinstall {_PACKAGES.get(library, library)}`"
 
 
 def broken(module: str, error: BaseException) -> RemapError:
@@ -86,11 +119,7 @@ def broken(module: str, error: BaseException) -> RemapError:
     """
     module = imported(error) or module
     name = module.partition(".")[0]
-    package = _PACKAGES.get(name, name)
-    try:
-        which = f"{package} {version(package)}"
-    except PackageNotFoundError:
-        which = package
+    which = _with_version(name)
     said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     if sys.flags.optimize > 1:
         return refuse(
@@ -98,7 +127,5 @@ def broken(module: str, error: BaseException) -> RemapError:
             f"{which} can't be imported: {said}.",
             "Python runs without docstrings here: unset PYTHONOPTIMIZE, leave out -OO.",
         )
-    fix = (
-        f"Install it anew: `{sys.executable} -m pip install --force-reinstall {package}`; `{sys.executable} -c 'import {name}'` "
-    )
-    return refuse("LR510", f"{which} can't be imported: {said}.", f"{fix}says whether that helped.")
+    fix = f"Install it anew: {_install(name)}; `{quote(sys.executable)} -c 'import {name}'` says whether that helped."
+    return refuse("LR510", f"{which} can't be imported: {said}.", fix)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,6 +124,33 @@ def test_a_limit_on_the_size_of_files(most: int, run: Run, whole: dict[str, str]
     assert "LR508" in said
     assert "became larger than a file may be there, by its file system or by `ulimit -f`" in said
     refuse_stray(Path("out"), ran)
+    ends_well(run, whole)
+
+
+def test_a_limit_on_the_size_of_files_that_are_tried_first(
+    run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LLAVA_REMAP_CACHE", str(tmp_path / "cache"))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limit[1]))
+    try:
+        ran = run(*COMMAND, "--output", "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    said = re.sub(r"\s+", " ", ran.out + ran.err)
+    assert (ran.code, "LR508" in said, Path("out").exists()) == (4, True, False), said
+    assert f"are tried in {tempfile.gettempdir()} first, and nothing can be written there: File too large." in said
+    ends_well(run, whole)
+
+
+def test_no_folder_for_temporary_files(run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setenv("LLAVA_REMAP_CACHE", str(tmp_path / "cache"))
+        meanwhile.setattr(tempfile, "tempdir", "/proc/self/fdinfo")  # where not even root can make a folder
+        ran = run(*COMMAND, "--output", "out")
+    said = re.sub(r"\s+", " ", ran.out + ran.err)
+    assert (ran.code, "LR508" in said, Path("out").exists()) == (4, True, False), said
+    assert "are tried in /proc/self/fdinfo first, and nothing can be written there" in said
     ends_well(run, whole)
 
 

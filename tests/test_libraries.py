@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,18 @@ def test_a_library_that_can_not_be_imported(module: str, text: str, package: str
     assert ("not_there" if "not_there" in text else text.rpartition("'")[0].rpartition("'")[2] or "division") in found.stderr
     assert "Traceback" not in found.stderr
     assert "config.json" not in found.stderr
+    assert not Path("out").exists()
+
+
+def test_a_library_that_fails_when_it_is_called(tmp_path: Path) -> None:
+    """It may be damaged, or llava-remap may have called it wrongly: both are said, and the library is named."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "xxhash.py").write_text("def xxh3_128(*data):\n    raise AttributeError('odd')\n")
+    found = ran(*JOB, PYTHONPATH=str(tmp_path / "broken"))
+    assert (found.returncode, "Traceback" in found.stderr) == (70, False), found.stderr
+    assert "Internal error: AttributeError: odd" in found.stderr
+    assert f"It came from xxhash {version('xxhash')}, which llava-remap called." in found.stderr
+    assert "-m pip install --force-reinstall xxhash` mends it" in found.stderr
     assert not Path("out").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from llava_remap.authoring.draft_sources import CLEAN, Given, cleaned, unknown_s
 from llava_remap.authoring.names_alone import open_names
 from llava_remap.checkpoint import Tensor, has_file, read_object
 from llava_remap.errors import RemapError, refuse
+from llava_remap.folder import scratch_folder
 from llava_remap.infer import Shape, infer
 from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rewrite import compile_rules
@@ -252,7 +252,7 @@ def loaded(text: str) -> RuleFile:
     Raises:
         RemapError: as `load_rule_file`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "draft.yaml"
+    with scratch_folder() as scratch:
+        path = scratch / "draft.yaml"
         path.write_text(text, encoding="utf-8")
         return load_rule_file(path)

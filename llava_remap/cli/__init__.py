@@ -45,7 +45,7 @@ def _tell(error: BaseException) -> NoReturn:
     """End the process with an error that no command foresees: a library's that can't be imported, or one of our own."""
     from llava_remap import __version__
     from llava_remap.codes import Exit
-    from llava_remap.libraries import broken, imported
+    from llava_remap.libraries import broken, imported, raised_in
 
     if isinstance(error, UnprintedError):
         _tell_unprinted(error)
@@ -54,11 +54,16 @@ def _tell(error: BaseException) -> NoReturn:
         _show(problem)
         sys.exit(Exit.LIBRARY)
     print(printable_lines(f"Internal error: {type(error).__name__}: {error}"), file=sys.stderr)
-    print(
-        "This is a fault of llava-remap, not of the checkpoint. Please report it with the command and what it prints under "
-        f"LLAVA_REMAP_TRACEBACK=1 (llava-remap {__version__}, Python {platform.python_version()}, {platform.platform()}).",
-        file=sys.stderr,
-    )
+    whose = "This is a fault of llava-remap, not of the checkpoint."
+    if (found := raised_in(error)) is not None:
+        library, install = found
+        whose = (
+            f"It came from {library}, which llava-remap called. If that library is damaged, {install} mends it. "
+            "If it isn't, this is a fault of llava-remap, not of the checkpoint."
+        )
+    versions = f"llava-remap {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    report = f"Please report it with the command and what it prints under LLAVA_REMAP_TRACEBACK=1 ({versions})."
+    print(whose, report, file=sys.stderr)
     sys.exit(Exit.INTERNAL)
 
 

@@ -41,7 +41,8 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     except OSError as error:
         if not isinstance(error, UnprintedError) and error.errno not in _UNWRITTEN:
             raise  # nobody foresaw it: it isn't known to be the output's
-        show([Problem("LR508", f"{error.filename or 'the report'}: {error.strerror or error}.")], Format.human, kind)
+        file = "the report" if isinstance(error, UnprintedError) else error.filename or "a file that was being written"
+        show([Problem("LR508", f"{file}: {error.strerror or error}.")], Format.human, kind)
         raise typer.Exit(Exit.RESOURCES) from None
     except MemoryError:
         show(

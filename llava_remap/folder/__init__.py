@@ -3,6 +3,7 @@
 from llava_remap.folder.keep import keep_files, kept_notes
 from llava_remap.folder.make import Parts, make_files, read_generation_config
 from llava_remap.folder.processor import find_image_processor, image_processor_problems, stock_notes, video_processor_notes
+from llava_remap.folder.scratch import scratch_folder
 
 __all__ = [
     "Parts",
@@ -12,6 +13,7 @@ __all__ = [
     "kept_notes",
     "make_files",
     "read_generation_config",
+    "scratch_folder",
     "stock_notes",
     "video_processor_notes",
 ]

@@ -7,7 +7,6 @@ is written in both.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from llava_remap.errors import Problem
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.make import generation_config
 from llava_remap.folder.processor import PREPROCESSOR
+from llava_remap.folder.scratch import scratch_folder
 from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.target import Vocabulary, read_beside
 
@@ -41,8 +41,7 @@ def keep_files(
     Raises:
         RemapError: LR113 for files of the source that can't be read.
     """
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+    with scratch_folder() as scratch:
         write_json(scratch / "config.json", config)
         write_json(scratch / "generation_config.json", generation_config(generation, config))
         if folder is not None:

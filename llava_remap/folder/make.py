@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from llava_remap.folder.processor import (
     write_pixel_processors,
     write_processor,
 )
+from llava_remap.folder.scratch import scratch_folder
 from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.rulefile import RuleFile
 from llava_remap.target import PlacedToken, TargetConfig, Vocabulary, read_beside
@@ -89,9 +89,9 @@ def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
     }
 
     def make() -> dict[str, bytes]:
-        with tempfile.TemporaryDirectory() as name:
-            notes = _make(parts, Path(name))
-            made = {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+        with scratch_folder() as scratch:
+            notes = _make(parts, scratch)
+            made = {path.name: path.read_bytes() for path in sorted(scratch.iterdir())}
         return {**made, _NOTES: json.dumps([[note.code, note.cause, note.fix] for note in notes]).encode()}
 
     def read(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], list[Problem]]:

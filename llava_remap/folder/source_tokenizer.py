@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import BESIDE, has_file, read_file, read_text
@@ -14,6 +12,7 @@ from llava_remap.errors import RemapError, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.llama_tokenizer import ROLES, LlamaTokenizer, token_text
+from llava_remap.folder.scratch import scratch_folder
 from llava_remap.target import TOKENIZERS, Vocabulary, read_beside
 
 #: Classes that are SentencePiece behind rules of their own.
@@ -116,8 +115,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         return SourceTokenizer(reference.encode, [(reference.backend(images), reference.seen(images))], config, added)
     if not has_file(model):
         config = _without_flags(config)
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)  # only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer
+    with scratch_folder() as scratch:
+        # Only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer.
         for file in BESIDE["tokenizer"]:
             if has_file(folder / file):
                 (scratch / file).write_bytes(read_file(folder / file))
