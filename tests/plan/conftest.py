@@ -64,9 +64,9 @@ def planned(tmp_path: Path) -> Planned:
     ) -> Plan:
         (tmp_path / "rules.yaml").write_text(rules)
         file = load_rule_file(tmp_path / "rules.yaml")
-        checkpoints = {name: found for name, found in sources.items() if isinstance(found, Checkpoint)} or {
-            "model": checkpoint(sources)
-        }  # type: ignore[arg-type]
+        checkpoints = {name: found for name, found in sources.items() if isinstance(found, Checkpoint)}
+        tensors = {name: found for name, found in sources.items() if not isinstance(found, Checkpoint)}
+        checkpoints = checkpoints or {"model": checkpoint(tensors)}
         program = compile_rules(file, [*checkpoints["model"].catalog], {})
         routes = route(file, program, checkpoints)
         target = Target("LlavaForConditionalGeneration", "classic", wanted, tied or {})
