@@ -15,11 +15,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llava_remap.errors import refuse
+
 #: Seconds of processor time, and bytes of memory, beyond what the imports took.
 SECONDS, NBYTES = 2, 500_000_000
 _MEGABYTE = 1_000_000
 #: The exit code for want of memory.
 _NO_MEMORY = 3
+#: What the other side prints before it looks at the request: what ends it sooner isn't the stranger's fault.
+_BEGUN = b"begun\n"
 #: The search path of this process comes first, so nothing of the current folder is imported.
 _START = "import sys; sys.path[:] = sys.argv[2:]; from llava_remap.bounded import serve; serve(sys.argv[1])"
 
@@ -38,6 +42,7 @@ def bounded(module: str, request: Any) -> Any:
 
     Raises:
         BeyondBoundsError: it hit a limit, or the process ended otherwise.
+        RemapError: LR511 where the process couldn't begin.
         RuntimeError: `answer` raised an error.
     """
     ran = subprocess.run(
@@ -47,8 +52,12 @@ def bounded(module: str, request: Any) -> Any:
         start_new_session=True,  # Ctrl-C ends this process, and with it the other one
         check=False,
     )
+    if not ran.stdout.startswith(_BEGUN):
+        said = ran.stderr.decode(errors="replace").strip().splitlines()
+        cause = f"a process of its own for {module} ended before it began: {said[-1] if said else f'exit code {ran.returncode}'}."
+        raise refuse("LR511", cause, "See the limits of the system: `ulimit -a`; those of the container.")
     if ran.returncode == 0:
-        return json.loads(ran.stdout)
+        return json.loads(ran.stdout.removeprefix(_BEGUN))
     if ran.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         raise BeyondBoundsError(f"takes more than {SECONDS} s of processor time")
     if ran.returncode == _NO_MEMORY:
@@ -63,6 +72,7 @@ def serve(module: str) -> None:
     answer = importlib.import_module(module).answer
     request = json.load(sys.stdin.buffer)
     _limit()
+    print(_BEGUN.decode(), end="", flush=True)
     try:
         said = json.dumps(answer(request))
     except MemoryError:

@@ -26,7 +26,9 @@ from typing import Any, BinaryIO, TypeVar
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter
 
-from llava_remap.libraries import import_asked
+from llava_remap.libraries import check_libraries, import_asked
+from llava_remap.limits import limit_reached
+from llava_remap.regular_file import is_foreign
 
 #: The libraries whose answers are kept.
 _ASKED = ("transformers", "tokenizers", "sentencepiece", "torch", "pillow", "jinja2")
@@ -76,9 +78,15 @@ def cached_value(question: str, facts: Mapping[str, Any], ask: Callable[[], Any]
 
 
 def _asked(ask: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
-    """A fresh answer, of libraries that can be imported: what goes wrong in them from here on is the question's fault."""
+    """A fresh answer, of libraries that can be imported and that work: what else goes wrong in them is the question's fault."""
     import_asked()
-    return ask()
+    try:
+        return ask()
+    except Exception as error:  # it may blame a file of the user's for what a library doesn't do
+        if (reached := limit_reached(error)) is not None:
+            raise reached from error
+        check_libraries()
+        raise
 
 
 def is_kept(question: str, facts: Mapping[str, Any]) -> bool:
@@ -141,19 +149,14 @@ def _open(path: Path) -> Iterator[BinaryIO]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # neither a link nor a pipe holds it up
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or _is_foreign(status):
+        if not stat.S_ISREG(status.st_mode) or is_foreign(status):
             raise PermissionError(str(path))
         yield file
 
 
 def _refuse_foreign(folder: Path) -> None:
-    if _is_foreign(folder.stat()) or folder.lstat().st_uid != os.geteuid():
+    if is_foreign(folder.stat()) or folder.lstat().st_uid != os.geteuid():
         raise PermissionError(str(folder))
-
-
-def _is_foreign(status: os.stat_result) -> bool:
-    """Whether somebody else owns it, or may write to it."""
-    return status.st_uid != os.geteuid() or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _keep(question: str, key: bytes, answer: Mapping[str, bytes]) -> None:

@@ -211,6 +211,9 @@ CODES: dict[str, Code] = {
     "LR414": Code("two tokenizers that disagree", Exit.PROBLEMS,
         "Note. A tokenizer.json and a tokenizer.model lie side by side and make different ids of a text. The tokenizer.json is "
         "taken."),
+    "LR415": Code("special token without an id", Exit.PROBLEMS,
+        "Note. The source's tokenizer files name a special token (for unknown words, for padding, …) that is none of its tokens. "
+        "The folder's tokenizer goes without it, as the model has no row for it."),
     # Resources and output
     "LR501": Code("not enough memory", Exit.RESOURCES,
         "The machine, its control group or `ulimit` leaves clearly less memory than the job needs; or it ran out on the way."),
@@ -232,6 +235,9 @@ CODES: dict[str, Code] = {
     "LR510": Code("library that doesn't work", Exit.LIBRARY,
         "A library that is needed can't be imported: it is broken, doesn't go with another one, or isn't there. Neither rule "
         "file nor checkpoint has to do with it. The message has the library's own words, and the command that installs it anew."),
+    "LR511": Code("limit of the system", Exit.RESOURCES,
+        "The system lets this process open no more files, start no more threads or processes, or write no temporary files. The "
+        "message names the limit. It says nothing of the checkpoint."),
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS,
         "The installed transformers would not load exactly these names and shapes, or, after `--reverse`, the rule file would "

@@ -7,7 +7,9 @@ would obey (control characters), what turns the direction of a line, and what is
 from __future__ import annotations
 
 import io
+import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,18 @@ def printable(text: str) -> str:
     if text.isprintable() and not _UNSEEN.search(text):
         return text
     return "".join(_escape(letter) for letter in text)
+
+
+def quote(text: str) -> str:
+    """A word of a command for a shell, in which nothing needs escaping once more; bash, zsh and ksh know `$'…'`.
+
+    >>> quote("a b"), quote("a\\nb")
+    ("'a b'", "$'a\\\\nb'")
+    """
+    if printable(text) == text:
+        return shlex.quote(text)
+    letters = ("".join(f"\\x{byte:02x}" for byte in os.fsencode(one)) if printable(one) != one else one for one in text)
+    return "$'" + "".join(f"\\{one}" if one in "\\'" else one for one in letters) + "'"
 
 
 def printable_lines(text: str) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, gather_command, parts_beside
 from llava_remap.errors import Problem
+from llava_remap.escaped import quote
 from llava_remap.fold import counted, fold_names
 from llava_remap.plan import Routed, Routes, draft_command, route
 from llava_remap.rewrite import compile_rules, contradictions

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 
 from llava_remap.apply import plan_checkpoints
 from llava_remap.checkpoint import Checkpoint, PartOnlyError, PartsApartError, parts_beside
+from llava_remap.escaped import quote
 from llava_remap.hub.repository import parse_repository
 from llava_remap.identify import Fit
 from llava_remap.inspection import Inspection, inspect_checkpoint

@@ -1,15 +1,80 @@
-"""How much memory this machine, its control groups and `ulimit` leave."""
+"""Limits that the system sets: memory of the machine, its control groups and `ulimit`; open files, threads, temporary files."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
+
+from llava_remap.errors import RemapError, refuse
 
 #: The limit of a process's address space.
 ADDRESSES = "ulimit -v"
 #: Bytes that are mapped and not occupied: threads' stacks, their allocators' arenas, buffers of linear algebra.
 _BESIDE = 256 << 20
+#: Threads beside those for each core: of libraries, and of ours that read and write.
+_MORE_THREADS = 4
+#: A limit on processes from which on nobody comes near it in one job.
+_MANY_PROCESSES = 1024
+
+
+def limit_reached(error: BaseException) -> RemapError | None:
+    """LR511 for an error that says that no file can be opened, or no thread or process started, any more; None for any other."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return refuse("LR511", "this process can open no more files.", "Raise the limit: `ulimit -n 1024`.")
+    no_process = isinstance(error, OSError) and error.errno == errno.EAGAIN
+    if no_process or (isinstance(error, RuntimeError) and "can't start new thread" in str(error)):
+        fix = "Raise the limit: `ulimit -u unlimited`, or that of the container (`--pids-limit`)."
+        return refuse("LR511", "this process can start no more threads or processes.", fix)
+    return None
+
+
+def refuse_without_threads() -> None:
+    """LR511 where as many threads as the libraries for linear algebra use can't be started: some of them end the process then.
+
+    It is tried only where a limit is low, as the threads leave parts of the address space mapped.
+    """
+    if all(left >= _MANY_PROCESSES for left in _process_limits()):
+        return
+    go_on = Event()
+    started: list[Thread] = []
+    try:
+        for _ in range((os.cpu_count() or 1) + _MORE_THREADS):
+            started.append(Thread(target=go_on.wait, daemon=True))
+            started[-1].start()
+    except RuntimeError as error:
+        started.pop()
+        raise limit_reached(error) or error from None
+    finally:
+        go_on.set()
+        for thread in started:
+            thread.join()
+
+
+def _process_limits() -> Iterator[int]:
+    """Limits on the number of processes and threads, where they are set."""
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        if soft != resource.RLIM_INFINITY:
+            yield soft
+    for group in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/pids")):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            yield int((group / "pids.max").read_text()) - int((group / "pids.current").read_text())
+
+
+def refuse_without_temporary_files() -> None:
+    """LR511 where there is no folder for temporary files."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        fix = "Set TMPDIR to a folder where you may write."
+        raise refuse("LR511", f"temporary files can't be written anywhere: {error.strerror}.", fix) from None
 
 
 def status(key: str) -> int | None:

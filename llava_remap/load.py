@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from llava_remap.apply import Job, plan_mapping, proven
 from llava_remap.errors import RemapError, refuse
 from llava_remap.execute import Range, Recipe, too_short
+from llava_remap.libraries import import_asked
 from llava_remap.output import refuse_changed
 from llava_remap.plan import Mapped
 from llava_remap.verify import TORCH_DTYPES, loading_problems
@@ -40,6 +41,7 @@ def load_model(rules: str | Path, sources: Sequence[str | Path] = (), *, offline
         RemapError: with every problem of the plan, LR111 for a manifest, LR102 for a source that changed meanwhile, LR501 where
             a file can't be mapped, LR601 where the loader disagrees.
     """
+    import_asked()
     import transformers
 
     job = proven(plan_mapping(rules, sources, offline=offline))

@@ -76,13 +76,15 @@ def output_problems(
     except RemapError as error:
         return list(error.problems)
     except (OSError, ValueError) as error:
-        return [Problem("LR508", f"{output}: {getattr(error, 'strerror', None) or error}.", another)]
+        where = getattr(error, "filename", None) or output
+        return [Problem("LR508", f"{where}: {getattr(error, 'strerror', None) or error}.", another)]
     if (name := _source_with(output, checkpoints)) is not None:
         return [Problem("LR508", f"{output} is inside source `{name}`, and sources are never written to.", another)]
     if not parent.is_dir():
         return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]
     if not os.access(parent, os.W_OK):
-        return [Problem("LR508", f"nothing can be written in {parent}.", another)]
+        why = "its file system is read-only" if os.statvfs(parent).f_flag & os.ST_RDONLY else "you may not write there"
+        return [Problem("LR508", f"nothing can be written in {parent}: {why}.", another)]
     if nbytes is not None and nbytes > free:
         room = f"{nbytes:,} bytes are needed in {parent}, {free:,} are free."
         return [Problem("LR502", room, "Free some, or give another --output.")]

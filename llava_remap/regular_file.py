@@ -1,4 +1,7 @@
-"""Whether a file is there. A name that is there and can't be read as a file is an error, never an absent file."""
+"""Whether a file is there, and whose it is.
+
+A name that is there and can't be read as a file is an error, never an absent file.
+"""
 
 from __future__ import annotations
 
@@ -35,3 +38,8 @@ def is_regular_file(path: Path) -> bool:
     if kind == stat.S_IFDIR:
         raise IsADirectoryError(errno.EISDIR, "it is a folder where a file should be", str(path))
     raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'something')}, neither a file nor a folder", str(path))
+
+
+def is_foreign(status: os.stat_result) -> bool:
+    """Whether somebody else owns a file or folder, or may write to it."""
+    return status.st_uid != os.geteuid() or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, has_file, quoted, tensor_names
 from llava_remap.errors import Problem, RemapError
+from llava_remap.escaped import quote
 from llava_remap.plan import Routes
 from llava_remap.rewrite import Program
 from llava_remap.rulefile import NamedDefault, RuleFile

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llava_remap import bounded as bounds
 from llava_remap.bounded import BeyondBoundsError, bounded
+from llava_remap.errors import RemapError
 
 WORK = "tests.stranger"
 
@@ -22,6 +24,13 @@ def test_what_keeps_within_the_bounds_is_answered() -> None:
 def test_what_goes_beyond_is_ended(do: str, words: str) -> None:
     with pytest.raises(BeyondBoundsError, match=words):
         bounded(WORK, {"do": do})
+
+
+def test_what_ends_before_it_begins_is_not_the_strangers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the system starts no more threads for a library that is imported."""
+    monkeypatch.setattr(bounds, "_START", "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    with pytest.raises(RemapError, match=r"LR511 .* ended before it began"):
+        bounded(WORK, {"do": "think"})
 
 
 def test_it_writes_no_file(tmp_path: Path) -> None:

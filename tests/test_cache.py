@@ -18,6 +18,7 @@ from llava_remap import cache
 from llava_remap.apply import apply
 from llava_remap.cache import cached
 from llava_remap.errors import RemapError, refuse
+from llava_remap.regular_file import is_foreign
 from llava_remap.verify import strict, strict_load
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run, heavy
 
@@ -212,8 +213,8 @@ def test_what_others_own_is_not_used(at: str, folder: Path, monkeypatch: pytest.
     ask = Asked()
     cached("q", {}, ask, dict)
     path = next(folder.rglob("*.zip")) if at == "entry" else folder / at
-    real, foreign = cache._is_foreign, path.stat()
-    monkeypatch.setattr(cache, "_is_foreign", lambda status: os.path.samestat(status, foreign) or real(status))
+    foreign = path.stat()
+    monkeypatch.setattr(cache, "is_foreign", lambda status: os.path.samestat(status, foreign) or is_foreign(status))
     assert cached("q", {}, ask, dict) == ask.answer
     assert ask.times == 2
 

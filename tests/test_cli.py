@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,21 @@ def test_an_error_in_a_rule_file_has_its_place(run: Run, tmp_path: Path) -> None
     assert ran.code == 2
     assert "mine.yaml:4:1 unknown field `namse`" in ran.err
     assert "Did you mean `names`?" in ran.err
+
+
+def test_a_report_that_cannot_be_written_leaves_the_earlier_one(run: Run, tmp_path: Path) -> None:
+    report = tmp_path / "plan.json"
+    report.write_text("earlier")
+    source = ["--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}"]
+    run("apply", "llava-v1.5", *source, "--dry-run")  # so that only the report is left to be written
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+    try:
+        ran = run("apply", "llava-v1.5", *source, "--dry-run", "--report", report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (ran.code, "LR508" in ran.err, "Give another --report." in ran.err) == (4, True, True)
+    assert (report.read_text(), [*tmp_path.iterdir()]) == ("earlier", [report])
 
 
 def test_report_is_the_plan(run: Run, tmp_path: Path) -> None:

@@ -6,13 +6,18 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import CLIP, RELEASED
+from llava_remap import limits
+from llava_remap.errors import RemapError
+from llava_remap.libraries import check_libraries, imported
+from tests.conftest import CLIP, RELEASED, Run
 
 COMMAND = Path(sys.executable).with_name("llava-remap")
 JOB = ("apply", "llava-v1.5", "--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}", "--output", "out")
@@ -73,6 +78,55 @@ def test_a_library_that_fails_when_it_is_called(tmp_path: Path) -> None:
     assert not Path("out").exists()
 
 
+def test_a_library_that_fails_at_what_it_can_always_do(tmp_path: Path) -> None:
+    """No file is blamed for it."""
+    (tmp_path / "broken").mkdir()
+    text = "class SentencePieceProcessor:\n    def __init__(self, **named): raise RuntimeError('odd')\n"
+    (tmp_path / "broken" / "sentencepiece.py").write_text(text)
+    found = ran(*JOB, PYTHONPATH=str(tmp_path / "broken"))
+    said = found.stdout + found.stderr
+    assert (found.returncode, "LR510" in said, "tokenizer.model" in said) == (5, True, False), said
+    assert f"sentencepiece {version('sentencepiece')} doesn't work: RuntimeError: odd." in said
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "package"),
+    [
+        ("jinja2.Template", "render", "jinja2"),
+        ("PIL.Image", "new", "pillow"),
+        ("sentencepiece", "SentencePieceProcessor", "sentencepiece"),
+        ("tokenizers.models", "WordLevel", "tokenizers"),
+        ("torch", "empty", "torch"),
+        ("transformers.LlavaForConditionalGeneration", "__init__", "transformers"),
+    ],
+)
+def test_each_library_has_its_task(module: str, name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_libraries()
+
+    def odd(*arguments: object, **named: object) -> None:
+        raise KeyError("odd")
+
+    monkeypatch.setattr(f"{module}.{name}", odd)
+    with pytest.raises(RemapError, match=f"LR510 .*{package}.* doesn't work: KeyError: 'odd'"):
+        check_libraries()
+
+
+def test_verify_does_not_blame_the_folder_for_a_library(tmp_path: Path) -> None:
+    assert ran(*JOB).returncode == 0
+    (tmp_path / "broken" / "torch").mkdir(parents=True)
+    (tmp_path / "broken" / "torch" / "__init__.py").write_text("raise OSError('libtorch_cpu.so')")
+    found = ran("verify", "out", PYTHONPATH=str(tmp_path / "broken"), LLAVA_REMAP_CACHE=str(tmp_path / "other"))
+    assert (found.returncode, "LR510" in found.stderr, "LR60" in found.stderr) == (5, True, False), found.stderr
+
+
+@pytest.mark.parametrize(("module", "library"), [("yaml", "yaml"), ("llava_remap.errors", None)])
+def test_a_name_that_cannot_be_imported(module: str, library: str | None) -> None:
+    """The library without the name is the one told, whoever imports it. What this package misses is no library's fault."""
+    with pytest.raises(ImportError) as caught:
+        exec(f"from {module} import no_such_name")
+    assert imported(caught.value) == library
+
+
 def test_without_docstrings(tmp_path: Path) -> None:
     """transformers can't build its classes then."""
     found = ran(*JOB, PYTHONOPTIMIZE="2")
@@ -85,6 +139,50 @@ def test_without_assertions(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     weights = {name: content for name, content in written("out").items() if name.endswith(".safetensors")}
     assert weights == {name: content for name, content in written("again").items() if name in weights}
+
+
+def test_no_more_files_can_be_opened(tmp_path: Path) -> None:
+    found = ran(*JOB, before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (7, 7)))
+    said = found.stdout + found.stderr
+    assert (found.returncode, "LR511" in said, "ulimit -n" in said) == (4, True, True), said
+    assert not Path("out").exists()
+
+
+def test_no_more_threads_can_be_started(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    found = run(*JOB)
+    said = " ".join((found.out + found.err).split())
+    assert (found.code, "LR511" in said, "ulimit -u" in said) == (4, True, True), said
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("most", [5, 3000])
+def test_threads_are_tried_where_few_are_allowed(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library for linear algebra would end the process, as if Ctrl-C had been pressed."""
+    started = []
+    monkeypatch.setattr(limits, "_process_limits", lambda: iter([most]))
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread))
+    monkeypatch.setattr(threading.Thread, "join", lambda thread: None)
+    limits.refuse_without_threads()
+    assert bool(started) is (most == 5)
+
+
+def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(RemapError, match=r"LR511 .*TMPDIR"):
+        limits.refuse_without_temporary_files()
+
+
+def test_a_width_of_nothing() -> None:
+    """As some tools that run commands set it."""
+    assert "LR100" in ran("inspect", "nowhere", COLUMNS="0").stderr
+    assert "llava-v1.5" in ran("rules", "list", COLUMNS="0").stdout
 
 
 @pytest.mark.parametrize("limit", [300 << 20, 600 << 20, 1000 << 20])

@@ -369,6 +369,47 @@ def test_a_torn_last_line(whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
     assert contents() == whole
 
 
+@pytest.mark.parametrize("mode", [0o666, 0o664])
+def test_a_claim_that_others_may_write_to(mode: int, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They could say of any weights that they are what was written."""
+    break_off(monkeypatch)
+    before = contents()
+    (Path("out") / CLAIM).chmod(mode)
+    with pytest.raises(RemapError, match=r"LR504 .*others may write to it"):
+        job(resume=True)
+    assert contents() == before
+
+
+def test_a_claim_is_not_for_others_to_write_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    umask = os.umask(0)
+    try:
+        break_off(monkeypatch)
+    finally:
+        os.umask(umask)
+    assert (Path("out") / CLAIM).stat().st_mode & 0o022 == 0
+
+
+SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nowhere", "link to a claim"])
+def test_what_is_in_the_place_of_a_claim(kind: str, resume: bool, run: Run) -> None:
+    path = Path("out") / CLAIM
+    path.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        Path("claim").write_text(FACTS)
+        path.symlink_to(Path("claim" if kind == "link to a claim" else "gone").absolute())
+    words = {"pipe": "it is a named pipe", "folder": "it is a folder"}.get(kind, "it is a link")
+    ran = run("apply", "llava-v1.5", *SOURCES, "--output", "out", *(["--resume"] if resume else []))
+    said = " ".join((ran.out + ran.err).split())
+    assert (ran.code, "LR508" in said, f"{path}: {words}" in said, "--resume goes on" in said) == (4, True, True, False), said
+
+
 FACTS = json.dumps({"format": "llava-remap/unfinished", "format_version": 1, "weights": ["a"], "facts": {}})
 CLAIMS: dict[str, bytes] = {
     "no text": b"\xff\xfe\x00",

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 from safetensors.torch import load, save
 
 import llava_remap.cli as cli
-from llava_remap.escaped import EscapingStream, printable, printable_lines
+from llava_remap.escaped import EscapingStream, printable, printable_lines, quote
 from tests.conftest import CLIP, RELEASED, Ran, beside_progress
 
 #: C0, C1 and DEL; turned direction; nothing to be seen; ends of lines; markup and an emoji of rich.
@@ -107,6 +108,14 @@ def test_the_function() -> None:
         assert character not in (shown := printable(f"a{character}b"))
         assert shown.isascii()
     assert printable_lines("a\nb\x1b") == "a\nb\\x1b"
+
+
+@pytest.mark.parametrize("word", ["plain", "a b", "new\nline", "esc\x1b[31m'\\", "\u202e$HOME", os.fsdecode(b"no\xfftext")])
+def test_a_word_of_a_command_is_the_same_to_a_shell(word: str) -> None:
+    said = quote(word)
+    assert printable(said) == said
+    ran = subprocess.run(["bash", "-c", f"printf %s {said}"], capture_output=True, check=True)
+    assert ran.stdout == os.fsencode(word)
 
 
 def test_the_stream_escapes_what_any_library_prints() -> None:

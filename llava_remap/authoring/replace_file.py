@@ -13,11 +13,11 @@ from llava_remap.errors import refuse
 
 
 @contextlib.contextmanager
-def replacing(path: Path, data: bytes) -> Iterator[Path]:
+def replacing(path: Path, data: bytes, fix: str = "") -> Iterator[Path]:
     """A file beside `path` with `data` in it, which takes the place of `path` unless something is raised inside.
 
     Raises:
-        RemapError: LR508 where it can't be written, or where `path` is there and read-only.
+        RemapError: LR508 where it can't be written, or where `path` is there and read-only; with `fix` as what to do.
     """
     place = path.resolve()  # a link stays one
     try:
@@ -39,7 +39,7 @@ def replacing(path: Path, data: bytes) -> Iterator[Path]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        fix = "Make it writable, or work on a copy; a copy of a shipped file can extend what the file does."
+        fix = fix or "Make it writable, or work on a copy; a copy of a shipped file can extend what the file does."
         raise refuse("LR508", f"{path} can't be written: {error.strerror or error}.", fix) from None
 
 

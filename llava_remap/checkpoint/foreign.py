@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from shlex import quote
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.form import choose_form
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.escaped import quote
 
 #: Files that are looked at. A training folder has some thousand at the most.
 _MOST = 20_000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
@@ -14,6 +13,7 @@ from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.escaped import quote
 
 #: What PEFT writes, one or the other, and what LLaVA's LoRA training puts beside it.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")

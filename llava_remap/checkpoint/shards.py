@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os.path import lexists
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from shlex import quote
 
 from llava_remap.checkpoint.form import choose_form, missing_shards, shard_sets
 from llava_remap.checkpoint.small_file import has_file
@@ -15,6 +14,7 @@ from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
 from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.escaped import quote
 
 #: The largest mixtures of experts published have about 150,000.
 MOST_TENSORS = 300_000

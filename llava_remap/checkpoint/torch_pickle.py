@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pickletools import genops
-from shlex import quote
 from typing import IO, Any, BinaryIO, cast
 
 from llava_remap.checkpoint.wording import quoted
 from llava_remap.errors import RemapError, refuse
+from llava_remap.escaped import quote
 
 #: Bytes. 30,000 tensors take about 4 MB.
 LARGEST = 32 * 1024 * 1024

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llava_remap.errors import Problem, RemapError
 from llava_remap.escaped import printable
+from llava_remap.limits import limit_reached
 
 
 def quoted(text: str) -> str:
@@ -31,8 +32,10 @@ class UnreadableError(RemapError):
     """Something is there, and can't be read."""
 
 
-def unreadable(error: OSError, path: Path) -> UnreadableError:
-    """LR102 for what the disk fails to read, LR100 for what isn't there or mustn't be read."""
+def unreadable(error: OSError, path: Path) -> RemapError:
+    """LR102 for what the disk fails to read, LR100 for what isn't there or mustn't be read, LR511 where no file can be opened."""
+    if (reached := limit_reached(error)) is not None:
+        return reached
     code = "LR102" if error.errno == errno.EIO else "LR100"
     where = str(error.filename or path)
     where = where if len(where) <= 120 else "..." + where[-117:]  # its end names the file

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def main() -> None:
     """Entry point of the console script. No traceback reaches the user, unless LLAVA_REMAP_TRACEBACK is set."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not os.environ.get("COLUMNS", "1").strip("0"):
+        del os.environ["COLUMNS"]  # rich takes a width of 0 at its word, and prints nothing
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else every installed package is asked for some at the start
     if None in (sys.stdin, sys.stdout, sys.stderr):
         _fill_streams()
@@ -72,7 +74,8 @@ def _tell_unprinted(error: UnprintedError) -> NoReturn:
     from llava_remap.codes import Exit
     from llava_remap.errors import Problem
 
-    _show(Problem("LR508", f"the report: {error.strerror}."))
+    fix = "What was asked for may be done all the same; look at what is there before you give the command again."
+    _show(Problem("LR508", f"standard output: {error.strerror}. What was to be printed there is lost.", fix))
     before: BaseException | None = error
     while before is not None and not isinstance(before, SystemExit):
         before = before.__context__

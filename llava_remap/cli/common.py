@@ -16,6 +16,7 @@ from rich.console import Console
 from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError
 from llava_remap.escaped import UnprintedError
+from llava_remap.limits import limit_reached
 
 
 class Format(str, Enum):
@@ -38,10 +39,15 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     except KeyboardInterrupt:
         print("\nInterrupted: this run leaves no unfinished output behind.", file=sys.stderr)
         raise typer.Exit(130) from None
-    except OSError as error:
-        if not isinstance(error, UnprintedError) and error.errno not in _UNWRITTEN:
+    except (OSError, RuntimeError) as error:
+        if (reached := limit_reached(error)) is not None:
+            show(reached.problems, output_format, kind)
+            raise typer.Exit(reached.exit) from None
+        if not isinstance(error, OSError) or not (isinstance(error, UnprintedError) or error.errno in _UNWRITTEN):
             raise  # nobody foresaw it: it isn't known to be the output's
-        file = "the report" if isinstance(error, UnprintedError) else error.filename or "a file that was being written"
+        if isinstance(error, UnprintedError):
+            raise
+        file = error.filename or "a file that was being written"
         show([Problem("LR508", f"{file}: {error.strerror or error}.")], Format.human, kind)
         raise typer.Exit(Exit.RESOURCES) from None
     except MemoryError:
@@ -113,10 +119,17 @@ def show(problems: tuple[Problem, ...] | list[Problem], output_format: Format, k
 
 
 def write_report(path: Path, text: str) -> None:
+    """Write a report as a whole: should it fail, an earlier one stays."""
+    from llava_remap.authoring.replace_file import replacing
+
     try:
-        path.write_text(text + "\n", encoding="utf-8")
+        if path.exists() and not path.is_file():  # a pipe, or /dev/stdout
+            path.write_text(text + "\n", encoding="utf-8")
+            return
     except OSError as error:
         raise RemapError(Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")) from None
+    with replacing(path, (text + "\n").encode(), "Give another --report."):
+        pass
 
 
 def write_last_report(path: Path, text: str) -> None:

@@ -15,7 +15,8 @@ from types import TracebackType
 from llava_remap.codes import Exit
 from llava_remap.errors import RemapError, refuse
 from llava_remap.execute.digests import FileDigest, digest_files
-from llava_remap.execute.unfinished import CLAIM, Claim, Facts, Unfinished, read_claim
+from llava_remap.execute.unfinished import CLAIM, Claim, Facts, Unfinished, read_claim, refuse_foreign_claim
+from llava_remap.limits import limit_reached
 
 
 class Gate:
@@ -207,7 +208,8 @@ def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None
 
 
 def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
-    """LR504 where a job isn't the one that was begun: what it writes wouldn't fit to what is there."""
+    """LR504 where a job isn't the one that was begun; what it writes wouldn't fit. Or where others may have written the claim."""
+    refuse_foreign_claim(path)
     if changed := begun.changed(facts):
         cause = f"the job that was begun in {path} is another one. What has changed: {'; '.join(changed)}."
         raise refuse("LR504", cause, "Run it as it was begun, or delete the folder and start anew.")
@@ -283,6 +285,8 @@ def _refuse_there(path: Path) -> None:
 
 
 def _write_error(error: OSError, path: Path) -> RemapError:
+    if (reached := limit_reached(error)) is not None:
+        return reached
     if error.errno == errno.EFBIG:
         cause = f"{path} became larger than a file may be there, by its file system or by `ulimit -f`."
         return refuse("LR508", cause, "Give a smaller --max-shard-size, or another --output.")

@@ -7,6 +7,7 @@ its lock on the file, so whether a job still runs is never guessed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any
 from llava_remap.errors import refuse
 from llava_remap.execute.digests import FileDigest
 from llava_remap.fold import counted
+from llava_remap.regular_file import is_foreign, is_regular_file
 
 CLAIM = "llava_remap.partial"
 _FORMAT = "llava-remap/unfinished"
@@ -118,7 +120,7 @@ def read_claim(folder: Path) -> Unfinished | None:
         OSError: where it can't be read.
     """
     path = folder / CLAIM
-    if not path.is_file():
+    if not _is_there(path):
         return None
     entries: list[dict[str, Any]] = []
     with path.open("rb") as file:
@@ -138,6 +140,20 @@ def read_claim(folder: Path) -> Unfinished | None:
         return None
 
 
+def refuse_foreign_claim(folder: Path) -> None:
+    """LR504 for a claim that another user can have written: nobody knows whether what it says is finished is what we wrote."""
+    path = folder / CLAIM
+    if is_foreign(path.lstat()):
+        cause = f"{path} belongs to another user, or others may write to it, so what it says of finished files isn't trusted."
+        raise refuse("LR504", cause, "Delete the folder and start anew.")
+
+
+def _is_there(path: Path) -> bool:
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link; a job writes a file there", str(path))
+    return is_regular_file(path)
+
+
 def is_held(folder: Path) -> bool:
     """Whether a job that still runs has a claim on a folder.
 
@@ -145,7 +161,7 @@ def is_held(folder: Path) -> bool:
         OSError: where it can't be read.
     """
     path = folder / CLAIM
-    if not path.is_file():
+    if not _is_there(path):
         return False
     with FileIO(path) as file:  # closing it lets go
         return not _lock(file, fcntl.LOCK_SH)  # over NFS, one that is opened to be read can't be locked for writing
@@ -153,7 +169,7 @@ def is_held(folder: Path) -> bool:
 
 def _open(path: Path) -> FileIO:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)  # a link would lead to somebody else's file
-    return FileIO(os.open(path, flags, 0o666), "r+")
+    return FileIO(os.open(path, flags, 0o644), "r+")  # whatever the umask: others must not write to it
 
 
 def _lock(file: FileIO, kind: int = fcntl.LOCK_EX) -> bool:

@@ -23,6 +23,8 @@ _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 #: Whether BOS and EOS are put around a text.
 _FLAGS = ("add_bos_token", "add_eos_token")
+#: What stands around a text: with another one the model is given other ids.
+_OUTER = ("bos_token", "eos_token")
 _REPLACE = "Replace its files by the original ones, or give --source language_model=DIR."
 
 Encode = Callable[[str], list[int]]
@@ -59,7 +61,7 @@ def open_source_tokenizer(vocabulary: Vocabulary, text_model_type: str, images: 
         images: tokens that stand for pictures or videos.
 
     Raises:
-        RemapError: LR113 where the files can't be read.
+        RemapError: LR113 where the files can't be read, or name a BOS or EOS that is no token.
     """
     try:
         with panics_as_errors():
@@ -68,6 +70,12 @@ def open_source_tokenizer(vocabulary: Vocabulary, text_model_type: str, images: 
         raise
     except Exception as error:  # whatever a library raises: the files are the user's
         raise refuse("LR113", f"the tokenizer in {vocabulary.folder} can't be opened: {one_line(error)}.", _REPLACE) from error
+
+
+def special_tokens(vocabulary: Vocabulary, config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens by role, as the source's files name them; the config counts before what else they say."""
+    said = {**vocabulary.special, **{role: text for role in ROLES if (text := token_text(config.get(role)))}}
+    return {role: said[role] for role in ROLES if role in said}
 
 
 def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str]) -> SourceTokenizer:
@@ -80,6 +88,10 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     # As written before 4.34 the map counts before the config; beside an `added_tokens_decoder` it isn't read.
     roles = {} if "added_tokens_decoder" in own else read_beside(folder, "special_tokens_map.json")
     config |= {role: text for role in ROLES if (text := token_text(roles.get(role))) is not None}
+    for role, text in special_tokens(vocabulary, config).items():
+        if role in _OUTER and text not in vocabulary.ids:
+            cause = f"the tokenizer files in {folder} say {role}: {text!r}, and no token of them is that."
+            raise refuse("LR113", cause, "Replace tokenizer_config.json and special_tokens_map.json by the original ones.")
     named = config.get("tokenizer_class")
     whole, model = folder / "tokenizer.json", folder / "tokenizer.model"
     if has_file(whole):
@@ -194,7 +206,7 @@ def _set_bos_and_eos(tokenizer: Any, config: Mapping[str, Any], vocabulary: Voca
     """Put BOS and EOS around texts where the config says so and `tokenizer.json` doesn't do it."""
     from tokenizers import processors
 
-    special = {**vocabulary.special, **{role: text for role in ROLES if (text := token_text(config.get(role)))}}
+    special = special_tokens(vocabulary, config)
     added = (special.get(f"{role}_token", "") if config.get(f"add_{role}_token") else "" for role in ("bos", "eos"))
     bos, eos = ([text] if text in vocabulary.ids else [] for text in added)
     ids = {token: vocabulary.ids[token] for token in (*bos, *eos)}

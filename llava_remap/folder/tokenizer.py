@@ -13,7 +13,7 @@ from llava_remap.checkpoint import has_file, read_file
 from llava_remap.errors import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
-from llava_remap.folder.llama_tokenizer import ROLES, token_text
+from llava_remap.folder.llama_tokenizer import ROLES
 from llava_remap.folder.source_tokenizer import (
     FLAGS,
     LLAMA,
@@ -21,6 +21,7 @@ from llava_remap.folder.source_tokenizer import (
     SourceTokenizer,
     add_own,
     open_source_tokenizer,
+    special_tokens,
 )
 from llava_remap.target import PlacedToken, Vocabulary
 
@@ -67,14 +68,16 @@ def write_tokenizer(
         prompts: what the chat template makes of conversations, tried beside texts of all kinds.
 
     Returns:
-        LR414 where the source has two tokenizers that disagree, with the first text of which they do.
+        LR415 for special tokens that are no tokens; LR414 where the source has two tokenizers that disagree, with the first
+        text of which they do.
 
     Raises:
-        RemapError: LR113 where the source's files can't be read, LR403 where a token gets another id than planned, LR412 for a
-            tokenizer that can't be reproduced, with the first text that differs.
+        RemapError: LR113 where the source's files can't be read, or name a BOS or EOS that is no token; LR403 where a token gets
+            another id than planned; LR412 for a tokenizer that can't be reproduced, with the first text that differs.
     """
     images = [token for token in tokens if token.role in ("image", "video")]
     source = open_source_tokenizer(vocabulary, text_model_type, [token.text for token in images])
+    notes = _roles_without_id(source, vocabulary)
     between = [token.content for token in source.added.values()]
     texts = [*_PROBES, *(text.format(token) for token in between for text in _BETWEEN)]
     texts += [*(text.format(token.text) for token in images for text in _AROUND), *prompts]
@@ -87,7 +90,7 @@ def write_tokenizer(
         _write(content, source, vocabulary, tokens, folder, processor_class)
         found = _first_difference(folder, wanted)
         if found is None:
-            return _other_tokenizer(source, texts)
+            return [*notes, *_other_tokenizer(source, texts)]
         differs = found
     text, made = differs
     raise refuse(
@@ -96,6 +99,15 @@ def write_tokenizer(
         f"tokenizer.json that was made from it makes {made}.",
         "If its files belong together, please report it; else put those there that the checkpoint was trained with.",
     )
+
+
+def _roles_without_id(source: SourceTokenizer, vocabulary: Vocabulary) -> list[Problem]:
+    """LR415 for special tokens that the tokenizer's files name and that have no id."""
+    return [
+        Problem("LR415", f"the source's tokenizer files say {role}: {text!r}, and no token of them is that: it is left out.")
+        for role, text in special_tokens(vocabulary, source.config).items()
+        if text not in vocabulary.ids
+    ]
 
 
 def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str]) -> list[Problem]:
@@ -185,8 +197,7 @@ def _write(
 ) -> None:
     """Write a tokenizer for both generations: all added tokens in `tokenizer_config.json`, and the files of slow tokenizers."""
     write_json(folder / "tokenizer.json", content)
-    said = {**vocabulary.special, **{role: text for role in ROLES if (text := token_text(source.config.get(role)))}}
-    roles = {role: said[role] for role in ROLES if said.get(role) in vocabulary.ids}
+    roles = {role: text for role, text in special_tokens(vocabulary, source.config).items() if text in vocabulary.ids}
     roles |= {f"{token.role}_token": token.text for token in tokens if token.role == "pad"}
     config = {key: value for key, value in source.config.items() if key not in (*_NOT_KEPT, *ROLES)} | roles
     config.setdefault("clean_up_tokenization_spaces", False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
-from shlex import quote
 from typing import Any
 
 from llava_remap.errors import Problem
+from llava_remap.escaped import quote
 from llava_remap.plan.model import PARAMETER_DTYPES, Collision, Mapped, Mismatched, Missing, Unmapped
 from llava_remap.plan.route import Routed, RoutedPair, Routes
 from llava_remap.rewrite import Program

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from llava_remap.errors import Problem
+from llava_remap.escaped import quote
 from llava_remap.fold import counted, fold_names
 from llava_remap.plan.problems import component
 from llava_remap.report.problems import print_problems

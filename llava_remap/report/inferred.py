@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from shlex import quote
 
 from rich.console import Console
 from rich.text import Text
 
 from llava_remap.authoring.draft import Draft
+from llava_remap.escaped import quote
 from llava_remap.infer import HOWS, Group, InferredRule, Question
 from llava_remap.report.problems import MOST_LINES, print_problems
 from llava_remap.report.terminal import line

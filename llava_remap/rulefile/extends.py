@@ -196,7 +196,7 @@ def is_file(path: Path) -> bool:
     except OSError as error:
         if error.errno == errno.EISDIR and path.suffix not in (".yaml", ".jinja"):
             return False
-        raise refuse("LR200", f"`{path}` can't be read: {error.strerror}.", "Put the file there, or take it away.") from None
+        raise refuse("LR200", f"`{path}` can't be read: {error.strerror}.", "Put a file there that you may read.") from None
 
 
 def _check_version(root: Node) -> None:

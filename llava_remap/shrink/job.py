@@ -11,6 +11,7 @@ from llava_remap.checkpoint import Tensor
 from llava_remap.errors import RemapError, refuse
 from llava_remap.execute import fresh_folder
 from llava_remap.folder.processor import stock_image_processor
+from llava_remap.libraries import import_asked
 from llava_remap.output import output_folder, output_problems
 from llava_remap.shrink.config import json_file, of_text, small_config, tower_config
 from llava_remap.shrink.forms import Form, Stored, weight_files
@@ -71,7 +72,8 @@ def shrink(
 
     Raises:
         RemapError: as `open_checkpoint`; LR112 where config and tensors don't say enough, LR211 for numbers of layers that can't
-            be, LR409 for tensors in a dtype without arithmetic, LR502, LR503 and LR508 for an output that can't be written.
+            be, LR409 for tensors in a dtype without arithmetic, LR510 where a library doesn't work, LR502, LR503 and LR508 for
+            an output that can't be written.
     """
     if form not in list(Form):
         raise refuse(
@@ -79,6 +81,7 @@ def shrink(
         )
     if layers < 1:
         raise refuse("LR211", f"--layers {layers}: a model has at least one.", "Give 1 or more.")
+    import_asked(("numpy", "tokenizers", "torch"))
     checkpoint = open_source("model", str(source), ("tensors", "config"), first=True, offline=offline)
     if checkpoint.config is None:
         fix = "Put the config.json of the checkpoint beside it."

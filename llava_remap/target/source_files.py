@@ -23,7 +23,10 @@ _YesNo = Annotated[bool | None, Field(description="true or false")]
 _Size = Annotated[int | None, Field(gt=0, description="a whole number above 0")]
 _Number = Annotated[float | None, Field(description="a number")]
 _Count = Annotated[int | None, Field(ge=0, description="a whole number, 0 or more")]
-_Ids = Annotated[int | list[int] | None, Field(description="a token's id or a list of ids")]
+_Id = Annotated[int, Field(ge=-1, lt=2**31)]  # -1: none
+_Ids = Annotated[
+    _Id | Annotated[list[_Id], Field(min_length=1)] | None, Field(description="a token's id, or a list of them that isn't empty")
+]
 _Object = Annotated[dict[str, Any] | None, Field(description="an object")]
 _Side = Annotated[Literal["left", "right"] | None, Field(description="left or right")]
 
@@ -54,6 +57,9 @@ class _Source(BaseModel):
     architectures: _Texts = None
     name_or_path: Annotated[str | None, Field(alias="_name_or_path", description="a text")] = None
     vocab_size: _Size = None
+    bos_token_id: _Ids = None
+    eos_token_id: _Ids = None
+    pad_token_id: Annotated[_Id | None, Field(description="a token's id")] = None
     tie_word_embeddings: _YesNo = None
     text_config: Annotated[dict[str, Any] | None, Field(description="an object")] = None
     vision_config: Annotated[_Tower | None, Field(description="an object")] = None
@@ -144,7 +150,7 @@ class _Generation(BaseModel):
 
     bos_token_id: _Ids = None
     eos_token_id: _Ids = None
-    pad_token_id: Annotated[int | None, Field(description="a token's id")] = None
+    pad_token_id: Annotated[_Id | None, Field(description="a token's id")] = None
     max_length: _Count = None
     max_new_tokens: _Count = None
     min_length: _Count = None
@@ -164,8 +170,13 @@ class _Generation(BaseModel):
     transformers_version: _Text = None
 
 
-_Sides = Annotated[int | dict[str, int] | list[int] | None, Field(description="pixels, or an object of sides in pixels")]
-_Colours = Annotated[float | list[float] | None, Field(description="a number, or one for each colour")]
+_Sides = Annotated[
+    int | Annotated[dict[str, int], Field(min_length=1)] | Annotated[list[int], Field(min_length=1)] | None,
+    Field(description="pixels, or an object of sides in pixels"),
+]
+_Colours = Annotated[
+    float | Annotated[list[float], Field(min_length=1)] | None, Field(description="a number, or one for each colour")
+]
 
 
 class _ImageProcessor(BaseModel):
@@ -258,7 +269,16 @@ def odd_values(location: str, config: Mapping[str, Any]) -> list[Problem]:
     """
     kind = _Tower if str(config.get("model_type", "")).endswith("_vision_model") else _Source
     fix = "Hold its config.json against the original one."
-    return [Problem("LR112", f"the config of {location} says {said}", fix) for said in _odd(kind, config)]
+    return [Problem("LR112", f"the config of {location} says {said}", fix) for said in (*_odd(kind, config), *_too_large(config))]
+
+
+def _too_large(config: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """The keys whose whole numbers have no room in 64 bits: no size, count or id has such a value."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _too_large(value, f"{within}{key}.")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            yield f"{within}{key}: {shortened(value)}; a number of at most 64 bits is needed."
 
 
 def _odd(kind: type[BaseModel], content: Mapping[str, Any]) -> Iterator[str]:

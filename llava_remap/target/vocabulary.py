@@ -241,11 +241,15 @@ def _word(token: Any) -> str:
 
 
 def _sentencepiece(path: Path) -> dict[str, int]:
+    from llava_remap.libraries import check_libraries, import_asked
+
+    import_asked(["sentencepiece"])
     import sentencepiece
 
     try:
         name: Any = os.fsencode(path)  # one that is no UTF-8 goes as bytes only
         model = sentencepiece.SentencePieceProcessor(model_file=name)
     except (RuntimeError, OSError) as error:
+        check_libraries()
         raise refuse("LR113", f"{path} is not a SentencePiece model: {error}.", _REPLACE) from None
     return {model.id_to_piece(i): i for i in range(model.get_piece_size())}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object, unreadable
+from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError
 from llava_remap.execute import INDEX, FileDigest, Recipe, digest_files
 from llava_remap.record import RECORD, Record
@@ -69,7 +70,7 @@ def verify_folder(
         on_phase: called with what is being done, where that changes.
 
     Raises:
-        RemapError: LR100 or LR102 where a file can't be read at all.
+        RemapError: LR100 or LR102 where a file can't be read at all; what keeps the libraries from answering.
     """
     problems = file_problems(folder, record, on_progress)
     strict: bool | None = None
@@ -82,6 +83,8 @@ def verify_folder(
             config = read_object(folder / "config.json", "LR113", _FIX)
             found = header_problems(written, record) + strict_load(shards, record.target_class, config)
         except RemapError as error:  # all of it could be read when it was written
+            if error.exit in (Exit.RESOURCES, Exit.LIBRARY):  # which says nothing of the folder
+                raise
             found = [replace(problem, code="LR601", fix=_FIX) for problem in error.problems]
         problems += found
         strict = not any(problem.code == "LR601" for problem in found)
@@ -153,7 +156,7 @@ def _gone(path: Path) -> str | None:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EIO):
             raise
-        return f"is gone: {error.strerror}"
+        return f"can't be read: {error.strerror}"
 
 
 def _is_loaded(name: str) -> bool:

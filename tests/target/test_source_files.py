@@ -37,6 +37,9 @@ def planned(run: Run, source: Path, tower: Path = CLIP) -> tuple[int, str]:
         ("image_aspect_ratio", ["pad"], "a text"),
         ("image_grid_pinpoints", 5, "a text or a list"),
         ("vision_config", "clip", "an object"),
+        ("eos_token_id", [], "a token's id, or a list of them that isn't empty"),
+        ("bos_token_id", 10**30, "a token's id, or a list of them that isn't empty"),
+        ("max_position_embeddings", 10**30, "a number of at most 64 bits"),
         ("text_config", [1], "an object"),
     ],
 )
@@ -120,7 +123,7 @@ def with_value(source: Path, file: str, key: str, value: Any) -> Path:
         ("added_tokens.json", "<a>", True, "a token's id"),
         ("generation_config.json", "temperature", "hot", "a number"),
         ("generation_config.json", "max_length", 2.5, "a whole number, 0 or more"),
-        ("generation_config.json", "eos_token_id", "2", "a token's id or a list of ids"),
+        ("generation_config.json", "eos_token_id", "2", "a token's id, or a list of them that isn't empty"),
         ("generation_config.json", "do_sample", 1, "true or false"),
     ],
 )
@@ -164,3 +167,16 @@ def test_small_files_of_a_tower(key: str, value: Any, needed: str, changed: Chan
 def test_forms_that_are_seen(file: str, key: str, value: Any, changed: Changed, run: Run) -> None:
     code, said = planned(run, with_value(changed(), file, key, value))
     assert (code, said if code else "") == (0, "")
+
+
+@pytest.mark.parametrize("role", ["bos_token", "eos_token"])
+def test_a_special_token_that_is_no_token(role: str, changed: Changed, run: Run) -> None:
+    """The folder's tokenizer would go without it, and the model would be given other ids."""
+    source = with_value(changed(), "special_tokens_map.json", role, "<other>")
+    code, said = planned(run, source)
+    assert (code, "LR113" in said, f"say {role}: '<other>', and no token of them is that" in said) == (3, True, True)
+
+
+def test_a_special_token_that_only_has_no_use(changed: Changed, run: Run) -> None:
+    code, said = planned(run, with_value(changed(), "special_tokens_map.json", "sep_token", "<sep>"))
+    assert (code, "LR415" in said, "say sep_token: '<sep>', and no token of them is that" in said) == (0, True, True)

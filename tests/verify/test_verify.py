@@ -508,7 +508,7 @@ def test_a_folder_in_place_of_a_file(name: str, out: Path, run: Run) -> None:
     (out / name).mkdir()
     ran = run("verify", out, *AGAINST)
     assert ran.code == 1
-    assert f"{name}  is gone: it is a folder where a file should be" in ran.out
+    assert f"{name}  can't be read: it is a folder where a file should be" in ran.out
 
 
 @pytest.mark.parametrize("name", ["llava_remap.json", "config.json"])
