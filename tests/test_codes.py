@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensor
 #: LR317 is both, too, and its note in `test_parts.py`.
 NOTES = {
     "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR316", "LR318", "LR319", "LR407", "LR408",
-    "LR410", "LR411", "LR414", "LR506", "LR608", "LR609", "LR610", "LR611",
+    "LR410", "LR411", "LR414", "LR415", "LR506", "LR608", "LR609", "LR610", "LR611",
 }  # fmt: skip
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
 TOGETHER = {"LR204": {"LR204", "LR213"}, "LR306": {"LR302", "LR306"}}
@@ -567,6 +568,19 @@ def lr510(scene: Scene) -> Arguments:
     scene.patch.setenv("LLAVA_REMAP_CACHE", str(Path("empty").resolve()))
     scene.patch.setattr(libraries, "import_module", fail(ImportError("cannot import name 'X' from 'huggingface_hub'")))
     return applied()
+
+
+def lr511(scene: Scene) -> Arguments:
+    """No thread can be started any more when the weights are to be written."""
+    scene.patch.setattr(Thread, "start", fail(RuntimeError("can't start new thread")))
+    return applied()
+
+
+def lr415(scene: Scene) -> Arguments:
+    source = scene.copy(RELEASED / "bin", "source")
+    roles = json.loads((source / "special_tokens_map.json").read_text())
+    (source / "special_tokens_map.json").write_text(json.dumps({**roles, "mask_token": "<mask>"}))
+    return applied(source, "llava-v1.5", "--dry-run")
 
 
 def lr611(scene: Scene) -> Arguments:
