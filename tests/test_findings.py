@@ -294,7 +294,7 @@ def test_small_files_that_are_broken(file: str, text: str, run: Run, changed: Ch
     ("change", "code"),
     [
         ({"crop_size": "28"}, 3), ({"crop_size": [28, 28]}, 3), ({"crop_size": {"height": 28, "width": 56}}, 1),
-        ({"image_mean": "x"}, 1), ({"image_processor_type": "Foo"}, 3),
+        ({"image_mean": "x"}, 3), ({"image_processor_type": "Foo"}, 3),
     ],
     ids=str,
 )  # fmt: skip

@@ -122,9 +122,9 @@ class _Tokenizer(_Roles):
     tokenizer_class: _Text = None
     processor_class: _Text = None
     added_tokens_decoder: Annotated[
-        dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], _AddedToken] | None,
+        dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], _AddedToken],
         Field(description="an object of ids with a token's `content` and flags each"),
-    ] = None
+    ] = {}
     extra_special_tokens: _Tokens = None
     model_max_length: Annotated[float | None, Field(gt=0, description="a number above 0")] = None
     padding_side: _Side = None
@@ -171,7 +171,7 @@ class _Generation(BaseModel):
 
 
 _Sides = Annotated[
-    int | Annotated[dict[str, int], Field(min_length=1)] | Annotated[list[int], Field(min_length=1)] | None,
+    float | Annotated[dict[str, float], Field(min_length=1)] | Annotated[list[float], Field(min_length=1)] | None,
     Field(description="pixels, or an object of sides in pixels"),
 ]
 _Colours = Annotated[
