@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -481,22 +482,21 @@ def test_a_report_through_a_link_that_leads_to_itself(run: Run) -> None:
 def test_a_report_that_fails_at_the_end_hides_no_result(
     output_format: str, done: bool, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = Path.write_text, []
+    make, made = tempfile.mkstemp, []
 
-    def failing(path: Path, *arguments: Any, **named: Any) -> int:
-        if path.name == "plan.json":
-            written.append(path)
-            if len(written) == 2:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(path, *arguments, **named)
+    def failing(*arguments: Any, **named: Any) -> tuple[int, str]:
+        made.extend([named] if named.get("prefix") == ".plan.json." else [])
+        if len(made) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return make(*arguments, **named)
 
-    monkeypatch.setattr(Path, "write_text", failing)
+    monkeypatch.setattr(tempfile, "mkstemp", failing)
     if not done:
         lose_last_byte(monkeypatch)
     ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out",
               "--verify", "full", "--report", "plan.json", "--format", output_format)  # fmt: skip
     assert ran.code == 4
-    assert "plan.json: No space left on device" in ran.err
+    assert "plan.json can't be written: No space left on device" in ran.err
     if output_format == "json":
         assert ("result" in json.loads(ran.out)) is done
     else:

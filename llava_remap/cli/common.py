@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -123,9 +124,11 @@ def write_report(path: Path, text: str) -> None:
     from llava_remap.authoring.replace_file import replacing
 
     try:
-        if path.exists() and not path.is_file():  # a pipe, or /dev/stdout
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe, or /dev/stdout
             path.write_text(text + "\n", encoding="utf-8")
             return
+    except FileNotFoundError:
+        pass
     except OSError as error:
         raise RemapError(Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")) from None
     with replacing(path, (text + "\n").encode(), "Give another --report."):
