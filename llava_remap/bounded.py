@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.errors import refuse
+from llava_remap.limits import no_more_processes
 
 #: Seconds of processor time, and bytes of memory, beyond what the imports took.
 SECONDS, NBYTES = 2, 500_000_000
@@ -42,16 +43,19 @@ def bounded(module: str, request: Any) -> Any:
 
     Raises:
         BeyondBoundsError: it hit a limit, or the process ended otherwise.
-        RemapError: LR511 where the process couldn't begin.
+        RemapError: LR511 where the process can't be made, or couldn't begin.
         RuntimeError: `answer` raised an error.
     """
-    ran = subprocess.run(
-        [sys.executable, "-c", _START, module, *sys.path],
-        input=json.dumps(request).encode(),
-        capture_output=True,
-        start_new_session=True,  # Ctrl-C ends this process, and with it the other one
-        check=False,
-    )
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", _START, module, *sys.path],
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            start_new_session=True,  # Ctrl-C ends this process, and with it the other one
+            check=False,
+        )
+    except BlockingIOError:  # what the system answers where no process can be made
+        raise no_more_processes() from None
     if not ran.stdout.startswith(_BEGUN):
         said = ran.stderr.decode(errors="replace").strip().splitlines()
         cause = f"a process of its own for {module} ended before it began: {said[-1] if said else f'exit code {ran.returncode}'}."

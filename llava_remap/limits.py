@@ -16,6 +16,8 @@ from llava_remap.errors import RemapError, refuse
 ADDRESSES = "ulimit -v"
 #: Bytes that are mapped and not occupied: threads' stacks, their allocators' arenas, buffers of linear algebra.
 _BESIDE = 256 << 20
+#: Errors that only writing gives.
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 #: Threads beside those for each core: of libraries, and of ours that read and write.
 _MORE_THREADS = 4
 #: A limit on processes from which on nobody comes near it in one job.
@@ -23,14 +25,18 @@ _MANY_PROCESSES = 1024
 
 
 def limit_reached(error: BaseException) -> RemapError | None:
-    """LR511 for an error that says that no file can be opened, or no thread or process started, any more; None for any other."""
+    """LR511 for an error that says that no file can be opened, or no thread started, any more; None for any other."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return refuse("LR511", "this process can open no more files.", "Raise the limit: `ulimit -n 1024`.")
-    no_process = isinstance(error, OSError) and error.errno == errno.EAGAIN
-    if no_process or (isinstance(error, RuntimeError) and "can't start new thread" in str(error)):
-        fix = "Raise the limit: `ulimit -u unlimited`, or that of the container (`--pids-limit`)."
-        return refuse("LR511", "this process can start no more threads or processes.", fix)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return no_more_processes()
     return None
+
+
+def no_more_processes() -> RemapError:
+    """LR511 where no thread, or no process, can be started; the system counts both together."""
+    fix = "Raise the limit: `ulimit -u unlimited`, or that of the container (`--pids-limit`)."
+    return refuse("LR511", "this process can start no more threads or processes.", fix)
 
 
 def refuse_without_threads() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,15 @@ def test_what_ends_before_it_begins_is_not_the_strangers_fault(monkeypatch: pyte
     """As where the system starts no more threads for a library that is imported."""
     monkeypatch.setattr(bounds, "_START", "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     with pytest.raises(RemapError, match=r"LR511 .* ended before it began"):
+        bounded(WORK, {"do": "think"})
+
+
+def test_no_process_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **named: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    with pytest.raises(RemapError, match=r"LR511 .*ulimit -u"):
         bounded(WORK, {"do": "think"})
 
 

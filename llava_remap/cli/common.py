@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import stat
 import sys
@@ -17,7 +16,7 @@ from rich.console import Console
 from llava_remap.codes import Exit
 from llava_remap.errors import Problem, RemapError
 from llava_remap.escaped import UnprintedError
-from llava_remap.limits import limit_reached
+from llava_remap.limits import UNWRITTEN, limit_reached
 
 
 class Format(str, Enum):
@@ -28,10 +27,6 @@ class Format(str, Enum):
 OFFLINE = typer.Option("--offline", help="Take from the hub only what was downloaded before.")
 
 
-#: What only writing fails with.
-_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-
-
 @contextlib.contextmanager
 def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan`, `verification`, …"""
@@ -40,14 +35,14 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     except KeyboardInterrupt:
         print("\nInterrupted: this run leaves no unfinished output behind.", file=sys.stderr)
         raise typer.Exit(130) from None
+    except UnprintedError:
+        raise  # told where the process ends
     except (OSError, RuntimeError) as error:
         if (reached := limit_reached(error)) is not None:
             show(reached.problems, output_format, kind)
             raise typer.Exit(reached.exit) from None
-        if not isinstance(error, OSError) or not (isinstance(error, UnprintedError) or error.errno in _UNWRITTEN):
+        if not isinstance(error, OSError) or error.errno not in UNWRITTEN:
             raise  # nobody foresaw it: it isn't known to be the output's
-        if isinstance(error, UnprintedError):
-            raise
         file = error.filename or "a file that was being written"
         show([Problem("LR508", f"{file}: {error.strerror or error}.")], Format.human, kind)
         raise typer.Exit(Exit.RESOURCES) from None

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llava_remap.errors import RemapError, refuse
+from llava_remap.limits import UNWRITTEN
 
-#: Errors that only writing gives. Reading has its own words for its errors, and libraries have theirs.
-_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
+#: Reading has its own words for its errors, and libraries have theirs.
+_UNWRITTEN = (*UNWRITTEN, errno.EACCES)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         return None
     config = read_beside(folder, "tokenizer_config.json")
     added |= read_beside(folder, "added_tokens.json")
-    added |= {_word(token): int(i) for i, token in (config.get("added_tokens_decoder") or {}).items()}
+    added |= {_word(token): int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
     ids = base | added
     last = max(added.values(), default=-1)
     # As the tokenizers library counts: behind the last added token, but never inside the model's own vocabulary.
