@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -75,6 +77,17 @@ def ended(process: subprocess.Popen[str], more: str | None = None) -> tuple[str,
 def beside_progress(errors: str) -> str:
     """What stands on standard error beside lines of progress; on a slow machine any job may last long enough for some."""
     return re.sub(r"^[a-z ]+, \d+ %: .*\n", "", errors, flags=re.MULTILINE)
+
+
+@contextmanager
+def largest_file(nbytes: int) -> Iterator[None]:
+    """No file may become larger than `nbytes` meanwhile, as `ulimit -f` sets it."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def lose_last_byte(patch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from llava_remap.errors import RemapError
 from llava_remap.execute import writer
 from llava_remap.execute.unfinished import CLAIM
 from llava_remap.record import RECORD, read_record
-from tests.conftest import CLIP, HANGS, RELEASED, Ran, Run, beside_progress, ended
+from tests.conftest import CLIP, HANGS, RELEASED, Ran, Run, beside_progress, ended, largest_file
 
 SOURCES = ("--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}")
 COMMAND = ("apply", "llava-v1.5", *SOURCES, "--verify", "none")
@@ -113,12 +112,8 @@ def test_it_is_refused_before_it_is_full(small_disk: Path, run: Run) -> None:
 
 @pytest.mark.parametrize("most", [60_000, 10_000, 1])
 def test_a_limit_on_the_size_of_files(most: int, run: Run, whole: dict[str, str]) -> None:
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limit[1]))
-    try:
+    with largest_file(most):
         ran = run(*COMMAND, "--output", "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     said = re.sub(r"\s+", " ", ran.err)
     assert ran.code == 4
     assert "LR508" in said
@@ -131,12 +126,8 @@ def test_a_limit_on_the_size_of_files_that_are_tried_first(
     run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LLAVA_REMAP_CACHE", str(tmp_path / "cache"))
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limit[1]))
-    try:
+    with largest_file(5_000):
         ran = run(*COMMAND, "--output", "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     said = re.sub(r"\s+", " ", ran.out + ran.err)
     assert (ran.code, "LR508" in said, Path("out").exists()) == (4, True, False), said
     assert f"are tried in {tempfile.gettempdir()} first, and nothing can be written there: File too large." in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from llava_remap import __version__
 from llava_remap.rulefile import shipped_rule_files
-from tests.conftest import CLIP, HEAVY, MANIFESTS, RELEASED, TINY, Changed, Run
+from tests.conftest import CLIP, HEAVY, MANIFESTS, RELEASED, TINY, Changed, Run, largest_file
 
 
 def test_inspect_names_the_file_and_the_command(run: Run) -> None:
@@ -109,12 +108,8 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(run: Run, tmp_pa
     report.write_text("earlier")
     source = ["--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}"]
     run("apply", "llava-v1.5", *source, "--dry-run")  # so that only the report is left to be written
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
-    try:
+    with largest_file(2000):
         ran = run("apply", "llava-v1.5", *source, "--dry-run", "--report", report)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert (ran.code, "LR508" in ran.err, "Give another --report." in ran.err) == (4, True, True)
     assert (report.read_text(), [*tmp_path.iterdir()]) == ("earlier", [report])
 
