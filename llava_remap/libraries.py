@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from traceback import walk_tb
@@ -38,14 +38,14 @@ _PACKAGES = {"PIL": "pillow", "yaml": "PyYAML"}
 _MAPPED, _DATA = 800 << 20, 340 << 20
 
 
-def import_asked(modules: Iterable[str] = _ASKED) -> None:
+def import_asked(modules: Collection[str] = _ASKED) -> None:
     """Import the libraries that are asked about models and tokenizers.
 
     Raises:
         RemapError: LR510 for one that can't be imported, or where the current folder is gone; LR501 and LR511 where a limit
             of the system is in the way, at which torch would end the process in the midst of it.
     """
-    if "torch" not in sys.modules:
+    if "torch" in modules and "torch" not in sys.modules:
         _refuse_without_folder()
         _refuse_without_room()
         refuse_without_threads()

@@ -106,6 +106,15 @@ def test_a_limit_that_is_too_low() -> None:
     assert not Path("deep").exists()
 
 
+def test_no_room_for_torch_is_asked_for_where_it_is_not_used() -> None:
+    """The answers are in the cache; the tokenizer's own file is read by SentencePiece alone."""
+    program = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({220 * MIB}, {220 * MIB}))\n"
+    program += "from llava_remap.cli import main; main()"
+    command = [sys.executable, "-c", program, "apply", "llava-v1.5", *SOURCES, "--output", "out"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 def test_from_python_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "limits", lambda: iter([(1 * MIB, "here")]))
     with pytest.raises(RemapError, match="LR501"):
