@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llava_remap.apply import Job, Result, apply_job, plan_job
-    from llava_remap.errors import Problem, RemapError
-    from llava_remap.load import load_model
+    from llava_remap.core.problem import Problem, RemapError
+    from llava_remap.jobs.apply import Job, Result, apply_job, plan_job
+    from llava_remap.jobs.load import load_model
 
 __version__ = "0.1.0"
 __all__ = ["Job", "Problem", "RemapError", "Result", "apply_job", "load_model", "plan_job"]
@@ -19,5 +19,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    homes = {"Problem": "errors", "RemapError": "errors", "load_model": "load"}
-    return getattr(import_module(f"llava_remap.{homes.get(name, 'apply')}"), name)
+    homes = {"Problem": "core.problem", "RemapError": "core.problem", "load_model": "jobs.load"}
+    return getattr(import_module(f"llava_remap.{homes.get(name, 'jobs.apply')}"), name)

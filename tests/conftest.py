@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 from llava_remap.cli.commands import app
 from llava_remap.execute import Folder
-from llava_remap.record import own_digest
 from llava_remap.rulefile import pattern
+from llava_remap.verify.record import own_digest
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as the command line does, before transformers is imported
 for _timeout in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # a busy machine's server is slow
@@ -138,7 +138,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What was asked in this run may be kept for this run, and nothing of an earlier one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAVA_REMAP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(import_module("llava_remap.hub.download"), "_TIMEOUT", HANGS)
+        patch.setattr(import_module("llava_remap.source.hub.download"), "_TIMEOUT", HANGS)
         yield
 
 

@@ -49,8 +49,8 @@ class Try:
 
 def watch(attempt: Try) -> list[str]:
     """Count the calls that a job can be killed at, and kill it at that which was asked for. Gives their names, as they come."""
-    from llava_remap import apply
     from llava_remap.execute import files, unfinished
+    from llava_remap.jobs import apply
 
     passed: list[str] = []
     lock = Lock()
@@ -106,8 +106,8 @@ def watch(attempt: Try) -> list[str]:
 
 def main() -> None:
     """Arguments: bytes of a weight file at most, rule file, sources."""
-    from llava_remap.apply import apply_job, check_values, plan_job
-    from llava_remap.errors import RemapError
+    from llava_remap.core.problem import RemapError
+    from llava_remap.jobs.apply import apply_job, check_values, plan_job
 
     job = check_values(plan_job(sys.argv[2], sys.argv[3:], "nowhere", max_shard_nbytes=int(sys.argv[1])))
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
-from llava_remap.apply import Result, apply
+from llava_remap.jobs.apply import Result, apply
 from tests.conftest import CLIP, RELEASED, TINY, Changed, Ran, Run, Tensors
 
 LLAVA = TINY / "llava-v1.5"
@@ -394,10 +394,10 @@ def test_no_tokenizer(changed: Changed, tmp_path: Path) -> None:
 
 def test_a_folder_that_the_loader_refuses_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     """The strict load is asked before the index is written; if it disagrees, everything goes."""
-    from llava_remap.errors import Problem
+    from llava_remap.core.problem import Problem
 
     monkeypatch.setattr(
-        "llava_remap.apply.strict_load", lambda *arguments: [Problem("LR601", "the loader reports 1 name as missing.")]
+        "llava_remap.jobs.apply.strict_load", lambda *arguments: [Problem("LR601", "the loader reports 1 name as missing.")]
     )
     ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out")
     assert ran.code == 1

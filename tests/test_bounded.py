@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap import bounded as bounds
-from llava_remap.bounded import BeyondBoundsError, bounded
-from llava_remap.errors import RemapError
+from llava_remap.core import bounded as bounds
+from llava_remap.core.bounded import BeyondBoundsError, bounded
+from llava_remap.core.problem import RemapError
 
 WORK = "tests.stranger"
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-import llava_remap.apply as whole_job
-from llava_remap.apply import apply
-from llava_remap.errors import RemapError
+import llava_remap.jobs.apply as whole_job
+from llava_remap.core.problem import RemapError
 from llava_remap.execute import writer
 from llava_remap.execute.unfinished import CLAIM
-from llava_remap.record import RECORD, read_record
+from llava_remap.jobs.apply import apply
+from llava_remap.verify.record import RECORD, read_record
 from tests.conftest import CLIP, HANGS, RELEASED, Ran, Run, beside_progress, ended, largest_file
 
 SOURCES = ("--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}")

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap import cache
-from llava_remap.apply import apply
-from llava_remap.cache import cached
-from llava_remap.errors import RemapError, refuse
-from llava_remap.regular_file import is_foreign
+from llava_remap.core import cache
+from llava_remap.core.cache import cached
+from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.regular_file import is_foreign
+from llava_remap.jobs.apply import apply
 from llava_remap.verify import strict, strict_load
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run, heavy
 

@@ -199,12 +199,12 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
 
 def test_planning_knows_no_torch() -> None:
     """The rooms up to the plan, the target's question to transformers excepted."""
-    assert imported("import llava_remap.plan, llava_remap.execute, llava_remap.folder, llava_remap.apply") == set()
+    assert imported("import llava_remap.plan, llava_remap.execute, llava_remap.folder, llava_remap.jobs.apply") == set()
 
 
 def test_no_traceback_reaches_the_terminal(tmp_path: Path) -> None:
     """Even of a fault of our own: one line, and how to report it."""
-    program = "import llava_remap.apply as a\ndef broken(*x, **y): raise RuntimeError('a fault')\na.plan_job = broken\n"
+    program = "import llava_remap.jobs.apply as a\ndef broken(*x, **y): raise RuntimeError('a fault')\na.plan_job = broken\n"
     program += (
         "import sys\nsys.argv = ['llava-remap', 'apply', 'llava-v1.5', '--source', 'x']\nfrom llava_remap.cli import main\nmain()"
     )

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 import torch
 
-from llava_remap import libraries
-from llava_remap.apply import apply
-from llava_remap.codes import CODES, Exit
+from llava_remap.core import libraries
+from llava_remap.core.codes import CODES, Exit
 from llava_remap.execute import write
 from llava_remap.folder import processor
+from llava_remap.jobs.apply import apply
 from llava_remap.rulefile import pattern
 from tests.compat.checkpoints import qwen_tokenizer
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors, lose_last_byte
@@ -465,7 +465,7 @@ def lr504(scene: Scene) -> Arguments:
     """The source is touched after a job was interrupted."""
     source = scene.copy(RELEASED / "bin")
     with scene.patch.context() as patched:
-        patched.setattr("llava_remap.apply.write_index", fail(KeyboardInterrupt()))
+        patched.setattr("llava_remap.jobs.apply.write_index", fail(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], "out")
     os.utime(source / "pytorch_model.bin", (1, 1))

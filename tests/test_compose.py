@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap.apply import apply
-from llava_remap.load import load_model
+from llava_remap.jobs.apply import apply
+from llava_remap.jobs.load import load_model
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Ran, Run, Tensors, with_own_digest
 
 LORA = TINY / "llava-v1.5-lora"

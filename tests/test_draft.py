@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from llava_remap.authoring.draft import draft_rules
 from llava_remap.authoring.draft_target import language_model
-from llava_remap.errors import RemapError
-from llava_remap.infer import Group, Question
+from llava_remap.core.problem import RemapError
 from llava_remap.report.inferred import ask_on_terminal
 from llava_remap.rewrite import compile_rules, run_tests
+from llava_remap.rewrite.infer import Group, Question
 from llava_remap.rulefile import load_rule_file
 from tests.conftest import CLIP, DATA, MANIFESTS, TINY, Changed, Run, Tensors
 from tests.test_expected import expected
@@ -137,7 +137,7 @@ def test_single_names_are_answered_too(run: Run) -> None:
 @pytest.mark.parametrize("checkpoint", ["llava-v1.5/full_state_dict", "llava-v1.6-mistral/safetensors", "llava-onevision/bin"])
 def test_small_checkpoints(checkpoint: str, run: Run) -> None:
     """Two layers, and hidden sizes that coincide; the target is what shipped knowledge of these names says."""
-    from llava_remap.sources import open_source
+    from llava_remap.source.sources import open_source
 
     names = {t.name: t.shape for t in open_source("model", str(TINY / checkpoint), ("tensors",), first=True).catalog.values()}
     program = compile_rules(load_rule_file("llava-v1.5"))
@@ -178,7 +178,7 @@ def test_a_converted_checkpoint_is_a_target(run: Run) -> None:
     with safe_open("converted/model-00001-of-00001.safetensors", "np") as file:
         written = set(file.keys())
     program = compile_rules(load_rule_file("mine.yaml"))
-    from llava_remap.sources import open_source
+    from llava_remap.source.sources import open_source
 
     names = open_source("model", str(source), ("tensors",), first=True).catalog
     assert {program.rewrite(name).target for name in names} - {None} == written
@@ -528,7 +528,7 @@ def test_a_draft_of_tiles_for_a_class_without_them_tells_it(changed: Changed, ru
 def test_a_draft_takes_away_keys_that_the_class_lacks(run: Run) -> None:
     """Without a part for its class, a draft says null for each key of the shared part that the class doesn't have."""
     from llava_remap.authoring.draft_target import bare_rules
-    from llava_remap.target import unknown_target
+    from llava_remap.target_model import unknown_target
 
     for class_name in ("AyaVisionForConditionalGeneration", "VideoLlavaForConditionalGeneration"):
         assert unknown_target(bare_rules(class_name)) == []

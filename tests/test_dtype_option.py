@@ -14,15 +14,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from llava_remap.apply import apply, plan_job
 from llava_remap.checkpoint import Tensor
 from llava_remap.checkpoint.catalog import Location
-from llava_remap.dtypes import from_float64, to_float64
-from llava_remap.errors import RemapError
+from llava_remap.core.dtypes import from_float64, to_float64
+from llava_remap.core.problem import RemapError
 from llava_remap.execute import Recipe, values
 from llava_remap.execute.values import CHUNK_ELEMENTS
-from llava_remap.plan import Mapped, SourceName
+from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.plan import Mapped
 from llava_remap.post_load import Change, make_pieces
+from llava_remap.routing import SourceName
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 #: F16 language model, F32 tower.

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
-from llava_remap.apply import apply
 from llava_remap.checkpoint import Location, Tensor
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.execute import value_checks
-from llava_remap.target.tower import read_tower
+from llava_remap.jobs.apply import apply
+from llava_remap.target_model.tower import read_tower
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors, beside_progress, lose_last_byte
 
 OPENAI_336 = "openai/clip-vit-large-patch14-336"

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llava_remap.apply import apply, plan_job
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
+from llava_remap.jobs.apply import apply, plan_job
 from llava_remap.rulefile import shipped_layouts
-from llava_remap.target import WRITTEN, layout_program
+from llava_remap.target_model import WRITTEN, layout_program
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Run, Tensors
 
 LAYOUTS = list(shipped_layouts())

@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from llava_remap.apply import Result, plan_job
-from llava_remap.errors import Problem
+from llava_remap.core.problem import Problem
+from llava_remap.jobs.apply import Result, plan_job
+from llava_remap.jobs.resources import Used
 from llava_remap.report import print_result
-from llava_remap.resources import Used
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run
 
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig, PixtralVisionConfig
 from typer.testing import CliRunner
 
-from llava_remap.apply import apply
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.cli.commands import app
-from llava_remap.identify import fits
+from llava_remap.jobs.apply import apply
 from llava_remap.rewrite import Program
+from llava_remap.routing.identify import fits
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run, Tensors
 from tests.families import RULES_OF
 
@@ -489,7 +489,7 @@ def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Program, "rewrite", counted)
     found = fits(checkpoint)
     assert len(rewritten) < 5000
-    monkeypatch.setattr("llava_remap.identify.names_alike", lambda one: {name: [name] for name in one.catalog})
+    monkeypatch.setattr("llava_remap.routing.identify.names_alike", lambda one: {name: [name] for name in one.catalog})
     every = {fit.rules: fit for fit in fits(checkpoint)}
     assert all(replace(fit, unknown=()) == replace(every[fit.rules], unknown=()) for fit in found)
     assert all(sorted(fit.unknown) == sorted(every[fit.rules].unknown) for fit in found)

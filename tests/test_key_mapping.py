@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 from transformers.core_model_loading import WeightRenaming, apply_renamings
 
-from llava_remap.apply import apply
-from llava_remap.key_mapping import KeyMapping, key_mapping
+from llava_remap.authoring.key_mapping import KeyMapping, key_mapping
+from llava_remap.jobs.apply import apply
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file
 from tests.conftest import CLIP, MANIFESTS, TINY, Changed, Tensors

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.execute import INDEX
-from llava_remap.record import RECORD, read_record
 from llava_remap.verify import verify_folder
+from llava_remap.verify.record import RECORD, read_record
 from tests.conftest import CLIP, HANGS, RELEASED
 from tests.killed import Try
 

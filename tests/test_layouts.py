@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from llava_remap.rewrite import Program, compile_rules
 from llava_remap.rulefile import load_rule_file, shipped_folder
-from llava_remap.target import wanted_parameters
+from llava_remap.target_model import wanted_parameters
 from tests.conftest import DATA
 from tests.test_expected import expected
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap import limits
-from llava_remap.errors import RemapError
-from llava_remap.libraries import check_libraries, imported
+from llava_remap.core import limits
+from llava_remap.core.libraries import check_libraries, imported
+from llava_remap.core.problem import RemapError
 from tests.conftest import CLIP, RELEASED, Run
 
 COMMAND = Path(sys.executable).with_name("llava-remap")
@@ -119,7 +119,7 @@ def test_verify_does_not_blame_the_folder_for_a_library(tmp_path: Path) -> None:
     assert (found.returncode, "LR510" in found.stderr, "LR60" in found.stderr) == (5, True, False), found.stderr
 
 
-@pytest.mark.parametrize(("module", "library"), [("yaml", "yaml"), ("llava_remap.errors", None)])
+@pytest.mark.parametrize(("module", "library"), [("yaml", "yaml"), ("llava_remap.core.problem", None)])
 def test_a_name_that_cannot_be_imported(module: str, library: str | None) -> None:
     """The library without the name is the one told, whoever imports it. What this package misses is no library's fault."""
     with pytest.raises(ImportError) as caught:

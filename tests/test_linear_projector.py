@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
-from llava_remap import sources
-from llava_remap.apply import apply, plan_job
-from llava_remap.load import load_model
-from llava_remap.record import RECORD
-from llava_remap.shrink import shrink
+from llava_remap.authoring.shrink import shrink
+from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.load import load_model
+from llava_remap.source import sources
 from llava_remap.verify import TORCH_DTYPES
+from llava_remap.verify.record import RECORD
 from tests.conftest import CLIP, DATA, MANIFESTS, RELEASED, Run, Tensors, with_own_digest
 
 LIGHTNING = "llava-lightning-7b-v1-1.released"

@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import llava_remap
-from llava_remap import RemapError, load, load_model
-from llava_remap.apply import apply
+from llava_remap import RemapError, load_model
+from llava_remap.jobs import load
+from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Tensors
 from tests.test_apply import FORMS, interleave, logits  # noqa: F401
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from llava_remap.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan_job
 from tests.conftest import CLIP, DATA, Changed, Run
 from tests.test_prompts import mine, source
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 
-from llava_remap.apply import Job, apply_job, plan_job
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
+from llava_remap.jobs.apply import Job, apply_job, plan_job
 from llava_remap.plan import PostLoadChange
 from llava_remap.post_load import OldBytes, load_post_load_rule
 from tests.conftest import CLIP, RELEASED, TINY, Changed, Run, Tensors

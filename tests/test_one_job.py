@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from llava_remap import apply as job_module
-from llava_remap.apply import Job, apply, apply_job, plan_job
-from llava_remap.errors import RemapError
-from llava_remap.record import read_record
+from llava_remap.core.problem import RemapError
+from llava_remap.jobs import apply as job_module
+from llava_remap.jobs.apply import Job, apply, apply_job, plan_job
 from llava_remap.verify import strict_load, verify_folder
+from llava_remap.verify.record import read_record
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Run
 
 TOWER = f"vision_tower={CLIP}"

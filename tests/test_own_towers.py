@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap.apply import Job, apply, plan_job
+from llava_remap.jobs.apply import Job, apply, plan_job
 from tests.conftest import CLIP, TINY, Run, Tensors
 
 FULL = TINY / "llava-v1.5" / "full_state_dict"

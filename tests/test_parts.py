@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from llava_remap.sources import last_part
-from llava_remap.target.same_logits import compare_classes
+from llava_remap.source.sources import last_part
+from llava_remap.target_model.same_logits import compare_classes
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Ran, Run, Tensors
 
 STOCK, MODEL = "openai/clip-vit-large-patch14-336", "liuhaotian/llava-v1.5-7b"

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from llava_remap.apply import apply, plan_job
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
+from llava_remap.jobs.apply import apply, plan_job
 from tests.conftest import CLIP, RELEASED, Changed, Tensors
 from tests.text_models.matrix import Own, checkpoint
 

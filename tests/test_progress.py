@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.apply import apply, check_values, plan_job
 from llava_remap.cli.progress import Progress
+from llava_remap.jobs.apply import apply, check_values, plan_job
 from tests.conftest import CLIP, RELEASED, beside_progress
 
 SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")
@@ -140,7 +140,7 @@ def test_as_much_as_a_terminal_has_room_for(width: int, line: str, monkeypatch: 
 #: Has the strict load last until it is interrupted.
 ENDLESS = """
 import time
-import llava_remap.apply as job
+import llava_remap.jobs.apply as job
 
 def load(*arguments):
     while True:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoProcessor
 
-from llava_remap.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan_job
 from llava_remap.plan import Plan
 from tests.conftest import CLIP, RELEASED, TINY, Changed, Run
 from tests.original.convert import assemble

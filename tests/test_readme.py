@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llava_remap.codes import CODES
+from llava_remap.core.codes import CODES
 from llava_remap.post_load.expand_embeddings import USED_BY, ExpandEmbeddings
 from llava_remap.rulefile import load_rule_file, shipped_rule_files
 from tests.conftest import CLIP, RELEASED, Run

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap.apply import apply
+from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 

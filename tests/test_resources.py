@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from llava_remap import limits, resources
-from llava_remap.apply import apply, plan_job
-from llava_remap.errors import RemapError
-from llava_remap.resources import Predicted, memory_problems, peak_nbytes
-from llava_remap.reverse import plan_reverse
+from llava_remap.core import limits
+from llava_remap.core.problem import RemapError
+from llava_remap.jobs import resources
+from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.resources import Predicted, memory_problems, peak_nbytes
+from llava_remap.jobs.reverse import plan_reverse
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Run
 
 SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")

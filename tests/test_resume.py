@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-import llava_remap.apply as whole_job
-from llava_remap.apply import Result, apply, plan_job
-from llava_remap.errors import RemapError
+import llava_remap.jobs.apply as whole_job
+from llava_remap.core.problem import RemapError
 from llava_remap.execute import INDEX, files
 from llava_remap.execute.unfinished import CLAIM, Claim, read_claim
-from llava_remap.record import RECORD
+from llava_remap.jobs.apply import Result, apply, plan_job
+from llava_remap.verify.record import RECORD
 from tests.conftest import CLIP, RELEASED, Run, beside_progress
 
 WEIGHTS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]

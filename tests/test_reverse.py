@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
-from llava_remap.apply import apply
 from llava_remap.checkpoint import open_checkpoint
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.execute import write
-from llava_remap.reverse import plan_reverse, reverse_job
+from llava_remap.jobs.apply import apply
+from llava_remap.jobs.reverse import plan_reverse, reverse_job
 from llava_remap.rulefile import load_rule_file, shipped_folder
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Ran, Run, Tensors, lose_last_byte
 from tests.test_interrupt import signalled
@@ -312,7 +312,7 @@ def test_two_names_that_meet(out: Path, run: Run, monkeypatch: pytest.MonkeyPatc
     one, other = "multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_9.bias"
     change_shard(lambda state: state.update({other: state[one].clone()}))
     monkeypatch.setattr(
-        "llava_remap.reverse.nearest_layout", lambda names: ("mine", {n: one if n == other else n for n in names})
+        "llava_remap.jobs.reverse.nearest_layout", lambda names: ("mine", {n: one if n == other else n for n in names})
     )
     problem = refusal(run)
     assert (problem["code"], problem["names"]) == ("LR304", [one, other])
@@ -359,7 +359,7 @@ def test_a_header_that_is_not_the_one_planned(out: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
-    "stage", ["llava_remap.reverse.build_plan", "llava_remap.execute.write._open", "llava_remap.reverse.write_index"]
+    "stage", ["llava_remap.jobs.reverse.build_plan", "llava_remap.execute.write._open", "llava_remap.jobs.reverse.write_index"]
 )
 def test_nothing_is_left_of_an_interrupted_job(stage: str, number: signal.Signals, out: Path) -> None:
     before = contents(Path())

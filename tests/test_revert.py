@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 from xxhash import xxh3_128_hexdigest
 
-from llava_remap.apply import apply
 from llava_remap.checkpoint import open_checkpoint
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
+from llava_remap.jobs.apply import apply
+from llava_remap.jobs.revert import plan_revert, revert, revert_job
 from llava_remap.post_load import run as post_load_run
 from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
-from llava_remap.revert import plan_revert, revert, revert_job
 from tests.checkpoint.stored import raw, stored
 from tests.checkpoint.test_torch_files import rewritten
 from tests.conftest import CLIP, DATA, RELEASED, TINY, Changed, Run, Tensors, with_own_digest
@@ -433,11 +433,11 @@ def test_outputs_that_can_not_be(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "stage",
     [
-        "llava_remap.revert.output_problems",
-        "llava_remap.revert.file_problems",
+        "llava_remap.jobs.revert.output_problems",
+        "llava_remap.jobs.revert.file_problems",
         "llava_remap.execute.write._open",
         "llava_remap.execute.files.write_all",
-        "llava_remap.revert.write_index",
+        "llava_remap.jobs.revert.write_index",
     ],
 )
 def test_nothing_is_left_of_an_interrupted_job(stage: str, number: signal.Signals, out: Path) -> None:
@@ -456,7 +456,7 @@ def test_a_full_disk_leaves_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llava_remap.revert.write_index", full)
+    monkeypatch.setattr("llava_remap.jobs.revert.write_index", full)
     refusal("LR502")
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-import llava_remap.apply as whole_job
-from llava_remap.apply import apply
+import llava_remap.jobs.apply as whole_job
 from llava_remap.execute import INDEX, writer
-from llava_remap.record import RECORD
+from llava_remap.jobs.apply import apply
+from llava_remap.verify.record import RECORD
 from tests.conftest import CLIP, RELEASED
 
 FORMS = ("safetensors", "bin", "sharded")

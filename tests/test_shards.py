@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap.apply import apply, plan_job
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.cli.commands import apply_command
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.execute import JOBS
-from llava_remap.plan import Mapped, SourceName
+from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.plan import Mapped
 from llava_remap.plan.model import aligned
+from llava_remap.routing import SourceName
 from tests.conftest import CLIP, RELEASED, Run
 
 SOURCES = [str(RELEASED / "safetensors"), f"vision_tower={CLIP}"]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoImageProcessor, AutoProcessor
 
-from llava_remap.apply import apply
-from llava_remap.record import RECORD
+from llava_remap.jobs.apply import apply
+from llava_remap.verify.record import RECORD
 from tests.compat.checkpoints import LINEAR, LLAMA, QWEN2, SAMPLING, SIGLIP, SQUARE, change, qwen_tokenizer, without_newline
 from tests.conftest import CLIP, RELEASED, Changed, Run
 

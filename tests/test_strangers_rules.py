@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.rulefile import load_rule_file, pattern
 from tests.conftest import CLIP, RELEASED, Ran, Run
 

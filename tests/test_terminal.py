@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load, save
 
 import llava_remap.cli as cli
-from llava_remap.escaped import EscapingStream, printable, printable_lines, quote
+from llava_remap.core.escaped import EscapingStream, printable, printable_lines, quote
 from tests.conftest import CLIP, RELEASED, Ran, beside_progress
 
 #: C0, C1 and DEL; turned direction; nothing to be seen; ends of lines; markup and an emoji of rich.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap.shrink import shrink
+from llava_remap.authoring.shrink import shrink
 from tests.conftest import CLIP, MANIFESTS, Run
 from tests.test_parts import Hub, applied, hub, notes, told
 

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from llava_remap.apply import apply, apply_job, plan_job
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
+from llava_remap.jobs.apply import apply, apply_job, plan_job
 from llava_remap.post_load import Before, expand_embeddings
 from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
 from tests.compat.checkpoints import QWEN2, SIGLIP, qwen_tokenizer

@@ -15,7 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from llava_remap.apply import apply
+from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, RELEASED
 
 Tensors = dict[str, torch.Tensor]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan_job
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import load_rule_file, shipped_folder
 from tests.conftest import CLIP, TINY, Run, Tensors

@@ -8,10 +8,10 @@ from typing import Any
 from llava_remap.authoring.draft_sources import Given
 from llava_remap.authoring.draft_target import Wanted, bare_rules, first_constants, inner
 from llava_remap.checkpoint import Tensor
-from llava_remap.errors import Problem, RemapError
-from llava_remap.infer import Inference
+from llava_remap.core.problem import Problem, RemapError
+from llava_remap.rewrite.infer import Inference
 from llava_remap.rulefile import RuleFile
-from llava_remap.target import (
+from llava_remap.target_model import (
     TEXT_KIND,
     TextModel,
     derive_config,

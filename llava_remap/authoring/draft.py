@@ -25,13 +25,13 @@ from llava_remap.authoring.draft_target import (
     read_wanted,
 )
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.errors import Problem, refuse
-from llava_remap.fold import counted
-from llava_remap.identify import HF_LAYOUTS, fits
-from llava_remap.infer import Group, Inference, Question, Segments, Shape, fold, grows, infer, quoted, unfold
-from llava_remap.infer.text import Frame, rule_file
+from llava_remap.core.fold import counted
+from llava_remap.core.problem import Problem, refuse
+from llava_remap.rewrite.infer import Group, Inference, Question, Segments, Shape, fold, grows, infer, quoted, unfold
+from llava_remap.rewrite.infer.text import Frame, rule_file
+from llava_remap.routing.identify import HF_LAYOUTS, fits
 from llava_remap.rulefile import load_rule_file, shipped_chat_parts, shipped_folder, shipped_rule_files
-from llava_remap.target import TEXT_KIND, unknown_target
+from llava_remap.target_model import TEXT_KIND, unknown_target
 
 #: Keys of a LLaVA's config that tell families of the same names apart. Those after the bar are told only where they are there.
 _FAMILY, _FAMILY_IF_THERE = ("image_aspect_ratio", "mm_patch_merge_type"), ("mm_projector_type", "mm_newline_position")

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from llava_remap.authoring.names_alone import NAMES_ALONE, open_names
 from llava_remap.checkpoint import Checkpoint, Tensor
-from llava_remap.errors import refuse
-from llava_remap.infer import Segments, Shape
+from llava_remap.core.problem import refuse
 from llava_remap.rewrite import compile_rules
+from llava_remap.rewrite.infer import Segments, Shape
 from llava_remap.rulefile import Source, load_rule_file, shipped_folder
-from llava_remap.sources import is_there
+from llava_remap.source.sources import is_there
 
 #: The shared parts that clean names up before anything is inferred.
 CLEAN = ("parts/wrappers.yaml", "parts/buffers.yaml")

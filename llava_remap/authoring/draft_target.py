@@ -11,14 +11,14 @@ from typing import Any
 from llava_remap.authoring.draft_sources import CLEAN, Given, cleaned, unknown_shapes
 from llava_remap.authoring.names_alone import open_names
 from llava_remap.checkpoint import Tensor, has_file, read_object
-from llava_remap.errors import RemapError, refuse
+from llava_remap.core.problem import RemapError, refuse
 from llava_remap.folder import scratch_folder
-from llava_remap.infer import Shape, infer
-from llava_remap.infer.text import Frame, rule_file
 from llava_remap.rewrite import compile_rules
+from llava_remap.rewrite.infer import Shape, infer
+from llava_remap.rewrite.infer.text import Frame, rule_file
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_class_part, shipped_folder
-from llava_remap.sources import is_there
-from llava_remap.target import (
+from llava_remap.source.sources import is_there
+from llava_remap.target_model import (
     TEXT_KIND,
     TextModel,
     derive_config,

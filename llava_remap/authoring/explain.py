@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_remap.errors import refuse
+from llava_remap.core.problem import refuse
 from llava_remap.rewrite.explain import Explainer, Explanation, LeftOut
 from llava_remap.rulefile import RuleFile
 

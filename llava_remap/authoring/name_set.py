@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_remap.errors import refuse
+from llava_remap.core.problem import refuse
 from llava_remap.rewrite import Program, Rewrite
 from llava_remap.rulefile import RuleFile
 
@@ -46,11 +46,11 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
         RemapError: as `name_sources` and `open_source`; LR211 where the first source isn't given, or the rule file is a part.
     """
     from llava_remap.authoring.names_alone import NAMES_ALONE, open_names
-    from llava_remap.derive import source_configs
-    from llava_remap.plan import main_names, route
+    from llava_remap.jobs.derive import source_configs
     from llava_remap.rewrite import compile_rules
-    from llava_remap.sources import name_sources, short_name
-    from llava_remap.target import text_config
+    from llava_remap.routing import main_names, route
+    from llava_remap.source.sources import name_sources, short_name
+    from llava_remap.target_model import text_config
 
     if not rules.text.sources:
         cause = f"`{rules.name}` names no sources: it is a part of other rule files."

@@ -10,8 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from llava_remap.checkpoint import Checkpoint, Tensor, has_file, read_file, read_object, read_weight_map
-from llava_remap.errors import refuse
-from llava_remap.sources import open_source
+from llava_remap.core.problem import refuse
+from llava_remap.source.sources import open_source
 
 #: `Checkpoint.form` where only the names are known.
 NAMES_ALONE = "names alone"

@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_remap.authoring.name_set import NameSet, read_names
 from llava_remap.authoring.snapshot import SnapshotResult, run_snapshots
-from llava_remap.errors import RemapError, refuse
+from llava_remap.core.problem import RemapError, refuse
 from llava_remap.rewrite import Known, Status, TestResult, new_test, run_tests, untested
 from llava_remap.rulefile import NameTest, RuleFile, load_rule_file
 
@@ -116,7 +116,7 @@ def _written(rules: RuleFile, missing: Sequence[Untested], known: Known) -> list
 
 def _add(rules: RuleFile, tests: Sequence[NameTest]) -> None:
     """Add tests to the file. The new text is loaded and tested first, and has to say the same as the old one otherwise."""
-    from llava_remap.authoring.replace_file import replacing  # tests that are only run start the sooner
+    from llava_remap.core.replace_file import replacing  # tests that are only run start the sooner
     from llava_remap.rulefile.edit import with_tests
 
     path = rules.path

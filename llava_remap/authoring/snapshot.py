@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_remap.authoring.name_set import NameSet
-from llava_remap.errors import refuse
+from llava_remap.core.problem import refuse
 from llava_remap.rewrite import UNMAPPED, Status, compile_rules, contradictions
 from llava_remap.rulefile import RuleFile, Template
 
@@ -189,7 +189,7 @@ def _file_name(names: NameSet) -> str:
 
 
 def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
-    from llava_remap.authoring.replace_file import replacing
+    from llava_remap.core.replace_file import replacing
 
     config = snapshot.names.config
     outcomes = {source: dict(sorted(names.items())) for source, names in snapshot.outcomes.items()}

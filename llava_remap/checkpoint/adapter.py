@@ -15,8 +15,8 @@ from typing import Any
 
 from llava_remap.checkpoint.catalog import FLOATS, Catalog, LoraPair
 from llava_remap.checkpoint.wording import quoted, several
-from llava_remap.errors import refuse
-from llava_remap.escaped import printable
+from llava_remap.core.escaped import printable
+from llava_remap.core.problem import refuse
 
 ADAPTER_CONFIG = "adapter_config.json"
 

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from llava_remap.checkpoint.wording import quoted
-from llava_remap.errors import RemapError, refuse
+from llava_remap.core.problem import RemapError, refuse
 
 #: torch and numpy allow no more dimensions.
 MOST_DIMENSIONS = 64

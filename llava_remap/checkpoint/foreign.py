@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.form import choose_form
 from llava_remap.checkpoint.wording import quoted, several
-from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.escaped import quote
+from llava_remap.core.escaped import quote
+from llava_remap.core.problem import Problem, RemapError, refuse
 
 #: Files that are looked at. A training folder has some thousand at the most.
 _MOST = 20_000

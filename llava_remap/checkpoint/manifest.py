@@ -13,7 +13,7 @@ from llava_remap.checkpoint.bounds import is_shape, unknown_dtype
 from llava_remap.checkpoint.catalog import DTYPE_BITS, Checkpoint, Tensor
 from llava_remap.checkpoint.purpose import named_base
 from llava_remap.checkpoint.wording import quoted
-from llava_remap.errors import RemapError, refuse
+from llava_remap.core.problem import RemapError, refuse
 
 FORMAT = "llava-remap/manifest"
 VERSION = 1

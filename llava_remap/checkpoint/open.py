@@ -27,8 +27,8 @@ from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import LARGEST, read_object
 from llava_remap.checkpoint.weight_file import WeightFile
 from llava_remap.checkpoint.wording import quoted, several, unreadable
-from llava_remap.errors import refuse
-from llava_remap.fold import counted
+from llava_remap.core.fold import counted
+from llava_remap.core.problem import refuse
 
 #: `Checkpoint.form` of a folder that is taken for its config and tokenizer alone.
 NO_WEIGHTS = "config and tokenizer alone"

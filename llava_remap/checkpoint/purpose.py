@@ -12,8 +12,8 @@ from llava_remap.checkpoint.catalog import Catalog
 from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.wording import quoted, several
-from llava_remap.errors import Problem, RemapError, refuse
-from llava_remap.escaped import quote
+from llava_remap.core.escaped import quote
+from llava_remap.core.problem import Problem, RemapError, refuse
 
 #: What PEFT writes, one or the other, and what LLaVA's LoRA training puts beside it.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava_remap.checkpoint.wording import quoted, unreadable
-from llava_remap.errors import refuse
-from llava_remap.regular_file import is_regular_file
+from llava_remap.core.problem import refuse
+from llava_remap.core.regular_file import is_regular_file
 
 
 def has_file(path: Path) -> bool:

@@ -11,7 +11,7 @@ from llava_remap.checkpoint.bounds import is_count, is_shape, unknown_dtype
 from llava_remap.checkpoint.catalog import DTYPE_BITS, Location, Tensor
 from llava_remap.checkpoint.torch_pickle import BARE, DTYPES, STORAGES, Described
 from llava_remap.checkpoint.wording import quoted, several
-from llava_remap.errors import RemapError, refuse
+from llava_remap.core.problem import RemapError, refuse
 
 #: Keys under which training code puts a state dict into a larger one.
 _WRAPPERS = ("state_dict", "model", "module")

@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_remap.checkpoint.small_file import has_file, read_file
 from llava_remap.checkpoint.wording import quoted
-from llava_remap.errors import refuse
+from llava_remap.core.problem import refuse
 
 #: Bytes. The safetensors format's own limit for a header; indexes, manifests and configs stay far below it.
 LARGEST = 100_000_000

@@ -13,8 +13,8 @@ from pickletools import genops
 from typing import IO, Any, BinaryIO, cast
 
 from llava_remap.checkpoint.wording import quoted
-from llava_remap.errors import RemapError, refuse
-from llava_remap.escaped import quote
+from llava_remap.core.escaped import quote
+from llava_remap.core.problem import RemapError, refuse
 
 #: Bytes. 30,000 tensors take about 4 MB.
 LARGEST = 32 * 1024 * 1024

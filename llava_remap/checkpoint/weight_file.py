@@ -15,7 +15,7 @@ from llava_remap.checkpoint.strict_json import LARGEST
 from llava_remap.checkpoint.torch_legacy import read_torch_legacy
 from llava_remap.checkpoint.torch_zip import read_torch_zip
 from llava_remap.checkpoint.wording import UnreadableError, quoted, several
-from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.core.problem import Problem, RemapError, refuse
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 

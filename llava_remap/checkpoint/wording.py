@@ -6,9 +6,9 @@ import errno
 from collections.abc import Iterable
 from pathlib import Path
 
-from llava_remap.errors import Problem, RemapError
-from llava_remap.escaped import printable
-from llava_remap.limits import limit_reached
+from llava_remap.core.escaped import printable
+from llava_remap.core.limits import limit_reached
+from llava_remap.core.problem import Problem, RemapError
 
 
 def quoted(text: str) -> str:

@@ -9,10 +9,10 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from llava_remap.cli.signals import asked_to_end, leave, listen
-from llava_remap.escaped import UnprintedError, escaped_output, printable_lines
+from llava_remap.core.escaped import UnprintedError, escaped_output, printable_lines
 
 if TYPE_CHECKING:
-    from llava_remap.errors import Problem
+    from llava_remap.core.problem import Problem
 
 
 def main() -> None:
@@ -46,8 +46,8 @@ def main() -> None:
 def _tell(error: BaseException) -> NoReturn:
     """End the process with an error that no command foresees: a library's that can't be imported, or one of our own."""
     from llava_remap import __version__
-    from llava_remap.codes import Exit
-    from llava_remap.libraries import broken, imported, raised_in
+    from llava_remap.core.codes import Exit
+    from llava_remap.core.libraries import broken, imported, raised_in
 
     if isinstance(error, UnprintedError):
         _tell_unprinted(error)
@@ -71,8 +71,8 @@ def _tell(error: BaseException) -> NoReturn:
 
 def _tell_unprinted(error: UnprintedError) -> NoReturn:
     """End the process where the last of what it printed is lost; what it had refused before stays its exit code."""
-    from llava_remap.codes import Exit
-    from llava_remap.errors import Problem
+    from llava_remap.core.codes import Exit
+    from llava_remap.core.problem import Problem
 
     fix = "What was asked for may be done all the same; look at what is there before you give the command again."
     _show(Problem("LR508", f"standard output: {error.strerror}. What was to be printed there is lost.", fix))

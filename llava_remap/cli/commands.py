@@ -16,8 +16,8 @@ from llava_remap.cli.progress import progress
 from llava_remap.cli.revert import revert_command
 from llava_remap.cli.rules import rules_app
 from llava_remap.cli.shrink import shrink_command
-from llava_remap.codes import Exit
-from llava_remap.errors import Problem, RemapError
+from llava_remap.core.codes import Exit
+from llava_remap.core.problem import Problem, RemapError
 
 app = typer.Typer(
     help="Turn research LLaVA checkpoints into ones that transformers, vLLM, SGLang and llama.cpp load.",
@@ -158,10 +158,10 @@ def apply_command(
     with refusals(output_format), resumable(lambda: begun):
         if report is not None and report.suffix != ".json":
             raise RemapError(Problem("LR211", f"--report {report}: the name has to end in .json.", "Write --report NAME.json."))
-        from llava_remap.apply import apply_job, check_values as run_checks, plan_job, refused  # noqa: I001
-        from llava_remap.output import refuse_report
-        from llava_remap.reverse import plan_reverse, reverse_job
-        from llava_remap.resources import memory_problems, predict
+        from llava_remap.jobs.apply import apply_job, check_values as run_checks, plan_job, refused  # noqa: I001
+        from llava_remap.jobs.output import refuse_report
+        from llava_remap.jobs.reverse import plan_reverse, reverse_job
+        from llava_remap.jobs.resources import memory_problems, predict
         from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
         if not reverse:
@@ -242,10 +242,10 @@ def verify_command(
     with refusals(output_format, "verification"):
         import json
 
-        from llava_remap.record import read_record
         from llava_remap.report import print_verification
-        from llava_remap.sources import open_again
+        from llava_remap.source.sources import open_again
         from llava_remap.verify import verify_folder
+        from llava_remap.verify.record import read_record
 
         record = read_record(folder)
         sources = open_again(record.locations, against, unused=record.unused, offline=offline) if against else None
@@ -272,9 +272,9 @@ def inspect(
     Also which rule files fit it, and the command to run.
     """
     with refusals(Format.human):
-        from llava_remap.inspect_parts import inspect_source
+        from llava_remap.jobs.inspect_parts import inspect_source
         from llava_remap.report import print_inspection
-        from llava_remap.target import CLASSIC
+        from llava_remap.target_model import CLASSIC
 
         with progress("planning"):
             found = inspect_source(source, offline=offline)

@@ -13,10 +13,10 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from llava_remap.codes import Exit
-from llava_remap.errors import Problem, RemapError
-from llava_remap.escaped import UnprintedError
-from llava_remap.limits import UNWRITTEN, limit_reached
+from llava_remap.core.codes import Exit
+from llava_remap.core.escaped import UnprintedError
+from llava_remap.core.limits import UNWRITTEN, limit_reached
+from llava_remap.core.problem import Problem, RemapError
 
 
 class Format(str, Enum):
@@ -116,7 +116,7 @@ def show(problems: tuple[Problem, ...] | list[Problem], output_format: Format, k
 
 def write_report(path: Path, text: str) -> None:
     """Write a report as a whole: should it fail, an earlier one stays."""
-    from llava_remap.authoring.replace_file import replacing
+    from llava_remap.core.replace_file import replacing
 
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe, or /dev/stdout

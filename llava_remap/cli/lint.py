@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from llava_remap.cli.common import Format, refusals
-from llava_remap.codes import Exit
+from llava_remap.core.codes import Exit
 
 
 class LintFormat(str, Enum):
@@ -41,7 +41,7 @@ def rules_lint(
     drops of what the target wants; and whether what a file renames can be led back.
     """
     with refusals(Format.json if output_format is LintFormat.json else Format.human, "lint"):
-        from llava_remap.authoring.lint_files import lint_files
+        from llava_remap.authoring.lint.files import lint_files
         from llava_remap.report.lint import lint_github, lint_json, print_lint
 
         files = lint_files(rules or (), source)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from llava_remap.cli.common import OFFLINE, Format, refusals
-from llava_remap.codes import Exit
+from llava_remap.core.codes import Exit
 
 
 def rules_new(

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TextIO
 
 from llava_remap.cli.signals import end_if_asked
-from llava_remap.escaped import printable, raw
+from llava_remap.core.escaped import printable, raw
 
 #: Seconds between two drawings on a terminal, and between two lines elsewhere (and before the first one).
 _REDRAWN, _LOGGED = 0.1, 10.0

@@ -25,8 +25,8 @@ def revert_command(
     with refusals(output_format, "reversion"):
         import json
 
+        from llava_remap.jobs.revert import plan_revert, revert_job
         from llava_remap.report import print_reverted
-        from llava_remap.revert import plan_revert, revert_job
 
         job = plan_revert(folder, output)
         with progress("comparing digests", job.nbytes_to_handle) as shown:

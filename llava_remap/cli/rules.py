@@ -12,8 +12,8 @@ from rich.console import Console
 from llava_remap.cli.common import OFFLINE, Format, refusals
 from llava_remap.cli.lint import rules_lint
 from llava_remap.cli.new import rules_new
-from llava_remap.codes import Exit
-from llava_remap.errors import refuse
+from llava_remap.core.codes import Exit
+from llava_remap.core.problem import refuse
 
 if TYPE_CHECKING:
     from llava_remap.rulefile import RuleFile
@@ -146,7 +146,7 @@ def _print_key_mapping(rules: RuleFile, names: list[str], source: list[str], *, 
     import json
 
     from llava_remap.authoring.explain import explainer_for
-    from llava_remap.key_mapping import key_mapping
+    from llava_remap.authoring.key_mapping import key_mapping
 
     if names:
         raise refuse("LR211", "--as key-mapping is about the whole rule file, not about names.", "Leave the names out.")

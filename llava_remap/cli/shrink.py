@@ -46,8 +46,8 @@ def shrink_command(
     to attach to a bug report. Of the checkpoint only headers and config are read; a manifest will do.
     """
     with refusals(Format.human):
+        from llava_remap.authoring.shrink import shrink
         from llava_remap.report import print_shrunk
-        from llava_remap.shrink import shrink
 
         with progress("making values and writing"):
             done = shrink(source, output, form=form.value, seed=seed, layers=layers, tower_layers=tower_layers, offline=offline)

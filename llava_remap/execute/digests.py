@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from xxhash import xxh3_128
 
 from llava_remap.checkpoint import unreadable
-from llava_remap.threads import result
+from llava_remap.core.threads import result
 
 #: Bytes read at once: larger ones leave the processor's cache between reading and digesting.
 _BLOCK_NBYTES = 1 << 20

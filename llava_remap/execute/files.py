@@ -12,11 +12,11 @@ from pathlib import Path
 from threading import Condition, get_ident
 from types import TracebackType
 
-from llava_remap.codes import Exit
-from llava_remap.errors import RemapError, refuse
+from llava_remap.core.codes import Exit
+from llava_remap.core.limits import limit_reached
+from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute.digests import FileDigest, digest_files
 from llava_remap.execute.unfinished import CLAIM, Claim, Facts, Unfinished, read_claim, refuse_foreign_claim
-from llava_remap.limits import limit_reached
 
 
 class Gate:

@@ -112,7 +112,7 @@ class Recipe:
         return merged_bytes(w, a, b, entry.merge.scale, dtype, start, stop)
 
     def _read(self, target: str, start: int, stop: int, *, as_stored: bool = False) -> NDArray[Any]:
-        from llava_remap.dtypes import numbers
+        from llava_remap.core.dtypes import numbers
 
         self.on_read()
         source = self.source(target)
@@ -127,7 +127,7 @@ class Recipe:
 
 def _cast_run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
     """A run of what a source tensor's bytes are in another dtype; start and stop count bytes in that one."""
-    from llava_remap.dtypes import cast
+    from llava_remap.core.dtypes import cast
 
     old, new = (DTYPE_BITS[name] // 8 for name in (tensor.dtype, dtype))
     at = start - start % new

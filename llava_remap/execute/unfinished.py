@@ -18,10 +18,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from llava_remap.errors import refuse
+from llava_remap.core.fold import counted
+from llava_remap.core.problem import refuse
+from llava_remap.core.regular_file import is_foreign, is_regular_file
 from llava_remap.execute.digests import FileDigest
-from llava_remap.fold import counted
-from llava_remap.regular_file import is_foreign, is_regular_file
 
 CLAIM = "llava_remap.partial"
 _FORMAT = "llava-remap/unfinished"

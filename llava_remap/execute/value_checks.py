@@ -8,7 +8,7 @@ from itertools import zip_longest
 from math import prod
 
 from llava_remap.checkpoint import Checkpoint, Tensor
-from llava_remap.errors import Problem
+from llava_remap.core.problem import Problem
 from llava_remap.execute.values import chunks, find
 from llava_remap.plan import Plan
 
@@ -95,7 +95,7 @@ def _delta(norms: Sequence[Tensor], on_progress: Callable[[int], None]) -> list[
     """LR106 where the weights of all norms are about 0: these are differences to a base."""
     import numpy as np
 
-    from llava_remap.dtypes import to_float64
+    from llava_remap.core.dtypes import to_float64
 
     def mean_size(norm: Tensor) -> float:
         return sum(float(np.abs(to_float64(chunk, norm.dtype)).sum()) for chunk in _read(norm, on_progress)) / prod(norm.shape)
@@ -118,7 +118,7 @@ def _delta(norms: Sequence[Tensor], on_progress: Callable[[int], None]) -> list[
 def _non_finite(tensor: Tensor, on_progress: Callable[[int], None]) -> int:
     import numpy as np
 
-    from llava_remap.dtypes import is_finite
+    from llava_remap.core.dtypes import is_finite
 
     return sum(int(np.count_nonzero(~is_finite(chunk, tensor.dtype))) for chunk in _read(tensor, on_progress))
 
@@ -127,7 +127,7 @@ def _beyond(tensor: Tensor, dtype: str, on_progress: Callable[[int], None]) -> s
     """What of a tensor can't be written in another dtype, in words; empty where all of it can."""
     import numpy as np
 
-    from llava_remap.dtypes import cast, is_finite, to_float64
+    from llava_remap.core.dtypes import cast, is_finite, to_float64
 
     broken, large, largest = 0, 0, 0.0
     for chunk in _read(tensor, on_progress):
@@ -151,6 +151,6 @@ def equal(one: Tensor, other: Tensor, on_progress: Callable[[int], None] = lambd
         return all(left == right for left, right in pairs)
     import numpy as np
 
-    from llava_remap.dtypes import to_float64
+    from llava_remap.core.dtypes import to_float64
 
     return all(np.array_equal(to_float64(left, one.dtype), to_float64(right, other.dtype)) for left, right in pairs)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor, unreadable
-from llava_remap.errors import RemapError, refuse
-from llava_remap.plan import SourceName
+from llava_remap.core.problem import RemapError, refuse
+from llava_remap.routing import SourceName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:
 
 def stored_rows(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
     """Rows start..stop along the first dimension, [stop - start, …], as `dtypes.numbers` has them."""
-    from llava_remap.dtypes import numbers
+    from llava_remap.core.dtypes import numbers
 
     inner = tensor.shape[1:]
     width = prod(inner) * DTYPE_BITS[tensor.dtype] // 8

@@ -16,12 +16,12 @@ from io import FileIO
 from pathlib import Path
 
 from llava_remap.checkpoint import unreadable
+from llava_remap.core.threads import finished
 from llava_remap.execute.digests import FileDigest
 from llava_remap.execute.files import Closed, Folder
 from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.writer import BLOCK, Writer
 from llava_remap.plan import Shard
-from llava_remap.threads import finished
 
 INDEX = "model.safetensors.index.json"
 #: How many files are written at a time, if nothing else is said.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from llava_remap.bounded import BeyondBoundsError, bounded
-from llava_remap.errors import refuse
-from llava_remap.target import PlacedToken
+from llava_remap.core.bounded import BeyondBoundsError, bounded
+from llava_remap.core.problem import refuse
+from llava_remap.target_model import PlacedToken
 
 #: What looks like a special token: `<s>`, `</s>`, `<|im_end|>`. Llama 2's `<<SYS>>` is plain text.
 _SPECIAL = re.compile(r"(?<!<)(?:<\|[^|<>\s]+\|>|</?\w+>)(?!>)")

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import has_file, read_text
-from llava_remap.errors import Problem
+from llava_remap.core.problem import Problem
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.make import generation_config
 from llava_remap.folder.processor import PREPROCESSOR
 from llava_remap.folder.scratch import scratch_folder
 from llava_remap.folder.tokenizer import write_tokenizer
-from llava_remap.target import Vocabulary, read_beside
+from llava_remap.target_model import Vocabulary, read_beside
 
 PROCESSOR = "processor_config.json"
 #: What 5.x puts into `processor_config.json`, and the files that have it in both generations.

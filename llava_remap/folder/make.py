@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from llava_remap.cache import cached
 from llava_remap.checkpoint import BESIDE, has_file, read_file
-from llava_remap.errors import Problem
+from llava_remap.core.cache import cached
+from llava_remap.core.problem import Problem
 from llava_remap.folder.chat_template import Tried, check_special_tokens, try_template
 from llava_remap.folder.json_file import json_bytes, write_json
 from llava_remap.folder.processor import (
@@ -26,7 +26,7 @@ from llava_remap.folder.processor import (
 from llava_remap.folder.scratch import scratch_folder
 from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.rulefile import RuleFile
-from llava_remap.target import PlacedToken, TargetConfig, Vocabulary, read_beside
+from llava_remap.target_model import PlacedToken, TargetConfig, Vocabulary, read_beside
 
 #: Of the source's generation config: who wrote it, and whose code it is for.
 _NOT_KEPT = ("_from_model_config", "transformers_version", "auto_map")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import has_file
-from llava_remap.errors import Problem, refuse
+from llava_remap.core.problem import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
 from llava_remap.rulefile import Processor, shipped_chat_parts, shipped_class_part
-from llava_remap.target import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower, read_beside
+from llava_remap.target_model import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower, read_beside
 
 PREPROCESSOR = "preprocessor_config.json"
 #: Its name since transformers 4.52.

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llava_remap.errors import RemapError, refuse
-from llava_remap.limits import UNWRITTEN
+from llava_remap.core.limits import UNWRITTEN
+from llava_remap.core.problem import RemapError, refuse
 
 #: Reading has its own words for its errors, and libraries have theirs.
 _UNWRITTEN = (*UNWRITTEN, errno.EACCES)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llava_remap.checkpoint import BESIDE, has_file, read_file, read_text
-from llava_remap.errors import RemapError, refuse
+from llava_remap.core.problem import RemapError, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.llama_tokenizer import ROLES, LlamaTokenizer, token_text
 from llava_remap.folder.scratch import scratch_folder
-from llava_remap.target import TOKENIZERS, Vocabulary, read_beside
+from llava_remap.target_model import TOKENIZERS, Vocabulary, read_beside
 
 #: Classes that are SentencePiece behind rules of their own.
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")

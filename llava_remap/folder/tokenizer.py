@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import has_file, read_file
-from llava_remap.errors import Problem, refuse
+from llava_remap.core.problem import Problem, refuse
 from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
 from llava_remap.folder.json_file import write_json
 from llava_remap.folder.llama_tokenizer import ROLES
@@ -23,7 +23,7 @@ from llava_remap.folder.source_tokenizer import (
     open_source_tokenizer,
     special_tokens,
 )
-from llava_remap.target import PlacedToken, Vocabulary
+from llava_remap.target_model import PlacedToken, Vocabulary
 
 #: The class that reads `tokenizer.json` as it is, in every version and for every model. Classes of one kind of tokenizer build
 #: normalizer and pre-tokenizer anew in transformers 5.

@@ -11,13 +11,10 @@ from llava_remap.plan.model import (
     Plan,
     PostLoadChange,
     Shard,
-    SourceName,
     ValueCheck,
     aligned,
     written_dtype,
 )
-from llava_remap.plan.problems import draft_command
-from llava_remap.plan.route import Routed, RoutedPair, Routes, main_names, route
 
 __all__ = [
     "FORMAT",
@@ -27,17 +24,10 @@ __all__ = [
     "Merge",
     "Plan",
     "PostLoadChange",
-    "Routed",
-    "RoutedPair",
-    "Routes",
     "Shard",
-    "SourceName",
     "ValueCheck",
     "aligned",
     "build_plan",
-    "draft_command",
     "in_layout",
-    "main_names",
-    "route",
     "written_dtype",
 ]

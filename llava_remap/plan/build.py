@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.errors import Problem
-from llava_remap.fold import counted
-from llava_remap.infer import suggest_rules
+from llava_remap.core.fold import counted
+from llava_remap.core.problem import Problem
 from llava_remap.plan.model import (
     Collision,
     Dropped,
@@ -28,18 +27,18 @@ from llava_remap.plan.model import (
 from llava_remap.plan.problems import (
     component,
     coverage_problems,
-    draft_command,
     drop_problems,
     dtype_problems,
     layers,
     pair_problems,
     unmapped_problems,
 )
-from llava_remap.plan.route import Routed, RoutedPair, Routes
 from llava_remap.plan.suggest import nearest
 from llava_remap.rewrite import Program
+from llava_remap.rewrite.infer import suggest_rules
+from llava_remap.routing import Routed, RoutedPair, Routes, draft_command
 from llava_remap.rulefile import RuleFile
-from llava_remap.target import ChosenTemplate, Target
+from llava_remap.target_model import ChosenTemplate, Target
 
 
 def build_plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from llava_remap.errors import Problem
+from llava_remap.core.problem import Problem
 from llava_remap.plan.model import Plan, PostLoadChange
 
 #: Problems and notes whose names are the target's; those of others are a source's.

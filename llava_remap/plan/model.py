@@ -11,9 +11,10 @@ from math import isfinite
 from typing import Any, Literal
 
 from llava_remap.checkpoint import DTYPE_BITS, Tensor
-from llava_remap.errors import Problem
+from llava_remap.core.problem import Problem
 from llava_remap.post_load import Change
-from llava_remap.target import ChosenTemplate
+from llava_remap.routing import SourceName
+from llava_remap.target_model import ChosenTemplate
 
 FORMAT = "llava-remap/plan"
 FORMAT_VERSION = 1
@@ -29,14 +30,6 @@ Shape = tuple[int, ...]
 def written_dtype(stored: str, wanted: str | None) -> str:
     """The dtype that a tensor is written in: the one `wanted` for all parameters, or, where that is None, its own."""
     return wanted if wanted is not None and stored in PARAMETER_DTYPES else stored
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class SourceName:
-    """A tensor of a source, in the source's own spelling."""
-
-    source: str
-    name: str
 
 
 @dataclass(frozen=True, slots=True)

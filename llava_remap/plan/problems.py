@@ -7,11 +7,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from llava_remap.errors import Problem
-from llava_remap.escaped import quote
+from llava_remap.core.problem import Problem
 from llava_remap.plan.model import PARAMETER_DTYPES, Collision, Mapped, Mismatched, Missing, Unmapped
-from llava_remap.plan.route import Routed, RoutedPair, Routes
 from llava_remap.rewrite import Program
+from llava_remap.routing import Routed, RoutedPair, Routes
 
 #: Where the layers of the language model are in the classic layout.
 _LAYERS = "language_model.model.layers."
@@ -19,16 +18,6 @@ _LAYERS = "language_model.model.layers."
 _BY_CHANCE = 3
 #: The axes of PyTorch's convolutions in the order in which MLX has them.
 _MLX = (0, 2, 3, 1)
-
-
-def draft_command(class_name: str, location: str, **parts: str) -> str:
-    """The command that infers a rule file for a checkpoint whose names no rule file knows.
-
-    Args:
-        parts: further sources → where they are.
-    """
-    given = [f"model={location}", *(f"{name}={place}" for name, place in parts.items())] if parts else [location]
-    return f"llava-remap rules new {' '.join(f'--from {quote(text)}' for text in given)} --to {class_name} --output mine.yaml"
 
 
 def unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool, draft: str) -> list[Problem]:

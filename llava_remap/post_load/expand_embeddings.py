@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from llava_remap.errors import Problem, refuse
+from llava_remap.core.problem import Problem, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, Reader
-from llava_remap.target import HEAD
+from llava_remap.target_model import HEAD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,7 +130,7 @@ class ExpandEmbeddings(BaseModel):
     def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
         """The old rows as they are, then the new ones, rounded once to the dtype that is written."""
         from llava_remap.checkpoint import DTYPE_BITS
-        from llava_remap.dtypes import from_float64
+        from llava_remap.core.dtypes import from_float64
 
         assert change.shape_before is not None
         rows, columns = change.shape_before

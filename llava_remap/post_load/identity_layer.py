@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llava_remap.errors import refuse
+from llava_remap.core.problem import refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, Reader
 
 
@@ -45,7 +45,7 @@ class IdentityLayer(BaseModel):
         """Row by row. The bias is told by its shape, as in another layout it has another name."""
         import numpy as np
 
-        from llava_remap.dtypes import from_float64
+        from llava_remap.core.dtypes import from_float64
 
         one = from_float64(np.ones(1), change.dtype)
         zero = bytes(len(one))

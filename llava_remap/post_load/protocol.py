@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from llava_remap.errors import Problem
+from llava_remap.core.problem import Problem
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llava_remap.checkpoint import DTYPE_BITS, FLOATS
-from llava_remap.errors import RemapError, refuse
+from llava_remap.core.problem import RemapError, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
 
 GROUP = "llava_remap.post_load"
@@ -146,7 +146,7 @@ def _check_made(use: str, made: bytes, change: Change) -> None:
     """LR406 for new values that are not finite; those that they were made from were, so they don't fit into the dtype."""
     import numpy as np
 
-    from llava_remap.dtypes import is_finite
+    from llava_remap.core.dtypes import is_finite
 
     if not isinstance(made, bytes):
         raise refuse("LR212", f"`{use}` makes a {type(made).__name__} for `{change.target}`, not bytes.", _report(use))

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.errors import Problem
-from llava_remap.escaped import quote
-from llava_remap.fold import counted, fold_names
+from llava_remap.core.escaped import quote
+from llava_remap.core.fold import counted, fold_names
+from llava_remap.core.problem import Problem
 from llava_remap.plan.problems import component
 from llava_remap.report.problems import print_problems
 from llava_remap.report.terminal import heading, line, shown, size
 
 if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it doesn't come to
-    from llava_remap.apply import Job, Result
-    from llava_remap.identify import Fit
-    from llava_remap.inspection import Inspection
+    from llava_remap.jobs.apply import Job, Result
+    from llava_remap.jobs.inspection import Inspection
+    from llava_remap.jobs.resources import Predicted
     from llava_remap.plan import Merge, Plan
-    from llava_remap.resources import Predicted
+    from llava_remap.routing.identify import Fit
     from llava_remap.verify import Verification
 
 #: Rule files that are told with all that contradicts them, where none fits; the rest with the first reason.

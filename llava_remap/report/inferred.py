@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.authoring.draft import Draft
-from llava_remap.escaped import quote
-from llava_remap.infer import HOWS, Group, InferredRule, Question
+from llava_remap.core.escaped import quote
 from llava_remap.report.problems import MOST_LINES, print_problems
 from llava_remap.report.terminal import line
+from llava_remap.rewrite.infer import HOWS, Group, InferredRule, Question
 
 #: Rules that are printed; the file has all.
 MOST_RULES = 40

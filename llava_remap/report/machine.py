@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llava_remap.errors import Problem
+from llava_remap.core.problem import Problem
 
 if TYPE_CHECKING:
-    from llava_remap.apply import Job, Result
-    from llava_remap.resources import Predicted
+    from llava_remap.jobs.apply import Job, Result
+    from llava_remap.jobs.resources import Predicted
 
 
 #: What else stands in the JSON of each kind, where nothing came of it.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.errors import Problem
-from llava_remap.escaped import printable
-from llava_remap.fold import fold_groups, fold_names
+from llava_remap.core.escaped import printable
+from llava_remap.core.fold import fold_groups, fold_names
+from llava_remap.core.problem import Problem
 from llava_remap.report.terminal import line
 
 if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it doesn't come to

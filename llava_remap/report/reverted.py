@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.fold import counted, fold_names
+from llava_remap.core.fold import counted, fold_names
 from llava_remap.report.terminal import heading, line, shown, size
 
 if TYPE_CHECKING:  # every other report is imported together with this one
-    from llava_remap.revert import Part, Reverted
+    from llava_remap.jobs.revert import Part, Reverted
 
 
 def print_reverted(console: Console, done: Reverted) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.fold import fold_names
+from llava_remap.core.fold import fold_names
 from llava_remap.report.terminal import line
 
 if TYPE_CHECKING:  # to list rule files, neither their tests nor their engine is needed

@@ -10,7 +10,7 @@ from rich.text import Text
 from llava_remap.report.terminal import heading, line, shown, size
 
 if TYPE_CHECKING:  # every other report is imported together with this one
-    from llava_remap.shrink import Shrunk
+    from llava_remap.authoring.shrink import Shrunk
 
 _SHOWN = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "image_size")
 

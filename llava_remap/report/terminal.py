@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.escaped import printable
+from llava_remap.core.escaped import printable
 
 
 def size(nbytes: int) -> str:

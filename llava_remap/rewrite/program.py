@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
-from llava_remap.errors import refuse
+from llava_remap.core.problem import refuse
 from llava_remap.rewrite.conditions import contradictions
 from llava_remap.rulefile import (
     Condition,

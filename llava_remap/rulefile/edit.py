@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from llava_remap.errors import refuse
+from llava_remap.core.problem import refuse
 from llava_remap.rulefile.schema import NameTest
 from llava_remap.rulefile.yaml_text import LOADER
 

@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from llava_remap.codes import Exit
-from llava_remap.errors import Problem, RemapError, refuse
+from llava_remap.core.codes import Exit
+from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.rulefile.extends import RULES, Extended, entries, is_file, items
 from llava_remap.rulefile.schema import NAMED, ConfigValue, RuleText, Target
 from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml

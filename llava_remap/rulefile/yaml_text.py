@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import yaml
 
-from llava_remap.errors import refuse
+from llava_remap.core.problem import refuse
 from llava_remap.rulefile.yaml_hints import hint, place
 
 #: Bytes. The largest shipped rule file has under 10 kB; parsing takes about a second per MB.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from llava_remap.checkpoint import DTYPE_BITS, FLOATS, Catalog, Tensor
-from llava_remap.errors import Problem
+from llava_remap.core.problem import Problem
 from llava_remap.execute import Range, Recipe, equal
 from llava_remap.plan import Mapped
 
@@ -120,7 +120,7 @@ def _distance(have: bytes, wanted: bytes, dtype: str) -> tuple[int, float]:
     """How many elements have other bits, and the largest difference between them (infinite where one of two is no number)."""
     import numpy as np
 
-    from llava_remap.dtypes import to_float64
+    from llava_remap.core.dtypes import to_float64
 
     width = np.dtype(f"u{DTYPE_BITS[dtype] // 8}")
     other = np.frombuffer(have, width) != np.frombuffer(wanted, width)

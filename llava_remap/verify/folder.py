@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object, unreadable
-from llava_remap.codes import Exit
-from llava_remap.errors import Problem, RemapError
+from llava_remap.core.codes import Exit
+from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.regular_file import is_regular_file
 from llava_remap.execute import INDEX, FileDigest, Recipe, digest_files
-from llava_remap.record import RECORD, Record
-from llava_remap.regular_file import is_regular_file
 from llava_remap.verify.compare import compare
+from llava_remap.verify.record import RECORD, Record
 from llava_remap.verify.strict import strict_load
 
 #: What would be taken for a part of the model, its config, tokenizer or processor. Other files may be added.

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_remap.cache import cached_value, is_kept
 from llava_remap.checkpoint import open_checkpoint
-from llava_remap.errors import Problem
-from llava_remap.target import build_on_meta
+from llava_remap.core.cache import cached_value, is_kept
+from llava_remap.core.problem import Problem
+from llava_remap.target_model import build_on_meta
 
 #: Names in torch of the dtypes that safetensors has.
 TORCH_DTYPES = {

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_remap.infer import Shape, infer
+from llava_remap.rewrite.infer import Shape, infer
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 

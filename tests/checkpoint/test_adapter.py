@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from llava_remap.checkpoint import LoraPair, Tensor, open_checkpoint
 from llava_remap.checkpoint.adapter import lora_pairs
-from llava_remap.errors import Problem, RemapError
+from llava_remap.core.problem import Problem, RemapError
 from tests.conftest import run_away
 
 from .stored import DATA, TINY

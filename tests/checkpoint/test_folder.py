@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from llava_remap.checkpoint import Checkpoint, open_checkpoint
-from llava_remap.errors import Problem, RemapError
+from llava_remap.core.problem import Problem, RemapError
 
 from .stored import DATA, TINY
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from llava_remap.checkpoint import PartsApartError, gather_command, open_checkpoint
 from llava_remap.checkpoint.foreign import Listing, explain_folder
-from llava_remap.errors import Problem, RemapError
+from llava_remap.core.problem import Problem, RemapError
 
 STATE = {"model.norm.weight": torch.ones(4), "model.embed_tokens.weight": torch.arange(8.0).view(2, 4)}
 STATES, OPTIMIZER = "mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llava_remap.checkpoint import open_checkpoint
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 
 from .stored import same
 

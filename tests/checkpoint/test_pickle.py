@@ -15,7 +15,7 @@ import torch
 
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.checkpoint.torch_pickle import unpickle
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 
 SAMPLE = {
     "list": [1, -2, 2**40, 2.5, None, True, "ä", ["x", ("y",)]],

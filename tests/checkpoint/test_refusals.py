@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from llava_remap.checkpoint import open_checkpoint
-from llava_remap.codes import Exit
-from llava_remap.errors import Problem, RemapError
+from llava_remap.core.codes import Exit
+from llava_remap.core.problem import Problem, RemapError
 
 from .stored import TINY
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from llava_remap.checkpoint import DTYPE_BITS, open_checkpoint
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 
 from .stored import DTYPES, same
 

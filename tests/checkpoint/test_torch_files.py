@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llava_remap.checkpoint import Checkpoint, open_checkpoint
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 
 from .stored import DTYPES, SPELLING, same
 

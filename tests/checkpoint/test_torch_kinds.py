@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llava_remap.checkpoint import Catalog, open_checkpoint
-from llava_remap.errors import Problem, RemapError
+from llava_remap.core.problem import Problem, RemapError
 
 from .stored import SPELLING, raw, stored
 

@@ -12,8 +12,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from llava_remap.apply import apply
-from llava_remap.shrink import shrink
+from llava_remap.authoring.shrink import shrink
+from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Tensors
 from tests.families import RULES_OF
 

@@ -14,7 +14,7 @@ import numpy as np
 from llava_remap.execute.needs import _computed
 from llava_remap.plan import Mapped, PostLoadChange
 from llava_remap.post_load import Change, exact_sums, make_pieces, normals
-from llava_remap.resources import peak_nbytes
+from llava_remap.jobs.resources import peak_nbytes
 
 columns, new = map(int, sys.argv[1:])
 change = Change("lm_head.weight", "F16", (2048, columns), (2048 + new, columns), ("e",))
@@ -34,11 +34,11 @@ MERGE = """
 import sys
 import numpy as np
 from llava_remap.checkpoint import Tensor
-from llava_remap.dtypes import to_float64
+from llava_remap.core.dtypes import to_float64
 from llava_remap.execute import merge
 from llava_remap.execute.needs import _computed
 from llava_remap.plan import Mapped, Merge
-from llava_remap.resources import peak_nbytes
+from llava_remap.jobs.resources import peak_nbytes
 
 width, rank = map(int, sys.argv[1:])
 

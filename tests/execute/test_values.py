@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llava_remap.checkpoint import Tensor
 from llava_remap.checkpoint.catalog import Location
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.execute.values import CHUNK_ELEMENTS, chunks, rows
 
 SHAPE = (3000, 700)

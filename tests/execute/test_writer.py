@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128
 
-from llava_remap.apply import apply
 from llava_remap.checkpoint import open_checkpoint
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.execute import writer
 from llava_remap.execute.digests import FileDigest
 from llava_remap.execute.writer import BLOCK, Writer
-from llava_remap.record import read_record
+from llava_remap.jobs.apply import apply
 from llava_remap.verify import verify_folder
+from llava_remap.verify.record import read_record
 from tests.conftest import CLIP, Changed, Tensors
 
 BUFFER = 4 * BLOCK

@@ -57,9 +57,6 @@ def forking(seconds: int = 600, limit: Callable[[], object] | None = None) -> It
 
 def main(seconds: int) -> None:
     """Reads a JSON list of arguments a line, and answers each with a line of JSON."""
-    import llava_remap.apply
-    import llava_remap.identify
-    import llava_remap.reverse  # noqa: F401
     from llava_remap.cli import main as run
 
     for line in sys.stdin:

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, open_checkpoint
-from llava_remap.codes import CODES, Exit
-from llava_remap.errors import RemapError
+from llava_remap.core.codes import CODES, Exit
+from llava_remap.core.problem import RemapError
 from llava_remap.rewrite import compile_all
 from llava_remap.rulefile import load_rule_file, pattern
-from llava_remap.target.vocabulary import read_vocabulary
+from llava_remap.target_model.vocabulary import read_vocabulary
 
 from ..conftest import TINY
 

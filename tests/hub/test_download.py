@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from llava_remap.checkpoint import Tensor, open_checkpoint
-from llava_remap.errors import RemapError
-from llava_remap.hub import Repository, Snapshot, download
+from llava_remap.core.problem import RemapError
+from llava_remap.source.hub import Repository, Snapshot, download
 from tests.conftest import HANGS, RELEASED, TINY
 
 from .server import Hub, Repo
@@ -267,9 +267,9 @@ def test_a_half_file_is_never_taken_for_a_whole_one(hub: Hub, how: str) -> None:
 
 SCRIPT = """
 import sys
-import llava_remap.hub
+import llava_remap.source.hub
 assert "huggingface_hub" not in sys.modules
-print(llava_remap.hub.download(llava_remap.hub.parse_repository(sys.argv[1]), ["tensors"], name="model").commit)
+print(llava_remap.source.hub.download(llava_remap.source.hub.parse_repository(sys.argv[1]), ["tensors"], name="model").commit)
 """
 
 

@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from llava_remap.hub import Repository, guard, parse_repository
+from llava_remap.source.hub import Repository, guard, parse_repository
 from tests.conftest import RELEASED
 
 from .server import Hub, Repo, serve

@@ -11,9 +11,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, file_download
 
-from llava_remap.codes import CODES, Exit
-from llava_remap.errors import RemapError
-from llava_remap.hub import Repository, download
+from llava_remap.core.codes import CODES, Exit
+from llava_remap.core.problem import RemapError
+from llava_remap.source.hub import Repository, download
 from tests.conftest import RELEASED
 
 from .server import Hub, Repo

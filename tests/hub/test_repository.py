@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llava_remap.hub import Repository, parse_repository
+from llava_remap.source.hub import Repository, parse_repository
 
 
 @pytest.mark.parametrize(

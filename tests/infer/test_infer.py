@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_remap.infer import Inference, Shape, infer, rule_line, suggest_rules
+from llava_remap.rewrite.infer import Inference, Shape, infer, rule_line, suggest_rules
 from tests.bench.infer import Measured, measure, target_of
 from tests.conftest import DATA
 
@@ -262,7 +262,7 @@ def test_rules_do_what_was_decided(source: dict[str, Shape], data: st.DataObject
 
 
 def test_the_room_is_pure() -> None:
-    code = "import sys, llava_remap.infer\n"
+    code = "import sys, llava_remap.rewrite.infer\n"
     code += "print([m for m in ('torch', 'transformers', 'rich', 'llava_remap.plan') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

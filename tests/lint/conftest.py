@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.lint import Finding, Linted, Names, lint
+from llava_remap.authoring.lint import Finding, Linted, Names, lint
 from llava_remap.rulefile import load_rule_file
 
 Lint = Callable[..., Linted]

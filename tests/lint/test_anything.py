@@ -9,12 +9,12 @@ from unittest.mock import patch
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llava_remap.authoring.lint.trial import Trial
+from llava_remap.authoring.lint.witnesses import template_names, tree_of
 
-from llava_remap.codes import CODES
-from llava_remap.errors import RemapError
-from llava_remap.lint import Names, lint
-from llava_remap.lint.trial import Trial
-from llava_remap.lint.witnesses import template_names, tree_of
+from llava_remap.authoring.lint import Names, lint
+from llava_remap.core.codes import CODES
+from llava_remap.core.problem import RemapError
 from llava_remap.rewrite import compile_all
 from llava_remap.rulefile import PatternError, Regex, Template, load_rule_file, pattern
 

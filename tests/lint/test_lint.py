@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.errors import RemapError
-from llava_remap.lint import lint
+from llava_remap.authoring.lint import lint
+from llava_remap.core.problem import RemapError
 from llava_remap.rewrite import CompiledRule
 from llava_remap.rulefile import RuleFile, load_rule_file, pattern, shipped_folder
 from tests.conftest import HANGS, run_away

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from llava_remap.checkpoint import Checkpoint, Location, LoraPair, Tensor
-from llava_remap.plan import Plan, PostLoadChange, build_plan, route
+from llava_remap.plan import Plan, PostLoadChange, build_plan
 from llava_remap.rewrite import compile_rules
+from llava_remap.routing import route
 from llava_remap.rulefile import load_rule_file
-from llava_remap.target import Target
+from llava_remap.target_model import Target
 
 #: A shape alone stands for a tensor of 16-bit numbers.
 Tensors = Mapping[str, tuple[int, ...] | Tensor]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from llava_remap.checkpoint import LoraPair, Tensor
-from llava_remap.plan import Plan, PostLoadChange, SourceName
+from llava_remap.plan import Plan, PostLoadChange
 from llava_remap.plan.model import Merge
 from llava_remap.post_load import Change
+from llava_remap.routing import SourceName
 from tests.plan.conftest import Planned, checkpoint
 
 BODY = {"model.a": (2, 3), "model.b": (5,)}

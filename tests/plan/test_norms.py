@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llava_remap.plan.build import _is_norm
-from llava_remap.plan.model import Mapped, SourceName
+from llava_remap.plan.model import Mapped
+from llava_remap.routing import SourceName
 
 
 @pytest.mark.parametrize(

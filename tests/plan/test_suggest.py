@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.infer import match, suggest_rules
 from llava_remap.plan import suggest
 from llava_remap.plan.suggest import nearest
 from llava_remap.rewrite import CompiledRule, Program
+from llava_remap.rewrite.infer import match, suggest_rules
 from tests.conftest import CLIP, DATA, MANIFESTS, Run
 
 PART = """\

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llava_remap.dtypes import from_float64, to_float64
+from llava_remap.core.dtypes import from_float64, to_float64
 from llava_remap.post_load import Change
 from llava_remap.post_load.exact_sums import CHUNK_ROWS, ExactSums
 from llava_remap.post_load.expand_embeddings import ExpandEmbeddings

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.distributions import MultivariateNormal
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.post_load import Before, Change, OldBytes, expand_embeddings
 from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
 

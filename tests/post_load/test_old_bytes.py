@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.post_load import Change, OldBytes, find_old_bytes, run
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llava_remap.codes import Exit
-from llava_remap.errors import RemapError
+from llava_remap.core.codes import Exit
+from llava_remap.core.problem import RemapError
 from llava_remap.post_load import load_post_load_rule
 from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import BaseModel
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.post_load import Before, Change, Effect, OldBytes, make_pieces, plan_changes, run
 from tests.conftest import CLIP, RELEASED, Run
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.rewrite.explain import Explainer
 from llava_remap.rulefile import PatternError, RuleFile, Template, load_rule_file, pattern
 

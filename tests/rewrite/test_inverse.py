@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.rewrite import compile_all, compile_rules, one_way
 from llava_remap.rulefile import load_rule_file, pattern
 from tests.conftest import MANIFESTS

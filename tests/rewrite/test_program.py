@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.rewrite import Program, Rewrite, Step, compile_rules, run_tests
 from llava_remap.rulefile import Regex, Template, load_rule_file, pattern
 from tests.conftest import run_away

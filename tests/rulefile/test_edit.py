@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.rulefile import Given, NameTest, edit
 from llava_remap.rulefile.edit import with_tests
 from llava_remap.rulefile.load import _validate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.rulefile import Mark, RuleFile, load_rule_file, shipped_folder
 
 from .written import COMPLETE, load, put, refused, said

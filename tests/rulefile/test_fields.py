@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.codes import Exit
+from llava_remap.core.codes import Exit
 
 from .written import COMPLETE, load, put, refused, said
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.rulefile import RuleFile, load_rule_file
 
 #: The fields that a file with a target needs beside it.

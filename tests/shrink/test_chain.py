@@ -12,8 +12,8 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llava_remap.apply import apply
-from llava_remap.shrink import shrink
+from llava_remap.authoring.shrink import shrink
+from llava_remap.jobs.apply import apply
 from tests.conftest import DATA, MANIFESTS
 
 EXPECTED = sorted((DATA / "expected").iterdir())

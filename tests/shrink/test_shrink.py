@@ -13,10 +13,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from llava_remap.authoring.shrink import Form, Shrunk, shrink
+from llava_remap.authoring.shrink.forms import weight_files
 from llava_remap.checkpoint import open_checkpoint
-from llava_remap.errors import RemapError
-from llava_remap.shrink import Form, Shrunk, shrink
-from llava_remap.shrink.forms import weight_files
+from llava_remap.core.problem import RemapError
 from tests.checkpoint.stored import raw, same, stored
 from tests.conftest import MANIFESTS, RELEASED, TINY, Run
 

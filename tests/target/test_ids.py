@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llava_remap.rulefile import load_rule_file
-from llava_remap.target import Vocabulary, place_tokens
+from llava_remap.target_model import Vocabulary, place_tokens
 
 #: Rule file, tokens that the tokenizer has and its own pad token, and the ids that the official scripts give.
 OFFICIAL = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llava_remap.rulefile import load_rule_file, shipped_rule_files
-from llava_remap.target import unknown_target
+from llava_remap.target_model import unknown_target
 from tests.conftest import CLIP, RELEASED, Run
 
 FILES = {name: path for name, path in shipped_rule_files().items() if name != "hf-layouts"}

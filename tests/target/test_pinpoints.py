@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.image_processing_utils import select_best_resolution
 
-from llava_remap.errors import RemapError
-from llava_remap.target.pinpoints import grid_pinpoints
+from llava_remap.core.problem import RemapError
+from llava_remap.target_model.pinpoints import grid_pinpoints
 
 LISTED = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 

@@ -80,7 +80,7 @@ def test_a_fault_of_our_own_blames_no_config(changed: Changed, run: Run, monkeyp
     def broken(*arguments: Any, **named: Any) -> None:
         raise TypeError("a fault")
 
-    monkeypatch.setattr("llava_remap.apply.derive", broken)
+    monkeypatch.setattr("llava_remap.jobs.apply.derive", broken)
     with pytest.raises(TypeError, match="a fault"):
         planned(run, changed())
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 
-from llava_remap.apply import plan_job
-from llava_remap.errors import RemapError
-from llava_remap.target import SCALED_PICTURES
-from llava_remap.target.text_model import TextModel, _kind, class_names, read_text_model
+from llava_remap.core.problem import RemapError
+from llava_remap.jobs.apply import plan_job
+from llava_remap.target_model import SCALED_PICTURES
+from llava_remap.target_model.text_model import TextModel, _kind, class_names, read_text_model
 from tests.conftest import CLIP, RELEASED, Changed, Run
 from tests.text_models.matrix import Own, checkpoint
 

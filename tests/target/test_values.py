@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llava_remap.apply import plan_job
+from llava_remap.jobs.apply import plan_job
 from tests.compat.checkpoints import qwen_tokenizer
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from llava_remap.apply import apply
-from llava_remap.errors import RemapError
+from llava_remap.core.problem import RemapError
+from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, RELEASED, TINY
 from tests.original.answers import ALL_VERSIONS, run_in_all
 

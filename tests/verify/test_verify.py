@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from xxhash import xxh3_128_hexdigest
 
-from llava_remap.apply import apply
 from llava_remap.checkpoint import open_checkpoint
-from llava_remap.record import read_record
-from llava_remap.sources import open_again
+from llava_remap.jobs.apply import apply
+from llava_remap.source.sources import open_again
 from llava_remap.verify import verify_folder
 from llava_remap.verify.compare import _distance
+from llava_remap.verify.record import read_record
 from tests.conftest import CLIP, RELEASED, TINY, Run, heavy, lose_last_byte, with_own_digest
 
 FORMS = {form: RELEASED / form for form in ("bin", "sharded", "safetensors")}
@@ -132,7 +132,7 @@ def test_the_record_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert not (tmp_path / "out" / "llava_remap.json").exists()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llava_remap.apply.record_json", fail)
+    monkeypatch.setattr("llava_remap.jobs.apply.record_json", fail)
     with pytest.raises(Exception, match="LR502"):
         apply("llava-v1.5", SOURCES, tmp_path / "out")
     left = {path.name for path in (tmp_path / "out").iterdir()}

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llava_remap.dtypes import from_float64
-from llava_remap.errors import refuse
+from llava_remap.core.dtypes import from_float64
+from llava_remap.core.problem import refuse
 from llava_remap.post_load import Before, Change, Effect, OldBytes, Reader
 
 

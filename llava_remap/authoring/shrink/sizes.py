@@ -1,0 +1,202 @@
+"""What becomes of each size, by the part of the model that a tensor is in, so that all tensors still fit one another.
+
+The same number may mean two things in two parts: 4096 is the width of a language model, and what the layers of a tower widen to.
+Within a part equal sizes stay equal and multiples stay multiples.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isqrt, prod
+from typing import Any
+
+from llava_remap.checkpoint import Tensor
+from llava_remap.core.problem import refuse
+
+#: The small sizes, those of a tower below. What is no larger stays as it is.
+HIDDEN, INTERMEDIATE, ROWS, HEADS = 64, 112, 320, 4
+WIDTH, TOWER_INTERMEDIATE, SIDE = 32, 80, 2
+#: Any other size up to this one stays: channels, patches, frames, kernels, positions of a short text.
+_KEPT = 128
+#: And how many times one of them another may be: five layers' features side by side, three projections in one matrix.
+_TIMES = 16
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_MEND = "Give a checkpoint with the config.json that belongs to it."
+
+#: What dimensions of a language model's tensors mean: sizes of its config, multiplied. Where two are equal, the later one counts.
+_ROLES = (
+    ("head_dim",),
+    ("head_dim", "num_key_value_heads"),
+    ("head_dim", "num_attention_heads"),
+    ("vocab_size",),
+    ("intermediate_size",),
+    ("hidden_size",),
+)
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A language model or a tower.
+
+    Attributes:
+        before: its sizes, in the words of a config; beside them a tower's `positions`, the rows of its position table.
+        after: the same, made small.
+        sizes: what a dimension of its tensors becomes.
+    """
+
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    sizes: Mapping[int, int]
+
+    def small_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor of this part."""
+        if name.endswith("inv_freq") and shape == (self.before.get("head_dim", 0) // 2,):
+            return (self.after["head_dim"] // 2,)
+        if "positions" in self.after and name.endswith("position_embedding.weight"):
+            return (self.after["positions"], *(small_size(size, self.sizes) for size in shape[1:]))
+        if "positions" in self.after and name.endswith("position_ids"):
+            return (*shape[:-1], self.after["positions"])
+        return tuple(small_size(size, self.sizes) for size in shape)
+
+
+def small_size(size: int, sizes: Mapping[int, int]) -> int:
+    """What a dimension becomes: as `sizes` says, or in proportion to one of them; small ones stay."""
+    if size in sizes:
+        return sizes[size]
+    if size <= _KEPT:
+        return size
+    for large, small in sizes.items():
+        if size % large == 0 and size // large <= _TIMES:
+            return size // large * small
+    for large, small in sizes.items():
+        if large % size == 0 and small % (large // size) == 0:
+            return small // (large // size)
+    return _KEPT
+
+
+def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes of a language model, from its tensors; heads, which they don't show, from its config.
+
+    Raises:
+        RemapError: LR112 where they contradict each other, or there is no embedding.
+    """
+    embedding = _find(tensors, "embed_tokens.weight", "token_embedding.weight")
+    if embedding is None or 0 in embedding:
+        cause = "there is no matrix `embed_tokens.weight`, which shows the sizes of a language model."
+        raise refuse("LR112", cause, "Give a whole model.")
+    rows, hidden = embedding
+    heads = config.get("num_attention_heads")
+    if not isinstance(heads, int) or heads < 1:
+        raise refuse("LR112", f"the config says num_attention_heads: {heads!r}; a whole number is needed.", _MEND)
+    query = _find(tensors, "self_attn.q_proj.weight") or (hidden,)
+    if query[0] % heads or query[0] == 0:
+        raise refuse("LR112", f"the config says num_attention_heads: {heads}; q_proj has {query[0]} rows.", _MEND)
+    key = _find(tensors, "self_attn.k_proj.weight") or (hidden,)
+    widened = _find(tensors, "mlp.gate_proj.weight", "mlp.fc1.weight") or (config.get("intermediate_size") or 4 * hidden,)
+    before = {
+        "vocab_size": rows,
+        "hidden_size": hidden,
+        "intermediate_size": widened[0],
+        "num_hidden_layers": layers_of(tensors),
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(key[0] * heads // query[0], 1),
+        "head_dim": query[0] // heads,
+    }
+    for name, value in before.items():
+        if name != "vocab_size" and config.get(name) not in (None, value):
+            raise refuse("LR112", f"the config says {name}: {config[name]!r}, the tensors {value}.", _MEND)
+    return before
+
+
+def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Part:
+    """A language model made small, with grouped heads if it has such, and longer or shorter heads than usual if it has those.
+
+    Args:
+        before: its sizes.
+        hidden: its small width.
+        layers: how many layers stay.
+    """
+    after = {
+        "vocab_size": min(before["vocab_size"], ROWS),
+        "hidden_size": hidden,
+        "intermediate_size": min(before["intermediate_size"], INTERMEDIATE),
+        "num_hidden_layers": min(before["num_hidden_layers"], layers),
+    }
+    kept = ("num_attention_heads", "num_key_value_heads", "head_dim")
+    if hidden == before["hidden_size"]:
+        after |= {key: before[key] for key in kept}
+    else:
+        groups = {1: 1, before["num_attention_heads"]: HEADS}.get(before["num_key_value_heads"], HEADS // 2)
+        query = before["head_dim"] * before["num_attention_heads"]
+        times = 2.0 if query > before["hidden_size"] else 0.5 if query < before["hidden_size"] else 1.0
+        after |= dict(zip(kept, (HEADS, groups, int(hidden // HEADS * times)), strict=True))
+    return Part(before, after, {_product(before, role): _product(after, role) for role in _ROLES})
+
+
+def _product(sizes: Mapping[str, int], keys: tuple[str, ...]) -> int:
+    return prod(sizes[key] for key in keys)
+
+
+def tower_before(tensors: Tensors) -> dict[str, int]:
+    """The sizes of a tower, from its tensors.
+
+    Raises:
+        RemapError: LR112 without a patch embedding, a position table or layers.
+    """
+    patch = _find(tensors, "patch_embedding.weight", dimensions=4)
+    positions = _find(tensors, "position_embedding.weight")
+    widened = _find(tensors, "mlp.fc1.weight")
+    if patch is None or positions is None or widened is None or 0 in (*patch, *positions, *widened):
+        names = sorted(tensors)
+        raise refuse("LR112", "a vision tower lacks its patch embedding, its position table or its layers.", _MEND, names)
+    patches = positions[0] - has_class_token(tensors)
+    return {
+        "hidden_size": patch[0],
+        "intermediate_size": widened[0],
+        "num_hidden_layers": layers_of(tensors),
+        "num_channels": patch[1],
+        "patch_size": patch[2],
+        "image_size": isqrt(patches) * patch[2],
+        "positions": positions[0],
+    }
+
+
+def small_tower(before: Mapping[str, int], layers: int) -> Part:
+    """A tower made small: images of two by two patches. How many heads it has is free: tensors don't show it."""
+    side = before["image_size"] // before["patch_size"]
+    class_tokens = before["positions"] - side * side
+    small_side = min(side, SIDE)
+    width, widened = min(before["hidden_size"], WIDTH), min(before["intermediate_size"], TOWER_INTERMEDIATE)
+    after = {
+        **before,
+        "hidden_size": width,
+        "intermediate_size": widened,
+        "num_hidden_layers": min(before["num_hidden_layers"], layers),
+        "num_attention_heads": HEADS if width % HEADS == 0 else 1,
+        "image_size": small_side * before["patch_size"],
+        "positions": small_side * small_side + class_tokens,
+    }
+    return Part(before, after, {before["intermediate_size"]: widened, before["hidden_size"]: width})
+
+
+def has_class_token(tensors: Tensors) -> bool:
+    return any(name.endswith("class_embedding") for name in tensors)
+
+
+def layer_of(name: str) -> int:
+    """The number of the layer that a tensor is in; -1 for none."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else -1
+
+
+def layers_of(tensors: Tensors) -> int:
+    return 1 + max(map(layer_of, tensors), default=-1)
+
+
+def _find(tensors: Tensors, *ends: str, dimensions: int = 2) -> tuple[int, ...] | None:
+    """The shape of the first tensor whose name ends so and that has so many dimensions."""
+    return next((t.shape for name, t in tensors.items() if name.endswith(ends) and len(t.shape) == dimensions), None)

@@ -1,0 +1,1 @@
+"""The ground floor: problems and their codes, dtypes, names, files, the cache, libraries and limits of the system."""

@@ -1,0 +1,205 @@
+"""Libraries that don't work here: told as that, before anything that they are asked can be blamed on a config or a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from traceback import walk_tb
+from types import FrameType
+
+from llava_remap.core.escaped import quote
+from llava_remap.core.limits import (
+    ADDRESSES,
+    limit_reached,
+    process_limits,
+    refuse_without_temporary_files,
+    refuse_without_threads,
+)
+from llava_remap.core.problem import RemapError, refuse
+
+#: What is asked of libraries needs these; the last, which brings most of transformers with it, fails where that can't be used.
+_ASKED = (
+    "jinja2",
+    "PIL.Image",
+    "sentencepiece",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "transformers.models.llava.modeling_llava",
+)
+#: Where a module is called otherwise than its package.
+_PACKAGES = {"PIL": "pillow", "yaml": "PyYAML"}
+
+
+#: Bytes of address space and of data that they take; those of a build for GPUs are more.
+_MAPPED, _DATA = 800 << 20, 340 << 20
+
+
+def import_asked(modules: Collection[str] = _ASKED) -> None:
+    """Import the libraries that are asked about models and tokenizers.
+
+    Raises:
+        RemapError: LR510 for one that can't be imported, or where the current folder is gone; LR501 and LR511 where a limit
+            of the system is in the way, at which torch would end the process in the midst of it.
+    """
+    if "torch" in modules and "torch" not in sys.modules:
+        _refuse_without_folder()
+        _refuse_without_room()
+        refuse_without_threads()
+        refuse_without_temporary_files()
+    for module in modules:
+        try:
+            import_module(module)
+        except Exception as error:  # whatever goes wrong in somebody else's code
+            raise limit_reached(error) or broken(module, error) from error
+
+
+def check_libraries() -> None:
+    """LR510 where a library fails in a trivial task: then no file is to blame for what went wrong in it."""
+    for module, task in _TASKS.items():
+        try:
+            task()
+        except Exception as error:  # whatever goes wrong in somebody else's code
+            raise limit_reached(error) or broken(module, error, "doesn't work") from error
+
+
+def _fill_a_template() -> None:
+    from jinja2 import Environment
+
+    if Environment(autoescape=True).from_string("{{ 1 + 1 }}").render() != "2":
+        raise ValueError("a template comes out wrong")
+
+
+def _shrink_a_picture() -> None:
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).resize((2, 2))
+
+
+def _open_no_sentencepiece() -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    SentencePieceProcessor()
+
+
+def _encode_a_word() -> None:
+    from tokenizers import Tokenizer, models
+
+    if Tokenizer(models.WordLevel({"a": 7}, unk_token="a")).encode("a").ids != [7]:
+        raise ValueError("a word gets another id")
+
+
+def _make_a_tensor() -> None:
+    import torch
+
+    torch.empty((2, 2), device="meta")
+
+
+def _make_a_model() -> None:
+    import torch
+    import transformers
+
+    text = transformers.LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
+    )
+    tower = transformers.CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=4, patch_size=2
+    )
+    with torch.device("meta"):
+        transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(vision_config=tower, text_config=text))
+
+
+#: For each library a task that it can do, whatever the files are.
+_TASKS: Mapping[str, Callable[[], None]] = {
+    "jinja2": _fill_a_template,
+    "PIL": _shrink_a_picture,
+    "sentencepiece": _open_no_sentencepiece,
+    "tokenizers": _encode_a_word,
+    "torch": _make_a_tensor,
+    "transformers": _make_a_model,
+}
+
+
+def _refuse_without_folder() -> None:
+    """LR510 in a folder that was deleted: oneMKL, which torch has inside, ends the process there."""
+    try:
+        os.getcwd()  # noqa: PTH109 - the system's answer is what is asked for
+    except OSError as error:
+        cause = f"torch can't be imported where the current folder can't be told: {error.strerror}."
+        raise refuse("LR510", cause, "It was deleted: go to another one (`cd`), and give the same command.") from None
+
+
+def _refuse_without_room() -> None:
+    for free, what in process_limits():
+        needed = _MAPPED if what == ADDRESSES else _DATA
+        if free < needed:
+            cause = f"torch and transformers take {needed:,} bytes to import, and `{what}` leaves {max(free, 0):,}."
+            raise refuse("LR501", cause, f"Raise the limit: `{what} unlimited`.")
+
+
+def imported(error: BaseException) -> str | None:
+    """The library in whose import an error arose; None where it arose elsewhere.
+
+    It is the one in which a name is missing, or the last whose module was being run, neither this package's nor Python's own.
+    """
+    if isinstance(error, ImportError) and error.name:
+        return None if error.name.partition(".")[0] == "llava_remap" else error.name
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    return next(_others(frames), None)
+
+
+def raised_in(error: BaseException) -> tuple[str, str] | None:
+    """The library from whose code an error came, as its package with version, and the command that installs it anew.
+
+    None for an error of this package's own code.
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    ours = [i for i, frame in enumerate(frames) if _library(frame) == "llava_remap"]
+    library = next(_others(frames[ours[-1] + 1 :] if ours else frames), None)
+    return None if library is None else (_with_version(library), _install(library))
+
+
+def _others(frames: Sequence[FrameType]) -> Iterator[str]:
+    """The libraries whose code was being run, the innermost first; neither this package nor Python's own."""
+    names = map(_library, reversed(frames))
+    return (name for name in names if name not in {*sys.stdlib_module_names, "llava_remap"})
+
+
+def _library(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _with_version(library: str) -> str:
+    package = _PACKAGES.get(library, library)
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
+
+
+def _install(library: str) -> str:
+    return f"`{quote(sys.executable)} -m pip install --force-reinstall {_PACKAGES.get(library, library)}`"
+
+
+def broken(module: str, error: BaseException, how: str = "can't be imported") -> RemapError:
+    """LR510 for a library that doesn't work, with its own words.
+
+    Args:
+        module: the one that was to be imported or used; `error` may know better.
+        error: what came of it.
+        how: what it doesn't do.
+    """
+    module = imported(error) or module
+    name = module.partition(".")[0]
+    which = _with_version(name)
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    if sys.flags.optimize > 1:
+        return refuse(
+            "LR510",
+            f"{which} {how}: {said}.",
+            "Python runs without docstrings here: unset PYTHONOPTIMIZE, leave out -OO.",
+        )
+    return refuse("LR510", f"{which} {how}: {said}.", f"Install it anew: {_install(name)}. Then give the same command again.")

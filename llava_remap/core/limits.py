@@ -1,0 +1,140 @@
+"""Limits that the system sets: memory of the machine, its control groups and `ulimit`; open files, threads, temporary files."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+
+from llava_remap.core.problem import RemapError, refuse
+
+#: The limit of a process's address space.
+ADDRESSES = "ulimit -v"
+#: Bytes that are mapped and not occupied: threads' stacks, their allocators' arenas, buffers of linear algebra.
+_BESIDE = 256 << 20
+#: Errors that only writing gives.
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+#: Threads beside those for each core: of libraries, and of ours that read and write.
+_MORE_THREADS = 4
+#: A limit on processes from which on nobody comes near it in one job.
+_MANY_PROCESSES = 1024
+
+
+def limit_reached(error: BaseException) -> RemapError | None:
+    """LR511 for an error that says that no file can be opened, or no thread started, any more; None for any other."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return refuse("LR511", "this process can open no more files.", "Raise the limit: `ulimit -n 1024`.")
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return no_more_processes()
+    return None
+
+
+def no_more_processes() -> RemapError:
+    """LR511 where no thread, or no process, can be started; the system counts both together."""
+    fix = "Raise the limit: `ulimit -u unlimited`, or that of the container (`--pids-limit`)."
+    return refuse("LR511", "this process can start no more threads or processes.", fix)
+
+
+def refuse_without_threads() -> None:
+    """LR511 where as many threads as the libraries for linear algebra use can't be started: some of them end the process then.
+
+    It is tried only where a limit is low, as the threads leave parts of the address space mapped.
+    """
+    if all(left >= _MANY_PROCESSES for left in _process_limits()):
+        return
+    go_on = Event()
+    started: list[Thread] = []
+    try:
+        for _ in range((os.cpu_count() or 1) + _MORE_THREADS):
+            started.append(Thread(target=go_on.wait, daemon=True))
+            started[-1].start()
+    except RuntimeError as error:
+        started.pop()
+        raise limit_reached(error) or error from None
+    finally:
+        go_on.set()
+        for thread in started:
+            thread.join()
+
+
+def _process_limits() -> Iterator[int]:
+    """Limits on the number of processes and threads, where they are set."""
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        if soft != resource.RLIM_INFINITY:
+            yield soft
+    for group in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/pids")):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            yield int((group / "pids.max").read_text()) - int((group / "pids.current").read_text())
+
+
+def refuse_without_temporary_files() -> None:
+    """LR511 where there is no folder for temporary files."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        fix = "Set TMPDIR to a folder where you may write."
+        raise refuse("LR511", f"temporary files can't be written anywhere: {error.strerror}.", fix) from None
+
+
+def status(key: str) -> int | None:
+    """Bytes that Linux tells of this process; None on other systems."""
+    return _table(Path("/proc/self/status")).get(key)
+
+
+def _table(path: Path) -> dict[str, int]:
+    """The numbers of a file like `/proc/meminfo`, in bytes; empty where there is none."""
+    found = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            words = line.replace(":", " ").split()
+            if len(words) >= 2 and words[1].isdecimal():
+                found[words[0]] = int(words[1]) * (1024 if words[-1] == "kB" else 1)
+    return found
+
+
+def limits() -> Iterator[tuple[int, str]]:
+    """How much more memory there is, by each limit that can be read, and what sets it."""
+    machine = _table(Path("/proc/meminfo"))
+    swap = machine.get("SwapFree", 0)
+    if "MemAvailable" in machine:
+        yield machine["MemAvailable"] + swap, "the machine's memory and swap"
+    yield from ((free, "the limit of its control group") for free in _control_groups(swap))
+    yield from ((free - _BESIDE if what == ADDRESSES else free, what) for free, what in process_limits())
+
+
+def process_limits() -> Iterator[tuple[int, str]]:
+    """How much more this process may map, and how much more data it may have, where `ulimit` sets that."""
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        for name, key, what in (("RLIMIT_AS", "VmSize", ADDRESSES), ("RLIMIT_DATA", "VmData", "ulimit -d")):
+            soft, taken = resource.getrlimit(getattr(resource, name))[0], status(key)
+            if soft != resource.RLIM_INFINITY and taken is not None:
+                yield soft - taken, what
+
+
+def _control_groups(swap: int, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """What is left in this process's control groups and those around them; files that are only cached can make room."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":  # version 2
+                base, names, cached = root, ("memory.max", "memory.current"), ("inactive_file", "active_file")
+            elif "memory" in controllers.split(","):
+                base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+                cached = ("total_inactive_file", "total_active_file")
+            else:
+                continue
+            group = base / path.strip("/")
+            for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(base))):
+                with contextlib.suppress(OSError, ValueError):  # "max": no limit
+                    limit, taken = (int((folder / name).read_text()) for name in names)
+                    statistics = _table(folder / "memory.stat")
+                    yield limit - taken + sum(statistics.get(name, 0) for name in cached) + swap

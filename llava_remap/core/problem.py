@@ -1,0 +1,68 @@
+"""Everything that can go wrong, as one family.
+
+A `Problem` is one finding: a stable code, one line of cause with the facts, one line of what to do.
+A `RemapError` carries all problems that were found together; it is raised once.
+The codes are in `codes`, and explained in the README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from llava_remap.core.codes import CODES, Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding. As a note (exit 0) it has the same form; who collects it decides which it is.
+
+    Attributes:
+        code: a key of `CODES`.
+        cause: one line with the facts (file, rule, both values), without the names.
+        fix: one line of what to do.
+        names: every tensor name concerned, unfolded and complete.
+        table: each name with a fact of its own, for problems that need it.
+    """
+
+    code: str
+    cause: str
+    fix: str = ""
+    names: tuple[str, ...] = ()
+    table: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def title(self) -> str:
+        return CODES[self.code].title
+
+    @property
+    def exit(self) -> Exit:
+        return CODES[self.code].exit
+
+    @property
+    def message(self) -> str:
+        """Cause and fix in one string, as it stands in the JSON plan."""
+        return f"{self.title}: {self.cause}" + (f" {self.fix}" if self.fix else "")
+
+    def to_json(self) -> dict[str, Any]:
+        details = {"details": dict(self.table)} if self.table else {}
+        return {"code": self.code, "message": self.message, "names": sorted(self.names), **details}
+
+
+class RemapError(Exception):
+    """A job was refused. Carries every problem found, in the order in which they were found."""
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(f"{p.code} {p.message}" for p in self.problems))
+
+    @property
+    def exit(self) -> Exit:
+        """The gravest exit code: what can't be read or written outweighs what doesn't map."""
+        return max(problem.exit for problem in self.problems)
+
+
+def refuse(code: str, cause: str, fix: str = "", names: Iterable[str] = ()) -> RemapError:
+    """A `RemapError` of one problem, to be raised by the caller."""
+    return RemapError(Problem(code, cause, fix, tuple(names)))

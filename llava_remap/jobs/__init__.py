@@ -1,0 +1,1 @@
+"""The order of a whole job: apply, load in memory, reverse, revert; with its output, its memory and disk."""

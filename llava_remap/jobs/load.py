@@ -1,0 +1,112 @@
+"""A plan to a model in memory: no file is written, and what is only renamed stays in the source's files, mapped into memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_remap.core.libraries import import_asked
+from llava_remap.core.problem import RemapError, refuse
+from llava_remap.execute import Range, Recipe, too_short
+from llava_remap.jobs.apply import Job, plan_mapping, proven
+from llava_remap.jobs.output import refuse_changed
+from llava_remap.plan import Mapped
+from llava_remap.verify import TORCH_DTYPES, loading_problems
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def load_model(rules: str | Path, sources: Sequence[str | Path] = (), *, offline: bool = False) -> PreTrainedModel:
+    """The model that `apply` would write, loaded, without writing it: class, config, names, dtypes and values are those that
+    `AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")` gives for the folder, in eval mode, on the CPU.
+
+    The gate is `apply`'s: from headers and from values, nothing may be unmapped, missing or mismatched; then transformers'
+    loader may report nothing either. The output's disk and folder don't matter.
+
+    A tensor that is only renamed is a view of its file, mapped copy-on-write: it is read when it is first used, and changing it
+    changes no file. Memory is taken by what is computed: tensors that post-load rules change, that have another dtype than the
+    config's (a float32 tower beside a float16 language model), that lie strided or high byte first in their file, or that
+    begin at no multiple of their elements' size. The source files have to stay as they are for as long as the model is in use.
+
+    Args:
+        rules, sources, offline: as for `plan_job`.
+
+    Raises:
+        RemapError: with every problem of the plan, LR111 for a manifest, LR102 for a source that changed meanwhile, LR501 where
+            a file can't be mapped, LR601 where the loader disagrees.
+    """
+    import_asked()
+    import transformers
+
+    job = proven(plan_mapping(rules, sources, offline=offline))
+    model_class = getattr(transformers, job.plan.target_class)
+    config, generation = (json.loads(job.small_files[name]) for name in ("config.json", "generation_config.json"))
+    model, info = model_class.from_pretrained(
+        None,
+        config=model_class.config_class.from_dict(config),
+        generation_config=transformers.GenerationConfig.from_dict(generation),
+        state_dict=_state_dict(job),
+        ignore_mismatched_sizes=True,  # then they are told, as all that is missing or unexpected
+        output_loading_info=True,
+    )
+    if problems := loading_problems(info):
+        raise RemapError(problems)
+    refuse_changed(job.checkpoints)
+    model.name_or_path = model.config.name_or_path = ""  # it comes from no folder
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _state_dict(job: Job) -> dict[str, torch.Tensor]:
+    """Every tensor that `apply` would write, by its name there."""
+    recipe = Recipe.of(job.plan.mapped, job.plan.post_load, job.checkpoints)
+    mappings: dict[Path, mmap.mmap] = {}
+    return {entry.target: _tensor(entry, recipe, mappings) for entry in job.plan.mapped if entry.op != "tied"}
+
+
+def _tensor(entry: Mapped, recipe: Recipe, mappings: dict[Path, mmap.mmap]) -> torch.Tensor:
+    import torch
+
+    dtype = getattr(torch, TORCH_DTYPES[entry.dtype])
+    pieces = recipe.pieces(entry.target)
+    if entry.nbytes == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    if entry.op is None:
+        [run] = pieces
+        assert isinstance(run, Range)
+        if run.offset % dtype.itemsize == 0:  # nothing promises that torch computes with elements that lie otherwise
+            mapping = _mapping(run.file, mappings)
+            if len(mapping) < run.offset + run.nbytes:
+                raise too_short(run.file, run.offset + run.nbytes - len(mapping))
+            count = run.nbytes // dtype.itemsize
+            return torch.frombuffer(mapping, dtype=dtype, count=count, offset=run.offset).view(entry.shape)
+        pieces = iter([run])
+    data, end = bytearray(entry.nbytes), 0
+    for piece in pieces:
+        for block in piece.blocks() if isinstance(piece, Range) else (piece,):
+            data[end : end + len(block)] = block
+            end += len(block)
+    if end != entry.nbytes:  # no `assert`, which -O takes out
+        raise AssertionError(f"{entry.target}: {end} bytes made, {entry.nbytes} planned")
+    return torch.frombuffer(data, dtype=dtype).view(entry.shape)
+
+
+def _mapping(file: Path, mappings: dict[Path, mmap.mmap]) -> mmap.mmap:
+    """The whole of a file, copy-on-write; once for all tensors in it, which keep it."""
+    try:
+        if file not in mappings:
+            with file.open("rb") as opened:
+                mappings[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        return mappings[file]
+    except (OSError, ValueError) as error:  # ValueError: it is empty now
+        if getattr(error, "errno", None) == errno.ENOMEM:
+            raise refuse(
+                "LR501", f"{file} can't be mapped into memory: {error}.", "Close other programs, or use a larger machine."
+            ) from None
+        raise refuse("LR102", f"{file}: {error}.", "Leave the sources alone while a job runs.") from None

@@ -1,0 +1,256 @@
+"""The way back without a record: from a checkpoint in a layout of transformers to original names, by a rule file's inverse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint
+from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.execute import JOBS, fresh_folder, write_index, write_shards
+from llava_remap.jobs.apply import Job, Result, Verify, manifest_problems, proven
+from llava_remap.jobs.output import output_folder, output_problems, refuse_changed
+from llava_remap.jobs.resources import Used, job_disk_nbytes
+from llava_remap.plan import build_plan
+from llava_remap.rewrite import Program, Rewrite, compile_all
+from llava_remap.routing import Routed, Routes
+from llava_remap.routing.identify import nearest_layout
+from llava_remap.rulefile import RuleFile, load_rule_file
+from llava_remap.source.sources import name_sources, open_source, short_name
+from llava_remap.target_model import EMBEDDING, Target, wanted_parameters
+from llava_remap.verify import compare
+
+#: What the naming convention of the output is called in a plan.
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True, slots=True)
+class Reversal(Job):
+    """A way back that was planned.
+
+    Attributes:
+        program: the way there.
+        classic: the checkpoint's names in the classic layout, those that are in a layout.
+    """
+
+    program: Program
+    classic: Mapping[str, str]
+
+
+def plan_reverse(
+    rules: str | Path,
+    sources: Sequence[str | Path] = (),
+    output: str | Path | None = None,
+    *,
+    dry_run: bool = False,
+    offline: bool = False,
+) -> Reversal:
+    """Plan the way back from headers alone; nothing is written.
+
+    Args:
+        sources: the checkpoint: one SRC, or the rule file's first source with its name.
+        output: the folder to be written; by default the source's last part with `-original`, in the current folder.
+        rules, dry_run, offline: as in `plan_job`.
+
+    Raises:
+        RemapError: for a rule file, a source or a command line that can't be read. What doesn't lead back is in `plan.problems`.
+    """
+    file = load_rule_file(rules)
+    first = file.first_source
+    given = name_sources([first], [sources] if isinstance(sources, str) else sources)
+    if first not in given:
+        raise refuse("LR211", "--reverse has no default for what is to be taken back.", "Give it: --source DIR.")
+    checkpoint = open_source(first, given[first], ("tensors", "config"), first=True, offline=offline)
+    checkpoints = {first: checkpoint}
+    folder = output_folder(output if output is not None else f"{short_name(given[first])}-{ORIGINAL}")
+    layout, classic = nearest_layout(checkpoint.catalog)
+    problems = [*manifest_problems(checkpoints, dry_run=dry_run), *_config_problems(file, checkpoint)]
+    target = None
+    if not problems:
+        try:
+            with file.placed("target", "class"):
+                target = wanted_parameters(str(file.target.class_), checkpoint.config or {})
+        except RemapError as error:
+            problems += error.problems
+    every = compile_all(file)
+    back = {name: every.inverse(name) for name in dict.fromkeys((*classic.values(), *(target.shapes if target else ())))}
+    # What the rules with a `when` do can be told now that the original names are known, though not the original's config.
+    program = every.given([name for name in back.values() if name is not None], None)
+    back = {name: original for name, original in back.items() if original is None or program.rewrite(original).target == name}
+    taken = tuple(_routed(first, checkpoint, name, classic, back, program) for name in checkpoint.catalog)
+    if target is not None:
+        target = _renamed(target, back)
+    plan = build_plan(
+        file,
+        program,
+        checkpoints,
+        Routes(taken, (), (), ()),
+        target,
+        problems=problems or _name_problems(file, taken, classic, layout, target),
+        notes=_notes(file, checkpoint, classic, target),
+        recognised=False,  # what isn't mapped is told here, in the words of the way back
+    )
+    plan = replace(plan, layout=ORIGINAL)
+    job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
+    room = output_problems(folder, None if job.from_manifest else job_disk_nbytes(job), checkpoints)
+    return replace(job, plan=replace(plan, problems=(*plan.problems, *room)))
+
+
+def reverse_job(
+    job: Job,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_phase: Callable[[str], None] = lambda what: None,
+    *,
+    verify: Verify = "meta",
+    jobs: int = JOBS,
+) -> Result:
+    """Go a planned way back, or leave no trace: weights, a check of them, the index.
+
+    Args:
+        on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle(verify)` in all.
+        on_phase: called with what is being done, where that changes.
+        verify: `meta`: what was written is read again, and the rule file has to take it forward to where it came from; `full`:
+            every tensor is also compared with what its source gives; `none`: neither.
+        jobs: how many weight files are written at a time.
+
+    Raises:
+        RemapError: with the plan's problems, or what was found since.
+    """
+    started = time.monotonic()
+    job = proven(job, verify, jobs)
+    assert isinstance(job, Reversal)
+    plan, output = job.plan, job.output
+    recipe = job.recipe
+    with fresh_folder(output) as folder:
+        write_shards(recipe, plan.shards, folder, on_progress, jobs)
+        catalog = {name: tensor for path in folder.digests for name, tensor in open_checkpoint(path).catalog.items()}
+        found = _forward_problems(job, catalog) if verify != "none" else []
+        if verify == "full":
+            on_phase("comparing with the sources")
+            found += compare(catalog, recipe, on_progress)[1]
+        if found:
+            raise RemapError(found)
+        refuse_changed(job.checkpoints)
+        write_index(recipe, plan.shards, folder)
+    files = tuple(sorted(path.name for path in folder.digests))
+    used = Used.by(folder.digests)
+    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes, used)
+
+
+def _routed(
+    source: str,
+    checkpoint: Checkpoint,
+    name: str,
+    classic: Mapping[str, str],
+    back: Mapping[str, str | None],
+    program: Program,
+) -> Routed:
+    """A tensor and the original name that it gets, by the rules that lead from there."""
+    original = back.get(classic.get(name, ""))
+    trace = program.rewrite(original).trace if original is not None else ()
+    return Routed(source, checkpoint.catalog[name], Rewrite(name, original, None, classic.get(name, name), trace))
+
+
+def _renamed(target: Target, back: Mapping[str, str | None]) -> Target:
+    """The parameters wanted under their original names; one that none leads back from keeps its own, and so is told."""
+    names = {name: back.get(name) or name for name in target.shapes}
+    shapes = {names[name]: shape for name, shape in target.shapes.items()}
+    tied = {names[name]: names[other] for name, other in target.tied.items()}
+    return replace(target, layout=ORIGINAL, shapes=shapes, tied=tied)
+
+
+def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
+    """LR112 or LR311 where a config doesn't say that the checkpoint is of the rule file's class."""
+    config, wanted = checkpoint.config, rules.target.class_
+    if config is None:
+        cause = f"{checkpoint.location} has no config.json to say which model it is."
+        return [Problem("LR112", cause, "Put the config.json beside the weights that was saved with them.")]
+    said = [("architectures", config.get("architectures"), [wanted])]
+    for key, value in rules.target.config.items():
+        const = list(value.const) if isinstance(value.const, tuple) else value.const
+        if const is not None and (key == "model_type" or key in config):  # versions differ in which keys they save
+            said.append((key, config.get(key), const))
+    if reasons := [f"its config says {key}: {found!r}, not {right!r}" for key, found, right in said if found != right]:
+        cause = f"{checkpoint.location} isn't what {rules.name} makes: {'; '.join(reasons)}."
+        return [Problem("LR311", cause, "Give a checkpoint of that class, or the rule file that it was made with.")]
+    if not isinstance(config.get("text_config"), dict):
+        cause = f"the config.json in {checkpoint.location} has no `text_config`."
+        return [Problem("LR112", cause, "Hold the config.json against the original one.")]
+    return []
+
+
+def _name_problems(
+    rules: RuleFile, taken: Sequence[Routed], classic: Mapping[str, str], layout: str, target: Target | None
+) -> list[Problem]:
+    """LR301 for names in no layout or without a way back, LR303 for what the model doesn't have."""
+    unknown = tuple(r.tensor.name for r in taken if r.tensor.name not in classic)
+    stuck = tuple(r.tensor.name for r in taken if r.tensor.name in classic and r.rewrite.target is None)
+    options = {option: rule.use for rule in rules.text.post_load for option in rule.with_.values() if isinstance(option, str)}
+    made = tuple(name for name in stuck if classic[name] in options)
+    stuck = tuple(name for name in stuck if name not in made)
+    problems = []
+    if made:
+        makers = ", ".join(dict.fromkeys(f"`{options[classic[name]]}`" for name in made))
+        cause = f"{len(made)} of {len(taken)} names are of tensors that {makers} made, and that may have been trained since."
+        fix = "The original has no place for them. What `apply` wrote, `llava-remap revert` gives back."
+        problems.append(Problem("LR301", cause, fix, made))
+    if unknown:
+        cause = f"{len(unknown)} of {len(taken)} names are not in layout {layout}, the nearest that transformers has on disk."
+        problems.append(Problem("LR301", cause, "Give a checkpoint that transformers saved, or `apply` wrote.", unknown))
+    if stuck:
+        cause = f"{len(stuck)} of {len(taken)} names that no rule of {rules.name} leads back from, or rules to several names."
+        asking = [rule.id for rule in (*rules.text.prepare, *rules.text.names) if rule.when is not None and rule.when.config]
+        if asking:
+            cause += f" Whether {', '.join(asking)} count depends on the original's config, which isn't there."
+        problems.append(
+            Problem(
+                "LR301", cause, "Add a rule that makes them, or `reverse:` to one, or take them out of the checkpoint.", stuck
+            )
+        )
+    more = tuple(
+        r.tensor.name for r in taken if r.rewrite.target is not None and target and r.rewrite.target not in target.shapes
+    )
+    if more:
+        cause = f"{len(more)} tensors that a {rules.target.class_} with this config doesn't have."
+        problems.append(Problem("LR303", cause, "Does the config.json belong to these weights?", more))
+    return problems
+
+
+def _notes(rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str], wanted: Target | None) -> list[Problem]:
+    """LR410 and LR411: what is as it is in the checkpoint, and what is not there."""
+    origin = rules.text.sources[rules.first_source].default
+    cause = "there is no config.json, generation_config.json or tokenizer file: they can't be derived."
+    drops = [f"`{rule.from_ or rule.match}` ({rule.drop})" for rule in (*rules.text.prepare, *rules.text.names) if rule.drop]
+    if drops:
+        cause += f" Tensors that {rules.name} drops don't come back: {', '.join(drops)}."
+    fix = f"Copy them from the original{f', {origin} for one' if origin else ''}."
+    notes = [Problem("LR411", cause, fix)]
+    embedding = next(
+        (checkpoint.catalog[name] for name, target in classic.items() if target == (wanted.embedding if wanted else EMBEDDING)),
+        None,
+    )
+    if rules.text.tokens and embedding is not None and embedding.shape:
+        tokens = ", ".join(f"`{token.text}`" for token in rules.text.tokens)
+        cause = f"all {embedding.shape[0]} rows of embed_tokens are kept, with those that were made for {tokens} or to fill up."
+        fix = (
+            f"Set vocab_size to {embedding.shape[0]} in the config.json that you copy, and put {tokens} with their ids into an "
+            "added_tokens.json beside it: without, nothing tells whose rows they are."
+        )
+        notes.append(Problem("LR410", cause, fix))
+    return notes
+
+
+def _forward_problems(job: Reversal, written: Catalog) -> list[Problem]:
+    """LR601 where the rule file doesn't take what was written to the names, dtypes and shapes that it came from."""
+    wanted = {
+        entry.target: (job.classic[entry.from_[0].name], entry.dtype, entry.shape)
+        for entry in job.plan.mapped
+        if entry.op != "tied"
+    }
+    have = {name: (job.program.rewrite(name).target, tensor.dtype, tensor.shape) for name, tensor in written.items()}
+    if wrong := tuple(name for name in sorted(wanted.keys() | have.keys()) if wanted.get(name) != have.get(name)):
+        cause = f"{len(wrong)} tensors that were written are not taken forward to where they came from."
+        return [Problem("LR601", cause, "Please report this with the rule file's name.", wrong)]
+    return []

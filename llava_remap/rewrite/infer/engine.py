@@ -1,0 +1,161 @@
+"""The order of an inference: groups, their partners, rules."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fold, unfold
+from llava_remap.rewrite.infer.match import Match, Matching, Question, match
+from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, make_rules, rule_line
+
+#: Pairs of groups that are looked at for a suggestion, which is nothing to wait for: a second or two.
+_MOST_PAIRS = 40_000
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """What was inferred.
+
+    Attributes:
+        rules: in their order; the first that matches a name is meant.
+        matches: source groups with their target groups, and how each was found.
+        dropped: source groups that nothing in the target takes, while it misses nothing.
+        questions: source groups that several target groups could be; no rule takes them.
+        unplaced: source groups that nothing in the target takes and that aren't dropped; no rule takes them.
+        inside: those of the unplaced that lie in the source's own module for `whole`; they are never dropped.
+        missing: target groups that get nothing.
+    """
+
+    rules: tuple[InferredRule, ...]
+    matches: tuple[Match, ...]
+    dropped: tuple[Group, ...]
+    questions: tuple[Question, ...]
+    unplaced: tuple[Group, ...]
+    inside: tuple[Group, ...]
+    missing: tuple[Group, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every source name has its rule and every target name its source."""
+        return not (self.questions or self.unplaced or self.missing)
+
+    def unsure(self, rule: InferredRule) -> str:
+        """Why a rule should be looked at; empty where it needn't be."""
+        if rule.to is None:
+            return DROPPED
+        if any(found.how == "by shape alone" for found in self._behind(rule)):
+            return "by shape alone, no name told so"
+        return ""
+
+    def names_of(self, rule: InferredRule) -> list[tuple[str, str | None]]:
+        """The names that a rule was made for, each with what it becomes (None: dropped)."""
+        found: list[tuple[str, str | None]] = []
+        for pair in self._behind(rule):
+            found += zip(pair.source.names, pair.target.names, strict=True)
+        patterns = set(rule.patterns)
+        found += [(name, None) for group in self.dropped if _patterns(group) & patterns for name in group.names]
+        return found
+
+    def _behind(self, rule: InferredRule) -> list[Match]:
+        patterns = set(rule.patterns)
+        return [pair for pair in self.matches if _patterns(pair.source) & patterns]
+
+
+def infer(
+    source: Mapping[str, Shape],
+    target: Mapping[str, Shape],
+    *,
+    tied: Collection[str] = (),
+    answers: Mapping[Segments, Segments] | None = None,
+    drop: bool = False,
+    whole: str = "",
+) -> Inference:
+    """Find the rules that take the source names to the target names.
+
+    Args:
+        source: name (after `prepare`) → shape.
+        target: name → shape.
+        tied: target names that need no source.
+        answers: source pattern → target pattern, as told by a person.
+        drop: whether what nothing in the target takes is dropped, where the target misses nothing. Nobody but a person knows
+            whether a model computes with it: with the tiles' `image_newline`, for one, LLaVA-1.6 is complete without it as 1.5.
+        whole: a module of the target; what lies beside that which it takes is never dropped, since it is computed with.
+    """
+    found = match(source, target, tied, answers)
+    inside = _inside(found, whole)
+    dropped = tuple(group for group in found.unplaced if group not in inside) if drop and not found.missing else ()
+    unplaced = inside if dropped else found.unplaced
+    rules = _rules(found, dropped, unplaced)
+    return Inference(tuple(rules), found.matches, dropped, found.questions, unplaced, inside, found.missing)
+
+
+def _inside(found: Matching, module: str) -> tuple[Group, ...]:
+    """The unplaced groups in modules of the source that go into a module of the target, and nowhere else."""
+    taken = [pair.source.pattern for pair in found.matches if pair.target.pattern[0] == module]
+    lists = {pattern[:at] for pattern in taken for at, part in enumerate(pattern) if part == INDEX or part.isdecimal()}
+    modules = {*lists, *(pattern[:-1] for pattern in taken)} - {()}
+    around = {parent[:-1] for parent in lists} - {()}
+    others = (pair.source.pattern for pair in found.matches if pair.target.pattern[0] != module)
+    elsewhere = {pattern[:at] for pattern in others for at in range(1, len(pattern))}
+
+    def is_inside(pattern: Segments) -> bool:
+        parents = [pattern[:at] for at in range(1, len(pattern))]
+        beside = any(one in around and other not in elsewhere for one, other in pairwise(parents))
+        return beside or not modules.isdisjoint(parents)
+
+    return tuple(group for group in found.unplaced if is_inside(group.pattern))
+
+
+def suggest_rules(
+    unmapped: Mapping[str, Shape], missing: Mapping[str, Shape], untouched: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Lines to paste in front of `names`: they map names without a rule to parameters without a source; empty where none is sure.
+
+    Args:
+        unmapped, missing: name → shape. A source name is meant as it stands after `prepare`.
+        untouched: source names that rules take already.
+    """
+    if not unmapped or not missing or len(fold(unmapped)) * len(fold(missing)) > _MOST_PAIRS:
+        return ()
+    found = match(unmapped, missing, most_pairs=_MOST_PAIRS)
+    others = fold(dict.fromkeys(untouched, ()))
+    if len(found.matches) * len(others) > _MOST_PAIRS:
+        return ()
+    return tuple(rule_line(rule) for rule in _rules(found, (), found.unplaced, others))
+
+
+def _rules(
+    found: Matching, dropped: Collection[Group], unplaced: Collection[Group], untouched: Collection[Group] = ()
+) -> list[InferredRule]:
+    """The rules for what was matched or is dropped; they take nothing of what is left, nor what is untouched: others take it."""
+    pairs: list[tuple[Group, Group | None]] = [(pair.source, pair.target) for pair in found.matches]
+    pairs += [(group, None) for group in dropped]
+    left = [*(question.source for question in found.questions), *unplaced, *untouched]
+    mixed = _mixed([*(group for group, _ in pairs), *left])
+    moves: dict[Segments, Segments | None] = {}
+    for group, target in pairs:
+        if not mixed & _lists(group):
+            moves[group.pattern] = target.pattern if target else None
+        else:
+            singles = [None] * len(group.members) if target is None else unfold(target)
+            moves |= {one.pattern: other.pattern if other else None for one, other in zip(unfold(group), singles, strict=True)}
+    others = [single.pattern for group in left for single in (unfold(group) if mixed & _lists(group) else [group])]
+    return make_rules(moves, others)
+
+
+def _mixed(groups: Collection[Group]) -> set[Segments]:
+    """Modules that have a layer's number below them in one group and a plain number in another: those overlap."""
+    lists = {parent for group in groups for parent in _lists(group)}
+    plain = {group.pattern[:at] for group in groups for at, part in enumerate(group.pattern) if part.isdecimal()}
+    return lists & plain
+
+
+def _lists(group: Group) -> set[Segments]:
+    """The modules of a group that are lists of layers."""
+    return {group.pattern[:at] for at, part in enumerate(group.pattern) if part == INDEX}
+
+
+def _patterns(group: Group) -> set[Segments]:
+    return {group.pattern, *(single.pattern for single in unfold(group))}

@@ -1,0 +1,120 @@
+"""Names to groups: what differs only in the number of a layer is one thing.
+
+A number is that of a layer where the numbers beside it run from 0 without a gap; `mm_projector.{0,2}` are two modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from llava_remap.core.fold import fold_names
+
+Shape = tuple[int, ...]
+Segments = tuple[str, ...]
+#: What stands for a layer's number in a pattern. It has a dot, so it is no segment of any name.
+INDEX = "#."
+
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+_NUMBERED = re.compile(r"(.*?)_?([0-9]+)")
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+#: Words that stand for the same thing in research code and in transformers. What means one thing here and another there is not
+#: in it: `w1` and `w3` of a gated MLP, for one.
+_SAME = {
+    word: words.split()[0]
+    for words in (
+        "q wq query", "k wk key", "v wv value", "o wo out output", "norm ln layernorm layrnorm rmsnorm", "attn attention",
+        "embed emb embedding embeddings wte", "layer layers block blocks h", "position pos positional wpe", "mlp ffn",
+        "proj projection projector", "vision visual", "linear fc dense",
+    )
+    for word in words.split()
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Names that differ in layer numbers alone.
+
+    Attributes:
+        pattern: the segments of the names, INDEX where a layer's number stands.
+        members: for each set of layer numbers (empty without INDEX) the shape.
+    """
+
+    pattern: Segments
+    members: Mapping[tuple[int, ...], Shape]
+
+    @property
+    def names(self) -> list[str]:
+        """The names, by ascending layer numbers."""
+        return [fill(self.pattern, numbers) for numbers in sorted(self.members)]
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the first; in a layer list those of all, as a rule."""
+        return self.members[min(self.members)]
+
+    @property
+    def folded(self) -> str:
+        """The names in one line, as a person would write them."""
+        return ", ".join(fold_names(self.names))
+
+
+def fill(pattern: Segments, numbers: Iterable[int]) -> str:
+    """The name of one member."""
+    left = iter(numbers)
+    return ".".join(str(next(left)) if segment == INDEX else segment for segment in pattern)
+
+
+def fold(shapes: Mapping[str, Shape]) -> list[Group]:
+    """The groups of all names, in an order that doesn't depend on that of the names."""
+    beside: dict[Segments, set[int]] = defaultdict(set)
+    split = {name: tuple(name.split(".")) for name in shapes}
+    different = {segment for segments in split.values() for segment in segments}
+    number = {segment: int(segment) for segment in different if _NUMBER.fullmatch(segment)}
+    for segments in split.values():
+        for at, segment in enumerate(segments):
+            if segment in number:
+                beside[segments[:at]].add(number[segment])
+    lists = {parent for parent, numbers in beside.items() if len(numbers) == max(numbers) + 1}
+    groups: dict[Segments, dict[tuple[int, ...], Shape]] = defaultdict(dict)
+    for name, segments in split.items():
+        # The last segment is a parameter's name, not a layer's number.
+        folded = {at for at, segment in enumerate(segments[:-1]) if segment in number and segments[:at] in lists}
+        pattern = tuple(INDEX if at in folded else segment for at, segment in enumerate(segments))
+        groups[pattern][tuple(number[segments[at]] for at in sorted(folded))] = shapes[name]
+    return [Group(pattern, groups[pattern]) for pattern in sorted(groups)]
+
+
+def unfold(group: Group) -> list[Group]:
+    """Every member as a group of its own."""
+    return [Group(tuple(fill(group.pattern, numbers).split(".")), {(): shape}) for numbers, shape in group.members.items()]
+
+
+def tokens(groups: Iterable[Group]) -> dict[Segments, frozenset[str]]:
+    """The words of every group's pattern, with words that mean the same made one.
+
+    A number counts with the numbers beside it: `norm1` of norm1, norm2 agrees with `layer_norm1` of layer_norm1, layer_norm2,
+    but the second of 0, 1 is not the first of 1, 2.
+    """
+    patterns = [group.pattern for group in groups]
+    beside: dict[tuple[Segments, str], set[str]] = defaultdict(set)
+    for pattern in patterns:
+        for at, segment in enumerate(pattern):
+            if found := _NUMBERED.fullmatch(segment):
+                beside[(pattern[:at], found[1])].add(found[2])
+    numbered = {key: ",".join(sorted(fold_names(sorted(numbers)))) for key, numbers in beside.items() if len(numbers) > 1}
+    result = {}
+    for pattern in patterns:
+        words: set[str] = set()
+        for at, segment in enumerate(pattern):
+            plain = [word.lower() for word in _WORD.findall(segment)]
+            words |= {_SAME.get(word, word) for word in plain or [segment]} - {""}
+            found = _NUMBERED.fullmatch(segment)
+            if found and (numbers := numbered.get((pattern[:at], found[1]))):
+                words.add(f"{found[2]} of {numbers}")
+            if not plain and found:
+                words.discard(segment)
+        result[pattern] = frozenset(words)
+    return result

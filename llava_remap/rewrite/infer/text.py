@@ -1,0 +1,163 @@
+"""An inference as the text of a rule file, to be read and mended by a person."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import fill
+from typing import Any
+
+from llava_remap.core.escaped import printable
+from llava_remap.core.fold import fold_names
+from llava_remap.rewrite.infer.engine import Inference
+from llava_remap.rewrite.infer.groups import INDEX
+from llava_remap.rewrite.infer.rules import InferredRule, quoted, rule_line
+
+#: Lines on what has no rule, of each kind.
+MOST_LINES = 40
+#: Width of comments and of lines that are broken.
+_WIDTH = 120
+#: Texts that need no quotes, and words that look like some and are none to YAML or to some readers of it.
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
+_NO_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a rule file says beside the names.
+
+    Attributes:
+        name, summary: of the rule file.
+        made_from: source and target, in words.
+        extends: parts.
+        unsure: what beside the names is a guess, in words.
+        detect: key of the source's config → the value that it has (None: none).
+        sources: lines of `sources`.
+        class_name: the target's class; None where the target doesn't say, which makes the file a part.
+        config: key of the target's config → a constant, and why it is one.
+        processor: the processor's class, where it isn't that of the parts.
+        first: the names of the first source, which alone `detect` asks for; None: all.
+    """
+
+    name: str
+    summary: str
+    made_from: str
+    extends: Sequence[str] = ()
+    unsure: Sequence[str] = ()
+    detect: Mapping[str, Any] | None = None
+    sources: Sequence[str] = ()
+    class_name: str | None = None
+    config: Mapping[str, tuple[Any, str]] | None = None
+    processor: str | None = None
+    first: Collection[str] | None = None
+
+
+def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.weight",)) -> str:
+    """The whole file.
+
+    Args:
+        ends: how target names end that a checkpoint of the same family may lack, so that `detect` doesn't ask for them.
+    """
+    lines = [*_comment(f"Inferred from names and shapes: {frame.made_from}. Look at what is marked `unsure`."), "schema: 1"]
+    lines += [f"name: {_text(frame.name)}", "version: 0.1.0", f"summary: {_text(frame.summary)}"]
+    lines += ["changes:", "  - {version: 0.1.0, what: inferred}"]
+    if frame.extends:
+        lines += [f"extends: [{', '.join(frame.extends)}]"]
+    for guess in frame.unsure:
+        lines += _comment(f"unsure: {guess}")
+    lines += ["", *_detect(frame, found, ends)]
+    if frame.sources:
+        lines += ["", "sources:", *(f"  {line}" for line in frame.sources)]
+    if frame.class_name:
+        lines += ["", "target:", f"  class: {frame.class_name}"]
+        if frame.config:
+            lines += ["  config:", *_constants(frame.config)]
+    if frame.processor:
+        lines += ["", "processor:", f"  class: {frame.processor}"]
+    if found.rules:
+        lines += ["", *_names(found), "", *_tests(found)]
+    return "\n".join(printable(line) if line.lstrip().startswith("#") else line for line in lines) + "\n"
+
+
+def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
+    """One name of each module that is renamed; of layers only where there is nothing else."""
+    names: list[str] = []
+    of_layers: list[str] = []
+    for rule in found.rules:
+        name, target = found.names_of(rule)[0]
+        if frame.first is not None and name not in frame.first:
+            continue
+        if target is not None and not target.endswith(tuple(ends)) and not rule.is_regex:
+            (of_layers if INDEX in rule.patterns[0] else names).append(name)
+    shown = names or of_layers[:1]
+    lines = ["detect:", "  present:", *(f"    - {quoted(name)}" for name in shown)] if shown else ["detect:", "  present: []"]
+    if frame.detect:
+        lines += ["  config:", *(f"    {key}: {_value(value)}" for key, value in frame.detect.items())]
+    return lines
+
+
+def _constants(config: Mapping[str, tuple[Any, str]]) -> list[str]:
+    lines = []
+    told = ""
+    for key, (value, why) in config.items():
+        line = f"    {key}: {{const: {_value(value)}}}"
+        lines += [f"    {comment}" for comment in _comment(why) if why != told] + [line] if why else [line]
+        told = why
+    return lines
+
+
+def _names(found: Inference) -> list[str]:
+    lines = ["names:"]
+    for question in found.questions:
+        lines += [f"  # unsure, so left out: {question.source.folded} {question.source.shape} could be any of"]
+        lines += [f"  #   {other.folded}" for other in question.candidates]
+    for what, groups in (("left out, nothing that the target misses fits", found.unplaced), ("missing", found.missing)):
+        folded = fold_names(name for group in groups for name in group.names)
+        lines += [f"  # {what}: {line}" for line in folded[:MOST_LINES]]
+        lines += [f"  # {what}: {len(folded) - MOST_LINES} more lines"] * (len(folded) > MOST_LINES)
+    ids = max((len(rule.id) for rule in found.rules), default=0) + len("id: ,")
+    shown = [rule for rule in found.rules if rule.to is not None]
+    froms = max((len(quoted(rule.match)) for rule in shown), default=0) + len("from: ,")
+    for rule in found.rules:
+        unsure = found.unsure(rule)
+        lines += [f"  # unsure: {unsure}" + _examples(found, rule)] if unsure else []
+        lines.append("  " + rule_line(rule, (ids, froms if rule.to is not None else 0)))
+    return lines
+
+
+def _examples(found: Inference, rule: InferredRule) -> str:
+    names = found.names_of(rule)
+    return f" ({len(names)} tensors)" if len(names) > 1 else ""
+
+
+def _tests(found: Inference) -> list[str]:
+    lines = ["tests:"]
+    rows = [found.names_of(rule)[0] for rule in found.rules]
+    width = max((len(quoted(name)) for name, _ in rows), default=0) + 1
+    for name, target in rows:
+        outcome = f"to: {quoted(target)}" if target is not None else "dropped: true"
+        lines.append(f"  - {{from: {quoted(name) + ',':<{width}} {outcome}}}")
+    return lines
+
+
+def _value(value: Any) -> str:
+    """A JSON value in YAML's flow style."""
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{quoted(str(key))}: {_value(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return repr(value)
+
+
+def _text(text: str) -> str:
+    """A text of a person's or a config's, quoted only where YAML would read it as something else."""
+    return text if _PLAIN.fullmatch(text) and text.lower() not in _NO_TEXT else quoted(text)
+
+
+def _comment(text: str) -> list[str]:
+    return fill(printable(text), _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False).splitlines()

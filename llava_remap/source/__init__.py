@@ -1,0 +1,1 @@
+"""What the user named → a local checkpoint: defaults, the hub, files."""

@@ -1,0 +1,101 @@
+"""A repository's folder in the hub's cache, looked through before it is used: anybody may have put something there."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from llava_remap.checkpoint.strict_json import LARGEST
+from llava_remap.checkpoint.wording import quoted
+from llava_remap.core.problem import RemapError, refuse
+from llava_remap.source.hub.guard import COMMIT, SHA256
+from llava_remap.source.hub.repository import Repository
+
+
+def repository_folder(repository: Repository) -> Path:
+    """Where the library keeps the repository, whether there is anything or not."""
+    return _cache() / f"models--{repository.id.replace('/', '--')}"
+
+
+def snapshot_folder(repository: Repository, commit: str) -> Path:
+    return repository_folder(repository) / "snapshots" / commit
+
+
+def check_cache(repository: Repository, name: str) -> None:
+    """Refuse what leads the library, or us, out of the cache: links, and a listing from which it takes the names of files.
+
+    Args:
+        name: the source that the repository is for.
+
+    Raises:
+        RemapError: LR114.
+    """
+    folder, root = repository_folder(repository), Path(os.path.realpath(_cache()))
+    locks = _cache() / ".locks"
+    for path in (*_all(folder), *([locks] if locks.is_symlink() else _all(locks / folder.name))):
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            if not (leads := Path(os.path.realpath(path))).is_relative_to(root):
+                raise _refused(repository, name, path, f"is a link that leads out of the cache, to {leads}")
+        elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise _refused(repository, name, path, "is neither a file nor a folder")
+        elif path.parent == folder / "trees" and not _is_sound(path):
+            raise _refused(repository, name, path, "lists a file with something else than a hash")
+
+
+def check_noted(repository: Repository, name: str) -> None:
+    """Refuse a note of what commit a branch is that doesn't hold a commit: the library takes it for a folder's name.
+
+    Raises:
+        RemapError: LR114; OSError where it can't be read.
+    """
+    note = repository_folder(repository) / "refs" / (repository.revision or "main")
+    if note.is_file():
+        with note.open("rb") as file:
+            commit = file.read(100).decode("latin-1")
+        if not COMMIT.fullmatch(commit):
+            raise _refused(repository, name, note, f"holds {quoted(commit)}, which is no commit")
+
+
+def check_inside(repository: Repository, name: str, path: Path) -> None:
+    """Refuse a file that doesn't lie in the cache once all links are followed.
+
+    Raises:
+        RemapError: LR114.
+    """
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(_cache())):
+        raise _refused(repository, name, path, "doesn't lie in the cache")
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def _all(top: Path) -> Iterator[Path]:
+    """A folder and everything in it, links not followed; nothing where it isn't there."""
+    if os.path.lexists(top):
+        yield top
+    if not top.is_symlink():
+        for folder, folders, files in os.walk(top):
+            yield from (Path(folder, entry) for entry in (*folders, *files))
+
+
+def _is_sound(listing: Path) -> bool:
+    """Whether a listing that the library keeps has hashes for hashes; one that can't be read is made anew by the library."""
+    try:
+        files = json.loads(listing.read_bytes())["files"].values() if listing.stat().st_size <= LARGEST else [{"lfs_sha256": 0}]
+        digests = [file.get("lfs_sha256") for file in files]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return True
+    return all(digest is None or (isinstance(digest, str) and SHA256.fullmatch(digest)) for digest in digests)
+
+
+def _refused(repository: Repository, name: str, path: Path, what: str) -> RemapError:
+    cause = f"{quoted(str(repository))} isn't taken from the hub's cache: {path} {what}."
+    fix = f"Delete it, and what is needed is downloaded again; or give a folder that you trust: --source {name}=DIR."
+    return refuse("LR114", cause, fix)

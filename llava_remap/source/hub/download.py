@@ -1,0 +1,231 @@
+"""The files of a repository that a job needs, all of one commit, in the hub's own cache."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator, Set
+from concurrent.futures import Future
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Thread
+
+from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
+from llava_remap.checkpoint.beside import files_for
+from llava_remap.checkpoint.foreign import Listing, explain_folder, whole_states
+from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_form
+from llava_remap.checkpoint.shards import read_weight_map, shards_beside
+from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.core.escaped import raw
+from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.threads import result
+from llava_remap.source.hub.cache_folder import check_cache, check_inside, check_noted, snapshot_folder
+from llava_remap.source.hub.guard import COMMIT, guarded
+from llava_remap.source.hub.refusal import explain, not_cached
+from llava_remap.source.hub.repository import Repository
+
+#: Seconds until the hub counts as out of reach. By default `model_info` would wait for ever.
+_TIMEOUT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Files of one commit of a repository.
+
+    Attributes:
+        folder: where they lie, in the hub's cache; others of the same commit may lie beside them.
+        id: `ORG/NAME`.
+        commit: the full hash.
+        files: those that were asked for, by name.
+        cached: whether the cache alone was looked at, so that the hub may have a newer commit.
+    """
+
+    folder: Path
+    id: str
+    commit: str
+    files: tuple[str, ...]
+    cached: bool
+
+
+def download(repository: Repository, use: Collection[str], *, name: str, offline: bool = False) -> Snapshot:
+    """The files of `repository` that are needed, downloaded unless they are in the hub's cache.
+
+    Of the weights one form is taken, by the rule for folders (`choose_form`). The config is always among the files. If the hub is
+    out of reach, the cache will do, provided that it has what is needed. What `huggingface_hub` reads from the environment holds:
+    HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE.
+
+    Args:
+        use: some of `tensors`, `config`, `tokenizer`, `processor`.
+        name: the source that it is for, as messages give it back in `--source NAME=DIR`.
+        offline: whether only the cache is looked at.
+
+    Raises:
+        RemapError: LR100 for a repository without weights, LR103 for an index at odds with the repository, LR114 for anything
+            that keeps the hub from giving the files, for answers that no hub gives, and for what leads out of the cache; LR502
+            for a full disk.
+    """
+    if offline:
+        return _from_cache(repository, use, name)
+    check_cache(repository, name)
+    try:
+        return _interruptible(lambda: _from_hub(repository, use, name))
+    except RemapError:
+        raise
+    except Exception as error:
+        # The library's own, its HTTP library's (another one in version 2), and whatever an odd answer makes them stumble over.
+        problem, may_be_cached = explain(error, repository, name)
+        if not may_be_cached:
+            raise RemapError(problem) from None
+        return _from_cache(repository, use, name, problem.cause)
+
+
+def _interruptible(call: Callable[[], Snapshot]) -> Snapshot:
+    """What a call gives, made in a thread of its own.
+
+    The library downloads several files at a time, and waits for all of them before it lets an exception pass, Ctrl-C too.
+    """
+    answer: Future[Snapshot] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return result(answer)
+
+
+def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapshot:
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    with _quiet(bars=False), guarded():
+        info = HfApi().model_info(repository.id, revision=repository.revision, timeout=_TIMEOUT)
+        there = {sibling.rfilename for sibling in info.siblings or ()}
+        commit = str(info.sha)
+        if not COMMIT.fullmatch(commit):
+            raise ValueError("the answer names no commit")
+
+        def fetch(file: str) -> Path:
+            # In the place where it has to lie by its name, and nowhere else.
+            hf_hub_download(repository.id, file, revision=commit)
+            return snapshot_folder(repository, commit) / file
+
+        beside = [file for file in files_for(use) if file in there]
+        # This notes in the cache which commit the revision is, and what there is, for a job without a network. Should the branch
+        # have moved just now, the note is of another commit; what is taken here is not.
+        snapshot_download(repository.id, revision=repository.revision, allow_patterns=_literally(beside))
+        try:
+            weights = _weights(there, fetch) if "tensors" in use else []
+        except RemapError as error:  # of an index
+            raise RemapError(replace(p, cause=f"of {quoted(str(repository))}: {p.cause}") for p in error.problems) from None
+    if weights is None:
+        if foreign := explain_folder(Listing.of_repository(repository.id, repository.revision, there)):
+            raise foreign
+        (problem,) = no_form(str(repository), _top(there), {file.partition("/")[0] for file in there}).problems
+        fix = f"Give a repository with weights, or download the file that is meant and give it: --source {name}=FILE."
+        raise RemapError(replace(problem, fix=fix))
+    if absent := [file for file in weights if file not in there]:
+        cause = f"{len(absent)} of the {len(weights)} files that the weights of {quoted(str(repository))} lie in are not there: "
+        fix = f"Give a revision that is whole (--source {name}={repository.id}@REVISION) or another repository."
+        raise refuse("LR103", f"{cause}{several(absent)}.", fix)
+    files = sorted({*beside, *weights})
+    if not files:
+        cause = f"{quoted(str(repository))} has none of the files that are wanted of it: {', '.join(sorted(use))}."
+        raise refuse("LR100", cause, "Give another repository, or a local folder.")
+    with _quiet(bars=sys.stderr.isatty()), guarded(), redirect_stderr(raw(sys.stderr)):  # bars are drawn
+        for file in files:
+            path = fetch(file)
+            check_inside(repository, name, path)
+            if not path.is_file():
+                raise ValueError(f"{file} isn't where it was downloaded to")
+    return Snapshot(snapshot_folder(repository, commit), repository.id, commit, tuple(files), cached=False)
+
+
+def _from_cache(repository: Repository, use: Collection[str], name: str, why: str | None = None) -> Snapshot:
+    """As `_from_hub`, of what the cache has alone; `why` says what keeps the hub from giving it."""
+    from huggingface_hub import snapshot_download
+
+    beside, revision = files_for(use), repository.revision
+    check_cache(repository, name)
+    try:
+        check_noted(repository, name)
+        with _quiet(bars=False):
+            patterns = _literally(beside)
+            found = snapshot_download(repository.id, revision=revision, allow_patterns=patterns, local_files_only=True)
+        folder = snapshot_folder(repository, Path(found).name)
+        there = _names(folder)
+        weights = _weights(there, lambda file: folder / file) if "tensors" in use else []
+    except OSError as error:  # the library's LocalEntryNotFoundError is one too
+        raise not_cached(repository, name, why, error) from None
+    files = [file for file in beside if file in there]
+    if weights is None or not (files or weights):
+        raise not_cached(repository, name, why)
+    files = sorted({*files, *weights})
+    if absent := [file for file in files if not (folder / file).is_file()]:
+        raise not_cached(repository, name, why, lacking=absent)
+    return Snapshot(folder, repository.id, folder.name, tuple(files), cached=True)
+
+
+def _names(folder: Path) -> Set[str]:
+    """The files in a snapshot, those too that are links to what was deleted: what is there by name isn't absent."""
+    found = (Path(above, file) for above, _, files in os.walk(folder) for file in files)
+    return {path.relative_to(folder).as_posix() for path in found}
+
+
+def _weights(there: Set[str], fetch: Callable[[str], Path]) -> list[str] | None:
+    """The files of the form that is read, or None where there is none.
+
+    Args:
+        there: what there is; the files that come back need not be all in it.
+        fetch: gives an index as a local file.
+    """
+    # Needed with an adapter, and read where it is refused, which may be all that there is.
+    adapter = [ADAPTER_CONFIG] if ADAPTER_CONFIG in there else []
+    form = choose_form(_top(there))
+    if form is None and (states := whole_states(Listing("", frozenset(there), Path()))):
+        form = Form(states)
+    if form is None:
+        return adapter or None
+    if form.is_index:
+        named = shards_beside(read_weight_map(fetch(form.file)), lambda name: name in there)
+        return [form.file, *sorted(set(named.values())), *adapter]
+    if form.shards:
+        return [*form.shards, *missing_shards(form.shards, form.total), *adapter]
+    return [form.file, *([form.beside] if form.beside else []), *adapter]
+
+
+def _top(there: Set[str]) -> Set[str]:
+    return {file for file in there if "/" not in file}
+
+
+def _literally(files: Collection[str]) -> list[str]:
+    """Patterns that match these names and no others."""
+    return [glob.escape(file) for file in files]
+
+
+@contextmanager
+def _quiet(*, bars: bool) -> Iterator[None]:
+    """Keep the library's log and warnings to itself; what goes wrong is in the exception. Progress bars only if `bars`."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
+
+    verbosity, hidden = logging.get_verbosity(), are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.set_verbosity(logging.CRITICAL)
+        if not bars:
+            disable_progress_bars()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if not hidden:
+                enable_progress_bars()

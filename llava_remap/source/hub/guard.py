@@ -1,0 +1,295 @@
+"""A hub's answers, checked before `huggingface_hub` makes a path, a request or a file from them.
+
+The library names a file in the cache after its ETag, and a folder after the commit; it asks wherever a redirect leads, and
+writes as many bytes as are sent. The checks hang on the library's HTTP client, so they see every answer, a second one as well as
+the first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from threading import Lock, local
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from llava_remap.checkpoint.strict_json import LARGEST
+from llava_remap.checkpoint.wording import quoted
+from llava_remap.core.problem import refuse
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+#: The hub's own ETags are hashes; those of mirrors may have signs in them, but nothing that means something in a path.
+_WORD = re.compile(r"\w[\w+=~-]*(?:\.[\w+=~-]+)*", re.ASCII)
+#: Characters. The library appends `.incomplete`, `.lock` and a number to an ETag, and a name has at most 255 bytes.
+_LONGEST_WORD = 128
+#: Bytes of a file's name with its folders, and of one part of it.
+_LONGEST_NAME, _LONGEST_PART = 1024, 255
+#: The commit that a file was asked of.
+_ASKED = re.compile(r"/resolve(?:-cache/models/[^/]+/[^/]+)?/([0-9a-f]{40})/")
+_REVISION = re.compile(r"/revision/([0-9a-f]{40})$")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+#: Bytes: a petabyte.
+_ABSURD = 10**15
+#: Redirects and pages of a listing behind each other, without a file between them.
+_MOST_IN_A_ROW = 100
+#: Seconds. The library sleeps for as long as an answer says.
+_LONGEST_WAIT = 300
+#: Where the library itself sends the token, besides the endpoint that is set.
+_HUBS = ("https://huggingface.co", "https://hf.co")
+
+
+class BadAnswerError(Exception):
+    """An answer that no hub gives. Its text completes a sentence that begins with the hub's address."""
+
+
+class _Thread(local):
+    """What the last answers to this thread were.
+
+    Attributes:
+        row: how many there were since the last file's.
+        size: bytes of the file that was asked about last, as the answer says; None where it doesn't.
+    """
+
+    row = 0
+    size: int | None = None
+
+
+_thread = _Thread()
+_lock = Lock()
+_downloads = 0
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Within the block, an answer that isn't sound ends what the library does with a `BadAnswerError`."""
+    global _downloads
+    _hang_checks_on_the_client()
+    _thread.row, _thread.size = 0, None
+    with _lock:
+        _downloads += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _downloads -= 1
+
+
+class _Checked:
+    """Makes the clients that another factory makes, with the checks on them. They do nothing outside `guarded`."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __call__(self) -> Any:
+        client = self._make()
+        hooks = client.event_hooks
+        client.event_hooks = {
+            "request": [*hooks.get("request", ()), _check_request],
+            "response": [*hooks.get("response", ()), _check_response],
+        }
+        return client
+
+
+def _hang_checks_on_the_client() -> None:
+    """Once for all: to change the factory closes connections. One that an application has set (proxies, certificates) counts."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    with _lock:
+        if not isinstance(_http._GLOBAL_CLIENT_FACTORY, _Checked):
+            set_client_factory(_Checked(_http._GLOBAL_CLIENT_FACTORY))
+
+
+def _check_request(request: Any) -> None:
+    """Refuse to follow where a redirect must not lead, and ask for nothing compressed: how large it is would not be known."""
+    if not _downloads:
+        return
+    where, hub = str(request.url), _endpoint()
+    if not _is_web(where):
+        raise BadAnswerError(f"leads to {quoted(where)}")
+    if "authorization" in request.headers and _origin(where) not in map(_origin, (hub, *_HUBS)):
+        raise BadAnswerError(f"leads to {quoted(where)}, another server, which would be told the token")
+    request.headers["Accept-Encoding"] = "identity"
+
+
+def _check_response(response: Any) -> None:
+    if not _downloads:
+        return
+    url, headers = response.request.url, response.headers
+    listing = "/api/models/" in url.path and "/resolve-cache/" not in url.path
+    _thread.row = _thread.row + 1 if listing or response.is_redirect else 0
+    if _thread.row > _MOST_IN_A_ROW:
+        raise BadAnswerError(f"answers {_MOST_IN_A_ROW} times that the next place has it, and {quoted(str(url))} is not the last")
+    _check_commit(headers.get("x-repo-commit"), _ASKED.search(url.path))
+    _shorten_waits(headers)
+    if response.is_redirect and (leads := headers.get("location")) and not _is_web(urljoin(str(url), leads)):
+        raise BadAnswerError(f"leads to {quoted(leads)}")
+    sizes = {name: _size(headers, name) for name in ("content-length", "x-linked-size")}
+    if response.status_code < 400:
+        _check_xet(response)
+    if response.request.method == "HEAD":
+        if response.status_code < 400:
+            _check_etag(headers)
+            _thread.size = sizes["x-linked-size"] or (None if response.is_redirect else sizes["content-length"])
+            _refuse_large(PurePosixPath(url.path).name, _thread.size)
+        return
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise BadAnswerError("sends something compressed, which was not asked for")
+    if listing or response.is_redirect or response.status_code >= 400:
+        response.stream = _at_most(response.stream, LARGEST)
+        if listing and response.status_code < 300:
+            _check_listing(response.read(), _REVISION.search(url.path))
+        return
+    _check_content(response, sizes["content-length"])
+
+
+def _check_content(response: Any, nbytes: int | None) -> None:
+    """A file's content: as many bytes as the answer before said, and the disk has room for them."""
+    from huggingface_hub import constants
+
+    total = nbytes
+    if response.status_code == 206:
+        said = response.headers.get("content-range", "").rpartition("/")[2]
+        total = int(said) if said.isdecimal() and len(said) < 20 else None
+    if total is not None and _thread.size is not None and total != _thread.size:
+        raise BadAnswerError(f"says that a file has {_thread.size} bytes, and sends one of {total}")
+    folder = next(path for path in (Path(constants.HF_HUB_CACHE), *Path(constants.HF_HUB_CACHE).parents) if path.exists())
+    if nbytes is not None and nbytes > (free := shutil.disk_usage(folder).free):
+        cause = f"{quoted(PurePosixPath(response.request.url.path).name)} has {nbytes} bytes, and {free} are free in {folder}."
+        raise refuse("LR502", cause, "Free some, or set HF_HOME to a folder on a larger disk.")
+    known = _thread.size if _thread.size is not None else total
+    response.stream = _at_most(response.stream, LARGEST if known is None else known)
+
+
+def _at_most(stream: Any, limit: int) -> Any:
+    """The stream of an answer's body, ended with an error where it is longer than `limit` bytes."""
+
+    class Bounded(type(stream)):  # type: ignore[misc]  # the client wants one of its own classes, httpx's or httpx2's
+        def __init__(self) -> None:
+            pass
+
+        def __iter__(self) -> Iterator[bytes]:
+            left = limit
+            for part in stream:
+                left -= len(part)
+                if left < 0:
+                    raise BadAnswerError(f"sends more than {limit} bytes, which is all that there should be")
+                yield part
+
+        def close(self) -> None:
+            stream.close()
+
+    return Bounded()
+
+
+def _check_commit(commit: object, asked: re.Match[str] | None) -> None:
+    if commit is None:
+        return
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise BadAnswerError(f"gives {quoted(str(commit))} for a commit")
+    if asked is not None and asked[1] != commit:
+        raise BadAnswerError(f"answers of commit {commit} where {asked[1]} was asked for")
+
+
+def _check_etag(headers: Any) -> None:
+    for name in ("x-linked-etag", "etag"):
+        tag = headers.get(name)
+        word = tag.removeprefix("W/").strip('"') if tag is not None else None
+        if word is not None and (len(word) > _LONGEST_WORD or not _WORD.fullmatch(word)):
+            raise BadAnswerError(f"gives {quoted(tag)} for the ETag of a file, which is no plain word")
+
+
+def _size(headers: Any, name: str) -> int | None:
+    said = headers.get(name)
+    if said is None:
+        return None
+    if not (said.isascii() and said.isdecimal()) or len(said) > 20 or int(said) > _ABSURD:
+        raise BadAnswerError(f"says {quoted(said)} for the bytes of a file ({name})")
+    return int(said)
+
+
+def _refuse_large(file: str, nbytes: int | None) -> None:
+    if nbytes is not None and nbytes > LARGEST and not file.endswith(_WEIGHTS):
+        raise BadAnswerError(f"says that {quoted(file)} has {nbytes} bytes, more than the {LARGEST} that are read of such a file")
+
+
+def _check_xet(response: Any) -> None:
+    """What leads to the hub's other storage: a hash that becomes a file's name, where the token is sent, what is asked then."""
+    headers, links = response.headers, response.links
+    if (digest := headers.get("x-xet-hash")) is not None and not SHA256.fullmatch(digest):
+        raise BadAnswerError(f"gives {quoted(digest)} for a hash")
+    route = links.get("xet-auth", {}).get("url") or headers.get("x-xet-refresh-route")
+    if route is not None and _origin(route) not in map(_origin, (_endpoint(), *_HUBS)):
+        raise BadAnswerError(f"leads to {quoted(route)}, another server, which would be told the token")
+    if (store := headers.get("x-xet-cas-url")) is not None and not _is_web(store):
+        raise BadAnswerError(f"leads to {quoted(store)}")
+
+
+def _check_listing(body: bytes, asked: re.Match[str] | None) -> None:
+    """A repository's facts, or a page of its files."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):  # the library says so
+        return
+    if isinstance(content, dict):
+        _check_commit(content.get("sha"), asked)
+        entries, key = content.get("siblings"), "rfilename"
+    else:
+        entries, key = content, "path"
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, dict):
+            raise BadAnswerError("lists what are no files")
+        check_name(entry.get(key))
+        lfs = entry.get("lfs")
+        for digest in (lfs.get("oid") if isinstance(lfs, dict) else None, entry.get("xetHash")):
+            if digest is not None and not (isinstance(digest, str) and SHA256.fullmatch(digest)):
+                raise BadAnswerError(f"gives {quoted(str(digest))} for a hash")
+
+
+def check_name(name: object) -> None:
+    """A file's name in a repository: parts with `/` between them, each the name of something on any system."""
+    said = name if isinstance(name, str) else repr(name)
+    parts = said.split("/")
+    if (
+        not isinstance(name, str)
+        or not {"", ".", ".."}.isdisjoint(parts)
+        or "\\" in name
+        or any(ord(letter) < 32 or 127 <= ord(letter) < 160 or "\ud800" <= letter <= "\udfff" for letter in name)
+        or len(name.encode()) > _LONGEST_NAME
+        or any(len(part.encode()) > _LONGEST_PART for part in parts)
+    ):
+        raise BadAnswerError(f"lists a file {quoted(said)}, which no repository has")
+
+
+def _shorten_waits(headers: Any) -> None:
+    """Take away how long the hub wants to be left alone where that is too long: the library tries again on its own then."""
+    for name in ("retry-after", "ratelimit"):
+        if any(len(number) > 9 or int(number) > _LONGEST_WAIT for number in re.findall(r"\d+", headers.get(name, ""))):
+            del headers[name]
+
+
+def _is_web(url: str) -> bool:
+    """Whether an address is one of the web's, and no less protected than the hub's own."""
+    scheme, host, _ = _origin(url)
+    if not host:
+        return False
+    return scheme == "https" or (scheme == "http" and urlsplit(_endpoint()).scheme == "http")
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:  # a port that is no number
+        return "", "", None
+
+
+def _endpoint() -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().endpoint)

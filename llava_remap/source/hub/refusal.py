@@ -1,0 +1,115 @@
+"""Why the hub gives nothing, in words: one message for each cause, with what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+
+from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.source.hub.guard import BadAnswerError
+from llava_remap.source.hub.repository import Repository
+
+_LOG_IN = "log in: `hf auth login`, or set HF_TOKEN"
+
+
+#: What keeps a file from being made, apart from a full disk.
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+
+
+def explain(error: Exception, repository: Repository, name: str) -> tuple[Problem, bool]:
+    """What `error`, raised while `repository` was downloaded, means.
+
+    Returns:
+        the problem, and whether the hub was out of reach only, so that the cache may do instead.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    hub, text = HfApi().endpoint, quoted(str(repository))
+    if bad := next((each for each in _chain(error) if isinstance(each, BadAnswerError)), None):
+        fix = f"See what HF_ENDPOINT is set to, and who runs that server. {_elsewhere(name)}"
+        return Problem("LR114", f"{text} can't be downloaded: {hub} {bad}.", fix), False
+    if local := _of_the_disk(error):
+        return local, False
+    error = next((each for each in _chain(error) if isinstance(each, HfHubHTTPError)), error)
+    if isinstance(error, RevisionNotFoundError):
+        cause = f"{quoted(repository.id)} has no revision {quoted(repository.revision or 'main')}."
+        return Problem(
+            "LR114", cause, f"Give a branch, a tag or a commit of it: --source {name}={repository.id}@REVISION."
+        ), False
+    if isinstance(error, GatedRepoError):
+        fix = f"Accept its licence on {hub}/{repository.id} and {_LOG_IN}."
+        return Problem("LR114", f"{text} is gated: only those may download it who accepted its licence.", fix), False
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if isinstance(error, RepositoryNotFoundError) or status == 401:
+            fix = f"Check its name; if it is private, {_LOG_IN}. A local folder is given as --source {name}=DIR."
+            return Problem("LR114", f"there is no {text} on {hub}, or it is private.", fix), False
+        says = _line(error.server_message or error.response.reason_phrase)
+        cause = f"{text} can't be downloaded: {hub} answers {status}, {says}."
+        return Problem("LR114", cause, _elsewhere(name)), status >= 500 or status in (408, 429)
+    # By name, as these are httpx's classes or httpx2's, depending on the library's version.
+    kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
+    if "OfflineModeIsEnabled" in kinds:
+        return Problem("LR114", f"{text} can't be downloaded: HF_HUB_OFFLINE is set.", _elsewhere(name)), True
+    reason = _line(next((each for each in _chain(error) if str(each)), error))
+    what = "no connection to" if kinds & {"ConnectError", "TimeoutException", "ProxyError"} else "no usable answer from"
+    return Problem("LR114", f"{text} can't be downloaded: {what} {hub}: {reason}.", _elsewhere(name)), True
+
+
+def not_cached(
+    repository: Repository, name: str, why: str | None, error: Exception | None = None, lacking: Sequence[str] = ()
+) -> RemapError:
+    """LR114 for what the cache lacks as well.
+
+    Args:
+        why: what keeps the hub from giving it; None if the hub isn't to be asked.
+        error: the library's, if the library has found it out.
+        lacking: the files, if it is known which.
+    """
+    why = why or f"{quoted(str(repository))} can't be downloaded in a job without a network."
+    cause = "The hub's cache doesn't have it" + (" whole" if error is None else "")
+    if lacking:
+        cause = f"The hub's cache lacks {several(lacking)} of it"
+    elif isinstance(error, OSError) and error.errno is not None:
+        cause = f"The hub's cache can't be read: {_line(error)}"
+    elif hasattr(error, "snapshot_path"):  # newer versions of the library know what is missing, and say it
+        cause = f"The hub's cache doesn't have it whole: {_line(error)}"
+    return refuse("LR114", f"{why} {cause}.", _elsewhere(name))
+
+
+def _elsewhere(name: str) -> str:
+    return f"Download it elsewhere and give its folder: --source {name}=DIR; `make demo` needs no network."
+
+
+def _of_the_disk(error: Exception) -> Problem | None:
+    for each in _chain(error):
+        number, file = (each.errno, each.filename) if isinstance(each, OSError) else (None, None)
+        # The library's downloader in Rust wraps what the system says in a RuntimeError.
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(each):
+            fix = "Free some, or set HF_HOME to a folder on a larger disk."
+            return Problem("LR502", "the disk that the hub's cache lies on is full.", fix)
+        if file and number in _UNWRITABLE:  # a connection may be forbidden too, and has no file
+            cause = f"the hub's cache can't be written: {_line(each)}."
+            return Problem("LR114", cause, "Set HF_HOME to a folder that can be written.")
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """`error`, what caused it, what caused that."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        yield each
+        seen.add(id(each))
+        each = each.__cause__ or each.__context__
+
+
+def _line(text: object) -> str:
+    """The first line of a message from elsewhere, short and harmless to a terminal, without its full stop."""
+    lines = str(text).split("\n")
+    first = next((line.strip() for line in lines if line.strip()), type(text).__name__)
+    if not first.isprintable():
+        first = first.encode("unicode_escape").decode("ascii")
+    return (first if len(first) <= 200 else first[:197] + "...").rstrip(".")

@@ -1,0 +1,69 @@
+"""Class and config to the wanted parameters."""
+
+from llava_remap.target_model.as_source import config_as_source, norms_about_one
+from llava_remap.target_model.config import (
+    EMBEDDING,
+    HEAD,
+    TEXT_KIND,
+    ChosenTemplate,
+    TargetConfig,
+    derive_config,
+    embedding_rows,
+    said_of_text,
+    text_config,
+    text_differences,
+    text_model_of,
+)
+from llava_remap.target_model.config_keys import unread_keys
+from llava_remap.target_model.constants import bad_constants
+from llava_remap.target_model.known_keys import keys_without_use, unknown_target, unread_of_towers
+from llava_remap.target_model.layouts import CLASSIC, WRITTEN, check_layout, layout_program, names_in
+from llava_remap.target_model.presets import IMAGE_PROCESSORS, SCALED_PICTURES, TOKENIZERS
+from llava_remap.target_model.source_files import odd_values, read_beside
+from llava_remap.target_model.text_model import TextModel
+from llava_remap.target_model.tower import Tower, has_stock_sizes, shapes_config
+from llava_remap.target_model.vocabulary import PlacedToken, Vocabulary, place_tokens, read_vocabulary, vocabulary_problems
+from llava_remap.target_model.wanted import Target, build_on_meta, wanted_parameters
+
+__all__ = [
+    "CLASSIC",
+    "EMBEDDING",
+    "HEAD",
+    "IMAGE_PROCESSORS",
+    "PlacedToken",
+    "TEXT_KIND",
+    "SCALED_PICTURES",
+    "TOKENIZERS",
+    "Target",
+    "ChosenTemplate",
+    "TargetConfig",
+    "TextModel",
+    "Tower",
+    "Vocabulary",
+    "WRITTEN",
+    "bad_constants",
+    "build_on_meta",
+    "check_layout",
+    "config_as_source",
+    "derive_config",
+    "embedding_rows",
+    "has_stock_sizes",
+    "odd_values",
+    "keys_without_use",
+    "layout_program",
+    "names_in",
+    "norms_about_one",
+    "place_tokens",
+    "read_beside",
+    "read_vocabulary",
+    "said_of_text",
+    "shapes_config",
+    "text_config",
+    "text_differences",
+    "text_model_of",
+    "unknown_target",
+    "unread_keys",
+    "unread_of_towers",
+    "vocabulary_problems",
+    "wanted_parameters",
+]

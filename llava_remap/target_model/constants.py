@@ -1,0 +1,104 @@
+"""Constants of a rule file that the target's class refuses: the rule file's mistake, whatever the sources' configs say."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from llava_remap.core.problem import Problem, RemapError
+from llava_remap.rulefile import ConfigValue, RuleFile
+from llava_remap.target_model.config import TEXT_KIND
+from llava_remap.target_model.wanted import build_on_meta
+
+Place = tuple[str | int, ...]
+#: Constants without which no class is built at all.
+_KINDS = ("model_type", TEXT_KIND)
+
+
+def constants_of(value: ConfigValue, place: Place) -> Iterator[tuple[Place, Any]]:
+    """Every constant that a config value can become, with its place in the rule file; null, which says nothing, is none."""
+    for number, case in enumerate(value.cases):
+        yield from constants_of(case, (*place, "cases", number))
+    said = [((*place, "const"), value.const), ((*place, "default"), value.default)]
+    said += [((*place, "map", key), wanted) for key, wanted in (value.map or {}).items()]
+    yield from ((where, constant) for where, constant in said if constant is not None)
+
+
+def refused_constants(class_name: str, config: Mapping[str, Any], constants: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Of constants that stand in a config those that keep the class from being built: key → the reason, and what was meant.
+
+    They are put one after the other into the config without any; empty where that is refused, too.
+    """
+    tried = json.loads(json.dumps(config))
+    tried["pad_token_id"] = None
+    tried.setdefault("text_config", {})["pad_token_id"] = None
+    settable = {key: value for key, value in constants.items() if key not in _KINDS}
+    if _refusal(class_name, tried) is None:
+        return {}
+    for key in settable:
+        _set(tried, key, None)
+    if _refusal(class_name, tried) is not None:
+        return {}
+    refused = {}
+    for key, value in settable.items():
+        _set(tried, key, value)
+        if (error := _refusal(class_name, tried)) is not None:
+            refused[key] = (error.problems[0].cause, _nearest(str(value), str(error.__cause__)))
+            _set(tried, key, None)
+    return refused
+
+
+def bad_constants(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
+    """LR201, with its place, for each constant of a rule file that keeps its class from being built with a derived config."""
+    said: dict[str, tuple[Place, Any]] = {}
+    for key, value in rules.target.config.items():
+        for place, constant in constants_of(value, ("target", "config", key)):
+            if _get(config, key) == constant:
+                said.setdefault(key, (place, constant))
+    refused = refused_constants(str(rules.target.class_), config, {key: constant for key, (_, constant) in said.items()})
+    return [
+        Problem("LR201", f"{rules.tree.locate(said[key][0]).mark} `{key}` can't be {said[key][1]!r}: {cause}", fix)
+        for key, (cause, fix) in refused.items()
+    ]
+
+
+def meant(word: str, known: Collection[str], otherwise: str = "Take it out, or write the name that it has there.") -> str:
+    """A question that names what is written nearly like a word."""
+    spelt = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), spelt, 2)
+    return f"Did you mean {' or '.join(f'`{spelt[name]}`' for name in near)}?" if near else otherwise
+
+
+def _refusal(class_name: str, config: Mapping[str, Any]) -> RemapError | None:
+    try:
+        build_on_meta(class_name, config)
+    except RemapError as error:
+        return error
+    return None
+
+
+def _nearest(value: str, reason: str) -> str:
+    """What was meant: of the words in transformers' own reason, which lists what is known, and of activations."""
+    from transformers.activations import ACT2FN
+
+    words = {*re.findall(r"[\w-]+(?:\.[\w-]+)*", reason), *ACT2FN} - {value}
+    return meant(value, words, "Take it out, or write a value that the class knows.")
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value under a key with dots; None takes it out."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        config = config.setdefault(parent, {})
+    config.pop(last, None)
+    if value is not None:
+        config[last] = value
+
+
+def _get(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config

@@ -1,0 +1,54 @@
+"""The sizes in which a tiled image is shown to the model: LLaVA's `image_grid_pinpoints`, as transformers wants them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from llava_remap.core.problem import refuse
+
+#: `(1x1),...,(6x6)`: all sizes between two, in tiles.
+_RANGE = re.compile(r"\(?(\d{1,3})x(\d{1,3})\)?,\s*\.\.\.,\s*\(?(\d{1,3})x(\d{1,3})\)?")
+
+
+def grid_pinpoints(where: str, value: Any, side: int) -> list[list[int]]:
+    """`[height, width]` pairs in pixels.
+
+    LLaVA holds an image's `(width, height)` against them (`select_best_resolution` of its `mm_utils.py`), transformers its
+    `(height, width)`; the order of pairs stays, since of two that fit as well the first is taken.
+
+    Args:
+        where: the rule file's value, for messages.
+        value: `[width, height]` pairs in pixels, the same as a text, or a text that gives the range in tiles.
+        side: of a tile, in pixels.
+
+    Raises:
+        RemapError: LR112 for anything else, and for sizes that are no whole number of tiles.
+    """
+    pairs = _pairs(value, side)
+    if not isinstance(pairs, (list, tuple)) or not pairs or not all(_is_size(pair, side) for pair in pairs):
+        said = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
+        cause = (
+            f"`{where}` is {said}; wanted are pairs [width, height] in multiples of the tower's {side} px, or a range of tiles."
+        )
+        raise refuse("LR112", cause, "Mend `image_grid_pinpoints` in the source's config.json.")
+    return [[height, width] for width, height in pairs]
+
+
+def _pairs(value: Any, side: int) -> Any:
+    if not isinstance(value, str):
+        return value
+    if found := _RANGE.fullmatch(value.strip()):
+        first_width, first_height, last_width, last_height = map(int, found.groups())
+        widths, heights = range(first_width, last_width + 1), range(first_height, last_height + 1)
+        return [[width * side, height * side] for width in widths for height in heights]
+    try:  # a list as a training script's command line had it
+        return json.loads(value.replace("(", "[").replace(")", "]"))
+    except ValueError:
+        return None
+
+
+def _is_size(pair: Any, side: int) -> bool:
+    whole = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(type(size) is int for size in pair)
+    return whole and all(size > 0 and size % side == 0 for size in pair)

@@ -1,0 +1,278 @@
+"""Does the target's class compute the logits that the language model's own class computes?
+
+A class for text and pictures has the same language model inside, but puts a plain matrix on top of it, and gives it embeddings in
+place of ids. What the language model's own class does beside that (a bias of the head, a soft cap, a scale of logits, tables that
+are asked by id) would be lost in silence. So both are run here, at their real widths and with made-up numbers. The layers
+themselves are the same modules in both: they are not run, only what they are given is compared. So it takes little memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from llava_remap.core.problem import refuse
+
+#: Rows of the vocabulary that both are tried with, and the ids.
+_ROWS, _IDS = 64, (5, 9, 3, 3, 40, 7, 63)
+#: Numbers outside the layers. Where there are more (tables for every layer), nothing is tried.
+_MOST = 300_000_000
+#: What the classes for text and pictures tie their head to.
+_TABLE = "embed_tokens.weight"
+#: A tower that is not run.
+_TOWER = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 1, "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A language model's own class beside the class that it becomes a part of.
+
+    Attributes:
+        embedding: what the table of token embeddings is called inside the language model; empty where no model can be built.
+        differs: in what the two compute other logits, in words; empty where they compute the same.
+        renamed: which versions of transformers have the language model under other names there, in words; empty for none.
+        norms_about_one: whether its norms multiply by their weights, and not by one more, so that these are about 1.
+    """
+
+    embedding: str
+    differs: str
+    renamed: str = ""
+    norms_about_one: bool = True
+
+
+def compare_classes(config: Any, target_class: str) -> Compared:
+    """Compare a language model's own class with the class that it becomes a part of.
+
+    Args:
+        config: the language model's config.
+        target_class: name of the class for text and pictures.
+
+    Raises:
+        RemapError: LR112 for a config of which the language model's own class can't be built.
+    """
+    import torch
+    import transformers
+
+    config = deepcopy(config)
+    config.vocab_size = _ROWS
+    config.pad_token_id = None if getattr(config, "pad_token_id", None) is None else 0
+    kind = getattr(transformers, target_class)
+    found = Compared("", "")
+    try:
+        with torch.device("meta"):
+            own = transformers.AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).eval()
+    except Exception as error:  # whatever the class raises: the config is the user's
+        cause = f"transformers can't build the language model that the config describes ({_said(error)})."
+        raise refuse("LR112", cause, "Mend the source's config.json.") from error
+    try:
+        with torch.device("meta"):
+            embedding, renamed = _name(own.base_model, own.get_input_embeddings().weight), ""
+            if getattr(config, "tie_word_embeddings", False) and embedding != _TABLE:
+                return Compared(
+                    embedding, f"it ties its head to `{embedding}`, and {target_class} can tie it to `{_TABLE}` alone"
+                )
+            head = next(name for name, module in own.named_modules() if module is own.get_output_embeddings())
+            if (own.base_model_prefix, head) != ("model", "lm_head"):
+                under = f"`{own.base_model_prefix}.` and `{head}.`"
+                renamed = f"versions of transformers before 4.52 look for it under {under}: use 4.52 or later"
+            found = Compared(embedding, "", renamed, _norms_multiply(own))
+            whole_config = kind.config_class(
+                text_config=config,
+                vision_config=dict(_TOWER),
+                image_token_id=_ROWS - 2,
+                tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+            )
+            whole = kind(whole_config).eval()
+        return replace(found, differs=_compare(own, whole))
+    except Exception as error:  # whatever a class raises that was never meant to be a part of another one
+        return replace(found, differs=f"whether {target_class} computes the same can't be tried ({_said(error)})")
+
+
+def _said(error: Exception) -> str:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {reason[:200]}"
+
+
+def _norms_multiply(model: Any) -> bool:
+    """Whether every kind of norm in a model gives zeros where its weights are zeros, and doesn't add one to them."""
+    import torch
+
+    norms = {type(module): module for module in model.base_model.modules() if "Norm" in type(module).__name__}
+    for norm in map(deepcopy, norms.values()):
+        if (weight := getattr(norm, "weight", None)) is None:
+            continue
+        norm.to_empty(device="cpu")
+        for parameter in norm.parameters():
+            parameter.data.zero_()
+        with contextlib.suppress(Exception), torch.device("cpu"), torch.no_grad():  # one with a gate wants more than a tensor
+            if norm(torch.arange(1.0, weight.numel() + 1).view(1, 1, -1)).any():
+                return False
+    return True
+
+
+def _name(model: Any, parameter: Any) -> str:
+    return str(next(name for name, value in model.named_parameters(remove_duplicate=False) if value is parameter))
+
+
+def _compare(own: Any, whole: Any) -> str:
+    import torch
+
+    base, inside = own.base_model, whole.base_model.language_model
+    own_class, base_class, target, part = (type(model).__name__ for model in (own, base, whole, inside))
+    if base_class != part:
+        return f"{target} makes a {part} of it, and {own_class} has a {base_class}"
+    if [*base.state_dict()] != [*inside.state_dict()]:
+        return f"{target} has other parameters in its {part} than {own_class}"
+    layers = _layers(base), _layers(inside)
+    for model, stack in zip((own, inside), layers, strict=True):
+        model.set_attn_implementation("eager")  # the masks of others have another form
+        _fill(model, stack)
+    head = own.get_output_embeddings().weight
+    whole.get_output_embeddings().weight = head
+    for returns_tuple in (False, True):  # the layers of some models give a tuple back
+        given = [_stub(stack, returns_tuple) for stack in layers]
+        try:
+            with _read_outside(own, base) as read:
+                mine, its = _logits(own), _logits(whole)
+            break
+        except Exception:
+            if returns_tuple:
+                raise
+    if not given[0] or not _same(given[0], given[1]):
+        return f"the layers of the {part} are given something else in {target} than in {own_class}"
+    if not (mine.isfinite().all() and mine.any()):
+        raise ValueError("its logits are all zero or not finite")
+    if torch.equal(mine, its):
+        return ""
+    inner = {id(value) for value in base.parameters()}
+    extra = [name for name, value in own.named_parameters() if value is not head and id(value) not in inner]
+    causes = [f"{key} {getattr(own.config, key)!r}" for key in sorted(read) if _matters(own, key, mine)] + extra
+    return f"{own_class} computes logits with {', '.join(causes) or 'more than a matrix'}, and {target} doesn't"
+
+
+def _logits(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([_IDS]), use_cache=False).logits
+
+
+def _matters(model: Any, key: str, logits: Any) -> bool:
+    """Whether the logits are others with another value of a key, which a model may have as an attribute, too."""
+    import torch
+
+    value = getattr(model.config, key)
+    if not isinstance(value, (int, float)):
+        return True
+    places = [place for place in (model, model.config) if key in vars(place)]
+    for place in places:
+        setattr(place, key, not value if isinstance(value, bool) else value * 2 + 1)
+    try:
+        return not torch.equal(_logits(model), logits)
+    finally:
+        for place in places:
+            setattr(place, key, value)
+
+
+def _layers(model: Any) -> Any:
+    """The stack of a language model's layers."""
+    from torch import nn
+
+    number = model.config.num_hidden_layers
+    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == number)
+    if (found := next(stacks, None)) is None:
+        raise ValueError(f"it has no stack of {number} layers")
+    return found
+
+
+def _fill(model: Any, layers: Any) -> None:
+    """Made-up numbers, the same every time, for all that isn't in the layers and has none."""
+    import torch
+
+    outside = [module for module in model.modules() if module not in set(layers.modules())]
+    places = [(names, name) for module in outside for names in (module._parameters, module._buffers) for name in names]
+    empty = [(names, name) for names, name in places if names[name] is not None and names[name].is_meta]
+    if (total := sum(names[name].numel() for names, name in empty)) > _MOST:
+        raise ValueError(f"{total} numbers outside its layers")
+    numbers, made = torch.Generator().manual_seed(0), {}
+    for names, name in empty:
+        value = names[name]
+        if id(value) not in made:
+            # Never zero, which would hide what it is multiplied with.
+            real = (
+                torch.rand(value.shape, generator=numbers) + 0.1
+                if value.is_floating_point()
+                else torch.ones_like(value, device="cpu")
+            )
+            made[id(value)] = torch.nn.Parameter(real, requires_grad=False) if isinstance(value, torch.nn.Parameter) else real
+        names[name] = made[id(value)]
+
+
+def _stub(layers: Any, returns_tuple: bool) -> list[Any]:
+    """Let layers give back the hidden states as they come; what each was given is in the list."""
+    calls: list[Any] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # How much is to be given out changes no number.
+        calls.append((args, {key: value for key, value in kwargs.items() if not key.startswith(("output_", "logits_to_keep"))}))
+        states = args[0] if args else kwargs["hidden_states"]
+        return (states,) if returns_tuple else states
+
+    for layer in layers:
+        layer.forward = forward
+    return calls
+
+
+def _same(one: Any, other: Any) -> bool:
+    import torch
+
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other) and (one == other or not isinstance(one, (int, float, str)))
+
+
+@contextlib.contextmanager
+def _read_outside(model: Any, base: Any) -> Iterator[set[str]]:
+    """The keys of its config that a model reads outside its base, or has as attributes: what its head may compute with."""
+    from transformers import PreTrainedConfig
+
+    kind = type(model.config)
+    keys = {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)} - _EVERYWHERE
+    read = {key for key in keys if key in vars(model)}
+    outside = True
+
+    def spy(self: Any, key: str) -> Any:
+        if outside and key in keys:
+            read.add(key)
+        return object.__getattribute__(self, key)
+
+    def enter(*_: Any) -> None:
+        nonlocal outside
+        outside = False
+
+    def leave(*_: Any) -> None:
+        nonlocal outside
+        outside = True
+
+    hooks = base.register_forward_pre_hook(enter), base.register_forward_hook(leave)
+    model.config.__class__ = type(kind.__name__, (kind,), {"__getattribute__": spy})
+    try:
+        yield read
+    finally:
+        model.config.__class__ = kind
+        for hook in hooks:
+            hook.remove()
+
+
+#: What every class reads, and what changes no logits.
+_EVERYWHERE = {"vocab_size", "tie_word_embeddings", "use_cache", "output_attentions", "output_router_logits"}
