@@ -1,4 +1,6 @@
-"""llava-remap: research LLaVA checkpoints into ones that transformers, vLLM, SGLang and llama.cpp load."""
+"""llava-remap: research LLaVA checkpoints into ones that transformers, vLLM, SGLang and
+llama.cpp load.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ __all__ = ["Job", "Problem", "RemapError", "Result", "apply_job", "load_model", 
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first asked for: importing the package alone costs nothing."""
+    """The public names, imported when they are first asked for: importing the package alone
+    costs nothing.
+    """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,6 @@
-"""What tests share: the data folder, the command line in-process, and copies of genuine checkpoints with something changed."""
+"""What tests share: the data folder, the command line in-process, and copies of genuine
+checkpoints with something changed.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,13 @@ from llava_remap.execute import Folder
 from llava_remap.rulefile import pattern
 from llava_remap.verify.record import own_digest
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as the command line does, before transformers is imported
-for _timeout in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # a busy machine's server is slow
+os.environ.setdefault(
+    "TRANSFORMERS_VERBOSITY", "error"
+)  # as the command line does, before transformers is imported
+for _timeout in (
+    "HF_HUB_ETAG_TIMEOUT",
+    "HF_HUB_DOWNLOAD_TIMEOUT",
+):  # a busy machine's server is slow
     os.environ.setdefault(_timeout, "1800")
 
 DATA = Path(__file__).parent / "data"
@@ -37,14 +44,19 @@ MANIFESTS = DATA / "manifests"
 CLIP = TINY / "clip-vit-tiny-patch14-28"
 RELEASED = TINY / "llava-v1.5" / "released"
 
-# No test is judged by a clock: the first strategy with texts, for one, makes hypothesis read all of Unicode.
-# And none by chance: the same examples every time, others only in `make fuzz`.
-settings.register_profile("no clock", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# No test is judged by a clock: the first strategy with texts, for one, makes hypothesis read all of
+# Unicode. And none by chance: the same examples every time, others only in `make fuzz`.
+settings.register_profile(
+    "no clock", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 _EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "5000"))
-settings.register_profile("fuzz", settings.get_profile("no clock"), derandomize=False, max_examples=_EXAMPLES)
+settings.register_profile(
+    "fuzz", settings.get_profile("no clock"), derandomize=False, max_examples=_EXAMPLES
+)
 settings.load_profile("no clock")
 
-#: Seconds after which a process is taken to hang. No test depends on them: what ends does so long before, on any machine.
+#: Seconds after which a process is taken to hang. No test depends on them: what ends does so long
+#: before, on any machine.
 HANGS = 1800
 
 #: Modules that are slow to import, and that what needs none of them must not import.
@@ -54,15 +66,19 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "saf
 def heavy(*arguments: object) -> set[str]:
     """The heavy modules that a whole process of the command line has loaded at its end."""
     program = (
-        f"import sys\nsys.argv = {['llava-remap', *map(str, arguments)]!r}\nfrom llava_remap.cli import main\ntry: main()\n"
+        f"import sys\nsys.argv = {['llava-remap', *map(str, arguments)]!r}\n"
+        "from llava_remap.cli import main\ntry: main()\n"
         f"finally: print(*({HEAVY} & set(sys.modules)), file=sys.stderr)"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     return set(ran.stderr.split())
 
 
 def ended(process: subprocess.Popen[str], more: str | None = None) -> tuple[str, str]:
-    """What else a process prints until it ends, on standard output and on standard error; one that hangs is ended.
+    """What else a process prints until it ends, on standard output and on standard error; one that
+    hangs is ended.
 
     Args:
         more: what it is given to read.
@@ -75,7 +91,9 @@ def ended(process: subprocess.Popen[str], more: str | None = None) -> tuple[str,
 
 
 def beside_progress(errors: str) -> str:
-    """What stands on standard error beside lines of progress; on a slow machine any job may last long enough for some."""
+    """What stands on standard error beside lines of progress; on a slow machine any job may last
+    long enough for some.
+    """
     return re.sub(r"^[a-z ]+, \d+ %: .*\n", "", errors, flags=re.MULTILINE)
 
 
@@ -105,7 +123,9 @@ def lose_last_byte(patch: pytest.MonkeyPatch) -> None:
 
 
 def run_away(patch: pytest.MonkeyPatch, part: str, length: int, end: str = "") -> None:
-    """Regexes with this part hit their time limit on names of this length or more with this end, however fast this machine is."""
+    """Regexes with this part hit their time limit on names of this length or more with this end,
+    however fast this machine is.
+    """
 
     def search(spent: pattern.TimeSpent, compiled: Any, name: str) -> Any:
         if part in compiled.pattern and len(name) >= length and name.endswith(end):
@@ -162,7 +182,9 @@ def run() -> Run:
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Changed:
-    """A genuine checkpoint (a folder with `model.safetensors`), copied with its tensors and config changed by functions."""
+    """A genuine checkpoint (a folder with `model.safetensors`), copied with its tensors and
+    config changed by functions.
+    """
 
     def make(
         source: Path = RELEASED / "safetensors",

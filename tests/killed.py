@@ -1,7 +1,9 @@
-"""Jobs that are killed or interrupted, or whose disk is full, at a chosen moment: each in a fork of one process.
+"""Jobs that are killed or interrupted, or whose disk is full, at a chosen moment: each in a fork of
+one process.
 
-It has everything imported and the job planned. It reads a `Try` as JSON from each line of its input, and answers with a line of
-JSON: the moments that were passed, none where the job was ended, and then with what it said.
+It has everything imported and the job planned. It reads a `Try` as JSON from each line of its
+input, and answers with a line of JSON: the moments that were passed, none where the job was ended,
+and then with what it said.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class Try:
         call, number: before which call it is killed, the first being 1; 0: before none.
         torn: whether half of what that call would write is written.
         step: before which of all calls, from 1, `what` comes; 0: before none.
-        what: `kill`: another thread kills it, while the others go on; `full`: the disk has no room left from then on;
-            `SIGINT`, `SIGTERM`: the signal.
+        what: `kill`: another thread kills it, while the others go on; `full`: the disk has no room
+            left from then on; `SIGINT`, `SIGTERM`: the signal.
     """
 
     output: str
@@ -48,7 +50,9 @@ class Try:
 
 
 def watch(attempt: Try) -> list[str]:
-    """Count the calls that a job can be killed at, and kill it at that which was asked for. Gives their names, as they come."""
+    """Count the calls that a job can be killed at, and kill it at that which was asked for.
+    Gives their names, as they come.
+    """
     from llava_remap.execute import files, unfinished
     from llava_remap.jobs import apply
 
@@ -69,7 +73,9 @@ def watch(attempt: Try) -> list[str]:
                     tear()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def watched(owner: Any, name: str, tear: Callable[..., Any] = lambda call, *arguments: None) -> None:
+    def watched(
+        owner: Any, name: str, tear: Callable[..., Any] = lambda call, *arguments: None
+    ) -> None:
         call = getattr(owner, name)
 
         def instead(*arguments: Any, **named: Any) -> Any:
@@ -93,13 +99,26 @@ def watch(attempt: Try) -> list[str]:
             return ClaimFile(os.dup(file.fileno()), "r+")
 
     claim_file, unfinished._open = unfinished._open, opened
-    watched(os, "pwrite", lambda call, file, data, offset: call(file, data[: len(data) // 2 // BLOCK * BLOCK], offset))
+    watched(
+        os,
+        "pwrite",
+        lambda call, file, data, offset: call(
+            file, data[: len(data) // 2 // BLOCK * BLOCK], offset
+        ),
+    )
     watched(files, "write_all", lambda call, file, data: call(file, data[: len(data) // 2]))
     for name in ("preadv", "ftruncate", "fsync"):
         watched(os, name)
     for name in ("mkdir", "replace", "unlink"):
         watched(Path, name)
-    for name in ("write_shards", "strict_load", "compare", "refuse_changed", "write_index", "record_json"):
+    for name in (
+        "write_shards",
+        "strict_load",
+        "compare",
+        "refuse_changed",
+        "write_index",
+        "record_json",
+    ):
         watched(apply, name)
     return passed
 
@@ -109,9 +128,13 @@ def main() -> None:
     from llava_remap.core.problem import RemapError
     from llava_remap.jobs.apply import apply_job, check_values, plan_job
 
-    job = check_values(plan_job(sys.argv[2], sys.argv[3:], "nowhere", max_shard_nbytes=int(sys.argv[1])))
+    job = check_values(
+        plan_job(sys.argv[2], sys.argv[3:], "nowhere", max_shard_nbytes=int(sys.argv[1]))
+    )
     with tempfile.TemporaryDirectory() as folder:
-        apply_job(replace(job, output=Path(folder)))  # the strict load's answer is kept; it would make every job slow
+        apply_job(
+            replace(job, output=Path(folder))
+        )  # the strict load's answer is kept; it would make every job slow
     print(json.dumps([[], []]), flush=True)
     for line in sys.stdin:
         attempt = Try(**json.loads(line))

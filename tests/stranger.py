@@ -1,4 +1,6 @@
-"""Work for `llava_remap.core.bounded`, of the kinds that a stranger's template or an accident can lead to."""
+"""Work for `llava_remap.core.bounded`, of the kinds that a stranger's template or an accident
+can lead to.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is less than a checkpoint, or in parts, is told with the command that works: each one is run."""
+"""What is less than a checkpoint, or in parts, is told with the command that works: each one is
+run.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ LLAVA = RELEASED / "safetensors"
 TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
-#: The folders of a model in parts: for the language model, the tower and the projector, and how the projector's names begin.
+#: The folders of a model in parts: for the language model, the tower and the projector, and how the
+#: projector's names begin.
 LAYOUTS = {
     "VILA": ("llm", "vision_tower", "mm_projector", "layers."),
     "xtuner": ("llm", "visual_encoder", "projector", "model."),
@@ -39,9 +42,15 @@ def command(ran: Ran) -> list[str]:
     return [*shlex.split(found), "--output", "new"]
 
 
-def saved(path: Path, tensors: Tensors, config: Mapping[str, Any] | None = None, tokenizer: bool = False) -> Path:
+def saved(
+    path: Path, tensors: Tensors, config: Mapping[str, Any] | None = None, tokenizer: bool = False
+) -> Path:
     path.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        path / "model.safetensors",
+        {"format": "pt"},
+    )
     if config is not None:
         (path / "config.json").write_text(json.dumps(config))
     for file in TOKENIZER if tokenizer else ():
@@ -51,12 +60,20 @@ def saved(path: Path, tensors: Tensors, config: Mapping[str, Any] | None = None,
 
 @pytest.fixture(scope="module")
 def whole() -> Tensors:
-    return {name: t for name, t in load_file(LLAVA / "model.safetensors").items() if "inv_freq" not in name}
+    return {
+        name: t
+        for name, t in load_file(LLAVA / "model.safetensors").items()
+        if "inv_freq" not in name
+    }
 
 
 def text_config() -> dict[str, Any]:
     config = json.loads((LLAVA / "config.json").read_text())
-    return {key: value for key, value in config.items() if "mm_" not in key and key != "image_aspect_ratio"} | LLAMA
+    return {
+        key: value
+        for key, value in config.items()
+        if "mm_" not in key and key != "image_aspect_ratio"
+    } | LLAMA
 
 
 def in_parts(top: Path, layout: str, whole: Tensors, *, model_on_top: bool = False) -> Path:
@@ -64,9 +81,18 @@ def in_parts(top: Path, layout: str, whole: Tensors, *, model_on_top: bool = Fal
     text = {name: tensor for name, tensor in whole.items() if "mm_projector" not in name}
     saved(top if model_on_top else top / llm, text, text_config(), tokenizer=True)
     shutil.copytree(CLIP, top / tower)
-    saved(top / projector, {prefix + name.split("mm_projector.")[1]: t for name, t in whole.items() if "mm_projector" in name})
+    saved(
+        top / projector,
+        {
+            prefix + name.split("mm_projector.")[1]: t
+            for name, t in whole.items()
+            if "mm_projector" in name
+        },
+    )
     if not model_on_top:
-        (top / "config.json").write_text(json.dumps({"architectures": ["LlavaLlamaModel"], "model_type": "llava_llama"}))
+        (top / "config.json").write_text(
+            json.dumps({"architectures": ["LlavaLlamaModel"], "model_type": "llava_llama"})
+        )
     return top
 
 
@@ -76,9 +102,16 @@ def test_a_folder_for_each_part(layout: str, whole: Tensors, run: Run, tmp_path:
     ran = run("inspect", top)
     assert (ran.code, "llava-v1.5: fits" in ran.out) == (0, True)
     assert run(*command(ran)).code == 0
-    found = {name: tensor for file in Path("new").glob("*.safetensors") for name, tensor in load_file(file).items()}
+    found = {
+        name: tensor
+        for file in Path("new").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
     for layer, new in (("0", "linear_1"), ("2", "linear_2")):
-        assert torch.equal(found[f"multi_modal_projector.{new}.weight"], whole[f"model.mm_projector.{layer}.weight"])
+        assert torch.equal(
+            found[f"multi_modal_projector.{new}.weight"],
+            whole[f"model.mm_projector.{layer}.weight"],
+        )
     refused = run("apply", "llava-v1.5", "--source", top)
     [options] = re.findall(r"Give each for what it is: (.+)", refused.err)
     assert refused.code == 3
@@ -96,11 +129,20 @@ def test_parts_beside_a_model_on_top(whole: Tensors, run: Run, tmp_path: Path) -
 def test_parts_that_no_rule_file_takes_together(whole: Tensors, run: Run, tmp_path: Path) -> None:
     top = in_parts(tmp_path / "parts", "VILA", whole)
     shutil.rmtree(top / "mm_projector")
-    saved(top / "mm_projector", {"layers.1.weight": torch.ones(4), "layers.2.weight": torch.ones(4, 4)})
+    saved(
+        top / "mm_projector",
+        {"layers.1.weight": torch.ones(4), "layers.2.weight": torch.ones(4, 4)},
+    )
     ran = run("inspect", top)
     assert (ran.code, "fits," in ran.out) == (1, False)
-    parts = f"--from model={top}/llm --from projector={top}/mm_projector --from vision_tower={top}/vision_tower"
-    assert f"llava-remap rules new {parts} --to LlavaForConditionalGeneration --output mine.yaml" in told(ran)
+    parts = (
+        f"--from model={top}/llm --from projector={top}/mm_projector --from "
+        f"vision_tower={top}/vision_tower"
+    )
+    assert (
+        f"llava-remap rules new {parts} --to LlavaForConditionalGeneration --output mine.yaml"
+        in told(ran)
+    )
 
 
 def test_an_adapter_says_its_rule_file_and_command(run: Run) -> None:
@@ -121,7 +163,9 @@ def test_an_adapter_whose_base_is_here_is_planned_with_it(run: Run, tmp_path: Pa
     config = json.loads((folder / "adapter_config.json").read_text())
     full = tmp_path / "base"
     shutil.copytree(TINY / "llava-v1.5" / "full_state_dict", full)
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(full)}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": str(full)})
+    )
     (full / "config.json").write_text((LLAVA / "config.json").read_text())
     ran = run("inspect", folder)
     assert f"--source model={full} --source adapter={folder}" in ran.out
@@ -132,22 +176,44 @@ def test_a_projector_says_its_rule_file_and_command(run: Run) -> None:
     ran = run("inspect", PRETRAINED)
     assert (ran.code, "llava-v1.5: takes it" in ran.out) == (0, True)
     wanted = command(ran)
-    assert wanted[:-2] == ["apply", "llava-v1.5", "--source", "model=DIR", "--source", f"projector={PRETRAINED}"]
+    assert wanted[:-2] == [
+        "apply",
+        "llava-v1.5",
+        "--source",
+        "model=DIR",
+        "--source",
+        f"projector={PRETRAINED}",
+    ]
     wanted[3] = f"model={LLAVA}"
     assert run(*wanted, "--source", f"vision_tower={CLIP}").code == 0
 
 
-def test_a_projector_beside_which_the_missing_part_lies(whole: Tensors, run: Run, tmp_path: Path) -> None:
+def test_a_projector_beside_which_the_missing_part_lies(
+    whole: Tensors, run: Run, tmp_path: Path
+) -> None:
     """The refusal of a model without its projector names the folder in which one lies."""
     top = in_parts(tmp_path / "xtuner", "xtuner", whole, model_on_top=True)
-    ran = run("apply", "llava-v1.5", "--source", top, "--source", f"vision_tower={CLIP}", "--output", "new")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        top,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "new",
+    )
     assert ran.code != 0
     assert f"--source projector={top}/projector" in told(ran)
 
 
 @pytest.mark.parametrize(
     ("architecture", "nearest"),
-    [("LlavaLlamaForCausalLM", "llava-v1.5"), ("Share4VLlamaForCausalLM", "sharegpt4v"), ("LlavaMistralForCausalLM", "bakllava")],
+    [
+        ("LlavaLlamaForCausalLM", "llava-v1.5"),
+        ("Share4VLlamaForCausalLM", "sharegpt4v"),
+        ("LlavaMistralForCausalLM", "bakllava"),
+    ],
 )
 def test_of_rule_files_that_know_as_many_names_the_config_says_the_nearest(
     architecture: str, nearest: str, whole: Tensors, run: Run, tmp_path: Path
@@ -169,4 +235,6 @@ def test_zero_3_stubs_beside_the_files_that_have_the_values(run: Run, tmp_path: 
     (folder / "zero_to_fp32.py").write_text("output_dir")
     ran = run("apply", "llava-v1.5", "--source", folder)
     assert (ran.code, "LR104" in told(ran)) == (1, True)
-    assert f"DeepSpeed puts the values together: cd {folder} && python zero_to_fp32.py . ." in told(ran)
+    assert f"DeepSpeed puts the values together: cd {folder} && python zero_to_fp32.py . ." in told(
+        ran
+    )

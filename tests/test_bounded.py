@@ -21,14 +21,20 @@ def test_what_keeps_within_the_bounds_is_answered() -> None:
 
 @pytest.mark.parametrize(
     ("do", "words"),
-    [("think", "2 s of processor time"), ("grow", "MB of memory"), ("crash", "ends the process by signal 11")],
+    [
+        ("think", "2 s of processor time"),
+        ("grow", "MB of memory"),
+        ("crash", "ends the process by signal 11"),
+    ],
 )
 def test_what_goes_beyond_is_ended(do: str, words: str) -> None:
     with pytest.raises(BeyondBoundsError, match=words):
         bounded(WORK, {"do": do})
 
 
-def test_what_ends_before_it_begins_is_not_the_strangers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ends_before_it_begins_is_not_the_strangers_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As where the system starts no more threads for a library that is imported."""
     monkeypatch.setattr(bounds, "_START", "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     with pytest.raises(RemapError, match=r"LR511 .* ended before it began"):

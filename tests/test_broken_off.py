@@ -1,4 +1,6 @@
-"""What breaks a job off: a full disk, an error, a source that changes, Ctrl-C, another job. A clear message, and no damage."""
+"""What breaks a job off: a full disk, an error, a source that changes, Ctrl-C, another job. A
+clear message, and no damage.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def ends_well(run: Run, whole: dict[str, str], folder: Path = Path("out")) -> No
 
 
 def refuse_stray(folder: Path, ran: Ran) -> None:
-    """There is nothing, and it is said; or finished weight files with the claim, and how to go on is said."""
+    """There is nothing, and it is said; or finished weight files with the claim, and how to go
+    on is said.
+    """
     if not folder.exists():
         assert "Nothing of it is left." in ran.err
         return
@@ -66,14 +70,17 @@ def refuse_stray(folder: Path, ran: Ran) -> None:
     assert CLAIM in there
     assert there - {CLAIM} <= set(WEIGHTS)
     assert there - {CLAIM}
-    assert f"{len(there) - 1} of 3 weight files are finished in ./{folder}. The same command with --resume" in ran.err.replace(
-        "././", "./"
+    assert (
+        f"{len(there) - 1} of 3 weight files are finished in ./{folder}. The same command with "
+        "--resume" in ran.err.replace("././", "./")
     )
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 kB: the weights of 310 kB have room, with the other files they have not."""
+    """A file system of 400 kB: the weights of 310 kB have room, with the other files they have
+    not.
+    """
     if os.geteuid() != 0:
         pytest.skip("only root may mount")
     folder = tmp_path / "small"
@@ -88,8 +95,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("taken", [0, 150_000, 250_000, 400_000])
-def test_a_full_disk(taken: int, small_disk: Path, run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It fills up while the job runs: there was room when it was planned, and is again when it is gone on with."""
+def test_a_full_disk(
+    taken: int, small_disk: Path, run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fills up while the job runs: there was room when it was planned, and is again when it
+    is gone on with.
+    """
     plenty = shutil.disk_usage("/")._replace(free=10**12)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: plenty)
     (small_disk / "else").write_bytes(bytes(taken))
@@ -130,14 +141,21 @@ def test_a_limit_on_the_size_of_files_that_are_tried_first(
         ran = run(*COMMAND, "--output", "out")
     said = re.sub(r"\s+", " ", ran.out + ran.err)
     assert (ran.code, "LR508" in said, Path("out").exists()) == (4, True, False), said
-    assert f"are tried in {tempfile.gettempdir()} first, and nothing can be written there: File too large." in said
+    assert (
+        f"are tried in {tempfile.gettempdir()} first, and nothing can be written there: File too "
+        "large." in said
+    )
     ends_well(run, whole)
 
 
-def test_no_folder_for_temporary_files(run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_folder_for_temporary_files(
+    run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with monkeypatch.context() as meanwhile:
         meanwhile.setenv("LLAVA_REMAP_CACHE", str(tmp_path / "cache"))
-        meanwhile.setattr(tempfile, "tempdir", "/proc/self/fdinfo")  # where not even root can make a folder
+        meanwhile.setattr(
+            tempfile, "tempdir", "/proc/self/fdinfo"
+        )  # where not even root can make a folder
         ran = run(*COMMAND, "--output", "out")
     said = re.sub(r"\s+", " ", ran.out + ran.err)
     assert (ran.code, "LR508" in said, Path("out").exists()) == (4, True, False), said
@@ -146,7 +164,9 @@ def test_no_folder_for_temporary_files(run: Run, whole: dict[str, str], monkeypa
 
 
 @pytest.mark.parametrize("number", [1, 20])
-def test_a_read_error(number: int, run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_error(
+    number: int, run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     preadv, reads = os.preadv, []
 
     def failing(file: int, views: Any, offset: int) -> int:
@@ -160,12 +180,16 @@ def test_a_read_error(number: int, run: Run, whole: dict[str, str], monkeypatch:
         ran = run(*COMMAND, "--output", "out", "--jobs", "1")
     assert ran.code == 3
     assert "LR102" in ran.err
-    assert re.search(r"pytorch_model-\S+\.bin` can't be read: Input/output error", re.sub(r"\s+", " ", ran.err))
+    assert re.search(
+        r"pytorch_model-\S+\.bin` can't be read: Input/output error", re.sub(r"\s+", " ", ran.err)
+    )
     refuse_stray(Path("out"), ran)
     ends_well(run, whole)
 
 
-def test_no_memory_for_a_buffer(run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_a_buffer(
+    run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none(*arguments: Any) -> Any:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
@@ -180,7 +204,9 @@ def test_no_memory_for_a_buffer(run: Run, whole: dict[str, str], monkeypatch: py
 
 @pytest.mark.parametrize("call", ["fsync", "ftruncate", "pwrite"])
 @pytest.mark.parametrize("number", [1, 2, 6])
-def test_a_write_error(call: str, number: int, run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_error(
+    call: str, number: int, run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, calls = getattr(os, call), []
 
     def failing(*arguments: Any) -> Any:
@@ -223,7 +249,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("how", CHANGES)
 @pytest.mark.parametrize("when", [1, 12])
-def test_a_source_that_changes_while_it_is_read(how: str, when: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_changes_while_it_is_read(
+    how: str, when: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was written of it is good for nothing, so nothing stays."""
     shutil.copytree(RELEASED / "sharded", "source")
     preadv, reads = os.preadv, []
@@ -235,7 +263,19 @@ def test_a_source_that_changes_while_it_is_read(how: str, when: int, run: Run, m
         return preadv(file, views, offset)
 
     monkeypatch.setattr(os, "preadv", changing)
-    ran = run("apply", "llava-v1.5", "--source", "source", *SOURCES[2:], "--verify", "none", "--output", "out", "--jobs", "1")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        "source",
+        *SOURCES[2:],
+        "--verify",
+        "none",
+        "--output",
+        "out",
+        "--jobs",
+        "1",
+    )
     assert ran.code == 3
     assert re.search(r"LR10[02]", ran.err)
     assert "pytorch_model-00001-of-00002.bin" in ran.err
@@ -269,12 +309,21 @@ main()
 
 
 def started(name: str, *arguments: object) -> subprocess.Popen[str]:
-    """A job in a process of its own, that waits for a line of input, or its end, before a file gets its name.
+    """A job in a process of its own, that waits for a line of input, or its end, before a file gets
+    its name.
 
     It says `reached` when it does, and `closing` when it begins to clear up.
     """
-    program = [sys.executable, "-c", SLOW, name, *map(str, (*COMMAND, "--output", "out", *arguments))]
-    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    program = [
+        sys.executable,
+        "-c",
+        SLOW,
+        name,
+        *map(str, (*COMMAND, "--output", "out", *arguments)),
+    ]
+    process = subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     while (line := process.stdout.readline()) != "reached\n":
         assert line, process.communicate()
@@ -297,9 +346,19 @@ def test_two_jobs_on_one_output(name: str, resume: bool, run: Run, whole: dict[s
 
 
 def test_two_jobs_that_begin_at_once(whole: dict[str, str]) -> None:
-    """However they come: one ends well or, if one was done before the other looked, both say what is so."""
-    program = [sys.executable, "-c", "from llava_remap.cli import main; main()", *map(str, (*COMMAND, "--output", "deep/out"))]
-    jobs = [subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    """However they come: one ends well or, if one was done before the other looked, both say
+    what is so.
+    """
+    program = [
+        sys.executable,
+        "-c",
+        "from llava_remap.cli import main; main()",
+        *map(str, (*COMMAND, "--output", "deep/out")),
+    ]
+    jobs = [
+        subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     told = [(*ended(job), job.returncode) for job in jobs]
     assert sorted(code for *_, code in told) == [0, 4, 4], told
     assert all("LR503" in out + errors for out, errors, code in told if code == 4)
@@ -321,14 +380,21 @@ def test_ctrl_c(name: str, kept: int, run: Run, whole: dict[str, str]) -> None:
     assert job.returncode == 130
     assert "Traceback" not in errors
     assert {path.name for path in Path("out").iterdir()} == {CLAIM, *WEIGHTS[:kept]}
-    left = f"{kept} of 3 weight files are finished in ./out. The same command with --resume goes on from there."
+    left = (
+        f"{kept} of 3 weight files are finished in ./out. The same command with --resume goes "
+        "on from there."
+    )
     assert beside_progress(errors).strip() == f"Interrupted: {left}"
     ends_well(run, whole)
 
 
 @pytest.mark.parametrize("number", range(1, 18, 3))
-def test_ctrl_c_again_while_it_is_cleared_up(number: int, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the last moment, with everything there but the claim's end; what is left is still called unfinished."""
+def test_ctrl_c_again_while_it_is_cleared_up(
+    number: int, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the last moment, with everything there but the claim's end; what is left is still
+    called unfinished.
+    """
     replace, unlink = Path.replace, Path.unlink
     unlinked = 0
 
@@ -349,17 +415,30 @@ def test_ctrl_c_again_while_it_is_cleared_up(number: int, whole: dict[str, str],
         patch.setattr(Path, "replace", named)
         patch.setattr(Path, "unlink", again)
         with pytest.raises(KeyboardInterrupt):
-            apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", verify="none")
+            apply(
+                "llava-v1.5",
+                [str(RELEASED / "sharded"), f"vision_tower={CLIP}"],
+                "out",
+                verify="none",
+            )
     there = contents(Path("out"))
     assert {CLAIM, *WEIGHTS} <= there.keys()
     with pytest.raises(RemapError, match=r"^LR505"):
         read_record(Path("out"))
-    apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", verify="none", resume=True)
+    apply(
+        "llava-v1.5",
+        [str(RELEASED / "sharded"), f"vision_tower={CLIP}"],
+        "out",
+        verify="none",
+        resume=True,
+    )
     assert contents(Path("out")) == whole
 
 
 def interrupted_on_line(planned: whole_job.Job, number: int) -> bool:
-    """Whether a job was interrupted on the so many-th line of the code that answers for what is left; else it has ended."""
+    """Whether a job was interrupted on the so many-th line of the code that answers for what is
+    left; else it has ended.
+    """
     lines = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:

@@ -58,7 +58,9 @@ def test_other_facts_are_another_question(facts: dict[str, object], folder: Path
 
 
 @pytest.mark.parametrize("library", ["transformers", "tokenizers", "torch"])
-def test_another_version_is_another_question(library: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_another_question(
+    library: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cached("q", {}, Asked({"a": b"other"}), dict)
     versions = {**cache._versions(), library: "99.0"}
     monkeypatch.setattr(cache, "_versions", lambda: versions)
@@ -73,7 +75,9 @@ def test_other_code_is_another_question(folder: Path, monkeypatch: pytest.Monkey
     assert cached("q", {}, ask, dict) == ask.answer
 
 
-def test_nothing_is_kept_of_a_development_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_kept_of_a_development_version(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "_versions", lambda: {"transformers": "5.24.0.dev0"})
     ask = Asked()
     assert cached("q", {}, ask, dict) == cached("q", {}, ask, dict)
@@ -127,7 +131,9 @@ def test_whichever_byte_is_damaged(folder: Path) -> None:
         assert found == ask.answer
 
 
-def test_a_folder_that_cant_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cant_be_written_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLAVA_REMAP_CACHE", str(tmp_path / "file" / "cache"))
     ask = Asked()
@@ -159,7 +165,9 @@ def planted(entry: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]])
     ],
     ids=["no names", "content", "leads out", "absolute", "one more", "one less", "many"],
 )
-def test_a_planted_entry_is_asked_for_again(change: Callable[[dict[str, bytes]], dict[str, bytes]], folder: Path) -> None:
+def test_a_planted_entry_is_asked_for_again(
+    change: Callable[[dict[str, bytes]], dict[str, bytes]], folder: Path
+) -> None:
     ask = Asked()
     cached("q", {}, ask, dict)
     [entry] = folder.rglob("*.zip")
@@ -208,19 +216,25 @@ def test_what_others_can_write_is_not_used(at: str, mode: int, folder: Path) -> 
 
 
 @pytest.mark.parametrize("at", ["", "q", "entry"])
-def test_what_others_own_is_not_used(at: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_own_is_not_used(
+    at: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another user's number is this user's, so that all but one part is this user's own."""
     ask = Asked()
     cached("q", {}, ask, dict)
     path = next(folder.rglob("*.zip")) if at == "entry" else folder / at
     foreign = path.stat()
-    monkeypatch.setattr(cache, "is_foreign", lambda status: os.path.samestat(status, foreign) or is_foreign(status))
+    monkeypatch.setattr(
+        cache, "is_foreign", lambda status: os.path.samestat(status, foreign) or is_foreign(status)
+    )
     assert cached("q", {}, ask, dict) == ask.answer
     assert ask.times == 2
 
 
 @pytest.mark.parametrize("what", ["link", "pipe", "link to the folder of another user"])
-def test_what_is_no_file_of_ours_is_not_opened(what: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_file_of_ours_is_not_opened(
+    what: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ask = Asked()
     cached("q", {}, ask, dict)
     [entry] = folder.rglob("*.zip")
@@ -245,12 +259,18 @@ def test_an_answer_of_another_form_is_asked_for_again(
     command = ("apply", "llava-v1.5", *SOURCES)
     with monkeypatch.context() as patch:
         right = cache._keep
-        patch.setattr(cache, "_keep", lambda question, key, answer: right(question, key, dict.fromkeys(answer, content)))
+        patch.setattr(
+            cache,
+            "_keep",
+            lambda question, key, answer: right(question, key, dict.fromkeys(answer, content)),
+        )
         assert run(*command, "--output", "cold").code == 0
     questions = {path.parent.name for path in folder.rglob("*.zip")}
     assert questions == {"folder", "known_keys", "strict_load", "target", "text_model"}
     assert run(*command, "--output", "warm").code == 0
-    cold, warm = ({path.name: path.read_bytes() for path in Path(name).iterdir()} for name in ("cold", "warm"))
+    cold, warm = (
+        {path.name: path.read_bytes() for path in Path(name).iterdir()} for name in ("cold", "warm")
+    )
     assert warm == cold
 
 
@@ -262,7 +282,9 @@ def test_without_a_home_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert (ask.times, Path("~").exists()) == (2, False)
 
 
-def test_the_oldest_go_when_there_are_too_many(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_go_when_there_are_too_many(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "_MOST", 3)
     for number in range(3):
         cached("q", {"x": number}, Asked(), dict)
@@ -283,7 +305,9 @@ def test_the_oldest_go_when_there_are_too_many(folder: Path, monkeypatch: pytest
     [("--source", str(MANIFESTS / "llava-v1.5-7b.json")), SOURCES, (*SOURCES, "--format", "json")],
     ids=["manifest", "checkpoint", "json"],
 )
-def test_a_warm_dry_run_imports_nothing_heavy(arguments: tuple[str, ...], run: Run, folder: Path) -> None:
+def test_a_warm_dry_run_imports_nothing_heavy(
+    arguments: tuple[str, ...], run: Run, folder: Path
+) -> None:
     command = ("apply", "llava-v1.5", *arguments, "--dry-run")
     assert "torch" in heavy(*command)
     assert heavy(*command) == set()
@@ -299,18 +323,32 @@ def with_spare_rows(tensors: dict[str, torch.Tensor]) -> None:
 def test_a_warm_job_imports_only_what_it_computes_with(
     tensors: Callable[[dict[str, torch.Tensor]], object], changed: Changed, folder: Path
 ) -> None:
-    """Though it is loaded strictly: the loader has seen these names, dtypes and shapes before. The norms are always looked at."""
+    """Though it is loaded strictly: the loader has seen these names, dtypes and shapes before.
+    The norms are always looked at.
+    """
     source = changed(tensors=tensors, config=lambda config: config.pop("vocab_size"))
     if tensors is with_spare_rows:  # padded, for one token more than a multiple of 64
         (source / "added_tokens.json").write_text(json.dumps({"<own>": 320}))
-    command = ("apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={CLIP}", "--output")
+    command = (
+        "apply",
+        "llava-v1.5",
+        "--source",
+        source,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+    )
     assert "torch" in heavy(*command, "cold")
     assert heavy(*command, "warm") == {"numpy"}
-    cold, warm = ({path.name: path.read_bytes() for path in Path(name).iterdir()} for name in ("cold", "warm"))
+    cold, warm = (
+        {path.name: path.read_bytes() for path in Path(name).iterdir()} for name in ("cold", "warm")
+    )
     assert warm == cold
 
 
-def test_what_the_loader_says_is_kept_for_these_headers_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_loader_says_is_kept_for_these_headers_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A problem too is kept; files with other headers are asked for anew."""
     apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out")
     config = json.loads(Path("out", "config.json").read_text())
@@ -337,7 +375,11 @@ def without_memory(text: str) -> str:
 def test_cold_and_warm_say_the_same(run: Run, folder: Path) -> None:
     cold, warm = (run("apply", "llava-v1.5", *SOURCES, "--dry-run") for _ in range(2))
     # The memory is that of this process, which has imported more by then.
-    assert (cold.code, without_memory(cold.out), cold.err) == (warm.code, without_memory(warm.out), warm.err)
+    assert (cold.code, without_memory(cold.out), cold.err) == (
+        warm.code,
+        without_memory(warm.out),
+        warm.err,
+    )
     assert run("apply", "llava-v1.5", *SOURCES, "--output", "warm").code == 0
     for entry in folder.rglob("*.zip"):
         entry.unlink()

@@ -19,7 +19,9 @@ def test_inspect_names_the_file_and_the_command(run: Run) -> None:
     assert ran.code == 0
     assert "torch .bin, 2 shards (pytorch_model.bin.index.json); 27 tensors; 247 kB" in ran.out
     assert "llava-v1.5: fits, maps 25 of 25 names" in ran.out
-    assert ", llava-interleave (25 of 25), " in ran.out  # it maps the names, and another family has the same
+    assert (
+        ", llava-interleave (25 of 25), " in ran.out
+    )  # it maps the names, and another family has the same
     assert f"llava-remap apply llava-v1.5 --source {RELEASED / 'sharded'}" in ran.out
 
 
@@ -33,14 +35,20 @@ def test_the_command_that_inspect_gives_runs(run: Run) -> None:
 
 
 def test_inspect_what_fits_nothing(run: Run, changed: Changed) -> None:
-    """What cuts images into tiles without a learned end of rows: each rule file is told with why it doesn't fit."""
+    """What cuts images into tiles without a learned end of rows: each rule file is told with why
+    it doesn't fit.
+    """
     ran = run(
-        "inspect", changed(TINY / "llava-v1.6-mistral" / "safetensors", config=lambda c: c.update(mm_patch_merge_type="flat"))
+        "inspect",
+        changed(
+            TINY / "llava-v1.6-mistral" / "safetensors",
+            config=lambda c: c.update(mm_patch_merge_type="flat"),
+        ),
     )
     assert ran.code == 1
     assert (
-        "  llava-next: doesn't fit, maps 81 of 81 names\n    its config says mm_patch_merge_type: 'flat', not 'spatial_unpad'"
-        in ran.out
+        "  llava-next: doesn't fit, maps 81 of 81 names\n"
+        "    its config says mm_patch_merge_type: 'flat', not 'spatial_unpad'" in ran.out
     )
     verdicts = [line for line in ran.out.splitlines() if "doesn't fit, maps" in line]
     assert len(verdicts) == len(shipped_rule_files()) - 1
@@ -58,7 +66,17 @@ def test_inspect_a_manifest_that_can_only_be_planned(run: Run) -> None:
 
 def test_inspect_what_is_converted_already(run: Run) -> None:
     assert (
-        run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out").code == 0
+        run(
+            "apply",
+            "llava-v1.5",
+            "--source",
+            RELEASED / "bin",
+            "--source",
+            f"vision_tower={CLIP}",
+            "--output",
+            "out",
+        ).code
+        == 0
     )
     ran = run("inspect", "out")
     assert ran.code == 1
@@ -96,7 +114,9 @@ tests:
 
 
 def test_an_error_in_a_rule_file_has_its_place(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("schema: 1\nextends: [llava-v1.5.yaml]\nname: mine\nnamse: []\n")
+    (tmp_path / "mine.yaml").write_text(
+        "schema: 1\nextends: [llava-v1.5.yaml]\nname: mine\nnamse: []\n"
+    )
     ran = run("apply", "mine.yaml", "--source", RELEASED / "bin")
     assert ran.code == 2
     assert "mine.yaml:4:1 unknown field `namse`" in ran.err
@@ -107,7 +127,9 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(run: Run, tmp_pa
     report = tmp_path / "plan.json"
     report.write_text("earlier")
     source = ["--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}"]
-    run("apply", "llava-v1.5", *source, "--dry-run")  # so that only the report is left to be written
+    run(
+        "apply", "llava-v1.5", *source, "--dry-run"
+    )  # so that only the report is left to be written
     with largest_file(2000):
         ran = run("apply", "llava-v1.5", *source, "--dry-run", "--report", report)
     assert (ran.code, "LR508" in ran.err, "Give another --report." in ran.err) == (4, True, True)
@@ -126,7 +148,15 @@ def test_report_is_the_plan(run: Run, tmp_path: Path) -> None:
 
 
 def test_json_of_a_plan_has_its_form(run: Run) -> None:
-    plan = run("apply", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--dry-run", "--format", "json").json
+    plan = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        MANIFESTS / "llava-v1.5-7b.json",
+        "--dry-run",
+        "--format",
+        "json",
+    ).json
     assert (plan["format"], plan["format_version"]) == ("llava-remap/plan", 1)
     assert plan["rules"]["name"] == "llava-v1.5"
     assert len(plan["rules"]["sha256"]) == 64
@@ -170,7 +200,9 @@ def test_unmapped_and_missing_have_suggestions(run: Run, changed: Changed) -> No
 def imported(code: str) -> set[str]:
     """The heavy modules that a fresh interpreter has loaded after `code`."""
     program = f"import sys\n{code}\nprint('loaded:', *(set({HEAVY}) & set(sys.modules)))"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     return set(ran.stdout.splitlines()[-1].split()[1:])
 
 
@@ -188,7 +220,8 @@ def imported(code: str) -> set[str]:
 )
 def test_commands_that_need_no_torch_import_none(arguments: list[str]) -> None:
     program = (
-        f"import contextlib\nfrom llava_remap.cli.commands import app\nwith contextlib.suppress(SystemExit): app({arguments})"
+        "import contextlib\nfrom llava_remap.cli.commands import app\n"
+        f"with contextlib.suppress(SystemExit): app({arguments})"
     )
     assert imported(program) == set()
 
@@ -199,16 +232,28 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
 
 def test_planning_knows_no_torch() -> None:
     """The rooms up to the plan, the target's question to transformers excepted."""
-    assert imported("import llava_remap.plan, llava_remap.execute, llava_remap.folder, llava_remap.jobs.apply") == set()
+    assert (
+        imported(
+            "import llava_remap.plan, llava_remap.execute, llava_remap.folder, "
+            "llava_remap.jobs.apply"
+        )
+        == set()
+    )
 
 
 def test_no_traceback_reaches_the_terminal(tmp_path: Path) -> None:
     """Even of a fault of our own: one line, and how to report it."""
-    program = "import llava_remap.jobs.apply as a\ndef broken(*x, **y): raise RuntimeError('a fault')\na.plan_job = broken\n"
-    program += (
-        "import sys\nsys.argv = ['llava-remap', 'apply', 'llava-v1.5', '--source', 'x']\nfrom llava_remap.cli import main\nmain()"
+    program = (
+        "import llava_remap.jobs.apply as a\n"
+        "def broken(*x, **y): raise RuntimeError('a fault')\na.plan_job = broken\n"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    program += (
+        "import sys\nsys.argv = ['llava-remap', 'apply', 'llava-v1.5', '--source', 'x']\n"
+        "from llava_remap.cli import main\nmain()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 70
     assert "Internal error: RuntimeError: a fault" in ran.stderr
     assert f"LLAVA_REMAP_TRACEBACK=1 (llava-remap {__version__}, Python " in ran.stderr

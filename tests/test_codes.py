@@ -1,6 +1,7 @@
 """Every code happens here: for each one a small situation that forces it through the command line.
 
-Whatever the code, it is shown with its title, its exit code and what to do; no traceback is, and no file is made or changed.
+Whatever the code, it is shown with its title, its exit code and what to do; no traceback is, and no
+file is made or changed.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from llava_remap.rulefile import pattern
 from tests.compat.checkpoints import qwen_tokenizer
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors, lose_last_byte
 
-#: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in `test_findings.py`;
-#: LR317 is both, too, and its note in `test_parts.py`.
+#: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in
+#: `test_findings.py`; LR317 is both, too, and its note in `test_parts.py`.
 NOTES = {
-    "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR316", "LR318", "LR319", "LR407", "LR408",
+    "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR316", "LR318", "LR319", "LR407",
+    "LR408",
     "LR410", "LR411", "LR414", "LR415", "LR506", "LR608", "LR609", "LR610", "LR611",
 }  # fmt: skip
 #: Codes that others always come with: what a drop takes from the target, the target also misses.
@@ -46,7 +48,9 @@ Arguments = Sequence[object]
 
 @dataclass(frozen=True)
 class Scene:
-    """What a situation is set up with: the fixtures, the test's own folder (where it runs), and a folder that `apply` wrote."""
+    """What a situation is set up with: the fixtures, the test's own folder (where it runs), and
+    a folder that `apply` wrote.
+    """
 
     changed: Changed
     patch: pytest.MonkeyPatch
@@ -72,12 +76,27 @@ class Scene:
     def rules(self, text: str, extends: str = "llava-v1.5.yaml") -> Path:
         """A rule file of one's own."""
         path = Path("mine.yaml")
-        path.write_text(f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: one's own\nextends: [{extends}]\n{text}\n")
+        path.write_text(
+            f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: one's own\nextends: [{extends}]\n"
+            f"{text}\n"
+        )
         return path
 
 
-def applied(source: Path = RELEASED / "bin", rules: object = "llava-v1.5", *more: object, tower: Path = CLIP) -> Arguments:
-    return ("apply", rules, "--source", source, "--source", f"vision_tower={tower}", "--output", "out", *more)
+def applied(
+    source: Path = RELEASED / "bin", rules: object = "llava-v1.5", *more: object, tower: Path = CLIP
+) -> Arguments:
+    return (
+        "apply",
+        rules,
+        "--source",
+        source,
+        "--source",
+        f"vision_tower={tower}",
+        "--output",
+        "out",
+        *more,
+    )
 
 
 def planned(source: Path, *more: object) -> Arguments:
@@ -112,7 +131,9 @@ def lr103(scene: Scene) -> Arguments:
 
 def lr104(scene: Scene) -> Arguments:
     def stub(tensors: Tensors) -> None:
-        tensors.update({name: torch.empty(0, dtype=torch.float16) for name in tensors if ".layers." in name})
+        tensors.update(
+            {name: torch.empty(0, dtype=torch.float16) for name in tensors if ".layers." in name}
+        )
 
     return applied(scene.changed(tensors=stub))
 
@@ -161,7 +182,15 @@ def lr113(scene: Scene) -> Arguments:
 
 
 def lr114(scene: Scene) -> Arguments:
-    return ("apply", "llava-v1.5", "--source", "no-such-user/no-such-model", "--output", "out", "--offline")
+    return (
+        "apply",
+        "llava-v1.5",
+        "--source",
+        "no-such-user/no-such-model",
+        "--output",
+        "out",
+        "--offline",
+    )
 
 
 def lr115(scene: Scene) -> Arguments:
@@ -194,16 +223,26 @@ def lint(names: str, *tests: str) -> Arguments:
 
 
 def lr203(scene: Scene) -> Arguments:
-    return lint("{id: model, from: 'model.{r...}', to: 'model.text.{r}'}", "from: model.a, to: model.text.a")
+    return lint(
+        "{id: model, from: 'model.{r...}', to: 'model.text.{r}'}", "from: model.a, to: model.text.a"
+    )
 
 
 def lr204(scene: Scene) -> Arguments:
     tests = ("from: model.a.b, to: text.a.b", "from: model.norm.w, to: text.norm.w")
-    return lint("{id: all, from: 'model.{r...}', to: 'text.{r}'}, {id: norm, from: 'model.norm.{p}', to: 'n.{p}'}", *tests)
+    return lint(
+        "{id: all, from: 'model.{r...}', to: 'text.{r}'}, {id: norm, from: 'model.norm.{p}', to: "
+        "'n.{p}'}",
+        *tests,
+    )
 
 
 def lr205(scene: Scene) -> Arguments:
-    return (*lint("{id: gone, from: gone, to: lost}", "from: gone, to: lost"), "--source", MANIFESTS / "llava-v1.5-7b.json")
+    return (
+        *lint("{id: gone, from: gone, to: lost}", "from: gone, to: lost"),
+        "--source",
+        MANIFESTS / "llava-v1.5-7b.json",
+    )
 
 
 def lr206(scene: Scene) -> Arguments:
@@ -237,11 +276,17 @@ def lr213(scene: Scene) -> Arguments:
 
 
 def lr214(scene: Scene) -> Arguments:
-    return lint("{id: layers, from: 'layers.{n:int}.{p}', to: 'text.{p}'}", "from: layers.1.w, to: text.w")
+    return lint(
+        "{id: layers, from: 'layers.{n:int}.{p}', to: 'text.{p}'}", "from: layers.1.w, to: text.w"
+    )
 
 
 def lr215(scene: Scene) -> Arguments:
-    names = "{id: norm, match: '^norm\\.', replace: 'text.', reverse: {match: '^text\\.', replace: 'nrom.'}}"
+    names = (
+        "{id: norm, match: '^norm\\.', replace: 'text.', reverse: {match: '^text\\.', "
+        "replace: "
+        "'nrom.'}}"
+    )
     return lint(names, "from: norm.w, to: text.w")
 
 
@@ -249,7 +294,13 @@ def lr215(scene: Scene) -> Arguments:
 
 
 def lr301(scene: Scene) -> Arguments:
-    return applied(scene.changed(tensors=lambda tensors: tensors.update({"model.mm_projector.4.weight": torch.ones(64, 64)})))
+    return applied(
+        scene.changed(
+            tensors=lambda tensors: tensors.update(
+                {"model.mm_projector.4.weight": torch.ones(64, 64)}
+            )
+        )
+    )
 
 
 def lr302(scene: Scene) -> Arguments:
@@ -258,31 +309,52 @@ def lr302(scene: Scene) -> Arguments:
 
 def lr303(scene: Scene) -> Arguments:
     def add_layer(tensors: Tensors) -> None:
-        tensors.update({n.replace(".1.", ".2."): t.clone() for n, t in tensors.items() if n.startswith("model.layers.1.")})
+        tensors.update(
+            {
+                n.replace(".1.", ".2."): t.clone()
+                for n, t in tensors.items()
+                if n.startswith("model.layers.1.")
+            }
+        )
 
     return applied(scene.changed(tensors=add_layer))
 
 
 def lr304(scene: Scene) -> Arguments:
-    return applied(scene.changed(tensors=lambda tensors: tensors.update({f"module.{NORM}": tensors[NORM].clone()})))
+    return applied(
+        scene.changed(
+            tensors=lambda tensors: tensors.update({f"module.{NORM}": tensors[NORM].clone()})
+        )
+    )
 
 
 def lr305(scene: Scene) -> Arguments:
     text = (
-        "schema: 1\nname: other\nversion: 1.0.0\nsummary: a file for other names\nsources: {model: {}, vision_tower: {}}\n"
-        "target: {class: LlavaForConditionalGeneration}\nnames: [{id: other, from: 'other.{rest...}', to: '{rest}'}]\n"
+        "schema: 1\nname: other\nversion: 1.0.0\nsummary: a file for other names\n"
+        "sources: {model: {}, vision_tower: {}}\n"
+        "target: {class: LlavaForConditionalGeneration}\n"
+        "names: [{id: other, from: 'other.{rest...}', to: '{rest}'}]\n"
     )
     Path("other.yaml").write_text(text)
     return applied(rules="other.yaml")
 
 
 def lr306(scene: Scene) -> Arguments:
-    return applied(rules=scene.rules("prepare: [{id: norms, from: 'model.norm.{p}', drop: thought to be a buffer}]"))
+    return applied(
+        rules=scene.rules(
+            "prepare: [{id: norms, from: 'model.norm.{p}', drop: thought to be a buffer}]"
+        )
+    )
 
 
 def lr307(scene: Scene) -> Arguments:
-    rules = scene.rules("names: [{id: extra, from: 'extra.{p}', to: 'language_model.language_model.{p}'}]")
-    return applied(scene.changed(tensors=lambda tensors: tensors.update({"extra.weight": torch.ones(1)})), rules)
+    rules = scene.rules(
+        "names: [{id: extra, from: 'extra.{p}', to: 'language_model.language_model.{p}'}]"
+    )
+    return applied(
+        scene.changed(tensors=lambda tensors: tensors.update({"extra.weight": torch.ones(1)})),
+        rules,
+    )
 
 
 def lr308(scene: Scene) -> Arguments:
@@ -311,7 +383,9 @@ def lr313(scene: Scene) -> Arguments:
     """The adapter of a deeper model."""
     adapter = scene.copy(LORA, "adapter")
     pairs = torch.load(adapter / "adapter_model.bin", weights_only=True)
-    deeper = {name.replace(".1.", ".2."): tensor for name, tensor in pairs.items() if ".layers.1." in name}
+    deeper = {
+        name.replace(".1.", ".2."): tensor for name, tensor in pairs.items() if ".layers.1." in name
+    }
     torch.save(pairs | deeper, adapter / "adapter_model.bin")
     return (*applied(), "--source", f"adapter={adapter}")
 
@@ -326,7 +400,11 @@ def lr315(scene: Scene) -> Arguments:
 
 
 def lr316(scene: Scene) -> Arguments:
-    return planned(RELEASED / "bin", "--source", f"adapter={adapter(scene, base_model_name_or_path='lmsys/vicuna-7b-v1.5')}")
+    return planned(
+        RELEASED / "bin",
+        "--source",
+        f"adapter={adapter(scene, base_model_name_or_path='lmsys/vicuna-7b-v1.5')}",
+    )
 
 
 def lr317(scene: Scene) -> Arguments:
@@ -340,18 +418,28 @@ def lr317(scene: Scene) -> Arguments:
 
 
 def lr318(scene: Scene) -> Arguments:
-    return applied(scene.changed(config=lambda config: config.update(mm_of_mine=3)), "llava-v1.5", "--dry-run")
+    return applied(
+        scene.changed(config=lambda config: config.update(mm_of_mine=3)), "llava-v1.5", "--dry-run"
+    )
 
 
 def lr319(scene: Scene) -> Arguments:
-    """Research code of a name that no rule file knows, on a language model that transformers does."""
+    """Research code of a name that no rule file knows, on a language model that transformers
+    does.
+    """
     return applied(
-        scene.changed(config=lambda config: config.update(architectures=["OursLlamaForCausalLM"])), "llava-v1.5", "--dry-run"
+        scene.changed(config=lambda config: config.update(architectures=["OursLlamaForCausalLM"])),
+        "llava-v1.5",
+        "--dry-run",
     )
 
 
 def lr401(scene: Scene) -> Arguments:
-    return applied(scene.changed(tensors=lambda tensors: tensors.update({NORM: torch.ones(63, dtype=torch.float16)})))
+    return applied(
+        scene.changed(
+            tensors=lambda tensors: tensors.update({NORM: torch.ones(63, dtype=torch.float16)})
+        )
+    )
 
 
 def lr402(scene: Scene) -> Arguments:
@@ -359,7 +447,9 @@ def lr402(scene: Scene) -> Arguments:
 
 
 def lr403(scene: Scene) -> Arguments:
-    """A list of added tokens beside a tokenizer.json that has none of them, and doesn't count them."""
+    """A list of added tokens beside a tokenizer.json that has none of them, and doesn't count
+    them.
+    """
     source = more_rows(scene)
     tokenizer = json.loads((scene.converted / "tokenizer.json").read_text())
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < 320]
@@ -373,7 +463,9 @@ def lr405(scene: Scene) -> Arguments:
 
 
 def lr406(scene: Scene) -> Arguments:
-    return applied(scene.changed(tensors=lambda tensors: tensors[EMBEDDING][7, 3:5].fill_(float("nan"))))
+    return applied(
+        scene.changed(tensors=lambda tensors: tensors[EMBEDDING][7, 3:5].fill_(float("nan")))
+    )
 
 
 def lr407(scene: Scene) -> Arguments:
@@ -385,18 +477,31 @@ def lr408(scene: Scene) -> Arguments:
 
 
 def lr409(scene: Scene) -> Arguments:
-    return applied(scene.changed(tensors=lambda tensors: tensors.update({NORM: tensors[NORM].long()})))
+    return applied(
+        scene.changed(tensors=lambda tensors: tensors.update({NORM: tensors[NORM].long()}))
+    )
 
 
 def lr410(scene: Scene) -> Arguments:
-    return ("apply", "llava-v1.5", "--reverse", "--source", scene.converted, "--output", "out", "--dry-run")
+    return (
+        "apply",
+        "llava-v1.5",
+        "--reverse",
+        "--source",
+        scene.converted,
+        "--output",
+        "out",
+        "--dry-run",
+    )
 
 
 lr411 = lr410
 
 
 def lr412(scene: Scene) -> Arguments:
-    """The end of a text is put behind each piece between pictures, and no tokenizer does that with a whole prompt."""
+    """The end of a text is put behind each piece between pictures, and no tokenizer does that
+    with a whole prompt.
+    """
     source = scene.changed()
     config = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps({**config, "add_eos_token": True}))
@@ -425,10 +530,14 @@ def adapter(scene: Scene, **config: Any) -> Path:
 
 
 def more_rows(scene: Scene) -> Path:
-    """A checkpoint with spare rows: its tokenizer has 321 words, and the rows were padded to a multiple of 64."""
+    """A checkpoint with spare rows: its tokenizer has 321 words, and the rows were padded to a
+    multiple of 64.
+    """
 
     def grow(tensors: Tensors) -> None:
-        tensors.update({name: torch.cat([tensors[name], tensors[name][:64]]) for name in (EMBEDDING, HEAD)})
+        tensors.update(
+            {name: torch.cat([tensors[name], tensors[name][:64]]) for name in (EMBEDDING, HEAD)}
+        )
 
     source = scene.changed(tensors=grow, config=lambda config: config.update(vocab_size=384))
     (source / "added_tokens.json").write_text(json.dumps({"<own>": 320}))
@@ -475,7 +584,9 @@ def lr504(scene: Scene) -> Arguments:
 def lr505(scene: Scene) -> Arguments:
     scene.copy(scene.converted, "out")
     Path("out/llava_remap.json").unlink()
-    Path("out/model-00001-of-00002.safetensors").rename("out/model-00001-of-00002.safetensors.partial")
+    Path("out/model-00001-of-00002.safetensors").rename(
+        "out/model-00001-of-00002.safetensors.partial"
+    )
     return ("verify", "out")
 
 
@@ -495,7 +606,9 @@ def lr508(scene: Scene) -> Arguments:
 
 
 def lr601(scene: Scene) -> Arguments:
-    """A transformers that doesn't know the classic layout any more, when it is asked to load what was written."""
+    """A transformers that doesn't know the classic layout any more, when it is asked to load
+    what was written.
+    """
     from transformers import conversion_mapping
 
     scene.patch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: [])
@@ -548,25 +661,49 @@ def lr608(scene: Scene) -> Arguments:
     tokenizer = qwen_tokenizer(Path("tokenizer"))
     tower = TINY / "siglip-tiny-patch14-28"
     source = TINY / "llava-onevision" / "safetensors"
-    return applied(source, "llava-onevision", "--source", f"language_model={tokenizer}", "--dry-run", tower=tower)
+    return applied(
+        source,
+        "llava-onevision",
+        "--source",
+        f"language_model={tokenizer}",
+        "--dry-run",
+        tower=tower,
+    )
 
 
 def lr609(scene: Scene) -> Arguments:
-    """Qwen's tokenizer ends turns with <|im_end|>, which the generation config of the checkpoint doesn't name."""
+    """Qwen's tokenizer ends turns with <|im_end|>, which the generation config of the checkpoint
+    doesn't name.
+    """
     tower, tokenizer = TINY / "siglip-tiny-patch14-28", qwen_tokenizer(Path("tokenizer"))
     source = TINY / "llava-onevision" / "safetensors"
-    return applied(source, "llava-onevision", "--source", f"language_model={tokenizer}", "--dry-run", tower=tower)
+    return applied(
+        source,
+        "llava-onevision",
+        "--source",
+        f"language_model={tokenizer}",
+        "--dry-run",
+        tower=tower,
+    )
 
 
 def lr610(scene: Scene) -> Arguments:
     """A rule file of one's own that takes LLaVA-1.5's image processor as it is."""
-    return applied(RELEASED / "bin", scene.rules("processor: {image_processor: {config: {do_pad: {const: null}}}}"), "--dry-run")
+    return applied(
+        RELEASED / "bin",
+        scene.rules("processor: {image_processor: {config: {do_pad: {const: null}}}}"),
+        "--dry-run",
+    )
 
 
 def lr510(scene: Scene) -> Arguments:
     """transformers doesn't go with another library; what it is asked was never asked before."""
     scene.patch.setenv("LLAVA_REMAP_CACHE", str(Path("empty").resolve()))
-    scene.patch.setattr(libraries, "import_module", fail(ImportError("cannot import name 'X' from 'huggingface_hub'")))
+    scene.patch.setattr(
+        libraries,
+        "import_module",
+        fail(ImportError("cannot import name 'X' from 'huggingface_hub'")),
+    )
     return applied()
 
 
@@ -590,7 +727,9 @@ def lr611(scene: Scene) -> Arguments:
 
 
 SCENARIOS: dict[str, Callable[[Scene], Arguments]] = {
-    name.upper(): found for name, found in list(globals().items()) if name.startswith("lr") and name[2:].isdecimal()
+    name.upper(): found
+    for name, found in list(globals().items())
+    if name.startswith("lr") and name[2:].isdecimal()
 }
 
 
@@ -613,7 +752,10 @@ def scene(changed: Changed, monkeypatch: pytest.MonkeyPatch, converted: Path) ->
 def tree() -> dict[str, str]:
     """Every file below the current folder with its digest, and every folder."""
     found = (path for path in Path().rglob("*"))
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in found}
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in found
+    }
 
 
 def said(content: Any) -> tuple[list[Any], list[Any]]:

@@ -1,4 +1,6 @@
-"""`--dtype`: every weight in one dtype, rounded once; what doesn't fit is found before anything is written."""
+"""`--dtype`: every weight in one dtype, rounded once; what doesn't fit is found before anything
+is written.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ def sources(source: Path) -> list[object]:
 
 
 def written(folder: str = "out") -> Tensors:
-    return {name: tensor for file in sorted(Path(folder).glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in sorted(Path(folder).glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
 
 
 def in_float32(tensors: Tensors) -> None:
@@ -55,7 +61,19 @@ def noisy(tensors: Tensors) -> None:
 
 @pytest.mark.parametrize("dtype", TORCH)
 def test_every_weight_in_it(dtype: str, run: Run) -> None:
-    ran = run("apply", "llava-v1.5", *sources(MIXED), "--output", "out", "--dtype", dtype, "--verify", "full", "--format", "json")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        *sources(MIXED),
+        "--output",
+        "out",
+        "--dtype",
+        dtype,
+        "--verify",
+        "full",
+        "--format",
+        "json",
+    )
     assert ran.code == 0, ran.err
     plan = ran.json
     apply("llava-v1.5", [MIXED, f"vision_tower={CLIP}"], "kept")
@@ -76,12 +94,18 @@ def test_every_weight_in_it(dtype: str, run: Run) -> None:
     index = json.loads(Path("out/model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == plan["nbytes"]["write"]
     checks = {check["target"] for check in plan["value_checks"] if check["check"] == "range"}
-    narrowed = {"bfloat16": set(cast), "float16": {name for name in cast if name.startswith("vision")}, "float32": set()}
+    narrowed = {
+        "bfloat16": set(cast),
+        "float16": {name for name in cast if name.startswith("vision")},
+        "float32": set(),
+    }
     assert checks == narrowed[dtype]
     config = json.loads(Path("out/config.json").read_text())
     for part in (config, config["text_config"]):
         assert (part["torch_dtype"], part["dtype"]) == (dtype, dtype)
-    model, info = AutoModelForImageTextToText.from_pretrained("out", dtype="auto", output_loading_info=True)
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        "out", dtype="auto", output_loading_info=True
+    )
     assert not any(info.values())
     assert {parameter.dtype for parameter in model.parameters()} == {TORCH[dtype]}
 
@@ -89,7 +113,10 @@ def test_every_weight_in_it(dtype: str, run: Run) -> None:
 def test_keep_is_the_default_and_changes_nothing(run: Run) -> None:
     for output, more in (("one", []), ("two", ["--dtype", "keep"])):
         assert run("apply", "llava-v1.5", *sources(MIXED), "--output", output, *more).code == 0
-    files = {output: {p.name: p.read_bytes() for p in Path(output).iterdir()} for output in ("one", "two")}
+    files = {
+        output: {p.name: p.read_bytes() for p in Path(output).iterdir()}
+        for output in ("one", "two")
+    }
     assert files["one"] == files["two"]
     record = json.loads(files["one"]["llava_remap.json"])
     assert all(entry["stored_dtype"] == entry["dtype"] for entry in record["plan"]["mapped"])
@@ -99,11 +126,15 @@ def test_the_same_bytes_every_time(changed: Changed) -> None:
     source = changed(tensors=noisy)
     for output in ("one", "two"):
         apply("llava-v1.5", [source, f"vision_tower={CLIP}"], output, dtype="bfloat16")
-    assert [p.read_bytes() for p in sorted(Path("one").iterdir())] == [p.read_bytes() for p in sorted(Path("two").iterdir())]
+    assert [p.read_bytes() for p in sorted(Path("one").iterdir())] == [
+        p.read_bytes() for p in sorted(Path("two").iterdir())
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_new_rows_are_made_from_stored_values_and_rounded_once(dtype: str, changed: Changed) -> None:
+def test_new_rows_are_made_from_stored_values_and_rounded_once(
+    dtype: str, changed: Changed
+) -> None:
     source = changed(tensors=noisy)
     apply("llava-v1.5", [source, f"vision_tower={CLIP}"], "out", dtype=dtype)  # type: ignore[arg-type]
     matrix = load_file(source / "model.safetensors")["model.embed_tokens.weight"].double().numpy()
@@ -122,7 +153,9 @@ def test_new_rows_are_made_from_stored_values_and_rounded_once(dtype: str, chang
 
 
 def test_a_mean_beside_a_tie(changed: Changed) -> None:
-    """Rounded to float32 first, it would lie on the tie between two numbers of bfloat16 and go to the lower one."""
+    """Rounded to float32 first, it would lie on the tie between two numbers of bfloat16 and go
+    to the lower one.
+    """
 
     def beside(tensors: Tensors) -> None:
         in_float32(tensors)
@@ -150,11 +183,25 @@ def broken(tensors: Tensors) -> None:
 
 def test_what_does_not_fit_is_told_and_nothing_written(run: Run, changed: Changed) -> None:
     source = changed(tensors=broken)
-    ran = run("apply", "llava-v1.5", *sources(source), "--output", "out", "--dtype", "float16", "--format", "json")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        *sources(source),
+        "--output",
+        "out",
+        "--dtype",
+        "float16",
+        "--format",
+        "json",
+    )
     assert ran.code == 1
     [problem] = ran.json["problems"]
     assert problem["code"] == "LR406"
-    assert problem["names"] == ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
+    assert problem["names"] == [
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.1.mlp.up_proj.weight",
+        "model.norm.weight",
+    ]
     assert "values of 3 tensors don't fit into F16" in problem["message"]
     told = run("apply", "llava-v1.5", *sources(source), "--output", "out", "--dtype", "float16").out
     assert "2 of 7,168 values too large, the largest 80000.5" in told
@@ -178,7 +225,10 @@ def test_a_dry_run_says_that_it_did_not_look(run: Run, changed: Changed) -> None
 
 def test_widening_needs_no_look_and_keeps_what_is_there(run: Run, changed: Changed) -> None:
     source = changed(tensors=lambda tensors: tensors["model.norm.weight"][3].fill_(float("inf")))
-    assert run("apply", "llava-v1.5", *sources(source), "--output", "out", "--dtype", "float32").code == 0
+    assert (
+        run("apply", "llava-v1.5", *sources(source), "--output", "out", "--dtype", "float32").code
+        == 0
+    )
     assert written()["language_model.model.norm.weight"][3] == float("inf")
 
 
@@ -190,7 +240,10 @@ def test_bfloat16_to_float16_can_overflow_and_back_it_cannot(run: Run, changed: 
     source = changed(tensors=large)
     ran = run("apply", "llava-v1.5", *sources(source), "--output", "out", "--dtype", "float16")
     assert (ran.code, "the largest 1.0" in ran.err + ran.out) == (1, True)
-    assert run("apply", "llava-v1.5", *sources(source), "--output", "out", "--dtype", "bfloat16").code == 0
+    assert (
+        run("apply", "llava-v1.5", *sources(source), "--output", "out", "--dtype", "bfloat16").code
+        == 0
+    )
 
 
 def test_values_that_lie_apart(tmp_path: Path) -> None:
@@ -198,7 +251,10 @@ def test_values_that_lie_apart(tmp_path: Path) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
     state = torch.load(RELEASED / "bin" / "pytorch_model.bin", weights_only=True)
-    state = {name: tensor.T.contiguous().T if tensor.ndim == 2 else tensor for name, tensor in state.items()}
+    state = {
+        name: tensor.T.contiguous().T if tensor.ndim == 2 else tensor
+        for name, tensor in state.items()
+    }
     torch.save(state, folder / "pytorch_model.bin")
     for file in (RELEASED / "bin").iterdir():
         if file.suffix != ".bin":
@@ -212,9 +268,16 @@ def test_values_that_lie_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("F32", "BF16"), ("F16", "F32"), ("F64", "F16")])
-@pytest.mark.parametrize(("start", "stop"), [(0, None), (0, 1), (1, 2), (3, 1001), (1398, 1400), (700, 700)])
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, None), (0, 1), (1, 2), (3, 1001), (1398, 1400), (700, 700)]
+)
 def test_runs_of_what_is_cast(
-    stored: str, dtype: str, start: int, stop: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stored: str,
+    dtype: str,
+    start: int,
+    stop: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also runs that begin or end inside a number, and numbers in many chunks."""
     monkeypatch.setattr(values, "CHUNK_ELEMENTS", 7)
@@ -235,15 +298,21 @@ def test_memory_is_that_of_a_chunk(tmp_path: Path) -> None:
     count = 12 * CHUNK_ELEMENTS
     with (tmp_path / "data").open("wb") as file:
         file.truncate(4 * count)
-    tensor = Tensor("x", "F32", (count,), Location(tmp_path / "data", 0, None, False, (0, 4 * count)))
-    entry = Mapped("y", "BF16", (count,), (SourceName("a", "x"),), (), "cast", None, cast_from="F32")
+    tensor = Tensor(
+        "x", "F32", (count,), Location(tmp_path / "data", 0, None, False, (0, 4 * count))
+    )
+    entry = Mapped(
+        "y", "BF16", (count,), (SourceName("a", "x"),), (), "cast", None, cast_from="F32"
+    )
 
     source: Any = SimpleNamespace(catalog={"x": tensor})
     recipe = Recipe({"y": entry}, {}, {"a": source})
     next(iter(recipe.pieces("y")))
     tracemalloc.start()
     try:
-        assert sum(len(piece) for piece in recipe.pieces("y") if isinstance(piece, bytes)) == 2 * count
+        assert (
+            sum(len(piece) for piece in recipe.pieces("y") if isinstance(piece, bytes)) == 2 * count
+        )
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -256,7 +325,17 @@ def test_a_tied_head_goes_with_its_embedding(run: Run, changed: Changed) -> None
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     source = changed(tensors=tied, config=lambda config: config.update(tie_word_embeddings=True))
-    ran = run("apply", "llava-v1.5", *sources(source), "--output", "out", "--dtype", "bfloat16", "--format", "json")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        *sources(source),
+        "--output",
+        "out",
+        "--dtype",
+        "bfloat16",
+        "--format",
+        "json",
+    )
     assert ran.code == 0
     [head] = [entry for entry in ran.json["mapped"] if entry["target"] == HEAD]
     assert (head["op"], head["dtype"], head["stored_dtype"]) == ("tied", "BF16", "F32")
@@ -267,7 +346,9 @@ def test_a_tied_head_goes_with_its_embedding(run: Run, changed: Changed) -> None
 @pytest.mark.parametrize("dtype", TORCH)
 def test_verify_against_the_sources(dtype: str, run: Run, changed: Changed) -> None:
     source = changed(tensors=noisy)
-    assert run("apply", "llava-v1.5", *sources(source), "--output", "out", "--dtype", dtype).code == 0
+    assert (
+        run("apply", "llava-v1.5", *sources(source), "--output", "out", "--dtype", dtype).code == 0
+    )
     against = ["--against", source, "--against", f"vision_tower={CLIP}"]
     ran = run("verify", "out", *against)
     assert (ran.code, "bit by bit" in ran.out) == (0, True)
@@ -279,29 +360,62 @@ def test_verify_against_the_sources(dtype: str, run: Run, changed: Changed) -> N
 
 
 def test_what_was_widened_comes_back(run: Run) -> None:
-    assert run("apply", "llava-v1.5", *sources(RELEASED / "safetensors"), "--output", "out", "--dtype", "float32").code == 0
+    assert (
+        run(
+            "apply",
+            "llava-v1.5",
+            *sources(RELEASED / "safetensors"),
+            "--output",
+            "out",
+            "--dtype",
+            "float32",
+        ).code
+        == 0
+    )
     assert run("revert", "out", "--output", "back").code == 0
     original = load_file(RELEASED / "safetensors" / "model.safetensors")
     [file] = Path("back/model").glob("*.safetensors")
     back = load_file(file)
     assert back
     for name, tensor in back.items():
-        assert (tensor.dtype, torch.equal(tensor, original[name])) == (original[name].dtype, True), name
+        assert (tensor.dtype, torch.equal(tensor, original[name])) == (
+            original[name].dtype,
+            True,
+        ), name
     assert original.keys() - back.keys() == {name for name in original if name.endswith("inv_freq")}
 
 
 def test_a_tower_and_a_language_model_come_back_in_their_own_dtypes(run: Run) -> None:
     """F16 became F32 beside F32 that stayed; wider elements stand first again."""
-    assert run("apply", "llava-v1.5", *sources(MIXED), "--output", "out", "--dtype", "float32").code == 0
+    assert (
+        run("apply", "llava-v1.5", *sources(MIXED), "--output", "out", "--dtype", "float32").code
+        == 0
+    )
     assert run("revert", "out", "--output", "back").code == 0
     original = torch.load(MIXED / "model_state_dict.bin", weights_only=True)
     back = written("back")
-    assert all(torch.equal(tensor, original[name]) and tensor.dtype == original[name].dtype for name, tensor in back.items())
-    assert {name for name in original if name not in back} == {name for name in original if name.endswith("inv_freq")}
+    assert all(
+        torch.equal(tensor, original[name]) and tensor.dtype == original[name].dtype
+        for name, tensor in back.items()
+    )
+    assert {name for name in original if name not in back} == {
+        name for name in original if name.endswith("inv_freq")
+    }
 
 
 def test_what_was_rounded_does_not(run: Run, changed: Changed) -> None:
-    assert run("apply", "llava-v1.5", *sources(changed(tensors=noisy)), "--output", "out", "--dtype", "bfloat16").code == 0
+    assert (
+        run(
+            "apply",
+            "llava-v1.5",
+            *sources(changed(tensors=noisy)),
+            "--output",
+            "out",
+            "--dtype",
+            "bfloat16",
+        ).code
+        == 0
+    )
     ran = run("revert", "out", "--output", "back")
     assert ran.code == 1
     assert "LR607" in ran.err
@@ -312,7 +426,17 @@ def test_what_was_rounded_does_not(run: Run, changed: Changed) -> None:
 def test_from_a_manifest(run: Run) -> None:
     source = MANIFESTS / "llava-v1.5-7b.json"
     kept, cast = (
-        run("apply", "llava-v1.5", "--source", source, "--dry-run", "--format", "json", "--dtype", dtype).json
+        run(
+            "apply",
+            "llava-v1.5",
+            "--source",
+            source,
+            "--dry-run",
+            "--format",
+            "json",
+            "--dtype",
+            dtype,
+        ).json
         for dtype in ("keep", "float32")
     )
     assert {entry["dtype"] for entry in kept["mapped"]} == {"F16", "F32"}

@@ -1,4 +1,6 @@
-"""Numbers of the stored dtypes: against torch, and where torch rounds twice, against exact arithmetic."""
+"""Numbers of the stored dtypes: against torch, and where torch rounds twice, against exact
+arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def bits_of(raw: bytes) -> NDArray[np.uint16]:
 
 
 def by_torch(raw: bytes, dtype: str) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = torch.frombuffer(bytearray(raw), dtype=TORCH[dtype]).to(torch.float64).numpy()
+    found: NDArray[np.float64] = (
+        torch.frombuffer(bytearray(raw), dtype=TORCH[dtype]).to(torch.float64).numpy()
+    )
     return found
 
 
@@ -45,16 +49,23 @@ def is_nan(patterns: NDArray[np.uint16], dtype: str) -> NDArray[np.bool_]:
 
 
 def value(bits: int, dtype: str) -> Fraction:
-    """The value of a finite, non-negative pattern, from the definition of the format (IEEE 754, 3.4)."""
+    """The value of a finite, non-negative pattern, from the definition of the format (IEEE 754,
+    3.4).
+    """
     exponent_bits, fraction_bits = LAYOUT[dtype]
     exponent, fraction = divmod(bits, 1 << fraction_bits)
     bias = (1 << (exponent_bits - 1)) - 1
     if exponent == 0:
         return Fraction(fraction) * Fraction(2) ** (1 - bias - fraction_bits)
-    return Fraction((1 << fraction_bits) + fraction) * Fraction(2) ** (exponent - bias - fraction_bits)
+    return Fraction((1 << fraction_bits) + fraction) * Fraction(2) ** (
+        exponent - bias - fraction_bits
+    )
 
 
-FINITE = {dtype: [value(bits, dtype) for bits in range(((1 << e) - 1) << f)] for dtype, (e, f) in LAYOUT.items()}
+FINITE = {
+    dtype: [value(bits, dtype) for bits in range(((1 << e) - 1) << f)]
+    for dtype, (e, f) in LAYOUT.items()
+}
 
 
 def nearest(number: float, dtype: str) -> int:
@@ -65,7 +76,8 @@ def nearest(number: float, dtype: str) -> int:
         return sign | infinity
     exact = abs(Fraction(number))
     low = bisect_right(FINITE[dtype], exact) - 1
-    # Above the largest finite number the next one would be one step further: from half of the step on it is infinity.
+    # Above the largest finite number the next one would be one step further: from half of the step
+    # on it is infinity.
     step = FINITE[dtype][-1] - FINITE[dtype][-2]
     high = FINITE[dtype][low + 1] if low + 1 < infinity else FINITE[dtype][-1] + step
     below, above = exact - FINITE[dtype][low], high - exact
@@ -75,7 +87,11 @@ def nearest(number: float, dtype: str) -> int:
 
 
 def test_the_reference_itself() -> None:
-    assert [value(bits, "F16") for bits in (0x3C00, 0x0001, 0x7BFF)] == [1, Fraction(1, 2**24), 65504]
+    assert [value(bits, "F16") for bits in (0x3C00, 0x0001, 0x7BFF)] == [
+        1,
+        Fraction(1, 2**24),
+        65504,
+    ]
     assert [value(bits, "BF16") for bits in (0x3F80, 0x4049)] == [1, Fraction(3.140625)]
     assert [nearest(x, "F16") for x in (1.0, -2.0, 65519.99, 65520.0, 2**-25, 2**-25 + 2**-60)] == [
         0x3C00, 0xC000, 0x7BFF, 0x7C00, 0x0000, 0x0001
@@ -87,7 +103,9 @@ def test_every_pattern_reads_as_in_torch(dtype: str) -> None:
     ours = to_float64(ALL_PATTERNS.tobytes(), dtype)
     assert ours.dtype == np.float64
     assert ours.shape == (65536,)
-    np.testing.assert_array_equal(ours, by_torch(ALL_PATTERNS.tobytes(), dtype))  # NaN equals NaN here
+    np.testing.assert_array_equal(
+        ours, by_torch(ALL_PATTERNS.tobytes(), dtype)
+    )  # NaN equals NaN here
     np.testing.assert_array_equal(np.signbit(ours), ALL_PATTERNS >= 0x8000)
 
 
@@ -113,15 +131,21 @@ def test_wide_floats_read_as_in_torch_and_come_back(dtype: str, words: str) -> N
 
 
 def hard_numbers(dtype: str) -> NDArray[np.float64]:
-    """Random numbers over the whole range and beyond it, the middles between neighbours, and numbers very near to those."""
+    """Random numbers over the whole range and beyond it, the middles between neighbours, and
+    numbers very near to those.
+    """
     rng = np.random.default_rng(1)
     exponents = rng.uniform(*{"F16": (-28, 18), "BF16": (-140, 130)}[dtype], 1500)
     spread = rng.choice([-1.0, 1.0], 1500) * rng.uniform(1, 2, 1500) * 2.0**exponents
     low = np.sort(rng.choice(len(FINITE[dtype]) - 1, 700, replace=False))
-    low = np.concatenate([low, np.arange(140), np.arange(len(FINITE[dtype]) - 140, len(FINITE[dtype]) - 1)])
+    low = np.concatenate(
+        [low, np.arange(140), np.arange(len(FINITE[dtype]) - 140, len(FINITE[dtype]) - 1)]
+    )
     middles = np.array([float((FINITE[dtype][at] + FINITE[dtype][at + 1]) / 2) for at in low])
     near = [middles * (1 + sign * 2.0**-power) for sign in (-1, 1) for power in (25, 30, 52)]
-    last = float(FINITE[dtype][-1] + (FINITE[dtype][-1] - FINITE[dtype][-2]) / 2)  # the tie between the largest and infinity
+    last = float(
+        FINITE[dtype][-1] + (FINITE[dtype][-1] - FINITE[dtype][-2]) / 2
+    )  # the tie between the largest and infinity
     ends = [
         0.0,
         -0.0,
@@ -208,7 +232,9 @@ def test_float64_is_the_same(number: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
-@pytest.mark.parametrize("pattern", [0x7FF8000000000000, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 0x7FF0000000000001])
+@pytest.mark.parametrize(
+    "pattern", [0x7FF8000000000000, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 0x7FF0000000000001]
+)
 def test_nan_stays_nan(pattern: int, dtype: str) -> None:
     (bits,) = bits_of(from_float64(np.array([pattern], dtype=np.uint64).view(np.float64), dtype))
     assert is_nan(np.array([bits]), dtype).all()
@@ -244,7 +270,9 @@ def test_no_numbers(dtype: str) -> None:
         to_float64(bytes(8), dtype)
 
 
-@pytest.mark.parametrize("dtype", [*(dtype for dtype, _, _ in INTEGERS), "C64", "F8_E4M3", "F8_E5M2", "float16"])
+@pytest.mark.parametrize(
+    "dtype", [*(dtype for dtype, _, _ in INTEGERS), "C64", "F8_E4M3", "F8_E5M2", "float16"]
+)
 def test_no_rounding(dtype: str) -> None:
     with pytest.raises(ValueError, match=f"can't round to dtype {dtype}"):
         from_float64(np.zeros(1), dtype)
@@ -261,7 +289,10 @@ def test_rows_are_written_one_behind_the_other(dtype: str) -> None:
 def test_nothing_and_memory_views(dtype: str) -> None:
     assert to_float64(b"", dtype).tolist() == []
     assert from_float64(np.zeros((0, 4)), dtype) == b""
-    assert to_float64(memoryview(from_float64(np.array([1.5, -2.0]), dtype)), dtype).tolist() == [1.5, -2]
+    assert to_float64(memoryview(from_float64(np.array([1.5, -2.0]), dtype)), dtype).tolist() == [
+        1.5,
+        -2,
+    ]
 
 
 def test_the_input_is_left_alone() -> None:
@@ -274,7 +305,18 @@ def test_the_input_is_left_alone() -> None:
 def float32_patterns() -> bytes:
     """Each upper half with lower halves on and beside the ties of BF16 and F16, and random ones."""
     upper = ALL_PATTERNS.astype(np.uint32) << 16
-    lower = [0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF, *np.random.default_rng(0).integers(0, 1 << 16, 8)]
+    lower = [
+        0,
+        1,
+        0x0FFF,
+        0x1000,
+        0x1001,
+        0x7FFF,
+        0x8000,
+        0x8001,
+        0xFFFF,
+        *np.random.default_rng(0).integers(0, 1 << 16, 8),
+    ]
     return b"".join((upper | np.uint32(low)).astype("<u4").tobytes() for low in lower)
 
 
@@ -324,13 +366,19 @@ def test_integers_are_finite() -> None:
         is_finite(bytes(8), "C64")
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("F16", "f2"), ("BF16", "f4"), ("F32", "f4"), ("F64", "f8"), ("I8", "i1")])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("F16", "f2"), ("BF16", "f4"), ("F32", "f4"), ("F64", "f8"), ("I8", "i1")]
+)
 def test_numbers_keep_numpys_own_dtype(dtype: str, kind: str) -> None:
-    found = read_numbers(from_float64(np.array([1.5]), dtype) if dtype in FLOATS else b"\x01", dtype)
+    found = read_numbers(
+        from_float64(np.array([1.5]), dtype) if dtype in FLOATS else b"\x01", dtype
+    )
     assert (found.dtype, found.tolist()) == (np.dtype(kind), [1.5 if dtype in FLOATS else 1])
 
 
-@pytest.mark.parametrize("pair", [("I64", "F16"), ("F16", "I8"), ("F8_E4M3", "F32"), ("F32", "BOOL")])
+@pytest.mark.parametrize(
+    "pair", [("I64", "F16"), ("F16", "I8"), ("F8_E4M3", "F32"), ("F32", "BOOL")]
+)
 def test_cast_of_no_float(pair: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="can't cast"):
         cast(b"", *pair)

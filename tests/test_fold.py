@@ -103,7 +103,10 @@ def test_unfold_itself() -> None:
 
 
 def test_a_folded_name_moves_no_cursor() -> None:
-    assert fold_names(["a\n\x1b[31m.0.w", "a\n\x1b[31m.1.w", "b\u202ec"]) == ["a\\n\\x1b[31m.{0..1}.w", "b\\u202ec"]
+    assert fold_names(["a\n\x1b[31m.0.w", "a\n\x1b[31m.1.w", "b\u202ec"]) == [
+        "a\\n\\x1b[31m.{0..1}.w",
+        "b\\u202ec",
+    ]
 
 
 def test_a_number_of_thousands_of_digits_is_a_word() -> None:

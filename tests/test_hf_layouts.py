@@ -1,4 +1,6 @@
-"""Converted already, under other names: from every layout to the classic one, and from originals to every layout."""
+"""Converted already, under other names: from every layout to the classic one, and from originals
+to every layout.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def classic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tensors(folder: Path) -> Tensors:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 def same(one: Tensors, other: Tensors) -> bool:
@@ -42,8 +48,16 @@ def same(one: Tensors, other: Tensors) -> bool:
 
 def respelt(folder: Path, copy: Path, spell: Callable[[str], str]) -> Path:
     """A folder as transformers saves it, without a record, under other names."""
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json", "llava_remap.json"))
-    save_file({spell(name): tensor for name, tensor in tensors(folder).items()}, copy / "model.safetensors", {"format": "pt"})
+    shutil.copytree(
+        folder,
+        copy,
+        ignore=shutil.ignore_patterns("*.safetensors", "*.index.json", "llava_remap.json"),
+    )
+    save_file(
+        {spell(name): tensor for name, tensor in tensors(folder).items()},
+        copy / "model.safetensors",
+        {"format": "pt"},
+    )
     return copy
 
 
@@ -52,8 +66,12 @@ def in_layout(layout: str) -> Callable[[str], str]:
 
 
 def loaded(folder: Path) -> Tensors:
-    """The parameters of the model as it loads from a folder, with nothing missing, unexpected or mismatched, and its logits."""
-    model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    """The parameters of the model as it loads from a folder, with nothing missing, unexpected or
+    mismatched, and its logits.
+    """
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     assert not any(info.values()), info
     with torch.no_grad():
         logits = model.eval()(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
@@ -61,22 +79,48 @@ def loaded(folder: Path) -> Tensors:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_from_every_layout_to_the_classic_one(layout: str, classic: Path, run: Run, tmp_path: Path) -> None:
+def test_from_every_layout_to_the_classic_one(
+    layout: str, classic: Path, run: Run, tmp_path: Path
+) -> None:
     """Bit-equal; config and small files say what they said."""
     source = respelt(classic, tmp_path / "source", in_layout(layout))
-    ran = run("apply", "hf-layouts", "--source", source, "--output", "out", "--verify", "full", "--format", "json")
+    ran = run(
+        "apply",
+        "hf-layouts",
+        "--source",
+        source,
+        "--output",
+        "out",
+        "--verify",
+        "full",
+        "--format",
+        "json",
+    )
     assert ran.code == 0
-    assert ran.json["target"] == {"class": "LlavaForConditionalGeneration", "layout": "classic", "tensors": 80}
+    assert ran.json["target"] == {
+        "class": "LlavaForConditionalGeneration",
+        "layout": "classic",
+        "tensors": 80,
+    }
     assert all(entry["rules"][0].startswith(f"{layout}/") for entry in ran.json["mapped"])
     assert same(tensors(Path("out")), tensors(classic))
-    before, after = (json.loads((folder / "config.json").read_text()) for folder in (classic, Path("out")))
+    before, after = (
+        json.loads((folder / "config.json").read_text()) for folder in (classic, Path("out"))
+    )
     assert_kept(before, after)
-    small, kept = ({path.name for path in folder.iterdir() if path.suffix != ".safetensors"} for folder in (Path("out"), classic))
+    small, kept = (
+        {path.name for path in folder.iterdir() if path.suffix != ".safetensors"}
+        for folder in (Path("out"), classic)
+    )
     assert small == kept
-    assert (Path("out") / "chat_template.jinja").read_text() == (classic / "chat_template.jinja").read_text()
+    assert (Path("out") / "chat_template.jinja").read_text() == (
+        classic / "chat_template.jinja"
+    ).read_text()
     made = AutoProcessor.from_pretrained(Path("out"))
     assert type(made).__name__ == "LlavaProcessor"
-    assert made.tokenizer.get_vocab() == AutoProcessor.from_pretrained(classic).tokenizer.get_vocab()
+    assert (
+        made.tokenizer.get_vocab() == AutoProcessor.from_pretrained(classic).tokenizer.get_vocab()
+    )
     assert run("verify", "out", "--against", source).code == 0
     assert run("revert", "out", "--output", "back").code == 0
     assert same(tensors(Path("back")), tensors(source))
@@ -98,7 +142,11 @@ def old_only(config: dict[str, Any]) -> None:
 
 def new_only(config: dict[str, Any]) -> None:
     """As 5.x writes it."""
-    del config["torch_dtype"], config["text_config"]["rope_theta"], config["text_config"]["rope_scaling"]
+    del (
+        config["torch_dtype"],
+        config["text_config"]["rope_theta"],
+        config["text_config"]["rope_scaling"],
+    )
 
 
 @pytest.mark.parametrize("generation", [old_only, new_only])
@@ -107,8 +155,15 @@ def test_the_config_is_in_the_keys_of_both_generations(
 ) -> None:
     source = respelt(classic, tmp_path / "source", in_layout("classic-5.6"))
     config = json.loads((source / "config.json").read_text())
-    config["text_config"] |= {"rope_theta": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
-    config["text_config"]["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}
+    config["text_config"] |= {
+        "rope_theta": 5000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    }
+    config["text_config"]["rope_parameters"] = {
+        "rope_type": "linear",
+        "factor": 2.0,
+        "rope_theta": 5000.0,
+    }
     generation(config)
     (source / "config.json").write_text(json.dumps(config))
     apply("hf-layouts", [source], tmp_path / "out")
@@ -117,11 +172,17 @@ def test_the_config_is_in_the_keys_of_both_generations(
     assert made["image_token_id"] == made["image_token_index"] == 320
     assert made["text_config"]["rope_theta"] == 5000.0
     assert made["text_config"]["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
-    assert made["text_config"]["rope_parameters"] == {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}
+    assert made["text_config"]["rope_parameters"] == {
+        "rope_type": "linear",
+        "factor": 2.0,
+        "rope_theta": 5000.0,
+    }
 
 
 def test_processor_files_of_5_open_in_both_generations(classic: Path, tmp_path: Path) -> None:
-    """5.x saves one file for processor and image processor, the chat template as Jinja, and no class that 4.x knows."""
+    """5.x saves one file for processor and image processor, the chat template as Jinja, and no
+    class that 4.x knows.
+    """
     source = respelt(classic, tmp_path / "source", str)
     for file in source.glob("*"):
         if file.name not in ("config.json", "model.safetensors"):
@@ -131,7 +192,9 @@ def test_processor_files_of_5_open_in_both_generations(classic: Path, tmp_path: 
     apply("hf-layouts", [source], tmp_path / "out")
     out = tmp_path / "out"
     images = json.loads((out / "preprocessor_config.json").read_text())
-    assert images["image_processor_type"] == "LlavaImageProcessor"  # named by 5.x: versions that don't know it stop, none crops
+    assert (
+        images["image_processor_type"] == "LlavaImageProcessor"
+    )  # named by 5.x: versions that don't know it stop, none crops
     assert images["size"] == {"shortest_edge": 28}
     assert "image_processor" not in json.loads((out / "processor_config.json").read_text())
     template = (classic / "chat_template.jinja").read_text()
@@ -143,9 +206,13 @@ def test_processor_files_of_5_open_in_both_generations(classic: Path, tmp_path: 
 
 
 def test_a_mixture_that_is_no_version_s(classic: Path, run: Run, tmp_path: Path) -> None:
-    """As 5.6 saves the mixture of 5.4, whose language model it takes for missing and makes up at random."""
+    """As 5.6 saves the mixture of 5.4, whose language model it takes for missing and makes up at
+    random.
+    """
     names = {"language_model.lm_head.weight": "language_model.lm_head.weight"}
-    source = respelt(classic, tmp_path / "source", lambda name: names.get(name) or in_layout("module-4.52")(name))
+    source = respelt(
+        classic, tmp_path / "source", lambda name: names.get(name) or in_layout("module-4.52")(name)
+    )
     ran = run("apply", "hf-layouts", "--source", source, "--output", "out")
     assert ran.code == 1
     assert "LR301" in ran.out
@@ -155,7 +222,9 @@ def test_a_mixture_that_is_no_version_s(classic: Path, run: Run, tmp_path: Path)
 
 @pytest.mark.parametrize("manifest", sorted(path.name for path in MANIFESTS.glob("*.json")))
 def test_no_original_is_taken(manifest: str, run: Run) -> None:
-    ran = run("apply", "hf-layouts", "--source", MANIFESTS / manifest, "--dry-run", "--format", "json")
+    ran = run(
+        "apply", "hf-layouts", "--source", MANIFESTS / manifest, "--dry-run", "--format", "json"
+    )
     assert ran.code != 0
     assert {problem["code"] for problem in ran.json["problems"]} <= {"LR305", "LR311"}
 
@@ -192,7 +261,9 @@ def test_a_null_head_dim_is_left_out(classic: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
-def test_inspect_says_which_layout_it_is_and_what_to_run(layout: str, classic: Path, run: Run, tmp_path: Path) -> None:
+def test_inspect_says_which_layout_it_is_and_what_to_run(
+    layout: str, classic: Path, run: Run, tmp_path: Path
+) -> None:
     source = respelt(classic, tmp_path / "source", in_layout(layout))
     ran = run("inspect", source)
     assert ran.code == 0
@@ -208,21 +279,43 @@ def test_inspect_says_which_layout_it_is_and_what_to_run(layout: str, classic: P
 
 @pytest.mark.parametrize("layout", WRITTEN)
 def test_an_original_to_every_layout(layout: str, classic: Path, run: Run) -> None:
-    """Plan, index, files and record have the layout's names; it loads, verifies, and leads back, by record and by rules."""
+    """Plan, index, files and record have the layout's names; it loads, verifies, and leads back,
+    by record and by rules.
+    """
     sources = [argument for source in SOURCES for argument in ("--source", source)]
-    ran = run("apply", "llava-v1.5", *sources, "--output", "out", "--layout", layout, "--verify", "full", "--format", "json")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        *sources,
+        "--output",
+        "out",
+        "--layout",
+        layout,
+        "--verify",
+        "full",
+        "--format",
+        "json",
+    )
     assert ran.code == 0
     names = {in_layout(layout)(name): tensor for name, tensor in tensors(classic).items()}
     assert ran.json["target"]["layout"] == layout
     assert {entry["target"] for entry in ran.json["mapped"]} == set(names)
     assert {entry["target"] for entry in ran.json["post_load"]} <= set(names)
-    assert set(json.loads(Path("out/model.safetensors.index.json").read_text())["weight_map"]) == set(names)
+    assert set(
+        json.loads(Path("out/model.safetensors.index.json").read_text())["weight_map"]
+    ) == set(names)
     assert same(tensors(Path("out")), names)  # new rows too
     assert same(loaded(Path("out")), loaded(classic))
-    against = [argument for source in (f"model={SOURCES[0]}", SOURCES[1]) for argument in ("--against", source)]
+    against = [
+        argument
+        for source in (f"model={SOURCES[0]}", SOURCES[1])
+        for argument in ("--against", source)
+    ]
     assert run("verify", "out", *against).code == 0
     assert run("revert", "out", "--output", "back").code == 0
-    assert run("apply", "llava-v1.5", "--reverse", "--source", "out", "--output", "by-rules").code == 0
+    assert (
+        run("apply", "llava-v1.5", "--reverse", "--source", "out", "--output", "by-rules").code == 0
+    )
     apply("hf-layouts", ["out"], "again")
     assert same(tensors(Path("again")), tensors(classic))
 
@@ -231,12 +324,24 @@ def test_the_rows_stay(classic: Path) -> None:
     """`--vocab N` with the number of rows is no change; another can't be had."""
     assert plan_job("hf-layouts", [classic], "out", vocab=384).plan.complete
     [problem] = plan_job("hf-layouts", [classic], "out", vocab=500).plan.problems
-    assert problem.cause == "--vocab 500: embed_tokens has 384 rows, and none can be added: no rule of `post_load` adds rows."
+    assert (
+        problem.cause
+        == "--vocab 500: embed_tokens has 384 rows, and none can be added: no rule of `post_load` "
+        "adds rows."
+    )
     assert problem.fix == "Give --vocab keep, or leave it out."
 
 
 def test_a_dry_run_shows_the_layout(run: Run) -> None:
-    ran = run("apply", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--dry-run", "--layout", "module-5.6")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        MANIFESTS / "llava-v1.5-7b.json",
+        "--dry-run",
+        "--layout",
+        "module-5.6",
+    )
     assert ran.code == 0
     assert "LlavaForConditionalGeneration, module-5.6 layout" in ran.out
     assert "multi_modal_projector" in ran.out
@@ -251,7 +356,9 @@ def test_layouts_that_are_not_written(run: Run) -> None:
         assert "it is one of classic, module-4.52, module-5.6" in ran.err
     with pytest.raises(RemapError, match="LR211"):
         apply("llava-v1.5", SOURCES, "out", layout="module")
-    ran = run("apply", "llava-v1.5", "--reverse", "--source", RELEASED / "bin", "--layout", "module-5.6")
+    ran = run(
+        "apply", "llava-v1.5", "--reverse", "--source", RELEASED / "bin", "--layout", "module-5.6"
+    )
     assert ran.code == 2
     assert "--reverse writes original names" in ran.err
 
@@ -271,7 +378,9 @@ def test_a_key_mapping_needs_to_know_the_layout(classic: Path, run: Run, tmp_pat
     assert ran.code == 2
     assert "LR211" in ran.err
     source = respelt(classic, tmp_path / "source", in_layout("mixed-5.4"))
-    patterns = json.loads(run("rules", "explain", "hf-layouts", "--as", "key-mapping", "--source", source).out)
+    patterns = json.loads(
+        run("rules", "explain", "hf-layouts", "--as", "key-mapping", "--source", source).out
+    )
     assert any("model" in pattern for pattern in patterns)
 
 
@@ -284,7 +393,9 @@ def test_a_key_mapping_needs_to_know_the_layout(classic: Path, run: Run, tmp_pat
     ],
     ids=["token ids", "rope theta", "model type"],
 )
-def test_configs_that_contradict_themselves(change: Callable[[Any], None], classic: Path, run: Run, tmp_path: Path) -> None:
+def test_configs_that_contradict_themselves(
+    change: Callable[[Any], None], classic: Path, run: Run, tmp_path: Path
+) -> None:
     source = respelt(classic, tmp_path / "source", in_layout("module-5.6"))
     content = json.loads((source / "config.json").read_text())
     change(content)
@@ -295,7 +406,9 @@ def test_configs_that_contradict_themselves(change: Callable[[Any], None], class
 
 
 def test_a_model_that_only_the_whole_config_ties(classic: Path, run: Run, tmp_path: Path) -> None:
-    """As 5.23 saves it, without a head; 4.x asks the language model's part of the config, and would make up a head."""
+    """As 5.23 saves it, without a head; 4.x asks the language model's part of the config, and
+    would make up a head.
+    """
     source = respelt(classic, tmp_path / "source", in_layout("classic-5.6"))
     state = load_file(source / "model.safetensors")
     del state["language_model.lm_head.weight"]

@@ -16,7 +16,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig, PixtralVisionConfig
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
+)
 from typer.testing import CliRunner
 
 from llava_remap.checkpoint import Checkpoint, Tensor
@@ -36,11 +41,17 @@ ONEVISION = TINY / "llava-onevision" / "safetensors"
 Config = dict[str, Any]
 
 
-def written(tensors: Tensors, config: Config | None, folder: str = "in", metadata: str = "pt") -> Path:
+def written(
+    tensors: Tensors, config: Config | None, folder: str = "in", metadata: str = "pt"
+) -> Path:
     """A checkpoint folder."""
     path = Path(folder)
     path.mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / "model.safetensors", {"format": metadata})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        path / "model.safetensors",
+        {"format": metadata},
+    )
     if config is not None:
         (path / "config.json").write_text(json.dumps(config))
     return path
@@ -54,18 +65,30 @@ def original(source: Path = RELEASED / "safetensors") -> tuple[Tensors, Config]:
 @pytest.fixture(scope="module")
 def whole() -> Tensors:
     """LLaVA-1.5 with its tower."""
-    state = torch.load(TINY / "llava-v1.5" / "full_state_dict" / "model_state_dict.bin", weights_only=True)
-    return {name: tensor for name, tensor in state.items() if "inv_freq" not in name and "position_ids" not in name}
+    state = torch.load(
+        TINY / "llava-v1.5" / "full_state_dict" / "model_state_dict.bin", weights_only=True
+    )
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if "inv_freq" not in name and "position_ids" not in name
+    }
 
 
 @pytest.fixture(scope="module")
 def classic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small LLaVA-1.5, converted."""
-    return apply("llava-v1.5", [RELEASED / "bin", TOWER], tmp_path_factory.mktemp("classic") / "out").output
+    return apply(
+        "llava-v1.5", [RELEASED / "bin", TOWER], tmp_path_factory.mktemp("classic") / "out"
+    ).output
 
 
 def converted(classic: Path) -> tuple[Tensors, Config]:
-    tensors = {name: tensor for file in classic.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    tensors = {
+        name: tensor
+        for file in classic.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
     return tensors, json.loads((classic / "config.json").read_text())
 
 
@@ -153,24 +176,70 @@ def no_class(tensors: Tensors, config: Config) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (half, ["LR302", "multi_modal_projector.linear_1.weight", "Nothing is there of multi_modal_projector."]),
+        (
+            half,
+            [
+                "LR302",
+                "multi_modal_projector.linear_1.weight",
+                "Nothing is there of multi_modal_projector.",
+            ],
+        ),
         (tower_alone, ["LR302", "Nothing is there of language_model, multi_modal_projector."]),
         (text_alone, ["LR302", "Nothing is there of multi_modal_projector, vision_tower."]),
-        (fewer_layers, ["LR302", "The config says 2 layers of the language model, the sources have 1."]),
-        (mlx_axes, ["LR401", "[32, 14, 14, 3] in the checkpoint, [32, 3, 14, 14] in the model", "as MLX stores convolutions"]),
-        (other_axes, ["LR401", "[14, 14, 3, 32] in the checkpoint", "has the axes in another order."]),
-        (other_vocabulary, ["LR401", "[384, 64] in the checkpoint, [1000, 64] in the model", "text_config.vocab_size: 1000"]),
+        (
+            fewer_layers,
+            ["LR302", "The config says 2 layers of the language model, the sources have 1."],
+        ),
+        (
+            mlx_axes,
+            [
+                "LR401",
+                "[32, 14, 14, 3] in the checkpoint, [32, 3, 14, 14] in the model",
+                "as MLX stores convolutions",
+            ],
+        ),
+        (
+            other_axes,
+            ["LR401", "[14, 14, 3, 32] in the checkpoint", "has the axes in another order."],
+        ),
+        (
+            other_vocabulary,
+            [
+                "LR401",
+                "[384, 64] in the checkpoint, [1000, 64] in the model",
+                "text_config.vocab_size: 1000",
+            ],
+        ),
         (in_eight_bits, ["LR409", "of dtype I8", "give the unquantised checkpoint"]),
-        (packed_by_mlx, ["LR314", "quantization: {'group_size': 64, 'bits': 4}", "only unquantised ones are converted"]),
-        (said_to_be_quantised, ["LR314", "quantization_config: {'quant_method': 'bitsandbytes'", "take the key out"]),
-        (another_class, ["LR311", "architectures: 'PaliGemmaForConditionalGeneration', not 'LlavaForConditionalGeneration'"]),
+        (
+            packed_by_mlx,
+            [
+                "LR314",
+                "quantization: {'group_size': 64, 'bits': 4}",
+                "only unquantised ones are converted",
+            ],
+        ),
+        (
+            said_to_be_quantised,
+            ["LR314", "quantization_config: {'quant_method': 'bitsandbytes'", "take the key out"],
+        ),
+        (
+            another_class,
+            [
+                "LR311",
+                "architectures: 'PaliGemmaForConditionalGeneration', not "
+                "'LlavaForConditionalGeneration'",
+            ],
+        ),
         (no_class, ["LR311", "architectures: 'NoSuchClass'"]),
     ],
 )
 def test_names_of_a_layout_are_no_all_clear(
     change: Callable[[Tensors, Config], None], words: list[str], classic: Path, run: Run
 ) -> None:
-    """Each is told by its own cause, the same by `inspect`, by `apply hf-layouts` and by `apply` of an original's rule file."""
+    """Each is told by its own cause, the same by `inspect`, by `apply hf-layouts` and by `apply`
+    of an original's rule file.
+    """
     tensors, config = converted(classic)
     change(tensors, config)
     source = written(tensors, config)
@@ -183,8 +252,12 @@ def test_names_of_a_layout_are_no_all_clear(
 
 
 @pytest.mark.parametrize("metadata", ["pt", "mlx"])
-def test_a_whole_model_in_the_classic_layout_is_proven_to_be_one(metadata: str, classic: Path, run: Run) -> None:
-    """`format: mlx` alone changes nothing: transformers loads such a file if the shapes are its own."""
+def test_a_whole_model_in_the_classic_layout_is_proven_to_be_one(
+    metadata: str, classic: Path, run: Run
+) -> None:
+    """`format: mlx` alone changes nothing: transformers loads such a file if the shapes are its
+    own.
+    """
     source = written(*converted(classic), metadata=metadata)
     for text in both(run, source, "llava-v1.5"):
         assert ALL_CLEAR.search(text)
@@ -195,14 +268,21 @@ def test_a_whole_model_in_the_classic_layout_is_proven_to_be_one(metadata: str, 
 def test_a_tower_of_pixtral_inside_the_familys_class(run: Run) -> None:
     """Converted, value for value; and as it was saved, when it is loaded again."""
     vision = PixtralVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=56,
+        patch_size=14,
     )
     text = MistralConfig(
-        hidden_size=64, intermediate_size=112, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=384,
+        hidden_size=64, intermediate_size=112, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=384,
         head_dim=16,
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=vision, text_config=text, vision_feature_layer=-1, vision_feature_select_strategy="full",
+        vision_config=vision, text_config=text, vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
         image_token_index=10,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
@@ -217,16 +297,24 @@ def test_a_tower_of_pixtral_inside_the_familys_class(run: Run) -> None:
 def test_another_tower_inside_the_familys_class_is_named(classic: Path, run: Run) -> None:
     tensors, config = converted(classic)
     config["vision_config"]["model_type"] = "dinov2"
-    renamed = {name.replace("vision_tower.vision_model.", "vision_tower.blocks."): t for name, t in tensors.items()}
+    renamed = {
+        name.replace("vision_tower.vision_model.", "vision_tower.blocks."): t
+        for name, t in tensors.items()
+    }
     for text in both(run, written(renamed, config), "hf-layouts"):
-        assert "has a tower inside, which its config calls 'dinov2', of a kind that hf-layouts doesn't know" in text
+        assert (
+            "has a tower inside, which its config calls 'dinov2', of a kind that hf-layouts "
+            "doesn't know" in text
+        )
 
 
 # One answer
 
 
 def triple_width(tensors: Tensors, config: Config) -> None:
-    tensors["model.mm_projector.0.weight"] = torch.cat([tensors["model.mm_projector.0.weight"]] * 3, dim=1)
+    tensors["model.mm_projector.0.weight"] = torch.cat(
+        [tensors["model.mm_projector.0.weight"]] * 3, dim=1
+    )
     config["mm_hidden_size"] = 96
 
 
@@ -283,8 +371,12 @@ def test_what_apply_refuses_does_not_fit_in_inspect(
         assert words in text
 
 
-@pytest.mark.parametrize(("change", "words"), [case for case in REFUSED if case[0] not in (triple_width, no_such_layer)])
-def test_nor_without_its_tower(change: Callable[[Tensors, Config], None], words: str, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"), [case for case in REFUSED if case[0] not in (triple_width, no_such_layer)]
+)
+def test_nor_without_its_tower(
+    change: Callable[[Tensors, Config], None], words: str, run: Run
+) -> None:
     """What doesn't depend on the tower is checked without one."""
     tensors, config = original()
     change(tensors, config)
@@ -303,8 +395,16 @@ def test_inspect_says_what_is_not_checked_without_a_tower(run: Run) -> None:
     ("source", "config", "fitting"),
     [
         (ONEVISION, {}, ["llava-onevision"]),
-        (ONEVISION, {"image_aspect_ratio": "anyres"}, ["llava-interleave", "llava-interleave-onevision"]),
-        (NEXT, {"mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2}, ["llava-next-video"]),
+        (
+            ONEVISION,
+            {"image_aspect_ratio": "anyres"},
+            ["llava-interleave", "llava-interleave-onevision"],
+        ),
+        (
+            NEXT,
+            {"mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2},
+            ["llava-next-video"],
+        ),
     ],
 )
 def test_the_tower_that_is_made_up_is_of_the_kind_that_the_rule_file_is_for(
@@ -321,7 +421,11 @@ def test_the_tower_that_is_made_up_is_of_the_kind_that_the_rule_file_is_for(
 def test_a_refused_video_model_is_not_led_to_a_rule_file_for_another_tower(run: Run) -> None:
     tensors, config = original(NEXT)
     bare = {name: tensor for name, tensor in tensors.items() if "vision_tower" not in name}
-    config |= {"mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2, "mm_newline_position": "no_token"}
+    config |= {
+        "mm_spatial_pool_mode": "average",
+        "mm_spatial_pool_stride": 2,
+        "mm_newline_position": "no_token",
+    }
     ran = run("inspect", written(bare, config))
     assert ran.code == 1
     assert "llava-interleave takes every name" not in ran.out
@@ -334,7 +438,10 @@ def test_inspect_says_why_a_tower_inside_needs_its_config(whole: Tensors, run: R
     assert ran.code == 0
     assert "llava-v1.5: fits, maps 80 of 80 names" in ran.out
     assert "with --source vision_tower=DIR: nothing tells the number of attention heads" in ran.out
-    assert ran.out.splitlines()[-1] == f"llava-remap apply llava-v1.5 --source {source} --source vision_tower=DIR"
+    assert (
+        ran.out.splitlines()[-1]
+        == f"llava-remap apply llava-v1.5 --source {source} --source vision_tower=DIR"
+    )
     assert run("apply", "llava-v1.5", "--source", source, "--source", TOWER, "--dry-run").code == 0
 
 
@@ -342,9 +449,13 @@ def test_inspect_says_why_a_tower_inside_needs_its_config(whole: Tensors, run: R
 
 
 def test_the_nearest_rule_file_keeps_as_much_as_the_one_that_was_asked_for(run: Run) -> None:
-    """LLaVA-Video has LLaVA-OneVision's names. LLaVA-Interleave takes them too, and would drop one."""
+    """LLaVA-Video has LLaVA-OneVision's names. LLaVA-Interleave takes them too, and would drop
+    one.
+    """
     tensors, config = original(ONEVISION)
-    for text in both(run, written(tensors, config | {"mm_newline_position": "grid"}), "llava-onevision"):
+    for text in both(
+        run, written(tensors, config | {"mm_newline_position": "grid"}), "llava-onevision"
+    ):
         assert "mm_newline_position: 'grid'" in text
         assert "llava-interleave takes" not in text
     assert "llava-onevision takes every name" in both(run, Path("in"), "llava-interleave")[1]
@@ -365,25 +476,43 @@ def test_every_rule_file_that_does_not_fit_has_a_reason(whole: Tensors, run: Run
 def test_a_tower_of_another_kind_is_named_and_no_other_is_asked_for(run: Run) -> None:
     """FastVLM's."""
     tensors, config = original(ONEVISION)
-    tensors = {name: tensor for name, tensor in tensors.items() if "vision_tower" not in name and "newline" not in name}
-    tensors["model.vision_tower.vision_tower.model.patch_embed.0.reparam_conv.weight"] = torch.ones(32, 3, 3, 3)
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if "vision_tower" not in name and "newline" not in name
+    }
+    tensors["model.vision_tower.vision_tower.model.patch_embed.0.reparam_conv.weight"] = torch.ones(
+        32, 3, 3, 3
+    )
     tensors["model.vision_tower.vision_tower.model.head.proj"] = torch.ones(32, 16)
-    config |= {"mm_vision_tower": "mobileclip_l_1024", "image_aspect_ratio": "pad", "mm_patch_merge_type": "flat"}
+    config |= {
+        "mm_vision_tower": "mobileclip_l_1024",
+        "image_aspect_ratio": "pad",
+        "mm_patch_merge_type": "flat",
+    }
     for text in both(run, written(tensors, config), "llava-v1.5"):
-        assert "has a tower inside, which its config calls 'mobileclip_l_1024', of a kind that llava-v1.5 doesn't know" in text
+        assert (
+            "has a tower inside, which its config calls 'mobileclip_l_1024', of a kind that "
+            "llava-v1.5 doesn't know" in text
+        )
         assert "Give the tower's own checkpoint" not in text
         assert "llava-remap rules new --from in --to CLASS --output mine.yaml" in text
 
 
 def test_a_tower_alone_is_a_part(run: Run) -> None:
     for text in both(run, CLIP, "llava-v1.5"):
-        assert f"Give it beside the model: llava-remap apply RULES --source model=DIR --source vision_tower={CLIP}" in text
+        assert (
+            "Give it beside the model: llava-remap apply RULES --source model=DIR --source "
+            f"vision_tower={CLIP}" in text
+        )
 
 
 def test_a_language_model_alone_lacks_a_projector(run: Run) -> None:
     tensors, config = original()
     text = {name: tensor for name, tensor in tensors.items() if "mm_projector" not in name}
-    config = {key: value for key, value in config.items() if not key.startswith("mm_")} | {"architectures": ["LlamaForCausalLM"]}
+    config = {key: value for key, value in config.items() if not key.startswith("mm_")} | {
+        "architectures": ["LlamaForCausalLM"]
+    }
     for printed in both(run, written(text, config), "llava-v1.5", TOWER):
         assert "give that too: --source projector=DIR or --source adapter=DIR." in printed
 
@@ -397,7 +526,9 @@ def test_a_fine_tune_of_1_6_on_whole_pictures_is_led_to_a_rule_file_that_takes_i
     applied = run(*command, "--output", "out")
     assert applied.code == 0
     assert "model.image_newline" in applied.out
-    assert json.loads(Path("out/config.json").read_text())["architectures"] == ["LlavaForConditionalGeneration"]
+    assert json.loads(Path("out/config.json").read_text())["architectures"] == [
+        "LlavaForConditionalGeneration"
+    ]
 
 
 # Names that no rule file knows
@@ -405,12 +536,23 @@ def test_a_fine_tune_of_1_6_on_whole_pictures_is_led_to_a_rule_file_that_takes_i
 
 @pytest.mark.parametrize(
     ("old", "new", "code"),
-    [("mm_projector", "adapter_mlp", "LR311"), ("model.layers", "model.tiers", "LR301"), ("model.", "llm.", "LR311")],
+    [
+        ("mm_projector", "adapter_mlp", "LR311"),
+        ("model.layers", "model.tiers", "LR301"),
+        ("model.", "llm.", "LR311"),
+    ],
 )
-def test_unknown_names_lead_to_a_draft(old: str, new: str, code: str, whole: Tensors, run: Run) -> None:
+def test_unknown_names_lead_to_a_draft(
+    old: str, new: str, code: str, whole: Tensors, run: Run
+) -> None:
     """By the command that is told, which runs."""
-    source = written({name.replace(old, new): tensor for name, tensor in whole.items()}, original()[1])
-    command = f"llava-remap rules new --from {source} --to LlavaForConditionalGeneration --output mine.yaml"
+    source = written(
+        {name.replace(old, new): tensor for name, tensor in whole.items()}, original()[1]
+    )
+    command = (
+        f"llava-remap rules new --from {source} --to LlavaForConditionalGeneration --output "
+        "mine.yaml"
+    )
     texts = both(run, source, "llava-v1.5", TOWER)
     assert code in texts[1]
     assert all(command in text for text in texts)
@@ -419,14 +561,21 @@ def test_unknown_names_lead_to_a_draft(old: str, new: str, code: str, whole: Ten
 
 
 @pytest.mark.parametrize("prefix", ["model.", "net.llava."])
-def test_a_prefix_that_all_names_have_is_found_and_taken_off(prefix: str, whole: Tensors, run: Run) -> None:
-    """As PyTorch Lightning puts its module's own attribute before each. The command that is told makes the rule file."""
+def test_a_prefix_that_all_names_have_is_found_and_taken_off(
+    prefix: str, whole: Tensors, run: Run
+) -> None:
+    """As PyTorch Lightning puts its module's own attribute before each. The command that is told
+    makes the rule file.
+    """
     source = written({prefix + name: tensor for name, tensor in whole.items()}, original()[1])
     texts = both(run, source, "llava-v1.5", TOWER)
     for text in texts:
         assert f"All names fit llava-v1.5 once the prefix `{prefix}` is taken off." in text
     assert_made_by_the_command(texts[0])
-    assert run("apply", "mine.yaml", "--source", source, "--source", TOWER, "--output", "out").code == 0
+    assert (
+        run("apply", "mine.yaml", "--source", source, "--source", TOWER, "--output", "out").code
+        == 0
+    )
 
 
 def test_a_prefix_before_names_of_a_layout(classic: Path, run: Run) -> None:
@@ -462,7 +611,9 @@ def test_inspect_plans_the_rule_file_of_every_manifest(manifest: str, run: Run) 
 def test_a_tower_is_made_up_for_features_of_many_layers(run: Run) -> None:
     """ViP-LLaVA's rule file takes features of five layers, the eleventh from the end among them."""
     content = json.loads((MANIFESTS / "vip-llava-7b.json").read_text())
-    content["tensors"] = {name: tensor for name, tensor in content["tensors"].items() if "vision_tower" not in name}
+    content["tensors"] = {
+        name: tensor for name, tensor in content["tensors"].items() if "vision_tower" not in name
+    }
     Path("vip.json").write_text(json.dumps(content))
     ran = run("inspect", "vip.json")
     assert ran.code == 0, ran.out
@@ -470,13 +621,20 @@ def test_a_tower_is_made_up_for_features_of_many_layers(run: Run) -> None:
 
 
 def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no rule tells apart goes through the rules once, and the result is that of every name."""
+    """What no rule tells apart goes through the rules once, and the result is that of every
+    name.
+    """
     tensors = {
-        f"model.layers.{layer}.mlp.experts.{number}.{part}.weight": Tensor(f"{layer}.{number}.{part}", "F16", (1,), None)
+        f"model.layers.{layer}.mlp.experts.{number}.{part}.weight": Tensor(
+            f"{layer}.{number}.{part}", "F16", (1,), None
+        )
         for layer in range(60)
         for number in range(100)
         for part in ("w1", "w2", "w3")
-    } | {f"m.{number:032x}.{number % 7}.weight": Tensor(str(number), "F16", (1,), None) for number in range(20_000)}
+    } | {
+        f"m.{number:032x}.{number % 7}.weight": Tensor(str(number), "F16", (1,), None)
+        for number in range(20_000)
+    }
     tensors = {name: replace(tensor, name=name) for name, tensor in tensors.items()}
     checkpoint = Checkpoint(Path("big"), "safetensors", tensors, None, None)
     rewritten: list[str] = []
@@ -489,7 +647,10 @@ def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Program, "rewrite", counted)
     found = fits(checkpoint)
     assert len(rewritten) < 5000
-    monkeypatch.setattr("llava_remap.routing.identify.names_alike", lambda one: {name: [name] for name in one.catalog})
+    monkeypatch.setattr(
+        "llava_remap.routing.identify.names_alike",
+        lambda one: {name: [name] for name in one.catalog},
+    )
     every = {fit.rules: fit for fit in fits(checkpoint)}
     assert all(replace(fit, unknown=()) == replace(every[fit.rules], unknown=()) for fit in found)
     assert all(sorted(fit.unknown) == sorted(every[fit.rules].unknown) for fit in found)
@@ -500,7 +661,10 @@ def test_architectures_of_another_kind(named: object, run: Run) -> None:
     tensors = load_file(RELEASED / "safetensors" / "model.safetensors")
     config = json.loads((RELEASED / "safetensors" / "config.json").read_text())
     said = run("inspect", written(tensors, {**config, "architectures": named}, "odd")).out
-    assert f"\n  {named if isinstance(named, str) else 'no config.json that names an architecture'}\n" in said
+    assert (
+        f"\n  {named if isinstance(named, str) else 'no config.json that names an architecture'}\n"
+        in said
+    )
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
@@ -509,13 +673,23 @@ def test_a_towers_weights_that_cannot_be_read_are_not_absent(name: str, run: Run
     shutil.copytree(CLIP, "tower")
     Path("tower", name).unlink(missing_ok=True)
     Path("tower", name).symlink_to("nowhere")
-    ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", "vision_tower=tower", "--dry-run")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "bin",
+        "--source",
+        "vision_tower=tower",
+        "--dry-run",
+    )
     assert ran.code == 3
     assert "LR100" in ran.err
     assert f"tower/{name}" in ran.err
 
 
-@pytest.mark.parametrize("name", ["generation_config.json", "config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    "name", ["generation_config.json", "config.json", "special_tokens_map.json"]
+)
 def test_half_a_letter_is_no_text(name: str, run: Run) -> None:
     """It could be read and not be written again, which was told as a fault of our own."""
     shutil.copytree(RELEASED / "bin", "in")

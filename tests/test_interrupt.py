@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM at every stage of a job, each as a process of its own: nothing is left, and no traceback is shown."""
+"""Ctrl-C and SIGTERM at every stage of a job, each as a process of its own: nothing is left, and
+no traceback is shown.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,15 @@ from llava_remap.execute import write
 from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, HANGS, RELEASED, beside_progress, ended
 
-#: Runs the command line with one function replaced by one that reports that it is reached, and waits: until it is interrupted or
-#: there is a file `go on`; in another thread, as on a busy disk, until the main one has been interrupted.
+#: Runs the command line with one function replaced by one that reports that it is reached, and
+#: waits: until it is interrupted or there is a file `go on`; in another thread, as on a busy disk,
+#: until the main one has been interrupted.
 DRIVER = """
 import importlib, os, pathlib, signal, sys, threading, time
 from llava_remap.execute.files import Gate
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores it
+# What runs in a shell's background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 close, closed = Gate.close, threading.Event()
 
@@ -52,12 +56,13 @@ main()
 """
 
 APPLY = (
-    "apply", "llava-v1.5", "--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}", "--output", "deep/out",
+    "apply", "llava-v1.5", "--source", str(RELEASED / "sharded"), "--source",
+    f"vision_tower={CLIP}", "--output", "deep/out",
     "--jobs", "1",
 )  # fmt: skip
 
-#: What is replaced, and so the moment at which the signal comes; how many weight files are there then, begun ones included; and
-#: `--verify`.
+#: What is replaced, and so the moment at which the signal comes; how many weight files are there
+#: then, begun ones included; and `--verify`.
 STAGES = {
     "planning": ("llava_remap.jobs.apply.build_plan", 0, "none"),
     "checking values": ("llava_remap.jobs.apply.run_value_checks", 0, "none"),
@@ -71,9 +76,13 @@ FINISHED = {f"deep/out/model-0000{number}-of-00003.safetensors" for number in (1
 
 
 def signalled(stage: str, number: signal.Signals, *arguments: str) -> tuple[int, str, int]:
-    """Return code and standard error of a job that got a signal at a stage, and how many weight files there were then."""
+    """Return code and standard error of a job that got a signal at a stage, and how many weight
+    files there were then.
+    """
     program = [sys.executable, "-c", DRIVER, stage, *arguments]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         while (line := process.stdout.readline()) != "reached\n":
@@ -87,7 +96,11 @@ def signalled(stage: str, number: signal.Signals, *arguments: str) -> tuple[int,
 @pytest.fixture(autouse=True, scope="module")
 def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The libraries' answers are in the cache, so that each process is quick."""
-    apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], tmp_path_factory.mktemp("warm") / "out")
+    apply(
+        "llava-v1.5",
+        [str(RELEASED / "sharded"), f"vision_tower={CLIP}"],
+        tmp_path_factory.mktemp("warm") / "out",
+    )
 
 
 SAID = {
@@ -96,12 +109,18 @@ SAID = {
     signal.SIGHUP: "",
 }
 BEGINS = {signal.SIGINT: "Interrupted: ", signal.SIGTERM: "Terminated.\n", signal.SIGHUP: ""}
-KEPT = "3 of 3 weight files are finished in ./deep/out. The same command with --resume goes on from there."
+KEPT = (
+    "3 of 3 weight files are finished in ./deep/out. The same command with --resume goes on "
+    "from there."
+)
 
 
 @pytest.mark.parametrize(
     ("stage", "number"),
-    [*((stage, number) for stage in STAGES for number in (signal.SIGINT, signal.SIGTERM)), ("loading strictly", signal.SIGHUP)],
+    [
+        *((stage, number) for stage in STAGES for number in (signal.SIGINT, signal.SIGTERM)),
+        ("loading strictly", signal.SIGHUP),
+    ],
 )
 def test_only_what_is_finished_is_left(stage: str, number: signal.Signals) -> None:
     function, weights, verify = STAGES[stage]
@@ -120,7 +139,9 @@ def test_only_what_is_finished_is_left(stage: str, number: signal.Signals) -> No
 def test_what_an_earlier_try_finished_is_told_of(stage: str, number: signal.Signals) -> None:
     signalled("llava_remap.jobs.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    code, errors, there = signalled(STAGES[stage][0], number, *APPLY, "--verify", "none", "--resume")
+    code, errors, there = signalled(
+        STAGES[stage][0], number, *APPLY, "--verify", "none", "--resume"
+    )
     assert (code, there) == (128 + number, 3)
     assert errors.strip() == BEGINS[number] + KEPT
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
@@ -144,7 +165,9 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_whichever_thread_the_system_wakes(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whichever_thread_the_system_wakes(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The main one is waiting for another, whose disk is busy until it has heard the signal."""
     monkeypatch.setitem(globals(), "DRIVER", ELSEWHERE + DRIVER)
     code, errors, there = signalled(STAGES["writing the first weights"][0], number, *APPLY)
@@ -154,21 +177,27 @@ def test_whichever_thread_the_system_wakes(number: signal.Signals, monkeypatch: 
 def test_an_interrupted_verification_leaves_the_folder() -> None:
     apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out")
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
-    code, errors, _ = signalled("llava_remap.verify.folder.strict_load", signal.SIGINT, "verify", "out")
+    code, errors, _ = signalled(
+        "llava_remap.verify.folder.strict_load", signal.SIGINT, "verify", "out"
+    )
     assert code == 130
     assert "Traceback" not in errors
     assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
 
 
 def when_all_were_tried(files: Iterable[Future[None]]) -> Iterable[Future[None]]:
-    """Of a file that failed nobody hears before there is none left to begin, and of the last one first."""
+    """Of a file that failed nobody hears before there is none left to begin, and of the last one
+    first.
+    """
     wait(files := list(files))
     return reversed(files)
 
 
 @pytest.mark.parametrize("heard", [finished, when_all_were_tried])
 def test_between_two_steps_of_one_file(heard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The moment after a file got its name. However late the other thread hears of it, no further file is begun."""
+    """The moment after a file got its name. However late the other thread hears of it, no
+    further file is begun.
+    """
     replace, named = Path.replace, []
 
     def interrupted(path: Path, target: Any) -> Any:
@@ -211,7 +240,13 @@ main()
 
 def test_a_library_that_makes_an_error_of_it() -> None:
     """As numpy does while it is imported: it is an interruption all the same, no internal error."""
-    ran = subprocess.run([sys.executable, "-c", SWALLOWED, *APPLY], capture_output=True, text=True, check=False, timeout=HANGS)
+    ran = subprocess.run(
+        [sys.executable, "-c", SWALLOWED, *APPLY],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGS,
+    )
     assert (ran.returncode, beside_progress(ran.stderr)) == (130, "")
     assert list(Path().iterdir()) == [], "nobody knows what else went wrong"
 
@@ -243,8 +278,17 @@ main()
 
 @pytest.mark.parametrize("again", ["SIGINT", "SIGHUP,SIGTERM,SIGINT"])
 def test_more_signals_while_it_clears_up(again: str) -> None:
-    ran = subprocess.run([sys.executable, "-c", AGAIN, again, *APPLY], capture_output=True, text=True, check=False, timeout=HANGS)
-    assert (ran.returncode, beside_progress(ran.stderr).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
+    ran = subprocess.run(
+        [sys.executable, "-c", AGAIN, again, *APPLY],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGS,
+    )
+    assert (ran.returncode, beside_progress(ran.stderr).strip()) == (
+        130,
+        BEGINS[signal.SIGINT] + KEPT,
+    )
     assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {CLAIM}
 
 
@@ -270,8 +314,17 @@ main()
 
 def test_a_library_that_catches_it() -> None:
     """The next report of progress raises it again."""
-    ran = subprocess.run([sys.executable, "-c", CAUGHT, *APPLY], capture_output=True, text=True, check=False, timeout=HANGS)
-    assert (ran.returncode, beside_progress(ran.stderr).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
+    ran = subprocess.run(
+        [sys.executable, "-c", CAUGHT, *APPLY],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGS,
+    )
+    assert (ran.returncode, beside_progress(ran.stderr).strip()) == (
+        130,
+        BEGINS[signal.SIGINT] + KEPT,
+    )
     assert {str(path) for path in Path().rglob("*") if path.is_file()} == FINISHED | {CLAIM}
 
 
@@ -292,13 +345,20 @@ def test_under_nohup() -> None:
 
 def test_nothing_is_taken_down_by_the_book() -> None:
     """With torch in it, the interpreter's end alone lasts longer than a user waits."""
-    program = DRIVER.replace("def wait(", "import atexit\natexit.register(print, 'taken down')\n\ndef wait(")
+    program = DRIVER.replace(
+        "def wait(", "import atexit\natexit.register(print, 'taken down')\n\ndef wait("
+    )
     call = [sys.executable, "-c", program, "llava_remap.jobs.apply.write_index", *APPLY]
-    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         while (line := process.stdout.readline()) != "reached\n":
             assert line
         process.send_signal(signal.SIGINT)
         rest, errors = ended(process)
-    assert (process.returncode, beside_progress(errors).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
+    assert (process.returncode, beside_progress(errors).strip()) == (
+        130,
+        BEGINS[signal.SIGINT] + KEPT,
+    )
     assert "taken down" not in rest

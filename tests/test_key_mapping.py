@@ -1,4 +1,6 @@
-"""The rules as a `key_mapping`: the installed transformers takes names where the rules do, and loads what `apply` writes."""
+"""The rules as a `key_mapping`: the installed transformers takes names where the rules do, and
+loads what `apply` writes.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ LLAVA = TINY / "llava-v1.5"
 
 def assert_equal(rules: RuleFile, mapping: KeyMapping, names: Iterable[str]) -> None:
     """By transformers' own code, the model's own renamings left out. What no rule takes stays."""
-    renamings = [WeightRenaming(source_patterns=pattern, target_patterns=to) for pattern, to in mapping.patterns.items()]
+    renamings = [
+        WeightRenaming(source_patterns=pattern, target_patterns=to)
+        for pattern, to in mapping.patterns.items()
+    ]
     program = compile_rules(rules)
     for name in names:
         rewrite = program.rewrite(name)
@@ -44,18 +49,26 @@ def assert_equal(rules: RuleFile, mapping: KeyMapping, names: Iterable[str]) -> 
 
 
 @pytest.mark.parametrize("family", ["llava-v1.5", "llava-interleave"])
-@pytest.mark.parametrize("wrapper", ["", "module.", "base_model.model.", "module.base_model.model."])
+@pytest.mark.parametrize(
+    "wrapper", ["", "module.", "base_model.model.", "module.base_model.model."]
+)
 def test_every_name_of_the_manifests(family: str, wrapper: str) -> None:
     """Those of other families too."""
     rules = load_rule_file(family)
-    names = {wrapper + name for file in MANIFESTS.glob("*.json") for name in json.loads(file.read_text())["tensors"]}
+    names = {
+        wrapper + name
+        for file in MANIFESTS.glob("*.json")
+        for name in json.loads(file.read_text())["tensors"]
+    }
     assert len(names) > 1000
     assert_equal(rules, mapped(rules), names)
 
 
 def test_it_reads_as_the_rules_do() -> None:
     mapping = mapped(load_rule_file("llava-v1.5"))
-    assert mapping.patterns[r"^model\.layers\.(?=[0-9]+\.[^.].*$)"] == "language_model.model.layers."
+    assert (
+        mapping.patterns[r"^model\.layers\.(?=[0-9]+\.[^.].*$)"] == "language_model.model.layers."
+    )
     assert r"^module\.(?=[^.].*$)" in list(mapping.patterns)[:5]
     conditional, wrappers, drops, tower, rows, config = mapping.remarks
     assert "names/unused-newline" in conditional
@@ -71,25 +84,31 @@ RULES = {
     "swap": "names: [{id: a, from: 'a.{x}', to: 'b.{x}'}, {id: b, from: 'b.{x}', to: 'a.{x}'}]",
     "kept": "names: [{id: a, from: 'a.b', to: 'a.b'}, {id: b, from: '{x}.b', to: 'c.{x}.b'}]",
     "first": """names: [{id: a, from: 'a.b.{x}', to: 'c.{x}'}, {id: b, from: 'a.{r...}', to: 'b.{r}'},
-                        {id: c, from: 'c.{x}', to: 'd.{x}'}]""",
+                        {id: c, from: 'c.{x}', to: 'd.{x}'}]""",  # noqa: E501
     "chain": """prepare: [{id: a, from: 'a.{r...}', to: '{r}'}, {id: b, from: 'b.{r...}', to: 'a.{r}'}]
-names: [{id: z, from: 'a.{r...}', to: 'n.{r}'}]""",
+names: [{id: z, from: 'a.{r...}', to: 'n.{r}'}]""",  # noqa: E501
     "twice": """prepare: [{id: a, from: 'a.{r...}', to: '{r}'}, {id: b, from: 'a.{r...}', to: '{r}'}]
-names: [{id: z, from: '{r...}', to: 'n.{r}'}]""",
-    "drop first": "prepare: [{id: a, from: '{r...}.b', drop: why}]\nnames: [{id: z, from: '{r...}', to: 'n.{r}'}]",
+names: [{id: z, from: '{r...}', to: 'n.{r}'}]""",  # noqa: E501
+    "drop first": "prepare: [{id: a, from: '{r...}.b', drop: why}]\n"
+    "names: [{id: z, from: '{r...}', to: 'n.{r}'}]",
     "drop later": """names: [{id: z, from: 'a.{x}', to: 'b.{x}'}, {id: d, from: 'b.{r...}', drop: why},
-                             {id: o, from: '{x}', to: 'c.{x}'}]""",
-    "inside": "names: [{id: a, from: '{x}.a.{y}', to: 'c.{x}.a.b.{y}'}, {id: b, from: 'a{x}.{y}', to: '{y}.b'}]",
-    "long inside": "names: [{id: a, from: 'a.{r...}.b.{x}', to: '{r}.b.c'}, {id: b, from: '{r...}c.{x}', to: 'd.{r}c.{x}'}]",
-    "number": "names: [{id: a, from: 'a.{n:int}.{r...}', to: 'b{n}.{r}'}, {id: b, from: '{x}_{n}.{k:int}', to: '{k}'}]",
-    "regex": r"names: [{id: a, match: '^a\.', replace: 'b.'}, {id: b, match: '^b\.a', replace: 'c'}]",
-    "regex anywhere": r"names: [{id: a, match: '\.a', replace: '.b'}, {id: b, match: 'b|c$', replace: 'a'}]",
+                             {id: o, from: '{x}', to: 'c.{x}'}]""",  # noqa: E501
+    "inside": "names: [{id: a, from: '{x}.a.{y}', to: 'c.{x}.a.b.{y}'}, {id: b, from: 'a{x}.{y}', "
+    "to: '{y}.b'}]",
+    "long inside": "names: [{id: a, from: 'a.{r...}.b.{x}', to: '{r}.b.c'}, {id: b, from: "
+    "'{r...}c.{x}', to: 'd.{r}c.{x}'}]",
+    "number": "names: [{id: a, from: 'a.{n:int}.{r...}', to: 'b{n}.{r}'}, {id: b, from: "
+    "'{x}_{n}.{k:int}', to: '{k}'}]",
+    "regex": r"names: [{id: a, match: '^a\.', replace: 'b.'}, {id: b, match: '^b\.a', replace: "
+    r"'c'}]",
+    "regex anywhere": r"names: [{id: a, match: '\.a', replace: '.b'}, {id: b, match: 'b|c$', "
+    r"replace: 'a'}]",
     "regex group": r"""names: [{id: a, match: '^(a|b)\.c', replace: '\1.a'},
                                {id: b, match: '^a\.([ab]+)', replace: 'b.\g<1>'}]""",
     "regex drop": r"""prepare: [{id: a, match: 'a$', drop: why}]
 names: [{id: z, match: '(?<=\.)b', replace: 'a'}]""",
     "regex end": r"""names: [{id: a, match: '^a', replace: 'b'}, {id: b, match: '^b?', replace: 'c'},
-                             {id: c, match: '^$', replace: 'd'}]""",
+                             {id: c, match: '^$', replace: 'd'}]""",  # noqa: E501
 }
 
 SEGMENT = st.sampled_from(["a", "b", "c", "ab", "ba", "a1", "1", "20", "c_a"])
@@ -145,12 +164,18 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 def loads_what_apply_writes(family: str, source: Path, tower: Path) -> set[str]:
-    """Load the original folder by the mapping; give the names that the loader reports as unexpected."""
+    """Load the original folder by the mapping; give the names that the loader reports as
+    unexpected.
+    """
     apply(family, [str(source), f"vision_tower={tower}"], "out")
     wanted = AutoModelForImageTextToText.from_pretrained("out", dtype="auto").state_dict()
     mapping = mapped(load_rule_file(family)).patterns
     model, info = LlavaForConditionalGeneration.from_pretrained(
-        source, config=at_original_size(Path("out")), key_mapping=mapping, dtype="auto", output_loading_info=True
+        source,
+        config=at_original_size(Path("out")),
+        key_mapping=mapping,
+        dtype="auto",
+        output_loading_info=True,
     )
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
@@ -164,7 +189,9 @@ def loads_what_apply_writes(family: str, source: Path, tower: Path) -> set[str]:
 
 @pytest.fixture
 def dumped(tmp_path: Path) -> Callable[..., Path]:
-    """LLaVA-1.5 as one state dict with its tower, in a form and under names that `from_pretrained` may find."""
+    """LLaVA-1.5 as one state dict with its tower, in a form and under names that
+    `from_pretrained` may find.
+    """
 
     def make(form: str, wrapper: str = "") -> Path:
         folder = tmp_path / "original"
@@ -193,13 +220,17 @@ def test_without_the_mapping_nothing_fits(dumped: Callable[..., Path]) -> None:
     source = dumped("safetensors")
     apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], "out")
     config = at_original_size(Path("out"))
-    _, info = LlavaForConditionalGeneration.from_pretrained(source, config=config, output_loading_info=True)
+    _, info = LlavaForConditionalGeneration.from_pretrained(
+        source, config=config, output_loading_info=True
+    )
     assert len(info["missing_keys"]) > 70
     assert len(info["unexpected_keys"]) > 70
 
 
 def test_interleave(interleave: Callable[..., Path]) -> None:  # noqa: F811
-    unexpected = loads_what_apply_writes("llava-interleave", interleave(), TINY / "siglip-tiny-patch14-28")
+    unexpected = loads_what_apply_writes(
+        "llava-interleave", interleave(), TINY / "siglip-tiny-patch14-28"
+    )
     assert unexpected == {".dropped.model.image_newline"}
 
 
@@ -210,8 +241,14 @@ def test_onevision_with_wrapped_names(changed: Changed) -> None:
         for name in list(tensors):
             tensors["module." + name] = tensors.pop(name)
 
-    source = changed(TINY / "llava-onevision" / "safetensors", wrap, lambda config: config.update(image_aspect_ratio="anyres"))
-    unexpected = loads_what_apply_writes("llava-interleave", source, TINY / "siglip-tiny-patch14-28")
+    source = changed(
+        TINY / "llava-onevision" / "safetensors",
+        wrap,
+        lambda config: config.update(image_aspect_ratio="anyres"),
+    )
+    unexpected = loads_what_apply_writes(
+        "llava-interleave", source, TINY / "siglip-tiny-patch14-28"
+    )
     assert unexpected == {".dropped.model.image_newline"}
 
 
@@ -220,14 +257,21 @@ def test_saved_again_it_has_its_original_names(dumped: Callable[..., Path]) -> N
     apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], "out")
     mapping = mapped(load_rule_file("llava-v1.5")).patterns
     config = at_original_size(Path("out"))
-    model = LlavaForConditionalGeneration.from_pretrained(source, config=config, key_mapping=mapping)
+    model = LlavaForConditionalGeneration.from_pretrained(
+        source, config=config, key_mapping=mapping
+    )
     model.save_pretrained("saved")
-    original = {name for name in load_file(source / "model.safetensors") if not name.endswith("inv_freq")}
+    original = {
+        name for name in load_file(source / "model.safetensors") if not name.endswith("inv_freq")
+    }
     assert load_file("saved/model.safetensors").keys() == original
 
 
 def test_rules_for_other_checkpoints_are_left_out(tmp_path: Path) -> None:
-    rules = load(tmp_path, "schema: 1\nnames: [{id: a, from: 'a.{p}', to: 'b.{p}', when: {config: {kind: x}}}]\n")
+    rules = load(
+        tmp_path,
+        "schema: 1\nnames: [{id: a, from: 'a.{p}', to: 'b.{p}', when: {config: {kind: x}}}]\n",
+    )
     assert mapped(rules).patterns == {}
     assert mapped(rules).remarks[0] == "Rules whose `when` doesn't hold here are left out: names/a."
     assert len(key_mapping(rules, compile_rules(rules, (), {"kind": "x"})).patterns) == 1

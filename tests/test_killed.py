@@ -1,4 +1,6 @@
-"""SIGKILL, signals and full disks at every kind of moment: what looks finished is, and `--resume` ends with the same bytes."""
+"""SIGKILL, signals and full disks at every kind of moment: what looks finished is, and
+`--resume` ends with the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ class Jobs:
         self.folder = folder
         program = [sys.executable, "-m", "tests.killed", "90000", RULES, *SOURCES]
         self._process = subprocess.Popen(
-            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+            program,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
         )
         self._answer()
         self.said: list[str] = []
@@ -72,12 +78,17 @@ class Jobs:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    """In memory where the machine has such a folder: nothing here depends on the disk, which makes it slow."""
+    """In memory where the machine has such a folder: nothing here depends on the disk, which
+    makes it slow.
+    """
     memory = Path("/dev/shm")
     base = memory if os.access(memory, os.W_OK) else tmp_path_factory.mktemp("killed")
     with tempfile.TemporaryDirectory(dir=base) as folder:
@@ -111,19 +122,36 @@ def gone_on_with(jobs: Jobs, folder: Path) -> None:
 
 
 def chosen(jobs: Jobs) -> list[tuple[str, int, bool]]:
-    """Of every kind of call the first, the last and some between: which, its number, and whether half of it is written."""
+    """Of every kind of call the first, the last and some between: which, its number, and whether
+    half of it is written.
+    """
     choose = random.Random(0)
     found = []
     for call in sorted(set(jobs.moments)):
         count = jobs.moments.count(call)
-        some = choose.sample(range(1, count + 1), min(count, 2 if call in ("fsync", "replace") else 1))
-        found += [(call, number, torn) for number in sorted({1, count, *some}) for torn in (False, True)[: 1 + (call in TORN)]]
+        some = choose.sample(
+            range(1, count + 1), min(count, 2 if call in ("fsync", "replace") else 1)
+        )
+        found += [
+            (call, number, torn)
+            for number in sorted({1, count, *some})
+            for torn in (False, True)[: 1 + (call in TORN)]
+        ]
     return found
 
 
 def test_every_kind_of_moment_is_there(jobs: Jobs) -> None:
-    assert {*TORN, "mkdir", "truncate", "preadv", "ftruncate", "fsync", "replace", "unlink"} < set(jobs.moments)
-    assert {"refuse_changed", "write_shards", "strict_load", "compare", "write_index", "record_json"} < set(jobs.moments)
+    assert {*TORN, "mkdir", "truncate", "preadv", "ftruncate", "fsync", "replace", "unlink"} < set(
+        jobs.moments
+    )
+    assert {
+        "refuse_changed",
+        "write_shards",
+        "strict_load",
+        "compare",
+        "write_index",
+        "record_json",
+    } < set(jobs.moments)
     assert verify_folder(jobs.folder / "whole", read_record(jobs.folder / "whole")).problems == ()
 
 
@@ -137,13 +165,23 @@ def test_killed_at_every_kind_of_moment(jobs: Jobs) -> None:
         refuse_half_there(jobs, folder)
         if count % 4 == 0:
             call = again.choice(sorted(set(jobs.moments)))
-            jobs.carry_out(Try(str(folder), resume=True, call=call, number=again.randint(1, 4), torn=call in TORN))
+            jobs.carry_out(
+                Try(
+                    str(folder),
+                    resume=True,
+                    call=call,
+                    number=again.randint(1, 4),
+                    torn=call in TORN,
+                )
+            )
             refuse_half_there(jobs, folder)
         gone_on_with(jobs, folder)
 
 
 def killed_anywhere(jobs: Jobs, moments: random.Random) -> None:
-    """By another thread, with two files written at a time, and the same again when it is gone on with."""
+    """By another thread, with two files written at a time, and the same again when it is gone on
+    with.
+    """
     folder = jobs.new()
     for resume in (False, True):
         step = moments.randint(1, len(jobs.moments))
@@ -169,7 +207,9 @@ def test_killed_anywhere_for_longer(jobs: Jobs) -> None:
 
 
 def ended_anywhere(jobs: Jobs, moments: random.Random, what: str) -> None:
-    """What ends it in order leaves weight files that are finished and the claim, or nothing at all."""
+    """What ends it in order leaves weight files that are finished and the claim, or nothing at
+    all.
+    """
     folder = jobs.new()
     step = moments.randint(1, len(jobs.moments))
     passed = jobs.carry_out(Try(str(folder), step=step, what=what, jobs=moments.choice((1, 2))))
@@ -177,10 +217,14 @@ def ended_anywhere(jobs: Jobs, moments: random.Random, what: str) -> None:
     if passed:  # nothing that needs room came behind the step
         assert there == jobs.wanted
     elif there.keys() != jobs.wanted.keys():  # else the signal came behind the last step
-        assert jobs.said == [{"full": "LR502", "SIGINT": "KeyboardInterrupt", "SIGTERM": "SystemExit"}[what]]
+        assert jobs.said == [
+            {"full": "LR502", "SIGINT": "KeyboardInterrupt", "SIGTERM": "SystemExit"}[what]
+        ]
         assert not folder.exists() or there.keys() - {CLAIM} <= jobs.weights
         assert not folder.exists() or there.keys() > {CLAIM}
-        assert {name: digest for name, digest in there.items() if name != CLAIM}.items() <= jobs.wanted.items()
+        assert {
+            name: digest for name, digest in there.items() if name != CLAIM
+        }.items() <= jobs.wanted.items()
     gone_on_with(jobs, folder)
     shutil.rmtree(folder)
 
@@ -203,7 +247,9 @@ def test_ended_anywhere_for_longer(what: str, jobs: Jobs) -> None:
 def test_a_claim_that_is_torn_again_and_again(jobs: Jobs) -> None:
     """What is entered behind half a line counts as well."""
     folder = jobs.new()
-    jobs.carry_out(Try(str(folder), call="claim", number=3, torn=True))  # the first is what the job is
+    jobs.carry_out(
+        Try(str(folder), call="claim", number=3, torn=True)
+    )  # the first is what the job is
     for finished in range(1, len(jobs.weights) - 1):
         refuse_half_there(jobs, folder)
         assert len(jobs.weights & contents(folder).keys()) == finished

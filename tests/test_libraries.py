@@ -1,4 +1,6 @@
-"""Libraries that don't work, Python without docstrings or assertions, no room for imports, and readers that go away."""
+"""Libraries that don't work, Python without docstrings or assertions, no room for imports, and
+readers that go away.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,26 @@ from llava_remap.core.problem import RemapError
 from tests.conftest import CLIP, RELEASED, Run
 
 COMMAND = Path(sys.executable).with_name("llava-remap")
-JOB = ("apply", "llava-v1.5", "--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}", "--output", "out")
+JOB = (
+    "apply",
+    "llava-v1.5",
+    "--source",
+    str(RELEASED / "sharded"),
+    "--source",
+    f"vision_tower={CLIP}",
+    "--output",
+    "out",
+)
 
 
-def ran(*arguments: str, before: Callable[[], None] | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def ran(
+    *arguments: str, before: Callable[[], None] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, with a cache of its own that is empty at first."""
     own = {**os.environ, "LLAVA_REMAP_CACHE": str(Path("cache").resolve()), **environment}
     return subprocess.run(
-        [COMMAND, *arguments], env=own, capture_output=True, text=True, check=False, preexec_fn=before
+        [COMMAND, *arguments], env=own, capture_output=True, text=True, check=False,
+        preexec_fn=before
     )  # fmt: skip
 
 
@@ -40,7 +54,11 @@ def written(folder: str) -> dict[str, bytes]:
     [
         ("torch", "raise ImportError('libcudart.so.12: cannot open shared object file')", "torch"),
         ("torch", "raise OSError('libtorch_cpu.so: cannot open shared object file')", "torch"),
-        ("transformers", "raise ImportError('cannot import name X from huggingface_hub')", "transformers"),
+        (
+            "transformers",
+            "raise ImportError('cannot import name X from huggingface_hub')",
+            "transformers",
+        ),
         ("transformers", "raise RuntimeError('compiled for another version')", "transformers"),
         ("transformers", "import not_there", "not_there"),
         ("tokenizers", "1 / 0", "tokenizers"),
@@ -52,7 +70,9 @@ def written(folder: str) -> dict[str, bytes]:
         ("yaml", "import not_there", "not_there"),
     ],
 )
-def test_a_library_that_can_not_be_imported(module: str, text: str, package: str, tmp_path: Path) -> None:
+def test_a_library_that_can_not_be_imported(
+    module: str, text: str, package: str, tmp_path: Path
+) -> None:
     """Neither the checkpoint nor llava-remap is blamed, and nothing is written."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / f"{module}.py").write_text(text)
@@ -60,16 +80,24 @@ def test_a_library_that_can_not_be_imported(module: str, text: str, package: str
     assert (found.returncode, "LR510" in found.stderr) == (5, True), found.stderr
     assert f"{package}" in found.stderr
     assert f"-m pip install --force-reinstall {package}`" in found.stderr
-    assert ("not_there" if "not_there" in text else text.rpartition("'")[0].rpartition("'")[2] or "division") in found.stderr
+    assert (
+        "not_there"
+        if "not_there" in text
+        else text.rpartition("'")[0].rpartition("'")[2] or "division"
+    ) in found.stderr
     assert "Traceback" not in found.stderr
     assert "config.json" not in found.stderr
     assert not Path("out").exists()
 
 
 def test_a_library_that_fails_when_it_is_called(tmp_path: Path) -> None:
-    """It may be damaged, or llava-remap may have called it wrongly: both are said, and the library is named."""
+    """It may be damaged, or llava-remap may have called it wrongly: both are said, and the
+    library is named.
+    """
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "xxhash.py").write_text("def xxh3_128(*data):\n    raise AttributeError('odd')\n")
+    (tmp_path / "broken" / "xxhash.py").write_text(
+        "def xxh3_128(*data):\n    raise AttributeError('odd')\n"
+    )
     found = ran(*JOB, PYTHONPATH=str(tmp_path / "broken"))
     assert (found.returncode, "Traceback" in found.stderr) == (70, False), found.stderr
     assert "Internal error: AttributeError: odd" in found.stderr
@@ -81,7 +109,10 @@ def test_a_library_that_fails_when_it_is_called(tmp_path: Path) -> None:
 def test_a_library_that_fails_at_what_it_can_always_do(tmp_path: Path) -> None:
     """No file is blamed for it."""
     (tmp_path / "broken").mkdir()
-    text = "class SentencePieceProcessor:\n    def __init__(self, **named): raise RuntimeError('odd')\n"
+    text = (
+        "class SentencePieceProcessor:\n"
+        "    def __init__(self, **named): raise RuntimeError('odd')\n"
+    )
     (tmp_path / "broken" / "sentencepiece.py").write_text(text)
     found = ran(*JOB, PYTHONPATH=str(tmp_path / "broken"))
     said = found.stdout + found.stderr
@@ -100,7 +131,9 @@ def test_a_library_that_fails_at_what_it_can_always_do(tmp_path: Path) -> None:
         ("transformers.LlavaForConditionalGeneration", "__init__", "transformers"),
     ],
 )
-def test_each_library_has_its_task(module: str, name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_library_has_its_task(
+    module: str, name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_libraries()
 
     def odd(*arguments: object, **named: object) -> None:
@@ -115,13 +148,26 @@ def test_verify_does_not_blame_the_folder_for_a_library(tmp_path: Path) -> None:
     assert ran(*JOB).returncode == 0
     (tmp_path / "broken" / "torch").mkdir(parents=True)
     (tmp_path / "broken" / "torch" / "__init__.py").write_text("raise OSError('libtorch_cpu.so')")
-    found = ran("verify", "out", PYTHONPATH=str(tmp_path / "broken"), LLAVA_REMAP_CACHE=str(tmp_path / "other"))
-    assert (found.returncode, "LR510" in found.stderr, "LR60" in found.stderr) == (5, True, False), found.stderr
+    found = ran(
+        "verify",
+        "out",
+        PYTHONPATH=str(tmp_path / "broken"),
+        LLAVA_REMAP_CACHE=str(tmp_path / "other"),
+    )
+    assert (found.returncode, "LR510" in found.stderr, "LR60" in found.stderr) == (
+        5,
+        True,
+        False,
+    ), found.stderr
 
 
-@pytest.mark.parametrize(("module", "library"), [("yaml", "yaml"), ("llava_remap.core.problem", None)])
+@pytest.mark.parametrize(
+    ("module", "library"), [("yaml", "yaml"), ("llava_remap.core.problem", None)]
+)
 def test_a_name_that_cannot_be_imported(module: str, library: str | None) -> None:
-    """The library without the name is the one told, whoever imports it. What this package misses is no library's fault."""
+    """The library without the name is the one told, whoever imports it. What this package misses
+    is no library's fault.
+    """
     with pytest.raises(ImportError) as caught:
         exec(f"from {module} import no_such_name")
     assert imported(caught.value) == library
@@ -130,15 +176,23 @@ def test_a_name_that_cannot_be_imported(module: str, library: str | None) -> Non
 def test_without_docstrings(tmp_path: Path) -> None:
     """transformers can't build its classes then."""
     found = ran(*JOB, PYTHONOPTIMIZE="2")
-    assert (found.returncode, "LR510" in found.stderr, "PYTHONOPTIMIZE" in found.stderr) == (5, True, True)
+    assert (found.returncode, "LR510" in found.stderr, "PYTHONOPTIMIZE" in found.stderr) == (
+        5,
+        True,
+        True,
+    )
 
 
 def test_without_assertions(tmp_path: Path) -> None:
     assert ran(*JOB).returncode == 0
     found = ran(*JOB[:-1], "again", "--verify", "full", PYTHONOPTIMIZE="1")
     assert found.returncode == 0, found.stderr
-    weights = {name: content for name, content in written("out").items() if name.endswith(".safetensors")}
-    assert weights == {name: content for name, content in written("again").items() if name in weights}
+    weights = {
+        name: content for name, content in written("out").items() if name.endswith(".safetensors")
+    }
+    assert weights == {
+        name: content for name, content in written("again").items() if name in weights
+    }
 
 
 def test_no_more_files_can_be_opened(tmp_path: Path) -> None:
@@ -160,7 +214,9 @@ def test_no_more_threads_can_be_started(run: Run, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("most", [5, 3000])
-def test_threads_are_tried_where_few_are_allowed(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_tried_where_few_are_allowed(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A library for linear algebra would end the process, as if Ctrl-C had been pressed."""
     started = []
     monkeypatch.setattr(limits, "_process_limits", lambda: iter([most]))
@@ -187,7 +243,9 @@ def test_a_width_of_nothing() -> None:
 
 @pytest.mark.parametrize("limit", [300 << 20, 600 << 20, 1000 << 20])
 def test_no_room_for_libraries(limit: int, tmp_path: Path) -> None:
-    """torch would end the process in the midst of its import, and linear algebra with the exit code of a mapping problem."""
+    """torch would end the process in the midst of its import, and linear algebra with the exit
+    code of a mapping problem.
+    """
 
     def narrow() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -202,7 +260,9 @@ def test_no_room_for_libraries(limit: int, tmp_path: Path) -> None:
 def test_a_reader_that_goes_away(more: tuple[str, ...], tmp_path: Path) -> None:
     """The job is done: what it prints isn't the job."""
     own = {**os.environ, "LLAVA_REMAP_CACHE": str(Path("cache").resolve())}
-    with subprocess.Popen([COMMAND, *JOB, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=own) as process:
+    with subprocess.Popen(
+        [COMMAND, *JOB, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=own
+    ) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.close()
@@ -215,7 +275,12 @@ def test_both_readers_go_away(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     own = {**os.environ, "LLAVA_REMAP_CACHE": str(Path("cache").resolve())}
-    assert subprocess.run([COMMAND, "inspect", "nowhere"], stdout=write, stderr=write, env=own, check=False).returncode == 3
+    assert (
+        subprocess.run(
+            [COMMAND, "inspect", "nowhere"], stdout=write, stderr=write, env=own, check=False
+        ).returncode
+        == 3
+    )
     os.close(write)
 
 
@@ -228,7 +293,9 @@ def leave_no_folder() -> None:
 
 
 def test_a_current_folder_that_is_gone() -> None:
-    """oneMKL, in torch, ends the process there with 2; before, a path's short form failed as an output that can't be written."""
+    """oneMKL, in torch, ends the process there with 2; before, a path's short form failed as an
+    output that can't be written.
+    """
     refused = ran(*JOB, before=leave_no_folder)
     assert refused.returncode == 5, refused.stdout + refused.stderr
     assert "LR510" in refused.stderr

@@ -1,4 +1,6 @@
-"""LLaVA 1.0: one linear layer for a projector, as transformers' two of which the second is made and changes nothing."""
+"""LLaVA 1.0: one linear layer for a projector, as transformers' two of which the second is made
+and changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+)
 
 from llava_remap.authoring.shrink import shrink
 from llava_remap.jobs.apply import apply, plan_job
@@ -53,15 +60,29 @@ def arguments(folder: Path) -> list[str]:
 
 
 def tensors_of(folder: Path) -> Tensors:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
-def changed(folder: Path, copy: Path, tensors: Callable[[Tensors], Tensors] = lambda t: t, **config: Any) -> Path:
-    """A copy of a checkpoint with other tensors, and entries put into its config; None takes one out."""
+def changed(
+    folder: Path, copy: Path, tensors: Callable[[Tensors], Tensors] = lambda t: t, **config: Any
+) -> Path:
+    """A copy of a checkpoint with other tensors, and entries put into its config; None takes one
+    out.
+    """
     shutil.copytree(folder, copy)
-    save_file(tensors(load_file(folder / "model.safetensors")), copy / "model.safetensors", {"format": "pt"})
+    save_file(
+        tensors(load_file(folder / "model.safetensors")),
+        copy / "model.safetensors",
+        {"format": "pt"},
+    )
     content = {**json.loads((copy / "config.json").read_text()), **config}
-    (copy / "config.json").write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    (copy / "config.json").write_text(
+        json.dumps({key: value for key, value in content.items() if value is not None})
+    )
     return copy
 
 
@@ -70,14 +91,18 @@ def as_dtype(dtype: torch.dtype) -> Callable[[Tensors], Tensors]:
 
 
 def loaded(folder: Path, dtype: torch.dtype) -> Any:
-    model, info = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    model, info = LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True
+    )
     assert not any(info.values())
     return model.eval()
 
 
 @pytest.mark.parametrize("stored", DTYPES)
 def test_it_computes_what_one_linear_layer_does(stored: str, twin: Path, tmp_path: Path) -> None:
-    """Bit for bit; and the logits are those of tower, layer and language model put together by hand from the sources' tensors."""
+    """Bit for bit; and the logits are those of tower, layer and language model put together by
+    hand from the sources' tensors.
+    """
     dtype = getattr(torch, TORCH_DTYPES[stored])
     source = changed(twin, tmp_path / "source", as_dtype(dtype))
     tower_folder = changed(twin / "vision_tower", tmp_path / "tower", as_dtype(dtype))
@@ -91,7 +116,9 @@ def test_it_computes_what_one_linear_layer_does(stored: str, twin: Path, tmp_pat
     config = json.loads((source / "config.json").read_text())
     text = LlamaConfig(**{key: value for key, value in config.items() if "mm_" not in key})
     state = {name: tensor for name, tensor in original.items() if "mm_projector" not in name}
-    language = LlamaForCausalLM.from_pretrained(None, config=text, state_dict=state, dtype=dtype).eval()
+    language = LlamaForCausalLM.from_pretrained(
+        None, config=text, state_dict=state, dtype=dtype
+    ).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for size in (1e-3, 1.0, 1e3):
@@ -119,7 +146,9 @@ def test_another_activation_computes_something_else(out: Path, tmp_path: Path) -
     content = json.loads((copy / "config.json").read_text())
     assert content.pop("projector_hidden_act") == "linear"
     (copy / "config.json").write_text(json.dumps(content))
-    projectors = [loaded(folder, torch.float32).model.multi_modal_projector for folder in (out, copy)]
+    projectors = [
+        loaded(folder, torch.float32).model.multi_modal_projector for folder in (out, copy)
+    ]
     features = torch.randn(5, 32)
     with torch.no_grad():
         linear, gelu = (projector(features) for projector in projectors)
@@ -139,13 +168,26 @@ def test_the_plan_says_it(twin: Path, run: Run) -> None:
     ran = run("apply", "llava-v1", *arguments(twin), "--dry-run", "--format", "json")
     plan = ran.json
     assert (ran.code, plan["complete"], plan["missing"]) == (0, True, [])
-    made = [{key: entry[key] for key in ("target", "dtype", "shape", "from", "rules", "op")} for entry in plan["mapped"]
-            if not entry["from"]]  # fmt: skip
+    made = [
+        {key: entry[key] for key in ("target", "dtype", "shape", "from", "rules", "op")}
+        for entry in plan["mapped"]
+        if not entry["from"]
+    ]
     assert made == [
-        {"target": f"{SECOND}.{part}", "dtype": "F16", "shape": shape, "from": [], "rules": [], "op": "identity_layer"}
+        {
+            "target": f"{SECOND}.{part}",
+            "dtype": "F16",
+            "shape": shape,
+            "from": [],
+            "rules": [],
+            "op": "identity_layer",
+        }
         for part, shape in (("bias", [64]), ("weight", [64, 64]))
     ]
-    changes = {change["target"]: (change["shape_before"], change["shape_after"]) for change in plan["post_load"]}
+    changes = {
+        change["target"]: (change["shape_before"], change["shape_after"])
+        for change in plan["post_load"]
+    }
     assert changes[f"{SECOND}.weight"] == (None, [64, 64])
     text = run("apply", "llava-v1", *arguments(twin), "--dry-run").out
     assert "multi_modal_projector   4/4   from identity_layer (2), model (2)\n" in text
@@ -153,7 +195,12 @@ def test_the_plan_says_it(twin: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [LIGHTNING, "llava-v1-0719-336px-vicuna-7b-v1.3.released", "llava-v1-0719-336px-vicuna-13b-v1.3.released"]
+    "name",
+    [
+        LIGHTNING,
+        "llava-v1-0719-336px-vicuna-7b-v1.3.released",
+        "llava-v1-0719-336px-vicuna-13b-v1.3.released",
+    ],
 )
 def test_full_size_with_the_tower_that_the_config_names(name: str, run: Run) -> None:
     config = json.loads((MANIFESTS / f"{name}.json").read_text())["config"]
@@ -163,9 +210,16 @@ def test_full_size_with_the_tower_that_the_config_names(name: str, run: Run) -> 
     hidden = config["hidden_size"]
     mapped = {entry["target"]: entry for entry in plan["mapped"]}
     assert plan["complete"]
-    assert mapped[f"{ONE}.weight"]["from"] == [{"source": "model", "name": "model.mm_projector.weight"}]
-    assert (mapped[f"{ONE}.weight"]["shape"], mapped[f"{SECOND}.weight"]["shape"]) == ([hidden, 1024], [hidden, hidden])
-    assert plan["nbytes"]["write"] == sum(2 ** (2 if m["dtype"] == "F32" else 1) * _count(m["shape"]) for m in plan["mapped"])
+    assert mapped[f"{ONE}.weight"]["from"] == [
+        {"source": "model", "name": "model.mm_projector.weight"}
+    ]
+    assert (mapped[f"{ONE}.weight"]["shape"], mapped[f"{SECOND}.weight"]["shape"]) == (
+        [hidden, 1024],
+        [hidden, hidden],
+    )
+    assert plan["nbytes"]["write"] == sum(
+        2 ** (2 if m["dtype"] == "F32" else 1) * _count(m["shape"]) for m in plan["mapped"]
+    )
 
 
 def _count(shape: list[int]) -> int:
@@ -186,27 +240,48 @@ def test_the_tower_of_another_size_is_refused(run: Run) -> None:
 @pytest.mark.parametrize(
     ("said", "code", "words"),
     [
-        ("openai/clip-vit-large-patch14", "LR114", "The config names it, mm_vision_tower: `openai/clip-vit-large-patch14`: "),
+        (
+            "openai/clip-vit-large-patch14",
+            "LR114",
+            "The config names it, mm_vision_tower: `openai/clip-vit-large-patch14`: ",
+        ),
         (
             "/home/me/clip",
             "LR100",
-            "The config names it, mm_vision_tower: `/home/me/clip`: there is no `/home/me/clip` on this disk, and",
+            "The config names it, mm_vision_tower: `/home/me/clip`: there is no `/home/me/clip` on "
+            "this disk, and",
         ),
-        ("./clip", "LR100", "mm_vision_tower: `./clip`: there is no `./clip` on this disk, and no repository"),
+        (
+            "./clip",
+            "LR100",
+            "mm_vision_tower: `./clip`: there is no `./clip` on this disk, and no repository",
+        ),
         (["a/b"], "LR114", "mm_vision_tower: `a/b`: "),
-        (7, "LR302", "mm_vision_tower: `7`, and that is neither a repository of the hub nor a path."),
+        (
+            7,
+            "LR302",
+            "mm_vision_tower: `7`, and that is neither a repository of the hub nor a path.",
+        ),
         (None, "LR302", "The config has no mm_vision_tower to name it."),
     ],
 )
-def test_where_the_tower_can_not_be_had(said: Any, code: str, words: str, twin: Path, tmp_path: Path, run: Run) -> None:
+def test_where_the_tower_can_not_be_had(
+    said: Any, code: str, words: str, twin: Path, tmp_path: Path, run: Run
+) -> None:
     source = changed(twin, tmp_path / "source", mm_vision_tower=said)
-    [problem] = run("apply", "llava-v1", "--source", source, "--dry-run", "--format", "json").json["problems"]
+    [problem] = run("apply", "llava-v1", "--source", source, "--dry-run", "--format", "json").json[
+        "problems"
+    ]
     assert problem["code"] == code
     assert words in problem["message"]
-    assert "--source vision_tower=DIR" in run("apply", "llava-v1", "--source", source, "--dry-run").out
+    assert (
+        "--source vision_tower=DIR" in run("apply", "llava-v1", "--source", source, "--dry-run").out
+    )
 
 
-def test_the_tower_that_the_config_names_is_downloaded(twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tower_that_the_config_names_is_downloaded(
+    twin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def download(repository: Any, use: Any, **options: Any) -> Any:
@@ -226,7 +301,10 @@ def test_verify_and_the_way_back(twin: Path, out: Path, run: Run) -> None:
     assert ran.code == 0
     assert "80 tensors equal, bit by bit" in ran.out
     assert run("revert", out, "--output", "back").code == 0
-    original, tower = load_file(twin / "model.safetensors"), load_file(twin / "vision_tower" / "model.safetensors")
+    original, tower = (
+        load_file(twin / "model.safetensors"),
+        load_file(twin / "vision_tower" / "model.safetensors"),
+    )
     buffers = [name for name in original if name.endswith("inv_freq")]
     back = tensors_of(Path("back/model"))
     assert set(back) == set(original) - set(buffers)
@@ -236,7 +314,9 @@ def test_verify_and_the_way_back(twin: Path, out: Path, run: Run) -> None:
     assert all(torch.equal(restored[name], tower[name]) for name in tower)
 
 
-def test_what_was_made_and_changed_since_is_seen(twin: Path, out: Path, tmp_path: Path, run: Run) -> None:
+def test_what_was_made_and_changed_since_is_seen(
+    twin: Path, out: Path, tmp_path: Path, run: Run
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     [file] = [path for path in copy.glob("*.safetensors") if f"{SECOND}.weight" in load_file(path)]
@@ -245,13 +325,18 @@ def test_what_was_made_and_changed_since_is_seen(twin: Path, out: Path, tmp_path
     save_file(tensors, file, {"format": "pt"})
     against = [argument for source in given(twin) for argument in ("--against", source)]
     ran = run("verify", copy, *against, "--format", "json")
-    assert (ran.code, [(p["code"], p["names"]) for p in ran.json["problems"] if p["code"] == "LR602"]) == (
+    assert (
+        ran.code,
+        [(p["code"], p["names"]) for p in ran.json["problems"] if p["code"] == "LR602"],
+    ) == (
         1,
         [("LR602", [f"{SECOND}.weight"])],
     )
 
 
-@pytest.mark.parametrize("more", [("--dtype", "bfloat16"), ("--dtype", "float32"), ("--layout", "module-5.6")])
+@pytest.mark.parametrize(
+    "more", [("--dtype", "bfloat16"), ("--dtype", "float32"), ("--layout", "module-5.6")]
+)
 def test_other_dtypes_and_layouts(more: tuple[str, str], twin: Path, run: Run) -> None:
     ran = run("apply", "llava-v1", *arguments(twin), "--output", "out", "--verify", "full", *more)
     assert ran.code == 0, ran.out
@@ -272,7 +357,11 @@ def test_load_model(twin: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
-        ("llava-v1", "2 of 80 names are of tensors that `identity_layer` made, and that may have been trained since."),
+        (
+            "llava-v1",
+            "2 of 80 names are of tensors that `identity_layer` made, and that may have been "
+            "trained since.",
+        ),
         ("llava-v1.5", "its config says projector_hidden_act: 'linear', not 'gelu'"),
     ],
 )
@@ -286,35 +375,51 @@ def test_no_way_back_without_the_record(rules: str, words: str, out: Path, run: 
 def test_a_source_that_has_what_is_made(twin: Path, tmp_path: Path, run: Run) -> None:
     """It is told, and neither takes the other's place."""
     Path("mine.yaml").write_text(
-        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\ndetect: {absent: []}\n"
-        "names: [{id: second, from: 'model.mm_projector.2.{p}', to: 'multi_modal_projector.linear_2.{p}'}]\n"
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\n"
+        "detect: {absent: []}\n"
+        "names: [{id: second, from: 'model.mm_projector.2.{p}', to: "
+        "'multi_modal_projector.linear_2.{p}'}]\n"
     )
     more = {"model.mm_projector.2.weight": torch.eye(64, dtype=torch.float16)}
     source = changed(twin, tmp_path / "source", lambda tensors: tensors | more)
     ran = run("apply", "mine.yaml", *arguments(source), "--output", "out", "--format", "json")
     [problem] = ran.json["problems"]
     assert (ran.code, problem["code"]) == (1, "LR304")
-    said = f"`model.mm_projector.2.weight` (model) becomes `{SECOND}.weight`, which `identity_layer` makes."
+    said = (
+        f"`model.mm_projector.2.weight` (model) becomes `{SECOND}.weight`, which "
+        "`identity_layer` makes."
+    )
     assert said in problem["message"]
     assert ran.json["collisions"] == [
-        {"target": f"{SECOND}.weight", "from": [{"source": "model", "name": "model.mm_projector.2.weight"}],
-         "made_by": "identity_layer"}
-    ]  # fmt: skip
+        {
+            "target": f"{SECOND}.weight",
+            "from": [{"source": "model", "name": "model.mm_projector.2.weight"}],
+            "made_by": "identity_layer",
+        }
+    ]
     assert not Path("out").exists()
 
 
 def test_without_the_first_layer_both_are_missing(twin: Path, tmp_path: Path, run: Run) -> None:
     Path("mine.yaml").write_text(
-        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\ndetect: {present: [model.norm.weight]}\n"
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\n"
+        "detect: {present: [model.norm.weight]}\n"
     )
-    source = changed(twin, tmp_path / "source", lambda t: {name: t[name] for name in t if "mm_projector" not in name})
-    [problem] = run("apply", "mine.yaml", *arguments(source), "--dry-run", "--format", "json").json["problems"]
+    source = changed(
+        twin,
+        tmp_path / "source",
+        lambda t: {name: t[name] for name in t if "mm_projector" not in name},
+    )
+    [problem] = run("apply", "mine.yaml", *arguments(source), "--dry-run", "--format", "json").json[
+        "problems"
+    ]
     assert (problem["code"], len(problem["names"])) == ("LR302", 4)
 
 
 def test_no_matrix_to_follow(twin: Path, run: Run) -> None:
     Path("mine.yaml").write_text(
-        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\npost_load:\n  - use: identity_layer\n"
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\npost_load:\n"
+        "  - use: identity_layer\n"
         f"    with: {{after: {ONE}.bias, weight: {SECOND}.weight, bias: {SECOND}.bias}}\n"
     )
     ran = run("apply", "mine.yaml", *arguments(twin), "--dry-run", "--format", "json")
@@ -336,7 +441,9 @@ def test_records_that_can_not_be(contradiction: str, out: Path, tmp_path: Path, 
     elif contradiction == "read":
         made["reads"] = [f"{SECOND}.weight"]
     elif contradiction == "copied":
-        next(entry for entry in plan["mapped"] if entry["target"] == f"{SECOND}.weight")["op"] = None
+        next(entry for entry in plan["mapped"] if entry["target"] == f"{SECOND}.weight")["op"] = (
+            None
+        )
     else:
         made["shape_before"] = [64, 64]
     (copy / RECORD).write_text(with_own_digest(record))
@@ -345,17 +452,26 @@ def test_records_that_can_not_be(contradiction: str, out: Path, tmp_path: Path, 
         assert (ran.code, [p["code"] for p in ran.json["problems"]]) == (3, ["LR113"])
 
 
-@pytest.mark.parametrize(("said", "noted"), [(None, False), ("linear", False), ("mlp2x_gelu", True)])
-def test_kind_of_projector_in_the_config(said: str | None, noted: bool, twin: Path, tmp_path: Path, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("said", "noted"), [(None, False), ("linear", False), ("mlp2x_gelu", True)]
+)
+def test_kind_of_projector_in_the_config(
+    said: str | None, noted: bool, twin: Path, tmp_path: Path, run: Run
+) -> None:
     source = changed(twin, tmp_path / "source", mm_projector_type=said)
     plan = run("apply", "llava-v1", *arguments(source), "--dry-run", "--format", "json").json
     notes = [note["message"] for note in plan["notes"] if note["code"] == "LR308"]
     assert plan["complete"]
     assert bool(notes) is noted
-    assert all("the config says mm_projector_type: mlp2x_gelu, the tensors are one linear layer." in note for note in notes)
+    assert all(
+        "the config says mm_projector_type: mlp2x_gelu, the tensors are one linear layer." in note
+        for note in notes
+    )
 
 
-@pytest.mark.parametrize(("marks", "picture"), [(True, "<im_start><image><im_end>\n"), (False, "<image>\n")])
+@pytest.mark.parametrize(
+    ("marks", "picture"), [(True, "<im_start><image><im_end>\n"), (False, "<image>\n")]
+)
 def test_prompt(marks: bool, picture: str, twin: Path, tmp_path: Path) -> None:
     from transformers import AutoProcessor
 
@@ -371,21 +487,37 @@ def test_prompt(marks: bool, picture: str, twin: Path, tmp_path: Path) -> None:
     assert prompt == f"USER: {picture}What is it? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:"
     ids = processor.tokenizer(prompt)["input_ids"]
     names = processor.tokenizer.convert_ids_to_tokens(ids)
-    assert [name for name in names if name.startswith("<im")] == (["<im_start>", "<image>", "<im_end>"] if marks else ["<image>"])
+    assert [name for name in names if name.startswith("<im")] == (
+        ["<im_start>", "<image>", "<im_end>"] if marks else ["<image>"]
+    )
 
 
 def test_a_projector_of_its_own_with_its_language_model(run: Run) -> None:
     """A pretraining's `mm_projector.bin`, whose config names the tower, put into Vicuna."""
-    content = json.loads((MANIFESTS / "llava-v1-0719-336px-vicuna-13b-v1.3.released.json").read_text())
-    content["tensors"] = {name: tensor for name, tensor in content["tensors"].items() if "mm_projector" not in name}
+    content = json.loads(
+        (MANIFESTS / "llava-v1-0719-336px-vicuna-13b-v1.3.released.json").read_text()
+    )
+    content["tensors"] = {
+        name: tensor for name, tensor in content["tensors"].items() if "mm_projector" not in name
+    }
     Path("vicuna.json").write_text(json.dumps(content))
     projector = PARTS / "llava-336px-pretrain-vicuna-13b-v1.3.mm_projector.json"
-    parts = ("vicuna.json", f"projector={projector}", f"vision_tower={MANIFESTS / 'clip-vit-large-patch14-336.json'}")
+    parts = (
+        "vicuna.json",
+        f"projector={projector}",
+        f"vision_tower={MANIFESTS / 'clip-vit-large-patch14-336.json'}",
+    )
     sources = [argument for part in parts for argument in ("--source", part)]
     plan = run("apply", "llava-v1", *sources, "--dry-run", "--format", "json").json
     assert plan["complete"]
-    origins = {entry["target"]: entry["from"] for entry in plan["mapped"] if entry["target"].startswith("multi_modal")}
-    assert origins[f"{ONE}.weight"] == [{"source": "projector", "name": "model.mm_projector.weight"}]
+    origins = {
+        entry["target"]: entry["from"]
+        for entry in plan["mapped"]
+        if entry["target"].startswith("multi_modal")
+    }
+    assert origins[f"{ONE}.weight"] == [
+        {"source": "projector", "name": "model.mm_projector.weight"}
+    ]
     assert origins[f"{SECOND}.weight"] == []
 
 
@@ -394,6 +526,14 @@ def test_others_are_not_taken(run: Run) -> None:
     sources = ("--source", RELEASED / "safetensors", "--source", f"vision_tower={CLIP}")
     ran = run("apply", "llava-v1", *sources, "--dry-run", "--format", "json")
     assert [problem["code"] for problem in ran.json["problems"]][:1] == ["LR311"]
-    ran = run("apply", "llava-v1.5", "--source", DATA / "manifests" / f"{LIGHTNING}.json", "--dry-run", "--format", "json")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        DATA / "manifests" / f"{LIGHTNING}.json",
+        "--dry-run",
+        "--format",
+        "json",
+    )
     assert [problem["code"] for problem in ran.json["problems"]][:1] == ["LR311"]
     assert "this rule file fits: llava-v1 " in json.dumps(ran.json["problems"])

@@ -1,4 +1,6 @@
-"""`load_model` gives the model that the folder written by `apply` gives, from the sources' own files, and writes nothing."""
+"""`load_model` gives the model that the folder written by `apply` gives, from the sources' own
+files, and writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 def equal_to_the_folder(rules: str, sources: list[str]) -> tuple[Any, Any]:
-    """The model loaded from the sources, and the one loaded from the folder that `apply` writes: asserted to be the same."""
+    """The model loaded from the sources, and the one loaded from the folder that `apply` writes:
+    asserted to be the same.
+    """
     model = load_model(rules, sources)
     apply(rules, sources, "out")
     other = AutoModelForImageTextToText.from_pretrained("out", dtype="auto")
@@ -52,7 +56,10 @@ def equal_to_the_folder(rules: str, sources: list[str]) -> tuple[Any, Any]:
             same = (found[name].dtype, found[name].shape, found[name].requires_grad)
             assert same == (tensor.dtype, tensor.shape, tensor.requires_grad)
             assert bits(found[name]) == bits(tensor), name
-    assert {**model.config.to_dict(), "_name_or_path": ""} == {**other.config.to_dict(), "_name_or_path": ""}
+    assert {**model.config.to_dict(), "_name_or_path": ""} == {
+        **other.config.to_dict(),
+        "_name_or_path": "",
+    }
     assert model.generation_config.to_dict() == other.generation_config.to_dict()
     return model, other
 
@@ -83,13 +90,17 @@ def unaligned(file: Path) -> None:
     """A header of an odd length: no tensor begins at a multiple of its element's size."""
     data = file.read_bytes()
     [length] = struct.unpack("<Q", data[:8])
-    file.write_bytes(struct.pack("<Q", length + 1) + data[8 : 8 + length] + b" " + data[8 + length :])
+    file.write_bytes(
+        struct.pack("<Q", length + 1) + data[8 : 8 + length] + b" " + data[8 + length :]
+    )
     assert load_file(file).keys()
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Callable[[str], Path]:
-    """LLaVA-1.5 in the form of a name: one of `FORMS`, one dumped state dict, or the .bin made unusual."""
+    """LLaVA-1.5 in the form of a name: one of `FORMS`, one dumped state dict, or the .bin made
+    unusual.
+    """
 
     def make(form: str) -> Path:
         folder = tmp_path / "source"
@@ -113,8 +124,14 @@ def source(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("form", [*FORMS, "full_state_dict", "strided", "big-endian", "unaligned"])
 def test_it_is_the_model_of_the_folder(form: str, source: Callable[[str], Path]) -> None:
-    """Names, dtypes, values, config; and what both compute of a picture and a sentence. The dumped tower is float32."""
-    sources = [str(source(form)), TOWER, f"language_model={RELEASED / 'bin'}"]  # the last one for its tokenizer
+    """Names, dtypes, values, config; and what both compute of a picture and a sentence. The
+    dumped tower is float32.
+    """
+    sources = [
+        str(source(form)),
+        TOWER,
+        f"language_model={RELEASED / 'bin'}",
+    ]  # the last one for its tokenizer
     model, other = equal_to_the_folder("llava-v1.5", sources)
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float16}
     assert all(tensor.data_ptr() % tensor.element_size() == 0 for tensor in model.parameters())
@@ -129,7 +146,9 @@ def test_interleave(interleave: Callable[..., Path]) -> None:  # noqa: F811
     tokens = torch.tensor([[1, *[model.config.image_token_id] * 4, 5, 6]])
     picture = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found, wanted = (m.float()(input_ids=tokens, pixel_values=picture).logits for m in (model, other))
+        found, wanted = (
+            m.float()(input_ids=tokens, pixel_values=picture).logits for m in (model, other)
+        )
     assert torch.isfinite(found).all()
     assert torch.equal(found, wanted)
 
@@ -141,20 +160,30 @@ def test_a_tied_head(stored: bool, interleave: Callable[..., Path]) -> None:  # 
         if stored:
             tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
-    model, _ = equal_to_the_folder("llava-interleave", [str(interleave(tie, tie_word_embeddings=True)), SIGLIP])
+    model, _ = equal_to_the_folder(
+        "llava-interleave", [str(interleave(tie, tie_word_embeddings=True)), SIGLIP]
+    )
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def mapped(files: set[Path]) -> list[range]:
     """The addresses at which files are mapped into this process."""
     lines = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
-    spans = (fields[0].split("-") for fields in lines if len(fields) == 6 and Path(fields[5].strip()) in files)
+    spans = (
+        fields[0].split("-")
+        for fields in lines
+        if len(fields) == 6 and Path(fields[5].strip()) in files
+    )
     return [range(int(start, 16), int(end, 16)) for start, end in spans]
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the kernel doesn't say what is mapped")
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="the kernel doesn't say what is mapped"
+)
 @pytest.mark.parametrize("form", ["bin", "safetensors", "sharded"])
-def test_what_is_only_renamed_lies_in_the_files(form: str, source: Callable[[str], Path], changed: Changed) -> None:
+def test_what_is_only_renamed_lies_in_the_files(
+    form: str, source: Callable[[str], Path], changed: Changed
+) -> None:
     def half(tensors: Tensors) -> None:
         tensors.update({name: tensor.half() for name, tensor in tensors.items()})
 
@@ -162,13 +191,19 @@ def test_what_is_only_renamed_lies_in_the_files(form: str, source: Callable[[str
     model = load_model("llava-v1.5", [str(folder), f"vision_tower={tower}"])
     spans = mapped({*folder.iterdir(), *tower.iterdir()})
     outside = {
-        name for name, tensor in model.named_parameters()
-        if not any(tensor.data_ptr() in span and tensor.data_ptr() + tensor.nbytes <= span.stop for span in spans)
-    }  # fmt: skip
+        name
+        for name, tensor in model.named_parameters()
+        if not any(
+            tensor.data_ptr() in span and tensor.data_ptr() + tensor.nbytes <= span.stop
+            for span in spans
+        )
+    }
     assert outside == set(EXPANDED)
 
 
-def test_the_sources_stay_as_they_are_when_the_model_is_changed(source: Callable[[str], Path]) -> None:
+def test_the_sources_stay_as_they_are_when_the_model_is_changed(
+    source: Callable[[str], Path],
+) -> None:
     folder = source("safetensors")
     before = {file.name: hashlib.sha256(file.read_bytes()).digest() for file in folder.iterdir()}
     model = load_model("llava-v1.5", [str(folder), TOWER])
@@ -179,12 +214,16 @@ def test_the_sources_stay_as_they_are_when_the_model_is_changed(source: Callable
             tensor.add_(1)
     assert torch.equal(norm, old + 1)
     del model
-    assert {file.name: hashlib.sha256(file.read_bytes()).digest() for file in folder.iterdir()} == before
+    assert {
+        file.name: hashlib.sha256(file.read_bytes()).digest() for file in folder.iterdir()
+    } == before
     again = load_model("llava-v1.5", [str(folder), TOWER])
     assert torch.equal(again.model.language_model.norm.weight, old)
 
 
-def test_nothing_is_written_and_no_output_is_in_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_is_written_and_no_output_is_in_the_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A full disk, and a file where `apply` would make its folder."""
     Path("safetensors-hf").write_text("here")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: pytest.fail("the disk doesn't matter"))
@@ -221,10 +260,15 @@ def test_a_manifest() -> None:
     [
         (lambda state: state.pop("multi_modal_projector.linear_1.bias"), ["missing"]),
         (lambda state: state.update({"more.weight": torch.ones(1)}), ["unexpected"]),
-        (lambda state: state.update({"multi_modal_projector.linear_1.bias": torch.ones(3)}), ["mismatched"]),
+        (
+            lambda state: state.update({"multi_modal_projector.linear_1.bias": torch.ones(3)}),
+            ["mismatched"],
+        ),
     ],
 )
-def test_the_loader_disagrees(change: Any, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loader_disagrees(
+    change: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = load._state_dict
 
     def other(job: Any) -> Any:
@@ -236,11 +280,16 @@ def test_the_loader_disagrees(change: Any, said: list[str], monkeypatch: pytest.
     with pytest.raises(RemapError) as caught:
         load_model("llava-v1.5", [str(RELEASED / "safetensors"), TOWER])
     assert [problem.code for problem in caught.value.problems] == ["LR601"] * len(said)
-    assert all(f"1 names as {what}" in problem.cause for what, problem in zip(said, caught.value.problems, strict=True))
+    assert all(
+        f"1 names as {what}" in problem.cause
+        for what, problem in zip(said, caught.value.problems, strict=True)
+    )
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_source_that_changes_meanwhile(moment: str, source: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_changes_meanwhile(
+    moment: str, source: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the model is made, its file becomes shorter, or its config is written again."""
     folder, made = source("safetensors"), load._state_dict
 
@@ -259,7 +308,9 @@ def test_a_source_that_changes_meanwhile(moment: str, source: Callable[[str], Pa
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOMEM, "LR501"), (errno.EIO, "LR102")])
-def test_a_file_that_cannot_be_mapped(number: int, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_mapped(
+    number: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*arguments: Any, **options: Any) -> Any:
         raise OSError(number, "no")
 
@@ -269,9 +320,19 @@ def test_a_file_that_cannot_be_mapped(number: int, code: str, monkeypatch: pytes
 
 def test_it_is_public_and_costs_nothing_until_it_is_used() -> None:
     assert llava_remap.load_model is load_model
-    program = "import sys, llava_remap; llava_remap.load_model; print({'torch', 'transformers'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
+    program = (
+        "import sys, llava_remap; llava_remap.load_model; print({'torch', 'transformers'} & "
+        "set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout
+        == "set()\n"
+    )
 
 
 def test_a_source_can_be_a_path() -> None:
-    assert llava_remap.plan_job("llava-v1.5", [RELEASED / "bin", f"vision_tower={CLIP}"]).plan.complete
+    assert llava_remap.plan_job(
+        "llava-v1.5", [RELEASED / "bin", f"vision_tower={CLIP}"]
+    ).plan.complete

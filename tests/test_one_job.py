@@ -55,7 +55,9 @@ def during_the_load(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], objec
 
 
 def test_two_jobs_on_one_output(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both were planned when the folder wasn't there. The second is refused, the first isn't disturbed."""
+    """Both were planned when the folder wasn't there. The second is refused, the first isn't
+    disturbed.
+    """
     second = plan_job("llava-v1.5", [str(RELEASED / "safetensors"), TOWER], "out")
     causes = []
     during_the_load(monkeypatch, lambda: causes.append(refusal(second, "LR503")))
@@ -138,7 +140,10 @@ def test_a_check_that_there_is_not(verify: Any, source: Path) -> None:
 
 
 def test_one_source_as_a_text(source: Path) -> None:
-    assert plan_job("llava-v1.5", f"{RELEASED / 'bin'}", "out").checkpoints["model"].path == RELEASED / "bin"
+    assert (
+        plan_job("llava-v1.5", f"{RELEASED / 'bin'}", "out").checkpoints["model"].path
+        == RELEASED / "bin"
+    )
 
 
 @pytest.mark.parametrize("verify", ["meta", "full", "none"])
@@ -149,10 +154,25 @@ def test_progress_adds_up(verify: Any) -> None:
     assert sum(told) == job.nbytes_to_handle(verify)
 
 
-def test_what_is_found_while_writing_is_in_the_report(run: Run, monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
-    """The plan was complete; what went wrong since is in both, and nothing says that it was done."""
+def test_what_is_found_while_writing_is_in_the_report(
+    run: Run, monkeypatch: pytest.MonkeyPatch, source: Path
+) -> None:
+    """The plan was complete; what went wrong since is in both, and nothing says that it was
+    done.
+    """
     during_the_load(monkeypatch, lambda: other_epsilon(source))
-    ran = run("apply", "llava-v1.5", "--source", source, "--source", TOWER, "--report", "plan.json", "--format", "json")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        source,
+        "--source",
+        TOWER,
+        "--report",
+        "plan.json",
+        "--format",
+        "json",
+    )
     assert ran.code == 3
     for content in (ran.json, json.loads(Path("plan.json").read_text())):
         assert (content["format"], content["complete"]) == ("llava-remap/plan", False)
@@ -161,20 +181,38 @@ def test_what_is_found_while_writing_is_in_the_report(run: Run, monkeypatch: pyt
     assert "LR102" in ran.err
 
 
-@pytest.mark.parametrize("name", ["out/llava_remap.json", "out/plan.json", "./out/../out/config.json"])
+@pytest.mark.parametrize(
+    "name", ["out/llava_remap.json", "out/plan.json", "./out/../out/config.json"]
+)
 def test_no_report_into_the_output(name: str, run: Run) -> None:
     Path("out").mkdir()
-    ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", TOWER, "--output", "out", "--report", name)
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "bin",
+        "--source",
+        TOWER,
+        "--output",
+        "out",
+        "--report",
+        name,
+    )
     assert ran.code == 4
     assert "is inside the output" in ran.err
     assert not any(Path("out").iterdir())
 
 
 def test_key_order_of_a_source_is_kept_warm_or_cold(source: Path) -> None:
-    """Two generation configs that differ in the order of their keys: neither gives the other's file."""
+    """Two generation configs that differ in the order of their keys: neither gives the other's
+    file.
+    """
     for order in (1, -1):
         path = source / "generation_config.json"
         path.write_text(json.dumps(dict([("num_beams", 1), ("max_length", 77)][::order])))
         apply("llava-v1.5", [str(source), TOWER], f"out{order}", verify="none")
         written = json.loads(Path(f"out{order}/generation_config.json").read_text())
-        assert [key for key in written if key in ("num_beams", "max_length")] == ["num_beams", "max_length"][::order]
+        assert [key for key in written if key in ("num_beams", "max_length")] == [
+            "num_beams",
+            "max_length",
+        ][::order]

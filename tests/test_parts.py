@@ -1,4 +1,6 @@
-"""The right parts: what a config names comes before a rule file's default, and what was trained together stays together."""
+"""The right parts: what a config names comes before a rule file's default, and what was trained
+together stays together.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,15 @@ from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Ran, Run, Tensors
 
 STOCK, MODEL = "openai/clip-vit-large-patch14-336", "liuhaotian/llava-v1.5-7b"
 SIGLIP, LORA = TINY / "siglip-tiny-patch14-28", TINY / "llava-v1.5-lora"
-LLAVA, FULL, NEXT = RELEASED / "safetensors", TINY / "llava-v1.5" / "full_state_dict", TINY / "llava-v1.6-mistral" / "safetensors"
-ONEVISION, PRETRAINED = TINY / "llava-onevision" / "safetensors", TINY / "llava-v1.5" / "pretrain_projector_only"
+LLAVA, FULL, NEXT = (
+    RELEASED / "safetensors",
+    TINY / "llava-v1.5" / "full_state_dict",
+    TINY / "llava-v1.6-mistral" / "safetensors",
+)
+ONEVISION, PRETRAINED = (
+    TINY / "llava-onevision" / "safetensors",
+    TINY / "llava-v1.5" / "pretrain_projector_only",
+)
 TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -34,7 +43,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
     def fill(repositories: Mapping[str, Path]) -> None:
         for number, (name, folder) in enumerate(repositories.items(), 1):
-            at, commit = tmp_path / "hub" / f"models--{name.replace('/', '--')}", f"{number}".rjust(40, "a")
+            at, commit = (
+                tmp_path / "hub" / f"models--{name.replace('/', '--')}",
+                f"{number}".rjust(40, "a"),
+            )
             (at / "refs").mkdir(parents=True)
             (at / "refs" / "main").write_text(commit)
             shutil.copytree(folder, at / "snapshots" / commit)
@@ -51,10 +63,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def folder(name: str, tensors: Tensors, config: Mapping[str, Any], tokenizer: Path | None = None) -> Path:
+def folder(
+    name: str, tensors: Tensors, config: Mapping[str, Any], tokenizer: Path | None = None
+) -> Path:
     path = Path(name)
     path.mkdir()
-    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: value.clone().contiguous() for key, value in tensors.items()},
+        path / "model.safetensors",
+        {"format": "pt"},
+    )
     (path / "config.json").write_text(json.dumps(config))
     for file in TOKENIZER if tokenizer is not None else ():
         shutil.copy(Path(str(tokenizer)) / file, path)
@@ -63,12 +81,26 @@ def folder(name: str, tensors: Tensors, config: Mapping[str, Any], tokenizer: Pa
 
 def named(value: Any, **config: Any) -> Path:
     """A LLaVA-1.5 without its tower, whose config names this one."""
-    return folder("in", load_file(LLAVA / "model.safetensors"), {**read_config(LLAVA), "mm_vision_tower": value, **config}, LLAVA)
+    return folder(
+        "in",
+        load_file(LLAVA / "model.safetensors"),
+        {**read_config(LLAVA), "mm_vision_tower": value, **config},
+        LLAVA,
+    )
 
 
 def towerless(source: Path, **config: Any) -> Path:
-    tensors = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if "vision_tower" not in name}
-    return folder("in", tensors, {**read_config(source), **config}, source if (source / TOKENIZER[0]).is_file() else None)
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(source / "model.safetensors").items()
+        if "vision_tower" not in name
+    }
+    return folder(
+        "in",
+        tensors,
+        {**read_config(source), **config},
+        source if (source / TOKENIZER[0]).is_file() else None,
+    )
 
 
 def applied(run: Run, rules: object, *sources: object, more: tuple[str, ...] = ()) -> Ran:
@@ -88,12 +120,20 @@ def notes(run: Run, rules: object, *sources: object) -> dict[str, str]:
 
 
 def written() -> Tensors:
-    return {name: tensor for file in Path("out").glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in Path("out").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 def clip() -> Tensors:
     """The tower alone, as CLIP's model has it."""
-    return {name: t for name, t in load_file(CLIP / "model.safetensors").items() if name.startswith("vision_model.")}
+    return {
+        name: t
+        for name, t in load_file(CLIP / "model.safetensors").items()
+        if name.startswith("vision_model.")
+    }
 
 
 def assert_tower(wanted: Tensors) -> None:
@@ -106,12 +146,26 @@ def assert_tower(wanted: Tensors) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["/share/our-finetuned-clip", "me/our-finetuned-clip", "our-finetuned-clip", "C:\\our-finetuned-clip"]
+    "value",
+    [
+        "/share/our-finetuned-clip",
+        "me/our-finetuned-clip",
+        "our-finetuned-clip",
+        "C:\\our-finetuned-clip",
+    ],
 )
 @pytest.mark.parametrize("rules", ["llava-v1.5", "sharegpt4v", "mine.yaml"])
-def test_a_tower_that_can_not_be_had_is_refused_by_its_name(value: str, rules: str, run: Run, hub: Hub) -> None:
-    """Though the rule file's default is there; also where a rule file of one's own has a default of its own."""
-    hub(dict.fromkeys((STOCK, "Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12", "me/clip"), CLIP))
+def test_a_tower_that_can_not_be_had_is_refused_by_its_name(
+    value: str, rules: str, run: Run, hub: Hub
+) -> None:
+    """Though the rule file's default is there; also where a rule file of one's own has a default
+    of its own.
+    """
+    hub(
+        dict.fromkeys(
+            (STOCK, "Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12", "me/clip"), CLIP
+        )
+    )
     Path("mine.yaml").write_text(
         "schema: 1\nname: mine\nversion: 1.0.0\nsummary: own\nextends: [llava-v1.5.yaml]\n"
         "sources: {vision_tower: {default: me/clip}}\n"
@@ -126,7 +180,9 @@ def test_a_tower_that_can_not_be_had_is_refused_by_its_name(value: str, rules: s
 
 def test_a_tower_that_can_be_had_is_taken(run: Run, hub: Hub) -> None:
     """From the hub and from a folder, where the default is there too and is another one."""
-    other = folder("tuned", {name: tensor + 1 for name, tensor in clip().items()}, read_config(CLIP))
+    other = folder(
+        "tuned", {name: tensor + 1 for name, tensor in clip().items()}, read_config(CLIP)
+    )
     shutil.copy(CLIP / "preprocessor_config.json", other)
     hub({STOCK: CLIP, "me/tuned": other})
     ran = applied(run, "llava-v1.5", named("me/tuned"))
@@ -143,13 +199,18 @@ def test_a_tower_that_can_be_had_is_taken(run: Run, hub: Hub) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "/data/clip-vit-large-patch14-336", "./clip-vit-large-patch14-336/", "mirror/clip-vit-large-patch14-336",
+        "/data/clip-vit-large-patch14-336", "./clip-vit-large-patch14-336/",
+        "mirror/clip-vit-large-patch14-336",
         "/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14-336/snapshots/ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
     ],
 )  # fmt: skip
 def test_a_name_that_ends_as_the_default_does_is_a_note(value: str, run: Run, hub: Hub) -> None:
     hub({STOCK: CLIP})
-    [note] = [message for code, message in notes(run, "llava-v1.5", named(value)).items() if code == "LR316"]
+    [note] = [
+        message
+        for code, message in notes(run, "llava-v1.5", named(value)).items()
+        if code == "LR316"
+    ]
     assert value[:100] in note
     assert f"{STOCK}, of the same name, is taken" in note
 
@@ -161,24 +222,59 @@ def test_the_default_where_it_is_named_or_nothing_is(value: Any, run: Run, hub: 
 
 
 def test_a_nickname_of_a_family(run: Run, hub: Hub) -> None:
-    """ViP-LLaVA's code calls the stock tower, of which it takes several layers, by a name of its own; it has no other."""
+    """ViP-LLaVA's code calls the stock tower, of which it takes several layers, by a name of its
+    own; it has no other.
+    """
     hub({STOCK: CLIP})
     made = torch.Generator().manual_seed(0)
-    text = {name: tensor for name, tensor in load_file(LLAVA / "model.safetensors").items() if "mm_projector" not in name}
-    sizes = {"clip_layernorm.weight": (160,), "clip_layernorm.bias": (160,), "final_linear.0.weight": (64, 160)}
-    sizes |= {"final_linear.0.bias": (64,), "final_linear.2.weight": (64, 64), "final_linear.2.bias": (64,)}
-    projector = {f"model.mm_projector.{name}": torch.randn(size, generator=made) for name, size in sizes.items()}
-    source = folder("in", {**text, **projector}, {**read_config(LLAVA), "mm_vision_tower": "clip_4layers_336"}, LLAVA)
+    text = {
+        name: tensor
+        for name, tensor in load_file(LLAVA / "model.safetensors").items()
+        if "mm_projector" not in name
+    }
+    sizes = {
+        "clip_layernorm.weight": (160,),
+        "clip_layernorm.bias": (160,),
+        "final_linear.0.weight": (64, 160),
+    }
+    sizes |= {
+        "final_linear.0.bias": (64,),
+        "final_linear.2.weight": (64, 64),
+        "final_linear.2.bias": (64,),
+    }
+    projector = {
+        f"model.mm_projector.{name}": torch.randn(size, generator=made)
+        for name, size in sizes.items()
+    }
+    source = folder(
+        "in",
+        {**text, **projector},
+        {**read_config(LLAVA), "mm_vision_tower": "clip_4layers_336"},
+        LLAVA,
+    )
     ran = applied(run, "vip-llava", source, more=("--dry-run",))
     assert f"{STOCK}@" in ran.out
     assert "LR316" not in ran.out
-    (source / "config.json").write_text(json.dumps({**read_config(source), "mm_vision_tower": "clip_4layers_448"}))
+    (source / "config.json").write_text(
+        json.dumps({**read_config(source), "mm_vision_tower": "clip_4layers_448"})
+    )
     ran = applied(run, "vip-llava", source, more=("--dry-run",))
     assert "`clip_4layers_448` on this disk" in told(ran)
 
 
 def test_last_parts_of_names() -> None:
-    assert [last_part(text) for text in ("a/b", "/x/b/", "C:\\x\\b", "b", "/x/models--a--b/snapshots/0123", "a/b@main", "")] == [
+    assert [
+        last_part(text)
+        for text in (
+            "a/b",
+            "/x/b/",
+            "C:\\x\\b",
+            "b",
+            "/x/models--a--b/snapshots/0123",
+            "a/b@main",
+            "",
+        )
+    ] == [
         *["b"] * 6,
         "",
     ]
@@ -188,7 +284,10 @@ def test_last_parts_of_names() -> None:
 
 
 def part(
-    base: str | None = None, source: Path = LORA, file: str = "adapter_config.json", key: str = "base_model_name_or_path"
+    base: str | None = None,
+    source: Path = LORA,
+    file: str = "adapter_config.json",
+    key: str = "base_model_name_or_path",
 ) -> Path:
     """A copy of the adapter, or of a projector, that names its base."""
     path = Path("part")
@@ -202,9 +301,19 @@ def vicuna(name: str = "vicuna-7b-v1.5") -> Path:
     """A plain language model."""
     if Path(name).exists():
         return Path(name)
-    text = {key: tensor for key, tensor in load_file(LLAVA / "model.safetensors").items() if "mm_projector" not in key}
-    config = {key: value for key, value in read_config(LLAVA).items() if "mm_" not in key and key != "image_aspect_ratio"}
-    return folder(name, text, {**config, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}, LLAVA)
+    text = {
+        key: tensor
+        for key, tensor in load_file(LLAVA / "model.safetensors").items()
+        if "mm_projector" not in key
+    }
+    config = {
+        key: value
+        for key, value in read_config(LLAVA).items()
+        if "mm_" not in key and key != "image_aspect_ratio"
+    }
+    return folder(
+        name, text, {**config, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}, LLAVA
+    )
 
 
 def projector(base: str) -> Path:
@@ -212,7 +321,9 @@ def projector(base: str) -> Path:
 
 
 @pytest.mark.parametrize(("name", "make"), [("adapter", part), ("projector", projector)])
-def test_the_base_is_the_one_that_a_part_names(name: str, make: Callable[[str], Path], run: Run, hub: Hub) -> None:
+def test_the_base_is_the_one_that_a_part_names(
+    name: str, make: Callable[[str], Path], run: Run, hub: Hub
+) -> None:
     hub({STOCK: CLIP, MODEL: LLAVA, "lmsys/vicuna-7b-v1.5": vicuna()})
     ran = applied(run, "llava-v1.5", f"{name}={make('lmsys/vicuna-7b-v1.5')}")
     assert ran.code == 0, told(ran)
@@ -224,7 +335,9 @@ def test_the_base_is_the_one_that_a_part_names(name: str, make: Callable[[str], 
 
 @pytest.mark.parametrize(("name", "make"), [("adapter", part), ("projector", projector)])
 @pytest.mark.parametrize("base", ["lmsys/vicuna-7b-v1.5", "/nowhere/vicuna-7b-v1.5"])
-def test_a_base_that_can_not_be_had_is_refused(name: str, make: Callable[[str], Path], base: str, run: Run, hub: Hub) -> None:
+def test_a_base_that_can_not_be_had_is_refused(
+    name: str, make: Callable[[str], Path], base: str, run: Run, hub: Hub
+) -> None:
     hub({STOCK: CLIP, MODEL: LLAVA})
     ran = applied(run, "llava-v1.5", f"{name}={make(base)}")
     assert ran.code != 0
@@ -252,31 +365,56 @@ def test_another_tower_by_hand_is_told(run: Run) -> None:
     assert "the config names `me/tuned-clip`, and" in found["LR316"]
     shutil.copytree(CLIP, "tuned-clip")
     shutil.rmtree("in")
-    assert "LR316" not in notes(run, "llava-v1.5", named("me/tuned-clip"), "vision_tower=tuned-clip")
+    assert "LR316" not in notes(
+        run, "llava-v1.5", named("me/tuned-clip"), "vision_tower=tuned-clip"
+    )
 
 
 def test_also_where_the_checkpoint_has_a_tower_of_its_own(run: Run) -> None:
-    """Then heads and activation come from the config of the one that is given, which may be all that there is of it."""
+    """Then heads and activation come from the config of the one that is given, which may be all
+    that there is of it.
+    """
     inside = {f"model.vision_tower.vision_tower.{name}": tensor for name, tensor in clip().items()}
     tensors = {**load_file(LLAVA / "model.safetensors"), **inside}
     path = folder("in", tensors, {**read_config(LLAVA), "mm_vision_tower": "me/tuned-clip"}, LLAVA)
     Path("other").mkdir()
     shutil.copy(CLIP / "config.json", "other")
-    assert "the config names `me/tuned-clip`, and" in notes(run, "llava-v1.5", path, "vision_tower=other")["LR316"]
+    assert (
+        "the config names `me/tuned-clip`, and"
+        in notes(run, "llava-v1.5", path, "vision_tower=other")["LR316"]
+    )
 
 
 def test_also_where_the_family_has_no_tower_of_its_own(run: Run) -> None:
-    tensors = {name: t for name, t in load_file(LLAVA / "model.safetensors").items() if "mm_projector" not in name}
-    linear = {"model.mm_projector.weight": torch.ones(64, 32).half(), "model.mm_projector.bias": torch.ones(64).half()}
-    path = folder("in", {**tensors, **linear}, {**read_config(LLAVA), "mm_vision_tower": "/x/ours"}, LLAVA)
-    assert "the config names `/x/ours`, and" in notes(run, "llava-v1", path, f"vision_tower={CLIP}")["LR316"]
+    tensors = {
+        name: t
+        for name, t in load_file(LLAVA / "model.safetensors").items()
+        if "mm_projector" not in name
+    }
+    linear = {
+        "model.mm_projector.weight": torch.ones(64, 32).half(),
+        "model.mm_projector.bias": torch.ones(64).half(),
+    }
+    path = folder(
+        "in", {**tensors, **linear}, {**read_config(LLAVA), "mm_vision_tower": "/x/ours"}, LLAVA
+    )
+    assert (
+        "the config names `/x/ours`, and"
+        in notes(run, "llava-v1", path, f"vision_tower={CLIP}")["LR316"]
+    )
 
 
-@pytest.mark.parametrize(("file", "is_told"), [("clip-vit-large-patch14-336.json", False), ("ours.json", True)])
-def test_a_tower_of_the_stock_sizes_is_the_stock_one_by_its_name_alone(file: str, is_told: bool, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("file", "is_told"), [("clip-vit-large-patch14-336.json", False), ("ours.json", True)]
+)
+def test_a_tower_of_the_stock_sizes_is_the_stock_one_by_its_name_alone(
+    file: str, is_told: bool, run: Run
+) -> None:
     shutil.copy(MANIFESTS / "clip-vit-large-patch14-336.json", file)
     model = MANIFESTS / "llava-v1.5-7b.released.json"
-    ran = run("apply", "llava-v1.5", "--source", model, "--source", f"vision_tower={file}", "--dry-run")
+    ran = run(
+        "apply", "llava-v1.5", "--source", model, "--source", f"vision_tower={file}", "--dry-run"
+    )
     assert (ran.code, "LR316" in ran.out) == (0, is_told)
 
 
@@ -284,7 +422,9 @@ def test_a_tower_of_the_stock_sizes_is_the_stock_one_by_its_name_alone(file: str
 
 
 def step(config: Mapping[str, Any] | None = None) -> Path:
-    """`checkpoint-500` of a training: the pairs of that step, without what LLaVA writes at the end."""
+    """`checkpoint-500` of a training: the pairs of that step, without what LLaVA writes at the
+    end.
+    """
     path = Path("run", "checkpoint-500")
     path.mkdir(parents=True)
     for file in ("adapter_model.bin", "adapter_config.json"):
@@ -306,14 +446,18 @@ def with_step(run: Run, path: Path, rules: str = "llava-v1.5", base: Path = LLAV
         ({}, "mm_"),
     ],
 )
-def test_a_config_shows_that_a_projector_was_trained(says: dict[str, Any], shown: str, run: Run) -> None:
+def test_a_config_shows_that_a_projector_was_trained(
+    says: dict[str, Any], shown: str, run: Run
+) -> None:
     ran = with_step(run, step({**read_config(LORA), **says}))
     assert (ran.code, "LR317" in ran.out, shown in told(ran)) == (1, True, True)
     assert "--source adapter=DIR" in told(ran)
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("says", [{"freeze_mm_mlp_adapter": True}, {"mm_tunable_parts": "mm_language_model"}])
+@pytest.mark.parametrize(
+    "says", [{"freeze_mm_mlp_adapter": True}, {"mm_tunable_parts": "mm_language_model"}]
+)
 def test_a_projector_that_was_frozen_is_the_bases(says: dict[str, Any], run: Run) -> None:
     ran = with_step(run, step({**read_config(LORA), **says}))
     assert (ran.code, "LR317" in ran.out) == (0, False)
@@ -321,7 +465,10 @@ def test_a_projector_that_was_frozen_is_the_bases(says: dict[str, Any], run: Run
 
 def test_where_nothing_tells_it_is_a_note(run: Run) -> None:
     ran = with_step(run, step())
-    assert (ran.code, "`adapter` brings no projector, so that of `model` is taken" in told(ran)) == (0, True)
+    assert (
+        ran.code,
+        "`adapter` brings no projector, so that of `model` is taken" in told(ran),
+    ) == (0, True)
 
 
 def beside_pairs() -> Tensors:
@@ -329,12 +476,17 @@ def beside_pairs() -> Tensors:
     return found
 
 
-def test_the_projector_of_a_step_is_found_and_the_command_puts_it_beside_the_pairs(run: Run) -> None:
+def test_the_projector_of_a_step_is_found_and_the_command_puts_it_beside_the_pairs(
+    run: Run,
+) -> None:
     path = step()
     pairs = torch.load(LORA / "adapter_model.bin", weights_only=True)
     for number in (500, 90):
         (path / f"global_step{number}").mkdir()
-        torch.save({"module": {**pairs, **beside_pairs()}}, path / f"global_step{number}" / "mp_rank_00_model_states.pt")
+        torch.save(
+            {"module": {**pairs, **beside_pairs()}},
+            path / f"global_step{number}" / "mp_rank_00_model_states.pt",
+        )
     ran = with_step(run, path)
     assert ran.code == 1
     assert f"It lies in {path.resolve()}/global_step500/mp_rank_00_model_states.pt." in told(ran)
@@ -344,7 +496,8 @@ def test_the_projector_of_a_step_is_found_and_the_command_puts_it_beside_the_pai
         exec(code, {})
     assert with_step(run, path).code == 0
     assert torch.equal(
-        written()["multi_modal_projector.linear_1.weight"], beside_pairs()["base_model.model.model.mm_projector.0.weight"]
+        written()["multi_modal_projector.linear_1.weight"],
+        beside_pairs()["base_model.model.model.mm_projector.0.weight"],
     )
 
 
@@ -354,14 +507,18 @@ def test_the_projector_of_a_step_is_found_for_a_plain_language_model(run: Run) -
     torch.save({"module": beside_pairs()}, path / "global_step500" / "mp_rank_00_model_states.pt")
     ran = with_step(run, path, base=vicuna())
     assert (ran.code, "LR311" in ran.out) == (1, True)
-    assert f"A projector was trained with `adapter`. It lies in {path.resolve()}/global_step500" in told(ran)
+    assert (
+        f"A projector was trained with `adapter`. It lies in {path.resolve()}/global_step500"
+        in told(ran)
+    )
 
 
 def test_a_step_whose_states_have_no_projector_is_a_note(run: Run) -> None:
     path = step()
     (path / "global_step500").mkdir()
     torch.save(
-        {"module": torch.load(LORA / "adapter_model.bin", weights_only=True)}, path / "global_step500/mp_rank_00_model_states.pt"
+        {"module": torch.load(LORA / "adapter_model.bin", weights_only=True)},
+        path / "global_step500/mp_rank_00_model_states.pt",
     )
     assert with_step(run, path).code == 0
 
@@ -371,25 +528,48 @@ def test_the_end_of_the_training_lies_above(run: Run) -> None:
     for file in ("non_lora_trainables.bin", "adapter_model.bin", "adapter_config.json"):
         shutil.copy(LORA / file, "run")
     ran = with_step(run, path)
-    assert (ran.code, f"Give it: --source adapter={Path('run').resolve()}." in told(ran)) == (1, True)
+    assert (ran.code, f"Give it: --source adapter={Path('run').resolve()}." in told(ran)) == (
+        1,
+        True,
+    )
     assert with_step(run, Path("run")).code == 0
 
 
 def test_a_projector_that_tuning_saved_beside_its_step(run: Run) -> None:
     path = step()
     (path.parent / "mm_projector").mkdir()
-    shutil.copy(PRETRAINED / "mm_projector.bin", path.parent / "mm_projector" / "checkpoint-500.bin")
+    shutil.copy(
+        PRETRAINED / "mm_projector.bin", path.parent / "mm_projector" / "checkpoint-500.bin"
+    )
     ran = with_step(run, path)
     [given] = re.findall(r"Give it: --source (projector=\S+)\.", told(ran))
     assert ran.code == 1
-    assert applied(run, "llava-v1.5", f"model={LLAVA}", f"adapter={path}", given, f"vision_tower={CLIP}").code == 0
+    assert (
+        applied(
+            run, "llava-v1.5", f"model={LLAVA}", f"adapter={path}", given, f"vision_tower={CLIP}"
+        ).code
+        == 0
+    )
 
 
 def test_the_projector_of_another_source_is_told(run: Run) -> None:
-    """One of the pretraining isn't the one that was trained with the pairs, and may be all that there is."""
+    """One of the pretraining isn't the one that was trained with the pairs, and may be all that
+    there is.
+    """
     path = step({**read_config(LORA), "mm_projector_lr": 2e-5})
-    ran = applied(run, "llava-v1.5", f"model={LLAVA}", f"adapter={path}", f"projector={PRETRAINED}", f"vision_tower={CLIP}")
-    assert (ran.code, "`adapter` was trained with a projector of its own, and that of `projector` is taken" in told(ran)) == (
+    ran = applied(
+        run,
+        "llava-v1.5",
+        f"model={LLAVA}",
+        f"adapter={path}",
+        f"projector={PRETRAINED}",
+        f"vision_tower={CLIP}",
+    )
+    assert (
+        ran.code,
+        "`adapter` was trained with a projector of its own, and that of `projector` is taken"
+        in told(ran),
+    ) == (
         0,
         True,
     )
@@ -402,7 +582,9 @@ def delta(source: Path) -> Path:
     """What a training adds to a base of which every norm is 1."""
     tensors = load_file(source / "model.safetensors")
     text = {
-        name: (t.float() - float("norm" in name)) for name, t in tensors.items() if "mm_" not in name and "vision" not in name
+        name: (t.float() - float("norm" in name))
+        for name, t in tensors.items()
+        if "mm_" not in name and "vision" not in name
     }
     change = {name: tensor.to(tensors[name].dtype) for name, tensor in text.items()}
     return folder("in", {**tensors, **change}, read_config(source), source)
@@ -410,7 +592,10 @@ def delta(source: Path) -> Path:
 
 def test_delta_weights_in_a_layout_of_transformers_are_refused(run: Run) -> None:
     assert applied(run, "llava-v1.5", LLAVA, f"vision_tower={CLIP}").code == 0
-    tensors = {name: t - int("norm" in name and name.startswith("language_model")) for name, t in written().items()}
+    tensors = {
+        name: t - int("norm" in name and name.startswith("language_model"))
+        for name, t in written().items()
+    }
     converted = folder("in", tensors, read_config(Path("out")))
     ran = run("apply", "hf-layouts", "--source", converted, "--output", "delta")
     assert (ran.code, "these look like delta weights" in told(ran)) == (3, True)
@@ -444,10 +629,14 @@ def test_a_repository_that_is_called_delta_is_not_downloaded(run: Run) -> None:
     ],
 )
 def test_which_text_models_have_norms_about_one(kind: str, about_one: bool) -> None:
-    """Held against the code of transformers: the norms that multiply by one more than their weights."""
+    """Held against the code of transformers: the norms that multiply by one more than their
+    weights.
+    """
     import transformers
 
-    config = transformers.CONFIG_MAPPING[kind](num_hidden_layers=4, hidden_size=64, num_attention_heads=4, num_key_value_heads=4)
+    config = transformers.CONFIG_MAPPING[kind](
+        num_hidden_layers=4, hidden_size=64, num_attention_heads=4, num_key_value_heads=4
+    )
     assert compare_classes(config, "LlavaForConditionalGeneration").norms_about_one is about_one
     code = Path(str(transformers.__file__)).parent / "models" / kind / f"modeling_{kind}.py"
     adds_one = re.compile(r"\(1(\.0)? \+ (self\.)?weight|weight \+ 1\b")
@@ -471,9 +660,17 @@ def test_every_family_takes_its_tower_from_a_source_of_its_own(rules: str, run: 
     source, config, tower = FAMILIES[rules]
     ran = applied(run, rules, towerless(source, **config), f"vision_tower={tower}")
     assert ran.code == 0, told(ran)
-    assert_tower({name: t for name, t in load_file(tower / "model.safetensors").items() if name.startswith("vision_model.")})
+    assert_tower(
+        {
+            name: t
+            for name, t in load_file(tower / "model.safetensors").items()
+            if name.startswith("vision_model.")
+        }
+    )
     layer = read_config(Path("out"))["vision_feature_layer"]
-    assert layer == -2  # of SigLIP, which has all its layers here, what LLaVA's code takes after it deleted the last
+    assert (
+        layer == -2
+    )  # of SigLIP, which has all its layers here, what LLaVA's code takes after it deleted the last
 
 
 def test_a_siglip_tower_inside_has_lost_its_last_layer(run: Run) -> None:
@@ -484,7 +681,9 @@ def test_a_siglip_tower_inside_has_lost_its_last_layer(run: Run) -> None:
 @pytest.mark.parametrize("rules", FAMILIES)
 def test_the_tower_of_another_family_is_refused(rules: str, run: Run) -> None:
     source, config, tower = FAMILIES[rules]
-    ran = applied(run, rules, towerless(source, **config), f"vision_tower={SIGLIP if tower == CLIP else CLIP}")
+    ran = applied(
+        run, rules, towerless(source, **config), f"vision_tower={SIGLIP if tower == CLIP else CLIP}"
+    )
     assert (ran.code, "LR311" in ran.out) == (1, True)
     assert "leave out `vision_tower`" in told(ran)
 
@@ -493,7 +692,11 @@ def test_a_default_tower_of_another_family_leads_to_the_right_file(run: Run, hub
     """Nobody gave it, so nobody is told to leave it out."""
     hub({STOCK: CLIP})
     ran = applied(run, "llava-interleave", towerless(NEXT))
-    assert (ran.code, "this rule file fits: llava-next" in told(ran), "leave out" in told(ran)) == (1, True, False)
+    assert (ran.code, "this rule file fits: llava-next" in told(ran), "leave out" in told(ran)) == (
+        1,
+        True,
+        False,
+    )
 
 
 def test_of_two_files_that_fit_the_one_with_the_named_tower_comes_first(run: Run) -> None:
@@ -502,12 +705,20 @@ def test_of_two_files_that_fit_the_one_with_the_named_tower_comes_first(run: Run
 
 
 def test_what_is_missing_in_truth_is_named(run: Run) -> None:
-    """The language model, the projector and the tower are there; no source that could be added brings `image_newline`."""
+    """The language model, the projector and the tower are there; no source that could be added
+    brings `image_newline`.
+    """
     tensors = load_file(NEXT / "model.safetensors")
-    config = {k: v for k, v in read_config(NEXT).items() if "mm_" not in k and not k.startswith("image_")}
-    text = {k: t for k, t in tensors.items() if not re.search("mm_projector|vision_tower|newline", k)}
+    config = {
+        k: v for k, v in read_config(NEXT).items() if "mm_" not in k and not k.startswith("image_")
+    }
+    text = {
+        k: t for k, t in tensors.items() if not re.search("mm_projector|vision_tower|newline", k)
+    }
     base = folder("mistral", text, {**config, "architectures": ["MistralForCausalLM"]}, NEXT)
-    stage1 = folder("stage1", {k: t for k, t in tensors.items() if "mm_projector" in k}, read_config(NEXT))
+    stage1 = folder(
+        "stage1", {k: t for k, t in tensors.items() if "mm_projector" in k}, read_config(NEXT)
+    )
     ran = applied(run, "llava-next", f"model={base}", f"projector={stage1}", f"vision_tower={CLIP}")
     assert (ran.code, "Give a checkpoint that has `model.image_newline`" in told(ran)) == (1, True)
     assert "--source adapter" not in told(ran)
@@ -540,14 +751,24 @@ def in_modules_of_4_52() -> Tensors:
 
 
 def in_modules_of_5_6() -> Tensors:
-    return {f"model.{name.replace('vision_model', 'vision_tower')}": tensor for name, tensor in clip().items()}
+    return {
+        f"model.{name.replace('vision_model', 'vision_tower')}": tensor
+        for name, tensor in clip().items()
+    }
 
 
 LIKE_LLAVA = [under_llavas_names, without_model_before_them]
 
 
 @pytest.mark.parametrize(
-    "make", [saved_by_transformers, *LIKE_LLAVA, of_a_converted_llava, in_modules_of_4_52, in_modules_of_5_6]
+    "make",
+    [
+        saved_by_transformers,
+        *LIKE_LLAVA,
+        of_a_converted_llava,
+        in_modules_of_4_52,
+        in_modules_of_5_6,
+    ],
 )
 def test_a_tower_under_other_names(make: Callable[[], Tensors], run: Run) -> None:
     tower = folder("tower", make(), read_config(CLIP)["vision_config"])
@@ -555,7 +776,12 @@ def test_a_tower_under_other_names(make: Callable[[], Tensors], run: Run) -> Non
     ran = applied(run, "llava-v1.5", RELEASED / "bin", f"vision_tower={tower}")
     assert ran.code == 0, told(ran)
     assert_tower(clip())
-    assert run("verify", "out", "--against", RELEASED / "bin", "--against", f"vision_tower={tower}").code == 0
+    assert (
+        run(
+            "verify", "out", "--against", RELEASED / "bin", "--against", f"vision_tower={tower}"
+        ).code
+        == 0
+    )
 
 
 def respelt(name: str, before: str) -> str:
@@ -566,28 +792,59 @@ def respelt(name: str, before: str) -> str:
 HF_PROJECTORS = ["multi_modal_projector.linear_", "model.multi_modal_projector.linear_", "linear_"]
 
 
-@pytest.mark.parametrize("before", ["model.", "layers.", "", "mm_projector.", "model.mm_projector.", *HF_PROJECTORS])
+@pytest.mark.parametrize(
+    "before", ["model.", "layers.", "", "mm_projector.", "model.mm_projector.", *HF_PROJECTORS]
+)
 def test_a_projector_under_other_names(before: str, run: Run) -> None:
-    """As xtuner and VILA save it, as its module's own state dict, under LLaVA's names and under those of transformers."""
+    """As xtuner and VILA save it, as its module's own state dict, under LLaVA's names and under
+    those of transformers.
+    """
     own = torch.load(PRETRAINED / "mm_projector.bin", weights_only=True)
     spelt = {respelt(name, before): tensor for name, tensor in own.items()}
-    path = folder("projector", spelt, {"architectures": ["ProjectorModel"], "model_type": "projector", "hidden_act": "gelu"})
-    ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}")
+    path = folder(
+        "projector",
+        spelt,
+        {"architectures": ["ProjectorModel"], "model_type": "projector", "hidden_act": "gelu"},
+    )
+    ran = applied(
+        run, "llava-v1.5", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}"
+    )
     assert ran.code == 0, told(ran)
     found = written()
-    assert torch.equal(found["multi_modal_projector.linear_1.weight"], own["model.mm_projector.0.weight"])
-    assert torch.equal(found["multi_modal_projector.linear_2.bias"], own["model.mm_projector.2.bias"])
+    assert torch.equal(
+        found["multi_modal_projector.linear_1.weight"], own["model.mm_projector.0.weight"]
+    )
+    assert torch.equal(
+        found["multi_modal_projector.linear_2.bias"], own["model.mm_projector.2.bias"]
+    )
 
 
 def test_a_projector_with_another_activation_is_refused(run: Run) -> None:
     own = torch.load(PRETRAINED / "mm_projector.bin", weights_only=True)
-    path = folder("projector", {respelt(name, "model."): tensor for name, tensor in own.items()}, {"hidden_act": "silu"})
-    ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}")
-    assert (ran.code, "says hidden_act: 'silu', and llava-v1.5 writes a projector with 'gelu'" in told(ran)) == (3, True)
+    path = folder(
+        "projector",
+        {respelt(name, "model."): tensor for name, tensor in own.items()},
+        {"hidden_act": "silu"},
+    )
+    ran = applied(
+        run, "llava-v1.5", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}"
+    )
+    assert (
+        ran.code,
+        "says hidden_act: 'silu', and llava-v1.5 writes a projector with 'gelu'" in told(ran),
+    ) == (3, True)
     line = "target: {config: {projector_hidden_act: {const: silu}}}"
     assert line in told(ran)
-    Path("mine.yaml").write_text(f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: silu\nextends: [llava-v1.5.yaml]\n{line}\n")
-    assert applied(run, "mine.yaml", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}").code == 0
+    Path("mine.yaml").write_text(
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: silu\nextends: [llava-v1.5.yaml]\n"
+        f"{line}\n"
+    )
+    assert (
+        applied(
+            run, "mine.yaml", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}"
+        ).code
+        == 0
+    )
     assert read_config(Path("out"))["projector_hidden_act"] == "silu"
 
 
@@ -598,8 +855,12 @@ def test_a_projector_with_another_activation_is_refused(run: Run) -> None:
         ("projector", "connector.fc", f"vision_tower={CLIP}", "model.mm_projector.0.{p}"),
     ],
 )
-def test_a_source_of_which_no_name_is_known(name: str, odd: str, beside: object, wanted: str, run: Run) -> None:
-    """The message is about it: that it was read, how its names look, which names are asked for. It isn't asked for again."""
+def test_a_source_of_which_no_name_is_known(
+    name: str, odd: str, beside: object, wanted: str, run: Run
+) -> None:
+    """The message is about it: that it was read, how its names look, which names are asked for.
+    It isn't asked for again.
+    """
     path = folder("odd", {f"{odd}.{n}.weight": torch.ones(4, 4) for n in range(3)}, {})
     base = [f"model={vicuna()}"] if name == "projector" else []
     ran = applied(run, "llava-v1.5", *base, beside, f"{name}={path}")
@@ -614,7 +875,14 @@ def test_a_source_of_which_no_name_is_known(name: str, odd: str, beside: object,
 def test_a_projector_under_unknown_names_leads_to_a_rule_file_that_takes_it(run: Run) -> None:
     """By the command that is told."""
     own = torch.load(PRETRAINED / "mm_projector.bin", weights_only=True)
-    path = folder("odd", {name.replace("model.mm_projector.", "connector.fc"): tensor for name, tensor in own.items()}, {})
+    path = folder(
+        "odd",
+        {
+            name.replace("model.mm_projector.", "connector.fc"): tensor
+            for name, tensor in own.items()
+        },
+        {},
+    )
     sources = [f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}"]
     ran = applied(run, "llava-v1.5", *sources)
     [command] = re.findall(r"llava-remap (rules new .* --output mine.yaml)", told(ran))
@@ -623,13 +891,26 @@ def test_a_projector_under_unknown_names_leads_to_a_rule_file_that_takes_it(run:
     assert drafted.code == 0, drafted.out + drafted.err
     ran = applied(run, "mine.yaml", *sources)
     assert ran.code == 0, told(ran)
-    assert torch.equal(written()["multi_modal_projector.linear_1.weight"], own["model.mm_projector.0.weight"])
+    assert torch.equal(
+        written()["multi_modal_projector.linear_1.weight"], own["model.mm_projector.0.weight"]
+    )
 
 
 def test_a_tower_in_the_order_of_mlx_is_told_as_that(run: Run) -> None:
-    tensors = {name: t.permute(0, 2, 3, 1) if "patch_embedding" in name else t for name, t in clip().items()}
-    ran = applied(run, "llava-v1.5", RELEASED / "bin", f"vision_tower={folder('mlx', tensors, read_config(CLIP))}")
-    assert (ran.code, "as MLX stores convolutions: [out, height, width, in]" in told(ran)) == (1, True)
+    tensors = {
+        name: t.permute(0, 2, 3, 1) if "patch_embedding" in name else t
+        for name, t in clip().items()
+    }
+    ran = applied(
+        run,
+        "llava-v1.5",
+        RELEASED / "bin",
+        f"vision_tower={folder('mlx', tensors, read_config(CLIP))}",
+    )
+    assert (ran.code, "as MLX stores convolutions: [out, height, width, in]" in told(ran)) == (
+        1,
+        True,
+    )
     assert "[32, 14, 14, 3] in the checkpoint, [32, 3, 14, 14] in the model" in told(ran)
     assert "Does the config.json belong" not in told(ran)
 
@@ -638,10 +919,15 @@ def test_a_tower_in_the_order_of_mlx_is_told_as_that(run: Run) -> None:
 
 
 def with_rows(part: Path, file: str, name: str, rows: int) -> Path:
-    """A copy of a part that brings its own table of token embeddings, and whose config says its rows."""
+    """A copy of a part that brings its own table of token embeddings, and whose config says its
+    rows.
+    """
     path = Path("own-table")
     shutil.copytree(part, path)
-    torch.save({**torch.load(path / file, weights_only=True), name: torch.ones(rows, 64).half()}, path / file)
+    torch.save(
+        {**torch.load(path / file, weights_only=True), name: torch.ones(rows, 64).half()},
+        path / file,
+    )
     (path / "config.json").write_text(json.dumps({**read_config(path), "vocab_size": 322}))
     return path
 
@@ -657,16 +943,24 @@ def test_a_table_that_only_a_part_has_explains_the_rows_of_lm_head(
     path = with_rows(source, file, name, 322)
     ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"{kind}={path}", f"vision_tower={CLIP}")
     assert (ran.code, "LR401" in ran.out) == (1, True)
-    assert f"`{kind}` brings a `language_model.model.embed_tokens.weight` of 322 rows, in place of one of 320 rows" in told(ran)
+    assert (
+        f"`{kind}` brings a `language_model.model.embed_tokens.weight` of 322 rows, in place of "
+        "one of 320 rows" in told(ran)
+    )
     assert "Give the model with 322 rows" in told(ran)
     assert "The config has" not in told(ran)
 
 
 def test_rows_of_new_tokens_alone_are_no_table(run: Run) -> None:
     path = with_rows(*PROJECTOR[1:], 2)
-    ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}")
+    ran = applied(
+        run, "llava-v1.5", f"model={vicuna()}", f"projector={path}", f"vision_tower={CLIP}"
+    )
     assert ran.code == 1
-    assert "`projector` brings an embed_tokens of 2 rows, and the config of `projector` says vocab_size: 322" in told(ran)
+    assert (
+        "`projector` brings an embed_tokens of 2 rows, and the config of `projector` says "
+        "vocab_size: 322" in told(ran)
+    )
 
 
 def test_a_base_with_more_rows_than_an_adapter_was_trained_on_is_another_one(run: Run) -> None:
@@ -674,12 +968,18 @@ def test_a_base_with_more_rows_than_an_adapter_was_trained_on_is_another_one(run
     more = {name: torch.cat([tensors[name], tensors[name][:3] + 1]) for name in EMBEDDINGS}
     base = folder("in", {**tensors, **more}, {**read_config(LLAVA), "vocab_size": 323}, LLAVA)
     ran = applied(run, "llava-v1.5", f"model={base}", f"adapter={LORA}", f"vision_tower={CLIP}")
-    assert (ran.code, "`adapter` was trained from a model of 320 tokens, and `model` has 323" in told(ran)) == (1, True)
+    assert (
+        ran.code,
+        "`adapter` was trained from a model of 320 tokens, and `model` has 323" in told(ran),
+    ) == (1, True)
     assert "set vocab_size" not in told(ran)
 
 
 def test_pairs_that_the_base_has_no_room_for_are_told_once(run: Run) -> None:
-    tensors = {name: t[:32] if re.search("[kv]_proj", name) else t for name, t in load_file(LLAVA / "model.safetensors").items()}
+    tensors = {
+        name: t[:32] if re.search("[kv]_proj", name) else t
+        for name, t in load_file(LLAVA / "model.safetensors").items()
+    }
     base = folder("in", tensors, {**read_config(LLAVA), "num_key_value_heads": 2}, LLAVA)
     ran = applied(run, "llava-v1.5", f"model={base}", f"adapter={LORA}", f"vision_tower={CLIP}")
     assert (ran.code, "Give the base that the adapter was trained on." in told(ran)) == (3, True)
@@ -689,8 +989,14 @@ def test_pairs_that_the_base_has_no_room_for_are_told_once(run: Run) -> None:
 @pytest.mark.parametrize(("kind", "path"), [("adapter", LORA), ("projector", PRETRAINED)])
 def test_a_part_beside_a_converted_model_is_not_in_it(kind: str, path: Path, run: Run) -> None:
     assert applied(run, "llava-v1.5", LLAVA, f"vision_tower={CLIP}").code == 0
-    ran = run("apply", "llava-v1.5", "--source", "out", "--source", f"{kind}={path}", "--output", "second")
-    assert (ran.code, "LR109" in ran.err + ran.out, f"`{kind}` is not in it." in told(ran)) == (1, True, True)
+    ran = run(
+        "apply", "llava-v1.5", "--source", "out", "--source", f"{kind}={path}", "--output", "second"
+    )
+    assert (ran.code, "LR109" in ran.err + ran.out, f"`{kind}` is not in it." in told(ran)) == (
+        1,
+        True,
+        True,
+    )
     assert "under its own names: --source model=DIR" in told(ran)
     assert "Nothing is to be done" not in told(ran)
 
@@ -703,10 +1009,21 @@ def test_an_adapter_of_a_converted_model_is_merged_as_peft_merges_it(run: Run) -
     assert applied(run, "llava-v1.5", LLAVA, f"vision_tower={CLIP}").code == 0
     model = AutoModelForImageTextToText.from_pretrained("out", dtype="auto")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tuned = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False))
+    tuned = get_peft_model(
+        model, LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    )
     tuned.save_pretrained("tuned")
     told_by = (
-        run("apply", "llava-v1.5", "--source", "out", "--source", "adapter=tuned", "--output", "second"),
+        run(
+            "apply",
+            "llava-v1.5",
+            "--source",
+            "out",
+            "--source",
+            "adapter=tuned",
+            "--output",
+            "second",
+        ),
         run("inspect", "tuned"),
     )
     assert [ran.code for ran in told_by] == [1, 0]
@@ -725,8 +1042,12 @@ def test_an_adapter_of_a_converted_model_is_merged_as_peft_merges_it(run: Run) -
 # --- rows that no token explains
 
 
-@pytest.mark.parametrize(("rules", "source", "tower"), [("llava-v1.5", LLAVA, CLIP), ("llava-next", NEXT, CLIP)])
-def test_a_row_that_was_trained_never_becomes_image(rules: str, source: Path, tower: Path, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("rules", "source", "tower"), [("llava-v1.5", LLAVA, CLIP), ("llava-next", NEXT, CLIP)]
+)
+def test_a_row_that_was_trained_never_becomes_image(
+    rules: str, source: Path, tower: Path, run: Run
+) -> None:
     tensors = load_file(source / "model.safetensors")
     more = {name: torch.cat([tensors[name], tensors[name][:3] + 1]) for name in EMBEDDINGS}
     path = folder("in", {**tensors, **more}, {**read_config(source), "vocab_size": 323}, source)
@@ -735,4 +1056,7 @@ def test_a_row_that_was_trained_never_becomes_image(rules: str, source: Path, to
     (path / "added_tokens.json").write_text(json.dumps({f"<t{n}>": 320 + n for n in range(3)}))
     assert applied(run, rules, path, f"vision_tower={tower}").code == 0
     assert read_config(Path("out"))["image_token_id"] == 323
-    assert torch.equal(written()["language_model.model.embed_tokens.weight"][:323], more["model.embed_tokens.weight"])
+    assert torch.equal(
+        written()["language_model.model.embed_tokens.weight"][:323],
+        more["model.embed_tokens.weight"],
+    )

@@ -19,7 +19,9 @@ from llava_remap.jobs.apply import apply, plan_job
 from tests.conftest import CLIP, RELEASED, Changed, Tensors
 from tests.text_models.matrix import Own, checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, about what is tried on purpose
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # PEFT's, about what is tried on purpose
 
 #: The modules that LLaVA's training takes.
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -27,7 +29,9 @@ DIGITS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24}
 
 
 class Tree(nn.Module):
-    """Modules with the names of a checkpoint's: a linear layer for each matrix, any other tensor as a parameter."""
+    """Modules with the names of a checkpoint's: a linear layer for each matrix, any other tensor
+    as a parameter.
+    """
 
     def __init__(self, tensors: Tensors) -> None:
         super().__init__()
@@ -41,7 +45,9 @@ class Tree(nn.Module):
             if module not in place._modules:
                 is_linear = tensors.get(f"{name.rpartition('.')[0]}.weight", tensor).ndim == 2
                 place.add_module(module, nn.Linear(1, 1, bias=False) if is_linear else Tree({}))
-            setattr(place.get_submodule(module), leaf, nn.Parameter(tensor.clone(), requires_grad=False))
+            setattr(
+                place.get_submodule(module), leaf, nn.Parameter(tensor.clone(), requires_grad=False)
+            )
 
 
 def linear(tree: Tree) -> Tree:
@@ -53,8 +59,12 @@ def linear(tree: Tree) -> Tree:
 
 
 def trained(tree: Tree, folder: Path, **config: Any) -> tuple[Tensors, Tensors]:
-    """Let PEFT make an adapter and save it, as if it had been trained; gives what PEFT merges, and what it merges in float64."""
-    model = peft.get_peft_model(linear(tree), peft.LoraConfig(**{"target_modules": LINEAR, **config}))
+    """Let PEFT make an adapter and save it, as if it had been trained; gives what PEFT merges,
+    and what it merges in float64.
+    """
+    model = peft.get_peft_model(
+        linear(tree), peft.LoraConfig(**{"target_modules": LINEAR, **config})
+    )
     draw = torch.Generator().manual_seed(3)
     for parameter in (p for _, p in sorted(model.named_parameters()) if p.requires_grad):
         parameter.data = (torch.randn(parameter.shape, generator=draw) * 0.03).to(parameter.dtype)
@@ -65,7 +75,9 @@ def trained(tree: Tree, folder: Path, **config: Any) -> tuple[Tensors, Tensors]:
 
 
 def furthest(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The largest difference, in units in the last place of the value that is wanted, in float64."""
+    """The largest difference, in units in the last place of the value that is wanted, in
+    float64.
+    """
     assert found.shape == wanted.shape
     lowest = -24 if found.dtype == torch.float16 else -149
     exponent = torch.frexp(wanted).exponent.double() - DIGITS[found.dtype]
@@ -78,33 +90,65 @@ def furthest(found: torch.Tensor, wanted: torch.Tensor) -> float:
     [
         {"r": 4, "lora_alpha": 8},
         {"r": 16, "lora_alpha": 5, "use_rslora": True},
-        {"r": 8, "lora_alpha": 16, "rank_pattern": {"q_proj": 2, "^model.layers.1.mlp.up_proj": 12},
-         "alpha_pattern": {r"layers\.0\..*_proj": 3, "v_proj": 40}},
-        {"r": 8, "lora_alpha": 16, "use_rslora": True, "rank_pattern": {"k_proj": 3},
-         "alpha_pattern": {"layers.1.self_attn.k_proj": 1}},
+        {
+            "r": 8,
+            "lora_alpha": 16,
+            "rank_pattern": {"q_proj": 2, "^model.layers.1.mlp.up_proj": 12},
+            "alpha_pattern": {r"layers\.0\..*_proj": 3, "v_proj": 40},
+        },
+        {
+            "r": 8,
+            "lora_alpha": 16,
+            "use_rslora": True,
+            "rank_pattern": {"k_proj": 3},
+            "alpha_pattern": {"layers.1.self_attn.k_proj": 1},
+        },
         {"r": 4, "fan_in_fan_out": True},
         {"r": 4, "init_lora_weights": "orthogonal", "bias": "lora_only"},
         {"r": 4, "target_modules": r".*\.(q_proj|lm_head)", "modules_to_save": ["mm_projector"]},
     ],
-    ids=["plain", "rslora", "patterns", "rslora-patterns", "fan-in-fan-out", "orthogonal", "modules-to-save"],
-)  # fmt: skip
+    ids=[
+        "plain",
+        "rslora",
+        "patterns",
+        "rslora-patterns",
+        "fan-in-fan-out",
+        "orthogonal",
+        "modules-to-save",
+    ],
+)
 def test_as_peft_merges(dtype: torch.dtype, config: dict[str, Any], changed: Changed) -> None:
     def cast(tensors: Tensors) -> None:
-        tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items() if "inv_freq" not in name})
+        tensors.update(
+            {name: tensor.to(dtype) for name, tensor in tensors.items() if "inv_freq" not in name}
+        )
 
     base = changed(RELEASED / "safetensors", tensors=cast)
     tensors = load_file(base / "model.safetensors")
     wanted, exact = trained(
-        Tree({name: tensor for name, tensor in tensors.items() if "inv_freq" not in name}), Path("adapter"), **config
+        Tree({name: tensor for name, tensor in tensors.items() if "inv_freq" not in name}),
+        Path("adapter"),
+        **config,
     )
     apply("llava-v1.5", [str(base), "adapter=adapter", f"vision_tower={CLIP}"], "out")
-    found = {name: tensor for file in Path("out").glob("*.safetensors") for name, tensor in load_file(file).items()}
+    found = {
+        name: tensor
+        for file in Path("out").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
     plan = json.loads(Path("out/llava_remap.json").read_text())["plan"]
     taken = {e["target"]: e for e in plan["mapped"] if not e["target"].startswith("vision_tower.")}
-    names = {target: entry["from"][0]["name"].removeprefix("base_model.model.") for target, entry in taken.items()}
+    names = {
+        target: entry["from"][0]["name"].removeprefix("base_model.model.")
+        for target, entry in taken.items()
+    }
     assert set(names.values()) == set(wanted)
     merged = [target for target, entry in taken.items() if "merge" in entry]
-    assert len(merged) == len([n for n in load_file("adapter/adapter_model.safetensors") if ".lora_A." in n]) > 0
+    assert (
+        len(merged)
+        == len([n for n in load_file("adapter/adapter_model.safetensors") if ".lora_A." in n])
+        > 0
+    )
     for target, name in names.items():
         tensor = found[target][: len(wanted[name])]  # new rows stand behind the old ones
         if target in merged:
@@ -118,13 +162,23 @@ def test_as_peft_merges(dtype: torch.dtype, config: dict[str, Any], changed: Cha
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"use_rslora": True}, {"target_modules": r".*\.(q_proj|lm_head)", "modules_to_save": ["mm_projector"]}],
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": r".*\.(q_proj|lm_head)", "modules_to_save": ["mm_projector"]},
+    ],
     ids=["plain", "rslora", "modules-to-save"],
 )
-def test_the_whole_state_of_a_model_that_was_not_merged(config: dict[str, Any], changed: Changed) -> None:
-    """Base, pairs and copies in one file: merged as PEFT merges, and of two copies of a module the trained one is taken."""
+def test_the_whole_state_of_a_model_that_was_not_merged(
+    config: dict[str, Any], changed: Changed
+) -> None:
+    """Base, pairs and copies in one file: merged as PEFT merges, and of two copies of a module
+    the trained one is taken.
+    """
     folder = changed(RELEASED / "safetensors")
-    tensors = {n: t for n, t in load_file(folder / "model.safetensors").items() if "inv_freq" not in n}
+    tensors = {
+        n: t for n, t in load_file(folder / "model.safetensors").items() if "inv_freq" not in n
+    }
     wanted, exact = trained(Tree(tensors), Path("adapter"), r=4, lora_alpha=8, **config)
     (folder / "model.safetensors").unlink()
     state = torch.load("adapter.whole.bin")
@@ -135,10 +189,17 @@ def test_the_whole_state_of_a_model_that_was_not_merged(config: dict[str, Any], 
     [problem] = caught.value.problems
     assert problem.code == "LR115"
     assert "the state of a PEFT model that wasn't merged" in problem.cause
-    assert f"Put the adapter_config.json of the training into `{folder}`, and they are merged" in problem.fix
+    assert (
+        f"Put the adapter_config.json of the training into `{folder}`, and they are merged"
+        in problem.fix
+    )
     shutil.copy("adapter/adapter_config.json", folder)
     apply("llava-v1.5", [str(folder), f"vision_tower={CLIP}"], "out", verify="full")
-    found = {name: tensor for file in Path("out").glob("*.safetensors") for name, tensor in load_file(file).items()}
+    found = {
+        name: tensor
+        for file in Path("out").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
     for name, value in wanted.items():
         if name.startswith("model.mm_projector."):
             new = name.replace("model.mm_projector.0", "multi_modal_projector.linear_1")
@@ -146,7 +207,11 @@ def test_the_whole_state_of_a_model_that_was_not_merged(config: dict[str, Any], 
         else:
             new = f"language_model.{name}"
         assert furthest(found[new][: len(value)], exact[name]) <= 1, name
-        assert "modules_to_save" not in config or "mm_projector" not in name or not torch.equal(found[new], tensors[name])
+        assert (
+            "modules_to_save" not in config
+            or "mm_projector" not in name
+            or not torch.equal(found[new], tensors[name])
+        )
 
 
 @pytest.mark.parametrize(
@@ -166,13 +231,17 @@ def test_what_is_no_plain_lora_is_refused(config: dict[str, Any]) -> None:
     from llava_remap.checkpoint import open_checkpoint
 
     tensors = load_file(RELEASED / "safetensors" / "model.safetensors")
-    tree = linear(Tree({name: tensor.float() for name, tensor in tensors.items() if "inv_freq" not in name}))
+    tree = linear(
+        Tree({name: tensor.float() for name, tensor in tensors.items() if "inv_freq" not in name})
+    )
     embedding = nn.Embedding(320, 64)
     tree.get_submodule("model").embed_tokens = embedding
     for module in tree.modules():
         if isinstance(module, nn.Linear):
             module.bias = nn.Parameter(torch.zeros(module.out_features))
-    model = peft.get_peft_model(tree, peft.LoraConfig(**{"target_modules": LINEAR, "r": 4, **config}))
+    model = peft.get_peft_model(
+        tree, peft.LoraConfig(**{"target_modules": LINEAR, "r": 4, **config})
+    )
     model.save_pretrained("adapter")
     with pytest.raises(RemapError) as caught:
         open_checkpoint(Path("adapter"), part=True)
@@ -187,6 +256,10 @@ def test_a_pair_of_a_transposed_matrix_is_refused(module: str) -> None:
     config = GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=4, tie_word_embeddings=False)
     model = AutoModelForCausalLM.from_config(config)
     checkpoint(Own("gpt2", model, (), ()), Path("base"))
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=[module], r=4, fan_in_fan_out=True)).save_pretrained("adapter")
-    job = plan_job("llava-v1.5", ["base", "adapter=adapter", f"vision_tower={CLIP}"], "out", dry_run=True)
+    peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=[module], r=4, fan_in_fan_out=True)
+    ).save_pretrained("adapter")
+    job = plan_job(
+        "llava-v1.5", ["base", "adapter=adapter", f"vision_tower={CLIP}"], "out", dry_run=True
+    )
     assert [(problem.code, len(problem.names)) for problem in job.plan.problems] == [("LR115", 2)]

@@ -1,4 +1,6 @@
-"""What is shown of a job while it runs: on a terminal of any width, in a log, and in a job that fails or is interrupted."""
+"""What is shown of a job while it runs: on a terminal of any width, in a log, and in a job that
+fails or is interrupted.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Clock:
         return self.seconds
 
 
-def logged(*steps: tuple[float, int], total: int = 1000 * MB, clock: Clock | None = None) -> list[str]:
+def logged(
+    *steps: tuple[float, int], total: int = 1000 * MB, clock: Clock | None = None
+) -> list[str]:
     """The lines in a log of a job that has handled so many MB more at these seconds."""
     out, clock = io.StringIO(), clock or Clock()
     shown = Progress(out, "writing", total, clock)
@@ -125,7 +129,9 @@ def screen(written: str) -> list[str]:
         (20, "comparing with the"),
     ],
 )
-def test_as_much_as_a_terminal_has_room_for(width: int, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_much_as_a_terminal_has_room_for(
+    width: int, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "get_terminal_size", lambda descriptor: os.terminal_size((width, 24)))
     monkeypatch.setenv("TERM", "xterm")
     out, clock = Terminal(), Clock()
@@ -153,16 +159,22 @@ job.strict_load = load
 def on_terminal(
     *arguments: object, columns: int, interrupt: str = "", changed: str = "", **environment: str
 ) -> tuple[int, str, str]:
-    """Return code, standard output, and all that a terminal gets on standard error; Ctrl-C once that has a text in it.
+    """Return code, standard output, and all that a terminal gets on standard error; Ctrl-C once
+    that has a text in it.
 
     Args:
         changed: a program that is run before.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llava_remap.cli import main; main()"
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from "
+        "llava_remap.cli import main; main()"
+    )
     command = [sys.executable, "-c", changed + program, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, **environment}) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, **environment}
+    ) as process:
         os.close(theirs)
         seen = b""
         with contextlib.suppress(OSError):  # Linux says so when the other side is closed
@@ -179,11 +191,19 @@ def on_terminal(
 
 @pytest.mark.parametrize("columns", [80, 40])
 def test_what_a_user_sees(columns: int) -> None:
-    code, out, seen = on_terminal("apply", "llava-v1.5", *SOURCES, "--format", "json", columns=columns, TERM="xterm")
+    code, out, seen = on_terminal(
+        "apply", "llava-v1.5", *SOURCES, "--format", "json", columns=columns, TERM="xterm"
+    )
     assert code == 0
     assert json.loads(out)["result"]["verified"] == "meta"
     drawn = [text.rstrip() for text in seen.split("\r")]
-    for what in ("planning …", "checking values", "writing, 0 %", "loading strictly, ", "writing what belongs"):
+    for what in (
+        "planning …",
+        "checking values",
+        "writing, 0 %",
+        "loading strictly, ",
+        "writing what belongs",
+    ):
         assert any(line.startswith(what) for line in drawn), (what, drawn)
     assert max(map(len, seen.split("\r"))) < columns
     assert "\x1b" not in seen
@@ -192,14 +212,22 @@ def test_what_a_user_sees(columns: int) -> None:
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "dumb", "NO_COLOR": "1"}])
 def test_a_dumb_terminal_is_a_log(environment: Mapping[str, str]) -> None:
-    code, _, seen = on_terminal("apply", "llava-v1.5", *SOURCES, "--format", "json", columns=80, **environment)
+    code, _, seen = on_terminal(
+        "apply", "llava-v1.5", *SOURCES, "--format", "json", columns=80, **environment
+    )
     assert code == 0
     assert "\r" not in seen.replace("\r\n", "")
 
 
 def test_interrupted() -> None:
     code, out, seen = on_terminal(
-        "apply", "llava-v1.5", *SOURCES, columns=80, interrupt="loading strictly", changed=ENDLESS, TERM="xterm"
+        "apply",
+        "llava-v1.5",
+        *SOURCES,
+        columns=80,
+        interrupt="loading strictly",
+        changed=ENDLESS,
+        TERM="xterm",
     )
     assert code == 130
     assert "Done" not in out
@@ -211,7 +239,9 @@ def test_refused() -> None:
     """What is said of a problem stands on lines of its own."""
     Path("full").mkdir()
     Path("full/file").touch()
-    code, out, seen = on_terminal("apply", "llava-v1.5", *SOURCES, "--output", "full", columns=80, TERM="xterm")
+    code, out, seen = on_terminal(
+        "apply", "llava-v1.5", *SOURCES, "--output", "full", columns=80, TERM="xterm"
+    )
     assert (code, "LR503" in out) == (4, True)
     assert screen(seen) == [""]
     code, _, seen = on_terminal("verify", "full", columns=80, TERM="xterm")
@@ -220,7 +250,12 @@ def test_refused() -> None:
 
 
 def test_checks_of_values_report_every_byte(tmp_path: Path) -> None:
-    job = plan_job("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], tmp_path / "out", dtype="bfloat16")
+    job = plan_job(
+        "llava-v1.5",
+        [RELEASED / "sharded", f"vision_tower={CLIP}"],
+        tmp_path / "out",
+        dtype="bfloat16",
+    )
     done: list[int] = []
     check_values(job, done.append)
     assert sum(done) == job.nbytes_to_check > 0
@@ -235,7 +270,9 @@ def test_verify_names_its_phases(tmp_path: Path) -> None:
         assert what in seen
 
 
-@pytest.mark.parametrize(("closed", "printed"), [("2>&-", True), (">&-", False), ("<&- >&- 2>&-", False)])
+@pytest.mark.parametrize(
+    ("closed", "printed"), [("2>&-", True), (">&-", False), ("<&- >&- 2>&-", False)]
+)
 def test_closed_streams(closed: str, printed: bool) -> None:
     """What is printed goes nowhere, and never into a file that got a stream's number."""
     program = [
@@ -248,7 +285,9 @@ def test_closed_streams(closed: str, printed: bool) -> None:
         "--output",
         "out",
     ]
-    ran = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *program], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *program], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ("Done: ./out written" in ran.stdout) is printed
     assert beside_progress(ran.stderr) == ""
@@ -269,10 +308,16 @@ def test_closed_streams(closed: str, printed: bool) -> None:
         ("rules list", ">&-", 0, ""),
     ],
 )
-def test_stdout_that_fails_is_told_once(arguments: str, redirected: str, code: int, told: str) -> None:
-    """However little is printed: it stays in a buffer until the end, and Python ends with a traceback and 120 if that fails."""
+def test_stdout_that_fails_is_told_once(
+    arguments: str, redirected: str, code: int, told: str
+) -> None:
+    """However little is printed: it stays in a buffer until the end, and Python ends with a
+    traceback and 120 if that fails.
+    """
     line = f'"$0" -c "from llava_remap.cli import main; main()" {arguments} {redirected}'
-    ran = subprocess.run(["sh", "-c", line, sys.executable], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        ["sh", "-c", line, sys.executable], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == code, ran.stderr
     assert told in ran.stderr
     assert "Traceback" not in ran.stderr

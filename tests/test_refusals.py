@@ -16,11 +16,23 @@ from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 
-def refused(run: Run, folder: Path, *codes: str, exit_code: int = 1, rules: str = "llava-v1.5") -> str:
-    """A real run is refused with exactly these codes and leaves no output; gives what was printed."""
-    sources = ("--source", folder, "--source", f"vision_tower={CLIP}") if rules == "llava-v1.5" else ("--source", folder)
+def refused(
+    run: Run, folder: Path, *codes: str, exit_code: int = 1, rules: str = "llava-v1.5"
+) -> str:
+    """A real run is refused with exactly these codes and leaves no output; gives what was
+    printed.
+    """
+    sources = (
+        ("--source", folder, "--source", f"vision_tower={CLIP}")
+        if rules == "llava-v1.5"
+        else ("--source", folder)
+    )
     dry = run("apply", rules, *sources, "--output", "out", "--dry-run", "--format", "json")
-    assert (dry.code, [p["code"] for p in dry.json["problems"]], dry.json["complete"]) == (exit_code, list(codes), False)
+    assert (dry.code, [p["code"] for p in dry.json["problems"]], dry.json["complete"]) == (
+        exit_code,
+        list(codes),
+        False,
+    )
     real = run("apply", rules, *sources, "--output", "out")
     assert real.code == exit_code
     assert not Path("out").exists()
@@ -51,18 +63,27 @@ def test_a_name_that_no_rule_maps(name: str, run: Run, changed: Changed) -> None
 
 def test_a_foreign_tower_beside_a_whole_one(run: Run, tmp_path: Path) -> None:
     """With the rest of a tower there, the name itself is told."""
-    state = torch.load(TINY / "llava-v1.5" / "full_state_dict" / "model_state_dict.bin", weights_only=True)
+    state = torch.load(
+        TINY / "llava-v1.5" / "full_state_dict" / "model_state_dict.bin", weights_only=True
+    )
     name = "model.vision_tower.vision_tower.model.stem.conv.weight"
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     torch.save({**state, name: torch.ones(2)}, folder / "model_state_dict.bin")
-    (folder / "config.json").write_bytes((TINY / "llava-v1.5" / "full_state_dict" / "config.json").read_bytes())
+    (folder / "config.json").write_bytes(
+        (TINY / "llava-v1.5" / "full_state_dict" / "config.json").read_bytes()
+    )
     assert name in refused(run, folder, "LR301")
 
 
 def test_two_sources_for_one_target(run: Run, changed: Changed) -> None:
-    printed = refused(run, changed(tensors=add("model.vision_resampler.mm_projector.0.weight", (64, 32))), "LR304")
-    assert "`model.mm_projector.0.weight` (model) and `model.vision_resampler.mm_projector.0.weight` (model)" in printed
+    printed = refused(
+        run, changed(tensors=add("model.vision_resampler.mm_projector.0.weight", (64, 32))), "LR304"
+    )
+    assert (
+        "`model.mm_projector.0.weight` (model) and `model.vision_resampler.mm_projector.0.weight` "
+        "(model)" in printed
+    )
     assert "multi_modal_projector.linear_1.weight" in printed
 
 
@@ -72,7 +93,9 @@ def test_a_missing_projector_bias(run: Run, changed: Changed) -> None:
 
 
 def test_a_config_with_more_layers(run: Run, changed: Changed) -> None:
-    printed = refused(run, changed(config=lambda config: config.update(num_hidden_layers=3)), "LR302")
+    printed = refused(
+        run, changed(config=lambda config: config.update(num_hidden_layers=3)), "LR302"
+    )
     assert "The config says 3 layers of the language model, the sources have 2." in printed
 
 
@@ -126,10 +149,16 @@ def module_5_6(name: str) -> str:
     [("classic", str), ("module-4.52", module_4_52), ("module-5.6", module_5_6)],
     ids=["classic", "module-4.52", "module-5.6"],
 )
-def test_an_input_that_is_already_converted(layout: str, spell: Callable[[str], str], run: Run, tmp_path: Path) -> None:
+def test_an_input_that_is_already_converted(
+    layout: str, spell: Callable[[str], str], run: Run, tmp_path: Path
+) -> None:
     converted = tmp_path / "converted"
     apply("llava-v1.5", [str(RELEASED / "bin"), f"vision_tower={CLIP}"], converted)
-    state = {spell(name): t for file in converted.glob("*.safetensors") for name, t in load_file(file).items()}
+    state = {
+        spell(name): t
+        for file in converted.glob("*.safetensors")
+        for name, t in load_file(file).items()
+    }
     folder = tmp_path / layout
     folder.mkdir()
     save_file(state, folder / "model.safetensors", {"format": "pt"})
@@ -148,13 +177,21 @@ def test_a_checkpoint_of_another_family_and_the_file_that_fits(run: Run) -> None
 
 
 @pytest.mark.parametrize(
-    "entry", [{"mm_patch_merge_type": "flat"}, {"mm_patch_merge_type": "spatial"}, {"image_aspect_ratio": "pad"}], ids=str
+    "entry",
+    [
+        {"mm_patch_merge_type": "flat"},
+        {"mm_patch_merge_type": "spatial"},
+        {"image_aspect_ratio": "pad"},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("rules", ["llava-next", "llava-v1.5"])
 def test_names_that_fit_and_a_config_that_computes_something_else(
     entry: dict[str, str], rules: str, run: Run, changed: Changed
 ) -> None:
-    """All names map, and a file that overrides `detect` would give another model: that isn't advised."""
+    """All names map, and a file that overrides `detect` would give another model: that isn't
+    advised.
+    """
     source = changed(TINY / "llava-v1.6-mistral" / "safetensors", config=lambda c: c.update(entry))
     merged = ("LR314",) if "mm_patch_merge_type" in entry and rules == "llava-next" else ()
     whole = ("LR314",) if "image_aspect_ratio" in entry and rules == "llava-v1.5" else ()
@@ -165,14 +202,23 @@ def test_names_that_fit_and_a_config_that_computes_something_else(
 
 
 def test_names_that_do_not_fit(run: Run, changed: Changed) -> None:
-    """There a rule file of one's own is the way, whatever the config says; the command for it is told."""
+    """There a rule file of one's own is the way, whatever the config says; the command for it is
+    told.
+    """
 
     def another(tensors: Tensors) -> None:
         tensors["model.other.weight"] = tensors["model.image_newline"].clone()
 
-    source = changed(TINY / "llava-v1.6-mistral" / "safetensors", another, lambda c: c.update(mm_patch_merge_type="flat"))
+    source = changed(
+        TINY / "llava-v1.6-mistral" / "safetensors",
+        another,
+        lambda c: c.update(mm_patch_merge_type="flat"),
+    )
     printed = refused(run, source, "LR311", "LR314", rules="llava-next")
-    assert f"llava-remap rules new --from {source} --to LlavaNextForConditionalGeneration --output mine.yaml" in printed
+    assert (
+        f"llava-remap rules new --from {source} --to LlavaNextForConditionalGeneration --output "
+        "mine.yaml" in printed
+    )
 
 
 def test_llava_1_5_given_to_the_file_of_another_family(run: Run, changed: Changed) -> None:
@@ -215,14 +261,18 @@ target: {class: LlavaForConditionalGeneration, config: {model_type: {const: llav
 
 
 def test_a_manifest_given_to_a_real_run(run: Run) -> None:
-    ran = run("apply", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--output", "out")
+    ran = run(
+        "apply", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--output", "out"
+    )
     assert ran.code == 1
     assert "LR111" in ran.out
     assert "--dry-run" in ran.out
     assert not Path("out").exists()
 
 
-def test_a_drop_that_takes_what_the_target_wants(run: Run, tmp_path: Path, changed: Changed) -> None:
+def test_a_drop_that_takes_what_the_target_wants(
+    run: Run, tmp_path: Path, changed: Changed
+) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("""\
 schema: 1
@@ -232,7 +282,9 @@ summary: a drop that reaches too far
 extends: [llava-v1.5.yaml]
 prepare: [{id: norms, from: 'model.norm.{p}', drop: thought to be a buffer}]
 """)
-    ran = run("apply", rules, "--source", changed(), "--source", f"vision_tower={CLIP}", "--output", "out")
+    ran = run(
+        "apply", rules, "--source", changed(), "--source", f"vision_tower={CLIP}", "--output", "out"
+    )
     assert ran.code == 1
     assert "LR302" in ran.out
     assert "LR306" in ran.out
@@ -250,7 +302,16 @@ summary: a rule that doubles a segment
 extends: [llava-v1.5.yaml]
 names: [{id: text-norm, from: 'model.norm.{p}', to: 'language_model.language_model.norm.{p}'}]
 """)
-    ran = run("apply", rules, "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out")
+    ran = run(
+        "apply",
+        rules,
+        "--source",
+        RELEASED / "bin",
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+    )
     assert ran.code == 1
     assert "LR307" in ran.out
     assert "language_model.language_model.norm.weight" in ran.out
@@ -264,7 +325,14 @@ def test_non_finite_embeddings(run: Run, changed: Changed) -> None:
         tensors["model.embed_tokens.weight"][7, 3] = float("nan")
         tensors["model.embed_tokens.weight"][9, 1] = float("inf")
 
-    sources = ("--source", changed(tensors=poison), "--source", f"vision_tower={CLIP}", "--output", "out")
+    sources = (
+        "--source",
+        changed(tensors=poison),
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+    )
     assert run("apply", "llava-v1.5", *sources, "--dry-run").code == 0
     checked = run("apply", "llava-v1.5", *sources, "--dry-run", "--check-values")
     real = run("apply", "llava-v1.5", *sources)
@@ -279,15 +347,27 @@ def test_no_tower_anywhere(run: Run) -> None:
     ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--output", "out")
     assert ran.code == 3
     assert "LR114" in ran.out
-    assert "source `vision_tower` is not given, and `model` has no `model.vision_tower.{rest...}`" in ran.out
+    assert (
+        "source `vision_tower` is not given, and `model` has no `model.vision_tower.{rest...}`"
+        in ran.out
+    )
     assert "--source vision_tower=DIR" in ran.out
     assert "openai/clip-vit-large-patch14-336" in ran.out
     assert not Path("out").exists()
 
 
 def test_a_tower_whose_heads_nobody_tells(run: Run) -> None:
-    """The tower is in the checkpoint, its dimensions are nobody's preset, and its own config isn't given."""
-    ran = run("apply", "llava-v1.5", "--source", TINY / "llava-v1.5" / "full_state_dict", "--output", "out")
+    """The tower is in the checkpoint, its dimensions are nobody's preset, and its own config
+    isn't given.
+    """
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        TINY / "llava-v1.5" / "full_state_dict",
+        "--output",
+        "out",
+    )
     assert ran.code == 3
     assert "LR112" in ran.out
     assert "number of attention heads" in ran.out
@@ -297,7 +377,16 @@ def test_a_tower_whose_heads_nobody_tells(run: Run) -> None:
 def test_an_output_that_is_not_empty(run: Run) -> None:
     Path("out").mkdir()
     Path("out/notes.txt").write_text("mine")
-    ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "bin",
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+    )
     assert ran.code == 4
     assert "LR503" in ran.out
     assert [p.name for p in Path("out").iterdir()] == ["notes.txt"]
@@ -305,7 +394,16 @@ def test_an_output_that_is_not_empty(run: Run) -> None:
 
 def test_a_full_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--output", "out")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "bin",
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+    )
     assert ran.code == 4
     assert "LR502" in ran.out
     assert "1,000 are free" in ran.out
@@ -313,13 +411,34 @@ def test_a_full_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("way", [(), ("--reverse",)])
-def test_a_full_disk_and_nothing_to_write(way: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manifest has no values, so no room is needed for a plan of it; a checkpoint's dry run still says that there is none."""
+def test_a_full_disk_and_nothing_to_write(
+    way: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest has no values, so no room is needed for a plan of it; a checkpoint's dry run
+    still says that there is none.
+    """
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    ran = run("apply", "llava-v1.5", *way, "--source", MANIFESTS / "llava-v1.5-7b.json", "--dry-run", "--format", "json")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        *way,
+        "--source",
+        MANIFESTS / "llava-v1.5-7b.json",
+        "--dry-run",
+        "--format",
+        "json",
+    )
     assert "LR502" not in {problem["code"] for problem in ran.json["problems"]}
     assert way or (ran.code, ran.json["complete"]) == (0, True)
-    ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}", "--dry-run")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "bin",
+        "--source",
+        f"vision_tower={CLIP}",
+        "--dry-run",
+    )
     assert (ran.code, "LR502" in ran.out) == (4, True)
 
 
@@ -344,7 +463,16 @@ def test_an_image_processor_for_another_image_size(run: Run, tmp_path: Path) -> 
     content = json.loads((CLIP / "preprocessor_config.json").read_text())
     content["crop_size"] = {"height": 42, "width": 42}
     (tower / "preprocessor_config.json").write_text(json.dumps(content))
-    ran = run("apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={tower}", "--output", "out")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "bin",
+        "--source",
+        f"vision_tower={tower}",
+        "--output",
+        "out",
+    )
     assert ran.code == 1
     assert "LR604" in ran.out
     assert "images of 42 px make 9 tokens" in ran.out

@@ -1,4 +1,6 @@
-"""`--resume`: what is finished is kept, what isn't is written again, and the folder ends as if nothing had happened."""
+"""`--resume`: what is finished is kept, what isn't is written again, and the folder ends as if
+nothing had happened.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ WEIGHTS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 
 
 def job(source: Path = RELEASED / "sharded", **options: Any) -> Result:
-    return apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], "out", **{"verify": "none", "jobs": 1, **options})
+    return apply(
+        "llava-v1.5",
+        [str(source), f"vision_tower={CLIP}"],
+        "out",
+        **{"verify": "none", "jobs": 1, **options},
+    )
 
 
 def contents(folder: Path = Path("out")) -> dict[str, str]:
@@ -36,7 +43,10 @@ def contents(folder: Path = Path("out")) -> dict[str, str]:
 
 def kept() -> dict[str, tuple[int, int]]:
     """The weight files: inode, and when they were written."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in Path("out").glob("model-*")}
+    return {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in Path("out").glob("model-*")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +62,9 @@ def interrupted(*arguments: Any, **named: Any) -> Any:
 
 
 def break_off(monkeypatch: pytest.MonkeyPatch, stage: str = "strict_load", **options: Any) -> None:
-    """Begin a job that is interrupted at a stage: a function of `apply`, or when a file is about to get its name, or has it."""
+    """Begin a job that is interrupted at a stage: a function of `apply`, or when a file is about
+    to get its name, or has it.
+    """
     replace = Path.replace
 
     def named(path: Path, target: Path) -> Path:
@@ -71,7 +83,8 @@ def break_off(monkeypatch: pytest.MonkeyPatch, stage: str = "strict_load", **opt
             job(**{"verify": "meta" if stage == "strict_load" else "none", **options})
 
 
-#: And how many weight files are finished then: of several that are written one after the other, none is begun after one fails.
+#: And how many weight files are finished then: of several that are written one after the other,
+#: none is begun after one fails.
 STAGES = {
     "write_shards": 0,
     f"before {WEIGHTS[0]}": 0,
@@ -92,7 +105,9 @@ STAGES = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_ends_as_if_it_had_never_broken_off(stage: str, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ends_as_if_it_had_never_broken_off(
+    stage: str, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_off(monkeypatch, stage)
     before = kept()
     assert len(before) == STAGES[stage]
@@ -120,23 +135,32 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_what_was_damaged_since_is_written_again(how: str, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_damaged_since_is_written_again(
+    how: str, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_off(monkeypatch)
     before = kept()
     DAMAGE[how](Path("out") / WEIGHTS[1])
     assert job(resume=True).reused == 2
     assert contents() == whole
-    assert {name for name, stamp in kept().items() if before[name] == stamp} == {WEIGHTS[0], WEIGHTS[2]}
+    assert {name for name, stamp in kept().items() if before[name] == stamp} == {
+        WEIGHTS[0],
+        WEIGHTS[2],
+    }
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 8])
-def test_with_another_number_of_jobs(jobs: int, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_another_number_of_jobs(
+    jobs: int, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_off(monkeypatch, f"after {WEIGHTS[0]}", jobs=2)
     job(resume=True, jobs=jobs)
     assert contents() == whole
 
 
-def test_another_check_is_no_other_job(whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_check_is_no_other_job(
+    whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_off(monkeypatch)
     assert (done := job(resume=True, verify="full")).reused == 3
     assert {name for name, digest in contents().items() if whole[name] != digest} == {RECORD}
@@ -157,14 +181,18 @@ def refused(**options: Any) -> str:
     """Code and cause of what a job is refused for, when it is planned; nothing changes."""
     before = contents(), kept()
     rules, source = options.pop("rules", "llava-v1.5"), options.pop("source", RELEASED / "sharded")
-    [problem] = plan_job(rules, [str(source), f"vision_tower={CLIP}"], "out", **options).plan.problems
+    [problem] = plan_job(
+        rules, [str(source), f"vision_tower={CLIP}"], "out", **options
+    ).plan.problems
     assert (contents(), kept()) == before
     return f"{problem.code} {problem.cause}"
 
 
 def test_without_asking_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(monkeypatch)
-    assert refused() == "LR505 a job was begun in out and not ended: 3 of 3 weight files are finished."
+    assert (
+        refused() == "LR505 a job was begun in out and not ended: 3 of 3 weight files are finished."
+    )
 
 
 def touch(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -183,7 +211,9 @@ def version(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def plugin(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(whole_job, "provenance", lambda use: {"distribution": "another", "version": "1"})
+    monkeypatch.setattr(
+        whole_job, "provenance", lambda use: {"distribution": "another", "version": "1"}
+    )
     return {}
 
 
@@ -205,7 +235,9 @@ CHANGES: dict[str, tuple[Callable[..., dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_another_job_is_refused(what: str, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_job_is_refused(
+    what: str, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(RELEASED / "sharded", "source")
     break_off(monkeypatch, source=Path("source"))
     do, named = CHANGES[what]
@@ -215,7 +247,9 @@ def test_another_job_is_refused(what: str, whole: dict[str, str], monkeypatch: p
     assert re.match(named, changed.removesuffix("."))
 
 
-def test_another_rule_file_is_refused_and_the_first_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_rule_file_is_refused_and_the_first_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rules = Path("mine.yaml")
     text = "schema: 1\nname: mine\nversion: 1.0.0\nsummary: one's own\nextends: [llava-v1.5.yaml]\n"
     rules.write_text(text)
@@ -226,31 +260,42 @@ def test_another_rule_file_is_refused_and_the_first_goes_on(monkeypatch: pytest.
             apply(rules, sources, "out")
     rules.write_text(text.replace("one's own", "one's own, changed"))
     assert re.fullmatch(
-        r"LR504 .* What has changed: rule file: mine 1\.0\.0 \(\w{12}\) then, mine 1\.0\.0 \(\w{12}\) now\.",
+        r"LR504 .* What has changed: rule file: mine 1\.0\.0 \(\w{12}\) then, mine 1\.0\.0 "
+        r"\(\w{12}\) now\.",
         refused(resume=True, rules=rules),
     )
     rules.write_text(text)
     assert apply(rules, sources, "out", resume=True, verify="none").reused == 3
 
 
-def test_other_peoples_files_are_left_alone(whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_peoples_files_are_left_alone(
+    whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_off(monkeypatch)
     Path("out/notes.txt").write_text("mine")
     before = contents()
     with pytest.raises(RemapError) as caught:
         job(resume=True)
-    assert str(caught.value) == "LR503 output not empty: out has files that the job begun in it didn't write: notes.txt. " \
-        "Move them elsewhere."  # fmt: skip
+    assert (
+        str(caught.value)
+        == "LR503 output not empty: out has files that the job begun in it didn't write: "
+        "notes.txt. "
+        "Move them elsewhere."
+    )
     assert contents() == before
     Path("out/notes.txt").unlink()
     assert job(resume=True).reused == 3
     assert contents() == whole
 
 
-def test_a_weight_file_that_the_claim_doesnt_name_is_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weight_file_that_the_claim_doesnt_name_is_somebody_elses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     break_off(monkeypatch)
     lines = (Path("out") / CLAIM).read_text().splitlines()
-    (Path("out") / CLAIM).write_text("\n".join(line for line in lines if f'"file": "{WEIGHTS[1]}"' not in line))
+    (Path("out") / CLAIM).write_text(
+        "\n".join(line for line in lines if f'"file": "{WEIGHTS[1]}"' not in line)
+    )
     before = contents()
     with pytest.raises(RemapError, match=f"didn't write: {WEIGHTS[1]}"):
         job(resume=True)
@@ -268,7 +313,9 @@ def test_a_job_that_still_runs(resume: bool, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_one_that_began_after_this_was_planned(resume: bool) -> None:
-    planned = plan_job("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=resume)
+    planned = plan_job(
+        "llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=resume
+    )
     Path("out").mkdir()
     claim = Claim(Path("out"))
     with pytest.raises(RemapError, match=r"^LR503.* another job writes into out\."):
@@ -279,7 +326,9 @@ def test_one_that_began_after_this_was_planned(resume: bool) -> None:
 
 
 def test_a_job_that_still_runs_over_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which makes of it a lock on bytes, and that for writing needs a file that is opened to be written."""
+    """Which makes of it a lock on bytes, and that for writing needs a file that is opened to be
+    written.
+    """
     break_off(monkeypatch)
     claim, flock = Claim(Path("out")), fcntl.flock
 
@@ -295,10 +344,14 @@ def test_a_job_that_still_runs_over_nfs(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, os.strerror(errno.EIO)), KeyboardInterrupt()])
-def test_a_claim_that_cant_be_read_just_now(error: BaseException, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_that_cant_be_read_just_now(
+    error: BaseException, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_off(monkeypatch)
     before = contents()
-    planned = plan_job("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=True)
+    planned = plan_job(
+        "llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=True
+    )
 
     def failing(folder: Path) -> None:
         raise error
@@ -332,12 +385,18 @@ def test_what_a_killed_job_left_makes_room(monkeypatch: pytest.MonkeyPatch) -> N
     Path("out", f"{WEIGHTS[2]}.partial").write_bytes(bytes(900_000))
     free = shutil.disk_usage(".")._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    planned = plan_job("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=True)
+    planned = plan_job(
+        "llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=True
+    )
     assert planned.plan.problems == ()
 
 
-def test_what_is_left_never_looks_whole(whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before the claim went, then damaged: record and index go first, in case it is killed again."""
+def test_what_is_left_never_looks_whole(
+    whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the claim went, then damaged: record and index go first, in case it is
+    killed again.
+    """
     release, unlink, gone = Claim.release, Path.unlink, []
     with monkeypatch.context() as patch:
         patch.setattr(Claim, "release", lambda claim, remove: release(claim, remove=False))
@@ -370,7 +429,9 @@ def test_a_torn_last_line(whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664])
-def test_a_claim_that_others_may_write_to(mode: int, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_that_others_may_write_to(
+    mode: int, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They could say of any weights that they are what was written."""
     break_off(monkeypatch)
     before = contents()
@@ -407,17 +468,25 @@ def test_what_is_in_the_place_of_a_claim(kind: str, resume: bool, run: Run) -> N
     words = {"pipe": "it is a named pipe", "folder": "it is a folder"}.get(kind, "it is a link")
     ran = run("apply", "llava-v1.5", *SOURCES, "--output", "out", *(["--resume"] if resume else []))
     said = " ".join((ran.out + ran.err).split())
-    assert (ran.code, "LR508" in said, f"{path}: {words}" in said, "--resume goes on" in said) == (4, True, True, False), said
+    assert (ran.code, "LR508" in said, f"{path}: {words}" in said, "--resume goes on" in said) == (
+        4,
+        True,
+        True,
+        False,
+    ), said
 
 
-FACTS = json.dumps({"format": "llava-remap/unfinished", "format_version": 1, "weights": ["a"], "facts": {}})
+FACTS = json.dumps(
+    {"format": "llava-remap/unfinished", "format_version": 1, "weights": ["a"], "facts": {}}
+)
 CLAIMS: dict[str, bytes] = {
     "no text": b"\xff\xfe\x00",
     "nested deeply": b"[" * 100_000,
     "a list": b"[1, 2]\n",
     "another version": FACTS.replace('"format_version": 1', '"format_version": 2').encode(),
     "no facts": FACTS.replace('"facts": {}', '"facts": 3').encode(),
-    "a number without end": f'{FACTS}\n{{"file": "a", "nbytes": Infinity, "xxh3_128": "0"}}\n'.encode(),
+    "a number without end": FACTS.encode()
+    + b'\n{"file": "a", "nbytes": Infinity, "xxh3_128": "0"}\n',
     "no size": f'{FACTS}\n{{"file": "a", "nbytes": null, "xxh3_128": "0"}}\n'.encode(),
     "half of the first line": FACTS[:60].encode(),
 }
@@ -439,7 +508,9 @@ def test_a_claim_that_says_nothing(what: str, run: Run) -> None:
     assert job(resume=True).reused == 0
     assert CLAIM not in contents()
     (Path("out") / CLAIM).write_bytes(CLAIMS[what])
-    cause = f"LR503 out is there and isn't an empty folder: a job was killed in it (it has {CLAIM})."
+    cause = (
+        f"LR503 out is there and isn't an empty folder: a job was killed in it (it has {CLAIM})."
+    )
     assert refused(resume=True) == refused() == cause
 
 
@@ -460,7 +531,9 @@ def test_verify_says_that_it_is_unfinished(run: Run, monkeypatch: pytest.MonkeyP
     assert "3 of 3 weight files are finished" in ran.err
 
 
-def test_through_the_command_line(run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_through_the_command_line(
+    run: Run, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the folder's default name: what is told is enough to go on."""
     shutil.copytree(RELEASED / "sharded", "mine")
     command = ("apply", "llava-v1.5", "--source", "mine", "--source", f"vision_tower={CLIP}")
@@ -468,14 +541,17 @@ def test_through_the_command_line(run: Run, whole: dict[str, str], monkeypatch: 
         patch.setattr(whole_job, "strict_load", interrupted)
         ran = run(*command)
     assert ran.code == 130
-    said = "Interrupted: 3 of 3 weight files are finished in ./mine-hf. The same command with --resume goes on from there."
+    said = (
+        "Interrupted: 3 of 3 weight files are finished in ./mine-hf. The same command with "
+        "--resume goes on from there."
+    )
     assert beside_progress(ran.err).strip() == said
     assert run(*command).code == 4
     assert run(*command, "--resume", "--dtype", "float32").code == 4
     ran = run(*command, "--resume", "--verify", "none")
     assert ran.code == 0, ran.err
-    assert {name: digest for name, digest in contents(Path("mine-hf")).items() if name != RECORD} == {
-        name: digest for name, digest in whole.items() if name != RECORD
-    }
+    assert {
+        name: digest for name, digest in contents(Path("mine-hf")).items() if name != RECORD
+    } == {name: digest for name, digest in whole.items() if name != RECORD}
     assert json.loads(Path("mine-hf", RECORD).read_text())["sources"]["model"]["location"] == "mine"
     assert run("verify", "mine-hf").code == 0

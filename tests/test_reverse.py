@@ -1,4 +1,6 @@
-"""`apply --reverse`: from every layout that transformers has on disk to the original names, by the rule file alone."""
+"""`apply --reverse`: from every layout that transformers has on disk to the original names, by
+the rule file alone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,17 @@ from llava_remap.execute import write
 from llava_remap.jobs.apply import apply
 from llava_remap.jobs.reverse import plan_reverse, reverse_job
 from llava_remap.rulefile import load_rule_file, shipped_folder
-from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Ran, Run, Tensors, lose_last_byte
+from tests.conftest import (
+    CLIP,
+    MANIFESTS,
+    RELEASED,
+    TINY,
+    Changed,
+    Ran,
+    Run,
+    Tensors,
+    lose_last_byte,
+)
 from tests.test_interrupt import signalled
 from tests.test_revert import FORMS, SIGLIP, TOWER, contents, tensors
 
@@ -28,12 +40,16 @@ GROWN = ("model.embed_tokens.weight", "lm_head.weight")
 EMBEDDING = "language_model.model.embed_tokens.weight"
 
 
-def reverse(source: object = "out", rules: object = "llava-v1.5", output: str = "back", **named: Any) -> Any:
+def reverse(
+    source: object = "out", rules: object = "llava-v1.5", output: str = "back", **named: Any
+) -> Any:
     return reverse_job(plan_reverse(str(rules), [str(source)], output), **named)
 
 
 def leads_back(original: dict[str, Any], folder: Path, rows: int = 384) -> dict[str, Any]:
-    """Every original tensor is there, byte for byte, new rows behind the old ones; gives the others that are there."""
+    """Every original tensor is there, byte for byte, new rows behind the old ones; gives the
+    others that are there.
+    """
     found = tensors(folder)
     for name, (dtype, shape, data) in original.items():
         have = found.pop(name)
@@ -50,20 +66,34 @@ def test_there_and_back(form: str) -> None:
     apply("llava-v1.5", [str(FORMS[form]), TOWER], "out")
     result = reverse()
     assert [note.code for note in result.notes] == ["LR410", "LR411"]
-    original = {n: t for n, t in tensors(FORMS[form]).items() if not n.endswith(("inv_freq", "position_ids"))}
+    original = {
+        n: t
+        for n, t in tensors(FORMS[form]).items()
+        if not n.endswith(("inv_freq", "position_ids"))
+    }
     more = leads_back(original, Path("back"))
     if form == "full_state_dict":
         assert not more
     else:  # the tower was another source: it is where a checkpoint with a tower has it
-        tower = {f"model.vision_tower.vision_tower.{n}": t for n, t in tensors(CLIP).items() if n.startswith("vision_model.")}
-        assert more == {name: tensor for name, tensor in tower.items() if not name.endswith("position_ids")}
+        tower = {
+            f"model.vision_tower.vision_tower.{n}": t
+            for n, t in tensors(CLIP).items()
+            if n.startswith("vision_model.")
+        }
+        assert more == {
+            name: tensor for name, tensor in tower.items() if not name.endswith("position_ids")
+        }
     names = {path.name for path in Path("back").iterdir()}
     assert names == set(result.files)
-    assert {name for name in names if not name.startswith("model-")} == {"model.safetensors.index.json"}
+    assert {name for name in names if not name.startswith("model-")} == {
+        "model.safetensors.index.json"
+    }
 
 
 def test_what_comes_back_is_taken_there_again(changed: Changed) -> None:
-    """With the files that are to be copied, and the number of rows and the tokens that the report names."""
+    """With the files that are to be copied, and the number of rows and the tokens that the
+    report names.
+    """
     source = FORMS["full_state_dict"]
     apply("llava-v1.5", [str(source), TOWER], "out")
     reverse()
@@ -73,7 +103,9 @@ def test_what_comes_back_is_taken_there_again(changed: Changed) -> None:
     Path("back/config.json").write_text(json.dumps({**config, "vocab_size": 384}))
     Path("back/added_tokens.json").write_text(json.dumps({"<image>": 320, "<pad>": 321}))
     apply("llava-v1.5", ["back", TOWER], "again")
-    assert {n: t[2] for n, t in tensors(Path("again")).items()} == {n: t[2] for n, t in tensors(Path("out")).items()}
+    assert {n: t[2] for n, t in tensors(Path("again")).items()} == {
+        n: t[2] for n, t in tensors(Path("out")).items()
+    }
 
 
 @pytest.mark.parametrize("tie", ["apart", "not stored", "stored"])
@@ -89,7 +121,9 @@ def test_interleave(tie: str, changed: Changed, run: Run) -> None:
     source = changed(
         TINY / "llava-onevision" / "safetensors",
         tensors=head,
-        config=lambda config: config.update(image_aspect_ratio="anyres", tie_word_embeddings=tie != "apart"),
+        config=lambda config: config.update(
+            image_aspect_ratio="anyres", tie_word_embeddings=tie != "apart"
+        ),
     )
     apply("llava-interleave", [str(source), f"vision_tower={SIGLIP}"], "out")
     original = tensors(source)
@@ -97,7 +131,11 @@ def test_interleave(tie: str, changed: Changed, run: Run) -> None:
     if tie == "stored":  # as a trainer that doesn't know of ties may have saved it
         [shard] = Path("out").glob("*.safetensors")
         state = load_file(shard)
-        save_file({**state, "language_model.lm_head.weight": state[EMBEDDING].clone()}, shard, {"format": "pt"})
+        save_file(
+            {**state, "language_model.lm_head.weight": state[EMBEDDING].clone()},
+            shard,
+            {"format": "pt"},
+        )
         Path("out/model.safetensors.index.json").unlink()
     ran = run("apply", "llava-interleave", "--reverse", "--source", "out", "--output", "back")
     assert ran.code == 0, ran.out + ran.err
@@ -125,13 +163,22 @@ def respelt(out: Path, layout: str) -> None:
     from llava_remap.rewrite import compile_rules
 
     program = compile_rules(load_rule_file(shipped_folder() / "layouts" / f"{layout}.yaml"))
-    state = {name: tensor for file in out.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    state = {
+        name: tensor
+        for file in out.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
     for file in (*out.glob("*.safetensors"), out / "model.safetensors.index.json"):
         file.unlink()
-    save_file({str(program.inverse(name)): tensor for name, tensor in state.items()}, out / "model.safetensors")
+    save_file(
+        {str(program.inverse(name)): tensor for name, tensor in state.items()},
+        out / "model.safetensors",
+    )
 
 
-@pytest.mark.parametrize("layout", ["classic", "classic-5.6", "mixed-5.4", "module-4.52", "module-5.6"])
+@pytest.mark.parametrize(
+    "layout", ["classic", "classic-5.6", "mixed-5.4", "module-4.52", "module-5.6"]
+)
 def test_every_layout(layout: str, made: Path, out: Path) -> None:
     respelt(out, layout)
     assert (tensors(out).keys() == tensors(made).keys()) == (layout == "classic")
@@ -141,7 +188,9 @@ def test_every_layout(layout: str, made: Path, out: Path) -> None:
 
 
 def test_what_the_installed_transformers_saves(out: Path) -> None:
-    """A fine-tuned model, and one built from scratch: every tensor that was saved comes back under its original name."""
+    """A fine-tuned model, and one built from scratch: every tensor that was saved comes back
+    under its original name.
+    """
     model = AutoModelForImageTextToText.from_pretrained(out)
     with torch.no_grad():
         model.get_input_embeddings().weight += 1
@@ -151,10 +200,14 @@ def test_what_the_installed_transformers_saves(out: Path) -> None:
         result = reverse(folder, output=f"back-{folder}")
         assert result.nbytes == open_checkpoint(Path(folder)).nbytes
         assert tensors(Path(f"back-{folder}")).keys() == {
-            name for name in tensors(FORMS["full_state_dict"]) if not name.endswith(("inv_freq", "position_ids"))
+            name
+            for name in tensors(FORMS["full_state_dict"])
+            if not name.endswith(("inv_freq", "position_ids"))
         }
     tuned = load_file("tuned/model.safetensors")[EMBEDDING]
-    assert torch.equal(load_file("back-tuned/model-00001-of-00001.safetensors")["model.embed_tokens.weight"], tuned)
+    assert torch.equal(
+        load_file("back-tuned/model-00001-of-00001.safetensors")["model.embed_tokens.weight"], tuned
+    )
 
 
 # --- reports
@@ -170,7 +223,11 @@ def test_a_dry_run_and_a_report(out: Path, run: Run) -> None:
     assert not Path("back").exists()
     dry = run(*arguments, "--dry-run", "--format", "json", "--report", "plan.json").json
     assert dry == json.loads(Path("plan.json").read_text())
-    assert dry["target"] == {"class": "LlavaForConditionalGeneration", "layout": "original", "tensors": 80}
+    assert dry["target"] == {
+        "class": "LlavaForConditionalGeneration",
+        "layout": "original",
+        "tensors": 80,
+    }
     entry = next(entry for entry in dry["mapped"] if entry["target"] == "model.mm_projector.0.bias")
     assert entry["from"] == [{"source": "model", "name": "multi_modal_projector.linear_1.bias"}]
     assert (entry["rules"], entry["op"]) == (["names/projector-in"], None)
@@ -183,7 +240,9 @@ def test_what_is_told_when_it_is_done(out: Path, run: Run) -> None:
     ran = run("apply", "llava-v1.5", "--reverse", "--source", out, "--verify", "full")
     assert ran.code == 0
     done = ran.out[ran.out.index("Done: ./out-original written") :]
-    assert "the rule file takes them where they came from; every tensor as the source gives it" in done
+    assert (
+        "the rule file takes them where they came from; every tensor as the source gives it" in done
+    )
     assert "LR411 weights alone: there is no config.json" in done
     assert "Copy them from the original, liuhaotian/llava-v1.5-7b for one." in done
 
@@ -205,10 +264,23 @@ def test_progress_adds_up(verify: Any, out: Path) -> None:
 # --- refusals
 
 
-def refusal(run: Run, *arguments: object, rules: object = "llava-v1.5", source: object = "out") -> Any:
+def refusal(
+    run: Run, *arguments: object, rules: object = "llava-v1.5", source: object = "out"
+) -> Any:
     """The one problem of a refused job, as JSON; nothing is left."""
     before = contents(Path())
-    ran: Ran = run("apply", rules, "--reverse", "--source", source, "--output", "back", "--format", "json", *arguments)
+    ran: Ran = run(
+        "apply",
+        rules,
+        "--reverse",
+        "--source",
+        source,
+        "--output",
+        "back",
+        "--format",
+        "json",
+        *arguments,
+    )
     assert ran.code > 0
     [problem] = ran.json["problems"]
     assert contents(Path()) == before
@@ -247,7 +319,9 @@ def test_no_config(out: Path, run: Run) -> None:
         ({"text_config": {"model_type": "llama", "hidden_size": "x"}}, "LR112"),
     ],
 )
-def test_a_config_of_something_else(changes: dict[str, object], code: str, out: Path, run: Run) -> None:
+def test_a_config_of_something_else(
+    changes: dict[str, object], code: str, out: Path, run: Run
+) -> None:
     change_config(**changes)
     assert refusal(run)["code"] == code
 
@@ -275,9 +349,12 @@ def test_names_that_no_rule_makes(out: Path, run: Run) -> None:
 def test_a_rule_file_that_is_one_way(out: Path, run: Run) -> None:
     Path("mine.yaml").write_text(
         "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.5.yaml]\n"
-        "names: [{id: text-norm, from: 'model.norm.{p}', to: 'language_model.model.norm.{p}', one_way: true}]\n"
+        "names: [{id: text-norm, from: 'model.norm.{p}', to: 'language_model.model.norm.{p}', "
+        "one_way: true}]\n"
     )
-    ran = run("apply", "mine.yaml", "--reverse", "--source", "out", "--output", "back", "--format", "json")
+    ran = run(
+        "apply", "mine.yaml", "--reverse", "--source", "out", "--output", "back", "--format", "json"
+    )
     assert {(p["code"], *p["names"]) for p in ran.json["problems"]} == {
         ("LR301", "language_model.model.norm.weight"),
         ("LR302", "language_model.model.norm.weight"),
@@ -298,12 +375,20 @@ def test_a_parameter_that_is_missing(out: Path, run: Run) -> None:
 
 
 def test_a_parameter_of_another_shape(out: Path, run: Run) -> None:
-    change_shard(lambda state: state.update({"multi_modal_projector.linear_1.bias": torch.ones(63, dtype=torch.float16)}))
+    change_shard(
+        lambda state: state.update(
+            {"multi_modal_projector.linear_1.bias": torch.ones(63, dtype=torch.float16)}
+        )
+    )
     assert refusal(run)["code"] == "LR401"
 
 
 def test_a_parameter_of_another_dtype(out: Path, run: Run) -> None:
-    change_shard(lambda state: state.update({"multi_modal_projector.linear_1.bias": torch.ones(64, dtype=torch.int8)}))
+    change_shard(
+        lambda state: state.update(
+            {"multi_modal_projector.linear_1.bias": torch.ones(64, dtype=torch.int8)}
+        )
+    )
     assert refusal(run)["code"] == "LR409"
 
 
@@ -312,7 +397,8 @@ def test_two_names_that_meet(out: Path, run: Run, monkeypatch: pytest.MonkeyPatc
     one, other = "multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_9.bias"
     change_shard(lambda state: state.update({other: state[one].clone()}))
     monkeypatch.setattr(
-        "llava_remap.jobs.reverse.nearest_layout", lambda names: ("mine", {n: one if n == other else n for n in names})
+        "llava_remap.jobs.reverse.nearest_layout",
+        lambda names: ("mine", {n: one if n == other else n for n in names}),
     )
     problem = refusal(run)
     assert (problem["code"], problem["names"]) == ("LR304", [one, other])
@@ -334,7 +420,10 @@ def test_outputs_and_command_lines(out: Path, run: Run) -> None:
     assert run("apply", "llava-v1.5", "--reverse", "--output", "back").code == 2
     assert run(*base, "--source", "vision_tower=x", "--output", "back").code == 2
     manifest = MANIFESTS / "llava-v1.5-7b.json"
-    assert "LR111" in run("apply", "llava-v1.5", "--reverse", "--source", manifest, "--output", "back").out
+    assert (
+        "LR111"
+        in run("apply", "llava-v1.5", "--reverse", "--source", manifest, "--output", "back").out
+    )
 
 
 def test_a_disk_that_loses_a_byte(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +438,9 @@ def test_a_header_that_is_not_the_one_planned(out: Path, monkeypatch: pytest.Mon
     real = write.shard_header
 
     def header(*arguments: Any) -> bytes:
-        return real(*arguments).replace(b'"model.mm_projector.0.bias"', b'"model.mm_projector.7.bias"')
+        return real(*arguments).replace(
+            b'"model.mm_projector.0.bias"', b'"model.mm_projector.7.bias"'
+        )
 
     monkeypatch.setattr(write, "shard_header", header)
     with pytest.raises(RemapError, match="LR601"):
@@ -359,16 +450,26 @@ def test_a_header_that_is_not_the_one_planned(out: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
-    "stage", ["llava_remap.jobs.reverse.build_plan", "llava_remap.execute.write._open", "llava_remap.jobs.reverse.write_index"]
+    "stage",
+    [
+        "llava_remap.jobs.reverse.build_plan",
+        "llava_remap.execute.write._open",
+        "llava_remap.jobs.reverse.write_index",
+    ],
 )
-def test_nothing_is_left_of_an_interrupted_job(stage: str, number: signal.Signals, out: Path) -> None:
+def test_nothing_is_left_of_an_interrupted_job(
+    stage: str, number: signal.Signals, out: Path
+) -> None:
     before = contents(Path())
     arguments = ("apply", "llava-v1.5", "--reverse", "--source", "out", "--output", "deep/back")
     code, errors, _ = signalled(stage, number, *arguments)
     assert code == 128 + number
     assert (
         errors.strip()
-        == {"SIGINT": "Interrupted: this run leaves no unfinished output behind.", "SIGTERM": "Terminated."}[number.name]
+        == {
+            "SIGINT": "Interrupted: this run leaves no unfinished output behind.",
+            "SIGTERM": "Terminated.",
+        }[number.name]
     )
     assert contents(Path()) == before
     assert not Path("deep").exists()

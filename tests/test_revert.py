@@ -1,4 +1,6 @@
-"""The way back from the record: original names, bytes and configs; every refusal; nothing left of what is interrupted."""
+"""The way back from the record: original names, bytes and configs; every refusal; nothing left
+of what is interrupted.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +39,25 @@ TOWER = f"vision_tower={CLIP}"
 def tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Dtype, shape and row-major, little-endian bytes of every tensor of a checkpoint."""
     catalog = open_checkpoint(folder).catalog
-    return {name: (tensor.dtype, tensor.shape, raw(stored(tensor))) for name, tensor in catalog.items()}
+    return {
+        name: (tensor.dtype, tensor.shape, raw(stored(tensor))) for name, tensor in catalog.items()
+    }
 
 
 def restored(original: Path, folder: Path, dropped: set[str]) -> None:
     """Names and bytes are the original's, what was dropped excepted."""
     wanted = tensors(original)
     assert dropped < wanted.keys()
-    assert tensors(folder) == {name: tensor for name, tensor in wanted.items() if name not in dropped}
+    assert tensors(folder) == {
+        name: tensor for name, tensor in wanted.items() if name not in dropped
+    }
 
 
 def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
     found = (path for pattern in patterns or ("*",) for path in folder.rglob(pattern))
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in found if path.is_file()
+    }
 
 
 WEIGHTS = ("model*", "config.json", "generation_config.json")
@@ -60,20 +68,31 @@ def test_there_and_back_and_there_again(form: str) -> None:
     source = FORMS[form]
     apply("llava-v1.5", [str(source), TOWER], "out")
     done = revert("out", "back")
-    own = form == "full_state_dict"  # which has a tower of its own: of the other one only the config is used
+    own = (
+        form == "full_state_dict"
+    )  # which has a tower of its own: of the other one only the config is used
     [model, *towers] = done.job.parts
     back = Path("back") if own else Path("back/model")
     restored(source, back, {entry.name for entry in model.dropped})
     assert {entry.rule for entry in model.dropped} <= {"prepare/inv-freq", "prepare/position-ids"}
     for name in ("config.json", "generation_config.json"):
         assert (back / name).is_file() == (source / name).is_file()
-        assert not (source / name).is_file() or (back / name).read_bytes() == (source / name).read_bytes()
+        assert (
+            not (source / name).is_file()
+            or (back / name).read_bytes() == (source / name).read_bytes()
+        )
     assert len(towers) == (0 if own else 1)
     for tower in towers:
-        taken = {name for name in tensors(CLIP) if name.startswith("vision_model.")} - {e.name for e in tower.dropped}
-        assert tensors(Path("back/vision_tower")) == {name: t for name, t in tensors(CLIP).items() if name in taken}
+        taken = {name for name in tensors(CLIP) if name.startswith("vision_model.")} - {
+            e.name for e in tower.dropped
+        }
+        assert tensors(Path("back/vision_tower")) == {
+            name: t for name, t in tensors(CLIP).items() if name in taken
+        }
         assert tower.not_taken == 39
-        assert (Path("back/vision_tower") / "config.json").read_bytes() == (CLIP / "config.json").read_bytes()
+        assert (Path("back/vision_tower") / "config.json").read_bytes() == (
+            CLIP / "config.json"
+        ).read_bytes()
     for file in source.glob("*token*"):
         shutil.copy(file, back)
     apply("llava-v1.5", [str(back), TOWER if own else "vision_tower=back/vision_tower"], "again")
@@ -101,7 +120,9 @@ def test_one_source_with_everything_in_it(tie: bool, changed: Changed) -> None:
 
 
 def test_a_single_source_becomes_the_output_itself(changed: Changed, run: Run) -> None:
-    """Mistral. A stock tower's config is known without its checkpoint; here its source is taken out of the record."""
+    """Mistral. A stock tower's config is known without its checkpoint; here its source is taken
+    out of the record.
+    """
     source = changed(
         TINY / "llava-v1.6-mistral" / "safetensors",
         lambda state: state.pop("model.image_newline"),
@@ -163,12 +184,16 @@ def test_big_endian_tensors(tmp_path: Path) -> None:
         for number, value in enumerate(state.values()):
             data = archive.read(f"pytorch_model/data/{number}")
             size = sizes.setdefault(number, value.element_size())
-            swapped[f"data/{number}"] = b"".join(data[i : i + size][::-1] for i in range(0, len(data), size))
+            swapped[f"data/{number}"] = b"".join(
+                data[i : i + size][::-1] for i in range(0, len(data), size)
+            )
     rewritten(file, tmp_path / "big.bin", replace=swapped)
     (tmp_path / "big.bin").replace(file)
     apply("llava-v1.5", [str(source), TOWER], "out")
     done = revert("out", "back")
-    restored(RELEASED / "bin", Path("back/model"), {entry.name for entry in done.job.parts[0].dropped})
+    restored(
+        RELEASED / "bin", Path("back/model"), {entry.name for entry in done.job.parts[0].dropped}
+    )
 
 
 # --- what post-load rules changed
@@ -180,28 +205,39 @@ def with_rule(monkeypatch: pytest.MonkeyPatch, rule: Any, text: str) -> None:
     entries.append(SimpleNamespace(name="mine", load=lambda: rule, dist=None))
     monkeypatch.setattr(post_load_run, "entry_points", lambda group: entries)
     Path("mine.yaml").write_text(
-        f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.5.yaml]\npost_load:\n{text}"
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.5.yaml]\n"
+        f"post_load:\n{text}"
         "  - {use: expand_embeddings}\n"
     )
     apply("mine.yaml", [str(RELEASED / "bin"), TOWER], "out")
 
 
-def test_a_plug_in_that_does_not_keep_the_old_bytes(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+def test_a_plug_in_that_does_not_keep_the_old_bytes(
+    monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
     monkeypatch.syspath_prepend(str(DATA / "plugin"))
     from llava_remap_multiply import Multiply  # type: ignore[import-not-found]
 
-    with_rule(monkeypatch, Multiply, "  - {use: mine, with: {targets: [multi_modal_projector.linear_2.bias], factor: 0.5}}\n")
+    with_rule(
+        monkeypatch,
+        Multiply,
+        "  - {use: mine, with: {targets: [multi_modal_projector.linear_2.bias], factor: 0.5}}\n",
+    )
     ran = run("revert", "out", "--output", "back", "--format", "json")
     assert ran.code == 1
     [problem] = ran.json["problems"]
     assert (problem["code"], problem["names"]) == ("LR607", ["model.mm_projector.2.bias"])
-    assert problem["details"] == {"model.mm_projector.2.bias": "changed by `mine`, which doesn't keep what was there"}
+    assert problem["details"] == {
+        "model.mm_projector.2.bias": "changed by `mine`, which doesn't keep what was there"
+    }
     assert str(RELEASED / "bin") in problem["message"]
     assert not Path("back").exists()
 
 
 class Reversed(ExpandEmbeddings):
-    """The norm's elements in reverse order, so that its old bytes lie in as many runs as it has elements."""
+    """The norm's elements in reverse order, so that its old bytes lie in as many runs as it has
+    elements.
+    """
 
     def plan(self, before: Any) -> Any:
         from llava_remap.post_load import Change, Effect
@@ -218,26 +254,37 @@ class Reversed(ExpandEmbeddings):
 
 def test_old_bytes_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
     with_rule(monkeypatch, Reversed, "  - {use: mine}\n")
-    written = {n: t for file in Path("out").glob("*.safetensors") for n, t in load_file(file).items()}
+    written = {
+        n: t for file in Path("out").glob("*.safetensors") for n, t in load_file(file).items()
+    }
     original = load_file(RELEASED / "safetensors" / "model.safetensors")[NORM]
     assert torch.equal(written["language_model.model.norm.weight"], original.flip(0))
     done = revert("out", "back")
-    restored(RELEASED / "bin", Path("back/model"), {entry.name for entry in done.job.parts[0].dropped})
+    restored(
+        RELEASED / "bin", Path("back/model"), {entry.name for entry in done.job.parts[0].dropped}
+    )
 
 
 def test_new_rows_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     apply("llava-v1.5", [str(RELEASED / "bin"), TOWER], "out")
-    monkeypatch.setattr(ExpandEmbeddings, "_made", lambda *arguments: pytest.fail("new rows were made"))
+    monkeypatch.setattr(
+        ExpandEmbeddings, "_made", lambda *arguments: pytest.fail("new rows were made")
+    )
     revert("out", "back")
 
 
 def test_a_tied_head_of_another_dtype(run: Run) -> None:
     """Equal in value, so it is tied and not written; how it was stored is lost."""
-    source = saved(lambda state: state.update({HEAD: state[EMBEDDING].float()}), tie_word_embeddings=True)
+    source = saved(
+        lambda state: state.update({HEAD: state[EMBEDDING].float()}), tie_word_embeddings=True
+    )
     apply("llava-v1.5", [str(source), TOWER], "out")
     ran = run("revert", "out", "--output", "back")
     assert (ran.code, "LR607" in ran.err) == (1, True)
-    assert "lm_head.weight  was F32; it is tied to `language_model.model.embed_tokens.weight`, which is F16" in ran.err
+    assert (
+        "lm_head.weight  was F32; it is tied to `language_model.model.embed_tokens.weight`, which "
+        "is F16" in ran.err
+    )
 
 
 # --- the job
@@ -263,18 +310,29 @@ def test_what_is_told(out: Path, run: Run) -> None:
         "./out, back through llava-v1.5 1.0.0",
         "model         ./back/model: 25 tensors in 2 files, 247 kB",
         "config.json, generation_config.json",
-        "model: 2 tensors that were dropped\n    model.layers.{0..1}.self_attn.rotary_emb.inv_freq\n",
+        "model: 2 tensors that were dropped\n"
+        "    model.layers.{0..1}.self_attn.rotary_emb.inv_freq\n",
         "computed by the model since transformers 4.32 (prepare/inv-freq)",
         f"vision_tower: 39 tensors of {CLIP} that were not taken",
-        f"model: special_tokens_map.json, tokenizer.model, tokenizer_config.json; copy from {RELEASED / 'sharded'}",
+        "model: special_tokens_map.json, tokenizer.model, tokenizer_config.json; copy from "
+        f"{RELEASED / 'sharded'}",
         "Done: ./back written in",
     ):
         assert words in ran.out, words
     found = run("revert", out, "--output", "twice", "--format", "json").json
-    assert (found["format"], found["format_version"], found["reverted"]) == ("llava-remap/reversion", 1, True)
+    assert (found["format"], found["format_version"], found["reverted"]) == (
+        "llava-remap/reversion",
+        1,
+        True,
+    )
     model = found["sources"]["model"]
     assert len(model["restored"]) == 25
-    wanted = {"name": NORM, "dtype": "F16", "shape": [64], "from": "language_model.model.norm.weight"}
+    wanted = {
+        "name": NORM,
+        "dtype": "F16",
+        "shape": [64],
+        "from": "language_model.model.norm.weight",
+    }
     assert wanted in model["restored"]
     assert {entry["rule"] for entry in model["dropped"]} == {"prepare/inv-freq"}
     assert found["sources"]["vision_tower"]["not_taken"] == 39
@@ -374,7 +432,9 @@ def test_a_file_that_no_record_keeps(out: Path) -> None:
     refusal("LR113")
 
 
-@pytest.mark.parametrize("name", ["../x", "..", ".", "", "a/b", "a\\b", "a\0b", "/abs", "C:x", "x\n", " x"])
+@pytest.mark.parametrize(
+    "name", ["../x", "..", ".", "", "a/b", "a\\b", "a\0b", "/abs", "C:x", "x\n", " x"]
+)
 def test_a_source_whose_name_leads_elsewhere(name: str, out: Path) -> None:
     def rename(record: Any) -> None:
         record["sources"][name] = record["sources"].pop("model")
@@ -400,7 +460,9 @@ def mapped(record: Any, target: str = "language_model.model.norm.weight") -> Any
         lambda record: mapped(record)["from"][0].update(name="\ud800"),
         lambda record: mapped(record)["from"].append({"source": "model", "name": "other"}),
         lambda record: mapped(record).update(op="split"),
-        lambda record: mapped(record).update(op="tied", tied_to="language_model.model.embed_tokens.weight"),
+        lambda record: mapped(record).update(
+            op="tied", tied_to="language_model.model.embed_tokens.weight"
+        ),
         lambda record: mapped(record).update(op="tied", tied_to="language_model.model.norm.weight"),
         lambda record: record["plan"].pop("dropped"),
         lambda record: record["sources"]["model"]["texts"].update({"config.json": "\ud800"}),
@@ -412,7 +474,9 @@ def test_a_record_that_contradicts_itself(change: Callable[[Any], object], out: 
 
 
 def test_a_shape_before_that_can_not_have_been(out: Path) -> None:
-    """More rows than are written: the plug-in says what it makes of them, and that isn't what was planned."""
+    """More rows than are written: the plug-in says what it makes of them, and that isn't what
+    was planned.
+    """
     change_record(lambda record: record["plan"]["post_load"][0].update(shape_before=[10**9, 64]))
     refusal("LR212")
 
@@ -440,13 +504,18 @@ def test_outputs_that_can_not_be(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "llava_remap.jobs.revert.write_index",
     ],
 )
-def test_nothing_is_left_of_an_interrupted_job(stage: str, number: signal.Signals, out: Path) -> None:
+def test_nothing_is_left_of_an_interrupted_job(
+    stage: str, number: signal.Signals, out: Path
+) -> None:
     before = contents(Path())
     code, errors, _ = signalled(stage, number, "revert", "out", "--output", "deep/back")
     assert code == 128 + number
     assert (
         errors.strip()
-        == {"SIGINT": "Interrupted: this run leaves no unfinished output behind.", "SIGTERM": "Terminated."}[number.name]
+        == {
+            "SIGINT": "Interrupted: this run leaves no unfinished output behind.",
+            "SIGTERM": "Terminated.",
+        }[number.name]
     )
     assert contents(Path()) == before
     assert not Path("deep").exists()
@@ -464,7 +533,9 @@ def test_the_digests_in_the_record_are_those_of_the_texts(made: Path) -> None:
     for source in json.loads((made / "llava_remap.json").read_text())["sources"].values():
         assert source["texts"]
         for name, text in source["texts"].items():
-            assert source["files"][name]["xxh3_128"] == xxh3_128_hexdigest(text.encode("utf-8", "surrogateescape"))
+            assert source["files"][name]["xxh3_128"] == xxh3_128_hexdigest(
+                text.encode("utf-8", "surrogateescape")
+            )
 
 
 @pytest.mark.parametrize("form", ["bin", "sharded", "safetensors", "sharded_safetensors"])
@@ -475,14 +546,32 @@ def test_the_digests_in_the_record_are_those_of_the_texts(made: Path) -> None:
         ("llava-onevision", "LlavaOnevisionForConditionalGeneration", SIGLIP),
     ],
 )
-def test_families_without_a_shipped_file(name: str, class_name: str, tower: Path, form: str, run: Run) -> None:
-    """There and back by an inferred rule file; without a tokenizer, since no shipped part knows these classes' processors."""
+def test_families_without_a_shipped_file(
+    name: str, class_name: str, tower: Path, form: str, run: Run
+) -> None:
+    """There and back by an inferred rule file; without a tokenizer, since no shipped part knows
+    these classes' processors.
+    """
     shutil.copytree(TINY / name / form, "source", ignore=shutil.ignore_patterns("*token*"))
-    assert run("rules", "new", "--from", "source", "--to", class_name, "--output", "mine.yaml").code == 0
-    ran = run("apply", "mine.yaml", "--source", "source", "--source", f"vision_tower={tower}", "--output", "out")
+    assert (
+        run("rules", "new", "--from", "source", "--to", class_name, "--output", "mine.yaml").code
+        == 0
+    )
+    ran = run(
+        "apply",
+        "mine.yaml",
+        "--source",
+        "source",
+        "--source",
+        f"vision_tower={tower}",
+        "--output",
+        "out",
+    )
     assert ran.code == 0, ran.out + ran.err
     [part] = revert("out", "back").job.parts
     restored_all = tensors(Path("back"))
-    assert restored_all == {n: t for n, t in tensors(Path("source")).items() if n not in {d.name for d in part.dropped}}
+    assert restored_all == {
+        n: t for n, t in tensors(Path("source")).items() if n not in {d.name for d in part.dropped}
+    }
     assert len(restored_all) > 60
     assert not part.dropped

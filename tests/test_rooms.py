@@ -1,4 +1,6 @@
-"""The rooms of the package: each imports only from the rooms above it, at the top of a module and inside of functions."""
+"""The rooms of the package: each imports only from the rooms above it, at the top of a module
+and inside of functions.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,9 @@ def files() -> dict[str, bytes]:
 def told(ran: Ran) -> list[tuple[str, str]]:
     """Each line with a status: that and the rest."""
     lines = [line.partition(" ") for line in ran.out.splitlines()]
-    return [(status.lower(), rest) for status, _, rest in lines if status.lower() in get_args(Status)]
+    return [
+        (status.lower(), rest) for status, _, rest in lines if status.lower() in get_args(Status)
+    ]
 
 
 # --- list
@@ -49,7 +51,10 @@ def test_list_says_what_each_file_is_for(run: Run) -> None:
         assert line.split(None, 2)[1:] == [text.version, text.summary]
         assert f"extends {', '.join(text.extends)}" in ran.out
     summaries = [listed.summary for listed in shipped_list()]
-    starts = {line.index(next((s for s in summaries if s in line), "extends")) for line in ran.out.splitlines()}
+    starts = {
+        line.index(next((s for s in summaries if s in line), "extends"))
+        for line in ran.out.splitlines()
+    }
     assert len(starts) == 1  # columns
 
 
@@ -59,8 +64,11 @@ def test_list_as_json(run: Run) -> None:
     for entry, path in zip(found["rule_files"], shipped_rule_files().values(), strict=True):
         text = load_rule_file(path).text
         assert entry == {
-            "name": text.name, "version": text.version, "summary": text.summary, "extends": list(text.extends)
-        }  # fmt: skip
+            "name": text.name,
+            "version": text.version,
+            "summary": text.summary,
+            "extends": list(text.extends),
+        }
 
 
 # --- test: in the file
@@ -69,7 +77,9 @@ def test_list_as_json(run: Run) -> None:
 def test_a_rule_without_a_test_is_told(run: Run) -> None:
     ran = run("rules", "test", mine(NORM))
     assert ran.code == 0  # that is for `rules lint`
-    assert told(ran) == [("missing", "mine.yaml: names/norm: no test in the file reaches it; --update writes one")]
+    assert told(ran) == [
+        ("missing", "mine.yaml: names/norm: no test in the file reaches it; --update writes one")
+    ]
     assert "mine.yaml: 0 passed, 0 failed, 1 missing" in ran.out
 
 
@@ -79,16 +89,25 @@ def test_rules_of_parents_are_tested_there(run: Run) -> None:
 
 
 def test_every_status_in_json(run: Run) -> None:
-    rules = mine(TESTED + "  - {from: model.norm.x, dropped: true}\nprepare: [{id: regex, match: '^q$', replace: x}]\n")
+    rules = mine(
+        TESTED + "  - {from: model.norm.x, dropped: true}\n"
+        "prepare: [{id: regex, match: '^q$', replace: x}]\n"
+    )
     ran = run("rules", "test", rules, "llava-interleave", "--format", "json")
     assert ran.code == 1
-    assert (ran.json["format"], ran.json["format_version"], ran.json["passed"]) == ("llava-remap/tests", 1, False)
+    assert (ran.json["format"], ran.json["format_version"], ran.json["passed"]) == (
+        "llava-remap/tests",
+        1,
+        False,
+    )
     first, second = ran.json["files"]
     assert (first["passed"], second["passed"]) == (False, True)
     assert [(test["status"], test["name"]) for test in first["tests"]] == [
         ("passed", "model.norm.weight"), ("failed", "model.norm.x"),
     ]  # fmt: skip
-    assert [(rule["status"], rule["rule"]) for rule in first["untested"]] == [("missing", "prepare/regex")]
+    assert [(rule["status"], rule["rule"]) for rule in first["untested"]] == [
+        ("missing", "prepare/regex")
+    ]
 
 
 def test_update_writes_tests_that_pass(run: Run) -> None:
@@ -101,7 +120,8 @@ def test_update_writes_tests_that_pass(run: Run) -> None:
         ("written", "mine.yaml: names/norm: a test of model.norm.weight"),
     ]
     assert rules.read_text() == before + (
-        "\ntests:\n  - {from: x.weight.q, dropped: true}\n  - {from: model.norm.weight, to: elsewhere.weight}\n"
+        "\ntests:\n  - {from: x.weight.q, dropped: true}\n"
+        "  - {from: model.norm.weight, to: elsewhere.weight}\n"
     )
     assert run("rules", "test", rules).out == "mine.yaml: 2 passed, 0 failed\n"
     written = rules.read_text()
@@ -112,16 +132,29 @@ def test_update_writes_tests_that_pass(run: Run) -> None:
 def test_update_takes_real_names_of_a_source(run: Run) -> None:
     tower = "{id: tower, from: 'model.vision_tower.{r...}', to: '{r}'}"
     rules = mine(rf"names: [{{id: up, match: '\.mlp\.up_proj', replace: .up}}, {tower}]")
-    run("rules", "test", rules, "--source", RELEASED_7B, "--source", f"vision_tower={CLIP_L}", "--update")
+    run(
+        "rules",
+        "test",
+        rules,
+        "--source",
+        RELEASED_7B,
+        "--source",
+        f"vision_tower={CLIP_L}",
+        "--update",
+    )
     tests = load_rule_file(rules).text.tests
     names = json.loads(RELEASED_7B.read_text())["tensors"]
     assert tests[0].from_ in names
-    assert tests[1].from_.startswith("model.vision_tower.vision_tower.vision_model.")  # as its prefix makes it
+    assert tests[1].from_.startswith(
+        "model.vision_tower.vision_tower.vision_model."
+    )  # as its prefix makes it
 
 
 def test_update_of_a_rule_with_when(run: Run) -> None:
     when = "when: {present: ['a.{n:int}'], config: {kind: [x, 'no'], other: null}}"
-    rules = mine(f"names: [{{id: norm, from: 'model.norm.{{p}}', to: 'elsewhere.{{p}}', {when}}}]\n")
+    rules = mine(
+        f"names: [{{id: norm, from: 'model.norm.{{p}}', to: 'elsewhere.{{p}}', {when}}}]\n"
+    )
     assert run("rules", "test", rules, "--update").code == 0
     [test] = load_rule_file(rules).text.tests
     assert test.to == "elsewhere.weight"
@@ -131,7 +164,10 @@ def test_update_of_a_rule_with_when(run: Run) -> None:
 
 def test_update_of_what_no_name_is_known_for(run: Run) -> None:
     """A regex gives no name, and a rule that another one shadows is never reached."""
-    rules = mine(NORM + "  - {id: late, from: 'model.norm.{p}', drop: unwanted}\n  - {id: regex, match: '^q$', drop: unwanted}\n")
+    rules = mine(
+        NORM + "  - {id: late, from: 'model.norm.{p}', drop: unwanted}\n"
+        "  - {id: regex, match: '^q$', drop: unwanted}\n"
+    )
     ran = run("rules", "test", rules, "--update")
     assert [(status, text.split(": ")[1]) for status, text in told(ran)] == [
         ("written", "names/norm"), ("missing", "names/late"), ("missing", "names/regex"),
@@ -150,7 +186,10 @@ def test_update_adds_nothing_to_a_file_whose_tests_fail(run: Run) -> None:
 
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
 def test_update_leaves_every_other_byte(newline: bytes, run: Run) -> None:
-    rules = mine("tests:   # first\n- {from: lm_head.weight, to: language_model.lm_head.weight} # why\n\n# é 😀\n" + NORM)
+    rules = mine(
+        "tests:   # first\n- {from: lm_head.weight, to: language_model.lm_head.weight} # why\n\n"
+        "# é 😀\n" + NORM
+    )
     before = rules.read_bytes().replace(b"\n", newline)
     rules.write_bytes(before)
     rules.chmod(0o640)
@@ -171,7 +210,9 @@ def test_update_through_a_link(run: Run) -> None:
 
 
 def test_update_that_would_change_what_the_file_says(run: Run) -> None:
-    """Text that ends with the file has no line's end; with one behind it, it would be another text."""
+    """Text that ends with the file has no line's end; with one behind it, it would be another
+    text.
+    """
     rules = mine("names: [{id: one, from: a, to: b}]\nprocessor:\n  chat_template: |\n    a")
     before = files()
     ran = run("rules", "test", rules, "--update")
@@ -182,7 +223,9 @@ def test_update_that_would_change_what_the_file_says(run: Run) -> None:
 
 
 @pytest.mark.parametrize("how", ["mode", "access", "disk"])
-def test_update_where_nothing_can_be_written(how: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_update_where_nothing_can_be_written(
+    how: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rules = mine(NORM)
     before = files()
     if how == "mode":
@@ -198,7 +241,11 @@ def test_update_where_nothing_can_be_written(how: str, run: Run, monkeypatch: py
     ran = run("rules", "test", rules, "--update")
     assert ran.code == 4
     assert "LR508" in ran.err
-    assert ("No space left on device" if how == "disk" else "mine.yaml can't be written: it is read-only") in ran.err
+    assert (
+        "No space left on device"
+        if how == "disk"
+        else "mine.yaml can't be written: it is read-only"
+    ) in ran.err
     assert files() == before
 
 
@@ -217,7 +264,12 @@ def test_a_rule_file_that_is_not_there(run: Run) -> None:
 def test_a_snapshot_that_was_asked_for_is_missing(run: Run) -> None:
     ran = run("rules", "test", mine(TESTED), "--source", RELEASED_7B)
     assert ran.code == 1
-    assert told(ran) == [("missing", "mine.snapshots/llava-v1.5-7b.released.json: it isn't there; --update writes it")]
+    assert told(ran) == [
+        (
+            "missing",
+            "mine.snapshots/llava-v1.5-7b.released.json: it isn't there; --update writes it",
+        )
+    ]
     assert list(files()) == ["mine.yaml"]
 
 
@@ -233,7 +285,9 @@ def test_a_snapshot_is_what_the_official_converter_makes(name: str, rules: str, 
 
 def snapshot(run: Run, text: str = TESTED, *sources: object) -> Path:
     """A rule file's snapshot, written."""
-    arguments = [argument for source in sources or (RELEASED_7B,) for argument in ("--source", source)]
+    arguments = [
+        argument for source in sources or (RELEASED_7B,) for argument in ("--source", source)
+    ]
     ran = run("rules", "test", mine(text), *arguments, "--update")
     assert ran.code == 0
     [path] = Path("mine.snapshots").iterdir()
@@ -244,15 +298,26 @@ def test_a_snapshot_as_a_file(run: Run) -> None:
     path = snapshot(run, TESTED, RELEASED_7B, f"vision_tower={CLIP_L}")
     assert path.name == "llava-v1.5-7b.released+clip-vit-large-patch14-336.json"
     content = json.loads(path.read_text())
-    assert (content["format"], content["format_version"], content["rules"]) == ("llava-remap/snapshot", 1, "mine")
-    assert content["sources"] == {"model": "llava-v1.5-7b.released.json", "vision_tower": "clip-vit-large-patch14-336.json"}
+    assert (content["format"], content["format_version"], content["rules"]) == (
+        "llava-remap/snapshot",
+        1,
+        "mine",
+    )
+    assert content["sources"] == {
+        "model": "llava-v1.5-7b.released.json",
+        "vision_tower": "clip-vit-large-patch14-336.json",
+    }
     assert content["config"] == {  # what `detect` asks for
-        "architectures": ["LlavaLlamaForCausalLM"], "image_aspect_ratio": "pad", "mm_patch_merge_type": None,
-    }  # fmt: skip
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "image_aspect_ratio": "pad",
+        "mm_patch_merge_type": None,
+    }
     assert content["fits"] is True
     assert content["mapping"]["model"]["model.norm.weight"] == "elsewhere.weight"
     assert len(content["mapping"]["vision_tower"]) == 391  # as its `select` takes them
-    assert content["dropped"]["vision_tower"] == {"vision_model.embeddings.position_ids": "prepare/position-ids"}
+    assert content["dropped"]["vision_tower"] == {
+        "vision_model.embeddings.position_ids": "prepare/position-ids"
+    }
     lines = path.read_text().splitlines()
     names = [line.split('"')[1] for line in lines if line.startswith("   ") and '": ' in line]
     assert len(names) == len(set(names)) == 327 + 392  # a name a line
@@ -262,7 +327,10 @@ def test_a_snapshot_as_a_file(run: Run) -> None:
 def test_a_snapshot_runs_without_its_source(run: Run) -> None:
     snapshot(run)
     ran = run("rules", "test", "mine.yaml")
-    assert (ran.code, ran.out) == (0, "mine.yaml: 1 passed, 0 failed, snapshots: 1 passed (327 names)\n")
+    assert (ran.code, ran.out) == (
+        0,
+        "mine.yaml: 1 passed, 0 failed, snapshots: 1 passed (327 names)\n",
+    )
     before = files()
     assert run("rules", "test", "mine.yaml", "--source", RELEASED_7B, "--update").code == 0
     assert files() == before
@@ -271,13 +339,17 @@ def test_a_snapshot_runs_without_its_source(run: Run) -> None:
 def test_a_difference_is_shown_folded_and_never_overwritten(run: Run) -> None:
     path = snapshot(run)
     rules = mine(
-        "names:\n  - {id: up, from: 'model.layers.{n:int}.mlp.up_proj.{p}', to: 'up.{n}.{p}'}\n" + TESTED.partition("\n")[2]
+        "names:\n  - {id: up, from: 'model.layers.{n:int}.mlp.up_proj.{p}', to: 'up.{n}.{p}'}\n"
+        + TESTED.partition("\n")[2]
     )
     for more in ((), ("--source", RELEASED_7B, "--update")):
         before = path.read_bytes()
         ran = run("rules", "test", rules, *more)
         assert ran.code == 1
-        assert "FAILED mine.snapshots/llava-v1.5-7b.released.json: If it is what is wanted now, delete the file" in ran.out
+        assert (
+            "FAILED mine.snapshots/llava-v1.5-7b.released.json: If it is what is wanted now, "
+            "delete the file" in ran.out
+        )
         assert (
             "  model.layers.{0..31}.mlp.up_proj.weight\n"
             "    wanted language_model.model.layers.{0..31}.mlp.up_proj.weight\n"
@@ -288,7 +360,10 @@ def test_a_difference_is_shown_folded_and_never_overwritten(run: Run) -> None:
     assert (failed["status"], len(failed["differences"])) == ("failed", 32)
     path.unlink()
     assert run("rules", "test", rules, "--source", RELEASED_7B, "--update").code == 0
-    assert json.loads(path.read_text())["mapping"]["model"]["model.layers.7.mlp.up_proj.weight"] == "up.7.weight"
+    assert (
+        json.loads(path.read_text())["mapping"]["model"]["model.layers.7.mlp.up_proj.weight"]
+        == "up.7.weight"
+    )
 
 
 def test_names_that_a_snapshot_lacks_are_added(run: Run) -> None:
@@ -331,7 +406,9 @@ def test_a_new_when_asks_for_what_a_snapshot_does_not_say(run: Run) -> None:
 
 def test_a_source_and_a_selection_that_are_gone(run: Run) -> None:
     snapshot(run, TESTED, RELEASED_7B, f"vision_tower={CLIP_L}")
-    ran = run("rules", "test", mine(TESTED + "sources: {vision_tower: {select: 'vision.{r...}'}}\n"))
+    ran = run(
+        "rules", "test", mine(TESTED + "sources: {vision_tower: {select: 'vision.{r...}'}}\n")
+    )
     assert ran.code == 1
     assert "got    (not selected)" in ran.out
     text = "names: [{id: all, from: '{r...}', to: 'a.{r}'}]\nsources: {other: {}}\n"
@@ -342,9 +419,19 @@ def test_a_source_and_a_selection_that_are_gone(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"format": "llava-remap/snapshot", "format_version": 2}', '{"format": "llava-remap/snapshot", '
-     '"format_version": 1, "sources": {}, "config": {}, "fits": true, "mapping": {"model": {"a": 1}}, "dropped": {}}', "\0\xff"],
-)  # fmt: skip
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"format": "llava-remap/snapshot", "format_version": 2}',
+        '{"format": "llava-remap/snapshot", '
+        '"format_version": 1, "sources": {}, "config": {}, "fits": true, "mapping": {"model": '
+        '{"a": '
+        '1}}, "dropped": {}}',
+        "\0\xff",
+    ],
+)
 def test_a_broken_snapshot(text: str, run: Run) -> None:
     path = snapshot(run)
     path.write_bytes(text.encode("latin-1"))
@@ -372,7 +459,9 @@ def test_a_folder_of_snapshots_that_cannot_be_made(run: Run) -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["test", "explain"])
-def test_sources_that_cannot_be_had(command: str, sources: tuple[object, ...], code: int, said: str, run: Run) -> None:
+def test_sources_that_cannot_be_had(
+    command: str, sources: tuple[object, ...], code: int, said: str, run: Run
+) -> None:
     arguments = [argument for source in sources for argument in ("--source", source)]
     ran = run("rules", command, "llava-v1.5", *arguments, "--offline")
     assert ran.code == code
@@ -394,27 +483,47 @@ def test_explain_one_name(run: Run) -> None:
     assert ran.code == 0
     assert ran.out == (
         "llava-v1.5 1.0.0\n"
-        "  names/unused-newline is left out, since its `when` doesn't hold: it has no config.json to say mm_patch_merge_type, "
-        "not 'flat' or 'spatial'; it has no config.json to say image_aspect_ratio, not 'pad' or 'square'\n\n"
+        "  names/unused-newline is left out, since its `when` doesn't hold: it has no config.json "
+        "to say mm_patch_merge_type, "
+        "not 'flat' or 'spatial'; it has no config.json to say image_aspect_ratio, not 'pad' or "
+        "'square'\n\n"
         "prepare/data-parallel: module → taken out\n"
         "names/projector-in: model.mm_projector.0.{p} → multi_modal_projector.linear_1.{p}\n"
-        "  module.model.mm_projector.0.weight → model.mm_projector.0.weight → multi_modal_projector.linear_1.weight\n\n"
+        "  module.model.mm_projector.0.weight → model.mm_projector.0.weight → "
+        "multi_modal_projector.linear_1.weight\n\n"
         "1 mapped\n"
     )
 
 
 def test_explain_what_is_unmapped_last_and_why(run: Run) -> None:
-    names = ("model.mm_projector.1.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight", "lm_head.weight")
+    names = (
+        "model.mm_projector.1.weight",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "lm_head.weight",
+        "lm_head.weight",
+    )
     ran = run("rules", "explain", "llava-v1.5", *names)
     assert ran.code == 0
-    assert "  computed by the model since transformers 4.32\n  model.layers.0.self_attn.rotary_emb.inv_freq\n" in ran.out
-    assert "    names/projector-in (model.mm_projector.0.{p}): `0` is wanted where the name has `1`\n" in ran.out
-    assert ran.out.index("lm_head.weight") < ran.out.index("inv_freq") < ran.out.index("unmapped: no rule of `names` takes it")
+    assert (
+        "  computed by the model since transformers 4.32\n"
+        "  model.layers.0.self_attn.rotary_emb.inv_freq\n" in ran.out
+    )
+    assert (
+        "    names/projector-in (model.mm_projector.0.{p}): `0` is wanted where the name has `1`\n"
+        in ran.out
+    )
+    assert (
+        ran.out.index("lm_head.weight")
+        < ran.out.index("inv_freq")
+        < ran.out.index("unmapped: no rule of `names` takes it")
+    )
     assert ran.out.endswith("\n1 mapped, 1 dropped, 1 unmapped\n")
 
 
 def test_explain_as_json(run: Run) -> None:
-    ran = run("rules", "explain", "llava-v1.5", "model.norm.weight", "model.norm", "--format", "json")
+    ran = run(
+        "rules", "explain", "llava-v1.5", "model.norm.weight", "model.norm", "--format", "json"
+    )
     assert ran.code == 0
     found = ran.json
     assert (found["format"], found["format_version"]) == ("llava-remap/explanation", 1)
@@ -437,8 +546,10 @@ def test_explain_as_json(run: Run) -> None:
         "nearest": [],
     }
     assert unmapped["nearest"][0] == {
-        "rule": "names/text-norm", "pattern": "model.norm.{p}", "why": "the name ends where `.{p}` is wanted"
-    }  # fmt: skip
+        "rule": "names/text-norm",
+        "pattern": "model.norm.{p}",
+        "why": "the name ends where `.{p}` is wanted",
+    }
 
 
 def test_explain_all_names_of_sources(run: Run) -> None:
@@ -446,29 +557,45 @@ def test_explain_all_names_of_sources(run: Run) -> None:
     ran = run("rules", "explain", "llava-v1.5", *sources)
     assert ran.code == 0
     assert "  vision_tower: 392 of 592 names: those that are `vision_model.{rest...}`" in ran.out
-    assert "  model.layers.{0..31}.mlp.up_proj.weight → language_model.model.layers.{0..31}.mlp.up_proj.weight\n" in ran.out
+    assert (
+        "  model.layers.{0..31}.mlp.up_proj.weight → "
+        "language_model.model.layers.{0..31}.mlp.up_proj.weight\n" in ran.out
+    )
     assert "prefix of vision_tower: model.vision_tower.vision_tower.\n" in ran.out
     assert ran.out.endswith("\n686 mapped, 33 dropped\n")
     assert len(ran.out.splitlines()) < 150
     found = run("rules", "explain", "llava-v1.5", *sources, "--format", "json").json["names"]
     plan = run("apply", "llava-v1.5", *sources, "--dry-run", "--format", "json").json
     mapped = {(m["from"][0]["source"], m["from"][0]["name"]): m["target"] for m in plan["mapped"]}
-    assert {(n["source"], n["name"]): n["target"] for n in found if n["outcome"] == "mapped"} == mapped
+    assert {
+        (n["source"], n["name"]): n["target"] for n in found if n["outcome"] == "mapped"
+    } == mapped
     dropped = {(d["source"], d["name"]) for d in plan["dropped"]}
     assert {(n["source"], n["name"]) for n in found if n["outcome"] == "dropped"} == dropped
 
 
 def test_explain_a_tower_that_is_not_used(run: Run) -> None:
     ran = run(
-        "rules", "explain", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--source", f"vision_tower={CLIP_L}"
+        "rules",
+        "explain",
+        "llava-v1.5",
+        "--source",
+        MANIFESTS / "llava-v1.5-7b.json",
+        "--source",
+        f"vision_tower={CLIP_L}",
     )
-    assert "vision_tower: none of 592 names: `model` has its own, `model.vision_tower.{rest...}`" in ran.out
+    assert (
+        "vision_tower: none of 592 names: `model` has its own, `model.vision_tower.{rest...}`"
+        in ran.out
+    )
 
 
 def test_explain_names_of_a_source(run: Run) -> None:
     sources = ("--source", RELEASED_7B, "--source", f"vision_tower={CLIP_L}")
     names = ("vision_model.pre_layrnorm.bias", "not.there")
-    found = run("rules", "explain", "llava-v1.5", *names, *sources, "--format", "json").json["names"]
+    found = run("rules", "explain", "llava-v1.5", *names, *sources, "--format", "json").json[
+        "names"
+    ]
     assert [(n["source"], n["name"], n["outcome"]) for n in found] == [
         ("vision_tower", names[0], "mapped"), (None, names[1], "unmapped"),
     ]  # fmt: skip
@@ -477,7 +604,10 @@ def test_explain_names_of_a_source(run: Run) -> None:
 def test_explain_rules_that_do_not_count(run: Run) -> None:
     rules = mine(NORM.replace("}'}", "}', when: {config: {mm_hidden_size: 7}}}"))
     ran = run("rules", "explain", rules, "model.norm.weight", "--source", RELEASED_7B)
-    assert "names/norm is left out, since its `when` doesn't hold: its config says mm_hidden_size: 1024, not 7" in ran.out
+    assert (
+        "names/norm is left out, since its `when` doesn't hold: its config says mm_hidden_size: "
+        "1024, not 7" in ran.out
+    )
     assert "names/text-norm" in ran.out
     found = run("rules", "explain", rules, "model.norm.weight", "--format", "json").json
     left_out = {entry["rule"]: entry["why"] for entry in found["left_out"]}
@@ -491,7 +621,9 @@ def test_explain_a_genuine_checkpoint_that_fits_nothing(run: Run) -> None:
     assert "94 unmapped" in ran.out
 
 
-@pytest.mark.parametrize("name", ["[bold]x[/]", "a b", "é😀", "a\nb", "..", "{x}", "%s", "x" * 5000, "--", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["[bold]x[/]", "a b", "é😀", "a\nb", "..", "{x}", "%s", "x" * 5000, "--", "\ud800"]
+)
 def test_explain_odd_names(name: str, run: Run) -> None:
     ran = run("rules", "explain", "llava-v1.5", "--format", "json", "--", name)
     assert ran.code == 0
@@ -543,12 +675,20 @@ def test_a_checkpoint_of_weights_is_only_read(run: Run) -> None:
 
 
 def test_a_snapshot_of_another_checkpoint_of_the_same_name(run: Run) -> None:
-    """Two checkpoints in folders of one name: the second one hasn't the names of the first, so it isn't that one."""
-    rules = "schema: 1\nname: m\nsources: {model: {}}\nnames: [{id: a, from: '{r...}', to: 'x.{r}'}]\n"
+    """Two checkpoints in folders of one name: the second one hasn't the names of the first, so
+    it isn't that one.
+    """
+    rules = (
+        "schema: 1\nname: m\nsources: {model: {}}\nnames: [{id: a, from: '{r...}', to: 'x.{r}'}]\n"
+    )
     Path("m.yaml").write_text(rules + "tests: [{from: a.b, to: x.a.b}]\n")
     for folder, name in (("one", "a.w"), ("two", "b.w")):
         Path(folder).mkdir()
-        content = {"format": "llava-remap/manifest", "format_version": 1, "tensors": {name: {"dtype": "F16", "shape": [1]}}}
+        content = {
+            "format": "llava-remap/manifest",
+            "format_version": 1,
+            "tensors": {name: {"dtype": "F16", "shape": [1]}},
+        }
         Path(folder, "c.json").write_text(json.dumps(content))
     assert run("rules", "test", "m.yaml", "--source", "one/c.json", "--update").code == 0
     before = Path("m.snapshots/c.json").read_bytes()

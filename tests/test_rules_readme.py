@@ -1,6 +1,8 @@
-"""The worked example of rules/README.md: every command is run, every output and every file is as the page says.
+"""The worked example of rules/README.md: every command is run, every output and every file is as
+the page says.
 
-After a change of what is printed: `python -m tests.test_rules_readme` writes the page anew; read the difference.
+After a change of what is printed: `python -m tests.test_rules_readme` writes the page anew; read
+the difference.
 """
 
 from __future__ import annotations
@@ -23,14 +25,19 @@ WRITE, NOW = re.compile(r"# write (\S+)\n"), re.compile(r"# is now (\S+)\n")
 
 
 def played(page: str) -> str:
-    """The page with what its commands print and its files hold when they are run, in order, in the current folder."""
+    """The page with what its commands print and its files hold when they are run, in order, in
+    the current folder.
+    """
     for source in ("fork", "tiny/clip-vit-tiny-patch14-28"):
         shutil.copytree(DATA / source, Path("tests/data") / source)
 
     def block(found: re.Match[str]) -> str:
         kind, content = found.groups()
         if kind == "console":
-            content = "".join(f"$ {command}\n{output(command)}" for command in re.findall(r"^\$ (.*)$", content, re.MULTILINE))
+            content = "".join(
+                f"$ {command}\n{output(command)}"
+                for command in re.findall(r"^\$ (.*)$", content, re.MULTILINE)
+            )
         elif named := WRITE.match(content):
             Path(named[1]).write_text(content[named.end() :])
         elif named := NOW.match(content):
@@ -46,7 +53,9 @@ def output(command: str) -> str:
     ran = CliRunner().invoke(app, arguments, catch_exceptions=False)
     # How long it took is the one thing that no page can foretell.
     said = re.sub(r"in \d+\.\d s", "in 2.5 s", ran.stdout + ran.stderr)
-    said = re.sub(r"needs at most [\d.]+ [MG]B of memory", "needs at most 450 MB of memory", said)  # by what is imported already
+    said = re.sub(
+        r"needs at most [\d.]+ [MG]B of memory", "needs at most 450 MB of memory", said
+    )  # by what is imported already
     return re.sub(r"took .* of disk", "took 400 MB of memory at most, 487 kB of disk", said)
 
 

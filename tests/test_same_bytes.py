@@ -1,4 +1,6 @@
-"""The same weight files, byte for byte, whoever writes them, where and how; and file modes as the umask says."""
+"""The same weight files, byte for byte, whoever writes them, where and how; and file modes as
+the umask says.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ FORMS = ("safetensors", "bin", "sharded")
 
 def job(output: Path = Path("out"), form: str = "sharded", **options: Any) -> dict[str, str]:
     """Convert; every file with its digest."""
-    apply("llava-v1.5", [str(RELEASED / form), f"vision_tower={CLIP}"], output, **{"verify": "none", **options})
+    apply(
+        "llava-v1.5",
+        [str(RELEASED / form), f"vision_tower={CLIP}"],
+        output,
+        **{"verify": "none", **options},
+    )
     return contents(output)
 
 
@@ -62,7 +69,9 @@ def test_resumed(wanted: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPa
     assert job(resume=True) == wanted["sharded"]
 
 
-def test_through_the_cache(wanted: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_through_the_cache(
+    wanted: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a file system that can't be written past it."""
     monkeypatch.setattr(writer, "_past_the_cache", lambda file: False)
     assert job() == wanted["sharded"]
@@ -85,15 +94,17 @@ def test_on_another_file_system(in_memory: Path, wanted: dict[str, dict[str, str
     [(0o077, 0o600, 0o700), (0o022, 0o644, 0o755), (0o002, 0o664, 0o775)],
     ids=["077", "022", "002"],
 )
-def test_modes_follow_the_umask(umask: int, mode: int, folder: int, wanted: dict[str, dict[str, str]]) -> None:
+def test_modes_follow_the_umask(
+    umask: int, mode: int, folder: int, wanted: dict[str, dict[str, str]]
+) -> None:
     before = os.umask(umask)
     try:
         assert job(Path("deep/out")) == wanted["sharded"]
     finally:
         os.umask(before)
-    assert {path.name: path.stat().st_mode & 0o777 for path in Path("deep/out").iterdir()} == dict.fromkeys(
-        wanted["sharded"], mode
-    )
+    assert {
+        path.name: path.stat().st_mode & 0o777 for path in Path("deep/out").iterdir()
+    } == dict.fromkeys(wanted["sharded"], mode)
     assert {path.stat().st_mode & 0o777 for path in (Path("deep"), Path("deep/out"))} == {folder}
 
 
@@ -101,15 +112,34 @@ def test_modes_follow_the_umask(umask: int, mode: int, folder: int, wanted: dict
     "environment",
     [
         {"PYTHONHASHSEED": "1", "LC_ALL": "C", "PYTHONUTF8": "0", "TZ": "Asia/Tokyo"},
-        {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8", "OMP_NUM_THREADS": "1", "TMPDIR": "elsewhere"},
+        {
+            "PYTHONHASHSEED": "2",
+            "LC_ALL": "tr_TR.UTF-8",
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": "elsewhere",
+        },
     ],
     ids=["C", "Turkish"],
 )
-def test_in_another_environment(environment: dict[str, str], wanted: dict[str, dict[str, str]], tmp_path: Path) -> None:
+def test_in_another_environment(
+    environment: dict[str, str], wanted: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
     """In a process of its own, from another folder."""
     (tmp_path / "elsewhere").mkdir()
-    environment = {name: str(tmp_path / value) if name == "TMPDIR" else value for name, value in environment.items()}
-    command = ("apply", "llava-v1.5", "--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}", "--verify", "none")
+    environment = {
+        name: str(tmp_path / value) if name == "TMPDIR" else value
+        for name, value in environment.items()
+    }
+    command = (
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "sharded",
+        "--source",
+        f"vision_tower={CLIP}",
+        "--verify",
+        "none",
+    )
     program = [
         sys.executable,
         "-c",
@@ -119,7 +149,12 @@ def test_in_another_environment(environment: dict[str, str], wanted: dict[str, d
         str(tmp_path / "out"),
     ]
     ran = subprocess.run(
-        program, cwd=tmp_path / "elsewhere", env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        program,
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     assert contents(tmp_path / "out") == wanted["sharded"]

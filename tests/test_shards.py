@@ -27,11 +27,16 @@ SOURCES = [str(RELEASED / "safetensors"), f"vision_tower={CLIP}"]
 def test_a_file_for_each_of_the_sources_in_their_order() -> None:
     plan = plan_job("llava-v1.5", SOURCES).plan
     origins = {entry.target: entry.from_[0] for entry in plan.mapped}
-    catalogs = {"model": open_checkpoint(RELEASED / "safetensors").catalog, "vision_tower": open_checkpoint(CLIP).catalog}
+    catalogs = {
+        "model": open_checkpoint(RELEASED / "safetensors").catalog,
+        "vision_tower": open_checkpoint(CLIP).catalog,
+    }
     assert len(plan.shards) == 2
     for shard, (source, catalog) in zip(plan.shards, catalogs.items(), strict=True):
         taken = [origins[name] for name in shard.tensors]
-        assert taken == [SourceName(source, name) for name in catalog if SourceName(source, name) in taken]
+        assert taken == [
+            SourceName(source, name) for name in catalog if SourceName(source, name) in taken
+        ]
 
 
 @pytest.mark.parametrize("nbytes", [1, 20_000, 60_000, 10**9])
@@ -45,20 +50,38 @@ def test_files_no_larger_than_asked_for(nbytes: int) -> None:
         assert sum(before) + after[0] > nbytes, "no file ends before it has to"
     index = json.loads(Path("out/model.safetensors.index.json").read_text())["weight_map"]
     written = {name: tensor for path in files for name, tensor in load_file(path).items()}
-    whole = {name: tensor for path in Path("whole").glob("*.safetensors") for name, tensor in load_file(path).items()}
+    whole = {
+        name: tensor
+        for path in Path("whole").glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
     assert index == {name: path.name for path in files for name in open_checkpoint(path).catalog}
     assert written.keys() == whole.keys()
     assert all(torch.equal(written[name], whole[name]) for name in whole)
 
 
-@pytest.mark.parametrize(("size", "files"), [("50kB", None), ("1GB", 1), ("0.5 GiB", 1), ("500000", 1)])
+@pytest.mark.parametrize(
+    ("size", "files"), [("50kB", None), ("1GB", 1), ("0.5 GiB", 1), ("500000", 1)]
+)
 def test_sizes_on_the_command_line(size: str, files: int | None, run: Run) -> None:
-    command = ("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--dry-run", "--format", "json")
+    command = (
+        "apply",
+        "llava-v1.5",
+        "--source",
+        SOURCES[0],
+        "--source",
+        SOURCES[1],
+        "--dry-run",
+        "--format",
+        "json",
+    )
     shards = run(*command, "--max-shard-size", size).json["shards"]
     assert len(shards) == files if files else len(shards) > 5
 
 
-@pytest.mark.parametrize("options", [{"max_shard_nbytes": 0}, {"max_shard_nbytes": -1}, {"jobs": 0}])
+@pytest.mark.parametrize(
+    "options", [{"max_shard_nbytes": 0}, {"max_shard_nbytes": -1}, {"jobs": 0}]
+)
 def test_numbers_that_cant_be(options: dict[str, int]) -> None:
     with pytest.raises(RemapError, match="LR211"):
         apply("llava-v1.5", SOURCES, "out", **options)  # type: ignore[arg-type]
@@ -102,7 +125,9 @@ def test_most_bytes_keep_their_place_within_a_block() -> None:
         if path.suffix != ".safetensors":
             (Path("source") / path.name).write_bytes(path.read_bytes())
     for padding in (1, 700, 1404):
-        save_file(state, "source/model.safetensors", metadata={"format": "pt", "padding": "x" * padding})
+        save_file(
+            state, "source/model.safetensors", metadata={"format": "pt", "padding": "x" * padding}
+        )
         apply("llava-v1.5", ["source", SOURCES[1]], f"out-{padding}", verify="none")
         source = open_checkpoint(Path("source")).catalog
         converted = open_checkpoint(Path(f"out-{padding}")).catalog
@@ -110,7 +135,10 @@ def test_most_bytes_keep_their_place_within_a_block() -> None:
         moved = kept = 0
         for mapped in record["plan"]["mapped"]:
             if mapped["op"] is None and mapped["from"][0]["source"] == "model":
-                before, after = source[mapped["from"][0]["name"]].location, converted[mapped["target"]].location
+                before, after = (
+                    source[mapped["from"][0]["name"]].location,
+                    converted[mapped["target"]].location,
+                )
                 assert before is not None
                 assert after is not None
                 assert after.offset % 8 == 0

@@ -1,4 +1,6 @@
-"""Every command and every report, on inputs whose names hold what a terminal obeys: nothing of it is printed as it is."""
+"""Every command and every report, on inputs whose names hold what a terminal obeys: nothing of
+it is printed as it is.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Main:
 
 
 def harmless(ran: Ran, *words: str) -> Ran:
-    """Nothing but letters and ends of lines is printed, and no line begins as the path would have it."""
+    """Nothing but letters and ends of lines is printed, and no line begins as the path would
+    have it.
+    """
     for text in (ran.out, ran.err):
         assert printable_lines(text) == text
         assert not [line for line in text.splitlines() if line == "Done"]
@@ -65,13 +69,19 @@ def harmless(ran: Ran, *words: str) -> Ran:
 
 def manifest(path: Path, tensors: dict[str, list[int]], **more: Any) -> Path:
     content = {"format": "llava-remap/manifest", "format_version": 1, "name": "x", **more}
-    path.write_text(json.dumps({**content, "tensors": {k: {"dtype": "F32", "shape": v} for k, v in tensors.items()}}))
+    path.write_text(
+        json.dumps(
+            {**content, "tensors": {k: {"dtype": "F32", "shape": v} for k, v in tensors.items()}}
+        )
+    )
     return path
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with such a name, and inside it a checkpoint with such a name, among others in its config and tensors."""
+    """A folder with such a name, and inside it a checkpoint with such a name, among others in
+    its config and tensors.
+    """
     folder = tmp_path / EVIL_PATH
     source = folder / EVIL_PATH
     shutil.copytree(RELEASED / "safetensors", source)
@@ -92,7 +102,14 @@ TOWER = ("--source", f"vision_tower={CLIP}")
 
 
 def rules(**more: Any) -> Path:
-    fields = {"schema": 1, "name": EVIL, "version": "1.0.0", "summary": EVIL, "extends": ["llava-v1.5.yaml"], **more}
+    fields = {
+        "schema": 1,
+        "name": EVIL,
+        "version": "1.0.0",
+        "summary": EVIL,
+        "extends": ["llava-v1.5.yaml"],
+        **more,
+    }
     path = Path(f"{EVIL_PATH}.yaml")
     path.write_text(yaml.safe_dump(fields, sort_keys=False, default_flow_style=False))
     return path
@@ -110,7 +127,10 @@ def test_the_function() -> None:
     assert printable_lines("a\nb\x1b") == "a\nb\\x1b"
 
 
-@pytest.mark.parametrize("word", ["plain", "a b", "new\nline", "esc\x1b[31m'\\", "\u202e$HOME", os.fsdecode(b"no\xfftext")])
+@pytest.mark.parametrize(
+    "word",
+    ["plain", "a b", "new\nline", "esc\x1b[31m'\\", "\u202e$HOME", os.fsdecode(b"no\xfftext")],
+)
 def test_a_word_of_a_command_is_the_same_to_a_shell(word: str) -> None:
     said = quote(word)
     assert printable(said) == said
@@ -127,14 +147,24 @@ def test_the_stream_escapes_what_any_library_prints() -> None:
 def test_apply_verify_and_back(here: Path, main: Main) -> None:
     """Whole, with paths such as these."""
     ran = harmless(
-        main("apply", rules(), "--source", here, *TOWER, "--output", f"{EVIL_PATH}-out"), "[red][link=http://x]:smile:"
+        main("apply", rules(), "--source", here, *TOWER, "--output", f"{EVIL_PATH}-out"),
+        "[red][link=http://x]:smile:",
     )
     assert ran.code == 0, ran.err
     out = f"{EVIL_PATH}-out"
     assert harmless(main("verify", out)).code == 0
-    assert harmless(main("verify", out, "--against", here, "--against", f"vision_tower={CLIP}", "--format", "json")).json[
-        "verified"
-    ]
+    assert harmless(
+        main(
+            "verify",
+            out,
+            "--against",
+            here,
+            "--against",
+            f"vision_tower={CLIP}",
+            "--format",
+            "json",
+        )
+    ).json["verified"]
     assert harmless(main("revert", out, "--output", "back"), "\\x1b[31m").code == 0
     reverse = ("apply", "llava-v1.5", "--reverse", "--source", out, "--output", "back2")
     assert harmless(main(*reverse), "\\x1b[31m").code == 0
@@ -153,7 +183,18 @@ def test_plans_that_are_refused(form: str, here: Path, main: Main) -> None:
     assert ran.code
     assert json.loads(ran.out)["problems"] if form == "json" else EVIL[-10:] in ran.out + ran.err
     harmless(
-        main("apply", "llava-v1.5", "--source", here, *TOWER, "--dry-run", "--format", form, "--report", f"{EVIL_PATH}.json")
+        main(
+            "apply",
+            "llava-v1.5",
+            "--source",
+            here,
+            *TOWER,
+            "--dry-run",
+            "--format",
+            form,
+            "--report",
+            f"{EVIL_PATH}.json",
+        )
     )
     harmless(main("inspect", here), "\\x1b[31m")
     harmless(main("apply", "llava-v1.5", "--source", here, *TOWER, "--output", here))
@@ -185,7 +226,11 @@ def test_a_config_and_a_tokenizer(here: Path, main: Main) -> None:
         {"target": {"config": {EVIL: {"const": EVIL}}}},
         {"processor": {"chat_template": EVIL + "{% if %}"}},
         {"processor": {"chat_template": f"{{{{ raise_exception('{EVIL}') }}}}"}},
-        {"processor": {"chat_templates": {EVIL: {"when": {"token": "</s>"}, "text": EVIL, "system": EVIL}}}},
+        {
+            "processor": {
+                "chat_templates": {EVIL: {"when": {"token": "</s>"}, "text": EVIL, "system": EVIL}}
+            }
+        },
         {"processor": {"chat_template": f"<|{EVIL}|><image>"}},
         {"tests": [{"from": EVIL, "to": EVIL}]},
         {"tokens": [{"text": EVIL, "role": "image"}]},
@@ -209,22 +254,43 @@ def test_rules_with_names_of_a_checkpoint(here: Path, main: Main) -> None:
     path = rules()
     for form in ("human", "json", "github"):
         harmless(
-            main("rules", "lint", path, "--source", here, *TOWER, "--format", form), "\\x1b[31m" if form != "json" else "u001b"
+            main("rules", "lint", path, "--source", here, *TOWER, "--format", form),
+            "\\x1b[31m" if form != "json" else "u001b",
         )
     for form in ("human", "json"):
         harmless(main("rules", "explain", path, "--source", here, *TOWER, "--format", form))
-        harmless(main("rules", "test", path, "--source", here, *TOWER, "--update", "--format", form))
+        harmless(
+            main("rules", "test", path, "--source", here, *TOWER, "--update", "--format", form)
+        )
     harmless(main("rules", "list"))
     harmless(main("rules", "schema"))
 
 
 def test_a_draft_and_what_is_written_into_it(here: Path, main: Main) -> None:
     """In YAML a line in a comment ends at U+2028 too; what came behind it would be a rule."""
-    given = {f"model.{EVIL}.weight": [8, 8], "model.embed.weight": [64, 16], "a.w": [4, 4], "b.w": [4, 4], f"x{EVIL}.w": [3, 3]}
-    wanted = {f"m.{EVIL}.owned.weight": [8, 8], "m.embed.weight": [64, 16], "c.w": [4, 4], "d.w": [4, 4], f"y{EVIL}.w": [5]}
-    a, b = manifest(Path(f"{EVIL_PATH}a.json"), given, config={"architectures": [EVIL]}), manifest(Path("b.json"), wanted)
+    given = {
+        f"model.{EVIL}.weight": [8, 8],
+        "model.embed.weight": [64, 16],
+        "a.w": [4, 4],
+        "b.w": [4, 4],
+        f"x{EVIL}.w": [3, 3],
+    }
+    wanted = {
+        f"m.{EVIL}.owned.weight": [8, 8],
+        "m.embed.weight": [64, 16],
+        "c.w": [4, 4],
+        "d.w": [4, 4],
+        f"y{EVIL}.w": [5],
+    }
+    a, b = (
+        manifest(Path(f"{EVIL_PATH}a.json"), given, config={"architectures": [EVIL]}),
+        manifest(Path("b.json"), wanted),
+    )
     draft = Path(f"{EVIL_PATH}.yaml")
-    ran = harmless(main("rules", "new", "--from", a, "--to", b, "--output", draft, "--map", f"{EVIL}={EVIL}"), "\\x1b[31m")
+    ran = harmless(
+        main("rules", "new", "--from", a, "--to", b, "--output", draft, "--map", f"{EVIL}={EVIL}"),
+        "\\x1b[31m",
+    )
     ran = harmless(main("rules", "new", "--from", a, "--to", b, "--output", draft), "\\x1b[31m")
     text = draft.read_text(encoding="utf-8")
     assert ran.code in (0, 1)
@@ -232,20 +298,46 @@ def test_a_draft_and_what_is_written_into_it(here: Path, main: Main) -> None:
     assert harmless(main("rules", "lint", draft)).code in (0, 2)
     assert harmless(main("rules", "test", draft)).code == 0
     harmless(main("rules", "new", "--from", here, "--to", EVIL, "--output", "c.yaml"))
-    harmless(main("rules", "new", "--from", EVIL, "--to", "LlavaForConditionalGeneration", "--output", "c.yaml"))
-    harmless(main("rules", "new", "--from", here, "--to", "LlavaForConditionalGeneration", "--output", "c.yaml"))
+    harmless(
+        main(
+            "rules",
+            "new",
+            "--from",
+            EVIL,
+            "--to",
+            "LlavaForConditionalGeneration",
+            "--output",
+            "c.yaml",
+        )
+    )
+    harmless(
+        main(
+            "rules",
+            "new",
+            "--from",
+            here,
+            "--to",
+            "LlavaForConditionalGeneration",
+            "--output",
+            "c.yaml",
+        )
+    )
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        (EVIL,), ("rules", EVIL), (f"--{EVIL}",), ("apply", EVIL), ("apply", "llava-v1.5", "--source", EVIL),
+        (EVIL,), ("rules", EVIL), (f"--{EVIL}",), ("apply", EVIL),
+        ("apply", "llava-v1.5", "--source", EVIL),
         ("apply", "llava-v1.5", "--source", f"{EVIL}=x"), ("apply", "llava-v1.5", "--dtype", EVIL),
         ("apply", "llava-v1.5", "--vocab", EVIL), ("apply", "llava-v1.5", "--layout", EVIL),
         ("apply", "llava-v1.5", "--jobs", EVIL), ("apply", "llava-v1.5", "--max-shard-size", EVIL),
-        ("apply", "llava-v1.5", "--report", EVIL), ("verify", EVIL), ("revert", EVIL, "--output", EVIL),
-        ("inspect", EVIL), ("shrink", EVIL, "--output", EVIL), ("rules", "lint", EVIL), ("rules", "test", EVIL),
-        ("rules", "explain", EVIL, EVIL), ("rules", "explain", "llava-v1.5", EVIL, "--as", EVIL), ("inspect", f"{EVIL}/x@y"),
+        ("apply", "llava-v1.5", "--report", EVIL), ("verify", EVIL),
+        ("revert", EVIL, "--output", EVIL),
+        ("inspect", EVIL), ("shrink", EVIL, "--output", EVIL), ("rules", "lint", EVIL),
+        ("rules", "test", EVIL),
+        ("rules", "explain", EVIL, EVIL), ("rules", "explain", "llava-v1.5", EVIL, "--as", EVIL),
+        ("inspect", f"{EVIL}/x@y"),
     ],
     ids=lambda arguments: " ".join(arguments).partition("\x1b")[0],
 )  # fmt: skip
@@ -261,11 +353,15 @@ def test_files_that_cannot_be_read(name: str, here: Path, main: Main) -> None:
     if name.endswith("bin"):
         torch.save({EVIL: torch.zeros(2), EVIL + "x": 3}, folder / name)
     else:
-        (folder / name).write_bytes(b"\x40\0\0\0\0\0\0\0" + json.dumps({EVIL: 3}).encode()[:64].ljust(64))
+        (folder / name).write_bytes(
+            b"\x40\0\0\0\0\0\0\0" + json.dumps({EVIL: 3}).encode()[:64].ljust(64)
+        )
     harmless(main("inspect", folder))
     harmless(main("inspect", folder / name))
     harmless(main("apply", "llava-v1.5", "--source", folder, *TOWER, "--dry-run"))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {EVIL: EVIL, "a": f"../{EVIL}"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {EVIL: EVIL, "a": f"../{EVIL}"}})
+    )
     harmless(main("inspect", folder))
 
 

@@ -1,4 +1,6 @@
-"""A name that is there and can't be read as a file is never taken for an absent file, whichever file of whichever source."""
+"""A name that is there and can't be read as a file is never taken for an absent file, whichever
+file of whichever source.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def through_a_file(path: Path) -> str:
 
 def too_long(path: Path) -> str:
     path.symlink_to("x" * 300)
-    return "xxx, where nothing is" if path.parent == Path() else ""  # where it is a folder's, the system's own words do
+    return (
+        "xxx, where nothing is" if path.parent == Path() else ""
+    )  # where it is a folder's, the system's own words do
 
 
 def circle(path: Path) -> str:
@@ -70,7 +74,17 @@ def folder(path: Path) -> str:
 
 
 Kind = Callable[[Path], str]
-KINDS: tuple[Kind, ...] = (dangling, through_a_file, too_long, circle, pipe, link_to_a_pipe, plug, device, folder)
+KINDS: tuple[Kind, ...] = (
+    dangling,
+    through_a_file,
+    too_long,
+    circle,
+    pipe,
+    link_to_a_pipe,
+    plug,
+    device,
+    folder,
+)
 
 
 def instead(path: Path, kind: Kind) -> str:
@@ -119,7 +133,10 @@ WEIGHTS = [
     (RELEASED / "sharded_safetensors", "model.safetensors.index.json"),
     (RELEASED / "sharded_safetensors", "model-00002-of-00002.safetensors"),
     (RELEASED / "bin", "pytorch_model.bin"),
-    (RELEASED / "bin", "model.safetensors"),  # another form is there and readable: it mustn't be taken in its place
+    (
+        RELEASED / "bin",
+        "model.safetensors",
+    ),  # another form is there and readable: it mustn't be taken in its place
     (RELEASED / "bin", "model.safetensors.index.json"),
     (LORA, "adapter_model.bin"),
     (LORA, "adapter_model.safetensors"),
@@ -157,11 +174,20 @@ def test_what_the_user_names(kind: Kind, run: Run) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_projector_beside_an_adapter(kind: Kind, run: Run) -> None:
-    """Whether one was trained is asked of the files beside the pairs; what can't be read is no answer."""
+    """Whether one was trained is asked of the files beside the pairs; what can't be read is no
+    answer.
+    """
     adapter = copy(LORA, "adapter")
     (adapter / "non_lora_trainables.bin").unlink()
     reason = instead(adapter / "mm_projector.bin", kind)
-    sources = ("--source", f"model={RELEASED / 'bin'}", "--source", f"vision_tower={CLIP}", "--source", f"adapter={adapter}")
+    sources = (
+        "--source",
+        f"model={RELEASED / 'bin'}",
+        "--source",
+        f"vision_tower={CLIP}",
+        "--source",
+        f"adapter={adapter}",
+    )
     ran = run("apply", "llava-v1.5", *sources, "--dry-run")
     assert ran.code == 3
     assert reason in ran.err
@@ -172,7 +198,9 @@ def test_the_projector_beside_an_adapter(kind: Kind, run: Run) -> None:
 def test_every_rule_file(name: str, kind: Kind, run: Run) -> None:
     """One with the name of a shipped file isn't passed over for that."""
     head = "schema: 1\nname: mine\nversion: 1.0.0\nsummary: x\n"
-    templates = "processor:\n  chat_template: mine\n  chat_templates: {mine: {files: [turns.jinja]}}\n"
+    templates = (
+        "processor:\n  chat_template: mine\n  chat_templates: {mine: {files: [turns.jinja]}}\n"
+    )
     Path("mine.yaml").write_text(f"{head}extends: [llava-v1.5.yaml, parent.yaml]\n{templates}")
     Path("parent.yaml").write_text("schema: 1\n")
     Path("turns.jinja").write_text("{{ messages }}")
@@ -200,7 +228,9 @@ def test_the_record(kind: Kind, run: Run) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not folder])
 def test_the_folder_of_snapshots(kind: Kind, run: Run) -> None:
-    Path("mine.yaml").write_text("schema: 1\nname: mine\nversion: 1.0.0\nsummary: x\nextends: [llava-v1.5.yaml]\n")
+    Path("mine.yaml").write_text(
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: x\nextends: [llava-v1.5.yaml]\n"
+    )
     kind(Path("mine.snapshots"))
     ran = run("rules", "test", "mine.yaml")
     assert ran.code == 3
@@ -208,7 +238,9 @@ def test_the_folder_of_snapshots(kind: Kind, run: Run) -> None:
 
 
 def without_rights() -> None:
-    """Root may read everything; not without these two of its capabilities: DAC_OVERRIDE and DAC_READ_SEARCH."""
+    """Root may read everything; not without these two of its capabilities: DAC_OVERRIDE and
+    DAC_READ_SEARCH.
+    """
     if os.geteuid() == 0:
         for capability in (1, 2):
             ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
@@ -232,7 +264,17 @@ def test_what_must_not_be_read(source: str, name: str, code: int) -> None:
     path = Path(source, name)
     mode = path.stat().st_mode
     path.chmod(0)
-    command = [sys.executable, "-m", "llava_remap", "apply", "llava-v1.5", "--source", "model", "--source", "vision_tower=tower"]
+    command = [
+        sys.executable,
+        "-m",
+        "llava_remap",
+        "apply",
+        "llava-v1.5",
+        "--source",
+        "model",
+        "--source",
+        "vision_tower=tower",
+    ]
     try:
         ran = subprocess.run(
             [*command, "--output", "out"],

@@ -1,4 +1,6 @@
-"""`lm_head` in every way in which a checkpoint can have it or lack it: in plan, output and config."""
+"""`lm_head` in every way in which a checkpoint can have it or lack it: in plan, output and
+config.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,16 @@ def checkpoint(folder: Path, head: Any, tie: bool | None) -> Path:
 
 def convert(run: Run, folder: Path) -> Any:
     ran = run(
-        "apply", "llava-v1.5", "--source", folder, "--source", f"vision_tower={CLIP}", "--output", "out", "--format", "json"
+        "apply",
+        "llava-v1.5",
+        "--source",
+        folder,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+        "--format",
+        "json",
     )
     return ran.code, ran.json
 
@@ -74,7 +85,9 @@ def convert(run: Run, folder: Path) -> Any:
         (absent, True, True),
     ],
 )
-def test_plan_output_and_config(head: Any, tie: bool | None, tied: bool, run: Run, tmp_path: Path) -> None:
+def test_plan_output_and_config(
+    head: Any, tie: bool | None, tied: bool, run: Run, tmp_path: Path
+) -> None:
     source = checkpoint(tmp_path / "source", head, tie)
     code, plan = convert(run, source)
     assert code == 0
@@ -83,11 +96,15 @@ def test_plan_output_and_config(head: Any, tie: bool | None, tied: bool, run: Ru
     assert ops.get(HEAD) == (None if head is absent else "tied" if tied else "expand_embeddings")
     checks = {check["check"] for check in plan["value_checks"]}
     assert ("equal" in checks) == (head is copy and tied)
-    written = {name: t for file in Path("out").glob("*.safetensors") for name, t in load_file(file).items()}
+    written = {
+        name: t for file in Path("out").glob("*.safetensors") for name, t in load_file(file).items()
+    }
     assert (HEAD in written) != tied
     config = json.loads(Path("out/config.json").read_text())
     assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is tied
-    model, info = AutoModelForImageTextToText.from_pretrained("out", dtype=torch.float32, output_loading_info=True)
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        "out", dtype=torch.float32, output_loading_info=True
+    )
     assert not any(info.values())
     embedding = model.get_input_embeddings().weight
     assert (model.lm_head.weight is embedding) == tied
@@ -100,17 +117,33 @@ def test_plan_output_and_config(head: Any, tie: bool | None, tied: bool, run: Ru
 @pytest.mark.parametrize(
     ("head", "tie", "told"),
     [
-        (one_tensor, True, ["2 names are one tensor in the checkpoint; the model ties them: written once"]),
+        (
+            one_tensor,
+            True,
+            ["2 names are one tensor in the checkpoint; the model ties them: written once"],
+        ),
         (
             one_tensor,
             False,
-            ["its config doesn't tie them", "2 names are one tensor in the checkpoint; the model ties them: written once"],
+            [
+                "its config doesn't tie them",
+                "2 names are one tensor in the checkpoint; the model ties them: written once",
+            ],
         ),
-        (two_views, None, ["2 names are views of one storage in the checkpoint; the model has them apart: each is written"]),
+        (
+            two_views,
+            None,
+            [
+                "2 names are views of one storage in the checkpoint; the model has them apart: "
+                "each is written"
+            ],
+        ),
         (copy, None, []),
     ],
 )
-def test_what_is_told_of_shared_storage(head: Any, tie: bool | None, told: list[str], run: Run, tmp_path: Path) -> None:
+def test_what_is_told_of_shared_storage(
+    head: Any, tie: bool | None, told: list[str], run: Run, tmp_path: Path
+) -> None:
     _, plan = convert(run, checkpoint(tmp_path / "source", head, tie))
     notes = [note["message"] for note in plan["notes"] if note["code"] == "LR506"]
     assert len(notes) == len(told)
@@ -132,19 +165,26 @@ def test_a_tie_and_another_head(run: Run, tmp_path: Path) -> None:
     code, plan = convert(run, checkpoint(tmp_path / "source", other, True))
     assert code == 1
     [problem] = plan["problems"]
-    assert (problem["code"], problem["names"]) == ("LR405", ["lm_head.weight", "model.embed_tokens.weight"])
+    assert (problem["code"], problem["names"]) == (
+        "LR405",
+        ["lm_head.weight", "model.embed_tokens.weight"],
+    )
     assert "Set tie_word_embeddings to false" in problem["message"]
     assert not Path("out").exists()
 
 
 def test_aliases_of_a_manifest(run: Run) -> None:
-    """A manifest has no bytes, and says itself which names are one tensor: nothing is left to compare."""
+    """A manifest has no bytes, and says itself which names are one tensor: nothing is left to
+    compare.
+    """
     content = json.loads((MANIFESTS / "llava-interleave-qwen-0.5b.released.json").read_text())
     content["tensors"]["lm_head.weight"] = content["tensors"]["model.embed_tokens.weight"]
     content["aliases"] = [["model.embed_tokens.weight", "lm_head.weight"]]
     content["config"]["tie_word_embeddings"] = False
     Path("tied.json").write_text(json.dumps(content))
-    plan = run("apply", "llava-interleave", "--source", "tied.json", "--dry-run", "--format", "json").json
+    plan = run(
+        "apply", "llava-interleave", "--source", "tied.json", "--dry-run", "--format", "json"
+    ).json
     assert plan["complete"]
     [head] = [entry for entry in plan["mapped"] if entry["target"] == HEAD]
     assert (head["op"], head["shape"][0]) == ("tied", 152000)

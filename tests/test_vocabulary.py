@@ -1,4 +1,6 @@
-"""Rows and ids of the vocabulary in every way in which checkpoint, tokenizer and config can have them: as the folder has them."""
+"""Rows and ids of the vocabulary in every way in which checkpoint, tokenizer and config can have
+them: as the folder has them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ from tests.conftest import CLIP, RELEASED, Run, Tensors
 LLAMA = RELEASED / "safetensors"
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 OLD = {EMBEDDING: "model.embed_tokens.weight", HEAD: "lm_head.weight"}
-KEPT = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+KEPT = {
+    "lstrip": False,
+    "normalized": False,
+    "rstrip": False,
+    "single_word": False,
+    "special": True,
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,11 @@ def convert(case: Case, tmp_path: Path) -> Path:
 
 def state(source: Path) -> Tensors:
     file = source / "pytorch_model.bin"
-    return torch.load(file, weights_only=True) if file.is_file() else load_file(source / "model.safetensors")
+    return (
+        torch.load(file, weights_only=True)
+        if file.is_file()
+        else load_file(source / "model.safetensors")
+    )
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -105,7 +117,11 @@ def read(name: str) -> Any:
 
 def assert_whole(source: Path, after: int, image: int, padding: int, tied: bool) -> None:
     """The written folder, file by file: rows, bits, and one id for one token everywhere."""
-    written = {name: tensor for file in Path("out").glob("*.safetensors") for name, tensor in load_file(file).items()}
+    written = {
+        name: tensor
+        for file in Path("out").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
     original = state(source)
     assert (HEAD in written) != tied
     for name in (EMBEDDING,) if tied else (EMBEDDING, HEAD):
@@ -114,11 +130,21 @@ def assert_whole(source: Path, after: int, image: int, padding: int, tied: bool)
         assert bits(written[name][: len(old)]) == bits(old)
         new = written[name][len(old) :].float()
         assert torch.isfinite(new).all()
-        assert len(new) < 2 or len(set(map(bits, new))) > len(new) // 2  # drawn, and not one row many times
+        assert (
+            len(new) < 2 or len(set(map(bits, new))) > len(new) // 2
+        )  # drawn, and not one row many times
     config, generation = read("config.json"), read("generation_config.json")
     text = config["text_config"]
-    assert (text["vocab_size"], text["pad_token_id"], text["tie_word_embeddings"]) == (after, padding, tied)
-    assert (config["image_token_index"], config["image_token_id"], config["pad_token_id"]) == (image, image, padding)
+    assert (text["vocab_size"], text["pad_token_id"], text["tie_word_embeddings"]) == (
+        after,
+        padding,
+        tied,
+    )
+    assert (config["image_token_index"], config["image_token_id"], config["pad_token_id"]) == (
+        image,
+        image,
+        padding,
+    )
     assert generation["pad_token_id"] == padding
     ends = generation["eos_token_id"]  # and, where a turn ends with another token, that one
     assert (ends[0] if isinstance(ends, list) else ends) == text["eos_token_id"]
@@ -126,13 +152,21 @@ def assert_whole(source: Path, after: int, image: int, padding: int, tied: bool)
     assert tokenizer.convert_tokens_to_ids("<image>") == image
     assert tokenizer.pad_token_id == padding
     assert max(tokenizer.get_vocab().values()) < after
-    assert read("special_tokens_map.json")["pad_token"] == read("tokenizer_config.json")["pad_token"] == tokenizer.pad_token
+    assert (
+        read("special_tokens_map.json")["pad_token"]
+        == read("tokenizer_config.json")["pad_token"]
+        == tokenizer.pad_token
+    )
     assert read("tokenizer_config.json")["added_tokens_decoder"][str(image)]["content"] == "<image>"
     processor = AutoProcessor.from_pretrained("out", local_files_only=True)
     assert (processor.image_token, processor.image_token_id) == ("<image>", image)
-    ids = processor(images=Image.new("RGB", (40, 30)), text="<image>\nWhat?", return_tensors="pt")["input_ids"]
+    ids = processor(images=Image.new("RGB", (40, 30)), text="<image>\nWhat?", return_tensors="pt")[
+        "input_ids"
+    ]
     assert ids[0].tolist().count(image) == config["image_seq_length"]
-    model, info = AutoModelForImageTextToText.from_pretrained("out", dtype=torch.float32, output_loading_info=True)
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        "out", dtype=torch.float32, output_loading_info=True
+    )
     assert not any(info.values())
     assert len(model.get_input_embeddings().weight) == len(model.lm_head.weight) == after
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
@@ -150,23 +184,49 @@ def assert_whole(source: Path, after: int, image: int, padding: int, tied: bool)
         pytest.param(replace(SPARE, vocab=384, after=384), id="spare rows, and their number"),
         pytest.param(replace(SPARE, vocab=385, after=385), id="spare rows, and one more"),
         pytest.param(Case(321, ("<image>",)), id="an image token there"),
-        pytest.param(Case(322, ("<image>", "<pad>"), "<pad>", after=322), id="image and pad token there"),
-        pytest.param(Case(322, ("<image>", "<pad>"), "<pad>", vocab="keep", after=322), id="image and pad token there, keep"),
         pytest.param(
-            Case(322, ("<image>", "<pad>"), "<pad>", vocab=323, after=323), id="image and pad token there, one more row"
+            Case(322, ("<image>", "<pad>"), "<pad>", after=322), id="image and pad token there"
         ),
-        pytest.param(Case(320, ("<image>", "<pad>"), "<pad>"), id="image and pad token there, without rows"),
-        pytest.param(Case(322, ("<pad>", "<image>"), "<pad>", after=322, image=321, padding=320), id="in another order"),
-        pytest.param(Case(321, ("<pad>",), "<pad>", image=321, padding=320), id="a pad token there"),
+        pytest.param(
+            Case(322, ("<image>", "<pad>"), "<pad>", vocab="keep", after=322),
+            id="image and pad token there, keep",
+        ),
+        pytest.param(
+            Case(322, ("<image>", "<pad>"), "<pad>", vocab=323, after=323),
+            id="image and pad token there, one more row",
+        ),
+        pytest.param(
+            Case(320, ("<image>", "<pad>"), "<pad>"), id="image and pad token there, without rows"
+        ),
+        pytest.param(
+            Case(322, ("<pad>", "<image>"), "<pad>", after=322, image=321, padding=320),
+            id="in another order",
+        ),
+        pytest.param(
+            Case(321, ("<pad>",), "<pad>", image=321, padding=320), id="a pad token there"
+        ),
         pytest.param(Case(pad="</s>", padding=2), id="the end of a sentence for a pad token"),
-        pytest.param(Case(pad="</s>", padding=2, vocab=321, after=321), id="the end of a sentence for a pad token, one row"),
-        pytest.param(Case(330, tuple(f"<{n}>" for n in range(10)), image=330, padding=331), id="tokens of one's own"),
+        pytest.param(
+            Case(pad="</s>", padding=2, vocab=321, after=321),
+            id="the end of a sentence for a pad token, one row",
+        ),
+        pytest.param(
+            Case(330, tuple(f"<{n}>" for n in range(10)), image=330, padding=331),
+            id="tokens of one's own",
+        ),
         pytest.param(Case(head="tied"), id="tied"),
         pytest.param(Case(head="one tensor"), id="one tensor"),
-        pytest.param(replace(SPARE, head="tied", vocab="keep", after=384), id="tied, spare rows, keep"),
-        pytest.param(replace(SPARE, head="one tensor", vocab=390, after=390), id="one tensor, spare rows, a number"),
+        pytest.param(
+            replace(SPARE, head="tied", vocab="keep", after=384), id="tied, spare rows, keep"
+        ),
+        pytest.param(
+            replace(SPARE, head="one tensor", vocab=390, after=390),
+            id="one tensor, spare rows, a number",
+        ),
         pytest.param(Case(config={"image_token_index": 320}), id="the config says the id too"),
-        pytest.param(Case(config={"image_token_index": -200}), id="the config has the number of LLaVA's code"),
+        pytest.param(
+            Case(config={"image_token_index": -200}), id="the config has the number of LLaVA's code"
+        ),
     ],
 )
 def test_written(case: Case, tmp_path: Path) -> None:
@@ -175,7 +235,9 @@ def test_written(case: Case, tmp_path: Path) -> None:
     record = read("llava_remap.json")["plan"]
     if case.after > case.rows:
         assert {entry["with"].get("vocab", "pad") for entry in record["post_load"]} == {case.vocab}
-        assert {(entry["shape_before"][0], entry["shape_after"][0]) for entry in record["post_load"]} == {(case.rows, case.after)}
+        assert {
+            (entry["shape_before"][0], entry["shape_after"][0]) for entry in record["post_load"]
+        } == {(case.rows, case.after)}
     else:
         assert record["post_load"] == []
     assert ("LR407" in {note["code"] for note in record["notes"]}) == (case.after == case.rows)
@@ -184,21 +246,58 @@ def test_written(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "code", "said"),
     [
-        (Case(vocab="keep"), "LR402", "will have 320 rows, and there is none for `<image>` 320, `<pad>` 321: 322 are needed"),
+        (
+            Case(vocab="keep"),
+            "LR402",
+            "will have 320 rows, and there is none for `<image>` 320, `<pad>` 321: 322 are needed",
+        ),
         (Case(321), "LR402", "321 rows, the tokenizer in"),
-        (Case(321, vocab="keep"), "LR402", "may have been trained for tokens that it doesn't know, and `<image>` would get them"),
-        (Case(322), "LR402", "rows from 320 on may have been trained for tokens that it doesn't know, and `<image>` and `<pad>`"),
+        (
+            Case(321, vocab="keep"),
+            "LR402",
+            "may have been trained for tokens that it doesn't know, and `<image>` would get them",
+        ),
+        (
+            Case(322),
+            "LR402",
+            "rows from 320 on may have been trained for tokens that it doesn't know, and `<image>` "
+            "and `<pad>`",
+        ),
         (Case(330, head="tied", vocab=400), "LR402", "rows from 320 on may have been trained"),
-        (Case(vocab=321), "LR402", "will have 321 rows, and there is none for `<pad>` 321: 322 are needed"),
-        (replace(SPARE, vocab=383), "LR402", "--vocab 383: embed_tokens has 384 rows, and rows are added, never taken away"),
+        (
+            Case(vocab=321),
+            "LR402",
+            "will have 321 rows, and there is none for `<pad>` 321: 322 are needed",
+        ),
+        (
+            replace(SPARE, vocab=383),
+            "LR402",
+            "--vocab 383: embed_tokens has 384 rows, and rows are added, never taken away",
+        ),
         (Case(head="tied", vocab="keep"), "LR402", "322 are needed"),
         (Case(words=("<a>", "<b>")), "LR402", "embed_tokens has 320 rows, the tokenizer in"),
         (Case(330, tuple(f"<{n}>" for n in range(11))), "LR402", "has 331 tokens"),
-        (Case(config={"vocab_size": 319}), "LR402", "embed_tokens has 320 rows, the source's config says vocab_size: 319"),
-        (Case(config={"image_token_index": 5}), "LR403", "`<image>` is 320 in the tokenizer, the source's config says "),
+        (
+            Case(config={"vocab_size": 319}),
+            "LR402",
+            "embed_tokens has 320 rows, the source's config says vocab_size: 319",
+        ),
+        (
+            Case(config={"image_token_index": 5}),
+            "LR403",
+            "`<image>` is 320 in the tokenizer, the source's config says ",
+        ),
         (Case(config={"image_token_id": 5}), "LR403", "image_token_id: 5, which is `<0x02>`."),
-        (replace(SPARE, config={"image_token_index": 325}), "LR403", "the source's config says image_token_index: 325."),
-        (Case(321, ("<image>",), "<image>"), "LR403", "has id 320, and it is the image token and the pad token"),
+        (
+            replace(SPARE, config={"image_token_index": 325}),
+            "LR403",
+            "the source's config says image_token_index: 325.",
+        ),
+        (
+            Case(321, ("<image>",), "<image>"),
+            "LR403",
+            "has id 320, and it is the image token and the pad token",
+        ),
     ],
 )
 def test_refused(case: Case, code: str, said: str, tmp_path: Path) -> None:
@@ -212,7 +311,9 @@ def test_refused(case: Case, code: str, said: str, tmp_path: Path) -> None:
 
 
 def test_an_id_that_another_word_has(tmp_path: Path) -> None:
-    """The tokenizer's own files say it: a list of added tokens that belongs to another vocabulary."""
+    """The tokenizer's own files say it: a list of added tokens that belongs to another
+    vocabulary.
+    """
     source = checkpoint(Case(), tmp_path / "source")
     (source / "added_tokens.json").write_text('{"<image>": 300}')
     [problem] = plan_job("llava-v1.5", [source, f"vision_tower={CLIP}"], "out").plan.problems
@@ -230,7 +331,14 @@ def test_a_tie_and_two_matrices(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocab", "tie", "after"), [("pad", False, 320), ("keep", True, 320), (320, False, 320), (321, True, 321), (400, False, 400)]
+    ("vocab", "tie", "after"),
+    [
+        ("pad", False, 320),
+        ("keep", True, 320),
+        (320, False, 320),
+        (321, True, 321),
+        (400, False, 400),
+    ],
 )
 @pytest.mark.parametrize("one_file", [True, False])
 def test_qwen(vocab: Any, tie: bool, after: int, one_file: bool, tmp_path: Path) -> None:
@@ -257,8 +365,14 @@ def test_without_a_tokenizer_the_config_says_the_id(tmp_path: Path) -> None:
         file.unlink()
     apply("llava-v1.5", [source, f"vision_tower={CLIP}"], "out")
     config = read("config.json")
-    assert (config["image_token_id"], config["pad_token_id"], config["text_config"]["vocab_size"]) == (325, 330, 384)
-    [problem] = plan_job("llava-v1.5", [source, f"vision_tower={CLIP}"], "kept", vocab="keep").plan.problems
+    assert (
+        config["image_token_id"],
+        config["pad_token_id"],
+        config["text_config"]["vocab_size"],
+    ) == (325, 330, 384)
+    [problem] = plan_job(
+        "llava-v1.5", [source, f"vision_tower={CLIP}"], "kept", vocab="keep"
+    ).plan.problems
     assert (problem.code, "none for `<pad>` 330" in problem.cause) == ("LR402", True)
 
 
@@ -281,15 +395,26 @@ def test_a_rule_file_says_it(tmp_path: Path) -> None:
 
 def test_without_a_rule_that_adds_rows(tmp_path: Path) -> None:
     rules = tmp_path / "mine.yaml"
-    rules.write_text("schema: 1\nname: mine\nversion: 1.0.0\nsummary: no new rows\nextends: [llava-v1.5.yaml]\npost_load: []\n")
+    rules.write_text(
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: no new rows\nextends: [llava-v1.5.yaml]\n"
+        "post_load: []\n"
+    )
     source = checkpoint(SPARE, tmp_path / "source")
 
     def problems(vocab: Any) -> list[str]:
-        return [problem.cause for problem in plan_job(rules, [source, f"vision_tower={CLIP}"], "out", vocab=vocab).plan.problems]
+        return [
+            problem.cause
+            for problem in plan_job(
+                rules, [source, f"vision_tower={CLIP}"], "out", vocab=vocab
+            ).plan.problems
+        ]
 
     assert problems("keep") == problems("pad") == problems(384) == []
     [cause] = problems(390)
-    assert "--vocab 390: embed_tokens has 384 rows, and none can be added: no rule of `post_load` adds rows." in cause
+    assert (
+        "--vocab 390: embed_tokens has 384 rows, and none can be added: no rule of `post_load` "
+        "adds rows." in cause
+    )
 
 
 @pytest.mark.parametrize(
@@ -305,15 +430,21 @@ def test_without_a_rule_that_adds_rows(tmp_path: Path) -> None:
         (100, False, 384, "Give --vocab keep, or leave it out."),
     ],
 )
-def test_one_fix_that_can_be_done(vocab: Any, adds_rows: bool, rows: int, fix: str, tmp_path: Path) -> None:
+def test_one_fix_that_can_be_done(
+    vocab: Any, adds_rows: bool, rows: int, fix: str, tmp_path: Path
+) -> None:
     """One problem for one cause, and what its fix says is accepted."""
     rules = "llava-v1.5"
     if not adds_rows:
         rules = str(tmp_path / "mine.yaml")
         Path(rules).write_text(
-            "schema: 1\nname: mine\nversion: 1.0.0\nsummary: no new rows\nextends: [llava-v1.5.yaml]\npost_load: []\n"
+            "schema: 1\nname: mine\nversion: 1.0.0\nsummary: no new rows\n"
+            "extends: [llava-v1.5.yaml]\npost_load: []\n"
         )
-    sources: list[str | Path] = [checkpoint(SPARE if rows == 384 else Case(rows), tmp_path / "source"), f"vision_tower={CLIP}"]
+    sources: list[str | Path] = [
+        checkpoint(SPARE if rows == 384 else Case(rows), tmp_path / "source"),
+        f"vision_tower={CLIP}",
+    ]
     [problem] = plan_job(rules, sources, "out", vocab=vocab).plan.problems
     assert (problem.code, problem.fix) == ("LR402", fix)
     if "keep" in fix:
@@ -324,7 +455,17 @@ def test_one_fix_that_can_be_done(vocab: Any, adds_rows: bool, rows: int, fix: s
 
 @pytest.mark.parametrize("vocab", ["none", "0", "-1", "1e3", "", "99999999999", "٣"])
 def test_wrong_usage(vocab: str, run: Run) -> None:
-    ran = run("apply", "llava-v1.5", "--source", LLAMA, "--source", f"vision_tower={CLIP}", f"--vocab={vocab}", "--output", "out")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        LLAMA,
+        "--source",
+        f"vision_tower={CLIP}",
+        f"--vocab={vocab}",
+        "--output",
+        "out",
+    )
     assert ran.code == 2
     assert "LR211" in ran.err
     ran = run("apply", "llava-v1.5", "--reverse", "--source", LLAMA, "--vocab", "keep")
@@ -332,7 +473,16 @@ def test_wrong_usage(vocab: str, run: Run) -> None:
 
 
 def test_from_the_command_line(run: Run) -> None:
-    command = ["apply", "llava-v1.5", "--source", LLAMA, "--source", f"vision_tower={CLIP}", "--output", "out"]
+    command = [
+        "apply",
+        "llava-v1.5",
+        "--source",
+        LLAMA,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+    ]
     assert "320 → 333 rows (expand_embeddings)" in run(*command, "--vocab", "333", "--dry-run").out
     kept = run(*command, "--vocab", "keep", "--format", "json")
     assert (kept.code, [problem["code"] for problem in kept.json["problems"]]) == (1, ["LR402"])
@@ -340,12 +490,18 @@ def test_from_the_command_line(run: Run) -> None:
     assert run("verify", "out", "--against", LLAMA, "--against", f"vision_tower={CLIP}").code == 0
     assert run("revert", "out", "--output", "back").code == 0
     [file] = Path("back/model").glob("*.safetensors")
-    assert bits(load_file(file)["lm_head.weight"]) == bits(load_file(LLAMA / "model.safetensors")["lm_head.weight"])
+    assert bits(load_file(file)["lm_head.weight"]) == bits(
+        load_file(LLAMA / "model.safetensors")["lm_head.weight"]
+    )
 
 
 def test_many_new_rows_are_made_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In groups, of which the first is what it would be alone; every init makes as many as planned."""
-    matrix = torch.randn(40, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    """In groups, of which the first is what it would be alone; every init makes as many as
+    planned.
+    """
+    matrix = torch.randn(
+        40, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).numpy()
     reader: Callable[..., Any] = lambda _, start, stop, as_stored=False: matrix[start:stop]  # noqa: E731
     ways: tuple[Any, ...] = ("multivariate_normal", "mean", "zeros", "normal")
     for init in ways:

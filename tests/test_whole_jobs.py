@@ -1,4 +1,6 @@
-"""Whole jobs of random checkpoints against an oracle of a few lines, which knows no rule file: names, values, shapes, index."""
+"""Whole jobs of random checkpoints against an oracle of a few lines, which knows no rule file:
+names, values, shapes, index.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ORACLE = (
     (r"^model\.mm_projector\.0\.", "multi_modal_projector.linear_1."),
     (r"^model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
-    (r"^(?:model\.vision_tower\.vision_tower\.)?vision_model\.(?!.*position_ids)", "vision_tower.vision_model."),
+    (
+        r"^(?:model\.vision_tower\.vision_tower\.)?vision_model\.(?!.*position_ids)",
+        "vision_tower.vision_model.",
+    ),
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^model\.(?=embed_tokens|norm|layers(?!.*inv_freq))", "language_model.model."),
 )
@@ -56,7 +61,9 @@ def write(folder: Path, tensors: Tensors, form: str, prefix: str, files: list[li
     stem, end = ("model", "safetensors") if form == "safetensors" else ("pytorch_model", "bin")
     weight_map: dict[str, str] = {}
     for number, names in enumerate(files, 1):
-        name = f"{stem}.{end}" if len(files) == 1 else f"{stem}-{number:05}-of-{len(files):05}.{end}"
+        name = (
+            f"{stem}.{end}" if len(files) == 1 else f"{stem}-{number:05}-of-{len(files):05}.{end}"
+        )
         part: Any = {prefix + one: tensors[one] for one in names}
         weight_map |= dict.fromkeys(part, name)
         if form == "safetensors":
@@ -68,18 +75,24 @@ def write(folder: Path, tensors: Tensors, form: str, prefix: str, files: list[li
                 _use_new_zipfile_serialization=form != "legacy",
             )
     if len(files) > 1:
-        (folder / f"{stem}.{end}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (folder / f"{stem}.{end}.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": weight_map})
+        )
 
 
 @st.composite
 def checkpoints(draw: st.DrawFn) -> tuple[Tensors, bool, str, str, list[list[str]]]:
-    """Tensors in some order, each of a dtype, some views; whether the tower is inside; form, prefix, files."""
+    """Tensors in some order, each of a dtype, some views; whether the tower is inside; form,
+    prefix, files.
+    """
     tensors = load_file(RELEASED / "safetensors" / "model.safetensors")
     inside = draw(st.booleans())
     if inside:
         tower = load_file(CLIP / "model.safetensors")
         tensors |= {
-            f"model.vision_tower.vision_tower.{name}": one for name, one in tower.items() if name.startswith("vision_model.")
+            f"model.vision_tower.vision_tower.{name}": one
+            for name, one in tower.items()
+            if name.startswith("vision_model.")
         }
     form = draw(st.sampled_from(["safetensors", "zip", "legacy", "wrapped"]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -101,16 +114,24 @@ def checkpoints(draw: st.DrawFn) -> tuple[Tensors, bool, str, str, list[list[str
     return made, inside, form, prefix, files
 
 
-@settings(max_examples=EXAMPLES, phases=[Phase.generate])  # to make a failing one smaller takes minutes
+@settings(
+    max_examples=EXAMPLES, phases=[Phase.generate]
+)  # to make a failing one smaller takes minutes
 @given(checkpoints(), st.sampled_from([None, 50_000, 200_000]), st.sampled_from([1, 3]))
-def test_against_the_oracle(checkpoint: tuple[Tensors, bool, str, str, list[list[str]]], most: int | None, jobs: int) -> None:
+def test_against_the_oracle(
+    checkpoint: tuple[Tensors, bool, str, str, list[list[str]]], most: int | None, jobs: int
+) -> None:
     tensors, inside, form, prefix, files = checkpoint
     with tempfile.TemporaryDirectory() as name:
         source, output = Path(name, "source"), Path(name, "output")
         write(source, tensors, form, prefix, files)
         sources = [str(source), *([] if inside else [f"vision_tower={CLIP}"])]
         apply(
-            "llava-v1.5", sources if not inside else [*sources, f"vision_tower={CLIP}"], output, max_shard_nbytes=most, jobs=jobs
+            "llava-v1.5",
+            sources if not inside else [*sources, f"vision_tower={CLIP}"],
+            output,
+            max_shard_nbytes=most,
+            jobs=jobs,
         )
         wanted = oracle(tensors if inside else {**tensors, **load_file(CLIP / "model.safetensors")})
         index = json.loads((output / "model.safetensors.index.json").read_text())

@@ -1,4 +1,6 @@
-"""Whatever a framework put around modules, and wherever: the same bytes as from the names without it."""
+"""Whatever a framework put around modules, and wherever: the same bytes as from the names
+without it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ from llava_remap.rulefile import load_rule_file, shipped_folder
 from tests.conftest import CLIP, TINY, Run, Tensors
 
 FULL = TINY / "llava-v1.5" / "full_state_dict"
-WRAPPERS = [rule.unwrap for rule in load_rule_file(shipped_folder() / "parts" / "wrappers.yaml").text.prepare if rule.unwrap]
+WRAPPERS = [
+    rule.unwrap
+    for rule in load_rule_file(shipped_folder() / "parts" / "wrappers.yaml").text.prepare
+    if rule.unwrap
+]
 #: Modules that FSDP and torch.compile are told to wrap: layers, a layer's parts, the tower.
 INNER = re.compile(r"\.(layers\.\d+|self_attn|mlp|vision_model|mm_projector\.\d)\.")
 
@@ -30,13 +36,18 @@ def fsdp(name: str) -> str:
 
 
 def compiled_inside_fsdp(name: str) -> str:
-    return "_fsdp_wrapped_module." + INNER.sub(r".\1._fsdp_wrapped_module._checkpoint_wrapped_module._orig_mod.", name)
+    return "_fsdp_wrapped_module." + INNER.sub(
+        r".\1._fsdp_wrapped_module._checkpoint_wrapped_module._orig_mod.", name
+    )
 
 
 def anywhere(name: str) -> str:
     """Every module in a random nest of wrappers; the same for the same name."""
     choice = random.Random(name)
-    segments = [[*(str(choice.choice(WRAPPERS)) for _ in range(choice.randrange(3))), segment] for segment in name.split(".")]
+    segments = [
+        [*(str(choice.choice(WRAPPERS)) for _ in range(choice.randrange(3))), segment]
+        for segment in name.split(".")
+    ]
     return ".".join(part for wrapped in segments for part in wrapped)
 
 
@@ -48,13 +59,17 @@ def stored(tensors: Tensors) -> Tensors:
 
 def outputs(folder: Path) -> dict[str, bytes]:
     """Every file but the record, which tells of the source."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "llava_remap.json"}
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "llava_remap.json"
+    }
 
 
 def checkpoint(folder: Path, wrap: Wrap, keys: tuple[str, ...] = ()) -> Path:
     shutil.copytree(FULL, folder)
     file = folder / "model_state_dict.bin"
-    value: object = {wrap(name): tensor for name, tensor in stored(torch.load(file, weights_only=True)).items()}
+    value: object = {
+        wrap(name): tensor for name, tensor in stored(torch.load(file, weights_only=True)).items()
+    }
     for key in reversed(keys):
         value = {"epoch": 3, key: value}
     torch.save(value, file)
@@ -72,23 +87,35 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     "wrap",
     [
         *(pytest.param(f"{wrapper}.{{}}".format, id=f"{wrapper}") for wrapper in WRAPPERS),
-        *(pytest.param(f"{wrapper}.{wrapper}.{{}}".format, id=f"{wrapper} twice") for wrapper in WRAPPERS),
+        *(
+            pytest.param(f"{wrapper}.{wrapper}.{{}}".format, id=f"{wrapper} twice")
+            for wrapper in WRAPPERS
+        ),
         pytest.param(f"{'.'.join(map(str, WRAPPERS))}.{{}}".format, id="all"),
-        pytest.param(f"{'.'.join(map(str, reversed(WRAPPERS)))}.{{}}".format, id="all, the other way round"),
+        pytest.param(
+            f"{'.'.join(map(str, reversed(WRAPPERS)))}.{{}}".format, id="all, the other way round"
+        ),
         fsdp,
         compiled_inside_fsdp,
         anywhere,
     ],
 )
-def test_wrapped_names_give_the_same_bytes(wrap: Wrap, bare: dict[str, bytes], tmp_path: Path) -> None:
+def test_wrapped_names_give_the_same_bytes(
+    wrap: Wrap, bare: dict[str, bytes], tmp_path: Path
+) -> None:
     source = checkpoint(tmp_path / "source", wrap)
     assert "inv_freq" in "".join(torch.load(source / "model_state_dict.bin", weights_only=True))
     apply("llava-v1.5", [source, f"vision_tower={CLIP}"], "out", verify="full")
     assert outputs(Path("out")) == bare
 
 
-@pytest.mark.parametrize("keys", [("state_dict",), ("model",), ("module",), ("model", "state_dict"), ("state_dict", "module")])
-def test_wrapper_dicts_around_wrapped_names(keys: tuple[str, ...], bare: dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [("state_dict",), ("model",), ("module",), ("model", "state_dict"), ("state_dict", "module")],
+)
+def test_wrapper_dicts_around_wrapped_names(
+    keys: tuple[str, ...], bare: dict[str, bytes], tmp_path: Path
+) -> None:
     source = checkpoint(tmp_path / "source", compiled_inside_fsdp, keys)
     apply("llava-v1.5", [source, f"vision_tower={CLIP}"], "out")
     assert outputs(Path("out")) == bare
@@ -100,13 +127,21 @@ def test_a_tower_given_apart(run: Run, tmp_path: Path) -> None:
     shutil.copytree(CLIP, tower)
     (tower / "pytorch_model.bin").unlink()
     tensors = load_file(tower / "model.safetensors")
-    save_file({fsdp(f"module.{name}"): tensor for name, tensor in tensors.items()}, tower / "model.safetensors", {"format": "pt"})
+    save_file(
+        {fsdp(f"module.{name}"): tensor for name, tensor in tensors.items()},
+        tower / "model.safetensors",
+        {"format": "pt"},
+    )
     released = TINY / "llava-v1.5" / "released" / "bin"
     apply("llava-v1.5", [released, f"vision_tower={CLIP}"], "plain")
     apply("llava-v1.5", [released, f"vision_tower={tower}"], "wrapped")
 
     def weights(folder: str) -> Tensors:
-        return {name: tensor for file in Path(folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
+        return {
+            name: tensor
+            for file in Path(folder).glob("*.safetensors")
+            for name, tensor in load_file(file).items()
+        }
 
     plain, wrapped = weights("plain"), weights("wrapped")
     assert plain.keys() == wrapped.keys()
@@ -116,17 +151,25 @@ def test_a_tower_given_apart(run: Run, tmp_path: Path) -> None:
 def test_wrapped_stubs_are_refused(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source", fsdp)
     state = torch.load(source / "model_state_dict.bin", weights_only=True)
-    torch.save({name: tensor[:0] for name, tensor in state.items()}, source / "model_state_dict.bin")
+    torch.save(
+        {name: tensor[:0] for name, tensor in state.items()}, source / "model_state_dict.bin"
+    )
     [problem] = plan_job("llava-v1.5", [source], "out").plan.problems
     assert problem.code == "LR104"
 
 
-@pytest.mark.parametrize("suffix", ["absmax", "quant_state.bitsandbytes__nf4", "SCB", "qweight", "weight_packed", "weight_scale"])
+@pytest.mark.parametrize(
+    "suffix",
+    ["absmax", "quant_state.bitsandbytes__nf4", "SCB", "qweight", "weight_packed", "weight_scale"],
+)
 def test_wrapped_quantised_tensors_are_refused(suffix: str, run: Run, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source", fsdp)
     state = torch.load(source / "model_state_dict.bin", weights_only=True)
     name = fsdp("model.layers.0.mlp.up_proj.weight")
-    torch.save({**state, f"{name.removesuffix('weight')}{suffix}": torch.ones(4)}, source / "model_state_dict.bin")
+    torch.save(
+        {**state, f"{name.removesuffix('weight')}{suffix}": torch.ones(4)},
+        source / "model_state_dict.bin",
+    )
     ran = run("apply", "llava-v1.5", "--source", source, "--output", "out")
     assert (ran.code, "LR106" in ran.err) == (3, True)
 
@@ -147,7 +190,10 @@ target: {class: LlavaForConditionalGeneration, config: {model_type: {const: llav
     [
         ("module.{}".format, "`module.` in them"),
         (fsdp, "`_fsdp_wrapped_module.` in them"),
-        (compiled_inside_fsdp, "`_orig_mod.`, `_fsdp_wrapped_module.`, `_checkpoint_wrapped_module.` in them"),
+        (
+            compiled_inside_fsdp,
+            "`_orig_mod.`, `_fsdp_wrapped_module.`, `_checkpoint_wrapped_module.` in them",
+        ),
         (lambda name: name.replace(".mlp.", ".mlp._orig_mod."), "`_orig_mod.` in them"),
     ],
 )
@@ -162,7 +208,9 @@ def test_a_rule_file_that_leaves_them_on(wrap: Wrap, said: str, tmp_path: Path) 
 
 
 def test_none_is_left_by_its_neighbours() -> None:
-    """A wrapper that comes off may bring the two halves of another one together: the order of the rules sees to it."""
+    """A wrapper that comes off may bring the two halves of another one together: the order of
+    the rules sees to it.
+    """
     program = compile_rules(load_rule_file("llava-v1.5"))
     for inner in map(str, WRAPPERS):
         name = f"base_model.{inner}.model.lm_head.weight"

@@ -1,4 +1,6 @@
-"""What a target's config says otherwise than a draft's rules would make it: the values that the draft has to carry."""
+"""What a target's config says otherwise than a draft's rules would make it: the values that the
+draft has to carry.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +25,28 @@ from llava_remap.target_model import (
 )
 
 Constants = dict[str, tuple[Any, str]]
-#: What is made anew for each checkpoint, from its tensors and its tokenizer, and what only a training computes with.
+#: What is made anew for each checkpoint, from its tensors and its tokenizer, and what only a
+#: training computes with.
 _MADE = {
-    "vocab_size", "image_token_index", "image_token_id", "video_token_index", "video_token_id", "image_seq_length",
-    "pad_token_id", "bos_token_id", "eos_token_id", "model_type", "architectures", "tie_word_embeddings", "torch_dtype", "dtype",
+    "vocab_size", "image_token_index", "image_token_id", "video_token_index", "video_token_id",
+    "image_seq_length",
+    "pad_token_id", "bos_token_id", "eos_token_id", "model_type", "architectures",
+    "tie_word_embeddings", "torch_dtype", "dtype",
     "projection_dim", "initializer_range", "initializer_factor", "attention_dropout", "use_cache",
 }  # fmt: skip
 
 
-def carried(given: Given, wanted: Wanted, found: Inference, location: str) -> tuple[str, Constants, list[Problem]]:
+def carried(
+    given: Given, wanted: Wanted, found: Inference, location: str
+) -> tuple[str, Constants, list[Problem]]:
     """Hold the target's config against the one that is derived by the draft's rules.
 
     Args:
         location: of the target's config, for comments.
 
     Returns:
-        The `model_type` of the language model; the constants that the draft needs, each with why; and LR112 for what no
-        constant can say.
+        The `model_type` of the language model; the constants that the draft needs, each with why;
+        and LR112 for what no constant can say.
 
     Raises:
         RemapError: as `text_model_of` and `derive_config`.
@@ -54,14 +61,22 @@ def carried(given: Given, wanted: Wanted, found: Inference, location: str) -> tu
     except RemapError as error:
         if error.problems[0].code != "LR112" or not isinstance(text_wanted.get("model_type"), str):
             raise
-        constants[TEXT_KIND] = (text_wanted["model_type"], f"{why}; the source's config doesn't tell it")
+        constants[TEXT_KIND] = (
+            text_wanted["model_type"],
+            f"{why}; the source's config doesn't tell it",
+        )
         rules = bare_rules(wanted.class_name, constants)
         text = text_model_of(rules, given.configs)
-    said = text_model_of(bare_rules(wanted.class_name, {TEXT_KIND: (text_wanted.get("model_type", text.kind), "")}), [
-        {key: value for key, value in wanted.config.items() if key == "text_config"}
-    ])  # fmt: skip
+    said = text_model_of(
+        bare_rules(wanted.class_name, {TEXT_KIND: (text_wanted.get("model_type", text.kind), "")}),
+        [{key: value for key, value in wanted.config.items() if key == "text_config"}],
+    )
     if said.kind != text.kind:
-        cause = f"{location} is for a language model of type {said.kind}, the source's config says {text.kind}."
+        cause = (
+            f"{location} is for a language model of type {said.kind}, the source's config "
+            "says "
+            f"{text.kind}."
+        )
         raise RemapError([Problem("LR112", cause, "Give the target's config for this checkpoint.")])
     vision_wanted = inner(wanted.config, "vision_config")
     made = _derived(rules, given, found, text, vision_wanted)
@@ -75,18 +90,28 @@ def carried(given: Given, wanted: Wanted, found: Inference, location: str) -> tu
         for key, value, old in _differences(ours, theirs):
             if value is None or isinstance(value, dict):
                 cause = (
-                    f"{location} says {prefix}{key}: {value!r}, the source's config makes it {old!r}; no constant takes it back."
+                    f"{location} says {prefix}{key}: {value!r}, the source's config makes it "
+                    f"{old!r}; no constant takes it back."
                 )
-                problems.append(Problem("LR112", cause, "Mend the source's config.json, if the target's config is right."))
+                problems.append(
+                    Problem(
+                        "LR112",
+                        cause,
+                        "Mend the source's config.json, if the target's config is right.",
+                    )
+                )
             else:
                 constants[prefix + key] = (value, why)
     return text.kind, constants, problems
 
 
-def _derived(rules: RuleFile, given: Given, found: Inference, text: TextModel, vision: Mapping[str, Any]) -> dict[str, Any]:
+def _derived(
+    rules: RuleFile, given: Given, found: Inference, text: TextModel, vision: Mapping[str, Any]
+) -> dict[str, Any]:
     """The config that the rules of a draft without constants make of the sources.
 
-    Where they don't tell what the tensors of the tower don't show, its config has what the tensors show and no more.
+    Where they don't tell what the tensors of the tower don't show, its config has what the tensors
+    show and no more.
 
     Args:
         vision: the tower's config in the target's, for what a tower has to have then.
@@ -96,15 +121,28 @@ def _derived(rules: RuleFile, given: Given, found: Inference, text: TextModel, v
         for name, target in zip(pair.source.names, pair.target.names, strict=True):
             tensor = given.tensors[name]
             tensors[target] = Tensor(target, tensor.dtype, tensor.shape, None)
-    tokens = place_tokens(rules.text.tokens, None, embedding_rows(tensors, text.embedding), said_of_text(given.configs))
+    tokens = place_tokens(
+        rules.text.tokens,
+        None,
+        embedding_rows(tensors, text.embedding),
+        said_of_text(given.configs),
+    )
     try:
         return dict(derive_config(rules, given.configs, tensors, tokens, text).config)
     except RemapError as error:
         if error.problems[0].code not in ("LR112", "LR309"):
             raise
-        made = dict(derive_config(rules, [*given.configs, {"vision_config": vision}], tensors, tokens, text).config)
-        shown = shapes_config(next(iter(rules.target.towers)), tensors).keys() - {"num_attention_heads"}
-        made["vision_config"] = {key: value if key in shown else None for key, value in made["vision_config"].items()}
+        made = dict(
+            derive_config(
+                rules, [*given.configs, {"vision_config": vision}], tensors, tokens, text
+            ).config
+        )
+        shown = shapes_config(next(iter(rules.target.towers)), tensors).keys() - {
+            "num_attention_heads"
+        }
+        made["vision_config"] = {
+            key: value if key in shown else None for key, value in made["vision_config"].items()
+        }
         return made
 
 
@@ -115,7 +153,9 @@ def _own_keys(class_name: str) -> set[str]:
     import transformers
 
     config_class = getattr(transformers, class_name).config_class
-    own = {field.name for field in fields(config_class)} - {field.name for field in fields(transformers.PreTrainedConfig)}
+    own = {field.name for field in fields(config_class)} - {
+        field.name for field in fields(transformers.PreTrainedConfig)
+    }
     return own - {"text_config", "vision_config"}
 
 
@@ -123,8 +163,12 @@ def _known(config: Mapping[str, Any], keys: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in keys}
 
 
-def _differences(wanted: Mapping[str, Any], made: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Each key, with dots for nested ones, that has another value: the one wanted and the one made (None: none)."""
+def _differences(
+    wanted: Mapping[str, Any], made: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Each key, with dots for nested ones, that has another value: the one wanted and the one
+    made (None: none).
+    """
     for key in [*wanted, *(key for key in made if prefix and key not in wanted)]:
         value, old = wanted.get(key), made.get(key)
         if key in _MADE or value == old:

@@ -1,4 +1,6 @@
-"""The checkpoints that a draft is made from: their names side by side, as the rules of the draft will see them."""
+"""The checkpoints that a draft is made from: their names side by side, as the rules of the draft
+will see them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class Given:
     Attributes:
         checkpoints: each as it was opened.
         prefixes: what stands before the names of each, so that none has a name of another.
-        tensors: of all of them, by the name that rules see: behind the prefix, without wrappers and buffers.
+        tensors: of all of them, by the name that rules see: behind the prefix, without wrappers and
+            buffers.
         owners: the source of each of these names.
         buffers: how many names the shared parts drop.
     """
@@ -52,7 +55,11 @@ class Given:
 
     @property
     def configs(self) -> list[Mapping[str, Any]]:
-        return [checkpoint.config for checkpoint in self.checkpoints.values() if checkpoint.config is not None]
+        return [
+            checkpoint.config
+            for checkpoint in self.checkpoints.values()
+            if checkpoint.config is not None
+        ]
 
     @property
     def names_alone(self) -> bool:
@@ -61,7 +68,11 @@ class Given:
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        return unknown_shapes(self.tensors) if self.names_alone else {name: t.shape for name, t in self.tensors.items()}
+        return (
+            unknown_shapes(self.tensors)
+            if self.names_alone
+            else {name: t.shape for name, t in self.tensors.items()}
+        )
 
     def without(self, names: Sequence[str]) -> Given:
         """The same without tensors that are not to be taken."""
@@ -74,7 +85,8 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
     """Open `[NAME=]SRC` arguments.
 
     Args:
-        known: the sources that the draft inherits; what overrides others there may be less than a model.
+        known: the sources that the draft inherits; what overrides others there may be less than a
+            model.
 
     Raises:
         RemapError: LR211 for a name that is given twice or without a first source; as `open_names`.
@@ -84,10 +96,18 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
         found = None if is_there(Path(text)) else _NAMED.fullmatch(text)
         name, location = (found[1], found[2]) if found else (FIRST, text)
         if name in named:
-            raise refuse("LR211", f"source `{name}` is given twice: {named[name]} and {location}.", "Write --from NAME=SRC.")
+            raise refuse(
+                "LR211",
+                f"source `{name}` is given twice: {named[name]} and {location}.",
+                "Write --from NAME=SRC.",
+            )
         named[name] = location
     if FIRST not in named:
-        raise refuse("LR211", f"no checkpoint is given for source `{FIRST}`.", f"Give it: --from {FIRST}=SRC.")
+        raise refuse(
+            "LR211",
+            f"no checkpoint is given for source `{FIRST}`.",
+            f"Give it: --from {FIRST}=SRC.",
+        )
     named = {FIRST: named[FIRST], **named}
     checkpoints = {
         name: open_names(
@@ -120,18 +140,27 @@ def unknown_shapes(names: Iterable[str]) -> dict[str, Shape]:
     return {name: (0,) if name.endswith("bias") else () for name in names}
 
 
-def selected(given: Given, source: str, taken: Sequence[str], left: Sequence[str]) -> Segments | None:
-    """The module of a source in which all lies that is taken of it, and nothing that is left; None where there is none.
+def selected(
+    given: Given, source: str, taken: Sequence[str], left: Sequence[str]
+) -> Segments | None:
+    """The module of a source in which all lies that is taken of it, and nothing that is left; None
+    where there is none.
 
     Args:
         taken, left: names as rules see them, all of this source.
     """
     split = [tuple(name.removeprefix(given.prefixes[source]).split(".")) for name in taken]
     depth = 0
-    while all(len(segments) > depth + 1 for segments in split) and len({segments[depth] for segments in split}) == 1:
+    while (
+        all(len(segments) > depth + 1 for segments in split)
+        and len({segments[depth] for segments in split}) == 1
+    ):
         depth += 1
     module = split[0][:depth]
-    inside = (tuple(name.removeprefix(given.prefixes[source]).split("."))[:depth] == module for name in left)
+    inside = (
+        tuple(name.removeprefix(given.prefixes[source]).split("."))[:depth] == module
+        for name in left
+    )
     return module if module and not any(inside) else None
 
 

@@ -1,4 +1,6 @@
-"""What a rule file is inferred for: names and shapes of a class, a config.json, a manifest or a converted checkpoint."""
+"""What a rule file is inferred for: names and shapes of a class, a config.json, a manifest or a
+converted checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ from llava_remap.target_model import (
     wanted_parameters,
 )
 
-#: The shared parts that an inferred file extends: what the LLaVA family has in common but for names.
+#: The shared parts that an inferred file extends: what the LLaVA family has in common but for
+#: names.
 CONFIG = "parts/llava-config.yaml"
 LOOK_ALIKES = "parts/look-alikes.yaml"
 #: The part that pads pictures where the config says so, by class.
@@ -54,7 +57,8 @@ _TOWER_MARK = "embeddings.patch_embedding.weight"
 _TOWER = "vision_tower.vision_model."
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]*")
 _FORMS = (
-    "TARGET is a class of transformers (with a SRC that has its config.json), a config.json that names one in `architectures`, "
+    "TARGET is a class of transformers (with a SRC that has its config.json), a config.json that "
+    "names one in `architectures`, "
     "a manifest, or a converted checkpoint."
 )
 
@@ -89,15 +93,23 @@ def read_wanted(target: str, given: Given, offline: bool) -> Wanted:
         given: the sources, whose configs a class needs.
 
     Raises:
-        RemapError: LR211 for what is no TARGET; as `open_source`, `derive_config` and `wanted_parameters`.
+        RemapError: LR211 for what is no TARGET; as `open_source`, `derive_config` and
+            `wanted_parameters`.
     """
     path = Path(target)
     if path.suffix == ".json" and has_file(path):
         content = read_object(path, "LR102", "Download or copy it again.", unique=False)
         if "format" not in content and "weight_map" not in content:
             return _of_config(target, content)
-    if path.is_dir() and has_file(path / "config.json") and not any(path.glob("*.safetensors*")) and not any(path.glob("*.bin*")):
-        return _of_config(target, read_object(path / "config.json", "LR113", "Download it again.", unique=False))
+    if (
+        path.is_dir()
+        and has_file(path / "config.json")
+        and not any(path.glob("*.safetensors*"))
+        and not any(path.glob("*.bin*"))
+    ):
+        return _of_config(
+            target, read_object(path / "config.json", "LR113", "Download it again.", unique=False)
+        )
     if _CLASS.fullmatch(target) and not is_there(path):
         return _of_class(target, given)
     if "/" not in target and not is_there(path):
@@ -108,7 +120,10 @@ def read_wanted(target: str, given: Given, offline: bool) -> Wanted:
     class_name = str(named[0]) if isinstance(named, list) and named else None
     classic = _classic({name: tensor.shape for name, tensor in other.catalog.items()})
     clean, _ = cleaned(classic)
-    ties = any(c.get("tie_word_embeddings") is True for c in (config, inner(config, "text_config"), *given.configs))
+    ties = any(
+        c.get("tie_word_embeddings") is True
+        for c in (config, inner(config, "text_config"), *given.configs)
+    )
     tied = frozenset(name for name in clean if ties and name.endswith("lm_head.weight"))
     return Wanted(other.location, clean, tied, class_name, config)
 
@@ -120,7 +135,9 @@ def inner(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _classic(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
-    """Names of another layout as they are in the classic one. A layout is one that takes every name."""
+    """Names of another layout as they are in the classic one. A layout is one that takes every
+    name.
+    """
     for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
         program = compile_rules(load_rule_file(path))
         taken = {name: program.rewrite(name).target for name in shapes}
@@ -135,28 +152,46 @@ def _of_config(location: str, config: Mapping[str, Any]) -> Wanted:
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise refuse("LR211", f"--to {location}: it names no class in `architectures`.", _FORMS)
     if not inner(config, "text_config") or not inner(config, "vision_config"):
-        raise refuse("LR211", f"--to {location}: the config has no text_config and vision_config.", _FORMS)
+        raise refuse(
+            "LR211", f"--to {location}: the config has no text_config and vision_config.", _FORMS
+        )
     asked = wanted_parameters(named[0], config)
     return Wanted(location, asked.shapes, frozenset(asked.tied), named[0], config)
 
 
 def _of_class(class_name: str, given: Given) -> Wanted:
-    """The parameters of a class, with the config that the sources' own configs and the tower's tensors give.
+    """The parameters of a class, with the config that the sources' own configs and the tower's
+    tensors give.
 
-    Tower and embedding are found by how their names end, wherever they are, which is what the config needs of the names. Where
-    only names are known, so are those of the class: shapes are stand-ins.
+    Tower and embedding are found by how their names end, wherever they are, which is what the
+    config needs of the names. Where only names are known, so are those of the class: shapes are
+    stand-ins.
     """
     if not given.configs:
-        raise refuse("LR211", f"--to {class_name}: {given.location} has no config, so that of the target isn't known.", _FORMS)
-    towers = sorted(name.removesuffix(_TOWER_MARK) for name in given.shapes if name.endswith(_TOWER_MARK))
-    biased = any(name.endswith(".q_proj.bias") and not name.startswith(tuple(towers)) for name in given.shapes)
-    # Where the kind isn't known, one whose tensors have the same names, as far as the biases of attention show.
+        raise refuse(
+            "LR211",
+            f"--to {class_name}: {given.location} has no config, so that of the target isn't "
+            "known.",
+            _FORMS,
+        )
+    towers = sorted(
+        name.removesuffix(_TOWER_MARK) for name in given.shapes if name.endswith(_TOWER_MARK)
+    )
+    biased = any(
+        name.endswith(".q_proj.bias") and not name.startswith(tuple(towers))
+        for name in given.shapes
+    )
+    # Where the kind isn't known, one whose tensors have the same names, as far as the biases of
+    # attention show.
     rules, text, unsaid = language_model(class_name, given.configs, "qwen2" if biased else "llama")
     table = ".".join(text.embedding.split(".")[-2:])
     embeddings = [name for name in given.shapes if table and name.endswith(table)]
     if not towers or not embeddings:
         what = "vision tower" if not towers else "table of embeddings"
-        cause = f"--to {class_name}: no {what} is recognised in {given.location}, so the target's config can't be worked out."
+        cause = (
+            f"--to {class_name}: no {what} is recognised in {given.location}, so the target's "
+            "config can't be worked out."
+        )
         fix = "If it lies elsewhere, give that too: --from vision_tower=DIR. " if not towers else ""
         raise refuse("LR211", cause, fix + _FORMS)
     shapes = _made_up(given.shapes) if given.names_alone else given.shapes
@@ -165,25 +200,42 @@ def _of_class(class_name: str, given: Given) -> Wanted:
         if name.startswith(towers[0]):
             classic = _TOWER + name.removeprefix(towers[0])
             found[classic] = Tensor(classic, given.tensors[name].dtype or "F32", shape, None)
-    found[text.embedding] = Tensor(text.embedding, given.tensors[embeddings[0]].dtype or "F32", shapes[embeddings[0]], None)
+    found[text.embedding] = Tensor(
+        text.embedding, given.tensors[embeddings[0]].dtype or "F32", shapes[embeddings[0]], None
+    )
     said = said_of_text(given.configs)
     tokens = place_tokens(rules.text.tokens, None, embedding_rows(found, text.embedding), said)
     try:
         configs = [*given.configs, {"vision_config": shapes_config(_TOWER, found)}]
-        asked = wanted_parameters(class_name, derive_config(rules, configs, found, tokens, text).config)
-    except RemapError as error:  # what helps `apply`, another source, is nothing that can be given here
+        asked = wanted_parameters(
+            class_name, derive_config(rules, configs, found, tokens, text).config
+        )
+    except (
+        RemapError
+    ) as error:  # what helps `apply`, another source, is nothing that can be given here
         fix = f"Give another TARGET. {_FORMS}"
         raise RemapError([replace(problem, fix=fix) for problem in error.problems]) from error
     wanted = unknown_shapes(asked.shapes) if given.names_alone else asked.shapes
     kind = "" if unsaid else text.kind
-    return Wanted(class_name, wanted, frozenset(asked.tied), class_name, {"model_type": model_type_of(class_name)}, kind, unsaid)
+    return Wanted(
+        class_name,
+        wanted,
+        frozenset(asked.tied),
+        class_name,
+        {"model_type": model_type_of(class_name)},
+        kind,
+        unsaid,
+    )
 
 
-def language_model(class_name: str, configs: Sequence[Mapping[str, Any]], stand_in: str) -> tuple[RuleFile, TextModel, str]:
-    """The language model that the sources' configs tell of, and the rule file without names that finds it.
+def language_model(
+    class_name: str, configs: Sequence[Mapping[str, Any]], stand_in: str
+) -> tuple[RuleFile, TextModel, str]:
+    """The language model that the sources' configs tell of, and the rule file without names that
+    finds it.
 
-    Where they don't tell its kind, the language model is one whose tensors have the same names, so that names can be compared,
-    and the text says why the kind isn't known.
+    Where they don't tell its kind, the language model is one whose tensors have the same names, so
+    that names can be compared, and the text says why the kind isn't known.
 
     Args:
         stand_in: the `model_type` of that one.
@@ -208,7 +260,11 @@ def bare_rules(class_name: str, constants: Mapping[str, tuple[Any, str]] | None 
     """The rule file that a draft for a class is before any name is in it."""
     said = {**first_constants(class_name), **(constants or {})}
     extends = (*CLEAN, config_part(class_name))
-    return loaded(rule_file(Frame("draft", "draft", "", extends, (), None, (), class_name, said), infer({}, {})))
+    return loaded(
+        rule_file(
+            Frame("draft", "draft", "", extends, (), None, (), class_name, said), infer({}, {})
+        )
+    )
 
 
 def config_part(class_name: str) -> str:
@@ -217,15 +273,22 @@ def config_part(class_name: str) -> str:
 
 
 def first_constants(class_name: str) -> dict[str, tuple[Any, str]]:
-    """What every draft for a class says of its config: the type, and null for each inherited key that the class doesn't have."""
+    """What every draft for a class says of its config: the type, and null for each inherited key
+    that the class doesn't have.
+    """
     part = load_rule_file(shipped_folder() / config_part(class_name))
-    lacking = dict.fromkeys(keys_without_use(part, class_name), (None, f"{class_name} has no such key"))
+    lacking = dict.fromkeys(
+        keys_without_use(part, class_name), (None, f"{class_name} has no such key")
+    )
     return {"model_type": (model_type_of(class_name), ""), **lacking}
 
 
 def _made_up(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Shapes of a very small model, by how names end, where only names are known."""
-    return {name: next((shape for end, shape in _SMALL.items() if name.endswith(end)), (8,)) for name in shapes}
+    return {
+        name: next((shape for end, shape in _SMALL.items() if name.endswith(end)), (8,))
+        for name in shapes
+    }
 
 
 def model_type_of(class_name: str) -> str:
@@ -235,15 +298,23 @@ def model_type_of(class_name: str) -> str:
     model_class: Any = getattr(transformers, class_name, None)
     config_class = getattr(model_class, "config_class", None)
     if config_class is None:
-        raise refuse("LR211", f"--to {class_name}: transformers {transformers.__version__} has no such model class.", _FORMS)
+        raise refuse(
+            "LR211",
+            f"--to {class_name}: transformers {transformers.__version__} has no such model class.",
+            _FORMS,
+        )
     return str(config_class.model_type)
 
 
 def cuts_tiles(class_name: str) -> bool:
-    """Whether a class of the installed transformers cuts pictures into tiles: then its config says into which."""
+    """Whether a class of the installed transformers cuts pictures into tiles: then its config
+    says into which.
+    """
     import transformers
 
-    return "image_grid_pinpoints" in {field.name for field in fields(getattr(transformers, class_name).config_class)}
+    return "image_grid_pinpoints" in {
+        field.name for field in fields(getattr(transformers, class_name).config_class)
+    }
 
 
 def loaded(text: str) -> RuleFile:

@@ -28,7 +28,8 @@ class ExplainedNames:
     """What becomes of names.
 
     Attributes:
-        left_out: rules that don't count, as their `when` doesn't hold for these names and their config.
+        left_out: rules that don't count, as their `when` doesn't hold for these names and their
+            config.
         aside: of a source from which not all names are taken: how many are, and why, in words.
     """
 
@@ -39,7 +40,11 @@ class ExplainedNames:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "rules": {"name": self.rules.name, "version": self.rules.text.version, "sha256": self.rules.sha256},
+            "rules": {
+                "name": self.rules.name,
+                "version": self.rules.text.version,
+                "sha256": self.rules.sha256,
+            },
             "left_out": [{"rule": left.rule, "why": list(left.why)} for left in self.left_out],
             "aside": dict(self.aside),
             "names": [name.to_json() for name in self.names],
@@ -47,7 +52,9 @@ class ExplainedNames:
 
 
 def explainer_for(rules: RuleFile, given: Sequence[str], *, offline: bool = False) -> Explainer:
-    """The rules for the checkpoints that `--source` arguments give; without any, for one of which nothing is known."""
+    """The rules for the checkpoints that `--source` arguments give; without any, for one of
+    which nothing is known.
+    """
     if not given:
         return Explainer(rules, (), None)
     from llava_remap.authoring.name_set import read_names
@@ -56,24 +63,38 @@ def explainer_for(rules: RuleFile, given: Sequence[str], *, offline: bool = Fals
     return Explainer(rules, known.stored, known.config)
 
 
-def explain_names(rules: RuleFile, names: Sequence[str], given: Sequence[str], *, offline: bool = False) -> ExplainedNames:
+def explain_names(
+    rules: RuleFile, names: Sequence[str], given: Sequence[str], *, offline: bool = False
+) -> ExplainedNames:
     """Explain names, or all that are taken of checkpoints.
 
     Args:
-        names: as their source spells them, or, where no source is given or none has them, as they are behind its prefix.
+        names: as their source spells them, or, where no source is given or none has them, as they
+            are behind its prefix.
         given: `--source` arguments.
 
     Raises:
         RemapError: LR211 where neither is given or a name is empty, LR206, and as `read_names`.
     """
     if not names and not given:
-        raise refuse("LR211", "there is no name to explain.", "Give names of tensors, or --source SRC for all of a checkpoint.")
+        raise refuse(
+            "LR211",
+            "there is no name to explain.",
+            "Give names of tensors, or --source SRC for all of a checkpoint.",
+        )
     if "" in names:
-        raise refuse("LR211", "a name to explain is empty.", "Give the name of a tensor, as the checkpoint has it.")
+        raise refuse(
+            "LR211",
+            "a name to explain is empty.",
+            "Give the name of a tensor, as the checkpoint has it.",
+        )
     wanted = list(dict.fromkeys(names))
     if not given:
         explainer = Explainer(rules, wanted, None)
-        alone = tuple(ExplainedName("", name, explainer.explain(explainer.program.rewrite(name))) for name in wanted)
+        alone = tuple(
+            ExplainedName("", name, explainer.explain(explainer.program.rewrite(name)))
+            for name in wanted
+        )
         return ExplainedNames(rules, alone, explainer.left_out, {})
     from llava_remap.authoring.name_set import read_names
 
@@ -83,6 +104,10 @@ def explain_names(rules: RuleFile, names: Sequence[str], given: Sequence[str], *
     if wanted:
         there = {name for _, name, _ in found}
         found = [entry for entry in found if entry[1] in wanted]
-        found += [("", name, explainer.program.rewrite(name)) for name in wanted if name not in there]
-    entries = tuple(ExplainedName(source, name, explainer.explain(rewrite)) for source, name, rewrite in found)
+        found += [
+            ("", name, explainer.program.rewrite(name)) for name in wanted if name not in there
+        ]
+    entries = tuple(
+        ExplainedName(source, name, explainer.explain(rewrite)) for source, name, rewrite in found
+    )
     return ExplainedNames(rules, entries, explainer.left_out, known.aside)

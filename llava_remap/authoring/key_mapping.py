@@ -1,14 +1,20 @@
-"""The rules as the dict that `from_pretrained(key_mapping=…)` of transformers takes, and what such a dict can't say. Pure.
+"""The rules as the dict that `from_pretrained(key_mapping=…)` of transformers takes, and what such
+a dict can't say. Pure.
 
-How transformers 5.23 reads it (`WeightRenaming` in its core_model_loading.py), for each name of a checkpoint:
+How transformers 5.23 reads it (`WeightRenaming` in its core_model_loading.py), for each name of a
+checkpoint:
 
-- every pattern in turn is searched (`re.search`) in what the last one left: all that match fire, not the first alone;
+- every pattern in turn is searched (`re.search`) in what the last one left: all that match fire,
+not the first alone;
 - of a replacement, `\\1` is the pattern's first group; no other group can be had;
-- then the model's own renamings follow, which take classic names to module names: the rules' targets are right as they are;
-- what comes out and isn't a parameter is reported as unexpected, unless the name that went in is one.
+- then the model's own renamings follow, which take classic names to module names: the rules'
+targets are right as they are;
+- what comes out and isn't a parameter is reported as unexpected, unless the name that went in is
+one.
 
-So that the first match is the only one, a name that a later rule would take again gets an empty first segment, which no field of
-a template matches; the last pattern takes it away. Dropped names get one for good.
+So that the first match is the only one, a name that a later rule would take again gets an empty
+first segment, which no field of a template matches; the last pattern takes it away. Dropped names
+get one for good.
 """
 
 from __future__ import annotations
@@ -23,7 +29,8 @@ from llava_remap.rulefile import Rule, RuleFile
 
 _MARK = "."
 _DROPPED = ".dropped."
-#: A field's pattern, without groups. `{x...}` is told for names without empty segments, which those of tensors are.
+#: A field's pattern, without groups. `{x...}` is told for names without empty segments, which those
+#: of tensors are.
 _FIELDS = {"": "[^.]+", ":int": "[0-9]+", "...": "[^.].*"}
 _ENDS_IN_SEGMENT = "[^.](?:.*[^.])?"
 _TOKEN = re.compile(r"(\{\w+)(:int|\.\.\.|)\}|.")
@@ -35,7 +42,8 @@ class KeyMapping:
 
     Attributes:
         patterns: regex → replacement, in the order in which they have to be applied.
-        remarks: what the dict can't say, and what else has to be given to `from_pretrained`: one sentence or two each.
+        remarks: what the dict can't say, and what else has to be given to `from_pretrained`: one
+            sentence or two each.
     """
 
     patterns: dict[str, str]
@@ -61,19 +69,25 @@ class _InexpressibleError(Exception):
 
 
 def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
-    """The dict that leads `from_pretrained` from a checkpoint's own names to the target's, as far as it can.
+    """The dict that leads `from_pretrained` from a checkpoint's own names to the target's, as far
+    as it can.
 
     Args:
-        program: the rule file compiled for the checkpoint; rules of it whose `when` doesn't hold are not in it.
+        program: the rule file compiled for the checkpoint; rules of it whose `when` doesn't hold
+            are not in it.
 
-    The dict renames, and that is all: it proves nothing, reads one checkpoint, makes no new rows, and a name that no rule takes
-    is loaded where the model happens to have it.
+    The dict renames, and that is all: it proves nothing, reads one checkpoint, makes no new rows,
+    and a name that no rule takes is loaded where the model happens to have it.
 
     Raises:
         RemapError: LR211 where the rules depend on the checkpoint's layout and none is known.
     """
     if rules.layouts and not program.names:
-        cause = f"the rules of {rules.name} depend on the layout that a checkpoint is in, and none is given."
+        cause = (
+            f"the rules of {rules.name} depend on the layout that a checkpoint is in, and "
+            "none "
+            "is given."
+        )
         raise refuse("LR211", cause, "Give it: --source SRC.")
     patterns: dict[str, str] = {}
     remarks, marked = [], False
@@ -88,7 +102,10 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
             try:
                 yield _renaming(compiled.rule)
             except _InexpressibleError as error:
-                remarks.append(f"`{compiled.label}` is left out: {error}. What it takes is left to the rules that follow.")
+                remarks.append(
+                    f"`{compiled.label}` is left out: {error}. What it takes is left to the rules "
+                    "that follow."
+                )
 
     for renaming in renamings(program.prepare):
         enter(renaming.pattern, renaming.replacement)
@@ -100,7 +117,10 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
         enter(renaming.pattern, mark + renaming.replacement)
     if marked:
         enter(r"^\.(?!dropped\.)", "")
-        remarks.append("A model loaded so can't be saved with its original names: save_pretrained puts a dot before each.")
+        remarks.append(
+            "A model loaded so can't be saved with its original names: save_pretrained puts a dot "
+            "before each."
+        )
     return KeyMapping(patterns, (*remarks, *_remarks(rules, program)))
 
 
@@ -108,29 +128,45 @@ def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
     text = rules.text
     taken = {compiled.label: compiled.rule for compiled in (*program.prepare, *program.names)}
     every = compile_all(rules)
-    if conditional := [compiled.label for compiled in (*every.prepare, *every.names) if compiled.label not in taken]:
+    if conditional := [
+        compiled.label for compiled in (*every.prepare, *every.names) if compiled.label not in taken
+    ]:
         yield f"Rules whose `when` doesn't hold here are left out: {', '.join(conditional)}."
     if wrappers := [label for label, rule in taken.items() if rule.unwrap is not None]:
-        yield f"Wrappers come off once, and at the start of a name alone ({', '.join(wrappers)}); `apply` takes off all."
+        yield (
+            f"Wrappers come off once, and at the start of a name alone ({', '.join(wrappers)}); "
+            "`apply` takes off all."
+        )
     if drops := [label for label, rule in taken.items() if rule.drop is not None]:
         yield (
-            f"Nothing can be dropped ({', '.join(drops)}): the loader reports such names as unexpected, with `{_DROPPED}` before "
-            "them, except rotary_emb.inv_freq and position_ids, which it passes over; one that is a parameter's name, it loads."
+            f"Nothing can be dropped ({', '.join(drops)}): the loader reports such names as "
+            f"unexpected, with `{_DROPPED}` before "
+            "them, except rotary_emb.inv_freq and position_ids, which it passes over; one that is "
+            "a parameter's name, it loads."
         )
     for position, (name, source) in enumerate(text.sources.items()):
-        if "tensors" not in source.use or source.overrides:  # nothing overrides the one that is read
+        if (
+            "tensors" not in source.use or source.overrides
+        ):  # nothing overrides the one that is read
             continue
         if position:
-            yield f"One checkpoint is read: what only `{name}` has is missing, and the loader makes it up, with a warning."
+            yield (
+                f"One checkpoint is read: what only `{name}` has is missing, and the loader "
+                "makes it up, with a warning."
+            )
         elif source.prefix or source.select:
             yield f"`select` and `prefix` of `{name}` are not applied."
     for post_load in text.post_load:
         yield (
-            f"`{post_load.use}` changes and makes nothing: sizes in the config have to be the checkpoint's own; what has no "
+            f"`{post_load.use}` changes and makes nothing: sizes in the config have to be the "
+            "checkpoint's own; what has no "
             "tensor, the loader makes up, with a warning."
         )
     if text.target is None or text.target.as_ is None:
-        yield "The checkpoint's config.json is the original model's: give the target's as `config=`, as `apply` writes it."
+        yield (
+            "The checkpoint's config.json is the original model's: give the target's as "
+            "`config=`, as `apply` writes it."
+        )
 
 
 def _renaming(rule: Rule) -> _Renaming:
@@ -143,7 +179,9 @@ def _renaming(rule: Rule) -> _Renaming:
     if "*." in made.pattern:
         raise _InexpressibleError("transformers reads `*.` in a regex as its own wildcard")
     if re.search(r"[\\^()]", made.replacement.replace(r"\1", "")):
-        raise _InexpressibleError(f"transformers reads `{made.replacement}` as a pattern, not as text")
+        raise _InexpressibleError(
+            f"transformers reads `{made.replacement}` as a pattern, not as text"
+        )
     try:
         re.compile(f"(?P<g0>{made.pattern})")
     except re.error as error:
@@ -157,8 +195,16 @@ def _of_template(from_: str, to: str | None) -> _Renaming:
     takes = _literal_start(source)
     if to is None:
         return _Renaming(f"^(?={_regex(source)}$)", _DROPPED, takes, _DROPPED)
-    # What follows the last change is only looked at: from the first field of the end that both have in common.
-    tail = next((n for n, (a, b) in enumerate(zip(source[::-1], target[::-1], strict=False)) if a[0] != b[0]), None)
+    # What follows the last change is only looked at: from the first field of the end that both have
+    # in common.
+    tail = next(
+        (
+            n
+            for n, (a, b) in enumerate(zip(source[::-1], target[::-1], strict=False))
+            if a[0] != b[0]
+        ),
+        None,
+    )
     tail = min(len(source), len(target)) if tail is None else tail
     while tail and not _is_field(source[-tail]):
         tail -= 1
@@ -169,10 +215,15 @@ def _of_template(from_: str, to: str | None) -> _Renaming:
     if fields:  # they are one group, if they stand in both with the same text between them
         first, last = fields[0], fields[-1] + 1
         run = [token[0] for token in made[first:last]]
-        starts = (at for at in range(len(head)) if [token[0] for token in head[at : at + len(run)]] == run)
+        starts = (
+            at for at in range(len(head)) if [token[0] for token in head[at : at + len(run)]] == run
+        )
         at = next(starts, None)
         if at is None:
-            raise _InexpressibleError("its fields come in another order, or with other text between them, and there is one group")
+            raise _InexpressibleError(
+                "its fields come in another order, or with other text between them, and there is "
+                "one group"
+            )
         group, after = head[at : at + len(run)], head[at + len(run) :]
         pattern = f"{_regex(head[:at], group)}({_regex(group, after + end)}){_regex(after, end)}"
         replacement = rf"{_text(made[:first])}\1{_text(made[last:])}"
@@ -182,14 +233,17 @@ def _of_template(from_: str, to: str | None) -> _Renaming:
 def _of_regex(rule: Rule) -> _Renaming:
     match, replace = rule.match or "", (rule.replace or "").replace(r"\g<1>", r"\1")
     if re.search(r"\\[0-9]|\(\?P=|\(\?\(", match):
-        raise _InexpressibleError("it refers to a group of its own, and transformers puts one around it")
+        raise _InexpressibleError(
+            "it refers to a group of its own, and transformers puts one around it"
+        )
     if rule.drop is not None:
         return _Renaming(rf"^(?!\.)(?=.*?(?:{match}))", _DROPPED, "", _DROPPED)
     rest = re.sub(r"\((?!\?)[^()]*\)(?![*?{])", "", match, count=1)  # without the first group
     if not match.startswith("^") or "|" in rest:
         if "\\" in replace:
             raise _InexpressibleError(
-                "it isn't bound to the start of the name and uses a group; there is one, for what stands before"
+                "it isn't bound to the start of the name and uses a group; there is one, for what "
+                "stands before"
             )
         return _Renaming(rf"^(?!\.)(.*?)(?:{match})", rf"\1{replace}", "", "")
     if "\\" in replace and re.search(r"\)[*?{]", rest):
@@ -197,7 +251,9 @@ def _of_regex(rule: Rule) -> _Renaming:
     start = re.match(r"\^((?:\w|\\\.)*)(?![*?{])", match)
     takes = start[1].replace(r"\.", ".") if start else ""
     pattern = match if takes else rf"^(?!\.){match[1:]}"
-    open_end = "(?:)" if re.search(r"[a-zA-Z0-9]$", match) else ""  # else transformers would have a word end there
+    open_end = (
+        "(?:)" if re.search(r"[a-zA-Z0-9]$", match) else ""
+    )  # else transformers would have a word end there
     return _Renaming(pattern + open_end, replace, takes, replace.partition("\\")[0])
 
 
@@ -211,7 +267,10 @@ _Token = tuple[str, str]
 
 
 def _tokens(template: str) -> list[_Token]:
-    return [(f[1] + "}", _FIELDS[f[2]]) if f[1] else (f[0], re.escape(f[0])) for f in _TOKEN.finditer(template)]
+    return [
+        (f[1] + "}", _FIELDS[f[2]]) if f[1] else (f[0], re.escape(f[0]))
+        for f in _TOKEN.finditer(template)
+    ]
 
 
 def _is_field(token: _Token) -> bool:
@@ -223,7 +282,9 @@ def _regex(tokens: Sequence[_Token], follow: Sequence[_Token] = ()) -> str:
     following = [*tokens, *follow][1:]
     pieces = []
     for position, (_, piece) in enumerate(tokens):
-        inside = piece == _FIELDS["..."] and position < len(following) and following[position][0] != "."
+        inside = (
+            piece == _FIELDS["..."] and position < len(following) and following[position][0] != "."
+        )
         pieces.append(_ENDS_IN_SEGMENT if inside else piece)
     return "".join(pieces)
 
@@ -233,5 +294,7 @@ def _text(tokens: Sequence[_Token]) -> str:
 
 
 def _literal_start(tokens: Sequence[_Token]) -> str:
-    field = next((position for position, token in enumerate(tokens) if _is_field(token)), len(tokens))
+    field = next(
+        (position for position, token in enumerate(tokens) if _is_field(token)), len(tokens)
+    )
     return _text(tokens[:field])

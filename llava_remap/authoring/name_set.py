@@ -21,7 +21,8 @@ class NameSet:
         stored: all names of the first source, as it spells them: what a `when` may ask for.
         config: of the first source; None where it has none.
         names_alone: whether of one of them only the names are known.
-        aside: of a source from which not all names are taken: so many of how many, and why, in words.
+        aside: of a source from which not all names are taken: so many of how many, and why, in
+            words.
     """
 
     sources: Mapping[str, str]
@@ -40,10 +41,12 @@ class NameSet:
 
 
 def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) -> NameSet:
-    """The names of the checkpoints that `--source` arguments give; defaults of the rule file are not taken.
+    """The names of the checkpoints that `--source` arguments give; defaults of the rule file are
+    not taken.
 
     Raises:
-        RemapError: as `name_sources` and `open_source`; LR211 where the first source isn't given, or the rule file is a part.
+        RemapError: as `name_sources` and `open_source`; LR211 where the first source isn't given,
+            or the rule file is a part.
     """
     from llava_remap.authoring.names_alone import NAMES_ALONE, open_names
     from llava_remap.jobs.derive import source_configs
@@ -58,9 +61,20 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
     named = name_sources(list(rules.text.sources), given)
     first = rules.first_source
     if first not in named:
-        raise refuse("LR211", f"no checkpoint is given for source `{first}`.", f"Give it too: --source {first}=SRC.")
+        raise refuse(
+            "LR211",
+            f"no checkpoint is given for source `{first}`.",
+            f"Give it too: --source {first}=SRC.",
+        )
     checkpoints = {
-        name: open_names(name, named[name], source.use, first=name == first, part=source.overrides, offline=offline)
+        name: open_names(
+            name,
+            named[name],
+            source.use,
+            first=name == first,
+            part=source.overrides,
+            offline=offline,
+        )
         for name, source in rules.text.sources.items()
         if name in named
     }
@@ -79,7 +93,13 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
             aside[name] = f"none of {total} names: `{first}` has its own, `{source.used_if_absent}`"
         elif len(names[name]) < total:
             select = " or ".join(f"`{template}`" for template in source.selected)
-            which = f"those that are {select}" if select else "the others are an adapter's pairs, or replaced"
+            which = (
+                f"those that are {select}"
+                if select
+                else "the others are an adapter's pairs, or replaced"
+            )
             aside[name] = f"{len(names[name])} of {total} names: {which}"
     alone = any(checkpoint.form == NAMES_ALONE for checkpoint in checkpoints.values())
-    return NameSet({name: short_name(named[name]) for name in checkpoints}, names, stored, config, aside, alone)
+    return NameSet(
+        {name: short_name(named[name]) for name in checkpoints}, names, stored, config, aside, alone
+    )

@@ -1,4 +1,6 @@
-"""The tests of a rule file, run, and written where they are missing: those in the file, and the snapshots beside it."""
+"""The tests of a rule file, run, and written where they are missing: those in the file, and the
+snapshots beside it.
+"""
 
 from __future__ import annotations
 
@@ -53,13 +55,22 @@ class Tested:
 
     @property
     def passed(self) -> bool:
-        """Nothing failed, and no snapshot is missing. A rule without a test is told and doesn't count."""
+        """Nothing failed, and no snapshot is missing. A rule without a test is told and doesn't
+        count.
+        """
         in_file = all(result.status != "failed" for result in self.tests)
         return in_file and all(result.status in ("passed", "written") for result in self.snapshots)
 
     def to_json(self) -> dict[str, Any]:
         tests = [
-            {"status": t.status, "name": t.name, "wanted": t.wanted, "got": t.got, "rules": list(t.rules)} for t in self.tests
+            {
+                "status": t.status,
+                "name": t.name,
+                "wanted": t.wanted,
+                "got": t.got,
+                "rules": list(t.rules),
+            }
+            for t in self.tests
         ]
         return {
             "rules": self.rules,
@@ -70,16 +81,20 @@ class Tested:
         }
 
 
-def run_rule_tests(rules: RuleFile, asked: str, given: Sequence[str], *, update: bool, offline: bool) -> Tested:
+def run_rule_tests(
+    rules: RuleFile, asked: str, given: Sequence[str], *, update: bool, offline: bool
+) -> Tested:
     """Run the tests of a rule file.
 
     Args:
         asked: what the user calls the file.
         given: `--source` arguments: a checkpoint for which a snapshot has to be there.
-        update: whether missing tests are written: to the file, where all that stand in it pass, and as snapshots.
+        update: whether missing tests are written: to the file, where all that stand in it pass, and
+            as snapshots.
 
     Raises:
-        RemapError: LR113 for a broken snapshot, LR508 where something can't be written, and as `read_names`.
+        RemapError: LR113 for a broken snapshot, LR508 where something can't be written, and as
+            `read_names`.
     """
     names = read_names(rules, given, offline=offline) if given else None
     tests = run_tests(rules)
@@ -87,7 +102,10 @@ def run_rule_tests(rules: RuleFile, asked: str, given: Sequence[str], *, update:
     if update and missing:
         failed = any(test.status == "failed" for test in tests)
         if failed:
-            missing = [Untested(rule.rule, why="nothing is added to a file whose tests fail") for rule in missing]
+            missing = [
+                Untested(rule.rule, why="nothing is added to a file whose tests fail")
+                for rule in missing
+            ]
         else:
             missing = _written(rules, missing, _known(rules, names))
     snapshots = run_snapshots(rules, names, update=update)
@@ -97,7 +115,11 @@ def run_rule_tests(rules: RuleFile, asked: str, given: Sequence[str], *, update:
 def _known(rules: RuleFile, names: NameSet | None) -> Known:
     if names is None:
         return Known()
-    taken = [rules.text.sources[source].prefix + name for source, own in names.names.items() for name in own]
+    taken = [
+        rules.text.sources[source].prefix + name
+        for source, own in names.names.items()
+        for name in own
+    ]
     return Known(names.stored, taken, names.config)
 
 
@@ -111,11 +133,16 @@ def _written(rules: RuleFile, missing: Sequence[Untested], known: Known) -> list
         tests = list(found.values())
         _add(rules, [test for at, test in enumerate(tests) if test not in tests[:at]])
     why = "no name is known that it takes: give --source SRC, or write the test by hand"
-    return [Untested(r.rule, found[r.rule]) if r.rule in found else Untested(r.rule, why=why) for r in missing]
+    return [
+        Untested(r.rule, found[r.rule]) if r.rule in found else Untested(r.rule, why=why)
+        for r in missing
+    ]
 
 
 def _add(rules: RuleFile, tests: Sequence[NameTest]) -> None:
-    """Add tests to the file. The new text is loaded and tested first, and has to say the same as the old one otherwise."""
+    """Add tests to the file. The new text is loaded and tested first, and has to say the same as
+    the old one otherwise.
+    """
     from llava_remap.core.replace_file import replacing  # tests that are only run start the sooner
     from llava_remap.rulefile.edit import with_tests
 
@@ -123,8 +150,14 @@ def _add(rules: RuleFile, tests: Sequence[NameTest]) -> None:
     text = with_tests(path.read_bytes().decode("utf-8"), tests, str(path))
     with replacing(path, text.encode("utf-8")) as partial:
         if not _says(partial, rules, tests):
-            cause = f"{path}: with tests behind the others, it would be read as something else, so it is left as it was."
-            raise refuse("LR201", cause, "Let the file end in an empty line, or add the tests by hand.")
+            cause = (
+                f"{path}: with tests behind the others, it would be read as something else, "
+                "so "
+                "it is left as it was."
+            )
+            raise refuse(
+                "LR201", cause, "Let the file end in an empty line, or add the tests by hand."
+            )
 
 
 def _says(partial: Path, rules: RuleFile, tests: Sequence[NameTest]) -> bool:

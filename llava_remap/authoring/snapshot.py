@@ -1,4 +1,5 @@
-"""Snapshots: what a rule file makes of every name of a checkpoint, as a JSON file that later versions are held against.
+"""Snapshots: what a rule file makes of every name of a checkpoint, as a JSON file that later
+versions are held against.
 
 Those of `mine.yaml` lie beside it in the folder `mine.snapshots`.
 """
@@ -18,7 +19,10 @@ from llava_remap.rewrite import UNMAPPED, Status, compile_rules, contradictions
 from llava_remap.rulefile import RuleFile, Template
 
 FORMAT, FORMAT_VERSION = "llava-remap/snapshot", 1
-_FIX = "Take the file as it was from version control; or delete it and make it again: rules test RULES --source SRC --update."
+_FIX = (
+    "Take the file as it was from version control; or delete it and make it again: rules test "
+    "RULES --source SRC --update."
+)
 
 #: The new name, or None; the rule that dropped the name, or None.
 Outcome = tuple[str | None, str | None]
@@ -65,9 +69,13 @@ class SnapshotResult:
     why: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        differences = [{"source": d.source, "name": d.name, "wanted": d.wanted, "got": d.got} for d in self.differences]
+        differences = [
+            {"source": d.source, "name": d.name, "wanted": d.wanted, "got": d.got}
+            for d in self.differences
+        ]
         return {
-            "file": str(self.file), "status": self.status, "names": self.names, "why": self.why, "differences": differences,
+            "file": str(self.file), "status": self.status, "names": self.names, "why": self.why,
+            "differences": differences,
         }  # fmt: skip
 
 
@@ -90,23 +98,33 @@ def run_snapshots(rules: RuleFile, live: NameSet | None, *, update: bool) -> lis
     folder = snapshot_folder(rules)
     files = _files(folder, update=update)
     wanted = folder / _file_name(live) if live is not None else None
-    results = [_held(rules, file, live if file == wanted else None, update=update) for file in files]
+    results = [
+        _held(rules, file, live if file == wanted else None, update=update) for file in files
+    ]
     if live is not None and wanted is not None and wanted not in files:
         count = sum(map(len, live.names.values()))
         if update:
             _write(wanted, rules, _taken(rules, live))
             results.append(SnapshotResult(wanted, "written", count))
         else:
-            results.append(SnapshotResult(wanted, "missing", count, why="it isn't there; --update writes it"))
+            results.append(
+                SnapshotResult(wanted, "missing", count, why="it isn't there; --update writes it")
+            )
     return results
 
 
 def _held(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool) -> SnapshotResult:
     old = _read(file)
     count = sum(map(len, old.outcomes.values()))
-    again = "If it is what is wanted now, delete the file and run `rules test RULES --source SRC --update`."
+    again = (
+        "If it is what is wanted now, delete the file and run `rules test RULES --source SRC "
+        "--update`."
+    )
     unknown = sorted(_asked(rules) - set(old.names.config)) if old.names.config is not None else []
-    asked = f"rules ask for `{'`, `'.join(unknown)}` of the config, which it doesn't have; --source SRC --update adds it"
+    asked = (
+        f"rules ask for `{'`, `'.join(unknown)}` of the config, which it doesn't have; "
+        "--source SRC --update adds it"
+    )
     if unknown and live is None:
         return SnapshotResult(file, "missing", count, why=asked)
     new = _taken(rules, live) if live is not None else None
@@ -129,11 +147,18 @@ def _held(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool) ->
         return SnapshotResult(file, "failed", count, tuple(differences), again)
     if new is not None:
         names = {**old.outcomes, **new.outcomes}
-        added = {source: {**new.outcomes.get(source, {}), **old.outcomes.get(source, {})} for source in names}
+        added = {
+            source: {**new.outcomes.get(source, {}), **old.outcomes.get(source, {})}
+            for source in names
+        }
         missing = sum(map(len, added.values())) - count
         if (missing or unknown) and update:
             sources = {**old.names.sources, **new.names.sources}
-            _write(file, rules, Snapshot(NameSet(sources, {}, (), new.names.config, {}), added, new.fits))
+            _write(
+                file,
+                rules,
+                Snapshot(NameSet(sources, {}, (), new.names.config, {}), added, new.fits),
+            )
             return SnapshotResult(file, "written", count + missing, why=f"{missing} names added")
         if missing or unknown:
             why = f"{missing} names of the source aren't in it; --update adds them"
@@ -146,12 +171,15 @@ def _taken(rules: RuleFile, names: NameSet) -> Snapshot:
     program = compile_rules(rules, names.stored, names.config)
     known = {source: own for source, own in names.names.items() if source in rules.text.sources}
     outcomes: dict[str, dict[str, Outcome]] = {
-        source: dict.fromkeys(own, ("(no such source)", None)) for source, own in names.names.items()
+        source: dict.fromkeys(own, ("(no such source)", None))
+        for source, own in names.names.items()
     }
     prepared = []
     for source, name, rewrite in NameSet({}, known, (), None, {}).rewrites(rules, program):
         select = rules.text.sources[source].selected
-        taken = not select or any(Template(s).match(program.rewrite(name).prepared) is not None for s in select)
+        taken = not select or any(
+            Template(s).match(program.rewrite(name).prepared) is not None for s in select
+        )
         dropped_by = rewrite.rules[-1] if rewrite.reason is not None else None
         outcomes[source][name] = (rewrite.target, dropped_by) if taken else ("(not selected)", None)
         if source == rules.first_source:
@@ -179,13 +207,19 @@ def _differences(old: Snapshot, new: Snapshot) -> list[Difference]:
 
 def _asked(rules: RuleFile) -> set[str]:
     """The keys of the config that `detect` and the rules ask for."""
-    conditions = [rules.text.detect, *(rule.when for rule in (*rules.text.prepare, *rules.text.names) if rule.when is not None)]
+    conditions = [
+        rules.text.detect,
+        *(rule.when for rule in (*rules.text.prepare, *rules.text.names) if rule.when is not None),
+    ]
     return {key for condition in conditions for key in (*condition.config, *condition.config_not)}
 
 
 def _file_name(names: NameSet) -> str:
     """That of the checkpoints, first source first."""
-    return "+".join(part.removesuffix(".json") or "checkpoint" for part in names.sources.values()) + ".json"
+    return (
+        "+".join(part.removesuffix(".json") or "checkpoint" for part in names.sources.values())
+        + ".json"
+    )
 
 
 def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
@@ -198,23 +232,34 @@ def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
         "format_version": FORMAT_VERSION,
         "rules": rules.name,
         "sources": dict(snapshot.names.sources),
-        "config": None if config is None else {key: config.get(key) for key in sorted(_asked(rules))},
+        "config": None
+        if config is None
+        else {key: config.get(key) for key in sorted(_asked(rules))},
         "fits": snapshot.fits,
-        "mapping": {s: {n: to for n, (to, rule) in names.items() if rule is None} for s, names in outcomes.items()},
-        "dropped": {s: {n: rule for n, (_, rule) in names.items() if rule is not None} for s, names in outcomes.items()},
+        "mapping": {
+            s: {n: to for n, (to, rule) in names.items() if rule is None}
+            for s, names in outcomes.items()
+        },
+        "dropped": {
+            s: {n: rule for n, (_, rule) in names.items() if rule is not None}
+            for s, names in outcomes.items()
+        },
     }
     try:
         file.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise refuse(
-            "LR508", f"{file.parent} can't be made: {error.strerror}.", "Put the rule file where you may write."
+            "LR508",
+            f"{file.parent} can't be made: {error.strerror}.",
+            "Put the rule file where you may write.",
         ) from None
     with replacing(file, (json.dumps(content, indent=1) + "\n").encode()):
         pass
 
 
 def _files(folder: Path, *, update: bool) -> list[Path]:
-    """The snapshots in a folder; none without it, or where one is to be written and can't: that is told when it is.
+    """The snapshots in a folder; none without it, or where one is to be written and can't: that is
+    told when it is.
 
     Raises:
         RemapError: LR113 where it is there by name and can't be read.
@@ -222,7 +267,9 @@ def _files(folder: Path, *, update: bool) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.suffix == ".json")
     except OSError as error:
-        if (error.errno == errno.ENOENT and not folder.is_symlink()) or (update and error.errno == errno.ENOTDIR):
+        if (error.errno == errno.ENOENT and not folder.is_symlink()) or (
+            update and error.errno == errno.ENOTDIR
+        ):
             return []
         raise refuse("LR113", f"{folder} can't be read: {error.strerror}.", _FIX) from None
 
@@ -238,7 +285,10 @@ def _read(file: Path) -> Snapshot:
     content = read_object(file, "LR113", _FIX)
     head = content.get("format"), content.get("format_version")
     if head != (FORMAT, FORMAT_VERSION):
-        cause = f"{file} says format {head[0]!r}, version {head[1]!r}, not {FORMAT!r}, version {FORMAT_VERSION}."
+        cause = (
+            f"{file} says format {head[0]!r}, version {head[1]!r}, not {FORMAT!r}, version "
+            f"{FORMAT_VERSION}."
+        )
         raise refuse("LR113", cause, _FIX)
     sources, config, fits = content.get("sources"), content.get("config"), content.get("fits")
     mapping, dropped = content.get("mapping"), content.get("dropped")
@@ -252,7 +302,11 @@ def _read(file: Path) -> Snapshot:
         and all(_is_texts(names, or_null=True) for names in mapping.values())
         and all(_is_texts(names) for names in dropped.values())
     ):
-        raise refuse("LR113", f"{file}: `sources`, `config`, `fits`, `mapping` or `dropped` isn't of its kind.", _FIX)
+        raise refuse(
+            "LR113",
+            f"{file}: `sources`, `config`, `fits`, `mapping` or `dropped` isn't of its kind.",
+            _FIX,
+        )
     outcomes: dict[str, dict[str, Outcome]] = {source: {} for source in {**mapping, **dropped}}
     for source, own in outcomes.items():
         own |= {name: (target, None) for name, target in mapping.get(source, {}).items()}
@@ -263,4 +317,6 @@ def _read(file: Path) -> Snapshot:
 
 
 def _is_texts(value: Any, *, or_null: bool = False) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) or (or_null and text is None) for text in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(text, str) or (or_null and text is None) for text in value.values()
+    )

@@ -1,7 +1,16 @@
 """Files to a catalog: headers only, with nothing but the standard library."""
 
 from llava_remap.checkpoint.beside import BESIDE, files_for
-from llava_remap.checkpoint.catalog import DTYPE_BITS, FLOATS, Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
+from llava_remap.checkpoint.catalog import (
+    DTYPE_BITS,
+    FLOATS,
+    Catalog,
+    Checkpoint,
+    Location,
+    LoraPair,
+    Stamp,
+    Tensor,
+)
 from llava_remap.checkpoint.foreign import PartsApartError, gather_command, parts_beside
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError

@@ -1,8 +1,9 @@
 """PEFT's LoRA adapters: which pairs of matrices change which tensor of a base, and by how much.
 
-An adapter's `adapter_config.json` has what its tensors don't show: alpha, and whether it is a variant of LoRA that computes
-something else. Whatever isn't known here to compute the same is refused. A tensor that belongs to no pair is an ordinary one
-(`modules_to_save`, biases, what LLaVA's training leaves in `non_lora_trainables.bin`), stored under its own name.
+An adapter's `adapter_config.json` has what its tensors don't show: alpha, and whether it is a
+variant of LoRA that computes something else. Whatever isn't known here to compute the same is
+refused. A tensor that belongs to no pair is an ordinary one (`modules_to_save`, biases, what
+LLaVA's training leaves in `non_lora_trainables.bin`), stored under its own name.
 """
 
 from __future__ import annotations
@@ -25,22 +26,30 @@ _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<letter>[AB])(?:\.\w+)?\.weight")
 _LORA = re.compile(r"(?:^|\.)lora_")
 #: What PEFT puts before a module's name in the base.
 _WRAPPER = "base_model.model."
-#: Keys that say how an adapter was trained, where it belongs, or which modules it has, and so what the tensors show; and those
-#: that are read here. `fan_in_fan_out` is for GPT-2's Conv1D, which the plan knows by the target's class.
+#: Keys that say how an adapter was trained, where it belongs, or which modules it has, and so what
+#: the tensors show; and those that are read here. `fan_in_fan_out` is for GPT-2's Conv1D, which the
+#: plan knows by the target's class.
 _KNOWN = frozenset((
-    "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights",
-    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config",
-    "megatron_config", "megatron_core", "merge_weights", "modules_to_save", "peft_version", "qalora_group_size", "revision",
+    "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
+    "init_lora_weights",
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config",
+    "exclude_modules", "fan_in_fan_out",
+    "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout",
+    "lora_ga_config",
+    "megatron_config", "megatron_core", "merge_weights", "modules_to_save", "peft_version",
+    "qalora_group_size", "revision",
     "runtime_config", "target_modules", "task_type",
 ))  # fmt: skip
-#: Ways to begin that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, …) take something out of it first.
+#: Ways to begin that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, …) take
+#: something out of it first.
 _KEEPING_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 _MERGE = "Merge it into its base with PEFT (`merge_and_unload`), save the model and give that."
 _AGAIN = "Copy the adapter again, all of its files from one training."
 
 
-def lora_pairs(file: str, catalog: Catalog, config: Mapping[str, Any] | None) -> tuple[LoraPair, ...]:
+def lora_pairs(
+    file: str, catalog: Catalog, config: Mapping[str, Any] | None
+) -> tuple[LoraPair, ...]:
     """The pairs in a catalog.
 
     Args:
@@ -48,8 +57,8 @@ def lora_pairs(file: str, catalog: Catalog, config: Mapping[str, Any] | None) ->
         config: the content of `adapter_config.json`; None for a manifest, which doesn't tell alpha.
 
     Raises:
-        RemapError: LR104 for matrices without elements; LR115 where it isn't plain LoRA, or where pairs are not whole or not of
-            the rank that the config says.
+        RemapError: LR104 for matrices without elements; LR115 where it isn't plain LoRA, or where
+            pairs are not whole or not of the rank that the config says.
     """
     matrices: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"A": [], "B": []})
     strange = []
@@ -59,25 +68,48 @@ def lora_pairs(file: str, catalog: Catalog, config: Mapping[str, Any] | None) ->
         elif _LORA.search(name):
             strange.append(name)
     if strange:
-        cause = f"{quoted(file)} has more than LoRA's pairs of matrices: {_kind(strange[0])} ({several(strange)})."
+        cause = (
+            f"{quoted(file)} has more than LoRA's pairs of matrices: {_kind(strange[0])} "
+            f"({several(strange)})."
+        )
         raise refuse("LR115", cause, _MERGE, strange)
-    if stubs := [name for name, tensor in catalog.items() if _LORA.search(name) and 0 in tensor.shape]:
+    if stubs := [
+        name for name, tensor in catalog.items() if _LORA.search(name) and 0 in tensor.shape
+    ]:
         cause = f"{len(stubs)} of the adapter's matrices in {quoted(file)} have no elements."
-        fix = "DeepSpeed's ZeRO-3 keeps the values elsewhere: save the adapter with the parameters gathered."
+        fix = (
+            "DeepSpeed's ZeRO-3 keeps the values elsewhere: save the adapter with the "
+            "parameters "
+            "gathered."
+        )
         raise refuse("LR104", cause, fix, stubs)
     if config is not None:
         _refuse_variant(config)
-    if odd := [module for module, found in matrices.items() if len(found["A"]) != 1 or len(found["B"]) != 1]:
-        cause = f"{len(odd)} of {len(matrices)} modules in {quoted(file)} don't have one lora_A and one lora_B: {several(odd)}."
+    if odd := [
+        module for module, found in matrices.items() if len(found["A"]) != 1 or len(found["B"]) != 1
+    ]:
+        cause = (
+            f"{len(odd)} of {len(matrices)} modules in {quoted(file)} don't have one lora_A "
+            f"and one lora_B: {several(odd)}."
+        )
         raise refuse("LR115", cause, _AGAIN, odd)
     names = {module: (found["A"][0], found["B"][0]) for module, found in matrices.items()}
     if odd := [module for module, (a, b) in names.items() if not _is_pair(catalog, a, b)]:
         a, b = (catalog[name] for name in names[odd[0]])
         said = f"lora_A is {a.dtype} {list(a.shape)}, lora_B {b.dtype} {list(b.shape)}"
-        cause = f"{len(odd)} of {len(matrices)} pairs in {quoted(file)} are not those of linear layers: {quoted(odd[0])}, {said}."
+        cause = (
+            f"{len(odd)} of {len(matrices)} pairs in {quoted(file)} are not those of linear "
+            f"layers: {quoted(odd[0])}, {said}."
+        )
         raise refuse("LR115", cause, _MERGE, odd)
-    scales = _scales({module: catalog[a].shape[0] for module, (a, _) in names.items()}, config) if config is not None else {}
-    return tuple(LoraPair(f"{module}.weight", a, b, scales.get(module)) for module, (a, b) in names.items())
+    scales = (
+        _scales({module: catalog[a].shape[0] for module, (a, _) in names.items()}, config)
+        if config is not None
+        else {}
+    )
+    return tuple(
+        LoraPair(f"{module}.weight", a, b, scales.get(module)) for module, (a, b) in names.items()
+    )
 
 
 def _kind(name: str) -> str:
@@ -101,39 +133,65 @@ def _refuse_variant(config: Mapping[str, Any]) -> None:
     variants = [f"{key}: {value!r}" for key, value in config.items() if value and key not in _KNOWN]
     if kind != "LORA":
         variants.insert(0, f"peft_type: {kind!r}")
-    if not any(begin is known or (isinstance(begin, str) and begin == known) for known in _KEEPING_THE_BASE):
+    if not any(
+        begin is known or (isinstance(begin, str) and begin == known) for known in _KEEPING_THE_BASE
+    ):
         variants.append(f"init_lora_weights: {begin!r}, which changes the base before the training")
     if variants:
-        raise refuse("LR115", f"it isn't plain LoRA: its {ADAPTER_CONFIG} says {several(variants)}.", _MERGE)
+        raise refuse(
+            "LR115", f"it isn't plain LoRA: its {ADAPTER_CONFIG} says {several(variants)}.", _MERGE
+        )
 
 
 def _scales(ranks: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, float]:
-    """The factor of each module's product, given the ranks of the matrices: alpha / rank, with rsLoRA alpha / sqrt(rank)."""
+    """The factor of each module's product, given the ranks of the matrices: alpha / rank, with
+    rsLoRA alpha / sqrt(rank).
+    """
     said = {module: _of_module(config, "r", "rank_pattern", module) for module in ranks}
     if wrong := [module for module, rank in ranks.items() if said[module] != rank]:
-        first = f"{quoted(wrong[0])} has rank {ranks[wrong[0]]}, the config says {quoted(repr(said[wrong[0]]))}"
-        raise refuse("LR115", f"{len(wrong)} pairs are not of the rank in {ADAPTER_CONFIG}: {first}.", _AGAIN, wrong)
+        first = (
+            f"{quoted(wrong[0])} has rank {ranks[wrong[0]]}, the config says "
+            f"{quoted(repr(said[wrong[0]]))}"
+        )
+        raise refuse(
+            "LR115",
+            f"{len(wrong)} pairs are not of the rank in {ADAPTER_CONFIG}: {first}.",
+            _AGAIN,
+            wrong,
+        )
     scales = {}
     for module, rank in ranks.items():
         alpha = _of_module(config, "lora_alpha", "alpha_pattern", module)
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) < 1e30:
             raise refuse(
-                "LR115", f"{ADAPTER_CONFIG} says alpha {quoted(repr(alpha))} for {quoted(module)}; a number is needed.", _AGAIN
+                "LR115",
+                f"{ADAPTER_CONFIG} says alpha {quoted(repr(alpha))} for {quoted(module)}; a number "
+                "is needed.",
+                _AGAIN,
             )
         scales[module] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return scales
 
 
 def _of_module(config: Mapping[str, Any], key: str, patterns: str, module: str) -> Any:
-    """The value for a module: that of the first pattern that matches the end of its name in the base, else the common one.
+    """The value for a module: that of the first pattern that matches the end of its name in the
+    base, else the common one.
 
-    As PEFT's `get_pattern_key` has it: a pattern is a regex of the whole name or of what stands behind one of its dots.
+    As PEFT's `get_pattern_key` has it: a pattern is a regex of the whole name or of what stands
+    behind one of its dots.
     """
     exceptions = config.get(patterns) or {}
     if not isinstance(exceptions, dict):
-        raise refuse("LR115", f"{ADAPTER_CONFIG} says {patterns}: {quoted(repr(exceptions))}; a mapping is needed.", _AGAIN)
+        raise refuse(
+            "LR115",
+            f"{ADAPTER_CONFIG} says {patterns}: {quoted(repr(exceptions))}; a mapping is needed.",
+            _AGAIN,
+        )
     name = module.rpartition(_WRAPPER)[2]
-    return next((value for pattern, value in exceptions.items() if _matches(pattern, name, patterns)), config.get(key))
+    return next(
+        (value for pattern, value in exceptions.items() if _matches(pattern, name, patterns)),
+        config.get(key),
+    )
 
 
 def _matches(pattern: str, name: str, patterns: str) -> bool:
@@ -145,4 +203,6 @@ def _matches(pattern: str, name: str, patterns: str) -> bool:
         why = printable(str(error))  # it quotes the pattern
     except RunawayError:
         why = "it runs into the time limit"
-    raise refuse("LR115", f"{ADAPTER_CONFIG} has {quoted(pattern)} in its {patterns}: {why}.", _MERGE)
+    raise refuse(
+        "LR115", f"{ADAPTER_CONFIG} has {quoted(pattern)} in its {patterns}: {why}.", _MERGE
+    )

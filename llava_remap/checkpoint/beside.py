@@ -28,5 +28,11 @@ _ALWAYS = "config.json"
 
 
 def files_for(use: Collection[str]) -> list[str]:
-    """The files that are read for what a checkpoint is used for: keys of `BESIDE`, and others that need none of these files."""
-    return list(dict.fromkeys([_ALWAYS, *(name for part, names in BESIDE.items() if part in use for name in names)]))
+    """The files that are read for what a checkpoint is used for: keys of `BESIDE`, and others
+    that need none of these files.
+    """
+    return list(
+        dict.fromkeys(
+            [_ALWAYS, *(name for part, names in BESIDE.items() if part in use for name in names)]
+        )
+    )

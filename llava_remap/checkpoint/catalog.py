@@ -29,10 +29,12 @@ class Location:
     Attributes:
         file: the file on disk.
         offset: bytes from the start of the file to the tensor's first element.
-        stride: step of each dimension in elements, or None where the elements lie one behind the other in row-major order.
+        stride: step of each dimension in elements, or None where the elements lie one behind the
+            other in row-major order.
         big_endian: whether elements of more than one byte are stored with the high byte first.
-        storage: the storage it is a view of: bytes from the start of the file to the storage, and the storage's size in bytes.
-            Two tensors of one file with the same `storage` share memory.
+        storage: the storage it is a view of: bytes from the start of the file to the storage, and
+            the storage's size in bytes. Two tensors of one file with the same `storage` share
+            memory.
     """
 
     file: Path
@@ -44,7 +46,9 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes when a file is written again: its size in bytes, time of change in nanoseconds, number in the file system."""
+    """What changes when a file is written again: its size in bytes, time of change in
+    nanoseconds, number in the file system.
+    """
 
     nbytes: int
     changed: int
@@ -105,13 +109,17 @@ class Checkpoint:
         catalog: its tensors.
         config: its `config.json` (or that of the manifest), or None.
         folder: where config, tokenizer and processor files lie, or None for a manifest.
-        passed_over: weight files or indexes in the folder that were not read since another form takes precedence, and parts of a
-            file with several that hold tensors besides the state dict.
-        stamps: the files that it was read from, and those beside them that may be read, as they were when it was opened.
-        origin: the hub id and the commit that it was downloaded from; empty for one that was on this disk.
+        passed_over: weight files or indexes in the folder that were not read since another form
+            takes precedence, and parts of a file with several that hold tensors besides the state
+            dict.
+        stamps: the files that it was read from, and those beside them that may be read, as they
+            were when it was opened.
+        origin: the hub id and the commit that it was downloaded from; empty for one that was on
+            this disk.
         aliases: groups of names that are one and the same tensor: the same bytes, dtype and shape.
         pairs: of an adapter, its pairs of matrices; both of each are in the catalog, too.
-        base: the model that it was trained from, as its own files name it: a hub id or a path; empty where none does.
+        base: the model that it was trained from, as its own files name it: a hub id or a path;
+            empty where none does.
     """
 
     path: Path
@@ -154,7 +162,11 @@ class Checkpoint:
             use: for what it is used: keys of `BESIDE`, and `tensors`.
         """
         left = {name for names in BESIDE.values() for name in names} - set(files_for(use))
-        paths = {path.relative_to(self.folder).as_posix(): path for path in self.stamps} if self.folder else {}
+        paths = (
+            {path.relative_to(self.folder).as_posix(): path for path in self.stamps}
+            if self.folder
+            else {}
+        )
         return {name: path for name, path in sorted(paths.items()) if name not in left}
 
     @property

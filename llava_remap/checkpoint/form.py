@@ -1,4 +1,6 @@
-"""Which of the weights in a folder or repository are read, told from the names of its files alone."""
+"""Which of the weights in a folder or repository are read, told from the names of its files
+alone.
+"""
 
 from __future__ import annotations
 
@@ -62,17 +64,21 @@ def is_trainers(name: str) -> bool:
 
 
 def has_fixed_name(name: str) -> bool:
-    """Whether what has this name has to be a file of a checkpoint; folders may be called `iter_500.pth`."""
+    """Whether what has this name has to be a file of a checkpoint; folders may be called
+    `iter_500.pth`.
+    """
     known = (*_KNOWN, *ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE, ADAPTER_CONFIG)
     return name in known or (name.endswith(_SUFFIXES) and bool(shard_sets([name])))
 
 
 def choose_form(names: Collection[str]) -> Form | None:
-    """The form that is read where these files lie side by side; None if there are no weights or nothing says which are meant.
+    """The form that is read where these files lie side by side; None if there are no weights or
+    nothing says which are meant.
 
-    The first of these: the index of safetensors shards, `model.safetensors`, the index of torch shards, `pytorch_model.bin`,
-    `model_state_dict.bin`, a set of shards without one of these indexes, a single weight file of any other name, an adapter
-    with what lies beside it, a projector. Where a model is wanted, the last two are refused when they are read, unless their
+    The first of these: the index of safetensors shards, `model.safetensors`, the index of torch
+    shards, `pytorch_model.bin`, `model_state_dict.bin`, a set of shards without one of these
+    indexes, a single weight file of any other name, an adapter with what lies beside it, a
+    projector. Where a model is wanted, the last two are refused when they are read, unless their
     tensors are a model's after all.
     """
     weights, indexes = _weights(names), _indexes(names)
@@ -83,30 +89,50 @@ def choose_form(names: Collection[str]) -> Form | None:
             return Form(name)
     if sets := shard_sets(weights):
         # safetensors before torch here as well
-        (stem, suffix, total), shards = min(sets.items(), key=lambda item: (item[0][1] != ".safetensors", item[0]))
+        (stem, suffix, total), shards = min(
+            sets.items(), key=lambda item: (item[0][1] != ".safetensors", item[0])
+        )
         index = f"{stem}{suffix}{_INDEX}"
         if index in indexes:
             return Form(index, is_index=True)
-        return Form(min(shards.values()), shards=tuple(shards[number] for number in sorted(shards)), total=total)
+        return Form(
+            min(shards.values()),
+            shards=tuple(shards[number] for number in sorted(shards)),
+            total=total,
+        )
     others = weights.difference(_ASIDE)
     if len(others) == 1:
         return Form(others.pop())
     for name in _ASIDE:
         if name in weights:
-            return Form(name, beside=BESIDE_ADAPTER if name in ADAPTER_FILES and BESIDE_ADAPTER in weights else "")
+            return Form(
+                name,
+                beside=BESIDE_ADAPTER
+                if name in ADAPTER_FILES and BESIDE_ADAPTER in weights
+                else "",
+            )
     return None
 
 
 def every_form(names: Collection[str]) -> Set[str]:
-    """All weights and indexes among these files, a set of shards named by its index where it has one."""
+    """All weights and indexes among these files, a set of shards named by its index where it has
+    one.
+    """
     weights, indexes = _weights(names), _indexes(names)
     sets = shard_sets(weights).items()
-    indexed = {name for (stem, suffix, _), shards in sets if f"{stem}{suffix}{_INDEX}" in indexes for name in shards.values()}
+    indexed = {
+        name
+        for (stem, suffix, _), shards in sets
+        if f"{stem}{suffix}{_INDEX}" in indexes
+        for name in shards.values()
+    }
     return (weights - indexed) | indexes
 
 
 def shard_sets(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str]]:
-    """File names by number, of each set of shards: its name without number, its suffix, how many it should have."""
+    """File names by number, of each set of shards: its name without number, its suffix, how many
+    it should have.
+    """
     sets: dict[tuple[str, str, int], dict[int, str]] = defaultdict(dict)
     for name in sorted(names):
         if match := _SHARD.fullmatch(name):
@@ -118,7 +144,10 @@ def missing_shards(shards: Sequence[str], total: int) -> list[str]:
     """The names that a set of shards without an index lacks, if there are to be `total` of them."""
     match = _SHARD.fullmatch(shards[0])
     assert match is not None
-    every = (f"{match['stem']}-{number:05}-of-{total:05}{match['suffix']}" for number in range(1, total + 1))
+    every = (
+        f"{match['stem']}-{number:05}-of-{total:05}{match['suffix']}"
+        for number in range(1, total + 1)
+    )
     return [name for name in every if name not in shards]
 
 
@@ -131,7 +160,10 @@ def no_form(where: str, names: Collection[str], every: Collection[str]) -> Remap
         every: its files and folders.
     """
     if weights := sorted(_weights(names)):
-        cause = f"{quoted(where)} has {len(weights)} weight files, nothing says which is meant: {several(weights, 6)}."
+        cause = (
+            f"{quoted(where)} has {len(weights)} weight files, nothing says which is meant: "
+            f"{several(weights, 6)}."
+        )
         return refuse("LR100", cause, "Give one of them by its name.")
     has = f"It has: {several(sorted(every), 12)}." if every else "It is empty."
     cause = f"{quoted(where)} has no weight file (*.safetensors, *.bin, *.pt, *.pth, *.ckpt). {has}"

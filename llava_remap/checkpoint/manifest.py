@@ -1,7 +1,8 @@
 """A manifest: a catalog with its config as one JSON file, no bytes behind it.
 
-`{"format": "llava-remap/manifest", "format_version": 1, "name": …, "config": {…}, "aliases": [[name, name]],
-"tensors": {name: {"dtype": "F16", "shape": [32000, 4096]}}}`; `config` and `aliases` may be absent.
+`{"format": "llava-remap/manifest", "format_version": 1, "name": …, "config": {…}, "aliases":
+[[name, name]], "tensors": {name: {"dtype": "F16", "shape": [32000, 4096]}}}`; `config` and
+`aliases` may be absent.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
     """The checkpoint that the JSON object `content` of the file `path` describes.
 
     Raises:
-        RemapError: LR106 for a version or dtype that is not known, LR102 where the content is no manifest's.
+        RemapError: LR106 for a version or dtype that is not known, LR102 where the content is no
+            manifest's.
     """
     version = content.get("format_version")
     if type(version) is not int or version != VERSION:
         shown = quoted(str(version)) if isinstance(version, (int, float, str)) else "missing"
-        cause = f"the format_version of {quoted(path.name)} is {shown}, the only one known here is {VERSION}."
+        cause = (
+            f"the format_version of {quoted(path.name)} is {shown}, the only one known here "
+            "is "
+            f"{VERSION}."
+        )
         raise refuse("LR106", cause, "Update llava-remap, or make the manifest again.")
     config, tensors = content.get("config"), content.get("tensors")
     if not isinstance(config, (dict, type(None))) or not isinstance(tensors, dict):
@@ -43,7 +49,9 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
 
 
 def _is_group(group: object, catalog: dict[str, Tensor]) -> bool:
-    return isinstance(group, list) and all(isinstance(name, str) and name in catalog for name in group)
+    return isinstance(group, list) and all(
+        isinstance(name, str) and name in catalog for name in group
+    )
 
 
 def _tensor(path: Path, name: str, entry: Any) -> Tensor:

@@ -10,8 +10,21 @@ from typing import Any
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG, lora_pairs
 from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp, Tensor
-from llava_remap.checkpoint.foreign import Listing, explain_file, explain_folder, is_states, whole_states
-from llava_remap.checkpoint.form import Form, choose_form, every_form, has_fixed_name, is_trainers, no_form
+from llava_remap.checkpoint.foreign import (
+    Listing,
+    explain_file,
+    explain_folder,
+    is_states,
+    whole_states,
+)
+from llava_remap.checkpoint.form import (
+    Form,
+    choose_form,
+    every_form,
+    has_fixed_name,
+    is_trainers,
+    no_form,
+)
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
 from llava_remap.checkpoint.purpose import (
     ADAPTER_FILES,
@@ -37,12 +50,15 @@ LONGEST_NAME = 500
 
 
 def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> Checkpoint:
-    """The checkpoint at `path`, read from headers alone: a folder, one file of weights, an index or a manifest.
+    """The checkpoint at `path`, read from headers alone: a folder, one file of weights, an index or
+    a manifest.
 
-    Where a folder holds several forms, `choose_form` says which is read; the rest are named in `passed_over`.
+    Where a folder holds several forms, `choose_form` says which is read; the rest are named in
+    `passed_over`.
 
     Args:
-        weights: whether its tensors are wanted; if not, a folder is taken for its config and tokenizer and needs no weights.
+        weights: whether its tensors are wanted; if not, a folder is taken for its config and
+            tokenizer and needs no weights.
         part: whether less than a model will do: an adapter or a projector.
 
     Raises:
@@ -73,27 +89,44 @@ def _open(path: Path, part: bool) -> Checkpoint:
         return _open_folder(path, part)
     if has_file(path):
         return _open_file(path, part)
-    raise refuse("LR100", f"there is no {quoted(str(path))}.", "Give a checkpoint's folder or file.")
+    raise refuse(
+        "LR100", f"there is no {quoted(str(path))}.", "Give a checkpoint's folder or file."
+    )
 
 
 def _open_file(path: Path, part: bool) -> Checkpoint:
     if foreign := explain_file(path):
         raise foreign
     if is_trainers(path.name):
-        raise refuse("LR106", f"{quoted(path.name)} is the trainer's own file, not weights.", "Give the checkpoint's folder.")
+        raise refuse(
+            "LR106",
+            f"{quoted(path.name)} is the trainer's own file, not weights.",
+            "Give the checkpoint's folder.",
+        )
     if not _is_json(path):
-        left = {BESIDE_ADAPTER} if path.name in ADAPTER_FILES and has_file(path.parent / BESIDE_ADAPTER) else set()
+        left = (
+            {BESIDE_ADAPTER}
+            if path.name in ADAPTER_FILES and has_file(path.parent / BESIDE_ADAPTER)
+            else set()
+        )
         return _checkpoint(path, *_with_config(path.parent, Form(path.name)), part, left)
     content = read_object(path, "LR102", "Download or copy it again.")
     if content.get("format") == FORMAT:
         manifest = parse_manifest(path, content)
         _refuse_unless_sound(path, manifest.catalog)
         paired = has_pairs(path, manifest.catalog, None, part=part)
-        return replace(manifest, pairs=lora_pairs(path.name, manifest.catalog, None) if paired else ())
+        return replace(
+            manifest, pairs=lora_pairs(path.name, manifest.catalog, None) if paired else ()
+        )
     if "weight_map" in content:
         return _checkpoint(path, path.parent, Form(path.name, is_index=True), part)
-    cause = f"{quoted(path.name)} is JSON, but neither a manifest nor the index of a sharded checkpoint."
-    raise refuse("LR106", cause, "Give a checkpoint's folder, a file of weights, an index or a manifest.")
+    cause = (
+        f"{quoted(path.name)} is JSON, but neither a manifest nor the index of a sharded "
+        "checkpoint."
+    )
+    raise refuse(
+        "LR106", cause, "Give a checkpoint's folder, a file of weights, an index or a manifest."
+    )
 
 
 def _is_json(path: Path) -> bool:
@@ -105,7 +138,8 @@ def _is_json(path: Path) -> bool:
 
 def _open_folder(folder: Path, part: bool) -> Checkpoint:
     every = [entry.name for entry in folder.iterdir()]
-    # A link to nowhere and a pipe count as well: told when they are read, not passed over for another form.
+    # A link to nowhere and a pipe count as well: told when they are read, not passed over for
+    # another form.
     files = {name for name in every if has_fixed_name(name) or not (folder / name).is_dir()}
     if form := choose_form(files):
         return _checkpoint(folder, *_with_config(folder, form), part, every_form(files))
@@ -118,9 +152,15 @@ def _open_folder(folder: Path, part: bool) -> Checkpoint:
 
 
 def _with_config(folder: Path, form: Form) -> tuple[Path, Form]:
-    """Where config and tokenizer lie, and the form as seen from there: of a step of DeepSpeed's, that is the folder above."""
+    """Where config and tokenizer lie, and the form as seen from there: of a step of DeepSpeed's,
+    that is the folder above.
+    """
     above = folder.resolve().parent
-    if has_file(folder / "config.json") or not is_states(form.file) or not has_file(above / "config.json"):
+    if (
+        has_file(folder / "config.json")
+        or not is_states(form.file)
+        or not has_file(above / "config.json")
+    ):
         return folder, form
     return above, Form(f"{folder.resolve().name}/{form.file}")
 
@@ -133,7 +173,9 @@ def _read(folder: Path, form: Form) -> dict[Path, WeightFile]:
     return read_together([folder / name for name in (form.file, form.beside) if name])
 
 
-def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str] = frozenset()) -> Checkpoint:
+def _checkpoint(
+    path: Path, folder: Path, form: Form, part: bool, forms: Set[str] = frozenset()
+) -> Checkpoint:
     read = _read(folder, form)
     catalog = {tensor.name: tensor for file in read.values() for tensor in file.tensors}
     _refuse_unless_sound(folder / form.file, catalog)
@@ -144,9 +186,14 @@ def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str
     kind = " and ".join(sorted({file.kind for file in read.values()}))
     which = f" ({form.file}{' and ' * bool(form.beside)}{form.beside})"
     if is_states(form.file):
-        which = f"; of DeepSpeed's files the model states are taken, in the dtype of the training: {form.file}"
+        which = (
+            "; of DeepSpeed's files the model states are taken, in the dtype of the training: "
+            f"{form.file}"
+        )
     if form.is_index or form.shards:
-        which = f", {counted(len(read), 'shard')}" + (which if form.is_index else " without an index")
+        which = f", {counted(len(read), 'shard')}" + (
+            which if form.is_index else " without an index"
+        )
     inside = sorted({" / ".join(file.inside) for file in read.values() if file.inside})
     label = kind + which + (f", inside {several(inside)}" if inside else "")
     passed_over = [*sorted(forms - {form.file} - {file.name for file in read})]
@@ -168,28 +215,54 @@ def _checkpoint(path: Path, folder: Path, form: Form, part: bool, forms: Set[str
 
 
 def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
-    """LR115 for one half of what LoRA's training left: the model would be neither the base nor the trained one."""
+    """LR115 for one half of what LoRA's training left: the model would be neither the base nor
+    the trained one.
+    """
     file = quoted(form.file)
     if not paired and has_file(folder / ADAPTER_CONFIG):
-        cause = f"{quoted(str(folder))} has an {ADAPTER_CONFIG}, and {file} has no LoRA pairs: the adapter itself isn't read."
-        fix = f"Give the folder with {' or '.join(ADAPTER_FILES)}; where there is none, copy it again."
+        cause = (
+            f"{quoted(str(folder))} has an {ADAPTER_CONFIG}, and {file} has no LoRA pairs: "
+            "the "
+            "adapter itself isn't read."
+        )
+        fix = (
+            f"Give the folder with {' or '.join(ADAPTER_FILES)}; where there is none, copy it "
+            "again."
+        )
         raise refuse("LR115", cause, fix)
-    if paired and not path.is_dir() and has_file(folder / BESIDE_ADAPTER) and form.file != BESIDE_ADAPTER:
-        cause = f"{file} is named alone, and {BESIDE_ADAPTER}, which was trained with it, lies beside it."
+    if (
+        paired
+        and not path.is_dir()
+        and has_file(folder / BESIDE_ADAPTER)
+        and form.file != BESIDE_ADAPTER
+    ):
+        cause = (
+            f"{file} is named alone, and {BESIDE_ADAPTER}, which was trained with it, lies "
+            "beside it."
+        )
         raise refuse("LR115", cause, f"Give the folder, {quoted(str(folder))}.")
 
 
 def _pairs(folder: Path, file: str, catalog: Catalog) -> tuple[LoraPair, ...]:
     config = adapter_config(folder)
     if config is None and is_unmerged(catalog):
-        cause = f"{quoted(file)} is the state of a PEFT model that wasn't merged: LoRA pairs beside the layers that they change"
+        cause = (
+            f"{quoted(file)} is the state of a PEFT model that wasn't merged: LoRA pairs "
+            "beside the layers that they change"
+        )
         fix = (
-            f"Put the {ADAPTER_CONFIG} of the training into {quoted(str(folder))}, and they are merged; or let PEFT merge them "
+            f"Put the {ADAPTER_CONFIG} of the training into {quoted(str(folder))}, and they are "
+            "merged; or let PEFT merge them "
             "(`merge_and_unload`), save the model and give that."
         )
-        raise refuse("LR115", f"{cause}, and no {ADAPTER_CONFIG} that says their alpha.", fix, catalog)
+        raise refuse(
+            "LR115", f"{cause}, and no {ADAPTER_CONFIG} that says their alpha.", fix, catalog
+        )
     if config is None:
-        cause = f"{quoted(file)} is an adapter, and there is no {ADAPTER_CONFIG} beside it to say its alpha."
+        cause = (
+            f"{quoted(file)} is an adapter, and there is no {ADAPTER_CONFIG} beside it to say "
+            "its alpha."
+        )
         raise refuse("LR115", cause, f"Put the {ADAPTER_CONFIG} there that was saved with it.")
     return lora_pairs(file, catalog, config)
 
@@ -200,7 +273,10 @@ def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
     stamps = {path: stamp for path in there if (stamp := Stamp.of(path)) is not None}
     for path in beside:
         if path in stamps and (nbytes := stamps[path].nbytes) > LARGEST:
-            cause = f"{quoted(path.name)} has {nbytes} bytes, more than the {LARGEST} that are read of such a file."
+            cause = (
+                f"{quoted(path.name)} has {nbytes} bytes, more than the {LARGEST} that are "
+                "read of such a file."
+            )
             raise refuse("LR113", cause, "Download or copy it again.")
     return stamps
 
@@ -221,9 +297,18 @@ def _aliases(tensors: Iterable[Tensor]) -> tuple[tuple[str, ...], ...]:
 
 def _refuse_unless_sound(file: Path, catalog: Catalog) -> None:
     if long := [name for name in catalog if len(name) > LONGEST_NAME]:
-        cause = f"{len(long)} tensor names in {quoted(file.name)} are longer than {LONGEST_NAME} characters: {several(long)}."
+        cause = (
+            f"{len(long)} tensor names in {quoted(file.name)} are longer than {LONGEST_NAME} "
+            f"characters: {several(long)}."
+        )
         raise refuse("LR102", cause, "Download or copy it again.")
-    # JSON and pickles can spell halves of characters, which no UTF-8 file, report or header can hold.
-    if broken := [name for name in catalog if any("\ud800" <= letter <= "\udfff" for letter in name)]:
-        cause = f"{len(broken)} tensor names in {quoted(file.name)} are not valid Unicode: {several(broken)}."
+    # JSON and pickles can spell halves of characters, which no UTF-8 file, report or header can
+    # hold.
+    if broken := [
+        name for name in catalog if any("\ud800" <= letter <= "\udfff" for letter in name)
+    ]:
+        cause = (
+            f"{len(broken)} tensor names in {quoted(file.name)} are not valid Unicode: "
+            f"{several(broken)}."
+        )
         raise refuse("LR102", cause, "Download or copy it again.")

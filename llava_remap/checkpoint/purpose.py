@@ -1,4 +1,6 @@
-"""Whether tensors are a model's weights: by their names they may also be an adapter, a projector or quantised."""
+"""Whether tensors are a model's weights: by their names they may also be an adapter, a projector
+or quantised.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,11 @@ _QUANTISED = {
     "HQQ": "W_q(?=$)",
     "AQLM": "(?:codebooks|codes)(?=$)",
 }
-_QUANTISED_NAME = re.compile(rf"(?:^|\.)(?:{'|'.join(f'({segments})' for segments in _QUANTISED.values())})(?:\.|$)")
-#: The names of OpenAI's own CLIP, and the towers of transformers that are equal to its released ones, by width, patch, positions.
+_QUANTISED_NAME = re.compile(
+    rf"(?:^|\.)(?:{'|'.join(f'({segments})' for segments in _QUANTISED.values())})(?:\.|$)"
+)
+#: The names of OpenAI's own CLIP, and the towers of transformers that are equal to its released
+#: ones, by width, patch, positions.
 _OPENAI = "visual.transformer.resblocks."
 _OPENAI_STOCK = {
     (768, 32, 50): "openai/clip-vit-base-patch32",
@@ -42,7 +47,8 @@ _OPENAI_STOCK = {
     (1024, 14, 577): "openai/clip-vit-large-patch14-336",
 }
 _LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
-#: What a projector's file may hold besides: embeddings of tokens that pretraining adds, the row separator.
+#: What a projector's file may hold besides: embeddings of tokens that pretraining adds, the row
+#: separator.
 _BESIDE_PROJECTOR = re.compile(r"(?:^|\.)(?:embed_tokens\.weight|image_newline)$")
 
 
@@ -59,7 +65,8 @@ class PartOnlyError(RemapError):
 
 
 def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) -> bool:
-    """Whether LoRA pairs are in `catalog`: it is an adapter, or a model that one wasn't merged into.
+    """Whether LoRA pairs are in `catalog`: it is an adapter, or a model that one wasn't merged
+    into.
 
     Args:
         path: what was named by the user, or the file chosen in that folder.
@@ -67,29 +74,45 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
         part: whether less than a model will do.
 
     Raises:
-        RemapError: LR106 (empty, quantised); without `part` LR107 (adapter only), LR108 (projector only).
+        RemapError: LR106 (empty, quantised); without `part` LR107 (adapter only), LR108 (projector
+            only).
     """
     if not catalog:
-        raise refuse("LR106", f"{quoted(path.name)} holds no tensor.", "Give the checkpoint with the weights.")
+        raise refuse(
+            "LR106",
+            f"{quoted(path.name)} holds no tensor.",
+            "Give the checkpoint with the weights.",
+        )
     if quantised := {name: found for name in catalog if (found := _QUANTISED_NAME.search(name))}:
         ways = list(_QUANTISED)
         how = ways[min((found.lastindex or 1) - 1 for found in quantised.values())]
         cause = f"{quoted(path.name)} is quantised by {how}: {several(quantised)}."
-        raise refuse("LR106", cause, "Give the unquantised checkpoint that it was made from, in F16, BF16 or F32.", quantised)
+        raise refuse(
+            "LR106",
+            cause,
+            "Give the unquantised checkpoint that it was made from, in F16, BF16 or F32.",
+            quantised,
+        )
     if any(name.startswith(_OPENAI) for name in catalog):
         raise _openai_clip(path, catalog)
     projector_only = any("mm_projector" in name for name in catalog) and all(
         "mm_projector" in name or _BESIDE_PROJECTOR.search(name) for name in catalog
     )
     pairs = [(name, match.start()) for name in catalog if (match := _LORA.search(name))]
-    based = [any(f"{name[:end]}{middle}.weight" in catalog for middle in ("", ".base_layer")) for name, end in pairs]
+    based = [
+        any(f"{name[:end]}{middle}.weight" in catalog for middle in ("", ".base_layer"))
+        for name, end in pairs
+    ]
     beside_lora = projector_only and all(name.startswith("base_model.") for name in catalog)
     if part:
         return any(".lora_" in name for name in catalog)
     if (pairs and not any(based)) or beside_lora or path.name in (*ADAPTER_FILES, BESIDE_ADAPTER):
         raise adapter_only(path, catalog, folder)
     if projector_only:
-        cause = f"{quoted(path.name)} holds the projector alone ({len(catalog)} tensors), no language model and no vision tower."
+        cause = (
+            f"{quoted(path.name)} holds the projector alone ({len(catalog)} tensors), no "
+            "language model and no vision tower."
+        )
         base = named_base(_json_beside(folder, "config.json")) or "LANGUAGE_MODEL"
         fix = f"Give its language model too: {_options(base, 'projector', folder or path)}"
         raise PartOnlyError(Problem("LR108", cause, fix, tuple(catalog)), "projector")
@@ -97,15 +120,25 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
 
 
 def _openai_clip(path: Path, catalog: Catalog) -> RemapError:
-    """LR106 for CLIP as OpenAI and open_clip store it, with queries, keys and values of a layer in one tensor."""
-    cause = f"{quoted(path.name)} has a CLIP under OpenAI's own names (`{_OPENAI}…`), not under those of transformers."
-    patches, places = (catalog.get(f"visual.{name}") for name in ("conv1.weight", "positional_embedding"))
+    """LR106 for CLIP as OpenAI and open_clip store it, with queries, keys and values of a layer
+    in one tensor.
+    """
+    cause = (
+        f"{quoted(path.name)} has a CLIP under OpenAI's own names (`{_OPENAI}…`), not under "
+        "those of transformers."
+    )
+    patches, places = (
+        catalog.get(f"visual.{name}") for name in ("conv1.weight", "positional_embedding")
+    )
     sizes = (
-        (patches.shape[0], patches.shape[-1], places.shape[0]) if patches and places and patches.shape and places.shape else ()
+        (patches.shape[0], patches.shape[-1], places.shape[0])
+        if patches and places and patches.shape and places.shape
+        else ()
     )
     stock = next((name for known, name in _OPENAI_STOCK.items() if known == sizes), "")
     same = (
-        f"If it is OpenAI's and wasn't trained since, this is the same: --source vision_tower={stock}. Otherwise convert"
+        "If it is OpenAI's and wasn't trained since, this is the same: --source "
+        f"vision_tower={stock}. Otherwise convert"
         if stock
         else "Convert"
     )
@@ -113,24 +146,33 @@ def _openai_clip(path: Path, catalog: Catalog) -> RemapError:
     return refuse(
         "LR106",
         cause,
-        f"{same} it with transformers 4.47 and OpenAI's package `clip`: {convert} --checkpoint_path {quote(str(path))} "
-        "--config_path CONFIG_OF_THE_SAME_SIZES --pytorch_dump_folder_path clip-hf. Then give clip-hf.",
+        f"{same} it with transformers 4.47 and OpenAI's package `clip`: {convert} "
+        f"--checkpoint_path {quote(str(path))} "
+        "--config_path CONFIG_OF_THE_SAME_SIZES --pytorch_dump_folder_path clip-hf. Then give "
+        "clip-hf.",
     )
 
 
 def is_unmerged(catalog: Catalog) -> bool:
     """Whether a catalog with pairs has the base that they change."""
-    return any(f"{name[: match.start()]}.base_layer.weight" in catalog for name in catalog if (match := _LORA.search(name)))
+    return any(
+        f"{name[: match.start()]}.base_layer.weight" in catalog
+        for name in catalog
+        if (match := _LORA.search(name))
+    )
 
 
 def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> PartOnlyError:
-    """LR107, with what the adapter's tensors and the `adapter_config.json` in `folder` say about it."""
+    """LR107, with what the adapter's tensors and the `adapter_config.json` in `folder` say about
+    it.
+    """
     config = adapter_config(folder) or {}
     lora = [tensor for name, tensor in catalog.items() if _LORA.search(name)]
     rank = config.get("r", lora[0].shape[0] if lora and lora[0].shape else None)
     facts = f"rank {rank}, " if isinstance(rank, int) and rank < 2**31 else ""
     cause = (
-        f"{quoted(path.name)} is an adapter ({facts}{len(lora)} LoRA pairs, {len(catalog)} tensors) without the model it changes."
+        f"{quoted(path.name)} is an adapter ({facts}{len(lora)} LoRA pairs, {len(catalog)} "
+        "tensors) without the model it changes."
     )
     fix = f"Give its base too: {_options(named_base(config) or 'BASE', 'adapter', folder or path)}"
     return PartOnlyError(Problem("LR107", cause, fix, tuple(catalog)), "adapter")
@@ -141,8 +183,15 @@ def _options(model: str, source: str, place: Path) -> str:
 
 
 def named_base(*configs: Mapping[str, Any] | None) -> str:
-    """The model that a part was trained from, as the first of these configs that names one has it; empty where none does."""
-    named = (config.get(key) for config in configs if config for key in ("base_model_name_or_path", "_name_or_path"))
+    """The model that a part was trained from, as the first of these configs that names one has
+    it; empty where none does.
+    """
+    named = (
+        config.get(key)
+        for config in configs
+        if config
+        for key in ("base_model_name_or_path", "_name_or_path")
+    )
     return next((name for name in named if isinstance(name, str) and name), "")
 
 

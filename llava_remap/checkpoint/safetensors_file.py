@@ -1,4 +1,5 @@
-"""One safetensors file: 8 bytes with the length of the header, the header in JSON, then the tensors one behind the other.
+"""One safetensors file: 8 bytes with the length of the header, the header in JSON, then the tensors
+one behind the other.
 
 Format: https://huggingface.co/docs/safetensors#format.
 """
@@ -21,17 +22,26 @@ def read_safetensors(file: Path) -> list[Tensor]:
     """The tensors of `file`, by offset. Only its header is read.
 
     Raises:
-        RemapError: LR102 where the header is broken or disagrees with the file, LR106 for a dtype not in `DTYPE_BITS`.
+        RemapError: LR102 where the header is broken or disagrees with the file, LR106 for a dtype
+            not in `DTYPE_BITS`.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
-            raise _corrupt(f"{quoted(file.name)} needs {8 + length} bytes for its header alone, the file has {size}.")
+            raise _corrupt(
+                f"{quoted(file.name)} needs {8 + length} bytes for its header alone, the file has "
+                f"{size}."
+            )
         if length > LARGEST:
-            raise _corrupt(f"the header of {quoted(file.name)} has {length} bytes, the format allows {LARGEST}.")
-        header = parse_object(stream.read(length), "LR102", f"the header of {quoted(file.name)}", _AGAIN)
+            raise _corrupt(
+                f"the header of {quoted(file.name)} has {length} bytes, the format allows "
+                f"{LARGEST}."
+            )
+        header = parse_object(
+            stream.read(length), "LR102", f"the header of {quoted(file.name)}", _AGAIN
+        )
     header.pop("__metadata__", None)
     start = 8 + length
 
@@ -40,9 +50,15 @@ def read_safetensors(file: Path) -> list[Tensor]:
         offset, nbytes = _range(tensor)
         place = f"in {quoted(file.name)} the tensor {quoted(tensor.name)}"
         if offset != end:
-            raise _corrupt(f"{place} starts at byte {offset}, but what stands before it ends at {end}.", tensor.name)
+            raise _corrupt(
+                f"{place} starts at byte {offset}, but what stands before it ends at {end}.",
+                tensor.name,
+            )
         if nbytes != tensor.nbytes:
-            raise _corrupt(f"{place} has {nbytes} bytes, by its shape and dtype it needs {tensor.nbytes}.", tensor.name)
+            raise _corrupt(
+                f"{place} has {nbytes} bytes, by its shape and dtype it needs {tensor.nbytes}.",
+                tensor.name,
+            )
         tensors.append(tensor)
         end += nbytes
     if end != size:
@@ -56,8 +72,18 @@ def _tensor(file: Path, start: int, name: str, entry: Any) -> Tensor:
         dtype, shape, (first, behind) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         dtype = None
-    if not isinstance(dtype, str) or not is_shape(shape) or not is_count(first) or not is_count(behind) or behind < first:
-        raise _corrupt(f"in the header of {quoted(file.name)} the entry of {quoted(name)} is not one of a tensor.", name)
+    if (
+        not isinstance(dtype, str)
+        or not is_shape(shape)
+        or not is_count(first)
+        or not is_count(behind)
+        or behind < first
+    ):
+        raise _corrupt(
+            f"in the header of {quoted(file.name)} the entry of {quoted(name)} is not one of a "
+            "tensor.",
+            name,
+        )
     if dtype not in DTYPE_BITS:
         raise unknown_dtype(file, name, dtype)
     location = Location(file, start + first, None, False, (start + first, behind - first))

@@ -23,15 +23,22 @@ _OUTSIDE = "Put the shards beside the index and correct their names in it."
 
 
 def read_index(index: Path) -> dict[Path, WeightFile]:
-    """The shards that the JSON file `index` names, by file name, once they prove to hold what it says, and nothing else.
+    """The shards that the JSON file `index` names, by file name, once they prove to hold what it
+    says, and nothing else.
 
     Raises:
         RemapError: LR103 where index and shards disagree, otherwise as `read_weight_file`.
     """
-    weight_map = shards_beside(read_weight_map(index, _instead(index) or _OUTSIDE), lambda name: lexists(index.parent / name))
+    weight_map = shards_beside(
+        read_weight_map(index, _instead(index) or _OUTSIDE),
+        lambda name: lexists(index.parent / name),
+    )
     names = sorted(set(weight_map.values()))
     if absent := [name for name in names if not has_file(index.parent / name)]:
-        cause = f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: {several(absent)}."
+        cause = (
+            f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: "
+            f"{several(absent)}."
+        )
         fix = _elsewhere(index, absent) or _instead(index) or "Copy or download what is missing."
         raise refuse("LR103", cause, fix, [n for n, file in weight_map.items() if file in absent])
     shards = read_weight_files([index.parent / name for name in names])
@@ -40,7 +47,8 @@ def read_index(index: Path) -> dict[Path, WeightFile]:
 
 
 def read_weight_map(index: Path, outside: str = _OUTSIDE) -> dict[str, str]:
-    """What the JSON file `index` says: tensor names to shards, all of them in the index's folder or below it.
+    """What the JSON file `index` says: tensor names to shards, all of them in the index's folder or
+    below it.
 
     Args:
         outside: what to do about an index that names files elsewhere.
@@ -49,20 +57,36 @@ def read_weight_map(index: Path, outside: str = _OUTSIDE) -> dict[str, str]:
         RemapError: LR103.
     """
     weight_map = read_object(index, "LR103", _FETCH).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
-        raise refuse("LR103", f"{quoted(index.name)} has no `weight_map` from tensor names to files.", _FETCH)
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(file, str) for file in weight_map.values())
+    ):
+        raise refuse(
+            "LR103", f"{quoted(index.name)} has no `weight_map` from tensor names to files.", _FETCH
+        )
     if len(weight_map) > MOST_TENSORS:
-        raise refuse("LR103", f"{quoted(index.name)} lists {len(weight_map)} tensors, more than {MOST_TENSORS}.", _FETCH)
+        raise refuse(
+            "LR103",
+            f"{quoted(index.name)} lists {len(weight_map)} tensors, more than {MOST_TENSORS}.",
+            _FETCH,
+        )
     if foreign := [name for name in sorted(set(weight_map.values())) if not _is_inside(name)]:
-        raise refuse("LR103", f"{quoted(index.name)} names files outside its folder: {several(foreign)}.", outside)
+        raise refuse(
+            "LR103",
+            f"{quoted(index.name)} names files outside its folder: {several(foreign)}.",
+            outside,
+        )
     return weight_map
 
 
 def shards_beside(weight_map: Mapping[str, str], is_there: Callable[[str], bool]) -> dict[str, str]:
-    """A `weight_map` in which a shard that isn't there is the one of the same name beside the index, if that is there.
+    """A `weight_map` in which a shard that isn't there is the one of the same name beside the
+    index, if that is there.
 
-    An index may have been written for the folder above, `checkpoint-500/model-00001-of-00002.safetensors`, or be copied from it.
-    What the shards hold is compared with the index all the same.
+    An index may have been written for the folder above,
+    `checkpoint-500/model-00001-of-00002.safetensors`, or be copied from it. What the shards hold is
+    compared with the index all the same.
     """
     places = {}
     for name in set(weight_map.values()):
@@ -72,37 +96,60 @@ def shards_beside(weight_map: Mapping[str, str], is_there: Callable[[str], bool]
 
 
 def _elsewhere(index: Path, absent: Sequence[str]) -> str:
-    """How to move shards that lie in one sub-folder of the index's folder to where it is; empty where they don't."""
+    """How to move shards that lie in one sub-folder of the index's folder to where it is; empty
+    where they don't.
+    """
     names = [PureWindowsPath(name).name for name in absent]
     for folder in sorted(path for path in index.parent.iterdir() if path.is_dir()):
         sets = shard_sets(name for name in names if has_file(folder / name))
         if len(sets) == 1 and sum(map(len, sets.values())) == len(names):
             ((stem, suffix, total),) = sets
             files = f"{quote(str(folder / stem))}-*-of-{total:05}{suffix}"
-            return f"They lie in {quoted(str(folder))}. Move them beside the index: mv {files} {quote(str(index.parent))}"
+            return (
+                f"They lie in {quoted(str(folder))}. Move them beside the index: mv {files} "
+                f"{quote(str(index.parent))}"
+            )
     return ""
 
 
 def _instead(index: Path) -> str:
-    """How to read what lies beside an index that isn't its index; empty where that is nothing whole."""
+    """How to read what lies beside an index that isn't its index; empty where that is nothing
+    whole.
+    """
     names = {path.name for path in index.parent.iterdir() if path.is_file()}
     form = choose_form(names - {index.name})
-    if form is None or form.is_aside or form.is_index or (form.shards and len(form.shards) != form.total):
+    if (
+        form is None
+        or form.is_aside
+        or form.is_index
+        or (form.shards and len(form.shards) != form.total)
+    ):
         return ""
-    what = f"a complete set, {quoted(form.shards[0])} to {quoted(form.shards[-1])}," if form.shards else quoted(form.file)
+    what = (
+        f"a complete set, {quoted(form.shards[0])} to {quoted(form.shards[-1])},"
+        if form.shards
+        else quoted(form.file)
+    )
     aside = f"mv {quote(str(index))} {quote(str(index))}.old"
-    return f"Beside it lies {what} to which this index doesn't belong. Put the index aside, and that is read: {aside}"
+    return (
+        f"Beside it lies {what} to which this index doesn't belong. Put the index aside, and "
+        f"that is read: {aside}"
+    )
 
 
 def _is_inside(name: str) -> bool:
     """Whether a file name leads nowhere but down, on any system."""
     paths = (PurePosixPath(name), PureWindowsPath(name))
     return (
-        name.isprintable() and not any(path.is_absolute() or path.anchor or ".." in path.parts for path in paths) and name != ""
+        name.isprintable()
+        and not any(path.is_absolute() or path.anchor or ".." in path.parts for path in paths)
+        and name != ""
     )
 
 
-def _refuse_disagreement(index: Path, weight_map: Mapping[str, str], shards: Mapping[Path, WeightFile]) -> None:
+def _refuse_disagreement(
+    index: Path, weight_map: Mapping[str, str], shards: Mapping[Path, WeightFile]
+) -> None:
     listed = {name: index.parent / file for name, file in weight_map.items()}
     found = _files_by_name(shards)
     absent = [name for name, file in listed.items() if file not in found.get(name, [])]
@@ -110,14 +157,25 @@ def _refuse_disagreement(index: Path, weight_map: Mapping[str, str], shards: Map
     lost = [name for name in absent if name not in found]
     if lost:
         where = several({weight_map[name]: None for name in lost})
-        cause = f"{len(lost)} tensors that {quoted(index.name)} lists are not in their shards ({where}): {several(lost)}."
+        cause = (
+            f"{len(lost)} tensors that {quoted(index.name)} lists are not in their shards "
+            f"({where}): {several(lost)}."
+        )
         problems.append(Problem("LR103", cause, _FETCH, tuple(lost)))
     if moved := [name for name in absent if name in found]:
-        first = f"{quoted(moved[0])} lies in {several(f.name for f in found[moved[0]])}, not in {quoted(weight_map[moved[0]])}"
-        cause = f"{len(moved)} tensors lie in another shard than {quoted(index.name)} says: {first}."
+        first = (
+            f"{quoted(moved[0])} lies in {several(f.name for f in found[moved[0]])}, not in "
+            f"{quoted(weight_map[moved[0]])}"
+        )
+        cause = (
+            f"{len(moved)} tensors lie in another shard than {quoted(index.name)} says: {first}."
+        )
         problems.append(Problem("LR103", cause, _FETCH, tuple(moved)))
     if unlisted := [name for name in found if name not in listed]:
-        cause = f"{len(unlisted)} tensors in the shards are not listed in {quoted(index.name)}: {several(unlisted)}."
+        cause = (
+            f"{len(unlisted)} tensors in the shards are not listed in {quoted(index.name)}: "
+            f"{several(unlisted)}."
+        )
         problems.append(Problem("LR103", cause, _FETCH, tuple(unlisted)))
     if problems:
         # What the shards lack or have twice is no fault of the index.
@@ -139,17 +197,28 @@ def _in_two_shards(found: Mapping[str, list[Path]]) -> list[Problem]:
     if not twice:
         return []
     first = f"{quoted(twice[0])} in {several(file.name for file in found[twice[0]])}"
-    return [Problem("LR103", f"{len(twice)} tensors are in more than one file: {first}.", _FETCH, tuple(twice))]
+    return [
+        Problem(
+            "LR103",
+            f"{len(twice)} tensors are in more than one file: {first}.",
+            _FETCH,
+            tuple(twice),
+        )
+    ]
 
 
 def read_shard_set(folder: Path, shards: Sequence[str], total: int) -> dict[Path, WeightFile]:
     """The shards of a set without an index, of which there are to be `total`.
 
     Raises:
-        RemapError: LR103 where a shard is missing or a tensor in two of them, otherwise as `read_weight_file`.
+        RemapError: LR103 where a shard is missing or a tensor in two of them, otherwise as
+            `read_weight_file`.
     """
     if len(shards) != total or missing_shards(shards, total):
-        cause = f"{len(shards)} of the {total} shards that names like {quoted(shards[0])} promise are there, and no index."
+        cause = (
+            f"{len(shards)} of the {total} shards that names like {quoted(shards[0])} promise "
+            "are there, and no index."
+        )
         raise refuse("LR103", cause, "Download the missing shards, and the index.")
     return read_together([folder / name for name in shards])
 

@@ -13,7 +13,8 @@ def has_file(path: Path) -> bool:
     """Whether a source has a file at `path`.
 
     Raises:
-        RemapError: LR100 or LR102 where the name is there and can't be read as a file, with the system's reason.
+        RemapError: LR100 or LR102 where the name is there and can't be read as a file, with the
+            system's reason.
     """
     try:
         return is_regular_file(path)

@@ -1,7 +1,9 @@
-"""One torch file from before 1.6: five pickles, then the storages, each behind its number of elements.
+"""One torch file from before 1.6: five pickles, then the storages, each behind its number of
+elements.
 
-The pickles: a magic number, the protocol's version, facts about the machine, the value, the keys of the storages in the order in
-which they follow. Format: `_legacy_save` in torch/serialization.py, `THPStorage_writeFileRaw` in torch/csrc/serialization.cpp.
+The pickles: a magic number, the protocol's version, facts about the machine, the value, the keys of
+the storages in the order in which they follow. Format: `_legacy_save` in torch/serialization.py,
+`THPStorage_writeFileRaw` in torch/csrc/serialization.cpp.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ _PROTOCOL = 1001
 
 
 def read_torch_legacy(file: Path) -> tuple[list[Tensor], StateDict]:
-    """The tensors of `file`, by offset, and the state dict they stand in. Reads the pickles and 8 bytes of each storage.
+    """The tensors of `file`, by offset, and the state dict they stand in. Reads the pickles and 8
+    bytes of each storage.
 
-    Never big-endian: whatever the machine, torch wrote counts and elements of this format with the low byte first.
+    Never big-endian: whatever the machine, torch wrote counts and elements of this format with the
+    low byte first.
 
     Raises:
         RemapError: LR102, LR105, LR106.
@@ -34,10 +38,16 @@ def read_torch_legacy(file: Path) -> tuple[list[Tensor], StateDict]:
             return unpickle(stream, min(size - stream.tell(), LARGEST), file.name).value
 
         if pickled() != _MAGIC:
-            cause = f"{quoted(file.name)} is a pickle, but not one of torch's: the magic number is missing."
+            cause = (
+                f"{quoted(file.name)} is a pickle, but not one of torch's: the magic number "
+                "is "
+                "missing."
+            )
             raise refuse("LR106", cause, "Give a file that was saved with `torch.save`.")
         if pickled() != _PROTOCOL:
-            raise _corrupt(file, f"the protocol's version in it is not {_PROTOCOL}, the only one there is")
+            raise _corrupt(
+                file, f"the protocol's version in it is not {_PROTOCOL}, the only one there is"
+            )
         pickled()  # the machine's byte order and sizes, of which nothing in the file depends
         content = unpickle(stream, min(size - stream.tell(), LARGEST), file.name)
         state = find_state_dict(content.value, file)
@@ -46,14 +56,26 @@ def read_torch_legacy(file: Path) -> tuple[list[Tensor], StateDict]:
     tensors = []
     for name, found in state.tensors.items():
         if found.storage.key not in places:
-            raise _corrupt(file, f"the storage {quoted(found.storage.key)} of {quoted(name)} is not in it", name)
+            raise _corrupt(
+                file,
+                f"the storage {quoted(found.storage.key)} of {quoted(name)} is not in it",
+                name,
+            )
         tensors.append(place(name, found, file, places[found.storage.key]))
-    return sorted(tensors, key=lambda tensor: tensor.location.offset if tensor.location else 0), state
+    return sorted(
+        tensors, key=lambda tensor: tensor.location.offset if tensor.location else 0
+    ), state
 
 
-def _places(stream: BinaryIO, file: Path, size: int, storages: dict[str, Storage], keys: object) -> dict[str, tuple[int, int]]:
-    """Offset from the start of the file and size in bytes of each storage; `stream` stands where they begin."""
-    if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
+def _places(
+    stream: BinaryIO, file: Path, size: int, storages: dict[str, Storage], keys: object
+) -> dict[str, tuple[int, int]]:
+    """Offset from the start of the file and size in bytes of each storage; `stream` stands where
+    they begin.
+    """
+    if not isinstance(keys, list) or not all(
+        isinstance(key, str) and key in storages for key in keys
+    ):
         raise _corrupt(file, "its list of storages names one that no tensor has")
     places: dict[str, tuple[int, int]] = {}
     at = stream.tell()
@@ -62,12 +84,18 @@ def _places(stream: BinaryIO, file: Path, size: int, storages: dict[str, Storage
         stream.seek(at)
         prefix = stream.read(8)
         count = int.from_bytes(prefix, "little")
-        # The unit is an element of the type with which the storage was mentioned first, both in torch's writer and its reader.
+        # The unit is an element of the type with which the storage was mentioned first, both in
+        # torch's writer and its reader.
         start, nbytes = at + 8, count * STORAGES[storage.kind][0]
         if start + nbytes > size or len(prefix) < 8:
-            raise _corrupt(file, f"the storage {quoted(key)} ends at byte {start + nbytes}, the file has {size}")
+            raise _corrupt(
+                file,
+                f"the storage {quoted(key)} ends at byte {start + nbytes}, the file has {size}",
+            )
         if count != storage.numel:
-            raise _corrupt(file, f"the storage {quoted(key)} has {count} elements, the pickle says otherwise")
+            raise _corrupt(
+                file, f"the storage {quoted(key)} has {count} elements, the pickle says otherwise"
+            )
         if key in places:
             raise _corrupt(file, f"the storage {quoted(key)} is in it twice")
         places[key] = (start, nbytes)
@@ -76,4 +104,6 @@ def _places(stream: BinaryIO, file: Path, size: int, storages: dict[str, Storage
 
 
 def _corrupt(file: Path, why: str, *names: str) -> RemapError:
-    return refuse("LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names)
+    return refuse(
+        "LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names
+    )

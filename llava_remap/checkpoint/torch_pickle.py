@@ -1,8 +1,9 @@
 """The pickles inside torch files, read as data.
 
-A pickle is a program for a small stack machine. This one has the machine's instructions for plain values, and in place of
-Python's constructors a fixed table that yields descriptions of tensors: there is nothing in it that could call anything else.
-`pickletools` decodes the instructions and their arguments; it executes none.
+A pickle is a program for a small stack machine. This one has the machine's instructions for plain
+values, and in place of Python's constructors a fixed table that yields descriptions of tensors:
+there is nothing in it that could call anything else. `pickletools` decodes the instructions and
+their arguments; it executes none.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from llava_remap.core.problem import RemapError, refuse
 
 #: Bytes. 30,000 tensors take about 4 MB.
 LARGEST = 32 * 1024 * 1024
-#: Instructions, and items that a call copies out of its arguments. A tensor takes 33 in torch's own pickles, so this is enough
-#: for 30,000 of them; each can take some 70 bytes of memory, and a list that is copied again and again any amount.
+#: Instructions, and items that a call copies out of its arguments. A tensor takes 33 in torch's own
+#: pickles, so this is enough for 30,000 of them; each can take some 70 bytes of memory, and a list
+#: that is copied again and again any amount.
 MOST_STEPS = 1_000_000
 
 
@@ -70,7 +72,9 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Pickled:
-    """A value of plain Python types, `Described` and `Name`, and the storages it names, the first mention of each key."""
+    """A value of plain Python types, `Described` and `Name`, and the storages it names, the
+    first mention of each key.
+    """
 
     value: Any
     storages: dict[str, Storage]
@@ -80,12 +84,27 @@ def _tensor(storage: Storage, offset: Any, shape: Any, stride: Any) -> Described
     return Described(storage, offset, shape, stride)
 
 
-def _tensor_v2(storage: Storage, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, metadata: Any = None) -> Described:
+def _tensor_v2(
+    storage: Storage,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any,
+    hooks: Any,
+    metadata: Any = None,
+) -> Described:
     return Described(storage, offset, shape, stride, altered=bool(metadata))
 
 
 def _tensor_v3(
-    storage: Storage, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Name, metadata: Any = None
+    storage: Storage,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Name,
+    metadata: Any = None,
 ) -> Described:
     if dtype.module != "torch" or dtype.name not in DTYPES:
         raise TypeError("a tensor of what is no dtype")
@@ -114,23 +133,32 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("__builtin__", "set"): list,  # the same in protocol 2
 }
 
-#: Bytes per element and dtype by the type of a storage. What safetensors has no name for keeps torch's, in small letters.
+#: Bytes per element and dtype by the type of a storage. What safetensors has no name for keeps
+#: torch's, in small letters.
 STORAGES: dict[str, tuple[int, str]] = {
-    "BoolStorage": (1, "BOOL"), "ByteStorage": (1, "U8"), "CharStorage": (1, "I8"), "ShortStorage": (2, "I16"),
-    "IntStorage": (4, "I32"), "LongStorage": (8, "I64"), "HalfStorage": (2, "F16"), "BFloat16Storage": (2, "BF16"),
+    "BoolStorage": (1, "BOOL"), "ByteStorage": (1, "U8"), "CharStorage": (1, "I8"),
+    "ShortStorage": (2, "I16"),
+    "IntStorage": (4, "I32"), "LongStorage": (8, "I64"), "HalfStorage": (2, "F16"),
+    "BFloat16Storage": (2, "BF16"),
     "FloatStorage": (4, "F32"), "DoubleStorage": (8, "F64"), "ComplexFloatStorage": (8, "C64"),
-    "UntypedStorage": (1, "U8"), "ComplexDoubleStorage": (16, "complex128"), "QInt8Storage": (1, "qint8"),
-    "QUInt8Storage": (1, "quint8"), "QInt32Storage": (4, "qint32"), "QUInt4x2Storage": (1, "quint4x2"),
+    "UntypedStorage": (1, "U8"), "ComplexDoubleStorage": (16, "complex128"),
+    "QInt8Storage": (1, "qint8"),
+    "QUInt8Storage": (1, "quint8"), "QInt32Storage": (4, "qint32"),
+    "QUInt4x2Storage": (1, "quint4x2"),
     "QUInt2x4Storage": (1, "quint2x4"), "TypedStorage": (1, "typed storage without a type"),
 }  # fmt: skip
 
-#: The same for torch.dtype. What has no place in a catalog is still known here, so that the refusal can name it.
+#: The same for torch.dtype. What has no place in a catalog is still known here, so that the refusal
+#: can name it.
 DTYPES: dict[str, str] = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "uint16": "U16",
-    "uint32": "U32", "uint64": "U64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+    "uint16": "U16",
+    "uint32": "U32", "uint64": "U64", "float16": "F16", "bfloat16": "BF16", "float32": "F32",
+    "float64": "F64",
     "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
     **{name: name for name in (
-        "complex32", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2",
+        "complex32", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu",
+        "float4_e2m1fn_x2",
         "qint8", "quint8", "qint32", "quint4x2", "quint2x4",
     )},
 }  # fmt: skip
@@ -139,13 +167,24 @@ DTYPES: dict[str, str] = {
 BARE = "Save the bare state dict alone: `torch.save(model.state_dict(), FILE)`."
 #: Arguments that are values themselves.
 _VALUES = frozenset({
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
+    "SHORT_BINBYTES", "BINBYTES8",
     "BYTEARRAY8",
 })  # fmt: skip
-_CONSTANTS: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_CONSTANTS: dict[str, object] = {
+    "NONE": None,
+    "NEWTRUE": True,
+    "NEWFALSE": False,
+    "EMPTY_TUPLE": (),
+}
 #: What the keys of a dict are, in words, where the type here isn't the one that was saved.
-_KEYS: dict[type, str] = {Described: "tensor", Name: "class or function", int: "number of more than 64 bits"}
+_KEYS: dict[type, str] = {
+    Described: "tensor",
+    Name: "class or function",
+    int: "number of more than 64 bits",
+}
 _FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -154,7 +193,9 @@ class _OtherError(Exception):
 
 
 class _Bounded:
-    """What `genops` asks of a file, limited to `left` bytes: a length in the pickle can't make it read more."""
+    """What `genops` asks of a file, limited to `left` bytes: a length in the pickle can't make
+    it read more.
+    """
 
     def __init__(self, stream: BinaryIO, left: int) -> None:
         self._stream = stream
@@ -181,25 +222,35 @@ def unpickle(stream: BinaryIO, nbytes: int, file: str) -> Pickled:
         file: the file's name, for messages.
 
     Raises:
-        RemapError: LR105 where it names anything outside the tables above, LR106 for a quantised tensor and for what no state
-            dict has in it, LR102 where it is no valid pickle.
+        RemapError: LR105 where it names anything outside the tables above, LR106 for a quantised
+            tensor and for what no state dict has in it, LR102 where it is no valid pickle.
     """
     storages: dict[str, Storage] = {}
     try:
         operations = genops(cast("IO[bytes]", _Bounded(stream, nbytes)))
-        return Pickled(_run(((code.name, argument) for code, argument, _ in operations), storages, file), storages)
+        return Pickled(
+            _run(((code.name, argument) for code, argument, _ in operations), storages, file),
+            storages,
+        )
     except (RemapError, OSError):
         raise
     except _OtherError as error:
         cause = f"the pickle in {quoted(file)} holds something else than a state dict: {error}."
         raise refuse("LR106", cause, BARE) from None
-    except Exception as error:  # the stack machine is at the mercy of the file, which can make any step of it fail
-        cause = f"the pickle in {quoted(file)} is broken ({quoted(str(error) or type(error).__name__)[1:-1]})."
+    except (
+        Exception
+    ) as error:  # the stack machine is at the mercy of the file, which can make any step of it fail
+        cause = (
+            f"the pickle in {quoted(file)} is broken "
+            f"({quoted(str(error) or type(error).__name__)[1:-1]})."
+        )
         raise refuse("LR102", cause, "Download or copy the file again.") from None
 
 
 def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], file: str) -> Any:
-    """Executes the instructions of Python's `pickletools` by name and returns what is on the stack at the end."""
+    """Executes the instructions of Python's `pickletools` by name and returns what is on the
+    stack at the end.
+    """
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks under each open mark
     memo: dict[int, Any] = {}
@@ -235,7 +286,10 @@ def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], fi
             since_mark()
         elif code == "DUP":
             stack.append(stack[-1])
-        elif code in ("TUPLE", "FROZENSET"):  # sets stay sequences: hashing what a file says is not safe
+        elif code in (
+            "TUPLE",
+            "FROZENSET",
+        ):  # sets stay sequences: hashing what a file says is not safe
             items = since_mark()
             stack.append(tuple(items))
         elif code == "LIST":
@@ -278,7 +332,9 @@ def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], fi
             arguments = stack.pop()
             counted(sum(len(item) for item in arguments if hasattr(item, "__len__")))
             stack.append(_build(stack.pop(), arguments, file))
-        elif code == "BUILD":  # attributes: torch hangs versions (`_metadata`) on a state dict, which say nothing of its tensors
+        elif (
+            code == "BUILD"
+        ):  # attributes, as the `_metadata` that torch gives a state dict: not about its tensors
             stack.pop()
         elif code == "BINPERSID":
             counted(len(stack[-1]))
@@ -299,11 +355,15 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _fill(target: Any, items: list[Any]) -> None:
-    """Puts keys and values, which alternate in `items`, into a dict. To hash a key of nested tuples could crash Python."""
+    """Puts keys and values, which alternate in `items`, into a dict. To hash a key of nested
+    tuples could crash Python.
+    """
     if type(target) is not dict or len(items) % 2:
         raise TypeError("keys and values for what is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, (str, float, type(None))) and not (isinstance(key, int) and key.bit_length() <= 64):
+        if not isinstance(key, (str, float, type(None))) and not (
+            isinstance(key, int) and key.bit_length() <= 64
+        ):
             if isinstance(key, (list, dict)):  # which Python can't have saved
                 raise TypeError(f"a dict's key is a {type(key).__name__}")
             raise _OtherError(f"a dict's key is a {_KEYS.get(type(key), type(key).__name__)}")
@@ -324,9 +384,19 @@ def _name(module: Any, name: Any, file: str) -> Name:
         cause = f"{quoted(file)} holds quantised tensors, which can't be converted."
         raise refuse("LR106", cause, "Give the unquantised checkpoint, in F16, BF16 or F32.")
     if module.partition(".")[0] == "__torch__":
-        cause = f"{quoted(file)} is a program of TorchScript, as OpenAI's CLIP was released, and no state dict."
-        save = f"import torch; torch.save(torch.jit.load({file!r}, 'cpu').state_dict(), {f'{file}.state.pt'!r})"
-        raise refuse("LR106", cause, f"If you trust it, take its weights out, in its folder: python -c {quote(save)}")
+        cause = (
+            f"{quoted(file)} is a program of TorchScript, as OpenAI's CLIP was released, and "
+            "no state dict."
+        )
+        save = (
+            f"import torch; torch.save(torch.jit.load({file!r}, 'cpu').state_dict(), "
+            f"{f'{file}.state.pt'!r})"
+        )
+        raise refuse(
+            "LR106",
+            cause,
+            f"If you trust it, take its weights out, in its folder: python -c {quote(save)}",
+        )
     raise _refused(quoted(f"{module}.{name}"), file)
 
 
@@ -343,9 +413,16 @@ def _build(callee: Any, arguments: Any, file: str) -> Any:
 
 
 def _storage(persistent_id: Any) -> Storage:
-    """`('storage', type, key, location, numel)`, in legacy files with None or `(key, offset, size)` of a part behind it."""
+    """`('storage', type, key, location, numel)`, in legacy files with None or `(key, offset,
+    size)` of a part behind it.
+    """
     label, kind, key, _location, numel, *view = persistent_id
-    if label != "storage" or not isinstance(kind, Name) or kind.name not in STORAGES or not isinstance(key, str):
+    if (
+        label != "storage"
+        or not isinstance(kind, Name)
+        or kind.name not in STORAGES
+        or not isinstance(key, str)
+    ):
         raise TypeError("a persistent id that is not a storage's")
     if view and view[0] is not None:
         _view_key, first, size = view[0]
@@ -354,4 +431,8 @@ def _storage(persistent_id: Any) -> Storage:
 
 
 def _refused(wanted: str, file: str) -> RemapError:
-    return refuse("LR105", f"{quoted(file)} wants to build {wanted}, which is no tensor.", f"It was not built. {BARE}")
+    return refuse(
+        "LR105",
+        f"{quoted(file)} wants to build {wanted}, which is no tensor.",
+        f"It was not built. {BARE}",
+    )

@@ -1,6 +1,8 @@
-"""One torch file since 1.6: a zip archive of `data.pkl`, which describes the tensors, and `data/KEY`, the storages.
+"""One torch file since 1.6: a zip archive of `data.pkl`, which describes the tensors, and
+`data/KEY`, the storages.
 
-Written by torch's `PyTorchStreamWriter` (caffe2/serialize/inline_container.cc): each record uncompressed and in one piece.
+Written by torch's `PyTorchStreamWriter` (caffe2/serialize/inline_container.cc): each record
+uncompressed and in one piece.
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ from llava_remap.core.problem import RemapError, refuse
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1
-#: Bytes of the table of contents, which has about 80 for each record. To read one record takes some 700 bytes of memory.
+#: Bytes of the table of contents, which has about 80 for each record. To read one record takes some
+#: 700 bytes of memory.
 _LARGEST_TABLE = 8 * 1024 * 1024
 #: Bytes from the last record of an archive, a comment of at most 64 kB included, to its end.
 _LARGEST_END = 128 * 1024
 
 
 class _Bounded:
-    """What `ZipFile` asks of a file. A size that the file tells can't make it read more than a table of contents has."""
+    """What `ZipFile` asks of a file. A size that the file tells can't make it read more than a
+    table of contents has.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self.seek, self.tell, self._read = stream.seek, stream.tell, stream.read
@@ -39,9 +44,11 @@ class _Bounded:
 
 
 def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
-    """The tensors of `file`, by offset, and the state dict they stand in. Reads the table of contents and `data.pkl`.
+    """The tensors of `file`, by offset, and the state dict they stand in. Reads the table of
+    contents and `data.pkl`.
 
-    Checksums are not compared: torch can be told to leave them out (`torch.serialization.set_crc32_options`).
+    Checksums are not compared: torch can be told to leave them out
+    (`torch.serialization.set_crc32_options`).
 
     Raises:
         RemapError: LR102, LR105, LR106.
@@ -51,12 +58,19 @@ def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
         records = _records(stream, file, size)
         pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            cause = f"{quoted(file.name)} is a zip archive with {len(pickles)} records `data.pkl`; torch writes one."
+            cause = (
+                f"{quoted(file.name)} is a zip archive with {len(pickles)} records "
+                "`data.pkl`; "
+                "torch writes one."
+            )
             raise refuse("LR106", cause, "Give a file that was saved with `torch.save`.")
         root = pickles[0].removesuffix("data.pkl")
         start, nbytes = _extent(stream, file, size, records[pickles[0]])
         if nbytes > LARGEST:
-            cause = f"{quoted(file.name)} holds more than tensors: its `data.pkl` has {nbytes} bytes, more than {LARGEST}."
+            cause = (
+                f"{quoted(file.name)} holds more than tensors: its `data.pkl` has {nbytes} "
+                f"bytes, more than {LARGEST}."
+            )
             raise refuse("LR106", cause, BARE)
         big_endian = _is_big_endian(stream, file, size, records.get(f"{root}byteorder"))
         stream.seek(start)
@@ -67,14 +81,19 @@ def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
             key = found.storage.key
             record = records.get(f"{root}data/{key}")
             if record is None:
-                raise _corrupt(file, f"the storage {quoted(key)} of {quoted(name)} is not in it", name)
+                raise _corrupt(
+                    file, f"the storage {quoted(key)} of {quoted(name)} is not in it", name
+                )
             if key not in places:
                 places[key] = _extent(stream, file, size, record)
     _refuse_overlap(file, {**places, "data.pkl": (start, nbytes)})
     tensors = [
-        place(name, found, file, places[found.storage.key], big_endian=big_endian) for name, found in state.tensors.items()
+        place(name, found, file, places[found.storage.key], big_endian=big_endian)
+        for name, found in state.tensors.items()
     ]
-    return sorted(tensors, key=lambda tensor: tensor.location.offset if tensor.location else 0), state
+    return sorted(
+        tensors, key=lambda tensor: tensor.location.offset if tensor.location else 0
+    ), state
 
 
 def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
@@ -82,8 +101,14 @@ def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
         every = ZipFile(cast("IO[bytes]", _Bounded(stream))).infolist()
     except OSError:
         raise
-    except Exception as error:  # zipfile lets struct's, Unicode's and arithmetic errors through, besides its own
-        cause = f"{quoted(file.name)} is a zip archive of {size} bytes without a readable table of contents at its end ({error})."
+    except (
+        Exception
+    ) as error:  # zipfile lets struct's, Unicode's and arithmetic errors through, besides its own
+        cause = (
+            f"{quoted(file.name)} is a zip archive of {size} bytes without a readable table "
+            "of "
+            f"contents at its end ({error})."
+        )
         raise refuse("LR102", cause, "It was cut off: download or copy it again.") from None
     records = {record.filename: record for record in every}
     if len(records) < len(every):
@@ -94,23 +119,39 @@ def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
 def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[int, int]:
     """Offset from the start of the file and size of a record's bytes.
 
-    The offset depends on the record's own header, whose extra field (torch pads with it to 64 bytes) is not that of the table.
+    The offset depends on the record's own header, whose extra field (torch pads with it to 64
+    bytes) is not that of the table.
     """
     name = quoted(record.filename)
     if record.compress_type != ZIP_STORED or record.flag_bits & _ENCRYPTED:
-        cause = f"in {quoted(file.name)} the record {name} is compressed or encrypted, which torch never does."
+        cause = (
+            f"in {quoted(file.name)} the record {name} is compressed or encrypted, which "
+            "torch "
+            "never does."
+        )
         raise refuse("LR106", cause, "It was packed again by another program: save it with torch.")
     if record.compress_size != record.file_size:
-        raise _corrupt(file, f"its record {name} has {record.file_size} bytes in one place and {record.compress_size} in another")
+        raise _corrupt(
+            file,
+            f"its record {name} has {record.file_size} bytes in one place and "
+            f"{record.compress_size} in another",
+        )
     if not 0 <= record.header_offset <= size - _LOCAL_HEADER.size:
-        raise _corrupt(file, f"its record {name} starts at byte {record.header_offset}, the file has {size}")
+        raise _corrupt(
+            file, f"its record {name} starts at byte {record.header_offset}, the file has {size}"
+        )
     stream.seek(record.header_offset)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
     if signature != b"PK\3\4":
-        raise _corrupt(file, f"at byte {record.header_offset}, where its record {name} should start, there is none")
+        raise _corrupt(
+            file,
+            f"at byte {record.header_offset}, where its record {name} should start, there is none",
+        )
     start = record.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if start + record.file_size > size:
-        raise _corrupt(file, f"its record {name} ends at byte {start + record.file_size}, the file has {size}")
+        raise _corrupt(
+            file, f"its record {name} ends at byte {start + record.file_size}, the file has {size}"
+        )
     return start, record.file_size
 
 
@@ -129,9 +170,13 @@ def _is_big_endian(stream: BinaryIO, file: Path, size: int, record: ZipInfo | No
     stream.seek(start)
     order = stream.read(min(nbytes, 16))
     if order not in (b"little", b"big"):
-        raise _corrupt(file, f"its byte order is {quoted(order.decode('latin-1'))}, not `little` or `big`")
+        raise _corrupt(
+            file, f"its byte order is {quoted(order.decode('latin-1'))}, not `little` or `big`"
+        )
     return order == b"big"
 
 
 def _corrupt(file: Path, why: str, *names: str) -> RemapError:
-    return refuse("LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names)
+    return refuse(
+        "LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names
+    )

@@ -48,7 +48,8 @@ def read_weight_file(file: Path) -> WeightFile:
         head = stream.read(512)
     if head.startswith(_LFS):
         raise _pointers([file])
-    # Before the test for a pickle: a safetensors file may start with any byte, as that is the lowest of its header's length.
+    # Before the test for a pickle: a safetensors file may start with any byte, as that is the
+    # lowest of its header's length.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST:
         return WeightFile("safetensors", read_safetensors(file))
     if head.startswith(b"PK\3\4"):
@@ -57,20 +58,34 @@ def read_weight_file(file: Path) -> WeightFile:
         return _torch_file("torch .bin from before 1.6", read_torch_legacy, file)
     if head[257:262] == b"ustar":
         cause = f"{quoted(file.name)} is in the tar format that torch wrote before 0.1.10."
-        raise refuse("LR102", cause, "Load it with a torch that still can, and save it again with `torch.save`.")
+        raise refuse(
+            "LR102",
+            cause,
+            "Load it with a torch that still can, and save it again with `torch.save`.",
+        )
     if head.startswith(b"GGUF"):
-        cause = f"{quoted(file.name)} is a GGUF file, which llama.cpp reads; it doesn't lead back to a training checkpoint."
+        cause = (
+            f"{quoted(file.name)} is a GGUF file, which llama.cpp reads; it doesn't lead back "
+            "to a training checkpoint."
+        )
         raise refuse("LR106", cause, "Give the checkpoint it was made from.")
     if file.suffix == ".safetensors":
         return WeightFile("safetensors", read_safetensors(file))
     start = f"its first bytes are {head[:8].hex(' ')}" if head else "it has 0 bytes"
-    cause = f"{quoted(file.name)} is neither a safetensors file nor one that `torch.save` wrote: {start}."
+    cause = (
+        f"{quoted(file.name)} is neither a safetensors file nor one that `torch.save` wrote: "
+        f"{start}."
+    )
     raise refuse("LR102", cause, "Download or copy it again, or give another file.")
 
 
-def _torch_file(kind: str, read: Callable[[Path], tuple[list[Tensor], StateDict]], file: Path) -> WeightFile:
+def _torch_file(
+    kind: str, read: Callable[[Path], tuple[list[Tensor], StateDict]], file: Path
+) -> WeightFile:
     tensors, state = read(file)
-    return WeightFile(kind, tensors, state.inside, tuple(f"{file.name}: {key}" for key in state.passed_over))
+    return WeightFile(
+        kind, tensors, state.inside, tuple(f"{file.name}: {key}" for key in state.passed_over)
+    )
 
 
 def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
@@ -106,5 +121,10 @@ def _pointers(files: list[Path]) -> RemapError:
             size = re.search(rb"^size (\d{1,18})$", stream.read(512), re.MULTILINE)
         missing += int(size[1]) if size else 0
     count = "is a text" if len(files) == 1 else f"are {len(files)} texts"
-    cause = f"{several(file.name for file in files)} {count} that Git LFS put in place of {missing} bytes of weights."
-    return refuse("LR101", cause, "Fetch them: `git lfs pull` in the folder, or download the files again.")
+    cause = (
+        f"{several(file.name for file in files)} {count} that Git LFS put in place of "
+        f"{missing} bytes of weights."
+    )
+    return refuse(
+        "LR101", cause, "Fetch them: `git lfs pull` in the folder, or download the files again."
+    )

@@ -1,4 +1,6 @@
-"""How names that stand in a file are put into a message: short, on one line, harmless to a terminal."""
+"""How names that stand in a file are put into a message: short, on one line, harmless to a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from llava_remap.core.problem import Problem, RemapError
 
 
 def quoted(text: str) -> str:
-    """`text` in backticks; control characters escaped and at most 120 characters of it, as a file may hold any text.
+    """`text` in backticks; control characters escaped and at most 120 characters of it, as a file
+    may hold any text.
 
     >>> quoted("a\\nb")
     '`a\\\\nb`'
@@ -33,12 +36,17 @@ class UnreadableError(RemapError):
 
 
 def unreadable(error: OSError, path: Path) -> RemapError:
-    """LR102 for what the disk fails to read, LR100 for what isn't there or mustn't be read, LR511 where no file can be opened."""
+    """LR102 for what the disk fails to read, LR100 for what isn't there or mustn't be read,
+    LR511 where no file can be opened.
+    """
     if (reached := limit_reached(error)) is not None:
         return reached
     code = "LR102" if error.errno == errno.EIO else "LR100"
     where = str(error.filename or path)
     where = where if len(where) <= 120 else "..." + where[-117:]  # its end names the file
     cause = f"{quoted(where)} can't be read: {printable(error.strerror or str(error))}."
-    fix = "Check the path and its permissions. What isn't to count, take away; links need what they lead to (`cp -rL` copies it)."
+    fix = (
+        "Check the path and its permissions. What isn't to count, take away; links need what "
+        "they lead to (`cp -rL` copies it)."
+    )
     return UnreadableError(Problem(code, cause, fix))

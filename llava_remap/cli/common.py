@@ -29,7 +29,9 @@ OFFLINE = typer.Option("--offline", help="Take from the hub only what was downlo
 
 @contextlib.contextmanager
 def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
-    """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan`, `verification`, …"""
+    """Show a refusal and turn it into its exit code. `kind` is that of the JSON: `plan`,
+    `verification`, …
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -48,7 +50,13 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
         raise typer.Exit(Exit.RESOURCES) from None
     except MemoryError:
         show(
-            [Problem("LR501", "the machine has not enough free memory.", "Close other programs, or use a larger machine.")],
+            [
+                Problem(
+                    "LR501",
+                    "the machine has not enough free memory.",
+                    "Close other programs, or use a larger machine.",
+                )
+            ],
             output_format,
             kind,
         )
@@ -59,13 +67,18 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
 
 
 def kept(output: Path) -> str:
-    """What of a job that broke off is left in its output, and how to go on; empty where nothing is."""
+    """What of a job that broke off is left in its output, and how to go on; empty where nothing
+    is.
+    """
     from llava_remap.execute import is_held, read_claim
     from llava_remap.report import shown
 
     with contextlib.suppress(OSError):
         if (begun := read_claim(output)) is not None and begun.finished and not is_held(output):
-            return f"{begun} in {shown(str(output))}. The same command with --resume goes on from there."
+            return (
+                f"{begun} in {shown(str(output))}. The same command with --resume goes on from "
+                "there."
+            )
     return ""
 
 
@@ -97,9 +110,16 @@ def resumable(output: Callable[[], Path | None]) -> Iterator[None]:
 
 def nbytes(text: str) -> int:
     """The bytes of `5GB`, `500MB`, `5GiB` or `1000000`."""
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?(?:([kMGT])(i?)B?)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(
+        r"(\d{1,12}(?:\.\d{1,6})?) ?(?:([kMGT])(i?)B?)?", text.strip(), re.IGNORECASE
+    )
     amount = (
-        0 if found is None else int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()))
+        0
+        if found is None
+        else int(
+            float(found[1])
+            * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper())
+        )
     )
     if not amount:
         raise typer.BadParameter(f"{text!r} is no size. Write 5GB or 500MB.")
@@ -125,13 +145,17 @@ def write_report(path: Path, text: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise RemapError(Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")) from None
+        raise RemapError(
+            Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")
+        ) from None
     with replacing(path, (text + "\n").encode(), "Give another --report."):
         pass
 
 
 def write_last_report(path: Path, text: str) -> None:
-    """`write_report` behind a result that was printed: should it fail, that is told beside it, with an exit code of its own."""
+    """`write_report` behind a result that was printed: should it fail, that is told beside it,
+    with an exit code of its own.
+    """
     try:
         write_report(path, text)
     except RemapError as error:

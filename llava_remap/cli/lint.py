@@ -21,7 +21,10 @@ class LintFormat(str, Enum):
 def rules_lint(
     rules: Annotated[
         list[str] | None,
-        typer.Argument(help="Rule files, or names of shipped ones. Without any, all that are shipped.", show_default=False),
+        typer.Argument(
+            help="Rule files, or names of shipped ones. Without any, all that are shipped.",
+            show_default=False,
+        ),
     ] = None,
     source: Annotated[
         list[str],
@@ -32,13 +35,15 @@ def rules_lint(
         ),
     ] = [],  # noqa: B006
     output_format: Annotated[
-        LintFormat, typer.Option("--format", help="How it is printed; github: as annotations in a workflow.")
+        LintFormat,
+        typer.Option("--format", help="How it is printed; github: as annotations in a workflow."),
     ] = LintFormat.human,
 ) -> None:
     """Say what is wrong with rule files; exit code 2 if something is.
 
-    Rules that take each other's names or their own new ones, rules without a test, regexes that take more than they seem to,
-    drops of what the target wants; and whether what a file renames can be led back.
+    Rules that take each other's names or their own new ones, rules without a test, regexes that
+    take more than they seem to, drops of what the target wants; and whether what a file renames can
+    be led back.
     """
     with refusals(Format.json if output_format is LintFormat.json else Format.human, "lint"):
         from llava_remap.authoring.lint.files import lint_files

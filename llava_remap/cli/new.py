@@ -19,7 +19,8 @@ def rules_new(
         typer.Option(
             "--from",
             metavar="[NAME=]SRC",
-            help="A checkpoint: folder, file, manifest or hub id; names will do, in an index without its shards or a .txt file, "
+            help="A checkpoint: folder, file, manifest or hub id; names will do, in an index "
+            "without its shards or a .txt file, "
             "one a line. Further ones with a name: vision_tower=SRC.",
         ),
     ],
@@ -28,20 +29,28 @@ def rules_new(
         typer.Option(
             "--to",
             metavar="TARGET",
-            help="What it is to become: a class of transformers, a config.json that names one, a manifest, or a converted "
+            help="What it is to become: a class of transformers, a config.json that names one, a "
+            "manifest, or a converted "
             "checkpoint of the same size.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The rule file to write; a new one.")],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="The rule file to write; a new one.")
+    ],
     answers: Annotated[
         list[str],
-        typer.Option("--map", metavar="FROM=TO", help="Answers a question: a source name and what it becomes, folded or not."),
+        typer.Option(
+            "--map",
+            metavar="FROM=TO",
+            help="Answers a question: a source name and what it becomes, folded or not.",
+        ),
     ] = [],  # noqa: B006
     drop_rest: Annotated[
         bool,
         typer.Option(
             "--drop-rest",
-            help="Drop what nothing in the target takes: you know that the model doesn't compute with it. What lies in the "
+            help="Drop what nothing in the target takes: you know that the model doesn't compute "
+            "with it. What lies in the "
             "language model is never dropped.",
         ),
     ] = False,
@@ -49,7 +58,8 @@ def rules_new(
 ) -> None:
     """Infer a rule file from names and shapes.
 
-    What neither names nor shapes tell is asked on a terminal; elsewhere it is left out and told, with exit code 1.
+    What neither names nor shapes tell is asked on a terminal; elsewhere it is left out and told,
+    with exit code 1.
     """
     with refusals(Format.human):
         from llava_remap.authoring.draft import draft_rules

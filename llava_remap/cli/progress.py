@@ -1,4 +1,6 @@
-"""How far a job is, on stderr: a line that is drawn over and over on a terminal, a line now and then in a log."""
+"""How far a job is, on stderr: a line that is drawn over and over on a terminal, a line now and
+then in a log.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ from typing import TextIO
 from llava_remap.cli.signals import end_if_asked
 from llava_remap.core.escaped import printable, raw
 
-#: Seconds between two drawings on a terminal, and between two lines elsewhere (and before the first one).
+#: Seconds between two drawings on a terminal, and between two lines elsewhere (and before the first
+#: one).
 _REDRAWN, _LOGGED = 0.1, 10.0
-#: The rate is that of the last so many seconds, since parts of a job are of different speed; of fewer than the least, it is none.
+#: The rate is that of the last so many seconds, since parts of a job are of different speed; of
+#: fewer than the least, it is none.
 _WINDOW, _LEAST = 15.0, 1.0
 
 
@@ -30,7 +34,9 @@ class Progress:
         now: seconds on a clock that never goes back.
     """
 
-    def __init__(self, out: TextIO, what: str, nbytes: int | None, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, out: TextIO, what: str, nbytes: int | None, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._out, self._what, self._total, self._now = raw(out), printable(what), nbytes, now
         self._redraws = out.isatty() and os.environ.get("TERM") != "dumb"
         self._done, self._shown = 0, now()
@@ -43,12 +49,15 @@ class Progress:
         """So many bytes more are done.
 
         Raises:
-            KeyboardInterrupt, SystemExit: where a signal asked the job to end and that was lost on the way.
+            KeyboardInterrupt, SystemExit: where a signal asked the job to end and that was lost on
+                the way.
         """
         end_if_asked()
         with self._lock:
             now = self._now()
-            self._done += nbytes  # what was damaged in an earlier try is read and then written, so this can pass the total
+            # what was damaged in an earlier try is read and then written, so this can pass the
+            # total
+            self._done += nbytes
             if now - self._seen[-1][0] >= _REDRAWN:
                 self._seen.append((now, self._done))
             while len(self._seen) > 2 and self._seen[1][0] <= now - _WINDOW:
@@ -74,7 +83,9 @@ class Progress:
         self._shown = now
         if self._redraws:
             width = self._width()
-            said = next((text for text in self._texts(now) if len(text) <= width), self._what)[:width]
+            said = next((text for text in self._texts(now) if len(text) <= width), self._what)[
+                :width
+            ]
             self._write(f"\r{said.ljust(width)}\r{said}")
         else:
             self._write(self._texts(now)[0] + "\n")
@@ -90,8 +101,17 @@ class Progress:
         part = f"{self._what}, {done * 100 // self._total} %"
         rate = (self._done - before) / (now - then) if now - then >= _LEAST else 0.0
         speed = f", {size(int(rate))}/s" if rate > 0 else ""
-        left = f", {_duration((self._total - done) / rate)} left" if rate > 0 and done < self._total else ""
-        return [f"{part}: {amounts(done, self._total)}{speed}{left}", f"{part}{speed}{left}", f"{part}{left}", part]
+        left = (
+            f", {_duration((self._total - done) / rate)} left"
+            if rate > 0 and done < self._total
+            else ""
+        )
+        return [
+            f"{part}: {amounts(done, self._total)}{speed}{left}",
+            f"{part}{speed}{left}",
+            f"{part}{left}",
+            part,
+        ]
 
     def _width(self) -> int:
         """Columns that can be written into without the terminal going on to the next line."""
@@ -109,7 +129,8 @@ class Progress:
 
 @contextlib.contextmanager
 def progress(what: str, nbytes: int | None = None) -> Iterator[Progress]:
-    """Show on stderr how far a job is, as long as it lasts; after it nothing of that is left on a terminal.
+    """Show on stderr how far a job is, as long as it lasts; after it nothing of that is left on a
+    terminal.
 
     In a log there is a line every ten seconds at most, and none of a job that is done in less.
     """

@@ -13,14 +13,20 @@ from llava_remap.cli.progress import progress
 
 
 def revert_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", readable=False, help="A folder that `apply` wrote.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write; new or empty.")],
-    output_format: Annotated[Format, typer.Option("--format", help="How the report is printed.")] = Format.human,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", readable=False, help="A folder that `apply` wrote.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="The folder to write; new or empty.")
+    ],
+    output_format: Annotated[
+        Format, typer.Option("--format", help="How the report is printed.")
+    ] = Format.human,
 ) -> None:
     """Take a converted folder back.
 
-    The original names, bytes and configs, from the folder's record. Of several sources each gets a folder of its name inside
-    the output. Nothing is written unless every file is as it was written.
+    The original names, bytes and configs, from the folder's record. Of several sources each gets a
+    folder of its name inside the output. Nothing is written unless every file is as it was written.
     """
     with refusals(output_format, "reversion"):
         import json

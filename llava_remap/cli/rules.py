@@ -52,21 +52,27 @@ def rules_test(
         typer.Option(
             "--source",
             metavar="[NAME=]SRC",
-            help="A checkpoint, as in `apply`: a snapshot has to be there of what becomes of its names.",
+            help="A checkpoint, as in `apply`: a snapshot has to be there of what becomes of its "
+            "names.",
         ),
     ] = [],  # noqa: B006
     update: Annotated[
         bool,
-        typer.Option("--update", help="Write what is missing: tests for rules that have none, and with --source a snapshot."),
+        typer.Option(
+            "--update",
+            help="Write what is missing: tests for rules that have none, and with --source a "
+            "snapshot.",
+        ),
     ] = False,
     output_format: Annotated[Format, _FORMAT] = Format.human,
     offline: Annotated[bool, OFFLINE] = False,
 ) -> None:
     """Run the tests of rule files.
 
-    Those in the file, and the snapshots beside it: those of mine.yaml are the files in the folder mine.snapshots. Each says what
-    becomes of every name of a checkpoint, and is run without it. Exit code 1 if a test or a snapshot fails, or the snapshot that
-    --source asks for is missing. What is there already is never overwritten.
+    Those in the file, and the snapshots beside it: those of mine.yaml are the files in the folder
+    mine.snapshots. Each says what becomes of every name of a checkpoint, and is run without it.
+    Exit code 1 if a test or a snapshot fails, or the snapshot that --source asks for is missing.
+    What is there already is never overwritten.
     """
     with refusals(output_format, "tests"):
         from llava_remap.authoring.rule_tests import run_rule_tests
@@ -74,7 +80,10 @@ def rules_test(
         from llava_remap.rulefile import load_rule_file
 
         files = [(name, load_rule_file(name)) for name in rules]
-        tested = [run_rule_tests(file, name, source, update=update, offline=offline) for name, file in files]
+        tested = [
+            run_rule_tests(file, name, source, update=update, offline=offline)
+            for name, file in files
+        ]
         if output_format is Format.json:
             print(tests_json(tested))
         else:
@@ -86,9 +95,12 @@ def rules_test(
 
 @rules_app.command("explain")
 def rules_explain(
-    rules: Annotated[str, typer.Argument(help="A rule file, or the name of a shipped one: llava-v1.5.")],
+    rules: Annotated[
+        str, typer.Argument(help="A rule file, or the name of a shipped one: llava-v1.5.")
+    ],
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Names of tensors; by default all of --source.")
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Names of tensors; by default all of --source."),
     ] = None,
     source: Annotated[
         list[str],
@@ -102,15 +114,17 @@ def rules_explain(
     printed_as: Annotated[
         As | None,
         typer.Option(
-            "--as", help="Print the rules for another tool; key-mapping: from_pretrained(key_mapping=…) of transformers."
+            "--as",
+            help="Print the rules for another tool; key-mapping: from_pretrained(key_mapping=…) of "
+            "transformers.",
         ),
     ] = None,
     offline: Annotated[bool, OFFLINE] = False,
 ) -> None:
     """Say what becomes of names, rule by rule.
 
-    For a name that no rule takes: which rules come nearest, and why they don't match. The exit code is 0 whatever becomes of
-    the names.
+    For a name that no rule takes: which rules come nearest, and why they don't match. The exit code
+    is 0 whatever becomes of the names.
     """
     with refusals(output_format, "explanation" if printed_as is None else As.key_mapping.value):
         from llava_remap.rulefile import load_rule_file
@@ -132,8 +146,8 @@ def rules_explain(
 def rules_schema() -> None:
     """Print the rule language as JSON Schema.
 
-    With it an editor checks a rule file and explains every field: save it, and start the rule file with the line
-    # yaml-language-server: $schema=PATH
+    With it an editor checks a rule file and explains every field: save it, and start the rule file
+    with the line # yaml-language-server: $schema=PATH
     """
     with refusals(Format.human):
         from llava_remap.rulefile.json_schema import schema_json
@@ -141,7 +155,9 @@ def rules_schema() -> None:
         print(schema_json(), end="", flush=True)
 
 
-def _print_key_mapping(rules: RuleFile, names: list[str], source: list[str], *, offline: bool) -> None:
+def _print_key_mapping(
+    rules: RuleFile, names: list[str], source: list[str], *, offline: bool
+) -> None:
     """The dict to stdout; to stderr what it can't say."""
     import json
 
@@ -149,12 +165,19 @@ def _print_key_mapping(rules: RuleFile, names: list[str], source: list[str], *, 
     from llava_remap.authoring.key_mapping import key_mapping
 
     if names:
-        raise refuse("LR211", "--as key-mapping is about the whole rule file, not about names.", "Leave the names out.")
+        raise refuse(
+            "LR211",
+            "--as key-mapping is about the whole rule file, not about names.",
+            "Leave the names out.",
+        )
     explainer = explainer_for(rules, source, offline=offline)
     found = key_mapping(rules, explainer.program)
     print(json.dumps(found.patterns, indent=2))
     for left in explainer.left_out:
-        print(f"`{left.rule}` is left out, since its `when` doesn't hold: {'; '.join(left.why)}.", file=sys.stderr)
+        print(
+            f"`{left.rule}` is left out, since its `when` doesn't hold: {'; '.join(left.why)}.",
+            file=sys.stderr,
+        )
     for remark in found.remarks:
         print(remark, file=sys.stderr)
 

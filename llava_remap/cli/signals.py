@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM, SIGHUP: the first ends the job, which clears up behind itself undisturbed by those that come meanwhile."""
+"""Ctrl-C, SIGTERM, SIGHUP: the first ends the job, which clears up behind itself undisturbed by
+those that come meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,19 @@ import sys
 from typing import Any, NoReturn
 
 #: Beside Ctrl-C. SIGHUP comes when the terminal is closed; not every system has it.
-_OTHERS = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+_OTHERS = [
+    number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None
+]
 #: The signals that came.
 _came: list[int] = []
 
 
 def listen() -> None:
-    """Have the signals end the job by an exception, `KeyboardInterrupt` or `SystemExit`, from which everything clears up.
+    """Have the signals end the job by an exception, `KeyboardInterrupt` or `SystemExit`, from which
+    everything clears up.
 
-    One that whoever started the process wants to be ignored (`nohup`, a shell's background) still is.
+    One that whoever started the process wants to be ignored (`nohup`, a shell's background) still
+    is.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
@@ -32,13 +38,16 @@ def asked_to_end() -> bool:
 
 
 def end_if_asked() -> None:
-    """Raise again what a signal raised; a library may have caught it, or made an error of its own of it."""
+    """Raise again what a signal raised; a library may have caught it, or made an error of its
+    own of it.
+    """
     if _came:
         _raise()
 
 
 def leave(code: object) -> NoReturn:
-    """End the process now that everything is cleared up. Taking torch down by the book would last another second or two.
+    """End the process now that everything is cleared up. Taking torch down by the book would last
+    another second or two.
 
     Args:
         code: the exit code; where it is no number, what a shell reports for the signal that came.
@@ -54,7 +63,9 @@ def _end(number: int, frame: Any) -> None:
         return
     _came.append(number)
     if _came == [signal.SIGTERM]:
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: it may come while something is printed
+        with contextlib.suppress(
+            OSError, ValueError, RuntimeError
+        ):  # the last: it may come while something is printed
             print("Terminated.", file=sys.stderr)
     _raise()
 
@@ -66,7 +77,9 @@ def _raise() -> NoReturn:
 
 
 def _clearing_up() -> bool:
-    """Whether what an earlier signal raised is being handled at this moment, by code that it was raised through."""
+    """Whether what an earlier signal raised is being handled at this moment, by code that it was
+    raised through.
+    """
     error = sys.exc_info()[1]
     while error is not None:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):

@@ -1,1 +1,3 @@
-"""The ground floor: problems and their codes, dtypes, names, files, the cache, libraries and limits of the system."""
+"""The ground floor: problems and their codes, dtypes, names, files, the cache, libraries and
+limits of the system.
+"""

@@ -1,7 +1,8 @@
-"""Work on what a stranger wrote, in a process of its own: it ends soon, takes bounded memory and writes no file.
+"""Work on what a stranger wrote, in a process of its own: it ends soon, takes bounded memory and
+writes no file.
 
-Limits inside one process can't do that: a single step of Python (`"a" * 10**10`, `10**10**9`) may take all of the time and
-all of the memory there is.
+Limits inside one process can't do that: a single step of Python (`"a" * 10**10`, `10**10**9`) may
+take all of the time and all of the memory there is.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ SECONDS, NBYTES = 2, 500_000_000
 _MEGABYTE = 1_000_000
 #: The exit code for want of memory.
 _NO_MEMORY = 3
-#: What the other side prints before it looks at the request: what ends it sooner isn't the stranger's fault.
+#: What the other side prints before it looks at the request: what ends it sooner isn't the
+#: stranger's fault.
 _BEGUN = b"begun\n"
 #: The search path of this process comes first, so nothing of the current folder is imported.
-_START = "import sys; sys.path[:] = sys.argv[2:]; from llava_remap.core.bounded import serve; serve(sys.argv[1])"
+_START = (
+    "import sys; sys.path[:] = sys.argv[2:]; from llava_remap.core.bounded import serve; "
+    "serve(sys.argv[1])"
+)
 
 
 class BeyondBoundsError(Exception):
@@ -58,8 +63,13 @@ def bounded(module: str, request: Any) -> Any:
         raise no_more_processes() from None
     if not ran.stdout.startswith(_BEGUN):
         said = ran.stderr.decode(errors="replace").strip().splitlines()
-        cause = f"a process of its own for {module} ended before it began: {said[-1] if said else f'exit code {ran.returncode}'}."
-        raise refuse("LR511", cause, "See the limits of the system: `ulimit -a`; those of the container.")
+        cause = (
+            f"a process of its own for {module} ended before it began: "
+            f"{said[-1] if said else f'exit code {ran.returncode}'}."
+        )
+        raise refuse(
+            "LR511", cause, "See the limits of the system: `ulimit -a`; those of the container."
+        )
     if ran.returncode == 0:
         return json.loads(ran.stdout.removeprefix(_BEGUN))
     if ran.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
@@ -91,7 +101,9 @@ def _limit() -> None:
     _lower(resource.RLIMIT_CORE, 0)
     statm = Path("/proc/self/statm")
     if statm.is_file():  # other systems than Linux don't keep this limit
-        _lower(resource.RLIMIT_AS, int(statm.read_text().split()[0]) * resource.getpagesize() + NBYTES)
+        _lower(
+            resource.RLIMIT_AS, int(statm.read_text().split()[0]) * resource.getpagesize() + NBYTES
+        )
 
 
 def _lower(limit: int, wanted: int) -> None:

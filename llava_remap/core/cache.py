@@ -1,11 +1,14 @@
-"""Answers of the installed libraries, kept on disk: whoever asks the same again needn't import torch and transformers.
+"""Answers of the installed libraries, kept on disk: whoever asks the same again needn't import
+torch and transformers.
 
-A key holds everything that an answer depends on: the question's own facts, the versions of the libraries asked, and the bytes
-of this package's code. So an entry is never out of date; it is only no longer asked for, and goes when there are too many.
-`LLAVA_REMAP_CACHE` names another folder than the user's cache folder.
+A key holds everything that an answer depends on: the question's own facts, the versions of the
+libraries asked, and the bytes of this package's code. So an entry is never out of date; it is only
+no longer asked for, and goes when there are too many. `LLAVA_REMAP_CACHE` names another folder than
+the user's cache folder.
 
-An entry is taken only if this user alone can have written it, and if it is whole, the answer to this very question, and of the
-form that the question's own code expects. Whatever else lies there is asked for again: it costs time, nothing else.
+An entry is taken only if this user alone can have written it, and if it is whole, the answer to
+this very question, and of the form that the question's own code expects. Whatever else lies there
+is asked for again: it costs time, nothing else.
 """
 
 from __future__ import annotations
@@ -34,27 +37,35 @@ from llava_remap.core.regular_file import is_foreign
 _ASKED = ("transformers", "tokenizers", "sentencepiece", "torch", "pillow", "jinja2")
 #: Entries kept of one question. The largest, a tokenizer with its processor, has about 3 MB.
 _MOST = 64
-#: Bytes of an answer, and how many contents it has: what is larger isn't kept, and isn't one of ours.
+#: Bytes of an answer, and how many contents it has: what is larger isn't kept, and isn't one of
+#: ours.
 _LARGEST, _MOST_CONTENTS = 2**28, 32
 
 T = TypeVar("T")
 
 
 def cached(
-    question: str, facts: Mapping[str, Any], ask: Callable[[], dict[str, bytes]], read: Callable[[Mapping[str, bytes]], T]
+    question: str,
+    facts: Mapping[str, Any],
+    ask: Callable[[], dict[str, bytes]],
+    read: Callable[[Mapping[str, bytes]], T],
 ) -> T:
-    """The answer to a question, from disk where it was given before. What `ask` raises is never kept.
+    """The answer to a question, from disk where it was given before. What `ask` raises is never
+    kept.
 
     Args:
         question: its name, that of a folder in the cache.
         facts: everything that the answer depends on, as JSON.
         ask: gives the answer, as contents by name.
-        read: makes of it what is wanted; it raises whatever it likes where an answer isn't of the form that `ask` gives it.
+        read: makes of it what is wanted; it raises whatever it likes where an answer isn't of the
+            form that `ask` gives it.
     """
     if _in_development():
         return read(_asked(ask))
     key = _key(facts)
-    with contextlib.suppress(Exception):  # whatever somebody else's file makes the libraries stumble over
+    with contextlib.suppress(
+        Exception
+    ):  # whatever somebody else's file makes the libraries stumble over
         return read(_find(question, key))
     answer = _asked(ask)
     with contextlib.suppress(OSError):
@@ -62,7 +73,9 @@ def cached(
     return read(answer)
 
 
-def cached_value(question: str, facts: Mapping[str, Any], ask: Callable[[], Any], kind: type[T]) -> T:
+def cached_value(
+    question: str, facts: Mapping[str, Any], ask: Callable[[], Any], kind: type[T]
+) -> T:
     """As `cached`, for an answer that is one JSON value.
 
     Args:
@@ -78,7 +91,9 @@ def cached_value(question: str, facts: Mapping[str, Any], ask: Callable[[], Any]
 
 
 def _asked(ask: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
-    """A fresh answer, of libraries that can be imported and that work: what else goes wrong in them is the question's fault."""
+    """A fresh answer, of libraries that can be imported and that work: what else goes wrong in
+    them is the question's fault.
+    """
     import_asked()
     try:
         return ask()
@@ -90,7 +105,9 @@ def _asked(ask: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
 
 
 def is_kept(question: str, facts: Mapping[str, Any]) -> bool:
-    """Whether the answer to a question was given before; `cached` may find that it can't be read all the same."""
+    """Whether the answer to a question was given before; `cached` may find that it can't be read
+    all the same.
+    """
     with contextlib.suppress(OSError), _open(_path(question, _key(facts))):
         return not _in_development()
     return False
@@ -115,7 +132,9 @@ def _in_development() -> bool:
 
 
 def _key(facts: Mapping[str, Any]) -> bytes:
-    return json.dumps([facts, _versions(), code_digest()]).encode()  # in the order given: an answer may have it too
+    return json.dumps(
+        [facts, _versions(), code_digest()]
+    ).encode()  # in the order given: an answer may have it too
 
 
 def _path(question: str, key: bytes) -> Path:
@@ -127,7 +146,11 @@ def _find(question: str, key: bytes) -> dict[str, bytes]:
     path = _path(question, key)
     with _open(path) as file, zipfile.ZipFile(file) as entry:
         names = entry.namelist()
-        if len(set(names)) != len(names) or len(names) > _MOST_CONTENTS or sum(i.file_size for i in entry.infolist()) > _LARGEST:
+        if (
+            len(set(names)) != len(names)
+            or len(names) > _MOST_CONTENTS
+            or sum(i.file_size for i in entry.infolist()) > _LARGEST
+        ):
             raise ValueError("no answer has so much in it")
         answer = {name: entry.read(name) for name in names}
         if entry.comment != _digest(key, answer):
@@ -146,7 +169,9 @@ def _open(path: Path) -> Iterator[BinaryIO]:
     """
     _refuse_foreign(path.parents[1])
     _refuse_foreign(path.parent)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # neither a link nor a pipe holds it up
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    )  # neither a link nor a pipe holds it up
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or is_foreign(status):
@@ -170,7 +195,10 @@ def _keep(question: str, key: bytes, answer: Mapping[str, bytes]) -> None:
         _refuse_foreign(folder)
     descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
-        with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as entry:
+        with (
+            os.fdopen(descriptor, "wb") as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as entry,
+        ):
             for content_name, content in answer.items():
                 entry.writestr(content_name, content)
             entry.comment = _digest(key, answer)
@@ -186,7 +214,10 @@ def _keep(question: str, key: bytes, answer: Mapping[str, bytes]) -> None:
 def _digest(key: bytes, answer: Mapping[str, bytes]) -> bytes:
     """Of question and answer together, so that an entry under another one's name is none."""
     digest = hashlib.sha256()
-    for part in (key, *(part for name, content in answer.items() for part in (name.encode(), content))):
+    for part in (
+        key,
+        *(part for name, content in answer.items() for part in (name.encode(), content)),
+    ):
         digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest().encode()
 

@@ -1,4 +1,6 @@
-"""The codes of everything that can go wrong, and the exit codes they lead to. The README's table is made from these."""
+"""The codes of everything that can go wrong, and the exit codes they lead to. The README's table
+is made from these.
+"""
 
 from __future__ import annotations
 
@@ -37,26 +39,36 @@ class Code:
 CODES: dict[str, Code] = {
     # Input
     "LR100": Code("checkpoint not found or not readable", Exit.INPUT,
-        "Nothing is at the path, or nothing that holds weights. Give the folder that the weights lie in, a file of weights, "
-        "an index or a manifest. Or a file is there by name and can't be read: a link to nowhere, a pipe, a folder in its "
+        "Nothing is at the path, or nothing that holds weights. Give the folder that the weights "
+        "lie in, a file of weights, "
+        "an index or a manifest. Or a file is there by name and can't be read: a link to nowhere, "
+        "a pipe, a folder in its "
         "place, no permission. None is taken for absent."),
     "LR101": Code("Git LFS pointer in place of weights", Exit.INPUT,
-        "The file is the text that Git LFS keeps in place of a large file. Run `git lfs pull`, or download the file itself."),
+        "The file is the text that Git LFS keeps in place of a large file. Run `git lfs pull`, or "
+        "download the file itself."),
     "LR102": Code("truncated, corrupt or changed file", Exit.INPUT,
-        "A file is shorter, longer or other inside than its own header says: download or copy it again. Or it was changed "
+        "A file is shorter, longer or other inside than its own header says: download or copy it "
+        "again. Or it was changed "
         "after it was opened: leave the sources alone while a job runs."),
     "LR103": Code("index and shards disagree", Exit.INPUT,
-        "The index names a shard or a tensor that isn't there, a tensor is in two shards, or shards without an index are "
-        "incomplete. Where other weights lie whole beside an index, the message has the command that puts the index aside."),
+        "The index names a shard or a tensor that isn't there, a tensor is in two shards, or "
+        "shards without an index are "
+        "incomplete. Where other weights lie whole beside an index, the message has the command "
+        "that puts the index aside."),
     # LR104 is a finding in a file that can be read, so it counts as a mapping problem.
     "LR104": Code("DeepSpeed ZeRO-3 stubs", Exit.PROBLEMS,
-        "Tensors of shape [0]: DeepSpeed's ZeRO-3 keeps the values elsewhere. Run the `zero_to_fp32.py` of the training "
+        "Tensors of shape [0]: DeepSpeed's ZeRO-3 keeps the values elsewhere. Run the "
+        "`zero_to_fp32.py` of the training "
         "folder and give its output."),
     "LR105": Code("pickle wants to build something", Exit.INPUT,
-        "A pickle asks for more than descriptions of tensors. It isn't run; save the plain state dict again."),
+        "A pickle asks for more than descriptions of tensors. It isn't run; save the plain state "
+        "dict again."),
     "LR106": Code("not a model checkpoint", Exit.INPUT,
-        "Optimizer state, a trainer's file, a checkpoint cut up by ranks (DeepSpeed's ZeRO-3, FSDP, verl), a quantised model, "
-        "delta weights, another program's format, or JSON that is neither manifest nor index. The message has what makes "
+        "Optimizer state, a trainer's file, a checkpoint cut up by ranks (DeepSpeed's ZeRO-3, "
+        "FSDP, verl), a quantised model, "
+        "delta weights, another program's format, or JSON that is neither manifest nor index. The "
+        "message has what makes "
         "one of it."),
     "LR107": Code("adapter only", Exit.INPUT,
         "Only the pairs of a LoRA adapter are there; they change a base model that is needed too: "
@@ -65,208 +77,283 @@ CODES: dict[str, Code] = {
         "Only the projector is there; the language model and the tower are needed too: "
         "`--source model=LANGUAGE_MODEL --source projector=DIR`."),
     "LR109": Code("already converted", Exit.PROBLEMS,
-        "The checkpoint is a whole model in a layout of transformers: a plan of `hf-layouts` proved it. In the classic "
-        "layout, load the folder as it is; from another one, `apply hf-layouts` makes it classic, and merges an adapter that was "
-        "trained on it. Another adapter or a projector given beside it isn't in it: the message says which model to give."),
+        "The checkpoint is a whole model in a layout of transformers: a plan of `hf-layouts` "
+        "proved it. In the classic "
+        "layout, load the folder as it is; from another one, `apply hf-layouts` makes it classic, "
+        "and merges an adapter that was "
+        "trained on it. Another adapter or a projector given beside it isn't in it: the message "
+        "says which model to give."),
     "LR110": Code("names with a wrapper on", Exit.PROBLEMS,
-        "Names have in them what a training framework puts around modules, and the rule file leaves it there. Let it extend "
+        "Names have in them what a training framework puts around modules, and the rule file "
+        "leaves it there. Let it extend "
         "`parts/wrappers.yaml`."),
     "LR111": Code("a manifest has no bytes", Exit.PROBLEMS,
-        "A manifest has names and shapes and no values. Plan from it with `--dry-run`; convert the checkpoint itself."),
+        "A manifest has names and shapes and no values. Plan from it with `--dry-run`; convert the "
+        "checkpoint itself."),
     "LR112": Code("the config doesn't say enough", Exit.INPUT,
-        "The sources' config.json lacks something that tensors can't show, or says what can't be. Give the part's own "
+        "The sources' config.json lacks something that tensors can't show, or says what can't be. "
+        "Give the part's own "
         "checkpoint with its config, or mend the config."),
     "LR113": Code("unreadable tokenizer, config, record or snapshot", Exit.INPUT,
-        "A tokenizer, processor or config file, a folder's record, or a rule file's snapshot, can't be understood. Replace it by "
+        "A tokenizer, processor or config file, a folder's record, or a rule file's snapshot, "
+        "can't be understood. Replace it by "
         "the original."),
     "LR114": Code("not to be had from the hub", Exit.INPUT,
-        "No network, no such repository or revision, no permission, or a server's error; or an answer that no hub gives (an ETag "
-        "or a commit that is a path, other bytes than were announced), or a cache with links that lead out of it. Download it "
+        "No network, no such repository or revision, no permission, or a server's error; or an "
+        "answer that no hub gives (an ETag "
+        "or a commit that is a path, other bytes than were announced), or a cache with links that "
+        "lead out of it. Download it "
         "elsewhere and give its folder."),
     "LR115": Code("adapter that can't be merged", Exit.INPUT,
-        "It isn't plain LoRA on linear layers (DoRA, another kind, one that changed its base first), it lacks its config or "
-        "half of a pair, or config and tensors contradict each other; or pairs lie beside the layers that they change, and "
+        "It isn't plain LoRA on linear layers (DoRA, another kind, one that changed its base "
+        "first), it lacks its config or "
+        "half of a pair, or config and tensors contradict each other; or pairs lie beside the "
+        "layers that they change, and "
         "nothing says their alpha. PEFT itself merges most of them."),
     # Rule file
     "LR200": Code("rule file not found or not readable", Exit.USAGE,
         "No such file, and no shipped rule file of that name: see `llava-remap rules list`."),
     "LR201": Code("invalid rule file", Exit.USAGE,
-        "YAML that can't be read, an unknown or missing field, a value of another kind, or one that the target doesn't know. "
+        "YAML that can't be read, an unknown or missing field, a value of another kind, or one "
+        "that the target doesn't know. "
         "The place is told as file:line:column."),
     "LR202": Code("invalid pattern", Exit.USAGE,
         "A template or regex can't be compiled, or uses a field or group that isn't there."),
     "LR203": Code("not idempotent", Exit.USAGE,
-        "`rules lint`: a rule's new name would be renamed again if the rules ran twice, by the same rule or by another one."),
+        "`rules lint`: a rule's new name would be renamed again if the rules ran twice, by the "
+        "same rule or by another one."),
     "LR204": Code("shadowed", Exit.USAGE,
-        "`rules lint`: a rule can take no name, since rules before it take all of them. To replace an inherited rule, give the "
+        "`rules lint`: a rule can take no name, since rules before it take all of them. To replace "
+        "an inherited rule, give the "
         "new one its id."),
     "LR205": Code("matched nothing", Exit.USAGE,
-        "Note, of `rules lint --source`: a rule takes none of the names. Say `optional: true` where that is expected."),
+        "Note, of `rules lint --source`: a rule takes none of the names. Say `optional: true` "
+        "where that is expected."),
     "LR206": Code("pattern ran into the time limit", Exit.USAGE,
-        "A regex took too long on a name, or those of a file together did. Make it simpler, or write a template, which can't."),
+        "A regex took too long on a name, or those of a file together did. Make it simpler, or "
+        "write a template, which can't."),
     "LR208": Code("pattern takes more than it seems to", Exit.USAGE,
-        "`rules lint`: a regex has a dot without a backslash, or begins or ends inside a segment of a name: `^model` takes "
+        "`rules lint`: a regex has a dot without a backslash, or begins or ends inside a segment "
+        "of a name: `^model` takes "
         "`modelx` too."),
     "LR209": Code("two rules with one id", Exit.USAGE,
         "Two rules of one file, or of two files that it extends, share an id."),
     "LR210": Code("extends cannot be resolved", Exit.USAGE,
-        "A file that `extends` names isn't there, extends this one again, or says something else than another one that is "
+        "A file that `extends` names isn't there, extends this one again, or says something else "
+        "than another one that is "
         "extended."),
     "LR211": Code("wrong command line", Exit.USAGE,
-        "Arguments that don't go together: a source named twice or unknown, or none where one is needed."),
+        "Arguments that don't go together: a source named twice or unknown, or none where one is "
+        "needed."),
     "LR212": Code("a post-load rule can't be used", Exit.USAGE,
-        "`post_load` names a plug-in that isn't installed, or an option that it doesn't take; or the plug-in itself fails, "
+        "`post_load` names a plug-in that isn't installed, or an option that it doesn't take; or "
+        "the plug-in itself fails, "
         "or makes something else than it planned."),
     "LR213": Code("rule without a test", Exit.USAGE,
         "`rules lint`: no test of the file has a name that the rule takes."),
     "LR214": Code("fields differ", Exit.USAGE,
-        "`rules lint`: `to` leaves out a field of `from`, so that two names can become one and none comes back. Take it up, or "
+        "`rules lint`: `to` leaves out a field of `from`, so that two names can become one and "
+        "none comes back. Take it up, or "
         "say `one_way: true`."),
     "LR215": Code("doesn't come back", Exit.USAGE,
-        "`rules lint`: a rule has a way back, and it doesn't lead from the new name to one that becomes the new name again."),
+        "`rules lint`: a rule has a way back, and it doesn't lead from the new name to one that "
+        "becomes the new name again."),
     # Mapping
     "LR301": Code("source names that no rule maps", Exit.PROBLEMS,
-        "No rule of `names` takes these tensors: their names are new, or a tower is of another kind. Map them, infer a rule "
-        "file with `rules new`, or drop them with a reason; leaving them out in silence is what this tool is there to "
+        "No rule of `names` takes these tensors: their names are new, or a tower is of another "
+        "kind. Map them, infer a rule "
+        "file with `rules new`, or drop them with a reason; leaving them out in silence is what "
+        "this tool is there to "
         "prevent."),
     "LR302": Code("target parameters that get nothing", Exit.PROBLEMS,
-        "Parameters for which no source has a tensor, or a source that is needed and wasn't given."),
+        "Parameters for which no source has a tensor, or a source that is needed and wasn't "
+        "given."),
     "LR303": Code("produced names that the model doesn't have", Exit.PROBLEMS,
-        "Rules made names that the target doesn't have: a config of another size, or a rule that reaches too far."),
+        "Rules made names that the target doesn't have: a config of another size, or a rule that "
+        "reaches too far."),
     "LR304": Code("two sources for one target", Exit.PROBLEMS,
         "Two tensors become one parameter. Take one out of the checkpoint, or drop it by a rule."),
     "LR305": Code("nothing matched", Exit.PROBLEMS,
-        "The rule file knows none of the names. The message says which shipped file fits, by itself or once a prefix is taken "
+        "The rule file knows none of the names. The message says which shipped file fits, by "
+        "itself or once a prefix is taken "
         "off, or gives the command that infers one."),
     "LR306": Code("a drop takes what the target wants", Exit.PROBLEMS,
-        "Without this drop, the tensor would have provided a parameter that is missing. `rules lint` also finds a drop that "
+        "Without this drop, the tensor would have provided a parameter that is missing. `rules "
+        "lint` also finds a drop that "
         "leaves a rename no name at all."),
     "LR307": Code("empty or doubled name segment", Exit.PROBLEMS,
-        "A rule made a name like `a..b` or `model.model.x`: it was applied to what had the prefix already."),
+        "A rule made a name like `a..b` or `model.model.x`: it was applied to what had the prefix "
+        "already."),
     "LR308": Code("projector kind", Exit.PROBLEMS,
         "Note. The config names another projector than the tensors are; the tensors are believed."),
     "LR309": Code("tower kind", Exit.PROBLEMS,
-        "The tower's tensors and a config contradict each other. A note where the tensors settle it, a refusal where "
+        "The tower's tensors and a config contradict each other. A note where the tensors settle "
+        "it, a refusal where "
         "something that they can't show is unknown."),
     "LR310": Code("tower both in the checkpoint and given apart", Exit.PROBLEMS,
-        "Note. The checkpoint has a tower and another one was given beside it: the checkpoint's is used, and it is told how "
+        "Note. The checkpoint has a tower and another one was given beside it: the checkpoint's is "
+        "used, and it is told how "
         "many tensors differ."),
     "LR311": Code("wrong family", Exit.PROBLEMS,
-        "Names or config contradict the rule file's `detect`, or, with `--reverse`, its target class: the checkpoint is of "
+        "Names or config contradict the rule file's `detect`, or, with `--reverse`, its target "
+        "class: the checkpoint is of "
         "another family, though all names might fit."),
     "LR312": Code("another source's tensors taken", Exit.PROBLEMS,
-        "Note. An adapter or a projector has tensors of its own for parameters that other sources have too: its own are taken."),
+        "Note. An adapter or a projector has tensors of its own for parameters that other sources "
+        "have too: its own are taken."),
     "LR313": Code("LoRA pair without its base tensor", Exit.PROBLEMS,
-        "A pair changes a tensor that no source has, or one that the model ties to another: it isn't the base that the adapter "
+        "A pair changes a tensor that no source has, or one that the model ties to another: it "
+        "isn't the base that the adapter "
         "was trained on, or the rule file isn't for it."),
     "LR314": Code("looks alike, computes something else", Exit.PROBLEMS,
-        "The names fit, and the config says something that the target model computes otherwise, or not at all. The message says "
+        "The names fit, and the config says something that the target model computes otherwise, or "
+        "not at all. The message says "
         "what differs. There is no rule file for it, or another one is."),
     "LR315": Code("what users of the folder have to know", Exit.PROBLEMS,
-        "Note, from the rule file: where the folder does something else than the research code, or less."),
+        "Note, from the rule file: where the folder does something else than the research code, or "
+        "less."),
     "LR316": Code("another part than is named", Exit.PROBLEMS,
-        "Note. A config names a tower, or an adapter or a projector the model that it was trained from, and another one is "
+        "Note. A config names a tower, or an adapter or a projector the model that it was trained "
+        "from, and another one is "
         "taken: one that was given, or a default of the same name."),
     "LR317": Code("trained projector left behind", Exit.PROBLEMS,
-        "An adapter is given without the projector that was trained with it, and its base's own one would be taken. A note where "
+        "An adapter is given without the projector that was trained with it, and its base's own "
+        "one would be taken. A note where "
         "the adapter's files don't show whether one was trained."),
     "LR318": Code("keys of the config that nothing reads", Exit.PROBLEMS,
-        "Note. The source's config.json says something that the research code may compute with; the rule file knows of it and "
+        "Note. The source's config.json says something that the research code may compute with; "
+        "the rule file knows of it and "
         "doesn't use it, and the new folder doesn't say it."),
     "LR319": Code("language model", Exit.PROBLEMS,
-        "Note. Which kind of language model it is was known by the end of a name alone, or versions of transformers compute it "
+        "Note. Which kind of language model it is was known by the end of a name alone, or "
+        "versions of transformers compute it "
         "differently."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
-        "A tensor has another shape than the parameter. The message says which keys of the config have either size, and "
-        "whether only the order of axes differs. Otherwise it is mostly a config.json of another model."),
+        "A tensor has another shape than the parameter. The message says which keys of the config "
+        "have either size, and "
+        "whether only the order of axes differs. Otherwise it is mostly a config.json of another "
+        "model."),
     "LR402": Code("vocabulary sizes disagree", Exit.PROBLEMS,
-        "Rows of embed_tokens, the config's vocab_size and the tokenizer's length contradict each other, or a new token gets "
+        "Rows of embed_tokens, the config's vocab_size and the tokenizer's length contradict each "
+        "other, or a new token gets "
         "no row."),
     "LR403": Code("token id taken by another token", Exit.PROBLEMS,
-        "A token of the rule file has an id that is taken, or gets another one than planned, or than the source's config says."),
+        "A token of the rule file has an id that is taken, or gets another one than planned, or "
+        "than the source's config says."),
     "LR405": Code("tied tensors differ", Exit.PROBLEMS,
-        "The config ties lm_head to embed_tokens, and the checkpoint has two with different values."),
+        "The config ties lm_head to embed_tokens, and the checkpoint has two with different "
+        "values."),
     "LR406": Code("non-finite or too large values", Exit.PROBLEMS,
-        "inf or NaN where values are computed with or rounded, or values that don't fit into the dtype that is written."),
+        "inf or NaN where values are computed with or rounded, or values that don't fit into the "
+        "dtype that is written."),
     "LR407": Code("spare rows used, no resize", Exit.PROBLEMS,
         "Note. embed_tokens has rows to spare, so new tokens need no new ones."),
     "LR408": Code("no tokenizer", Exit.PROBLEMS,
-        "Note. No source has a tokenizer: the folder has none, nor a processor or a chat template. `--source "
+        "Note. No source has a tokenizer: the folder has none, nor a processor or a chat template. "
+        "`--source "
         "language_model=DIR` adds them."),
     "LR409": Code("not a dtype for parameters", Exit.PROBLEMS,
-        "A parameter is stored as whole numbers, complex numbers or in eight bits: mostly quantised weights."),
+        "A parameter is stored as whole numbers, complex numbers or in eight bits: mostly "
+        "quantised weights."),
     "LR410": Code("rows of new tokens stay", Exit.PROBLEMS,
-        "Note. With `--reverse` nothing tells which rows were there before, and new ones may have been trained: all are kept, "
+        "Note. With `--reverse` nothing tells which rows were there before, and new ones may have "
+        "been trained: all are kept, "
         "and the original's config.json has to say how many there are."),
     "LR411": Code("weights alone", Exit.PROBLEMS,
-        "Note. `--reverse` writes weights: config and tokenizer files can't be derived, and what a rule drops doesn't come back. "
+        "Note. `--reverse` writes weights: config and tokenizer files can't be derived, and what a "
+        "rule drops doesn't come back. "
         "It is told what to copy."),
     "LR412": Code("tokenizer can't be reproduced", Exit.PROBLEMS,
-        "The tokenizer that would be written makes other ids of some text than the source's own does. The message has the first "
+        "The tokenizer that would be written makes other ids of some text than the source's own "
+        "does. The message has the first "
         "such text. Nothing is written."),
     "LR413": Code("no chat template fits", Exit.PROBLEMS,
-        "No chat template of the rule file fits the tokenizer, or the one that was chosen writes a special token that the "
+        "No chat template of the rule file fits the tokenizer, or the one that was chosen writes a "
+        "special token that the "
         "tokenizer doesn't have. Name the right one in a rule file that extends this one."),
     "LR414": Code("two tokenizers that disagree", Exit.PROBLEMS,
-        "Note. A tokenizer.json and a tokenizer.model lie side by side and make different ids of a text. The tokenizer.json is "
+        "Note. A tokenizer.json and a tokenizer.model lie side by side and make different ids of a "
+        "text. The tokenizer.json is "
         "taken."),
     "LR415": Code("special token without an id", Exit.PROBLEMS,
-        "Note. The source's tokenizer files name a special token (for unknown words, for padding, …) that is none of its tokens. "
+        "Note. The source's tokenizer files name a special token (for unknown words, for padding, "
+        "…) that is none of its tokens. "
         "The folder's tokenizer goes without it, as the model has no row for it."),
     # Resources and output
     "LR501": Code("not enough memory", Exit.RESOURCES,
-        "The machine, its control group or `ulimit` leaves clearly less memory than the job needs; or it ran out on the way."),
+        "The machine, its control group or `ulimit` leaves clearly less memory than the job needs; "
+        "or it ran out on the way."),
     "LR502": Code("not enough disk", Exit.RESOURCES,
         "The output, or the hub's cache, needs more room than the disk has."),
     "LR503": Code("output not empty", Exit.RESOURCES,
-        "The output is a file, or a folder with something in it, or another job is writing into it. Nothing is overwritten."),
+        "The output is a file, or a folder with something in it, or another job is writing into "
+        "it. Nothing is overwritten."),
     "LR504": Code("resume refused", Exit.RESOURCES,
-        "The job that was begun in the folder is not this one: the rule file, a source, an option or the version of llava-remap "
-        "is another. What was finished wouldn't fit. Run it as it was begun, or delete the folder."),
+        "The job that was begun in the folder is not this one: the rule file, a source, an option "
+        "or the version of llava-remap "
+        "is another. What was finished wouldn't fit. Run it as it was begun, or delete the "
+        "folder."),
     "LR505": Code("unfinished folder", Exit.RESOURCES,
-        "A job was begun in the folder and not ended: it still runs, was interrupted or killed, or the disk was full. The same "
+        "A job was begun in the folder and not ended: it still runs, was interrupted or killed, or "
+        "the disk was full. The same "
         "command with `--resume` goes on; what was finished is held against its digest and kept."),
     "LR506": Code("shared storage", Exit.PROBLEMS,
-        "Note. Names that lie on the same bytes: one tensor, or views of one storage; and whether it was written once or for "
+        "Note. Names that lie on the same bytes: one tensor, or views of one storage; and whether "
+        "it was written once or for "
         "each."),
     "LR508": Code("output can't be written", Exit.RESOURCES,
-        "Output or report can't be made where they should be, or would lie inside a source or in each other."),
+        "Output or report can't be made where they should be, or would lie inside a source or in "
+        "each other."),
     "LR510": Code("library that doesn't work", Exit.LIBRARY,
-        "A library that is needed can't be imported: it is broken, doesn't go with another one, or isn't there. Neither rule "
-        "file nor checkpoint has to do with it. The message has the library's own words, and the command that installs it anew."),
+        "A library that is needed can't be imported: it is broken, doesn't go with another one, or "
+        "isn't there. Neither rule "
+        "file nor checkpoint has to do with it. The message has the library's own words, and the "
+        "command that installs it anew."),
     "LR511": Code("limit of the system", Exit.RESOURCES,
-        "The system lets this process open no more files, start no more threads or processes, or write no temporary files. The "
+        "The system lets this process open no more files, start no more threads or processes, or "
+        "write no temporary files. The "
         "message names the limit. It says nothing of the checkpoint."),
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS,
-        "The installed transformers would not load exactly these names and shapes, or, after `--reverse`, the rule file would "
-        "not take them forward. The output has been removed, or, in `verify`, isn't what was written."),
+        "The installed transformers would not load exactly these names and shapes, or, after "
+        "`--reverse`, the rule file would "
+        "not take them forward. The output has been removed, or, in `verify`, isn't what was "
+        "written."),
     "LR602": Code("values differ", Exit.PROBLEMS,
-        "A tensor isn't what its source gives: it was changed since, or it was made from another checkpoint."),
+        "A tensor isn't what its source gives: it was changed since, or it was made from another "
+        "checkpoint."),
     "LR603": Code("files differ from the record", Exit.PROBLEMS,
-        "Since the folder was written, a file of it is gone or has changed, or one was added that a loader would take in; or "
+        "Since the folder was written, a file of it is gone or has changed, or one was added that "
+        "a loader would take in; or "
         "the record itself was changed."),
     "LR604": Code("number of image tokens", Exit.PROBLEMS,
         "Image processor and tower disagree on how many image tokens a picture has."),
     "LR605": Code("the processor doesn't work", Exit.PROBLEMS,
-        "The processor that was made doesn't open, or fails on a picture and a sentence; or the chat template fails, or takes "
+        "The processor that was made doesn't open, or fails on a picture and a sentence; or the "
+        "chat template fails, or takes "
         "too much time or memory; or pictures or prompts would be too large to be tried."),
     "LR606": Code("no record", Exit.INPUT,
         "`verify` and `revert` need the record that `apply` writes, and the folder has none."),
     "LR607": Code("original bytes not kept", Exit.PROBLEMS,
-        "`--dtype` rounded tensors, a post-load rule or a merged adapter changed them so that what they were isn't in the folder "
-        "any more, or a tied tensor had another dtype than the one that was written. Take them from the original checkpoint."),
+        "`--dtype` rounded tensors, a post-load rule or a merged adapter changed them so that what "
+        "they were isn't in the folder "
+        "any more, or a tied tensor had another dtype than the one that was written. Take them "
+        "from the original checkpoint."),
     "LR608": Code("video processor not tried", Exit.PROBLEMS,
-        "A note. The video processor was written, but transformers opens it with torchvision only, which isn't installed."),
+        "A note. The video processor was written, but transformers opens it with torchvision only, "
+        "which isn't installed."),
     "LR609": Code("generation stops at the end of a turn", Exit.PROBLEMS,
-        "Note. The chat template ends a turn with a token that the generation config didn't stop at; it does now, as the "
+        "Note. The chat template ends a turn with a token that the generation config didn't stop "
+        "at; it does now, as the "
         "research code does."),
     "LR610": Code("pictures are not padded", Exit.PROBLEMS,
-        "Note. The research code fills pictures up to a square with the mean colour, and the folder crops or squeezes them: "
+        "Note. The research code fills pictures up to a square with the mean colour, and the "
+        "folder crops or squeezes them: "
         "pixels of pictures that aren't square differ."),
     "LR611": Code("stock image processor", Exit.PROBLEMS,
-        "Note. No source has the tower's preprocessor_config.json, so mean, standard deviation and cutting are those with which "
+        "Note. No source has the tower's preprocessor_config.json, so mean, standard deviation and "
+        "cutting are those with which "
         "stock towers of its kind are trained."),
 }
 # fmt: on

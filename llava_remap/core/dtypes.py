@@ -1,4 +1,6 @@
-"""Numbers of the stored dtypes to float64 and back, by numpy alone. Imported only where values are computed."""
+"""Numbers of the stored dtypes to float64 and back, by numpy alone. Imported only where values
+are computed.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NUMPY = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
+    "I16": "<i2", "I8": "<i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "<u1",
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -17,7 +20,8 @@ _EXPONENT = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "F16": 0x7C00, "BF16"
 
 
 def numbers(raw: bytes | memoryview, dtype: str) -> NDArray[Any]:
-    """Little-endian elements as numpy has them, in one dimension: those of BF16, which it hasn't, as float32.
+    """Little-endian elements as numpy has them, in one dimension: those of BF16, which it hasn't,
+    as float32.
 
     Raises:
         ValueError: for a dtype without a number format here (complex, 8-bit floats).
@@ -29,7 +33,8 @@ def numbers(raw: bytes | memoryview, dtype: str) -> NDArray[Any]:
 
 
 def to_float64(raw: bytes | memoryview, dtype: str) -> NDArray[np.float64]:
-    """Little-endian elements as float64, exactly (I64 and U64 beyond 2^53 excepted), in one dimension.
+    """Little-endian elements as float64, exactly (I64 and U64 beyond 2^53 excepted), in one
+    dimension.
 
     Raises:
         ValueError: as `numbers`.
@@ -52,7 +57,8 @@ def is_finite(raw: bytes | memoryview, dtype: str) -> NDArray[np.bool_]:
 
 
 def cast(raw: bytes | memoryview, stored: str, dtype: str) -> bytes:
-    """Little-endian elements in another float dtype, each rounded once, to nearest and ties to even.
+    """Little-endian elements in another float dtype, each rounded once, to nearest and ties to
+    even.
 
     Raises:
         ValueError: for a dtype that is not a float.
@@ -76,7 +82,8 @@ def _upper_half(bits: NDArray[np.uint32]) -> bytes:
 
 
 def from_float64(values: NDArray[np.float64], dtype: str) -> bytes:
-    """Values rounded once, to nearest and ties to even, as little-endian elements in row-major order.
+    """Values rounded once, to nearest and ties to even, as little-endian elements in row-major
+    order.
 
     Raises:
         ValueError: for a dtype that is not a float.
@@ -87,8 +94,9 @@ def from_float64(values: NDArray[np.float64], dtype: str) -> bytes:
         if dtype != "BF16":
             return values.astype(_NUMPY[dtype]).tobytes()
         single = values.astype(np.float32)
-    # Rounding twice (to float32, then to its upper half) errs where the first step lands on a tie of the second:
-    # there the float32 is moved one step back to the side on which the value really lies.
+    # Rounding twice (to float32, then to its upper half) errs where the first step lands on a tie
+    # of the second: there the float32 is moved one step back to the side on which the value really
+    # lies.
     bits = single.view(np.uint32)
     tie = (bits & 0xFFFF) == 0x8000
     grew, shrank = np.abs(single) > np.abs(values), np.abs(single) < np.abs(values)

@@ -1,7 +1,9 @@
-"""Text from outside, made harmless to a terminal: the one function for it, and streams that let nothing pass without it.
+"""Text from outside, made harmless to a terminal: the one function for it, and streams that let
+nothing pass without it.
 
-Names of tensors, paths, values of configs, tokens, answers of a hub and messages of libraries can hold anything. What a terminal
-would obey (control characters), what turns the direction of a line, and what isn't seen at all, is shown as an escape.
+Names of tensors, paths, values of configs, tokens, answers of a hub and messages of libraries can
+hold anything. What a terminal would obey (control characters), what turns the direction of a line,
+and what isn't seen at all, is shown as an escape.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-#: Characters that `str.isprintable` lets pass, and that nobody sees: joiners, fillers and selectors of variants.
-_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+#: Characters that `str.isprintable` lets pass, and that nobody sees: joiners, fillers and selectors
+#: of variants.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 class UnprintedError(OSError):
@@ -35,14 +40,18 @@ def printable(text: str) -> str:
 
 
 def quote(text: str) -> str:
-    """A word of a command for a shell, in which nothing needs escaping once more; bash, zsh and ksh know `$'…'`.
+    """A word of a command for a shell, in which nothing needs escaping once more; bash, zsh and ksh
+    know `$'…'`.
 
     >>> quote("a b"), quote("a\\nb")
     ("'a b'", "$'a\\\\nb'")
     """
     if printable(text) == text:
         return shlex.quote(text)
-    letters = ("".join(f"\\x{byte:02x}" for byte in os.fsencode(one)) if printable(one) != one else one for one in text)
+    letters = (
+        "".join(f"\\x{byte:02x}" for byte in os.fsencode(one)) if printable(one) != one else one
+        for one in text
+    )
     return "$'" + "".join(f"\\{one}" if one in "\\'" else one for one in letters) + "'"
 
 
@@ -52,7 +61,9 @@ def printable_lines(text: str) -> str:
 
 
 def raw(stream: TextIO) -> TextIO:
-    """The stream that an escaping one writes to: for what draws on a terminal itself, and escapes what it is given."""
+    """The stream that an escaping one writes to: for what draws on a terminal itself, and
+    escapes what it is given.
+    """
     return stream.rich_proxied_file if isinstance(stream, EscapingStream) else stream
 
 
@@ -60,8 +71,8 @@ class EscapingStream(io.TextIOBase):
     """A stream in front of another one, which gets every text escaped.
 
     Attributes:
-        rich_proxied_file: the other one. rich writes to it, as styles are control sequences; `report.terminal` escapes what it is
-            given.
+        rich_proxied_file: the other one. rich writes to it, as styles are control sequences;
+            `report.terminal` escapes what it is given.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -16,9 +16,11 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 def fold_names(names: Iterable[str]) -> list[str]:
-    """Join names that differ only in whole-number segments, one segment at a time, in order of first appearance.
+    """Join names that differ only in whole-number segments, one segment at a time, in order of
+    first appearance.
 
-    Numbers that don't follow each other are listed as runs: `layers.{0..3,7}`. Numbers inside a word (`fc1`) are never folded.
+    Numbers that don't follow each other are listed as runs: `layers.{0..3,7}`. Numbers inside a
+    word (`fc1`) are never folded.
     """
     return list(fold_groups(names))
 
@@ -58,4 +60,8 @@ def _runs(numbers: list[int]) -> str:
             runs[-1][1:] = [number]
         else:
             runs.append([number])
-    return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs) + "}"
+    return (
+        "{"
+        + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
+        + "}"
+    )

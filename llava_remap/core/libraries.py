@@ -1,4 +1,6 @@
-"""Libraries that don't work here: told as that, before anything that they are asked can be blamed on a config or a file."""
+"""Libraries that don't work here: told as that, before anything that they are asked can be
+blamed on a config or a file.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from llava_remap.core.limits import (
 )
 from llava_remap.core.problem import RemapError, refuse
 
-#: What is asked of libraries needs these; the last, which brings most of transformers with it, fails where that can't be used.
+#: What is asked of libraries needs these; the last, which brings most of transformers with it,
+#: fails where that can't be used.
 _ASKED = (
     "jinja2",
     "PIL.Image",
@@ -42,8 +45,9 @@ def import_asked(modules: Collection[str] = _ASKED) -> None:
     """Import the libraries that are asked about models and tokenizers.
 
     Raises:
-        RemapError: LR510 for one that can't be imported, or where the current folder is gone; LR501 and LR511 where a limit
-            of the system is in the way, at which torch would end the process in the midst of it.
+        RemapError: LR510 for one that can't be imported, or where the current folder is gone; LR501
+            and LR511 where a limit of the system is in the way, at which torch would end the
+            process in the midst of it.
     """
     if "torch" in modules and "torch" not in sys.modules:
         _refuse_without_folder()
@@ -58,7 +62,9 @@ def import_asked(modules: Collection[str] = _ASKED) -> None:
 
 
 def check_libraries() -> None:
-    """LR510 where a library fails in a trivial task: then no file is to blame for what went wrong in it."""
+    """LR510 where a library fails in a trivial task: then no file is to blame for what went
+    wrong in it.
+    """
     for module, task in _TASKS.items():
         try:
             task()
@@ -103,13 +109,25 @@ def _make_a_model() -> None:
     import transformers
 
     text = transformers.LlamaConfig(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
     )
     tower = transformers.CLIPVisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=4, patch_size=2
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=4,
+        patch_size=2,
     )
     with torch.device("meta"):
-        transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(vision_config=tower, text_config=text))
+        transformers.LlavaForConditionalGeneration(
+            transformers.LlavaConfig(vision_config=tower, text_config=text)
+        )
 
 
 #: For each library a task that it can do, whatever the files are.
@@ -124,35 +142,46 @@ _TASKS: Mapping[str, Callable[[], None]] = {
 
 
 def _refuse_without_folder() -> None:
-    """LR510 in a folder that was deleted: oneMKL, which torch has inside, ends the process there."""
+    """LR510 in a folder that was deleted: oneMKL, which torch has inside, ends the process
+    there.
+    """
     try:
         os.getcwd()  # noqa: PTH109 - the system's answer is what is asked for
     except OSError as error:
         cause = f"torch can't be imported where the current folder can't be told: {error.strerror}."
-        raise refuse("LR510", cause, "It was deleted: go to another one (`cd`), and give the same command.") from None
+        raise refuse(
+            "LR510", cause, "It was deleted: go to another one (`cd`), and give the same command."
+        ) from None
 
 
 def _refuse_without_room() -> None:
     for free, what in process_limits():
         needed = _MAPPED if what == ADDRESSES else _DATA
         if free < needed:
-            cause = f"torch and transformers take {needed:,} bytes to import, and `{what}` leaves {max(free, 0):,}."
+            cause = (
+                f"torch and transformers take {needed:,} bytes to import, and `{what}` leaves "
+                f"{max(free, 0):,}."
+            )
             raise refuse("LR501", cause, f"Raise the limit: `{what} unlimited`.")
 
 
 def imported(error: BaseException) -> str | None:
     """The library in whose import an error arose; None where it arose elsewhere.
 
-    It is the one in which a name is missing, or the last whose module was being run, neither this package's nor Python's own.
+    It is the one in which a name is missing, or the last whose module was being run, neither this
+    package's nor Python's own.
     """
     if isinstance(error, ImportError) and error.name:
         return None if error.name.partition(".")[0] == "llava_remap" else error.name
-    frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    frames = [
+        frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"
+    ]
     return next(_others(frames), None)
 
 
 def raised_in(error: BaseException) -> tuple[str, str] | None:
-    """The library from whose code an error came, as its package with version, and the command that installs it anew.
+    """The library from whose code an error came, as its package with version, and the command that
+    installs it anew.
 
     None for an error of this package's own code.
     """
@@ -163,7 +192,9 @@ def raised_in(error: BaseException) -> tuple[str, str] | None:
 
 
 def _others(frames: Sequence[FrameType]) -> Iterator[str]:
-    """The libraries whose code was being run, the innermost first; neither this package nor Python's own."""
+    """The libraries whose code was being run, the innermost first; neither this package nor
+    Python's own.
+    """
     names = map(_library, reversed(frames))
     return (name for name in names if name not in {*sys.stdlib_module_names, "llava_remap"})
 
@@ -181,7 +212,10 @@ def _with_version(library: str) -> str:
 
 
 def _install(library: str) -> str:
-    return f"`{quote(sys.executable)} -m pip install --force-reinstall {_PACKAGES.get(library, library)}`"
+    return (
+        f"`{quote(sys.executable)} -m pip install --force-reinstall "
+        f"{_PACKAGES.get(library, library)}`"
+    )
 
 
 def broken(module: str, error: BaseException, how: str = "can't be imported") -> RemapError:
@@ -202,4 +236,8 @@ def broken(module: str, error: BaseException, how: str = "can't be imported") ->
             f"{which} {how}: {said}.",
             "Python runs without docstrings here: unset PYTHONOPTIMIZE, leave out -OO.",
         )
-    return refuse("LR510", f"{which} {how}: {said}.", f"Install it anew: {_install(name)}. Then give the same command again.")
+    return refuse(
+        "LR510",
+        f"{which} {how}: {said}.",
+        f"Install it anew: {_install(name)}. Then give the same command again.",
+    )

@@ -1,4 +1,6 @@
-"""Limits that the system sets: memory of the machine, its control groups and `ulimit`; open files, threads, temporary files."""
+"""Limits that the system sets: memory of the machine, its control groups and `ulimit`; open
+files, threads, temporary files.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from llava_remap.core.problem import RemapError, refuse
 
 #: The limit of a process's address space.
 ADDRESSES = "ulimit -v"
-#: Bytes that are mapped and not occupied: threads' stacks, their allocators' arenas, buffers of linear algebra.
+#: Bytes that are mapped and not occupied: threads' stacks, their allocators' arenas, buffers of
+#: linear algebra.
 _BESIDE = 256 << 20
 #: Errors that only writing gives.
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -25,9 +28,13 @@ _MANY_PROCESSES = 1024
 
 
 def limit_reached(error: BaseException) -> RemapError | None:
-    """LR511 for an error that says that no file can be opened, or no thread started, any more; None for any other."""
+    """LR511 for an error that says that no file can be opened, or no thread started, any more;
+    None for any other.
+    """
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return refuse("LR511", "this process can open no more files.", "Raise the limit: `ulimit -n 1024`.")
+        return refuse(
+            "LR511", "this process can open no more files.", "Raise the limit: `ulimit -n 1024`."
+        )
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return no_more_processes()
     return None
@@ -40,7 +47,8 @@ def no_more_processes() -> RemapError:
 
 
 def refuse_without_threads() -> None:
-    """LR511 where as many threads as the libraries for linear algebra use can't be started: some of them end the process then.
+    """LR511 where as many threads as the libraries for linear algebra use can't be started: some of
+    them end the process then.
 
     It is tried only where a limit is low, as the threads leave parts of the address space mapped.
     """
@@ -80,7 +88,9 @@ def refuse_without_temporary_files() -> None:
         tempfile.gettempdir()
     except OSError as error:
         fix = "Set TMPDIR to a folder where you may write."
-        raise refuse("LR511", f"temporary files can't be written anywhere: {error.strerror}.", fix) from None
+        raise refuse(
+            "LR511", f"temporary files can't be written anywhere: {error.strerror}.", fix
+        ) from None
 
 
 def status(key: str) -> int | None:
@@ -106,34 +116,52 @@ def limits() -> Iterator[tuple[int, str]]:
     if "MemAvailable" in machine:
         yield machine["MemAvailable"] + swap, "the machine's memory and swap"
     yield from ((free, "the limit of its control group") for free in _control_groups(swap))
-    yield from ((free - _BESIDE if what == ADDRESSES else free, what) for free, what in process_limits())
+    yield from (
+        (free - _BESIDE if what == ADDRESSES else free, what) for free, what in process_limits()
+    )
 
 
 def process_limits() -> Iterator[tuple[int, str]]:
-    """How much more this process may map, and how much more data it may have, where `ulimit` sets that."""
+    """How much more this process may map, and how much more data it may have, where `ulimit`
+    sets that.
+    """
     with contextlib.suppress(ImportError):  # Windows
         import resource
 
-        for name, key, what in (("RLIMIT_AS", "VmSize", ADDRESSES), ("RLIMIT_DATA", "VmData", "ulimit -d")):
+        for name, key, what in (
+            ("RLIMIT_AS", "VmSize", ADDRESSES),
+            ("RLIMIT_DATA", "VmData", "ulimit -d"),
+        ):
             soft, taken = resource.getrlimit(getattr(resource, name))[0], status(key)
             if soft != resource.RLIM_INFINITY and taken is not None:
                 yield soft - taken, what
 
 
-def _control_groups(swap: int, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """What is left in this process's control groups and those around them; files that are only cached can make room."""
+def _control_groups(
+    swap: int, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[int]:
+    """What is left in this process's control groups and those around them; files that are only
+    cached can make room.
+    """
     with contextlib.suppress(OSError, ValueError):
         for line in own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers == "":  # version 2
-                base, names, cached = root, ("memory.max", "memory.current"), ("inactive_file", "active_file")
+                base, names, cached = (
+                    root,
+                    ("memory.max", "memory.current"),
+                    ("inactive_file", "active_file"),
+                )
             elif "memory" in controllers.split(","):
                 base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
                 cached = ("total_inactive_file", "total_active_file")
             else:
                 continue
             group = base / path.strip("/")
-            for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(base))):
+            for folder in (
+                group,
+                *(parent for parent in group.parents if parent.is_relative_to(base)),
+            ):
                 with contextlib.suppress(OSError, ValueError):  # "max": no limit
                     limit, taken = (int((folder / name).read_text()) for name in names)
                     statistics = _table(folder / "memory.stat")

@@ -54,7 +54,9 @@ class RemapError(Exception):
     """A job was refused. Carries every problem found, in the order in which they were found."""
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
-        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        self.problems: tuple[Problem, ...] = (
+            (problems,) if isinstance(problems, Problem) else tuple(problems)
+        )
         super().__init__("\n".join(f"{p.code} {p.message}" for p in self.problems))
 
     @property

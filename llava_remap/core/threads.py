@@ -15,8 +15,9 @@ _LOOKS_UP = 0.1
 def finished(futures: Iterable[Future[Value]]) -> Iterator[Future[Value]]:
     """The futures as they come to their end.
 
-    A signal interrupts the wait of the thread that it is delivered to, which may be one that is just being started. But only the
-    main thread acts on it, and would sleep on. So it looks up now and then.
+    A signal interrupts the wait of the thread that it is delivered to, which may be one that is
+    just being started. But only the main thread acts on it, and would sleep on. So it looks up now
+    and then.
     """
     left = set(futures)
     while left:

@@ -1,13 +1,26 @@
 """Plan to weight files. Decides nothing; value checks first, then byte ranges."""
 
 from llava_remap.execute.digests import FileDigest, Kind, digest_files
-from llava_remap.execute.files import Folder, Resumable, fresh_folder, refuse_changed_job, refuse_filled
+from llava_remap.execute.files import (
+    Folder,
+    Resumable,
+    fresh_folder,
+    refuse_changed_job,
+    refuse_filled,
+)
 from llava_remap.execute.needs import computes, working_nbytes
 from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.unfinished import CLAIM, PLAN, Facts, Unfinished, is_held, read_claim
 from llava_remap.execute.value_checks import equal, nbytes_to_check, run_value_checks
 from llava_remap.execute.values import too_short
-from llava_remap.execute.write import INDEX, JOBS, shard_nbytes, weight_nbytes, write_index, write_shards
+from llava_remap.execute.write import (
+    INDEX,
+    JOBS,
+    shard_nbytes,
+    weight_nbytes,
+    write_index,
+    write_shards,
+)
 
 __all__ = [
     "CLAIM",

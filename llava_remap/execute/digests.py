@@ -1,7 +1,8 @@
 """Digests of files: XXH3, taken while a file is written, or of files that are there, two at a time.
 
-A digest tells damage, not malice: who can change a file can change the record beside it as well. So it need not be a
-cryptographic one, and XXH3 takes a tenth of the time of SHA-256, which older records have.
+A digest tells damage, not malice: who can change a file can change the record beside it as well. So
+it need not be a cryptographic one, and XXH3 takes a tenth of the time of SHA-256, which older
+records have.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from llava_remap.core.threads import result
 #: Bytes read at once: larger ones leave the processor's cache between reading and digesting.
 _BLOCK_NBYTES = 1 << 20
 
-#: Kinds of digest, as they are called in a record: the one that is taken, and the one of records of an earlier day.
+#: Kinds of digest, as they are called in a record: the one that is taken, and the one of records of
+#: an earlier day.
 Kind = Literal["xxh3_128", "sha256"]
 
 
@@ -51,9 +53,12 @@ class FileDigest:
 
 
 def digest_files(
-    paths: Iterable[Path], on_progress: Callable[[int], None] = lambda nbytes: None, kind: Kind = "xxh3_128"
+    paths: Iterable[Path],
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    kind: Kind = "xxh3_128",
 ) -> dict[Path, FileDigest]:
-    """Digest files. The libraries let go of the interpreter's lock, so two threads keep two cores busy.
+    """Digest files. The libraries let go of the interpreter's lock, so two threads keep two cores
+    busy.
 
     Args:
         on_progress: called with the number of bytes read since the last call, from any thread.
@@ -79,7 +84,9 @@ def digest_files(
         try:
             futures = {path: pool.submit(digest, path) for path in paths}
             return {path: result(future) for path, future in futures.items()}
-        except BaseException:  # on Ctrl-C too, the threads end before the files that they read go away
+        except (
+            BaseException
+        ):  # on Ctrl-C too, the threads end before the files that they read go away
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise

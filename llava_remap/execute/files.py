@@ -1,4 +1,6 @@
-"""Files that are whole or not there: written under another name, flushed to disk, renamed. A folder filled or left as it was."""
+"""Files that are whole or not there: written under another name, flushed to disk, renamed. A
+folder filled or left as it was.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,20 @@ from llava_remap.core.codes import Exit
 from llava_remap.core.limits import limit_reached
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute.digests import FileDigest, digest_files
-from llava_remap.execute.unfinished import CLAIM, Claim, Facts, Unfinished, read_claim, refuse_foreign_claim
+from llava_remap.execute.unfinished import (
+    CLAIM,
+    Claim,
+    Facts,
+    Unfinished,
+    read_claim,
+    refuse_foreign_claim,
+)
 
 
 class Gate:
-    """Entered by every thread that writes a file. Once one has failed nobody gets in; once it is closed, all have left, too."""
+    """Entered by every thread that writes a file. Once one has failed nobody gets in; once it is
+    closed, all have left, too.
+    """
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -33,15 +44,24 @@ class Gate:
                 raise Closed
             self._inside.add(get_ident())
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None:  # by the one that failed: until others hear of it, its thread might begin the next file
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if (
+            kind is not None
+        ):  # by the one that failed: until others hear of it, its thread might begin the next file
             self.is_closed = True
         with self._changes:
             self._inside.discard(get_ident())
             self._changes.notify_all()
 
     def check(self) -> None:
-        """Raise `Closed` if nothing may be written any more; asked again and again while a file is written."""
+        """Raise `Closed` if nothing may be written any more; asked again and again while a file
+        is written.
+        """
         if self.is_closed:
             raise Closed
 
@@ -62,7 +82,8 @@ class Folder:
     """A folder that is being filled.
 
     Attributes:
-        digests: of the files that were written, and of weight files that were there already, by path.
+        digests: of the files that were written, and of weight files that were there already, by
+            path.
         gate: through which all go that write into it.
     """
 
@@ -89,11 +110,12 @@ class Folder:
         self.write(name, fill)
 
     def write(self, name: str, fill: Callable[[FileIO], FileDigest]) -> None:
-        """Write a file. `fill` writes into a file that is opened without a buffer, and gives its digest.
+        """Write a file. `fill` writes into a file that is opened without a buffer, and gives its
+        digest.
 
         Raises:
-            RemapError: as `fresh_folder`. The file is written as `*.partial`, flushed to disk and renamed at the end; if anything
-                fails, it is removed.
+            RemapError: as `fresh_folder`. The file is written as `*.partial`, flushed to disk and
+                renamed at the end; if anything fails, it is removed.
         """
         with self.gate:
             self._write_whole(self.path / name, fill)
@@ -127,7 +149,8 @@ class Resumable:
         weights: names of its weight files.
         others: names of the other files that it writes, in the order in which it does.
         resume: whether it is to be gone on with, if it was begun.
-        on_progress: called with the number of bytes of finished files that were read since the last call, from any thread.
+        on_progress: called with the number of bytes of finished files that were read since the last
+            call, from any thread.
     """
 
     facts: Callable[[], Facts]
@@ -138,20 +161,24 @@ class Resumable:
 
 
 @contextlib.contextmanager
-def fresh_folder(path: Path, inside: Sequence[str] = (), job: Resumable | None = None) -> Iterator[Folder]:
+def fresh_folder(
+    path: Path, inside: Sequence[str] = (), job: Resumable | None = None
+) -> Iterator[Folder]:
     """Fill an empty folder, made with its parents where it isn't there; no other job can meanwhile.
 
-    Whatever fails or interrupts: the files that were written and the folders that were made go again. Only where the job could
-    be gone on with, and has weight files that are finished, these stay, with the claim that tells of them.
+    Whatever fails or interrupts: the files that were written and the folders that were made go
+    again. Only where the job could be gone on with, and has weight files that are finished, these
+    stay, with the claim that tells of them.
 
     Args:
         inside: names of folders to be made in it.
         job: what makes it a job that can be gone on with; None for one that starts anew.
 
     Raises:
-        RemapError: LR503 where the folder isn't empty or another job writes into it, LR504 where the job isn't the one that was
-            begun in it, LR505 where one was and isn't to be gone on with, LR508 where the folder can't be made or a file in it
-            can't be written, LR502 for a full disk, LR501 where no memory is left.
+        RemapError: LR503 where the folder isn't empty or another job writes into it, LR504 where
+            the job isn't the one that was begun in it, LR505 where one was and isn't to be gone on
+            with, LR508 where the folder can't be made or a file in it can't be written, LR502 for a
+            full disk, LR501 where no memory is left.
     """
     made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
     folder: Folder | None = None
@@ -178,7 +205,11 @@ def fresh_folder(path: Path, inside: Sequence[str] = (), job: Resumable | None =
         kept = True  # should the clearing up be interrupted as well
         try:
             # One that was there stays, though it may be the reading of it that failed.
-            kept = claim is not None and not claim.is_new if folder is None else _clear(folder, job, facts, error)
+            kept = (
+                claim is not None and not claim.is_new
+                if folder is None
+                else _clear(folder, job, facts, error)
+            )
         finally:
             if claim is not None:
                 with contextlib.suppress(OSError):
@@ -204,14 +235,23 @@ def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None
     there = {entry.name for entry in path.iterdir()}
     if there - {CLAIM}:
         why = f": a job was killed in it (it has {CLAIM})" if killed else ""
-        raise refuse("LR503", f"{path} is there and isn't an empty folder{why}.", "Give another --output, or empty it.")
+        raise refuse(
+            "LR503",
+            f"{path} is there and isn't an empty folder{why}.",
+            "Give another --output, or empty it.",
+        )
 
 
 def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
-    """LR504 where a job isn't the one that was begun; what it writes wouldn't fit. Or where others may have written the claim."""
+    """LR504 where a job isn't the one that was begun; what it writes wouldn't fit. Or where
+    others may have written the claim.
+    """
     refuse_foreign_claim(path)
     if changed := begun.changed(facts):
-        cause = f"the job that was begun in {path} is another one. What has changed: {'; '.join(changed)}."
+        cause = (
+            f"the job that was begun in {path} is another one. What has changed: "
+            f"{'; '.join(changed)}."
+        )
         raise refuse("LR504", cause, "Run it as it was begun, or delete the folder and start anew.")
 
 
@@ -224,22 +264,31 @@ def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dic
     if foreign := sorted(name for name in there if name not in ours):
         cause = f"{path} has files that the job begun in it didn't write: {', '.join(foreign[:6])}."
         raise refuse("LR503", cause, "Move them elsewhere.")
-    digests = digest_files((weights[name] for name in begun.finished if name in there), job.on_progress)
+    digests = digest_files(
+        (weights[name] for name in begun.finished if name in there), job.on_progress
+    )
     whole = {file: digest for file, digest in digests.items() if digest == begun.files[file.name]}
     left = there - {CLAIM} - {file.name for file in whole}
-    for name in (*reversed(job.others), *left):  # the record first, the index next: what is left never looks whole
+    for name in (
+        *reversed(job.others),
+        *left,
+    ):  # the record first, the index next: what is left never looks whole
         if name in left:
             (path / name).unlink(missing_ok=True)
     return whole
 
 
 def _clear(folder: Folder, job: Resumable | None, facts: Facts, error: BaseException) -> bool:
-    """Remove what was written, but for finished weight files that are good for another try; whether there are any."""
+    """Remove what was written, but for finished weight files that are good for another try;
+    whether there are any.
+    """
     folder.gate.close()
     weights = [folder.path / name for name in job.weights] if job is not None else []
     whole = {file for file in weights if file in folder.digests and file.exists()}
     kept = job is not None and bool(whole) and _is_good(error, job, facts)
-    for file in reversed(folder.digests):  # the record first, the index next: what is left never looks whole
+    for file in reversed(
+        folder.digests
+    ):  # the record first, the index next: what is left never looks whole
         if not kept or file not in whole:
             with contextlib.suppress(OSError):  # what is told is why it failed
                 file.unlink()
@@ -247,7 +296,9 @@ def _clear(folder: Folder, job: Resumable | None, facts: Facts, error: BaseExcep
 
 
 def _is_good(error: BaseException, job: Resumable, facts: Facts) -> bool:
-    """Whether what was written is good for another try: the disk was full, say, or somebody pressed Ctrl-C."""
+    """Whether what was written is good for another try: the disk was full, say, or somebody
+    pressed Ctrl-C.
+    """
     if isinstance(error, RemapError):
         if error.exit not in (Exit.INPUT, Exit.RESOURCES):
             return False  # it is wrong
@@ -272,7 +323,10 @@ def _sync_folder(folder: Path) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what some network file systems answer for a folder
+            if error.errno not in (
+                errno.EINVAL,
+                errno.ENOTSUP,
+            ):  # what some network file systems answer for a folder
                 raise
         finally:
             os.close(descriptor)
@@ -281,17 +335,31 @@ def _sync_folder(folder: Path) -> None:
 def _refuse_there(path: Path) -> None:
     """LR508 for a file that is somebody else's: it stays."""
     if os.path.lexists(path):
-        raise refuse("LR508", f"{path} is there, and no job of ours wrote it.", "Give another --output.")
+        raise refuse(
+            "LR508", f"{path} is there, and no job of ours wrote it.", "Give another --output."
+        )
 
 
 def _write_error(error: OSError, path: Path) -> RemapError:
     if (reached := limit_reached(error)) is not None:
         return reached
     if error.errno == errno.EFBIG:
-        cause = f"{path} became larger than a file may be there, by its file system or by `ulimit -f`."
+        cause = (
+            f"{path} became larger than a file may be there, by its file system or by `ulimit -f`."
+        )
         return refuse("LR508", cause, "Give a smaller --max-shard-size, or another --output.")
     if error.errno == errno.ENOMEM:
-        return refuse("LR501", f"none was left while {path} was written.", "Close other programs, or use a larger machine.")
+        return refuse(
+            "LR501",
+            f"none was left while {path} was written.",
+            "Close other programs, or use a larger machine.",
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return refuse("LR502", f"the disk filled up while {path} was written.", "Free some, or give another --output.")
-    return refuse("LR508", f"{error.filename or path}: {error.strerror or error}.", "Give another --output.")
+        return refuse(
+            "LR502",
+            f"the disk filled up while {path} was written.",
+            "Free some, or give another --output.",
+        )
+    return refuse(
+        "LR508", f"{error.filename or path}: {error.strerror or error}.", "Give another --output."
+    )

@@ -1,9 +1,12 @@
-"""A tensor of a base with what an adapter adds to it: W + scale · B A, the same to the last bit on every machine.
+"""A tensor of a base with what an adapter adds to it: W + scale · B A, the same to the last bit on
+every machine.
 
-A matrix product adds in the order that suits the processor, so its last bits differ. Sums of small integers are exact in any
-order. So each row of B and each column of A is scaled with a power of two and rounded to integers, of so few bits that no sum of
-their products exceeds 2^53: 23 at rank 128, about as good as float32's 24. For what is written in float32 or finer, as many bits
-again are taken, `low`, and only low times low is left out. The rest is elementwise: float64, and one rounding at the end.
+A matrix product adds in the order that suits the processor, so its last bits differ. Sums of small
+integers are exact in any order. So each row of B and each column of A is scaled with a power of two
+and rounded to integers, of so few bits that no sum of their products exceeds 2^53: 23 at rank 128,
+about as good as float32's 24. For what is written in float32 or finer, as many bits again are
+taken, `low`, and only low times low is left out. The rest is elementwise: float64, and one rounding
+at the end.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ from llava_remap.execute.values import rows
 
 Matrix = NDArray[np.float64]
 
-#: Elements computed at once: so many that a product is fast, 8 MB each in the half dozen arrays that it takes.
+#: Elements computed at once: so many that a product is fast, 8 MB each in the half dozen arrays
+#: that it takes.
 _BLOCK_ELEMENTS = 1 << 20
 
 
-def merged_bytes(w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str, start: int, stop: int) -> Iterator[bytes]:
+def merged_bytes(
+    w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str, start: int, stop: int
+) -> Iterator[bytes]:
     """A run of the merged tensor's bytes, a block of rows at a time.
 
     Args:
@@ -33,7 +39,8 @@ def merged_bytes(w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str, star
         start, stop: the run, counted in that dtype, in row-major order, from the first byte.
 
     Raises:
-        RemapError: LR406 for values that are inf or NaN, or become so in the dtype; LR102 where a source has become shorter.
+        RemapError: LR406 for values that are inf or NaN, or become so in the dtype; LR102 where a
+            source has become shorter.
     """
     if start == stop:
         return
@@ -47,8 +54,16 @@ def merged_bytes(w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str, star
         with _judged_later():
             made = from_float64(product.of(rows(b, row, end)) + rows(w, row, end), dtype)
         if not is_finite(made, dtype).all():
-            cause = f"`{w.name}`, with what `{b.name}` adds, has values that are inf or NaN or don't fit into {dtype}."
-            raise refuse("LR406", cause, "Look for large values in the base, and at the adapter's alpha.", [w.name])
+            cause = (
+                f"`{w.name}`, with what `{b.name}` adds, has values that are inf or NaN or "
+                f"don't fit into {dtype}."
+            )
+            raise refuse(
+                "LR406",
+                cause,
+                "Look for large values in the base, and at the adapter's alpha.",
+                [w.name],
+            )
         yield made[max(start - row * width, 0) : stop - row * width]
 
 
@@ -62,7 +77,8 @@ class _Product:
 
     def __init__(self, a: Matrix, scale: float, *, fine: bool) -> None:
         self._fine = fine
-        #: So many bits that the products of two integers, `rank` of them or twice as many, sum up to at most 2^53.
+        #: So many bits that the products of two integers, `rank` of them or twice as many, sum up
+        #: to at most 2^53.
         self._bits = (53 - (len(a) * (1 + fine) - 1).bit_length()) // 2
         high, low, unit = _cut(a.T, self._bits)
         self._high, self._crossed = high.T, np.concatenate((low, high), axis=1).T if fine else None
@@ -79,7 +95,9 @@ class _Product:
 
 
 def _cut(x: Matrix, bits: int) -> tuple[Matrix, Matrix, Matrix]:
-    """x as (high + low · 2^-bits) · unit: integers up to 2^bits, and a power of two for each row."""
+    """x as (high + low · 2^-bits) · unit: integers up to 2^bits, and a power of two for each
+    row.
+    """
     exponent = np.frexp(np.abs(x).max(axis=1))[1]
     low = x * np.ldexp(1.0, bits - exponent)[:, None]
     high = np.rint(low)

@@ -1,4 +1,6 @@
-"""What each tensor of the output is made of: ranges of source files, and bytes that are computed. To be written, or compared."""
+"""What each tensor of the output is made of: ranges of source files, and bytes that are
+computed. To be written, or compared.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Range:
             RemapError: LR102 where the file ends before the range does.
         """
         for start in range(0, self.nbytes, CHUNK_NBYTES):
-            yield read_exactly(self.file, self.offset + start, min(CHUNK_NBYTES, self.nbytes - start))
+            yield read_exactly(
+                self.file, self.offset + start, min(CHUNK_NBYTES, self.nbytes - start)
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,9 @@ class Recipe:
         mapped: entries of the plan by target name.
         post_load: changes of the plan by target name.
         checkpoints: the sources by name.
-        runs: by target name, the runs of its source's bytes that a tensor consists of, where those aren't all of them: offset,
-            counted from the source tensor's first byte, and number of bytes, both in the dtype that is written.
+        runs: by target name, the runs of its source's bytes that a tensor consists of, where those
+            aren't all of them: offset, counted from the source tensor's first byte, and number of
+            bytes, both in the dtype that is written.
         on_read: called before every read for what is computed; what it raises ends the computation.
     """
 
@@ -54,24 +59,38 @@ class Recipe:
     on_read: Callable[[], None] = field(default=lambda: None)
 
     @classmethod
-    def of(cls, mapped: Iterable[Mapped], post_load: Iterable[PostLoadChange], checkpoints: Mapping[str, Checkpoint]) -> Recipe:
+    def of(
+        cls,
+        mapped: Iterable[Mapped],
+        post_load: Iterable[PostLoadChange],
+        checkpoints: Mapping[str, Checkpoint],
+    ) -> Recipe:
         """From the lists of a plan."""
         changes = {change.change.target: change for change in post_load}
         return cls({entry.target: entry for entry in mapped}, changes, checkpoints)
 
     def source(self, target: str) -> Tensor:
-        """The source tensor that a target tensor is made from; where an adapter is merged, that of the base."""
+        """The source tensor that a target tensor is made from; where an adapter is merged, that
+        of the base.
+        """
         return find(self.checkpoints, self.mapped[target].from_[0])
 
     def copied(self, target: str) -> Range | None:
-        """Where the bytes of a target tensor are copied from, if they are, and all of them lie there one behind the other."""
+        """Where the bytes of a target tensor are copied from, if they are, and all of them lie
+        there one behind the other.
+        """
         entry = self.mapped[target]
         runs = self.runs.get(target, [(0, entry.nbytes)])
         if entry.is_made or target in self.post_load or entry.merge is not None or len(runs) != 1:
             return None
         tensor, (offset, nbytes) = self.source(target), runs[0]
         where = tensor.location
-        if where is None or where.stride is not None or where.big_endian or tensor.dtype != entry.dtype:
+        if (
+            where is None
+            or where.stride is not None
+            or where.big_endian
+            or tensor.dtype != entry.dtype
+        ):
             return None
         return Range(where.file, where.offset + offset, nbytes)
 
@@ -79,7 +98,8 @@ class Recipe:
         """The bytes of a target tensor, in order.
 
         Raises:
-            RemapError: LR102 where a source has become shorter, LR212 without the plug-in, and whatever a plug-in refuses.
+            RemapError: LR102 where a source has become shorter, LR212 without the plug-in, and
+                whatever a plug-in refuses.
         """
         change = self.post_load.get(target)
         if change is None:
@@ -93,7 +113,9 @@ class Recipe:
                 yield piece
 
     def _run(self, target: str, start: int, stop: int) -> Iterator[Range | bytes]:
-        """A run of the bytes that a target tensor has before post-load rules, in the dtype that is written."""
+        """A run of the bytes that a target tensor has before post-load rules, in the dtype that
+        is written.
+        """
         tensor, entry = self.source(target), self.mapped[target]
         if entry.merge is not None:
             yield from self._merged(target, entry.dtype, start, stop)
@@ -126,7 +148,9 @@ class Recipe:
 
 
 def _cast_run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
-    """A run of what a source tensor's bytes are in another dtype; start and stop count bytes in that one."""
+    """A run of what a source tensor's bytes are in another dtype; start and stop count bytes in
+    that one.
+    """
     from llava_remap.core.dtypes import cast
 
     old, new = (DTYPE_BITS[name] // 8 for name in (tensor.dtype, dtype))
@@ -138,7 +162,9 @@ def _cast_run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Ran
 
 
 def _run(tensor: Tensor, start: int, stop: int) -> Iterator[Range | bytes]:
-    """A run of a source tensor's bytes in row-major, little-endian order: a range of its file, if that is how they lie there."""
+    """A run of a source tensor's bytes in row-major, little-endian order: a range of its file,
+    if that is how they lie there.
+    """
     where = tensor.location
     assert where is not None
     if where.stride is None and not where.big_endian:

@@ -1,7 +1,8 @@
-"""The claim: what lies in a folder while a job fills it. It keeps other jobs away, and tells `--resume` what is finished.
+"""The claim: what lies in a folder while a job fills it. It keeps other jobs away, and tells
+`--resume` what is finished.
 
-A line of JSON says what the job is, and one for each file that was flushed to disk what it has to be. A killed process lets go of
-its lock on the file, so whether a job still runs is never guessed.
+A line of JSON says what the job is, and one for each file that was flushed to disk what it has to
+be. A killed process lets go of its lock on the file, so whether a job still runs is never guessed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _LARGEST = 32 << 20
 PLAN = "plan"
 
 Facts = Mapping[str, Any]
-"""All that the bytes of a job's weight files depend on, by what it is called in a message; plain JSON."""
+"""All that the bytes of a job's weight files depend on, by its name in messages; plain JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +58,27 @@ class Unfinished:
 
     def __str__(self) -> str:
         total = len(self.weights)
-        return f"{len(self.finished)} of {counted(total, 'weight file')} {'is' if total == 1 else 'are'} finished"
+        return (
+            f"{len(self.finished)} of {counted(total, 'weight file')} "
+            f"{'is' if total == 1 else 'are'} finished"
+        )
 
     def changed(self, facts: Facts) -> list[str]:
         """What is no longer as it was, in words."""
         now = json.loads(json.dumps(facts))
-        changed = [name for name in sorted(self.facts.keys() | now.keys()) if self.facts.get(name) != now.get(name)]
+        changed = [
+            name
+            for name in sorted(self.facts.keys() | now.keys())
+            if self.facts.get(name) != now.get(name)
+        ]
         told = [name for name in changed if name != PLAN] or changed
         return [_difference(name, self.facts.get(name), now.get(name)) for name in told]
 
 
 class Claim:
-    """A claim on a folder, held until it is let go of or the process ends. Entries may come from several threads."""
+    """A claim on a folder, held until it is let go of or the process ends. Entries may come from
+    several threads.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Take a folder.
@@ -92,7 +102,14 @@ class Claim:
     def begin(self, facts: Facts, weights: Sequence[str]) -> None:
         """Start anew, with no file finished."""
         self._file.truncate(0)
-        self._append({"format": _FORMAT, "format_version": _FORMAT_VERSION, "weights": list(weights), "facts": facts})
+        self._append(
+            {
+                "format": _FORMAT,
+                "format_version": _FORMAT_VERSION,
+                "weights": list(weights),
+                "facts": facts,
+            }
+        )
 
     def enter(self, name: str, digest: FileDigest) -> None:
         """A file is whole and on the disk; it gets its name only after this."""
@@ -114,7 +131,8 @@ class Claim:
 
 
 def read_claim(folder: Path) -> Unfinished | None:
-    """What a claim in a folder says; None where there is none, or one that was killed before it said anything.
+    """What a claim in a folder says; None where there is none, or one that was killed before it
+    said anything.
 
     Raises:
         OSError: where it can't be read.
@@ -126,13 +144,21 @@ def read_claim(folder: Path) -> Unfinished | None:
     with path.open("rb") as file:
         content = file.read(_LARGEST)
     for line in content.split(b"\n"):
-        with contextlib.suppress(ValueError, RecursionError):  # its writing was cut off, or it was never ours
+        with contextlib.suppress(
+            ValueError, RecursionError
+        ):  # its writing was cut off, or it was never ours
             if isinstance(entry := json.loads(line), dict):
                 entries.append(entry)
-    if not entries or (entries[0].get("format"), entries[0].get("format_version")) != (_FORMAT, _FORMAT_VERSION):
+    if not entries or (entries[0].get("format"), entries[0].get("format_version")) != (
+        _FORMAT,
+        _FORMAT_VERSION,
+    ):
         return None
     try:
-        files = {str(e["file"]): FileDigest(int(e["nbytes"]), "xxh3_128", str(e["xxh3_128"])) for e in entries[1:]}
+        files = {
+            str(e["file"]): FileDigest(int(e["nbytes"]), "xxh3_128", str(e["xxh3_128"]))
+            for e in entries[1:]
+        }
         # One is entered before it gets its name, and may never have got it.
         named = {name: file for name, file in files.items() if (folder / name).exists()}
         return Unfinished(dict(entries[0]["facts"]), tuple(map(str, entries[0]["weights"])), named)
@@ -141,10 +167,15 @@ def read_claim(folder: Path) -> Unfinished | None:
 
 
 def refuse_foreign_claim(folder: Path) -> None:
-    """LR504 for a claim that another user can have written: nobody knows whether what it says is finished is what we wrote."""
+    """LR504 for a claim that another user can have written: nobody knows whether what it says is
+    finished is what we wrote.
+    """
     path = folder / CLAIM
     if is_foreign(path.lstat()):
-        cause = f"{path} belongs to another user, or others may write to it, so what it says of finished files isn't trusted."
+        cause = (
+            f"{path} belongs to another user, or others may write to it, so what it says of "
+            "finished files isn't trusted."
+        )
         raise refuse("LR504", cause, "Delete the folder and start anew.")
 
 
@@ -164,16 +195,24 @@ def is_held(folder: Path) -> bool:
     if not _is_there(path):
         return False
     with FileIO(path) as file:  # closing it lets go
-        return not _lock(file, fcntl.LOCK_SH)  # over NFS, one that is opened to be read can't be locked for writing
+        return not _lock(
+            file, fcntl.LOCK_SH
+        )  # over NFS, one that is opened to be read can't be locked for writing
 
 
 def _open(path: Path) -> FileIO:
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)  # a link would lead to somebody else's file
-    return FileIO(os.open(path, flags, 0o644), "r+")  # whatever the umask: others must not write to it
+    flags = (
+        os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    )  # a link would lead to somebody else's file
+    return FileIO(
+        os.open(path, flags, 0o644), "r+"
+    )  # whatever the umask: others must not write to it
 
 
 def _lock(file: FileIO, kind: int = fcntl.LOCK_EX) -> bool:
-    """Whether nobody else has it. Where a file system knows no locks, it is believed that nobody has."""
+    """Whether nobody else has it. Where a file system knows no locks, it is believed that nobody
+    has.
+    """
     try:
         fcntl.flock(file.fileno(), kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -185,7 +224,9 @@ def _lock(file: FileIO, kind: int = fcntl.LOCK_EX) -> bool:
 
 def _difference(name: str, then: Any, now: Any) -> str:
     if isinstance(then, dict) and isinstance(now, dict):
-        parts = [part for part in sorted(then.keys() | now.keys()) if then.get(part) != now.get(part)]
+        parts = [
+            part for part in sorted(then.keys() | now.keys()) if then.get(part) != now.get(part)
+        ]
         return f"{name}: {', '.join(parts)}"
     if isinstance(then, str) and isinstance(now, str):
         return f"{name}: {then} then, {now} now"

@@ -12,32 +12,39 @@ from llava_remap.core.problem import Problem
 from llava_remap.execute.values import chunks, find
 from llava_remap.plan import Plan
 
-#: Mean size of a norm's weights. In a model some layers' are as small, never all; fine-tuning changes them by less.
+#: Mean size of a norm's weights. In a model some layers' are as small, never all; fine-tuning
+#: changes them by less.
 _ABOUT_ZERO = 0.2
 
 
 def nbytes_to_check(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> int:
     """Bytes of which `run_value_checks` reports progress."""
-    return sum(find(checkpoints, origin).nbytes for check in plan.value_checks for origin in check.from_)
+    return sum(
+        find(checkpoints, origin).nbytes for check in plan.value_checks for origin in check.from_
+    )
 
 
 def run_value_checks(
-    plan: Plan, checkpoints: Mapping[str, Checkpoint], on_progress: Callable[[int], None] = lambda nbytes: None
+    plan: Plan,
+    checkpoints: Mapping[str, Checkpoint],
+    on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> tuple[list[Problem], list[Problem]]:
     """Run every value check of a plan; gives problems and notes.
 
     Args:
-        on_progress: called with the number of bytes read since the last call, `nbytes_to_check` in all; fewer where two tensors
-            differ.
+        on_progress: called with the number of bytes read since the last call, `nbytes_to_check` in
+            all; fewer where two tensors differ.
 
-    Problems: LR106 for delta weights, LR405 where tied tensors differ, LR406 for inf or NaN, and for what is too large for the
-    dtype that is written.
-    Note: LR310 with the number of tensors that differ.
+    Problems: LR106 for delta weights, LR405 where tied tensors differ, LR406 for inf or NaN, and
+    for what is too large for the dtype that is written. Note: LR310 with the number of tensors that
+    differ.
     """
     problems = []
     pairs: dict[str, int] = Counter()  # by source that isn't used
     differing: dict[str, list[str]] = defaultdict(list)
-    beyond: dict[str, list[tuple[str, str]]] = defaultdict(list)  # by dtype, each tensor and what of it doesn't fit
+    beyond: dict[str, list[tuple[str, str]]] = defaultdict(
+        list
+    )  # by dtype, each tensor and what of it doesn't fit
     dtypes = {entry.target: entry.dtype for entry in plan.mapped}
     for check in plan.value_checks:
         if check.check == "norms":
@@ -54,8 +61,10 @@ def run_value_checks(
                 problems.append(
                     Problem(
                         "LR406",
-                        f"{bad} values of `{check.from_[0].name}` are inf or NaN, and others would be made from them.",
-                        "Find out why the training produced them; a checkpoint with them is broken.",
+                        f"{bad} values of `{check.from_[0].name}` are inf or NaN, and others would "
+                        "be made from them.",
+                        "Find out why the training produced them; a checkpoint with them is "
+                        "broken.",
                         (check.from_[0].name,),
                     )
                 )
@@ -70,16 +79,27 @@ def run_value_checks(
                 Problem(
                     "LR405",
                     f"the config ties `{one.name}` and `{other.name}`, but their values differ.",
-                    "Set tie_word_embeddings to false in the source's config.json if both were trained.",
+                    "Set tie_word_embeddings to false in the source's config.json if both were "
+                    "trained.",
                     (one.name, other.name),
                 )
             )
     for dtype, rows in beyond.items():
-        cause = f"values of {len(rows)} tensor{'s' if len(rows) > 1 else ''} don't fit into {dtype}."
-        fix = "Write another --dtype: bfloat16 holds numbers as large as float32 does. inf and NaN no dtype makes good."
+        cause = (
+            f"values of {len(rows)} tensor{'s' if len(rows) > 1 else ''} don't fit into {dtype}."
+        )
+        fix = (
+            "Write another --dtype: bfloat16 holds numbers as large as float32 does. inf and "
+            "NaN "
+            "no dtype makes good."
+        )
         problems.append(Problem("LR406", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
     notes = [
-        Problem("LR310", f"{len(names)} of {pairs[source]} tensors differ from those of `{source}`.", names=tuple(names))
+        Problem(
+            "LR310",
+            f"{len(names)} of {pairs[source]} tensors differ from those of `{source}`.",
+            names=tuple(names),
+        )
         for source, names in differing.items()
     ]
     return problems, notes
@@ -98,18 +118,22 @@ def _delta(norms: Sequence[Tensor], on_progress: Callable[[int], None]) -> list[
     from llava_remap.core.dtypes import to_float64
 
     def mean_size(norm: Tensor) -> float:
-        return sum(float(np.abs(to_float64(chunk, norm.dtype)).sum()) for chunk in _read(norm, on_progress)) / prod(norm.shape)
+        return sum(
+            float(np.abs(to_float64(chunk, norm.dtype)).sum()) for chunk in _read(norm, on_progress)
+        ) / prod(norm.shape)
 
     sizes = {norm.name: mean_size(norm) for norm in norms}
     largest = max(sizes.values())
     if not largest < _ABOUT_ZERO:
         return []
     cause = (
-        f"these look like delta weights, the differences to a base: the weights of all {len(sizes)} norms of the language model "
+        "these look like delta weights, the differences to a base: the weights of all "
+        f"{len(sizes)} norms of the language model "
         f"are about 0 (at most {largest:.2g} in the mean), where those of a model are about 1."
     )
     fix = (
-        "Add the base first, and give the result: python -m llava.model.apply_delta --base BASE --target DIR --delta SRC, of the "
+        "Add the base first, and give the result: python -m llava.model.apply_delta --base BASE "
+        "--target DIR --delta SRC, of the "
         "research code."
     )
     return [Problem("LR106", cause, fix, tuple(sizes))]
@@ -120,7 +144,10 @@ def _non_finite(tensor: Tensor, on_progress: Callable[[int], None]) -> int:
 
     from llava_remap.core.dtypes import is_finite
 
-    return sum(int(np.count_nonzero(~is_finite(chunk, tensor.dtype))) for chunk in _read(tensor, on_progress))
+    return sum(
+        int(np.count_nonzero(~is_finite(chunk, tensor.dtype)))
+        for chunk in _read(tensor, on_progress)
+    )
 
 
 def _beyond(tensor: Tensor, dtype: str, on_progress: Callable[[int], None]) -> str:
@@ -144,8 +171,12 @@ def _beyond(tensor: Tensor, dtype: str, on_progress: Callable[[int], None]) -> s
     return "; ".join([*found, *[f"{broken:,} {numbers} inf or NaN"] * bool(broken)])
 
 
-def equal(one: Tensor, other: Tensor, on_progress: Callable[[int], None] = lambda nbytes: None) -> bool:
-    """Whether two tensors of one shape have the same bytes, or, with different dtypes, the same values."""
+def equal(
+    one: Tensor, other: Tensor, on_progress: Callable[[int], None] = lambda nbytes: None
+) -> bool:
+    """Whether two tensors of one shape have the same bytes, or, with different dtypes, the same
+    values.
+    """
     pairs = zip_longest(_read(one, on_progress), _read(other, on_progress))
     if one.dtype == other.dtype:
         return all(left == right for left, right in pairs)
@@ -153,4 +184,7 @@ def equal(one: Tensor, other: Tensor, on_progress: Callable[[int], None] = lambd
 
     from llava_remap.core.dtypes import to_float64
 
-    return all(np.array_equal(to_float64(left, one.dtype), to_float64(right, other.dtype)) for left, right in pairs)
+    return all(
+        np.array_equal(to_float64(left, one.dtype), to_float64(right, other.dtype))
+        for left, right in pairs
+    )

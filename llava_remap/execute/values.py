@@ -1,4 +1,6 @@
-"""Values of source tensors, for what is computed or checked. Everything that is only renamed goes past this, as byte ranges."""
+"""Values of source tensors, for what is computed or checked. Everything that is only renamed
+goes past this, as byte ranges.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 #: Bytes read at once. Larger buffers were slower on ext4.
 CHUNK_NBYTES = 1 << 20
-#: Elements in a chunk of values: the same for every dtype and layout, so that two tensors can be compared chunk by chunk.
+#: Elements in a chunk of values: the same for every dtype and layout, so that two tensors can be
+#: compared chunk by chunk.
 CHUNK_ELEMENTS = 1 << 18
 
 
@@ -31,7 +34,8 @@ def chunks(tensor: Tensor, start: int = 0, stop: int | None = None) -> Iterator[
     """The elements in row-major, little-endian order, `CHUNK_ELEMENTS` at a time.
 
     Args:
-        start, stop: the run of bytes wanted, counted in that order from the tensor's first byte; all of them by default.
+        start, stop: the run of bytes wanted, counted in that order from the tensor's first byte;
+            all of them by default.
     """
     stop = tensor.nbytes if stop is None else stop
     width = CHUNK_ELEMENTS * DTYPE_BITS[tensor.dtype] // 8
@@ -45,16 +49,22 @@ def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:
 
 
 def stored_rows(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
-    """Rows start..stop along the first dimension, [stop - start, …], as `dtypes.numbers` has them."""
+    """Rows start..stop along the first dimension, [stop - start, …], as `dtypes.numbers` has
+    them.
+    """
     from llava_remap.core.dtypes import numbers
 
     inner = tensor.shape[1:]
     width = prod(inner) * DTYPE_BITS[tensor.dtype] // 8
-    return numbers(_bytes(tensor, start * width, stop * width), tensor.dtype).reshape(stop - start, *inner)
+    return numbers(_bytes(tensor, start * width, stop * width), tensor.dtype).reshape(
+        stop - start, *inner
+    )
 
 
 def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
-    """A run of the elements in row-major, little-endian order; start and stop count bytes from the first one. Reads no others."""
+    """A run of the elements in row-major, little-endian order; start and stop count bytes from
+    the first one. Reads no others.
+    """
     where = tensor.location
     assert where is not None
     if where.stride is None and not where.big_endian:
@@ -64,7 +74,10 @@ def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
     if where.stride is None:
         import numpy as np
 
-        elements = np.frombuffer(read_exactly(where.file, where.offset + first * size, (last - first) * size), _stored(tensor))
+        elements = np.frombuffer(
+            read_exactly(where.file, where.offset + first * size, (last - first) * size),
+            _stored(tensor),
+        )
     else:
         elements = _view(tensor).flat[first:last]
     elements = elements.astype(elements.dtype.newbyteorder("<"), copy=False)
@@ -72,18 +85,24 @@ def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
 
 
 def _stored(tensor: Tensor) -> np.dtype[Any]:
-    """Elements as they are stored, without what their bits mean; but of a complex number, each half has a byte order."""
+    """Elements as they are stored, without what their bits mean; but of a complex number, each
+    half has a byte order.
+    """
     import numpy as np
 
     assert tensor.location is not None
     kind = "c" if tensor.dtype == "C64" else "u"
-    return np.dtype(f"{'>' if tensor.location.big_endian else '<'}{kind}{DTYPE_BITS[tensor.dtype] // 8}")
+    return np.dtype(
+        f"{'>' if tensor.location.big_endian else '<'}{kind}{DTYPE_BITS[tensor.dtype] // 8}"
+    )
 
 
 def _view(tensor: Tensor) -> NDArray[Any]:
-    """A tensor whose elements lie apart, mapped where it lies: reading its rows one by one would read all of it for each.
+    """A tensor whose elements lie apart, mapped where it lies: reading its rows one by one would
+    read all of it for each.
 
-    A file that becomes shorter while it is mapped ends the process, so its length is looked at each time.
+    A file that becomes shorter while it is mapped ends the process, so its length is looked at each
+    time.
     """
     import numpy as np
 

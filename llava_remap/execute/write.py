@@ -1,4 +1,5 @@
-"""A plan to safetensors files. What is only renamed goes from file to file as byte ranges and never enters Python's heap.
+"""A plan to safetensors files. What is only renamed goes from file to file as byte ranges and never
+enters Python's heap.
 
 The index is written by a call of its own, to come after everything else.
 """
@@ -26,7 +27,8 @@ from llava_remap.plan import Shard
 INDEX = "model.safetensors.index.json"
 #: How many files are written at a time, if nothing else is said.
 JOBS = 2
-#: The tensors of a safetensors file start at a multiple of this: then each is aligned, if those before it are.
+#: The tensors of a safetensors file start at a multiple of this: then each is aligned, if those
+#: before it are.
 _ALIGNMENT = 8
 
 
@@ -37,7 +39,8 @@ def write_shards(
     on_progress: Callable[[int], None] = lambda nbytes: None,
     jobs: int = JOBS,
 ) -> None:
-    """Write the weight files of a complete plan, but for those that the folder has already. After one fails, none is begun.
+    """Write the weight files of a complete plan, but for those that the folder has already. After
+    one fails, none is begun.
 
     Args:
         recipe: how the tensors in `shards` are made.
@@ -45,16 +48,23 @@ def write_shards(
         jobs: how many files are written at a time.
 
     Raises:
-        RemapError: LR102 where a source has become shorter or can't be read, LR502 for a full disk, LR508 for any other write
-            error; and what a post-load rule refuses.
+        RemapError: LR102 where a source has become shorter or can't be read, LR502 for a full disk,
+            LR508 for any other write error; and what a post-load rule refuses.
     """
-    recipe = replace(recipe, on_read=folder.gate.check)  # once: what two files share is computed once for a recipe
+    recipe = replace(
+        recipe, on_read=folder.gate.check
+    )  # once: what two files share is computed once for a recipe
     left = [shard for shard in shards if folder.path / shard.file not in folder.digests]
-    # In threads even where there is one job: then this one is free to be interrupted, whatever the disk is busy with.
+    # In threads even where there is one job: then this one is free to be interrupted, whatever the
+    # disk is busy with.
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for done in finished([pool.submit(_write_shard, recipe, shard, folder, on_progress) for shard in left]):
-                if not isinstance(done.exception(), Closed):  # which only says that another one failed
+            for done in finished(
+                [pool.submit(_write_shard, recipe, shard, folder, on_progress) for shard in left]
+            ):
+                if not isinstance(
+                    done.exception(), Closed
+                ):  # which only says that another one failed
                     done.result()
             folder.gate.check()
         except BaseException:
@@ -70,7 +80,9 @@ def weight_nbytes(recipe: Recipe, shards: Sequence[Shard]) -> int:
 
 def shard_nbytes(shard: Shard, recipe: Recipe) -> int:
     """Bytes of a weight file."""
-    return len(shard_header(shard, recipe)) + sum(recipe.mapped[name].nbytes for name in shard.tensors)
+    return len(shard_header(shard, recipe)) + sum(
+        recipe.mapped[name].nbytes for name in shard.tensors
+    )
 
 
 def write_index(recipe: Recipe, shards: Sequence[Shard], folder: Folder) -> None:
@@ -84,35 +96,51 @@ def write_index(recipe: Recipe, shards: Sequence[Shard], folder: Folder) -> None
 def shard_header(shard: Shard, recipe: Recipe) -> bytes:
     """The head of a safetensors file: 8 bytes of length, then JSON, padded with spaces.
 
-    Where most of the bytes behind it can get the place within a block that they have in the source, it ends so that they do: a
-    file system that can share blocks then needn't copy them. In a torch file tensors lie apart, and hardly any two would. None of
-    it depends on the file system, so the same bytes are written everywhere.
+    Where most of the bytes behind it can get the place within a block that they have in the source,
+    it ends so that they do: a file system that can share blocks then needn't copy them. In a torch
+    file tensors lie apart, and hardly any two would. None of it depends on the file system, so the
+    same bytes are written everywhere.
     """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    shifts: dict[int, int] = defaultdict(int)  # by how far source and target are apart within a block, bytes
+    shifts: dict[int, int] = defaultdict(
+        int
+    )  # by how far source and target are apart within a block, bytes
     end = 0
     for name in shard.tensors:
         entry = recipe.mapped[name]
         start, end = end, end + entry.nbytes
-        entries[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [start, end]}
+        entries[name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [start, end],
+        }
         if (run := recipe.copied(name)) is not None:
             shifts[(run.offset - start) % BLOCK] += run.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     aligned = {shift: nbytes for shift, nbytes in shifts.items() if shift % _ALIGNMENT == 0}
     if aligned and 2 * max(aligned.values()) > end:
-        text += b" " * ((max(aligned, key=lambda shift: (aligned[shift], shift)) - 8 - len(text)) % BLOCK)
+        text += b" " * (
+            (max(aligned, key=lambda shift: (aligned[shift], shift)) - 8 - len(text)) % BLOCK
+        )
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_shard(recipe: Recipe, shard: Shard, folder: Folder, on_progress: Callable[[int], None]) -> None:
+def _write_shard(
+    recipe: Recipe, shard: Shard, folder: Folder, on_progress: Callable[[int], None]
+) -> None:
     header = shard_header(shard, recipe)
 
     def fill(file: FileIO) -> FileDigest:
         opened: dict[Path, int] = {}
-        with contextlib.ExitStack() as sources, Writer(file, on_progress, folder.gate.check) as writer:
+        with (
+            contextlib.ExitStack() as sources,
+            Writer(file, on_progress, folder.gate.check) as writer,
+        ):
             writer.write(header)
-            for piece in _coalesced(piece for name in shard.tensors for piece in recipe.pieces(name)):
+            for piece in _coalesced(
+                piece for name in shard.tensors for piece in recipe.pieces(name)
+            ):
                 if isinstance(piece, bytes):
                     writer.write(piece)
                     continue
@@ -122,7 +150,9 @@ def _write_shard(recipe: Recipe, shard: Shard, folder: Folder, on_progress: Call
                 writer.copy(opened[piece.file], piece.file, piece.offset, piece.nbytes)
             planned = shard_nbytes(shard, recipe)
             if writer.nbytes != planned:  # no `assert`, which -O takes out
-                raise AssertionError(f"{shard.file}: {writer.nbytes} bytes written, {planned} planned")
+                raise AssertionError(
+                    f"{shard.file}: {writer.nbytes} bytes written, {planned} planned"
+                )
             return writer.finish()
 
     folder.write(shard.file, fill)
@@ -139,7 +169,12 @@ def _coalesced(pieces: Iterator[Range | bytes]) -> Iterator[Range | bytes]:
     """Neighbouring ranges of one file as one."""
     run: Range | None = None
     for piece in pieces:
-        if isinstance(piece, Range) and run is not None and piece.file == run.file and piece.offset == run.offset + run.nbytes:
+        if (
+            isinstance(piece, Range)
+            and run is not None
+            and piece.file == run.file
+            and piece.offset == run.offset + run.nbytes
+        ):
             run = Range(run.file, run.offset, run.nbytes + piece.nbytes)
             continue
         if run is not None:

@@ -1,8 +1,10 @@
-"""One new file, written from front to back: read into one buffer while the other is digested and written.
+"""One new file, written from front to back: read into one buffer while the other is digested and
+written.
 
-Where the file system can, writing goes past the page cache: what a job writes, nobody will read soon, and it would drive out what
-others do. It takes a fraction of the kernel's time, leaves nothing for the flush at the end, and so ends at once on Ctrl-C. Runs
-of a source that lie at the same place within a block, on a file system that can share blocks, aren't written at all.
+Where the file system can, writing goes past the page cache: what a job writes, nobody will read
+soon, and it would drive out what others do. It takes a fraction of the kernel's time, leaves
+nothing for the flush at the end, and so ends at once on Ctrl-C. Runs of a source that lie at the
+same place within a block, on a file system that can share blocks, aren't written at all.
 """
 
 from __future__ import annotations
@@ -31,17 +33,20 @@ from llava_remap.execute.values import too_short
 BUFFER_NBYTES = 1 << 20
 #: What goes past the page cache starts and ends at multiples of this; so does what two files share.
 BLOCK = 4096
-#: Where writing can't go past the cache: bytes after which what was written is flushed, so that no flush takes long.
+#: Where writing can't go past the cache: bytes after which what was written is flushed, so that no
+#: flush takes long.
 _FLUSH_NBYTES = 32 << 20
 #: Linux' FICLONERANGE, _IOW(0x94, 13, struct file_clone_range).
 _CLONE_RANGE = 0x4020940D
 
 
 class Writer:
-    """Appends to an empty file (opened without a buffer). Used as a context manager; `finish` tells size and digest.
+    """Appends to an empty file (opened without a buffer). Used as a context manager; `finish` tells
+    size and digest.
 
     Args:
-        on_progress: called with the number of bytes that were handled since the last call, from any thread.
+        on_progress: called with the number of bytes that were handled since the last call, from any
+            thread.
         on_buffer: called before every buffer that is written; what it raises ends the writing.
     """
 
@@ -55,11 +60,15 @@ class Writer:
         self._direct = _past_the_cache(self._file)
         self._clones = sys.platform == "linux"
         self._digest = xxh3_128()
-        self._full: SimpleQueue[tuple[mmap, int, int, bool] | None] = SimpleQueue()  # buffer, where it goes, how full, if written
+        self._full: SimpleQueue[tuple[mmap, int, int, bool] | None] = (
+            SimpleQueue()
+        )  # buffer, where it goes, how full, if written
         self._free: SimpleQueue[mmap | BaseException] = SimpleQueue()
         self._free.put(mmap(-1, BUFFER_NBYTES))
         self._buffer = mmap(-1, BUFFER_NBYTES)
-        self._start = self._filled = 0  # where in the file the buffer starts that is being filled, and how far it is
+        self._start = self._filled = (
+            0  # where in the file the buffer starts that is being filled, and how far it is
+        )
         self._since_flush = 0
         self._thread = Thread(target=self._empty_buffers, daemon=True)
         self._thread.start()
@@ -67,7 +76,12 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._full.put(None)
         self._thread.join()  # of what is being written, at most one buffer is waited for
 
@@ -112,7 +126,9 @@ class Writer:
         return FileDigest(nbytes, "xxh3_128", self._digest.hexdigest())
 
     def _share(self, source: int, offset: int, nbytes: int) -> range:
-        """The part of a run, counted from its start, that is shared with the file it comes from; empty where none is."""
+        """The part of a run, counted from its start, that is shared with the file it comes from;
+        empty where none is.
+        """
         first = -self.nbytes % BLOCK
         last = nbytes - (self.nbytes + nbytes) % BLOCK
         if not self._clones or first >= last or (offset - self.nbytes) % BLOCK:
@@ -125,9 +141,13 @@ class Writer:
             return range(0)
         return range(first, last)
 
-    def _read(self, source: int, path: Path, offset: int, nbytes: int, *, write: bool = True) -> None:
+    def _read(
+        self, source: int, path: Path, offset: int, nbytes: int, *, write: bool = True
+    ) -> None:
         while nbytes:
-            view = memoryview(self._buffer)[self._filled : min(self._filled + nbytes, BUFFER_NBYTES)]
+            view = memoryview(self._buffer)[
+                self._filled : min(self._filled + nbytes, BUFFER_NBYTES)
+            ]
             try:
                 count = os.preadv(source, [view], offset)
             except OSError as error:
@@ -174,7 +194,9 @@ class Writer:
             self._digest.update(view[:nbytes])
             if not write:
                 return
-            end = -(-nbytes // BLOCK) * BLOCK if self._direct else nbytes  # whole blocks only; what is too much is cut off
+            end = (
+                -(-nbytes // BLOCK) * BLOCK if self._direct else nbytes
+            )  # whole blocks only; what is too much is cut off
             done = 0
             while done < end:
                 try:
@@ -182,7 +204,9 @@ class Writer:
                 except OSError as error:
                     if not self._direct or error.errno != errno.EINVAL:
                         raise
-                    _through_the_cache(self._file)  # a file system that takes the flag and not the write
+                    _through_the_cache(
+                        self._file
+                    )  # a file system that takes the flag and not the write
                     self._direct = False
         self._since_flush += nbytes
         if not self._direct and self._since_flush >= _FLUSH_NBYTES:

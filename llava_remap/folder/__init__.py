@@ -1,8 +1,15 @@
-"""What makes the output complete: config, generation config, tokenizer, processor, chat template."""
+"""What makes the output complete: config, generation config, tokenizer, processor, chat
+template.
+"""
 
 from llava_remap.folder.keep import keep_files, kept_notes
 from llava_remap.folder.make import Parts, make_files, read_generation_config
-from llava_remap.folder.processor import find_image_processor, image_processor_problems, stock_notes, video_processor_notes
+from llava_remap.folder.processor import (
+    find_image_processor,
+    image_processor_problems,
+    stock_notes,
+    video_processor_notes,
+)
 from llava_remap.folder.scratch import scratch_folder
 
 __all__ = [

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-#: Nothing from the network, none of the folder's own code, and no question to the user whether to run it.
+#: Nothing from the network, none of the folder's own code, and no question to the user whether to
+#: run it.
 AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -22,5 +23,7 @@ def panics_as_errors() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of a library says, for a message: one line, at most 300 characters, without a full stop."""
+    """What an error of a library says, for a message: one line, at most 300 characters, without
+    a full stop.
+    """
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -1,4 +1,6 @@
-"""JSON files as transformers writes them: two spaces, a newline at the end, words in their own script."""
+"""JSON files as transformers writes them: two spaces, a newline at the end, words in their own
+script.
+"""
 
 from __future__ import annotations
 

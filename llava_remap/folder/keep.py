@@ -1,8 +1,10 @@
-"""The small files of what is a model of transformers already: the source's own, in the forms of old and of new versions.
+"""The small files of what is a model of transformers already: the source's own, in the forms of old
+and of new versions.
 
-transformers 5.x puts the image processor into `processor_config.json`, the chat template into `chat_template.jinja`, and writes
-tokenizer files that 4.x can't read; 4.x has `preprocessor_config.json` and `chat_template.json`. What the source has in one form
-is written in both.
+transformers 5.x puts the image processor into `processor_config.json`, the chat template into
+`chat_template.jinja`, and writes tokenizer files that 4.x can't read; 4.x has
+`preprocessor_config.json` and `chat_template.json`. What the source has in one form is written in
+both.
 """
 
 from __future__ import annotations
@@ -23,14 +25,19 @@ from llava_remap.target_model import Vocabulary, read_beside
 PROCESSOR = "processor_config.json"
 #: What 5.x puts into `processor_config.json`, and the files that have it in both generations.
 _NESTED = {"image_processor": PREPROCESSOR, "video_processor": "video_preprocessor_config.json"}
-#: What 5.x appends to the name of an image processor's class, for who computes it; 4.x knows the name without.
+#: What 5.x appends to the name of an image processor's class, for who computes it; 4.x knows the
+#: name without.
 _BACKENDS = ("Fast", "Pil")
 
 
 def keep_files(
-    folder: Path | None, config: Mapping[str, Any], vocabulary: Vocabulary | None, generation: Mapping[str, Any]
+    folder: Path | None,
+    config: Mapping[str, Any],
+    vocabulary: Vocabulary | None,
+    generation: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """Config, generation config, and of tokenizer, processor and chat template what the source has, by file name.
+    """Config, generation config, and of tokenizer, processor and chat template what the source has,
+    by file name.
 
     Args:
         folder: the source's; None for a manifest, which has none of these files.
@@ -51,10 +58,19 @@ def keep_files(
                 if content := read_beside(folder, file) or processor.get(key) or {}:
                     write_json(scratch / file, _for_both(content, class_name))
             if processor:
-                own = {key: value for key, value in processor.items() if key not in (*_NESTED, "auto_map")}
-                write_json(scratch / PROCESSOR, {**own, "processor_class": class_name} if class_name else own)
+                own = {
+                    key: value
+                    for key, value in processor.items()
+                    if key not in (*_NESTED, "auto_map")
+                }
+                write_json(
+                    scratch / PROCESSOR,
+                    {**own, "processor_class": class_name} if class_name else own,
+                )
             if vocabulary is not None:
-                write_tokenizer(vocabulary, config["text_config"]["model_type"], (), scratch, class_name)
+                write_tokenizer(
+                    vocabulary, config["text_config"]["model_type"], (), scratch, class_name
+                )
             if (template := _chat_template(folder, processor)) is not None:
                 write_json(scratch / "chat_template.json", {"chat_template": template})
                 (scratch / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -69,13 +85,22 @@ def kept_notes(folder: Path | None, vocabulary: Vocabulary | None) -> list[Probl
     if not absent:
         return []
     cause = (
-        f"the source has no files of {' and of '.join(absent)}, so the folder has none: the model opens, AutoProcessor doesn't."
+        f"the source has no files of {' and of '.join(absent)}, so the folder has none: the "
+        "model opens, AutoProcessor doesn't."
     )
-    return [Problem("LR408", cause, "To have them, put them beside the source's weights and convert again.")]
+    return [
+        Problem(
+            "LR408", cause, "To have them, put them beside the source's weights and convert again."
+        )
+    ]
 
 
 def _processor_class(folder: Path, processor: Mapping[str, Any]) -> str | None:
-    said = (processor, read_beside(folder, PREPROCESSOR), read_beside(folder, "tokenizer_config.json"))
+    said = (
+        processor,
+        read_beside(folder, PREPROCESSOR),
+        read_beside(folder, "tokenizer_config.json"),
+    )
     return next((str(found) for content in said if (found := content.get("processor_class"))), None)
 
 
@@ -91,8 +116,16 @@ def _for_both(content: Mapping[str, Any], class_name: str | None) -> dict[str, A
 
 
 def _chat_template(folder: Path, processor: Mapping[str, Any]) -> str | None:
-    """The chat template, wherever the version that saved it put it: the processor's before the tokenizer's."""
+    """The chat template, wherever the version that saved it put it: the processor's before the
+    tokenizer's.
+    """
     if has_file(path := folder / "chat_template.jinja"):
         return read_text(path)
-    said = (read_beside(folder, "chat_template.json"), processor, read_beside(folder, "tokenizer_config.json"))
-    return next((found for content in said if isinstance(found := content.get("chat_template"), str)), None)
+    said = (
+        read_beside(folder, "chat_template.json"),
+        processor,
+        read_beside(folder, "tokenizer_config.json"),
+    )
+    return next(
+        (found for content in said if isinstance(found := content.get("chat_template"), str)), None
+    )

@@ -1,4 +1,6 @@
-"""Everything in the output folder beside the weights. It is made first, elsewhere: if it can't be, no weight is written."""
+"""Everything in the output folder beside the weights. It is made first, elsewhere: if it can't
+be, no weight is written.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,9 @@ _NOTES = "notes"
 _NOTED = TypeAdapter(list[tuple[str, str, str]])
 #: All that can be made.
 _MADE = frozenset(name for names in BESIDE.values() for name in names)
-#: What only sampling reads. Vicuna's generation config has them without `do_sample`: generation is greedy and they are of no
-#: effect, but newer versions warn of them, and 4.57's `save_pretrained` refuses.
+#: What only sampling reads. Vicuna's generation config has them without `do_sample`: generation is
+#: greedy and they are of no effect, but newer versions warn of them, and 4.57's `save_pretrained`
+#: refuses.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -64,39 +67,56 @@ class Parts:
 
 
 def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
-    """Config, generation config and, where there is a tokenizer, tokenizer, processor and chat template, by file name; and notes.
+    """Config, generation config and, where there is a tokenizer, tokenizer, processor and chat
+    template, by file name; and notes.
 
-    They are made and tried in a scratch folder, or come from the cache where they were made from the same before.
+    They are made and tried in a scratch folder, or come from the cache where they were made from
+    the same before.
 
     Raises:
-        RemapError: LR113 for files of a source that can't be opened, LR403 for a token id, LR412 for a tokenizer that can't be
-            reproduced, LR413 for a chat template that doesn't fit it, LR604 or LR605 for the processor.
+        RemapError: LR113 for files of a source that can't be opened, LR403 for a token id, LR412
+            for a tokenizer that can't be reproduced, LR413 for a chat template that doesn't fit it,
+            LR604 or LR605 for the processor.
     """
     processor = parts.rules.text.processor
     facts = {
         "config": parts.target.config,
         "processor": processor.model_dump(mode="json") if processor else None,
-        "made with": [parts.target.processor, parts.target.image_processor, parts.target.video_processor],
+        "made with": [
+            parts.target.processor,
+            parts.target.image_processor,
+            parts.target.video_processor,
+        ],
         "chat_template": parts.target.chat_template.text if parts.target.chat_template else None,
         "tower": parts.target.tower.facts,
         "videos": has_torchvision(),
         "tokens": [asdict(token) for token in parts.tokens],
         "generation": parts.generation,
         "pads": parts.pads,
-        "tokenizer": _digests(parts.vocabulary.folder, BESIDE["tokenizer"]) if parts.vocabulary else None,
-        # Where the image processor's file doesn't name its class, transformers looks into the others.
-        "images": _digests(parts.image_processor, (*BESIDE["processor"], "config.json")) if parts.image_processor else None,
+        "tokenizer": _digests(parts.vocabulary.folder, BESIDE["tokenizer"])
+        if parts.vocabulary
+        else None,
+        # Where the image processor's file doesn't name its class, transformers looks into the
+        # others.
+        "images": _digests(parts.image_processor, (*BESIDE["processor"], "config.json"))
+        if parts.image_processor
+        else None,
     }
 
     def make() -> dict[str, bytes]:
         with scratch_folder() as scratch:
             notes = _make(parts, scratch)
             made = {path.name: path.read_bytes() for path in sorted(scratch.iterdir())}
-        return {**made, _NOTES: json.dumps([[note.code, note.cause, note.fix] for note in notes]).encode()}
+        return {
+            **made,
+            _NOTES: json.dumps([[note.code, note.cause, note.fix] for note in notes]).encode(),
+        }
 
     def read(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], list[Problem]]:
         made = {name: content for name, content in files.items() if name != _NOTES}
-        if not {"config.json"} <= made.keys() <= _MADE or made["config.json"] != json_bytes(parts.target.config):
+        if not {"config.json"} <= made.keys() <= _MADE or made["config.json"] != json_bytes(
+            parts.target.config
+        ):
             raise ValueError("no folder of this config")
         return made, [Problem(*note) for note in _NOTED.validate_json(files[_NOTES], strict=True)]
 
@@ -105,7 +125,9 @@ def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     found = ((name, folder / name) for name in names)
-    return {name: hashlib.sha256(read_file(path)).hexdigest() for name, path in found if has_file(path)}
+    return {
+        name: hashlib.sha256(read_file(path)).hexdigest() for name, path in found if has_file(path)
+    }
 
 
 def _make(parts: Parts, scratch: Path) -> list[Problem]:
@@ -117,14 +139,19 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
     tried = Tried((), None, "")
     if vocabulary is not None and template is not None:
         place = _place(parts.rules, template.name)
-        tried = try_template(template.name, template.text, parts.tokens, vocabulary.special, place=place)
+        tried = try_template(
+            template.name, template.text, parts.tokens, vocabulary.special, place=place
+        )
         ids = {**vocabulary.ids, **{token.text: token.id for token in parts.tokens}}
         plain = processor.plain_text if processor else ()
         check_special_tokens(template.name, tried.prompts, ids, plain, place=place)
         stopping = stopping_at(generation, ids.get(tried.turn_end or ""))
         if stopping != generation:
             stopped = generation.get("eos_token_id")
-            cause = f"a turn ends with `{tried.turn_end}`, and the generation config stopped at {stopped!r} alone."
+            cause = (
+                f"a turn ends with `{tried.turn_end}`, and the generation config stopped at "
+                f"{stopped!r} alone."
+            )
             notes.append(Problem("LR609", cause, f"It stops at {stopping['eos_token_id']} now."))
         generation = stopping
     write_json(scratch / "generation_config.json", generation)
@@ -136,7 +163,9 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
     if vocabulary is None:
         return notes
     text_model = config["text_config"]["model_type"]
-    notes += write_tokenizer(vocabulary, text_model, parts.tokens, scratch, processor.class_, tried.prompts)
+    notes += write_tokenizer(
+        vocabulary, text_model, parts.tokens, scratch, processor.class_, tried.prompts
+    )
     write_processor(scratch, processor.class_, parts.target, parts.tokens)
     check_processor(scratch, processor, parts.target, parts.tokens, tried.question)
     return notes
@@ -145,12 +174,16 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
 def _place(rules: RuleFile, template: str) -> str:
     """Where a chat template stands, or the name of its first file."""
     own = rules.text.processor is None or template not in rules.text.processor.chat_templates
-    path = ("processor", "chat_template") if own else ("processor", "chat_templates", template, "text")
+    path = (
+        ("processor", "chat_template") if own else ("processor", "chat_templates", template, "text")
+    )
     return str(rules.tree.locate(path).mark)
 
 
 def stopping_at(generation: Mapping[str, Any], end: int | None) -> dict[str, Any]:
-    """A generation config in which generation stops at the id that ends a turn, as the research code does."""
+    """A generation config in which generation stops at the id that ends a turn, as the research
+    code does.
+    """
     said = generation.get("eos_token_id")
     ends = said if isinstance(said, list) else [] if said is None else [said]
     if end is None or end in ends:
@@ -172,8 +205,18 @@ def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def generation_config(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The source's generation config, without what is for others, with the ids of special tokens from the text model's config."""
+    """The source's generation config, without what is for others, with the ids of special tokens
+    from the text model's config.
+    """
     text = config["text_config"]
-    ids = {key: text.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(key) is not None}
+    ids = {
+        key: text.get(key)
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+        if text.get(key) is not None
+    }
     not_kept = _NOT_KEPT if source.get("do_sample") else (*_NOT_KEPT, *_SAMPLING)
-    return {**ids, **{k: v for k, v in source.items() if k not in not_kept}, "pad_token_id": text.get("pad_token_id")}
+    return {
+        **ids,
+        **{k: v for k, v in source.items() if k not in not_kept},
+        "pad_token_id": text.get("pad_token_id"),
+    }

@@ -1,4 +1,6 @@
-"""Image processor, processor and chat template of the output, in files that old and new transformers open."""
+"""Image processor, processor and chat template of the output, in files that old and new
+transformers open.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ PREPROCESSOR = "preprocessor_config.json"
 #: Its name since transformers 4.52.
 VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
 _CLASS = "processor_class"
-#: Pixels; the towers' own pictures have at most 448. The processor is tried, and a picture takes 12 bytes for each pixel.
+#: Pixels; the towers' own pictures have at most 448. The processor is tried, and a picture takes 12
+#: bytes for each pixel.
 _LARGEST_SIDE = 4096
-#: Patches in a row of a picture, and what any other whole number of a processor's config may be at most. Trying it takes as
-#: many image tokens as a picture has patches.
+#: Patches in a row of a picture, and what any other whole number of a processor's config may be at
+#: most. Trying it takes as many image tokens as a picture has patches.
 _MOST_PATCHES, _LARGEST_NUMBER = 512, 1_000_000
 _SIDES = ("size", "crop_size", "pad_size", "image_grid_pinpoints")
 #: The mean colour, rounded to 8 bits, is less than this many standard deviations from 0.
@@ -37,35 +40,58 @@ def find_image_processor(folders: Sequence[Path]) -> Path | None:
 
 
 def stock_image_processor(tower: Tower) -> dict[str, Any]:
-    """The image processor that towers of this kind are trained with, for this tower's image size."""
+    """The image processor that towers of this kind are trained with, for this tower's image
+    size.
+    """
     kind, side = str(tower.facts["model_type"]), tower.facts["image_size"]
     square = {"height": side, "width": side}
-    sizes = {"size": {"shortest_edge": side}, "crop_size": square} if kind == "clip_vision_model" else {"size": square}
+    sizes = (
+        {"size": {"shortest_edge": side}, "crop_size": square}
+        if kind == "clip_vision_model"
+        else {"size": square}
+    )
     return {**IMAGE_PROCESSORS[kind], **sizes}
 
 
 def stock_notes(rules: Processor | None, target: TargetConfig) -> list[Problem]:
-    """LR611 where the stock image processor is written: the tower's tensors don't show how its pictures were normalised."""
+    """LR611 where the stock image processor is written: the tower's tensors don't show how its
+    pictures were normalised.
+    """
     if rules is None or rules.class_ is None:
         return []
     stock = _changed(stock_image_processor(target.tower), target.image_processor)
-    said = ", ".join(f"{key} {stock[key]}" for key in ("image_mean", "image_std", "size") if key in stock)
-    cause = (
-        f"no source has a {PREPROCESSOR}, so that of the stock towers of this kind ({target.tower.facts['model_type']}) is "
-        f"written, with the tower's image size: {said}. Whether this tower was trained with it isn't known."
+    said = ", ".join(
+        f"{key} {stock[key]}" for key in ("image_mean", "image_std", "size") if key in stock
     )
-    return [Problem("LR611", cause, f"If it wasn't, put its {PREPROCESSOR} beside the tower's weights and convert again.")]
+    cause = (
+        f"no source has a {PREPROCESSOR}, so that of the stock towers of this kind "
+        f"({target.tower.facts['model_type']}) is "
+        f"written, with the tower's image size: {said}. Whether this tower was trained with it "
+        "isn't known."
+    )
+    return [
+        Problem(
+            "LR611",
+            cause,
+            f"If it wasn't, put its {PREPROCESSOR} beside the tower's weights and convert again.",
+        )
+    ]
 
 
 def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]:
-    """LR604 where the given image processor makes images of another size than the tower's: another number of image tokens."""
+    """LR604 where the given image processor makes images of another size than the tower's:
+    another number of image tokens.
+    """
     if folder is None:
         return []
     content = read_beside(folder, PREPROCESSOR)
     for key in ("size", "crop_size"):
         sides = content[key].values() if isinstance(content.get(key), dict) else [content.get(key)]
         if any(isinstance(side, (int, float)) and not 0 < side <= _LARGEST_SIDE for side in sides):
-            cause = f"{folder / PREPROCESSOR}: {key} is {content[key]!r}; pictures of 1 to {_LARGEST_SIDE} px are made."
+            cause = (
+                f"{folder / PREPROCESSOR}: {key} is {content[key]!r}; pictures of 1 to "
+                f"{_LARGEST_SIDE} px are made."
+            )
             return [Problem("LR113", cause, _REPLACE)]
     size = content.get("crop_size") or content.get("size")
     if isinstance(size, dict):
@@ -78,42 +104,69 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
     return [
         Problem(
             "LR604",
-            f"images of {size} px make {(size // patch) ** 2} tokens ({folder / PREPROCESSOR}); the tower has "
+            f"images of {size} px make {(size // patch) ** 2} tokens ({folder / PREPROCESSOR}); "
+            "the tower has "
             f"{tower.facts['image_tokens']} ({tower.facts['image_size']} px).",
-            "Give the tower that the checkpoint was trained with, with its preprocessor_config.json.",
+            "Give the tower that the checkpoint was trained with, with its "
+            "preprocessor_config.json.",
         )
     ]
 
 
-def write_pixel_processors(folder: Path | None, target: TargetConfig, rules: Processor, output: Path) -> None:
-    """Write `preprocessor_config.json`, and `video_preprocessor_config.json` where videos are taken.
+def write_pixel_processors(
+    folder: Path | None, target: TargetConfig, rules: Processor, output: Path
+) -> None:
+    """Write `preprocessor_config.json`, and `video_preprocessor_config.json` where videos are
+    taken.
 
-    Sizes, means and steps are those of the source's image processor, in today's form, or of the stock one; class and what it has
-    besides are the rule file's.
+    Sizes, means and steps are those of the source's image processor, in today's form, or of the
+    stock one; class and what it has besides are the rule file's.
 
     Raises:
-        RemapError: LR113 where transformers can't open the source's, LR605 where trying it would take too much time and memory.
+        RemapError: LR113 where transformers can't open the source's, LR605 where trying it would
+            take too much time and memory.
     """
     images = _opened(folder) if folder is not None else stock_image_processor(target.tower)
     images.pop("auto_map", None)  # of code that isn't in the folder
     images[_CLASS] = rules.class_
     made = _changed(images, target.image_processor)
-    _check_bounds({**target.processor, **made}, target.processor.get("patch_size", made.get("patch_size")))
+    _check_bounds(
+        {**target.processor, **made}, target.processor.get("patch_size", made.get("patch_size"))
+    )
     write_json(output / PREPROCESSOR, made)
     if target.video_processor:  # up to 4.51 videos go by the file above
-        write_json(output / VIDEO_PREPROCESSOR, _changed({**images, "image_processor_type": None}, target.video_processor))
+        write_json(
+            output / VIDEO_PREPROCESSOR,
+            _changed({**images, "image_processor_type": None}, target.video_processor),
+        )
 
 
 def _check_bounds(config: Mapping[str, Any], patch_size: Any) -> None:
     """LR605 for sizes and counts that no picture and no prompt of this family has."""
     sides = [side for key in _SIDES for side in _numbers(config.get(key))]
-    beyond = {key: number for key in config for number in _numbers(config[key]) if abs(number) > _LARGEST_NUMBER}
-    beyond |= {key: side for key in _SIDES for side in _numbers(config.get(key)) if side > _LARGEST_SIDE}
-    if patch_size is not None and not (type(patch_size) is int and patch_size * _MOST_PATCHES >= max(sides, default=1) > 0):
+    beyond = {
+        key: number
+        for key in config
+        for number in _numbers(config[key])
+        if abs(number) > _LARGEST_NUMBER
+    }
+    beyond |= {
+        key: side for key in _SIDES for side in _numbers(config.get(key)) if side > _LARGEST_SIDE
+    }
+    if patch_size is not None and not (
+        type(patch_size) is int and patch_size * _MOST_PATCHES >= max(sides, default=1) > 0
+    ):
         beyond["patch_size"] = patch_size
     for key, number in beyond.items():
-        cause = f"the processor's {key} would be {number!r}; it isn't tried with pictures or prompts as large as that."
-        raise refuse("LR605", cause, "See `processor` of the rule file and the source's preprocessor_config.json.")
+        cause = (
+            f"the processor's {key} would be {number!r}; it isn't tried with pictures or "
+            "prompts as large as that."
+        )
+        raise refuse(
+            "LR605",
+            cause,
+            "See `processor` of the rule file and the source's preprocessor_config.json.",
+        )
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -125,23 +178,35 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _changed(processor: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
-    """A processor's config with other values; None for one takes the key out, which for the class leaves the choice to others."""
-    left_out = {key for key in (*by, "image_processor_type") if by.get(key, processor.get(key)) is None}
+    """A processor's config with other values; None for one takes the key out, which for the
+    class leaves the choice to others.
+    """
+    left_out = {
+        key for key in (*by, "image_processor_type") if by.get(key, processor.get(key)) is None
+    }
     return {key: value for key, value in {**processor, **by}.items() if key not in left_out}
 
 
 def _opened(folder: Path) -> dict[str, Any]:
-    """The source's image processor; opening it brings files of any age (`size: 336`, `feature_extractor_type`) into one form."""
+    """The source's image processor; opening it brings files of any age (`size: 336`,
+    `feature_extractor_type`) into one form.
+    """
     from transformers import AutoImageProcessor
 
     try:
         return dict(AutoImageProcessor.from_pretrained(folder, **AS_DATA).to_dict())
     except Exception as error:  # whatever its code raises: the file is the user's
-        raise refuse("LR113", f"transformers can't open {folder / PREPROCESSOR}: {one_line(error)}.", _REPLACE) from error
+        raise refuse(
+            "LR113",
+            f"transformers can't open {folder / PREPROCESSOR}: {one_line(error)}.",
+            _REPLACE,
+        ) from error
 
 
 def padding_notes(output: Path) -> list[Problem]:
-    """LR610 where the image processor, opened, doesn't fill a wide white picture up to a square with the mean colour."""
+    """LR610 where the image processor, opened, doesn't fill a wide white picture up to a square
+    with the mean colour.
+    """
     from PIL import Image
     from transformers import AutoImageProcessor
 
@@ -154,38 +219,60 @@ def padding_notes(output: Path) -> list[Problem]:
         return []
     if top < _MEAN_COLOUR:
         return []
-    cause = "the config says image_aspect_ratio: pad, and the folder's image processor doesn't fill pictures up to a square."
-    fix = "Let the rule file extend parts/pad.yaml, if its class has an image processor that pads; or pad pictures beforehand."
+    cause = (
+        "the config says image_aspect_ratio: pad, and the folder's image processor doesn't "
+        "fill pictures up to a square."
+    )
+    fix = (
+        "Let the rule file extend parts/pad.yaml, if its class has an image processor that "
+        "pads; "
+        "or pad pictures beforehand."
+    )
     return [Problem("LR610", cause, fix)]
 
 
-def write_processor(output: Path, processor_class: str, target: TargetConfig, tokens: Sequence[PlacedToken]) -> None:
-    """Write `processor_config.json` without the nested image processor of 5.x, and the chat template in both forms."""
-    named = {f"{token.role}_token": token.text for token in tokens if token.role in ("image", "video")}
-    write_json(output / "processor_config.json", {**target.processor, **named, _CLASS: processor_class})
+def write_processor(
+    output: Path, processor_class: str, target: TargetConfig, tokens: Sequence[PlacedToken]
+) -> None:
+    """Write `processor_config.json` without the nested image processor of 5.x, and the chat
+    template in both forms.
+    """
+    named = {
+        f"{token.role}_token": token.text for token in tokens if token.role in ("image", "video")
+    }
+    write_json(
+        output / "processor_config.json", {**target.processor, **named, _CLASS: processor_class}
+    )
     if target.chat_template is not None:
         write_json(output / "chat_template.json", {"chat_template": target.chat_template.text})
         (output / "chat_template.jinja").write_text(target.chat_template.text, encoding="utf-8")
 
 
-def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens: Sequence[PlacedToken], prompt: str) -> None:
+def check_processor(
+    output: Path, rules: Processor, target: TargetConfig, tokens: Sequence[PlacedToken], prompt: str
+) -> None:
     """Open what was written as a user would, and take one picture and one sentence through it.
 
     Args:
         prompt: what the chat template makes of a picture and a question.
 
     Raises:
-        RemapError: LR605 without a chat template, or where it doesn't open as the class wanted, or fails; LR604 for another
-            number of image tokens.
+        RemapError: LR605 without a chat template, or where it doesn't open as the class wanted, or
+            fails; LR604 for another number of image tokens.
     """
     from PIL import Image
 
     if target.chat_template is None:
         fix = (
             "Add the part for how the model was trained to the `extends` of the rule file "
-            f"({', '.join(shipped_chat_parts())}), or write `processor: {{chat_template: …}}` there."
+            f"({', '.join(shipped_chat_parts())}), or write `processor: {{chat_template: …}}` "
+            "there."
         )
-        raise refuse("LR605", "the rule file has no chat template, so the processor can't make a prompt.", fix)
+        raise refuse(
+            "LR605",
+            "the rule file has no chat template, so the processor can't make a prompt.",
+            fix,
+        )
     image = next((token for token in tokens if token.role == "image"), None)
     try:
         processor = _processor(output, rules)
@@ -197,31 +284,44 @@ def check_processor(output: Path, rules: Processor, target: TargetConfig, tokens
             return
         size, wanted = _expected(target)
         with panics_as_errors():
-            ids = processor(images=Image.new("RGB", size), text=prompt, return_tensors="pt")["input_ids"][0].tolist()
+            ids = processor(images=Image.new("RGB", size), text=prompt, return_tensors="pt")[
+                "input_ids"
+            ][0].tolist()
     except Exception as error:  # whatever the processor's code raises
         raise refuse(
             "LR605",
             f"the {rules.class_} that was made doesn't work: {one_line(error)}.",
             _class_part(target)
-            + "See `processor` of the rule file and the source's preprocessor_config.json and tokenizer files.",
+            + "See `processor` of the rule file and the source's preprocessor_config.json and "
+            "tokenizer files.",
         ) from error
     if wanted is not None and ids.count(image.id) != wanted:
         raise refuse(
             "LR604",
-            f"the processor made {ids.count(image.id)} image tokens for a picture of {size[0]} × {size[1]} px, the tower makes "
+            f"the processor made {ids.count(image.id)} image tokens for a picture of {size[0]} × "
+            f"{size[1]} px, the tower makes "
             f"{wanted}.",
             "See `processor.config` and `chat_template` of the rule file.",
         )
 
 
 def _class_part(target: TargetConfig) -> str:
-    """What to extend for the processors of the target's class, where a shipped part describes them."""
+    """What to extend for the processors of the target's class, where a shipped part describes
+    them.
+    """
     part = shipped_class_part(str(target.config.get("model_type")))
-    return f"If the rule file doesn't extend {part}, which has what this class's processors need, let it. " if part else ""
+    return (
+        f"If the rule file doesn't extend {part}, which has what this class's processors need, let "
+        "it. "
+        if part
+        else ""
+    )
 
 
 def _processor(output: Path, rules: Processor) -> Any:
-    """What was written, opened; without torchvision all of it but the video processor, which no version since 4.52 opens then."""
+    """What was written, opened; without torchvision all of it but the video processor, which no
+    version since 4.52 opens then.
+    """
     import transformers
 
     if rules.video_processor is None or has_torchvision():
@@ -229,7 +329,11 @@ def _processor(output: Path, rules: Processor) -> Any:
     wanted: Any = getattr(transformers, str(rules.class_))
 
     def check(self: Any, name: str, argument: Any) -> Any:
-        return None if name == "video_processor" else wanted.check_argument_for_proper_class(self, name, argument)
+        return (
+            None
+            if name == "video_processor"
+            else wanted.check_argument_for_proper_class(self, name, argument)
+        )
 
     without = type(wanted.__name__, (wanted,), {"check_argument_for_proper_class": check})
     template = output / "chat_template.jinja"
@@ -238,15 +342,21 @@ def _processor(output: Path, rules: Processor) -> Any:
         tokenizer=transformers.AutoTokenizer.from_pretrained(output, **AS_DATA),
         video_processor=None,
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
-        **{key: value for key, value in json.loads((output / "processor_config.json").read_text()).items() if key != _CLASS},
+        **{
+            key: value
+            for key, value in json.loads((output / "processor_config.json").read_text()).items()
+            if key != _CLASS
+        },
     )
 
 
 def _expected(target: TargetConfig) -> tuple[tuple[int, int], int | None]:
-    """A picture's size, [width, height] in pixels, and the number of image tokens that the model makes of it.
+    """A picture's size, [width, height] in pixels, and the number of image tokens that the model
+    makes of it.
 
-    A tiled picture of just one of the grid's sizes needs no padding: the whole of it in one tile, then all tiles with a token
-    at the end of each row of patches (`pack_image_features` of transformers' LLaVA-NeXT).
+    A tiled picture of just one of the grid's sizes needs no padding: the whole of it in one tile,
+    then all tiles with a token at the end of each row of patches (`pack_image_features` of
+    transformers' LLaVA-NeXT).
     """
     grid = target.config.get("image_grid_pinpoints")
     if not grid:
@@ -264,9 +374,11 @@ def video_processor_notes(rules: Processor | None) -> list[Problem]:
     return [
         Problem(
             "LR608",
-            f"transformers opens the {rules.video_processor.class_} with torchvision only, and there is none here: pictures were "
+            f"transformers opens the {rules.video_processor.class_} with torchvision only, and "
+            "there is none here: pictures were "
             "tried, videos weren't.",
-            "To open the folder with AutoProcessor (transformers 4.52 and later), install torchvision.",
+            "To open the folder with AutoProcessor (transformers 4.52 and later), install "
+            "torchvision.",
         )
     ]
 

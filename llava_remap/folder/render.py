@@ -1,4 +1,6 @@
-"""A chat template, rendered as transformers renders it. `bounded` runs this: the template is a stranger's."""
+"""A chat template, rendered as transformers renders it. `bounded` runs this: the template is a
+stranger's.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +16,40 @@ LONGEST = 100_000
 
 
 def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each conversation its `prompt`, or the `error` that the template raised, and the `line` of a fault in its syntax.
+    """For each conversation its `prompt`, or the `error` that the template raised, and the `line`
+    of a fault in its syntax.
 
     Args:
-        request: the `template`, the `special` tokens by role, and `conversations`: messages, and whether an answer is to follow.
+        request: the `template`, the `special` tokens by role, and `conversations`: messages, and
+            whether an answer is to follow.
 
     Raises:
         MemoryError: from the template.
     """
-    return [_rendered(request["template"], request["special"], *conversation) for conversation in request["conversations"]]
+    return [
+        _rendered(request["template"], request["special"], *conversation)
+        for conversation in request["conversations"]
+    ]
 
 
-def _rendered(template: str, special: dict[str, str], conversation: list[dict[str, Any]], begins: bool) -> dict[str, Any]:
+def _rendered(
+    template: str, special: dict[str, str], conversation: list[dict[str, Any]], begins: bool
+) -> dict[str, Any]:
     try:
-        made, _ = render_jinja_template([conversation], chat_template=template, add_generation_prompt=begins, **special)
+        made, _ = render_jinja_template(
+            [conversation], chat_template=template, add_generation_prompt=begins, **special
+        )
     except MemoryError:
         raise
     except Exception as error:  # whatever a template raises: some take no system message
-        return {"error": one_line(error), "line": error.lineno if isinstance(error, TemplateSyntaxError) else None}
+        return {
+            "error": one_line(error),
+            "line": error.lineno if isinstance(error, TemplateSyntaxError) else None,
+        }
     prompt = str(made[0])
     if len(prompt) > LONGEST:
-        return {"error": f"it makes a prompt of {len(prompt)} characters; {LONGEST} are allowed", "line": None}
+        return {
+            "error": f"it makes a prompt of {len(prompt)} characters; {LONGEST} are allowed",
+            "line": None,
+        }
     return {"prompt": prompt}

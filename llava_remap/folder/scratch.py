@@ -1,4 +1,6 @@
-"""A temporary folder for files that libraries open by name; nothing else is written outside the output."""
+"""A temporary folder for files that libraries open by name; nothing else is written outside the
+output.
+"""
 
 from __future__ import annotations
 
@@ -37,5 +39,8 @@ def scratch_folder() -> Iterator[Path]:
 
 def _unwritten(error: OSError) -> RemapError:
     where = tempfile.tempdir or "a folder for temporary files"
-    cause = f"config, tokenizer and processor are tried in {where} first, and nothing can be written there: {error.strerror}."
+    cause = (
+        f"config, tokenizer and processor are tried in {where} first, and nothing can be "
+        f"written there: {error.strerror}."
+    )
     return refuse("LR508", cause, "Set TMPDIR to a folder with room; see `ulimit -f`, too.")

@@ -1,4 +1,6 @@
-"""The source's tokenizer: what it makes of texts, and tokenizers of the tokenizers library that may do the same."""
+"""The source's tokenizer: what it makes of texts, and tokenizers of the tokenizers library that
+may do the same.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,13 @@ class SourceTokenizer:
 
     Attributes:
         encode: what it makes of a text, special tokens as it adds them: the reference.
-        candidates: tokenizers of the tokenizers library that may give the same ids for whole prompts, the simplest first, and
-            the tokens that are part of the text that their normalizer sees.
+        candidates: tokenizers of the tokenizers library that may give the same ids for whole
+            prompts, the simplest first, and the tokens that are part of the text that their
+            normalizer sees.
         config: `tokenizer_config.json`, with what follows from the class.
         added: the added tokens by id, as `tokenizers.AddedToken`.
-        other: what a `tokenizer.model` beside the `tokenizer.json` makes of a text; None without both.
+        other: what a `tokenizer.model` beside the `tokenizer.json` makes of a text; None without
+            both.
     """
 
     encode: Encode
@@ -50,11 +54,14 @@ class SourceTokenizer:
     other: Encode | None = None
 
 
-def open_source_tokenizer(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str]) -> SourceTokenizer:
+def open_source_tokenizer(
+    vocabulary: Vocabulary, text_model_type: str, images: Sequence[str]
+) -> SourceTokenizer:
     """Open a source's tokenizer.
 
-    A `tokenizer.json` is the reference itself. Without one, a `tokenizer.model` is, read by SentencePiece in the way of
-    transformers' slow tokenizer; and without that, what transformers makes of the files.
+    A `tokenizer.json` is the reference itself. Without one, a `tokenizer.model` is, read by
+    SentencePiece in the way of transformers' slow tokenizer; and without that, what transformers
+    makes of the files.
 
     Args:
         text_model_type: whose usual tokenizer it is where its files name no class.
@@ -69,12 +76,21 @@ def open_source_tokenizer(vocabulary: Vocabulary, text_model_type: str, images: 
     except RemapError:
         raise
     except Exception as error:  # whatever a library raises: the files are the user's
-        raise refuse("LR113", f"the tokenizer in {vocabulary.folder} can't be opened: {one_line(error)}.", _REPLACE) from error
+        raise refuse(
+            "LR113",
+            f"the tokenizer in {vocabulary.folder} can't be opened: {one_line(error)}.",
+            _REPLACE,
+        ) from error
 
 
 def special_tokens(vocabulary: Vocabulary, config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens by role, as the source's files name them; the config counts before what else they say."""
-    said = {**vocabulary.special, **{role: text for role in ROLES if (text := token_text(config.get(role)))}}
+    """The special tokens by role, as the source's files name them; the config counts before what
+    else they say.
+    """
+    said = {
+        **vocabulary.special,
+        **{role: text for role in ROLES if (text := token_text(config.get(role)))},
+    }
     return {role: said[role] for role in ROLES if role in said}
 
 
@@ -85,13 +101,21 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     own = read_beside(folder, "tokenizer_config.json")
     config = {key: value for key, value in own.items() if value is not None}
     config |= {key: False for key in _FLAGS if key in own and own[key] is None}
-    # As written before 4.34 the map counts before the config; beside an `added_tokens_decoder` it isn't read.
+    # As written before 4.34 the map counts before the config; beside an `added_tokens_decoder` it
+    # isn't read.
     roles = {} if "added_tokens_decoder" in own else read_beside(folder, "special_tokens_map.json")
     config |= {role: text for role in ROLES if (text := token_text(roles.get(role))) is not None}
     for role, text in special_tokens(vocabulary, config).items():
         if role in _OUTER and text not in vocabulary.ids:
-            cause = f"the tokenizer files in {folder} say {role}: {text!r}, and no token of them is that."
-            raise refuse("LR113", cause, "Replace tokenizer_config.json and special_tokens_map.json by the original ones.")
+            cause = (
+                f"the tokenizer files in {folder} say {role}: {text!r}, and no token of them "
+                "is that."
+            )
+            raise refuse(
+                "LR113",
+                cause,
+                "Replace tokenizer_config.json and special_tokens_map.json by the original ones.",
+            )
     named = config.get("tokenizer_class")
     whole, model = folder / "tokenizer.json", folder / "tokenizer.model"
     if has_file(whole):
@@ -100,8 +124,17 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         tokenizer.no_padding()
         added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
         if named in LLAMA:  # their class makes BOS and EOS, whatever the file says
-            usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **vocabulary.special}
-            usual = {role: text for role, text in usual.items() if role not in own or own[role] is not None}
+            usual = {
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+                "unk_token": "<unk>",
+                **vocabulary.special,
+            }
+            usual = {
+                role: text
+                for role, text in usual.items()
+                if role not in own or own[role] is not None
+            }
             config = {**usual, "add_bos_token": True, "add_eos_token": False, **config}
             _set_bos_and_eos(tokenizer, config, vocabulary)
         else:
@@ -115,7 +148,9 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     # A general class, made by the model's type, would cut words otherwise.
     if named in _GENERAL or not hasattr(transformers, str(named)):
         config = {**TOKENIZERS.get(text_model_type, {}), **config}
-        config["tokenizer_class"] = named = TOKENIZERS.get(text_model_type, {}).get("tokenizer_class")
+        config["tokenizer_class"] = named = TOKENIZERS.get(text_model_type, {}).get(
+            "tokenizer_class"
+        )
     added = _added(vocabulary, config, {})
     if named in LLAMA and has_file(model):
         plain = LlamaTokenizer(read_file(model), added, roles | config)
@@ -124,21 +159,28 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         config = {**config, **made, **adds, "legacy": plain.legacy}
         added = _added(vocabulary, config, {})
         reference = LlamaTokenizer(read_file(model), added, roles | config)
-        return SourceTokenizer(reference.encode, [(reference.backend(images), reference.seen(images))], config, added)
+        return SourceTokenizer(
+            reference.encode, [(reference.backend(images), reference.seen(images))], config, added
+        )
     if not has_file(model):
         config = _without_flags(config)
     with scratch_folder() as scratch:
-        # Only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA tokenizer.
+        # Only the tokenizer's files: beside a LLaVA config, AutoTokenizer would look for a LLaVA
+        # tokenizer.
         for file in BESIDE["tokenizer"]:
             if has_file(folder / file):
                 (scratch / file).write_bytes(read_file(folder / file))
-        none = dict.fromkeys(role for role in ROLES if role in own and own[role] is None)  # a class may have one for it
+        none = dict.fromkeys(
+            role for role in ROLES if role in own and own[role] is None
+        )  # a class may have one for it
         write_json(scratch / "tokenizer_config.json", {**none, **config})
         if named is None:
             write_json(scratch / "config.json", {"model_type": text_model_type})
         opened = transformers.AutoTokenizer.from_pretrained(scratch, **AS_DATA)
     tokenizer = Tokenizer.from_str(opened.backend_tokenizer.to_str())
-    config |= {role: str(token) for role in ROLES if (token := getattr(opened, role, None)) is not None}
+    config |= {
+        role: str(token) for role in ROLES if (token := getattr(opened, role, None)) is not None
+    }
     added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
     if not has_file(model):
         return _copied(tokenizer, config, added, images)
@@ -147,11 +189,14 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     return SourceTokenizer(reference.encode, [(tokenizer, ())], config, added)
 
 
-def _copied(tokenizer: Any, config: Mapping[str, Any], added: Mapping[int, Any], images: Sequence[str]) -> SourceTokenizer:
+def _copied(
+    tokenizer: Any, config: Mapping[str, Any], added: Mapping[int, Any], images: Sequence[str]
+) -> SourceTokenizer:
     """A source whose own `tokenizer.json` is the reference.
 
-    Where its pre-tokenizer puts a space before the first text alone, the text behind a picture needs one of its own. The other
-    candidates' normalizers put it there, one only before a text that doesn't begin with a space, as Metaspace does.
+    Where its pre-tokenizer puts a space before the first text alone, the text behind a picture
+    needs one of its own. The other candidates' normalizers put it there, one only before a text
+    that doesn't begin with a space, as Metaspace does.
     """
     from tokenizers import Regex, Tokenizer, normalizers
 
@@ -163,7 +208,9 @@ def _copied(tokenizer: Any, config: Mapping[str, Any], added: Mapping[int, Any],
     for begins in ("[^ ▁]", r"[\s\S]") if images else ():
         spaced = Tokenizer.from_str(written)
         behind = normalizers.Replace(Regex(f"(?<={between})(?!{between})(?={begins})"), " ")
-        spaced.normalizer = normalizers.Sequence([*([spaced.normalizer] if spaced.normalizer else []), behind])
+        spaced.normalizer = normalizers.Sequence(
+            [*([spaced.normalizer] if spaced.normalizer else []), behind]
+        )
         candidates.append((spaced, images))
     return SourceTokenizer(lambda text: list(source.encode(text).ids), candidates, config, added)
 
@@ -173,8 +220,11 @@ def _without_flags(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _FLAGS}
 
 
-def _added(vocabulary: Vocabulary, config: Mapping[str, Any], known: Mapping[int, Any]) -> dict[int, Any]:
-    """The source's added tokens by id: those of its `tokenizer.json`, then those of its other files, then special tokens.
+def _added(
+    vocabulary: Vocabulary, config: Mapping[str, Any], known: Mapping[int, Any]
+) -> dict[int, Any]:
+    """The source's added tokens by id: those of its `tokenizer.json`, then those of its other
+    files, then special tokens.
 
     Slow tokenizers look for added tokens in the text as it is, whatever `normalized` says of them.
     """
@@ -182,11 +232,17 @@ def _added(vocabulary: Vocabulary, config: Mapping[str, Any], known: Mapping[int
 
     said = read_beside(vocabulary.folder, "special_tokens_map.json") | dict(config)
     special = {text for role in ROLES if (text := token_text(said.get(role)))}
-    special |= {text for token in said.get("additional_special_tokens") or () if (text := token_text(token))}
+    special |= {
+        text for token in said.get("additional_special_tokens") or () if (text := token_text(token))
+    }
     tokens = {token.content: token for token in known.values()}
     for token in config.get("added_tokens_decoder", {}).values():
         if isinstance(token, Mapping) and (text := token_text(token)) not in tokens:
-            flags = {flag: token[flag] for flag in FLAGS[1:] if flag in token and (known or flag != "normalized")}
+            flags = {
+                flag: token[flag]
+                for flag in FLAGS[1:]
+                if flag in token and (known or flag != "normalized")
+            }
             flags.setdefault("normalized", False)
             tokens[text] = AddedToken(text, **flags)
     for text in (*read_beside(vocabulary.folder, "added_tokens.json"), *sorted(special)):
@@ -207,7 +263,10 @@ def _set_bos_and_eos(tokenizer: Any, config: Mapping[str, Any], vocabulary: Voca
     from tokenizers import processors
 
     special = special_tokens(vocabulary, config)
-    added = (special.get(f"{role}_token", "") if config.get(f"add_{role}_token") else "" for role in ("bos", "eos"))
+    added = (
+        special.get(f"{role}_token", "") if config.get(f"add_{role}_token") else ""
+        for role in ("bos", "eos")
+    )
     bos, eos = ([text] if text in vocabulary.ids else [] for text in added)
     ids = {token: vocabulary.ids[token] for token in (*bos, *eos)}
     if tokenizer.encode("").ids != [*ids.values()]:

@@ -1,4 +1,6 @@
-"""The tokenizer of the output: it encodes as the source's does, with the rule file's tokens added, in every transformers."""
+"""The tokenizer of the output: it encodes as the source's does, with the rule file's tokens
+added, in every transformers.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +27,24 @@ from llava_remap.folder.source_tokenizer import (
 )
 from llava_remap.target_model import PlacedToken, Vocabulary
 
-#: The class that reads `tokenizer.json` as it is, in every version and for every model. Classes of one kind of tokenizer build
-#: normalizer and pre-tokenizer anew in transformers 5.
+#: The class that reads `tokenizer.json` as it is, in every version and for every model. Classes of
+#: one kind of tokenizer build normalizer and pre-tokenizer anew in transformers 5.
 CLASS = "PreTrainedTokenizerFast"
-#: What a source's config says and ours doesn't: code, a text model's template, and what only one generation can read.
+#: What a source's config says and ours doesn't: code, a text model's template, and what only one
+#: generation can read.
 _NOT_KEPT = (
-    "auto_map", "backend", "chat_template", "extra_special_tokens", "is_local", "local_files_only", "name_or_path",
+    "auto_map", "backend", "chat_template", "extra_special_tokens", "is_local", "local_files_only",
+    "name_or_path",
     "special_tokens_map_file", "tokenizer_file",
 )  # fmt: skip
-#: Texts with all that tokenizers have been seen to disagree on: runs of spaces, indentation, tabs, blank lines, spaces and line
-#: ends at either end, letters of many scripts, and characters that a vocabulary only has as bytes.
+#: Texts with all that tokenizers have been seen to disagree on: runs of spaces, indentation, tabs,
+#: blank lines, spaces and line ends at either end, letters of many scripts, and characters that a
+#: vocabulary only has as bytes.
 _PROBES = (
-    "", "What is it? A cat, 3 dogs.", "Two  spaces,   three", " a", "  a", "a ", "a  ", " ", "   ", "\n", "\t", "\na", "a\n\n\nb",
-    "def f(x):\n    if x > 3:\n\treturn  x\n\n\n# end", "name      value  note\n----------------------\nred          12  ok",
+    "", "What is it? A cat, 3 dogs.", "Two  spaces,   three", " a", "  a", "a ", "a  ", " ", "   ",
+    "\n", "\t", "\na", "a\n\n\nb",
+    "def f(x):\n    if x > 3:\n\treturn  x\n\n\n# end",
+    "name      value  note\n----------------------\nred          12  ok",
     "Äpfel, café, 漢字, кошка, 🙂👍🏽 → “x” … ½", "\u200b\ufeff\x00\x07\x7f",
     "don't I'll we've 1,234.50 http://a.b/c?d=e_f", "▁a ▁ b",
 )  # fmt: skip
@@ -57,10 +64,12 @@ def write_tokenizer(
     processor_class: str | None,
     prompts: Sequence[str] = (),
 ) -> list[Problem]:
-    """Write the tokenizer's files, and open them as a user would: they encode as the source's tokenizer does, or are refused.
+    """Write the tokenizer's files, and open them as a user would: they encode as the source's
+    tokenizer does, or are refused.
 
-    The research code cuts a prompt at its pictures and encodes the pieces one by one. So a prompt's reference is that of its
-    pieces, without what the tokenizer puts before each text, with the picture's token between them.
+    The research code cuts a prompt at its pictures and encodes the pieces one by one. So a prompt's
+    reference is that of its pieces, without what the tokenizer puts before each text, with the
+    picture's token between them.
 
     Args:
         tokens: the rule file's, with their ids.
@@ -68,12 +77,13 @@ def write_tokenizer(
         prompts: what the chat template makes of conversations, tried beside texts of all kinds.
 
     Returns:
-        LR415 for special tokens that are no tokens; LR414 where the source has two tokenizers that disagree, with the first
-        text of which they do.
+        LR415 for special tokens that are no tokens; LR414 where the source has two tokenizers that
+        disagree, with the first text of which they do.
 
     Raises:
-        RemapError: LR113 where the source's files can't be read, or name a BOS or EOS that is no token; LR403 where a token gets
-            another id than planned; LR412 for a tokenizer that can't be reproduced, with the first text that differs.
+        RemapError: LR113 where the source's files can't be read, or name a BOS or EOS that is no
+            token; LR403 where a token gets another id than planned; LR412 for a tokenizer that
+            can't be reproduced, with the first text that differs.
     """
     images = [token for token in tokens if token.role in ("image", "video")]
     source = open_source_tokenizer(vocabulary, text_model_type, [token.text for token in images])
@@ -95,16 +105,22 @@ def write_tokenizer(
     text, made = differs
     raise refuse(
         "LR412",
-        f"the tokenizer in {vocabulary.folder} makes {_shown(wanted[text])} of {text!r}; what transformers opens of the "
+        f"the tokenizer in {vocabulary.folder} makes {_shown(wanted[text])} of {text!r}; what "
+        "transformers opens of the "
         f"tokenizer.json that was made from it makes {made}.",
-        "If its files belong together, please report it; else put those there that the checkpoint was trained with.",
+        "If its files belong together, please report it; else put those there that the checkpoint "
+        "was trained with.",
     )
 
 
 def _roles_without_id(source: SourceTokenizer, vocabulary: Vocabulary) -> list[Problem]:
     """LR415 for special tokens that the tokenizer's files name and that have no id."""
     return [
-        Problem("LR415", f"the source's tokenizer files say {role}: {text!r}, and no token of them is that: it is left out.")
+        Problem(
+            "LR415",
+            f"the source's tokenizer files say {role}: {text!r}, and no token of them is that: it "
+            "is left out.",
+        )
         for role, text in special_tokens(vocabulary, source.config).items()
         if text not in vocabulary.ids
     ]
@@ -112,19 +128,31 @@ def _roles_without_id(source: SourceTokenizer, vocabulary: Vocabulary) -> list[P
 
 def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str]) -> list[Problem]:
     """LR414 where a `tokenizer.model` beside the `tokenizer.json` makes other ids of a text."""
-    differs = next((text for text in texts if source.other and source.other(text) != source.encode(text)), None)
+    differs = next(
+        (text for text in texts if source.other and source.other(text) != source.encode(text)), None
+    )
     if differs is None or source.other is None:
         return []
     cause = (
-        f"the source's tokenizer.json and tokenizer.model make different ids of {differs!r}: {_shown(source.encode(differs))} "
-        f"and {_shown(source.other(differs))}. The tokenizer.json is taken; the research code reads the tokenizer.model."
+        f"the source's tokenizer.json and tokenizer.model make different ids of {differs!r}: "
+        f"{_shown(source.encode(differs))} "
+        f"and {_shown(source.other(differs))}. The tokenizer.json is taken; the research code "
+        "reads the tokenizer.model."
     )
-    return [Problem("LR414", cause, "If the checkpoint was trained with the tokenizer.model, take the tokenizer.json away.")]
+    return [
+        Problem(
+            "LR414",
+            cause,
+            "If the checkpoint was trained with the tokenizer.model, take the tokenizer.json away.",
+        )
+    ]
 
 
 def _as_prompts(encode: Encode, images: Sequence[PlacedToken]) -> Encode:
     """What the research code makes of prompts, by what `encode` makes of a text."""
-    before = len([*takewhile(lambda pair: pair[0] == pair[1], zip(encode(""), encode("a"), strict=False))])  # BOS
+    before = len(
+        [*takewhile(lambda pair: pair[0] == pair[1], zip(encode(""), encode("a"), strict=False))]
+    )  # BOS
     ids = {token.text: token.id for token in images}
     cut = re.compile("(" + "|".join(map(re.escape, ids)) + ")")
 
@@ -139,7 +167,9 @@ def _as_prompts(encode: Encode, images: Sequence[PlacedToken]) -> Encode:
 
 
 def _first_difference(folder: Path, wanted: Mapping[str, list[int]]) -> tuple[str, str] | None:
-    """The first text of which `AutoTokenizer` in a folder makes other ids, and those ids or its error, for a message."""
+    """The first text of which `AutoTokenizer` in a folder makes other ids, and those ids or its
+    error, for a message.
+    """
     import transformers
 
     text = ""
@@ -161,7 +191,11 @@ def _shown(ids: Sequence[int]) -> str:
 
 
 def _with_tokens(
-    tokenizer: Any, source: SourceTokenizer, tokens: Sequence[PlacedToken], seen: Collection[str], folder: Path
+    tokenizer: Any,
+    source: SourceTokenizer,
+    tokens: Sequence[PlacedToken],
+    seen: Collection[str],
+    folder: Path,
 ) -> dict[str, Any]:
     """The content of `tokenizer.json` with all added tokens.
 
@@ -195,28 +229,47 @@ def _write(
     folder: Path,
     processor_class: str | None,
 ) -> None:
-    """Write a tokenizer for both generations: all added tokens in `tokenizer_config.json`, and the files of slow tokenizers."""
+    """Write a tokenizer for both generations: all added tokens in `tokenizer_config.json`, and
+    the files of slow tokenizers.
+    """
     write_json(folder / "tokenizer.json", content)
-    roles = {role: text for role, text in special_tokens(vocabulary, source.config).items() if text in vocabulary.ids}
+    roles = {
+        role: text
+        for role, text in special_tokens(vocabulary, source.config).items()
+        if text in vocabulary.ids
+    }
     roles |= {f"{token.role}_token": token.text for token in tokens if token.role == "pad"}
-    config = {key: value for key, value in source.config.items() if key not in (*_NOT_KEPT, *ROLES)} | roles
+    config = {
+        key: value for key, value in source.config.items() if key not in (*_NOT_KEPT, *ROLES)
+    } | roles
     config.setdefault("clean_up_tokenization_spaces", False)
     model = vocabulary.folder / "tokenizer.model"
     if source.config.get("tokenizer_class") in LLAMA:
         config.setdefault("padding_side", "left")
         if has_file(model):
-            config.setdefault("legacy", True)  # an absent key means true in transformers 4, false in 5
+            config.setdefault(
+                "legacy", True
+            )  # an absent key means true in transformers 4, false in 5
     config["tokenizer_class"] = CLASS
     if processor_class is not None:
         config["processor_class"] = processor_class
-    config["model_input_names"] = ["input_ids", "attention_mask"]  # where it isn't said, 4.x makes token_type_ids too
+    config["model_input_names"] = [
+        "input_ids",
+        "attention_mask",
+    ]  # where it isn't said, 4.x makes token_type_ids too
     by_id = sorted(content["added_tokens"], key=lambda token: int(token["id"]))
-    config["added_tokens_decoder"] = {str(token["id"]): {flag: token[flag] for flag in FLAGS} for token in by_id}
+    config["added_tokens_decoder"] = {
+        str(token["id"]): {flag: token[flag] for flag in FLAGS} for token in by_id
+    }
     write_json(folder / "tokenizer_config.json", dict(sorted(config.items())))
     write_json(folder / "special_tokens_map.json", roles)
     if "ByteLevel" in json.dumps(content["pre_tokenizer"]) and content["model"]["type"] == "BPE":
         write_json(folder / "vocab.json", content["model"]["vocab"])
-        merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"])
-        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+        merges = (
+            pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]
+        )
+        (folder / "merges.txt").write_text(
+            "\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8"
+        )
     if has_file(model):  # slow tokenizers and llama.cpp read it
         (folder / "tokenizer.model").write_bytes(read_file(model))

@@ -1,4 +1,6 @@
-"""From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change."""
+"""From what the sources hold to what is wanted: tokens, config, parameters, and what post-load
+rules will change.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem, RemapError, refuse
-from llava_remap.folder import find_image_processor, image_processor_problems, kept_notes, stock_notes, video_processor_notes
+from llava_remap.folder import (
+    find_image_processor,
+    image_processor_problems,
+    kept_notes,
+    stock_notes,
+    video_processor_notes,
+)
 from llava_remap.plan import PostLoadChange, written_dtype
 from llava_remap.post_load import Before, plan_changes, takes
 from llava_remap.rewrite import contradictions
@@ -48,7 +56,8 @@ class Derived:
     """What the target is, worked out from rule file and sources.
 
     Attributes:
-        norms_about_one: whether the norms of the language model have weights of about 1, where that is known.
+        norms_about_one: whether the norms of the language model have weights of about 1, where that
+            is known.
     """
 
     target: Target
@@ -62,18 +71,24 @@ class Derived:
     norms_about_one: bool = False
 
 
-def configs_by_source(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Mapping[str, Any]]:
+def configs_by_source(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint]
+) -> dict[str, Mapping[str, Any]]:
     """The configs of the sources whose config counts, by the source's name."""
     return {
-        name: c.config for name, c in checkpoints.items() if "config" in rules.text.sources[name].use and c.config is not None
+        name: c.config
+        for name, c in checkpoints.items()
+        if "config" in rules.text.sources[name].use and c.config is not None
     }
 
 
-def source_configs(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Mapping[str, Any]]:
+def source_configs(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint]
+) -> list[Mapping[str, Any]]:
     """The configs of the sources whose config counts, in the rule file's order.
 
-    Before them those of sources that override, the last first, where they have LLaVA's own keys: the language model that a
-    projector or an adapter is put into has none of them.
+    Before them those of sources that override, the last first, where they have LLaVA's own keys:
+    the language model that a projector or an adapter is put into has none of them.
     """
     found = configs_by_source(rules, checkpoints)
     own = _believed(rules, checkpoints)
@@ -89,35 +104,63 @@ def derive(
     dtype: str | None = None,
     vocab: str | int = "pad",
 ) -> Derived:
-    """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load rules will change.
+    """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load
+    rules will change.
 
     Args:
         layout: the names that are wanted.
         dtype: the dtype that every parameter is written in; None: each in its own.
-        vocab: `pad`: as many rows of the vocabulary as the rule file says; else what it is to say, `keep` or a number.
+        vocab: `pad`: as many rows of the vocabulary as the rule file says; else what it is to say,
+            `keep` or a number.
     """
     if rules.target.as_ is not None:
         return _derive_as_source(checkpoints[rules.first_source], routes, layout, dtype, vocab)
-    over = _overriding(rules, checkpoints)  # first: tokens may have been added in the training that they come from
+    over = _overriding(
+        rules, checkpoints
+    )  # first: tokens may have been added in the training that they come from
     order = [*over, *(name for name in checkpoints if name not in over)]
     folders = {
         kind: [
-            folder for name in order if kind in rules.text.sources[name].use and (folder := checkpoints[name].folder) is not None
+            folder
+            for name in order
+            if kind in rules.text.sources[name].use
+            and (folder := checkpoints[name].folder) is not None
         ]
         for kind in ("tokenizer", "processor")
     }
     produced = routes.produced
     text = text_model_of(rules, configs)
     rows = embedding_rows(produced, text.embedding)
-    vocabulary = next((v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None)
+    vocabulary = next(
+        (v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None
+    )
     said = text_config(configs) or {}
     tokens = place_tokens(rules.text.tokens, vocabulary, rows, said)
     towers = tuple(rules.target.towers)
-    others = {name for name, source in rules.text.sources.items() if name != rules.first_source and not source.overrides}
-    apart = any((r.rewrite.target or "").startswith(towers) for r in routes.taken if r.source in others)
+    others = {
+        name
+        for name, source in rules.text.sources.items()
+        if name != rules.first_source and not source.overrides
+    }
+    apart = any(
+        (r.rewrite.target or "").startswith(towers) for r in routes.taken if r.source in others
+    )
     one_tensor = _head_is_embedding(checkpoints, routes, text.embedding)
-    words = frozenset([*vocabulary.ids, *(token.text for token in tokens)]) if vocabulary is not None else None
-    config = derive_config(rules, configs, produced, tokens, text, words=words, tower_apart=apart, head_is_embedding=one_tensor)
+    words = (
+        frozenset([*vocabulary.ids, *(token.text for token in tokens)])
+        if vocabulary is not None
+        else None
+    )
+    config = derive_config(
+        rules,
+        configs,
+        produced,
+        tokens,
+        text,
+        words=words,
+        tower_apart=apart,
+        head_is_embedding=one_tensor,
+    )
     if unknown := unknown_target(rules, text.kind):
         raise RemapError(unknown)
     text = config.text or text
@@ -136,8 +179,16 @@ def derive(
         for name, tensor in produced.items()
         if name in target.shapes and name not in target.tied
     }
-    token_ids = None if vocabulary is None else {**vocabulary.ids, **{token.text: token.id for token in tokens}}
-    missing = {name: shape for name, shape in target.shapes.items() if name not in tensors and name not in target.tied}
+    token_ids = (
+        None
+        if vocabulary is None
+        else {**vocabulary.ids, **{token.text: token.id for token in tokens}}
+    )
+    missing = {
+        name: shape
+        for name, shape in target.shapes.items()
+        if name not in tensors and name not in target.tied
+    }
     before = Before(tensors, needed, missing, token_ids, target.embedding)
     changes: list[PostLoadChange] = []
     notes = [*config.notes, *unread_of_towers(rules, text.kind, configs)]
@@ -148,20 +199,30 @@ def derive(
                 options = {**options, "vocab": vocab}
             effect = plan_changes(post_load.use, options, before)
             new = [PostLoadChange(post_load.use, options, change) for change in effect.changes]
-            if twice := {entry.change.target for entry in changes} & {entry.change.target for entry in new}:
-                raise refuse("LR212", f"two rules of `post_load` change `{min(twice)}`.", "Take one of them out.")
+            if twice := {entry.change.target for entry in changes} & {
+                entry.change.target for entry in new
+            }:
+                raise refuse(
+                    "LR212",
+                    f"two rules of `post_load` change `{min(twice)}`.",
+                    "Take one of them out.",
+                )
         changes += new
         notes += effect.notes
     target, config = _changed(target, config, changes)
     rows_after = target.shapes.get(target.embedding, (0,))[0]
     adds_rows = any(takes(post_load.use, "vocab") for post_load in rules.text.post_load)
     base = _rows_of_base(rules, routes, target.embedding)
-    problems = rows_problems(rules, checkpoints, routes, target.embedding, said) or vocabulary_problems(
+    problems = rows_problems(
+        rules, checkpoints, routes, target.embedding, said
+    ) or vocabulary_problems(
         vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base
     )
     unread, told = unread_keys(rules, said, text.unknown)
     problems += unread
-    problems += _config_problems(rules, checkpoints) + _activation_problems(rules, checkpoints, config)
+    problems += _config_problems(rules, checkpoints) + _activation_problems(
+        rules, checkpoints, config
+    )
     notes += told + _text_notes(text, target)
     images = find_image_processor(folders["processor"])
     problems += image_processor_problems(images, config.tower)
@@ -173,15 +234,29 @@ def derive(
         notes.append(
             Problem(
                 "LR408",
-                "no source has a tokenizer. The folder goes without the tokenizer (tokenizer.json, tokenizer_config.json), the "
-                "processor (processor_config.json) and the chat template (chat_template.jinja, chat_template.json): the model "
-                "opens, AutoProcessor doesn't. The ids of new tokens are those behind the last row of embed_tokens.",
-                "To have them, convert with --source language_model=DIR, the folder with the language model's tokenizer files.",
+                "no source has a tokenizer. The folder goes without the tokenizer (tokenizer.json, "
+                "tokenizer_config.json), the "
+                "processor (processor_config.json) and the chat template (chat_template.jinja, "
+                "chat_template.json): the model "
+                "opens, AutoProcessor doesn't. The ids of new tokens are those behind the last row "
+                "of embed_tokens.",
+                "To have them, convert with --source language_model=DIR, the folder with the "
+                "language model's tokenizer files.",
             )
         )
     notes += _notices(rules, said)
     about_one = text.norms_about_one
-    return Derived(target, config, tokens, vocabulary, images, tuple(changes), tuple(problems), tuple(notes), about_one)
+    return Derived(
+        target,
+        config,
+        tokens,
+        vocabulary,
+        images,
+        tuple(changes),
+        tuple(problems),
+        tuple(notes),
+        about_one,
+    )
 
 
 def _text_problems(text: TextModel) -> list[Problem]:
@@ -200,25 +275,43 @@ def _another(text: TextModel) -> str:
 
 
 def _text_notes(text: TextModel, target: Target) -> list[Problem]:
-    """LR319 for a language model that was known by a name's end, or that versions of transformers open or compute differently."""
+    """LR319 for a language model that was known by a name's end, or that versions of
+    transformers open or compute differently.
+    """
     notes = []
     if text.known_by:
-        cause = f"the language model is taken for {text.kind} of transformers, since the config's `{text.known_by}` ends so."
-        notes.append(Problem("LR319", cause, f"If it computes something of its own, this folder doesn't. {_another(text)}"))
+        cause = (
+            f"the language model is taken for {text.kind} of transformers, since the config's "
+            f"`{text.known_by}` ends so."
+        )
+        notes.append(
+            Problem(
+                "LR319",
+                cause,
+                f"If it computes something of its own, this folder doesn't. {_another(text)}",
+            )
+        )
     if text.newer:
         notes.append(Problem("LR319", f"the language model, of type {text.kind}: {text.newer}."))
     if text.kind in SCALED_PICTURES:
         cause = (
-            f"the language model, of type {text.kind}: transformers up to 5.0 multiplies the features of pictures, like the "
-            "embeddings of words, by the root of hidden_size. A newer one, 5.23 at the latest, multiplies those of words alone, "
+            f"the language model, of type {text.kind}: transformers up to 5.0 multiplies the "
+            "features of pictures, like the "
+            "embeddings of words, by the root of hidden_size. A newer one, 5.23 at the latest, "
+            "multiplies those of words alone, "
             "so with pictures the two compute different logits."
         )
-        fix = "Load the folder with a version that does what the one did that the model was trained with."
+        fix = (
+            "Load the folder with a version that does what the one did that the model was "
+            "trained with."
+        )
         notes.append(Problem("LR319", cause, fix))
     if target.joined:
         cause = (
-            f"{target.joined} tensors (experts, mostly) are made parts of larger parameters by the loader of transformers 5. "
-            "Version 5.0 doesn't do so inside this class, and makes up numbers: use 4.x, which loads them as they are, or a "
+            f"{target.joined} tensors (experts, mostly) are made parts of larger parameters by the "
+            "loader of transformers 5. "
+            "Version 5.0 doesn't do so inside this class, and makes up numbers: use 4.x, which "
+            "loads them as they are, or a "
             "newer one."
         )
         notes.append(Problem("LR319", cause))
@@ -227,12 +320,20 @@ def _text_notes(text: TextModel, target: Target) -> list[Problem]:
 
 def _notices(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
     """LR315 for what the rule file wants users to know of a checkpoint with this config."""
-    told = (n.text for n in rules.text.notices.values() if not contradictions(Condition(config=n.when), (), config))
+    told = (
+        n.text
+        for n in rules.text.notices.values()
+        if not contradictions(Condition(config=n.when), (), config)
+    )
     return [Problem("LR315", text) for text in told]
 
 
-def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str, dtype: str | None, vocab: str | int) -> Derived:
-    """What the source is already: nothing is added, so its tokenizer has to fit its rows as they are."""
+def _derive_as_source(
+    checkpoint: Checkpoint, routes: Routes, layout: str, dtype: str | None, vocab: str | int
+) -> Derived:
+    """What the source is already: nothing is added, so its tokenizer has to fit its rows as they
+    are.
+    """
     config = config_as_source(checkpoint)
     if dtype is not None:
         config = config.with_dtype(dtype)
@@ -250,34 +351,60 @@ def _derive_as_source(checkpoint: Checkpoint, routes: Routes, layout: str, dtype
 
 
 def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None:
-    """Rows of the embedding in whose place that of a source that overrides is taken; None where none is."""
+    """Rows of the embedding in whose place that of a source that overrides is taken; None where
+    none is.
+    """
     origin = routes.origin(embedding)
     if origin is None or not rules.text.sources[origin.source].overrides:
         return None
-    return next((r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == embedding), None)
+    return next(
+        (r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == embedding), None
+    )
 
 
 def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
-    """LR112 where the config of a source that overrides would have the first source's layers compute something else."""
+    """LR112 where the config of a source that overrides would have the first source's layers
+    compute something else.
+    """
     base = checkpoints[rules.first_source].config or {}
     problems = []
     for name in _believed(rules, checkpoints):
         own = checkpoints[name].config or {}
-        if "hidden_size" in base and "hidden_size" in own and (found := text_differences(rules, own, base)):
-            cause = f"the configs of `{name}` and `{rules.first_source}` disagree on the language model: {'; '.join(found)}."
-            problems.append(Problem("LR112", cause, "Find out how the layers were trained, and mend the other config.json."))
+        if (
+            "hidden_size" in base
+            and "hidden_size" in own
+            and (found := text_differences(rules, own, base))
+        ):
+            cause = (
+                f"the configs of `{name}` and `{rules.first_source}` disagree on the language "
+                f"model: {'; '.join(found)}."
+            )
+            problems.append(
+                Problem(
+                    "LR112",
+                    cause,
+                    "Find out how the layers were trained, and mend the other config.json.",
+                )
+            )
     return problems
 
 
-def _activation_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: TargetConfig) -> list[Problem]:
-    """LR112 where a projector's own config, which has no language model's sizes, names another activation than the target's."""
+def _activation_problems(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: TargetConfig
+) -> list[Problem]:
+    """LR112 where a projector's own config, which has no language model's sizes, names another
+    activation than the target's.
+    """
     wanted = config.config.get("projector_hidden_act")
     problems = []
     for name in _overriding(rules, checkpoints):
         own = checkpoints[name].config or {}
         said = own.get("hidden_act")
         if "hidden_size" not in own and None not in (said, wanted) and said != wanted:
-            cause = f"the config of `{name}` says hidden_act: {said!r}, and {rules.name} writes a projector with {wanted!r}."
+            cause = (
+                f"the config of `{name}` says hidden_act: {said!r}, and {rules.name} writes a "
+                f"projector with {wanted!r}."
+            )
             line = f"target: {{config: {{projector_hidden_act: {{const: {said}}}}}}}"
             fix = f"Write a rule file with `extends: [{rules.name}.yaml]` and `{line}`."
             problems.append(Problem("LR112", cause, fix))
@@ -286,8 +413,14 @@ def _activation_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint],
 
 def _believed(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[str]:
     """Of the sources that override those whose config has LLaVA's own keys."""
-    over = [name for name in _overriding(rules, checkpoints) if "config" in rules.text.sources[name].use]
-    return [name for name in over if any(key.startswith("mm_") for key in checkpoints[name].config or {})]
+    over = [
+        name for name in _overriding(rules, checkpoints) if "config" in rules.text.sources[name].use
+    ]
+    return [
+        name
+        for name in over
+        if any(key.startswith("mm_") for key in checkpoints[name].config or {})
+    ]
 
 
 def _overriding(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[str]:
@@ -296,14 +429,18 @@ def _overriding(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[
 
 
 def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes, table: str) -> bool:
-    """Whether a source stores `lm_head` and `embed_tokens` as one tensor: so they were trained, whatever its config says."""
+    """Whether a source stores `lm_head` and `embed_tokens` as one tensor: so they were trained,
+    whatever its config says.
+    """
     head, embedding = routes.origin(HEAD), routes.origin(table)
     if head is None or embedding is None or head.source != embedding.source:
         return False
     return checkpoints[head.source].same_tensor(head.name, embedding.name)
 
 
-def _changed(target: Target, config: TargetConfig, changes: Sequence[PostLoadChange]) -> tuple[Target, TargetConfig]:
+def _changed(
+    target: Target, config: TargetConfig, changes: Sequence[PostLoadChange]
+) -> tuple[Target, TargetConfig]:
     """Target and config as they are after the post-load rules."""
     shapes = dict(target.shapes)
     for change in (entry.change for entry in changes if entry.change.shape_before is not None):

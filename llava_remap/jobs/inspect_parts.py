@@ -1,4 +1,6 @@
-"""`llava-remap inspect` for what is less than a model: an adapter, a projector, or a folder for each part of one."""
+"""`llava-remap inspect` for what is less than a model: an adapter, a projector, or a folder for
+each part of one.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ def inspect_source(source: str, *, offline: bool = False) -> Inspection:
     except PartOnlyError as only:
         return inspect_parts({only.source: source}, offline=offline)
     found = inspect_checkpoint(checkpoint)
-    beside = parts_beside(checkpoint.folder) if checkpoint.folder is not None and not checkpoint.is_manifest else {}
+    beside = (
+        parts_beside(checkpoint.folder)
+        if checkpoint.folder is not None and not checkpoint.is_manifest
+        else {}
+    )
     if beside and not found.fits[0].fits:
         together = inspect_parts({_MODEL: source, **beside}, offline=offline)
         return together if together.fits[0].fits else found
@@ -46,8 +52,9 @@ def inspect_source(source: str, *, offline: bool = False) -> Inspection:
 def inspect_parts(parts: Mapping[str, str], *, offline: bool = False) -> Inspection:
     """Which shipped rule files take these parts together.
 
-    With the model among them, or where an adapter's or projector's own files name one that is here, each rule file is planned as
-    `apply` plans it. Otherwise names and config of the parts are compared with it, and what the model brings is unchecked.
+    With the model among them, or where an adapter's or projector's own files name one that is here,
+    each rule file is planned as `apply` plans it. Otherwise names and config of the parts are
+    compared with it, and what the model brings is unchecked.
 
     Args:
         parts: source → SRC.
@@ -56,24 +63,61 @@ def inspect_parts(parts: Mapping[str, str], *, offline: bool = False) -> Inspect
         RemapError: as `open_source`.
     """
     files = [load_rule_file(path) for path in shipped_rule_files().values()]
-    files = [rules for rules in files if rules.first_source == _MODEL and {_MODEL, *parts} <= set(rules.text.sources)]
+    files = [
+        rules
+        for rules in files
+        if rules.first_source == _MODEL and {_MODEL, *parts} <= set(rules.text.sources)
+    ]
     sources = files[0].text.sources
     given = {
-        name: open_source(name, parts[name], source.use, first=name == _MODEL, part=source.overrides, offline=offline)
+        name: open_source(
+            name,
+            parts[name],
+            source.use,
+            first=name == _MODEL,
+            part=source.overrides,
+            offline=offline,
+        )
         for name, source in sources.items()
         if name in parts
     }
     base = next((part.base for part in given.values() if part.base), "")
     named = {name: checkpoint.location for name, checkpoint in given.items()}
     if _MODEL not in given and base and Path(base).is_dir():
-        given = {_MODEL: open_source(_MODEL, base, sources[_MODEL].use, first=True, offline=offline), **given}
+        given = {
+            _MODEL: open_source(_MODEL, base, sources[_MODEL].use, first=True, offline=offline),
+            **given,
+        }
     if _MODEL not in named:
-        named = {_MODEL: base if base and (Path(base).is_dir() or parse_repository(base)) else "DIR", **named}
-    fits = [_planned(rules, given) if _MODEL in given else _compared(rules, given) for rules in files]
-    fits.sort(key=lambda fit: (not fit.fits, fit.other_default, -fit.mapped, len(fit.contradictions), fit.rules))
+        named = {
+            _MODEL: base if base and (Path(base).is_dir() or parse_repository(base)) else "DIR",
+            **named,
+        }
+    fits = [
+        _planned(rules, given) if _MODEL in given else _compared(rules, given) for rules in files
+    ]
+    fits.sort(
+        key=lambda fit: (
+            not fit.fits,
+            fit.other_default,
+            -fit.mapped,
+            len(fit.contradictions),
+            fit.rules,
+        )
+    )
     command = " ".join(f"--source {quote(f'{name}={place}')}" for name, place in named.items())
     advice = "" if fits[0].fits else _advice(fits[0], named, command)
-    return Inspection(next(iter(given.values())), tuple(fits), "", 0, (), advice, tuple(given.values()), command, _MODEL in given)
+    return Inspection(
+        next(iter(given.values())),
+        tuple(fits),
+        "",
+        0,
+        (),
+        advice,
+        tuple(given.values()),
+        command,
+        _MODEL in given,
+    )
 
 
 def _planned(rules: RuleFile, given: Mapping[str, Checkpoint]) -> Fit:
@@ -82,35 +126,70 @@ def _planned(rules: RuleFile, given: Mapping[str, Checkpoint]) -> Fit:
 
 
 def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool = False) -> Fit:
-    """A rule file that is compared by names, and unless a plan says the rest (`whole`), by the configs of the parts."""
+    """A rule file that is compared by names, and unless a plan says the rest (`whole`), by the
+    configs of the parts.
+    """
     checkpoints = given if _MODEL in given else {_MODEL: _EMPTY, **given}
-    names = [rules.text.sources[name].prefix + tensor for name, part in checkpoints.items() for tensor in part.catalog]
+    names = [
+        rules.text.sources[name].prefix + tensor
+        for name, part in checkpoints.items()
+        for tensor in part.catalog
+    ]
     config = next((part.config for part in given.values() if part.config), None)
     routes = route(rules, compile_rules(rules, names, config), checkpoints)
     every = [(name, r.rewrite) for r in routes.taken for name in (r.tensor.name,)]
     every += [(pair.a.name, pair.rewrite) for pair in routes.pairs]
-    unknown = tuple(name for name, rewrite in every if rewrite.target is None and rewrite.reason is None)
+    unknown = tuple(
+        name for name, rewrite in every if rewrite.target is None and rewrite.reason is None
+    )
     detect, reasons, absent = rules.text.detect, [], 0
     if not whole:
         prepared = [rewrite.prepared for _, rewrite in every]
-        conditions = [Condition(config=detect.config, config_not=detect.config_not)] if config else []
-        reasons = [reason for condition in conditions for reason in contradictions(condition, (), config)]
+        conditions = (
+            [Condition(config=detect.config, config_not=detect.config_not)] if config else []
+        )
+        reasons = [
+            reason for condition in conditions for reason in contradictions(condition, (), config)
+        ]
         reasons += contradictions(Condition(absent=detect.absent), prepared, None)
-        # What isn't in the parts may be in the model; the more of it is in the parts, the nearer the rule file.
-        absent = sum(bool(contradictions(Condition(present=(text,)), prepared, None)) for text in detect.present)
+        # What isn't in the parts may be in the model; the more of it is in the parts, the nearer
+        # the rule file.
+        absent = sum(
+            bool(contradictions(Condition(present=(text,)), prepared, None))
+            for text in detect.present
+        )
     base = next((part.base for part in given.values() if part.base), "")
     default = rules.text.sources[_MODEL].default
-    other = not (base and isinstance(default, str) and last_part(base) == last_part(default)) and absent > 0
+    other = (
+        not (base and isinstance(default, str) and last_part(base) == last_part(default))
+        and absent > 0
+    )
     mapped = sum(rewrite.target is not None for _, rewrite in every)
     summary, class_name = rules.text.summary or "", rules.target.class_ or ""
-    return Fit(rules.name, _MODEL, mapped, mapped + len(unknown), unknown, tuple(reasons), "", (), other, summary, 0, class_name)
+    return Fit(
+        rules.name,
+        _MODEL,
+        mapped,
+        mapped + len(unknown),
+        unknown,
+        tuple(reasons),
+        "",
+        (),
+        other,
+        summary,
+        0,
+        class_name,
+    )
 
 
 def _advice(best: Fit, named: Mapping[str, str], command: str) -> str:
     """What to do where no rule file takes the parts."""
     if not best.unknown and best.refusals:
         mended = f"llava-remap apply {best.rules} {command}"
-        return f"{best.rules} takes every name, and refuses what is told above. When that is mended: {mended}"
+        return (
+            f"{best.rules} takes every name, and refuses what is told above. When that is "
+            f"mended: {mended}"
+        )
     places = dict(named)
     infer = draft_command(best.class_name or "CLASS", places.pop(_MODEL), **places)
     return f"None of the shipped rule files fits. Infer one from names and shapes: {infer}"

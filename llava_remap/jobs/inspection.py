@@ -1,4 +1,6 @@
-"""`llava-remap inspect`: what a checkpoint is, and which rule file is for it; by the check that `apply` makes."""
+"""`llava-remap inspect`: what a checkpoint is, and which rule file is for it; by the check that
+`apply` makes.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,20 @@ from llava_remap.core.problem import Problem, RemapError
 from llava_remap.jobs.apply import layout_refusals, plan_checkpoints
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing import route
-from llava_remap.routing.identify import HF_LAYOUTS, Fit, advice, already_converted, fits, nearest_layout
+from llava_remap.routing.identify import (
+    HF_LAYOUTS,
+    Fit,
+    advice,
+    already_converted,
+    fits,
+    nearest_layout,
+)
 from llava_remap.routing.trained_with import PROJECTOR
 from llava_remap.rulefile import Condition, RuleFile, load_rule_file
 from llava_remap.target_model import shapes_config
 
-#: Layers of a made-up tower, more than the ones that any config takes features of, and patches on each side of a tile.
+#: Layers of a made-up tower, more than the ones that any config takes features of, and patches on
+#: each side of a tile.
 _LAYERS, _PATCHES = 48, 2
 
 
@@ -30,7 +40,8 @@ class Inspection:
     Attributes:
         fits: every shipped rule file, the nearest first; those whose names fit were planned.
         layout: of transformers, in which `named` of its names are; empty for an original.
-        problems: what keeps a checkpoint in a layout of transformers from being converted; or LR109, that it needn't be.
+        problems: what keeps a checkpoint in a layout of transformers from being converted; or
+            LR109, that it needn't be.
         advice: what to do where no rule file fits; empty where one does.
         parts: the checkpoints, where it is parts of a model that were inspected.
         sources: the options that give them to `apply`.
@@ -51,7 +62,8 @@ class Inspection:
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """Compare a checkpoint with every shipped rule file, from headers alone and without the hub.
 
-    A rule file whose names and `detect` fit is planned as `apply` plans it. What the plan refuses is refused here.
+    A rule file whose names and `detect` fit is planned as `apply` plans it. What the plan refuses
+    is refused here.
     """
     found = fits(checkpoint)
     names = list(checkpoint.catalog)
@@ -60,14 +72,16 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     problems = already_converted(checkpoint, names, others, layout_refusals)
     found = sorted((_planned(fit, checkpoint) for fit in found), key=lambda fit: not fit.fits)
     told = "" if found[0].fits else advice(checkpoint, found)
-    return Inspection(checkpoint, tuple(found), layout if problems else "", len(classic), tuple(problems), told)
+    return Inspection(
+        checkpoint, tuple(found), layout if problems else "", len(classic), tuple(problems), told
+    )
 
 
 def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
     """A rule file that fits by names and config, with what its plan refuses.
 
-    Where the plan isn't complete, another one is made with a made-up tower. What only the first refuses, the tower's own folder
-    settles.
+    Where the plan isn't complete, another one is made with a made-up tower. What only the first
+    refuses, the tower's own folder settles.
     """
     if not fit.fits:
         return fit
@@ -76,7 +90,14 @@ def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
     refusals = plan_checkpoints(rules, given, dry_run=True, offline=True).plan.problems
     if not refusals:
         return replace(fit, also=())
-    source = next((name for name, source in rules.text.sources.items() if name not in given and "processor" in source.use), None)
+    source = next(
+        (
+            name
+            for name, source in rules.text.sources.items()
+            if name not in given and "processor" in source.use
+        ),
+        None,
+    )
     if source is None:
         return replace(fit, refusals=refusals)
     given[source] = Checkpoint(Path("DIR"), "", {}, _tower_config(rules, checkpoint), None)
@@ -90,7 +111,11 @@ def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
     )
     if still:
         return replace(fit, refusals=still)
-    return replace(fit, also=tuple(dict.fromkeys((*fit.also, source))), needs=() if source in fit.also else refusals)
+    return replace(
+        fit,
+        also=tuple(dict.fromkeys((*fit.also, source))),
+        needs=() if source in fit.also else refusals,
+    )
 
 
 def _tower_config(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -108,31 +133,47 @@ def _produced(rules: RuleFile, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
 
 
 def _seen(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors that show the sizes of a made-up tower: as wide as the projector wants, of a size that tiles go by."""
+    """The tensors that show the sizes of a made-up tower: as wide as the projector wants, of a
+    size that tiles go by.
+    """
     projector = _produced(rules, checkpoint).get(f"{PROJECTOR}linear_1.weight")
     width = projector.shape[-1] if projector is not None and projector.shape else 1
     patch = _tile(rules, checkpoint.config or {}) // _PATCHES
     prefix = next(iter(rules.target.towers))
     has_class = not _refuses(rules, checkpoint, f"{prefix}embeddings.class_embedding")
     shapes = {
-        **({"embeddings.class_embedding": (width,)} if has_class else {"embeddings.patch_embedding.bias": (width,)}),
+        **(
+            {"embeddings.class_embedding": (width,)}
+            if has_class
+            else {"embeddings.patch_embedding.bias": (width,)}
+        ),
         "embeddings.patch_embedding.weight": (width, 3, patch, patch),
         "embeddings.position_embedding.weight": (has_class + _PATCHES**2, width),
         f"encoder.layers.{_LAYERS - 1}.mlp.fc1.weight": (1, width),
     }
-    return {prefix + name: Tensor(prefix + name, "F16", shape, None) for name, shape in shapes.items()}
+    return {
+        prefix + name: Tensor(prefix + name, "F16", shape, None) for name, shape in shapes.items()
+    }
 
 
 def _refuses(rules: RuleFile, checkpoint: Checkpoint, target: str) -> bool:
-    """Whether the `detect` of a rule file refuses every checkpoint with a target name, since it is for another kind of tower."""
+    """Whether the `detect` of a rule file refuses every checkpoint with a target name, since it
+    is for another kind of tower.
+    """
     source = compile_rules(rules, checkpoint.catalog, checkpoint.config).inverse(target)
     return bool(contradictions(Condition(absent=rules.text.detect.absent), (str(source),), None))
 
 
 def _tile(rules: RuleFile, config: Mapping[str, Any]) -> int:
     """A side in pixels of which all sizes of tiled pictures are multiples."""
-    keys = [value.from_ for value in rules.target_config.values() if value.as_ is not None and value.from_ is not None]
-    sides = gcd(*(int(number) for key in keys for number in re.findall(r"\d{1,9}", str(config.get(key)))))
+    keys = [
+        value.from_
+        for value in rules.target_config.values()
+        if value.as_ is not None and value.from_ is not None
+    ]
+    sides = gcd(
+        *(int(number) for key in keys for number in re.findall(r"\d{1,9}", str(config.get(key))))
+    )
     return sides if sides and sides % _PATCHES == 0 else _PATCHES
 
 
@@ -145,10 +186,17 @@ def _tower(rules: RuleFile, given: Mapping[str, Checkpoint], source: str) -> dic
     shapes = {name: tensor.shape for name, tensor in _seen(rules, checkpoint).items()}
 
     def catalog() -> dict[str, Tensor]:
-        names = {str(program.inverse(target)).removeprefix(taken_off): shape for target, shape in shapes.items()}
+        names = {
+            str(program.inverse(target)).removeprefix(taken_off): shape
+            for target, shape in shapes.items()
+        }
         return {name: Tensor(name, "F16", shape, None) for name, shape in names.items()}
 
     whole = {**given, source: replace(given[source], catalog=catalog())}
     plan = plan_checkpoints(rules, whole, dry_run=True, offline=True).plan
-    shapes |= {missing.target: missing.shape for missing in plan.missing if missing.target.startswith(towers)}
+    shapes |= {
+        missing.target: missing.shape
+        for missing in plan.missing
+        if missing.target.startswith(towers)
+    }
     return catalog()

@@ -1,4 +1,6 @@
-"""A plan to a model in memory: no file is written, and what is only renamed stays in the source's files, mapped into memory."""
+"""A plan to a model in memory: no file is written, and what is only renamed stays in the
+source's files, mapped into memory.
+"""
 
 from __future__ import annotations
 
@@ -22,31 +24,39 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(rules: str | Path, sources: Sequence[str | Path] = (), *, offline: bool = False) -> PreTrainedModel:
-    """The model that `apply` would write, loaded, without writing it: class, config, names, dtypes and values are those that
-    `AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")` gives for the folder, in eval mode, on the CPU.
+def load_model(
+    rules: str | Path, sources: Sequence[str | Path] = (), *, offline: bool = False
+) -> PreTrainedModel:
+    """The model that `apply` would write, loaded, without writing it: class, config, names, dtypes
+    and values are those that `AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")`
+    gives for the folder, in eval mode, on the CPU.
 
-    The gate is `apply`'s: from headers and from values, nothing may be unmapped, missing or mismatched; then transformers'
-    loader may report nothing either. The output's disk and folder don't matter.
+    The gate is `apply`'s: from headers and from values, nothing may be unmapped, missing or
+    mismatched; then transformers' loader may report nothing either. The output's disk and folder
+    don't matter.
 
-    A tensor that is only renamed is a view of its file, mapped copy-on-write: it is read when it is first used, and changing it
-    changes no file. Memory is taken by what is computed: tensors that post-load rules change, that have another dtype than the
-    config's (a float32 tower beside a float16 language model), that lie strided or high byte first in their file, or that
-    begin at no multiple of their elements' size. The source files have to stay as they are for as long as the model is in use.
+    A tensor that is only renamed is a view of its file, mapped copy-on-write: it is read when it is
+    first used, and changing it changes no file. Memory is taken by what is computed: tensors that
+    post-load rules change, that have another dtype than the config's (a float32 tower beside a
+    float16 language model), that lie strided or high byte first in their file, or that begin at no
+    multiple of their elements' size. The source files have to stay as they are for as long as the
+    model is in use.
 
     Args:
         rules, sources, offline: as for `plan_job`.
 
     Raises:
-        RemapError: with every problem of the plan, LR111 for a manifest, LR102 for a source that changed meanwhile, LR501 where
-            a file can't be mapped, LR601 where the loader disagrees.
+        RemapError: with every problem of the plan, LR111 for a manifest, LR102 for a source that
+            changed meanwhile, LR501 where a file can't be mapped, LR601 where the loader disagrees.
     """
     import_asked()
     import transformers
 
     job = proven(plan_mapping(rules, sources, offline=offline))
     model_class = getattr(transformers, job.plan.target_class)
-    config, generation = (json.loads(job.small_files[name]) for name in ("config.json", "generation_config.json"))
+    config, generation = (
+        json.loads(job.small_files[name]) for name in ("config.json", "generation_config.json")
+    )
     model, info = model_class.from_pretrained(
         None,
         config=model_class.config_class.from_dict(config),
@@ -67,7 +77,11 @@ def _state_dict(job: Job) -> dict[str, torch.Tensor]:
     """Every tensor that `apply` would write, by its name there."""
     recipe = Recipe.of(job.plan.mapped, job.plan.post_load, job.checkpoints)
     mappings: dict[Path, mmap.mmap] = {}
-    return {entry.target: _tensor(entry, recipe, mappings) for entry in job.plan.mapped if entry.op != "tied"}
+    return {
+        entry.target: _tensor(entry, recipe, mappings)
+        for entry in job.plan.mapped
+        if entry.op != "tied"
+    }
 
 
 def _tensor(entry: Mapped, recipe: Recipe, mappings: dict[Path, mmap.mmap]) -> torch.Tensor:
@@ -80,12 +94,16 @@ def _tensor(entry: Mapped, recipe: Recipe, mappings: dict[Path, mmap.mmap]) -> t
     if entry.op is None:
         [run] = pieces
         assert isinstance(run, Range)
-        if run.offset % dtype.itemsize == 0:  # nothing promises that torch computes with elements that lie otherwise
+        if (
+            run.offset % dtype.itemsize == 0
+        ):  # nothing promises that torch computes with elements that lie otherwise
             mapping = _mapping(run.file, mappings)
             if len(mapping) < run.offset + run.nbytes:
                 raise too_short(run.file, run.offset + run.nbytes - len(mapping))
             count = run.nbytes // dtype.itemsize
-            return torch.frombuffer(mapping, dtype=dtype, count=count, offset=run.offset).view(entry.shape)
+            return torch.frombuffer(mapping, dtype=dtype, count=count, offset=run.offset).view(
+                entry.shape
+            )
         pieces = iter([run])
     data, end = bytearray(entry.nbytes), 0
     for piece in pieces:
@@ -107,6 +125,10 @@ def _mapping(file: Path, mappings: dict[Path, mmap.mmap]) -> mmap.mmap:
     except (OSError, ValueError) as error:  # ValueError: it is empty now
         if getattr(error, "errno", None) == errno.ENOMEM:
             raise refuse(
-                "LR501", f"{file} can't be mapped into memory: {error}.", "Close other programs, or use a larger machine."
+                "LR501",
+                f"{file} can't be mapped into memory: {error}.",
+                "Close other programs, or use a larger machine.",
             ) from None
-        raise refuse("LR102", f"{file}: {error}.", "Leave the sources alone while a job runs.") from None
+        raise refuse(
+            "LR102", f"{file}: {error}.", "Leave the sources alone while a job runs."
+        ) from None

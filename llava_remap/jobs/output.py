@@ -1,4 +1,6 @@
-"""May this folder be written, and are the sources still what they were? Asked before anything is made."""
+"""May this folder be written, and are the sources still what they were? Asked before anything is
+made.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +29,35 @@ def output_folder(text: str | Path) -> Path:
 
 def refuse_changed(checkpoints: Mapping[str, Checkpoint]) -> None:
     """LR102 for a source that is no longer what it was when it was opened."""
-    if changed := [str(path) for checkpoint in checkpoints.values() for path in checkpoint.changed()]:
-        raise refuse("LR102", f"{', '.join(changed)}: changed since it was opened.", "Leave the sources alone while a job runs.")
+    if changed := [
+        str(path) for checkpoint in checkpoints.values() for path in checkpoint.changed()
+    ]:
+        raise refuse(
+            "LR102",
+            f"{', '.join(changed)}: changed since it was opened.",
+            "Leave the sources alone while a job runs.",
+        )
 
 
 def refuse_report(report: Path, output: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
-    """LR508 for a report that would be taken for a part of the output, or that would change a source."""
+    """LR508 for a report that would be taken for a part of the output, or that would change a
+    source.
+    """
     if _real(report).is_relative_to(_real(output)):
         cause = f"{report} is inside the output, where it would be taken for a part of it."
         raise refuse("LR508", cause, "Give another --report.")
     if (name := _source_with(report, checkpoints)) is not None:
-        raise refuse("LR508", f"{report} is inside source `{name}`, and sources are never written to.", "Give another --report.")
+        raise refuse(
+            "LR508",
+            f"{report} is inside source `{name}`, and sources are never written to.",
+            "Give another --report.",
+        )
 
 
 def _source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | None:
-    """The source that has `path` in its folder or among its files, or would have; None where it could be written."""
+    """The source that has `path` in its folder or among its files, or would have; None where it
+    could be written.
+    """
     real = _real(path)
     names = [name for part in BESIDE.values() for name in part]
     for name, source in checkpoints.items():
@@ -52,18 +68,26 @@ def _source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | Non
 
 
 def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # which, unlike `Path.resolve`, takes links that lead in a circle
+    return Path(
+        os.path.realpath(path)
+    )  # which, unlike `Path.resolve`, takes links that lead in a circle
 
 
 def output_problems(
-    output: Path, nbytes: int | None, checkpoints: Mapping[str, Checkpoint], facts: Facts | None = None
+    output: Path,
+    nbytes: int | None,
+    checkpoints: Mapping[str, Checkpoint],
+    facts: Facts | None = None,
 ) -> list[Problem]:
-    """LR503 for an output that isn't an empty folder, LR502 for a disk without room, LR508 where it can't or mustn't be.
+    """LR503 for an output that isn't an empty folder, LR502 for a disk without room, LR508 where it
+    can't or mustn't be.
 
-    Also LR505 for one in which a job was begun, and LR504 if that is another one than the job that is to be gone on with.
+    Also LR505 for one in which a job was begun, and LR504 if that is another one than the job that
+    is to be gone on with.
 
     Args:
-        nbytes: how much disk the files will occupy; None where nothing can be, so that no room is needed.
+        nbytes: how much disk the files will occupy; None where nothing can be, so that no room is
+            needed.
         checkpoints: the sources by name.
         facts: of the job, where it is to be gone on with.
     """
@@ -79,11 +103,23 @@ def output_problems(
         where = getattr(error, "filename", None) or output
         return [Problem("LR508", f"{where}: {getattr(error, 'strerror', None) or error}.", another)]
     if (name := _source_with(output, checkpoints)) is not None:
-        return [Problem("LR508", f"{output} is inside source `{name}`, and sources are never written to.", another)]
+        return [
+            Problem(
+                "LR508",
+                f"{output} is inside source `{name}`, and sources are never written to.",
+                another,
+            )
+        ]
     if not parent.is_dir():
-        return [Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)]
+        return [
+            Problem("LR508", f"{parent} is a file, so there can be no folder {output}.", another)
+        ]
     if not os.access(parent, os.W_OK):
-        why = "its file system is read-only" if os.statvfs(parent).f_flag & os.ST_RDONLY else "you may not write there"
+        why = (
+            "its file system is read-only"
+            if os.statvfs(parent).f_flag & os.ST_RDONLY
+            else "you may not write there"
+        )
         return [Problem("LR508", f"nothing can be written in {parent}: {why}.", another)]
     if nbytes is not None and nbytes > free:
         room = f"{nbytes:,} bytes are needed in {parent}, {free:,} are free."
@@ -95,16 +131,26 @@ def _left_to_write(output: Path, nbytes: int | None, facts: Facts | None) -> int
     """How much more room `nbytes` need than what is there already."""
     if not output.is_dir():
         raise refuse("LR503", f"{output} is there and isn't a folder.", "Give another --output.")
-    begun = read_claim(output)  # first: a job that begins meanwhile is seen to be held, not to be unfinished
+    begun = read_claim(
+        output
+    )  # first: a job that begins meanwhile is seen to be held, not to be unfinished
     if is_held(output):
-        raise refuse("LR503", f"another job writes into {output}.", "Give another --output, or wait for it.")
+        raise refuse(
+            "LR503", f"another job writes into {output}.", "Give another --output, or wait for it."
+        )
     if not (killed := (output / CLAIM).exists()):
         begun = None  # it has ended meanwhile
     if facts is not None and not killed and (output / RECORD).is_file():
-        raise refuse("LR503", f"{output} is finished: there is nothing to go on with.", "See what it is: llava-remap verify.")
+        raise refuse(
+            "LR503",
+            f"{output} is finished: there is nothing to go on with.",
+            "See what it is: llava-remap verify.",
+        )
     if facts is None or begun is None:
         refuse_filled(output, begun, killed=killed)
         return nbytes
     refuse_changed_job(output, begun, facts)
     # What is finished is kept, and the rest of what the job left goes before anything is written.
-    return None if nbytes is None else nbytes - sum(path.lstat().st_size for path in output.iterdir())
+    return (
+        None if nbytes is None else nbytes - sum(path.lstat().st_size for path in output.iterdir())
+    )

@@ -1,4 +1,6 @@
-"""What a job will need of memory and disk, what the machine has left of memory, and what the job took in the end."""
+"""What a job will need of memory and disk, what the machine has left of memory, and what the job
+took in the end.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,15 @@ if TYPE_CHECKING:
     from llava_remap.jobs.apply import Job
 
 _MIB = 1 << 20
-#: What libraries occupy once they are imported: numpy; torch (a CPU build) with transformers' loader; and a strict load.
+#: What libraries occupy once they are imported: numpy; torch (a CPU build) with transformers'
+#: loader; and a strict load.
 _NUMPY, _TORCH, _STRICT_LOAD = 16 * _MIB, 320 * _MIB, 40 * _MIB
 #: Of a record: what a tensor takes in it beside its names, and the configs and versions.
 _RECORDED, _RECORD = 400, 64 << 10
 #: A name's line in the index, beside the name and its file.
 _LINE = 8
-#: A prediction is at most so many times what is needed, so with less than its share of it a job can't succeed.
+#: A prediction is at most so many times what is needed, so with less than its share of it a job
+#: can't succeed.
 _MARGIN = 1.5
 
 
@@ -34,7 +38,8 @@ class Predicted:
     """What a job will need at most, in bytes.
 
     Attributes:
-        process: memory that this process has occupied so far at its worst moment: interpreter, libraries, plan.
+        process: memory that this process has occupied so far at its worst moment: interpreter,
+            libraries, plan.
         libraries: memory for those that the job will import.
         working: memory for buffers and for tensors that are computed.
         disk: all the files of the output together. Nothing else is written on the way.
@@ -56,7 +61,9 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What a process took, in bytes: the most memory that it occupied at any moment, and the disk that its files occupy."""
+    """What a process took, in bytes: the most memory that it occupied at any moment, and the
+    disk that its files occupy.
+    """
 
     memory: int
     disk: int
@@ -64,7 +71,9 @@ class Used:
     @classmethod
     def by(cls, files: Iterable[Path]) -> Used:
         """By this process so far, if these are the files that it wrote."""
-        return cls(peak_nbytes(), sum(path.stat().st_blocks * 512 for path in files))  # so POSIX has it, whatever a block is
+        return cls(
+            peak_nbytes(), sum(path.stat().st_blocks * 512 for path in files)
+        )  # so POSIX has it, whatever a block is
 
 
 def predict(job: Job, verify: str, jobs: int = JOBS) -> Predicted:
@@ -77,7 +86,12 @@ def predict(job: Job, verify: str, jobs: int = JOBS) -> Predicted:
     libraries = _NUMPY * (computes(job.plan) and "numpy" not in sys.modules)
     if verify != "none" and job.derived is not None and not _is_known(job):
         libraries = _TORCH * ("transformers.modeling_utils" not in sys.modules) + _STRICT_LOAD
-    return Predicted(peak_nbytes(), libraries, working_nbytes(job.plan, min(jobs, len(job.plan.shards))), job_disk_nbytes(job))
+    return Predicted(
+        peak_nbytes(),
+        libraries,
+        working_nbytes(job.plan, min(jobs, len(job.plan.shards))),
+        job_disk_nbytes(job),
+    )
 
 
 def _is_known(job: Job) -> bool:
@@ -91,21 +105,30 @@ def _is_known(job: Job) -> bool:
 
 def job_disk_nbytes(job: Job) -> int:
     """Bytes of disk that the output of a job will occupy."""
-    others = [] if job.derived is None else [*map(len, job.small_files.values()), _record_nbytes(job)]
+    others = (
+        [] if job.derived is None else [*map(len, job.small_files.values()), _record_nbytes(job)]
+    )
     return disk_nbytes(job.plan.shards, job.recipe, others)
 
 
 def disk_nbytes(shards: Sequence[Shard], recipe: Recipe, others: Iterable[int]) -> int:
-    """Bytes of disk that weight files with their index will occupy, and other files of these sizes."""
+    """Bytes of disk that weight files with their index will occupy, and other files of these
+    sizes.
+    """
     weights = [shard_nbytes(shard, recipe) for shard in shards]
-    index = sum(len(json.dumps({name: shard.file})) + _LINE for shard in shards for name in shard.tensors)
+    index = sum(
+        len(json.dumps({name: shard.file})) + _LINE for shard in shards for name in shard.tensors
+    )
     # Whole blocks, and on ext4 some for the list of a file's extents.
     return sum(nbytes + nbytes // 4096 + 4096 for nbytes in (*weights, index, *others))
 
 
 def _record_nbytes(job: Job) -> int:
     plan = job.plan
-    mapped = sum(_RECORDED + len(e.target) + sum(len(o.name) for o in e.from_) + sum(map(len, e.rules)) for e in plan.mapped)
+    mapped = sum(
+        _RECORDED + len(e.target) + sum(len(o.name) for o in e.from_) + sum(map(len, e.rules))
+        for e in plan.mapped
+    )
     dropped = sum(_RECORDED + len(d.name) + len(d.reason) for d in plan.dropped)
     return _RECORD + mapped + dropped + sum(len(text) for _, text in job.rules.texts)
 
@@ -116,18 +139,26 @@ def memory_problems(needed: Predicted) -> list[Problem]:
     free_by_limit = list(limits())
     if not free_by_limit or (free := min(free_by_limit))[0] * _MARGIN >= still:
         return []
-    cause = f"the job needs up to {still:,} bytes more than it has by now, {max(free[0], 0):,} are free ({free[1]})."
-    return [Problem("LR501", cause, "Close other programs, raise the limit, or use a larger machine.")]
+    cause = (
+        f"the job needs up to {still:,} bytes more than it has by now, {max(free[0], 0):,} "
+        "are "
+        f"free ({free[1]})."
+    )
+    return [
+        Problem("LR501", cause, "Close other programs, raise the limit, or use a larger machine.")
+    ]
 
 
 def peak_nbytes() -> int:
     """The most memory that this process has occupied at any moment.
 
-    Linux tells it of the program that is running. `getrusage` also counts, there, what occupied the process before that program
-    was started in it: its parent, as a rule, which may be larger.
+    Linux tells it of the program that is running. `getrusage` also counts, there, what occupied the
+    process before that program was started in it: its parent, as a rule, which may be larger.
     """
     if (peak := status("VmHWM")) is not None:
         return peak
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

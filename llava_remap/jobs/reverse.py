@@ -1,4 +1,6 @@
-"""The way back without a record: from a checkpoint in a layout of transformers to original names, by a rule file's inverse."""
+"""The way back without a record: from a checkpoint in a layout of transformers to original
+names, by a rule file's inverse.
+"""
 
 from __future__ import annotations
 
@@ -51,22 +53,35 @@ def plan_reverse(
 
     Args:
         sources: the checkpoint: one SRC, or the rule file's first source with its name.
-        output: the folder to be written; by default the source's last part with `-original`, in the current folder.
+        output: the folder to be written; by default the source's last part with `-original`, in the
+            current folder.
         rules, dry_run, offline: as in `plan_job`.
 
     Raises:
-        RemapError: for a rule file, a source or a command line that can't be read. What doesn't lead back is in `plan.problems`.
+        RemapError: for a rule file, a source or a command line that can't be read. What doesn't
+            lead back is in `plan.problems`.
     """
     file = load_rule_file(rules)
     first = file.first_source
     given = name_sources([first], [sources] if isinstance(sources, str) else sources)
     if first not in given:
-        raise refuse("LR211", "--reverse has no default for what is to be taken back.", "Give it: --source DIR.")
-    checkpoint = open_source(first, given[first], ("tensors", "config"), first=True, offline=offline)
+        raise refuse(
+            "LR211",
+            "--reverse has no default for what is to be taken back.",
+            "Give it: --source DIR.",
+        )
+    checkpoint = open_source(
+        first, given[first], ("tensors", "config"), first=True, offline=offline
+    )
     checkpoints = {first: checkpoint}
-    folder = output_folder(output if output is not None else f"{short_name(given[first])}-{ORIGINAL}")
+    folder = output_folder(
+        output if output is not None else f"{short_name(given[first])}-{ORIGINAL}"
+    )
     layout, classic = nearest_layout(checkpoint.catalog)
-    problems = [*manifest_problems(checkpoints, dry_run=dry_run), *_config_problems(file, checkpoint)]
+    problems = [
+        *manifest_problems(checkpoints, dry_run=dry_run),
+        *_config_problems(file, checkpoint),
+    ]
     target = None
     if not problems:
         try:
@@ -75,11 +90,21 @@ def plan_reverse(
         except RemapError as error:
             problems += error.problems
     every = compile_all(file)
-    back = {name: every.inverse(name) for name in dict.fromkeys((*classic.values(), *(target.shapes if target else ())))}
-    # What the rules with a `when` do can be told now that the original names are known, though not the original's config.
+    back = {
+        name: every.inverse(name)
+        for name in dict.fromkeys((*classic.values(), *(target.shapes if target else ())))
+    }
+    # What the rules with a `when` do can be told now that the original names are known, though not
+    # the original's config.
     program = every.given([name for name in back.values() if name is not None], None)
-    back = {name: original for name, original in back.items() if original is None or program.rewrite(original).target == name}
-    taken = tuple(_routed(first, checkpoint, name, classic, back, program) for name in checkpoint.catalog)
+    back = {
+        name: original
+        for name, original in back.items()
+        if original is None or program.rewrite(original).target == name
+    }
+    taken = tuple(
+        _routed(first, checkpoint, name, classic, back, program) for name in checkpoint.catalog
+    )
     if target is not None:
         target = _renamed(target, back)
     plan = build_plan(
@@ -109,10 +134,12 @@ def reverse_job(
     """Go a planned way back, or leave no trace: weights, a check of them, the index.
 
     Args:
-        on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle(verify)` in all.
+        on_progress: called with the number of bytes handled since the last call,
+            `job.nbytes_to_handle(verify)` in all.
         on_phase: called with what is being done, where that changes.
-        verify: `meta`: what was written is read again, and the rule file has to take it forward to where it came from; `full`:
-            every tensor is also compared with what its source gives; `none`: neither.
+        verify: `meta`: what was written is read again, and the rule file has to take it forward to
+            where it came from; `full`: every tensor is also compared with what its source gives;
+            `none`: neither.
         jobs: how many weight files are written at a time.
 
     Raises:
@@ -125,7 +152,11 @@ def reverse_job(
     recipe = job.recipe
     with fresh_folder(output) as folder:
         write_shards(recipe, plan.shards, folder, on_progress, jobs)
-        catalog = {name: tensor for path in folder.digests for name, tensor in open_checkpoint(path).catalog.items()}
+        catalog = {
+            name: tensor
+            for path in folder.digests
+            for name, tensor in open_checkpoint(path).catalog.items()
+        }
         found = _forward_problems(job, catalog) if verify != "none" else []
         if verify == "full":
             on_phase("comparing with the sources")
@@ -136,7 +167,9 @@ def reverse_job(
         write_index(recipe, plan.shards, folder)
     files = tuple(sorted(path.name for path in folder.digests))
     used = Used.by(folder.digests)
-    return Result(output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes, used)
+    return Result(
+        output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes, used
+    )
 
 
 def _routed(
@@ -150,11 +183,17 @@ def _routed(
     """A tensor and the original name that it gets, by the rules that lead from there."""
     original = back.get(classic.get(name, ""))
     trace = program.rewrite(original).trace if original is not None else ()
-    return Routed(source, checkpoint.catalog[name], Rewrite(name, original, None, classic.get(name, name), trace))
+    return Routed(
+        source,
+        checkpoint.catalog[name],
+        Rewrite(name, original, None, classic.get(name, name), trace),
+    )
 
 
 def _renamed(target: Target, back: Mapping[str, str | None]) -> Target:
-    """The parameters wanted under their original names; one that none leads back from keeps its own, and so is told."""
+    """The parameters wanted under their original names; one that none leads back from keeps its
+    own, and so is told.
+    """
     names = {name: back.get(name) or name for name in target.shapes}
     shapes = {names[name]: shape for name, shape in target.shapes.items()}
     tied = {names[name]: names[other] for name, other in target.tied.items()}
@@ -166,15 +205,31 @@ def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
     config, wanted = checkpoint.config, rules.target.class_
     if config is None:
         cause = f"{checkpoint.location} has no config.json to say which model it is."
-        return [Problem("LR112", cause, "Put the config.json beside the weights that was saved with them.")]
+        return [
+            Problem(
+                "LR112", cause, "Put the config.json beside the weights that was saved with them."
+            )
+        ]
     said = [("architectures", config.get("architectures"), [wanted])]
     for key, value in rules.target.config.items():
         const = list(value.const) if isinstance(value.const, tuple) else value.const
-        if const is not None and (key == "model_type" or key in config):  # versions differ in which keys they save
+        if const is not None and (
+            key == "model_type" or key in config
+        ):  # versions differ in which keys they save
             said.append((key, config.get(key), const))
-    if reasons := [f"its config says {key}: {found!r}, not {right!r}" for key, found, right in said if found != right]:
+    if reasons := [
+        f"its config says {key}: {found!r}, not {right!r}"
+        for key, found, right in said
+        if found != right
+    ]:
         cause = f"{checkpoint.location} isn't what {rules.name} makes: {'; '.join(reasons)}."
-        return [Problem("LR311", cause, "Give a checkpoint of that class, or the rule file that it was made with.")]
+        return [
+            Problem(
+                "LR311",
+                cause,
+                "Give a checkpoint of that class, or the rule file that it was made with.",
+            )
+        ]
     if not isinstance(config.get("text_config"), dict):
         cause = f"the config.json in {checkpoint.location} has no `text_config`."
         return [Problem("LR112", cause, "Hold the config.json against the original one.")]
@@ -182,60 +237,122 @@ def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
 
 
 def _name_problems(
-    rules: RuleFile, taken: Sequence[Routed], classic: Mapping[str, str], layout: str, target: Target | None
+    rules: RuleFile,
+    taken: Sequence[Routed],
+    classic: Mapping[str, str],
+    layout: str,
+    target: Target | None,
 ) -> list[Problem]:
     """LR301 for names in no layout or without a way back, LR303 for what the model doesn't have."""
     unknown = tuple(r.tensor.name for r in taken if r.tensor.name not in classic)
-    stuck = tuple(r.tensor.name for r in taken if r.tensor.name in classic and r.rewrite.target is None)
-    options = {option: rule.use for rule in rules.text.post_load for option in rule.with_.values() if isinstance(option, str)}
+    stuck = tuple(
+        r.tensor.name for r in taken if r.tensor.name in classic and r.rewrite.target is None
+    )
+    options = {
+        option: rule.use
+        for rule in rules.text.post_load
+        for option in rule.with_.values()
+        if isinstance(option, str)
+    }
     made = tuple(name for name in stuck if classic[name] in options)
     stuck = tuple(name for name in stuck if name not in made)
     problems = []
     if made:
         makers = ", ".join(dict.fromkeys(f"`{options[classic[name]]}`" for name in made))
-        cause = f"{len(made)} of {len(taken)} names are of tensors that {makers} made, and that may have been trained since."
-        fix = "The original has no place for them. What `apply` wrote, `llava-remap revert` gives back."
+        cause = (
+            f"{len(made)} of {len(taken)} names are of tensors that {makers} made, and that "
+            "may have been trained since."
+        )
+        fix = (
+            "The original has no place for them. What `apply` wrote, `llava-remap revert` gives "
+            "back."
+        )
         problems.append(Problem("LR301", cause, fix, made))
     if unknown:
-        cause = f"{len(unknown)} of {len(taken)} names are not in layout {layout}, the nearest that transformers has on disk."
-        problems.append(Problem("LR301", cause, "Give a checkpoint that transformers saved, or `apply` wrote.", unknown))
-    if stuck:
-        cause = f"{len(stuck)} of {len(taken)} names that no rule of {rules.name} leads back from, or rules to several names."
-        asking = [rule.id for rule in (*rules.text.prepare, *rules.text.names) if rule.when is not None and rule.when.config]
-        if asking:
-            cause += f" Whether {', '.join(asking)} count depends on the original's config, which isn't there."
+        cause = (
+            f"{len(unknown)} of {len(taken)} names are not in layout {layout}, the nearest "
+            "that transformers has on disk."
+        )
         problems.append(
             Problem(
-                "LR301", cause, "Add a rule that makes them, or `reverse:` to one, or take them out of the checkpoint.", stuck
+                "LR301",
+                cause,
+                "Give a checkpoint that transformers saved, or `apply` wrote.",
+                unknown,
+            )
+        )
+    if stuck:
+        cause = (
+            f"{len(stuck)} of {len(taken)} names that no rule of {rules.name} leads back "
+            "from, "
+            "or rules to several names."
+        )
+        asking = [
+            rule.id
+            for rule in (*rules.text.prepare, *rules.text.names)
+            if rule.when is not None and rule.when.config
+        ]
+        if asking:
+            cause += (
+                f" Whether {', '.join(asking)} count depends on the original's config, which "
+                "isn't there."
+            )
+        problems.append(
+            Problem(
+                "LR301",
+                cause,
+                "Add a rule that makes them, or `reverse:` to one, or take them out of the "
+                "checkpoint.",
+                stuck,
             )
         )
     more = tuple(
-        r.tensor.name for r in taken if r.rewrite.target is not None and target and r.rewrite.target not in target.shapes
+        r.tensor.name
+        for r in taken
+        if r.rewrite.target is not None and target and r.rewrite.target not in target.shapes
     )
     if more:
         cause = f"{len(more)} tensors that a {rules.target.class_} with this config doesn't have."
-        problems.append(Problem("LR303", cause, "Does the config.json belong to these weights?", more))
+        problems.append(
+            Problem("LR303", cause, "Does the config.json belong to these weights?", more)
+        )
     return problems
 
 
-def _notes(rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str], wanted: Target | None) -> list[Problem]:
+def _notes(
+    rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str], wanted: Target | None
+) -> list[Problem]:
     """LR410 and LR411: what is as it is in the checkpoint, and what is not there."""
     origin = rules.text.sources[rules.first_source].default
-    cause = "there is no config.json, generation_config.json or tokenizer file: they can't be derived."
-    drops = [f"`{rule.from_ or rule.match}` ({rule.drop})" for rule in (*rules.text.prepare, *rules.text.names) if rule.drop]
+    cause = (
+        "there is no config.json, generation_config.json or tokenizer file: they can't be derived."
+    )
+    drops = [
+        f"`{rule.from_ or rule.match}` ({rule.drop})"
+        for rule in (*rules.text.prepare, *rules.text.names)
+        if rule.drop
+    ]
     if drops:
         cause += f" Tensors that {rules.name} drops don't come back: {', '.join(drops)}."
     fix = f"Copy them from the original{f', {origin} for one' if origin else ''}."
     notes = [Problem("LR411", cause, fix)]
     embedding = next(
-        (checkpoint.catalog[name] for name, target in classic.items() if target == (wanted.embedding if wanted else EMBEDDING)),
+        (
+            checkpoint.catalog[name]
+            for name, target in classic.items()
+            if target == (wanted.embedding if wanted else EMBEDDING)
+        ),
         None,
     )
     if rules.text.tokens and embedding is not None and embedding.shape:
         tokens = ", ".join(f"`{token.text}`" for token in rules.text.tokens)
-        cause = f"all {embedding.shape[0]} rows of embed_tokens are kept, with those that were made for {tokens} or to fill up."
+        cause = (
+            f"all {embedding.shape[0]} rows of embed_tokens are kept, with those that were "
+            f"made for {tokens} or to fill up."
+        )
         fix = (
-            f"Set vocab_size to {embedding.shape[0]} in the config.json that you copy, and put {tokens} with their ids into an "
+            f"Set vocab_size to {embedding.shape[0]} in the config.json that you copy, and put "
+            f"{tokens} with their ids into an "
             "added_tokens.json beside it: without, nothing tells whose rows they are."
         )
         notes.append(Problem("LR410", cause, fix))
@@ -243,14 +360,23 @@ def _notes(rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str], 
 
 
 def _forward_problems(job: Reversal, written: Catalog) -> list[Problem]:
-    """LR601 where the rule file doesn't take what was written to the names, dtypes and shapes that it came from."""
+    """LR601 where the rule file doesn't take what was written to the names, dtypes and shapes
+    that it came from.
+    """
     wanted = {
         entry.target: (job.classic[entry.from_[0].name], entry.dtype, entry.shape)
         for entry in job.plan.mapped
         if entry.op != "tied"
     }
-    have = {name: (job.program.rewrite(name).target, tensor.dtype, tensor.shape) for name, tensor in written.items()}
-    if wrong := tuple(name for name in sorted(wanted.keys() | have.keys()) if wanted.get(name) != have.get(name)):
-        cause = f"{len(wrong)} tensors that were written are not taken forward to where they came from."
+    have = {
+        name: (job.program.rewrite(name).target, tensor.dtype, tensor.shape)
+        for name, tensor in written.items()
+    }
+    if wrong := tuple(
+        name for name in sorted(wanted.keys() | have.keys()) if wanted.get(name) != have.get(name)
+    ):
+        cause = (
+            f"{len(wrong)} tensors that were written are not taken forward to where they came from."
+        )
         return [Problem("LR601", cause, "Please report this with the rule file's name.", wrong)]
     return []

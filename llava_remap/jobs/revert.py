@@ -68,11 +68,19 @@ class Part:
             "location": self.location,
             "folder": str(self.folder),
             "restored": [
-                {"name": entry.target, "dtype": entry.dtype, "shape": list(entry.shape), "from": entry.from_[0].name}
+                {
+                    "name": entry.target,
+                    "dtype": entry.dtype,
+                    "shape": list(entry.shape),
+                    "from": entry.from_[0].name,
+                }
                 for entry in mapped
             ],
             "files": sorted(self.texts),
-            "dropped": [{"name": entry.name, "rule": entry.rule, "reason": entry.reason} for entry in self.dropped],
+            "dropped": [
+                {"name": entry.name, "rule": entry.rule, "reason": entry.reason}
+                for entry in self.dropped
+            ],
             "not_taken": self.not_taken,
             "files_not_restored": list(self.not_restored),
         }
@@ -89,14 +97,18 @@ class Reversion:
 
     @property
     def nbytes_to_handle(self) -> int:
-        """Bytes of which `revert_job` reports progress: all files digested, all weight files written."""
+        """Bytes of which `revert_job` reports progress: all files digested, all weight files
+        written.
+        """
         digested = sum(file.nbytes for file in self.record.outputs.values())
         return digested + sum(weight_nbytes(part.recipe, part.shards) for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Reverted:
-    """A way back that was gone: what was restored, the files written (names relative to the output), seconds."""
+    """A way back that was gone: what was restored, the files written (names relative to the
+    output), seconds.
+    """
 
     job: Reversion
     files: tuple[str, ...]
@@ -121,17 +133,21 @@ class Reverted:
 def plan_revert(folder: Path, output: str | Path) -> Reversion:
     """Plan the way back from record and headers alone; nothing is written.
 
-    A single source is restored into `output` itself, of several each into a folder of its name inside it.
+    A single source is restored into `output` itself, of several each into a folder of its name
+    inside it.
 
     Raises:
-        RemapError: as `read_record`; LR113 for a record that contradicts itself, LR603 where it isn't of these files, LR607 where
-            a tensor isn't in the folder any more as it was, LR502, LR503 or LR508 for an output that can't be.
+        RemapError: as `read_record`; LR113 for a record that contradicts itself, LR603 where it
+            isn't of these files, LR607 where a tensor isn't in the folder any more as it was,
+            LR502, LR503 or LR508 for an output that can't be.
     """
     record = read_record(folder)
     output = output_folder(output)
     try:
         converted = replace(open_checkpoint(folder / INDEX), path=folder)
-    except RemapError as error:  # all of it could be opened when it was written, so a digest tells more
+    except (
+        RemapError
+    ) as error:  # all of it could be opened when it was written, so a digest tells more
         raise RemapError(file_problems(folder, record) or error.problems) from None
     _refuse_contradictions(folder, record)
     if problems := [*header_problems(converted.catalog, record), *_text_problems(folder, record)]:
@@ -139,11 +155,17 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
     names = list(record.locations)
     folders = {name: output / name if len(names) > 1 else output for name in names}
     if len(names) > 1 and (odd := [name for name in names if not _is_plain(name)]):
-        raise refuse("LR113", f"{folder / RECORD}: source {odd[0]!r} can't be the name of a folder.", "Look where it comes from.")
+        raise refuse(
+            "LR113",
+            f"{folder / RECORD}: source {odd[0]!r} can't be the name of a folder.",
+            "Look where it comes from.",
+        )
     runs = _old_bytes(record)
     parts = tuple(_part(name, folders[name], record, converted, runs) for name in names)
     job = Reversion(converted, record, output, parts)
-    disk = sum(disk_nbytes(part.shards, part.recipe, map(len, part.texts.values())) for part in parts)
+    disk = sum(
+        disk_nbytes(part.shards, part.recipe, map(len, part.texts.values())) for part in parts
+    )
     if problems := output_problems(output, disk, {CONVERTED: converted}):
         raise RemapError(problems)
     return job
@@ -158,16 +180,19 @@ def revert_job(
 ) -> Reverted:
     """Go a planned way back, or leave no trace.
 
-    The folder's files are held against their digests before anything is written. Then come weights and configs, last the indexes.
-    Whatever fails or interrupts, everything that this call wrote is removed.
+    The folder's files are held against their digests before anything is written. Then come weights
+    and configs, last the indexes. Whatever fails or interrupts, everything that this call wrote is
+    removed.
 
     Args:
-        on_progress: called with the number of bytes handled since the last call, `job.nbytes_to_handle` in all, from any thread.
+        on_progress: called with the number of bytes handled since the last call,
+            `job.nbytes_to_handle` in all, from any thread.
         on_phase: called with what is being done, where that changes.
         jobs: how many weight files are written at a time.
 
     Raises:
-        RemapError: LR603 where files aren't as they were written; LR102, LR502, LR503 or LR508 for what happens on the way.
+        RemapError: LR603 where files aren't as they were written; LR102, LR502, LR503 or LR508 for
+            what happens on the way.
     """
     started = time.monotonic()
     checkpoints = {CONVERTED: job.converted}
@@ -175,8 +200,13 @@ def revert_job(
         raise RemapError(problems)
     refuse_changed(checkpoints)
     on_phase("writing")
-    with fresh_folder(job.output, [part.name for part in job.parts if part.folder != job.output]) as folder:
-        folders = {part.name: folder if part.folder == job.output else folder.inside(part.name) for part in job.parts}
+    with fresh_folder(
+        job.output, [part.name for part in job.parts if part.folder != job.output]
+    ) as folder:
+        folders = {
+            part.name: folder if part.folder == job.output else folder.inside(part.name)
+            for part in job.parts
+        }
         for part in job.parts:
             write_shards(part.recipe, part.shards, folders[part.name], on_progress, jobs)
         for part in job.parts:
@@ -195,19 +225,36 @@ def revert(folder: str | Path, output: str | Path) -> Reverted:
     return revert_job(plan_revert(Path(folder), output))
 
 
-def _part(name: str, folder: Path, record: Record, converted: Checkpoint, runs: Mapping[str, list[tuple[int, int]]]) -> Part:
-    """A source, its tensors in the files and in the order in which the converted folder has them."""
+def _part(
+    name: str,
+    folder: Path,
+    record: Record,
+    converted: Checkpoint,
+    runs: Mapping[str, list[tuple[int, int]]],
+) -> Part:
+    """A source, its tensors in the files and in the order in which the converted folder has
+    them.
+    """
     source = record.sources[name]
     shapes = {entry.target: entry.shape for entry in record.mapped}
     shapes |= {
-        entry.change.target: entry.change.shape_before for entry in record.post_load if entry.change.shape_before is not None
+        entry.change.target: entry.change.shape_before
+        for entry in record.post_load
+        if entry.change.shape_before is not None
     }
     here: dict[str, list[Mapped]] = defaultdict(list)
     for entry in (entry for entry in record.mapped if not entry.is_made):
         origin, holder = entry.from_[0], entry.tied_to or entry.target
         if origin.source == name:
             here[holder].append(
-                Mapped(origin.name, entry.stored_dtype, shapes[holder], (SourceName(CONVERTED, holder),), entry.rules, None)
+                Mapped(
+                    origin.name,
+                    entry.stored_dtype,
+                    shapes[holder],
+                    (SourceName(CONVERTED, holder),),
+                    entry.rules,
+                    None,
+                )
             )
     files: dict[Path, list[str]] = defaultdict(list)
     for holder, tensor in converted.catalog.items():
@@ -215,8 +262,15 @@ def _part(name: str, folder: Path, record: Record, converted: Checkpoint, runs: 
             assert tensor.location is not None
             files[tensor.location.file] += [entry.target for entry in here[holder]]
     mapped = {entry.target: entry for entries in here.values() for entry in entries}
-    shards = [[entry.target for entry in aligned([mapped[name] for name in names])] for names in files.values()]
-    kept = {original: runs[entry.from_[0].name] for original, entry in mapped.items() if entry.from_[0].name in runs}
+    shards = [
+        [entry.target for entry in aligned([mapped[name] for name in names])]
+        for names in files.values()
+    ]
+    kept = {
+        original: runs[entry.from_[0].name]
+        for original, entry in mapped.items()
+        if entry.from_[0].name in runs
+    }
     beside = {file for files_of_kind in BESIDE.values() for file in files_of_kind}
     return Part(
         name,
@@ -241,7 +295,9 @@ def _old_bytes(record: Record) -> dict[str, list[tuple[int, int]]]:
     rules: dict[str, str] = {}
     stored = {entry.target: entry.stored_dtype for entry in record.mapped}
     for entry in (entry for entry in record.post_load if entry.change.shape_before is not None):
-        change = replace(entry.change, dtype=stored[entry.change.target])  # so the runs count bytes as they will be written
+        change = replace(
+            entry.change, dtype=stored[entry.change.target]
+        )  # so the runs count bytes as they will be written
         if (found := find_old_bytes(entry.use, entry.options, change)) is not None:
             runs[entry.change.target] = found
         else:
@@ -251,11 +307,22 @@ def _old_bytes(record: Record) -> dict[str, list[tuple[int, int]]]:
     for mapped in record.mapped:
         holder = mapped.tied_to or mapped.target
         if mapped.merge is not None:
-            lost.append((mapped.from_[0].name, f"was merged with `{mapped.from_[1].name}` and rounded"))
+            lost.append(
+                (mapped.from_[0].name, f"was merged with `{mapped.from_[1].name}` and rounded")
+            )
         elif holder in rules:
-            lost.append((mapped.from_[0].name, f"changed by `{rules[holder]}`, which doesn't keep what was there"))
+            lost.append(
+                (
+                    mapped.from_[0].name,
+                    f"changed by `{rules[holder]}`, which doesn't keep what was there",
+                )
+            )
         elif replace(mapped, dtype=dtypes[holder], cast_from=mapped.stored_dtype).is_rounded:
-            held = f"it is tied to `{holder}`, which is {dtypes[holder]}" if mapped.tied_to else f"it is {dtypes[holder]} now"
+            held = (
+                f"it is tied to `{holder}`, which is {dtypes[holder]}"
+                if mapped.tied_to
+                else f"it is {dtypes[holder]} now"
+            )
             lost.append((mapped.from_[0].name, f"was {mapped.stored_dtype}; {held}"))
     if lost:
         cause = f"{len(lost)} tensors of the sources are not in the folder as they were."
@@ -273,11 +340,20 @@ def _refuse_contradictions(folder: Path, record: Record) -> None:
     for entry in (entry for entry in record.mapped if not entry.is_made):
         holder = entry.tied_to or entry.target
         origin = entry.from_[0]
-        known = entry.op in (None, "gather", "cast", "tied") or entry.target in changed or entry.merge is not None
+        known = (
+            entry.op in (None, "gather", "cast", "tied")
+            or entry.target in changed
+            or entry.merge is not None
+        )
         sound = known and twice[origin] == 1 and shapes[holder] == entry.shape
         if not sound or (ops[holder] == "tied") or not _is_tensor_name(origin.name):
-            cause = f"{folder / RECORD}: what it says of `{entry.target}` contradicts the rest of it, or can't be."
-            raise refuse("LR113", cause, "Convert the checkpoint again; a record can't be mended by hand.")
+            cause = (
+                f"{folder / RECORD}: what it says of `{entry.target}` contradicts the rest of "
+                "it, or can't be."
+            )
+            raise refuse(
+                "LR113", cause, "Convert the checkpoint again; a record can't be mended by hand."
+            )
 
 
 def _text_problems(folder: Path, record: Record) -> list[Problem]:
@@ -292,13 +368,21 @@ def _text_problems(folder: Path, record: Record) -> list[Problem]:
         return []
     cause = f"{folder / RECORD} was changed: {len(rows)} texts of the sources in it."
     return [
-        Problem("LR603", cause, "Copy the folder again from where it was whole.", tuple(name for name, _ in rows), tuple(rows))
+        Problem(
+            "LR603",
+            cause,
+            "Copy the folder again from where it was whole.",
+            tuple(name for name, _ in rows),
+            tuple(rows),
+        )
     ]
 
 
 def _is_plain(name: str) -> bool:
     """Whether a name is that of a folder inside another one, on any system."""
-    return name.isprintable() and not set(name) & set('/\\:*?"<>|') and name.strip(" .") == name != ""
+    return (
+        name.isprintable() and not set(name) & set('/\\:*?"<>|') and name.strip(" .") == name != ""
+    )
 
 
 def _is_tensor_name(name: str) -> bool:

@@ -1,4 +1,6 @@
-"""Program, catalogs, target and post-load shapes to a plan and its coverage. Pure: no files, no torch, no printing."""
+"""Program, catalogs, target and post-load shapes to a plan and its coverage. Pure: no files, no
+torch, no printing.
+"""
 
 from llava_remap.plan.build import build_plan
 from llava_remap.plan.layout import in_layout

@@ -1,4 +1,6 @@
-"""The plan from routed names, wanted parameters and post-load rules: who provides what, and all that doesn't fit. Pure."""
+"""The plan from routed names, wanted parameters and post-load rules: who provides what, and all
+that doesn't fit. Pure.
+"""
 
 from __future__ import annotations
 
@@ -60,14 +62,17 @@ def build_plan(
     """Match what the sources provide with what the target wants.
 
     Args:
-        target: None where `problems` kept it from being derived; then nothing is mapped, and the plan only tells why.
+        target: None where `problems` kept it from being derived; then nothing is mapped, and the
+            plan only tells why.
         problems: what was found before; the plan adds what doesn't match.
         chat_template: the one that is written.
         dtype: the dtype that every parameter is written in; None: each in its own.
-        max_shard_nbytes: how many bytes of tensors an output file may have, unless it has one alone; None: one output file for
-            each source file.
-        recognised: whether the checkpoint is one that the rule file is for; if not, what isn't mapped says nothing.
-        norms_about_one: whether the norms of the language model multiply by their weights, so that these are about 1.
+        max_shard_nbytes: how many bytes of tensors an output file may have, unless it has one
+            alone; None: one output file for each source file.
+        recognised: whether the checkpoint is one that the rule file is for; if not, what isn't
+            mapped says nothing.
+        norms_about_one: whether the norms of the language model multiply by their weights, so that
+            these are about 1.
     """
     shapes = dict(target.shapes) if target else {}
     tied = target.tied if target else {}
@@ -81,15 +86,26 @@ def build_plan(
     changes = {change.change.target: change for change in post_load}
     single = {name: found[0] for name, found in providers.items() if len(found) == 1}
     pairs = {str(pair.rewrite.target): pair for pair in routes.pairs}
-    mapped = [_mapped(name, routed, tied, single, changes, dtype, pairs.get(name)) for name, routed in single.items()]
+    mapped = [
+        _mapped(name, routed, tied, single, changes, dtype, pairs.get(name))
+        for name, routed in single.items()
+    ]
     makes = {name: entry for name, entry in changes.items() if entry.change.shape_before is None}
     mapped += [
         Mapped(name, entry.change.dtype, entry.change.shape_after, (), (), entry.use)
         for name, entry in makes.items()
         if name not in providers
     ]
-    missing = {name: shape for name, shape in shapes.items() if name not in providers and name not in tied and name not in makes}
-    mismatched = [Mismatched(m.target, m.shape, shapes[m.target]) for m in mapped if m.shape != shapes[m.target]]
+    missing = {
+        name: shape
+        for name, shape in shapes.items()
+        if name not in providers and name not in tied and name not in makes
+    }
+    mismatched = [
+        Mismatched(m.target, m.shape, shapes[m.target])
+        for m in mapped
+        if m.shape != shapes[m.target]
+    ]
     plan_missing = _missing(missing, unclaimed)
     plan_unmapped = _unmapped(unclaimed, missing)
     collisions = [
@@ -108,8 +124,13 @@ def build_plan(
         draft = draft_command(class_name, checkpoints[rules.first_source].location)
         found_problems += unmapped_problems(plan_unmapped, target is not None, draft)
     if target is not None:
-        # Where an adapter agrees with the model on a shape, it is the base that is another one, and its pairs tell it.
-        agreeing = {name for name, pair in pairs.items() if (pair.b.shape[0], pair.a.shape[1]) == shapes.get(name)}
+        # Where an adapter agrees with the model on a shape, it is the base that is another one, and
+        # its pairs tell it.
+        agreeing = {
+            name
+            for name, pair in pairs.items()
+            if (pair.b.shape[0], pair.a.shape[1]) == shapes.get(name)
+        }
         found_problems += coverage_problems(
             plan_missing,
             [m for m in mismatched if m.target not in agreeing],
@@ -130,14 +151,23 @@ def build_plan(
         p.a.nbytes + p.b.nbytes for p in routes.pairs
     )
     beside = _beside_notes(rules, routes, single)
-    all_notes = (*notes, *_sharing_notes(mapped, single, checkpoints), *beside, *_replaced_notes(routes))
+    all_notes = (
+        *notes,
+        *_sharing_notes(mapped, single, checkpoints),
+        *beside,
+        *_replaced_notes(routes),
+    )
     return Plan(
         rules_name=rules.name,
         rules_version=rules.text.version or "",
         rules_sha256=rules.sha256,
         chat_template=chat_template,
-        sources={name: _summary(name, checkpoint, routes) for name, checkpoint in checkpoints.items()},
-        target_class=target.class_name if target else rules.target.class_ or "the source's own class",
+        sources={
+            name: _summary(name, checkpoint, routes) for name, checkpoint in checkpoints.items()
+        },
+        target_class=target.class_name
+        if target
+        else rules.target.class_ or "the source's own class",
         layout=target.layout if target else "classic",
         target_names=tuple(sorted(shapes)),
         tied_absent=tuple(sorted(name for name in tied if name not in providers)),
@@ -145,11 +175,15 @@ def build_plan(
         dropped=tuple(sorted(dropped, key=lambda d: (d.source, d.name))),
         unmapped=tuple(sorted(plan_unmapped, key=lambda u: (u.source, u.name))),
         missing=tuple(sorted(plan_missing, key=lambda m: m.target)),
-        suggested_rules=_suggested(unclaimed, missing, routes.taken) if recognised and target is not None else (),
+        suggested_rules=_suggested(unclaimed, missing, routes.taken)
+        if recognised and target is not None
+        else (),
         mismatched=tuple(sorted(mismatched, key=lambda m: m.target)),
         collisions=tuple(sorted(collisions, key=lambda c: c.target)),
         post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
-        value_checks=tuple(_value_checks(mapped, single, checkpoints, tied, post_load, routes, norms_about_one)),
+        value_checks=tuple(
+            _value_checks(mapped, single, checkpoints, tied, post_load, routes, norms_about_one)
+        ),
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=tuple(sorted(all_notes, key=lambda note: note.code)),
         shards=_shards(written, single, max_shard_nbytes),
@@ -176,7 +210,9 @@ def _mapped(
     if other is not None:
         op = "tied"
         if other in changes and other in single and single[other].tensor.shape == shape:
-            shape = changes[other].change.shape_after  # it is the other's tensor, so it changes with it
+            shape = changes[
+                other
+            ].change.shape_after  # it is the other's tensor, so it changes with it
     elif name in changes:
         op, shape = changes[name].use, changes[name].change.shape_after
     elif pair is not None:
@@ -195,7 +231,9 @@ def _missing(missing: Mapping[str, tuple[int, ...]], unclaimed: Sequence[Routed]
     return [Missing(name, shape, near[name]) for name, shape in missing.items()]
 
 
-def _unmapped(unclaimed: Sequence[Routed], missing: Mapping[str, tuple[int, ...]]) -> list[Unmapped]:
+def _unmapped(
+    unclaimed: Sequence[Routed], missing: Mapping[str, tuple[int, ...]]
+) -> list[Unmapped]:
     near = nearest({r.tensor.name: r.tensor.shape for r in unclaimed}, missing)
     return [
         Unmapped(
@@ -211,9 +249,13 @@ def _unmapped(unclaimed: Sequence[Routed], missing: Mapping[str, tuple[int, ...]
     ]
 
 
-def _suggested(unclaimed: Sequence[Routed], missing: Mapping[str, tuple[int, ...]], taken: Sequence[Routed]) -> tuple[str, ...]:
+def _suggested(
+    unclaimed: Sequence[Routed], missing: Mapping[str, tuple[int, ...]], taken: Sequence[Routed]
+) -> tuple[str, ...]:
     left = {r.rewrite.prepared: r.tensor.shape for r in unclaimed}
-    return suggest_rules(left, missing, [r.rewrite.prepared for r in taken if r.rewrite.prepared not in left])
+    return suggest_rules(
+        left, missing, [r.rewrite.prepared for r in taken if r.rewrite.prepared not in left]
+    )
 
 
 def _value_checks(
@@ -228,20 +270,34 @@ def _value_checks(
     checks = []
     norms = [entry for entry in mapped if _is_norm(entry)] if norms_about_one else []
     if norms:
-        checks.append(ValueCheck("norms", norms[0].target, tuple(entry.from_[0] for entry in norms)))
+        checks.append(
+            ValueCheck("norms", norms[0].target, tuple(entry.from_[0] for entry in norms))
+        )
     for name in sorted({read for change in post_load for read in change.change.reads}):
         if name in single:
             checks.append(ValueCheck("finite", name, (single[name].origin,)))
-    checks += [ValueCheck("range", entry.target, entry.from_[:1]) for entry in mapped if entry.is_rounded and entry.op != "tied"]
+    checks += [
+        ValueCheck("range", entry.target, entry.from_[:1])
+        for entry in mapped
+        if entry.is_rounded and entry.op != "tied"
+    ]
     for entry in mapped:
         checks += [ValueCheck("finite", entry.target, (matrix,)) for matrix in entry.from_[1:]]
         other = single.get(tied.get(entry.target, ""))
-        if entry.op == "tied" and other is not None and not _one_tensor(checkpoints, single[entry.target], other):
-            checks.append(ValueCheck("equal", entry.target, (single[entry.target].origin, other.origin)))
+        if (
+            entry.op == "tied"
+            and other is not None
+            and not _one_tensor(checkpoints, single[entry.target], other)
+        ):
+            checks.append(
+                ValueCheck("equal", entry.target, (single[entry.target].origin, other.origin))
+            )
     for routed in routes.beside:
         used = single.get(routed.rewrite.target or "")
         if used is not None and used.tensor.shape == routed.tensor.shape:
-            checks.append(ValueCheck("compare", str(routed.rewrite.target), (used.origin, routed.origin)))
+            checks.append(
+                ValueCheck("compare", str(routed.rewrite.target), (used.origin, routed.origin))
+            )
     return checks
 
 
@@ -260,30 +316,54 @@ def _sharing_notes(
     for entry in (entry for entry in mapped if not entry.is_made):
         routed = single[entry.target]
         where = routed.tensor.location
-        aliases = next((group for group in checkpoints[routed.source].aliases if routed.tensor.name in group), None)
+        aliases = next(
+            (group for group in checkpoints[routed.source].aliases if routed.tensor.name in group),
+            None,
+        )
         key = aliases if where is None else (where.file, where.storage)
         if key is not None and routed.tensor.nbytes:
             groups[key].append(entry)
     notes = []
     for entries in (group for group in groups.values() if len(group) > 1):
         first, *rest = (single[entry.target] for entry in entries)
-        how = "are one tensor" if all(_one_tensor(checkpoints, first, r) for r in rest) else "are views of one storage"
+        how = (
+            "are one tensor"
+            if all(_one_tensor(checkpoints, first, r) for r in rest)
+            else "are views of one storage"
+        )
         kept = sum(entry.op != "tied" for entry in entries)
-        done = "the model ties them: written once" if kept < len(entries) else "the model has them apart: each is written"
+        done = (
+            "the model ties them: written once"
+            if kept < len(entries)
+            else "the model has them apart: each is written"
+        )
         cause = f"{len(entries)} names {how} in the checkpoint; {done}."
         notes.append(Problem("LR506", cause, names=tuple(entry.target for entry in entries)))
     return notes
 
 
 def _beside_notes(rules: RuleFile, routes: Routes, single: Mapping[str, Routed]) -> list[Problem]:
-    """LR310: which source isn't used, and how many of its tensors are others by their shape alone; the rest are compared."""
+    """LR310: which source isn't used, and how many of its tensors are others by their shape
+    alone; the rest are compared.
+    """
     notes = []
     for source in dict.fromkeys(r.source for r in routes.beside):
         there = [r for r in routes.beside if r.source == source and r.rewrite.reason is None]
         used = [single.get(r.rewrite.target or "") for r in there]
-        odd = sum(u is None or u.tensor.shape != r.tensor.shape for r, u in zip(there, used, strict=True))
-        shapes = f" {odd} of its {len(there)} tensors have another shape, or nothing in their place." if odd else ""
-        notes.append(Problem("LR310", f"`{rules.first_source}` has its own, so that of `{source}` is not used.{shapes}"))
+        odd = sum(
+            u is None or u.tensor.shape != r.tensor.shape for r, u in zip(there, used, strict=True)
+        )
+        shapes = (
+            f" {odd} of its {len(there)} tensors have another shape, or nothing in their place."
+            if odd
+            else ""
+        )
+        notes.append(
+            Problem(
+                "LR310",
+                f"`{rules.first_source}` has its own, so that of `{source}` is not used.{shapes}",
+            )
+        )
     return notes
 
 
@@ -292,25 +372,37 @@ def _replaced_notes(routes: Routes) -> list[Problem]:
     notes = []
     for source in dict.fromkeys(source for _, source in routes.replaced):
         places = [routed for routed, by in routes.replaced if by == source]
-        whose = " and ".join(f"`{name}`" for name in dict.fromkeys(routed.source for routed in places))
+        whose = " and ".join(
+            f"`{name}`" for name in dict.fromkeys(routed.source for routed in places)
+        )
         taken = "is taken, not that" if len(places) == 1 else "are taken, not those"
         cause = f"{counted(len(places), 'tensor')} of `{source}` {taken} of {whose}."
-        notes.append(Problem("LR312", cause, names=tuple(str(routed.rewrite.target) for routed in places)))
+        notes.append(
+            Problem("LR312", cause, names=tuple(str(routed.rewrite.target) for routed in places))
+        )
     return notes
 
 
 def _one_tensor(checkpoints: Mapping[str, Checkpoint], one: Routed, other: Routed) -> bool:
-    return one.source == other.source and checkpoints[one.source].same_tensor(one.tensor.name, other.tensor.name)
+    return one.source == other.source and checkpoints[one.source].same_tensor(
+        one.tensor.name, other.tensor.name
+    )
 
 
-def _shards(written: Sequence[Mapped], single: Mapping[str, Routed], max_nbytes: int | None) -> tuple[Shard, ...]:
-    """One output file for each source file, or as many as `max_nbytes` asks for, the tensors in the sources' order.
+def _shards(
+    written: Sequence[Mapped], single: Mapping[str, Routed], max_nbytes: int | None
+) -> tuple[Shard, ...]:
+    """One output file for each source file, or as many as `max_nbytes` asks for, the tensors in the
+    sources' order.
 
-    So runs of bytes stay whole. A manifest has no files; its sources stand in for them. What no source has lies at the end.
+    So runs of bytes stay whole. A manifest has no files; its sources stand in for them. What no
+    source has lies at the end.
     """
     order = {id(routed): position for position, routed in enumerate(single.values())}
     files: dict[object, list[Mapped]] = defaultdict(list)
-    for entry in sorted((m for m in written if not m.is_made), key=lambda m: order[id(single[m.target])]):
+    for entry in sorted(
+        (m for m in written if not m.is_made), key=lambda m: order[id(single[m.target])]
+    ):
         where = single[entry.target].tensor.location
         files[where.file if where else single[entry.target].source].append(entry)
     files[next(reversed(files), "")] += [entry for entry in written if entry.is_made]
@@ -334,7 +426,14 @@ def _filled(entries: Sequence[Mapped], max_nbytes: int) -> list[list[Mapped]]:
 
 
 def _summary(name: str, checkpoint: Checkpoint, routes: Routes) -> SourceSummary:
-    taken = sum(r.source == name for r in routes.taken) + 2 * sum(pair.source == name for pair in routes.pairs)
+    taken = sum(r.source == name for r in routes.taken) + 2 * sum(
+        pair.source == name for pair in routes.pairs
+    )
     return SourceSummary(
-        checkpoint.location, checkpoint.form, checkpoint.passed_over, len(checkpoint.catalog), taken, checkpoint.nbytes
+        checkpoint.location,
+        checkpoint.form,
+        checkpoint.passed_over,
+        len(checkpoint.catalog),
+        taken,
+        checkpoint.nbytes,
     )

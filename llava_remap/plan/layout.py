@@ -1,4 +1,6 @@
-"""A plan in another layout: the same tensors from the same sources, written under other names. Pure."""
+"""A plan in another layout: the same tensors from the same sources, written under other names.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ _OF_TARGET = ("LR302", "LR401", "LR409", "LR506")
 def in_layout(plan: Plan, layout: str, names: Mapping[str, str]) -> Plan:
     """The plan with every name of the target as a layout has it.
 
-    Which tensors lie in which file, and in which order, stays. A name that is none of the target's (one that a rule made and the
-    model doesn't have) stays too.
+    Which tensors lie in which file, and in which order, stays. A name that is none of the target's
+    (one that a rule made and the model doesn't have) stays too.
 
     Args:
         names: classic name → name in the layout, for every parameter of the target.
@@ -33,22 +35,52 @@ def in_layout(plan: Plan, layout: str, names: Mapping[str, str]) -> Plan:
 
     def changed(entry: PostLoadChange) -> PostLoadChange:
         change = entry.change
-        return replace(entry, change=replace(change, target=spelt(change.target), reads=tuple(map(spelt, change.reads))))
+        return replace(
+            entry,
+            change=replace(
+                change, target=spelt(change.target), reads=tuple(map(spelt, change.reads))
+            ),
+        )
 
-    mapped = (replace(m, target=spelt(m.target), tied_to=spelt(m.tied_to) if m.tied_to else None) for m in plan.mapped)
+    mapped = (
+        replace(m, target=spelt(m.target), tied_to=spelt(m.tied_to) if m.tied_to else None)
+        for m in plan.mapped
+    )
     return replace(
         plan,
         layout=layout,
         target_names=tuple(sorted(map(spelt, plan.target_names))),
         tied_absent=tuple(sorted(map(spelt, plan.tied_absent))),
         mapped=tuple(sorted(mapped, key=lambda m: m.target)),
-        unmapped=tuple(replace(u, suggestions=tuple(map(spelt, u.suggestions))) for u in plan.unmapped),
-        missing=tuple(sorted((replace(m, target=spelt(m.target)) for m in plan.missing), key=lambda m: m.target)),
-        mismatched=tuple(sorted((replace(m, target=spelt(m.target)) for m in plan.mismatched), key=lambda m: m.target)),
-        collisions=tuple(sorted((replace(c, target=spelt(c.target)) for c in plan.collisions), key=lambda c: c.target)),
-        post_load=tuple(sorted(map(changed, plan.post_load), key=lambda entry: entry.change.target)),
-        value_checks=tuple(replace(check, target=spelt(check.target)) for check in plan.value_checks),
+        unmapped=tuple(
+            replace(u, suggestions=tuple(map(spelt, u.suggestions))) for u in plan.unmapped
+        ),
+        missing=tuple(
+            sorted(
+                (replace(m, target=spelt(m.target)) for m in plan.missing), key=lambda m: m.target
+            )
+        ),
+        mismatched=tuple(
+            sorted(
+                (replace(m, target=spelt(m.target)) for m in plan.mismatched),
+                key=lambda m: m.target,
+            )
+        ),
+        collisions=tuple(
+            sorted(
+                (replace(c, target=spelt(c.target)) for c in plan.collisions),
+                key=lambda c: c.target,
+            )
+        ),
+        post_load=tuple(
+            sorted(map(changed, plan.post_load), key=lambda entry: entry.change.target)
+        ),
+        value_checks=tuple(
+            replace(check, target=spelt(check.target)) for check in plan.value_checks
+        ),
         problems=tuple(map(renamed, plan.problems)),
         notes=tuple(map(renamed, plan.notes)),
-        shards=tuple(replace(shard, tensors=tuple(map(spelt, shard.tensors))) for shard in plan.shards),
+        shards=tuple(
+            replace(shard, tensors=tuple(map(spelt, shard.tensors))) for shard in plan.shards
+        ),
     )

@@ -1,4 +1,6 @@
-"""What keeps a plan from being complete, in words: one problem a kind, with every name of that kind."""
+"""What keeps a plan from being complete, in words: one problem a kind, with every name of that
+kind.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from itertools import pairwise
 from typing import Any
 
 from llava_remap.core.problem import Problem
-from llava_remap.plan.model import PARAMETER_DTYPES, Collision, Mapped, Mismatched, Missing, Unmapped
+from llava_remap.plan.model import (
+    PARAMETER_DTYPES,
+    Collision,
+    Mapped,
+    Mismatched,
+    Missing,
+    Unmapped,
+)
 from llava_remap.rewrite import Program
 from llava_remap.routing import Routed, RoutedPair, Routes
 
@@ -20,7 +29,9 @@ _BY_CHANCE = 3
 _MLX = (0, 2, 3, 1)
 
 
-def unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool, draft: str) -> list[Problem]:
+def unmapped_problems(
+    unmapped: Sequence[Unmapped], target_is_known: bool, draft: str
+) -> list[Problem]:
     """Source names that go nowhere, one problem a kind.
 
     Args:
@@ -29,7 +40,10 @@ def unmapped_problems(unmapped: Sequence[Unmapped], target_is_known: bool, draft
     problems = []
     if names := tuple(u.name for u in unmapped if u.produced is None):
         cause = f"{_count(len(names), 'tensor')} that no rule maps."
-        fix = f"Add a rule that maps them. Drop only what the model doesn't compute with. To infer a rule file: {draft}"
+        fix = (
+            "Add a rule that maps them. Drop only what the model doesn't compute with. To infer "
+            f"a rule file: {draft}"
+        )
         problems.append(Problem("LR301", cause, fix, names))
     if not target_is_known:
         return problems
@@ -60,26 +74,38 @@ def coverage_problems(
     *,
     as_source: bool,
 ) -> list[Problem]:
-    """What the target misses, gets in another shape or gets twice, one problem a kind, with every name of that kind.
+    """What the target misses, gets in another shape or gets twice, one problem a kind, with every
+    name of that kind.
 
     Args:
         there: the components of the model (`vision_tower`, …) of which the sources have something.
         config: the first source's own; it may explain a shape.
-        as_source: whether the target is what the source says that it is already, so that no rule could mend it.
+        as_source: whether the target is what the source says that it is already, so that no rule
+            could mend it.
     """
     problems = []
     if missing:
-        sources = "".join(f" Source `{name}` has no tensor that its `select` takes." for name in routes.unselected)
+        sources = "".join(
+            f" Source `{name}` has no tensor that its `select` takes." for name in routes.unselected
+        )
         fix = "Give the source that has them, or add a rule for the nearest names."
         if as_source:
             fix = "Give the whole model: transformers would make up at random what isn't there."
         if any(m.target.endswith("lm_head.weight") for m in missing):
-            fix += " If the model ties lm_head to embed_tokens, its config.json has to say tie_word_embeddings: true."
-        cause = f"{_count(len(missing), 'parameter')} of the model that no source provides.{sources}"
+            fix += (
+                " If the model ties lm_head to embed_tokens, its config.json has to say "
+                "tie_word_embeddings: true."
+            )
+        cause = (
+            f"{_count(len(missing), 'parameter')} of the model that no source provides.{sources}"
+        )
         if absent := sorted({component(m.target) for m in missing} - there):
             cause += f" Nothing is there of {', '.join(absent)}."
         if 0 < layers_there < layers_wanted:
-            cause += f" The config says {layers_wanted} layers of the language model, the sources have {layers_there}."
+            cause += (
+                f" The config says {layers_wanted} layers of the language model, the sources "
+                f"have {layers_there}."
+            )
         problems.append(Problem("LR302", cause, fix, tuple(m.target for m in missing)))
     mismatched, other_rows = _of_other_tables(mismatched, routes)
     problems += other_rows
@@ -90,8 +116,15 @@ def coverage_problems(
         origins = " and ".join(f"`{origin.name}` ({origin.source})" for origin in first.from_)
         becomes = f"both become `{first.target}`"
         if first.made_by is not None:
-            becomes = f"become{'s' if len(first.from_) == 1 else ''} `{first.target}`, which `{first.made_by}` makes"
-        more = f", and so for {_count(len(collisions) - 1, 'other name')}" if len(collisions) > 1 else ""
+            becomes = (
+                f"become{'s' if len(first.from_) == 1 else ''} `{first.target}`, which "
+                f"`{first.made_by}` makes"
+            )
+        more = (
+            f", and so for {_count(len(collisions) - 1, 'other name')}"
+            if len(collisions) > 1
+            else ""
+        )
         names = tuple(origin.name for collision in collisions for origin in collision.from_)
         cause = f"{origins} {becomes}{more}."
         fix = "Take one of the two out of the checkpoint."
@@ -101,39 +134,79 @@ def coverage_problems(
     return problems
 
 
-def _of_other_tables(mismatched: Sequence[Mismatched], routes: Routes) -> tuple[list[Mismatched], list[Problem]]:
-    """Those that no table of another source explains; and LR401 for those with the rows of a table in whose place one is."""
+def _of_other_tables(
+    mismatched: Sequence[Mismatched], routes: Routes
+) -> tuple[list[Mismatched], list[Problem]]:
+    """Those that no table of another source explains; and LR401 for those with the rows of a
+    table in whose place one is.
+    """
     left, problems = list(mismatched), []
     produced = routes.produced
     for old, by in routes.replaced:
         table = str(old.rewrite.target)
         before, after = old.tensor.shape[:1], produced[table].shape[:1]
-        if before != after and (odd := [m for m in left if m.source_shape[:1] == before and m.target_shape[:1] == after]):
+        if before != after and (
+            odd := [m for m in left if m.source_shape[:1] == before and m.target_shape[:1] == after]
+        ):
             left = [m for m in left if m not in odd]
             names = tuple(m.target for m in odd)
             cause = (
-                f"`{by}` brings a `{table}` of {after[0]} rows, in place of one of {before[0]} rows. It doesn't bring the other "
-                f"tensors with a row for each token, and those of `{old.source}` have {before[0]} rows."
+                f"`{by}` brings a `{table}` of {after[0]} rows, in place of one of {before[0]} "
+                "rows. It doesn't bring the other "
+                f"tensors with a row for each token, and those of `{old.source}` have {before[0]} "
+                "rows."
             )
-            fix = f"Give the model with {after[0]} rows, as it was saved after the training of `{by}`: --source {old.source}=DIR."
+            fix = (
+                f"Give the model with {after[0]} rows, as it was saved after the training of "
+                f"`{by}`: --source {old.source}=DIR."
+            )
             problems.append(Problem("LR401", cause, fix, names))
     return left, problems
 
 
 def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) -> Problem:
-    """LR401. Before the config is doubted, it is read: an order of axes or a key of it may explain every shape."""
+    """LR401. Before the config is doubted, it is read: an order of axes or a key of it may
+    explain every shape.
+    """
     rows = tuple(
-        (m.target, f"{_shape(m.source_shape)} in the checkpoint, {_shape(m.target_shape)} in the model") for m in mismatched
+        (
+            m.target,
+            f"{_shape(m.source_shape)} in the checkpoint, {_shape(m.target_shape)} in the model",
+        )
+        for m in mismatched
     )
     names = tuple(m.target for m in mismatched)
     cause = f"{_count(len(mismatched), 'tensor')} of another shape than the model's."
     turned = [m for m in mismatched if sorted(m.source_shape) == sorted(m.target_shape)]
     if turned:
-        mlx = any(m.source_shape == tuple(m.target_shape[axis] for axis in _MLX) for m in turned if len(m.target_shape) == 4)
-        cause += f" {_count(len(turned), 'tensor')} of them {'has' if len(turned) == 1 else 'have'} the axes in another order"
+        mlx = any(
+            m.source_shape == tuple(m.target_shape[axis] for axis in _MLX)
+            for m in turned
+            if len(m.target_shape) == 4
+        )
+        cause += (
+            f" {_count(len(turned), 'tensor')} of them "
+            f"{'has' if len(turned) == 1 else 'have'} the axes in another order"
+        )
         cause += ", as MLX stores convolutions: [out, height, width, in]." if mlx else "."
-    here = _keys_with({n for m in mismatched if m not in turned for n in _differing(m.source_shape, m.target_shape)}, config)
-    there = _keys_with({n for m in mismatched if m not in turned for n in _differing(m.target_shape, m.source_shape)}, config)
+    here = _keys_with(
+        {
+            n
+            for m in mismatched
+            if m not in turned
+            for n in _differing(m.source_shape, m.target_shape)
+        },
+        config,
+    )
+    there = _keys_with(
+        {
+            n
+            for m in mismatched
+            if m not in turned
+            for n in _differing(m.target_shape, m.source_shape)
+        },
+        config,
+    )
     if here:
         cause += f" The config has what the checkpoint has: {here}."
     if there:
@@ -141,7 +214,10 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
     if len(turned) == len(mismatched):
         fix = "Give the checkpoint that it was made from, with the axes as PyTorch has them."
     elif here and not there:
-        fix = "The config belongs to these weights. The target class has another size there: it computes something else."
+        fix = (
+            "The config belongs to these weights. The target class has another size there: it "
+            "computes something else."
+        )
     else:
         fix = "Does the config.json belong to these weights?"
     return Problem("LR401", cause, fix, names, rows)
@@ -149,13 +225,24 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
 
 def _differing(one: Sequence[int], other: Sequence[int]) -> set[int]:
     """The sizes of one shape that differ from another's."""
-    return set(one) - set(other) if len(one) != len(other) else {n for n, m in zip(one, other, strict=True) if n != m}
+    return (
+        set(one) - set(other)
+        if len(one) != len(other)
+        else {n for n, m in zip(one, other, strict=True) if n != m}
+    )
 
 
 def _keys_with(numbers: set[int], config: Mapping[str, Any]) -> str:
-    """The keys of a config, and of mappings in it, that have one of these numbers; empty where too many have one by chance."""
+    """The keys of a config, and of mappings in it, that have one of these numbers; empty where
+    too many have one by chance.
+    """
     pairs = [(key, value) for key, value in config.items() if not isinstance(value, Mapping)]
-    pairs += [(f"{key}.{inner}", n) for key, part in config.items() if isinstance(part, Mapping) for inner, n in part.items()]
+    pairs += [
+        (f"{key}.{inner}", n)
+        for key, part in config.items()
+        if isinstance(part, Mapping)
+        for inner, n in part.items()
+    ]
     found = [f"{key}: {value}" for key, value in pairs if type(value) is int and value in numbers]
     return ", ".join(found) if len(found) <= _BY_CHANCE else ""
 
@@ -168,60 +255,100 @@ def pair_problems(
 ) -> list[Problem]:
     """What keeps an adapter's pairs from being merged.
 
-    LR313: a pair has no tensor to change; LR115: it changes one that isn't a linear layer's; LR401: one of another shape;
-    LR304: one that another pair changes, too.
+    LR313: a pair has no tensor to change; LR115: it changes one that isn't a linear layer's; LR401:
+    one of another shape; LR304: one that another pair changes, too.
 
     Args:
         shapes: of the one tensor that the sources have for a parameter.
-        tied: parameters and those whose tensor they share. What is added to one of them would change the other too.
-        transposed: matrices that are stored as [inputs, outputs]. PEFT adds the transposed product to these, which a square one
-            doesn't show.
+        tied: parameters and those whose tensor they share. What is added to one of them would
+            change the other too.
+        transposed: matrices that are stored as [inputs, outputs]. PEFT adds the transposed product
+            to these, which a square one doesn't show.
     """
     problems = []
     shared = {*tied, *tied.values()}
     rows = [
-        (pair.b.name, f"`{pair.rewrite.target}` is tied" if pair.rewrite.target in shared else "no source has it")
+        (
+            pair.b.name,
+            f"`{pair.rewrite.target}` is tied"
+            if pair.rewrite.target in shared
+            else "no source has it",
+        )
         for pair in pairs
         if pair.rewrite.target not in shapes or pair.rewrite.target in shared
     ]
     if rows:
-        cause = f"{_count(len(rows), 'LoRA pair')} of {len(pairs)} can't be merged into a tensor of the base."
+        cause = (
+            f"{_count(len(rows), 'LoRA pair')} of {len(pairs)} can't be merged into a tensor "
+            "of the base."
+        )
         fix = "Give the base that the adapter was trained on, with a rule file for it."
         problems.append(Problem("LR313", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
     if turned := tuple(pair.b.name for pair in pairs if pair.rewrite.target in transposed):
-        cause = f"{_count(len(turned), 'LoRA pair')} of {len(pairs)} change matrices that are stored transposed (GPT-2's Conv1D)."
-        fix = "Merge the adapter into its base with PEFT (`merge_and_unload`), save the model and give that."
+        cause = (
+            f"{_count(len(turned), 'LoRA pair')} of {len(pairs)} change matrices that are "
+            "stored transposed (GPT-2's Conv1D)."
+        )
+        fix = (
+            "Merge the adapter into its base with PEFT (`merge_and_unload`), save the model and "
+            "give that."
+        )
         problems.append(Problem("LR115", cause, fix, turned))
     rows = [
-        (pair.b.name, f"{_shape((pair.b.shape[0], pair.a.shape[1]))} in the adapter, {_shape(shape)} in the base")
+        (
+            pair.b.name,
+            f"{_shape((pair.b.shape[0], pair.a.shape[1]))} in the adapter, {_shape(shape)} in the "
+            "base",
+        )
         for pair in pairs
         if pair.rewrite.target not in transposed
-        and (shape := shapes.get(str(pair.rewrite.target))) not in (None, (pair.b.shape[0], pair.a.shape[1]))
+        and (shape := shapes.get(str(pair.rewrite.target)))
+        not in (None, (pair.b.shape[0], pair.a.shape[1]))
     ]
     if rows:
-        cause = f"{_count(len(rows), 'LoRA pair')} of another shape than the tensors that they change."
+        cause = (
+            f"{_count(len(rows), 'LoRA pair')} of another shape than the tensors that they change."
+        )
         fix = "Give the base that the adapter was trained on."
         problems.append(Problem("LR401", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
     changed: dict[str, list[RoutedPair]] = defaultdict(list)
     for pair in pairs:
         changed[str(pair.rewrite.target)].append(pair)
-    if twice := {target: found for target, found in changed.items() if target in shapes and len(found) > 1}:
+    if twice := {
+        target: found for target, found in changed.items() if target in shapes and len(found) > 1
+    }:
         target, (one, other, *_) = next(iter(twice.items()))
-        cause = f"`{one.b.name}` ({one.source}) and `{other.b.name}` ({other.source}) both change `{target}`."
+        cause = (
+            f"`{one.b.name}` ({one.source}) and `{other.b.name}` ({other.source}) both change "
+            f"`{target}`."
+        )
         names = tuple(pair.b.name for found in twice.values() for pair in found)
-        problems.append(Problem("LR304", cause, "Merge one of the adapters first, and give the result as its base.", names))
+        problems.append(
+            Problem(
+                "LR304",
+                cause,
+                "Merge one of the adapters first, and give the result as its base.",
+                names,
+            )
+        )
     return problems
 
 
 def dtype_problems(mapped: Sequence[Mapped]) -> list[Problem]:
-    """LR409: a parameter holds floating-point numbers; a loader would convert anything else into them without a word."""
+    """LR409: a parameter holds floating-point numbers; a loader would convert anything else into
+    them without a word.
+    """
     odd = [entry for entry in mapped if entry.dtype not in PARAMETER_DTYPES]
     if not odd:
         return []
     cause = (
-        f"{_count(len(odd), 'tensor')} of dtype {', '.join(sorted({entry.dtype for entry in odd}))} for parameters of the model."
+        f"{_count(len(odd), 'tensor')} of dtype "
+        f"{', '.join(sorted({entry.dtype for entry in odd}))} for parameters of the model."
     )
-    fix = f"A parameter is {', '.join(PARAMETER_DTYPES)}. If they are quantised or packed, give the unquantised checkpoint."
+    fix = (
+        f"A parameter is {', '.join(PARAMETER_DTYPES)}. If they are quantised or packed, give "
+        "the unquantised checkpoint."
+    )
     return [Problem("LR409", cause, fix, tuple(entry.target for entry in odd))]
 
 
@@ -236,14 +363,21 @@ def drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) 
             if program.rewrite(routed.rewrite.source, without=rule).target in missing:
                 stolen[rule].append(routed.tensor.name)
     return [
-        Problem("LR306", f"the drop `{rule}` takes tensors that the model wants.", "Make its pattern narrower.", tuple(names))
+        Problem(
+            "LR306",
+            f"the drop `{rule}` takes tensors that the model wants.",
+            "Make its pattern narrower.",
+            tuple(names),
+        )
         for rule, names in stolen.items()
     ]
 
 
 def layers(names: Iterable[str]) -> int:
     """Layers of the language model among target names: one more than the largest number."""
-    numbers = (name.removeprefix(_LAYERS).partition(".")[0] for name in names if name.startswith(_LAYERS))
+    numbers = (
+        name.removeprefix(_LAYERS).partition(".")[0] for name in names if name.startswith(_LAYERS)
+    )
     return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 
 

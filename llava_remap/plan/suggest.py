@@ -10,16 +10,17 @@ from llava_remap.rewrite.infer import Group, Segments, Shape, fill, fold
 
 #: Names shown for one that has no counterpart.
 LIMIT = 3
-#: Groups of names that are compared, on each side. Where more are left over, it is the wrong rule file, and nobody reads what
-#: each is like.
+#: Groups of names that are compared, on each side. Where more are left over, it is the wrong rule
+#: file, and nobody reads what each is like.
 _MOST_GROUPS = 300
 
 
 def nearest(names: Mapping[str, Shape], others: Mapping[str, Shape]) -> dict[str, tuple[str, ...]]:
     """For each name up to three of the others, of the same shape, the most alike first.
 
-    Names that differ in the number of a layer alone are compared once, and each has the names of its own layer. Names of tensors
-    differ in front and agree at the end, so what counts first is the number of last segments in common, then the share of all.
+    Names that differ in the number of a layer alone are compared once, and each has the names of
+    its own layer. Names of tensors differ in front and agree at the end, so what counts first is
+    the number of last segments in common, then the share of all.
 
     Args:
         names, others: name → shape.
@@ -36,7 +37,9 @@ def nearest(names: Mapping[str, Shape], others: Mapping[str, Shape]) -> dict[str
             ranked = _ranked(group.pattern, of_shape[shape][:_MOST_GROUPS])
             elsewhere = tuple(islice(_of_any_layer(ranked, shape), LIMIT))
             for numbers in (numbers for numbers, own in group.members.items() if own == shape):
-                own_layer = (fill(o.pattern, numbers) for o in ranked if o.members.get(numbers) == shape)
+                own_layer = (
+                    fill(o.pattern, numbers) for o in ranked if o.members.get(numbers) == shape
+                )
                 found[fill(group.pattern, numbers)] = tuple(islice(own_layer, LIMIT)) or elsewhere
     return found
 
@@ -50,7 +53,9 @@ def _ranked(pattern: Segments, others: Sequence[Group]) -> list[Group]:
 def _of_any_layer(groups: Sequence[Group], shape: Shape) -> Iterator[str]:
     """Of each group the first name that has the shape."""
     for group in groups:
-        yield fill(group.pattern, min(numbers for numbers, own in group.members.items() if own == shape))
+        yield fill(
+            group.pattern, min(numbers for numbers, own in group.members.items() if own == shape)
+        )
 
 
 def _distance(one: Segments, other: Segments) -> tuple[int, float]:

@@ -1,10 +1,13 @@
 """More rows for the vocabulary: `embed_tokens` and `lm_head` grown to hold new tokens.
 
-By default new rows are drawn from N(mean, scale·cov) of the rows of `embed_tokens`, for both matrices, as LLaVA's conversion
-scripts do. With X the n rows and z ~ N(0, I_n), `mean + sqrt(scale/n)·(X − mean)ᵀz` has exactly that distribution (its covariance
-is scale/n·(X − mean)ᵀ(X − mean)), also where the covariance is singular; neither it nor a Cholesky factor of it is ever formed.
+By default new rows are drawn from N(mean, scale·cov) of the rows of `embed_tokens`, for both
+matrices, as LLaVA's conversion scripts do. With X the n rows and z ~ N(0, I_n), `mean +
+sqrt(scale/n)·(X − mean)ᵀz` has exactly that distribution (its covariance is scale/n·(X − mean)ᵀ(X −
+mean)), also where the covariance is singular; neither it nor a Cholesky factor of it is ever
+formed.
 
-The rows are the same on every machine: the normals (`normals`) and the sums (`exact_sums`) are, and the rest is elementwise.
+The rows are the same on every machine: the normals (`normals`) and the sums (`exact_sums`) are, and
+the rest is elementwise.
 """
 
 from __future__ import annotations
@@ -30,10 +33,12 @@ if TYPE_CHECKING:
 
 #: New rows made at a time. For each group the old rows are read once.
 _GROUP_ROWS = 512
-#: Two matrices may be made in two threads. The rows of both are drawn by the one that comes first; and how many threads a product
-#: takes is set for the whole process: set and reset by two at once, it would stay as it is meanwhile.
+#: Two matrices may be made in two threads. The rows of both are drawn by the one that comes first;
+#: and how many threads a product takes is set for the whole process: set and reset by two at once,
+#: it would stay as it is meanwhile.
 _ONE_AT_A_TIME = RLock()
-#: Options that only some ways of making new rows use. Given with another way, one would do nothing, so it is an error.
+#: Options that only some ways of making new rows use. Given with another way, one would do nothing,
+#: so it is an error.
 USED_BY: Mapping[str, tuple[str, ...]] = {
     "statistics": ("multivariate_normal", "mean"),
     "scale": ("multivariate_normal",),
@@ -50,49 +55,69 @@ class ExpandEmbeddings(BaseModel):
 
     vocab: Literal["pad", "keep"] | Annotated[int, Field(ge=1, lt=2**31)] = Field(
         "pad",
-        description="how many rows there will be. pad: where rows are wanting, as many as tokens need, and on to a multiple of "
-        "`pad_to_multiple_of`; keep: as many as there are; a number: so many. On the command line: `--vocab`",
+        description="how many rows there will be. pad: where rows are wanting, as many as tokens "
+        "need, and on to a multiple of "
+        "`pad_to_multiple_of`; keep: as many as there are; a number: so many. On the command line: "
+        "`--vocab`",
     )
     pad_to_multiple_of: int = Field(
         64,
         ge=1,
-        description="with `vocab: pad`, the number of rows after growing is a multiple of this; a matrix with rows enough stays "
+        description="with `vocab: pad`, the number of rows after growing is a multiple of this; a "
+        "matrix with rows enough stays "
         "as it is",
     )
     init: Literal["multivariate_normal", "mean", "zeros", "normal", "copy"] = Field(
         "multivariate_normal",
-        description="how new rows are made. multivariate_normal: drawn from N(mean, scale·cov) of the old rows; mean: all their "
+        description="how new rows are made. multivariate_normal: drawn from N(mean, scale·cov) of "
+        "the old rows; mean: all their "
         "mean; zeros; normal: each number drawn from N(0, std²); copy: all like the row of `token`",
     )
     statistics: Literal["embed_tokens", "own"] = Field(
         "embed_tokens",
-        description="whose mean and covariance: those of embed_tokens for both matrices, as in LLaVA's scripts, or each its own",
+        description="whose mean and covariance: those of embed_tokens for both matrices, as in "
+        "LLaVA's scripts, or each its own",
     )
     scale: float = Field(1e-5, ge=0, allow_inf_nan=False, description="factor on the covariance")
     std: float = Field(
-        0.02, ge=0, le=1000, description="standard deviation; 0.02 is the default of initializer_range in transformers"
+        0.02,
+        ge=0,
+        le=1000,
+        description="standard deviation; 0.02 is the default of initializer_range in transformers",
     )
     token: str | None = Field(
         None,
         min_length=1,
-        description="the token whose row is copied, each matrix its own, spelt as in the tokenizer's files (`▁Hello`)",
+        description="the token whose row is copied, each matrix its own, spelt as in the "
+        "tokenizer's files (`▁Hello`)",
     )
-    seed: int = Field(0, ge=0, lt=2**64, description="the same seed gives the same rows, on every machine")
+    seed: int = Field(
+        0, ge=0, lt=2**64, description="the same seed gives the same rows, on every machine"
+    )
 
     @model_validator(mode="after")
     def _only_what_is_used(self) -> ExpandEmbeddings:
-        idle = [name for name, ways in USED_BY.items() if name in self.model_fields_set and self.init not in ways]
+        idle = [
+            name
+            for name, ways in USED_BY.items()
+            if name in self.model_fields_set and self.init not in ways
+        ]
         if idle:
             reasons = (
-                f"`{name}` does nothing with `init: {self.init}`, only with {' and '.join(USED_BY[name])}" for name in idle
+                f"`{name}` does nothing with `init: {self.init}`, only with "
+                f"{' and '.join(USED_BY[name])}"
+                for name in idle
             )
             raise PydanticCustomError("idle", "{reasons}", {"reasons": "; ".join(reasons)})
         if self.init == "copy" and self.token is None:
-            raise PydanticCustomError("token", "`init: copy` needs `token`, the text of the token whose row is copied")
+            raise PydanticCustomError(
+                "token", "`init: copy` needs `token`, the text of the token whose row is copied"
+            )
         return self
 
     def plan(self, before: Before) -> Effect:
-        """Grow both matrices as `vocab` says; rows are never taken away. Whether there are enough for all tokens, the gate asks.
+        """Grow both matrices as `vocab` says; rows are never taken away. Whether there are enough
+        for all tokens, the gate asks.
 
         Raises:
             RemapError: LR212 where the token to copy has no row.
@@ -103,12 +128,27 @@ class ExpandEmbeddings(BaseModel):
         rows = before.tensors[table][1][0]
         grown = self._grown(rows, before.rows_needed)
         if grown == rows:
-            note = Problem("LR407", f"{before.rows_needed} tokens fit into the {rows} rows that embed_tokens has.")
+            note = Problem(
+                "LR407",
+                f"{before.rows_needed} tokens fit into the {rows} rows that embed_tokens has.",
+            )
             return Effect((), (note,) * (before.rows_needed <= rows))
-        matrices = [(name, *before.tensors[name]) for name in (table, HEAD) if name in before.tensors]
-        matrices = [(name, dtype, shape) for name, dtype, shape in matrices if len(shape) == 2 and shape[0] == rows]
-        facts: dict[str, Any] = {"row": _row_of(self.token, before.token_ids, rows)} if self.token is not None else {}
-        if self.init == "multivariate_normal" and self.statistics == "embed_tokens" and _are_alike(matrices, grown - rows):
+        matrices = [
+            (name, *before.tensors[name]) for name in (table, HEAD) if name in before.tensors
+        ]
+        matrices = [
+            (name, dtype, shape)
+            for name, dtype, shape in matrices
+            if len(shape) == 2 and shape[0] == rows
+        ]
+        facts: dict[str, Any] = (
+            {"row": _row_of(self.token, before.token_ids, rows)} if self.token is not None else {}
+        )
+        if (
+            self.init == "multivariate_normal"
+            and self.statistics == "embed_tokens"
+            and _are_alike(matrices, grown - rows)
+        ):
             facts["together"] = True
         return Effect(
             tuple(
@@ -119,7 +159,11 @@ class ExpandEmbeddings(BaseModel):
 
     def _grown(self, rows: int, needed: int) -> int:
         if self.vocab == "pad":
-            return rows if needed <= rows else -(-needed // self.pad_to_multiple_of) * self.pad_to_multiple_of
+            return (
+                rows
+                if needed <= rows
+                else -(-needed // self.pad_to_multiple_of) * self.pad_to_multiple_of
+            )
         return rows if self.vocab == "keep" else max(rows, self.vocab)
 
     def _reads(self, name: str, table: str) -> tuple[str, ...]:
@@ -128,7 +172,9 @@ class ExpandEmbeddings(BaseModel):
         return (name,) if self.init == "copy" or self.statistics == "own" else (table,)
 
     def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
-        """The old rows as they are, then the new ones, rounded once to the dtype that is written."""
+        """The old rows as they are, then the new ones, rounded once to the dtype that is
+        written.
+        """
         from llava_remap.checkpoint import DTYPE_BITS
         from llava_remap.core.dtypes import from_float64
 
@@ -152,11 +198,15 @@ class ExpandEmbeddings(BaseModel):
 
         assert change.shape_before is not None
         columns = change.shape_after[1]
-        # The matrices get rows of their own, as in the scripts. The end of a name is the same in every layout.
+        # The matrices get rows of their own, as in the scripts. The end of a name is the same in
+        # every layout.
         stream = int(change.target.endswith("lm_head.weight"))
         bits = self.bits(stream)
         if self.init == "normal":
-            yield from (self.std * normals(bits, some * columns).reshape(some, columns) for some in _groups(new))
+            yield from (
+                self.std * normals(bits, some * columns).reshape(some, columns)
+                for some in _groups(new)
+            )
             return
         (source,) = change.reads
         if self.init == "mean":
@@ -178,7 +228,9 @@ class ExpandEmbeddings(BaseModel):
 
 
 def _are_alike(matrices: Sequence[tuple[str, str, tuple[int, ...]]], new: int) -> bool:
-    """Whether there are two matrices of one dtype and shape that get so few rows that those can be drawn in one group."""
+    """Whether there are two matrices of one dtype and shape that get so few rows that those can
+    be drawn in one group.
+    """
     return len(matrices) == 2 and matrices[0][1:] == matrices[1][1:] and 2 * new <= _GROUP_ROWS
 
 
@@ -186,7 +238,9 @@ def _are_alike(matrices: Sequence[tuple[str, str, tuple[int, ...]]], new: int) -
 def _drawn_for_both(
     rule: ExpandEmbeddings, read: Reader, source: str, shape: tuple[int, ...], dtype: str, new: int
 ) -> NDArray[np.float64]:
-    """New rows of embed_tokens, then those of lm_head. They are kept: the other matrix is asked for later, and reads nothing."""
+    """New rows of embed_tokens, then those of lm_head. They are kept: the other matrix is asked
+    for later, and reads nothing.
+    """
     return _drawn(rule, read, source, shape, dtype, new, (rule.bits(0), rule.bits(1)))
 
 
@@ -204,7 +258,13 @@ def _drawn(
     return sums.mean(dtype) + sums.spread(sqrt(rule.scale / shape[0]))
 
 
-def _sums(read: Reader, source: str, shape: tuple[int, ...], new: int = 0, streams: Sequence[np.random.Philox] = ()) -> ExactSums:
+def _sums(
+    read: Reader,
+    source: str,
+    shape: tuple[int, ...],
+    new: int = 0,
+    streams: Sequence[np.random.Philox] = (),
+) -> ExactSums:
     """Sums over all rows of a source, and with `new` normals for each from each stream of bits."""
     import numpy as np
     from threadpoolctl import threadpool_limits
@@ -224,7 +284,9 @@ def _sums(read: Reader, source: str, shape: tuple[int, ...], new: int = 0, strea
 
 
 def _groups(new: int) -> list[int]:
-    """How many of the new rows are made at a time, so that memory doesn't grow with their number."""
+    """How many of the new rows are made at a time, so that memory doesn't grow with their
+    number.
+    """
     return [min(_GROUP_ROWS, new - start) for start in range(0, new, _GROUP_ROWS)]
 
 
@@ -245,7 +307,8 @@ def _row_of(token: str, ids: Mapping[str, int] | None, rows: int) -> int:
     if ids[token] >= rows:
         raise refuse(
             "LR212",
-            f"`init: copy`: `{token}` is number {ids[token]}, and embed_tokens has {rows} rows: it has none to copy.",
+            f"`init: copy`: `{token}` is number {ids[token]}, and embed_tokens has {rows} rows: it "
+            "has none to copy.",
             "Name a token that the model was trained with.",
         )
     return ids[token]

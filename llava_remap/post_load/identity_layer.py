@@ -1,8 +1,10 @@
-"""A second linear layer that changes nothing, for a model whose class has one and whose checkpoints don't.
+"""A second linear layer that changes nothing, for a model whose class has one and whose checkpoints
+don't.
 
-LLaVA 1.0 has one linear layer between tower and language model, transformers' LLaVA has two with an activation between them.
-With the first as trained, the identity for an activation, and a second of ones on the diagonal and zeros elsewhere, both compute
-the same: a product with 0 or 1 and a sum with 0 are exact. What isn't kept is the sign of a zero; and inf, which becomes NaN.
+LLaVA 1.0 has one linear layer between tower and language model, transformers' LLaVA has two with an
+activation between them. With the first as trained, the identity for an activation, and a second of
+ones on the diagonal and zeros elsewhere, both compute the same: a product with 0 or 1 and a sum
+with 0 are exact. What isn't kept is the sign of a zero; and inf, which becomes NaN.
 """
 
 from __future__ import annotations
@@ -21,13 +23,18 @@ class IdentityLayer(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     after: str = Field(
-        min_length=1, description="the weight of the layer that stands before; its dtype and its rows are followed"
+        min_length=1,
+        description="the weight of the layer that stands before; its dtype and its rows are "
+        "followed",
     )
-    weight: str = Field(min_length=1, description="the weight that is made: ones on the diagonal, zeros elsewhere")
+    weight: str = Field(
+        min_length=1, description="the weight that is made: ones on the diagonal, zeros elsewhere"
+    )
     bias: str = Field(min_length=1, description="the bias that is made: zeros")
 
     def plan(self, before: Before) -> Effect:
-        """Both tensors, where the layer before is there; without it nothing can be told, and the plan says that it is missing.
+        """Both tensors, where the layer before is there; without it nothing can be told, and the
+        plan says that it is missing.
 
         Raises:
             RemapError: LR212 where the layer before is no matrix.
@@ -36,10 +43,18 @@ class IdentityLayer(BaseModel):
             return Effect(())
         dtype, shape = before.tensors[self.after]
         if len(shape) != 2:
-            cause = f"`identity_layer`: `{self.after}` is {list(shape)}, and the weight of a linear layer has two dimensions."
+            cause = (
+                f"`identity_layer`: `{self.after}` is {list(shape)}, and the weight of a "
+                "linear layer has two dimensions."
+            )
             raise refuse("LR212", cause, "Name the weight of a linear layer.")
         rows = shape[0]
-        return Effect((Change(self.weight, dtype, None, (rows, rows), ()), Change(self.bias, dtype, None, (rows,), ())))
+        return Effect(
+            (
+                Change(self.weight, dtype, None, (rows, rows), ()),
+                Change(self.bias, dtype, None, (rows,), ()),
+            )
+        )
 
     def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
         """Row by row. The bias is told by its shape, as in another layout it has another name."""

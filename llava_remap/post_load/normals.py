@@ -1,7 +1,9 @@
-"""Standard normal numbers that are the same, to the last bit, on every machine and with every numpy.
+"""Standard normal numbers that are the same, to the last bit, on every machine and with every
+numpy.
 
-numpy promises the raw bits of its Philox generator, but neither its normals nor the last bit of its `log`, `sin` and `cos`, which
-differ between processors. Here nothing is used but operations that IEEE 754 rounds correctly: + − × ÷ and the square root.
+numpy promises the raw bits of its Philox generator, but neither its normals nor the last bit of its
+`log`, `sin` and `cos`, which differ between processors. Here nothing is used but operations that
+IEEE 754 rounds correctly: + − × ÷ and the square root.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: A normal is a multiple of 1/STEPS and at most LARGEST, so that sums of products with it can be exact (see `exact_sums`).
-#: The steps change the variance by 2e-11; beyond LARGEST lies one of 8e14.
+#: A normal is a multiple of 1/STEPS and at most LARGEST, so that sums of products with it can be
+#: exact (see `exact_sums`). The steps change the variance by 2e-11; beyond LARGEST lies one of
+#: 8e14.
 STEPS = 2.0**16
 LARGEST = 8.0
 #: Pairs tried at once: so few stay in the cache. No number depends on it.
@@ -29,7 +32,9 @@ def normals(bits: np.random.Philox, count: int) -> NDArray[np.float64]:
     pairs = (count + 1) // 2
     drawn = np.empty((pairs, 2))
     found = 0
-    while found < pairs:  # no more tries than pairs are missing: then no word is read that isn't used or rejected
+    while (
+        found < pairs
+    ):  # no more tries than pairs are missing: then no word is read that isn't used or rejected
         raw = bits.random_raw(2 * min(_TRIES, pairs - found))
         u, v = _uniform(raw[::2]), _uniform(raw[1::2])
         s = u * u + v * v
@@ -46,9 +51,11 @@ def normals(bits: np.random.Philox, count: int) -> NDArray[np.float64]:
 
 
 def log(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The natural logarithm of positive, finite numbers that are not subnormal, with a relative error below 1e-15.
+    """The natural logarithm of positive, finite numbers that are not subnormal, with a relative
+    error below 1e-15.
 
-    x = m·2^e with m in [√½, √2), and log m = 2·artanh f = 2·(f + f³/3 + f⁵/5 + …) with f = (m − 1)/(m + 1), |f| < 0.172.
+    x = m·2^e with m in [√½, √2), and log m = 2·artanh f = 2·(f + f³/3 + f⁵/5 + …) with f = (m −
+    1)/(m + 1), |f| < 0.172.
     """
     m, e = np.frexp(x)
     low = m < 0.7071067811865476

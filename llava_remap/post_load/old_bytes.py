@@ -1,4 +1,6 @@
-"""Where in a changed tensor its old bytes lie. The plug-in that changed it says so, piece by piece."""
+"""Where in a changed tensor its old bytes lie. The plug-in that changed it says so, piece by
+piece.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,25 @@ if TYPE_CHECKING:
 _LOST = "LR607"
 
 
-def find_old_bytes(use: str, options: Mapping[str, Any], change: Change) -> list[tuple[int, int]] | None:
-    """The runs of a changed tensor that, one behind the other, are the tensor as it was; None where not all of it is kept.
+def find_old_bytes(
+    use: str, options: Mapping[str, Any], change: Change
+) -> list[tuple[int, int]] | None:
+    """The runs of a changed tensor that, one behind the other, are the tensor as it was; None where
+    not all of it is kept.
 
-    A run is an offset, counted from the first byte of the changed tensor, and a number of bytes. The plug-in is asked only until
-    all is found, so that new values that stand behind the old ones are never computed. Those that stand before them can't be, as
-    what they were made from isn't known yet: None, too.
+    A run is an offset, counted from the first byte of the changed tensor, and a number of bytes.
+    The plug-in is asked only until all is found, so that new values that stand behind the old ones
+    are never computed. Those that stand before them can't be, as what they were made from isn't
+    known yet: None, too.
 
     Raises:
         RemapError: LR212 as `make_pieces`.
     """
     assert change.shape_before is not None, "what was made has no old bytes"
     nbytes = prod(change.shape_before) * DTYPE_BITS[change.dtype] // 8
-    waiting: list[tuple[int, int, int]] = []  # old bytes: from where, how many, and where they lie now
+    waiting: list[
+        tuple[int, int, int]
+    ] = []  # old bytes: from where, how many, and where they lie now
     found: list[tuple[int, int]] = []
     reached = at = 0
     try:
@@ -53,5 +61,7 @@ def find_old_bytes(use: str, options: Mapping[str, Any], change: Change) -> list
     return None
 
 
-def _not_at_hand(target: str, start: int, stop: int, *, as_stored: bool = False) -> NDArray[np.float64]:
+def _not_at_hand(
+    target: str, start: int, stop: int, *, as_stored: bool = False
+) -> NDArray[np.float64]:
     raise refuse(_LOST, f"`{target}` as it was isn't at hand.")

@@ -1,4 +1,6 @@
-"""What a post-load rule is: it says from shapes alone what it will change, and computes it later."""
+"""What a post-load rule is: it says from shapes alone what it will change, and computes it
+later.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,15 @@ class Change:
 
     Attributes:
         target: its name.
-        dtype: the one that it is written in, by the source or by --dtype; the rule doesn't change it.
-        shape_before: as it comes from the source; None for one that no source has, which the rule makes.
+        dtype: the one that it is written in, by the source or by --dtype; the rule doesn't change
+            it.
+        shape_before: as it comes from the source; None for one that no source has, which the rule
+            makes.
         shape_after: as it is written.
         reads: the target tensors whose values go into it; they are checked to be finite first.
-        facts: what else the plug-in worked out while planning, as JSON can hold it. What is written follows from the rule's
-            options, this change and the tensors read: nothing else is at hand by then, no tokenizer for one.
+        facts: what else the plug-in worked out while planning, as JSON can hold it. What is written
+            follows from the rule's options, this change and the tensors read: nothing else is at
+            hand by then, no tokenizer for one.
     """
 
     target: str
@@ -48,10 +53,13 @@ class Before:
     """The model as the plan has it when post-load rules are asked.
 
     Attributes:
-        tensors: dtype, as written, and shape of every target tensor that sources have and that will be written, by name.
-        missing: shape of every parameter of the target that no source has, by name; those that tie to another one are not in it.
+        tensors: dtype, as written, and shape of every target tensor that sources have and that will
+            be written, by name.
+        missing: shape of every parameter of the target that no source has, by name; those that tie
+            to another one are not in it.
         rows_needed: rows that the vocabulary needs: one more than the largest token id.
-        token_ids: the id of every token, those that are new included; None where no source has a tokenizer.
+        token_ids: the id of every token, those that are new included; None where no source has a
+            tokenizer.
         embedding: name of the table of token embeddings.
     """
 
@@ -64,7 +72,9 @@ class Before:
 
 @dataclass(frozen=True, slots=True)
 class OldBytes:
-    """A run of the tensor's own bytes, row-major, in the dtype that is written: `offset` counts from the tensor's first byte."""
+    """A run of the tensor's own bytes, row-major, in the dtype that is written: `offset` counts
+    from the tensor's first byte.
+    """
 
     offset: int
     nbytes: int
@@ -76,10 +86,14 @@ class Reader(Protocol):
     @overload
     def __call__(self, target: str, start: int, stop: int) -> NDArray[np.float64]: ...
     @overload
-    def __call__(self, target: str, start: int, stop: int, *, as_stored: bool) -> NDArray[np.floating[Any]]:
-        """Rows start..stop along the first dimension, [stop - start, …], as float64: the values that the source has.
+    def __call__(
+        self, target: str, start: int, stop: int, *, as_stored: bool
+    ) -> NDArray[np.floating[Any]]:
+        """Rows start..stop along the first dimension, [stop - start, …], as float64: the values
+        that the source has.
 
-        `as_stored`: as numpy has the dtype that they are stored in, BF16 as float32. Mind what such numbers overflow to.
+        `as_stored`: as numpy has the dtype that they are stored in, BF16 as float32. Mind what such
+        numbers overflow to.
         """
         ...
 
@@ -89,14 +103,17 @@ class Reader(Protocol):
 
 
 class PostLoadRule(Protocol):
-    """A plug-in of the entry point group `llava_remap.post_load`: a pydantic model whose fields are its options."""
+    """A plug-in of the entry point group `llava_remap.post_load`: a pydantic model whose fields
+    are its options.
+    """
 
     def plan(self, before: Before) -> Effect:
         """What will change. From shapes alone, and the same every time."""
         ...
 
     def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
-        """The tensor, piece by piece in order: runs of old bytes, and new values in the tensor's dtype, little-endian.
+        """The tensor, piece by piece in order: runs of old bytes, and new values in the tensor's
+        dtype, little-endian.
 
         New values that are inf or NaN are refused when they are written (LR406).
         """

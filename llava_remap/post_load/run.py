@@ -1,4 +1,6 @@
-"""Plug-ins are other people's code: here it is called, and what it says and makes is held against what it was asked for."""
+"""Plug-ins are other people's code: here it is called, and what it says and makes is held
+against what it was asked for.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,17 @@ def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
     """
     with _own_faults(use):
         try:
-            # As JSON, which they are in a plan: there a list is a list or a tuple, as the model wants it.
+            # As JSON, which they are in a plan: there a list is a list or a tuple, as the model
+            # wants it.
             rule: PostLoadRule = _entry(use).load().model_validate_json(json.dumps(options))
         except ValidationError as error:
-            reasons = "; ".join((f"`{'.'.join(map(str, e['loc']))}`: " if e["loc"] else "") + e["msg"] for e in error.errors())
-            raise refuse("LR212", f"options of `{use}`: {reasons}.", _options(use, options)) from None
+            reasons = "; ".join(
+                (f"`{'.'.join(map(str, e['loc']))}`: " if e["loc"] else "") + e["msg"]
+                for e in error.errors()
+            )
+            raise refuse(
+                "LR212", f"options of `{use}`: {reasons}.", _options(use, options)
+            ) from None
     return rule
 
 
@@ -47,34 +55,52 @@ def takes(use: str, option: str) -> bool:
 
 
 def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect:
-    """What a plug-in will change. Its facts come back as JSON gives them back, so that what is written can be made again.
+    """What a plug-in will change. Its facts come back as JSON gives them back, so that what is
+    written can be made again.
 
     Raises:
-        RemapError: LR212 as `load_post_load_rule`, and for changes of what the model doesn't have. That a source has what the
-            plug-in makes is told by the plan (LR304).
+        RemapError: LR212 as `load_post_load_rule`, and for changes of what the model doesn't have.
+            That a source has what the plug-in makes is told by the plan (LR304).
     """
     rule = load_post_load_rule(use, options)
     with _own_faults(use):
         effect = rule.plan(before)
-        changes = tuple(replace(change, facts=json.loads(json.dumps(dict(change.facts)))) for change in effect.changes)
+        changes = tuple(
+            replace(change, facts=json.loads(json.dumps(dict(change.facts))))
+            for change in effect.changes
+        )
     for change in changes:
         have = before.tensors.get(change.target)
         if change.shape_before is None:
             _check_makes(use, change, before)
         elif have != (change.dtype, change.shape_before):
-            said = "has no such tensor to be written" if have is None else f"has it as {have[0]} {list(have[1])}"
+            said = (
+                "has no such tensor to be written"
+                if have is None
+                else f"has it as {have[0]} {list(have[1])}"
+            )
             wanted = f"`{change.target}` as {change.dtype} {list(change.shape_before)}"
-            raise refuse("LR212", f"`{use}` wants to change {wanted}, and the model {said}.", _report(use))
+            raise refuse(
+                "LR212", f"`{use}` wants to change {wanted}, and the model {said}.", _report(use)
+            )
         if unknown := [name for name in change.reads if name not in before.tensors]:
-            raise refuse("LR212", f"`{use}` wants to read `{unknown[0]}`, which the model doesn't have.", _report(use))
+            raise refuse(
+                "LR212",
+                f"`{use}` wants to read `{unknown[0]}`, which the model doesn't have.",
+                _report(use),
+            )
     return replace(effect, changes=changes)
 
 
-def make_pieces(use: str, options: Mapping[str, Any], change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
-    """The changed tensor from a plug-in, piece by piece: as many bytes as planned, old ones that are there, finite new ones.
+def make_pieces(
+    use: str, options: Mapping[str, Any], change: Change, read: Reader
+) -> Iterator[OldBytes | bytes]:
+    """The changed tensor from a plug-in, piece by piece: as many bytes as planned, old ones that
+    are there, finite new ones.
 
     Raises:
-        RemapError: LR212 as `load_post_load_rule`, and where it makes something else; LR406 for inf or NaN.
+        RemapError: LR212 as `load_post_load_rule`, and where it makes something else; LR406 for inf
+            or NaN.
     """
     rule = load_post_load_rule(use, options)
     width = DTYPE_BITS[change.dtype] // 8
@@ -90,7 +116,8 @@ def make_pieces(use: str, options: Mapping[str, Any], change: Change, read: Read
         if isinstance(piece, OldBytes):
             if not 0 <= piece.offset <= piece.offset + piece.nbytes <= old:
                 cause = (
-                    f"`{use}` wants bytes {piece.offset} to {piece.offset + piece.nbytes} of `{change.target}`, which has {old}."
+                    f"`{use}` wants bytes {piece.offset} to {piece.offset + piece.nbytes} of "
+                    f"`{change.target}`, which has {old}."
                 )
                 raise refuse("LR212", cause, _report(use))
             made += piece.nbytes
@@ -101,12 +128,17 @@ def make_pieces(use: str, options: Mapping[str, Any], change: Change, read: Read
             break
         yield piece
     if made != planned:
-        cause = f"`{use}` makes {'more' if made > planned else made} bytes for `{change.target}`; {planned} were planned."
+        cause = (
+            f"`{use}` makes {'more' if made > planned else made} bytes for `{change.target}`; "
+            f"{planned} were planned."
+        )
         raise refuse("LR212", cause, _report(use))
 
 
 def _options(use: str, options: Mapping[str, Any]) -> str:
-    """What to do about wrong options: the ones that there are, or the one that is nearest to an unknown one."""
+    """What to do about wrong options: the ones that there are, or the one that is nearest to an
+    unknown one.
+    """
     known = list(getattr(_entry(use).load(), "model_fields", ()))
     for name in options:
         if name not in known and (near := difflib.get_close_matches(name, known, 1)):
@@ -133,38 +165,60 @@ def _entry(use: str) -> EntryPoint:
 
 
 def _check_makes(use: str, change: Change, before: Before) -> None:
-    """LR212 for a tensor that the model doesn't have, or has in another shape, or in a dtype that no parameter has."""
+    """LR212 for a tensor that the model doesn't have, or has in another shape, or in a dtype
+    that no parameter has.
+    """
     have = before.tensors.get(change.target)
     shape = before.missing.get(change.target) if have is None else have[1]
     if shape != change.shape_after or change.dtype not in FLOATS:
-        said = "has no such parameter" if shape is None else f"has it as {list(shape)}, in floating-point numbers"
+        said = (
+            "has no such parameter"
+            if shape is None
+            else f"has it as {list(shape)}, in floating-point numbers"
+        )
         wanted = f"`{change.target}` as {change.dtype} {list(change.shape_after)}"
-        raise refuse("LR212", f"`{use}` wants to make {wanted}, and the model {said}.", _report(use))
+        raise refuse(
+            "LR212", f"`{use}` wants to make {wanted}, and the model {said}.", _report(use)
+        )
 
 
 def _check_made(use: str, made: bytes, change: Change) -> None:
-    """LR406 for new values that are not finite; those that they were made from were, so they don't fit into the dtype."""
+    """LR406 for new values that are not finite; those that they were made from were, so they
+    don't fit into the dtype.
+    """
     import numpy as np
 
     from llava_remap.core.dtypes import is_finite
 
     if not isinstance(made, bytes):
-        raise refuse("LR212", f"`{use}` makes a {type(made).__name__} for `{change.target}`, not bytes.", _report(use))
+        raise refuse(
+            "LR212",
+            f"`{use}` makes a {type(made).__name__} for `{change.target}`, not bytes.",
+            _report(use),
+        )
     if len(made) * 8 % DTYPE_BITS[change.dtype]:
-        raise refuse("LR212", f"`{use}` makes a piece of `{change.target}` that ends inside a number.", _report(use))
+        raise refuse(
+            "LR212",
+            f"`{use}` makes a piece of `{change.target}` that ends inside a number.",
+            _report(use),
+        )
     bad = int(np.count_nonzero(~is_finite(made, change.dtype)))
     if bad:
         raise refuse(
             "LR406",
-            f"{bad} values that `{use}` makes for `{change.target}` don't fit into {change.dtype}: they are inf or NaN.",
-            "Look for values close to the largest ones in the checkpoint, and at the options of the rule.",
+            f"{bad} values that `{use}` makes for `{change.target}` don't fit into {change.dtype}: "
+            "they are inf or NaN.",
+            "Look for values close to the largest ones in the checkpoint, and at the options of "
+            "the rule.",
             [change.target],
         )
 
 
 @contextlib.contextmanager
 def _own_faults(use: str) -> Iterator[None]:
-    """LR212 for what goes wrong inside a plug-in. What it refuses itself, the system's errors and want of memory pass."""
+    """LR212 for what goes wrong inside a plug-in. What it refuses itself, the system's errors
+    and want of memory pass.
+    """
     try:
         yield
     except (RemapError, OSError, MemoryError):

@@ -1,4 +1,6 @@
-"""Plan, problems and result as text for a person. Names are folded; every list is whole but for that."""
+"""Plan, problems and result as text for a person. Names are folded; every list is whole but for
+that.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
     from llava_remap.routing.identify import Fit
     from llava_remap.verify import Verification
 
-#: Rule files that are told with all that contradicts them, where none fits; the rest with the first reason.
+#: Rule files that are told with all that contradicts them, where none fits; the rest with the first
+#: reason.
 _NEAREST = 3
 #: Folded names in a sentence.
 _SHOWN = 4
@@ -36,14 +39,25 @@ _CHECKED = {
     "none": "not checked after writing (--verify none)",
 }
 _FORWARD = "names and shapes read back: the rule file takes them where they came from"
-_CHECKED_BACK = {**_CHECKED, "meta": _FORWARD, "full": f"{_FORWARD}; every tensor as the source gives it"}
+_CHECKED_BACK = {
+    **_CHECKED,
+    "meta": _FORWARD,
+    "full": f"{_FORWARD}; every tensor as the source gives it",
+}
 
 
 def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -> None:
-    """The whole plan: sources, components, drops, vocabulary, notes, problems, and last whether it is complete, and what it
-    will need."""
+    """The whole plan: sources, components, drops, vocabulary, notes, problems, and last whether it
+    is complete, and what it will need.
+    """
     plan = job.plan
-    line(console, Text(f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout", "bold"))
+    line(
+        console,
+        Text(
+            f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout",
+            "bold",
+        ),
+    )
     _sources(console, plan)
     _components(console, plan)
     _merged(console, plan)
@@ -55,7 +69,10 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
     if plan.notes:
         heading(console, "Notes")
         for note in plan.notes:
-            line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
+            line(
+                console,
+                Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"),
+            )
     if plan.value_checks:
         counted = Counter(check.check for check in plan.value_checks)
         if plan.values_checked:
@@ -64,7 +81,11 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
             state = "not run, a manifest has no values"
         else:  # those of a plan that isn't complete are run in no way
             state = "not run (in a dry run, --check-values does)" if plan.complete else "not run"
-        line(console, f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}: {state}")
+        line(
+            console,
+            f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in sorted(counted.items()))}: "
+            f"{state}",
+        )
     print_problems(console, plan.problems, plan)
     console.print()
     if plan.complete:
@@ -72,42 +93,76 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
             console,
             Text.assemble(
                 ("Complete", "bold green"),
-                f": {_provided(plan)} of {plan.target_tensors} parameters, {len(plan.dropped)} dropped, "
+                f": {_provided(plan)} of {plan.target_tensors} parameters, {len(plan.dropped)} "
+                "dropped, "
                 f"nothing unmapped, missing or mismatched. {size(plan.nbytes_write)} to write.",
             ),
         )
         if predicted is not None:
-            line(console, f"  needs at most {size(predicted.memory)} of memory and {size(predicted.disk)} of disk")
+            line(
+                console,
+                f"  needs at most {size(predicted.memory)} of memory and {size(predicted.disk)} of "
+                "disk",
+            )
     else:
-        line(console, Text.assemble(("Refused", "bold red"), f": {_kinds(plan.problems)}. Nothing was written."))
+        line(
+            console,
+            Text.assemble(
+                ("Refused", "bold red"), f": {_kinds(plan.problems)}. Nothing was written."
+            ),
+        )
 
 
 def print_result(console: Console, result: Result, plan: Plan) -> None:
     """What was written, and how it can be loaded."""
-    line(console, Text.assemble(("Done", "bold green"), f": {shown(str(result.output))} written in {result.seconds:.1f} s"))
+    line(
+        console,
+        Text.assemble(
+            ("Done", "bold green"),
+            f": {shown(str(result.output))} written in {result.seconds:.1f} s",
+        ),
+    )
     checked = _CHECKED_BACK if plan.layout == "original" else _CHECKED
     line(
         console,
-        f"  {size(result.nbytes)} of weights in {counted(len(plan.shards), 'file')}; {checked[result.verified]}",
+        f"  {size(result.nbytes)} of weights in {counted(len(plan.shards), 'file')}; "
+        f"{checked[result.verified]}",
     )
     if result.reused:
         line(console, f"  {result.reused} of them finished before, as their digests say")
-    line(console, f"  took {size(result.used.memory)} of memory at most, {size(result.used.disk)} of disk")
+    line(
+        console,
+        f"  took {size(result.used.memory)} of memory at most, {size(result.used.disk)} of disk",
+    )
     for note in result.notes:
         if note not in plan.notes or note.code in (
             "LR408",
             "LR411",
         ):  # what the folder lacks is told where it is said to be done, too
-            line(console, Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"))
-    line(console, f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}")
+            line(
+                console,
+                Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"),
+            )
+    line(
+        console,
+        f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}",
+    )
 
 
 def print_verification(console: Console, found: Verification) -> None:
     """What was checked of a folder, and what is wrong with it."""
     bad = {problem.code for problem in found.problems}
     line(console, Text(shown(str(found.folder)), "bold"))
-    line(console, f"  {counted(found.files, 'file')}, {size(found.nbytes)}: {'not ' * ('LR603' in bad)}as they were written")
-    load = {True: _STRICT, False: "strict load by transformers: failed", None: "strict load by transformers: not tried"}
+    line(
+        console,
+        f"  {counted(found.files, 'file')}, {size(found.nbytes)}: {'not ' * ('LR603' in bad)}as "
+        "they were written",
+    )
+    load = {
+        True: _STRICT,
+        False: "strict load by transformers: failed",
+        None: "strict load by transformers: not tried",
+    }
     line(console, f"  {load[found.strict]}")
     if found.tensors is not None:
         differing = sum(len(problem.names) for problem in found.problems if problem.code == "LR602")
@@ -127,15 +182,23 @@ def _sources(console: Console, plan: Plan) -> None:
     width = max(map(len, plan.sources))
     for name, source in plan.sources.items():
         taken = f"{source.taken} of " if source.taken != source.tensors else ""
-        line(console, Text.assemble("  ", (name.ljust(width), "bold"), f"  {shown(source.location)}"))
-        tensors = f"; {taken}{counted(source.tensors, 'tensor')} taken; {size(source.nbytes)}" if source.tensors else ""
+        line(
+            console, Text.assemble("  ", (name.ljust(width), "bold"), f"  {shown(source.location)}")
+        )
+        tensors = (
+            f"; {taken}{counted(source.tensors, 'tensor')} taken; {size(source.nbytes)}"
+            if source.tensors
+            else ""
+        )
         line(console, f"  {' ' * width}  {source.form}{tensors}")
         if source.passed_over:
             line(console, f"  {' ' * width}  not read: {', '.join(source.passed_over)}")
 
 
 def _components(console: Console, plan: Plan) -> None:
-    """Per component of the target where its parameters come from: `vision_tower 391/391 from model`."""
+    """Per component of the target where its parameters come from: `vision_tower 391/391 from
+    model`.
+    """
     if not plan.target_tensors:
         return
     wanted: Counter[str] = Counter(component(name) for name in plan.target_names)
@@ -148,12 +211,17 @@ def _components(console: Console, plan: Plan) -> None:
     width, digits = max(map(len, wanted)), len(str(max(wanted.values())))
     for name, count in sorted(wanted.items()):
         found = sum(got[name].values())
-        origins = ", ".join(f"{source}" if len(got[name]) == 1 else f"{source} ({n})" for source, n in sorted(got[name].items()))
+        origins = ", ".join(
+            f"{source}" if len(got[name]) == 1 else f"{source} ({n})"
+            for source, n in sorted(got[name].items())
+        )
         style = "" if found == count else "red"
         line(
             console,
             Text.assemble(
-                f"  {name.ljust(width)}  ", (f"{found:>{digits}}/{count:<{digits}}", style), f"  from {origins or 'nowhere'}"
+                f"  {name.ljust(width)}  ",
+                (f"{found:>{digits}}/{count:<{digits}}", style),
+                f"  from {origins or 'nowhere'}",
             ),
         )
 
@@ -169,7 +237,11 @@ def _merged(console: Console, plan: Plan) -> None:
     for (source, merge), names in groups.items():
         for folded in fold_names(names):
             line(console, f"  {folded}")
-        scale = "a scale that a manifest doesn't tell" if merge.scale is None else f"scale {merge.scale:g}"
+        scale = (
+            "a scale that a manifest doesn't tell"
+            if merge.scale is None
+            else f"scale {merge.scale:g}"
+        )
         line(console, Text(f"    with pairs of {source}, rank {merge.rank}, {scale}", "dim"))
 
 
@@ -192,7 +264,9 @@ def _casts(console: Console, plan: Plan) -> None:
     if not cast:
         return
     heading(console, "Dtypes")
-    for (stored, dtype, rounded), count in sorted(Counter((e.stored_dtype, e.dtype, e.is_rounded) for e in cast).items()):
+    for (stored, dtype, rounded), count in sorted(
+        Counter((e.stored_dtype, e.dtype, e.is_rounded) for e in cast).items()
+    ):
         how = "rounded to nearest, so revert can't give them back" if rounded else "exactly"
         line(console, f"  {stored} → {dtype}: {counted(count, 'tensor')}, {how}")
     if kept := sum(entry.op != "tied" and not entry.is_made for entry in plan.mapped) - len(cast):
@@ -207,17 +281,27 @@ def _model(console: Console, job: Job) -> None:
     text, tower = config["text_config"], config["vision_config"]
     heading(console, "Model")
     facts = [config["dtype"]]
-    if isinstance(text.get("rope_theta"), (int, float)):  # some have no rope, or one for each kind of layer
+    if isinstance(
+        text.get("rope_theta"), (int, float)
+    ):  # some have no rope, or one for each kind of layer
         facts.insert(0, f"rope theta {text['rope_theta']:g}")
     if "hidden_size" in text and "num_attention_heads" in text:  # some call them otherwise
-        facts.insert(0, f"{text['num_hidden_layers']} layers of {text['hidden_size']}, {text['num_attention_heads']} heads")
+        facts.insert(
+            0,
+            f"{text['num_hidden_layers']} layers of {text['hidden_size']}, "
+            f"{text['num_attention_heads']} heads",
+        )
     line(console, f"  {text['model_type']}: {', '.join(facts)}")
     size_and_patch = f"{tower['image_size']} px in patches of {tower['patch_size']}"
-    features = f"features of layer {config.get('vision_feature_layer')}, {config.get('vision_feature_select_strategy')}"
+    features = (
+        f"features of layer {config.get('vision_feature_layer')}, "
+        f"{config.get('vision_feature_select_strategy')}"
+    )
     line(
         console,
         f"  {tower['model_type']}: {tower['num_hidden_layers']} layers of {tower['hidden_size']}, "
-        f"{tower['num_attention_heads']} heads, {size_and_patch}, {tower['hidden_act']}; {features}",
+        f"{tower['num_attention_heads']} heads, {size_and_patch}, {tower['hidden_act']}; "
+        f"{features}",
     )
 
 
@@ -228,8 +312,15 @@ def _prompt(console: Console, plan: Plan) -> None:
         return
     heading(console, "Prompt")
     facts = chosen.because.items()
-    why = ", ".join(f"the tokenizer has {value}" if key == "token" else f"{key} is {value}" for key, value in facts)
-    line(console, f"  {chosen.name}: " + (f"the first that fits ({why})" if why else "the rule file's, for every tokenizer"))
+    why = ", ".join(
+        f"the tokenizer has {value}" if key == "token" else f"{key} is {value}"
+        for key, value in facts
+    )
+    line(
+        console,
+        f"  {chosen.name}: "
+        + (f"the first that fits ({why})" if why else "the rule file's, for every tokenizer"),
+    )
     if chosen.system:
         none = "none, unless a conversation has a system message; the model was trained with"
         line(console, f"  system prompt: {'' if chosen.always else none + ': '}{chosen.system}")
@@ -243,13 +334,23 @@ def _vocabulary(console: Console, job: Job) -> None:
     if job.derived.tokens or resized:
         heading(console, "Vocabulary")
     for token in job.derived.tokens:
-        line(console, f"  {token.text} = {token.id}{' (new)' if token.added else ''}, {token.role} token")
+        line(
+            console,
+            f"  {token.text} = {token.id}{' (new)' if token.added else ''}, {token.role} token",
+        )
     for entry in resized:
         change = entry.change
         assert change.shape_before is not None
-        line(console, f"  {change.target}: {change.shape_before[0]} → {change.shape_after[0]} rows ({entry.use})")
+        line(
+            console,
+            f"  {change.target}: {change.shape_before[0]} → {change.shape_after[0]} rows "
+            f"({entry.use})",
+        )
     made = [entry for entry in job.plan.post_load if entry not in changed]
-    for title, entries in (("Other values", [entry for entry in changed if entry not in resized]), ("Made", made)):
+    for title, entries in (
+        ("Other values", [entry for entry in changed if entry not in resized]),
+        ("Made", made),
+    ):
         if entries:
             heading(console, title)
         for entry in entries:
@@ -278,11 +379,18 @@ def print_inspection(console: Console, found: Inspection) -> None:
         line(console, Text(shown(part.location), "bold"))
         line(console, f"  {part.form}; {counted(len(part.catalog), 'tensor')}; {size(part.nbytes)}")
         if part.pairs:
-            line(console, f"  an adapter: {counted(len(part.pairs), 'LoRA pair')}, which change a model")
+            line(
+                console,
+                f"  an adapter: {counted(len(part.pairs), 'LoRA pair')}, which change a model",
+            )
         if part.passed_over:
             line(console, f"  not read: {', '.join(part.passed_over)}")
         named = (part.config or {}).get("architectures")
-        names = [name for name in (named if isinstance(named, list) else [named]) if isinstance(name, str) and name]
+        names = [
+            name
+            for name in (named if isinstance(named, list) else [named])
+            if isinstance(name, str) and name
+        ]
         line(console, f"  {', '.join(names) or 'no config.json that names an architecture'}")
     if found.layout:
         named = f"{found.named} of {len(checkpoint.catalog)} names"
@@ -291,21 +399,43 @@ def print_inspection(console: Console, found: Inspection) -> None:
     fitting = [fit for fit in found.fits if fit.fits]
     near = fitting or [fit for fit in found.fits if fit.is_near]
     for number, fit in enumerate(near):
-        verdict = ("fits" if found.planned else "takes it", "green") if fit.fits else ("doesn't fit", "red")
+        verdict = (
+            ("fits" if found.planned else "takes it", "green")
+            if fit.fits
+            else ("doesn't fit", "red")
+        )
         first = "" if fit.fits or number < _NEAREST else f": {fit.reasons[0]}"
-        line(console, Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, f", maps {fit.mapped} of {fit.total} names{first}"))
+        line(
+            console,
+            Text.assemble(
+                "  ",
+                (fit.rules, "bold"),
+                ": ",
+                verdict,
+                f", maps {fit.mapped} of {fit.total} names{first}",
+            ),
+        )
         if fit.fits:
             line(console, f"    {fit.summary}")
             if not found.planned:
-                line(console, "    whether the model belongs to it is checked with the model, which isn't here")
+                line(
+                    console,
+                    "    whether the model belongs to it is checked with the model, which isn't "
+                    "here",
+                )
         for reason in () if first else fit.reasons:
             line(console, f"    {reason}")
         for problem in fit.needs:
             line(console, f"    with {_sources_to_give(fit)}: {problem.cause}")
         if fit.fits and fit.also and not fit.needs:
-            unchecked = "the checkpoint has no tower inside, so what depends on the tower's sizes isn't checked yet"
+            unchecked = (
+                "the checkpoint has no tower inside, so what depends on the tower's sizes "
+                "isn't checked yet"
+            )
             line(console, f"    with {_sources_to_give(fit)}: {unchecked}")
-    others = ", ".join(f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in found.fits if fit not in near)
+    others = ", ".join(
+        f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in found.fits if fit not in near
+    )
     if others:
         what = "don't fit" if fitting else "know less than a tenth of the names"
         line(console, f"  {what}: {others}")
@@ -317,7 +447,11 @@ def print_inspection(console: Console, found: Inspection) -> None:
             dry = " --dry-run" if checkpoint.is_manifest else ""
             # With the source's name, a path with `=` in it isn't taken for one.
             name = f"{fit.source}=" if "=" in checkpoint.location else ""
-            line(console, f"\nllava-remap apply {fit.rules} --source {quote(name + checkpoint.location)}{also}{dry}")
+            line(
+                console,
+                f"\nllava-remap apply {fit.rules} --source "
+                f"{quote(name + checkpoint.location)}{also}{dry}",
+            )
     if found.advice:
         line(console, f"\n{found.advice}")
 

@@ -20,9 +20,16 @@ MOST_RULES = 40
 def print_draft(console: Console, draft: Draft) -> None:
     """The rules with how each was found, what is a guess or open, and the next commands."""
     found, given = draft.found, draft.given
-    line(console, Text(f"{given.location} → {draft.wanted.class_name or draft.wanted.location}", "bold"))
+    line(
+        console,
+        Text(f"{given.location} → {draft.wanted.class_name or draft.wanted.location}", "bold"),
+    )
     cleaned = f", {given.buffers} buffers dropped by the shared parts" if given.buffers else ""
-    line(console, f"  {len(given.tensors) + given.buffers} names{cleaned}; {len(draft.wanted.shapes)} parameters wanted")
+    line(
+        console,
+        f"  {len(given.tensors) + given.buffers} names{cleaned}; {len(draft.wanted.shapes)} "
+        "parameters wanted",
+    )
     if draft.text_model:
         line(console, f"  language model: {draft.text_model}")
     line(console, Text("\nRules", "bold"))
@@ -52,13 +59,23 @@ def print_draft(console: Console, draft: Draft) -> None:
     if found.dropped:
         line(
             console,
-            Text(f"  {sum(len(g.members) for g in found.dropped):>5} dropped, since nothing in the target takes them", "yellow"),
+            Text(
+                f"  {sum(len(g.members) for g in found.dropped):>5} dropped, since nothing in the "
+                "target takes them",
+                "yellow",
+            ),
         )
     for note in draft.notes[:MOST_RULES]:
         line(console, Text.assemble(("  unsure", "yellow"), f" {note}"))
     _more(console, len(draft.notes) - MOST_RULES, f"in {draft.output}")
     for question in found.questions[:MOST_LINES]:
-        line(console, Text.assemble(("  asked", "yellow"), f" {question.source.folded} {list(question.source.shape)} is one of"))
+        line(
+            console,
+            Text.assemble(
+                ("  asked", "yellow"),
+                f" {question.source.folded} {list(question.source.shape)} is one of",
+            ),
+        )
         for other in question.candidates:
             line(console, f"      {other.folded}")
     _more(console, len(found.questions) - MOST_LINES, f"in {draft.output}")
@@ -74,12 +91,24 @@ def _next(draft: Draft) -> list[str]:
     output = quote(str(draft.output))
     lint, test = f"llava-remap rules lint {output}", f"llava-remap rules test {output}"
     if draft.problems:
-        return [f"  Next: do what stands behind the arrows, and look at what is marked `unsure` in {output}. Then:", f"  {lint}"]
+        return [
+            "  Next: do what stands behind the arrows, and look at what is marked `unsure` in "
+            f"{output}. Then:",
+            f"  {lint}",
+        ]
     marked = f", when you have looked at what is marked `unsure` in {output}" * bool(draft.notes)
     if not draft.wanted.class_name:
         return [f"  Next{marked}:", f"  {lint}", f"  {test}"]
-    given = " ".join(f"--source {quote(f'{name}={one.location}')}" for name, one in draft.given.checkpoints.items())
-    return [f"  Next{marked}:", f"  {lint}", f"  {test}", f"  llava-remap apply {output} {given} --dry-run"]
+    given = " ".join(
+        f"--source {quote(f'{name}={one.location}')}"
+        for name, one in draft.given.checkpoints.items()
+    )
+    return [
+        f"  Next{marked}:",
+        f"  {lint}",
+        f"  {test}",
+        f"  llava-remap apply {output} {given} --dry-run",
+    ]
 
 
 def _more(console: Console, count: int, where: str) -> None:

@@ -32,26 +32,51 @@ def print_lint(console: Console, files: Sequence[Linted]) -> None:
             shown[code] += 1
             if shown[code] <= MOST_LINES:
                 place = f"{finding.mark} " if finding.mark else ""
-                print_problem(console, finding.problem, place=place, style="cyan" if finding.note else "bold red")
+                print_problem(
+                    console,
+                    finding.problem,
+                    place=place,
+                    style="cyan" if finding.note else "bold red",
+                )
         for code, count in shown.items():
             if count > MOST_LINES:
-                line(console, f"\n… and {count - MOST_LINES} more of {code}; --format json has every one")
+                line(
+                    console,
+                    f"\n… and {count - MOST_LINES} more of {code}; --format json has every one",
+                )
         if linted.findings:
             console.print()
         verdict = ("failed", "bold red") if linted.failed else ("clean", "bold green")
-        line(console, Text.assemble((linted.file, "bold"), ": ", verdict, "".join(f"; {part}" for part in _summary(linted))))
+        line(
+            console,
+            Text.assemble(
+                (linted.file, "bold"),
+                ": ",
+                verdict,
+                "".join(f"; {part}" for part in _summary(linted)),
+            ),
+        )
 
 
 def lint_json(files: Sequence[Linted]) -> str:
     """Every file with all of its findings."""
     clean = not any(linted.failed for linted in files)
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, "clean": clean, "files": [_file(linted) for linted in files]}
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "clean": clean,
+        "files": [_file(linted) for linted in files],
+    }
     return json.dumps(content, indent=2)
 
 
 def lint_github(files: Sequence[Linted]) -> str:
     """A workflow command for each finding, which GitHub shows at the line that it is about."""
-    return "\n".join(dict.fromkeys(printable(_command(finding)) for linted in files for finding in linted.findings))
+    return "\n".join(
+        dict.fromkeys(
+            printable(_command(finding)) for linted in files for finding in linted.findings
+        )
+    )
 
 
 def _summary(linted: Linted) -> list[str]:
@@ -63,9 +88,15 @@ def _summary(linted: Linted) -> list[str]:
         tried.append(_count(linted.names, "real name"))
     parts = [", ".join(tried)]
     if linted.unparsed:
-        parts.append(f"no names could be made from {_rules(linted.unparsed)}: only regexes of Python's `re` can be taken apart")
+        parts.append(
+            f"no names could be made from {_rules(linted.unparsed)}: only regexes of Python's `re` "
+            "can be taken apart"
+        )
     if linted.unknown:
-        parts.append(f"the target's parameters aren't known ({linted.unknown}), so drops are judged by the rules alone")
+        parts.append(
+            f"the target's parameters aren't known ({linted.unknown}), so drops are judged by the "
+            "rules alone"
+        )
     back = f"{_count(linted.targets, 'new name')} led back and there again"
     if linted.reversible:
         parts.append(f"reversible: {back}" if linted.targets else "reversible: it renames nothing")
@@ -97,7 +128,11 @@ def _file(linted: Linted) -> dict[str, Any]:
 
 def _finding(finding: Finding) -> dict[str, Any]:
     mark = finding.mark
-    place = {"file": mark.file, "line": mark.line, "column": mark.column} if mark else dict.fromkeys(("file", "line", "column"))
+    place = (
+        {"file": mark.file, "line": mark.line, "column": mark.column}
+        if mark
+        else dict.fromkeys(("file", "line", "column"))
+    )
     return {**finding.problem.to_json(), **place, "level": "note" if finding.note else "error"}
 
 
@@ -112,7 +147,9 @@ def _command(finding: Finding) -> str:
 
 def _names(problem: Problem) -> list[str]:
     lines = [f"{name}  {fact}" for name, fact in problem.table] or fold_names(problem.names)
-    return lines[:MOST_LINES] + [f"… and {len(lines) - MOST_LINES} more lines"] * (len(lines) > MOST_LINES)
+    return lines[:MOST_LINES] + [f"… and {len(lines) - MOST_LINES} more lines"] * (
+        len(lines) > MOST_LINES
+    )
 
 
 def _data(text: str) -> str:

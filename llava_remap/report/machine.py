@@ -27,7 +27,9 @@ _NONE: dict[str, dict[str, bool]] = {
 
 
 def plan_json(job: Job, result: Result | None = None, predicted: Predicted | None = None) -> str:
-    """The plan (`llava-remap/plan`, version 1); with what it will need, and after a job that was carried out with `result`."""
+    """The plan (`llava-remap/plan`, version 1); with what it will need, and after a job that was
+    carried out with `result`.
+    """
     content = job.plan.to_json()
     if predicted is not None:
         content["predicted"] = predicted.to_json()
@@ -37,7 +39,8 @@ def plan_json(job: Job, result: Result | None = None, predicted: Predicted | Non
 
 
 def refusal_json(problems: Sequence[Problem], kind: str) -> str:
-    """What is said where there is nothing else to tell: a source, a rule file, a record or the command line can't be read.
+    """What is said where there is nothing else to tell: a source, a rule file, a record or the
+    command line can't be read.
 
     Args:
         kind: what was asked for: a key of `_NONE`.

@@ -1,4 +1,6 @@
-"""Problems as text for a person: each with its code, the facts, the names folded, and what to do."""
+"""Problems as text for a person: each with its code, the facts, the names folded, and what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,19 @@ def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | N
             near[unmapped.produced or unmapped.name] = unmapped.suggestions
         near |= {missing.target: missing.suggestions for missing in plan.missing}
     for problem in problems:
-        print_problem(console, problem, near if problem.code in _UNMATCHED else {}, in_plan=plan is not None)
+        print_problem(
+            console, problem, near if problem.code in _UNMATCHED else {}, in_plan=plan is not None
+        )
     if plan is not None and plan.suggested_rules:
         console.print()
-        line(console, Text("Rules that might mend it, for the front of `names`; look at each before you paste it", "bold"))
+        line(
+            console,
+            Text(
+                "Rules that might mend it, for the front of `names`; look at each before you paste "
+                "it",
+                "bold",
+            ),
+        )
         for rule in plan.suggested_rules[:MOST_LINES]:
             line(console, f"  {rule}")
         _more(console, len(plan.suggested_rules) - MOST_LINES, in_plan=True)
@@ -59,7 +70,11 @@ def print_problem(
     """
     console.print()
     line(console, Text.assemble(place, (problem.code, style), (f" {problem.title}", "bold")))
-    cause = problem.cause if len(problem.cause) <= _LONGEST_CAUSE else problem.cause[:_LONGEST_CAUSE] + "…"
+    cause = (
+        problem.cause
+        if len(problem.cause) <= _LONGEST_CAUSE
+        else problem.cause[:_LONGEST_CAUSE] + "…"
+    )
     line(console, f"  {printable(cause)}")
     if problem.table:
         shown = [f"{name}  {fact}" for name, fact in problem.table]

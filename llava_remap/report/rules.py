@@ -1,4 +1,6 @@
-"""What is to be said of rule files: the list, their tests, and why names became what they became."""
+"""What is to be said of rule files: the list, their tests, and why names became what they
+became.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,16 @@ if TYPE_CHECKING:  # to list rule files, neither their tests nor their engine is
     from llava_remap.rewrite import Status
     from llava_remap.rulefile import Listed
 
-_STYLES: dict[Status, str] = {"passed": "green", "failed": "bold red", "missing": "yellow", "written": "cyan"}
+_STYLES: dict[Status, str] = {
+    "passed": "green",
+    "failed": "bold red",
+    "missing": "yellow",
+    "written": "cyan",
+}
 #: Columns of a line in which a name still stands beside what it became.
 _WIDTH = 120
-#: What can become of a name, in the order in which it is shown: what is wrong stands last, where it is seen.
+#: What can become of a name, in the order in which it is shown: what is wrong stands last, where it
+#: is seen.
 _OUTCOMES = ("mapped", "dropped", "unmapped")
 _NUMBER = re.compile(r"(?<![^.])(0|[1-9][0-9]{0,8})(?![^.])")
 
@@ -32,16 +40,31 @@ _Fact = TypeVar("_Fact", bound=Hashable)
 
 def print_list(console: Console, files: Sequence[Listed]) -> None:
     """One file after the other: name, version, what it is for; below, what it extends."""
-    names, versions = (max(map(len, column)) for column in zip(*((file.name, file.version) for file in files), strict=True))
+    names, versions = (
+        max(map(len, column))
+        for column in zip(*((file.name, file.version) for file in files), strict=True)
+    )
     for file in files:
-        line(console, Text.assemble((file.name.ljust(names), "bold"), f"  {file.version.ljust(versions)}  {file.summary}"))
+        line(
+            console,
+            Text.assemble(
+                (file.name.ljust(names), "bold"),
+                f"  {file.version.ljust(versions)}  {file.summary}",
+            ),
+        )
         if file.extends:
-            line(console, Text(f"{' ' * (names + versions + 4)}extends {', '.join(file.extends)}", "dim"))
+            line(
+                console,
+                Text(f"{' ' * (names + versions + 4)}extends {', '.join(file.extends)}", "dim"),
+            )
 
 
 def list_json(files: Sequence[Listed]) -> str:
     """The list (`llava-remap/rule-files`, version 1)."""
-    content = [{"name": f.name, "version": f.version, "summary": f.summary, "extends": list(f.extends)} for f in files]
+    content = [
+        {"name": f.name, "version": f.version, "summary": f.summary, "extends": list(f.extends)}
+        for f in files
+    ]
     return _json("rule-files", {"rule_files": content})
 
 
@@ -53,25 +76,39 @@ def print_tests(console: Console, tested: Tested) -> None:
             line(console, f"  wanted {test.wanted}")
             line(console, f"  got    {test.got}")
     for rule in tested.untested:
-        what = f"no test in the file reaches it{': ' + rule.why if rule.why else '; --update writes one'}"
+        what = (
+            "no test in the file reaches "
+            f"it{': ' + rule.why if rule.why else '; --update writes one'}"
+        )
         if rule.test is not None:
             what = f"a test of {rule.test.from_}"
         _status(console, rule.status, f"{tested.rules}: {rule.rule}: {what}")
     for snapshot in tested.snapshots:
         if snapshot.status != "passed":
-            _status(console, snapshot.status, f"{snapshot.file}" + (f": {snapshot.why}" if snapshot.why else ""))
-        for (name, wanted, got), _ in _together([((d.name, d.wanted, d.got), ()) for d in snapshot.differences]):
+            _status(
+                console,
+                snapshot.status,
+                f"{snapshot.file}" + (f": {snapshot.why}" if snapshot.why else ""),
+            )
+        for (name, wanted, got), _ in _together(
+            [((d.name, d.wanted, d.got), ()) for d in snapshot.differences]
+        ):
             line(console, f"  {name}")
             line(console, f"    wanted {wanted}")
             line(console, f"    got    {got}")
-    counted = Counter([*(t.status for t in tested.tests), *(rule.status for rule in tested.untested)])
+    counted = Counter(
+        [*(t.status for t in tested.tests), *(rule.status for rule in tested.untested)]
+    )
     said = [f"{counted['passed']} passed", f"{counted['failed']} failed"]
     said += [f"{counted[status]} {status}" for status in ("missing", "written") if counted[status]]
     if tested.snapshots:
         names = sum(snapshot.names for snapshot in tested.snapshots if snapshot.status == "passed")
         of_snapshots = Counter(snapshot.status for snapshot in tested.snapshots)
         of_names = f" ({names} names)" if names else ""
-        said.append(f"snapshots: {', '.join(f'{n} {status}' for status, n in of_snapshots.items())}{of_names}")
+        said.append(
+            "snapshots: "
+            f"{', '.join(f'{n} {status}' for status, n in of_snapshots.items())}{of_names}"
+        )
     line(console, f"{tested.rules}: {', '.join(said)}")
 
 
@@ -82,7 +119,8 @@ def tests_json(tested: Sequence[Tested]) -> str:
 
 
 def print_explanation(console: Console, found: ExplainedNames) -> None:
-    """The rules that took the names, in order, and what each left; unmapped names last, with the rules that came nearest.
+    """The rules that took the names, in order, and what each left; unmapped names last, with the
+    rules that came nearest.
 
     Names that the same rules took, and that differ in numbers only, are folded.
     """
@@ -90,7 +128,10 @@ def print_explanation(console: Console, found: ExplainedNames) -> None:
     for source, why in found.aside.items():
         line(console, f"  {source}: {why}")
     for left in found.left_out:
-        line(console, f"  {left.rule} is left out, since its `when` doesn't hold: {'; '.join(left.why)}")
+        line(
+            console,
+            f"  {left.rule} is left out, since its `when` doesn't hold: {'; '.join(left.why)}",
+        )
     chains: dict[tuple[str, ...], list[ExplainedName]] = {}
     for entry in sorted(found.names, key=lambda entry: _OUTCOMES.index(entry.explanation.outcome)):
         rewrite = entry.explanation.rewrite
@@ -124,19 +165,28 @@ def _chain(console: Console, entries: Sequence[ExplainedName]) -> None:
         line(console, Text("unmapped: no rule of `names` takes it", "bold red"))
     rows = []
     for entry in entries:
-        stations = [entry.explanation.rewrite.source, *(step.after or "" for step in entry.explanation.steps)]
+        stations = [
+            entry.explanation.rewrite.source,
+            *(step.after or "" for step in entry.explanation.steps),
+        ]
         left = [entry.name, *(name for name in stations if name)]
         rows.append((tuple(dict.fromkeys(left)), entry.explanation.nearest))
     for names, nearest in _together(rows):
         whole = "  " + " → ".join(names)
-        for said in [whole] if len(whole) <= _WIDTH else [f"  {names[0]}", *(f"    → {name}" for name in names[1:])]:
+        for said in (
+            [whole]
+            if len(whole) <= _WIDTH
+            else [f"  {names[0]}", *(f"    → {name}" for name in names[1:])]
+        ):
             line(console, said)
         for near in nearest:
             line(console, f"    {near.rule} ({near.pattern}): {near.why}")
 
 
 def _together(rows: Sequence[tuple[tuple[str, ...], _Fact]]) -> list[tuple[tuple[str, ...], _Fact]]:
-    """Rows of names, each with a fact, folded where they differ in numbers only and their facts are one."""
+    """Rows of names, each with a fact, folded where they differ in numbers only and their facts
+    are one.
+    """
     alike: dict[tuple[tuple[str, ...], _Fact], list[tuple[str, ...]]] = {}
     for names, fact in rows:
         alike.setdefault((tuple(_NUMBER.sub("#", name) for name in names), fact), []).append(names)
@@ -144,7 +194,10 @@ def _together(rows: Sequence[tuple[tuple[str, ...], _Fact]]) -> list[tuple[tuple
     for (_, fact), group in alike.items():
         columns = [fold_names(column) for column in zip(*group, strict=True)]
         whole = all(len(column) == 1 for column in columns)
-        found += [(names, fact) for names in ([tuple(column[0] for column in columns)] if whole else group)]
+        found += [
+            (names, fact)
+            for names in ([tuple(column[0] for column in columns)] if whole else group)
+        ]
     return found
 
 
@@ -153,4 +206,6 @@ def _status(console: Console, status: Status, text: str) -> None:
 
 
 def _json(kind: str, content: dict[str, Any]) -> str:
-    return json.dumps({"format": f"llava-remap/{kind}", "format_version": 1, **content, "problems": []}, indent=2)
+    return json.dumps(
+        {"format": f"llava-remap/{kind}", "format_version": 1, **content, "problems": []}, indent=2
+    )

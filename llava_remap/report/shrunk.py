@@ -23,11 +23,24 @@ def print_shrunk(console: Console, done: Shrunk) -> None:
     parts = {"language_model": twin.text, **twin.towers}
     width = max(map(len, parts))
     for name, part in parts.items():
-        changes = (f"{key} {part.before[key]} → {part.after[key]}" for key in _SHOWN if key in part.before)
+        changes = (
+            f"{key} {part.before[key]} → {part.after[key]}" for key in _SHOWN if key in part.before
+        )
         line(console, Text.assemble("  ", (name.ljust(width), "bold"), "  ", ", ".join(changes)))
     console.print()
-    line(console, Text.assemble(("Done", "bold green"), f": {shown(str(done.output))} written, {size(done.nbytes)}"))
+    line(
+        console,
+        Text.assemble(
+            ("Done", "bold green"), f": {shown(str(done.output))} written, {size(done.nbytes)}"
+        ),
+    )
     line(console, f"  {len(twin.tensors)} of {done.tensors_before} tensors, with made-up values")
     if done.tower is not None:
-        what = "a tower that fits" if twin.tower_apart else "config and image processor of the tower"
-        line(console, f"  {shown(str(done.tower))}: {what}; give it as --source vision_tower={shown(str(done.tower))}")
+        what = (
+            "a tower that fits" if twin.tower_apart else "config and image processor of the tower"
+        )
+        line(
+            console,
+            f"  {shown(str(done.tower))}: {what}; give it as --source "
+            f"vision_tower={shown(str(done.tower))}",
+        )

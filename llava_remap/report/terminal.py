@@ -22,16 +22,24 @@ def size(nbytes: int) -> str:
 
 def amounts(part: int, whole: int) -> str:
     """Of how many bytes how many, in the unit of the whole: `3.1 of 14.1 GB`."""
-    power, unit = next((p, u) for p, u in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB"), (0, "B")) if whole >= 10**p or not p)
+    power, unit = next(
+        (p, u)
+        for p, u in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB"), (0, "B"))
+        if whole >= 10**p or not p
+    )
     digits = 1 if power else 0
     return f"{part / 10**power:.{digits}f} of {whole / 10**power:.{digits}f} {unit}"
 
 
 def shown(location: str) -> str:
-    """A path as short as it can be said from here; anything else, a hub id for one, as it is. On one line, whatever it is."""
+    """A path as short as it can be said from here; anything else, a hub id for one, as it is. On
+    one line, whatever it is.
+    """
     path = Path(location)
     try:
-        return printable(f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else location)
+        return printable(
+            f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else location
+        )
     except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
         return printable(location)
 
@@ -41,9 +49,11 @@ def heading(console: Console, text: str) -> None:
 
 
 def line(console: Console, text: str | Text) -> None:
-    """One line, with nothing in it that a terminal would obey, and nothing that rich would read as a style.
+    """One line, with nothing in it that a terminal would obey, and nothing that rich would read as
+    a style.
 
-    All that reports print goes through here. A text that begins with the end of a line has an empty one above it.
+    All that reports print goes through here. A text that begins with the end of a line has an empty
+    one above it.
     """
     plain = text if isinstance(text, str) else text.plain
     above = "\n" if plain.startswith("\n") else ""

@@ -1,10 +1,30 @@
-"""Rule file to a compiled program; the program takes names to new names, and back. Pure: no files, no tensors."""
+"""Rule file to a compiled program; the program takes names to new names, and back. Pure: no
+files, no tensors.
+"""
 
 from llava_remap.rewrite.conditions import contradictions
-from llava_remap.rewrite.program import CompiledRule, Program, Rewrite, Step, compile_all, compile_rules, one_way
-from llava_remap.rewrite.testing import UNMAPPED, Known, Status, TestResult, new_test, outcome, run_tests, untested
+from llava_remap.rewrite.program import (
+    CompiledRule,
+    Program,
+    Rewrite,
+    Step,
+    compile_all,
+    compile_rules,
+    one_way,
+)
+from llava_remap.rewrite.testing import (
+    UNMAPPED,
+    Known,
+    Status,
+    TestResult,
+    new_test,
+    outcome,
+    run_tests,
+    untested,
+)
 
 __all__ = [
-    "UNMAPPED", "CompiledRule", "Known", "Program", "Rewrite", "Status", "Step", "TestResult", "compile_all", "compile_rules",
+    "UNMAPPED", "CompiledRule", "Known", "Program", "Rewrite", "Status", "Step", "TestResult",
+    "compile_all", "compile_rules",
     "contradictions", "new_test", "one_way", "outcome", "run_tests", "untested",
 ]  # fmt: skip

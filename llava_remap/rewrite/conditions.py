@@ -1,4 +1,6 @@
-"""Does a condition of a rule file (`detect`, or the `when` of a rule) hold for a checkpoint's names and config?"""
+"""Does a condition of a rule file (`detect`, or the `when` of a rule) hold for a checkpoint's
+names and config?
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ def contradictions(
     stored: bool = False,
     whose: str = "its config",
 ) -> list[str]:
-    """What in a checkpoint's names or config contradicts a condition, in words; empty where it holds.
+    """What in a checkpoint's names or config contradicts a condition, in words; empty where it
+    holds.
 
     Args:
-        names: of the first source: after `prepare`, or, for the `when` of a rule of `prepare`, as they are stored.
+        names: of the first source: after `prepare`, or, for the `when` of a rule of `prepare`, as
+            they are stored.
         config: the source's config; None where it has none.
         stored: whether the names are as they are stored, which the words then say.
         whose: how the words name the config.
@@ -40,12 +44,17 @@ def contradictions(
         value = _first((config or {}).get(key))
         if not any(value == other and type(value) is type(other) for other in allowed):
             shown = repr(value) if len(repr(value)) <= _LONGEST else f"{repr(value)[:_LONGEST]}…"
-            said = f"{whose} says {key}: {shown}" if config is not None else f"it has no config.json to say {key}"
+            said = (
+                f"{whose} says {key}: {shown}"
+                if config is not None
+                else f"it has no config.json to say {key}"
+            )
             found.append(f"{said}, not {' or '.join(map(repr, allowed))}")
     for key, refused in condition.config_not.items():
         value = _first((config or {}).get(key))
         if any(
-            value == other and type(value) is type(other) for other in (refused if isinstance(refused, tuple) else (refused,))
+            value == other and type(value) is type(other)
+            for other in (refused if isinstance(refused, tuple) else (refused,))
         ):
             found.append(f"{whose} says {key}: {value!r}")
     return found

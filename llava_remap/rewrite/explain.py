@@ -1,4 +1,6 @@
-"""Why a name became what it became, rule by rule; and where no rule took it, which came nearest and why they didn't match."""
+"""Why a name became what it became, rule by rule; and where no rule took it, which came nearest
+and why they didn't match.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class ExplainedStep(NamedTuple):
 
     Attributes:
         rule: `prepare/ID` or `names/ID`.
-        pattern, makes: as the rule file has them; `makes` is None for a drop, empty for what is taken out.
+        pattern, makes: as the rule file has them; `makes` is None for a drop, empty for what is
+            taken out.
         after: what it left; None for a drop.
     """
 
@@ -65,11 +68,18 @@ class Explanation:
         return "dropped" if self.rewrite.reason is not None else "unmapped"
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"outcome": self.outcome, "target": self.rewrite.target, "reason": self.rewrite.reason}
+        found: dict[str, Any] = {
+            "outcome": self.outcome,
+            "target": self.rewrite.target,
+            "reason": self.rewrite.reason,
+        }
         found["steps"] = [
-            {"rule": step.rule, "pattern": step.pattern, "makes": step.makes, "after": step.after} for step in self.steps
+            {"rule": step.rule, "pattern": step.pattern, "makes": step.makes, "after": step.after}
+            for step in self.steps
         ]
-        found["nearest"] = [{"rule": near.rule, "pattern": near.pattern, "why": near.why} for near in self.nearest]
+        found["nearest"] = [
+            {"rule": near.rule, "pattern": near.pattern, "why": near.why} for near in self.nearest
+        ]
         return found
 
 
@@ -80,12 +90,16 @@ class Explainer:
         names, config: of the first source, as in `compile_rules`.
     """
 
-    def __init__(self, rules: RuleFile, names: Collection[str], config: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, rules: RuleFile, names: Collection[str], config: Mapping[str, Any] | None
+    ) -> None:
         self._all = compile_all(rules)
         self.program = self._all.given(names, config)
         self.left_out = tuple(_left_out(self._all, self.program, names, config))
         # Of the program those of a layout, too.
-        self._names = tuple({rule.label: rule for rule in (*self._all.names, *self.program.names)}.values())
+        self._names = tuple(
+            {rule.label: rule for rule in (*self._all.names, *self.program.names)}.values()
+        )
         self._rules = {rule.label: rule.rule for rule in (*self._all.prepare, *self._names)}
 
     def explain(self, rewrite: Rewrite) -> Explanation:
@@ -95,14 +109,21 @@ class Explainer:
             RemapError: LR206 if a regex hit its time limit.
         """
         steps = tuple(
-            ExplainedStep(step.rule, pattern_of(self._rules[step.rule]), _makes(self._rules[step.rule]), step.after)
+            ExplainedStep(
+                step.rule,
+                pattern_of(self._rules[step.rule]),
+                _makes(self._rules[step.rule]),
+                step.after,
+            )
             for step in rewrite.trace
         )
         unmapped = rewrite.target is None and rewrite.reason is None
         return Explanation(rewrite, steps, self._nearest(rewrite.prepared) if unmapped else ())
 
     def _nearest(self, name: str) -> tuple[NearRule, ...]:
-        """Rules with anything in common with the name, by how far they match it and then by how many of their words it has."""
+        """Rules with anything in common with the name, by how far they match it and then by how
+        many of their words it has.
+        """
         held_back = {left.rule: left.why for left in self.left_out}
         found = []
         for rule in self._names:
@@ -110,7 +131,10 @@ class Explainer:
             words = set(_WORD.findall(_literals(rule.rule)))
             shared = len(words & set(_WORD.findall(name))) / max(len(words), 1)
             if rule(name) is not None:  # it is no part of the program
-                matched, why = len(name), f"it matches, but its `when` doesn't hold: {'; '.join(held_back[rule.label])}"
+                matched, why = (
+                    len(name),
+                    f"it matches, but its `when` doesn't hold: {'; '.join(held_back[rule.label])}",
+                )
             elif rule.rule.match is not None:
                 matched, why = 0, "it finds nothing in the name"
             else:
@@ -139,15 +163,29 @@ def _literals(rule: Rule) -> str:
     return "".join(text for text, _, _ in Template(str(rule.from_)).pieces())
 
 
-def _left_out(everything: Program, program: Program, names: Collection[str], config: Mapping[str, Any] | None) -> list[LeftOut]:
+def _left_out(
+    everything: Program, program: Program, names: Collection[str], config: Mapping[str, Any] | None
+) -> list[LeftOut]:
     prepared = [program.rewrite(name).prepared for name in names]
 
-    def of(rules: tuple[CompiledRule, ...], counting: tuple[CompiledRule, ...], stored: bool) -> list[LeftOut]:
+    def of(
+        rules: tuple[CompiledRule, ...], counting: tuple[CompiledRule, ...], stored: bool
+    ) -> list[LeftOut]:
         labels = {rule.label for rule in counting}
         return [
-            LeftOut(rule.label, tuple(contradictions(rule.rule.when, names if stored else prepared, config, stored=stored)))
+            LeftOut(
+                rule.label,
+                tuple(
+                    contradictions(
+                        rule.rule.when, names if stored else prepared, config, stored=stored
+                    )
+                ),
+            )
             for rule in rules
             if rule.label not in labels and rule.rule.when is not None
         ]
 
-    return [*of(everything.prepare, program.prepare, True), *of(everything.names, program.names, False)]
+    return [
+        *of(everything.prepare, program.prepare, True),
+        *of(everything.names, program.names, False),
+    ]

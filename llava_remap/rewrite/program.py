@@ -1,7 +1,9 @@
-"""Rule file to a compiled program; the program takes names to new names, and back. Pure: no files, no tensors.
+"""Rule file to a compiled program; the program takes names to new names, and back. Pure: no files,
+no tensors.
 
-A name goes through every rule of `prepare` in turn (wrappers off, buffers dropped), each at most once, and then to the first
-rule of `names` that matches. Only a name that a rule of `names` matched counts as mapped.
+A name goes through every rule of `prepare` in turn (wrappers off, buffers dropped), each at most
+once, and then to the first rule of `names` that matches. Only a name that a rule of `names` matched
+counts as mapped.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ class CompiledRule:
         label: `prepare/ID` or `names/ID`; of a layout, its name and the ID.
         rule: as the rule file has it.
         mark: where that is.
-        candidates: a regex of whole names that every name matches which the rule takes, and perhaps others.
+        candidates: a regex of whole names that every name matches which the rule takes, and perhaps
+            others.
         segments: segments that every name has which the rule takes.
         back_segments: segments that every name has which `back` takes.
         run: gives the new name (for a drop: the name) or None where it doesn't match.
@@ -94,7 +97,9 @@ class CompiledRule:
         return self._limited(self.run, name)
 
     def lead_back(self, target: str) -> str | None:
-        """The name that `back` makes of a target; None where it doesn't match or there is no way back."""
+        """The name that `back` makes of a target; None where it doesn't match or there is no way
+        back.
+        """
         return None if self.back is None else self._limited(self.back, target)
 
     def _limited(self, run: Callable[[str], str | None], name: str) -> str | None:
@@ -114,7 +119,8 @@ class Program:
     """Compiled rules, in order.
 
     Attributes:
-        layouts: rules of layouts. Those of one of them stand behind `names` in the program for a checkpoint (`given`).
+        layouts: rules of layouts. Those of one of them stand behind `names` in the program for a
+            checkpoint (`given`).
     """
 
     prepare: tuple[CompiledRule, ...]
@@ -125,7 +131,8 @@ class Program:
         """Take one name through the rules.
 
         Args:
-            without: the label of a rule that is passed over, to see what the rule keeps from happening.
+            without: the label of a rule that is passed over, to see what the rule keeps from
+                happening.
 
         Raises:
             RemapError: LR206 if a regex of the rule file hit its time limit on this name.
@@ -148,14 +155,19 @@ class Program:
         return Rewrite(name, target, rule.rule.drop, prepared, tuple(trace))
 
     def inverse(self, target: str) -> str | None:
-        """The one name, after `prepare`, that `names` takes to `target`; None where no rule leads back, or rules to several.
+        """The one name, after `prepare`, that `names` takes to `target`; None where no rule leads
+        back, or rules to several.
 
         What comes back is held against the way there: `rewrite` of it gives `target`.
 
         Raises:
             RemapError: LR206 if a regex of the rule file hit its time limit on the way.
         """
-        candidates = {name for rule in self.leading_back(target) if (name := rule.lead_back(target)) is not None}
+        candidates = {
+            name
+            for rule in self.leading_back(target)
+            if (name := rule.lead_back(target)) is not None
+        }
         found = [name for name in candidates if self.rewrite(name).target == target]
         return found[0] if len(found) == 1 else None
 
@@ -168,8 +180,12 @@ class Program:
         return self._only(lambda rule: rule.label != label)
 
     def given(self, names: Collection[str], config: Mapping[str, Any] | None) -> Program:
-        """The program for a checkpoint: of the rules with a `when` only those whose `when` holds for it, of the layouts one."""
-        if not self.layouts and all(rule.rule.when is None for rule in (*self.prepare, *self.names)):
+        """The program for a checkpoint: of the rules with a `when` only those whose `when` holds
+        for it, of the layouts one.
+        """
+        if not self.layouts and all(
+            rule.rule.when is None for rule in (*self.prepare, *self.names)
+        ):
             return self
         prepare = tuple(rule for rule in self.prepare if _holds(rule.rule.when, names, config))
         first = Program(prepare, ())
@@ -183,7 +199,9 @@ class Program:
         return self._only(lambda rule: rule.rule.when is None or rule.rule.when == condition)
 
     def _only(self, wanted: Callable[[CompiledRule], bool]) -> Program:
-        return Program(tuple(filter(wanted, self.prepare)), tuple(filter(wanted, self.names)), self.layouts)
+        return Program(
+            tuple(filter(wanted, self.prepare)), tuple(filter(wanted, self.names)), self.layouts
+        )
 
     @cached_property
     def _prepare(self) -> _Sequence:
@@ -198,23 +216,32 @@ class Program:
         return _Index([rule.back_segments for rule in self.names])
 
 
-def compile_rules(rules: RuleFile, names: Collection[str] = (), config: Mapping[str, Any] | None = None) -> Program:
-    """Compile the rules of a validated rule file for a checkpoint; patterns were checked when it was loaded.
+def compile_rules(
+    rules: RuleFile, names: Collection[str] = (), config: Mapping[str, Any] | None = None
+) -> Program:
+    """Compile the rules of a validated rule file for a checkpoint; patterns were checked when it
+    was loaded.
 
     Args:
-        names, config: the names and the config of the first source, which a rule's `when` may ask for.
+        names, config: the names and the config of the first source, which a rule's `when` may ask
+            for.
     """
     return compile_all(rules).given(names, config)
 
 
 def compile_all(rules: RuleFile) -> Program:
-    """Compile every rule of a rule file, whether its `when` holds or not: to look at the rules, not at a checkpoint."""
+    """Compile every rule of a rule file, whether its `when` holds or not: to look at the rules,
+    not at a checkpoint.
+    """
     text, spent = rules.text, TimeSpent()
     return Program(
         tuple(_compile(f"prepare/{rule.id}", rule, rules, spent) for rule in text.prepare),
         tuple(_compile(f"names/{rule.id}", rule, rules, spent) for rule in text.names),
         tuple(
-            tuple(replace(rule, label=f"{layout.name}/{rule.rule.id}") for rule in compile_all(layout).names)
+            tuple(
+                replace(rule, label=f"{layout.name}/{rule.rule.id}")
+                for rule in compile_all(layout).names
+            )
             for layout in rules.layouts
         ),
     )
@@ -225,17 +252,38 @@ def _compile(label: str, rule: Rule, file: RuleFile, spent: TimeSpent) -> Compil
     mark = file.marks[label]
     if rule.unwrap is not None:
         wrapper = Wrapper(rule.unwrap)
-        return CompiledRule(label, rule, mark, wrapper.candidates, wrapper.segments, frozenset(), wrapper.take_off, None)
+        return CompiledRule(
+            label,
+            rule,
+            mark,
+            wrapper.candidates,
+            wrapper.segments,
+            frozenset(),
+            wrapper.take_off,
+            None,
+        )
     if rule.match is not None:
         regex = Regex(rule.match, rule.replace, spent)
-        return CompiledRule(label, rule, mark, regex.candidates, regex.segments, back_segments, regex.search, back, spent)
+        return CompiledRule(
+            label,
+            rule,
+            mark,
+            regex.candidates,
+            regex.segments,
+            back_segments,
+            regex.search,
+            back,
+            spent,
+        )
     source = Template(str(rule.from_))
     run = _between(source, Template(rule.to) if rule.to is not None else source)
     return CompiledRule(label, rule, mark, source.regex, source.segments, back_segments, run, back)
 
 
 def one_way(rule: Rule) -> str:
-    """Why a rename of `names` can't be reversed, in words; empty for one that can, and for a drop, which has none to miss."""
+    """Why a rename of `names` can't be reversed, in words; empty for one that can, and for a
+    drop, which has none to miss.
+    """
     if rule.drop is not None:
         return ""
     if rule.one_way:
@@ -275,7 +323,9 @@ def _between(source: Template, target: Template) -> Callable[[str], str | None]:
     return run
 
 
-def _holds(condition: Condition | None, names: Collection[str], config: Mapping[str, Any] | None) -> bool:
+def _holds(
+    condition: Condition | None, names: Collection[str], config: Mapping[str, Any] | None
+) -> bool:
     return condition is None or not contradictions(condition, names, config)
 
 
@@ -286,7 +336,9 @@ def _taken(rules: tuple[CompiledRule, ...], names: Collection[str]) -> int:
 
 
 class _Index:
-    """Patterns by a segment that every name has which they take, the rarest: few are asked for a name, however many there are."""
+    """Patterns by a segment that every name has which they take, the rarest: few are asked for a
+    name, however many there are.
+    """
 
     def __init__(self, segments: Sequence[frozenset[str]]) -> None:
         counts = Counter(segment for of_one in segments for segment in of_one)
@@ -298,15 +350,17 @@ class _Index:
 
     def asked(self, name: str) -> list[int]:
         """The numbers of the patterns that may take a name, in their order."""
-        having = [self._having[segment] for segment in {*name.split(".")} if segment in self._having]
+        having = [
+            self._having[segment] for segment in {*name.split(".")} if segment in self._having
+        ]
         return sorted(chain(self._always, *having))
 
 
 class _Sequence:
     """Rules in order, of which the first that matches is wanted.
 
-    Many that may match are asked at once by one regex, which finds the first of them: where few take a name, that is several
-    times faster than to ask one by one.
+    Many that may match are asked at once by one regex, which finds the first of them: where few
+    take a name, that is several times faster than to ask one by one.
     """
 
     def __init__(self, rules: tuple[CompiledRule, ...]) -> None:
@@ -314,7 +368,9 @@ class _Sequence:
         self._index = _Index([rule.segments for rule in rules])
         self._at_once: dict[tuple[int, ...], re.Pattern[str]] = {}
 
-    def first(self, name: str, start: int, without: str = "") -> tuple[int, CompiledRule, str] | None:
+    def first(
+        self, name: str, start: int, without: str = ""
+    ) -> tuple[int, CompiledRule, str] | None:
         """The first rule from `start` on that matches, but for the one with the label `without`.
 
         Returns:
@@ -334,6 +390,8 @@ class _Sequence:
 
     def _regex(self, numbers: tuple[int, ...]) -> re.Pattern[str]:
         if numbers not in self._at_once:
-            candidates = "|".join(f"(?P<r{number}>{self._rules[number].candidates})" for number in numbers)
+            candidates = "|".join(
+                f"(?P<r{number}>{self._rules[number].candidates})" for number in numbers
+            )
             self._at_once[numbers] = re.compile(candidates, re.DOTALL)
         return self._at_once[numbers]

@@ -1,4 +1,6 @@
-"""The tests that stand in a rule file, run; the rules that none of them reaches, and tests for those."""
+"""The tests that stand in a rule file, run; the rules that none of them reaches, and tests for
+those.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +51,14 @@ def run_tests(rules: RuleFile) -> list[TestResult]:
 
 
 def untested(rules: RuleFile) -> list[str]:
-    """The labels of the rules that were written in this very file and that none of its tests reaches, in order."""
+    """The labels of the rules that were written in this very file and that none of its tests
+    reaches, in order.
+    """
     reached = {label for result in run_tests(rules) for label in result.rules}
     own = rules.tree.mark.file
-    return [label for label, mark in rules.marks.items() if mark.file == own and label not in reached]
+    return [
+        label for label, mark in rules.marks.items() if mark.file == own and label not in reached
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +77,16 @@ class Known:
 
 
 def new_test(rules: RuleFile, label: str, known: Known) -> NameTest | None:
-    """A test that reaches a rule, with the outcome that it has now; None where no name is found that the rule takes.
+    """A test that reaches a rule, with the outcome that it has now; None where no name is found
+    that the rule takes.
 
-    The name is the checkpoint's first one that the rule takes, else the rule's template filled with something.
+    The name is the checkpoint's first one that the rule takes, else the rule's template filled with
+    something.
     """
     everything = compile_all(rules)
-    rule = next(rule.rule for rule in (*everything.prepare, *everything.names) if rule.label == label)
+    rule = next(
+        rule.rule for rule in (*everything.prepare, *everything.names) if rule.label == label
+    )
     program = everything.given(known.names, known.config)
     real = next((name for name in known.taken if label in program.rewrite(name).rules), None)
     stored = label.startswith("prepare/")
@@ -97,8 +107,12 @@ def _made_up(template: str | None) -> Iterator[str]:
             yield pattern.fill({field: values[kind] for field, kind in pattern.fields.items()})
 
 
-def _given(when: Condition, seen: Sequence[tuple[str, str]], config: Mapping[str, Any] | None) -> Given:
-    """What has to be true for a `when`: names of the checkpoint (as stored, as the condition sees them), or made-up ones."""
+def _given(
+    when: Condition, seen: Sequence[tuple[str, str]], config: Mapping[str, Any] | None
+) -> Given:
+    """What has to be true for a `when`: names of the checkpoint (as stored, as the condition
+    sees them), or made-up ones.
+    """
     names = []
     for text in when.present:
         template = Template(text)
@@ -117,7 +131,9 @@ def _as_test(name: str, found: Rewrite, given: Given) -> NameTest:
     fields: dict[str, Any] = {"from": name, "given": given}
     if found.target is not None:
         return NameTest.model_validate({**fields, "to": found.target})
-    return NameTest.model_validate({**fields, "dropped" if found.reason is not None else "unmapped": True})
+    return NameTest.model_validate(
+        {**fields, "dropped" if found.reason is not None else "unmapped": True}
+    )
 
 
 def _run(program: Program, test: NameTest) -> TestResult:

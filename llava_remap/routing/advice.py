@@ -11,5 +11,12 @@ def draft_command(class_name: str, location: str, **parts: str) -> str:
     Args:
         parts: further sources → where they are.
     """
-    given = [f"model={location}", *(f"{name}={place}" for name, place in parts.items())] if parts else [location]
-    return f"llava-remap rules new {' '.join(f'--from {quote(text)}' for text in given)} --to {class_name} --output mine.yaml"
+    given = (
+        [f"model={location}", *(f"{name}={place}" for name, place in parts.items())]
+        if parts
+        else [location]
+    )
+    return (
+        f"llava-remap rules new {' '.join(f'--from {quote(text)}' for text in given)} --to "
+        f"{class_name} --output mine.yaml"
+    )

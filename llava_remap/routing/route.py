@@ -33,7 +33,9 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class RoutedPair:
-    """A pair of an adapter's matrices, and what the program made of the name of the tensor that it changes."""
+    """A pair of an adapter's matrices, and what the program made of the name of the tensor that
+    it changes.
+    """
 
     source: str
     a: Tensor
@@ -51,12 +53,15 @@ class Routes:
     """All source tensors.
 
     Attributes:
-        taken: those that count, in the order of sources and of their catalogs; sources that override stand behind the others.
-        beside: those of a source that isn't used since the first source has its own (`used_if_absent`).
+        taken: those that count, in the order of sources and of their catalogs; sources that
+            override stand behind the others.
+        beside: those of a source that isn't used since the first source has its own
+            (`used_if_absent`).
         unselected: sources that count but of which `select` took nothing.
         not_given: sources that are needed and weren't given.
         pairs: those of adapters, and of sources that one wasn't merged into.
-        replaced: those in whose place one of a source that overrides is taken, each with that source.
+        replaced: those in whose place one of a source that overrides is taken, each with that
+            source.
     """
 
     taken: tuple[Routed, ...]
@@ -77,18 +82,29 @@ class Routes:
 
     def origin(self, target: str) -> SourceName | None:
         """The source name that `produced` has for a target name; None without one."""
-        return next((routed.origin for routed in self.taken if routed.rewrite.target == target), None)
+        return next(
+            (routed.origin for routed in self.taken if routed.rewrite.target == target), None
+        )
 
 
 def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoint]) -> Routes:
-    """Take the names of every given source, selected and prefixed as the rule file says, through the program."""
+    """Take the names of every given source, selected and prefixed as the rule file says, through
+    the program.
+    """
     taken: list[Routed] = []
     beside: list[Routed] = []
     pairs: list[RoutedPair] = []
     replaced: list[tuple[Routed, str]] = []
     unselected, not_given = [], []
-    given = {name: source for name, source in rules.text.sources.items() if name in checkpoints and "tensors" in source.use}
-    programs = {name: _program_for(rules, program, source, checkpoints[name]) for name, source in given.items()}
+    given = {
+        name: source
+        for name, source in rules.text.sources.items()
+        if name in checkpoints and "tensors" in source.use
+    }
+    programs = {
+        name: _program_for(rules, program, source, checkpoints[name])
+        for name, source in given.items()
+    }
     routed = {
         name: [
             Routed(name, tensor, programs[name].rewrite(source.prefix + tensor.name))
@@ -102,7 +118,11 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
             not_given += [] if source.optional or name in checkpoints else [name]
             continue
         absent = Template(source.used_if_absent) if source.used_if_absent else None
-        having = {r.source for r in main if absent is not None and absent.match(r.rewrite.prepared) is not None}
+        having = {
+            r.source
+            for r in main
+            if absent is not None and absent.match(r.rewrite.prepared) is not None
+        }
         if name not in checkpoints:
             not_given += [] if having or source.optional else [name]
         elif rules.first_source in having:
@@ -116,26 +136,44 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
             taken += routed[name]
             unselected += [] if routed[name] else [name]
             pairs += _pairs(name, source, checkpoints[name], programs[name])
-    return Routes(tuple(taken), tuple(beside), tuple(unselected), tuple(not_given), tuple(pairs), tuple(replaced))
+    return Routes(
+        tuple(taken),
+        tuple(beside),
+        tuple(unselected),
+        tuple(not_given),
+        tuple(pairs),
+        tuple(replaced),
+    )
 
 
-def _program_for(rules: RuleFile, program: Program, source: Source, checkpoint: Checkpoint) -> Program:
-    """The program for a source: an adapter may have been trained under the names of another layout than its base has."""
+def _program_for(
+    rules: RuleFile, program: Program, source: Source, checkpoint: Checkpoint
+) -> Program:
+    """The program for a source: an adapter may have been trained under the names of another
+    layout than its base has.
+    """
     if not rules.layouts or not source.overrides:
         return program
     matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
-    names = [*(pair.base for pair in checkpoint.pairs), *(name for name in checkpoint.catalog if name not in matrices)]
+    names = [
+        *(pair.base for pair in checkpoint.pairs),
+        *(name for name in checkpoint.catalog if name not in matrices),
+    ]
     return compile_rules(rules, names, checkpoint.config)
 
 
-def _pairs(name: str, source: Source, checkpoint: Checkpoint, program: Program) -> Iterator[RoutedPair]:
+def _pairs(
+    name: str, source: Source, checkpoint: Checkpoint, program: Program
+) -> Iterator[RoutedPair]:
     for pair in checkpoint.pairs:
         a, b = (checkpoint.catalog[matrix] for matrix in (pair.a, pair.b))
         yield RoutedPair(name, a, b, pair.scale, program.rewrite(source.prefix + pair.base))
 
 
 def main_names(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
-    """The names, as they are stored, that conditions of a rule file speak of: the first source's, and those that override it."""
+    """The names, as they are stored, that conditions of a rule file speak of: the first
+    source's, and those that override it.
+    """
     return tuple(
         source.prefix + tensor.name
         for name, source in rules.text.sources.items()
@@ -148,7 +186,9 @@ def _is_main(rules: RuleFile, source: str) -> bool:
     return source == rules.first_source or rules.text.sources[source].overrides
 
 
-def _tensors(source: Source, checkpoint: Checkpoint, program: Program | None = None) -> Iterator[Tensor]:
+def _tensors(
+    source: Source, checkpoint: Checkpoint, program: Program | None = None
+) -> Iterator[Tensor]:
     """The tensors of a source that `select` takes, without the matrices of an adapter's pairs.
 
     What is selected goes by the name that `prepare` leaves; without a program, by the stored one.
@@ -157,5 +197,7 @@ def _tensors(source: Source, checkpoint: Checkpoint, program: Program | None = N
     matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
     for name, tensor in checkpoint.catalog.items():
         prepared = name if program is None or not select else program.rewrite(name).prepared
-        if name not in matrices and (not select or any(template.match(prepared) is not None for template in select)):
+        if name not in matrices and (
+            not select or any(template.match(prepared) is not None for template in select)
+        ):
             yield tensor

@@ -1,4 +1,6 @@
-"""What a part was trained with: the model that it was trained from, and the projector that was trained beside an adapter."""
+"""What a part was trained with: the model that it was trained from, and the projector that was
+trained beside an adapter.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,10 @@ def naming_notes(
 ) -> list[Problem]:
     """LR316 where the sources' own files name another one than a source that was given by hand.
 
-    They name the model that an adapter or a projector was trained from, and the tower of a language model. Two are one where
-    their hub ids or paths end in the same name. A tower of other sizes than the stock one that is named is told as LR309. Of a
-    tower whose tensors aren't taken, since the checkpoint has its own, the config is: it tells heads and activation.
+    They name the model that an adapter or a projector was trained from, and the tower of a language
+    model. Two are one where their hub ids or paths end in the same name. A tower of other sizes
+    than the stock one that is named is told as LR309. Of a tower whose tensors aren't taken, since
+    the checkpoint has its own, the config is: it tells heads and activation.
 
     Args:
         given: the sources that were given.
@@ -47,7 +50,9 @@ def naming_notes(
     ]
     for name in (name for name in checkpoints if name in given):
         tower = named_by_config(rules, name, config)
-        if tower is not None and all(has_stock_sizes(tower, prefix, routes.produced) for prefix in rules.target.towers):
+        if tower is not None and all(
+            has_stock_sizes(tower, prefix, routes.produced) for prefix in rules.target.towers
+        ):
             named.append((name, tower, "the config names"))
     notes = []
     for name, text, who in named:
@@ -55,29 +60,51 @@ def naming_notes(
         path = there.path.with_suffix("") if there.is_manifest else there.folder or there.path
         if last_part(text) != last_part(there.origin or str(path.resolve())):
             cause = f"{who} {quoted(text)}, and {there.location} is given as `{name}`."
-            notes.append(Problem("LR316", cause, f"If that is another one, give the one that is named: --source {name}=DIR."))
+            notes.append(
+                Problem(
+                    "LR316",
+                    cause,
+                    f"If that is another one, give the one that is named: --source {name}=DIR.",
+                )
+            )
     return notes
 
 
-def tower_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None) -> list[Problem]:
-    """LR112 for a second tower, inside the checkpoint, that is by the config another one than the rule file's default.
+def tower_problems(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None
+) -> list[Problem]:
+    """LR112 for a second tower, inside the checkpoint, that is by the config another one than the
+    rule file's default.
 
-    The first tower's config counts for both, and tensors show neither attention heads nor activation.
+    The first tower's config counts for both, and tensors show neither attention heads nor
+    activation.
     """
     keys, problems = [value.from_ for value in rules.target.towers.values()][1:], []
     for name, source in rules.text.sources.items():
         named, default = other_than_default(source, config), source.default
-        if name not in checkpoints and named is not None and isinstance(default, NamedDefault) and default.from_ in keys:
+        if (
+            name not in checkpoints
+            and named is not None
+            and isinstance(default, NamedDefault)
+            and default.from_ in keys
+        ):
             cause = (
-                f"the config says {default.from_}: {quoted(named)}, and only of {default.default} it is known that it has the "
+                f"the config says {default.from_}: {quoted(named)}, and only of {default.default} "
+                "it is known that it has the "
                 "attention heads and the activation of the other tower; tensors show neither."
             )
-            problems.append(Problem("LR112", cause, f"Give it, with its own config.json: --source {name}=DIR."))
+            problems.append(
+                Problem("LR112", cause, f"Give it, with its own config.json: --source {name}=DIR.")
+            )
     return problems
 
 
 def rows_problems(
-    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], routes: Routes, embedding: str, config: Mapping[str, Any]
+    rules: RuleFile,
+    checkpoints: Mapping[str, Checkpoint],
+    routes: Routes,
+    embedding: str,
+    config: Mapping[str, Any],
 ) -> list[Problem]:
     """LR402 where the table of token embeddings isn't of the training whose config is believed.
 
@@ -90,48 +117,90 @@ def rows_problems(
     parts = [name for name in checkpoints if rules.text.sources[name].overrides]
     said_by = next((name for name in parts if checkpoints[name].config is config), first)
     rows = checkpoints[origin.source].catalog[origin.name].shape[0]
-    if origin.source == first != said_by and rows != wanted and (checkpoints[first].config or {}).get("vocab_size") == rows:
-        cause = f"by its config.json `{said_by}` was trained from a model of {wanted} tokens, and `{first}` has {rows}."
-        return [Problem("LR402", cause, f"Give the model that it was trained from: --source {first}=DIR.")]
+    if (
+        origin.source == first != said_by
+        and rows != wanted
+        and (checkpoints[first].config or {}).get("vocab_size") == rows
+    ):
+        cause = (
+            f"by its config.json `{said_by}` was trained from a model of {wanted} tokens, and "
+            f"`{first}` has {rows}."
+        )
+        return [
+            Problem(
+                "LR402", cause, f"Give the model that it was trained from: --source {first}=DIR."
+            )
+        ]
     if origin.source != first and rows < wanted:
         cause = (
-            f"`{origin.source}` brings an embed_tokens of {rows} rows, and the config of `{said_by}` says vocab_size: {wanted}."
+            f"`{origin.source}` brings an embed_tokens of {rows} rows, and the config of "
+            f"`{said_by}` says vocab_size: {wanted}."
         )
-        return [Problem("LR402", cause, f"Give the whole table, as the training's end has it: --source {origin.source}=DIR.")]
+        return [
+            Problem(
+                "LR402",
+                cause,
+                "Give the whole table, as the training's end has it: --source "
+                f"{origin.source}=DIR.",
+            )
+        ]
     return []
 
 
 def projector_findings(
     rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoint], routes: Routes
 ) -> tuple[list[Problem], list[Problem]]:
-    """LR317 for an adapter beside which no projector is given, so that the base's own one would count.
+    """LR317 for an adapter beside which no projector is given, so that the base's own one would
+    count.
 
-    A problem where the adapter's files show that one was trained with it; a note where they don't tell.
+    A problem where the adapter's files show that one was trained with it; a note where they don't
+    tell.
     """
     sources = rules.text.sources
-    brought = {r.source for r in routes.taken if sources[r.source].overrides and _of_projector(r.rewrite.target)}
+    brought = {
+        r.source
+        for r in routes.taken
+        if sources[r.source].overrides and _of_projector(r.rewrite.target)
+    }
     brought |= {pair.source for pair in routes.pairs if _of_projector(pair.rewrite.target)}
     problems: list[Problem] = []
     notes: list[Problem] = []
     for name, adapter in checkpoints.items():
         config = adapter.config or {}
-        if not adapter.pairs or not sources[name].overrides or name in brought or _is_frozen(config):
+        if (
+            not adapter.pairs
+            or not sources[name].overrides
+            or name in brought
+            or _is_frozen(config)
+        ):
             continue
         shown = _shown(config)
         lies = projector_place(rules, program, name, adapter)
         if brought:
             if shown or lies:
                 told = (
-                    f"`{name}` was trained with a projector of its own, and that of {', '.join(map(quoted, brought))} is taken."
+                    f"`{name}` was trained with a projector of its own, and that of "
+                    f"{', '.join(map(quoted, brought))} is taken."
                 )
                 notes.append(Problem("LR317", told, lies))
         elif shown or lies:
             why = f"Its config.json says {shown}." if shown else "Its own training has one."
-            fix = lies or f"Give the folder of the training's end, with its non_lora_trainables.bin: --source {name}=DIR."
-            problems.append(Problem("LR317", f"`{name}` brings no projector, and one was trained with it. {why}", fix))
+            fix = (
+                lies
+                or "Give the folder of the training's end, with its non_lora_trainables.bin: "
+                f"--source {name}=DIR."
+            )
+            problems.append(
+                Problem(
+                    "LR317",
+                    f"`{name}` brings no projector, and one was trained with it. {why}",
+                    fix,
+                )
+            )
         else:
             told = (
-                f"`{name}` brings no projector, so that of `{rules.first_source}` is taken. Whether one was trained isn't known."
+                f"`{name}` brings no projector, so that of `{rules.first_source}` is taken. "
+                "Whether one was trained isn't known."
             )
             notes.append(Problem("LR317", told))
     return problems, notes
@@ -144,7 +213,9 @@ def _of_projector(target: str | None) -> bool:
 def _is_frozen(config: Mapping[str, Any]) -> bool:
     """Whether LLaVA's config says that the projector wasn't trained."""
     parts = config.get("mm_tunable_parts")
-    return bool(config.get("freeze_mm_mlp_adapter")) or (isinstance(parts, str) and parts != "" and "mm_mlp_adapter" not in parts)
+    return bool(config.get("freeze_mm_mlp_adapter")) or (
+        isinstance(parts, str) and parts != "" and "mm_mlp_adapter" not in parts
+    )
 
 
 def _shown(config: Mapping[str, Any]) -> str:
@@ -155,11 +226,17 @@ def _shown(config: Mapping[str, Any]) -> str:
         return f"mm_projector_lr: {rate}"
     # Beside LoRA, LLaVA's training trains the projector unless it is told not to.
     own = next((key for key in config if key.startswith("mm_")), None)
-    return f"{own}: {quoted(str(config[own]))}, so LLaVA's training wrote it" if own is not None else ""
+    return (
+        f"{own}: {quoted(str(config[own]))}, so LLaVA's training wrote it"
+        if own is not None
+        else ""
+    )
 
 
 def projector_place(rules: RuleFile, program: Program, name: str, adapter: Checkpoint) -> str:
-    """Where the projector that was trained with an adapter lies and how to give it, in words; empty where it isn't found."""
+    """Where the projector that was trained with an adapter lies and how to give it, in words;
+    empty where it isn't found.
+    """
     if adapter.folder is None or not adapter.pairs:
         return ""
     prefix = rules.text.sources[name].prefix
@@ -175,20 +252,32 @@ def projector_place(rules: RuleFile, program: Program, name: str, adapter: Check
 
     folder = adapter.folder.resolve()
     numbers = [found for path in folder.iterdir() if (found := _NUMBER.fullmatch(path.name))]
-    steps = {int(found[1]): path for found in numbers if has_file(path := folder / found[0] / _STATES)}
+    steps = {
+        int(found[1]): path for found in numbers if has_file(path := folder / found[0] / _STATES)
+    }
     if steps and has_one(last := steps[max(steps)]):
         return f"It lies in {last}. Put it beside the pairs: {_extract(last, folder)}"
-    for path in (folder / "mm_projector.bin", folder.parent / "mm_projector" / f"{folder.name}.bin"):
+    for path in (
+        folder / "mm_projector.bin",
+        folder.parent / "mm_projector" / f"{folder.name}.bin",
+    ):
         if has_one(path):
             return f"It lies in {path}. Give it: --source projector={quote(str(path))}."
     if has_one(folder.parent / "non_lora_trainables.bin"):
-        return f"That of the training's end lies in {folder.parent}. Give it: --source {name}={quote(str(folder.parent))}."
+        return (
+            f"That of the training's end lies in {folder.parent}. Give it: --source "
+            f"{name}={quote(str(folder.parent))}."
+        )
     return ""
 
 
 def _extract(states: Path, folder: Path) -> str:
-    """A command that writes what was trained beside the pairs as LLaVA's training does at its end."""
+    """A command that writes what was trained beside the pairs as LLaVA's training does at its
+    end.
+    """
     return (
-        f"cd {quote(str(folder))} && python -c \"import torch; s = torch.load('{states.relative_to(folder)}', 'cpu', "
-        "weights_only=False)['module']; torch.save({k: v for k, v in s.items() if 'lora_' not in k}, 'non_lora_trainables.bin')\""
+        f'cd {quote(str(folder))} && python -c "import torch; s = '
+        f"torch.load('{states.relative_to(folder)}', 'cpu', "
+        "weights_only=False)['module']; torch.save({k: v for k, v in s.items() if 'lora_' not in "
+        "k}, 'non_lora_trainables.bin')\""
     )

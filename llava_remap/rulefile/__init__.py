@@ -40,8 +40,11 @@ from llava_remap.rulefile.schema import (
 from llava_remap.rulefile.yaml_text import Mark
 
 __all__ = [
-    "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "NamedDefault", "Notice", "PatternError",
-    "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile", "RuleText", "RunawayError", "Source", "Target",
-    "Template", "TimeSpent", "Token", "Wrapper", "load_rule_file", "reversed_template", "shipped_chat_parts",
+    "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "NamedDefault",
+    "Notice", "PatternError",
+    "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile", "RuleText",
+    "RunawayError", "Source", "Target",
+    "Template", "TimeSpent", "Token", "Wrapper", "load_rule_file", "reversed_template",
+    "shipped_chat_parts",
     "shipped_class_part", "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

@@ -1,4 +1,6 @@
-"""Tests added to the text of a rule file: something is inserted, and every other byte stays as it is."""
+"""Tests added to the text of a rule file: something is inserted, and every other byte stays as
+it is.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +32,33 @@ def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
         shown: the file's name in messages.
 
     Raises:
-        RemapError: LR201 for a file that is one flow mapping, `{schema: 1, …}`, which has no lines to put tests between.
+        RemapError: LR201 for a file that is one flow mapping, `{schema: 1, …}`, which has no lines
+            to put tests between.
     """
     if text.startswith(_BOM):  # which a reader doesn't count
         return _BOM + with_tests(text.removeprefix(_BOM), tests, shown)
     root = yaml.compose(text, Loader=LOADER)
     assert isinstance(root, yaml.MappingNode)
     if root.flow_style:
-        cause = f"{shown}:1:1 the file is written in braces, {{…}}, so there is no line to put tests behind."
+        cause = (
+            f"{shown}:1:1 the file is written in braces, {{…}}, so there is no line to put "
+            "tests behind."
+        )
         raise refuse("LR201", cause, "Write its fields one below the other.")
     newline = "\r\n" if "\r\n" in text else "\n"
     found = next((value for key, value in root.value if key.value == "tests"), None)
     if found is None:
         indent = " " * root.start_mark.column
         before = "" if text.endswith(("\n", "\r")) else newline
-        return text + before + newline + indent + "tests:" + newline + _block(tests, indent + "  ", newline)
+        return (
+            text
+            + before
+            + newline
+            + indent
+            + "tests:"
+            + newline
+            + _block(tests, indent + "  ", newline)
+        )
     assert isinstance(found, yaml.SequenceNode)
     if found.flow_style:
         return _in_flow(text, found, tests, newline)
@@ -59,14 +73,18 @@ def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
 
 
 def _last(node: yaml.Node) -> yaml.Node:
-    """What stands last in a node. A node in block style ends, to the reader, only where the next one begins."""
+    """What stands last in a node. A node in block style ends, to the reader, only where the next
+    one begins.
+    """
     while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
     return node
 
 
 def _in_flow(text: str, node: yaml.SequenceNode, tests: Sequence[NameTest], newline: str) -> str:
-    """Behind the last item, in its line, or each in a line of its own where the items have lines of their own."""
+    """Behind the last item, in its line, or each in a line of its own where the items have lines
+    of their own.
+    """
     items = [_mapping(_fields(test)) for test in tests]
     if not node.value:
         at = node.start_mark.index + 1

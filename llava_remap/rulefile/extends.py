@@ -1,4 +1,6 @@
-"""A rule file's text merged with that of all files it extends: which field and which rule of which file counts."""
+"""A rule file's text merged with that of all files it extends: which field and which rule of
+which file counts.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ _OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
 _LARGEST_TEMPLATE = 100_000
 #: Files that extend one another in a row. The shipped ones have five.
 _MAX_CHAIN = 20
-#: Entries of all lists `extends` that lead to one file. Those of the shipped files come to about 20.
+#: Entries of all lists `extends` that lead to one file. Those of the shipped files come to about
+#: 20.
 _MAX_PARENTS = 200
 #: Bytes of all files of Jinja together, each as often as it is named.
 _MOST_JINJA = 1_000_000
@@ -45,12 +48,14 @@ class Extended:
     _trees: dict[Path, Node] = field(default_factory=dict)
     #: By the name of a file in messages: the names of all that it extends, directly or not.
     _above: dict[str, set[str]] = field(default_factory=dict)
-    #: Each entry of a list `extends`, and the size of each file of Jinja, in the order in which they were come upon.
+    #: Each entry of a list `extends`, and the size of each file of Jinja, in the order in which
+    #: they were come upon.
     _parents: list[str] = field(default_factory=list)
     _jinja: list[int] = field(default_factory=list)
 
     def merge(self, path: Path, chain: tuple[Path, ...] = ()) -> Node:
-        """The tree of a file with its parents' merged in. `chain`: the files that led to it, each extending the next.
+        """The tree of a file with its parents' merged in. `chain`: the files that led to it, each
+        extending the next.
 
         Raises:
             RemapError: LR200, LR201, LR209 and LR210.
@@ -65,17 +70,34 @@ class Extended:
         merged: dict[str, Node] = {}
         for parent in items(root, "extends"):
             if not isinstance(parent.value, str):
-                raise refuse("LR201", f"{parent.mark} `extends` is a list of files.", "Write it so: extends: [parts/llava.yaml].")
+                raise refuse(
+                    "LR201",
+                    f"{parent.mark} `extends` is a list of files.",
+                    "Write it so: extends: [parts/llava.yaml].",
+                )
             self._parents.append(parent.value)
             if len(self._parents) > _MAX_PARENTS:
-                raise refuse("LR210", f"{parent.mark} more than {_MAX_PARENTS} entries of `extends` lead to one file.", _FEWER)
+                raise refuse(
+                    "LR210",
+                    f"{parent.mark} more than {_MAX_PARENTS} entries of `extends` lead to one "
+                    "file.",
+                    _FEWER,
+                )
             found = self._find(path, parent.value, parent.mark)
             links = [*chain, here, found.resolve()]
             if links[-1] in links[:-1]:
                 circle = " → ".join(map(shown, links))
-                raise refuse("LR210", f"{parent.mark} `extends` runs in a circle: {circle}.", "Take one of them out.")
+                raise refuse(
+                    "LR210",
+                    f"{parent.mark} `extends` runs in a circle: {circle}.",
+                    "Take one of them out.",
+                )
             if len(links) > _MAX_CHAIN:
-                raise refuse("LR210", f"{parent.mark} more than {_MAX_CHAIN} files extend one another in a row.", _FEWER)
+                raise refuse(
+                    "LR210",
+                    f"{parent.mark} more than {_MAX_CHAIN} files extend one another in a row.",
+                    _FEWER,
+                )
             tree = self.merge(found, (*chain, here))
             name = tree.mark.file  # as it was spelt when it was read first
             above |= {name} | self._above[name]
@@ -83,7 +105,9 @@ class Extended:
             merged = self._merge_parents(merged, handed_on, root.value, parent.mark)
         _check_ids(root)
         self.texts[here] = path.read_bytes()
-        self._trees[here] = tree = Node(_override(merged, entries(self._with_templates(path, root))), root.mark)
+        self._trees[here] = tree = Node(
+            _override(merged, entries(self._with_templates(path, root))), root.mark
+        )
         return tree
 
     def _with_templates(self, path: Path, root: Node) -> Node:
@@ -96,42 +120,80 @@ class Extended:
             if "text" in entries(template) and parts:
                 cause = f"{template.mark} the chat template `{name}` has both `files` and a `text`."
                 raise refuse("LR201", cause, "Take one of them out.")
-            if parts and all(isinstance(part.value, str) for part in parts):  # else validation reports it
+            if parts and all(
+                isinstance(part.value, str) for part in parts
+            ):  # else validation reports it
                 text = "".join(self._template(path, str(part.value), part.mark) for part in parts)
-                template = Node({**entries(template), "text": Node(text, parts[0].mark)}, template.mark, template.key_mark)
+                template = Node(
+                    {**entries(template), "text": Node(text, parts[0].mark)},
+                    template.mark,
+                    template.key_mark,
+                )
             read[name] = template
         if not read or processor is None or templates is None:
             return root
-        inside = Node({**entries(processor), "chat_templates": Node(read, templates.mark, templates.key_mark)}, processor.mark)
+        inside = Node(
+            {
+                **entries(processor),
+                "chat_templates": Node(read, templates.mark, templates.key_mark),
+            },
+            processor.mark,
+        )
         return Node({**entries(root), "processor": inside}, root.mark)
 
     def _template(self, child: Path, name: str, mark: Mark) -> str:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             cause = f"{mark} the chat template `{name}` is not beside {child.name}."
-            raise refuse("LR201", cause, "Put it there, or below; a rule file can't take in any file of the machine.")
-        path = next((folder / name for folder in (child.parent, self.shipped) if is_file(folder / name)), None)
+            raise refuse(
+                "LR201",
+                cause,
+                "Put it there, or below; a rule file can't take in any file of the machine.",
+            )
+        path = next(
+            (folder / name for folder in (child.parent, self.shipped) if is_file(folder / name)),
+            None,
+        )
         if path is None:
             cause = f"{mark} no file `{name}` is beside {child.name} or among the shipped ones."
-            raise refuse("LR201", cause, "Write the path relative to this file, or chat/NAME.jinja for a shipped template.")
+            raise refuse(
+                "LR201",
+                cause,
+                "Write the path relative to this file, or chat/NAME.jinja for a shipped template.",
+            )
         if path.stat().st_size > _LARGEST_TEMPLATE:
-            raise refuse("LR201", f"{mark} `{name}` has more than {_LARGEST_TEMPLATE} bytes.", "Name a chat template.")
+            raise refuse(
+                "LR201",
+                f"{mark} `{name}` has more than {_LARGEST_TEMPLATE} bytes.",
+                "Name a chat template.",
+            )
         self.texts[path.resolve()] = content = path.read_bytes()
         self._jinja.append(len(content))
         if sum(self._jinja) > _MOST_JINJA:
-            raise refuse("LR201", f"{mark} the chat templates have more than {_MOST_JINJA} bytes together.", "Name fewer files.")
+            raise refuse(
+                "LR201",
+                f"{mark} the chat templates have more than {_MOST_JINJA} bytes together.",
+                "Name fewer files.",
+            )
         try:
             return content.decode()
         except UnicodeDecodeError:
             raise refuse("LR201", f"{mark} `{name}` isn't UTF-8.", "Save it so.") from None
 
     def _find(self, child: Path, name: str, mark: Mark) -> Path:
-        """The file of a name in `extends`; its `.yaml` may be left out and `rules/` stand before it, as on the command line."""
+        """The file of a name in `extends`; its `.yaml` may be left out and `rules/` stand before
+        it, as on the command line.
+        """
         for folder, called in ((child.parent, name), (self.shipped, name.removeprefix("rules/"))):
             for spelt in (called, f"{called}.yaml"):
                 if is_file(folder / spelt):
                     return folder / spelt
-        shipped = [path.relative_to(self.shipped).as_posix() for path in sorted(self.shipped.rglob("*.yaml"))]
-        near = difflib.get_close_matches(name.removesuffix(".yaml"), [file.removesuffix(".yaml") for file in shipped], 1)
+        shipped = [
+            path.relative_to(self.shipped).as_posix()
+            for path in sorted(self.shipped.rglob("*.yaml"))
+        ]
+        near = difflib.get_close_matches(
+            name.removesuffix(".yaml"), [file.removesuffix(".yaml") for file in shipped], 1
+        )
         raise refuse(
             "LR210",
             f"{mark} `{name}` is neither beside {child.name} nor a shipped file.",
@@ -141,7 +203,12 @@ class Extended:
         )
 
     def _merge_parents(
-        self, before: dict[str, Node], after: dict[str, Node], child: Mapping[str, Node], mark: Mark, path: tuple[str, ...] = ()
+        self,
+        before: dict[str, Node],
+        after: dict[str, Node],
+        child: Mapping[str, Node],
+        mark: Mark,
+        path: tuple[str, ...] = (),
     ) -> dict[str, Node]:
         """Two parents in order. What both set differently and the child doesn't settle is LR210."""
         merged = dict(before)
@@ -151,16 +218,21 @@ class Extended:
                 merged[key] = node
             elif _merges(here, old, node):
                 own = child.get(key)
-                inside = self._merge_parents(entries(old), entries(node), entries(own) if own else {}, mark, here)
+                inside = self._merge_parents(
+                    entries(old), entries(node), entries(own) if own else {}, mark, here
+                )
                 merged[key] = Node(inside, old.mark, old.key_mark)
             elif _is_rules(here, old, node):
-                merged[key] = Node(self._join(_items_of(old), _items_of(node)), old.mark, old.key_mark)
+                merged[key] = Node(
+                    self._join(_items_of(old), _items_of(node)), old.mark, old.key_mark
+                )
             elif self._settled(old, node):
                 continue
             elif key not in child and old.plain != node.plain and not self._settled(node, old):
                 raise refuse(
                     "LR210",
-                    f"{mark} two parents give `{key}` different values: {old.mark} and {node.mark}.",
+                    f"{mark} two parents give `{key}` different values: {old.mark} and "
+                    f"{node.mark}.",
                     f"Set `{key}` in this file.",
                 )
             else:
@@ -168,12 +240,23 @@ class Extended:
         return merged
 
     def _join(self, first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
-        """The rules of two parents; one of the second replaces that of the first with its id, unless that had replaced it."""
+        """The rules of two parents; one of the second replaces that of the first with its id,
+        unless that had replaced it.
+        """
         mine = {_rule_id(node): node for node in first}
-        return _join_rules(first, tuple(n for n in second if _rule_id(n) not in mine or not self._settled(mine[_rule_id(n)], n)))
+        return _join_rules(
+            first,
+            tuple(
+                n
+                for n in second
+                if _rule_id(n) not in mine or not self._settled(mine[_rule_id(n)], n)
+            ),
+        )
 
     def _settled(self, new: Node, old: Node) -> bool:
-        """Whether `new` stands in a file that extends that of `old`, so that it was put in its place."""
+        """Whether `new` stands in a file that extends that of `old`, so that it was put in its
+        place.
+        """
         return old.mark.file in self._above.get(new.mark.file, ())
 
 
@@ -186,7 +269,8 @@ def shown(path: Path) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file. A folder may have the name of a shipped rule file, written without its `.yaml`.
+    """Whether there is a file. A folder may have the name of a shipped rule file, written without
+    its `.yaml`.
 
     Raises:
         RemapError: LR200 where the name is there and can't be read as a file.
@@ -196,7 +280,11 @@ def is_file(path: Path) -> bool:
     except OSError as error:
         if error.errno == errno.EISDIR and path.suffix not in (".yaml", ".jinja"):
             return False
-        raise refuse("LR200", f"`{path}` can't be read: {error.strerror}.", "Put a file there that you may read.") from None
+        raise refuse(
+            "LR200",
+            f"`{path}` can't be read: {error.strerror}.",
+            "Put a file there that you may read.",
+        ) from None
 
 
 def _check_version(root: Node) -> None:
@@ -204,16 +292,22 @@ def _check_version(root: Node) -> None:
     version = root.value.get("schema")
     if version is None or version.value not in SCHEMA_VERSIONS or isinstance(version.value, bool):
         what = (
-            "the field `schema` is missing" if version is None else f"version `{version.plain}` of the rule language is unknown"
+            "the field `schema` is missing"
+            if version is None
+            else f"version `{version.plain}` of the rule language is unknown"
         )
         mark = version.mark if version else root.mark
         raise refuse(
-            "LR201", f"{mark} {what}; known: {', '.join(map(str, SCHEMA_VERSIONS))}.", "Start the file with `schema: 1`."
+            "LR201",
+            f"{mark} {what}; known: {', '.join(map(str, SCHEMA_VERSIONS))}.",
+            "Start the file with `schema: 1`.",
         )
 
 
 def items(root: Node, key: str) -> tuple[Node, ...]:
-    """The list under `key`; empty where there is none or it is something else, which validation reports."""
+    """The list under `key`; empty where there is none or it is something else, which validation
+    reports.
+    """
     node = root.value.get(key) if isinstance(root.value, dict) else None
     return _items_of(node) if node is not None else ()
 
@@ -235,14 +329,17 @@ def _check_ids(root: Node) -> None:
             if name in seen:
                 raise refuse(
                     "LR209",
-                    f"{node.mark} the id `{name}` in `{kind}` is taken by the rule at line {seen[name].line}.",
+                    f"{node.mark} the id `{name}` in `{kind}` is taken by the rule at line "
+                    f"{seen[name].line}.",
                     "Give one of them another id.",
                 )
             seen[name] = node.mark
 
 
 def _merges(path: tuple[str, ...], old: Node, new: Node) -> bool:
-    """Whether two mappings at this place are merged. A config value with another origin than its parent's replaces it whole."""
+    """Whether two mappings at this place are merged. A config value with another origin than its
+    parent's replaces it whole.
+    """
     if not isinstance(old.value, dict) or not isinstance(new.value, dict):
         return False
     config_value = len(path) == 3 and path[1] == "config"
@@ -251,7 +348,11 @@ def _merges(path: tuple[str, ...], old: Node, new: Node) -> bool:
 
 
 def _is_rules(path: tuple[str, ...], old: Node, new: Node) -> bool:
-    return path in (("prepare",), ("names",)) and isinstance(old.value, tuple) and isinstance(new.value, tuple)
+    return (
+        path in (("prepare",), ("names",))
+        and isinstance(old.value, tuple)
+        and isinstance(new.value, tuple)
+    )
 
 
 def entries(node: Node) -> dict[str, Node]:
@@ -263,14 +364,23 @@ def _items_of(node: Node) -> tuple[Node, ...]:
 
 
 def _join_rules(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Two lists of rules, one behind the other; a rule of the second with an id of the first replaces it in place."""
+    """Two lists of rules, one behind the other; a rule of the second with an id of the first
+    replaces it in place.
+    """
     replaced = {_rule_id(node): node for node in second}
     known = {_rule_id(node) for node in first}
-    return (*(replaced.get(_rule_id(n), n) for n in first), *(n for n in second if _rule_id(n) not in known))
+    return (
+        *(replaced.get(_rule_id(n), n) for n in first),
+        *(n for n in second if _rule_id(n) not in known),
+    )
 
 
-def _override(parents: dict[str, Node], own: dict[str, Node], path: tuple[str, ...] = ()) -> dict[str, Node]:
-    """The child's fields over its parents': mappings merge in the parents' order, rules stand in front, the rest is replaced."""
+def _override(
+    parents: dict[str, Node], own: dict[str, Node], path: tuple[str, ...] = ()
+) -> dict[str, Node]:
+    """The child's fields over its parents': mappings merge in the parents' order, rules stand in
+    front, the rest is replaced.
+    """
     merged = dict(parents)
     for key, node in own.items():
         old, here = parents.get(key), (*path, key)
@@ -280,6 +390,11 @@ def _override(parents: dict[str, Node], own: dict[str, Node], path: tuple[str, .
         elif old is not None and _is_rules(here, old, node):
             inherited = {_rule_id(n) for n in _items_of(old)}
             first = tuple(n for n in _items_of(node) if _rule_id(n) not in inherited)
-            value = (*first, *_join_rules(_items_of(old), tuple(n for n in _items_of(node) if _rule_id(n) in inherited)))
+            value = (
+                *first,
+                *_join_rules(
+                    _items_of(old), tuple(n for n in _items_of(node) if _rule_id(n) in inherited)
+                ),
+            )
         merged[key] = Node(value, node.mark, node.key_mark)
     return merged

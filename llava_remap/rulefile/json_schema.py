@@ -1,4 +1,6 @@
-"""The rule language as JSON Schema, for editors: made from the pydantic models, which are what a rule file is checked by."""
+"""The rule language as JSON Schema, for editors: made from the pydantic models, which are what a
+rule file is checked by.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ class _Generate(GenerateJsonSchema):
 
 
 def schema_json() -> str:
-    """The JSON Schema (draft 2020-12) of the newest version of the rule language, with a line's end behind it."""
+    """The JSON Schema (draft 2020-12) of the newest version of the rule language, with a line's
+    end behind it.
+    """
     schema = RuleText.model_json_schema(by_alias=True, schema_generator=_Generate)
     schema = {
         "$schema": _Generate.schema_dialect,

@@ -1,4 +1,6 @@
-"""Rule files from disk: `extends` merged, every field validated, every error with its file, line and column."""
+"""Rule files from disk: `extends` merged, every field validated, every error with its file, line
+and column.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,19 @@ _MOST_PROBLEMS = 50
 _MEND = "Mend it there; the shipped rule files show every field."
 #: A step of pydantic's path that is no field but one of several types that it tried.
 _TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
-_PATTERNS = "In a template, fields are {x}, {x:int} and {x...}; in a regex, a sign that stands for itself has a \\ before it."
+_PATTERNS = (
+    "In a template, fields are {x}, {x:int} and {x...}; in a regex, a sign that stands "
+    "for "
+    "itself has a \\ before it."
+)
 #: pydantic's kinds of error in the words of YAML.
 _KINDS = {
-    "tuple_type": "a list", "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
-    "string_type": "text (quote it if it looks like a number)", "bool_type": "true or false", "int_type": "a whole number",
-    "string_pattern_mismatch": "of another form: an id has small letters, digits and hyphens, a version three numbers with dots",
+    "tuple_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "string_type": "text (quote it if it looks like a number)", "bool_type": "true or false",
+    "int_type": "a whole number",
+    "string_pattern_mismatch": "of another form: an id has small letters, digits and hyphens, a "
+                               "version three numbers with dots",
 }  # fmt: skip
 
 
@@ -41,7 +50,8 @@ class RuleFile:
     Attributes:
         path: where it was read from.
         text: its fields.
-        sha256: digest of the bytes of the file and of all files it extends, in the order of merging, and of its layouts.
+        sha256: digest of the bytes of the file and of all files it extends, in the order of
+            merging, and of its layouts.
         texts: the name and the text of each of these files, in that order.
         marks: place of each rule, by `prepare/ID` or `names/ID`.
         tree: the merged file with the place of everything in it.
@@ -70,7 +80,8 @@ class RuleFile:
         if self.text.target is None or not self.text.target.is_said:
             raise refuse(
                 "LR201",
-                f"{self.path}:1:1 `{self.name}` has no `target.class`: it is a part of other rule files.",
+                f"{self.path}:1:1 `{self.name}` has no `target.class`: it is a part of other rule "
+                "files.",
                 "Give a rule file that extends it.",
             )
         return self.text.target
@@ -82,12 +93,17 @@ class RuleFile:
 
     @contextlib.contextmanager
     def placed(self, *path: str | int) -> Iterator[None]:
-        """Mistakes of the rule file that are found inside, in rooms that know no files, get the place of the field at `path`."""
+        """Mistakes of the rule file that are found inside, in rooms that know no files, get the
+        place of the field at `path`.
+        """
         try:
             yield
         except RemapError as error:
             mark = self.tree.locate(path).mark
-            problems = [replace(p, cause=f"{mark} {p.cause}") if p.exit is Exit.USAGE else p for p in error.problems]
+            problems = [
+                replace(p, cause=f"{mark} {p.cause}") if p.exit is Exit.USAGE else p
+                for p in error.problems
+            ]
             raise RemapError(problems) from error
 
     @property
@@ -97,7 +113,9 @@ class RuleFile:
 
 
 def shipped_folder() -> Path:
-    """Where the shipped rule files are: inside the installed package, or at the top of a checkout."""
+    """Where the shipped rule files are: inside the installed package, or at the top of a
+    checkout.
+    """
     package = Path(__file__).resolve().parent.parent
     inside = package / "_rules"
     return inside if inside.is_dir() else package.parent / "rules"
@@ -105,16 +123,24 @@ def shipped_folder() -> Path:
 
 def shipped_rule_files() -> dict[str, Path]:
     """The shipped files that can be applied, by name; parts and layouts are not among them."""
-    return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"), key=lambda path: path.stem)}
+    return {
+        path.stem: path
+        for path in sorted(shipped_folder().glob("*.yaml"), key=lambda path: path.stem)
+    }
 
 
 def shipped_chat_parts() -> list[str]:
     """The shipped parts with chat templates, as `extends` names them."""
-    return sorted(path.relative_to(shipped_folder()).as_posix() for path in shipped_folder().glob("parts/chat-*.yaml"))
+    return sorted(
+        path.relative_to(shipped_folder()).as_posix()
+        for path in shipped_folder().glob("parts/chat-*.yaml")
+    )
 
 
 def shipped_class_part(model_type: str) -> str | None:
-    """The shipped part for the class of a model's type, as `extends` names it; None where there is none."""
+    """The shipped part for the class of a model's type, as `extends` names it; None where there
+    is none.
+    """
     name = f"parts/class-{model_type.replace('_', '-')}.yaml"
     return name if (shipped_folder() / name).is_file() else None
 
@@ -144,7 +170,8 @@ def shipped_list() -> list[Listed]:
 
 
 def load_rule_file(rules: str | Path) -> RuleFile:
-    """Load a rule file by path, or a shipped one by name (`llava-v1.5`, `parts/llava`, or `rules/llava-v1.5.yaml` from anywhere).
+    """Load a rule file by path, or a shipped one by name (`llava-v1.5`, `parts/llava`, or
+    `rules/llava-v1.5.yaml` from anywhere).
 
     The `.yaml` of a name can be left out.
 
@@ -173,8 +200,13 @@ def load_rule_file(rules: str | Path) -> RuleFile:
 
 
 def shipped_layouts() -> dict[str, Path]:
-    """The shipped layouts by name; classic first, which counts where names are the same in several."""
-    found = sorted((shipped_folder() / "layouts").glob("*.yaml"), key=lambda path: (path.stem != "classic", path.stem))
+    """The shipped layouts by name; classic first, which counts where names are the same in
+    several.
+    """
+    found = sorted(
+        (shipped_folder() / "layouts").glob("*.yaml"),
+        key=lambda path: (path.stem != "classic", path.stem),
+    )
     return {path.stem: path for path in found}
 
 
@@ -182,7 +214,11 @@ def _layout(merged: Node, number: int, name: str) -> RuleFile:
     known, name = shipped_layouts(), name.removesuffix(".yaml")
     if name not in known:
         mark = merged.locate(("layouts", number)).mark
-        raise refuse("LR201", f"{mark} there is no layout `{name}`.", f"The shipped ones: {', '.join(known)}.")
+        raise refuse(
+            "LR201",
+            f"{mark} there is no layout `{name}`.",
+            f"The shipped ones: {', '.join(known)}.",
+        )
     return load_rule_file(known[name])
 
 
@@ -206,7 +242,9 @@ def _find(rules: str) -> Path:
 
 
 def _called(file: Path, child: Path) -> str:
-    """The name of a merged file as `extends` spells it: relative to the shipped files, or to the file that was asked for."""
+    """The name of a merged file as `extends` spells it: relative to the shipped files, or to the
+    file that was asked for.
+    """
     for folder in (shipped_folder(), child.parent):
         if file.is_relative_to(folder.resolve()):
             return file.relative_to(folder.resolve()).as_posix()
@@ -222,7 +260,9 @@ def _validate(merged: Node) -> RuleText:
 
 
 def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
-    """One problem for each place; where a value fits none of several types, pydantic has one for each type."""
+    """One problem for each place; where a value fits none of several types, pydantic has one for
+    each type.
+    """
     told = set()
     for detail in error.errors():
         path = tuple(step for step in detail["loc"] if step != NAMED)
@@ -235,11 +275,19 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
         match kind:
             case "extra_forbidden":
                 here = (node.key_mark or node.mark).file
-                beside = {k for k, n in entries(merged.locate(path[:-1])).items() if n.key_mark and n.key_mark.file == here}
+                beside = {
+                    k
+                    for k, n in entries(merged.locate(path[:-1])).items()
+                    if n.key_mark and n.key_mark.file == here
+                }
                 free = [known for known in _fields_at(path[:-1]) if known not in beside]
                 near = difflib.get_close_matches(str(name), free, 1)
                 field, colon, value = str(name).partition(":")
-                fix = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(_fields_at(path[:-1]))}."
+                fix = (
+                    f"Did you mean `{near[0]}`?"
+                    if near
+                    else f"Known here: {', '.join(_fields_at(path[:-1]))}."
+                )
                 if colon and field in _fields_at(path[:-1]):
                     fix = f"Put a space behind the colon: {field}: {value}"
                 yield Problem("LR201", f"{node.key_mark or node.mark} unknown field `{name}`.", fix)
@@ -254,20 +302,32 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                 if said != ".".join(map(str, path)):
                     yield Problem(
                         "LR201",
-                        f"{node.mark} `{said}` has to be a text, a number, true, false, null or a list of those.",
+                        f"{node.mark} `{said}` has to be a text, a number, true, false, null or a "
+                        "list of those.",
                         _MEND,
                     )
                 elif kind == "string_type" and isinstance(node.value, dict):
                     fix = f"Put a name with braces in quotes: {_written(node)}."
-                    yield Problem("LR201", f"{node.mark} `{said}` has to be text, and braces without quotes are a mapping.", fix)
+                    yield Problem(
+                        "LR201",
+                        f"{node.mark} `{said}` has to be text, and braces without quotes are a "
+                        "mapping.",
+                        fix,
+                    )
                 elif kind in _KINDS:
                     yield Problem("LR201", f"{node.mark} `{said}` has to be {_KINDS[kind]}.", _MEND)
                 else:
-                    yield Problem("LR201", f"{node.mark} `{said}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.", _MEND)
+                    yield Problem(
+                        "LR201",
+                        f"{node.mark} `{said}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.",
+                        _MEND,
+                    )
 
 
 def _written(node: Node) -> str:
-    """A template as it has to be written, which YAML read as a mapping: `{x}` as one whose only key is `x`."""
+    """A template as it has to be written, which YAML read as a mapping: `{x}` as one whose only
+    key is `x`.
+    """
     keys = list(node.value) if isinstance(node.value, dict) else []
     return f"'{{{keys[0]}}}'" if len(keys) == 1 else "'{m...}.weight'"
 
@@ -277,7 +337,9 @@ def _fields_at(path: tuple[str | int, ...]) -> list[str]:
     model: Any = RuleText
     for step in path:
         if isinstance(model, type) and issubclass(model, BaseModel):
-            found = next((f for name, f in model.model_fields.items() if step in (name, f.alias)), None)
+            found = next(
+                (f for name, f in model.model_fields.items() if step in (name, f.alias)), None
+            )
             annotation: Any = found.annotation if found else None
         else:
             annotation = model

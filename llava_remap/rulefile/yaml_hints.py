@@ -1,4 +1,6 @@
-"""What to write in place of a line that isn't valid YAML: most of the time a text lacks its quotes."""
+"""What to write in place of a line that isn't valid YAML: most of the time a text lacks its
+quotes.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,43 @@ _OTHER = "Mend it there, if this is the rule file that you mean."
 _LONGEST = 500
 #: Where a text can begin: on a line of its own, behind a key, in a list or mapping.
 _START = r"(?:^\s*(?:- +)*|: +|[\[{,] *)"
-#: A template. Where it begins with a brace, or stands inside `{…}` or `[…]`, YAML reads its fields as mappings.
-_TEMPLATE = r"(?<![\w.'\"}])(?P<text>[\w.]*\{\w+(?::int|\.\.\.)?\}(?:[\w.]|\{\w+(?::int|\.\.\.)?\})*)"
-#: Mistakes by what a line looks like, and what to write; `{text}` in quotes. The first that is found is told.
+#: A template. Where it begins with a brace, or stands inside `{…}` or `[…]`, YAML reads its fields
+#: as mappings.
+_TEMPLATE = (
+    r"(?<![\w.'\"}])(?P<text>[\w.]*\{\w+(?::int|\.\.\.)?\}(?:[\w.]|\{\w+(?::int|\.\.\.)?\})*)"
+)
+#: Mistakes by what a line looks like, and what to write; `{text}` in quotes. The first that is
+#: found is told.
 _HINTS = tuple(
     (re.compile(pattern), advice)
     for pattern, advice in (
-        (r"^ *\t|^[ \t]*[\u00a0\u2000-\u200b\u3000]", "Indent with spaces: a tab, or a space of another kind, can't be used."),
-        (rf"{_START}\{{[{{%]", "Put a text that begins with braces in quotes, or behind a `|` on lines of its own."),
-        (rf"{_START}(?P<text>[%@`*&](?:\{{\w+[^}}]*\}}|[^,\]}}])*|[!|>?][^\s,\]}}][^,\]}}]*)", "Put it in quotes: {text}."),
+        (
+            r"^ *\t|^[ \t]*[\u00a0\u2000-\u200b\u3000]",
+            "Indent with spaces: a tab, or a space of another kind, can't be used.",
+        ),
+        (
+            rf"{_START}\{{[{{%]",
+            "Put a text that begins with braces in quotes, or behind a `|` on lines of its own.",
+        ),
+        (
+            rf"{_START}(?P<text>[%@`*&](?:\{{\w+[^}}]*\}}|[^,\]}}])*|[!|>?][^\s,\]}}][^,\]}}]*)",
+            "Put it in quotes: {text}.",
+        ),
         (_TEMPLATE, "Put a name with braces in quotes: {text}."),
-        (r"(?P<text>\"[^\"]*\\[^\"]*\")", "Write it in single quotes, in which a \\ stands for itself: {text}."),
+        (
+            r"(?P<text>\"[^\"]*\\[^\"]*\")",
+            "Write it in single quotes, in which a \\ stands for itself: {text}.",
+        ),
         (
             rf"{_START}(?P<text>(?:'[^']*'|\"[^\"]*\")[^\s,\]}}:](?:[^,\]}}]|(?<=[.\w])\}})*)",
             "Put the whole of it in quotes: {text}.",
         ),
         (rf"{_START}(?P<text>\[[^\]]*\][^\s,\]}}][^,}}]*)", "Put a regex in quotes: {text}."),
         (r"^ *-(?P<item>[\[{\w'\"].*)", "Put a space behind the hyphen: - {item}"),
-        (r": +- ", "Begin a list on a line of its own; put a text that begins with a hyphen in quotes."),
+        (
+            r": +- ",
+            "Begin a list on a line of its own; put a text that begins with a hyphen in quotes.",
+        ),
         (
             r"[{,] *[\w-]+: *(?P<text>[^\s,{}\[\]'\":]+ +(?P<item>[\w-]+): [^,{}\[\]]*)",
             "Put a comma before `{item}:`; if all of it is one text, put that in quotes: {text}.",
@@ -42,8 +63,14 @@ _HINTS = tuple(
 
 
 def place(error: Any) -> Any:
-    """Where a YAML error is: what isn't closed begins there, and is found at the end of the file."""
-    if error.context_mark is not None and "quoted scalar" in (error.context or "") and "escape" not in (error.problem or ""):
+    """Where a YAML error is: what isn't closed begins there, and is found at the end of the
+    file.
+    """
+    if (
+        error.context_mark is not None
+        and "quoted scalar" in (error.context or "")
+        and "escape" not in (error.problem or "")
+    ):
         return error.context_mark
     return error.problem_mark or error.context_mark
 
@@ -60,14 +87,22 @@ def hint(text: str, error: Any) -> str:
         for line in looked_at:
             if found := pattern.search(line):
                 parts = found.groupdict()
-                return advice.format(text=in_quotes(parts.get("text") or ""), item=(parts.get("item") or "").strip())
+                return advice.format(
+                    text=in_quotes(parts.get("text") or ""), item=(parts.get("item") or "").strip()
+                )
     if "quoted scalar" in context:
         return "Close the quote that begins there."
     if "flow" in context:
         opened = error.context_mark
-        return f"Close the bracket of line {opened.line + 1}, column {opened.column + 1}, or put the comma in that is missing."
+        return (
+            f"Close the bracket of line {opened.line + 1}, column {opened.column + 1}, or put "
+            "the comma in that is missing."
+        )
     if at is not None and "block" in context:
-        return f"Let lines that belong together begin in one column; this one begins in column {at.column + 1}."
+        return (
+            "Let lines that belong together begin in one column; this one begins in column "
+            f"{at.column + 1}."
+        )
     return _OTHER
 
 

@@ -1,8 +1,9 @@
 """YAML text to a tree of nodes that know their file, line and column.
 
-Only the part of YAML that a rule file needs is read, by the core schema of YAML 1.2. The traps of the rest are errors:
-duplicate keys, anchors and aliases (and with them alias bombs), tags, plain `yes`/`no`/`on`/`off` (booleans to a YAML-1.1
-reader, strings to a person), and several documents in one file.
+Only the part of YAML that a rule file needs is read, by the core schema of YAML 1.2. The traps of
+the rest are errors: duplicate keys, anchors and aliases (and with them alias bombs), tags, plain
+`yes`/`no`/`on`/`off` (booleans to a YAML-1.1 reader, strings to a person), and several documents in
+one file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from llava_remap.rulefile.yaml_hints import hint, place
 MAX_NBYTES = 1_000_000
 #: Levels of nesting; the rule language needs seven.
 MAX_DEPTH = 50
-#: Values, lists and mappings included. The largest shipped rule file has 500; a file of 3,000 rules with their tests has so many.
+#: Values, lists and mappings included. The largest shipped rule file has 500; a file of 3,000 rules
+#: with their tests has so many.
 MAX_NODES = 20_000
 _OTHER = "Mend it there, if this is the rule file that you mean."
 
@@ -67,7 +69,9 @@ class Node:
         return self.value
 
     def locate(self, path: tuple[str | int, ...]) -> Node:
-        """The deepest node on `path` that exists: a missing field is shown where it should have been."""
+        """The deepest node on `path` that exists: a missing field is shown where it should have
+        been.
+        """
         node = self
         for step in path:
             inside: Node | None = None
@@ -85,14 +89,24 @@ def read_yaml(path: Path, shown: str) -> Node:
     """Parse a file whose top level is a mapping. `shown` is the file's name in messages.
 
     Raises:
-        RemapError: LR200 if it can't be read, LR201 with file, line and column if it isn't plain YAML.
+        RemapError: LR200 if it can't be read, LR201 with file, line and column if it isn't plain
+            YAML.
     """
     try:
         if path.stat().st_size > MAX_NBYTES:
-            raise refuse("LR201", f"{shown}:1:1 the file has {path.stat().st_size} bytes; at most {MAX_NBYTES} are read.", _OTHER)
+            raise refuse(
+                "LR201",
+                f"{shown}:1:1 the file has {path.stat().st_size} bytes; at most {MAX_NBYTES} are "
+                "read.",
+                _OTHER,
+            )
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise refuse("LR200", f"{shown}: {error.strerror}.", "Give a path or the name of a shipped rule file.") from None
+        raise refuse(
+            "LR200",
+            f"{shown}: {error.strerror}.",
+            "Give a path or the name of a shipped rule file.",
+        ) from None
     except UnicodeDecodeError as error:
         raise refuse("LR201", f"{shown}:1:1 not UTF-8 at byte {error.start}.", _OTHER) from None
     return parse_yaml(text, shown)
@@ -106,14 +120,22 @@ def parse_yaml(text: str, shown: str) -> Node:
         cause = f"{_mark(place(error), shown)} not valid YAML: {error.problem or error.context}."
         raise refuse("LR201", cause, hint(text, error)) from None
     except yaml.reader.ReaderError as error:
-        before = text[: max(text.find(chr(error.character)), 0)]  # its own position is one of bytes or of characters
+        before = text[
+            : max(text.find(chr(error.character)), 0)
+        ]  # its own position is one of bytes or of characters
         at = Mark(shown, before.count("\n") + 1, len(before) - before.rfind("\n"))
         cause = f"{at} not valid YAML: the character U+{error.character:04X} can't stand in it."
-        raise refuse("LR201", cause, "Take it out; in a text in double quotes it can be written with a \\.") from None
+        raise refuse(
+            "LR201", cause, "Take it out; in a text in double quotes it can be written with a \\."
+        ) from None
     except yaml.YAMLError as error:
-        raise refuse("LR201", f"{shown}:1:1 not valid YAML: {' '.join(str(error).split())}.", _OTHER) from None
+        raise refuse(
+            "LR201", f"{shown}:1:1 not valid YAML: {' '.join(str(error).split())}.", _OTHER
+        ) from None
     if not isinstance(root.value, dict):
-        raise refuse("LR201", f"{root.mark} a rule file is a mapping of fields.", "Start with `schema: 1`.")
+        raise refuse(
+            "LR201", f"{root.mark} a rule file is a mapping of fields.", "Start with `schema: 1`."
+        )
     return root
 
 
@@ -135,7 +157,9 @@ def _document(events: Iterator[Any], shown: str) -> Node:
         if isinstance(event, yaml.DocumentStartEvent):
             if root is not None:
                 raise refuse(
-                    "LR201", f"{_mark(event.start_mark, shown)} a rule file is one YAML document.", "Take the `---` out."
+                    "LR201",
+                    f"{_mark(event.start_mark, shown)} a rule file is one YAML document.",
+                    "Take the `---` out.",
                 )
             root = _node(next(events), events, shown, 0)
     return root or Node({}, Mark(shown, 1, 1))
@@ -144,13 +168,23 @@ def _document(events: Iterator[Any], shown: str) -> Node:
 def _node(event: Any, events: Iterator[Any], shown: str, depth: int, *, key: bool = False) -> Node:
     mark = _mark(event.start_mark, shown)
     if isinstance(event, yaml.AliasEvent) or event.anchor:
-        raise refuse("LR201", f"{mark} anchors and aliases are not part of the rule language.", "Write the value out.")
+        raise refuse(
+            "LR201",
+            f"{mark} anchors and aliases are not part of the rule language.",
+            "Write the value out.",
+        )
     if event.tag:
-        raise refuse("LR201", f"{mark} tags (`{event.tag}`) are not part of the rule language.", "Leave the tag out.")
+        raise refuse(
+            "LR201",
+            f"{mark} tags (`{event.tag}`) are not part of the rule language.",
+            "Leave the tag out.",
+        )
     if depth > MAX_DEPTH:
         raise refuse("LR201", f"{mark} nested more than {MAX_DEPTH} levels deep.", _OTHER)
     if isinstance(event, yaml.ScalarEvent):
-        return Node(_scalar(event.value, mark) if event.implicit[0] and not key else event.value, mark)
+        return Node(
+            _scalar(event.value, mark) if event.implicit[0] and not key else event.value, mark
+        )
     if isinstance(event, yaml.SequenceStartEvent):
         items = []
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
@@ -162,12 +196,17 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int, *, key: boo
         named = _node(event, events, shown, depth + 1, key=bool(flow))
         if isinstance(named.value, (dict, tuple)):
             cause = f"{named.mark} a key is a word, not a list or mapping."
-            raise refuse("LR201", cause, "Put a text that begins with { or [ in quotes, also where it is a value: '{x}'.")
+            raise refuse(
+                "LR201",
+                cause,
+                "Put a text that begins with { or [ in quotes, also where it is a value: '{x}'.",
+            )
         name = event.value
         if name in entries:
             raise refuse(
                 "LR201",
-                f"{named.mark} `{name}` stands twice; first at line {(entries[name].key_mark or named.mark).line}.",
+                f"{named.mark} `{name}` stands twice; first at line "
+                f"{(entries[name].key_mark or named.mark).line}.",
                 "Take one out.",
             )
         value = _node(next(events), events, shown, depth + 1)

@@ -24,17 +24,26 @@ def open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict
     """The checkpoints of the sources that are given, in the rule file's order."""
     first = rules.first_source
     return {
-        name: open_source(name, given[name], source.use, first=name == first, part=source.overrides, offline=offline)
+        name: open_source(
+            name,
+            given[name],
+            source.use,
+            first=name == first,
+            part=source.overrides,
+            offline=offline,
+        )
         for name, source in rules.text.sources.items()
         if name in given
     }
 
 
-def open_first(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], offline: bool) -> dict[str, Checkpoint]:
+def open_first(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], offline: bool
+) -> dict[str, Checkpoint]:
     """The checkpoints with the first source, where that isn't given.
 
-    It is the model that an adapter or a projector among them was trained from, as their own files name it; only where there is
-    neither, it is the rule file's default.
+    It is the model that an adapter or a projector among them was trained from, as their own files
+    name it; only where there is neither, it is the rule file's default.
 
     Raises:
         RemapError: LR211 where nothing says which it is; whatever keeps it from being opened.
@@ -47,16 +56,34 @@ def open_first(rules: RuleFile, checkpoints: Mapping[str, Checkpoint], offline: 
     parts = [name for name in reversed(list(checkpoints)) if rules.text.sources[name].overrides]
     if not parts:
         if not isinstance(source.default, str):
-            raise refuse("LR211", f"no checkpoint is given for source `{first}`, and {rules.name} has no default.", give)
-        return {first: _open_named(first, source.default, source, offline, "the rule file's default", first=True), **checkpoints}
+            raise refuse(
+                "LR211",
+                f"no checkpoint is given for source `{first}`, and {rules.name} has no default.",
+                give,
+            )
+        return {
+            first: _open_named(
+                first, source.default, source, offline, "the rule file's default", first=True
+            ),
+            **checkpoints,
+        }
     part = next((name for name in parts if checkpoints[name].base), None)
     if part is None:
-        cause = f"`{parts[0]}` is given without the model that it was trained from, and its own files don't name it."
+        cause = (
+            f"`{parts[0]}` is given without the model that it was trained from, and its own "
+            "files don't name it."
+        )
         raise refuse("LR211", cause, give)
     base = checkpoints[part].base
-    with _wanted(f"source `{first}` is not given. `{part}` was trained from {quoted(base)}, by its own files", give):
+    with _wanted(
+        f"source `{first}` is not given. `{part}` was trained from {quoted(base)}, by its own "
+        "files",
+        give,
+    ):
         return {
-            first: _open_named(first, _repository_or_path(base), source, offline, f"named by `{part}`", first=True),
+            first: _open_named(
+                first, _repository_or_path(base), source, offline, f"named by `{part}`", first=True
+            ),
             **checkpoints,
         }
 
@@ -68,10 +95,12 @@ def open_needed(
     config: Mapping[str, Any] | None,
     offline: bool,
 ) -> tuple[dict[str, Checkpoint], list[Problem], list[Problem]]:
-    """The checkpoints, with the defaults of those that are needed and not given; problems and notes.
+    """The checkpoints, with the defaults of those that are needed and not given; problems and
+    notes.
 
-    The problems say why one can't be had: LR302 where it has no default, else whatever keeps that from being opened. A note,
-    LR316, says where another one was taken than the config names, of the same name.
+    The problems say why one can't be had: LR302 where it has no default, else whatever keeps that
+    from being opened. A note, LR316, says where another one was taken than the config names, of the
+    same name.
 
     Args:
         config: the one that describes the language model; it may name a default.
@@ -96,10 +125,17 @@ def named_by_config(rules: RuleFile, name: str, config: Mapping[str, Any] | None
 
 
 def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str | None:
-    """What a config names for a source, where that ends in another name than the rule file's default; else None."""
+    """What a config names for a source, where that ends in another name than the rule file's
+    default; else None.
+    """
     default = source.default
     named = (config or {}).get(default.from_) if isinstance(default, NamedDefault) else None
-    if not isinstance(default, NamedDefault) or default.default is None or not isinstance(named, str) or not named:
+    if (
+        not isinstance(default, NamedDefault)
+        or default.default is None
+        or not isinstance(named, str)
+        or not named
+    ):
         return None
     return named if last_part(default.map.get(named, named)) != last_part(default.default) else None
 
@@ -107,74 +143,132 @@ def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str 
 def _open_default(
     rules: RuleFile, name: str, config: Mapping[str, Any] | None, offline: bool
 ) -> tuple[Checkpoint, list[Problem]]:
-    """What the config names for a source, else the rule file's own default; and a note where the latter stands for the former."""
-    source, why, give = rules.text.sources[name], _not_given(rules, name), f"Give it: --source {name}=DIR."
+    """What the config names for a source, else the rule file's own default; and a note where the
+    latter stands for the former.
+    """
+    source, why, give = (
+        rules.text.sources[name],
+        _not_given(rules, name),
+        f"Give it: --source {name}=DIR.",
+    )
     says = _named_default(rules, source)
     default = source.default if isinstance(source.default, str) else says.default if says else None
     value = (config or {}).get(says.from_) if says else None
     value = value[0] if isinstance(value, list) and value else value
     if says is None or value in (None, ""):
         if default is None:
-            raise refuse("LR302", f"{why}.{f' The config has no {says.from_} to name it.' if says else ''}", give)
+            raise refuse(
+                "LR302",
+                f"{why}.{f' The config has no {says.from_} to name it.' if says else ''}",
+                give,
+            )
         with _wanted(f"{why}, so its default is wanted", give):
             return _open_named(name, default, source, offline, "the rule file's default"), []
     why = f"{why}. The config names it, {says.from_}: {quoted(str(value))}"
     if not isinstance(value, str):
-        raise refuse("LR302", f"{why}, and that is neither a repository of the hub nor a path.", give)
+        raise refuse(
+            "LR302", f"{why}, and that is neither a repository of the hub nor a path.", give
+        )
     called = says.map.get(value, value)
     named = _repository_or_path(called)
-    alike = default is not None and last_part(named) == last_part(default) and not is_there(Path(named))
-    own = f" Only if it was {default}, the rule file's default: --source {name}={default}." if default and not alike else ""
+    alike = (
+        default is not None and last_part(named) == last_part(default) and not is_there(Path(named))
+    )
+    own = (
+        f" Only if it was {default}, the rule file's default: --source {name}={default}."
+        if default and not alike
+        else ""
+    )
     with _wanted(why, give + own):
         try:
-            checkpoint = _open_named(name, named, source, offline, f"named by the config, {says.from_}")
+            checkpoint = _open_named(
+                name, named, source, offline, f"named by the config, {says.from_}"
+            )
         except RemapError as error:
-            if default is None or not alike or any(problem.code not in ("LR100", "LR114") for problem in error.problems):
+            if (
+                default is None
+                or not alike
+                or any(problem.code not in ("LR100", "LR114") for problem in error.problems)
+            ):
                 raise
-            checkpoint, named = _open_named(name, default, source, offline, "the rule file's default"), default
+            checkpoint, named = (
+                _open_named(name, default, source, offline, "the rule file's default"),
+                default,
+            )
     if named == called:
         return checkpoint, []
-    told = f"the config names {quoted(value)} for `{name}`, which isn't here; {named}, of the same name, is taken."
-    return checkpoint, [Problem("LR316", told, f"If the one that it names was trained since, give it: --source {name}=DIR.")]
+    told = (
+        f"the config names {quoted(value)} for `{name}`, which isn't here; {named}, of the "
+        "same "
+        "name, is taken."
+    )
+    return checkpoint, [
+        Problem(
+            "LR316",
+            told,
+            f"If the one that it names was trained since, give it: --source {name}=DIR.",
+        )
+    ]
 
 
 def _named_default(rules: RuleFile, source: Source) -> NamedDefault | None:
-    """What of a config names a source. For a tower whose default is a repository alone it is what `target.towers` reads."""
+    """What of a config names a source. For a tower whose default is a repository alone it is
+    what `target.towers` reads.
+    """
     if isinstance(source.default, NamedDefault):
         return source.default
     key = next(iter(rules.target.towers.values())).from_ if source.used_if_absent else None
-    return None if key is None else NamedDefault.model_validate({"from": key, "default": source.default})
+    return (
+        None
+        if key is None
+        else NamedDefault.model_validate({"from": key, "default": source.default})
+    )
 
 
 def _repository_or_path(named: str) -> str:
-    """What a config names, as it can be opened here: for a path in another machine's hub cache, the repository."""
+    """What a config names, as it can be opened here: for a path in another machine's hub cache,
+    the repository.
+    """
     return named if is_there(Path(named)) else repository_of_cache(named) or named
 
 
-def _open_named(name: str, text: str, source: Source, offline: bool, why: str, *, first: bool = False) -> Checkpoint:
+def _open_named(
+    name: str, text: str, source: Source, offline: bool, why: str, *, first: bool = False
+) -> Checkpoint:
     """What a rule file or a config names: a path on this disk or a repository.
 
     Args:
         why: who names it, for the report.
     """
     if not is_there(Path(text)) and parse_repository(text) is None:
-        cause = f"there is no {quoted(text)} on this disk, and no repository of the hub is called so."
+        cause = (
+            f"there is no {quoted(text)} on this disk, and no repository of the hub is called so."
+        )
         raise refuse("LR100", cause, f"Give it: --source {name}=DIR.")
-    checkpoint = open_source(name, text, source.use, first=first, part=source.overrides, offline=offline, default=True)
+    checkpoint = open_source(
+        name, text, source.use, first=first, part=source.overrides, offline=offline, default=True
+    )
     return replace(checkpoint, form=f"{checkpoint.form}; {why}")
 
 
 @contextlib.contextmanager
 def _wanted(why: str, give: str) -> Iterator[None]:
-    """What keeps a source that isn't given from being opened, told with why it is wanted and how to give it."""
+    """What keeps a source that isn't given from being opened, told with why it is wanted and how
+    to give it.
+    """
     try:
         yield
     except RemapError as error:
-        problems = [replace(p, cause=f"{why}: {p.cause}", fix=p.fix if p.code == "LR114" else give) for p in error.problems]
+        problems = [
+            replace(p, cause=f"{why}: {p.cause}", fix=p.fix if p.code == "LR114" else give)
+            for p in error.problems
+        ]
         raise RemapError(problems) from None
 
 
-def name_sources(names: Sequence[str], given: Sequence[str | Path], option: str = "--source") -> dict[str, str]:
+def name_sources(
+    names: Sequence[str], given: Sequence[str | Path], option: str = "--source"
+) -> dict[str, str]:
     """The SRC of each source from `[NAME=]SRC` arguments; a bare SRC is the first name's.
 
     Args:
@@ -197,9 +291,15 @@ def name_sources(names: Sequence[str], given: Sequence[str | Path], option: str 
                 f"Did you mean `{near[0]}={rest}`?" if near else f"Write {option} NAME=SRC.",
             )
         if name in sources:
-            raise refuse("LR211", f"source `{name}` is given twice: {sources[name]} and {rest}.", "Give it once.")
+            raise refuse(
+                "LR211",
+                f"source `{name}` is given twice: {sources[name]} and {rest}.",
+                "Give it once.",
+            )
         if not rest:
-            raise refuse("LR211", f"source `{name}` is given without a path.", f"Write {option} {name}=DIR.")
+            raise refuse(
+                "LR211", f"source `{name}` is given without a path.", f"Write {option} {name}=DIR."
+            )
         sources[name] = rest
     return sources
 
@@ -214,19 +314,21 @@ def open_source(
     offline: bool = False,
     default: bool = False,
 ) -> Checkpoint:
-    """Open a source: a folder, a file or a manifest on this disk, or else a repository on the hub, which is downloaded.
+    """Open a source: a folder, a file or a manifest on this disk, or else a repository on the hub,
+    which is downloaded.
 
     Args:
         text: the SRC.
         use: what is wanted of it, as in a rule file's `use`.
-        first: whether it is the source that a job is about. A further one may be a folder with a config alone, for a part
-            that the first has already.
+        first: whether it is the source that a job is about. A further one may be a folder with a
+            config alone, for a part that the first has already.
         part: whether less than a model will do, an adapter or a projector; but not a config alone.
         offline: whether only what was downloaded before is taken from the hub.
         default: whether it is what a rule file says, so that it is no path with a mistake in it.
 
     Raises:
-        RemapError: as `open_checkpoint` and `download`; LR106 for delta weights, LR211 for a home folder that isn't known.
+        RemapError: as `open_checkpoint` and `download`; LR106 for delta weights, LR211 for a home
+            folder that isn't known.
     """
     try:
         path = Path(text).expanduser()
@@ -236,33 +338,52 @@ def open_source(
     if repository is None or is_there(path):
         return _open(path, "tensors" in use, first, part)
     if "tensors" in use and _DELTA.search(repository.id):
-        cause = f"{repository} holds delta weights, by its name: differences to a base, and no model."
-        fix = f"Add the base (python -m llava.model.apply_delta, of the research code) and give the result: --source {name}=DIR."
+        cause = (
+            f"{repository} holds delta weights, by its name: differences to a base, and no model."
+        )
+        fix = (
+            "Add the base (python -m llava.model.apply_delta, of the research code) and give "
+            f"the result: --source {name}=DIR."
+        )
         raise refuse("LR106", cause, fix)
     if not default and is_there(path.parent):  # more likely a slip of the pen than a hub id
-        fix = f"Check the path. If the hub's {text} is meant, start the command where there is no folder {path.parent}."
+        fix = (
+            f"Check the path. If the hub's {text} is meant, start the command where there is no "
+            f"folder {path.parent}."
+        )
         raise refuse("LR100", f"there is no {text} in the folder {path.parent}.", fix)
     snapshot = download(repository, use, offline=offline, name=name)
     checkpoint = _open(snapshot.folder, "tensors" in use, first, part)
-    form = checkpoint.form + ("; downloaded before, the hub was not asked or didn't answer" if snapshot.cached else "")
+    form = checkpoint.form + (
+        "; downloaded before, the hub was not asked or didn't answer" if snapshot.cached else ""
+    )
     return replace(checkpoint, form=form, origin=f"{repository.id}@{snapshot.commit}")
 
 
 def open_again(
-    locations: Mapping[str, str], given: Sequence[str | Path], *, unused: Sequence[str] = (), offline: bool = False
+    locations: Mapping[str, str],
+    given: Sequence[str | Path],
+    *,
+    unused: Sequence[str] = (),
+    offline: bool = False,
 ) -> dict[str, Checkpoint]:
     """The sources that a folder was made from, as given again by `[NAME=]SRC` arguments.
 
     Args:
         locations: where they were, by name.
-        unused: further sources that may be given and aren't opened, as no tensor was taken from them.
+        unused: further sources that may be given and aren't opened, as no tensor was taken from
+            them.
 
     Raises:
-        RemapError: as `name_sources` and `open_source`; LR111 for a manifest, LR211 where one isn't given.
+        RemapError: as `name_sources` and `open_source`; LR111 for a manifest, LR211 where one isn't
+            given.
     """
     texts = name_sources([*locations, *unused], given, "--against")
     if absent := [name for name in locations if name not in texts]:
-        cause = f"the folder was also made from {', '.join(f'`{name}` ({locations[name]})' for name in absent)}."
+        cause = (
+            "the folder was also made from "
+            f"{', '.join(f'`{name}` ({locations[name]})' for name in absent)}."
+        )
         raise refuse("LR211", cause, f"Give it too: --against {absent[0]}=DIR.")
     sources = {
         name: open_source(name, text, ("tensors",), first=True, part=True, offline=offline)
@@ -276,7 +397,8 @@ def open_again(
 
 
 def last_part(text: str) -> str:
-    """The name that a hub id or a path ends in; of a path inside a hub's cache that of the repository.
+    """The name that a hub id or a path ends in; of a path inside a hub's cache that of the
+    repository.
 
     >>> last_part("/home/me/hub/models--openai--clip-vit-large-patch14-336/snapshots/ce19dc9/")
     'clip-vit-large-patch14-336'
@@ -288,12 +410,16 @@ def last_part(text: str) -> str:
 def short_name(text: str) -> str:
     """The last part of a SRC, without a hub id's revision: what an output is named after."""
     repository = None if is_there(Path(text)) else parse_repository(text)
-    return repository.id.rpartition("/")[2] if repository else Path(text).expanduser().resolve().name
+    return (
+        repository.id.rpartition("/")[2] if repository else Path(text).expanduser().resolve().name
+    )
 
 
 def _not_given(rules: RuleFile, name: str) -> str:
     absent = rules.text.sources[name].used_if_absent
-    return f"source `{name}` is not given" + (f", and `{rules.first_source}` has no `{absent}`" if absent else "")
+    return f"source `{name}` is not given" + (
+        f", and `{rules.first_source}` has no `{absent}`" if absent else ""
+    )
 
 
 def _open(path: Path, weights: bool, first: bool, part: bool) -> Checkpoint:
@@ -307,7 +433,9 @@ def _open(path: Path, weights: bool, first: bool, part: bool) -> Checkpoint:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path names something here, be it a link to nowhere or what mustn't be looked at: then no hub id is meant."""
+    """Whether a path names something here, be it a link to nowhere or what mustn't be looked at:
+    then no hub id is meant.
+    """
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte

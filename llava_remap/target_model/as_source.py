@@ -1,4 +1,6 @@
-"""A target that is what the source is already: its own class, its own config, in the keys of old and new transformers."""
+"""A target that is what the source is already: its own class, its own config, in the keys of old
+and new transformers.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +19,41 @@ _PARTS = ("text_config", "vision_config")
 
 
 def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
-    """The checkpoint's own config, with what only one generation of transformers writes said for both.
+    """The checkpoint's own config, with what only one generation of transformers writes said for
+    both.
 
-    What it leaves out, since it was the default where it was saved, is said as the installed transformers understands it:
-    defaults are not the same in all versions. What it says itself stays.
+    What it leaves out, since it was the default where it was saved, is said as the installed
+    transformers understands it: defaults are not the same in all versions. What it says itself
+    stays.
 
     Raises:
-        RemapError: LR112 for a config that isn't one of the installed transformers for a model of text and pictures, or that
-            contradicts itself.
+        RemapError: LR112 for a config that isn't one of the installed transformers for a model of
+            text and pictures, or that contradicts itself.
     """
     own = checkpoint.config
     if own is None:
-        raise refuse("LR112", f"{checkpoint.location} has no config.json to say which model it is.", _GIVE)
+        raise refuse(
+            "LR112", f"{checkpoint.location} has no config.json to say which model it is.", _GIVE
+        )
     named = own.get("architectures")
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
-        cause = f"the config.json in {checkpoint.location} says architectures: {named!r}; one class is needed."
+        cause = (
+            f"the config.json in {checkpoint.location} says architectures: {named!r}; one "
+            "class is needed."
+        )
         raise refuse("LR112", cause, _GIVE)
     if not all(isinstance(own.get(part), Mapping) for part in _PARTS):
-        raise refuse("LR112", f"the config.json in {checkpoint.location} has no {' and '.join(_PARTS)}.", _GIVE)
+        raise refuse(
+            "LR112",
+            f"the config.json in {checkpoint.location} has no {' and '.join(_PARTS)}.",
+            _GIVE,
+        )
     try:
         kind = model_class(named[0], own).config_class
     except RemapError as error:  # there is no rule file to be mended: the config says it
-        raise refuse("LR112", f"the config.json in {checkpoint.location}: {error.problems[0].cause}", _GIVE) from error
+        raise refuse(
+            "LR112", f"the config.json in {checkpoint.location}: {error.problems[0].cause}", _GIVE
+        ) from error
     try:
         read = kind.from_dict(from_json(own))
         whole = read.to_diff_dict()
@@ -47,7 +62,8 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
         cause = f"transformers can't read the config.json in {checkpoint.location}: {reason}."
         raise refuse("LR112", cause, _GIVE) from error
     config = {**whole, **own, **{part: _filled(own[part], whole[part]) for part in _PARTS}}
-    # 5.x says `image_token_id` for what is stored as `image_token_index`, and `vision_feature_layers` for `…_layer`.
+    # 5.x says `image_token_id` for what is stored as `image_token_index`, and
+    # `vision_feature_layers` for `…_layer`.
     for name, stored in kind.attribute_map.items():
         if name in own and stored in own and own[name] != own[stored]:
             _contradiction(checkpoint, f"{name}: {own[name]!r} and {stored}: {own[stored]!r}")
@@ -59,31 +75,40 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
         config |= {"dtype": dtype, "torch_dtype": dtype}
     theta, new = own["text_config"].get("rope_theta"), own["text_config"].get("rope_parameters")
     if theta is not None and isinstance(new, Mapping) and new.get("rope_theta", theta) != theta:
-        _contradiction(checkpoint, f"rope_theta: {theta!r} and, in rope_parameters, {new['rope_theta']!r}")
+        _contradiction(
+            checkpoint, f"rope_theta: {theta!r} and, in rope_parameters, {new['rope_theta']!r}"
+        )
     config["text_config"] |= old_rope(type(read.text_config), config["text_config"]) or {}
     config.pop("transformers_version", None)
     return TargetConfig(config, {}, {}, {}, None, Tower(config["vision_config"], {}, ()), ())
 
 
 def norms_about_one(config: Mapping[str, Any]) -> bool:
-    """Whether the norms of the language model in a config as `config_as_source` has it multiply by their weights.
+    """Whether the norms of the language model in a config as `config_as_source` has it multiply by
+    their weights.
 
     False where the language model's own class can't be asked.
     """
     try:
-        return read_text_model(config["text_config"], config["architectures"][0], {}).norms_about_one
+        return read_text_model(
+            config["text_config"], config["architectures"][0], {}
+        ).norms_about_one
     except RemapError:
         return False
 
 
 def _contradiction(checkpoint: Checkpoint, said: str) -> NoReturn:
-    """LR112 for one thing said twice and differently: versions of transformers would each believe another."""
+    """LR112 for one thing said twice and differently: versions of transformers would each
+    believe another.
+    """
     cause = f"the config.json in {checkpoint.location} says {said}."
     raise refuse("LR112", cause, "Find out which is right, and take the other out.")
 
 
 def _filled(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of the config with what it leaves out. A null `head_dim`, which newer classes divide by, stands for left out."""
+    """A part of the config with what it leaves out. A null `head_dim`, which newer classes
+    divide by, stands for left out.
+    """
     filled = {**whole, **own}
     if filled.get("head_dim", 0) is None:
         del filled["head_dim"]

@@ -1,4 +1,6 @@
-"""Constants of a rule file that the target's class refuses: the rule file's mistake, whatever the sources' configs say."""
+"""Constants of a rule file that the target's class refuses: the rule file's mistake, whatever
+the sources' configs say.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _KINDS = ("model_type", TEXT_KIND)
 
 
 def constants_of(value: ConfigValue, place: Place) -> Iterator[tuple[Place, Any]]:
-    """Every constant that a config value can become, with its place in the rule file; null, which says nothing, is none."""
+    """Every constant that a config value can become, with its place in the rule file; null,
+    which says nothing, is none.
+    """
     for number, case in enumerate(value.cases):
         yield from constants_of(case, (*place, "cases", number))
     said = [((*place, "const"), value.const), ((*place, "default"), value.default)]
@@ -27,8 +31,11 @@ def constants_of(value: ConfigValue, place: Place) -> Iterator[tuple[Place, Any]
     yield from ((where, constant) for where, constant in said if constant is not None)
 
 
-def refused_constants(class_name: str, config: Mapping[str, Any], constants: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Of constants that stand in a config those that keep the class from being built: key → the reason, and what was meant.
+def refused_constants(
+    class_name: str, config: Mapping[str, Any], constants: Mapping[str, Any]
+) -> dict[str, tuple[str, str]]:
+    """Of constants that stand in a config those that keep the class from being built: key → the
+    reason, and what was meant.
 
     They are put one after the other into the config without any; empty where that is refused, too.
     """
@@ -52,24 +59,38 @@ def refused_constants(class_name: str, config: Mapping[str, Any], constants: Map
 
 
 def bad_constants(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
-    """LR201, with its place, for each constant of a rule file that keeps its class from being built with a derived config."""
+    """LR201, with its place, for each constant of a rule file that keeps its class from being
+    built with a derived config.
+    """
     said: dict[str, tuple[Place, Any]] = {}
     for key, value in rules.target.config.items():
         for place, constant in constants_of(value, ("target", "config", key)):
             if _get(config, key) == constant:
                 said.setdefault(key, (place, constant))
-    refused = refused_constants(str(rules.target.class_), config, {key: constant for key, (_, constant) in said.items()})
+    refused = refused_constants(
+        str(rules.target.class_), config, {key: constant for key, (_, constant) in said.items()}
+    )
     return [
-        Problem("LR201", f"{rules.tree.locate(said[key][0]).mark} `{key}` can't be {said[key][1]!r}: {cause}", fix)
+        Problem(
+            "LR201",
+            f"{rules.tree.locate(said[key][0]).mark} `{key}` can't be {said[key][1]!r}: {cause}",
+            fix,
+        )
         for key, (cause, fix) in refused.items()
     ]
 
 
-def meant(word: str, known: Collection[str], otherwise: str = "Take it out, or write the name that it has there.") -> str:
+def meant(
+    word: str,
+    known: Collection[str],
+    otherwise: str = "Take it out, or write the name that it has there.",
+) -> str:
     """A question that names what is written nearly like a word."""
     spelt = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), spelt, 2)
-    return f"Did you mean {' or '.join(f'`{spelt[name]}`' for name in near)}?" if near else otherwise
+    return (
+        f"Did you mean {' or '.join(f'`{spelt[name]}`' for name in near)}?" if near else otherwise
+    )
 
 
 def _refusal(class_name: str, config: Mapping[str, Any]) -> RemapError | None:
@@ -81,7 +102,9 @@ def _refusal(class_name: str, config: Mapping[str, Any]) -> RemapError | None:
 
 
 def _nearest(value: str, reason: str) -> str:
-    """What was meant: of the words in transformers' own reason, which lists what is known, and of activations."""
+    """What was meant: of the words in transformers' own reason, which lists what is known, and
+    of activations.
+    """
     from transformers.activations import ACT2FN
 
     words = {*re.findall(r"[\w-]+(?:\.[\w-]+)*", reason), *ACT2FN} - {value}

@@ -11,7 +11,8 @@ from llava_remap.rulefile import RuleFile, load_rule_file, shipped_layouts
 
 #: The layout in which everything is planned, and which is written unless another one is asked for.
 CLASSIC = "classic"
-#: The layouts that can be written. `classic-5.6` and `mixed-5.4` are read only: accidents of some versions' `save_pretrained`.
+#: The layouts that can be written. `classic-5.6` and `mixed-5.4` are read only: accidents of some
+#: versions' `save_pretrained`.
 WRITTEN = (CLASSIC, "module-4.52", "module-5.6")
 
 
@@ -30,11 +31,14 @@ def layout_program(layout: str) -> Program:
 def check_layout(layout: str) -> None:
     """LR211 for a layout that can't be written."""
     if layout not in WRITTEN:
-        raise refuse("LR211", f"--layout {layout}: it is one of {', '.join(WRITTEN)}.", "Write one of them.")
+        raise refuse(
+            "LR211", f"--layout {layout}: it is one of {', '.join(WRITTEN)}.", "Write one of them."
+        )
 
 
 def names_in(layout: str, classic: Collection[str]) -> dict[str, str]:
-    """What parameters are called in a layout, by classic name: one name each, which leads to the classic one and no other.
+    """What parameters are called in a layout, by classic name: one name each, which leads to the
+    classic one and no other.
 
     Raises:
         RemapError: LR601 for parameters that the layout has no name for.
@@ -43,5 +47,10 @@ def names_in(layout: str, classic: Collection[str]) -> dict[str, str]:
     back = {name: program.inverse(name) for name in classic}
     found = {name: other for name, other in back.items() if other is not None}
     if lost := [name for name in classic if name not in found]:
-        raise refuse("LR601", f"layout {layout} has no name for {len(lost)} parameters.", "Write the classic layout.", lost)
+        raise refuse(
+            "LR601",
+            f"layout {layout} has no name for {len(lost)} parameters.",
+            "Write the classic layout.",
+            lost,
+        )
     return found

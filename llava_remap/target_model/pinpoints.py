@@ -1,4 +1,6 @@
-"""The sizes in which a tiled image is shown to the model: LLaVA's `image_grid_pinpoints`, as transformers wants them."""
+"""The sizes in which a tiled image is shown to the model: LLaVA's `image_grid_pinpoints`, as
+transformers wants them.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +17,29 @@ _RANGE = re.compile(r"\(?(\d{1,3})x(\d{1,3})\)?,\s*\.\.\.,\s*\(?(\d{1,3})x(\d{1,
 def grid_pinpoints(where: str, value: Any, side: int) -> list[list[int]]:
     """`[height, width]` pairs in pixels.
 
-    LLaVA holds an image's `(width, height)` against them (`select_best_resolution` of its `mm_utils.py`), transformers its
-    `(height, width)`; the order of pairs stays, since of two that fit as well the first is taken.
+    LLaVA holds an image's `(width, height)` against them (`select_best_resolution` of its
+    `mm_utils.py`), transformers its `(height, width)`; the order of pairs stays, since of two that
+    fit as well the first is taken.
 
     Args:
         where: the rule file's value, for messages.
-        value: `[width, height]` pairs in pixels, the same as a text, or a text that gives the range in tiles.
+        value: `[width, height]` pairs in pixels, the same as a text, or a text that gives the range
+            in tiles.
         side: of a tile, in pixels.
 
     Raises:
         RemapError: LR112 for anything else, and for sizes that are no whole number of tiles.
     """
     pairs = _pairs(value, side)
-    if not isinstance(pairs, (list, tuple)) or not pairs or not all(_is_size(pair, side) for pair in pairs):
+    if (
+        not isinstance(pairs, (list, tuple))
+        or not pairs
+        or not all(_is_size(pair, side) for pair in pairs)
+    ):
         said = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
         cause = (
-            f"`{where}` is {said}; wanted are pairs [width, height] in multiples of the tower's {side} px, or a range of tiles."
+            f"`{where}` is {said}; wanted are pairs [width, height] in multiples of the "
+            f"tower's {side} px, or a range of tiles."
         )
         raise refuse("LR112", cause, "Mend `image_grid_pinpoints` in the source's config.json.")
     return [[height, width] for width, height in pairs]
@@ -50,5 +59,9 @@ def _pairs(value: Any, side: int) -> Any:
 
 
 def _is_size(pair: Any, side: int) -> bool:
-    whole = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(type(size) is int for size in pair)
+    whole = (
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and all(type(size) is int for size in pair)
+    )
     return whole and all(size > 0 and size % side == 0 for size in pair)

@@ -1,9 +1,11 @@
 """Does the target's class compute the logits that the language model's own class computes?
 
-A class for text and pictures has the same language model inside, but puts a plain matrix on top of it, and gives it embeddings in
-place of ids. What the language model's own class does beside that (a bias of the head, a soft cap, a scale of logits, tables that
-are asked by id) would be lost in silence. So both are run here, at their real widths and with made-up numbers. The layers
-themselves are the same modules in both: they are not run, only what they are given is compared. So it takes little memory.
+A class for text and pictures has the same language model inside, but puts a plain matrix on top of
+it, and gives it embeddings in place of ids. What the language model's own class does beside that (a
+bias of the head, a soft cap, a scale of logits, tables that are asked by id) would be lost in
+silence. So both are run here, at their real widths and with made-up numbers. The layers themselves
+are the same modules in both: they are not run, only what they are given is compared. So it takes
+little memory.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _MOST = 300_000_000
 _TABLE = "embed_tokens.weight"
 #: A tower that is not run.
 _TOWER = {
-    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16,
+    "num_hidden_layers": 1,
     "num_attention_heads": 1, "image_size": 28, "patch_size": 14,
 }  # fmt: skip
 
@@ -34,10 +37,13 @@ class Compared:
     """A language model's own class beside the class that it becomes a part of.
 
     Attributes:
-        embedding: what the table of token embeddings is called inside the language model; empty where no model can be built.
+        embedding: what the table of token embeddings is called inside the language model; empty
+            where no model can be built.
         differs: in what the two compute other logits, in words; empty where they compute the same.
-        renamed: which versions of transformers have the language model under other names there, in words; empty for none.
-        norms_about_one: whether its norms multiply by their weights, and not by one more, so that these are about 1.
+        renamed: which versions of transformers have the language model under other names there, in
+            words; empty for none.
+        norms_about_one: whether its norms multiply by their weights, and not by one more, so that
+            these are about 1.
     """
 
     embedding: str
@@ -66,21 +72,35 @@ def compare_classes(config: Any, target_class: str) -> Compared:
     found = Compared("", "")
     try:
         with torch.device("meta"):
-            own = transformers.AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).eval()
+            own = transformers.AutoModelForCausalLM.from_config(
+                deepcopy(config), dtype=torch.float32
+            ).eval()
     except Exception as error:  # whatever the class raises: the config is the user's
-        cause = f"transformers can't build the language model that the config describes ({_said(error)})."
+        cause = (
+            "transformers can't build the language model that the config describes "
+            f"({_said(error)})."
+        )
         raise refuse("LR112", cause, "Mend the source's config.json.") from error
     try:
         with torch.device("meta"):
             embedding, renamed = _name(own.base_model, own.get_input_embeddings().weight), ""
             if getattr(config, "tie_word_embeddings", False) and embedding != _TABLE:
                 return Compared(
-                    embedding, f"it ties its head to `{embedding}`, and {target_class} can tie it to `{_TABLE}` alone"
+                    embedding,
+                    f"it ties its head to `{embedding}`, and {target_class} can tie it to "
+                    f"`{_TABLE}` alone",
                 )
-            head = next(name for name, module in own.named_modules() if module is own.get_output_embeddings())
+            head = next(
+                name
+                for name, module in own.named_modules()
+                if module is own.get_output_embeddings()
+            )
             if (own.base_model_prefix, head) != ("model", "lm_head"):
                 under = f"`{own.base_model_prefix}.` and `{head}.`"
-                renamed = f"versions of transformers before 4.52 look for it under {under}: use 4.52 or later"
+                renamed = (
+                    f"versions of transformers before 4.52 look for it under {under}: use "
+                    "4.52 or later"
+                )
             found = Compared(embedding, "", renamed, _norms_multiply(own))
             whole_config = kind.config_class(
                 text_config=config,
@@ -90,8 +110,13 @@ def compare_classes(config: Any, target_class: str) -> Compared:
             )
             whole = kind(whole_config).eval()
         return replace(found, differs=_compare(own, whole))
-    except Exception as error:  # whatever a class raises that was never meant to be a part of another one
-        return replace(found, differs=f"whether {target_class} computes the same can't be tried ({_said(error)})")
+    except (
+        Exception
+    ) as error:  # whatever a class raises that was never meant to be a part of another one
+        return replace(
+            found,
+            differs=f"whether {target_class} computes the same can't be tried ({_said(error)})",
+        )
 
 
 def _said(error: Exception) -> str:
@@ -100,31 +125,49 @@ def _said(error: Exception) -> str:
 
 
 def _norms_multiply(model: Any) -> bool:
-    """Whether every kind of norm in a model gives zeros where its weights are zeros, and doesn't add one to them."""
+    """Whether every kind of norm in a model gives zeros where its weights are zeros, and doesn't
+    add one to them.
+    """
     import torch
 
-    norms = {type(module): module for module in model.base_model.modules() if "Norm" in type(module).__name__}
+    norms = {
+        type(module): module
+        for module in model.base_model.modules()
+        if "Norm" in type(module).__name__
+    }
     for norm in map(deepcopy, norms.values()):
         if (weight := getattr(norm, "weight", None)) is None:
             continue
         norm.to_empty(device="cpu")
         for parameter in norm.parameters():
             parameter.data.zero_()
-        with contextlib.suppress(Exception), torch.device("cpu"), torch.no_grad():  # one with a gate wants more than a tensor
+        with (
+            contextlib.suppress(Exception),
+            torch.device("cpu"),
+            torch.no_grad(),
+        ):  # one with a gate wants more than a tensor
             if norm(torch.arange(1.0, weight.numel() + 1).view(1, 1, -1)).any():
                 return False
     return True
 
 
 def _name(model: Any, parameter: Any) -> str:
-    return str(next(name for name, value in model.named_parameters(remove_duplicate=False) if value is parameter))
+    return str(
+        next(
+            name
+            for name, value in model.named_parameters(remove_duplicate=False)
+            if value is parameter
+        )
+    )
 
 
 def _compare(own: Any, whole: Any) -> str:
     import torch
 
     base, inside = own.base_model, whole.base_model.language_model
-    own_class, base_class, target, part = (type(model).__name__ for model in (own, base, whole, inside))
+    own_class, base_class, target, part = (
+        type(model).__name__ for model in (own, base, whole, inside)
+    )
     if base_class != part:
         return f"{target} makes a {part} of it, and {own_class} has a {base_class}"
     if [*base.state_dict()] != [*inside.state_dict()]:
@@ -151,9 +194,18 @@ def _compare(own: Any, whole: Any) -> str:
     if torch.equal(mine, its):
         return ""
     inner = {id(value) for value in base.parameters()}
-    extra = [name for name, value in own.named_parameters() if value is not head and id(value) not in inner]
-    causes = [f"{key} {getattr(own.config, key)!r}" for key in sorted(read) if _matters(own, key, mine)] + extra
-    return f"{own_class} computes logits with {', '.join(causes) or 'more than a matrix'}, and {target} doesn't"
+    extra = [
+        name
+        for name, value in own.named_parameters()
+        if value is not head and id(value) not in inner
+    ]
+    causes = [
+        f"{key} {getattr(own.config, key)!r}" for key in sorted(read) if _matters(own, key, mine)
+    ] + extra
+    return (
+        f"{own_class} computes logits with {', '.join(causes) or 'more than a matrix'}, and "
+        f"{target} doesn't"
+    )
 
 
 def _logits(model: Any) -> Any:
@@ -164,7 +216,9 @@ def _logits(model: Any) -> Any:
 
 
 def _matters(model: Any, key: str, logits: Any) -> bool:
-    """Whether the logits are others with another value of a key, which a model may have as an attribute, too."""
+    """Whether the logits are others with another value of a key, which a model may have as an
+    attribute, too.
+    """
     import torch
 
     value = getattr(model.config, key)
@@ -185,7 +239,11 @@ def _layers(model: Any) -> Any:
     from torch import nn
 
     number = model.config.num_hidden_layers
-    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == number)
+    stacks = (
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == number
+    )
     if (found := next(stacks, None)) is None:
         raise ValueError(f"it has no stack of {number} layers")
     return found
@@ -196,8 +254,15 @@ def _fill(model: Any, layers: Any) -> None:
     import torch
 
     outside = [module for module in model.modules() if module not in set(layers.modules())]
-    places = [(names, name) for module in outside for names in (module._parameters, module._buffers) for name in names]
-    empty = [(names, name) for names, name in places if names[name] is not None and names[name].is_meta]
+    places = [
+        (names, name)
+        for module in outside
+        for names in (module._parameters, module._buffers)
+        for name in names
+    ]
+    empty = [
+        (names, name) for names, name in places if names[name] is not None and names[name].is_meta
+    ]
     if (total := sum(names[name].numel() for names, name in empty)) > _MOST:
         raise ValueError(f"{total} numbers outside its layers")
     numbers, made = torch.Generator().manual_seed(0), {}
@@ -210,7 +275,11 @@ def _fill(model: Any, layers: Any) -> None:
                 if value.is_floating_point()
                 else torch.ones_like(value, device="cpu")
             )
-            made[id(value)] = torch.nn.Parameter(real, requires_grad=False) if isinstance(value, torch.nn.Parameter) else real
+            made[id(value)] = (
+                torch.nn.Parameter(real, requires_grad=False)
+                if isinstance(value, torch.nn.Parameter)
+                else real
+            )
         names[name] = made[id(value)]
 
 
@@ -220,7 +289,16 @@ def _stub(layers: Any, returns_tuple: bool) -> list[Any]:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         # How much is to be given out changes no number.
-        calls.append((args, {key: value for key, value in kwargs.items() if not key.startswith(("output_", "logits_to_keep"))}))
+        calls.append(
+            (
+                args,
+                {
+                    key: value
+                    for key, value in kwargs.items()
+                    if not key.startswith(("output_", "logits_to_keep"))
+                },
+            )
+        )
         states = args[0] if args else kwargs["hidden_states"]
         return (states,) if returns_tuple else states
 
@@ -243,11 +321,17 @@ def _same(one: Any, other: Any) -> bool:
 
 @contextlib.contextmanager
 def _read_outside(model: Any, base: Any) -> Iterator[set[str]]:
-    """The keys of its config that a model reads outside its base, or has as attributes: what its head may compute with."""
+    """The keys of its config that a model reads outside its base, or has as attributes: what its
+    head may compute with.
+    """
     from transformers import PreTrainedConfig
 
     kind = type(model.config)
-    keys = {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)} - _EVERYWHERE
+    keys = (
+        {field.name for field in fields(kind)}
+        - {field.name for field in fields(PreTrainedConfig)}
+        - _EVERYWHERE
+    )
     read = {key for key in keys if key in vars(model)}
     outside = True
 
@@ -275,4 +359,10 @@ def _read_outside(model: Any, base: Any) -> Iterator[set[str]]:
 
 
 #: What every class reads, and what changes no logits.
-_EVERYWHERE = {"vocab_size", "tie_word_embeddings", "use_cache", "output_attentions", "output_router_logits"}
+_EVERYWHERE = {
+    "vocab_size",
+    "tie_word_embeddings",
+    "use_cache",
+    "output_attentions",
+    "output_router_logits",
+}

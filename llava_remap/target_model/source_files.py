@@ -1,7 +1,8 @@
-"""The small JSON files of a source: a key that this package or transformers reads has a value of the kind that it must have.
+"""The small JSON files of a source: a key that this package or transformers reads has a value of
+the kind that it must have.
 
-Keys of a language model's own config are not checked here: its class in transformers checks them, and so does a rule file's
-target class.
+Keys of a language model's own config are not checked here: its class in transformers checks them,
+and so does a rule file's target class.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _Number = Annotated[float | None, Field(description="a number")]
 _Count = Annotated[int | None, Field(ge=0, description="a whole number, 0 or more")]
 _Id = Annotated[int, Field(ge=-1, lt=2**31)]  # -1: none
 _Ids = Annotated[
-    _Id | Annotated[list[_Id], Field(min_length=1)] | None, Field(description="a token's id, or a list of them that isn't empty")
+    _Id | Annotated[list[_Id], Field(min_length=1)] | None,
+    Field(description="a token's id, or a list of them that isn't empty"),
 ]
 _Object = Annotated[dict[str, Any] | None, Field(description="an object")]
 _Side = Annotated[Literal["left", "right"] | None, Field(description="left or right")]
@@ -69,7 +71,9 @@ class _Source(BaseModel):
     mm_vision_tower: _Texts = None
     mm_image_tower: _Texts = None
     mm_video_tower: _Texts = None
-    mm_vision_select_layer: Annotated[int | list[int] | None, Field(description="a whole number or a list of them")] = None
+    mm_vision_select_layer: Annotated[
+        int | list[int] | None, Field(description="a whole number or a list of them")
+    ] = None
     mm_vision_select_feature: _Text = None
     mm_patch_merge_type: _Text = None
     mm_use_im_start_end: _YesNo = None
@@ -79,7 +83,9 @@ class _Source(BaseModel):
     freeze_mm_mlp_adapter: _YesNo = None
     unfreeze_mm_vision_tower: _YesNo = None
     image_aspect_ratio: _Text = None
-    image_grid_pinpoints: Annotated[str | list[Any] | None, Field(description="a text or a list")] = None
+    image_grid_pinpoints: Annotated[
+        str | list[Any] | None, Field(description="a text or a list")
+    ] = None
 
 
 class _AddedToken(BaseModel):
@@ -95,9 +101,12 @@ class _AddedToken(BaseModel):
     special: bool = False
 
 
-_Token = Annotated[str | _AddedToken | None, Field(description="a text, or an object with the text as `content`")]
+_Token = Annotated[
+    str | _AddedToken | None, Field(description="a text, or an object with the text as `content`")
+]
 _Tokens = Annotated[
-    list[str | _AddedToken] | dict[str, str | _AddedToken] | None, Field(description="texts, or objects with `content`")
+    list[str | _AddedToken] | dict[str, str | _AddedToken] | None,
+    Field(description="texts, or objects with `content`"),
 ]
 
 
@@ -139,7 +148,8 @@ class _Tokenizer(_Roles):
     sp_model_kwargs: _Object = None
     model_input_names: Annotated[list[str] | None, Field(description="a list of texts")] = None
     chat_template: Annotated[
-        str | list[dict[str, str]] | None, Field(description="a text, or a list of objects with name and template")
+        str | list[dict[str, str]] | None,
+        Field(description="a text, or a list of objects with name and template"),
     ] = None
 
 
@@ -171,11 +181,15 @@ class _Generation(BaseModel):
 
 
 _Sides = Annotated[
-    float | Annotated[dict[str, float], Field(min_length=1)] | Annotated[list[float], Field(min_length=1)] | None,
+    float
+    | Annotated[dict[str, float], Field(min_length=1)]
+    | Annotated[list[float], Field(min_length=1)]
+    | None,
     Field(description="pixels, or an object of sides in pixels"),
 ]
 _Colours = Annotated[
-    float | Annotated[list[float], Field(min_length=1)] | None, Field(description="a number, or one for each colour")
+    float | Annotated[list[float], Field(min_length=1)] | None,
+    Field(description="a number, or one for each colour"),
 ]
 
 
@@ -196,11 +210,16 @@ class _ImageProcessor(BaseModel):
     do_pad: _YesNo = None
     size: _Sides = None
     crop_size: _Sides = None
-    resample: Annotated[int | None, Field(ge=0, le=5, description="a number from 0 to 5, as Pillow counts its filters")] = None
+    resample: Annotated[
+        int | None,
+        Field(ge=0, le=5, description="a number from 0 to 5, as Pillow counts its filters"),
+    ] = None
     rescale_factor: _Number = None
     image_mean: _Colours = None
     image_std: _Colours = None
-    image_grid_pinpoints: Annotated[str | list[Any] | None, Field(description="a text or a list")] = None
+    image_grid_pinpoints: Annotated[
+        str | list[Any] | None, Field(description="a text or a list")
+    ] = None
 
 
 class _Processor(BaseModel):
@@ -244,14 +263,22 @@ def read_beside(folder: Path, name: str) -> dict[str, Any]:
     """The object in a JSON file beside a checkpoint's weights; empty without the file.
 
     Raises:
-        RemapError: LR113 for a file that is no JSON object, and for every key in it whose value is of a kind that can't be;
-            LR100 for a file that can't be read.
+        RemapError: LR113 for a file that is no JSON object, and for every key in it whose value is
+            of a kind that can't be; LR100 for a file that can't be read.
     """
     path, fix = folder / name, "Replace it by the original one."
     content = read_object(path, "LR113", fix, unique=False) if has_file(path) else {}
-    odd = [*_odd(_KINDS[name], content)] if name in _KINDS else _odd_words(content) if name in _WORDS else []
+    odd = (
+        [*_odd(_KINDS[name], content)]
+        if name in _KINDS
+        else _odd_words(content)
+        if name in _WORDS
+        else []
+    )
     if odd:
-        raise RemapError([Problem("LR113", f"{quoted(str(path))} says {said}", fix) for said in odd])
+        raise RemapError(
+            [Problem("LR113", f"{quoted(str(path))} says {said}", fix) for said in odd]
+        )
     return content
 
 
@@ -269,11 +296,16 @@ def odd_values(location: str, config: Mapping[str, Any]) -> list[Problem]:
     """
     kind = _Tower if str(config.get("model_type", "")).endswith("_vision_model") else _Source
     fix = "Hold its config.json against the original one."
-    return [Problem("LR112", f"the config of {location} says {said}", fix) for said in (*_odd(kind, config), *_too_large(config))]
+    return [
+        Problem("LR112", f"the config of {location} says {said}", fix)
+        for said in (*_odd(kind, config), *_too_large(config))
+    ]
 
 
 def _too_large(config: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """The keys whose whole numbers have no room in 64 bits: no size, count or id has such a value."""
+    """The keys whose whole numbers have no room in 64 bits: no size, count or id has such a
+    value.
+    """
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _too_large(value, f"{within}{key}.")
@@ -282,7 +314,9 @@ def _too_large(config: Mapping[str, Any], within: str = "") -> Iterator[str]:
 
 
 def _odd(kind: type[BaseModel], content: Mapping[str, Any]) -> Iterator[str]:
-    """The keys whose values are of a kind that can't be, each with its value and with what is needed."""
+    """The keys whose values are of a kind that can't be, each with its value and with what is
+    needed.
+    """
     try:
         kind.model_validate(content)
     except ValidationError as error:
@@ -294,7 +328,9 @@ def _odd(kind: type[BaseModel], content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _key(kind: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The key at fault, in parts: as deep as models have fields. Behind it pydantic names the forms of a union and indices."""
+    """The key at fault, in parts: as deep as models have fields. Behind it pydantic names the
+    forms of a union and indices.
+    """
     first = str(loc[0])
     inner = _inner(_field(kind, (first,)))
     deeper = inner is not None and len(loc) > 1 and loc[1] in _fields(inner)
@@ -314,4 +350,8 @@ def _fields(kind: type[BaseModel]) -> dict[str, FieldInfo]:
 def _inner(field: FieldInfo) -> type[BaseModel] | None:
     """The model of an object's keys; None for a value of another kind, or of several."""
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
-    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
+    return (
+        kinds[0]
+        if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel)
+        else None
+    )

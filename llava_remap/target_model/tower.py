@@ -32,7 +32,8 @@ class Tower:
 
     Attributes:
         config: the `vision_config` of the target.
-        facts: what a rule file can ask for with `tower:` and `when:` (patch_size, image_size, class_tokens, image_tokens, …).
+        facts: what a rule file can ask for with `tower:` and `when:` (patch_size, image_size,
+            class_tokens, image_tokens, …).
         notes: where tensors and configs disagree; the tensors are believed.
     """
 
@@ -41,14 +42,25 @@ class Tower:
     notes: tuple[Problem, ...]
 
     def unlike(self, own: Mapping[str, Any]) -> list[str]:
-        """In what a tower with this config of its own is computed otherwise, whatever the shapes of its tensors."""
+        """In what a tower with this config of its own is computed otherwise, whatever the shapes
+        of its tensors.
+        """
         other = {**TOWER_DEFAULTS[str(self.config["model_type"])], **own}
         keys = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size")
-        return [f"{key} {self.config[key]!r} and {other[key]!r}" for key in keys if self.config[key] != other[key]]
+        return [
+            f"{key} {self.config[key]!r} and {other[key]!r}"
+            for key in keys
+            if self.config[key] != other[key]
+        ]
 
 
 def read_tower(
-    prefix: str, tensors: Mapping[str, Tensor], own: Mapping[str, Any] | None, named: str | None, *, apart: bool = False
+    prefix: str,
+    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Any] | None,
+    named: str | None,
+    *,
+    apart: bool = False,
 ) -> Tower:
     """Describe the tower of a target.
 
@@ -57,16 +69,27 @@ def read_tower(
         tensors: the target's tensors by classic name.
         own: the tower's own vision config, where a source has one.
         named: the tower that the language model's config names (`mm_vision_tower`).
-        apart: whether the tensors come from another source than the language model's, so that they may be the wrong ones.
+        apart: whether the tensors come from another source than the language model's, so that they
+            may be the wrong ones.
 
     Raises:
-        RemapError: LR302 without a tower; LR309 for a config that contradicts the tensors, where nothing else is known; LR112
-            where neither tensors nor configs tell the number of attention heads.
+        RemapError: LR302 without a tower; LR309 for a config that contradicts the tensors, where
+            nothing else is known; LR112 where neither tensors nor configs tell the number of
+            attention heads.
     """
     seen = _sizes(prefix, tensors)
     kind = seen["model_type"]
     known, notes = _known(seen, own, named, apart)
-    sizes = {key: seen[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "num_channels")}
+    sizes = {
+        key: seen[key]
+        for key in (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "patch_size",
+            "num_channels",
+        )
+    }
     kept = {key: known[key] for key in _KEYS if known.get(key) is not None}
     image_size = known["image_size"]
     config = {"model_type": kind, **kept, **sizes, "image_size": image_size}
@@ -80,7 +103,8 @@ def read_tower(
         "image_tokens": seen["patches"],
         "positions": seen["positions"][0],
         "apart": apart,
-        "last_layer_deleted": known["num_hidden_layers"] == seen["num_hidden_layers"] + 1 or _cut(seen),
+        "last_layer_deleted": known["num_hidden_layers"] == seen["num_hidden_layers"] + 1
+        or _cut(seen),
     }
     return Tower(config, facts, tuple(notes))
 
@@ -91,7 +115,14 @@ def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     The number of attention heads, which changes none, is made up.
     """
     seen = _sizes(prefix, tensors)
-    keys = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "num_channels")
+    keys = (
+        "model_type",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "patch_size",
+        "num_channels",
+    )
     image_size = isqrt(seen["patches"]) * seen["patch_size"]
     return {**{key: seen[key] for key in keys}, "image_size": image_size, "num_attention_heads": 1}
 
@@ -108,22 +139,37 @@ def has_stock_sizes(named: str, prefix: str, tensors: Mapping[str, Tensor]) -> b
 
 def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors' names and shapes show."""
-    tower = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    tower = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
     patch = tower.get("embeddings.patch_embedding.weight")
     positions = tower.get("embeddings.position_embedding.weight")
     if not tower:
         raise refuse("LR302", "the vision tower: no source holds any tensor of it.", _GIVE)
     first_mlp = next((t for name, t in tower.items() if name.endswith(".mlp.fc1.weight")), None)
-    if patch is None or len(patch.shape) != 4 or positions is None or len(positions.shape) != 2 or first_mlp is None:
+    if (
+        patch is None
+        or len(patch.shape) != 4
+        or positions is None
+        or len(positions.shape) != 2
+        or first_mlp is None
+    ):
         raise refuse(
             "LR302",
             "the vision tower lacks its patch embedding, its position table or its layers.",
             _GIVE,
-            [prefix + "embeddings.patch_embedding.weight", prefix + "embeddings.position_embedding.weight"],
+            [
+                prefix + "embeddings.patch_embedding.weight",
+                prefix + "embeddings.position_embedding.weight",
+            ],
         )
     class_tokens = int("embeddings.class_embedding" in tower)
     out, channels, side, last = patch.shape
-    if channels == side != last:  # [out, height, width, in], as MLX has it: the plan tells it, by the shape that is wanted
+    if (
+        channels == side != last
+    ):  # [out, height, width, in], as MLX has it: the plan tells it, by the shape that is wanted
         channels = last
     return {
         "model_type": "clip_vision_model" if class_tokens else "siglip_vision_model",
@@ -134,7 +180,8 @@ def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "patches": positions.shape[0] - class_tokens,
         "class_tokens": class_tokens,
         "intermediate_size": first_mlp.shape[0],
-        "num_hidden_layers": 1 + max((int(n) for name in tower if (n := _layer(name)).isdecimal()), default=-1),
+        "num_hidden_layers": 1
+        + max((int(n) for name in tower if (n := _layer(name)).isdecimal()), default=-1),
         "has_head": any(name.startswith("head.") for name in tower),
     }
 
@@ -149,8 +196,8 @@ def _known(
 ) -> tuple[Mapping[str, Any], list[Problem]]:
     """What is known of a tower beside its tensors, and where it was not believed.
 
-    Its own config comes first; then the stock tower of these sizes, if the language model's config names a stock tower or none:
-    a tower of another name may have another activation.
+    Its own config comes first; then the stock tower of these sizes, if the language model's config
+    names a stock tower or none: a tower of another name may have another activation.
     """
     defaults = TOWER_DEFAULTS[seen["model_type"]]
     given = {"model_type": seen["model_type"], **defaults, **own} if own is not None else None
@@ -158,53 +205,90 @@ def _known(
     sized = next((name for name, preset in stock.items() if _fits(preset, seen)), None)
     called = _stock_name(named, stock)
     if apart and called in stock and sized not in (None, called):
-        cause = f"the tower given apart has the sizes of {sized}; the language model's config names {named}."
+        cause = (
+            f"the tower given apart has the sizes of {sized}; the language model's config "
+            f"names {named}."
+        )
         raise refuse("LR309", cause, "Give the tower that the checkpoint was trained with.")
     fitting = stock[sized] if sized is not None and called in (None, *stock) else None
     known = given if given is not None and _fits(given, seen) else fitting
     if known is None and given is not None:
-        cause = f"the tower's own config ({_said(given)}) isn't that of its tensors ({_said(seen)})."
+        cause = (
+            f"the tower's own config ({_said(given)}) isn't that of its tensors ({_said(seen)})."
+        )
         raise refuse("LR309", cause, "Give a whole tower with its own config.json.")
     if known is None:
         raise refuse(
             "LR112",
-            f"nothing tells the number of attention heads and the activation of the vision tower ({_said(seen)}): tensors "
-            f"don't show them, and {_called(named)} is none of the stock towers of these sizes ({', '.join(TOWERS)}).",
+            "nothing tells the number of attention heads and the activation of the vision tower "
+            f"({_said(seen)}): tensors "
+            f"don't show them, and {_called(named)} is none of the stock towers of these sizes "
+            f"({', '.join(TOWERS)}).",
             _GIVE,
         )
     notes = []
     believed = f"The tensors are believed: {_said(seen)}."
     if given is not None and known is not given:
-        notes.append(Problem("LR309", f"the config given for the tower is that of another one ({_said(given)}).", believed))
+        notes.append(
+            Problem(
+                "LR309",
+                f"the config given for the tower is that of another one ({_said(given)}).",
+                believed,
+            )
+        )
     if called in stock and not _fits(stock[str(called)], seen):
-        notes.append(Problem("LR309", f"the language model's config names {named}, a tower of other sizes.", believed))
+        notes.append(
+            Problem(
+                "LR309",
+                f"the language model's config names {named}, a tower of other sizes.",
+                believed,
+            )
+        )
     return {**defaults, **known}, notes
 
 
 def _stock_name(named: str | None, stock: Container[str]) -> str | None:
-    """The stock tower that a hub id or a path names, a hub's cache (`models--ORG--NAME`) included; else the path's last part."""
+    """The stock tower that a hub id or a path names, a hub's cache (`models--ORG--NAME`)
+    included; else the path's last part.
+    """
     parts = [part.split("--")[-1] for part in re.split(r"[/\\]", named or "") if part]
     return next((part for part in parts if part in stock), parts[-1] if parts else None)
 
 
 def _fits(config: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
-    """Whether a whole vision config is that of a tower with these sizes. LLaVA's SigLIP code deletes the last layer."""
-    numbers = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    """Whether a whole vision config is that of a tower with these sizes. LLaVA's SigLIP code
+    deletes the last layer.
+    """
+    numbers = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "image_size",
+        "patch_size",
+    )
     if not all(isinstance(config[key], int) and config[key] > 0 for key in numbers):
         return False
     side = config["image_size"] // config["patch_size"]
     deleted = config["num_hidden_layers"] - seen["num_hidden_layers"]
     return (
         config["model_type"] == seen["model_type"]
-        and all(config[key] == seen[key] for key in ("hidden_size", "intermediate_size", "patch_size"))
+        and all(
+            config[key] == seen[key] for key in ("hidden_size", "intermediate_size", "patch_size")
+        )
         and deleted in ((0,) if seen["class_tokens"] else (0, 1))
         and side * side == seen["patches"]
     )
 
 
 def _cut(seen: Mapping[str, Any]) -> bool:
-    """Whether it is a stock tower without its last layer, whatever a config that was written since says."""
-    return any(_fits(preset, seen) and preset["num_hidden_layers"] > seen["num_hidden_layers"] for preset in TOWERS.values())
+    """Whether it is a stock tower without its last layer, whatever a config that was written
+    since says.
+    """
+    return any(
+        _fits(preset, seen) and preset["num_hidden_layers"] > seen["num_hidden_layers"]
+        for preset in TOWERS.values()
+    )
 
 
 def _called(named: str | None) -> str:
@@ -212,5 +296,13 @@ def _called(named: str | None) -> str:
 
 
 def _said(sizes: Mapping[str, Any]) -> str:
-    shown = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "image_size", "positions")
+    shown = (
+        "model_type",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "patch_size",
+        "image_size",
+        "positions",
+    )
     return ", ".join(f"{key} {sizes[key]}" for key in shown if sizes.get(key) is not None)

@@ -1,4 +1,6 @@
-"""What a checkpoint's tokenizer files say, without building a tokenizer: how many ids, which words, which special tokens."""
+"""What a checkpoint's tokenizer files say, without building a tokenizer: how many ids, which
+words, which special tokens.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class PlacedToken:
-    """A token of the rule file and its id. `added` says that the source's tokenizer doesn't have it yet."""
+    """A token of the rule file and its id. `added` says that the source's tokenizer doesn't have
+    it yet.
+    """
 
     text: str
     role: str
@@ -52,7 +56,8 @@ class PlacedToken:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Read the tokenizer files of a folder: `tokenizer.json`, else `tokenizer.model`, else `vocab.json`; None without any.
+    """Read the tokenizer files of a folder: `tokenizer.json`, else `tokenizer.model`, else
+    `vocab.json`; None without any.
 
     Raises:
         RemapError: LR113 for a file that can't be read.
@@ -71,10 +76,18 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     added |= {_word(token): int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
     ids = base | added
     last = max(added.values(), default=-1)
-    # As the tokenizers library counts: behind the last added token, but never inside the model's own vocabulary.
+    # As the tokenizers library counts: behind the last added token, but never inside the model's
+    # own vocabulary.
     next_id = last + 1 if last >= len(base) else len(base)
-    special = {**read_beside(folder, "special_tokens_map.json"), **{k: v for k, v in config.items() if v is not None}}
-    roles = {role: _word(token) for role, token in special.items() if role.endswith("_token") and isinstance(token, (str, dict))}
+    special = {
+        **read_beside(folder, "special_tokens_map.json"),
+        **{k: v for k, v in config.items() if v is not None},
+    }
+    roles = {
+        role: _word(token)
+        for role, token in special.items()
+        if role.endswith("_token") and isinstance(token, (str, dict))
+    }
     return Vocabulary(folder, ids, next_id, roles)
 
 
@@ -83,13 +96,19 @@ def _tokenizers_words(file: Path) -> tuple[dict[str, int], dict[str, int]]:
     content = read_beside(file.parent, file.name)
     try:
         words = content["model"]["vocab"]
-        base = dict(words) if isinstance(words, dict) else {word: i for i, (word, _) in enumerate(words)}
+        base = (
+            dict(words)
+            if isinstance(words, dict)
+            else {word: i for i, (word, _) in enumerate(words)}
+        )
         added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
         if odd := [word for word, i in (base | added).items() if type(i) is not int]:
             raise TypeError(f"the id of {odd[0]!r} is no whole number")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise refuse("LR113", f"{quoted(str(file))} is not of a tokenizer's form ({reason}).", _REPLACE) from None
+        raise refuse(
+            "LR113", f"{quoted(str(file))} is not of a tokenizer's form ({reason}).", _REPLACE
+        ) from None
     return base, added
 
 
@@ -98,9 +117,9 @@ def place_tokens(
 ) -> tuple[PlacedToken, ...]:
     """Give every token of a rule file its id: the one it has, else the next free one.
 
-    A pad token is added only where the tokenizer has none of its own; `<unk>` standing in for one doesn't count.
-    Without a tokenizer an id is what the source's `config` says, or follows the `rows` of the embedding, as it does for every
-    tokenizer without spare rows.
+    A pad token is added only where the tokenizer has none of its own; `<unk>` standing in for one
+    doesn't count. Without a tokenizer an id is what the source's `config` says, or follows the
+    `rows` of the embedding, as it does for every tokenizer without spare rows.
     """
     free = vocabulary.next_id if vocabulary else rows
     ids = vocabulary.ids if vocabulary else {}
@@ -109,10 +128,21 @@ def place_tokens(
     for token in tokens:
         text = token.text
         pad = special.get("pad_token")
-        if token.role == "pad" and pad is not None and pad in ids and pad != special.get("unk_token"):
+        if (
+            token.role == "pad"
+            and pad is not None
+            and pad in ids
+            and pad != special.get("unk_token")
+        ):
             text = pad
-        known = ids.get(text) if vocabulary is not None else next(iter(_said_ids(token.role, config).values()), None)
-        placed.append(PlacedToken(text, token.role, free if known is None else known, known is None))
+        known = (
+            ids.get(text)
+            if vocabulary is not None
+            else next(iter(_said_ids(token.role, config).values()), None)
+        )
+        placed.append(
+            PlacedToken(text, token.role, free if known is None else known, known is None)
+        )
         free += known is None
     return tuple(placed)
 
@@ -128,7 +158,8 @@ def vocabulary_problems(
     adds_rows: bool,
     rows_of_base: int | None = None,
 ) -> list[Problem]:
-    """LR402 and LR403: all in which config, tokenizer and embedding disagree on how many tokens there are and on their ids.
+    """LR402 and LR403: all in which config, tokenizer and embedding disagree on how many tokens
+    there are and on their ids.
 
     Args:
         config: the source's own, of the language model.
@@ -136,7 +167,8 @@ def vocabulary_problems(
         rows_after: rows of the embedding that will be written.
         vocab: what was asked for: `pad`, `keep` or a number of rows.
         adds_rows: whether a rule of `post_load` can add rows.
-        rows_of_base: rows that an embedding of another source had, in whose place the one with `rows` is taken.
+        rows_of_base: rows that an embedding of another source had, in whose place the one with
+            `rows` is taken.
     """
     problems = _id_problems(vocabulary, tokens, config)
     said = config.get("vocab_size")
@@ -145,30 +177,50 @@ def vocabulary_problems(
         fix = "If the weights are right, set vocab_size in the source's config.json to the rows."
         return [*problems, Problem("LR402", cause, fix)]
     ours = {token.text for token in tokens}
-    words = [word for word, i in vocabulary.ids.items() if i >= rows and word not in ours] if vocabulary is not None else []
+    words = (
+        [word for word, i in vocabulary.ids.items() if i >= rows and word not in ours]
+        if vocabulary is not None
+        else []
+    )
     if vocabulary is not None and words and rows:
-        cause = f"embed_tokens has {rows} rows, the tokenizer in {vocabulary.folder} has {vocabulary.size} tokens."
+        cause = (
+            f"embed_tokens has {rows} rows, the tokenizer in {vocabulary.folder} has "
+            f"{vocabulary.size} tokens."
+        )
         fix = "Put the tokenizer files there that the checkpoint was trained with."
         return [*problems, Problem("LR402", cause, fix)]
-    if vocabulary is not None and (unexplained := _unexplained_rows(vocabulary, tokens, rows, rows_of_base)):
+    if vocabulary is not None and (
+        unexplained := _unexplained_rows(vocabulary, tokens, rows, rows_of_base)
+    ):
         return [*problems, unexplained]
     beyond = [token for token in tokens if token.id >= rows_after]
     needed = max((token.id + 1 for token in tokens), default=0)
-    pad = "" if vocab == "pad" else "--vocab pad, or "  # which is what was asked for, where it doesn't help
+    pad = (
+        "" if vocab == "pad" else "--vocab pad, or "
+    )  # which is what was asked for, where it doesn't help
     as_it_is = "Give --vocab keep, or leave it out."
     if isinstance(vocab, int) and vocab < rows:
-        cause = f"--vocab {vocab}: embed_tokens has {rows} rows, and rows are added, never taken away."
+        cause = (
+            f"--vocab {vocab}: embed_tokens has {rows} rows, and rows are added, never taken away."
+        )
         fix = f"Give {pad}--vocab {max(rows, needed)} or more." if adds_rows else as_it_is
     elif beyond:
         listed = ", ".join(f"`{token.text}` {token.id}" for token in beyond)
-        cause = f"embed_tokens will have {rows_after} rows, and there is none for {listed}: {needed} are needed."
+        cause = (
+            f"embed_tokens will have {rows_after} rows, and there is none for {listed}: "
+            f"{needed} are needed."
+        )
         fix = (
             f"Give {pad}--vocab {needed} or more."
             if adds_rows
             else "Add `use: expand_embeddings` to the rule file's `post_load`."
         )
     elif isinstance(vocab, int) and vocab != rows_after:
-        cause = f"--vocab {vocab}: embed_tokens has {rows} rows, and none can be added: no rule of `post_load` adds rows."
+        cause = (
+            f"--vocab {vocab}: embed_tokens has {rows} rows, and none can be added: no rule "
+            "of "
+            "`post_load` adds rows."
+        )
         fix = as_it_is
     else:
         return problems
@@ -178,11 +230,13 @@ def vocabulary_problems(
 def _unexplained_rows(
     vocabulary: Vocabulary, tokens: Sequence[PlacedToken], rows: int, rows_of_base: int | None
 ) -> Problem | None:
-    """LR402 where a new token would get a row that was trained for a token which the tokenizer files don't know.
+    """LR402 where a new token would get a row that was trained for a token which the tokenizer
+    files don't know.
 
-    Rows behind the tokenizer's tokens are spare where the table was padded, to a multiple of 64 (Qwen: 151936 for 151646 tokens);
-    as many tokens as such a multiple (Llama: 32000) need no padding. Otherwise rows may have been added one by one, each for a
-    token; and so may those that a training added to its base.
+    Rows behind the tokenizer's tokens are spare where the table was padded, to a multiple of 64
+    (Qwen: 151936 for 151646 tokens); as many tokens as such a multiple (Llama: 32000) need no
+    padding. Otherwise rows may have been added one by one, each for a token; and so may those that
+    a training added to its base.
     """
     taken = [token for token in tokens if token.added and token.id < rows]
     grown = rows_of_base is not None and vocabulary.size <= rows_of_base < rows
@@ -192,43 +246,71 @@ def _unexplained_rows(
     base = f", that of its base {rows_of_base}" if grown else ""
     listed = " and ".join(f"`{token.text}`" for token in taken)
     cause = (
-        f"embed_tokens has {rows} rows{base}, the tokenizer in {vocabulary.folder} has {vocabulary.size} tokens. The rows from "
-        f"{taken[0].id} on may have been trained for tokens that it doesn't know, and {listed} would get them."
+        f"embed_tokens has {rows} rows{base}, the tokenizer in {vocabulary.folder} has "
+        f"{vocabulary.size} tokens. The rows from "
+        f"{taken[0].id} on may have been trained for tokens that it doesn't know, and {listed} "
+        "would get them."
     )
     fix = (
-        "Put the tokenizer files there that the checkpoint was trained with, added_tokens.json included. If the rows are spare, "
+        "Put the tokenizer files there that the checkpoint was trained with, added_tokens.json "
+        "included. If the rows are spare, "
         f'give each a token in added_tokens.json: {{"<spare_0>": {taken[0].id}, …}}.'
     )
     return Problem("LR402", cause, fix)
 
 
-def _id_problems(vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any]) -> list[Problem]:
-    """LR403 where two tokens have one id, or where the source's config has another id for one than the tokenizer."""
+def _id_problems(
+    vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any]
+) -> list[Problem]:
+    """LR403 where two tokens have one id, or where the source's config has another id for one
+    than the tokenizer.
+    """
     if vocabulary is None:
         return []
     words: dict[int, list[str]] = defaultdict(list)
     for word, i in vocabulary.ids.items():
         words[i].append(word)
-    fix = f"Put the tokenizer files there that the checkpoint was trained with, in {vocabulary.folder}."
+    fix = (
+        "Put the tokenizer files there that the checkpoint was trained with, in "
+        f"{vocabulary.folder}."
+    )
     problems = []
     for token in tokens:
         if others := [word for word in words[token.id] if word != token.text]:
-            cause = f"`{token.text}`, the {token.role} token, has id {token.id}, and so has `{others[0]}`."
+            cause = (
+                f"`{token.text}`, the {token.role} token, has id {token.id}, and so has "
+                f"`{others[0]}`."
+            )
             problems.append(Problem("LR403", cause, fix))
         roles = [other.role for other in tokens if other.id == token.id]
         if len(roles) > 1 and token.role == roles[0]:
-            cause = f"`{token.text}` has id {token.id}, and it is {' and '.join(f'the {role} token' for role in roles)}."
-            problems.append(Problem("LR403", cause, "Give the tokenizer a pad token of its own, or none."))
+            cause = (
+                f"`{token.text}` has id {token.id}, and it is "
+                f"{' and '.join(f'the {role} token' for role in roles)}."
+            )
+            problems.append(
+                Problem("LR403", cause, "Give the tokenizer a pad token of its own, or none.")
+            )
         for key, said in _said_ids(token.role, config).items():
             if said != token.id:
                 taken = f", which is `{words[said][0]}`" if words[said] else ""
-                cause = f"`{token.text}` is {token.id} in the tokenizer, the source's config says {key}: {said}{taken}."
-                problems.append(Problem("LR403", cause, f"{fix[:-1]}; or take {key} out of the source's config.json."))
+                cause = (
+                    f"`{token.text}` is {token.id} in the tokenizer, the source's config says "
+                    f"{key}: {said}{taken}."
+                )
+                problems.append(
+                    Problem(
+                        "LR403",
+                        cause,
+                        f"{fix[:-1]}; or take {key} out of the source's config.json.",
+                    )
+                )
     return problems
 
 
 def _said_ids(role: str, config: Mapping[str, Any]) -> dict[str, int]:
-    """What a source's config says the id of a token is, by key. A pad token's is no such: it says what stands in for one.
+    """What a source's config says the id of a token is, by key. A pad token's is no such: it says
+    what stands in for one.
 
     LLaVA's own code marks images by a number below 0, which is no token's id.
     """

@@ -1,7 +1,9 @@
-"""The parameters wanted: names and shapes of a transformers class, by classic name, and what each is called where it is written.
+"""The parameters wanted: names and shapes of a transformers class, by classic name, and what each
+is called where it is written.
 
-The class is built on the meta device, so no weights exist. Its module names are taken to the classic layout by a layout rule
-file, and the installed transformers is asked whether it takes each name that is written back to the parameter that it came from.
+The class is built on the meta device, so no weights exist. Its module names are taken to the
+classic layout by a layout rule file, and the installed transformers is asked whether it takes each
+name that is written back to the parameter that it came from.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import refuse
 from llava_remap.target_model.layouts import CLASSIC, layout_program, layout_rules, names_in
 
-#: The names in which the installed transformers saves a model that was built from scratch (the tool runs on 5.6 and later).
+#: The names in which the installed transformers saves a model that was built from scratch (the tool
+#: runs on 5.6 and later).
 DISK_LAYOUT = "classic-5.6"
 #: The deepest language model published has 126.
 _MOST_LAYERS = 1000
@@ -36,7 +39,8 @@ class Target:
         names: classic name → name in the layout; empty for the classic one.
         embedding: classic name of the table of token embeddings.
         joined: how many tensors the installed loader makes parts of larger parameters.
-        transposed: names of matrices that are stored as [inputs, outputs], the other way round than those of linear layers.
+        transposed: names of matrices that are stored as [inputs, outputs], the other way round than
+            those of linear layers.
     """
 
     class_name: str
@@ -61,12 +65,15 @@ def model_class(class_name: str, config: Mapping[str, Any]) -> Any:
     is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     if not is_model:
         raise refuse(
-            "LR201", f"transformers {transformers.__version__} has no model class `{class_name}`.", "See `target.class`."
+            "LR201",
+            f"transformers {transformers.__version__} has no model class `{class_name}`.",
+            "See `target.class`.",
         )
     if config.get("model_type") != found.config_class.model_type:
         raise refuse(
             "LR201",
-            f"`target.config.model_type` is {config.get('model_type')!r}; {class_name} has {found.config_class.model_type!r}.",
+            f"`target.config.model_type` is {config.get('model_type')!r}; {class_name} has "
+            f"{found.config_class.model_type!r}.",
             "Write that, or another `target.class`.",
         )
     return found
@@ -91,7 +98,8 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
         reason = f"it knows no {said}" if isinstance(error, KeyError) else said
         raise refuse(
             "LR112",
-            f"transformers {transformers.__version__} can't build {class_name} from the config: {reason}.",
+            f"transformers {transformers.__version__} can't build {class_name} from the config: "
+            f"{reason}.",
             "Mend the source's config.json.",
         ) from error
 
@@ -99,7 +107,8 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a config.json as a class takes them: with infinity for what stands for it there.
 
-    A copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given for `rope_scaling`.
+    A copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given for
+    `rope_scaling`.
     """
 
     def read(value: dict[str, Any]) -> Any:
@@ -110,13 +119,25 @@ def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_endless(config: Mapping[str, Any]) -> None:
-    """LR112 for so many layers that building them would take all the memory there is, weights or not."""
+    """LR112 for so many layers that building them would take all the memory there is, weights or
+    not.
+    """
     for key, value in config.items():
         if isinstance(value, Mapping):
             refuse_endless(value)
-        elif str(key).endswith(("layers", "layer", "depth")) and isinstance(value, (int, float)) and value > _MOST_LAYERS:
-            cause = f"the model's config says {key}: {value}; more than {_MOST_LAYERS} are not built."
-            raise refuse("LR112", cause, "Mend the source's config.json, or the names of layers in the checkpoint.")
+        elif (
+            str(key).endswith(("layers", "layer", "depth"))
+            and isinstance(value, (int, float))
+            and value > _MOST_LAYERS
+        ):
+            cause = (
+                f"the model's config says {key}: {value}; more than {_MOST_LAYERS} are not built."
+            )
+            raise refuse(
+                "LR112",
+                cause,
+                "Mend the source's config.json, or the names of layers in the checkpoint.",
+            )
 
 
 def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = CLASSIC) -> Target:
@@ -126,10 +147,11 @@ def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = 
         layout: in which they will be written; the names of `shapes` are classic ones in any case.
 
     Raises:
-        RemapError: as `build_on_meta` and `names_in`; LR601 where the installed transformers doesn't take names of the layout to
-            its own.
+        RemapError: as `build_on_meta` and `names_in`; LR601 where the installed transformers
+            doesn't take names of the layout to its own.
     """
-    # A pad token changes no shape, and a new one has no row before the embedding is expanded, which torch would refuse.
+    # A pad token changes no shape, and a new one has no row before the embedding is expanded, which
+    # torch would refuse.
     text = {**config["text_config"], "pad_token_id": None}
     config = {**config, "pad_token_id": None, "text_config": text}
     rules = [layout_rules(name).sha256 for name in (DISK_LAYOUT, layout)]
@@ -138,7 +160,9 @@ def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = 
 
 
 def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, Any]:
-    """Names, shapes and ties as the installed transformers has them on disk, where each expert, which it stacks, is a tensor."""
+    """Names, shapes and ties as the installed transformers has them on disk, where each expert,
+    which it stacks, is a tensor.
+    """
     from transformers.core_model_loading import revert_weight_conversion
     from transformers.pytorch_utils import Conv1D
 
@@ -149,15 +173,26 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
     program = layout_program(DISK_LAYOUT)
     classic = {name: program.rewrite(name).target for name in stored}
     if lost := [name for name, target in classic.items() if target is None]:
-        raise refuse("LR601", f"layout {DISK_LAYOUT} has no classic name for parameters of {class_name}.", names=lost)
+        raise refuse(
+            "LR601",
+            f"layout {DISK_LAYOUT} has no classic name for parameters of {class_name}.",
+            names=lost,
+        )
     named = {name: str(target) for name, target in classic.items()}
     names = names_in(layout, named.values()) if layout != CLASSIC else {}
     # What is only renamed is the parameter itself; what is stacked or split in loading is none.
     made_of = {named[name]: module.get(id(value)) for name, value in stored.items()}
-    _ask_loader(model, state, {names.get(name, name): parameter for name, parameter in made_of.items()}, layout)
+    _ask_loader(
+        model,
+        state,
+        {names.get(name, name): parameter for name, parameter in made_of.items()},
+        layout,
+    )
     on_disk = {parameter: name for name, parameter in made_of.items() if parameter is not None}
     table = model.get_input_embeddings().weight
-    embedding = next(name for name, value in model.named_parameters(remove_duplicate=False) if value is table)
+    embedding = next(
+        name for name, value in model.named_parameters(remove_duplicate=False) if value is table
+    )
     return {
         "class_name": class_name,
         "layout": layout,
@@ -178,12 +213,16 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
     }
 
 
-def _ask_loader(model: Any, state: Mapping[str, Any], written: Mapping[str, str | None], layout: str) -> None:
-    """Every name written must lead the installed loader to the parameter it stands for, each hit exactly once.
+def _ask_loader(
+    model: Any, state: Mapping[str, Any], written: Mapping[str, str | None], layout: str
+) -> None:
+    """Every name written must lead the installed loader to the parameter it stands for, each hit
+    exactly once.
 
     Args:
-        written: name in the layout → module name; None for a tensor that the loader makes a part of a parameter. That all of
-            these together make their parameters, `strict_load` finds out with the real loader.
+        written: name in the layout → module name; None for a tensor that the loader makes a part of
+            a parameter. That all of these together make their parameters, `strict_load` finds out
+            with the real loader.
     """
     import transformers
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -194,7 +233,9 @@ def _ask_loader(model: Any, state: Mapping[str, Any], written: Mapping[str, str 
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     wrong, hit = [], set()
     for name, parameter in written.items():
-        taken_to, by = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        taken_to, by = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, state
+        )
         found = taken_to if taken_to in state else name
         hit.add(found)
         if found != parameter and not (parameter is None and by is not None and found in state):
@@ -202,7 +243,8 @@ def _ask_loader(model: Any, state: Mapping[str, Any], written: Mapping[str, str 
     if wrong or hit != set(state):
         raise refuse(
             "LR601",
-            f"transformers {transformers.__version__} takes {layout} names of {type(model).__name__} elsewhere.",
+            f"transformers {transformers.__version__} takes {layout} names of "
+            f"{type(model).__name__} elsewhere.",
             "Install a version that the README's table lists.",
             wrong or sorted(set(state) - hit),
         )

@@ -1,4 +1,6 @@
-"""Is a folder still what `apply` made? Its record is asked, the bytes of every file, the installed transformers, the sources."""
+"""Is a folder still what `apply` made? Its record is asked, the bytes of every file, the
+installed transformers, the sources.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from llava_remap.verify.compare import compare
 from llava_remap.verify.record import RECORD, Record
 from llava_remap.verify.strict import strict_load
 
-#: What would be taken for a part of the model, its config, tokenizer or processor. Other files may be added.
+#: What would be taken for a part of the model, its config, tokenizer or processor. Other files may
+#: be added.
 _LOADED = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".py", ".partial")
 _LOADED_NAMES = ("merges.txt", "vocab.txt", "additional_chat_templates")
 _FIX = "Convert the checkpoint again, or copy the folder again from where it was whole."
@@ -61,7 +64,8 @@ def verify_folder(
     on_progress: Callable[[int], None] = lambda nbytes: None,
     on_phase: Callable[[str], None] = lambda what: None,
 ) -> Verification:
-    """Check a folder: digests, a strict load on meta tensors, and, with sources, bit equality of every tensor.
+    """Check a folder: digests, a strict load on meta tensors, and, with sources, bit equality of
+    every tensor.
 
     Args:
         record: the folder's.
@@ -70,7 +74,8 @@ def verify_folder(
         on_phase: called with what is being done, where that changes.
 
     Raises:
-        RemapError: LR100 or LR102 where a file can't be read at all; what keeps the libraries from answering.
+        RemapError: LR100 or LR102 where a file can't be read at all; what keeps the libraries from
+            answering.
     """
     problems = file_problems(folder, record, on_progress)
     strict: bool | None = None
@@ -81,7 +86,9 @@ def verify_folder(
         try:
             written = open_checkpoint(folder / INDEX).catalog
             config = read_object(folder / "config.json", "LR113", _FIX)
-            found = header_problems(written, record) + strict_load(shards, record.target_class, config)
+            found = header_problems(written, record) + strict_load(
+                shards, record.target_class, config
+            )
         except RemapError as error:  # all of it could be read when it was written
             if error.exit in (Exit.RESOURCES, Exit.LIBRARY):  # which says nothing of the folder
                 raise
@@ -90,7 +97,9 @@ def verify_folder(
         strict = not any(problem.code == "LR601" for problem in found)
         if against is not None and strict:
             on_phase("comparing with the sources")
-            tensors, found = compare(written, Recipe.of(record.mapped, record.post_load, against), on_progress)
+            tensors, found = compare(
+                written, Recipe.of(record.mapped, record.post_load, against), on_progress
+            )
             problems += found
     nbytes = sum(file.nbytes for file in record.outputs.values())
     return Verification(folder, len(record.outputs), nbytes, strict, tensors, tuple(problems))
@@ -98,7 +107,9 @@ def verify_folder(
 
 def header_problems(written: Catalog, record: Record) -> list[Problem]:
     """LR603 where the tensors are other ones than the record says, by name, dtype or shape."""
-    said = {entry.target: (entry.dtype, entry.shape) for entry in record.mapped if entry.op != "tied"}
+    said = {
+        entry.target: (entry.dtype, entry.shape) for entry in record.mapped if entry.op != "tied"
+    }
     have = {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()}
     rows = [
         (name, f"is {_said(have.get(name))} in the files, {_said(said.get(name))} in the record")
@@ -115,21 +126,32 @@ def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
     return f"{tensor[0]} {list(tensor[1])}" if tensor is not None else "not there"
 
 
-def file_problems(folder: Path, record: Record, on_progress: Callable[[int], None] = lambda nbytes: None) -> list[Problem]:
-    """LR603 for files that are gone, have changed, or that a loader would take in though the record doesn't know them.
+def file_problems(
+    folder: Path, record: Record, on_progress: Callable[[int], None] = lambda nbytes: None
+) -> list[Problem]:
+    """LR603 for files that are gone, have changed, or that a loader would take in though the record
+    doesn't know them.
 
     Raises:
         RemapError: LR100 where a file can't be read at all.
     """
     try:
         every = {path.name for path in folder.iterdir()}
-        gone = {name: reason for name in record.outputs if (reason := _gone(folder / name)) is not None}
+        gone = {
+            name: reason for name in record.outputs if (reason := _gone(folder / name)) is not None
+        }
     except OSError as error:
         raise unreadable(error, folder) from None
     digests: dict[str, FileDigest] = {}
     for kind in sorted({wanted.kind for wanted in record.outputs.values()}):
-        files = [folder / name for name, wanted in record.outputs.items() if name not in gone and wanted.kind == kind]
-        digests |= {path.name: digest for path, digest in digest_files(files, on_progress, kind).items()}
+        files = [
+            folder / name
+            for name, wanted in record.outputs.items()
+            if name not in gone and wanted.kind == kind
+        ]
+        digests |= {
+            path.name: digest for path, digest in digest_files(files, on_progress, kind).items()
+        }
     rows = []
     for name, wanted in sorted(record.outputs.items()):
         if name in gone:
@@ -137,16 +159,29 @@ def file_problems(folder: Path, record: Record, on_progress: Callable[[int], Non
         elif (have := digests[name]).nbytes != wanted.nbytes:
             rows.append((name, f"has {have.nbytes:,} bytes, the record says {wanted.nbytes:,}"))
         elif have != wanted:
-            rows.append((name, f"has {wanted.kind} {have.digest[:12]}…, the record says {wanted.digest[:12]}…"))
-    rows += [(name, "is not in the record") for name in sorted(every - {RECORD, *record.outputs}) if _is_loaded(name)]
+            rows.append(
+                (
+                    name,
+                    f"has {wanted.kind} {have.digest[:12]}…, the record says {wanted.digest[:12]}…",
+                )
+            )
+    rows += [
+        (name, "is not in the record")
+        for name in sorted(every - {RECORD, *record.outputs})
+        if _is_loaded(name)
+    ]
     if not rows:
         return []
-    cause = f"{folder} has {len(rows)} file{'s' if len(rows) > 1 else ''} that {'are' if len(rows) > 1 else 'is'} not as written."
+    cause = (
+        f"{folder} has {len(rows)} file{'s' if len(rows) > 1 else ''} that "
+        f"{'are' if len(rows) > 1 else 'is'} not as written."
+    )
     return [Problem("LR603", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]
 
 
 def _gone(path: Path) -> str | None:
-    """What is to be said of a file that isn't there any more, be it that something else is; None where it is there.
+    """What is to be said of a file that isn't there any more, be it that something else is; None
+    where it is there.
 
     Raises:
         OSError: where it mustn't be read, or the disk fails.

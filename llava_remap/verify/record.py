@@ -1,9 +1,12 @@
-"""The record: how a folder was made, in the folder itself, so that it can be checked and taken back later.
+"""The record: how a folder was made, in the folder itself, so that it can be checked and taken back
+later.
 
-`llava_remap.json` holds the applied plan, the rule file's text, the sources' configs, size and digest of every file that was
-written and of the small ones that were read, and the versions of what made them. Of the sources' weight files it has the size:
-their bytes are in the output. It is written last, and holds no time and nothing random: two runs give the same bytes. A digest
-of its own content tells whether it was changed since, by accident: who changes it on purpose can change the digest as well.
+`llava_remap.json` holds the applied plan, the rule file's text, the sources' configs, size and
+digest of every file that was written and of the small ones that were read, and the versions of what
+made them. Of the sources' weight files it has the size: their bytes are in the output. It is
+written last, and holds no time and nothing random: two runs give the same bytes. A digest of its
+own content tells whether it was changed since, by accident: who changes it on purpose can change
+the digest as well.
 """
 
 from __future__ import annotations
@@ -44,8 +47,10 @@ class RecordedSource:
 
     Attributes:
         location: where it was.
-        not_taken: how many of its tensors were not selected, or replaced by those of another source.
-        files: size and digest of the files read of it, by name; of weight files in older records alone.
+        not_taken: how many of its tensors were not selected, or replaced by those of another
+            source.
+        files: size and digest of the files read of it, by name; of weight files in older records
+            alone.
         texts: those of its files that the record keeps whole, by name: its configs.
     """
 
@@ -89,8 +94,12 @@ class Record:
         return [name for name in self.sources if name not in self.locations]
 
     def nbytes_to_read(self, *, compared: bool) -> int:
-        """Bytes of which `verify_folder` reports progress: all files, and all tensors where they are compared."""
-        tensors = sum(entry.nbytes for entry in self.mapped if entry.op != "tied") if compared else 0
+        """Bytes of which `verify_folder` reports progress: all files, and all tensors where they
+        are compared.
+        """
+        tensors = (
+            sum(entry.nbytes for entry in self.mapped if entry.op != "tied") if compared else 0
+        )
         return sum(file.nbytes for file in self.outputs.values()) + tensors
 
 
@@ -105,7 +114,8 @@ def record_json(
     """The record of a job that was carried out.
 
     Args:
-        sources: the files read of each source, by name relative to its folder; of a weight file its size.
+        sources: the files read of each source, by name relative to its folder; of a weight file its
+            size.
         texts: of each source, as `read_texts` gives them.
         outputs: every file written but the record.
         verified: which check was made after writing: `meta`, `full` or `none`.
@@ -128,7 +138,11 @@ def record_json(
             "files": [{"name": name, "text": text} for name, text in rules.texts],
         },
         "sources": {
-            name: {"location": summary[name].location, "files": _files(files), "texts": dict(texts[name])}
+            name: {
+                "location": summary[name].location,
+                "files": _files(files),
+                "texts": dict(texts[name]),
+            }
             for name, files in sources.items()
         },
         "outputs": _files(outputs),
@@ -138,25 +152,35 @@ def record_json(
 
 
 def own_digest(content: Mapping[str, Any]) -> dict[str, str]:
-    """The digest of a record's content without the entry for it, whatever its spaces and the order of its keys."""
-    text = json.dumps({key: value for key, value in content.items() if key != "digest"}, sort_keys=True)
+    """The digest of a record's content without the entry for it, whatever its spaces and the
+    order of its keys.
+    """
+    text = json.dumps(
+        {key: value for key, value in content.items() if key != "digest"}, sort_keys=True
+    )
     return {"xxh3_128": xxhash.xxh3_128_hexdigest(text.encode())}
 
 
 def read_texts(files: Mapping[str, Path]) -> dict[str, str]:
-    """The texts of a source's configs, to be kept in the record; what of them isn't UTF-8 is in them as surrogates.
+    """The texts of a source's configs, to be kept in the record; what of them isn't UTF-8 is in
+    them as surrogates.
 
     Args:
         files: the files read of it, by name.
     """
-    return {name: read_file(files[name]).decode("utf-8", "surrogateescape") for name in BESIDE["config"] if name in files}
+    return {
+        name: read_file(files[name]).decode("utf-8", "surrogateescape")
+        for name in BESIDE["config"]
+        if name in files
+    }
 
 
 def read_record(folder: Path) -> Record:
     """The record in a folder.
 
     Raises:
-        RemapError: LR113 where it isn't one, LR505 or LR606 where there is none, LR100 or LR102 where nothing can be read.
+        RemapError: LR113 where it isn't one, LR505 or LR606 where there is none, LR100 or LR102
+            where nothing can be read.
     """
     path = folder / RECORD
     try:
@@ -169,26 +193,47 @@ def read_record(folder: Path) -> Record:
         raise unreadable(error, path) from None
     if content.get("format") != FORMAT or content.get("format_version") not in _READABLE:
         said = f"{content.get('format')!r}, version {content.get('format_version')!r}"
-        cause = f"{path} is of the format {said}; this version reads {FORMAT!r}, version {FORMAT_VERSION}."
+        cause = (
+            f"{path} is of the format {said}; this version reads {FORMAT!r}, version "
+            f"{FORMAT_VERSION}."
+        )
         raise refuse("LR113", cause, "Use the version of llava-remap that wrote it.")
     if content["format_version"] != 1 and content.get("digest") != own_digest(content):
-        raise refuse("LR113", f"{path}: the record was changed since it was written, by its own digest.", _FIX)
+        raise refuse(
+            "LR113",
+            f"{path}: the record was changed since it was written, by its own digest.",
+            _FIX,
+        )
     try:
         text = _Text.model_validate(content)
         mapped = tuple(Mapped.from_json(entry) for entry in text.plan.mapped)
         post_load = tuple(PostLoadChange.from_json(entry) for entry in text.plan.post_load)
     except ValidationError as error:
         first = error.errors()[0]
-        raise refuse("LR113", f"{path}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}.", _FIX) from None
+        raise refuse(
+            "LR113", f"{path}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}.", _FIX
+        ) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise refuse("LR113", f"{path}: the plan in it can't be read ({type(error).__name__}: {error}).", _FIX) from None
+        raise refuse(
+            "LR113",
+            f"{path}: the plan in it can't be read ({type(error).__name__}: {error}).",
+            _FIX,
+        ) from None
     used = {origin.source for entry in mapped for origin in entry.from_}
     made = {entry.target: (entry.dtype, entry.shape) for entry in mapped}
     changes = [entry.change for entry in post_load]
-    named = {entry.tied_to for entry in mapped if entry.tied_to} | {name for change in changes for name in change.reads}
-    agreed = all(made.get(change.target) == (change.dtype, change.shape_after) for change in changes)
+    named = {entry.tied_to for entry in mapped if entry.tied_to} | {
+        name for change in changes for name in change.reads
+    }
+    agreed = all(
+        made.get(change.target) == (change.dtype, change.shape_after) for change in changes
+    )
     from_sources = {entry.target for entry in mapped if not entry.is_made}
-    agreed = agreed and {change.target for change in changes if change.shape_before is None} == made.keys() - from_sources
+    agreed = (
+        agreed
+        and {change.target for change in changes if change.shape_before is None}
+        == made.keys() - from_sources
+    )
     if not made or not agreed or not named <= from_sources or not used <= set(text.sources):
         raise refuse("LR113", f"{path}: the parts of the plan in it contradict each other.", _FIX)
     return Record(
@@ -198,14 +243,22 @@ def read_record(folder: Path) -> Record:
         {
             name: RecordedSource(
                 source.location,
-                max(counts.tensors - counts.taken, 0) if (counts := text.plan.sources.get(name)) else 0,
+                max(counts.tensors - counts.taken, 0)
+                if (counts := text.plan.sources.get(name))
+                else 0,
                 {name: digest for name, file in source.files.items() if (digest := file.digest)},
-                {file: content.encode("utf-8", "surrogateescape") for file, content in source.texts.items()},
+                {
+                    file: content.encode("utf-8", "surrogateescape")
+                    for file, content in source.texts.items()
+                },
             )
             for name, source in text.sources.items()
         },
         mapped,
-        tuple(Dropped(entry.source, entry.name, entry.rule, entry.reason) for entry in text.plan.dropped),
+        tuple(
+            Dropped(entry.source, entry.name, entry.rule, entry.reason)
+            for entry in text.plan.dropped
+        ),
         post_load,
         text.verified,
     )
@@ -213,24 +266,46 @@ def read_record(folder: Path) -> Record:
 
 def _unfinished(folder: Path, begun: Unfinished) -> Exception:
     """LR505 where a job broke off, or still runs."""
-    fix = "Wait for the job that writes it; if it was killed, run its command again with --resume, or delete the folder."
+    fix = (
+        "Wait for the job that writes it; if it was killed, run its command again with "
+        "--resume, "
+        "or delete the folder."
+    )
     return refuse("LR505", f"{folder} is unfinished: {begun}.", fix)
 
 
 def _no_record(folder: Path) -> Exception:
-    """LR505 where a job that can't be gone on with was killed, LR606 for a folder that wasn't made here."""
+    """LR505 where a job that can't be gone on with was killed, LR606 for a folder that wasn't
+    made here.
+    """
     if not folder.is_dir():
-        return refuse("LR100", f"there is no folder {folder}.", "Give the folder that `apply` wrote.")
+        return refuse(
+            "LR100", f"there is no folder {folder}.", "Give the folder that `apply` wrote."
+        )
     names = [path.name for path in folder.iterdir()]
     partial = [name for name in names if name.endswith(".partial")]
-    if partial or (any(name.endswith(".safetensors") and "-of-" in name for name in names) and INDEX not in names):
-        return refuse("LR505", f"{folder} is unfinished, and has no {RECORD}.", "Delete it and convert again.", partial)
-    return refuse("LR606", f"{folder} has no {RECORD}, so nothing tells what it should be.", "Give a folder that `apply` wrote.")
+    if partial or (
+        any(name.endswith(".safetensors") and "-of-" in name for name in names)
+        and INDEX not in names
+    ):
+        return refuse(
+            "LR505",
+            f"{folder} is unfinished, and has no {RECORD}.",
+            "Delete it and convert again.",
+            partial,
+        )
+    return refuse(
+        "LR606",
+        f"{folder} has no {RECORD}, so nothing tells what it should be.",
+        "Give a folder that `apply` wrote.",
+    )
 
 
 def _files(files: Mapping[str, FileDigest | int]) -> dict[str, Any]:
     return {
-        name: {"nbytes": file} if isinstance(file, int) else {"nbytes": file.nbytes, file.kind: file.digest}
+        name: {"nbytes": file}
+        if isinstance(file, int)
+        else {"nbytes": file.nbytes, file.kind: file.digest}
         for name, file in sorted(files.items())
     }
 
@@ -272,7 +347,9 @@ class _Source(_Part):
     location: str
     files: dict[str, _Sized]
     #: Nothing else is ever written from a record. Records of an earlier day have none.
-    texts: dict[Literal["config.json", "generation_config.json"], Annotated[str, AfterValidator(_encodable)]] = {}
+    texts: dict[
+        Literal["config.json", "generation_config.json"], Annotated[str, AfterValidator(_encodable)]
+    ] = {}
 
 
 class _Rules(_Part):

@@ -1,4 +1,6 @@
-"""Would the installed transformers load these files with nothing left over? Its real loader is asked, on the meta device."""
+"""Would the installed transformers load these files with nothing left over? Its real loader is
+asked, on the meta device.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,10 @@ from llava_remap.target_model import build_on_meta
 
 #: Names in torch of the dtypes that safetensors has.
 TORCH_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16",
-    "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16",
+    "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "C64": "complex64",
     "U16": "uint16", "U32": "uint32", "U64": "uint64",
 }  # fmt: skip
 
@@ -37,10 +41,12 @@ class _Info:
 
 
 def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -> list[Problem]:
-    """LR601 where the loader reports parameters missing, names unexpected or shapes mismatched; nothing is read but headers.
+    """LR601 where the loader reports parameters missing, names unexpected or shapes mismatched;
+    nothing is read but headers.
 
-    The loader sees no more of the files than names, dtypes and shapes: what it said of the same ones before is in the cache.
-    Two blind spots of it are the plan's to cover: two sources for one name, and leftover `inv_freq` or `position_ids`.
+    The loader sees no more of the files than names, dtypes and shapes: what it said of the same
+    ones before is in the cache. Two blind spots of it are the plan's to cover: two sources for one
+    name, and leftover `inv_freq` or `position_ids`.
     """
     tensors = {
         name: (tensor.dtype, tensor.shape)
@@ -48,11 +54,15 @@ def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -
         for name, tensor in checkpoint.catalog.items()
     }
     facts = _facts(tensors, class_name, config)
-    return loading_problems(asdict(cached_value(_QUESTION, facts, lambda: _ask(tensors, class_name, config), _Info)))
+    return loading_problems(
+        asdict(cached_value(_QUESTION, facts, lambda: _ask(tensors, class_name, config), _Info))
+    )
 
 
 def is_known(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> bool:
-    """Whether the loader was asked about files with these tensors before, so that neither torch nor transformers is needed."""
+    """Whether the loader was asked about files with these tensors before, so that neither torch
+    nor transformers is needed.
+    """
     return is_kept(_QUESTION, _facts(tensors, class_name, config))
 
 
@@ -74,7 +84,9 @@ def _ask(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict[s
         name: torch.empty(shape, dtype=getattr(torch, TORCH_DTYPES[dtype]), device="meta")
         for name, (dtype, shape) in tensors.items()
     }
-    load_config = LoadStateDictConfig(weight_mapping=get_model_conversion_mapping(model), device_map={"": "meta"})
+    load_config = LoadStateDictConfig(
+        weight_mapping=get_model_conversion_mapping(model), device_map={"": "meta"}
+    )
     info, _ = convert_and_load_state_dict_in_model(model, state, load_config)
     model.mark_tied_weights_as_initialized(info)
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
@@ -88,7 +100,9 @@ def _ask(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict[s
 
 
 def loading_problems(info: Mapping[str, Any]) -> list[Problem]:
-    """LR601 for what transformers' loading info lists: `missing_keys`, `unexpected_keys`, `mismatched_keys`, …"""
+    """LR601 for what transformers' loading info lists: `missing_keys`, `unexpected_keys`,
+    `mismatched_keys`, …
+    """
     found = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(info["unexpected_keys"]),

@@ -1,20 +1,23 @@
-"""How fast, with how much CPU and in how much memory a checkpoint is converted, beside `cp`, beside the classic way and beside
-transformers itself.
+"""How fast, with how much CPU and in how much memory a checkpoint is converted, beside `cp`, beside
+the classic way and beside transformers itself.
 
-    python -m tests.bench.bench [--size 1GB] [--rounds 3] [--forms safetensors,bin] [--json FILE] [--scratch DIR]
+    python -m tests.bench.bench [--size 1GB] [--rounds 3] [--forms safetensors,bin] [--json FILE]
+    [--scratch DIR]
 
-Every way is a process of its own, from its start to its exit, so imports count. In each round all ways run once, in every
-second round in reverse order. Before each run the last output is removed, the disk is synced and the source is read (page cache
-warm) or dropped from the page cache (cold), all outside of the timing; cold is the default where source and output don't fit
-into memory together. `apply` returns when its files are on the disk, `cp` and all others before that; so one way is `cp`
-followed by `sync` of what it wrote.
+Every way is a process of its own, from its start to its exit, so imports count. In each round all
+ways run once, in every second round in reverse order. Before each run the last output is removed,
+the disk is synced and the source is read (page cache warm) or dropped from the page cache (cold),
+all outside of the timing; cold is the default where source and output don't fit into memory
+together. `apply` returns when its files are on the disk, `cp` and all others before that; so one
+way is `cp` followed by `sync` of what it wrote.
 
-What `apply` has learnt of the installed libraries it finds in a cache that one run filled which isn't counted; one way begins
-with an empty one. A checkpoint larger than 2 GB is preceded by one of 1 GB, so that growth can be told. All ways are measured
-on the first form, on others the most important ones.
+What `apply` has learnt of the installed libraries it finds in a cache that one run filled which
+isn't counted; one way begins with an empty one. A checkpoint larger than 2 GB is preceded by one of
+1 GB, so that growth can be told. All ways are measured on the first form, on others the most
+important ones.
 
-Wall time varies by a factor of two on some machines: look at the ranges, and trust CPU and memory more. There are no pass marks
-here; the table of goals says what was met.
+Wall time varies by a factor of two on some machines: look at the ranges, and trust CPU and memory
+more. There are no pass marks here; the table of goals says what was met.
 """
 
 from __future__ import annotations
@@ -73,7 +76,8 @@ from tests.bench.synthetic import (
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "safetensors", "llava-remap")
-#: One checkpoint and one output are there at a time; the rest is for blocks that the file system frees late.
+#: One checkpoint and one output are there at a time; the rest is for blocks that the file system
+#: frees late.
 DISK_FACTOR = 2.5
 #: Short commands are over in a second, so they can run more often.
 SHORT_ROUNDS = 7
@@ -93,11 +97,15 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 def main() -> None:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the scratch folder goes then, too
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # so that the scratch folder goes then, too
     sizes = [arguments.size] if arguments.size <= 2 * SMALL else [SMALL, arguments.size]
     try:
         remap = _console_script()
-        with scratch_folder(arguments.scratch, int(total_nbytes(shapes_for(arguments.size)) * DISK_FACTOR)) as scratch:
+        with scratch_folder(
+            arguments.scratch, int(total_nbytes(shapes_for(arguments.size)) * DISK_FACTOR)
+        ) as scratch:
             os.environ["LLAVA_REMAP_CACHE"] = str(scratch / "cache")
             results = Results(machine(scratch, PACKAGES))
             # First, as the kernel writes back what was copied long after that has ended.
@@ -105,13 +113,25 @@ def main() -> None:
             for size in sizes:
                 for form in arguments.forms:
                     whole = form == arguments.forms[0]
-                    entry = measure_form(remap, scratch, size, form, arguments.rounds, arguments.page_cache, whole=whole)
+                    entry = measure_form(
+                        remap,
+                        scratch,
+                        size,
+                        form,
+                        arguments.rounds,
+                        arguments.page_cache,
+                        whole=whole,
+                    )
                     results.converted.append(entry)
-                    results.floor = run(["true"]).peak_nbytes  # of this process's own peak, which only grows
+                    results.floor = run(
+                        ["true"]
+                    ).peak_nbytes  # of this process's own peak, which only grows
                     results.write(arguments.json)
             results.copied_nbytes = SMALL
             make_file(scratch / "source", SMALL)
-            results.copying = measure_copying(scratch / "source", scratch / "target", arguments.rounds, say)
+            results.copying = measure_copying(
+                scratch / "source", scratch / "target", arguments.rounds, say
+            )
             results.floor = run(["true"]).peak_nbytes
             results.write(arguments.json)
     except CommandError as error:
@@ -123,14 +143,20 @@ def main() -> None:
 
     print("\n".join(results.machine))
     print_tables(tables(results))
-    print(f"{arguments.json} has all figures; python -m tests.bench.readme {arguments.json} writes them into README.md")
+    print(
+        f"{arguments.json} has all figures; python -m tests.bench.readme {arguments.json} writes "
+        "them into README.md"
+    )
 
 
-def measure_form(remap: str, scratch: Path, nbytes: int, form: str, rounds: int, page_cache: str, *, whole: bool) -> Converted:
+def measure_form(
+    remap: str, scratch: Path, nbytes: int, form: str, rounds: int, page_cache: str, *, whole: bool
+) -> Converted:
     """Make a checkpoint, convert it in every way in every round, remove it.
 
     Args:
-        page_cache: `warm`, `cold`, or `auto` for cold where source and output don't fit into memory.
+        page_cache: `warm`, `cold`, or `auto` for cold where source and output don't fit into
+            memory.
         whole: whether all ways are measured, or those of `ON_EVERY_FORM`.
     """
     source, output = scratch / f"llava-{form}", scratch / "output"
@@ -141,7 +167,8 @@ def measure_form(remap: str, scratch: Path, nbytes: int, form: str, rounds: int,
         page_cache = "warm" if 2 * total < memory else "cold"
     what = f"{total / 1e9:.1f} GB, {form}, {page_cache}"
     say(f"{what}: making the checkpoint")
-    # In a process of its own: memory that this one ever had would count as its children's (see measure.py).
+    # In a process of its own: memory that this one ever had would count as its children's (see
+    # measure.py).
     run([sys.executable, str(HERE / "synthetic.py"), str(source), str(nbytes), form])
     files = [path for path in source.rglob("*") if path.is_file()]
     ways = _ways(remap, scratch, source, output)
@@ -180,15 +207,38 @@ def measure_form(remap: str, scratch: Path, nbytes: int, form: str, rounds: int,
 def _ways(remap: str, scratch: Path, source: Path, output: Path) -> dict[str, Command]:
     """The command line of each way.
 
-    A rename and no more is the same checkpoint with a tokenizer that leaves rows free for the new tokens, and without a check
-    of what was written.
+    A rename and no more is the same checkpoint with a tokenizer that leaves rows free for the new
+    tokens, and without a check of what was written.
     """
     mapping = scratch / "mapping.json"
     with mapping.open("w") as file:
-        run([remap, "rules", "explain", "llava-v1.5", "--as", "key-mapping", "--source", str(source)], file)
+        run(
+            [
+                remap,
+                "rules",
+                "explain",
+                "llava-v1.5",
+                "--as",
+                "key-mapping",
+                "--source",
+                str(source),
+            ],
+            file,
+        )
     here, there, python = str(source), str(output), sys.executable
-    common = (remap, "apply", "llava-v1.5", "--source", here, "--source", f"vision_tower={source / TOWER_CONFIG}")
-    full, spare = (("--source", f"language_model={source / name}") for name in (FULL_TOKENIZER, SPARE_TOKENIZER))
+    common = (
+        remap,
+        "apply",
+        "llava-v1.5",
+        "--source",
+        here,
+        "--source",
+        f"vision_tower={source / TOWER_CONFIG}",
+    )
+    full, spare = (
+        ("--source", f"language_model={source / name}")
+        for name in (FULL_TOKENIZER, SPARE_TOKENIZER)
+    )
     apply = (*common, *full, "--output", there)
     return {
         COPY: ("cp", "-r", here, there),
@@ -198,7 +248,14 @@ def _ways(remap: str, scratch: Path, source: Path, output: Path) -> dict[str, Co
         FIRST: ("env", f"LLAVA_REMAP_CACHE={scratch / 'empty'}", *apply),
         CLASSIC_RENAME: (python, str(HERE / "classic.py"), here, there, "--rename-only"),
         CLASSIC: (python, str(HERE / "classic.py"), here, there),
-        LOADED: (python, str(HERE / "key_mapping.py"), here, str(scratch / "config.json"), str(mapping), there),
+        LOADED: (
+            python,
+            str(HERE / "key_mapping.py"),
+            here,
+            str(scratch / "config.json"),
+            str(mapping),
+            there,
+        ),
     }
 
 
@@ -234,14 +291,17 @@ def measure_short(remap: str, scratch: Path, rounds: int) -> Rounds:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path, nbytes: int) -> Iterator[Path]:
-    """A new folder in `parent` with room for `nbytes`, removed at the end however it comes; `parent` too if it was made here."""
+    """A new folder in `parent` with room for `nbytes`, removed at the end however it comes;
+    `parent` too if it was made here.
+    """
     made = not parent.exists()
     parent.mkdir(parents=True, exist_ok=True)
     try:
         free = shutil.disk_usage(parent).free
         if free < nbytes:
             raise CommandError(
-                f"{nbytes / 1e9:.1f} GB are needed in {parent}, {free / 1e9:.1f} GB are free; give another --scratch"
+                f"{nbytes / 1e9:.1f} GB are needed in {parent}, {free / 1e9:.1f} GB are free; give "
+                "another --scratch"
             )
         with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as name:
             yield Path(name).resolve()
@@ -260,27 +320,45 @@ def _tensors(output: Path) -> Tensors:
         header.pop("__metadata__", None)
         end = max(entry["data_offsets"][1] for entry in header.values())
         if path.stat().st_size != 8 + length + end:
-            raise CommandError(f"{path.name} has {path.stat().st_size:,} bytes, its header says {8 + length + end:,}")
-        found.update({name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()})
+            raise CommandError(
+                f"{path.name} has {path.stat().st_size:,} bytes, its header says "
+                f"{8 + length + end:,}"
+            )
+        found.update(
+            {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+        )
     if not found:
         raise CommandError(f"no tensors were written into {output}")
     return found
 
 
 def _check_conversions(converted: dict[str, Tensors]) -> None:
-    """Ways are comparable if they wrote the same tensors; transformers' own one has other names, and one dtype."""
+    """Ways are comparable if they wrote the same tensors; transformers' own one has other names,
+    and one dtype.
+    """
     for one, other in SAME:
         if one in converted and other in converted and converted[one] != converted[other]:
-            raise CommandError(f"{one} and {other} wrote tensors of other names, dtypes or shapes: they are not comparable")
+            raise CommandError(
+                f"{one} and {other} wrote tensors of other names, dtypes or shapes: they are not "
+                "comparable"
+            )
     if LOADED in converted:
-        shapes = [Counter(shape for _, shape in converted[name].values()) for name in (LOADED, RENAME)]
+        shapes = [
+            Counter(shape for _, shape in converted[name].values()) for name in (LOADED, RENAME)
+        ]
         if shapes[0] != shapes[1]:
-            raise CommandError(f"{LOADED} wrote tensors of other shapes than apply: they are not comparable")
+            raise CommandError(
+                f"{LOADED} wrote tensors of other shapes than apply: they are not comparable"
+            )
 
 
 def _check_copy(source: Path, output: Path) -> None:
     sizes = [
-        {path.relative_to(folder): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        {
+            path.relative_to(folder): path.stat().st_size
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
         for folder in (source, output)
     ]
     if sizes[0] != sizes[1]:
@@ -320,19 +398,34 @@ def _forms(text: str) -> list[str]:
 
 
 def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure llava-remap beside cp, the classic way and transformers itself.")
-    parser.add_argument(
-        "--size", type=size_of, default="1GB", help="of the checkpoint: 1GB to 14GB, or 7b for the whole (default: 1GB)"
+    parser = argparse.ArgumentParser(
+        description="Measure llava-remap beside cp, the classic way and transformers itself."
     )
-    parser.add_argument("--rounds", type=rounds_of, default=3, help="how often every way is run (default: 3)")
+    parser.add_argument(
+        "--size",
+        type=size_of,
+        default="1GB",
+        help="of the checkpoint: 1GB to 14GB, or 7b for the whole (default: 1GB)",
+    )
+    parser.add_argument(
+        "--rounds", type=rounds_of, default=3, help="how often every way is run (default: 3)"
+    )
     parser.add_argument("--forms", type=_forms, default=",".join(FORMS), metavar="FORM[,FORM]",
-                        help=f"of the checkpoint (default: {','.join(FORMS)}); all ways are measured on the first")  # fmt: skip
+                        help=f"of the checkpoint (default: {','.join(FORMS)}); all ways are "
+                             "measured on the first")  # fmt: skip
     parser.add_argument("--page-cache", choices=("auto", "warm", "cold"), default="auto",
-                        help="what it has of the source; auto: warm if source and output fit into memory (default)")  # fmt: skip
-    parser.add_argument("--json", type=Path, default=Path("build/bench.json"), metavar="FILE",
-                        help="where the figures are written (default: build/bench.json)")  # fmt: skip
+                        help="what it has of the source; auto: warm if source and output fit into "
+                             "memory (default)")  # fmt: skip
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path("build/bench.json"),
+        metavar="FILE",
+        help="where the figures are written (default: build/bench.json)",
+    )
     parser.add_argument("--scratch", type=Path, default=Path("build"), metavar="DIR",
-                        help="where 2.5 times the size can be written; all is removed at the end (default: build)")  # fmt: skip
+                        help="where 2.5 times the size can be written; all is removed at the end "
+                             "(default: build)")  # fmt: skip
     return parser.parse_args(given)
 
 

@@ -1,7 +1,8 @@
-"""What people did before: everything into memory, names replaced piece by piece, new rows from a covariance matrix, one save.
+"""What people did before: everything into memory, names replaced piece by piece, new rows from a
+covariance matrix, one save.
 
-It leaves out what the scripts of that kind also do (importing transformers, building the model, saving a processor), so its
-figures are a lower bound.
+It leaves out what the scripts of that kind also do (importing transformers, building the model,
+saving a processor), so its figures are a lower bound.
 
     python classic.py SOURCE OUTPUT [--rename-only]
 """
@@ -37,7 +38,11 @@ def load(source: Path) -> dict[str, torch.Tensor]:
     """Every tensor of every weight file in a folder."""
     state: dict[str, torch.Tensor] = {}
     for file in sorted([*source.glob("*.bin"), *source.glob("*.safetensors")]):
-        state.update(torch.load(file, map_location="cpu", weights_only=True) if file.suffix == ".bin" else load_file(file))
+        state.update(
+            torch.load(file, map_location="cpu", weights_only=True)
+            if file.suffix == ".bin"
+            else load_file(file)
+        )
     return state
 
 
@@ -48,20 +53,28 @@ def rename(name: str) -> str:
 
 
 def grow(state: dict[str, torch.Tensor]) -> None:
-    """Append rows to both matrices, drawn from the normal distribution of the rows [vocabulary, hidden] of embed_tokens."""
+    """Append rows to both matrices, drawn from the normal distribution of the rows [vocabulary,
+    hidden] of embed_tokens.
+    """
     rows = state[EMBEDDING].float()
     mean = rows.mean(dim=0)
     centred = rows - mean
     covariance = centred.T @ centred / len(rows)
     distribution = MultivariateNormal(mean, covariance_matrix=SCALE * covariance)
     for name in (EMBEDDING, HEAD):
-        new = torch.stack([distribution.sample() for _ in range(NEW_ROWS)])  # all in one call is many times slower
+        new = torch.stack(
+            [distribution.sample() for _ in range(NEW_ROWS)]
+        )  # all in one call is many times slower
         state[name] = torch.cat([state[name], new.to(state[name].dtype)])
 
 
 def main() -> None:
     source, output = map(Path, sys.argv[1:3])
-    state = {rename(name): tensor for name, tensor in load(source).items() if not name.endswith(".inv_freq")}
+    state = {
+        rename(name): tensor
+        for name, tensor in load(source).items()
+        if not name.endswith(".inv_freq")
+    }
     if "--rename-only" not in sys.argv:
         grow(state)
     output.mkdir()

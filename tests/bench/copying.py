@@ -2,8 +2,8 @@
 
     python -m tests.bench.copying [--size 1GB] [--rounds 3] [--scratch DIR]
 
-Each run is a process of its own and ends when the copy is on the disk (`fsync`). In every second round the order is reversed.
-The writer of weight files does what this table shows to be fast.
+Each run is a process of its own and ends when the copy is on the disk (`fsync`). In every second
+round the order is reversed. The writer of weight files does what this table shows to be fast.
 """
 
 from __future__ import annotations
@@ -46,12 +46,16 @@ def loop(source: Path, target: Path, *, nbytes: int) -> None:
 
 
 def piped(source: Path, target: Path, *, nbytes: int, direct_read: bool) -> None:
-    """One thread reads and one writes past the page cache (O_DIRECT), with two buffers between them."""
+    """One thread reads and one writes past the page cache (O_DIRECT), with two buffers between
+    them.
+    """
     read = os.open(source, os.O_RDONLY | (_DIRECT if direct_read else 0))
     written = os.open(target, os.O_WRONLY | os.O_CREAT | _DIRECT, 0o666)
     at = 0
     for buffer, count in _filled(read, nbytes):
-        whole = -(-count // _BLOCK) * _BLOCK  # the last one is longer than the file, and cut off below
+        whole = (
+            -(-count // _BLOCK) * _BLOCK
+        )  # the last one is longer than the file, and cut off below
         if os.pwrite(written, memoryview(buffer)[:whole], at) != whole:
             raise OSError(f"{target}: short write")
         at += count
@@ -94,8 +98,12 @@ WAYS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def measure_copying(source: Path, target: Path, rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, list[Usage]]]:
-    """By the state of the page cache, what each way took in each round. A way that isn't possible here is left out."""
+def measure_copying(
+    source: Path, target: Path, rounds: int, say: Callable[[str], None]
+) -> dict[str, dict[str, list[Usage]]]:
+    """By the state of the page cache, what each way took in each round. A way that isn't
+    possible here is left out.
+    """
     from tests.bench.measure import CommandError, evict, run, warm
 
     results: dict[str, dict[str, list[Usage]]] = {}
@@ -107,10 +115,18 @@ def measure_copying(source: Path, target: Path, rounds: int, say: Callable[[str]
                 os.sync()
                 prepare([source])
                 try:
-                    taken[name].append(run([sys.executable, __file__, "--run", name, str(source), str(target)]))
-                    say(f"copying, {state}: round {number + 1}, {name}: {taken[name][-1].wall:.2f} s")
+                    taken[name].append(
+                        run([sys.executable, __file__, "--run", name, str(source), str(target)])
+                    )
+                    say(
+                        f"copying, {state}: round {number + 1}, {name}: {taken[name][-1].wall:.2f} "
+                        "s"
+                    )
                     if target.stat().st_size != source.stat().st_size:
-                        raise ValueError(f"{name}: {target.stat().st_size:,} of {source.stat().st_size:,} bytes were written")
+                        raise ValueError(
+                            f"{name}: {target.stat().st_size:,} of {source.stat().st_size:,} bytes "
+                            "were written"
+                        )
                 except CommandError as error:
                     say(f"copying: {name} is not possible here: {str(error).splitlines()[-1]}")
                     del ways[name], taken[name]
@@ -131,13 +147,19 @@ def main(given: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description="Measure ways to copy a file onto the disk.")
     parser.add_argument("--size", type=size_of, default="1GB", help="of the file (default: 1GB)")
-    parser.add_argument("--rounds", type=rounds_of, default=3, help="how often every way is run (default: 3)")
-    parser.add_argument("--scratch", type=Path, default=Path("build"), metavar="DIR", help="where (default: build)")
+    parser.add_argument(
+        "--rounds", type=rounds_of, default=3, help="how often every way is run (default: 3)"
+    )
+    parser.add_argument(
+        "--scratch", type=Path, default=Path("build"), metavar="DIR", help="where (default: build)"
+    )
     arguments = parser.parse_args(given)
     with scratch_folder(arguments.scratch, int(2.5 * arguments.size)) as scratch:
         results = Results(machine(scratch, ()), copied_nbytes=arguments.size)
         make_file(scratch / "source", arguments.size)
-        results.copying = measure_copying(scratch / "source", scratch / "target", arguments.rounds, say)
+        results.copying = measure_copying(
+            scratch / "source", scratch / "target", arguments.rounds, say
+        )
         results.floor = run(["true"]).peak_nbytes
     print("\n".join(results.machine))
     print_tables(tables(results)[:-1])

@@ -1,9 +1,11 @@
-"""50,000 names through 50 rules, beside a plain loop of `re` over the same rules; as templates and as regexes.
+"""50,000 names through 50 rules, beside a plain loop of `re` over the same rules; as templates and
+as regexes.
 
     python tests/bench/engine.py [--rounds 5]
 
-The loop is what a script has: for each name each compiled pattern in turn, until one matches, and what it is replaced by. Both
-run in one process, one behind the other, in every second round in reverse order. What counts is the ratio.
+The loop is what a script has: for each name each compiled pattern in turn, until one matches, and
+what it is replaced by. Both run in one process, one behind the other, in every second round in
+reverse order. What counts is the ratio.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from llava_remap.rulefile import load_rule_file
 
 COMPONENTS = ("text", "vision", "audio", "video", "extra")
 MODULES = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj",
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj",
+    "mlp.down_proj",
     "mlp.gate_proj", "input_norm", "output_norm", "rotary",
 )  # fmt: skip
 LAYERS = 500
@@ -38,21 +41,30 @@ NAMES = [
 ]
 PATHS = [(component, module) for component in COMPONENTS for module in MODULES]
 TEMPLATES = [
-    f"from: 'model.{component}.layers.{{n:int}}.{module}.{{p}}', to: '{component}_model.h.{{n}}.{module}.{{p}}'"
+    f"from: 'model.{component}.layers.{{n:int}}.{module}.{{p}}', to: "
+    f"'{component}_model.h.{{n}}.{module}.{{p}}'"
     for component, module in PATHS
 ]
 REGEXES = [
-    (rf"^model\.{component}\.layers\.([0-9]+)\.{re.escape(module)}\.([^.]+)$", rf"{component}_model.h.\1.{module}.\2")
+    (
+        rf"^model\.{component}\.layers\.([0-9]+)\.{re.escape(module)}\.([^.]+)$",
+        rf"{component}_model.h.\1.{module}.\2",
+    )
     for component, module in PATHS
 ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     loop = [(re.compile(match), replace) for match, replace in REGEXES]
-    print(f"{len(NAMES):,} names, {len(REGEXES)} rules: seconds, median (least–most) of {rounds} rounds")
+    print(
+        f"{len(NAMES):,} names, {len(REGEXES)} rules: seconds, median (least–most) of {rounds} "
+        "rounds"
+    )
     for kind, rules in (
         ("templates", TEMPLATES),
         ("regexes", [f"match: '{match}', replace: '{replace}'" for match, replace in REGEXES]),
@@ -74,13 +86,18 @@ def main() -> None:
         for name, seconds in taken.items():
             print(f"  {name:24} {median(seconds):6.2f} ({min(seconds):.2f}–{max(seconds):.2f})")
         ratios = sorted(two / one for one, two in zip(*taken.values(), strict=True))
-        print(f"  ratio                    {median(ratios):6.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})")
+        print(
+            f"  ratio                    {median(ratios):6.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+        )
 
 
 def compiled(rules: list[str]) -> Program:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.yaml"
-        path.write_text("schema: 1\nnames:\n" + "".join(f"  - {{id: r{n}, {rule}}}\n" for n, rule in enumerate(rules)))
+        path.write_text(
+            "schema: 1\nnames:\n"
+            + "".join(f"  - {{id: r{n}, {rule}}}\n" for n, rule in enumerate(rules))
+        )
         return compile_rules(load_rule_file(path))
 
 

@@ -54,20 +54,31 @@ class Goal:
         """The range over the rounds, for each kind of checkpoint."""
         digits = 2 if self.unit == "×" else 0
         found = self.figures(results).items()
-        return "; ".join(f"{kind} {value_range(values, digits)}".strip() for kind, values in found) or "not measured"
+        return (
+            "; ".join(f"{kind} {value_range(values, digits)}".strip() for kind, values in found)
+            or "not measured"
+        )
 
     def met(self, results: Results) -> str:
         """`yes` if every round meets it, `no` if none does."""
         every = [value for values in self.figures(results).values() for value in values]
-        right = sum(value >= self.limit if self.at_least else value <= self.limit for value in every)
+        right = sum(
+            value >= self.limit if self.at_least else value <= self.limit for value in every
+        )
         if not every:
             return ""
         return "yes" if right == len(every) else f"in {right} of {len(every)}" if right else "no"
 
 
-def _where(chosen: Callable[[Converted], bool], figures: Callable[[Converted], list[float]]) -> Callable[[Results], _Figures]:
+def _where(
+    chosen: Callable[[Converted], bool], figures: Callable[[Converted], list[float]]
+) -> Callable[[Results], _Figures]:
     """A figure of each checkpoint that is chosen."""
-    return lambda results: {entry.form: found for entry in results.converted if chosen(entry) and (found := figures(entry))}
+    return lambda results: {
+        entry.form: found
+        for entry in results.converted
+        if chosen(entry) and (found := figures(entry))
+    }
 
 
 def _full(entry: Converted) -> bool:
@@ -101,39 +112,65 @@ def _short(command: str) -> Callable[[Results], _Figures]:
 
 
 GOALS = (
-    Goal("14 GB, rename only: wall ÷ `cp`", 1.1, _where(_full, lambda entry: ratios(entry.ways, RENAME, COPY))),
+    Goal(
+        "14 GB, rename only: wall ÷ `cp`",
+        1.1,
+        _where(_full, lambda entry: ratios(entry.ways, RENAME, COPY)),
+    ),
     Goal("14 GB, rename only: peak memory", 60, _where(_full, _peaks(RENAME)), "MiB"),
-    Goal("14 GB, `apply`: wall ÷ `cp`", 1.25, _where(_full, lambda entry: ratios(entry.ways, APPLY, COPY))),
+    Goal(
+        "14 GB, `apply`: wall ÷ `cp`",
+        1.25,
+        _where(_full, lambda entry: ratios(entry.ways, APPLY, COPY)),
+    ),
     Goal("14 GB, `apply`: peak memory", 450, _where(_full, _peaks(APPLY)), "MiB"),
-    Goal("14 GB, `apply` for the first time: wall ÷ `cp`", 1.25, _where(_full, lambda entry: ratios(entry.ways, FIRST, COPY))),
-    Goal("14 GB, `apply` for the first time: peak memory", 450, _where(_full, _peaks(FIRST)), "MiB"),
+    Goal(
+        "14 GB, `apply` for the first time: wall ÷ `cp`",
+        1.25,
+        _where(_full, lambda entry: ratios(entry.ways, FIRST, COPY)),
+    ),
+    Goal(
+        "14 GB, `apply` for the first time: peak memory", 450, _where(_full, _peaks(FIRST)), "MiB"
+    ),
     Goal("rename only: peak memory at 14 GB, more than at 1 GB", 20, _growth(RENAME), "MiB"),
     Goal("`apply`: peak memory at 14 GB, more than at 1 GB", 20, _growth(APPLY), "MiB"),
     Goal(
-        "14 GB: user CPU of the classic way ÷ that of `apply`", 8,
-        _where(_full, lambda entry: ratios(entry.ways, CLASSIC, APPLY, user)), at_least=True,
+        "14 GB: user CPU of the classic way ÷ that of `apply`",
+        8,
+        _where(_full, lambda entry: ratios(entry.ways, CLASSIC, APPLY, user)),
+        at_least=True,
     ),
     Goal(
-        "14 GB: user CPU of the classic way ÷ that of `apply` for the first time", 8,
-        _where(_full, lambda entry: ratios(entry.ways, CLASSIC, FIRST, user)), at_least=True,
+        "14 GB: user CPU of the classic way ÷ that of `apply` for the first time",
+        8,
+        _where(_full, lambda entry: ratios(entry.ways, CLASSIC, FIRST, user)),
+        at_least=True,
     ),
     Goal(
-        "1 GB, warm: wall of the classic way ÷ that of `apply` for the first time", 3,
-        _where(_warm_gb, lambda entry: ratios(entry.ways, CLASSIC, FIRST)), at_least=True,
+        "1 GB, warm: wall of the classic way ÷ that of `apply` for the first time",
+        3,
+        _where(_warm_gb, lambda entry: ratios(entry.ways, CLASSIC, FIRST)),
+        at_least=True,
     ),
     Goal(
-        "1 GB, warm: wall of the classic way ÷ that of `apply`", 3,
-        _where(_warm_gb, lambda entry: ratios(entry.ways, CLASSIC, APPLY)), at_least=True,
+        "1 GB, warm: wall of the classic way ÷ that of `apply`",
+        3,
+        _where(_warm_gb, lambda entry: ratios(entry.ways, CLASSIC, APPLY)),
+        at_least=True,
     ),
     Goal(
-        "1 GB, warm: wall of the classic way ÷ that of `apply`, rename only", 8,
-        _where(_warm_gb, lambda entry: ratios(entry.ways, CLASSIC, RENAME)), at_least=True,
+        "1 GB, warm: wall of the classic way ÷ that of `apply`, rename only",
+        8,
+        _where(_warm_gb, lambda entry: ratios(entry.ways, CLASSIC, RENAME)),
+        at_least=True,
     ),
     Goal(
-        "1 GB, warm: the same, where the classic way makes no new rows either", 8,
-        _where(_warm_gb, lambda entry: ratios(entry.ways, CLASSIC_RENAME, RENAME)), at_least=True,
+        "1 GB, warm: the same, where the classic way makes no new rows either",
+        8,
+        _where(_warm_gb, lambda entry: ratios(entry.ways, CLASSIC_RENAME, RENAME)),
+        at_least=True,
     ),
     Goal("dry run of a 7B ÷ `--help` of an empty typer app", 3, _short(DRY_7B)),
     Goal("dry run of a 110B ÷ `--help` of an empty typer app", 6, _short(DRY_110B)),
     Goal("`--help` ÷ that of an empty typer app", 1.5, _short(HELP)),
-)  # fmt: skip
+)

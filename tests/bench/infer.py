@@ -17,7 +17,9 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was inferred for one manifest: names, those of them that become what they should, rules, open questions, seconds."""
+    """What was inferred for one manifest: names, those of them that become what they should,
+    rules, open questions, seconds.
+    """
 
     manifest: str
     names: int
@@ -28,7 +30,9 @@ class Measured:
 
 
 def target_of(name: str) -> tuple[dict[str, Shape], dict[str, Shape], list[str]]:
-    """Source and target shapes by name, without stored buffers, and the target names that the config ties."""
+    """Source and target shapes by name, without stored buffers, and the target names that the
+    config ties.
+    """
     from llava_remap.authoring.draft_sources import cleaned
 
     manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
@@ -40,7 +44,9 @@ def target_of(name: str) -> tuple[dict[str, Shape], dict[str, Shape], list[str]]
 
 
 def measure(name: str) -> Measured:
-    """Infer, and hold what the rules make of every name of the manifest against the official mapping."""
+    """Infer, and hold what the rules make of every name of the manifest against the official
+    mapping.
+    """
     manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
     expected = json.loads((DATA / "expected" / f"{name}.json").read_text())
     started = time.perf_counter()
@@ -51,23 +57,34 @@ def measure(name: str) -> Measured:
     for tensor in manifest["tensors"]:
         taken, becomes = (True, None)  # by the shared parts, as a stored buffer
         if tensor in source:
-            taken, becomes = next((outcome for rule in found.rules if (outcome := rule.run(tensor))[0]), (False, None))
-        right += taken and becomes == expected["map"].get(tensor) and (becomes is not None or tensor in expected["dropped"])
-    return Measured(name, len(manifest["tensors"]), right, len(found.rules), len(found.questions), seconds)
+            taken, becomes = next(
+                (outcome for rule in found.rules if (outcome := rule.run(tensor))[0]), (False, None)
+            )
+        right += (
+            taken
+            and becomes == expected["map"].get(tensor)
+            and (becomes is not None or tensor in expected["dropped"])
+        )
+    return Measured(
+        name, len(manifest["tensors"]), right, len(found.rules), len(found.questions), seconds
+    )
 
 
 def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="rules inferred from names and shapes, without an edit", title_justify="left")
+    table = Table(
+        title="rules inferred from names and shapes, without an edit", title_justify="left"
+    )
     table.add_column("manifest", no_wrap=True)
     for column in ("names", "as expected", "rules", "questions", "s"):
         table.add_column(column, justify="right")
     for path in sorted((DATA / "expected").glob("*.json")):
         found = measure(path.stem)
         table.add_row(
-            found.manifest, str(found.names), f"{100 * found.right / found.names:.1f} %", str(found.rules),
+            found.manifest, str(found.names), f"{100 * found.right / found.names:.1f} %",
+            str(found.rules),
             str(found.questions), f"{found.seconds:.2f}",
         )  # fmt: skip
     Console(width=max(Console().width, 100)).print(table)

@@ -1,9 +1,11 @@
-"""What transformers does by itself: load with `from_pretrained(key_mapping=…)`, save with `save_pretrained`.
+"""What transformers does by itself: load with `from_pretrained(key_mapping=…)`, save with
+`save_pretrained`.
 
-`key_mapping` is what `llava-remap rules explain --as key-mapping` prints, the config what `apply` writes: neither is timed. A
-plain save would write the original names back, so it is told not to; the names are then those of the installed version's
-modules. No rows are added, and no processor is saved. One dtype is for all: 5.23 takes several no longer, so a float32 tower
-beside a float16 language model is rounded.
+`key_mapping` is what `llava-remap rules explain --as key-mapping` prints, the config what `apply`
+writes: neither is timed. A plain save would write the original names back, so it is told not to;
+the names are then those of the installed version's modules. No rows are added, and no processor is
+saved. One dtype is for all: 5.23 takes several no longer, so a float32 tower beside a float16
+language model is rounded.
 
     python key_mapping.py SOURCE CONFIG.json MAPPING.json OUTPUT
 """

@@ -1,7 +1,8 @@
-"""Run a command and read off what the kernel says it took; put files into the page cache or out of it; describe the machine.
+"""Run a command and read off what the kernel says it took; put files into the page cache or out of
+it; describe the machine.
 
-Standard library only: the kernel counts a child's peak memory from before its exec, when it still is this process, so this
-process has to stay small.
+Standard library only: the kernel counts a child's peak memory from before its exec, when it still
+is this process, so this process has to stay small.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Usage:
     Attributes:
         wall: seconds from start to end on the clock.
         user: seconds of CPU in the program, over all its threads and the children it waited for.
-        system: seconds of CPU in the kernel on its behalf; write-back that the kernel does later is not in it.
+        system: seconds of CPU in the kernel on its behalf; write-back that the kernel does later is
+            not in it.
         peak_nbytes: the largest resident set of the process or any of those children.
     """
 
@@ -59,7 +61,11 @@ def run(command: Sequence[str], stdout: IO[str] | None = None) -> Usage:
     with tempfile.TemporaryFile() as stderr:
         started = time.perf_counter()
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stdout or subprocess.DEVNULL, stderr=stderr, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout or subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
         )
         try:
             _, status, usage = os.wait4(child.pid, 0)
@@ -87,13 +93,16 @@ def warm(files: Iterable[Path]) -> None:
 
 
 def evict(files: Iterable[Path]) -> None:
-    """Ask the kernel to forget what it keeps of files. What isn't on the disk yet stays: sync before.
+    """Ask the kernel to forget what it keeps of files. What isn't on the disk yet stays: sync
+    before.
 
     Raises:
         CommandError: where the system has no way to ask.
     """
     if not hasattr(os, "posix_fadvise"):
-        raise CommandError("this system can't drop files from the page cache; give --page-cache warm")
+        raise CommandError(
+            "this system can't drop files from the page cache; give --page-cache warm"
+        )
     for path in files:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -107,10 +116,15 @@ def cached_share(files: Iterable[Path]) -> float:
         nbytes = path.stat().st_size
         if nbytes == 0:
             continue
-        with path.open("rb") as file, mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_COPY) as mapped:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_COPY) as mapped,
+        ):
             resident = (ctypes.c_ubyte * -(-nbytes // mmap.PAGESIZE))()
             first = ctypes.c_char.from_buffer(mapped)
-            failed = mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(nbytes), resident)
+            failed = mincore(
+                ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(nbytes), resident
+            )
             del first  # it keeps the mapping from being closed
             if failed:
                 raise CommandError(f"mincore: {os.strerror(ctypes.get_errno())}")
@@ -120,25 +134,40 @@ def cached_share(files: Iterable[Path]) -> float:
 
 
 def machine(folder: Path, packages: Sequence[str]) -> list[str]:
-    """Lines that say what the figures were measured on: processor, memory, the file system of `folder`, versions."""
+    """Lines that say what the figures were measured on: processor, memory, the file system of
+    `folder`, versions.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     kind = file_system(folder)
-    versions = [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in packages)]
+    versions = [
+        f"Python {platform.python_version()}",
+        *(f"{package} {version(package)}" for package in packages),
+    ]
     return [
-        f"machine   {_processor()}, {cores} cores, {memory:.1f} GiB memory, {platform.system()} {platform.release()}",
-        f"scratch   {kind}" + (": memory, not a disk; give a folder on a disk with --scratch" if kind == "tmpfs" else ""),
+        f"machine   {_processor()}, {cores} cores, {memory:.1f} GiB memory, {platform.system()} "
+        f"{platform.release()}",
+        f"scratch   {kind}"
+        + (
+            ": memory, not a disk; give a folder on a disk with --scratch"
+            if kind == "tmpfs"
+            else ""
+        ),
         f"versions  {', '.join(versions)}",
     ]
 
 
 def file_system(folder: Path) -> str:
-    """The type of the file system that a folder is on (`ext4`), `unknown` where there is no /proc."""
+    """The type of the file system that a folder is on (`ext4`), `unknown` where there is no
+    /proc.
+    """
     table = Path("/proc/self/mountinfo")
     if not table.exists():
         return "unknown"
     where, found = folder.resolve(), (0, "unknown")
-    for line in table.read_text().splitlines():  # "36 35 98:0 /root /mount/point options … - type device options", see proc(5)
+    for line in (
+        table.read_text().splitlines()
+    ):  # "36 35 98:0 /root /mount/point options … - type device options", see proc(5)
         head, _, tail = line.partition(" - ")
         mounted = Path(head.split()[4])
         if where.is_relative_to(mounted) and len(mounted.parts) >= found[0]:

@@ -1,6 +1,6 @@
 """What `make bench` found, as a section of the README and a picture.
 
-python -m tests.bench.readme FILE.json [FILE.json …]     # several runs: their rounds are put together
+python -m tests.bench.readme FILE.json [FILE.json …] # several runs: their rounds are put together
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ from tests.bench.tables import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "tests" / "bench" / "bench.svg"
-BEGIN, END = "<!-- made by `python -m tests.bench.readme` from what `make bench` found -->\n", "<!-- end of what was found -->"
+BEGIN, END = (
+    "<!-- made by `python -m tests.bench.readme` from what `make bench` found -->\n",
+    "<!-- end of what was found -->",
+)
 
 
 def section(results: Results) -> str:
     """Picture, goals, machine, then all other tables."""
     *others, goals = tables(results)
-    shown = f"![wall time relative to cp, and peak memory, of each way]({PICTURE.relative_to(ROOT)})\n"
-    machine = "Measured on:\n\n" + "".join(f"- {' '.join(line.split())}\n" for line in results.machine)
+    shown = (
+        f"![wall time relative to cp, and peak memory, of each way]({PICTURE.relative_to(ROOT)})\n"
+    )
+    machine = "Measured on:\n\n" + "".join(
+        f"- {' '.join(line.split())}\n" for line in results.machine
+    )
     return "\n".join([shown, goals.markdown(), machine, *(table.markdown() for table in others)])
 
 

@@ -1,4 +1,6 @@
-"""What a run of the benchmarks found, as JSON and back, and the figures that tables and goals are made from."""
+"""What a run of the benchmarks found, as JSON and back, and the figures that tables and goals
+are made from.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ RENAME, APPLY, FIRST = "apply, rename only", "apply", "apply for the first time"
 CLASSIC_RENAME, CLASSIC = "classic way, rename only", "classic way"
 LOADED = "from_pretrained, save_pretrained"
 #: Commands that move no weights.
-EMPTY, HELP, LINT, LIST = "an empty typer app, --help", "llava-remap --help", "rules lint llava-v1.5", "rules list"
+EMPTY, HELP, LINT, LIST = (
+    "an empty typer app, --help",
+    "llava-remap --help",
+    "rules lint llava-v1.5",
+    "rules list",
+)
 DRY_7B, DRY_72B, DRY_110B = ("dry run, 7B", "dry run, 72B", "dry run, 110B")
 REFUSED, LINT_MANY = "refusal of 71,000 names that don't fit", "rules lint, 3,000 rules"
 IMPORTS = "importing torch and transformers"
@@ -35,8 +42,10 @@ class Converted:
     Attributes:
         nbytes: of its tensors.
         form: `safetensors` or `bin`.
-        page_cache: `warm`: the source was read before each run; `cold`: it was dropped from the page cache.
-        most_cached: if cold, the largest share of the source (0 to 1) that stayed in the page cache all the same.
+        page_cache: `warm`: the source was read before each run; `cold`: it was dropped from the
+            page cache.
+        most_cached: if cold, the largest share of the source (0 to 1) that stayed in the page cache
+            all the same.
     """
 
     nbytes: int
@@ -62,7 +71,8 @@ class Results:
 
     Attributes:
         machine: lines that describe it.
-        floor: bytes of peak memory that the kernel reported, at the end, for a child that does nothing.
+        floor: bytes of peak memory that the kernel reported, at the end, for a child that does
+            nothing.
         short: commands that move no weights.
         copied_nbytes: size of the file that ways to copy were tried on.
         copying: these ways, by the state of the page cache.
@@ -82,14 +92,17 @@ class Results:
 
 def read_results(file: Path) -> Results:
     content = json.loads(file.read_text(encoding="utf-8"))
-    content["converted"] = [Converted(**{**entry, "ways": _rounds(entry["ways"])}) for entry in content["converted"]]
+    content["converted"] = [
+        Converted(**{**entry, "ways": _rounds(entry["ways"])}) for entry in content["converted"]
+    ]
     content["short"] = _rounds(content["short"])
     content["copying"] = {state: _rounds(ways) for state, ways in content["copying"].items()}
     return Results(**content)
 
 
 def together(runs: Sequence[Results]) -> Results:
-    """Runs on one machine as one with all their rounds. Of short commands, the last run's: it has rounds enough.
+    """Runs on one machine as one with all their rounds. Of short commands, the last run's: it has
+    rounds enough.
 
     Raises:
         ValueError: where they are of different machines or versions, or measured different things.
@@ -97,11 +110,19 @@ def together(runs: Sequence[Results]) -> Results:
     last = runs[-1]
     if any(run.machine != last.machine for run in runs):
         raise ValueError("the runs are of different machines or versions")
-    what = [[(entry.nbytes, entry.form, entry.page_cache) for entry in run.converted] for run in runs]
-    if any(each != what[-1] for each in what) or any(run.copying.keys() != last.copying.keys() for run in runs):
+    what = [
+        [(entry.nbytes, entry.form, entry.page_cache) for entry in run.converted] for run in runs
+    ]
+    if any(each != what[-1] for each in what) or any(
+        run.copying.keys() != last.copying.keys() for run in runs
+    ):
         raise ValueError("the runs measured different things")
     converted = [
-        replace(same[-1], most_cached=max(entry.most_cached for entry in same), ways=_all_rounds([entry.ways for entry in same]))
+        replace(
+            same[-1],
+            most_cached=max(entry.most_cached for entry in same),
+            ways=_all_rounds([entry.ways for entry in same]),
+        )
         for same in zip(*(run.converted for run in runs), strict=True)
     ]
     copying = {state: _all_rounds([run.copying[state] for run in runs]) for state in last.copying}
@@ -126,8 +147,12 @@ def user(usage: Usage) -> float:
     return usage.user
 
 
-def ratios(ways: Rounds, way: str, base: str, figure: Callable[[Usage], float] = wall) -> list[float]:
-    """A way's figure divided by that of another one in the same round, for each round; empty where either wasn't measured."""
+def ratios(
+    ways: Rounds, way: str, base: str, figure: Callable[[Usage], float] = wall
+) -> list[float]:
+    """A way's figure divided by that of another one in the same round, for each round; empty
+    where either wasn't measured.
+    """
     if way not in ways or base not in ways:
         return []
     return [figure(one) / figure(other) for one, other in zip(ways[way], ways[base], strict=True)]

@@ -35,7 +35,10 @@ class Table:
 
     def markdown(self) -> str:
         lines = [self.columns, ("---", *["---:"] * (len(self.columns) - 1)), *self.rows]
-        return "\n".join([f"{self.title}:", "", *(f"| {' | '.join(cells)} |" for cells in lines)]) + "\n"
+        return (
+            "\n".join([f"{self.title}:", "", *(f"| {' | '.join(cells)} |" for cells in lines)])
+            + "\n"
+        )
 
 
 def tables(results: Results) -> list[Table]:
@@ -43,9 +46,13 @@ def tables(results: Results) -> list[Table]:
     made = [_converted(entry, results.floor) for entry in results.converted]
     made += _growth(results)
     if results.short:
-        made.append(_usages("Commands that move no weights", results.short, (EMPTY,), results.floor))
+        made.append(
+            _usages("Commands that move no weights", results.short, (EMPTY,), results.floor)
+        )
     for state, ways in results.copying.items():
-        title = f"Ways to copy {results.copied_nbytes / 1e9:.2f} GB onto the disk, page cache {state}"
+        title = (
+            f"Ways to copy {results.copied_nbytes / 1e9:.2f} GB onto the disk, page cache {state}"
+        )
         made.append(_usages(title, ways, (next(iter(ways)),), results.floor))
     rows = tuple((goal.wanted, goal.measured(results), goal.met(results)) for goal in GOALS)
     return [*made, Table("Goals, and the range over the rounds", ("goal", "measured", "met"), rows)]
@@ -66,13 +73,23 @@ def print_tables(made: Sequence[Table]) -> None:
 
 
 def _converted(entry: Converted, floor: int) -> Table:
-    cache = "warm" if entry.page_cache == "warm" else f"cold (at most {entry.most_cached:.1%} of the source in it)"
-    title = f"{entry.nbytes / 1e9:.2f} GB, {entry.tensors} tensors, .{entry.form}, page cache {cache}"
-    return _usages(title, entry.ways, tuple(base for base in (COPY, SYNC) if base in entry.ways), floor)
+    cache = (
+        "warm"
+        if entry.page_cache == "warm"
+        else f"cold (at most {entry.most_cached:.1%} of the source in it)"
+    )
+    title = (
+        f"{entry.nbytes / 1e9:.2f} GB, {entry.tensors} tensors, .{entry.form}, page cache {cache}"
+    )
+    return _usages(
+        title, entry.ways, tuple(base for base in (COPY, SYNC) if base in entry.ways), floor
+    )
 
 
 def _usages(title: str, ways: Rounds, bases: Sequence[str], floor: int) -> Table:
-    """A row for each way, with medians and ranges over the rounds; ratios are to `bases`, within each round."""
+    """A row for each way, with medians and ranges over the rounds; ratios are to `bases`, within
+    each round.
+    """
     columns = ("way", "wall s", *(f"÷ {base}" for base in bases), "user s", "system s", "peak MiB")
     rows = []
     for name, usages in ways.items():
@@ -94,16 +111,27 @@ def _growth(results: Results) -> list[Table]:
     """From the smallest checkpoint of each form to the largest: seconds for each GB, and memory."""
     made = []
     for form in dict.fromkeys(entry.form for entry in results.converted):
-        sizes = sorted((entry for entry in results.converted if entry.form == form), key=lambda entry: entry.nbytes)
+        sizes = sorted(
+            (entry for entry in results.converted if entry.form == form),
+            key=lambda entry: entry.nbytes,
+        )
         small, large = sizes[0], sizes[-1]
         if small is large:
             continue
         names = [f"{entry.nbytes / 1e9:.1f} GB, {entry.page_cache}" for entry in (small, large)]
-        columns = ("way", *(f"s/GB at {name}" for name in names), *(f"peak MiB at {name}" for name in names), "more MiB")
+        columns = (
+            "way",
+            *(f"s/GB at {name}" for name in names),
+            *(f"peak MiB at {name}" for name in names),
+            "more MiB",
+        )
         rows = tuple(
             (
                 way,
-                *(value_range([usage.wall / entry.nbytes * 1e9 for usage in entry.ways[way]]) for entry in (small, large)),
+                *(
+                    value_range([usage.wall / entry.nbytes * 1e9 for usage in entry.ways[way]])
+                    for entry in (small, large)
+                ),
                 *(f"{peak(entry.ways[way]) / MIB:,.0f}" for entry in (small, large)),
                 f"{(peak(large.ways[way]) - peak(small.ways[way])) / MIB:+,.0f}",
             )

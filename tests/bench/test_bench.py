@@ -16,7 +16,11 @@ from tests.bench.results import APPLY, CLASSIC, LOADED, RENAME
 
 
 def test_sizes() -> None:
-    assert [size_of(text) for text in ("500MB", "2.5gb", "1 GB")] == [500_000_000, 2_500_000_000, 1_000_000_000]
+    assert [size_of(text) for text in ("500MB", "2.5gb", "1 GB")] == [
+        500_000_000,
+        2_500_000_000,
+        1_000_000_000,
+    ]
     assert 14 * 10**9 < size_of("7b") < 15 * 10**9
     for wrong in ("1", "1GiB", "GB"):
         with pytest.raises(argparse.ArgumentTypeError):
@@ -56,10 +60,17 @@ def test_a_command_that_fails_is_told() -> None:
 
 def test_peak_memory_is_that_of_the_whole_process() -> None:
     # In a small process, as the benchmark is one: what this one has would count as its children's.
-    small = "import sys; from tests.bench.measure import run; print(run([sys.executable, '-c', sys.argv[1]]).peak_nbytes)"
+    small = (
+        "import sys; from tests.bench.measure import run; print(run([sys.executable, '-c', "
+        "sys.argv[1]]).peak_nbytes)"
+    )
     root = Path(__file__).resolve().parents[2]
     idle, busy = (
-        int(subprocess.run([sys.executable, "-c", small, code], cwd=root, check=True, capture_output=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", small, code], cwd=root, check=True, capture_output=True
+            ).stdout
+        )
         for code in ("", "b'x' * (200 << 20)")
     )
     assert 190 << 20 < busy - idle < 210 << 20

@@ -50,7 +50,14 @@ def converted(nbytes: int, rename_mib: int) -> Converted:
 def results() -> Results:
     large, small = converted(14 * 10**9, 58), converted(10**9, 40)
     short = {EMPTY: usages(0.2, 0.2), DRY_7B: usages(0.5, 0.7)}
-    return Results(["machine   of a test"], 10 * MIB, [small, large], short, 10**9, {"warm": {"a way": usages(1)}})
+    return Results(
+        ["machine   of a test"],
+        10 * MIB,
+        [small, large],
+        short,
+        10**9,
+        {"warm": {"a way": usages(1)}},
+    )
 
 
 def test_json_and_back(results: Results, tmp_path: Path) -> None:
@@ -92,16 +99,32 @@ def test_goals(results: Results) -> None:
     assert found["14 GB, rename only: wall ÷ `cp` ≤ 1.1 ×"] == ("bin 1.05–1.15", "in 1 of 2")
     assert found["14 GB, rename only: peak memory ≤ 60 MiB"] == ("bin 58", "yes")
     assert found["14 GB, `apply`: wall ÷ `cp` ≤ 1.25 ×"] == ("bin 1.20", "yes")
-    assert found["rename only: peak memory at 14 GB, more than at 1 GB ≤ 20 MiB"] == ("bin 18", "yes")
-    assert found["14 GB: user CPU of the classic way ÷ that of `apply` ≥ 8 ×"] == ("bin 8.50", "yes")
-    assert found["1 GB, warm: wall of the classic way ÷ that of `apply` ≥ 3 ×"] == ("not measured", "")
-    assert found["dry run of a 7B ÷ `--help` of an empty typer app ≤ 3 ×"] == ("2.50–3.50", "in 1 of 2")
+    assert found["rename only: peak memory at 14 GB, more than at 1 GB ≤ 20 MiB"] == (
+        "bin 18",
+        "yes",
+    )
+    assert found["14 GB: user CPU of the classic way ÷ that of `apply` ≥ 8 ×"] == (
+        "bin 8.50",
+        "yes",
+    )
+    assert found["1 GB, warm: wall of the classic way ÷ that of `apply` ≥ 3 ×"] == (
+        "not measured",
+        "",
+    )
+    assert found["dry run of a 7B ÷ `--help` of an empty typer app ≤ 3 ×"] == (
+        "2.50–3.50",
+        "in 1 of 2",
+    )
 
 
 def test_a_goal_that_no_round_meets(results: Results) -> None:
     results.converted[1].ways[RENAME] = usages(30, 40, mib=61)
     met = {goal.wanted: goal.met(results) for goal in GOALS}
-    assert met["14 GB, rename only: wall ÷ `cp` ≤ 1.1 ×"] == met["14 GB, rename only: peak memory ≤ 60 MiB"] == "no"
+    assert (
+        met["14 GB, rename only: wall ÷ `cp` ≤ 1.1 ×"]
+        == met["14 GB, rename only: peak memory ≤ 60 MiB"]
+        == "no"
+    )
 
 
 def test_section_of_the_readme(results: Results) -> None:

@@ -1,4 +1,6 @@
-"""Where the test data lie, and the reference way from a catalog to values: the bytes at the location, shown by torch."""
+"""Where the test data lie, and the reference way from a catalog to values: the bytes at the
+location, shown by torch.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,12 @@ DATA = Path(__file__).parent.parent / "data"
 TINY = DATA / "tiny"
 
 DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
-    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn,
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 SPELLING = {dtype: name for name, dtype in DTYPES.items()}
@@ -49,4 +54,8 @@ def raw(tensor: torch.Tensor) -> bytes:
 
 def same(tensor: Tensor, expected: torch.Tensor) -> bool:
     found = stored(tensor)
-    return found.dtype == expected.dtype and found.shape == expected.shape and raw(found) == raw(expected)
+    return (
+        found.dtype == expected.dtype
+        and found.shape == expected.shape
+        and raw(found) == raw(expected)
+    )

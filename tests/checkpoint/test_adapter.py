@@ -1,4 +1,6 @@
-"""PEFT's adapters: their pairs, the scale that their config gives, and all that isn't plain LoRA."""
+"""PEFT's adapters: their pairs, the scale that their config gives, and all that isn't plain
+LoRA.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,16 @@ from .stored import DATA, TINY
 LORA = TINY / "llava-v1.5-lora"
 PLAIN = json.loads((LORA / "adapter_config.json").read_text())
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text() | st.just("q_proj"),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.just("q_proj"), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+    | st.just("q_proj"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text() | st.just("q_proj"), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
@@ -62,7 +72,10 @@ def test_a_genuine_folder_is_one_catalog() -> None:
     assert found.passed_over == ()
     assert len(found.pairs) == 14
     base = "base_model.model.model.layers.1.mlp.down_proj"
-    assert LoraPair(f"{base}.weight", f"{base}.lora_A.weight", f"{base}.lora_B.weight", 2.0) in found.pairs
+    assert (
+        LoraPair(f"{base}.weight", f"{base}.lora_A.weight", f"{base}.lora_B.weight", 2.0)
+        in found.pairs
+    )
     assert "adapter_config.json" in found.read(("tensors",))
     assert found.changed() == []
 
@@ -80,13 +93,17 @@ def test_a_projector_is_a_part() -> None:
 
 
 def test_a_manifest_does_not_tell_the_scale() -> None:
-    found = open_checkpoint(DATA / "manifests" / "parts" / "llava-v1.5-7b-lora.adapter_model.json", part=True)
+    found = open_checkpoint(
+        DATA / "manifests" / "parts" / "llava-v1.5-7b-lora.adapter_model.json", part=True
+    )
     assert len(found.pairs) == 224
     assert {pair.scale for pair in found.pairs} == {None}
 
 
 def test_names_with_the_adapters_own(tmp_path: Path) -> None:
-    tensors = {name.replace(".weight", ".default.weight"): tensor for name, tensor in pair(Q).items()}
+    tensors = {
+        name.replace(".weight", ".default.weight"): tensor for name, tensor in pair(Q).items()
+    }
     assert scales(adapter(tmp_path, tensors)) == {f"base_model.model.{Q}.weight": 2.0}
 
 
@@ -99,16 +116,27 @@ def test_scale(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [
-        ("q_proj", Q), ("self_attn.q_proj", Q), ("^model.layers.0.self_attn.q_proj", Q), (r"layers\.\d+\.self_attn\.q_proj", Q),
-        ("proj", None), ("layers.1.self_attn.q_proj", None), ("^layers.0.self_attn.q_proj", None), ("[qv]_proj", "both"),
+        ("q_proj", Q), ("self_attn.q_proj", Q), ("^model.layers.0.self_attn.q_proj", Q),
+        (r"layers\.\d+\.self_attn\.q_proj", Q),
+        ("proj", None), ("layers.1.self_attn.q_proj", None), ("^layers.0.self_attn.q_proj", None),
+        ("[qv]_proj", "both"),
     ],
 )  # fmt: skip
 def test_patterns(tmp_path: Path, pattern: str, found: str | None) -> None:
     """A pattern is of the whole name, or of what stands behind a dot, to the name's end."""
     taken = {Q: found in (Q, "both"), V: found == "both"}
-    tensors = {name: t for module, own in taken.items() for name, t in pair(module, 2 if own else 4).items()}
-    wanted = {f"base_model.model.{module}.weight": 5.0 if own else 2.0 for module, own in taken.items()}
-    assert scales(adapter(tmp_path, tensors, rank_pattern={pattern: 2}, alpha_pattern={pattern: 10})) == wanted
+    tensors = {
+        name: t
+        for module, own in taken.items()
+        for name, t in pair(module, 2 if own else 4).items()
+    }
+    wanted = {
+        f"base_model.model.{module}.weight": 5.0 if own else 2.0 for module, own in taken.items()
+    }
+    assert (
+        scales(adapter(tmp_path, tensors, rank_pattern={pattern: 2}, alpha_pattern={pattern: 10}))
+        == wanted
+    )
 
 
 def test_the_first_pattern_counts(tmp_path: Path) -> None:
@@ -150,7 +178,9 @@ def test_configs_that_are_refused(tmp_path: Path, config: dict[str, Any], said: 
     assert problem.fix
 
 
-@given(st.dictionaries(st.sampled_from(sorted({*PLAIN, "use_rslora", "alpha_pattern", "other"})), JSON))
+@given(
+    st.dictionaries(st.sampled_from(sorted({*PLAIN, "use_rslora", "alpha_pattern", "other"})), JSON)
+)
 def test_whatever_a_config_says(config: dict[str, Any]) -> None:
     """Pairs with a finite scale, or a refusal."""
     shapes = {f"{Q}.lora_A.weight": (4, 6), f"{Q}.lora_B.weight": (5, 4)}
@@ -187,18 +217,44 @@ def test_beginnings_that_keep_the_base(tmp_path: Path, begin: bool | str) -> Non
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: t.pop(f"base_model.model.{Q}.lora_A.weight"), "1 of 2 modules in `adapter_model.safetensors` don't have one"),
-        (lambda t: t.pop(f"base_model.model.{Q}.lora_B.weight"), "don't have one lora_A and one lora_B"),
-        (lambda t: t.update({f"base_model.model.{Q}.lora_A.second.weight": torch.ones(4, 6)}), "don't have one lora_A"),
-        (lambda t: t.update({f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(5)}), "DoRA's magnitudes"),
-        (lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 9)}), "of an embedding"),
-        (lambda t: t.update({f"base_model.model.{Q}.lora_B.bias": torch.ones(5)}), "biases of lora_B"),
-        (lambda t: t.update({f"base_model.model.{Q}.lora_A.weight": torch.ones(4, 6, 1, 1)}), "F32 [4, 6, 1, 1]"),
+        (
+            lambda t: t.pop(f"base_model.model.{Q}.lora_A.weight"),
+            "1 of 2 modules in `adapter_model.safetensors` don't have one",
+        ),
+        (
+            lambda t: t.pop(f"base_model.model.{Q}.lora_B.weight"),
+            "don't have one lora_A and one lora_B",
+        ),
+        (
+            lambda t: t.update({f"base_model.model.{Q}.lora_A.second.weight": torch.ones(4, 6)}),
+            "don't have one lora_A",
+        ),
+        (
+            lambda t: t.update({f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(5)}),
+            "DoRA's magnitudes",
+        ),
+        (
+            lambda t: t.update(
+                {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 9)}
+            ),
+            "of an embedding",
+        ),
+        (
+            lambda t: t.update({f"base_model.model.{Q}.lora_B.bias": torch.ones(5)}),
+            "biases of lora_B",
+        ),
+        (
+            lambda t: t.update({f"base_model.model.{Q}.lora_A.weight": torch.ones(4, 6, 1, 1)}),
+            "F32 [4, 6, 1, 1]",
+        ),
         (
             lambda t: t.update({f"base_model.model.{Q}.lora_A.weight": torch.ones(3, 6)}),
             "lora_A is F32 [3, 6], lora_B F32 [5, 4]",
         ),
-        (lambda t: t.update({f"base_model.model.{Q}.lora_A.weight": torch.ones(4, 6).int()}), "lora_A is I32"),
+        (
+            lambda t: t.update({f"base_model.model.{Q}.lora_A.weight": torch.ones(4, 6).int()}),
+            "lora_A is I32",
+        ),
     ],
 )
 def test_tensors_that_are_refused(tmp_path: Path, change: Any, said: str) -> None:
@@ -210,7 +266,9 @@ def test_tensors_that_are_refused(tmp_path: Path, change: Any, said: str) -> Non
 
 
 def test_stubs(tmp_path: Path) -> None:
-    problem = refusal(adapter(tmp_path, {**pair(V), f"base_model.model.{Q}.lora_A.weight": torch.empty(0)}))
+    problem = refusal(
+        adapter(tmp_path, {**pair(V), f"base_model.model.{Q}.lora_A.weight": torch.empty(0)})
+    )
     assert problem.code == "LR104"
     assert problem.names == (f"base_model.model.{Q}.lora_A.weight",)
 
@@ -224,7 +282,10 @@ def test_without_its_config(tmp_path: Path) -> None:
 
 def test_a_name_in_both_files(tmp_path: Path) -> None:
     shutil.copytree(LORA, tmp_path / "lora")
-    torch.save({f"base_model.model.{Q}.lora_A.weight": torch.ones(4, 64)}, tmp_path / "lora" / "non_lora_trainables.bin")
+    torch.save(
+        {f"base_model.model.{Q}.lora_A.weight": torch.ones(4, 64)},
+        tmp_path / "lora" / "non_lora_trainables.bin",
+    )
     problem = refusal(tmp_path / "lora")
     assert problem.code == "LR103"
     assert "in `adapter_model.bin`, `non_lora_trainables.bin`" in problem.cause

@@ -28,7 +28,9 @@ def put(folder: Path, name: str, *tensors: str) -> None:
 
 
 def put_index(folder: Path, name: str, weight_map: Any) -> None:
-    (folder / name).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (folder / name).write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map})
+    )
 
 
 def shards(stem: str, suffix: str, total: int = 2) -> list[str]:
@@ -45,12 +47,18 @@ def put_shards(folder: Path, stem: str, suffix: str, *, index: bool) -> None:
 
 #: Each makes one form; the order is that of precedence.
 FORMS: dict[str, Callable[[Path], None]] = {
-    "model.safetensors.index.json": lambda folder: put_shards(folder, "model", ".safetensors", index=True),
+    "model.safetensors.index.json": lambda folder: put_shards(
+        folder, "model", ".safetensors", index=True
+    ),
     "model.safetensors": lambda folder: put(folder, "model.safetensors"),
-    "pytorch_model.bin.index.json": lambda folder: put_shards(folder, "pytorch_model", ".bin", index=True),
+    "pytorch_model.bin.index.json": lambda folder: put_shards(
+        folder, "pytorch_model", ".bin", index=True
+    ),
     "pytorch_model.bin": lambda folder: put(folder, "pytorch_model.bin"),
     "model_state_dict.bin": lambda folder: put(folder, "model_state_dict.bin"),
-    "shards without an index": lambda folder: put_shards(folder, "other", ".safetensors", index=False),
+    "shards without an index": lambda folder: put_shards(
+        folder, "other", ".safetensors", index=False
+    ),
     "consolidated.00.pth": lambda folder: put(folder, "consolidated.00.pth"),
 }
 ASIDE = ["adapter_model.bin", "mm_projector.bin", "optimizer.pt", "training_args.bin"]
@@ -66,7 +74,10 @@ def test_precedence(tmp_path: Path, best: int) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert names[0] in checkpoint.form
     without_index = shards("other", ".safetensors")
-    expected = {name for name in names[1:] if not name.startswith("shards")} | {"adapter_model.bin", "mm_projector.bin"}
+    expected = {name for name in names[1:] if not name.startswith("shards")} | {
+        "adapter_model.bin",
+        "mm_projector.bin",
+    }
     expected |= set(without_index) if "shards without an index" in names[1:] else set()
     assert checkpoint.passed_over == tuple(sorted(expected))
     assert {file.name for file in checkpoint.files}.isdisjoint(expected)
@@ -79,13 +90,16 @@ def test_a_file_given_by_name_passes_nothing_over(tmp_path: Path) -> None:
     assert list(checkpoint.catalog) == ["pytorch_model.bin"]
     assert checkpoint.passed_over == ()
     assert (
-        open_checkpoint(tmp_path / "pytorch_model.bin.index.json").form == "torch .bin, 2 shards (pytorch_model.bin.index.json)"
+        open_checkpoint(tmp_path / "pytorch_model.bin.index.json").form
+        == "torch .bin, 2 shards (pytorch_model.bin.index.json)"
     )
 
 
 def test_shards_without_an_index(tmp_path: Path) -> None:
     for name in shards("model", ".safetensors"):
-        shutil.copy(TINY / "llava-v1.5" / "released" / "sharded_safetensors" / name, tmp_path / name)
+        shutil.copy(
+            TINY / "llava-v1.5" / "released" / "sharded_safetensors" / name, tmp_path / name
+        )
     checkpoint = open_checkpoint(tmp_path)
     assert len(checkpoint.catalog) == 27
     assert checkpoint.form == "safetensors, 2 shards without an index"
@@ -139,7 +153,10 @@ def test_a_sound_index(folder: Path) -> None:
 
 def test_shard_that_is_not_there(folder: Path) -> None:
     (problem,) = problems(indexed(folder, a=ONE, b=ONE, c=TWO, d="three.safetensors"))
-    assert "1 of the 3 shards in `model.safetensors.index.json` are not there: `three.safetensors`" in problem.cause
+    assert (
+        "1 of the 3 shards in `model.safetensors.index.json` are not there: `three.safetensors`"
+        in problem.cause
+    )
     assert problem.names == ("d",)
 
 
@@ -151,7 +168,10 @@ def test_tensor_that_is_not_there(folder: Path) -> None:
 
 def test_tensor_that_is_not_listed(folder: Path) -> None:
     (problem,) = problems(indexed(folder, a=ONE, c=TWO))
-    assert "1 tensors in the shards are not listed in `model.safetensors.index.json`: `b`" in problem.cause
+    assert (
+        "1 tensors in the shards are not listed in `model.safetensors.index.json`: `b`"
+        in problem.cause
+    )
 
 
 def test_tensor_in_another_shard(folder: Path) -> None:
@@ -162,7 +182,10 @@ def test_tensor_in_another_shard(folder: Path) -> None:
 def test_tensor_in_two_shards(folder: Path) -> None:
     put(folder, TWO, "c", "b")
     (problem,) = problems(indexed(folder, a=ONE, b=ONE, c=TWO))
-    assert "1 tensors are in more than one file: `b` in `one.safetensors`, `two.safetensors`" in problem.cause
+    assert (
+        "1 tensors are in more than one file: `b` in `one.safetensors`, `two.safetensors`"
+        in problem.cause
+    )
 
 
 def test_all_disagreements_at_once(folder: Path) -> None:
@@ -172,7 +195,18 @@ def test_all_disagreements_at_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.bin", "/etc/passwd", "a/../../x.bin", "C:\\x.bin", "..\\x.bin", "C:x.bin", "", "x\0.bin", "x\n"]
+    "name",
+    [
+        "../x.bin",
+        "/etc/passwd",
+        "a/../../x.bin",
+        "C:\\x.bin",
+        "..\\x.bin",
+        "C:x.bin",
+        "",
+        "x\0.bin",
+        "x\n",
+    ],
 )
 def test_index_that_leads_outside(folder: Path, name: str) -> None:
     (problem,) = problems(indexed(folder, a=name))
@@ -202,7 +236,10 @@ def test_incomplete_set_without_an_index(tmp_path: Path) -> None:
     for name in shards("model", ".safetensors", 3)[1:]:
         put(tmp_path, name)
     (problem,) = problems(tmp_path)
-    assert "2 of the 3 shards that names like `model-00002-of-00003.safetensors` promise" in problem.cause
+    assert (
+        "2 of the 3 shards that names like `model-00002-of-00003.safetensors` promise"
+        in problem.cause
+    )
 
 
 def test_one_tensor_in_two_shards_without_an_index(tmp_path: Path) -> None:
@@ -239,7 +276,10 @@ def test_manifests(file: Path) -> None:
     assert checkpoint.form == f"manifest ({file.name})"
     assert checkpoint.config == content.get("config")
     assert checkpoint.files == ()
-    found = {name: {"dtype": tensor.dtype, "shape": list(tensor.shape)} for name, tensor in checkpoint.catalog.items()}
+    found = {
+        name: {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+        for name, tensor in checkpoint.catalog.items()
+    }
     assert list(found.items()) == list(content["tensors"].items())
 
 

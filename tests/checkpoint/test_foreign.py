@@ -1,4 +1,6 @@
-"""Folders whose weights don't lie there as a checkpoint: each is told for what it is, and the command that is told makes one."""
+"""Folders whose weights don't lie there as a checkpoint: each is told for what it is, and the
+command that is told makes one.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,16 @@ from llava_remap.checkpoint import PartsApartError, gather_command, open_checkpo
 from llava_remap.checkpoint.foreign import Listing, explain_folder
 from llava_remap.core.problem import Problem, RemapError
 
-STATE = {"model.norm.weight": torch.ones(4), "model.embed_tokens.weight": torch.arange(8.0).view(2, 4)}
+STATE = {
+    "model.norm.weight": torch.ones(4),
+    "model.embed_tokens.weight": torch.arange(8.0).view(2, 4),
+}
 STATES, OPTIMIZER = "mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
-#: With the arguments of DeepSpeed's script, before it wrote a folder and since; what it puts together is made up.
+#: With the arguments of DeepSpeed's script, before it wrote a folder and since; what it puts
+#: together is made up.
 SCRIPTS = {
-    "folder": 'a.add_argument("output_dir")\nfile = lambda o: os.path.join(o.output_dir, "pytorch_model.bin")',
+    "folder": 'a.add_argument("output_dir")\nfile = lambda o: os.path.join(o.output_dir, '
+    '"pytorch_model.bin")',
     "file": 'a.add_argument("output_file")\nfile = lambda o: o.output_file',
 }
 
@@ -53,19 +60,31 @@ def step(folder: Path, name: str = "global_step10", **more: object) -> Path:
     place = folder / name
     place.mkdir(parents=True)
     beside = {
-        "buffer_names": [], "optimizer": None, "param_shapes": [OrderedDict((n, t.shape) for n, t in STATE.items())],
-        "frozen_param_shapes": None, "shared_params": {}, "frozen_param_fragments": None, "lr_scheduler": {"last_epoch": 10},
-        "data_sampler": None, "sparse_tensor_module_names": {"a"}, "skipped_steps": 0, "global_steps": 10,
-        "dp_world_size": 2, "mp_world_size": 1, "ds_config": {"bf16": {"enabled": True}}, "ds_version": "0.12.6",
+        "buffer_names": [], "optimizer": None,
+        "param_shapes": [OrderedDict((n, t.shape) for n, t in STATE.items())],
+        "frozen_param_shapes": None, "shared_params": {}, "frozen_param_fragments": None,
+        "lr_scheduler": {"last_epoch": 10},
+        "data_sampler": None, "sparse_tensor_module_names": {"a"}, "skipped_steps": 0,
+        "global_steps": 10,
+        "dp_world_size": 2, "mp_world_size": 1, "ds_config": {"bf16": {"enabled": True}},
+        "ds_version": "0.12.6",
     }  # fmt: skip
     torch.save({"module": STATE, **beside, **more}, place / STATES)
-    torch.save({"optimizer_state_dict": {"base_optimizer_state": [torch.zeros(4)]}, "ds_version": "0.12.6"}, place / OPTIMIZER)
+    torch.save(
+        {
+            "optimizer_state_dict": {"base_optimizer_state": [torch.zeros(4)]},
+            "ds_version": "0.12.6",
+        },
+        place / OPTIMIZER,
+    )
     return place
 
 
 @pytest.fixture
 def training(tmp_path: Path) -> Path:
-    """A folder that DeepSpeed's ZeRO-2 wrote two steps into, with a name that a shell would take apart."""
+    """A folder that DeepSpeed's ZeRO-2 wrote two steps into, with a name that a shell would take
+    apart.
+    """
     folder = tmp_path / "my run's checkpoint"
     step(folder, "global_step5", module={"model.norm.weight": torch.zeros(4)})
     step(folder)
@@ -77,14 +96,22 @@ def training(tmp_path: Path) -> Path:
 def test_a_training_folder_of_zero_2_is_read(training: Path) -> None:
     checkpoint = open_checkpoint(training)
     assert set(checkpoint.catalog) == set(STATE)
-    assert [file.relative_to(training).as_posix() for file in checkpoint.files] == [f"global_step10/{STATES}"]
-    assert "the model states are taken, in the dtype of the training: global_step10/mp_rank_00_model_states.pt" in checkpoint.form
+    assert [file.relative_to(training).as_posix() for file in checkpoint.files] == [
+        f"global_step10/{STATES}"
+    ]
+    assert (
+        "the model states are taken, in the dtype of the training: "
+        "global_step10/mp_rank_00_model_states.pt" in checkpoint.form
+    )
 
 
 @pytest.mark.parametrize("inside", ["", STATES])
 def test_a_step_of_it_is_read_with_the_config_above(training: Path, inside: str) -> None:
     checkpoint = open_checkpoint(training / "global_step5" / inside)
-    assert (list(checkpoint.catalog), checkpoint.config) == (["model.norm.weight"], {"model_type": "llava"})
+    assert (list(checkpoint.catalog), checkpoint.config) == (
+        ["model.norm.weight"],
+        {"model_type": "llava"},
+    )
     (training / "config.json").unlink()
     assert open_checkpoint(training / "global_step5" / inside).config is None
 
@@ -112,13 +139,19 @@ def cut_up(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 @pytest.mark.parametrize("latest", ["global_step7", None])
-@pytest.mark.parametrize("place", ["", "global_step7", "global_step7/zero_pp_rank_1_mp_rank_00_model_states.pt"])
-def test_zero_3_is_put_together_by_its_script(cut_up: Path, script: str, latest: str | None, place: str) -> None:
+@pytest.mark.parametrize(
+    "place", ["", "global_step7", "global_step7/zero_pp_rank_1_mp_rank_00_model_states.pt"]
+)
+def test_zero_3_is_put_together_by_its_script(
+    cut_up: Path, script: str, latest: str | None, place: str
+) -> None:
     (cut_up / "zero_to_fp32.py").write_text(
-        f"import argparse, os, torch\na = argparse.ArgumentParser()\na.add_argument('checkpoint_dir')\n{script}\n"
+        "import argparse, os, torch\na = argparse.ArgumentParser()\n"
+        f"a.add_argument('checkpoint_dir')\n{script}\n"
         "a.add_argument('-t', '--tag')\no = a.parse_args()\n"
         "tag = o.tag or open(os.path.join(o.checkpoint_dir, 'latest')).read().strip()\n"
-        "assert os.path.isfile(os.path.join(o.checkpoint_dir, tag, 'zero_pp_rank_0_mp_rank_00_model_states.pt'))\n"
+        "assert os.path.isfile(os.path.join(o.checkpoint_dir, tag, "
+        "'zero_pp_rank_0_mp_rank_00_model_states.pt'))\n"
         "torch.save({'a': torch.ones(2)}, file(o))\n"
     )
     if latest is not None:
@@ -149,13 +182,22 @@ def test_a_model_that_was_cut_up_by_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["", "pytorch_model_fsdp_0", "pytorch_model_fsdp_0/__0_0.distcp", "pytorch_model_fsdp_0/.metadata"]
+    "place",
+    [
+        "",
+        "pytorch_model_fsdp_0",
+        "pytorch_model_fsdp_0/__0_0.distcp",
+        "pytorch_model_fsdp_0/.metadata",
+    ],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_sharded_checkpoint_of_fsdp_is_put_together_by_torch(tmp_path: Path, place: str) -> None:
     """As accelerate saves it; written by torch itself, and the command is run."""
     folder = tmp_path / "run 1" / "checkpoint-500"
-    for name, state in (("pytorch_model_fsdp_0", {"model": STATE}), ("optimizer_0", {"optimizer": {"a": torch.ones(2)}})):
+    for name, state in (
+        ("pytorch_model_fsdp_0", {"model": STATE}),
+        ("optimizer_0", {"optimizer": {"a": torch.ones(2)}}),
+    ):
         save(state, checkpoint_id=str(folder / name), no_dist=True)
     (folder / "config.json").write_text('{"model_type": "llava"}')
     problem = told(folder / place)
@@ -175,11 +217,21 @@ def test_a_sharded_checkpoint_without_its_metadata(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["", "actor", "actor/model_world_size_2_rank_0.pt"])
 def test_verl(tmp_path: Path, place: str) -> None:
-    touched(tmp_path, *(f"actor/{what}_world_size_2_rank_{rank}.pt" for what in ("model", "optim") for rank in (0, 1)))
+    touched(
+        tmp_path,
+        *(
+            f"actor/{what}_world_size_2_rank_{rank}.pt"
+            for what in ("model", "optim")
+            for rank in (0, 1)
+        ),
+    )
     problem = told(tmp_path / place)
     assert "is a checkpoint of verl, cut up by ranks" in problem.cause
     at = f"{tmp_path}/actor"
-    assert f"verl.model_merger merge --backend fsdp --local_dir {at} --target_dir {at}-merged" in problem.fix
+    assert (
+        f"verl.model_merger merge --backend fsdp --local_dir {at} --target_dir {at}-merged"
+        in problem.fix
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,15 +269,22 @@ def test_formats_of_other_programs(tmp_path: Path, file: str, said: str) -> None
     ],
 )
 def test_quantised_weights_are_told_by_how(tmp_path: Path, name: str, how: str) -> None:
-    torch.save({"model.norm.weight": torch.ones(2), name: torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    torch.save(
+        {"model.norm.weight": torch.ones(2), name: torch.ones(2)}, tmp_path / "pytorch_model.bin"
+    )
     problem = told(tmp_path)
     assert f"is quantised by {how}" in problem.cause
     assert problem.names == (name,)
-    torch.save({name: torch.ones(2), name.rpartition(".")[0] + ".g_idx": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    torch.save(
+        {name: torch.ones(2), name.rpartition(".")[0] + ".g_idx": torch.ones(2)},
+        tmp_path / "pytorch_model.bin",
+    )
     assert how != "GPTQ or AWQ" or "is quantised by GPTQ:" in told(tmp_path).cause
 
 
-@pytest.mark.parametrize(("positions", "stock"), [(577, "openai/clip-vit-large-patch14-336"), (5, "")])
+@pytest.mark.parametrize(
+    ("positions", "stock"), [(577, "openai/clip-vit-large-patch14-336"), (5, "")]
+)
 def test_clip_as_openai_stores_it(tmp_path: Path, positions: int, stock: str) -> None:
     tensors = {
         "visual.conv1.weight": torch.empty(1024, 3, 14, 14),
@@ -254,22 +313,41 @@ def test_a_program_of_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_folder_for_each_part(tmp_path: Path) -> None:
-    for name in ("llm/model.safetensors", "vision_tower/model.safetensors", "mm_projector/model.safetensors"):
+    for name in (
+        "llm/model.safetensors",
+        "vision_tower/model.safetensors",
+        "mm_projector/model.safetensors",
+    ):
         touched(tmp_path, name)
     with pytest.raises(PartsApartError) as caught:
         open_checkpoint(tmp_path)
     assert caught.value.parts == {
-        "model": f"{tmp_path}/llm", "vision_tower": f"{tmp_path}/vision_tower", "projector": f"{tmp_path}/mm_projector"
+        "model": f"{tmp_path}/llm", "vision_tower": f"{tmp_path}/vision_tower",
+        "projector": f"{tmp_path}/mm_projector"
     }  # fmt: skip
     assert f"--source model={tmp_path}/llm" in caught.value.problems[0].fix
 
 
 def test_steps_below(tmp_path: Path) -> None:
-    touched(tmp_path, *(f"checkpoint-{number}/model.safetensors" for number in (500, 1000, 1500)), "logs/events.out")
-    touched(tmp_path, "checkpoint-2000/pytorch_model_fsdp_0/__0_0.distcp", "checkpoint-2000/pytorch_model_fsdp_0/.metadata")
+    touched(
+        tmp_path,
+        *(f"checkpoint-{number}/model.safetensors" for number in (500, 1000, 1500)),
+        "logs/events.out",
+    )
+    touched(
+        tmp_path,
+        "checkpoint-2000/pytorch_model_fsdp_0/__0_0.distcp",
+        "checkpoint-2000/pytorch_model_fsdp_0/.metadata",
+    )
     problem = told(tmp_path)
-    assert "they lie in `checkpoint-500`, `checkpoint-1000`, `checkpoint-1500`, `checkpoint-2000`" in problem.cause
-    assert problem.fix == f"Give the folder that is meant: llava-remap inspect {tmp_path}/checkpoint-2000"
+    assert (
+        "they lie in `checkpoint-500`, `checkpoint-1000`, `checkpoint-1500`, `checkpoint-2000`"
+        in problem.cause
+    )
+    assert (
+        problem.fix
+        == f"Give the folder that is meant: llava-remap inspect {tmp_path}/checkpoint-2000"
+    )
 
 
 def test_what_is_not_known_stays_so(tmp_path: Path) -> None:
@@ -282,12 +360,15 @@ def test_a_repository_is_downloaded_first() -> None:
     files = [
         "latest",
         "zero_to_fp32.py",
-        *(f"global_step7/zero_pp_rank_0_mp_rank_00_{what}_states.pt" for what in ("model", "optim")),
+        *(
+            f"global_step7/zero_pp_rank_0_mp_rank_00_{what}_states.pt"
+            for what in ("model", "optim")
+        ),
     ]
     error = explain_folder(Listing.of_repository("org/name", "v1", files))
     assert error is not None
     [problem] = error.problems
     assert (
-        ": hf download org/name --revision v1 --local-dir name && cd name && python -m deepspeed.utils.zero_to_fp32 . ."
-        in problem.fix
+        ": hf download org/name --revision v1 --local-dir name && cd name && python -m "
+        "deepspeed.utils.zero_to_fp32 . ." in problem.fix
     )

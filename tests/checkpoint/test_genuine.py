@@ -15,7 +15,13 @@ from llava_remap.checkpoint.weight_file import read_weight_file
 from .stored import SPELLING, TINY, same
 
 FORMS = {
-    "llava-v1.5/released": ("bin", "safetensors", "sharded", "sharded_safetensors", "../legacy_pickle"),
+    "llava-v1.5/released": (
+        "bin",
+        "safetensors",
+        "sharded",
+        "sharded_safetensors",
+        "../legacy_pickle",
+    ),
     "llava-v1.6-mistral": ("bin", "safetensors", "sharded", "sharded_safetensors"),
     "llava-onevision": ("bin", "safetensors", "sharded", "sharded_safetensors"),
 }
@@ -97,7 +103,11 @@ def test_all_forms_of_a_model_give_the_same_bytes(model: str, number: int) -> No
         ("llava-v1.5/released/bin", "torch .bin (pytorch_model.bin)", 27),
         ("llava-v1.5/released/safetensors", "safetensors (model.safetensors)", 27),
         ("llava-v1.5/released/sharded", "torch .bin, 2 shards (pytorch_model.bin.index.json)", 27),
-        ("llava-v1.5/released/sharded_safetensors", "safetensors, 2 shards (model.safetensors.index.json)", 27),
+        (
+            "llava-v1.5/released/sharded_safetensors",
+            "safetensors, 2 shards (model.safetensors.index.json)",
+            27,
+        ),
         ("llava-v1.5/legacy_pickle", "torch .bin from before 1.6 (pytorch_model.bin)", 27),
         ("llava-v1.5/full_state_dict", "torch .bin (model_state_dict.bin)", 82),
         ("llava-v1.6-mistral/sharded", "torch .bin, 3 shards (pytorch_model.bin.index.json)", 81),
@@ -117,7 +127,9 @@ def test_what_a_folder_is(folder: str, form: str, tensors: int) -> None:
 @pytest.mark.parametrize("form", ["bin", "sharded", "sharded_safetensors"])
 def test_catalog_is_in_the_order_of_files_and_offsets(form: str) -> None:
     checkpoint = open_checkpoint(TINY / "llava-v1.6-mistral" / form)
-    order = [(t.location.file.name, t.location.offset) for t in checkpoint.catalog.values() if t.location]
+    order = [
+        (t.location.file.name, t.location.offset) for t in checkpoint.catalog.values() if t.location
+    ]
     assert len(order) == len(checkpoint.catalog)
     assert order == sorted(order)
     assert [file.name for file in checkpoint.files] == sorted({name for name, _ in order})
@@ -125,7 +137,9 @@ def test_catalog_is_in_the_order_of_files_and_offsets(form: str) -> None:
 
 def test_an_index_or_a_file_given_by_name_stands_for_its_folder() -> None:
     folder = TINY / "llava-v1.5" / "released" / "sharded"
-    assert facts(open_checkpoint(folder / "pytorch_model.bin.index.json")) == facts(open_checkpoint(folder))
+    assert facts(open_checkpoint(folder / "pytorch_model.bin.index.json")) == facts(
+        open_checkpoint(folder)
+    )
     alone = open_checkpoint(folder / "pytorch_model-00002-of-00002.bin")
     assert 0 < len(alone.catalog) < 27
     assert alone.folder == folder

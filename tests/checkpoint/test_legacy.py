@@ -1,4 +1,6 @@
-"""Legacy files put together by hand: what today's torch no longer writes, and what no torch would."""
+"""Legacy files put together by hand: what today's torch no longer writes, and what no torch
+would.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Pickler(pickle.Pickler):
         return obj.identity if isinstance(obj, Id) else None
 
 
-def written(folder: Path, value: Any, keys: Any, storages: list[tuple[int, bytes]], **sys_info: Any) -> Path:
+def written(
+    folder: Path, value: Any, keys: Any, storages: list[tuple[int, bytes]], **sys_info: Any
+) -> Path:
     stream = io.BytesIO()
     for header in (MAGIC, PROTOCOL, {"little_endian": True, **sys_info}):
         pickle.dump(header, stream, 2)
@@ -71,7 +75,9 @@ def test_views_of_a_storage(tmp_path: Path) -> None:
 
 
 def test_elements_are_little_endian_whatever_the_machine_was(tmp_path: Path) -> None:
-    file = written(tmp_path, {"w": Rebuilt(six(), 0, (6,), (1,))}, ["k"], [(6, BYTES)], little_endian=False)
+    file = written(
+        tmp_path, {"w": Rebuilt(six(), 0, (6,), (1,))}, ["k"], [(6, BYTES)], little_endian=False
+    )
     loaded = torch.load(file, weights_only=True)["w"]
     assert torch.equal(loaded, SIX)
     assert same(open_checkpoint(file).catalog["w"], SIX)
@@ -79,7 +85,10 @@ def test_elements_are_little_endian_whatever_the_machine_was(tmp_path: Path) -> 
 
 def test_the_count_is_in_elements_of_the_first_mention(tmp_path: Path) -> None:
     first = torch.HalfStorage
-    value = {"h": Rebuilt(six(numel=12, kind=first), 0, (12,), (1,)), "f": Rebuilt(six(), 0, (6,), (1,))}
+    value = {
+        "h": Rebuilt(six(numel=12, kind=first), 0, (12,), (1,)),
+        "f": Rebuilt(six(), 0, (6,), (1,)),
+    }
     catalog = open_checkpoint(written(tmp_path, value, ["k"], [(12, BYTES)])).catalog
     assert same(catalog["f"], SIX)
     assert same(catalog["h"], SIX.view(torch.float16))
@@ -89,21 +98,48 @@ def test_the_count_is_in_elements_of_the_first_mention(tmp_path: Path) -> None:
     ("value", "keys", "storages", "says"),
     [
         (Rebuilt(six(), 0, (6,), (1,)), [], [], "storage `k` of `w` is not in it"),
-        (Rebuilt(six(), 0, (6,), (1,)), ["k", "other"], [(6, BYTES)], "names one that no tensor has"),
+        (
+            Rebuilt(six(), 0, (6,), (1,)),
+            ["k", "other"],
+            [(6, BYTES)],
+            "names one that no tensor has",
+        ),
         (Rebuilt(six(), 0, (6,), (1,)), {"k": 1}, [(6, BYTES)], "names one that no tensor has"),
         (Rebuilt(six(), 0, (6,), (1,)), ["k", "k"], [(6, BYTES), (6, BYTES)], "is in it twice"),
-        (Rebuilt(six(), 0, (6,), (1,)), ["k"], [(5, BYTES)], "has 5 elements, the pickle says otherwise"),
+        (
+            Rebuilt(six(), 0, (6,), (1,)),
+            ["k"],
+            [(5, BYTES)],
+            "has 5 elements, the pickle says otherwise",
+        ),
         (Rebuilt(six(), 0, (6,), (1,)), ["k"], [(6, BYTES[:-1])], "the storage `k` ends at byte"),
         (Rebuilt(six(), 0, (6,), (1,)), ["k"], [(2**62, BYTES)], "the storage `k` ends at byte"),
-        (Rebuilt(six(numel=2**60), 0, (6,), (1,)), ["k"], [(2**60, BYTES)], "the storage `k` ends at byte"),
-        (Rebuilt(six(("v", 4, 3)), 0, (3,), (1,)), ["k"], [(6, BYTES)], "a storage of 28 bytes by the pickle, of 24"),
-        (Rebuilt(six(("v", 2, 3)), 0, (4,), (1,)), ["k"], [(6, BYTES)], "reaches to byte 16 of its storage, which has 12"),
+        (
+            Rebuilt(six(numel=2**60), 0, (6,), (1,)),
+            ["k"],
+            [(2**60, BYTES)],
+            "the storage `k` ends at byte",
+        ),
+        (
+            Rebuilt(six(("v", 4, 3)), 0, (3,), (1,)),
+            ["k"],
+            [(6, BYTES)],
+            "a storage of 28 bytes by the pickle, of 24",
+        ),
+        (
+            Rebuilt(six(("v", 2, 3)), 0, (4,), (1,)),
+            ["k"],
+            [(6, BYTES)],
+            "reaches to byte 16 of its storage, which has 12",
+        ),
         (Rebuilt(six(("v", -1, 3)), 0, (3,), (1,)), ["k"], [(6, BYTES)], "size that can't be"),
         (Rebuilt(six(("v", 1)), 0, (3,), (1,)), ["k"], [(6, BYTES)], "is broken"),
         (Rebuilt(Id("module", 1, 2, 3), 0, (3,), (1,)), ["k"], [(6, BYTES)], "is broken"),
     ],
 )
-def test_what_does_not_fit(tmp_path: Path, value: Any, keys: Any, storages: list[tuple[int, bytes]], says: str) -> None:
+def test_what_does_not_fit(
+    tmp_path: Path, value: Any, keys: Any, storages: list[tuple[int, bytes]], says: str
+) -> None:
     with pytest.raises(RemapError) as caught:
         open_checkpoint(written(tmp_path, {"w": value}, keys, storages))
     (problem,) = caught.value.problems
@@ -113,7 +149,9 @@ def test_what_does_not_fit(tmp_path: Path, value: Any, keys: Any, storages: list
 
 def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
     count = 2 << 30
-    file = written(tmp_path, {"w": Rebuilt(six(numel=count), 0, (count,), (1,))}, ["k"], [(count, b"")])
+    file = written(
+        tmp_path, {"w": Rebuilt(six(numel=count), 0, (count,), (1,))}, ["k"], [(count, b"")]
+    )
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size + 4 * count)
     tracemalloc.start()

@@ -45,7 +45,10 @@ def test_plain_values(protocol: int) -> None:
     shared = [1]
     found = machine(pickle.dumps([shared, shared], protocol))
     assert found[0] is found[1]
-    assert machine(pickle.dumps(collections.OrderedDict(a=1, b=[2]), protocol)) == {"a": 1, "b": [2]}
+    assert machine(pickle.dumps(collections.OrderedDict(a=1, b=[2]), protocol)) == {
+        "a": 1,
+        "b": [2],
+    }
 
 
 def test_sets_stay_sequences() -> None:
@@ -55,7 +58,9 @@ def test_sets_stay_sequences() -> None:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_call_is_refused_by_name_and_never_made(tmp_path: Path, zipped: bool, protocol: int) -> None:
+def test_a_call_is_refused_by_name_and_never_made(
+    tmp_path: Path, zipped: bool, protocol: int
+) -> None:
     marker = tmp_path / "executed"
     file = tmp_path / "evil.bin"
     value = {"w": torch.ones(2), "evil": Calls(os.system, f"touch {marker}")}
@@ -87,7 +92,9 @@ def test_a_call_is_refused_by_name_and_never_made(tmp_path: Path, zipped: bool, 
 )
 def test_what_is_refused(value: Any, wanted: str) -> None:
     with pytest.raises(RemapError, match=f"LR105.*wants to build `{wanted}"):
-        machine(pickle.dumps({"x": value}, 2))  # in which Python 3's builtins go by the name that they had in Python 2
+        machine(
+            pickle.dumps({"x": value}, 2)
+        )  # in which Python 3's builtins go by the name that they had in Python 2
 
 
 def test_the_name_of_what_is_refused_is_harmless_to_a_terminal() -> None:
@@ -98,7 +105,14 @@ def test_the_name_of_what_is_refused_is_harmless_to_a_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [b"(c__main__\nCalls\n.", b"\x80\x02\x82\x01.", b"(ios\nsystem\n.", b"Pstorage\n.", b"\x80\x05\x97."]
+    "code",
+    [
+        b"(c__main__\nCalls\n.",
+        b"\x80\x02\x82\x01.",
+        b"(ios\nsystem\n.",
+        b"Pstorage\n.",
+        b"\x80\x05\x97.",
+    ],
 )
 def test_other_ways_to_build_are_refused(code: bytes) -> None:
     with pytest.raises(RemapError, match="LR105"):
@@ -108,13 +122,42 @@ def test_other_ways_to_build_are_refused(code: bytes) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        b"", b".", b"0.", b"(.", b"h\x00.", b"]\x94s.", b"}(K\x01e.", b"}(K\x01u.", b"]K\x01K\x02s.", b"K\x01\x85\x86.", b"\x93.",
-        b"NNR.", b"ctorch\nSize\nNR.", b"ctorch\nSize\n(tR)R.", b"NQ.", b")Q.", b"((lK\x01tQ.", b"X\xff\xff\xff\x7fab.", b"\x80",
-        b"\x8a\xff.", b"\x8b\xff\xff\xff\x7f.", b"\x8e" + b"\xff" * 8 + b".", b"I" + b"9" * 6000 + b"\n.", b"}]]s.",
-        b"\xff.", b"d.", b"(NNNd.", b"X\x01\x00\x00\x00\xff.", b"S'a\n.", b"Inot\n.", b"ctorch\n", b"K\x01",
-        b"ctorch._utils\n_rebuild_tensor\n(NK\x00))tR.", b"ccollections\nOrderedDict\n((K\x01ltR.",
+        b"",
+        b".",
+        b"0.",
+        b"(.",
+        b"h\x00.",
+        b"]\x94s.",
+        b"}(K\x01e.",
+        b"}(K\x01u.",
+        b"]K\x01K\x02s.",
+        b"K\x01\x85\x86.",
+        b"\x93.",
+        b"NNR.",
+        b"ctorch\nSize\nNR.",
+        b"ctorch\nSize\n(tR)R.",
+        b"NQ.",
+        b")Q.",
+        b"((lK\x01tQ.",
+        b"X\xff\xff\xff\x7fab.",
+        b"\x80",
+        b"\x8a\xff.",
+        b"\x8b\xff\xff\xff\x7f.",
+        b"\x8e" + b"\xff" * 8 + b".",
+        b"I" + b"9" * 6000 + b"\n.",
+        b"}]]s.",
+        b"\xff.",
+        b"d.",
+        b"(NNNd.",
+        b"X\x01\x00\x00\x00\xff.",
+        b"S'a\n.",
+        b"Inot\n.",
+        b"ctorch\n",
+        b"K\x01",
+        b"ctorch._utils\n_rebuild_tensor\n(NK\x00))tR.",
+        b"ccollections\nOrderedDict\n((K\x01ltR.",
     ],
-)  # fmt: skip
+)
 def test_broken_pickles(code: bytes) -> None:
     with pytest.raises(RemapError) as caught:
         machine(code)
@@ -123,7 +166,13 @@ def test_broken_pickles(code: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("key", "kind"),
-    [((), "tuple"), ((1, "a"), "tuple"), (b"", "bytes"), (2**70, "number of more than 64 bits"), (torch.Size, "")],
+    [
+        ((), "tuple"),
+        ((1, "a"), "tuple"),
+        (b"", "bytes"),
+        (2**70, "number of more than 64 bits"),
+        (torch.Size, ""),
+    ],
 )
 def test_keys_that_no_state_dict_has(key: Any, kind: str) -> None:
     """The file is whole, so nobody is told to download it again."""
@@ -132,7 +181,10 @@ def test_keys_that_no_state_dict_has(key: Any, kind: str) -> None:
         machine(data)
     (problem,) = caught.value.problems
     assert problem.code == "LR106"
-    assert f"holds something else than a state dict: a dict's key is a {kind or 'class or function'}" in problem.cause
+    assert (
+        f"holds something else than a state dict: a dict's key is a {kind or 'class or function'}"
+        in problem.cause
+    )
     assert "torch.save(model.state_dict()" in problem.fix
     assert "again" not in problem.message
 
@@ -176,11 +228,23 @@ def zipped(folder: Path, pickled: bytes, storages: dict[str, bytes]) -> Path:
 class Description:
     """Pickled as torch would a tensor of one storage `0` of `numel` elements."""
 
-    def __init__(self, numel: Any, offset: Any, shape: Any, stride: Any, kind: Any = torch.FloatStorage, *rest: Any) -> None:
+    def __init__(
+        self,
+        numel: Any,
+        offset: Any,
+        shape: Any,
+        stride: Any,
+        kind: Any = torch.FloatStorage,
+        *rest: Any,
+    ) -> None:
         self.arguments = (Id(kind, numel), offset, shape, stride, False, {}, *rest)
 
     def __reduce__(self) -> Any:
-        rebuild = torch._utils._rebuild_tensor_v3 if len(self.arguments) > 6 else torch._utils._rebuild_tensor_v2
+        rebuild = (
+            torch._utils._rebuild_tensor_v3
+            if len(self.arguments) > 6
+            else torch._utils._rebuild_tensor_v2
+        )
         return rebuild, self.arguments
 
 
@@ -201,7 +265,9 @@ def described(folder: Path, description: Description, storage: bytes = bytes(16)
 
 
 def test_the_description_as_such_is_read(tmp_path: Path) -> None:
-    assert open_checkpoint(described(tmp_path, Description(4, 1, (3,), (1,)))).catalog["w"].shape == (3,)
+    assert open_checkpoint(described(tmp_path, Description(4, 1, (3,), (1,)))).catalog[
+        "w"
+    ].shape == (3,)
     eight = Description(16, 2, (3,), (1,), torch.UntypedStorage, torch.float8_e5m2)
     assert open_checkpoint(described(tmp_path, eight)).catalog["w"].dtype == "F8_E5M2"
 
@@ -235,7 +301,9 @@ def test_the_description_as_such_is_read(tmp_path: Path) -> None:
         (Description(16, 0, (2,), (1,), torch.UntypedStorage, "float32"), "is broken"),
     ],
 )
-def test_descriptions_that_leave_their_storage(tmp_path: Path, description: Description, says: str) -> None:
+def test_descriptions_that_leave_their_storage(
+    tmp_path: Path, description: Description, says: str
+) -> None:
     with pytest.raises(RemapError) as caught:
         open_checkpoint(described(tmp_path, description))
     (problem,) = caught.value.problems

@@ -46,7 +46,14 @@ def test_no_such_path(tmp_path: Path) -> None:
 
 def test_a_folder_without_weights_says_what_it_has(tmp_path: Path) -> None:
     assert "It is empty" in refusal(tmp_path).cause
-    for name in ("config.json", "tokenizer.model", "training_args.bin", "optimizer.pt", "rng_state_0.pth", "README.md"):
+    for name in (
+        "config.json",
+        "tokenizer.model",
+        "training_args.bin",
+        "optimizer.pt",
+        "rng_state_0.pth",
+        "README.md",
+    ):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "checkpoint-500").mkdir()
     problem = refusal(tmp_path)
@@ -90,7 +97,9 @@ def test_what_is_neither_file_nor_folder() -> None:
     assert "neither a file nor a folder" in problem.cause
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "mm_projector.bin", "last.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "mm_projector.bin", "last.ckpt"]
+)
 def test_lfs_pointer(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(POINTER)
     for path in (tmp_path, tmp_path / name):
@@ -115,9 +124,17 @@ def test_lfs_pointers_among_shards_are_one_problem(tmp_path: Path) -> None:
     [
         (b"", "LR102", "it has 0 bytes"),
         (b"<html>login</html>", "LR102", "first bytes are 3c 68 74 6d"),
-        (b"PK\3\4" + bytes(100), "LR102", "zip archive of 104 bytes without a readable table of contents"),
+        (
+            b"PK\3\4" + bytes(100),
+            "LR102",
+            "zip archive of 104 bytes without a readable table of contents",
+        ),
         (b"\x80\x02K\x01.", "LR106", "the magic number is missing"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02K\x07.", "LR102", "version in it is not 1001"),
+        (
+            b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02K\x07.",
+            "LR102",
+            "version in it is not 1001",
+        ),
         (b"GGUF" + bytes(100), "LR106", "GGUF"),
         (b'{"a": 1}', "LR106", "neither a manifest nor the index"),
         (b'{"a": ', "LR102", "not valid JSON"),
@@ -182,7 +199,10 @@ W = torch.ones(2)
         ({"w": W, "nested": {"v": W}}, "(`nested`)"),
         ({"state": {0: {"exp_avg": W}}, "param_groups": [{"lr": 1.0}]}, "state of an optimizer"),
         ({"model": {"state": {}, "param_groups": [1]}}, "state of an optimizer"),
-        ({"model": {"w": W}, "state_dict": {"w": W}}, "more than one state dict: `state_dict`, `model`"),
+        (
+            {"model": {"w": W}, "state_dict": {"w": W}},
+            "more than one state dict: `state_dict`, `model`",
+        ),
         ({"epoch": 3}, "(`epoch`)"),
         ({}, "holds no tensor"),
         ({"state_dict": {}}, "(`state_dict`)"),
@@ -242,7 +262,8 @@ def test_adapter_by_its_content(tmp_path: Path) -> None:
         problem = refusal(tmp_path / "renamed.bin")
         assert problem.code == "LR107"
     save_file(
-        {"m.q.lora_A.weight": torch.ones(8, 2), "m.q.lora_B.weight": torch.ones(2, 8)}, tmp_path / "adapter_model.safetensors"
+        {"m.q.lora_A.weight": torch.ones(8, 2), "m.q.lora_B.weight": torch.ones(2, 8)},
+        tmp_path / "adapter_model.safetensors",
     )
     assert "rank 8, 1 LoRA pairs" in refusal(tmp_path / "adapter_model.safetensors").cause
     (tmp_path / "renamed.bin").unlink()
@@ -250,23 +271,37 @@ def test_adapter_by_its_content(tmp_path: Path) -> None:
 
 
 def test_adapter_config_alone_and_its_base(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"r": 128, "base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}')
+    (tmp_path / "adapter_config.json").write_text(
+        '{"r": 128, "base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}'
+    )
     problem = refusal(tmp_path)
     assert problem.code == "LR107"
     assert "rank 128, 0 LoRA pairs" in problem.cause
-    assert problem.fix == f"Give its base too: --source model=lmsys/vicuna-7b-v1.5 --source adapter={tmp_path}"
+    assert (
+        problem.fix
+        == f"Give its base too: --source model=lmsys/vicuna-7b-v1.5 --source adapter={tmp_path}"
+    )
     (tmp_path / "adapter_config.json").write_text("{")
     assert refusal(tmp_path).code == "LR113"
 
 
 def test_adapters_inside_their_base_are_a_model(tmp_path: Path) -> None:
-    names = ["q.base_layer.weight", "q.lora_A.default.weight", "q.lora_B.default.weight", "norm.weight"]
-    file = saved(tmp_path / "x.bin", {f"base_model.model.{name}": torch.ones(2, 2) for name in names})
+    names = [
+        "q.base_layer.weight",
+        "q.lora_A.default.weight",
+        "q.lora_B.default.weight",
+        "norm.weight",
+    ]
+    file = saved(
+        tmp_path / "x.bin", {f"base_model.model.{name}": torch.ones(2, 2) for name in names}
+    )
     assert refusal(file).code == "LR115"  # nothing says their alpha
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
     checkpoint = open_checkpoint(file)
     assert len(checkpoint.catalog) == 4
-    assert [(pair.base, pair.scale) for pair in checkpoint.pairs] == [("base_model.model.q.weight", 2.0)]
+    assert [(pair.base, pair.scale) for pair in checkpoint.pairs] == [
+        ("base_model.model.q.weight", 2.0)
+    ]
 
 
 def test_projector_only(tmp_path: Path) -> None:
@@ -302,7 +337,12 @@ def test_broken_config(tmp_path: Path, content: bytes) -> None:
 
 
 def manifest(folder: Path, **changes: Any) -> Path:
-    content = {"format": "llava-remap/manifest", "format_version": 1, "tensors": {"w": {"dtype": "F16", "shape": [2]}}, **changes}
+    content = {
+        "format": "llava-remap/manifest",
+        "format_version": 1,
+        "tensors": {"w": {"dtype": "F16", "shape": [2]}},
+        **changes,
+    }
     file = folder / "m.json"
     file.write_text(json.dumps(content))
     return file
@@ -318,12 +358,24 @@ def manifest(folder: Path, **changes: Any) -> Path:
         ({"tensors": {}}, "LR106", "holds no tensor"),
         ({"config": 3}, "LR102", "not an object"),
         ({"tensors": {"w": {"dtype": "F16"}}}, "LR102", "`w` has no dtype and shape"),
-        ({"tensors": {"w": {"dtype": "F16", "shape": [-1]}}}, "LR102", "`w` has no dtype and shape"),
-        ({"tensors": {"w": {"dtype": "F16", "shape": [2**60]}}}, "LR102", "`w` has no dtype and shape"),
+        (
+            {"tensors": {"w": {"dtype": "F16", "shape": [-1]}}},
+            "LR102",
+            "`w` has no dtype and shape",
+        ),
+        (
+            {"tensors": {"w": {"dtype": "F16", "shape": [2**60]}}},
+            "LR102",
+            "`w` has no dtype and shape",
+        ),
         ({"tensors": {"w": {"dtype": "F3", "shape": [1]}}}, "LR106", "dtype `F3`"),
         ({"tensors": {"w": 3}}, "LR102", "`w` has no dtype and shape"),
         ({"aliases": [["w", "v"]]}, "LR102", "`aliases`"),
-        ({"tensors": {"mm_projector.weight": {"dtype": "F16", "shape": [1]}}}, "LR108", "projector alone"),
+        (
+            {"tensors": {"mm_projector.weight": {"dtype": "F16", "shape": [1]}}},
+            "LR108",
+            "projector alone",
+        ),
     ],
 )
 def test_broken_manifests(tmp_path: Path, changes: dict[str, Any], code: str, says: str) -> None:

@@ -29,7 +29,9 @@ def written(folder: Path, header: Any, body: bytes = b"", *, length: int | None 
 @pytest.mark.parametrize("dtype", sorted(DTYPE_BITS))
 def test_every_dtype(tmp_path: Path, dtype: str) -> None:
     values = {"w": torch.ones(2, 3).to(DTYPES[dtype]), "scalar": torch.tensor(1).to(DTYPES[dtype])}
-    save_file(values, tmp_path / "model.safetensors", metadata={"format": "pt", "w": "not a tensor"})
+    save_file(
+        values, tmp_path / "model.safetensors", metadata={"format": "pt", "w": "not a tensor"}
+    )
     catalog = open_checkpoint(tmp_path).catalog
     assert catalog["w"].dtype == dtype
     assert catalog.keys() == values.keys()
@@ -37,7 +39,11 @@ def test_every_dtype(tmp_path: Path, dtype: str) -> None:
 
 
 def test_order_is_by_offset_not_by_header(tmp_path: Path) -> None:
-    header = {"b": {**ENTRY, "data_offsets": [8, 16]}, "a": ENTRY, "empty": {**ENTRY, "shape": [0, 5], "data_offsets": [8, 8]}}
+    header = {
+        "b": {**ENTRY, "data_offsets": [8, 16]},
+        "a": ENTRY,
+        "empty": {**ENTRY, "shape": [0, 5], "data_offsets": [8, 8]},
+    }
     catalog = open_checkpoint(written(tmp_path, header, bytes(16))).catalog
     assert list(catalog) == ["a", "empty", "b"]
     assert catalog["empty"].nbytes == 0
@@ -48,9 +54,21 @@ def test_order_is_by_offset_not_by_header(tmp_path: Path) -> None:
     [
         ({"w": ENTRY}, bytes(7), "has 77 bytes by its header, the file has 76"),
         ({"w": ENTRY}, bytes(9), "has 77 bytes by its header, the file has 78"),
-        ({"w": {**ENTRY, "data_offsets": [4, 12]}}, bytes(12), "starts at byte 74, but what stands before it ends at 70"),
-        ({"v": ENTRY, "w": {**ENTRY, "data_offsets": [4, 12]}}, bytes(12), "tensor `w` starts at byte"),
-        ({"w": {**ENTRY, "shape": [3]}}, bytes(8), "`w` has 8 bytes, by its shape and dtype it needs 12"),
+        (
+            {"w": {**ENTRY, "data_offsets": [4, 12]}},
+            bytes(12),
+            "starts at byte 74, but what stands before it ends at 70",
+        ),
+        (
+            {"v": ENTRY, "w": {**ENTRY, "data_offsets": [4, 12]}},
+            bytes(12),
+            "tensor `w` starts at byte",
+        ),
+        (
+            {"w": {**ENTRY, "shape": [3]}},
+            bytes(8),
+            "`w` has 8 bytes, by its shape and dtype it needs 12",
+        ),
         ({"w": {**ENTRY, "shape": [-2]}}, bytes(8), "not one of a tensor"),
         ({"w": {**ENTRY, "shape": [True, 2]}}, bytes(8), "not one of a tensor"),
         ({"w": {**ENTRY, "shape": [2.0]}}, bytes(8), "not one of a tensor"),
@@ -73,7 +91,11 @@ def test_order_is_by_offset_not_by_header(tmp_path: Path) -> None:
             "`w` stands in it twice",
         ),
         (b'{"\\ud800":' + json.dumps(ENTRY).encode() + b"}", bytes(8), "not valid Unicode"),
-        (b'{"w":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}', bytes(8), "`model.safetensors`"),
+        (
+            b'{"w":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}',
+            bytes(8),
+            "`model.safetensors`",
+        ),
     ],
 )
 def test_broken_headers(tmp_path: Path, header: Any, body: bytes, says: str) -> None:
@@ -106,7 +128,9 @@ def test_header_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
 
 def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
     nbytes = 10 << 30
-    file = written(tmp_path, {"w": {"dtype": "F16", "shape": [5 << 30], "data_offsets": [0, nbytes]}})
+    file = written(
+        tmp_path, {"w": {"dtype": "F16", "shape": [5 << 30], "data_offsets": [0, nbytes]}}
+    )
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size + nbytes)
     tracemalloc.start()
@@ -116,7 +140,9 @@ def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [0x80, 0x7B, 0x50])
-def test_the_lowest_byte_of_the_length_is_not_taken_for_another_format(tmp_path: Path, first: int) -> None:
+def test_the_lowest_byte_of_the_length_is_not_taken_for_another_format(
+    tmp_path: Path, first: int
+) -> None:
     """0x80 starts a pickle, 0x7B is the brace of JSON."""
     data = json.dumps({"w": ENTRY}).encode()
     data += b" " * ((first - len(data)) % 256)

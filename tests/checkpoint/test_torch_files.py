@@ -1,4 +1,6 @@
-"""Files that torch writes in less usual ways: views, shared storages, wrappers, byte orders, both formats."""
+"""Files that torch writes in less usual ways: views, shared storages, wrappers, byte orders,
+both formats.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ def stride_of(checkpoint: Checkpoint, name: str) -> tuple[int, ...] | None:
 @FORMATS
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_every_dtype(tmp_path: Path, dtype: str, zipped: bool) -> None:
-    values = torch.arange(24, dtype=torch.float32).to(DTYPES[dtype]) if dtype[0] != "U" else torch.ones(24, dtype=DTYPES[dtype])
+    values = (
+        torch.arange(24, dtype=torch.float32).to(DTYPES[dtype])
+        if dtype[0] != "U"
+        else torch.ones(24, dtype=DTYPES[dtype])
+    )
     expected = {"other": torch.zeros(3), "w": values.view(2, 3, 4)}
     checkpoint = open_checkpoint(saved(tmp_path, expected, zipped))
     assert checkpoint.catalog["w"].dtype == dtype == SPELLING[DTYPES[dtype]]
@@ -49,7 +55,9 @@ def test_every_dtype(tmp_path: Path, dtype: str, zipped: bool) -> None:
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_pickle_protocol(tmp_path: Path, zipped: bool, protocol: int) -> None:
     expected = {"a": torch.randn(2, 3), "b": torch.randn(4).half()}
-    assert agrees(open_checkpoint(saved(tmp_path, expected, zipped, pickle_protocol=protocol)), expected)
+    assert agrees(
+        open_checkpoint(saved(tmp_path, expected, zipped, pickle_protocol=protocol)), expected
+    )
 
 
 @FORMATS
@@ -70,7 +78,10 @@ def test_strides_and_offsets(tmp_path: Path, zipped: bool) -> None:
     assert stride_of(checkpoint, "columns") == (8, 1)
     assert stride_of(checkpoint, "every_other") == (16, 3)
     assert stride_of(checkpoint, "repeated") == (0, 1)
-    locations = [checkpoint.catalog[name].location for name in ("transposed", "rows", "columns", "every_other")]
+    locations = [
+        checkpoint.catalog[name].location
+        for name in ("transposed", "rows", "columns", "every_other")
+    ]
     assert len({location.storage for location in locations if location}) == 1
     assert checkpoint.catalog["rows"].nbytes == 64
     assert checkpoint.aliases == ()
@@ -98,11 +109,20 @@ def test_strides_that_say_nothing_are_none(tmp_path: Path, zipped: bool) -> None
 @FORMATS
 def test_shared_storage(tmp_path: Path, zipped: bool) -> None:
     embedding = torch.randn(5, 4)
-    expected = {"embed.weight": embedding, "other": torch.randn(2), "head.weight": embedding, "part": embedding[1:]}
+    expected = {
+        "embed.weight": embedding,
+        "other": torch.randn(2),
+        "head.weight": embedding,
+        "part": embedding[1:],
+    }
     checkpoint = open_checkpoint(saved(tmp_path, expected, zipped))
     assert agrees(checkpoint, expected)
     assert checkpoint.aliases == (("embed.weight", "head.weight"),)
-    places = {name: tensor.location.storage for name, tensor in checkpoint.catalog.items() if tensor.location}
+    places = {
+        name: tensor.location.storage
+        for name, tensor in checkpoint.catalog.items()
+        if tensor.location
+    }
     assert places["embed.weight"] == places["head.weight"] == places["part"] != places["other"]
 
 
@@ -112,14 +132,20 @@ def test_parameters_and_module_state_dicts(tmp_path: Path, zipped: bool) -> None
     state = module.state_dict()  # an OrderedDict with `_metadata` as an attribute
     assert agrees(open_checkpoint(saved(tmp_path, state, zipped)), dict(state))
     parameters = dict(module.named_parameters())
-    assert agrees(open_checkpoint(saved(tmp_path, parameters, zipped)), {k: v.detach() for k, v in parameters.items()})
+    assert agrees(
+        open_checkpoint(saved(tmp_path, parameters, zipped)),
+        {k: v.detach() for k, v in parameters.items()},
+    )
     marked = torch.nn.Parameter(torch.ones(2))
     marked.partition_dim = 0  # type: ignore[attr-defined]
     assert agrees(open_checkpoint(saved(tmp_path, {"w": marked}, zipped)), {"w": marked.detach()})
 
 
 @FORMATS
-@pytest.mark.parametrize("keys", [["state_dict"], ["model"], ["module"], ["model", "module"], ["state_dict", "model", "module"]])
+@pytest.mark.parametrize(
+    "keys",
+    [["state_dict"], ["model"], ["module"], ["model", "module"], ["state_dict", "model", "module"]],
+)
 def test_wrappers(tmp_path: Path, zipped: bool, keys: list[str]) -> None:
     expected = {"a": torch.randn(2, 3), "b": torch.randn(4)}
     value: Any = expected
@@ -133,7 +159,13 @@ def test_wrappers(tmp_path: Path, zipped: bool, keys: list[str]) -> None:
 
 def test_tensors_beside_a_wrapper_are_named(tmp_path: Path) -> None:
     optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
-    value = {"model": {"a": torch.ones(2)}, "optimizer": optimizer, "args": {"lr": 1}, "ema": {"a": torch.ones(2)}, "epoch": 1}
+    value = {
+        "model": {"a": torch.ones(2)},
+        "optimizer": optimizer,
+        "args": {"lr": 1},
+        "ema": {"a": torch.ones(2)},
+        "epoch": 1,
+    }
     checkpoint = open_checkpoint(saved(tmp_path, value))
     assert agrees(checkpoint, {"a": torch.ones(2)})
     assert checkpoint.passed_over == ("saved.bin: optimizer", "saved.bin: ema")
@@ -148,7 +180,9 @@ def test_the_name_of_a_file_says_nothing_about_its_format(tmp_path: Path) -> Non
         file.unlink()
 
 
-def rewritten(file: Path, target: Path, *, replace: dict[str, bytes] | None = None, zip64: bool = False) -> Path:
+def rewritten(
+    file: Path, target: Path, *, replace: dict[str, bytes] | None = None, zip64: bool = False
+) -> Path:
     """The records of a zip as another program would write them."""
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
         for record in old.infolist():
@@ -171,12 +205,16 @@ def test_big_endian(tmp_path: Path) -> None:
         for key, value in zip("0123", expected.values(), strict=True):
             data = archive.read(f"saved/data/{key}")
             size = value.element_size()
-            swapped[f"data/{key}"] = b"".join(data[i : i + size][::-1] for i in range(0, len(data), size))
+            swapped[f"data/{key}"] = b"".join(
+                data[i : i + size][::-1] for i in range(0, len(data), size)
+            )
     big = rewritten(file, tmp_path / "big.bin", replace={**swapped, "byteorder": b"big"})
     loaded = torch.load(big, weights_only=True)
     assert all(torch.equal(loaded[name], value) for name, value in expected.items())
     checkpoint = open_checkpoint(big)
-    assert all(tensor.location and tensor.location.big_endian for tensor in checkpoint.catalog.values())
+    assert all(
+        tensor.location and tensor.location.big_endian for tensor in checkpoint.catalog.values()
+    )
     assert agrees(checkpoint, expected)
 
 
@@ -202,7 +240,9 @@ def test_a_file_of_more_than_4_gb_in_little_memory(tmp_path: Path) -> None:
     with zipfile.ZipFile(old) as source, zipfile.ZipFile(new, "w", zipfile.ZIP_STORED) as target:
         for record in source.infolist():
             if record.filename.endswith("data/1"):
-                target.start_dir = 5 << 30  # where zipfile writes next: leaves a hole that takes no disk
+                target.start_dir = (
+                    5 << 30
+                )  # where zipfile writes next: leaves a hole that takes no disk
             target.writestr(record.filename, source.read(record))
     tracemalloc.start()
     checkpoint = open_checkpoint(new)

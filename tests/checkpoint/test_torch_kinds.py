@@ -1,4 +1,6 @@
-"""Every kind of value that torch saves, in every way to save it: read as `torch.load` reads it, byte by byte, or refused."""
+"""Every kind of value that torch saves, in every way to save it: read as `torch.load` reads it,
+byte by byte, or refused.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class SubParameter(torch.nn.Parameter):
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float32).reshape(shape).to(dtype)
+    return (
+        torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float32).reshape(shape).to(dtype)
+    )
 
 
 def of_bytes(dtype: torch.dtype, nbytes: int = 48) -> Tensor:
@@ -99,13 +103,17 @@ KINDS: dict[str, Callable[[], Any]] = {
     "quantised in 32 bits": lambda: torch.quantize_per_tensor(numbers(2, 3), 0.5, 3, torch.qint32),
     "quantised by channel": per_channel,
     "sparse": lambda: numbers(3, 4).to_sparse(),
-    "sparse, not coalesced": lambda: torch.sparse_coo_tensor(torch.zeros(2, 3, dtype=torch.int64), numbers(3), (3, 4)),
+    "sparse, not coalesced": lambda: torch.sparse_coo_tensor(
+        torch.zeros(2, 3, dtype=torch.int64), numbers(3), (3, 4)
+    ),
     "sparse rows": lambda: numbers(4, 4).to_sparse_csr(),
     "sparse columns": lambda: numbers(4, 4).to_sparse_csc(),
     "sparse blocks of rows": lambda: numbers(4, 4).to_sparse_bsr((2, 2)),
     "sparse blocks of columns": lambda: numbers(4, 4).to_sparse_bsc((2, 2)),
     "nested": lambda: torch.nested.nested_tensor([numbers(2, 3), numbers(4, 3)]),
-    "nested, jagged": lambda: torch.nested.nested_tensor([numbers(2, 3), numbers(4, 3)], layout=torch.jagged),
+    "nested, jagged": lambda: torch.nested.nested_tensor(
+        [numbers(2, 3), numbers(4, 3)], layout=torch.jagged
+    ),
     "of MKL-DNN": lambda: numbers(3, 4).to_mkldnn(),
     "without values": lambda: torch.empty(3, 4, device="meta"),
     "fake": fake,
@@ -134,7 +142,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "a device": lambda: torch.device("cpu"),
     "a generator's state": lambda: torch.get_rng_state(),
     "NaN and infinities": lambda: torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0]),
-}  # fmt: skip
+}
 
 State = dict[str, Any]
 WAYS: dict[str, Callable[[State, Path], None]] = {
@@ -147,14 +155,19 @@ WAYS: dict[str, Callable[[State, Path], None]] = {
     "in a wrapper": lambda state, file: torch.save({"state_dict": state, "epoch": 3}, file),
     "ordered": lambda state, file: torch.save(OrderedDict(state), file, pickle_protocol=3),
     "in two wrappers, legacy": lambda state, file: torch.save(
-        {"model": OrderedDict(module=OrderedDict(state))}, file, _use_new_zipfile_serialization=False
+        {"model": OrderedDict(module=OrderedDict(state))}, file,
+        _use_new_zipfile_serialization=False
     ),
 }  # fmt: skip
 
 
 def loaded(file: Path) -> dict[str, Any]:
     content = torch.load(file, weights_only=False)
-    while (inner := next((content[key] for key in ("state_dict", "model", "module") if key in content), None)) is not None:
+    while (
+        inner := next(
+            (content[key] for key in ("state_dict", "model", "module") if key in content), None
+        )
+    ) is not None:
         content = inner
     return dict(content)
 
@@ -176,7 +189,9 @@ def test_as_torch_reads_it_or_refused(kind: str, way: str, tmp_path: Path) -> No
             warnings.simplefilter("ignore")
             WAYS[way]({"plain": plain, "w": value, "row": plain[2]}, file)
             expected = loaded(file)
-    except Exception as error:  # whatever torch raises: of such values there are no files that it reads
+    except (
+        Exception
+    ) as error:  # whatever torch raises: of such values there are no files that it reads
         pytest.skip(f"torch doesn't make, save or load it: {error}")
     problems: tuple[Problem, ...] = ()
     found: Catalog = {}
@@ -188,18 +203,54 @@ def test_as_torch_reads_it_or_refused(kind: str, way: str, tmp_path: Path) -> No
     if problems:
         assert kind not in MUST_BE_READ
         return
-    tensors = {name: as_stored(value) for name, value in expected.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: as_stored(value) for name, value in expected.items() if isinstance(value, Tensor)
+    }
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         made = stored(found[name])
-        assert (found[name].dtype, found[name].shape) == (SPELLING[tensor.dtype], tuple(tensor.shape))
+        assert (found[name].dtype, found[name].shape) == (
+            SPELLING[tensor.dtype],
+            tuple(tensor.shape),
+        )
         assert raw(made) == raw(tensor)
 
 
 #: What checkpoints do hold.
 MUST_BE_READ = {
-    *(f"of {name}" for name in ("float16", "bfloat16", "float32", "float64", "int64", "int32", "uint8", "bool", "complex64")),
-    *("zero-dimensional", "of one", "empty", "transposed", "permuted", "channels last", "expanded", "every second", "narrowed"),
-    *("overlapping", "strided by hand", "a row", "a parameter", "a parameter of a view", "a frozen parameter", "with a gradient"),
+    *(
+        f"of {name}"
+        for name in (
+            "float16",
+            "bfloat16",
+            "float32",
+            "float64",
+            "int64",
+            "int32",
+            "uint8",
+            "bool",
+            "complex64",
+        )
+    ),
+    *(
+        "zero-dimensional",
+        "of one",
+        "empty",
+        "transposed",
+        "permuted",
+        "channels last",
+        "expanded",
+        "every second",
+        "narrowed",
+    ),
+    *(
+        "overlapping",
+        "strided by hand",
+        "a row",
+        "a parameter",
+        "a parameter of a view",
+        "a frozen parameter",
+        "with a gradient",
+    ),
     *("NaN and infinities", "an empty view at the end"),
 }

@@ -1,4 +1,6 @@
-"""Small checkpoints of every kind of text model, converted: the folders that several versions of transformers are asked about."""
+"""Small checkpoints of every kind of text model, converted: the folders that several versions of
+transformers are asked about.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,16 @@ SQUARE = {"image_aspect_ratio": "pad", "mm_patch_merge_type": "flat"}
 LINEAR = {"type": "linear", "factor": 2.0}
 DYNAMIC = {"type": "dynamic", "factor": 2.0}
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
 }  # fmt: skip
 #: As Vicuna's generation config has it.
 SAMPLING = {"temperature": 0.9, "top_p": 0.6, "max_length": 4096}
 #: How Qwen's tokenizers cut text into words.
-_QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -65,7 +71,11 @@ def without_newline(tensors: Tensors) -> None:
 
 def with_long_heads(tensors: Tensors) -> None:
     """Heads of twice the size that hidden size and number of heads make."""
-    for name in [name for name in tensors if ".self_attn." in name and "vision_tower" not in name and name.endswith("weight")]:
+    for name in [
+        name
+        for name in tensors
+        if ".self_attn." in name and "vision_tower" not in name and name.endswith("weight")
+    ]:
         times = (1, 2) if "o_proj" in name else (2, 1)
         tensors[name] = tensors[name].repeat(*times).contiguous()
 
@@ -93,7 +103,10 @@ CASES: dict[str, Case] = {
     "llama-linear": Case(LLAMA, config={"rope_scaling": LINEAR}),
     "llama-dynamic": Case(LLAMA, config={"rope_scaling": DYNAMIC, "max_position_embeddings": 32}),
     "llama-llama3": Case(LLAMA, config={"rope_scaling": LLAMA3, "rope_theta": 500000.0}),
-    "llama-5.x": Case(LLAMA, config={"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}}),
+    "llama-5.x": Case(
+        LLAMA,
+        config={"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}},
+    ),
     "llama-head-dim": Case(LLAMA, with_long_heads, {"head_dim": 32}),
     "llama-cls-patch": Case(LLAMA, config={"mm_vision_select_feature": "cls_patch"}),
     "llama-sampling": Case(LLAMA, generation=SAMPLING),
@@ -127,8 +140,13 @@ class Twin:
 
 
 #: A manifest has a second twin here, by another rule file.
-_SECOND = {"interleave-as-onevision": Twin("llava-interleave-qwen-0.5b.released", "llava-interleave-onevision")}
-#: Twins of the manifests that differ in text model or stored names, by the manifest's name or their own.
+_SECOND = {
+    "interleave-as-onevision": Twin(
+        "llava-interleave-qwen-0.5b.released", "llava-interleave-onevision"
+    )
+}
+#: Twins of the manifests that differ in text model or stored names, by the manifest's name or their
+#: own.
 FAMILIES: dict[str, Twin] = {
     name: _SECOND.get(name) or Twin(name, RULES_OF[name])
     for name in (
@@ -149,8 +167,9 @@ FAMILIES: dict[str, Twin] = {
         "video-llava-7b",
     )
 }
-#: They keep the twin's own tokenizer, of one file: as their text models have, or since it has <im_start> and <im_end>. Those of
-#: the others are SentencePiece models, as Llama's and Mistral's are.
+#: They keep the twin's own tokenizer, of one file: as their text models have, or since it has
+#: <im_start> and <im_end>. Those of the others are SentencePiece models, as Llama's and Mistral's
+#: are.
 _ONE_FILE = ("qwen", "llama3", "lightning")
 #: Folders that are copied, with nothing said in their config of how positions are turned.
 ROPED = ("mistral", "qwen2", "llama-linear")
@@ -170,7 +189,8 @@ def convert(case: Case, work: Path, output: Path) -> None:
         change(source / "generation_config.json", **(case.generation or {}))
     sources = [str(source), f"vision_tower={case.tower}"]
     if case.tokenizer is not None:
-        sources.append(f"language_model={qwen_tokenizer(work / 'tokenizer', one_file=case.tokenizer == 'one file')}")
+        tokenizer = qwen_tokenizer(work / "tokenizer", one_file=case.tokenizer == "one file")
+        sources.append(f"language_model={tokenizer}")
     apply(case.rules, sources, output)
 
 
@@ -197,7 +217,9 @@ def change(path: Path, **entries: Any) -> None:
 
 
 def without_rope(folder: Path, copy: Path) -> None:
-    """A copy of a converted folder whose config says nothing of how positions are turned, in no version's words."""
+    """A copy of a converted folder whose config says nothing of how positions are turned, in no
+    version's words.
+    """
     shutil.copytree(folder, copy)
     config = json.loads((copy / "config.json").read_text())
     for key in ("rope_theta", "rope_scaling", "rope_parameters"):
@@ -206,15 +228,25 @@ def without_rope(folder: Path, copy: Path) -> None:
 
 
 def qwen_tokenizer(folder: Path, *, one_file: bool = False) -> Path:
-    """A small Qwen2 tokenizer of 303 tokens: as Qwen releases it, in vocab.json and merges.txt, or in tokenizer.json alone."""
+    """A small Qwen2 tokenizer of 303 tokens: as Qwen releases it, in vocab.json and merges.txt,
+    or in tokenizer.json alone.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(_QWEN_WORDS), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    text = ["What is in the picture? Name 3 things, and say which of them is nearest: the cat, the dog or the house on the hill."]
+    text = [
+        "What is in the picture? Name 3 things, and say which of them is nearest: the cat, the dog "
+        "or the house on the hill."
+    ]
     trainer = trainers.BpeTrainer(
-        vocab_size=300, min_frequency=1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        min_frequency=1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(text, trainer)
     first = tokenizer.get_vocab_size()
@@ -225,13 +257,25 @@ def qwen_tokenizer(folder: Path, *, one_file: bool = False) -> Path:
         tokenizer.add_special_tokens(list(_QWEN_SPECIAL))
         tokenizer.save(str(folder / "tokenizer.json"))
     else:
-        (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+        (folder / "vocab.json").write_text(
+            json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8"
+        )
         merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
-        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    kept = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        (folder / "merges.txt").write_text(
+            "\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8"
+        )
+    kept = {
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
     config = {
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(first + i): {"content": text, **kept} for i, text in enumerate(_QWEN_SPECIAL)},
+        "added_tokens_decoder": {
+            str(first + i): {"content": text, **kept} for i, text in enumerate(_QWEN_SPECIAL)
+        },
         "additional_special_tokens": list(_QWEN_SPECIAL[1:]),
         "bos_token": None,
         "clean_up_tokenization_spaces": False,

@@ -1,6 +1,8 @@
-"""What versions of transformers are known to do otherwise with any folder: each with a proof, and a mark in the README.
+"""What versions of transformers are known to do otherwise with any folder: each with a proof, and a
+mark in the README.
 
-Nothing here excuses what the model computes: `made_up_logits`, of the same made-up pixels for all, have to be equal in any case.
+Nothing here excuses what the model computes: `made_up_logits`, of the same made-up pixels for all,
+have to be equal in any case.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from tests.conftest import CLIP
 from tests.original import pixels
 from tests.original.faults import WITHOUT_TORCHVISION
 
-#: Rule files whose checkpoints here have a config that says `image_aspect_ratio: pad`; `llava` is their model's type.
+#: Rule files whose checkpoints here have a config that says `image_aspect_ratio: pad`; `llava` is
+#: their model's type.
 PADDED = ("llava-v1.5", "bakllava", "llava-med-v1.5")
 #: Rule files whose classes take videos.
 WITH_VIDEOS = ("llava-next-video", "llava-onevision", "llava-interleave-onevision", "video-llava")
@@ -34,8 +37,10 @@ class Known:
         concerns: whether it shows in a folder of this name, with this version.
         shows: differences from the installed version that it always makes.
         excuses: differences that may follow.
-        closes: words of which one is in what AutoProcessor says if it doesn't open the folder; empty if it does.
-        proof: what of a folder isn't explained by it, in words; from that version and the installed one.
+        closes: words of which one is in what AutoProcessor says if it doesn't open the folder;
+            empty if it does.
+        proof: what of a folder isn't explained by it, in words; from that version and the installed
+            one.
     """
 
     cell: str
@@ -53,10 +58,17 @@ def rules_of(name: str) -> str:
 
 
 def _made_as_known(name: str, seen: Seen, installed: Seen) -> Iterator[str]:
-    """4.46's pixels are the middle of the picture, the installed version's the whole of it, filled up to a square."""
+    """4.46's pixels are the middle of the picture, the installed version's the whole of it,
+    filled up to a square.
+    """
     tower = CASES[name].tower if name in CASES else CLIP  # a twin's tower makes the same pixels
-    recipe = pixels.recipe_of({"image_aspect_ratio": "pad"}, json.loads((tower / "preprocessor_config.json").read_text()))
-    for of, wanted in ((seen, pixels.cropped(recipe, picture())), (installed, pixels.original(recipe, picture(), "single"))):
+    recipe = pixels.recipe_of(
+        {"image_aspect_ratio": "pad"}, json.loads((tower / "preprocessor_config.json").read_text())
+    )
+    for of, wanted in (
+        (seen, pixels.cropped(recipe, picture())),
+        (installed, pixels.original(recipe, picture(), "single")),
+    ):
         got = of.arrays.get(f"{name}/pixel_values")
         if got is None or got.shape != (1, *wanted.shape) or np.abs(got[0] - wanted).max() > PIXELS:
             yield f"the pixels of {of.said['transformers']} are others"
@@ -105,7 +117,8 @@ def known(name: str, seen: Seen) -> Known | None:
 
 
 def unexplained(name: str, version: str, seen: Look) -> list[str]:
-    """How a version, asked about a folder, differs from the installed one beyond what is known of it.
+    """How a version, asked about a folder, differs from the installed one beyond what is known of
+    it.
 
     What is known and doesn't occur is told as well.
     """

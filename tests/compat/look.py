@@ -1,6 +1,8 @@
-"""Open converted folders as a user would, with whatever transformers is on the path, and write down all that came of it.
+"""Open converted folders as a user would, with whatever transformers is on the path, and write down
+all that came of it.
 
-`python look.py OUT FOLDER…` writes OUT.json and OUT.npz. It is run by several versions, so it keeps to what all of them have.
+`python look.py OUT FOLDER…` writes OUT.json and OUT.npz. It is run by several versions, so it keeps
+to what all of them have.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 import numpy as np
 import torch
@@ -26,7 +32,10 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Proce
 
 IMAGE = {"type": "image"}
 #: Long enough that a wrong rope theta shows in the logits of small random weights.
-QUESTION = "What is in the picture? Name 3 things, and say which of them is nearest: the cat, the dog or the house on the hill."
+QUESTION = (
+    "What is in the picture? Name 3 things, and say which of them is nearest: the cat, the "
+    "dog or the house on the hill."
+)
 CONVERSATIONS = {
     "picture": [{"role": "user", "content": [IMAGE, {"type": "text", "text": QUESTION}]}],
     "words": [
@@ -35,8 +44,16 @@ CONVERSATIONS = {
         {"role": "user", "content": [{"type": "text", "text": "Are you sure?"}]},
     ],
 }
-#: What tokenizers have disagreed on: spaces, line ends, marks before and after special tokens, letters that are no ASCII.
-SENTENCES = ("Two  spaces, 1234 and it's\n\nso.", " a cat", "ein Bär, 猫", "a <image> b<image>\nc", "end.</s>USER: next", "")
+#: What tokenizers have disagreed on: spaces, line ends, marks before and after special tokens,
+#: letters that are no ASCII.
+SENTENCES = (
+    "Two  spaces, 1234 and it's\n\nso.",
+    " a cat",
+    "ein Bär, 猫",
+    "a <image> b<image>\nc",
+    "end.</s>USER: next",
+    "",
+)
 
 
 class Heard(logging.Handler):
@@ -51,7 +68,9 @@ class Heard(logging.Handler):
 
 
 def picture() -> Image.Image:
-    """Of a size that is padded evenly when it is tiled: up to 4.51, an odd pixel is lost, and all tiles behind it are shifted."""
+    """Of a size that is padded evenly when it is tiled: up to 4.51, an odd pixel is lost, and
+    all tiles behind it are shifted.
+    """
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (42, 56, 3), dtype=np.uint8))
 
 
@@ -59,19 +78,27 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What one folder is to this version: plain values, and arrays."""
     arrays: dict[str, Any] = {}
     written = json.loads((folder / "config.json").read_text())
-    dtype = {"dtype" if int(transformers.__version__.split(".")[0]) > 4 else "torch_dtype": torch.float32}
+    dtype = {
+        "dtype" if int(transformers.__version__.split(".")[0]) > 4 else "torch_dtype": torch.float32
+    }
     model_class = getattr(transformers, written["architectures"][0])
     model, info = model_class.from_pretrained(folder, output_loading_info=True, **dtype)
-    # 4.46 leaves tensors of a checkpoint with two dtypes in theirs, if that of the first is the one that is asked for.
+    # 4.46 leaves tensors of a checkpoint with two dtypes in theirs, if that of the first is the one
+    # that is asked for.
     model = model.float().eval()
     said: dict[str, Any] = {
         "left_over": {kind: sorted(map(str, names)) for kind, names in info.items() if names},
         "class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
-        "generation": {key: getattr(model.generation_config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        "generation": {
+            key: getattr(model.generation_config, key)
+            for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+        },
     }
-    with tempfile.TemporaryDirectory() as scratch:  # as everybody's fine-tuning does; some versions refuse here, not before
+    with (
+        tempfile.TemporaryDirectory() as scratch
+    ):  # as everybody's fine-tuning does; some versions refuse here, not before
         model.generation_config.save_pretrained(scratch)
     inputs: dict[str, Any] = {}
     if (folder / "tokenizer_config.json").is_file():
@@ -85,7 +112,11 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             elif name == "picture":  # as the processor does it
                 text = prompt.replace("<image>", "<image>" * written["image_seq_length"])
             # Up to 4.51 Video-LLaVA's processor fails without pictures and videos.
-            asked = processor.tokenizer if type(processor).__name__ == "VideoLlavaProcessor" and not images else processor
+            asked = (
+                processor.tokenizer
+                if type(processor).__name__ == "VideoLlavaProcessor" and not images
+                else processor
+            )
             inputs[name] = asked(text=text, return_tensors="pt", **images)
             said[name] = {"prompt": prompt, "input_ids": inputs[name]["input_ids"].tolist()}
     else:  # no tokenizer: ids that are no words
@@ -96,7 +127,10 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         pixels = opened(picture(), return_tensors="pt")["pixel_values"]
         inputs = {
             "words": {"input_ids": ids},
-            "picture": {"input_ids": torch.cat([ids[:, :20], tokens, ids[:, 20:]], 1), "pixel_values": pixels},
+            "picture": {
+                "input_ids": torch.cat([ids[:, :20], tokens, ids[:, 20:]], 1),
+                "pixel_values": pixels,
+            },
         }
     inputs = {"made_up": with_made_up_pixels(written, inputs["picture"]), **inputs}
     if pixels := pixels_in(inputs["picture"]):
@@ -105,11 +139,15 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         del inputs["picture"]
     if "video_token_index" in written:
         inputs["video"] = video(written, inputs["words"]["input_ids"])
-    # 4.46 takes a prompt without a picture for one whose image tokens were not expanded, and fails: its language model is asked.
+    # 4.46 takes a prompt without a picture for one whose image tokens were not expanded, and fails:
+    # its language model is asked.
     inner = getattr(model, "language_model", model)
     classic = inner if hasattr(inner, "lm_head") else model
     # 4.46 divides by the tower's side over the patch's area, which is 0 for small towers.
-    small = getattr(model.config, "spatial_pool_stride", None) and model.config.vision_config.image_size < 196
+    small = (
+        getattr(model.config, "spatial_pool_stride", None)
+        and model.config.vision_config.image_size < 196
+    )
     if small and transformers.__version__.startswith("4.46."):
         del inputs["video"]
     with torch.no_grad():
@@ -117,9 +155,13 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             model_or_text = classic if name == "words" else model
             given = {**given, "attention_mask": torch.ones_like(given["input_ids"])}
             arrays[f"{name}_logits"] = model_or_text(**given).logits.numpy()
-            if name == "made_up":  # no longer text comes before: with dynamic rope scaling, all but 5.0.0 keep to the longest
+            if (
+                name == "made_up"
+            ):  # the longest text last: but for 5.0.0, dynamic scaling keeps to it
                 continue
-            made = model_or_text.generate(**given, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+            made = model_or_text.generate(
+                **given, max_new_tokens=6, min_new_tokens=6, do_sample=False
+            )
             said[f"{name}_generated"] = made[0, given["input_ids"].shape[1] :].tolist()
     return said, arrays
 
@@ -130,23 +172,31 @@ def name_of(image_processor: Any) -> str:
 
 
 def open_processor(folder: Path) -> tuple[Any, str | None]:
-    """The folder's processor, and why and in which module AutoProcessor didn't open it; its parts are opened one by one then."""
+    """The folder's processor, and why and in which module AutoProcessor didn't open it; its
+    parts are opened one by one then.
+    """
     try:
         return AutoProcessor.from_pretrained(folder), None
     except Exception as error:
         module = Path(traceback.extract_tb(error.__traceback__)[-1].filename).stem
-        return open_parts(folder), f"{type(error).__name__}: {' '.join(str(error).split())} (in {module})"
+        return open_parts(
+            folder
+        ), f"{type(error).__name__}: {' '.join(str(error).split())} (in {module})"
 
 
 def open_parts(folder: Path) -> Any:
-    """The folder's processor without one for videos, and without one for pictures if this version doesn't know its class."""
+    """The folder's processor without one for videos, and without one for pictures if this
+    version doesn't know its class.
+    """
     said = json.loads((folder / "processor_config.json").read_text())
     known = getattr(transformers, said.pop("processor_class"))
     try:
         image_processor = AutoImageProcessor.from_pretrained(folder)
     except ValueError:
         image_processor = None
-    without = {"video_processor": None} if (folder / "video_preprocessor_config.json").is_file() else {}
+    without = (
+        {"video_processor": None} if (folder / "video_preprocessor_config.json").is_file() else {}
+    )
 
     def plain(self: Any, *parts: Any, **more: Any) -> None:
         """Without the check of what the parts are, which no version lets one leave out."""
@@ -170,7 +220,9 @@ def pixels_in(inputs: Any) -> str | None:
 
 
 def with_made_up_pixels(config: dict[str, Any], inputs: Any) -> dict[str, Any]:
-    """The same inputs with made-up pixel values, the same for every version, so that the model alone is asked."""
+    """The same inputs with made-up pixel values, the same for every version, so that the model
+    alone is asked.
+    """
     name, side = pixels_in(inputs), config["vision_config"]["image_size"]
     shape = inputs[name].shape if name else (1, 3, side, side)
     made = np.random.default_rng(2).standard_normal(tuple(shape), dtype=np.float32)
@@ -178,17 +230,24 @@ def with_made_up_pixels(config: dict[str, Any], inputs: Any) -> dict[str, Any]:
 
 
 def video(config: dict[str, Any], ids: Any) -> dict[str, Any]:
-    """Eight frames of made-up pixel values between words, with as many tokens as the class makes of them."""
+    """Eight frames of made-up pixel values between words, with as many tokens as the class makes
+    of them.
+    """
     side, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
     frames, patches = 8, side // patch
     count = {
-        "llava_next_video": frames * (patches // config.get("spatial_pool_stride", 1)) ** 2,  # pooled
-        "llava_onevision": frames * ((patches + 1) // 2) ** 2 + 1,  # pooled, and one token at the end
+        "llava_next_video": frames
+        * (patches // config.get("spatial_pool_stride", 1)) ** 2,  # pooled
+        "llava_onevision": frames * ((patches + 1) // 2) ** 2
+        + 1,  # pooled, and one token at the end
         "video_llava": frames * (patches**2 + 1),  # with the class token
     }[config["model_type"]]
     pixels = np.random.default_rng(1).standard_normal((1, frames, 3, side, side), dtype=np.float32)
     tokens = torch.full((1, count), config["video_token_index"])
-    return {"input_ids": torch.cat([ids[:, :20], tokens, ids[:, 20:]], 1), "pixel_values_videos": torch.from_numpy(pixels)}
+    return {
+        "input_ids": torch.cat([ids[:, :20], tokens, ids[:, 20:]], 1),
+        "pixel_values_videos": torch.from_numpy(pixels),
+    }
 
 
 def words(processor: Any, model: Any) -> dict[str, Any]:
@@ -200,9 +259,17 @@ def words(processor: Any, model: Any) -> dict[str, Any]:
         "processor": type(processor).__name__,
         "image_processor": name_of(processor.image_processor),
         "chat_template": processor.chat_template,
-        "special": {str(token): tokenizer.convert_tokens_to_ids(str(token)) for token in sorted(tokenizer.all_special_tokens)},
-        "roles": {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")},
-        "image_token": [processor.image_token, tokenizer.convert_tokens_to_ids(processor.image_token)],
+        "special": {
+            str(token): tokenizer.convert_tokens_to_ids(str(token))
+            for token in sorted(tokenizer.all_special_tokens)
+        },
+        "roles": {
+            role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")
+        },
+        "image_token": [
+            processor.image_token,
+            tokenizer.convert_tokens_to_ids(processor.image_token),
+        ],
         "image_token_of_the_model": model.config.image_token_index,
         "vocabulary": len(tokenizer),
         "sentences": ids,
@@ -232,7 +299,9 @@ def main(out: str, *folders: str) -> None:
             except Exception as error:  # the other folders are still worth a look
                 said[folder.name] = {"error": f"{type(error).__name__}: {error}"}
         logger.removeHandler(heard)
-        said[folder.name]["warned"] = heard.said + [str(w.message) for w in caught if "transformers" in w.filename]
+        said[folder.name]["warned"] = heard.said + [
+            str(w.message) for w in caught if "transformers" in w.filename
+        ]
     np.savez(f"{out}.npz", **arrays)
     Path(f"{out}.json").write_text(json.dumps(said, indent=1))
 

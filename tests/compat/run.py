@@ -1,4 +1,6 @@
-"""All cases converted, and every version of transformers that is there asked to look at the folders."""
+"""All cases converted, and every version of transformers that is there asked to look at the
+folders.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,17 @@ from tests.conftest import HANGS
 ROOT = Path(__file__).parents[2]
 #: Where `make versions` puts them, each in `transformers-VERSION`.
 INSTALLED = Path(os.environ.get("LLAVA_REMAP_VERSIONS", ROOT / ".venv"))
-VERSIONS = [line.split()[0] for line in (ROOT / ".ci" / "versions.txt").read_text().splitlines() if line[:1].isdigit()]
-#: float32 logits here are below 2. All versions gave the same bits on the machine where this was written; one that adds in
-#: another order would be some 1e-6 away. A config that is understood otherwise is 0.09 away at least (rope theta 10000 for 1e6).
+VERSIONS = [
+    line.split()[0]
+    for line in (ROOT / ".ci" / "versions.txt").read_text().splitlines()
+    if line[:1].isdigit()
+]
+#: float32 logits here are below 2. All versions gave the same bits on the machine where this was
+#: written; one that adds in another order would be some 1e-6 away. A config that is understood
+#: otherwise is 0.09 away at least (rope theta 10000 for 1e6).
 LOGITS = 1e-5
-#: Pixel values are about 2 at most; a few roundings of float32, and far below one step of an 8-bit colour (0.015).
+#: Pixel values are about 2 at most; a few roundings of float32, and far below one step of an 8-bit
+#: colour (0.015).
 PIXELS = 1e-6
 #: What a version says of itself, not of a folder.
 ASIDE = ("warned", "closed")
@@ -55,7 +63,9 @@ def convert_all(work: Path) -> dict[str, Path]:
 
 
 def look_with_all(folders: Mapping[str, Path], work: Path) -> Look:
-    """Every version that is there, and the installed one (``), has looked at all folders; each in one process."""
+    """Every version that is there, and the installed one (``), has looked at all folders; each
+    in one process.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     found = {}
     versions = ["", *(version for version in VERSIONS if missing(version) is None)]
@@ -63,10 +73,18 @@ def look_with_all(folders: Mapping[str, Path], work: Path) -> Look:
         running = {}
         for version in (version for version in pair if version is not None):
             path = {"PYTHONPATH": str(place(version).resolve())} if version else {}
-            command = [sys.executable, str(Path(__file__).with_name("look.py")), str(work / f"v{version}")]
+            command = [
+                sys.executable,
+                str(Path(__file__).with_name("look.py")),
+                str(work / f"v{version}"),
+            ]
             with (work / f"v{version}.log").open("wb") as log:
                 running[version] = subprocess.Popen(
-                    [*command, *map(str, folders.values())], env={**environment, **path}, cwd=work, stdout=log, stderr=log
+                    [*command, *map(str, folders.values())],
+                    env={**environment, **path},
+                    cwd=work,
+                    stdout=log,
+                    stderr=log,
                 )
         for version, process in running.items():
             code = process.wait(timeout=HANGS)
@@ -77,7 +95,9 @@ def look_with_all(folders: Mapping[str, Path], work: Path) -> Look:
 
 
 def differences(name: str, one: Seen, other: Seen) -> list[str]:
-    """In what two versions disagree on a folder: what they said, and arrays; empty where they say and compute the same."""
+    """In what two versions disagree on a folder: what they said, and arrays; empty where they
+    say and compute the same.
+    """
     if errors := [seen.said[name]["error"] for seen in (one, other) if "error" in seen.said[name]]:
         return errors
     said, wanted = one.said[name], other.said[name]
@@ -100,4 +120,7 @@ def missing(version: str) -> str | None:
     """Why a version can't be asked, or None."""
     if (place(version) / "transformers" / "__init__.py").is_file():
         return None
-    return f"transformers {version} is not in {place(version)}: run `make versions`, which installs it there."
+    return (
+        f"transformers {version} is not in {place(version)}: run `make versions`, which "
+        "installs it there."
+    )

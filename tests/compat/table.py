@@ -1,7 +1,9 @@
-"""`make compat`: what every version of transformers makes of each family, as the table in the README.
+"""`make compat`: what every version of transformers makes of each family, as the table in the
+README.
 
-`python -m tests.compat.table` converts a small checkpoint of each family, asks all versions, and writes the table.
-Its last column says whether they compute what the research code computed, where that is recorded: `tests.original`.
+`python -m tests.compat.table` converts a small checkpoint of each family, asks all versions, and
+writes the table. Its last column says whether they compute what the research code computed, where
+that is recorded: `tests.original`.
 """
 
 from __future__ import annotations
@@ -27,13 +29,21 @@ def table(seen: Look) -> str:
     rows = ["| rule file | " + " | ".join(versions) + " |", "| --- " * (len(versions) + 1) + "|"]
     for rules in dict.fromkeys(twin.rules for twin in FAMILIES.values()):
         names = [name for name, twin in FAMILIES.items() if twin.rules == rules]
-        rows.append(f"| `{rules}` | " + " | ".join(_cell(names, version, seen) for version in versions.values()) + " |")
+        rows.append(
+            f"| `{rules}` | "
+            + " | ".join(_cell(names, version, seen) for version in versions.values())
+            + " |"
+        )
     return "\n".join(rows) + "\n"
 
 
 def _cell(names: list[str], version: str, seen: Look) -> str:
     found = {difference for name in names for difference in unexplained(name, version, seen)}
-    found |= {f"{kind} tensors" for name in names for kind in seen[version].said[name].get("left_over", ())}
+    found |= {
+        f"{kind} tensors"
+        for name in names
+        for kind in seen[version].said[name].get("left_over", ())
+    }
     if found:
         return "no: " + ", ".join(sorted(found))
     (cell,) = {of.cell if (of := known(name, seen[version])) else "yes" for name in names}

@@ -1,4 +1,6 @@
-"""One folder for all versions: several versions of transformers open converted folders, and say and compute the same."""
+"""One folder for all versions: several versions of transformers open converted folders, and say
+and compute the same.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,25 @@ from tests.compat.run import LOGITS, ROOT, VERSIONS, Look, Seen, convert_all, lo
 from tests.compat.table import parts, table
 from tests.original.table import without_column
 
-#: 5.0.0 puts the theta into `rope_parameters` itself, and doesn't know it there where scaling is dynamic.
+#: 5.0.0 puts the theta into `rope_parameters` itself, and doesn't know it there where scaling is
+#: dynamic.
 OWN_FAULT = ("5.0.0", "for 'rope_type'='dynamic': {'rope_theta'}")
 TIED = (
-    "interleave-tied", "llava-interleave-qwen-0.5b.released", "interleave-as-onevision", "llava-onevision-qwen2-0.5b.released",
+    "interleave-tied", "llava-interleave-qwen-0.5b.released", "interleave-as-onevision",
+    "llava-onevision-qwen2-0.5b.released",
 )  # fmt: skip
 #: The token that ends a turn, in folders where another one ends a text: generation stops at both.
 TURN_ENDS = {
-    **dict.fromkeys(("qwen2", "qwen2-one-file-tokenizer", "qwen2-linear", "qwen2-head-dim-null"), "<|im_end|>"),
+    **dict.fromkeys(
+        ("qwen2", "qwen2-one-file-tokenizer", "qwen2-linear", "qwen2-head-dim-null"), "<|im_end|>"
+    ),
     **dict.fromkeys(("onevision", "interleave", "interleave-tied"), "<|im_end|>"),
     "llava-next-llama3-8b.released": "<|eot_id|>",
 }
 #: Words of warnings that say something isn't as it was meant.
 MEANT_OTHERWISE = (
-    "newly initialized", "not used when initializing", "generation flags", "Unrecognized keys", "not implemented", "rope_scaling",
+    "newly initialized", "not used when initializing", "generation flags", "Unrecognized keys",
+    "not implemented", "rope_scaling",
     "MISSING", "UNEXPECTED", "MISMATCH",
 )  # fmt: skip
 
@@ -59,8 +66,11 @@ def difference(one: Any, other: Any) -> float:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", [*CASES, *FAMILIES])
-def test_it_says_and_computes_what_the_installed_version_does(name: str, version: str, seen: Look) -> None:
-    """Tokens, prompts, ids and generated tokens equal; pixel values and logits within `PIXELS` and `LOGITS`.
+def test_it_says_and_computes_what_the_installed_version_does(
+    name: str, version: str, seen: Look
+) -> None:
+    """Tokens, prompts, ids and generated tokens equal; pixel values and logits within `PIXELS` and
+    `LOGITS`.
 
     What is known of a version has to occur, and to be proven.
     """
@@ -75,8 +85,12 @@ def test_the_installed_version_does_nothing_unknown(name: str, seen: Look) -> No
 
 @pytest.mark.parametrize("of", KNOWN, ids=[of.cell for of in KNOWN])
 def test_what_is_known_and_does_not_occur_is_told(of: Known, seen: Look) -> None:
-    """Here the installed version's answers are given as those of a version that does otherwise, or without their error."""
-    version = next(version for version in VERSIONS if of.is_in(tuple(map(int, version.split(".")[:2]))))
+    """Here the installed version's answers are given as those of a version that does otherwise,
+    or without their error.
+    """
+    version = next(
+        version for version in VERSIONS if of.is_in(tuple(map(int, version.split(".")[:2])))
+    )
     name = next(name for name in FAMILIES if of.concerns(name, asked(seen, version)))
     assert known(name, seen[version]) is of
     said = {**seen[""].said, "transformers": version, name: {**seen[""].said[name], "closed": None}}
@@ -90,7 +104,10 @@ def test_cropped_pixels_are_proven(seen: Look) -> None:
     """Other pixels than those of the middle are told."""
     name = "llava-v1.5-7b.released"
     asked(seen, "4.46.3")
-    arrays = {**seen["4.46.3"].arrays, f"{name}/pixel_values": seen["4.46.3"].arrays[f"{name}/pixel_values"] + 0.01}
+    arrays = {
+        **seen["4.46.3"].arrays,
+        f"{name}/pixel_values": seen["4.46.3"].arrays[f"{name}/pixel_values"] + 0.01,
+    }
     told = unexplained(name, "4.46.3", {**seen, "4.46.3": replace(seen["4.46.3"], arrays=arrays)})
     assert told == ["the pixels of 4.46.3 are others"]
 
@@ -104,14 +121,22 @@ def test_it_loads_strictly(name: str, version: str, seen: Look, folders: dict[st
     config = json.loads((folders[name] / "config.json").read_text())
     assert said["class"] == config["architectures"][0]
     assert said["tied"] == config["tie_word_embeddings"] == (name in TIED)
-    warned = [text for text in said["warned"] if not (version == OWN_FAULT[0] and text.endswith(OWN_FAULT[1]))]
+    warned = [
+        text
+        for text in said["warned"]
+        if not (version == OWN_FAULT[0] and text.endswith(OWN_FAULT[1]))
+    ]
     assert [text for text in warned if any(words in text for words in MEANT_OTHERWISE)] == []
 
 
 @pytest.mark.parametrize("name", [*CASES, *FAMILIES])
 def test_all_logits_are_finite(name: str, seen: Look) -> None:
     """Of a picture, of made-up pixels, of words alone, and of a video where the class takes one."""
-    logits = {key: array for key, array in seen[""].arrays.items() if key.startswith(f"{name}/") and key.endswith("_logits")}
+    logits = {
+        key: array
+        for key, array in seen[""].arrays.items()
+        if key.startswith(f"{name}/") and key.endswith("_logits")
+    }
     assert len(logits) == (4 if rules_of(name) in WITH_VIDEOS else 3)
     assert all(np.isfinite(array).all() for array in logits.values())
 
@@ -128,11 +153,16 @@ def test_a_folder_without_rope_computes_otherwise(name: str, version: str, seen:
     """So rope theta and rope scaling are read, and the comparison of logits could fail."""
     arrays = (asked(seen, version) if version else seen[""]).arrays
     for kind in ("picture_logits", "words_logits"):
-        assert difference(arrays[f"{name}/{kind}"], arrays[f"{name}-without-rope/{kind}"]) > 1000 * LOGITS
+        assert (
+            difference(arrays[f"{name}/{kind}"], arrays[f"{name}-without-rope/{kind}"])
+            > 1000 * LOGITS
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in (*CASES, *FAMILIES) if name != "no-tokenizer"])
-def test_what_all_say_is_what_the_files_say(name: str, folders: dict[str, Path], seen: Look) -> None:
+def test_what_all_say_is_what_the_files_say(
+    name: str, folders: dict[str, Path], seen: Look
+) -> None:
     """Both forms of the chat template, the ids of the tokens and of the generation config."""
     folder, said = folders[name], seen[""].said[name]
     template = (folder / "chat_template.jinja").read_text()
@@ -143,11 +173,16 @@ def test_what_all_say_is_what_the_files_say(name: str, folders: dict[str, Path],
     assert said["image_token_of_the_model"] == config["image_token_id"]
     assert said["roles"]["pad"] == said["generation"]["pad_token_id"] == config["pad_token_id"]
     if "image_grid_pinpoints" not in config:
-        assert said["picture"]["input_ids"][0].count(config["image_token_id"]) == config["image_seq_length"]
+        assert (
+            said["picture"]["input_ids"][0].count(config["image_token_id"])
+            == config["image_seq_length"]
+        )
     text = config["text_config"]
     assert said["generation"]["bos_token_id"] == text["bos_token_id"]
     turn = [said["special"][TURN_ENDS[name]]] if name in TURN_ENDS else []
-    assert said["generation"]["eos_token_id"] == ([text["eos_token_id"], *turn] if turn else text["eos_token_id"])
+    assert said["generation"]["eos_token_id"] == (
+        [text["eos_token_id"], *turn] if turn else text["eos_token_id"]
+    )
     assert text["eos_token_id"] not in turn
 
 
@@ -159,5 +194,7 @@ def test_qwen2_tokenizers_of_both_kinds_cut_alike(seen: Look) -> None:
 
 def test_a_version_that_is_not_there_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never a silent skip; the message says what to run."""
-    with pytest.raises(pytest.fail.Exception, match=r"transformers 4\.0\.0 is not in .*: run `make versions`"):
+    with pytest.raises(
+        pytest.fail.Exception, match=r"transformers 4\.0\.0 is not in .*: run `make versions`"
+    ):
         asked({}, "4.0.0")

@@ -28,7 +28,9 @@ ROWS, COLUMNS, RANK = 40, 24, 12
 def stored(name: str, dtype: str, values: Matrix) -> Tensor:
     path = Path(f"{name}.bytes")
     path.write_bytes(from_float64(values, dtype))
-    return Tensor(name, dtype, values.shape, Location(path, 0, None, False, (0, path.stat().st_size)))
+    return Tensor(
+        name, dtype, values.shape, Location(path, 0, None, False, (0, path.stat().st_size))
+    )
 
 
 def triple(dtype: str, of_adapter: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,14 +49,20 @@ def values(tensor: Tensor) -> Matrix:
     return to_float64(tensor.location.file.read_bytes(), tensor.dtype).reshape(tensor.shape)
 
 
-def merged(w: Tensor, a: Tensor, b: Tensor, scale: float, start: int = 0, stop: int | None = None) -> bytes:
-    return b"".join(merged_bytes(w, a, b, scale, w.dtype, start, w.nbytes if stop is None else stop))
+def merged(
+    w: Tensor, a: Tensor, b: Tensor, scale: float, start: int = 0, stop: int | None = None
+) -> bytes:
+    return b"".join(
+        merged_bytes(w, a, b, scale, w.dtype, start, w.nbytes if stop is None else stop)
+    )
 
 
 @pytest.mark.parametrize("of_adapter", ["F16", "BF16", "F32"])
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
 def test_against_exact_fractions(dtype: str, of_adapter: str) -> None:
-    """Within half a unit in the last place and what the integers leave out: of the largest product, 2^-24 or 2^-45."""
+    """Within half a unit in the last place and what the integers leave out: of the largest
+    product, 2^-24 or 2^-45.
+    """
     w, a, b = triple(dtype, of_adapter)
     found = to_float64(merged(w, a, b, 0.7), dtype).reshape(w.shape)
     big_w, big_a, big_b = (values(tensor) for tensor in (w, a, b))
@@ -62,11 +70,16 @@ def test_against_exact_fractions(dtype: str, of_adapter: str) -> None:
     left_out = 2.0 ** (-45 if dtype in ("F32", "F64") else -24)
     for row in range(ROWS):
         for column in range(COLUMNS):
-            terms = [Fraction(x) * Fraction(y) for x, y in zip(big_b[row], big_a[:, column], strict=True)]
+            terms = [
+                Fraction(x) * Fraction(y) for x, y in zip(big_b[row], big_a[:, column], strict=True)
+            ]
             exact = Fraction(big_w[row, column]) + Fraction(0.7) * sum(terms)
             unit = 2.0 ** max(np.frexp(float(exact))[1] - digits, -24 if dtype == "F16" else -200)
             largest = np.abs(big_b[row]).max() * np.abs(big_a[:, column]).max()
-            assert abs(float(Fraction(found[row, column]) - exact)) <= 0.5 * unit + RANK * left_out * largest
+            assert (
+                abs(float(Fraction(found[row, column]) - exact))
+                <= 0.5 * unit + RANK * left_out * largest
+            )
 
 
 DIGITS = {"F16": 11, "BF16": 8, "F32": 24, "F64": 53}
@@ -83,14 +96,19 @@ SIDES = st.integers(1, 9)
 def test_any_matrices_against_numpy_in_float64(
     dtype: str, of_adapter: str, shape: tuple[int, int, int], scale: float, seed: int
 ) -> None:
-    """W + scale · B A, rounded once: off by half a unit in the last place, and by what the exact sums leave out."""
+    """W + scale · B A, rounded once: off by half a unit in the last place, and by what the exact
+    sums leave out.
+    """
     rows, columns, rank = shape
     draw = np.random.default_rng(seed)
     drawn = [
         draw.normal(size=size) * 2.0 ** draw.integers(-6, 3, size=size)
         for size in ((rows, columns), (rank, columns), (rows, rank))
     ]
-    w, a, b = (stored(name, dtype if name == "w" else of_adapter, one) for name, one in zip("wab", drawn, strict=True))
+    w, a, b = (
+        stored(name, dtype if name == "w" else of_adapter, one)
+        for name, one in zip("wab", drawn, strict=True)
+    )
     found = to_float64(merged(w, a, b, scale), dtype).reshape(rows, columns)
     wanted = values(w) + scale * (values(b) @ values(a))
     unit = 2.0 ** np.maximum(np.frexp(wanted)[1] - DIGITS[dtype], -24 if dtype == "F16" else -149)
@@ -104,7 +122,10 @@ def test_no_order_of_the_sums_changes_a_bit(dtype: str) -> None:
     """A library may add in any order; so may the test."""
     w, a, b = triple(dtype, "F32")
     order = np.random.default_rng(1).permutation(RANK)
-    other_a, other_b = stored("a2", "F32", values(a)[order]), stored("b2", "F32", values(b)[:, order])
+    other_a, other_b = (
+        stored("a2", "F32", values(a)[order]),
+        stored("b2", "F32", values(b)[:, order]),
+    )
     assert merged(w, a, b, 1.3) == merged(w, other_a, other_b, 1.3)
     plain, shuffled = values(b) @ values(a), values(other_b) @ values(other_a)
     assert (plain != shuffled).any()  # an ordinary product would tell the difference
@@ -134,7 +155,9 @@ def test_another_dtype_is_rounded_to_once() -> None:
 def test_nothing_added_changes_nothing() -> None:
     for dtype in ("F16", "BF16", "F32"):
         w, a, b = triple(dtype, "F16")
-        assert merged(w, a, stored("zeros", "F16", np.zeros(b.shape)), 2.0) == from_float64(values(w), dtype)
+        assert merged(w, a, stored("zeros", "F16", np.zeros(b.shape)), 2.0) == from_float64(
+            values(w), dtype
+        )
         assert merged(w, a, b, 0.0) == from_float64(values(w), dtype)
 
 
@@ -171,8 +194,15 @@ def pattern(name: str, rows: int, columns: int, dtype: str) -> Tensor:
 
 def digests() -> list[str]:
     """Of the sum that is rounded to each dtype."""
-    w, a, b = pattern("w", 300, 500, "F32"), pattern("a", 128, 500, "F32"), pattern("b", 300, 128, "BF16")
-    made = (b"".join(merged_bytes(w, a, b, 1.7, dtype, 0, 300 * 500 * DTYPE_BITS[dtype] // 8)) for dtype in FLOATS)
+    w, a, b = (
+        pattern("w", 300, 500, "F32"),
+        pattern("a", 128, 500, "F32"),
+        pattern("b", 300, 128, "BF16"),
+    )
+    made = (
+        b"".join(merged_bytes(w, a, b, 1.7, dtype, 0, 300 * 500 * DTYPE_BITS[dtype] // 8))
+        for dtype in FLOATS
+    )
     return [sha256(data).hexdigest()[:16] for data in made]
 
 
@@ -180,16 +210,22 @@ GOLDEN = ["5c8b7ea8e9810112", "67ab0097bdb27e36", "93c1c540ca5ad5f9", "c9f24ecbb
 
 
 def test_golden() -> None:
-    """If this fails on another machine or with another numpy, what is merged is not what it was: that breaks a promise."""
+    """If this fails on another machine or with another numpy, what is merged is not what it was:
+    that breaks a promise.
+    """
     assert digests() == GOLDEN
 
 
-@pytest.mark.parametrize("variable", ["OPENBLAS_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=2", "OPENBLAS_CORETYPE=Prescott"])
+@pytest.mark.parametrize(
+    "variable", ["OPENBLAS_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=2", "OPENBLAS_CORETYPE=Prescott"]
+)
 def test_golden_with_other_kernels(variable: str) -> None:
     """Where numpy's library is another than OpenBLAS, a variable does nothing."""
     name, _, value = variable.partition("=")
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, name: value, "PYTHONPATH": root}
     program = "from tests.execute.test_merge import digests; print(*digests())"
-    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
     assert ran.stdout.split() == GOLDEN

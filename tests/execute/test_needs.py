@@ -1,4 +1,6 @@
-"""What is computed takes no more memory than its shapes tell: at real widths, each in a process of its own."""
+"""What is computed takes no more memory than its shapes tell: at real widths, each in a process
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ from llava_remap.jobs.resources import peak_nbytes
 width, rank = map(int, sys.argv[1:])
 
 def rows(tensor, start, stop):
-    return to_float64(bytes((stop - start) * tensor.shape[1] * 4), "F32").reshape(stop - start, tensor.shape[1])
+    zeros = bytes((stop - start) * tensor.shape[1] * 4)
+    return to_float64(zeros, "F32").reshape(stop - start, tensor.shape[1])
 
 merge.rows = rows
 np.ones((64, 64)) @ np.ones((64, 64))
@@ -59,9 +62,20 @@ print(_computed(entry, None), peak_nbytes() - before)
 
 @pytest.mark.parametrize(
     ("program", "sizes"),
-    [(EXPAND, (4096, 64)), (EXPAND, (8192, 64)), (EXPAND, (4096, 600)), (MERGE, (4096, 128)), (MERGE, (4096, 512))],
+    [
+        (EXPAND, (4096, 64)),
+        (EXPAND, (8192, 64)),
+        (EXPAND, (4096, 600)),
+        (MERGE, (4096, 128)),
+        (MERGE, (4096, 512)),
+    ],
 )
 def test_enough_at_real_widths(program: str, sizes: tuple[int, int]) -> None:
-    ran = subprocess.run([sys.executable, "-c", program, *map(str, sizes)], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *map(str, sizes)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     predicted, taken = map(int, ran.stdout.split())
     assert 0.5 * predicted < taken <= predicted

@@ -1,4 +1,6 @@
-"""Values of source tensors, however they lie: the same elements, in memory that a chunk takes and not the tensor."""
+"""Values of source tensors, however they lie: the same elements, in memory that a chunk takes
+and not the tensor.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from llava_remap.execute.values import CHUNK_ELEMENTS, chunks, rows
 
 SHAPE = (3000, 700)
 ELEMENTS = np.random.default_rng(0).integers(0, 0x7C00, SHAPE).astype("<u2")
-KINDS = ["row by row", "column by column", "big-endian", "big-endian, column by column", "with gaps", "one row many times"]
+KINDS = [
+    "row by row",
+    "column by column",
+    "big-endian",
+    "big-endian, column by column",
+    "with gaps",
+    "one row many times",
+]
 
 
 def laid_out(kind: str, folder: Path) -> tuple[Tensor, NDArray[np.uint16]]:
@@ -26,7 +35,10 @@ def laid_out(kind: str, folder: Path) -> tuple[Tensor, NDArray[np.uint16]]:
     rows, columns = SHAPE
     data, stride, first, wanted = ELEMENTS.tobytes(), None, 0, ELEMENTS
     if kind.endswith("column by column"):
-        data, stride = ELEMENTS.T.astype(">u2" if kind.startswith("big") else "<u2").tobytes(), (1, rows)
+        data, stride = (
+            ELEMENTS.T.astype(">u2" if kind.startswith("big") else "<u2").tobytes(),
+            (1, rows),
+        )
     elif kind == "big-endian":
         data = ELEMENTS.astype(">u2").tobytes()
     elif kind == "with gaps":
@@ -47,7 +59,10 @@ def test_chunks(kind: str, tmp_path: Path) -> None:
     assert {len(chunk) for chunk in found[:-1]} == {2 * CHUNK_ELEMENTS}
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 1), (1, 2), (3, 1_000_001), (524_287, 524_289), (1_799_998, 1_800_000)])
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [(0, 0), (0, 1), (1, 2), (3, 1_000_001), (524_287, 524_289), (1_799_998, 1_800_000)],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_bytes(kind: str, start: int, stop: int, tmp_path: Path) -> None:
     """Also one that begins or ends inside an element."""
@@ -59,13 +74,17 @@ def test_a_run_of_bytes(kind: str, start: int, stop: int, tmp_path: Path) -> Non
 def test_rows(kind: str, tmp_path: Path) -> None:
     tensor, wanted = laid_out(kind, tmp_path)
     for start, stop in ((0, 1), (17, 600), (2999, 3000), (5, 5)):
-        np.testing.assert_array_equal(rows(tensor, start, stop), wanted[start:stop].view("<f2").astype(np.float64))
+        np.testing.assert_array_equal(
+            rows(tensor, start, stop), wanted[start:stop].view("<f2").astype(np.float64)
+        )
 
 
 def test_rows_of_a_vector(tmp_path: Path) -> None:
     tensor, wanted = laid_out("row by row", tmp_path)
     vector = Tensor("x", "F16", (700,), tensor.location)
-    np.testing.assert_array_equal(rows(vector, 10, 20), wanted[0, 10:20].view("<f2").astype(np.float64))
+    np.testing.assert_array_equal(
+        rows(vector, 10, 20), wanted[0, 10:20].view("<f2").astype(np.float64)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,13 +104,17 @@ def test_memory_is_that_of_a_chunk(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stride", [None, (1, 3)])
-def test_halves_of_complex_numbers_have_their_own_byte_order(stride: tuple[int, int] | None, tmp_path: Path) -> None:
+def test_halves_of_complex_numbers_have_their_own_byte_order(
+    stride: tuple[int, int] | None, tmp_path: Path
+) -> None:
     """So torch has it, which swaps the bytes of each half."""
     numbers = np.arange(12, dtype="<f4").view("<c8").reshape(3, 2)
     stored = numbers.astype(">c8")
     data = stored.tobytes() if stride is None else stored.T.tobytes()
     (tmp_path / "data").write_bytes(data)
-    tensor = Tensor("x", "C64", (3, 2), Location(tmp_path / "data", 0, stride, True, (0, len(data))))
+    tensor = Tensor(
+        "x", "C64", (3, 2), Location(tmp_path / "data", 0, stride, True, (0, len(data)))
+    )
     assert b"".join(chunks(tensor)) == numbers.tobytes()
 
 

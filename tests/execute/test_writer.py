@@ -1,4 +1,6 @@
-"""The writer gives the bytes and digest of plain concatenation, however they get to the disk, and shares blocks where it can."""
+"""The writer gives the bytes and digest of plain concatenation, however they get to the disk,
+and shares blocks where it can.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ Step = bytes | tuple[int, int]
 
 def lengths(most: int) -> st.SearchStrategy[int]:
     """Of all sizes, and those around whole blocks and buffers."""
-    around = st.builds(lambda n, d: max(n * BLOCK + d, 0), st.integers(0, most // BLOCK), st.integers(-2, 2))
+    around = st.builds(
+        lambda n, d: max(n * BLOCK + d, 0), st.integers(0, most // BLOCK), st.integers(-2, 2)
+    )
     return st.one_of(st.integers(0, most), around).map(lambda n: min(n, most))
 
 
@@ -49,20 +53,28 @@ def runs(draw: st.DrawFn) -> tuple[int, int]:
     return offset, draw(lengths(len(SOURCE) - offset))
 
 
-STEPS = st.lists(st.one_of(lengths(2 * BUFFER).map(lambda n: SOURCE[-n:] if n else b""), runs()), max_size=8)
+STEPS = st.lists(
+    st.one_of(lengths(2 * BUFFER).map(lambda n: SOURCE[-n:] if n else b""), runs()), max_size=8
+)
 
 
 def written(file: Path, source: Path, steps: Sequence[Step]) -> tuple[FileDigest, int]:
     """The digest, and how many bytes were told of as progress."""
     told: list[int] = []
-    with file.open("xb", buffering=0) as target, source.open("rb", buffering=0) as copied, Writer(target, told.append) as out:
+    with (
+        file.open("xb", buffering=0) as target,
+        source.open("rb", buffering=0) as copied,
+        Writer(target, told.append) as out,
+    ):
         for step in steps:
             out.write(step) if isinstance(step, bytes) else out.copy(copied.fileno(), source, *step)
         return out.finish(), sum(told)
 
 
 def concatenated(steps: Sequence[Step]) -> bytes:
-    return b"".join(step if isinstance(step, bytes) else SOURCE[step[0] : sum(step)] for step in steps)
+    return b"".join(
+        step if isinstance(step, bytes) else SOURCE[step[0] : sum(step)] for step in steps
+    )
 
 
 def check(folder: Path, steps: Sequence[Step]) -> None:
@@ -131,7 +143,9 @@ def test_through_the_cache(small_buffers: None, folder: Path, steps: list[Step])
 
 @without_fixture_checks
 @every_step
-def test_where_the_flag_is_taken_and_the_write_isnt(small_buffers: None, folder: Path, steps: list[Step]) -> None:
+def test_where_the_flag_is_taken_and_the_write_isnt(
+    small_buffers: None, folder: Path, steps: list[Step]
+) -> None:
     pwrite = os.pwrite
 
     def refused(file: int, data: Any, offset: int) -> int:
@@ -151,7 +165,9 @@ def test_with_few_bytes_at_a_time(small_buffers: None, folder: Path, steps: list
     pwrite, preadv = os.pwrite, os.preadv
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "pwrite", lambda file, data, offset: pwrite(file, data[:BLOCK], offset))
-        patch.setattr(os, "preadv", lambda file, views, offset: preadv(file, [views[0][:1000]], offset))
+        patch.setattr(
+            os, "preadv", lambda file, views, offset: preadv(file, [views[0][:1000]], offset)
+        )
         check(folder, steps)
 
 
@@ -163,15 +179,22 @@ def test_with_shared_blocks(small_buffers: None, folder: Path, steps: list[Step]
         check(folder, steps)
 
 
-def test_whole_blocks_at_the_same_place_are_shared(small_buffers: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_blocks_at_the_same_place_are_shared(
+    small_buffers: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And no others."""
     clones: list[range] = []
     monkeypatch.setattr(fcntl, "ioctl", shared_by_copying(clones))
-    check(folder, [bytes(BLOCK + 100), (100, 3 * BLOCK), b"x", (0, 2 * BLOCK), bytes(3), (104, 5 * BLOCK)])
+    check(
+        folder,
+        [bytes(BLOCK + 100), (100, 3 * BLOCK), b"x", (0, 2 * BLOCK), bytes(3), (104, 5 * BLOCK)],
+    )
     assert clones == [range(2 * BLOCK, 4 * BLOCK), range(7 * BLOCK, 11 * BLOCK)]
 
 
-def test_what_is_not_there_is_not_shared(small_buffers: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_there_is_not_shared(
+    small_buffers: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A source that has become shorter."""
     monkeypatch.setattr(fcntl, "ioctl", shared_by_copying([]))
     (folder / "source").write_bytes(SOURCE)
@@ -185,14 +208,19 @@ def test_ended_early(small_buffers: None, tmp_path: Path) -> None:
         raise InterruptedError
 
     def write() -> None:
-        with (tmp_path / "file").open("xb", buffering=0) as file, Writer(file, on_buffer=end) as out:
+        with (
+            (tmp_path / "file").open("xb", buffering=0) as file,
+            Writer(file, on_buffer=end) as out,
+        ):
             out.write(bytes(BUFFER))
 
     with pytest.raises(InterruptedError):
         write()
 
 
-def test_a_write_that_fails_is_told(small_buffers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_is_told(
+    small_buffers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It fails in the other thread."""
 
     def full(file: int, data: Any, offset: int) -> int:
@@ -205,7 +233,9 @@ def test_a_write_that_fails_is_told(small_buffers: None, tmp_path: Path, monkeyp
 
 
 @pytest.fixture(scope="module", params=["xfs", "btrfs"])
-def mounted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def mounted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """A folder on a file system that can share blocks, in a file of its own."""
     kind = request.param
     if os.geteuid() != 0:
@@ -225,19 +255,25 @@ def mounted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @without_fixture_checks
 @every_step
-def test_on_a_file_system_that_shares_blocks(small_buffers: None, mounted: Path, steps: list[Step]) -> None:
+def test_on_a_file_system_that_shares_blocks(
+    small_buffers: None, mounted: Path, steps: list[Step]
+) -> None:
     check(mounted, steps)
 
 
 def shared_nbytes(path: Path) -> int:
-    """Bytes of a file that lie in blocks of another, too (FS_IOC_FIEMAP, synchronised; FIEMAP_EXTENT_SHARED)."""
+    """Bytes of a file that lie in blocks of another, too (FS_IOC_FIEMAP, synchronised;
+    FIEMAP_EXTENT_SHARED).
+    """
     head, extent, most = struct.Struct("=QQIIII"), struct.Struct("=QQQQQIIII"), 1000
     buffer = bytearray(head.pack(0, 2**64 - 1, 1, 0, most, 0) + bytes(extent.size * most))
     with path.open("rb") as file:
         fcntl.ioctl(file, 0xC020660B, buffer)
     count = head.unpack_from(buffer)[3]
     assert count < most
-    extents = [extent.unpack_from(buffer, head.size + number * extent.size) for number in range(count)]
+    extents = [
+        extent.unpack_from(buffer, head.size + number * extent.size) for number in range(count)
+    ]
     return sum(fields[2] for fields in extents if fields[5] & 0x2000)
 
 
@@ -251,16 +287,24 @@ def large(changed: Changed) -> Path:
     def grow(tensors: Tensors) -> None:
         generator = torch.Generator().manual_seed(0)
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
-            tensors[name] = torch.randn(ROWS, tensors[name].shape[1], generator=generator).to(tensors[name].dtype)
+            tensors[name] = torch.randn(ROWS, tensors[name].shape[1], generator=generator).to(
+                tensors[name].dtype
+            )
 
     source = changed(tensors=grow, config=lambda config: config.update(vocab_size=ROWS))
-    (source / "added_tokens.json").write_text('{"<own>": 320}')  # so that the rows behind it are from padding
+    (source / "added_tokens.json").write_text(
+        '{"<own>": 320}'
+    )  # so that the rows behind it are from padding
     return source
 
 
 @pytest.mark.parametrize("vocab", ["keep", "pad"])
 def test_a_job_shares_most_blocks(vocab: Any, mounted: Path, large: Path) -> None:
-    source, output, elsewhere = mounted / f"source-{vocab}", mounted / f"out-{vocab}", Path("elsewhere")
+    source, output, elsewhere = (
+        mounted / f"source-{vocab}",
+        mounted / f"out-{vocab}",
+        Path("elsewhere"),
+    )
     shutil.copytree(large, source)
     sources = [str(source), f"vision_tower={CLIP}"]
     apply("llava-v1.5", sources, output, vocab=vocab, verify="full")

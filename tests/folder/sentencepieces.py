@@ -15,14 +15,19 @@ from tokenizers import AddedToken
 from llava_remap.folder.llama_tokenizer import LlamaTokenizer
 
 _TEXT = (
-    "def f(x):\n    if x > 3:\n        return  x", "The quick  brown fox jumps over the lazy dog.", "USER: hi ASSISTANT: ho",
-    "name      value  note", "a b c d e f g h i j k l m n o p q r s t u v w x y z", "über alles café",
-    "    indentation   is  here", "1234567890 12 34 56", "----------------", "\t\ttabs", "a>( b>(c) >(d) >> x>> y", "== ** =====",
+    "def f(x):\n    if x > 3:\n        return  x", "The quick  brown fox jumps over the lazy dog.",
+    "USER: hi ASSISTANT: ho",
+    "name      value  note", "a b c d e f g h i j k l m n o p q r s t u v w x y z",
+    "über alles café",
+    "    indentation   is  here", "1234567890 12 34 56", "----------------", "\t\ttabs",
+    "a>( b>(c) >(d) >> x>> y", "== ** =====",
 )  # fmt: skip
-#: Of what texts are drawn: letters and marks of the models' training, some that they have as bytes only, and special tokens.
+#: Of what texts are drawn: letters and marks of the models' training, some that they have as bytes
+#: only, and special tokens.
 FRAGMENTS = (
     *"abcdefghijklmnopqrstuvwxyzUSERTIN:.,>(){}=+-*/0123456789éü漢🙂\t\n",
-    " ", "  ", "   ", "    ", "\n\n", "\n    ", "▁", "ﬁ", "½", "\u00a0", "\u3000", "\u200b", "e\u0301", "\x07", "👍🏽", "кош",
+    " ", "  ", "   ", "    ", "\n\n", "\n    ", "▁", "ﬁ", "½", "\u00a0", "\u3000", "\u200b",
+    "e\u0301", "\x07", "👍🏽", "кош",
     "</s>", "<s>", "<unk>", "<im_start>", "[SEG]", "<usr>", "**", "<0x0A>",
 )  # fmt: skip
 #: Pieces that a model is told to keep whole.
@@ -43,11 +48,23 @@ class Kind:
 
     @property
     def name(self) -> str:
-        said = ("unigram" if self.unigram else "bpe", *(key for key in ("nfkc", "strips", "own") if getattr(self, key)))
-        return "-".join((*said, *(() if self.prefix else ("no-prefix",)), *(() if self.as_bytes else ("no-bytes",))))
+        said = (
+            "unigram" if self.unigram else "bpe",
+            *(key for key in ("nfkc", "strips", "own") if getattr(self, key)),
+        )
+        return "-".join(
+            (
+                *said,
+                *(() if self.prefix else ("no-prefix",)),
+                *(() if self.as_bytes else ("no-bytes",)),
+            )
+        )
 
 
-KINDS = tuple(Kind(*flags) for flags in product((False, True), (False, True), (False, True), (True, False), (False, True)))
+KINDS = tuple(
+    Kind(*flags)
+    for flags in product((False, True), (False, True), (False, True), (True, False), (False, True))
+)
 #: What a config says of `legacy` and `add_prefix_space`.
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "legacy absent": {},
@@ -77,7 +94,12 @@ def train(texts: Sequence[str], **options: Any) -> bytes:
 
     out = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=out, hard_vocab_limit=False, minloglevel=2, num_threads=1, **options
+        sentence_iterator=iter(texts),
+        model_writer=out,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        num_threads=1,
+        **options,
     )
     return out.getvalue()
 
@@ -90,8 +112,12 @@ def size(model: bytes) -> int:
 
 def added_tokens(model: bytes) -> dict[int, AddedToken]:
     """The special tokens of every model, one more that has no role, and one that isn't special."""
-    texts = dict(enumerate(("<unk>", "<s>", "</s>"))) | dict(enumerate(("<im_start>", "[SEG]"), size(model)))
-    return {i: AddedToken(text, special=text != "[SEG]", normalized=False) for i, text in texts.items()}
+    texts = dict(enumerate(("<unk>", "<s>", "</s>"))) | dict(
+        enumerate(("<im_start>", "[SEG]"), size(model))
+    )
+    return {
+        i: AddedToken(text, special=text != "[SEG]", normalized=False) for i, text in texts.items()
+    }
 
 
 def tokenizer(kind: Kind, config: Mapping[str, Any]) -> LlamaTokenizer:
@@ -100,7 +126,9 @@ def tokenizer(kind: Kind, config: Mapping[str, Any]) -> LlamaTokenizer:
 
 
 def prompt_ids(reference: LlamaTokenizer, prompt: str, image: int, mark: str = IMAGE) -> list[int]:
-    """What the research code makes of a prompt: its pieces encoded one by one, the picture's token between them."""
+    """What the research code makes of a prompt: its pieces encoded one by one, the picture's
+    token between them.
+    """
     first, *rest = (reference.encode(piece) for piece in prompt.split(mark))
     return first + [i for ids in rest for i in (image, *ids[len(reference.before) :])]
 

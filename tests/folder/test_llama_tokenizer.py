@@ -1,6 +1,8 @@
-"""The research code's tokenizer in three forms: transformers' slow class, `LlamaTokenizer.encode`, and its `backend`.
+"""The research code's tokenizer in three forms: transformers' slow class, `LlamaTokenizer.encode`,
+and its `backend`.
 
-Small SentencePiece models of every kind are trained here. Where the backend can't follow, that is said and tested.
+Small SentencePiece models of every kind are trained here. Where the backend can't follow, that is
+said and tested.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ PROMPTS = st.lists(st.sampled_from((*FRAGMENTS, *[IMAGE] * 8)), max_size=16).map
 
 @pytest.fixture(scope="session")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Question], dict[str, Any]]:
-    """Texts of a fixed seed for each kind of model and config, and what the slow class makes of them."""
+    """Texts of a fixed seed for each kind of model and config, and what the slow class makes of
+    them.
+    """
     chance, work = random.Random(0), tmp_path_factory.mktemp("slow")
     questions: list[Question] = []
     for kind in KINDS:
@@ -57,11 +61,18 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Question], dic
             folder = work / f"{kind.name}, {name}"
             folder.mkdir()
             (folder / "tokenizer.model").write_bytes(trained(kind))
-            added = {str(i): json.loads(token_json(token)) for i, token in added_tokens(trained(kind)).items()}
+            added = {
+                str(i): json.loads(token_json(token))
+                for i, token in added_tokens(trained(kind)).items()
+            }
             content = {**config, "tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": added}
             (folder / "tokenizer_config.json").write_text(json.dumps(content))
             questions.append(
-                (folder, "LlamaTokenizer", ["", " ", "a", "</s>>(b", " <s>a", "[SEG]a", "<im_start>", *drawn(chance, 40)])
+                (
+                    folder,
+                    "LlamaTokenizer",
+                    ["", " ", "a", "</s>>(b", " <s>a", "[SEG]a", "<im_start>", *drawn(chance, 40)],
+                )
             )
     return questions, ask_versions(dict.fromkeys(SLOW, questions), work)
 
@@ -73,11 +84,13 @@ def token_json(token: AddedToken) -> str:
 
 @pytest.mark.parametrize("version", SLOW)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_encode_is_the_slow_class(name: str, version: str, asked: tuple[list[Question], dict[str, Any]]) -> None:
+def test_encode_is_the_slow_class(
+    name: str, version: str, asked: tuple[list[Question], dict[str, Any]]
+) -> None:
     """Id for id, of every kind of model.
 
-    One difference is meant: `add_prefix_space: null`. The research code's transformers (4.37) doesn't read the key, and puts the
-    space there; later versions take null for false.
+    One difference is meant: `add_prefix_space: null`. The research code's transformers (4.37)
+    doesn't read the key, and puts the space there; later versions take null for false.
     """
     if why := missing(version):
         pytest.fail(why)
@@ -86,26 +99,37 @@ def test_encode_is_the_slow_class(name: str, version: str, asked: tuple[list[Que
     for (folder, _, texts), answer in zip(questions, given_by[version], strict=True):
         if folder.name.endswith(f", {name}"):
             kind = next(kind for kind in KINDS if folder.name == f"{kind.name}, {name}")
-            config = {"legacy": False, "add_prefix_space": False} if "null" in name else CONFIGS[name]
+            config = (
+                {"legacy": False, "add_prefix_space": False} if "null" in name else CONFIGS[name]
+            )
             reference = tokenizer(kind, config)
             assert answer.get("class") == "LlamaTokenizer", answer
-            assert dict(zip(texts, answer["ids"], strict=True)) == {text: reference.encode(text) for text in texts}, folder.name
+            assert dict(zip(texts, answer["ids"], strict=True)) == {
+                text: reference.encode(text) for text in texts
+            }, folder.name
             seen += 1
     assert seen == len(KINDS)
 
 
 def test_a_prefix_of_null_is_no_false_one() -> None:
-    null, absent, false = (tokenizer(Kind(), CONFIGS[f"legacy false{more}"]) for more in (", prefix null", "", ", no prefix"))
+    null, absent, false = (
+        tokenizer(Kind(), CONFIGS[f"legacy false{more}"])
+        for more in (", prefix null", "", ", no prefix")
+    )
     assert null.encode("fox") == absent.encode("fox") != false.encode("fox")
 
 
 def test_absent_legacy_is_true() -> None:
-    absent, true, false = (tokenizer(Kind(), CONFIGS[f"legacy {said}"]) for said in ("absent", "true", "false"))
+    absent, true, false = (
+        tokenizer(Kind(), CONFIGS[f"legacy {said}"]) for said in ("absent", "true", "false")
+    )
     assert absent.encode("a</s>fox") == true.encode("a</s>fox") != false.encode("a</s>fox")
 
 
 def test_a_text_behind_a_special_token_begins_with_its_own_first_piece() -> None:
-    """Not with one that reaches into `<unk>`, behind which the class puts texts that begin with a space: `>(` is one piece."""
+    """Not with one that reaches into `<unk>`, behind which the class puts texts that begin with
+    a space: `>(` is one piece.
+    """
     reference = tokenizer(Kind(), CONFIGS["legacy false"])
     assert ">(" in reference.ids
     assert reference.encode("</s>(") == [1, 2, reference.ids["("]]
@@ -116,7 +140,9 @@ def test_a_text_behind_a_special_token_begins_with_its_own_first_piece() -> None
 
 @cache
 def both(kind: Kind, name: str) -> tuple[LlamaTokenizer, Any, int]:
-    """The reference, and the backend with its added tokens and a token for pictures, as `write_tokenizer` adds them."""
+    """The reference, and the backend with its added tokens and a token for pictures, as
+    `write_tokenizer` adds them.
+    """
     model = trained(kind)
     reference = tokenizer(kind, CONFIGS[name])
     backend, seen = reference.backend([IMAGE]), reference.seen([IMAGE])
@@ -129,9 +155,13 @@ def both(kind: Kind, name: str) -> tuple[LlamaTokenizer, Any, int]:
 
 
 def assert_same(reference: LlamaTokenizer, ids: list[int], wanted: list[int], kind: Kind) -> None:
-    """Equal ids; of two ways to cut a text with the same score, a unigram model may take the other one."""
+    """Equal ids; of two ways to cut a text with the same score, a unigram model may take the
+    other one.
+    """
     if ids != wanted and kind.unigram:
-        assert sorted(ids) == sorted(wanted) or score(reference, ids) == pytest.approx(score(reference, wanted), abs=1e-4)
+        assert sorted(ids) == sorted(wanted) or score(reference, ids) == pytest.approx(
+            score(reference, wanted), abs=1e-4
+        )
     else:
         assert ids == wanted
 
@@ -147,12 +177,16 @@ def begins(text: str, tokens: tuple[str, ...], before: str = r"\A") -> bool:
 
 def normalized(text: str) -> str:
     """As models with `nfkc` have a text before anything else."""
-    written: str = both(Kind(nfkc=True), "legacy false, no prefix")[1].normalizer.normalize_str(text)
+    written: str = both(Kind(nfkc=True), "legacy false, no prefix")[1].normalizer.normalize_str(
+        text
+    )
     return written.replace("▁", " ")
 
 
 def is_beyond(kind: Kind, name: str, text: str) -> bool:
-    """Whether a text is of a kind that no backend of ours reproduces; each kind has its test below."""
+    """Whether a text is of a kind that no backend of ours reproduces; each kind has its test
+    below.
+    """
     own = OWN if kind.own else ()
     if kind.unigram and (re.search("<0x[0-9A-F]{2}>", text) or (kind.own and "***" in text)):
         return True
@@ -162,7 +196,9 @@ def is_beyond(kind: Kind, name: str, text: str) -> bool:
         return True
     if "legacy false" not in name:
         made = (normalized(part) if kind.nfkc else part for part in parts)
-        return kind.prefix and any((part.strip(" ▁") if kind.strips else part) in own for part in made)
+        return kind.prefix and any(
+            (part.strip(" ▁") if kind.strips else part) in own for part in made
+        )
     if kind.nfkc and kind.strips:
         return True
     if "no prefix" in name:
@@ -194,16 +230,23 @@ def test_the_backend_makes_the_same_ids_of_prompts(name: str, kind: Kind, prompt
 
 @pytest.mark.parametrize("token", [*PLAIN, "<usr>"])
 def test_a_text_that_begins_with_a_token_without_a_role(token: str) -> None:
-    """With `legacy: false` it has a space before the token, as behind a picture; the token alone, a limit, has none."""
+    """With `legacy: false` it has a space before the token, as behind a picture; the token
+    alone, a limit, has none.
+    """
     reference, backend, image = both(Kind(own=True), "legacy false")
     space = reference.ids["▁"]
     bos, first, *rest = reference.encode(f"{token}fox")
     assert first == space
     assert backend.encode(f"{token}fox").ids == [bos, first, *rest]
     assert backend.encode(f"a</s>{token}fox").ids == reference.encode(f"a</s>{token}fox")
-    assert backend.encode(f"a{IMAGE}{token}fox").ids == prompt_ids(reference, f"a{IMAGE}{token}fox", image)
+    assert backend.encode(f"a{IMAGE}{token}fox").ids == prompt_ids(
+        reference, f"a{IMAGE}{token}fox", image
+    )
     assert backend.encode(f"a{IMAGE}{token}fox").ids[-len(rest) - 2 :] == [image, space, *rest]
-    assert (reference.encode(token), backend.encode(token).ids) == ([bos, space, rest[0]], [bos, rest[0]])
+    assert (reference.encode(token), backend.encode(token).ids) == (
+        [bos, space, rest[0]],
+        [bos, rest[0]],
+    )
 
 
 def test_limit_a_space_alone_before_a_special_token_stays() -> None:
@@ -228,17 +271,24 @@ def test_limit_a_text_of_which_nothing_is_left_has_no_space() -> None:
 
 
 def test_limit_line_ends_that_become_spaces_and_are_stripped() -> None:
-    """`nmt_nfkc` with `remove_extra_whitespaces` and `legacy: false`: the slow class strips some, by the letter before them."""
+    """`nmt_nfkc` with `remove_extra_whitespaces` and `legacy: false`: the slow class strips
+    some, by the letter before them.
+    """
     reference, backend, _ = both(Kind(nfkc=True, strips=True), "legacy false, no prefix")
     assert reference.encode("\nfox") == reference.encode("fox") != backend.encode("\nfox").ids
     assert reference.encode(" fox") == backend.encode(" fox").ids == backend.encode("\nfox").ids
 
 
 def test_limit_signs_that_are_one_letter_together() -> None:
-    """`nmt_nfkc`: the tokenizers library looks for a letter with its marks as a whole, and `\\r\\n` is such a letter, too."""
+    """`nmt_nfkc`: the tokenizers library looks for a letter with its marks as a whole, and
+    `\\r\\n` is such a letter, too.
+    """
     reference, backend, _ = both(Kind(nfkc=True), "legacy false, no prefix")
     space = reference.ids["▁"]
-    assert (reference.encode("a\r\n\n")[-3:], backend.encode("a\r\n\n").ids[-2:]) == ([space] * 3, [space] * 2)
+    assert (reference.encode("a\r\n\n")[-3:], backend.encode("a\r\n\n").ids[-2:]) == (
+        [space] * 3,
+        [space] * 2,
+    )
     assert reference.encode("e\u0301\u1dc0") != backend.encode("e\u0301\u1dc0").ids
     assert reference.encode("cafe\u0301 ﬁ½") == backend.encode("cafe\u0301 ﬁ½").ids
 
@@ -250,4 +300,6 @@ def test_limit_the_name_of_a_byte_is_that_byte_to_a_unigram_model() -> None:
     assert backend.encode("<0x0A>").ids == [1, byte]
     assert byte not in reference.encode("<0x0A>")
     reference, backend, _ = both(Kind(), "legacy false, no prefix")
-    assert backend.encode("<0x0A>").ids == reference.encode("<0x0A>") != [1, reference.ids["<0x0A>"]]
+    assert (
+        backend.encode("<0x0A>").ids == reference.encode("<0x0A>") != [1, reference.ids["<0x0A>"]]
+    )

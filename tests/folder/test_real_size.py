@@ -1,4 +1,6 @@
-"""A model of 4000 pieces, trained as Llama's was, with pieces of spaces alone of many lengths: runs of every length up to 200."""
+"""A model of 4000 pieces, trained as Llama's was, with pieces of spaces alone of many lengths:
+runs of every length up to 200.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ def model() -> bytes:
 
     In Llama's own model pieces of spaces alone have the lowest scores; here they are given them.
     """
-    files = sorted(path for kind in ("*.md", "llava_remap/**/*.py", "rules/**/*.yaml") for path in ROOT.glob(kind))
+    files = sorted(
+        path
+        for kind in ("*.md", "llava_remap/**/*.py", "rules/**/*.yaml")
+        for path in ROOT.glob(kind)
+    )
     text = [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
     chance = random.Random(0)
     table = [" " * chance.randint(1, 30) + word for line in text for word in line.split()[:1]]
@@ -80,9 +86,18 @@ def test_runs_of_every_length(sign: str, legacy: bool) -> None:
         text
         for length in range(1, LONGEST + 1)
         for run in [RUNS[sign] * length]
-        for text in (run, f"{run}return", f"value{run}", f"a{run}b", f"a {run} b", f"fine</s>{run}next")
+        for text in (
+            run,
+            f"{run}return",
+            f"value{run}",
+            f"a{run}b",
+            f"a {run} b",
+            f"fine</s>{run}next",
+        )
     ]
-    assert {text: backend.encode(text).ids for text in texts} == {text: reference.encode(text) for text in texts}
+    assert {text: backend.encode(text).ids for text in texts} == {
+        text: reference.encode(text) for text in texts
+    }
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -91,14 +106,21 @@ def test_mixed_runs(legacy: bool) -> None:
     chance = random.Random(1)
     runs = [*RUNS.values(), "  ", "    ", "\n    ", "x", "def ", ".", "</s>"]
     texts = [
-        "".join(chance.choice(runs) * chance.randint(1, 20) for _ in range(chance.randint(1, 12))) for _ in range(LONGEST * 2)
+        "".join(chance.choice(runs) * chance.randint(1, 20) for _ in range(chance.randint(1, 12)))
+        for _ in range(LONGEST * 2)
     ]
-    assert {text: backend.encode(text).ids for text in texts} == {text: reference.encode(text) for text in texts}
+    assert {text: backend.encode(text).ids for text in texts} == {
+        text: reference.encode(text) for text in texts
+    }
 
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_whole_files(legacy: bool) -> None:
     reference, backend = both(legacy)
-    files = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "llava_remap" / "folder").glob("*.py"))]
+    files = [
+        ROOT / "README.md",
+        ROOT / "Makefile",
+        *sorted((ROOT / "llava_remap" / "folder").glob("*.py")),
+    ]
     texts = {path.name: path.read_text(encoding="utf-8") for path in files}
     assert all(backend.encode(text).ids == reference.encode(text) for text in texts.values())

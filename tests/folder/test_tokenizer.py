@@ -1,7 +1,9 @@
-"""Sources with tokenizers of all kinds, converted by the command line: what every transformers opens encodes as the source does.
+"""Sources with tokenizers of all kinds, converted by the command line: what every transformers
+opens encodes as the source does.
 
-Opened fast, with `use_fast=False`, and by the slow class's own name. The reference is the source's `tokenizer.json`, else
-`LlamaTokenizer` (see `test_llama_tokenizer.py`), else what transformers makes of the source's own files.
+Opened fast, with `use_fast=False`, and by the slow class's own name. The reference is the source's
+`tokenizer.json`, else `LlamaTokenizer` (see `test_llama_tokenizer.py`), else what transformers
+makes of the source's own files.
 """
 
 from __future__ import annotations
@@ -40,14 +42,38 @@ BOS_AND_EOS = ("bos_token", "eos_token")
 FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
 #: Texts that tokenizers disagree on; those with pictures last.
 TEXTS = (
-    "", "What is it? A cat, 3 dogs.", "Two  spaces,   three", " a", "  a", "a ", "a  ", " ", "   ", "\n", "\t", "\na", "a\n\n\nb",
-    "def f(x):\n    if x > 3:\n\treturn  x\n\n\n# end", "name      value  note\n----------------------\nred          12  ok",
-    "Äpfel, café, 漢字, кошка, 🙂👍🏽 → “x” … ½", "\u200b\ufeff\x00\x07\x7f", "don't I'll we've 1,234.50", "▁a ▁ b", ">(>>= ==",
-    "a</s>(b", "fine</s>next", "fine </s> next", "fine</s>\n\nnext", "a</s></s>", "USER: hi ASSISTANT: ho </s>USER: next  one",
-)  # fmt: skip
+    "",
+    "What is it? A cat, 3 dogs.",
+    "Two  spaces,   three",
+    " a",
+    "  a",
+    "a ",
+    "a  ",
+    " ",
+    "   ",
+    "\n",
+    "\t",
+    "\na",
+    "a\n\n\nb",
+    "def f(x):\n    if x > 3:\n\treturn  x\n\n\n# end",
+    "name      value  note\n----------------------\nred          12  ok",
+    "Äpfel, café, 漢字, кошка, 🙂👍🏽 → “x” … ½",
+    "\u200b\ufeff\x00\x07\x7f",
+    "don't I'll we've 1,234.50",
+    "▁a ▁ b",
+    ">(>>= ==",
+    "a</s>(b",
+    "fine</s>next",
+    "fine </s> next",
+    "fine</s>\n\nnext",
+    "a</s></s>",
+    "USER: hi ASSISTANT: ho </s>USER: next  one",
+)
 PROMPTS = (
-    "<image>", "<image>\nWhat is it?", "USER: <image>\nWhat  is it? ASSISTANT:", "<image> a", "<image>  a", "a <image>b",
-    "<image><image>\nTwo", "a<image>\n<image>\nb", "USER: <image>\nWhat? ASSISTANT: a cat.</s>USER: And <image> now? ASSISTANT:",
+    "<image>", "<image>\nWhat is it?", "USER: <image>\nWhat  is it? ASSISTANT:", "<image> a",
+    "<image>  a", "a <image>b",
+    "<image><image>\nTwo", "a<image>\n<image>\nb",
+    "USER: <image>\nWhat? ASSISTANT: a cat.</s>USER: And <image> now? ASSISTANT:",
     "<image>\n    x = 1\n\ty", "[INST] <image>\nWhat? [/INST] a </s>[INST] why [/INST]",
 )  # fmt: skip
 
@@ -77,26 +103,50 @@ class Source:
 
 
 def llama(
-    config: dict[str, Any] | None, kind: Kind = PLAIN, added: Sequence[str] = (), listed: bool = True, **more: Any
+    config: dict[str, Any] | None,
+    kind: Kind = PLAIN,
+    added: Sequence[str] = (),
+    listed: bool = True,
+    **more: Any,
 ) -> Source:
     """A `tokenizer.model` and its config; tokens in square brackets aren't special."""
     model = trained(kind)
     texts = dict(enumerate(ROLES)) | dict(enumerate(added, size(model)))
-    tokens = {i: AddedToken(text, special=text[0] == "<", normalized=False) for i, text in texts.items()}
+    tokens = {
+        i: AddedToken(text, special=text[0] == "<", normalized=False) for i, text in texts.items()
+    }
     files: dict[str, Any] = {"tokenizer.model": model}
     if config is not None:
         files["tokenizer_config.json"] = {**config, "tokenizer_class": "LlamaTokenizer"}
         if added and listed:
-            decoder = {str(i): {"content": text, "special": text[0] == "<", **FLAGS} for i, text in texts.items()}
+            decoder = {
+                str(i): {"content": text, "special": text[0] == "<", **FLAGS}
+                for i, text in texts.items()
+            }
             files["tokenizer_config.json"]["added_tokens_decoder"] = decoder
         elif added:
             files["added_tokens.json"] = {text: i for i, text in texts.items() if i > 2}
     reference = LlamaTokenizer(model, tokens, config or {})
     own = [
-        text for token in added for text in (f"fine{token}next", f"fine {token} next", f"a {token}{token}\n", f"a{IMAGE}{token}x")
+        text
+        for token in added
+        for text in (
+            f"fine{token}next",
+            f"fine {token} next",
+            f"a {token}{token}\n",
+            f"a{IMAGE}{token}x",
+        )
     ]
     lossless = not (kind.nfkc or kind.strips)
-    return Source(files, reference.encode, len(reference.before), texts=own, slow="LlamaTokenizer", lossless=lossless, **more)
+    return Source(
+        files,
+        reference.encode,
+        len(reference.before),
+        texts=own,
+        slow="LlamaTokenizer",
+        lossless=lossless,
+        **more,
+    )
 
 
 def one_file(change_it: Callable[[Any], object], **more: Any) -> Source:
@@ -107,7 +157,12 @@ def one_file(change_it: Callable[[Any], object], **more: Any) -> Source:
     tokenizer.add_special_tokens(list(tokens.values()))
     change_it(tokenizer)
     whole = tokenizer.to_str()
-    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": CLASS}
+    config = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "tokenizer_class": CLASS,
+    }
     reference = Tokenizer.from_str(whole)
     reference.no_truncation()
     reference.no_padding()
@@ -122,7 +177,9 @@ def saying(source: Source, config: Mapping[str, Any], **files: Any) -> Source:
 
 
 def map_and_config() -> Source:
-    """Of two files that disagree, and no `added_tokens_decoder`, the map counts (transformers 4.37)."""
+    """Of two files that disagree, and no `added_tokens_decoder`, the map counts (transformers
+    4.37).
+    """
     source = llama({"legacy": True, "bos_token": "</s>", "eos_token": "</s>"})
     counts = dict.fromkeys(BOS_AND_EOS, "</s>")
     disagreeing = {"bos_token": "<s>", "eos_token": ""}
@@ -130,13 +187,17 @@ def map_and_config() -> Source:
 
 
 def lower(tokenizer: Any) -> None:
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), tokenizer.normalizer])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), tokenizer.normalizer]
+    )
 
 
 def spaced_first(tokenizer: Any) -> None:
     """As transformers makes it of `legacy: false`."""
     tokenizer.normalizer = None
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement="▁", prepend_scheme="first", split=False
+    )
 
 
 def cut_and_filled(tokenizer: Any) -> None:
@@ -144,7 +205,10 @@ def cut_and_filled(tokenizer: Any) -> None:
     tokenizer.enable_padding(length=64, pad_id=0, pad_token="<unk>")
 
 
-OF_ANOTHER = {"AutoTokenizer": ["tokenization_mine.MineTokenizer", None], "AutoProcessor": "processing_mine.MineProcessor"}
+OF_ANOTHER = {
+    "AutoTokenizer": ["tokenization_mine.MineTokenizer", None],
+    "AutoProcessor": "processing_mine.MineProcessor",
+}
 SOURCES: dict[str, Callable[[], Source]] = {
     "model alone": partial(llama, None),
     "legacy absent": partial(llama, {}),
@@ -156,13 +220,19 @@ SOURCES: dict[str, Callable[[], Source]] = {
     "BOS null": partial(llama, {"legacy": True, "add_bos_token": None}),
     "map and config": map_and_config,
     "map and decoder": lambda: saying(
-        llama({"legacy": True}, added=("[SEG]",)), {}, **{"special_tokens_map.json": {"bos_token": "</s>"}}
+        llama({"legacy": True}, added=("[SEG]",)),
+        {},
+        **{"special_tokens_map.json": {"bos_token": "</s>"}},
     ),
     "unigram": partial(llama, {"legacy": True}, Kind(unigram=True)),
     "nfkc and stripped": partial(llama, {"legacy": True}, Kind(nfkc=True, strips=True)),
     "pieces kept whole": partial(llama, {"legacy": True}, Kind(own=True)),
-    "added, legacy true": partial(llama, {"legacy": True}, added=("<im_start>", "<im_end>", "[SEG]")),
-    "added, legacy false": partial(llama, {"legacy": False}, added=("<im_start>", "<im_end>", "[SEG]")),
+    "added, legacy true": partial(
+        llama, {"legacy": True}, added=("<im_start>", "<im_end>", "[SEG]")
+    ),
+    "added, legacy false": partial(
+        llama, {"legacy": False}, added=("<im_start>", "<im_end>", "[SEG]")
+    ),
     "markers around pictures": partial(
         llama,
         {"legacy": False},
@@ -170,16 +240,23 @@ SOURCES: dict[str, Callable[[], Source]] = {
         other={"config.json": {"mm_use_im_start_end": True}},
     ),
     "image there": partial(llama, {"legacy": False}, added=(IMAGE, "[SEG]")),
-    "added_tokens.json": partial(llama, {"legacy": True}, added=("<im_start>", "[SEG]"), listed=False),
+    "added_tokens.json": partial(
+        llama, {"legacy": True}, added=("<im_start>", "[SEG]"), listed=False
+    ),
     "auto_map": partial(
         llama,
         {"legacy": True, "auto_map": OF_ANOTHER},
-        other={"generation_config.json": {"auto_map": OF_ANOTHER}, "preprocessor_config.json": {"auto_map": OF_ANOTHER}},
+        other={
+            "generation_config.json": {"auto_map": OF_ANOTHER},
+            "preprocessor_config.json": {"auto_map": OF_ANOTHER},
+        },
     ),
     "lower case": partial(one_file, lower, lossless=False),
     "spaced first": partial(one_file, spaced_first),
     "cut and filled": partial(one_file, cut_and_filled),
-    "flags of another class": lambda: saying(one_file(lambda tokenizer: None), {"add_bos_token": False, "add_eos_token": True}),
+    "flags of another class": lambda: saying(
+        one_file(lambda tokenizer: None), {"add_bos_token": False, "add_eos_token": True}
+    ),
 }
 
 
@@ -239,8 +316,20 @@ def rows_of(files: Mapping[str, Any]) -> int:
     return int(max([size(files["tokenizer.model"]), *(i + 1 for i in ids)]))
 
 
-def apply_to(source: Path, output: Path, *more: object, rules: str = "llava-v1.5", tower: Path = CLIP) -> str:
-    arguments = ["apply", rules, "--source", source, "--source", f"vision_tower={tower}", "--output", output, *more]
+def apply_to(
+    source: Path, output: Path, *more: object, rules: str = "llava-v1.5", tower: Path = CLIP
+) -> str:
+    arguments = [
+        "apply",
+        rules,
+        "--source",
+        source,
+        "--source",
+        f"vision_tower={tower}",
+        "--output",
+        output,
+        *more,
+    ]
     ran = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
     return ran.output
@@ -257,7 +346,9 @@ def convert(name: str, work: Path) -> Converted:
 
 
 def convert_qwen(work: Path) -> Converted:
-    """`vocab.json` and `merges.txt`, with what transformers itself makes of them for a reference."""
+    """`vocab.json` and `merges.txt`, with what transformers itself makes of them for a
+    reference.
+    """
     folder = work / "qwen"
     shutil.copytree(QWEN2, folder)
     tensors = load_file(folder / "model.safetensors")
@@ -266,10 +357,20 @@ def convert_qwen(work: Path) -> Converted:
     change(folder / "config.json", **SQUARE)
     tokenizer = qwen_tokenizer(work / "qwen tokenizer")
     opened = AutoTokenizer.from_pretrained(tokenizer)
-    change(tokenizer / "tokenizer_config.json", add_bos_token=True, bos_token="<|im_end|>")  # which its class doesn't read
-    said = apply_to(folder, work / "out" / "qwen", "--source", f"language_model={tokenizer}", tower=SIGLIP)
-    own = ["fine<|im_end|>next", "fine <|im_end|>\nnext", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"]
-    source = Source({}, lambda text: list(opened(text)["input_ids"]), 0, texts=own, slow="Qwen2Tokenizer")
+    change(
+        tokenizer / "tokenizer_config.json", add_bos_token=True, bos_token="<|im_end|>"
+    )  # which its class doesn't read
+    said = apply_to(
+        folder, work / "out" / "qwen", "--source", f"language_model={tokenizer}", tower=SIGLIP
+    )
+    own = [
+        "fine<|im_end|>next",
+        "fine <|im_end|>\nnext",
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+    ]
+    source = Source(
+        {}, lambda text: list(opened(text)["input_ids"]), 0, texts=own, slow="Qwen2Tokenizer"
+    )
     return Converted(source, work / "out" / "qwen", said)
 
 
@@ -291,11 +392,19 @@ def answers(converted: dict[str, Converted], tmp_path_factory: pytest.TempPathFa
     asked = {}
     for version in ALL_VERSIONS:
         old = version.startswith("4.")
-        ways = {name: ("fast", *(("slow", one.source.slow) if old else ())) for name, one in converted.items()}
+        ways = {
+            name: ("fast", *(("slow", one.source.slow) if old else ()))
+            for name, one in converted.items()
+        }
         asked[version] = [(name, way) for name in ways for way in ways[name] if way is not None]
-    questions = {v: [(converted[name].folder, way, converted[name].texts) for name, way in pairs] for v, pairs in asked.items()}
+    questions = {
+        v: [(converted[name].folder, way, converted[name].texts) for name, way in pairs]
+        for v, pairs in asked.items()
+    }
     given = ask_versions(questions, tmp_path_factory.mktemp("asked"))
-    return {version: dict(zip(asked[version], found, strict=True)) for version, found in given.items()}
+    return {
+        version: dict(zip(asked[version], found, strict=True)) for version, found in given.items()
+    }
 
 
 def answer_of(answers: Answers, version: str, name: str, way: str) -> dict[str, Any]:
@@ -318,15 +427,25 @@ ALL_WAYS = [
 def test_it_encodes_as_the_source_does(
     name: str, version: str, way: str, answers: Answers, converted: dict[str, Converted]
 ) -> None:
-    """Texts, and prompts with pictures: their pieces one by one, as the research code encodes them."""
+    """Texts, and prompts with pictures: their pieces one by one, as the research code encodes
+    them.
+    """
     one, found = converted[name], answer_of(answers, version, name, way)
-    assert dict(zip(one.texts, found["ids"], strict=True)) == {text: one.wanted(text) for text in one.texts}
+    assert dict(zip(one.texts, found["ids"], strict=True)) == {
+        text: one.wanted(text) for text in one.texts
+    }
 
 
-@pytest.mark.parametrize("version", [version for version in ALL_VERSIONS if version.startswith("4.")])
+@pytest.mark.parametrize(
+    "version", [version for version in ALL_VERSIONS if version.startswith("4.")]
+)
 @pytest.mark.parametrize("name", [name for name in NAMES if name == "qwen" or SOURCES[name]().slow])
-def test_the_slow_class_by_its_name(name: str, version: str, answers: Answers, converted: dict[str, Converted]) -> None:
-    """Equal ids, but for a fault that no folder mends: with `legacy: false` no space is put before the text behind a picture."""
+def test_the_slow_class_by_its_name(
+    name: str, version: str, answers: Answers, converted: dict[str, Converted]
+) -> None:
+    """Equal ids, but for a fault that no folder mends: with `legacy: false` no space is put
+    before the text behind a picture.
+    """
     one = converted[name]
     assert one.source.slow is not None
     found = answer_of(answers, version, name, one.source.slow)
@@ -335,7 +454,10 @@ def test_the_slow_class_by_its_name(name: str, version: str, answers: Answers, c
     if one.config.get("legacy") is False:
         model = one.source.files["tokenizer.model"]
         decoder = one.config["added_tokens_decoder"].items()
-        added = {int(i): AddedToken(t["content"], special=t["special"], normalized=False) for i, t in decoder}
+        added = {
+            int(i): AddedToken(t["content"], special=t["special"], normalized=False)
+            for i, t in decoder
+        }
         uncut = LlamaTokenizer(model, added, one.config)
         wanted |= {text: uncut.encode(text) for text in one.texts if IMAGE in text}
         if name != "no prefix":
@@ -347,16 +469,27 @@ def test_the_slow_class_by_its_name(name: str, version: str, answers: Answers, c
 
 
 @pytest.mark.parametrize("version", ALL_VERSIONS)
-@pytest.mark.parametrize("name", [name for name in NAMES if name == "qwen" or SOURCES[name]().lossless])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name == "qwen" or SOURCES[name]().lossless]
+)
 def test_a_text_without_special_tokens_comes_back(
     name: str, version: str, answers: Answers, converted: dict[str, Converted]
 ) -> None:
     one, found = converted[name], answer_of(answers, version, name, "fast")
     bos = one.source.bos * one.source.before
-    plain = [text for text in one.texts if not any(sign in text for sign in ("<s>", "</s>", "[SEG]", "<im", "<|", "▁"))]
+    plain = [
+        text
+        for text in one.texts
+        if not any(sign in text for sign in ("<s>", "</s>", "[SEG]", "<im", "<|", "▁"))
+    ]
     decoded = dict(zip(one.texts, found["decoded"], strict=True))
-    # Behind BOS, some versions' decoders know no text's start any more, and leave the space that was put there.
-    wrong = {text: decoded[text] for text in plain if decoded[text] not in (f"{bos}{text}", f"{bos} {text}")}
+    # Behind BOS, some versions' decoders know no text's start any more, and leave the space that
+    # was put there.
+    wrong = {
+        text: decoded[text]
+        for text in plain
+        if decoded[text] not in (f"{bos}{text}", f"{bos} {text}")
+    }
     assert wrong == {}
 
 
@@ -371,26 +504,44 @@ def test_a_prefix_of_null_is_left_out(converted: dict[str, Converted]) -> None:
 
 def test_an_absent_legacy_is_written_as_true(converted: dict[str, Converted]) -> None:
     """transformers 5 takes an absent one for false."""
-    legacy = {name: converted[name].config["legacy"] for name in ("model alone", "legacy absent", "legacy true", "legacy false")}
-    assert legacy == {"model alone": True, "legacy absent": True, "legacy true": True, "legacy false": False}
+    legacy = {
+        name: converted[name].config["legacy"]
+        for name in ("model alone", "legacy absent", "legacy true", "legacy false")
+    }
+    assert legacy == {
+        "model alone": True,
+        "legacy absent": True,
+        "legacy true": True,
+        "legacy false": False,
+    }
 
 
 def test_a_normalizer_is_kept(converted: dict[str, Converted]) -> None:
     one = converted["lower case"]
-    written, given = json.loads((one.folder / "tokenizer.json").read_text()), json.loads(one.source.files["tokenizer.json"])
+    written, given = (
+        json.loads((one.folder / "tokenizer.json").read_text()),
+        json.loads(one.source.files["tokenizer.json"]),
+    )
     for part in ("normalizer", "pre_tokenizer", "decoder", "model"):
         assert written[part] == given[part]
 
 
 def test_truncation_and_padding_are_dropped(converted: dict[str, Converted]) -> None:
     one = converted["cut and filled"]
-    given, written = json.loads(one.source.files["tokenizer.json"]), json.loads((one.folder / "tokenizer.json").read_text())
+    given, written = (
+        json.loads(one.source.files["tokenizer.json"]),
+        json.loads((one.folder / "tokenizer.json").read_text()),
+    )
     assert given["truncation"] and given["padding"]  # noqa: PT018
     assert (written["truncation"], written["padding"]) == (None, None)
 
 
-def test_a_second_form_is_written_only_where_the_first_makes_other_ids(converted: dict[str, Converted]) -> None:
-    """The text behind a picture gets a space of its own; the picture's token is then part of what the normalizer sees."""
+def test_a_second_form_is_written_only_where_the_first_makes_other_ids(
+    converted: dict[str, Converted],
+) -> None:
+    """The text behind a picture gets a space of its own; the picture's token is then part of
+    what the normalizer sees.
+    """
     seen = {}
     for name in ("spaced first", "lower case", "cut and filled"):
         added = json.loads((converted[name].folder / "tokenizer.json").read_text())["added_tokens"]
@@ -405,12 +556,18 @@ def test_no_file_names_code(converted: dict[str, Converted]) -> None:
 
 
 def test_added_tokens_keep_id_and_kind(converted: dict[str, Converted]) -> None:
-    """`added_tokens.json` doesn't say which are special; what the rule file adds comes behind them."""
+    """`added_tokens.json` doesn't say which are special; what the rule file adds comes behind
+    them.
+    """
     first = size(trained(Kind()))
     written = {}
     for name in ("added, legacy true", "added, legacy false", "image there", "added_tokens.json"):
         decoder = converted[name].config["added_tokens_decoder"]
-        written[name] = [(decoder[i]["content"], decoder[i]["special"]) for i in sorted(decoder, key=int) if int(i) >= first]
+        written[name] = [
+            (decoder[i]["content"], decoder[i]["special"])
+            for i in sorted(decoder, key=int)
+            if int(i) >= first
+        ]
     special = [(text, True) for text in ("<im_start>", "<im_end>", IMAGE, "<pad>")]
     assert written == {
         "added, legacy true": [*special[:2], ("[SEG]", False), *special[2:]],
@@ -420,10 +577,14 @@ def test_added_tokens_keep_id_and_kind(converted: dict[str, Converted]) -> None:
     }
 
 
-def test_byte_level_words_and_merges_are_files_of_their_own(converted: dict[str, Converted]) -> None:
+def test_byte_level_words_and_merges_are_files_of_their_own(
+    converted: dict[str, Converted],
+) -> None:
     written = {name: {path.name for path in converted[name].folder.glob("*")} for name in NAMES}
     assert [name for name in NAMES if {"vocab.json", "merges.txt"} & written[name]] == ["qwen"]
-    assert [name for name in NAMES if "tokenizer.model" in written[name]] == [n for n in SOURCES if SOURCES[n]().slow]
+    assert [name for name in NAMES if "tokenizer.model" in written[name]] == [
+        n for n in SOURCES if SOURCES[n]().slow
+    ]
 
 
 # --- what can't be written, and what is told
@@ -431,15 +592,34 @@ def test_byte_level_words_and_merges_are_files_of_their_own(converted: dict[str,
 
 def told(folder: Path, run: Run, code: str, *, exit_code: int) -> str:
     """What a plan says of a code."""
-    arguments = ["--source", folder, "--source", f"vision_tower={CLIP}", "--output", "out", "--dry-run", "--format", "json"]
+    arguments = [
+        "--source",
+        folder,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+        "--dry-run",
+        "--format",
+        "json",
+    ]
     ran = run("apply", "llava-v1.5", *arguments)
     assert ran.code == exit_code
-    [said] = [problem["message"] for kind in ("problems", "notes") for problem in ran.json[kind] if problem["code"] == code]
+    [said] = [
+        problem["message"]
+        for kind in ("problems", "notes")
+        for problem in ran.json[kind]
+        if problem["code"] == code
+    ]
     return str(said)
 
 
-def test_what_cannot_be_reproduced_is_refused_with_the_first_text_that_differs(tmp_path: Path, run: Run) -> None:
-    """Line ends that become spaces and are stripped: one of the limits in `test_llama_tokenizer.py`."""
+def test_what_cannot_be_reproduced_is_refused_with_the_first_text_that_differs(
+    tmp_path: Path, run: Run
+) -> None:
+    """Line ends that become spaces and are stripped: one of the limits in
+    `test_llama_tokenizer.py`.
+    """
     source = llama({"legacy": False}, Kind(nfkc=True, strips=True))
     folder = checkpoint(tmp_path / "source", source.files, rows_of(source.files))
     said = told(folder, run, "LR412", exit_code=1)
@@ -457,14 +637,20 @@ def test_what_changes_how_sentencepiece_encodes_is_refused(tmp_path: Path, run: 
     assert "sp_model_kwargs" in told(folder, run, "LR113", exit_code=3)
 
 
-def test_two_tokenizers_that_disagree_are_told_with_the_first_text(tmp_path: Path, run: Run) -> None:
-    """The `tokenizer.json` is taken: here one with the ids of `legacy: false`, beside a config that says true."""
+def test_two_tokenizers_that_disagree_are_told_with_the_first_text(
+    tmp_path: Path, run: Run
+) -> None:
+    """The `tokenizer.json` is taken: here one with the ids of `legacy: false`, beside a config
+    that says true.
+    """
     source = llama({"legacy": True})
     model = trained(PLAIN)
     tokens = {i: AddedToken(text, special=True, normalized=False) for i, text in enumerate(ROLES)}
     other = LlamaTokenizer(model, tokens, {"legacy": False}).backend()
     other.add_special_tokens(list(tokens.values()))
-    folder = checkpoint(tmp_path / "source", {**source.files, "tokenizer.json": other.to_str()}, size(model))
+    folder = checkpoint(
+        tmp_path / "source", {**source.files, "tokenizer.json": other.to_str()}, size(model)
+    )
     said = told(folder, run, "LR414", exit_code=0)
     found = re.search(r"different ids of ('.*'): (\[[\d, ]*\]) and (\[[\d, ]*\])\.", said)
     assert found, said
@@ -472,6 +658,8 @@ def test_two_tokenizers_that_disagree_are_told_with_the_first_text(tmp_path: Pat
     assert of_one_file == other.encode(text).ids != of_model == source.encode(text)
     apply_to(folder, tmp_path / "out")
     opened = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert [opened(text)["input_ids"] for text in TEXTS] == [other.encode(text).ids for text in TEXTS]
+    assert [opened(text)["input_ids"] for text in TEXTS] == [
+        other.encode(text).ids for text in TEXTS
+    ]
     (folder / "tokenizer.json").unlink()
     assert "LR414" not in apply_to(folder, tmp_path / "again")

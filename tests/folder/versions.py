@@ -21,8 +21,12 @@ ALL_VERSIONS = (*VERSIONS, INSTALLED)
 Question = tuple[Path, str, Sequence[str]]
 
 
-def ask_versions(questions: Mapping[str, Sequence[Question]], work: Path) -> dict[str, list[dict[str, Any]]]:
-    """The answers to each version's questions, in their order; none of a version that isn't there."""
+def ask_versions(
+    questions: Mapping[str, Sequence[Question]], work: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """The answers to each version's questions, in their order; none of a version that isn't
+    there.
+    """
     there = [version for version in questions if version == INSTALLED or missing(version) is None]
     with ThreadPoolExecutor(2) as pool:
         given = pool.map(lambda version: _ask(version, questions[version], work), there)
@@ -31,12 +35,19 @@ def ask_versions(questions: Mapping[str, Sequence[Question]], work: Path) -> dic
 
 def _ask(version: str, questions: Sequence[Question], work: Path) -> list[dict[str, Any]]:
     asked, given = work / f"asked-{version}.json", work / f"given-{version}.json"
-    asked.write_text(json.dumps([[str(folder), way, list(texts)] for folder, way, texts in questions]), encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    asked.write_text(
+        json.dumps([[str(folder), way, list(texts)] for folder, way, texts in questions]),
+        encoding="utf-8",
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "OMP_NUM_THREADS": "1"
+    }
     if version != INSTALLED:
         environment["PYTHONPATH"] = str(place(version).resolve())
     command = [sys.executable, str(Path(__file__).with_name("ask.py")), str(asked), str(given)]
-    ran = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=HANGS)
+    ran = subprocess.run(
+        command, env=environment, cwd=work, capture_output=True, text=True, timeout=HANGS
+    )
     assert ran.returncode == 0, f"transformers {version}: {ran.stderr}"
     answers: list[dict[str, Any]] = json.loads(given.read_text(encoding="utf-8"))
     return answers

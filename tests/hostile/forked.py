@@ -1,6 +1,7 @@
 """The command line in processes of their own, without importing it anew for each.
 
-They are forks of a small process: the kernel counts a child's peak memory from before its exec, and a test's process is large.
+They are forks of a small process: the kernel counts a child's peak memory from before its exec, and
+a test's process is large.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ran: exit code (minus the signal's number where one ended it), peak memory in KiB, what it printed."""
+    """A process that ran: exit code (minus the signal's number where one ended it), peak memory
+    in KiB, what it printed.
+    """
 
     code: int
     kib: int
@@ -37,12 +40,18 @@ def forking(seconds: int = 600, limit: Callable[[], object] | None = None) -> It
     """What runs the command line with the arguments it is called with.
 
     Args:
-        seconds: of CPU, after which the kernel ends the process; on no machine does any need so many.
+        seconds: of CPU, after which the kernel ends the process; on no machine does any need so
+            many.
         limit: called in the process that forks them, before it is Python.
     """
     command = [sys.executable, "-m", "tests.hostile.forked", str(seconds)]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=limit
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=limit,
     ) as server:
 
         def run(*arguments: object) -> Ended:

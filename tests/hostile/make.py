@@ -58,7 +58,9 @@ def _sparse(file: Path, nbytes: int) -> None:
 # --- safetensors ---
 
 
-def _safetensors(folder: Path, header: Any, body: bytes = bytes(8), *, length: int | None = None) -> Path:
+def _safetensors(
+    folder: Path, header: Any, body: bytes = bytes(8), *, length: int | None = None
+) -> Path:
     data = header if isinstance(header, bytes) else json.dumps(header).encode()
     file = folder / "model.safetensors"
     file.write_bytes((len(data) if length is None else length).to_bytes(8, "little") + data + body)
@@ -95,7 +97,10 @@ _headers(
     dtype_unknown=({"w": {**ENTRY, "dtype": "F4"}}, 8),
     shape_that_overflows=({"w": {**ENTRY, "shape": [2**32, 2**32]}}, 8),
     shape_of_another_size=({"w": {**ENTRY, "shape": [3]}}, 8),
-    shape_of_5000_digits=(b'{"w":{"dtype":"F32","shape":[%b],"data_offsets":[0,8]}}' % (b"9" * 5000), 8),
+    shape_of_5000_digits=(
+        b'{"w":{"dtype":"F32","shape":[%b],"data_offsets":[0,8]}}' % (b"9" * 5000),
+        8,
+    ),
     shape_of_a_million_dimensions=({"w": {**ENTRY, "shape": [1] * 10**6}}, 8),
 )
 
@@ -125,7 +130,9 @@ def header_of_spaces(folder: Path) -> None:
 # --- torch zip ---
 
 
-def _zip(folder: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, **storages: bytes) -> Path:
+def _zip(
+    folder: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, **storages: bytes
+) -> Path:
     file = folder / "pytorch_model.bin"
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("m/data.pkl", pickled)
@@ -134,15 +141,40 @@ def _zip(folder: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, **
     return file
 
 
-def _tensor(key: bytes = b"0", *, numel: bytes = b"K\4", shape: bytes = b"K\4\x85", stride: bytes = b"K\1\x85") -> bytes:
-    """A tensor of floats, as torch describes it; the arguments are instructions that leave the number or tuple."""
-    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX" + struct.pack("<I", len(key)) + key + b"X\3\0\0\0cpu" + numel + b"tQ"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + shape + stride + b"\x89ccollections\nOrderedDict\n)RtR"
+def _tensor(
+    key: bytes = b"0",
+    *,
+    numel: bytes = b"K\4",
+    shape: bytes = b"K\4\x85",
+    stride: bytes = b"K\1\x85",
+) -> bytes:
+    """A tensor of floats, as torch describes it; the arguments are instructions that leave the
+    number or tuple.
+    """
+    storage = (
+        b"(X\7\0\0\0storagectorch\nFloatStorage\nX"
+        + struct.pack("<I", len(key))
+        + key
+        + b"X\3\0\0\0cpu"
+        + numel
+        + b"tQ"
+    )
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"K\0"
+        + shape
+        + stride
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )
 
 
 def _dict(**items: bytes) -> bytes:
     """A pickle of a dict whose values are these instructions."""
-    entries = (b"X" + struct.pack("<I", len(key)) + key.encode() + value + b"s" for key, value in items.items())
+    entries = (
+        b"X" + struct.pack("<I", len(key)) + key.encode() + value + b"s"
+        for key, value in items.items()
+    )
     return b"\x80\2}" + b"".join(entries) + b"."
 
 
@@ -169,9 +201,18 @@ _pickles(
     pickle_with_a_nested_key=b"\x80\2})" + b"\x85" * 100_000 + b"Ns.",
     pickle_of_2_60_elements=_dict(w=_tensor(numel=_2_60, shape=_2_60 + b"\x85")),
     pickle_of_2_60_elements_on_four=_dict(w=_tensor(shape=_2_60 + b"\x85", stride=b"K\0\x85")),
-    pickle_of_a_shape_that_overflows=_dict(w=_tensor(shape=_2_60 + _2_60 + b"\x86", stride=b"K\0K\0\x86")),
-    pickle_of_laughs=_dict(w=b"NN\x86" + b"q\0h\0\x86" * 10_000),  # 2 ** 10000 leaves, of 10,000 tuples
-    pickle_that_copies=b"\x80\2](" + b"K\1" * 100_000 + b"eq\0" + b"0ctorch\nSize\nq\1" + b"h\1h\0\x85R" * 100_000 + b".",
+    pickle_of_a_shape_that_overflows=_dict(
+        w=_tensor(shape=_2_60 + _2_60 + b"\x86", stride=b"K\0K\0\x86")
+    ),
+    pickle_of_laughs=_dict(
+        w=b"NN\x86" + b"q\0h\0\x86" * 10_000
+    ),  # 2 ** 10000 leaves, of 10,000 tuples
+    pickle_that_copies=b"\x80\2]("
+    + b"K\1" * 100_000
+    + b"eq\0"
+    + b"0ctorch\nSize\nq\1"
+    + b"h\1h\0\x85R" * 100_000
+    + b".",
     pickle_of_a_million_lists=b"\x80\2" + b"]" * 1_000_000 + b".",
     pickle_with_a_number_of_2_gb=b"\x80\2\x8b\xff\xff\xff\x7f.",
     pickle_with_a_text_of_2_63_bytes=b"\x80\4\x8d" + (2**63).to_bytes(8, "little") + b"a.",
@@ -204,7 +245,11 @@ def pickle_that_calls_os_system(folder: Path) -> None:
 @case
 def pickle_compressed(folder: Path) -> None:
     """30 MB in 30 kB."""
-    _zip(folder, _dict(w=b"X" + struct.pack("<I", 30_000_000) + bytes(30_000_000)), zipfile.ZIP_DEFLATED)
+    _zip(
+        folder,
+        _dict(w=b"X" + struct.pack("<I", 30_000_000) + bytes(30_000_000)),
+        zipfile.ZIP_DEFLATED,
+    )
 
 
 @case
@@ -226,7 +271,9 @@ def storage_missing(folder: Path) -> None:
 
 
 def _in_table(file: Path, record: bytes, at: int, value: bytes) -> None:
-    """Overwrite bytes of a record's entry in the table of contents, `at` bytes from the entry's start."""
+    """Overwrite bytes of a record's entry in the table of contents, `at` bytes from the entry's
+    start.
+    """
     data = bytearray(file.read_bytes())
     entry = data.rindex(record, data.index(b"PK\1\2")) - 46
     data[entry + at : entry + at + len(value)] = value
@@ -235,17 +282,26 @@ def _in_table(file: Path, record: bytes, at: int, value: bytes) -> None:
 
 @case
 def zip_with_two_sizes(folder: Path) -> None:
-    _in_table(_zip(folder, _dict(w=_tensor()), _0=bytes(16)), b"m/data/0", 24, struct.pack("<I", 2**31))
+    _in_table(
+        _zip(folder, _dict(w=_tensor()), _0=bytes(16)), b"m/data/0", 24, struct.pack("<I", 2**31)
+    )
 
 
 @case
 def zip_with_sizes_beyond_the_file(folder: Path) -> None:
-    _in_table(_zip(folder, _dict(w=_tensor()), _0=bytes(16)), b"m/data/0", 20, struct.pack("<II", 2**31, 2**31))
+    _in_table(
+        _zip(folder, _dict(w=_tensor()), _0=bytes(16)),
+        b"m/data/0",
+        20,
+        struct.pack("<II", 2**31, 2**31),
+    )
 
 
 @case
 def zip_with_a_record_beyond_the_file(folder: Path) -> None:
-    _in_table(_zip(folder, _dict(w=_tensor()), _0=bytes(16)), b"m/data/0", 42, struct.pack("<I", 2**31))
+    _in_table(
+        _zip(folder, _dict(w=_tensor()), _0=bytes(16)), b"m/data/0", 42, struct.pack("<I", 2**31)
+    )
 
 
 @case
@@ -296,7 +352,9 @@ def zip64_that_is_sound(folder: Path) -> None:
 
 def _legacy(folder: Path, *pickles: bytes, rest: bytes = b"") -> Path:
     file = folder / "pytorch_model.bin"
-    head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    head = [
+        pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    ]
     file.write_bytes(b"".join([*head, *pickles, rest]))
     return file
 
@@ -319,7 +377,12 @@ def legacy_of_2_60_elements(folder: Path) -> None:
 
 @case
 def legacy_with_another_count(folder: Path) -> None:
-    _legacy(folder, _dict(w=_tensor()), pickle.dumps(["0"], 2), rest=(3).to_bytes(8, "little") + bytes(16))
+    _legacy(
+        folder,
+        _dict(w=_tensor()),
+        pickle.dumps(["0"], 2),
+        rest=(3).to_bytes(8, "little") + bytes(16),
+    )
 
 
 @case
@@ -406,7 +469,9 @@ def git_lfs_pointer(folder: Path) -> None:
 def git_lfs_pointers_as_shards(folder: Path) -> None:
     for number in (1, 2):
         (folder / f"model-0000{number}-of-00002.safetensors").write_bytes(POINTER)
-    _index(folder, {"v": "model-00001-of-00002.safetensors", "w": "model-00002-of-00002.safetensors"})
+    _index(
+        folder, {"v": "model-00001-of-00002.safetensors", "w": "model-00002-of-00002.safetensors"}
+    )
 
 
 @case
@@ -507,7 +572,9 @@ def manifest_of_2_60_elements(folder: Path) -> None:
 
 
 def _adapters(**changes: Any) -> None:
-    """Cases that are a genuine adapter with another value or, as bytes, another text in its config."""
+    """Cases that are a genuine adapter with another value or, as bytes, another text in its
+    config.
+    """
     genuine = GENUINE / "llava-v1.5-lora"
 
     def make(folder: Path, change: Any) -> None:
@@ -538,7 +605,8 @@ def _rules(**texts: bytes) -> None:
 
 
 _rules(
-    rules_of_laughs=b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c + 1, c + 1, c, c) for c in b"abcdefgh"),
+    rules_of_laughs=b"a: &a [x, x]\n"
+    + b"".join(b"%c: &%c [*%c, *%c]\n" % (c + 1, c + 1, c, c) for c in b"abcdefgh"),
     rules_nested_100000=b"names: " + b"[" * 100_000,
     rules_nested_by_indents=b"".join(b" " * depth + b"a:\n" for depth in range(1000)),
     rules_that_call_os_system=b"schema: !!python/object/apply:os.system ['touch executed']\n",
@@ -548,7 +616,8 @@ _rules(
     rules_of_a_key_of_lists=b"? [a, b]\n: c\n",
     rules_that_extend_themselves=b"schema: 1\nextends: [rules.yaml]\n",
     rules_that_extend_what_is_no_rule_file=b"schema: 1\nextends: [/etc/passwd]\n",
-    rules_with_a_group_too_many=b"schema: 1\nnames: [{id: a, match: '((((a{1000}){1000}){1000}){1000})', replace: x}]\n",
+    rules_with_a_group_too_many=b"schema: 1\nnames: [{id: a, match: "
+    b"'((((a{1000}){1000}){1000}){1000})', replace: x}]\n",
     rules_that_steer_a_terminal=b'schema: 1\n"\\e[31mname\\e[0m": x\n',
     rules_of_a_device_name=b"schema: 1\nextends: [/dev/zero]\n",
 )

@@ -1,4 +1,6 @@
-"""What lies beside sound weights and is opened with transformers: configs, tokenizers, processors. Run in-process."""
+"""What lies beside sound weights and is opened with transformers: configs, tokenizers,
+processors. Run in-process.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,17 @@ EVIL = "from pathlib import Path\nPath({marker!r}).touch()\nclass Evil: pass\n"
 
 
 def planned(run: Run, source: Path, tower: Path = CLIP) -> Ran:
-    return run("apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={tower}", "--dry-run", "--format", "json")
+    return run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        source,
+        "--source",
+        f"vision_tower={tower}",
+        "--dry-run",
+        "--format",
+        "json",
+    )
 
 
 def refusals(ran: Ran) -> list[tuple[str, str]]:
@@ -68,7 +80,9 @@ def test_a_layer_in_a_name_is_not_counted_up_to(changed: Changed, run: Run) -> N
         {"crop_size": {"height": 28, "width": 1e300}},
     ],
 )
-def test_pictures_without_end_are_not_made(sizes: dict[str, Any], changed: Changed, run: Run, tmp_path: Path) -> None:
+def test_pictures_without_end_are_not_made(
+    sizes: dict[str, Any], changed: Changed, run: Run, tmp_path: Path
+) -> None:
     ran = planned(run, changed(), with_tower(tmp_path / "tower", **sizes))
     ((code, message),) = refusals(ran)
     assert (ran.code, code) == (3, "LR113")
@@ -114,7 +128,9 @@ def test_code_beside_a_tokenizer_is_not_run(changed: Changed, run: Run, tmp_path
         },
     ],
 )
-def test_a_tokenizer_that_makes_its_library_give_up(part: dict[str, Any], changed: Changed, run: Run) -> None:
+def test_a_tokenizer_that_makes_its_library_give_up(
+    part: dict[str, Any], changed: Changed, run: Run
+) -> None:
     """What it raises then is no `Exception`."""
     source = changed()
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{number}": number for number in range(3, 320)}}

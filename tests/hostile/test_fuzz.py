@@ -1,4 +1,5 @@
-"""Whatever a file holds: a catalog whose tensors lie inside the file, or a refusal with a code. Nothing else, and not for ever.
+"""Whatever a file holds: a catalog whose tensors lie inside the file, or a refusal with a code.
+Nothing else, and not for ever.
 
 pytest tests/hostile/test_fuzz.py --hypothesis-profile=fuzz     # what `make fuzz` runs
 """
@@ -33,7 +34,8 @@ from llava_remap.target_model.vocabulary import read_vocabulary
 
 from ..conftest import TINY
 
-#: Calls of functions that no file of this size may take, on any machine; most take some thousands, the worst 100,000.
+#: Calls of functions that no file of this size may take, on any machine; most take some thousands,
+#: the worst 100,000.
 CALLS = 2_000_000
 #: KiB that all of them together may add to this process.
 KIB = 200 * 1024
@@ -61,7 +63,9 @@ def most_memory() -> int:
 
 
 def answers(ask: Callable[[], Any], exit_code: Exit) -> Any:
-    """What `ask` returns, or None where it refuses; both after a number of calls that is bounded."""
+    """What `ask` returns, or None where it refuses; both after a number of calls that is
+    bounded.
+    """
     calls = 0
 
     def count(frame: FrameType, event: str, argument: Any) -> None:
@@ -97,7 +101,9 @@ def opens_or_refuses(data: bytes, name: str = "weights.bin", **beside: bytes) ->
 
 
 def lies_inside(checkpoint: Checkpoint) -> None:
-    """Every tensor lies in its storage, every storage in its file, and no two storages of a file share a byte."""
+    """Every tensor lies in its storage, every storage in its file, and no two storages of a file
+    share a byte.
+    """
     storages = set()
     for tensor in checkpoint.catalog.values():
         place = tensor.location
@@ -124,19 +130,38 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 def written(zipped: bool) -> bytes:
     stream = io.BytesIO()
     base = torch.arange(12, dtype=torch.float32).view(3, 4)
-    value = {"state_dict": {"a": base, "b": base.t(), "c": torch.ones(2, dtype=torch.bfloat16)}, "epoch": 1}
+    value = {
+        "state_dict": {"a": base, "b": base.t(), "c": torch.ones(2, dtype=torch.bfloat16)},
+        "epoch": 1,
+    }
     torch.save(value, stream, _use_new_zipfile_serialization=zipped)
     return stream.getvalue()
 
 
 ZIP, LEGACY = written(True), written(False)
-SAFETENSORS = save({"a": torch.ones(3, 4), "b": torch.ones(2).half(), "c": torch.ones(0)}, {"format": "pt"})
+SAFETENSORS = save(
+    {"a": torch.ones(3, 4), "b": torch.ones(2).half(), "c": torch.ones(0)}, {"format": "pt"}
+)
 with zipfile.ZipFile(io.BytesIO(ZIP)) as _archive:
     PICKLE = _archive.read("archive/data.pkl")
 LORA = (TINY / "llava-v1.5-lora" / "adapter_model.bin").read_bytes()
 
 #: Numbers at which sizes and offsets break.
-EDGES = [0, 1, 2**7, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**60, 2**63 - 1, 2**63, 2**64 - 1]
+EDGES = [
+    0,
+    1,
+    2**7,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**53,
+    2**60,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+]
 places = st.integers(0, 2**18)
 changes = st.one_of(
     st.tuples(st.just("bit"), places, st.integers(0, 7)),
@@ -185,13 +210,19 @@ def with_pickle(data: bytes) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(ZIP)) as old, zipfile.ZipFile(stream, "w") as new:
         for record in old.infolist():
-            new.writestr(record.filename, data if record.filename.endswith("data.pkl") else old.read(record))
+            new.writestr(
+                record.filename, data if record.filename.endswith("data.pkl") else old.read(record)
+            )
     return stream.getvalue()
 
 
 def test_the_unchanged_files_open() -> None:
     assert all(opens_or_refuses(data) for data in (ZIP, LEGACY, SAFETENSORS, with_pickle(PICKLE)))
-    assert opens_or_refuses(LORA, "adapter_model.bin", adapter_config=(TINY / "llava-v1.5-lora/adapter_config.json").read_bytes())
+    assert opens_or_refuses(
+        LORA,
+        "adapter_model.bin",
+        adapter_config=(TINY / "llava-v1.5-lora/adapter_config.json").read_bytes(),
+    )
 
 
 @given(mutated(ZIP, LEGACY, SAFETENSORS))
@@ -208,7 +239,10 @@ def test_a_changed_table_of_contents(data: bytes) -> None:
 def test_a_changed_header(data: bytes, mended: bool) -> None:
     """`mended`: with the length that it has since."""
     end = data.rfind(b"}") + 1
-    opens_or_refuses((max(0, end - 8).to_bytes(8, "little") if mended else data[:8]) + data[8:], "model.safetensors")
+    opens_or_refuses(
+        (max(0, end - 8).to_bytes(8, "little") if mended else data[:8]) + data[8:],
+        "model.safetensors",
+    )
 
 
 @given(mutated(PICKLE).map(with_pickle))
@@ -223,17 +257,67 @@ def test_any_pickle(data: bytes) -> None:
 
 #: Instructions of a pickle with arguments that make sense, so that more than the first few are run.
 INSTRUCTIONS = [
-    b"(", b".", b"0", b"1", b"2", b"]", b"}", b")", b"N", b"\x88", b"\x85", b"\x86", b"\x87", b"t", b"l", b"d", b"e", b"a", b"s",
-    b"u", b"R", b"\x81", b"Q", b"b", b"\x94", b"h\0", b"h\1", b"q\0", b"q\1", b"\x8f", b"\x90", b"\x91", b"\x93",
-    b"K\0", b"K\1", b"K\3", b"M\0\1", b"J\xff\xff\xff\xff", b"\x8a\x08" + b"\xff" * 8, b"\x8a\x09" + b"\xff" * 8 + b"\0",
-    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_tensor_v3\n", b"ctorch._utils\n_rebuild_parameter\n",
-    b"ccollections\nOrderedDict\n", b"ctorch\nSize\n", b"ctorch\nFloatStorage\n", b"ctorch\nfloat32\n", b"cos\nsystem\n",
-    b"X\1\0\0\0a", b"X\1\0\0\x000", b"X\7\0\0\0storage", b"X\3\0\0\0cpu", b"\x8c\5model", b"X\1\0\0\0\xff",
-    b"\x80\2", b"\x95" + bytes(8),
+    b"(",
+    b".",
+    b"0",
+    b"1",
+    b"2",
+    b"]",
+    b"}",
+    b")",
+    b"N",
+    b"\x88",
+    b"\x85",
+    b"\x86",
+    b"\x87",
+    b"t",
+    b"l",
+    b"d",
+    b"e",
+    b"a",
+    b"s",
+    b"u",
+    b"R",
+    b"\x81",
+    b"Q",
+    b"b",
+    b"\x94",
+    b"h\0",
+    b"h\1",
+    b"q\0",
+    b"q\1",
+    b"\x8f",
+    b"\x90",
+    b"\x91",
+    b"\x93",
+    b"K\0",
+    b"K\1",
+    b"K\3",
+    b"M\0\1",
+    b"J\xff\xff\xff\xff",
+    b"\x8a\x08" + b"\xff" * 8,
+    b"\x8a\x09" + b"\xff" * 8 + b"\0",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch._utils\n_rebuild_tensor_v3\n",
+    b"ctorch._utils\n_rebuild_parameter\n",
+    b"ccollections\nOrderedDict\n",
+    b"ctorch\nSize\n",
+    b"ctorch\nFloatStorage\n",
+    b"ctorch\nfloat32\n",
+    b"cos\nsystem\n",
+    b"X\1\0\0\0a",
+    b"X\1\0\0\x000",
+    b"X\7\0\0\0storage",
+    b"X\3\0\0\0cpu",
+    b"\x8c\5model",
+    b"X\1\0\0\0\xff",
+    b"\x80\2",
+    b"\x95" + bytes(8),
     b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\x0ctQ",
-    b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\x0ctQ"
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\n"
+    b"X\1\0\0\x000X\3\0\0\0cpuK\x0ctQ"
     b"K\0K\3K\4\x86K\4K\1\x86\x89ccollections\nOrderedDict\n)RtR",
-]  # fmt: skip
+]
 
 
 @given(st.lists(st.sampled_from(INSTRUCTIONS), max_size=40))
@@ -243,8 +327,15 @@ def test_a_pickle_of_any_instructions(instructions: list[bytes]) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.sampled_from(EDGES) | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from(EDGES)
+    | st.floats()
+    | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 offsets = st.integers(-1, 40) | st.sampled_from(EDGES)
@@ -257,10 +348,16 @@ entries = json_values | st.fixed_dictionaries(
 )
 
 
-@given(st.dictionaries(st.text(max_size=4), entries, max_size=3), st.integers(0, 60), st.integers(-3, 3))
+@given(
+    st.dictionaries(st.text(max_size=4), entries, max_size=3),
+    st.integers(0, 60),
+    st.integers(-3, 3),
+)
 def test_any_safetensors_header(header: dict[str, Any], nbytes: int, more: int) -> None:
     data = json.dumps(header).encode()
-    opens_or_refuses(max(0, len(data) + more).to_bytes(8, "little") + data + bytes(nbytes), "model.safetensors")
+    opens_or_refuses(
+        max(0, len(data) + more).to_bytes(8, "little") + data + bytes(nbytes), "model.safetensors"
+    )
 
 
 @given(st.data())
@@ -280,7 +377,10 @@ def test_a_header_that_nearly_fits(data: st.DataObject) -> None:
     opens_or_refuses(len(text).to_bytes(8, "little") + text + bytes(at), "model.safetensors")
 
 
-@given(st.binary(max_size=300), st.sampled_from(["x.bin", "model.safetensors", "x.index.json", "x.json"]))
+@given(
+    st.binary(max_size=300),
+    st.sampled_from(["x.bin", "model.safetensors", "x.index.json", "x.json"]),
+)
 def test_anything(data: bytes, name: str) -> None:
     opens_or_refuses(data, name)
 
@@ -288,7 +388,13 @@ def test_anything(data: bytes, name: str) -> None:
 @given(json_values, json_values)
 def test_any_index_or_manifest(first: Any, second: Any) -> None:
     opens_or_refuses(json.dumps({"weight_map": first}).encode(), "x.index.json")
-    content = {"format": "llava-remap/manifest", "format_version": 1, "config": second, "tensors": first, "aliases": second}
+    content = {
+        "format": "llava-remap/manifest",
+        "format_version": 1,
+        "config": second,
+        "tensors": first,
+        "aliases": second,
+    }
     opens_or_refuses(json.dumps(content).encode(), "x.json")
 
 
@@ -304,11 +410,17 @@ def test_a_changed_index(data: bytes) -> None:
             lies_inside(checkpoint)
 
 
-@given(mutated(LORA) | st.just(LORA), st.dictionaries(st.text(max_size=4), json_values, max_size=3), st.data())
+@given(
+    mutated(LORA) | st.just(LORA),
+    st.dictionaries(st.text(max_size=4), json_values, max_size=3),
+    st.data(),
+)
 def test_a_changed_adapter(weights: bytes, more: dict[str, Any], data: st.DataObject) -> None:
     config = json.loads((TINY / "llava-v1.5-lora" / "adapter_config.json").read_text())
     config[data.draw(st.sampled_from(sorted(config)))] = data.draw(json_values)
-    opens_or_refuses(weights, "adapter_model.bin", adapter_config=json.dumps({**config, **more}).encode())
+    opens_or_refuses(
+        weights, "adapter_model.bin", adapter_config=json.dumps({**config, **more}).encode()
+    )
 
 
 @given(
@@ -320,7 +432,9 @@ def test_any_tokenizer_files(model: Any, special: Any, added: Any) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "tokenizer.json").write_text(json.dumps({"model": model, "added_tokens": added}))
-        (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": special, "added_tokens_decoder": model}))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps({"pad_token": special, "added_tokens_decoder": model})
+        )
         (folder / "special_tokens_map.json").write_text(json.dumps(special))
         answers(lambda: read_vocabulary(folder), Exit.INPUT)
 
@@ -328,10 +442,13 @@ def test_any_tokenizer_files(model: Any, special: Any, added: Any) -> None:
 RULES = [path.read_bytes() for path in sorted(SHIPPED.glob("*.yaml"))]
 #: What YAML, the rule language and regexes read otherwise than other text.
 SIGNS = [
-    b"{", b"}", b"[", b"]", b"- ", b": ", b"&a ", b"*a", b"!!python/object/apply:os.system ['x']", b"<<: ", b"|\n", b">\n", b"? ",
-    b"%YAML 1.1\n", b"---\n", b"...\n", b"#", b"'", b'"', b"\t", b"\0", b"\x85", b"\xef\xbb\xbf", b"no", b"~", b"0x1F", b"1e999",
+    b"{", b"}", b"[", b"]", b"- ", b": ", b"&a ", b"*a", b"!!python/object/apply:os.system ['x']",
+    b"<<: ", b"|\n", b">\n", b"? ",
+    b"%YAML 1.1\n", b"---\n", b"...\n", b"#", b"'",
+    b'"', b"\t", b"\0", b"\x85", b"\xef\xbb\xbf", b"no", b"~", b"0x1F", b"1e999",
     b".nan", b"9" * 400,
-    b"{x}", b"{x...}", b"{x:int}", b"(a+)+$", b"(?<x>", b"\\1", b"{rest...}", b"extends: [x]\n", b"schema: 2\n",
+    b"{x}", b"{x...}", b"{x:int}", b"(a+)+$",
+    b"(?<x>", b"\\1", b"{rest...}", b"extends: [x]\n", b"schema: 2\n",
 ]  # fmt: skip
 
 
@@ -344,7 +461,12 @@ def test_a_changed_rule_file(data: st.DataObject) -> None:
     loads_or_refuses(text)
 
 
-@given(st.lists(st.sampled_from(SIGNS) | st.sampled_from([b"names:\n", b"  - id: a\n", b"from: ", b"to: ", b"match: ", b"\n"])))
+@given(
+    st.lists(
+        st.sampled_from(SIGNS)
+        | st.sampled_from([b"names:\n", b"  - id: a\n", b"from: ", b"to: ", b"match: ", b"\n"])
+    )
+)
 def test_any_rule_file(signs: list[bytes]) -> None:
     loads_or_refuses(b"schema: 1\n" + b"".join(signs))
 
@@ -354,7 +476,12 @@ def loads_or_refuses(text: bytes) -> None:
 
     def ask() -> None:
         program = compile_all(load_rule_file(path))
-        for name in ("model.layers.0.mlp.up_proj.weight", "model.mm_projector.2.bias", "a" * 200, ""):
+        for name in (
+            "model.layers.0.mlp.up_proj.weight",
+            "model.mm_projector.2.bias",
+            "a" * 200,
+            "",
+        ):
             program.rewrite(name)
 
     with tempfile.TemporaryDirectory() as folder, patch.object(pattern, "TIME_LIMIT", 0.02):

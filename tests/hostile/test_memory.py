@@ -1,4 +1,6 @@
-"""Memory does not grow with the checkpoint: sparse files as large as the largest model, and real limits, set by the kernel."""
+"""Memory does not grow with the checkpoint: sparse files as large as the largest model, and real
+limits, set by the kernel.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def sparse_checkpoint(folder: Path, shapes: Shapes, config: Mapping[str, Any]) -> Path:
-    """Shards of 5 GB with genuine headers and holes for tensors: all zeros, and next to nothing on the disk."""
+    """Shards of 5 GB with genuine headers and holes for tensors: all zeros, and next to nothing
+    on the disk.
+    """
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     shards: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
@@ -53,15 +57,21 @@ def sparse_checkpoint(folder: Path, shapes: Shapes, config: Mapping[str, Any]) -
         with file.open("wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
             stream.truncate(8 + len(text) + at)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def seventy_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = json.loads((MANIFESTS / "llava-next-qwen1.5-72b.released.json").read_text())
-    shapes = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in manifest["tensors"].items()}
-    return sparse_checkpoint(tmp_path_factory.mktemp("sparse") / "llava-next-72b", shapes, manifest["config"])
+    shapes = {
+        name: (entry["dtype"], tuple(entry["shape"])) for name, entry in manifest["tensors"].items()
+    }
+    return sparse_checkpoint(
+        tmp_path_factory.mktemp("sparse") / "llava-next-72b", shapes, manifest["config"]
+    )
 
 
 def test_145_gb_are_planned_in_full(seventy_two: Path, tmp_path: Path) -> None:
@@ -94,31 +104,51 @@ def test_145_gb_are_planned_in_full(seventy_two: Path, tmp_path: Path) -> None:
 
 
 #: A language model all of whose matrices have 64 MiB, seven to a layer.
-WIDE = {"hidden_size": 8192, "intermediate_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128}
+WIDE = {
+    "hidden_size": 8192,
+    "intermediate_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+}
 
 
 def wide(folder: Path, layers: int) -> Path:
-    """The genuine tiny checkpoint with a language model of such layers, zeros but for its norms; its tokenizer and tower stay."""
+    """The genuine tiny checkpoint with a language model of such layers, zeros but for its norms;
+    its tokenizer and tower stay.
+    """
     genuine = RELEASED / "safetensors"
     small = json.loads((genuine / "config.json").read_text())
     old = small["hidden_size"]
     attention, mlp = (4096, 8192), (4096, 8192)
-    large = {"q_proj": attention, "k_proj": attention, "v_proj": attention, "o_proj": attention[::-1]}
+    large = {
+        "q_proj": attention,
+        "k_proj": attention,
+        "v_proj": attention,
+        "o_proj": attention[::-1],
+    }
     large |= {"gate_proj": mlp, "up_proj": mlp, "down_proj": mlp[::-1]}
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for tensor in open_checkpoint(genuine).catalog.values():
         kind = tensor.name.split(".")[-2]
-        shape = large.get(kind) or tuple(WIDE["hidden_size"] if size == old else size for size in tensor.shape)
+        shape = large.get(kind) or tuple(
+            WIDE["hidden_size"] if size == old else size for size in tensor.shape
+        )
         if kind == "rotary_emb":
             continue
         if (layer := re.search(r"layers\.(\d+)\.", tensor.name)) is None:
             shapes[tensor.name] = (tensor.dtype, shape)
         elif layer[1] == "0":
             for number in range(layers):
-                shapes[tensor.name.replace("layers.0.", f"layers.{number}.")] = (tensor.dtype, shape)
+                shapes[tensor.name.replace("layers.0.", f"layers.{number}.")] = (
+                    tensor.dtype,
+                    shape,
+                )
     sparse_checkpoint(folder, shapes, {**small, **WIDE, "num_hidden_layers": layers})
     for tensor in open_checkpoint(folder).catalog.values():
-        if "norm" in tensor.name and "vision" not in tensor.name:  # with norms of zeros it would be a delta
+        if (
+            "norm" in tensor.name and "vision" not in tensor.name
+        ):  # with norms of zeros it would be a delta
             assert tensor.location is not None
             with tensor.location.file.open("r+b") as stream:
                 stream.seek(tensor.location.offset)
@@ -131,7 +161,9 @@ def wide(folder: Path, layers: int) -> Path:
 
 @contextmanager
 def cgroup(nbytes: int) -> Iterator[Callable[[], object]]:
-    """What puts a process into a new group of the kernel's that may hold so much memory; skips where none can be made."""
+    """What puts a process into a new group of the kernel's that may hold so much memory; skips
+    where none can be made.
+    """
     first = CGROUP / "memory" if (CGROUP / "memory").is_dir() else CGROUP
     group = first / f"llava-remap-test-{os.getpid()}"
     limit = "memory.limit_in_bytes" if first != CGROUP else "memory.max"
@@ -150,7 +182,9 @@ def cgroup(nbytes: int) -> Iterator[Callable[[], object]]:
 
 @contextmanager
 def data_limit(nbytes: int) -> Iterator[Callable[[], object]]:
-    """Limits what a process can allocate, whatever the addresses: private memory that it can write to."""
+    """Limits what a process can allocate, whatever the addresses: private memory that it can
+    write to.
+    """
     yield lambda: resource.setrlimit(resource.RLIMIT_DATA, (nbytes, nbytes))
 
 
@@ -160,17 +194,31 @@ LIMITS = pytest.mark.parametrize("limited", [data_limit, cgroup])
 @LIMITS
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 @pytest.mark.parametrize("layers", [2, pytest.param(29, marks=pytest.mark.long)])
-def test_matrices_of_64_mib_are_written_under_a_limit(layers: int, limited: Any, tmp_path: Path) -> None:
+def test_matrices_of_64_mib_are_written_under_a_limit(
+    layers: int, limited: Any, tmp_path: Path
+) -> None:
     """Two layers are 1.1 GB, 29 are 200 matrices and 13.7 GB: the same 600 MiB do for both."""
     if shutil.disk_usage(tmp_path).free < layers * 700 * MIB:
         pytest.skip("the disk is too full")
     source, output = wide(tmp_path / "source", layers), tmp_path / "out"
-    arguments = ["apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={CLIP}", "--output", output]
+    arguments = [
+        "apply",
+        "llava-v1.5",
+        "--source",
+        source,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        output,
+    ]
     try:
         with limited(600 * MIB) as limit, forking(limit=limit) as run:
             ended = run(*arguments)
         assert ended.code == 0, ended.out
-        assert sum(file.stat().st_size for file in output.glob("*.safetensors")) > layers * 7 * 64 * MIB
+        assert (
+            sum(file.stat().st_size for file in output.glob("*.safetensors"))
+            > layers * 7 * 64 * MIB
+        )
         assert ended.kib < 600 * 1024
     finally:
         shutil.rmtree(output, ignore_errors=True)
@@ -179,7 +227,14 @@ def test_matrices_of_64_mib_are_written_under_a_limit(layers: int, limited: Any,
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 def test_the_limit_is_one(tmp_path: Path) -> None:
     """Far below what is needed it is hit, and nothing is left behind."""
-    arguments = ["apply", "llava-v1.5", "--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}"]
+    arguments = [
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "bin",
+        "--source",
+        f"vision_tower={CLIP}",
+    ]
     with data_limit(60 * MIB) as limit, forking(limit=limit) as run:
         ended = run(*arguments, "--output", tmp_path / "out")
     assert ended.code != 0, ended.out

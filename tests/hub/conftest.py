@@ -1,4 +1,6 @@
-"""A hub on this machine for this process; a command in a process of its own takes `HF_ENDPOINT=hub.url` and an own `HF_HOME`."""
+"""A hub on this machine for this process; a command in a process of its own takes
+`HF_ENDPOINT=hub.url` and an own `HF_HOME`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """
     with serve() as served:
         monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            served.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache.parent / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -1,4 +1,6 @@
-"""A small hub on this machine: as much of the protocol as `huggingface_hub` asks for, with every way to fail."""
+"""A small hub on this machine: as much of the protocol as `huggingface_hub` asks for, with every
+way to fail.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Repo:
 
     Attributes:
         error: status and `X-Error-Code` with which everything in it is answered.
-        listed: whether its files are listed in spite of `error`, as the hub does for a gated repository.
+        listed: whether its files are listed in spite of `error`, as the hub does for a gated
+            repository.
     """
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -51,10 +54,13 @@ class Hub:
         cuts: how many more times `cut` is to be done.
         stalled: name of a file of which only half is sent, until the server is stopped.
         stalling: set once half of it is sent.
-        short: announce that a file has so many bytes less than it has, and send no more, by file name.
-        twist: gets method, path, status and headers of every answer, and gives the status and headers that are sent.
+        short: announce that a file has so many bytes less than it has, and send no more, by file
+            name.
+        twist: gets method, path, status and headers of every answer, and gives the status and
+            headers that are sent.
         facts: gets what is said as JSON of a repository or its files, and gives what is sent.
-        endless: name of a file of which no size is told, and which ends only when the client hangs up.
+        endless: name of a file of which no size is told, and which ends only when the client hangs
+            up.
         sent: bytes of it that were sent.
         told: the `Authorization` of every request that had one, with its path.
     """
@@ -78,15 +84,23 @@ class Hub:
     stalling: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
 
-    def add(self, id: str, folder: Path, branch: str = "main", more: Mapping[str, bytes] | None = None) -> str:
+    def add(
+        self, id: str, folder: Path, branch: str = "main", more: Mapping[str, bytes] | None = None
+    ) -> str:
         """Publish a folder as a commit of repository `id`, with `more` files; the commit's hash."""
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
         return self.repos.setdefault(id, Repo()).commit({**files, **(more or {})}, branch)
 
     def got(self) -> set[str]:
         """Names of the files of which content was asked for."""
         return {
-            path.split("/resolve/")[1].partition("/")[2] for method, path in self.asked if method == "GET" and "/resolve/" in path
+            path.split("/resolve/")[1].partition("/")[2]
+            for method, path in self.asked
+            if method == "GET" and "/resolve/" in path
         }
 
 
@@ -126,12 +140,22 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(self.state.status)
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
-            id, what, rest = "/".join(parts[2:4]), parts[4] if len(parts) > 4 else "", "/".join(parts[5:])
+            id, what, rest = (
+                "/".join(parts[2:4]),
+                parts[4] if len(parts) > 4 else "",
+                "/".join(parts[5:]),
+            )
         else:
-            id, what, rest = "/".join(parts[:2]), parts[2] if len(parts) > 2 else "", "/".join(parts[3:])
+            id, what, rest = (
+                "/".join(parts[:2]),
+                parts[2] if len(parts) > 2 else "",
+                "/".join(parts[3:]),
+            )
         repo = self.state.repos.get(id)
         if repo is None:
-            return self._answer(404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            return self._answer(
+                404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+            )
         if repo.error is not None and not (repo.listed and what != "resolve"):
             return self._answer(repo.error[0], {"X-Error-Code": repo.error[1]})
         revision, file = rest or "main", ""
@@ -139,14 +163,32 @@ class _Handler(BaseHTTPRequestHandler):
             revision, _, file = rest.partition("/")
         commit = repo.refs.get(revision, revision)
         if commit not in repo.commits:
-            return self._answer(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev id: {revision}"})
+            return self._answer(
+                404,
+                {
+                    "X-Error-Code": "RevisionNotFound",
+                    "X-Error-Message": f"Invalid rev id: {revision}",
+                },
+            )
         files = repo.commits[commit]
         if what in ("", "revision"):
             siblings = [{"rfilename": name} for name in files]
-            return self._json({"id": id, "_id": "1", "sha": commit, "siblings": siblings, "private": False, "tags": []})
+            return self._json(
+                {
+                    "id": id,
+                    "_id": "1",
+                    "sha": commit,
+                    "siblings": siblings,
+                    "private": False,
+                    "tags": [],
+                }
+            )
         if what == "tree":
             return self._json(
-                [{"type": "file", "path": name, "size": len(data), "oid": _etag(data)} for name, data in files.items()]
+                [
+                    {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
+                    for name, data in files.items()
+                ]
             )
         if what == "resolve" and file in files:
             return self._file(file, files[file], commit)
@@ -155,7 +197,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def _json(self, content: object) -> None:
-        body = self.state.garbage if self.state.garbage is not None else json.dumps(self.state.facts(content)).encode()
+        body = (
+            self.state.garbage
+            if self.state.garbage is not None
+            else json.dumps(self.state.facts(content)).encode()
+        )
         self._answer(200, {"Content-Type": "application/json"}, body)
 
     def _file(self, name: str, data: bytes, commit: str) -> None:
@@ -175,7 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.command == "GET" and name == self.state.stalled:
             cut = len(data) // 2
-        self._answer(206 if wanted else 200, headers, data[start:], cut, stall=name == self.state.stalled)
+        self._answer(
+            206 if wanted else 200, headers, data[start:], cut, stall=name == self.state.stalled
+        )
 
     def _send_without_end(self, headers: dict[str, str]) -> None:
         self.send_response(200)
@@ -199,7 +247,9 @@ class _Handler(BaseHTTPRequestHandler):
         stall: bool = False,
     ) -> None:
         said = {**(headers or {}), "Content-Length": str(len(body))}
-        status, said = self.state.twist(self.command, unquote(urlsplit(self.path).path), status, said)
+        status, said = self.state.twist(
+            self.command, unquote(urlsplit(self.path).path), status, said
+        )
         self.send_response(status)
         for key, value in said.items():
             self.send_header(key, value)

@@ -1,4 +1,6 @@
-"""Whole commands with the hub, each a process of its own: `HF_ENDPOINT` leads to a server on this machine."""
+"""Whole commands with the hub, each a process of its own: `HF_ENDPOINT` leads to a server on
+this machine.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,22 @@ def hub() -> Iterator[Hub]:
 
 
 def command(endpoint: str, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(Path("home").resolve()), "NO_PROXY": "127.0.0.1", **more}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(Path("home").resolve()),
+        "NO_PROXY": "127.0.0.1",
+        **more,
+    }
     if not more:
         environment.pop("HF_HUB_OFFLINE")
     program = "from llava_remap.cli import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
 
 
@@ -45,7 +57,9 @@ def weights(folder: str) -> dict[str, bytes]:
 
 
 def test_without_a_source_the_defaults_are_downloaded(hub: Hub) -> None:
-    """Model and tower, each at a commit that the record names; then a second time, and a comparison, without the hub."""
+    """Model and tower, each at a commit that the record names; then a second time, and a
+    comparison, without the hub.
+    """
     ran = command(hub.url, "apply", "rules/llava-v1.5.yaml")
     assert (ran.returncode, beside_progress(ran.stderr)) == (0, "")
     commits = {id: hub.repos[id].refs["main"] for id in (MODEL, TOWER)}
@@ -57,7 +71,15 @@ def test_without_a_source_the_defaults_are_downloaded(hub: Hub) -> None:
         "vision_tower": f"{TOWER}@{commits[TOWER]}",
     }
     local = command(
-        NOWHERE, "apply", "llava-v1.5", "--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}", "--output", "local"
+        NOWHERE,
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "sharded",
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "local",
     )
     assert local.returncode == 0
     assert weights("llava-v1.5-7b-hf") == weights("local")
@@ -65,7 +87,10 @@ def test_without_a_source_the_defaults_are_downloaded(hub: Hub) -> None:
     for endpoint, more in ((hub.url, ["--offline"]), (NOWHERE, [])):
         ran = command(endpoint, "apply", "llava-v1.5", "--output", f"again{len(more)}", *more)
         assert (ran.returncode, beside_progress(ran.stderr)) == (0, "")
-        assert "downloaded before, the hub was not asked or didn't answer; the rule file's default; 27 tensors" in ran.stdout
+        assert (
+            "downloaded before, the hub was not asked or didn't answer; the rule file's default; "
+            "27 tensors" in ran.stdout
+        )
         assert weights(f"again{len(more)}") == weights("local")
     against = ("--against", f"{MODEL}@{commits[MODEL]}", "--against", f"vision_tower={TOWER}")
     ran = command(hub.url, "verify", "local", *against, "--offline")
@@ -80,7 +105,9 @@ def test_one_dumped_state_dict_with_its_tower(hub: Hub) -> None:
     ran = command(hub.url, "apply", "llava-v1.5", "--source", "me/dumped", "--dry-run")
     assert "LR112" in ran.stdout  # a tiny tower's heads are no preset
     assert not any(TOWER in path for _, path in hub.asked)
-    ran = command(hub.url, "apply", "llava-v1.5", "--source", "me/dumped", "--source", f"vision_tower={TOWER}")
+    ran = command(
+        hub.url, "apply", "llava-v1.5", "--source", "me/dumped", "--source", f"vision_tower={TOWER}"
+    )
     assert ran.returncode == 0
     assert Path("dumped-hf", "llava_remap.json").is_file()
 
@@ -139,7 +166,10 @@ def test_without_a_network(arguments: tuple[str, ...]) -> None:
 def test_without_a_network_the_tower_is_asked_for() -> None:
     ran = command(NOWHERE, "apply", "llava-v1.5", "--source", RELEASED / "bin")
     assert ran.returncode == 3
-    assert "source `vision_tower` is not given, and `model` has no `model.vision_tower.{rest...}`" in ran.stdout
+    assert (
+        "source `vision_tower` is not given, and `model` has no `model.vision_tower.{rest...}`"
+        in ran.stdout
+    )
     assert f"`{TOWER}` can't be downloaded" in ran.stdout
     assert "--source vision_tower=DIR" in ran.stdout
 
@@ -170,30 +200,51 @@ def test_inspect_a_repository(hub: Hub) -> None:
     ran = command(hub.url, "inspect", MODEL)
     assert ran.returncode == 0
     assert "llava-v1.5: fits" in ran.stdout
-    assert f"llava-remap apply llava-v1.5 --source {MODEL}@{hub.repos[MODEL].refs['main']}" in ran.stdout
+    assert (
+        f"llava-remap apply llava-v1.5 --source {MODEL}@{hub.repos[MODEL].refs['main']}"
+        in ran.stdout
+    )
 
 
 def test_local_sources_need_no_hub_library() -> None:
-    """It is imported for hub sources only; and by transformers, which is asked where a rule file's names fit."""
-    program = "import sys\nfrom llava_remap.cli import main\ntry: main()\nfinally: print('huggingface_hub' in sys.modules)"
+    """It is imported for hub sources only; and by transformers, which is asked where a rule
+    file's names fit.
+    """
+    program = (
+        "import sys\nfrom llava_remap.cli import main\ntry: main()\n"
+        "finally: print('huggingface_hub' in sys.modules)"
+    )
     arguments = ["inspect", str(DATA / "fork")]
-    ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
     assert ran.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize("elsewhere", ["", ELSEWHERE])
 @pytest.mark.parametrize("file", ["config.json", "pytorch_model-00001-of-00002.bin"])
 def test_interrupted_while_it_downloads(file: str, elsewhere: str, hub: Hub) -> None:
-    """A file that doesn't come on is not waited for, be it one of several that come at a time or one of the weights.
+    """A file that doesn't come on is not waited for, be it one of several that come at a time or
+    one of the weights.
 
     `elsewhere`: what has another thread than the main one get the signal.
     """
     hub.stalled = file
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(Path("home").resolve()), "NO_PROXY": "127.0.0.1"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(Path("home").resolve()),
+        "NO_PROXY": "127.0.0.1",
+    }
     environment.pop("HF_HUB_OFFLINE")
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llava_remap.cli import main; main()"
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from "
+        "llava_remap.cli import main; main()"
+    )
     call = [sys.executable, "-c", elsewhere + program, "apply", "llava-v1.5"]
-    environment["HF_HUB_DOWNLOAD_TIMEOUT"] = str(2 * HANGS)  # else the library might go on by itself
+    environment["HF_HUB_DOWNLOAD_TIMEOUT"] = str(
+        2 * HANGS
+    )  # else the library might go on by itself
     with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environment) as process:
         while not hub.stalling.wait(0.1):
             assert process.poll() is None

@@ -25,7 +25,13 @@ REPOSITORY = Repository("org/name")
 SHARDED = RELEASED / "sharded_safetensors"
 SHARDS = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
 INDEX = "model.safetensors.index.json"
-SMALL = {"config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"}
+SMALL = {
+    "config.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+}
 
 #: The files of each form, the preferred form first.
 FORMS: list[tuple[Path, set[str]]] = [
@@ -33,7 +39,11 @@ FORMS: list[tuple[Path, set[str]]] = [
     (RELEASED / "safetensors", {"model.safetensors"}),
     (
         RELEASED / "sharded",
-        {"pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"},
+        {
+            "pytorch_model.bin.index.json",
+            "pytorch_model-00001-of-00002.bin",
+            "pytorch_model-00002-of-00002.bin",
+        },
     ),
     (RELEASED / "bin", {"pytorch_model.bin"}),
     (TINY / "llava-v1.5" / "full_state_dict", {"model_state_dict.bin"}),
@@ -54,11 +64,23 @@ def facts(catalog: Mapping[str, Tensor]) -> list[object]:
     for tensor in catalog.values():
         assert tensor.location is not None
         at = tensor.location
-        rows.append((tensor.name, tensor.dtype, tensor.shape, at.file.name, at.offset, at.stride, at.storage))
+        rows.append(
+            (
+                tensor.name,
+                tensor.dtype,
+                tensor.shape,
+                at.file.name,
+                at.offset,
+                at.stride,
+                at.storage,
+            )
+        )
     return rows
 
 
-def refused(repository: Repository = REPOSITORY, *use: str, offline: bool = False) -> tuple[str, str]:
+def refused(
+    repository: Repository = REPOSITORY, *use: str, offline: bool = False
+) -> tuple[str, str]:
     """Code and whole message of the one problem."""
     with pytest.raises(RemapError) as caught:
         take(repository, *use, offline=offline)
@@ -79,12 +101,16 @@ def test_one_form_is_downloaded(hub: Hub, best: int, tmp_path: Path) -> None:
     commit = hub.add("org/name", local)
     snapshot = take()
     wanted = {name for name in SMALL if (local / name).exists()} | FORMS[best][1]
-    assert snapshot == Snapshot(snapshot.folder, "org/name", commit, tuple(sorted(wanted)), cached=False)
+    assert snapshot == Snapshot(
+        snapshot.folder, "org/name", commit, tuple(sorted(wanted)), cached=False
+    )
     assert hub.got() == wanted == in_folder(snapshot.folder)
     checkpoint, same = open_checkpoint(snapshot.folder), open_checkpoint(local)
     assert facts(checkpoint.catalog) == facts(same.catalog)
     assert (checkpoint.config, checkpoint.form) == (same.config, same.form)
-    assert all((snapshot.folder / name).read_bytes() == (local / name).read_bytes() for name in wanted)
+    assert all(
+        (snapshot.folder / name).read_bytes() == (local / name).read_bytes() for name in wanted
+    )
 
 
 def test_shards_without_an_index(hub: Hub) -> None:
@@ -94,13 +120,18 @@ def test_shards_without_an_index(hub: Hub) -> None:
     hub.repos["org/name"].commit(files)
     snapshot = take(REPOSITORY, "tensors")
     assert hub.got() == {"config.json", *SHARDS}
-    assert facts(open_checkpoint(snapshot.folder).catalog) == facts(open_checkpoint(SHARDED).catalog)
+    assert facts(open_checkpoint(snapshot.folder).catalog) == facts(
+        open_checkpoint(SHARDED).catalog
+    )
 
 
 def test_weight_file_of_another_name(hub: Hub) -> None:
     hub.repos["org/name"] = Repo()
     hub.repos["org/name"].commit(
-        {"consolidated.00.pth": (RELEASED / "bin" / "pytorch_model.bin").read_bytes(), "notes.txt": b"x"}
+        {
+            "consolidated.00.pth": (RELEASED / "bin" / "pytorch_model.bin").read_bytes(),
+            "notes.txt": b"x",
+        }
     )
     snapshot = take(REPOSITORY, "tensors")
     assert snapshot.files == ("consolidated.00.pth",)
@@ -109,7 +140,9 @@ def test_weight_file_of_another_name(hub: Hub) -> None:
 
 def test_shards_in_a_folder_below(hub: Hub) -> None:
     content = json.loads((SHARDED / INDEX).read_text())
-    content["weight_map"] = {name: f"weights/{file}" for name, file in content["weight_map"].items()}
+    content["weight_map"] = {
+        name: f"weights/{file}" for name, file in content["weight_map"].items()
+    }
     hub.add("org/name", SHARDED)
     files = {f"weights/{name}": (SHARDED / name).read_bytes() for name in SHARDS}
     hub.repos["org/name"].commit({INDEX: json.dumps(content).encode(), **files})
@@ -119,7 +152,10 @@ def test_shards_in_a_folder_below(hub: Hub) -> None:
     assert take(REPOSITORY, "tensors", offline=True) == replace(snapshot, cached=True)
 
 
-@pytest.mark.parametrize(("folder", "code"), [("llava-v1.5-lora", "LR107"), ("llava-v1.5/pretrain_projector_only", "LR108")])
+@pytest.mark.parametrize(
+    ("folder", "code"),
+    [("llava-v1.5-lora", "LR107"), ("llava-v1.5/pretrain_projector_only", "LR108")],
+)
 def test_what_is_no_model_is_refused_as_in_a_folder(hub: Hub, folder: str, code: str) -> None:
     hub.add("org/name", TINY / folder)
     snapshot = take()
@@ -176,7 +212,11 @@ def test_revisions(hub: Hub) -> None:
 
 def test_all_files_are_of_one_commit_though_the_branch_moves(hub: Hub) -> None:
     first = hub.add("org/name", RELEASED / "safetensors")
-    later = {**hub.repos["org/name"].commits[first], "config.json": b'{"changed": 1}', "model.safetensors": b"changed"}
+    later = {
+        **hub.repos["org/name"].commits[first],
+        "config.json": b'{"changed": 1}',
+        "model.safetensors": b"changed",
+    }
 
     class Moving(list[tuple[str, str]]):
         def append(self, item: tuple[str, str]) -> None:
@@ -187,8 +227,12 @@ def test_all_files_are_of_one_commit_though_the_branch_moves(hub: Hub) -> None:
     hub.asked = Moving()
     snapshot = take()
     assert hub.repos["org/name"].refs["main"] != first == snapshot.commit
-    assert (snapshot.folder / "config.json").read_bytes() == (RELEASED / "safetensors" / "config.json").read_bytes()
-    assert facts(open_checkpoint(snapshot.folder).catalog) == facts(open_checkpoint(RELEASED / "safetensors").catalog)
+    assert (snapshot.folder / "config.json").read_bytes() == (
+        RELEASED / "safetensors" / "config.json"
+    ).read_bytes()
+    assert facts(open_checkpoint(snapshot.folder).catalog) == facts(
+        open_checkpoint(RELEASED / "safetensors").catalog
+    )
 
 
 def test_second_call_downloads_nothing(hub: Hub) -> None:
@@ -205,7 +249,9 @@ def test_offline_with_everything_in_the_cache(hub: Hub) -> None:
     snapshot = take()
     hub.asked.clear()
     assert take(offline=True) == replace(snapshot, cached=True)
-    assert take(Repository("org/name", snapshot.commit), offline=True) == replace(snapshot, cached=True)
+    assert take(Repository("org/name", snapshot.commit), offline=True) == replace(
+        snapshot, cached=True
+    )
     assert not hub.asked
 
 
@@ -249,7 +295,9 @@ def test_a_broken_download_goes_on_where_it_stopped(hub: Hub) -> None:
     except RemapError:  # older versions of the library leave it to the next call
         snapshot = take()
     assert hub.cuts == 0
-    assert (snapshot.folder / "model.safetensors").read_bytes() == (RELEASED / "safetensors" / "model.safetensors").read_bytes()
+    assert (snapshot.folder / "model.safetensors").read_bytes() == (
+        RELEASED / "safetensors" / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("how", ["cut", "short"])
@@ -262,32 +310,49 @@ def test_a_half_file_is_never_taken_for_a_whole_one(hub: Hub, how: str) -> None:
     assert refused(offline=True)[0] == "LR114"
     hub.cuts, hub.short = 0, {}
     snapshot = take()
-    assert (snapshot.folder / "model.safetensors").read_bytes() == (RELEASED / "safetensors" / "model.safetensors").read_bytes()
+    assert (snapshot.folder / "model.safetensors").read_bytes() == (
+        RELEASED / "safetensors" / "model.safetensors"
+    ).read_bytes()
 
 
 SCRIPT = """
 import sys
 import llava_remap.source.hub
 assert "huggingface_hub" not in sys.modules
-print(llava_remap.source.hub.download(llava_remap.source.hub.parse_repository(sys.argv[1]), ["tensors"], name="model").commit)
+hub = llava_remap.source.hub
+print(hub.download(hub.parse_repository(sys.argv[1]), ["tensors"], name="model").commit)
 """
 
 
-def own_process(hub: Hub, home: Path, text: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def own_process(
+    hub: Hub, home: Path, text: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    env = {**inherited, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), **environment}
+    env = {
+        **inherited,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        **environment,
+    }
     command = [sys.executable, "-c", SCRIPT, text]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANGS, check=False)
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=HANGS, check=False
+    )
 
 
 def test_in_a_process_of_its_own(hub: Hub, tmp_path: Path) -> None:
-    """The environment counts, the library is imported when it is needed, and nothing of its own is printed."""
+    """The environment counts, the library is imported when it is needed, and nothing of its own
+    is printed.
+    """
     commit = hub.add("org/name", SHARDED)
     for _ in range(2):
         ran = own_process(hub, tmp_path / "own", "org/name")
         assert (ran.stdout, ran.stderr) == (commit + "\n", "")
     asked = len(hub.asked)
-    assert own_process(hub, tmp_path / "own", "org/name", HF_HUB_OFFLINE="1").stdout == commit + "\n"
+    assert (
+        own_process(hub, tmp_path / "own", "org/name", HF_HUB_OFFLINE="1").stdout == commit + "\n"
+    )
     assert len(hub.asked) == asked
     ran = own_process(hub, tmp_path / "other", "org/name", HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in ran.stderr

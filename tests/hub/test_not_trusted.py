@@ -1,4 +1,6 @@
-"""What no hub says, and what lies in no hub's cache by itself: refused by name, and nothing is written outside the cache."""
+"""What no hub says, and what lies in no hub's cache by itself: refused by name, and nothing is
+written outside the cache.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,26 @@ CONFIG = "config.json"
 def outside(cache: Path) -> set[str]:
     """Everything beside the hub's cache in the test's folder."""
     top = cache.parents[1]
-    return {str(path.relative_to(top)) for path in top.rglob("*") if cache not in (path, *path.parents) and path != cache.parent}
+    return {
+        str(path.relative_to(top))
+        for path in top.rglob("*")
+        if cache not in (path, *path.parents) and path != cache.parent
+    }
 
 
 def says(file: str, method: str = "HEAD", **headers: str) -> Twist:
     """Answers to `method` about a file have these headers; those without a value are left out."""
     said = {name.replace("_", "-"): value for name, value in headers.items()}
 
-    def twist(asked: str, path: str, status: int, old: dict[str, str]) -> tuple[int, dict[str, str]]:
+    def twist(
+        asked: str, path: str, status: int, old: dict[str, str]
+    ) -> tuple[int, dict[str, str]]:
         if asked == method and path.endswith("/" + file):
-            old = {key: value for key, value in old.items() if key.lower() not in {name.lower() for name in said}}
+            old = {
+                key: value
+                for key, value in old.items()
+                if key.lower() not in {name.lower() for name in said}
+            }
             old |= {key: value for key, value in said.items() if value}
         return status, old
 
@@ -44,14 +56,22 @@ def says(file: str, method: str = "HEAD", **headers: str) -> Twist:
 
 
 def leads(file: str, to: str, method: str = "HEAD") -> Twist:
-    def twist(asked: str, path: str, status: int, old: dict[str, str]) -> tuple[int, dict[str, str]]:
-        return (302, {**old, "Location": to}) if asked == method and path.endswith("/" + file) else (status, old)
+    def twist(
+        asked: str, path: str, status: int, old: dict[str, str]
+    ) -> tuple[int, dict[str, str]]:
+        return (
+            (302, {**old, "Location": to})
+            if asked == method and path.endswith("/" + file)
+            else (status, old)
+        )
 
     return twist
 
 
 def refused_here(hub: Hub, cache: Path, what: str) -> None:
-    """The whole message of the refusal, held against what has to be in it; and nothing was written elsewhere."""
+    """The whole message of the refusal, held against what has to be in it; and nothing was
+    written elsewhere.
+    """
     before = outside(cache)
     code, message = refused()
     assert code == "LR114"
@@ -64,7 +84,21 @@ def refused_here(hub: Hub, cache: Path, what: str) -> None:
 
 @pytest.mark.parametrize(
     "tag",
-    ["/{0}/x.txt", "../../../../x", "..", ".", ".hidden", "a/b", "a\\b", "C:x", "a b", "x" * 300, "a\tb", "ä", "''"],
+    [
+        "/{0}/x.txt",
+        "../../../../x",
+        "..",
+        ".",
+        ".hidden",
+        "a/b",
+        "a\\b",
+        "C:x",
+        "a b",
+        "x" * 300,
+        "a\tb",
+        "ä",
+        "''",
+    ],
 )
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag"])
 def test_an_etag_that_is_no_plain_word(hub: Hub, cache: Path, tag: str, header: str) -> None:
@@ -98,17 +132,23 @@ def test_a_file_of_another_commit(hub: Hub, cache: Path) -> None:
 
 def test_another_commit_than_the_one_that_is_named(hub: Hub, cache: Path) -> None:
     asked = hub.add("org/name", RELEASED / "safetensors")
-    hub.facts = lambda content: {**content, "sha": "b" * 40} if isinstance(content, dict) else content
+    hub.facts = lambda content: (
+        {**content, "sha": "b" * 40} if isinstance(content, dict) else content
+    )
     message = refused(Repository("org/name", asked))[1]
     assert f"answers of commit {'b' * 40} where {asked} was asked for" in message
     assert not outside(cache)
 
 
 def test_a_missing_file_of_a_commit_that_is_none(hub: Hub, cache: Path) -> None:
-    """The library notes in the cache that a file isn't there, under the commit that the answer names."""
+    """The library notes in the cache that a file isn't there, under the commit that the answer
+    names.
+    """
     hub.add("org/name", RELEASED / "safetensors")
 
-    def twist(method: str, path: str, status: int, old: dict[str, str]) -> tuple[int, dict[str, str]]:
+    def twist(
+        method: str, path: str, status: int, old: dict[str, str]
+    ) -> tuple[int, dict[str, str]]:
         if path.endswith("/" + CONFIG):
             return 404, {**old, "X-Error-Code": "EntryNotFound", "X-Repo-Commit": "../../../../x"}
         return status, old
@@ -123,7 +163,11 @@ def test_a_second_answer_is_looked_at_like_the_first(hub: Hub, cache: Path) -> N
 
     def facts(content: Any) -> Any:
         asked.append("listing")
-        return {**content, "sha": "../../../x"} if len(asked) > 1 and isinstance(content, dict) else content
+        return (
+            {**content, "sha": "../../../x"}
+            if len(asked) > 1 and isinstance(content, dict)
+            else content
+        )
 
     hub.facts = facts
     refused_here(hub, cache, "gives `../../../x` for a commit")
@@ -166,12 +210,21 @@ def test_a_name_that_no_file_has(hub: Hub, cache: Path, name: object, key: str) 
 
 @pytest.mark.parametrize("part", ["lfs", "xetHash"])
 def test_a_hash_that_is_a_path(hub: Hub, cache: Path, part: str) -> None:
-    """The library takes the hashes of its list for ETags, without asking about the file once more."""
+    """The library takes the hashes of its list for ETags, without asking about the file once
+    more.
+    """
     hub.add("org/name", RELEASED / "safetensors")
-    more = {"lfs": {"oid": "../../../../x", "size": 1, "pointerSize": 1}, "xetHash": "../../../../x"}
+    more = {
+        "lfs": {"oid": "../../../../x", "size": 1, "pointerSize": 1},
+        "xetHash": "../../../../x",
+    }
 
     def facts(content: Any) -> Any:
-        return [{**entry, part: more[part]} for entry in content] if isinstance(content, list) else content
+        return (
+            [{**entry, part: more[part]} for entry in content]
+            if isinstance(content, list)
+            else content
+        )
 
     hub.facts = facts
     refused_here(hub, cache, "gives `../../../../x` for a hash")
@@ -179,13 +232,18 @@ def test_a_hash_that_is_a_path(hub: Hub, cache: Path, part: str) -> None:
 
 def test_a_xet_hash_that_is_a_path(hub: Hub, cache: Path) -> None:
     hub.add("org/name", RELEASED / "safetensors")
-    hub.twist = says(CONFIG, **{"X-Xet-Hash": "../../../../x", "X-Xet-Refresh-Route": hub.url + "/x"})
+    hub.twist = says(
+        CONFIG, **{"X-Xet-Hash": "../../../../x", "X-Xet-Refresh-Route": hub.url + "/x"}
+    )
     refused_here(hub, cache, "gives `../../../../x` for a hash")
 
 
 @pytest.mark.parametrize(
     ("header", "size"),
-    [("Content-Length", "9" * 19), *(("X-Linked-Size", size) for size in ("-1", "1e9", "9" * 19, "9" * 30))],
+    [
+        ("Content-Length", "9" * 19),
+        *(("X-Linked-Size", size) for size in ("-1", "1e9", "9" * 19, "9" * 30)),
+    ],
 )
 def test_a_size_that_can_not_be(hub: Hub, cache: Path, header: str, size: str) -> None:
     hub.add("org/name", RELEASED / "safetensors")
@@ -215,7 +273,9 @@ def test_more_than_the_disk_has_room_for(hub: Hub, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_a_file_without_end(hub: Hub, cache: Path, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_end(
+    hub: Hub, cache: Path, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(guard, "LARGEST", 5_000_000)
     hub.add("org/name", RELEASED / "safetensors")
     hub.endless = CONFIG
@@ -240,7 +300,9 @@ def test_compressed_content(hub: Hub, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "gopher://x/"])
+@pytest.mark.parametrize(
+    "to", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "gopher://x/"]
+)
 def test_a_redirect_to_what_is_not_the_web(hub: Hub, cache: Path, to: str, method: str) -> None:
     hub.add("org/name", RELEASED / "safetensors")
     hub.twist = leads(CONFIG, to, method)
@@ -258,8 +320,12 @@ def test_redirects_without_end(hub: Hub, cache: Path, method: str) -> None:
 def test_a_listing_whose_pages_have_no_end(hub: Hub, cache: Path) -> None:
     hub.add("org/name", RELEASED / "safetensors")
 
-    def twist(method: str, path: str, status: int, old: dict[str, str]) -> tuple[int, dict[str, str]]:
-        return status, ({**old, "Link": f'<{hub.url}{path}>; rel="next"'} if "/tree/" in path else old)
+    def twist(
+        method: str, path: str, status: int, old: dict[str, str]
+    ) -> tuple[int, dict[str, str]]:
+        return status, (
+            {**old, "Link": f'<{hub.url}{path}>; rel="next"'} if "/tree/" in path else old
+        )
 
     hub.twist = twist
     refused_here(hub, cache, "answers 100 times that the next place has it")
@@ -290,12 +356,18 @@ def test_what_would_take_the_token_elsewhere(hub: Hub, token: str, where: str) -
     hub.add("org/name", RELEASED / "safetensors")
     with serve() as other:
 
-        def twist(method: str, path: str, status: int, old: dict[str, str]) -> tuple[int, dict[str, str]]:
+        def twist(
+            method: str, path: str, status: int, old: dict[str, str]
+        ) -> tuple[int, dict[str, str]]:
             if where == "page" and "/tree/" in path:
                 old |= {"Link": f'<{other.url}{path}>; rel="next"'}
             if where != "page" and path.endswith("/" + CONFIG):
                 old |= {"X-Xet-Hash": "0" * 64}
-                old |= {"X-Xet-Refresh-Route": other.url} if where == "route" else {"Link": f'<{other.url}>; rel="xet-auth"'}
+                old |= (
+                    {"X-Xet-Refresh-Route": other.url}
+                    if where == "route"
+                    else {"Link": f'<{other.url}>; rel="xet-auth"'}
+                )
             return status, old
 
         hub.twist = twist
@@ -311,9 +383,13 @@ def test_the_hub_does_not_say_how_long_we_sleep(hub: Hub, monkeypatch: pytest.Mo
     monkeypatch.setattr(time, "sleep", slept.append)
     hub.add("org/name", RELEASED / "safetensors")
 
-    def twist(method: str, path: str, status: int, old: dict[str, str]) -> tuple[int, dict[str, str]]:
+    def twist(
+        method: str, path: str, status: int, old: dict[str, str]
+    ) -> tuple[int, dict[str, str]]:
         more = {"Retry-After": "999999999", "ratelimit": '"api";r=0;t=999999999'}
-        return (429, {**old, **more}) if method == "GET" and path.endswith(CONFIG) else (status, old)
+        return (
+            (429, {**old, **more}) if method == "GET" and path.endswith(CONFIG) else (status, old)
+        )
 
     hub.twist = twist
     assert refused()[0] == "LR114"
@@ -322,7 +398,9 @@ def test_the_hub_does_not_say_how_long_we_sleep(hub: Hub, monkeypatch: pytest.Mo
 
 
 def test_an_applications_own_client_stays(hub: Hub) -> None:
-    """Its factory makes the clients, checks hang on them, and outside a download they do nothing."""
+    """Its factory makes the clients, checks hang on them, and outside a download they do
+    nothing.
+    """
     from huggingface_hub.utils import _http
 
     made: list[object] = []
@@ -344,7 +422,9 @@ def test_an_applications_own_client_stays(hub: Hub) -> None:
         huggingface_hub.set_client_factory(before)
 
 
-@pytest.mark.parametrize("text", ["org/name@/tmp/x", "org/name@a//b", "org/name@../x", "org/name@a/"])
+@pytest.mark.parametrize(
+    "text", ["org/name@/tmp/x", "org/name@a//b", "org/name@../x", "org/name@a/"]
+)
 def test_a_revision_that_is_a_path(text: str) -> None:
     """The library makes a file in the cache of it."""
     assert parse_repository(text) is None
@@ -370,7 +450,9 @@ def in_the_cache(what: str, *, online: bool = True) -> None:
         assert "Delete it" in message
 
 
-@pytest.mark.parametrize("where", ["", "blobs", "snapshots", "refs", "snapshots/*", "snapshots/*/" + CONFIG, "blobs/*"])
+@pytest.mark.parametrize(
+    "where", ["", "blobs", "snapshots", "refs", "snapshots/*", "snapshots/*/" + CONFIG, "blobs/*"]
+)
 def test_a_link_that_leads_out_of_the_cache(kept: Path, tmp_path: Path, where: str) -> None:
     path = min(kept.glob(where)) if where else kept
     real = tmp_path / "elsewhere"
@@ -399,7 +481,9 @@ def test_a_dangling_link_that_leads_out_of_the_cache(hub: Hub, cache: Path, tmp_
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("said", ["../../../elsewhere", "/tmp", "", "main", "snapshots/\0", "a" * 200])
+@pytest.mark.parametrize(
+    "said", ["../../../elsewhere", "/tmp", "", "main", "snapshots/\0", "a" * 200]
+)
 def test_a_note_that_is_a_path(kept: Path, said: str) -> None:
     (kept / "refs" / "main").write_text(said)
     in_the_cache("refs/main holds", online=False)
@@ -415,14 +499,22 @@ def test_a_pipe_in_the_cache(kept: Path) -> None:
 
 def test_a_listing_in_the_cache_with_a_path_for_a_hash(kept: Path) -> None:
     (kept / "trees").mkdir(exist_ok=True)
-    entry = {"size": 1, "blob_id": "0", "lfs_sha256": "../../../../x", "lfs_size": 1, "xet_hash": "0" * 64}
+    entry = {
+        "size": 1,
+        "blob_id": "0",
+        "lfs_sha256": "../../../../x",
+        "lfs_size": 1,
+        "xet_hash": "0" * 64,
+    }
     content = {"format_version": 1, "files": {CONFIG: entry}}
     (kept / "trees" / f"{'a' * 40}.json").write_text(json.dumps(content))
     in_the_cache("lists a file with something else than a hash")
 
 
 def test_a_file_that_was_deleted_from_the_cache_is_not_absent(kept: Path) -> None:
-    """Offline a link to what is gone would be taken for a repository without the file; online it is downloaded again."""
+    """Offline a link to what is gone would be taken for a repository without the file; online it
+    is downloaded again.
+    """
     (link,) = kept.glob("snapshots/*/tokenizer.model")
     link.resolve().unlink()
     code, message = refused(offline=True)
@@ -439,7 +531,9 @@ def test_an_index_that_names_a_file_that_can_not_be(hub: Hub, cache: Path) -> No
     assert not outside(cache)
 
 
-def test_the_cache_may_be_a_link_itself(hub: Hub, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_may_be_a_link_itself(
+    hub: Hub, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "large disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "large disk")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "link"))

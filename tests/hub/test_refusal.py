@@ -26,7 +26,11 @@ NOWHERE = "http://127.0.0.1:9"
 def unplug(monkeypatch: pytest.MonkeyPatch) -> None:
     huggingface_hub.close_session()
     monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", NOWHERE + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        NOWHERE + "/{repo_id}/resolve/{revision}/{filename}",
+    )
 
 
 def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +107,14 @@ def test_no_such_revision(hub: Hub, revision: str) -> None:
 
 def test_repository_without_weights(hub: Hub) -> None:
     hub.repos["org/name"] = Repo()
-    hub.repos["org/name"].commit({"README.md": b"x", "config.json": b"{}", "gguf/model.gguf": b"x", "training_args.bin": b"x"})
+    hub.repos["org/name"].commit(
+        {
+            "README.md": b"x",
+            "config.json": b"{}",
+            "gguf/model.gguf": b"x",
+            "training_args.bin": b"x",
+        }
+    )
     code, message = refused()
     assert code == "LR100"
     assert "`org/name` has no weight file" in message
@@ -115,7 +126,11 @@ def test_repository_with_several_weight_files(hub: Hub) -> None:
     hub.repos["org/name"] = Repo()
     hub.repos["org/name"].commit({"one.safetensors": b"x", "two.safetensors": b"x"})
     code, message = refused()
-    assert (code, "2 weight files" in message, "--source model=FILE" in message) == ("LR100", True, True)
+    assert (code, "2 weight files" in message, "--source model=FILE" in message) == (
+        "LR100",
+        True,
+        True,
+    )
     assert not hub.got()
 
 
@@ -167,12 +182,17 @@ def test_garbage(hub: Hub, garbage: bytes) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("outside", ["../evil.safetensors", "/etc/passwd", "sub/../../evil", "C:\\evil", "..\\evil"])
+@pytest.mark.parametrize(
+    "outside", ["../evil.safetensors", "/etc/passwd", "sub/../../evil", "C:\\evil", "..\\evil"]
+)
 def test_index_that_leads_out_of_the_repository(hub: Hub, outside: str) -> None:
     hub.repos["org/name"] = Repo()
     hub.repos["org/name"].commit({INDEX: json.dumps({"weight_map": {"a": outside}}).encode()})
     code, message = refused(REPOSITORY, "tensors")
-    assert (code, f"`org/name`: `{INDEX}` names files outside its folder" in message) == ("LR103", True)
+    assert (code, f"`org/name`: `{INDEX}` names files outside its folder" in message) == (
+        "LR103",
+        True,
+    )
     assert hub.got() == {INDEX}
 
 

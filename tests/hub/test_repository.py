@@ -26,8 +26,10 @@ def test_named(text: str, id: str, revision: str | None) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "name", "org/", "/name", "org/name/file", "./org/name", "../name", "~/name", "org/name@", "org/name@a b",
-        "org name/x", "org/name.git", "org/na--me", "org/na..me", "org/name-", "-org/name", "org/name@a/../b",
+        "", "name", "org/", "/name", "org/name/file", "./org/name", "../name", "~/name",
+        "org/name@", "org/name@a b",
+        "org name/x", "org/name.git", "org/na--me", "org/na..me", "org/name-", "-org/name",
+        "org/name@a/../b",
         "org/name\n", "org/näme", "o/" + "n" * 95,
     ],
 )  # fmt: skip

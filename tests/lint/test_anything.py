@@ -1,4 +1,6 @@
-"""Whatever valid rules are given, lint has an answer: arbitrary templates, regexes and conditions, with and without names."""
+"""Whatever valid rules are given, lint has an answer: arbitrary templates, regexes and
+conditions, with and without names.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from unittest.mock import patch
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llava_remap.authoring.lint.trial import Trial
-from llava_remap.authoring.lint.witnesses import template_names, tree_of
 
 from llava_remap.authoring.lint import Names, lint
+from llava_remap.authoring.lint.trial import Trial
+from llava_remap.authoring.lint.witnesses import template_names, tree_of
 from llava_remap.core.codes import CODES
 from llava_remap.core.problem import RemapError
 from llava_remap.rewrite import compile_all
@@ -35,8 +37,12 @@ REGEX_PIECES = [
     "a*?",
     "(?>a)",
 ]
-REGEXES = st.lists(st.sampled_from([*REGEX_PIECES, "\\p{L}", "(?i)", "\\b", "(?(1)a|b)", "[a-c]"]), max_size=6).map("".join)
-WHEN = st.none() | st.sampled_from([{"config": {"a": 1}}, {"present": ["a"]}, {"absent": ["{r...}.b"]}])
+REGEXES = st.lists(
+    st.sampled_from([*REGEX_PIECES, "\\p{L}", "(?i)", "\\b", "(?(1)a|b)", "[a-c]"]), max_size=6
+).map("".join)
+WHEN = st.none() | st.sampled_from(
+    [{"config": {"a": 1}}, {"present": ["a"]}, {"absent": ["{r...}.b"]}]
+)
 NAMES = st.text("ab.0_", min_size=1, max_size=8)
 
 
@@ -55,7 +61,10 @@ def rules(draw: st.DrawFn, number: int) -> dict[str, object]:
     else:
         rule["replace"] = draw(st.sampled_from(["", "a", "b.", "\\g<0>", "model."]))
         if kind == "reverse":
-            rule["reverse"] = {"match": draw(REGEXES), "replace": draw(st.sampled_from(["", "a", "b."]))}
+            rule["reverse"] = {
+                "match": draw(REGEXES),
+                "replace": draw(st.sampled_from(["", "a", "b."])),
+            }
     if (when := draw(WHEN)) is not None:
         rule["when"] = when
     return rule
@@ -63,12 +72,21 @@ def rules(draw: st.DrawFn, number: int) -> dict[str, object]:
 
 @st.composite
 def files(draw: st.DrawFn) -> str:
-    lists = {key: [draw(rules(number)) for number in range(draw(st.integers(0, 3)))] for key in ("prepare", "names")}
-    tests = [{"from": name, "unmapped": True} for name in draw(st.lists(NAMES, max_size=2)) if name.strip()]
+    lists = {
+        key: [draw(rules(number)) for number in range(draw(st.integers(0, 3)))]
+        for key in ("prepare", "names")
+    }
+    tests = [
+        {"from": name, "unmapped": True}
+        for name in draw(st.lists(NAMES, max_size=2))
+        if name.strip()
+    ]
     return json.dumps({"schema": 1, **lists, "tests": tests})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(files(), st.lists(NAMES, max_size=6))
 def test_it_has_an_answer(tmp_path: Path, text: str, names: list[str]) -> None:
     path = tmp_path / "r.yaml"
@@ -78,7 +96,10 @@ def test_it_has_an_answer(tmp_path: Path, text: str, names: list[str]) -> None:
             loaded = load_rule_file(path)
         except RemapError:
             return
-        for given_names in (None, Names(tuple(names), tuple(names), {"a": 1}, frozenset(names[:1]))):
+        for given_names in (
+            None,
+            Names(tuple(names), tuple(names), {"a": 1}, frozenset(names[:1])),
+        ):
             for finding in lint(loaded, given_names).findings:
                 assert finding.problem.code in CODES
                 assert finding.mark is not None
@@ -106,11 +127,20 @@ def test_whatever_the_regex_texts_are_short(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "match", ["((a{100}){100}){100}", "(?:){1000000000}", "a{1000000}", "(" * 90 + "a" + ")" * 90, "((((a+)+)+)+)+"]
+    "match",
+    [
+        "((a{100}){100}){100}",
+        "(?:){1000000000}",
+        "a{1000000}",
+        "(" * 90 + "a" + ")" * 90,
+        "((((a+)+)+)+)+",
+    ],
 )
 def test_a_bomb_is_none(match: str, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text(json.dumps({"schema": 1, "names": [{"id": "a", "match": match, "drop": "a reason"}]}))
+    path.write_text(
+        json.dumps({"schema": 1, "names": [{"id": "a", "match": match, "drop": "a reason"}]})
+    )
     try:
         loaded = load_rule_file(path)
     except RemapError:

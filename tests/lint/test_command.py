@@ -1,4 +1,6 @@
-"""`rules lint`: what it prints for people, programs and GitHub; real names; what it costs to start."""
+"""`rules lint`: what it prints for people, programs and GitHub; real names; what it costs to
+start.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ MANIFESTS_OF = {
     "vip-llava-7b": ("vip-llava",),
 }
 
-#: A rule that is not idempotent and has no test; in a file whose name has what GitHub wants to be escaped.
+#: A rule that is not idempotent and has no test; in a file whose name has what GitHub wants to be
+#: escaped.
 BAD = "schema: 1\nnames:\n  - {id: head, match: 'head\\.weight$', replace: lm_head.weight}\n"
 
 
@@ -50,7 +53,9 @@ def test_all_that_is_shipped(run: Run) -> None:
 def test_against_the_manifests_that_they_are_for(manifest: str, run: Run) -> None:
     name, *more = MANIFESTS_OF[manifest]
     source = ("--source", MANIFESTS / f"{manifest}.json")
-    [line] = run("rules", "lint", name, *source, *more).out.splitlines()  # so there is no note either
+    [line] = run(
+        "rules", "lint", name, *source, *more
+    ).out.splitlines()  # so there is no note either
     assert ": clean; " in line
     assert " real names; reversible: " in line
     # which knows no second source for the tower, and not ViP-LLaVA's projector
@@ -60,9 +65,25 @@ def test_against_the_manifests_that_they_are_for(manifest: str, run: Run) -> Non
 
 
 def test_every_target_name_comes_back(run: Run) -> None:
-    content = run("rules", "lint", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--format", "json").json
+    content = run(
+        "rules",
+        "lint",
+        "llava-v1.5",
+        "--source",
+        MANIFESTS / "llava-v1.5-7b.json",
+        "--format",
+        "json",
+    ).json
     [file] = content["files"]
-    plan = run("apply", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--dry-run", "--format", "json").json
+    plan = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        MANIFESTS / "llava-v1.5-7b.json",
+        "--dry-run",
+        "--format",
+        "json",
+    ).json
     assert (file["names"], file["led_back"]) == (718, 686)
     assert file["led_back"] == len(plan["mapped"])
     assert file["reversible"] is True
@@ -84,14 +105,25 @@ def test_for_programs(bad: Path, run: Run) -> None:
     ran = run("rules", "lint", bad, "none.yaml", "--format", "json")
     assert ran.code == 2
     content = ran.json
-    assert (content["format"], content["format_version"], content["clean"]) == ("llava-remap/lint", 1, False)
+    assert (content["format"], content["format_version"], content["clean"]) == (
+        "llava-remap/lint",
+        1,
+        False,
+    )
     mine, none = content["files"]
     assert [finding["code"] for finding in mine["findings"]] == ["LR203", "LR208", "LR213"]
     first = mine["findings"][0]
-    assert (first["file"], first["line"], first["column"], first["level"]) == ("a, b 100%.yaml", 3, 5, "error")
+    assert (first["file"], first["line"], first["column"], first["level"]) == (
+        "a, b 100%.yaml",
+        3,
+        5,
+        "error",
+    )
     assert first["names"] == sorted(first["details"])
     assert mine["reversible"] is False
-    assert mine["one_way"] == [{"rule": "names/head", "reason": "a regex has no way back without `reverse:`"}]
+    assert mine["one_way"] == [
+        {"rule": "names/head", "reason": "a regex has no way back without `reverse:`"}
+    ]
     assert (none["loaded"], [finding["code"] for finding in none["findings"]]) == (False, ["LR200"])
 
 
@@ -99,7 +131,10 @@ def test_for_github(bad: Path, run: Run) -> None:
     ran = run("rules", "lint", bad, "--format", "github")
     assert ran.code == 2
     first, *_ = lines = ran.out.splitlines()
-    assert first.startswith("::error file=a%2C b 100%25.yaml,line=3,col=5,title=LR203 not idempotent::`names/head` takes")
+    assert first.startswith(
+        "::error file=a%2C b 100%25.yaml,line=3,col=5,title=LR203 not idempotent::`names/head` "
+        "takes"
+    )
     assert "%0Ahead.weight  → lm_head.weight → lm_lm_head.weight%0A" in first
     assert len(lines) == 3
     assert run("rules", "lint", "llava-v1.5", "--format", "github").out == "\n"
@@ -114,7 +149,9 @@ def test_a_note_is_a_notice(run: Run) -> None:
     ran = run(*arguments, "--format", "github")
     assert (ran.code, ran.out[:43]) == (0, "::notice file=r.yaml,line=2,col=50,title=LR")
     [file] = run(*arguments, "--format", "json").json["files"]
-    assert [(finding["code"], finding["level"]) for finding in file["findings"]] == [("LR205", "note")]
+    assert [(finding["code"], finding["level"]) for finding in file["findings"]] == [
+        ("LR205", "note")
+    ]
     assert "r.yaml:2:50 LR205 matched nothing" in run(*arguments).out
 
 
@@ -150,7 +187,9 @@ def test_no_such_file(run: Run) -> None:
         (("llava-v1.5", "--source", CLIP), "LR211", 2),
     ],
 )
-def test_a_source_that_cant_be_read(arguments: tuple[str, ...], code: str, exit_code: int, run: Run) -> None:
+def test_a_source_that_cant_be_read(
+    arguments: tuple[str, ...], code: str, exit_code: int, run: Run
+) -> None:
     for output in ("human", "json", "github"):
         ran = run("rules", "lint", *arguments, "--format", output)
         assert ran.code == exit_code
@@ -161,7 +200,10 @@ def test_a_source_that_cant_be_read(arguments: tuple[str, ...], code: str, exit_
 def test_a_drop_of_a_parameter_of_the_real_target(run: Run) -> None:
     """The drop is narrower than the rename, so only the target itself can tell."""
     text = "schema: 1\nname: mine\nversion: 1.0.0\nsummary: one's own\nextends: [llava-v1.5.yaml]\n"
-    text += "prepare: [{id: biases, from: 'model.vision_tower.{r...}.%s', drop: thought to be computed}]\n"
+    text += (
+        "prepare: [{id: biases, from: 'model.vision_tower.{r...}.%s', drop: thought to be "
+        "computed}]\n"
+    )
     text += "tests: [{from: model.vision_tower.x.%s, dropped: true}]\n"
     source = ("--source", MANIFESTS / "llava-v1.5-7b.json")
     Path("mine.yaml").write_text(text.replace("%s", "bias"))
@@ -171,7 +213,9 @@ def test_a_drop_of_a_parameter_of_the_real_target(run: Run) -> None:
     [finding] = ran.json["files"][0]["findings"]
     assert (finding["code"], finding["line"]) == ("LR306", 6)
     planned = run("apply", "mine.yaml", *source, "--dry-run", "--format", "json").json["problems"]
-    assert finding["names"] == next(problem["names"] for problem in planned if problem["code"] == "LR306")
+    assert finding["names"] == next(
+        problem["names"] for problem in planned if problem["code"] == "LR306"
+    )
     Path("mine.yaml").write_text(text.replace("%s", "no_such_thing"))
     ran = run("rules", "lint", "mine.yaml", *source, "--format", "json")
     assert [finding["code"] for finding in ran.json["files"][0]["findings"]] == ["LR205"]
@@ -185,7 +229,10 @@ def test_a_target_that_cant_be_known_is_said_to_be_so(run: Run) -> None:
 
 def test_a_name_that_makes_a_regex_run_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run_away(monkeypatch, "p{L}", 40)
-    text = "schema: 1\nsources: {model: {}}\nnames: [{id: a, match: '^(\\p{L}|\\p{L}\\p{L}|[._0-9])+\\p{Lu}$', replace: x}]\n"
+    text = (
+        "schema: 1\nsources: {model: {}}\n"
+        "names: [{id: a, match: '^(\\p{L}|\\p{L}\\p{L}|[._0-9])+\\p{Lu}$', replace: x}]\n"
+    )
     Path("r.yaml").write_text(text)
     ran = run("rules", "lint", "r.yaml", "--source", MANIFESTS / "llava-v1.5-7b.json")
     assert ran.code == 2
@@ -202,7 +249,8 @@ def test_nothing_heavy_is_imported(output: str) -> None:
 
 def test_two_names_that_become_one_have_no_way_back(run: Run) -> None:
     Path("two.yaml").write_text(
-        "schema: 1\nnames:\n  - {id: a, from: 'a.{p}', to: 'x.{p}'}\n  - {id: b, from: 'b.{p}', to: 'x.{p}'}\n"
+        "schema: 1\nnames:\n  - {id: a, from: 'a.{p}', to: 'x.{p}'}\n"
+        "  - {id: b, from: 'b.{p}', to: 'x.{p}'}\n"
         "tests:\n  - {from: a.w, to: x.w}\n  - {from: b.w, to: x.w}\n"
     )
     ran = run("rules", "lint", "two.yaml")
@@ -212,13 +260,20 @@ def test_two_names_that_become_one_have_no_way_back(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plug_in", "said"), [("{use: os.system}", "os.system"), ("{use: expand_embeddings, with: {sed: 1}}", "Did you mean `seed`?")]
+    ("plug_in", "said"),
+    [
+        ("{use: os.system}", "os.system"),
+        ("{use: expand_embeddings, with: {sed: 1}}", "Did you mean `seed`?"),
+    ],
 )
 def test_a_plug_in_that_apply_refuses(plug_in: str, said: str, run: Run) -> None:
     head = "schema: 1\nname: mine\nversion: 1.0.0\nsummary: mine\nextends: [llava-v1.5]\n"
     Path("mine.yaml").write_text(f"{head}post_load:\n  - {plug_in}\n")
     source = MANIFESTS / "llava-v1.5-7b.json"
-    for ran in (run("rules", "lint", "mine.yaml"), run("rules", "lint", "mine.yaml", "--source", source)):
+    for ran in (
+        run("rules", "lint", "mine.yaml"),
+        run("rules", "lint", "mine.yaml", "--source", source),
+    ):
         assert ran.code == 2
         assert "mine.yaml:7:5 LR212" in ran.out
         assert said in ran.out
@@ -228,21 +283,37 @@ def test_a_plug_in_that_apply_refuses(plug_in: str, said: str, run: Run) -> None
 
 
 def test_many_findings_of_one_kind_are_counted(run: Run) -> None:
-    Path("r.yaml").write_text("schema: 1\nnames:\n" + "".join(f"  - {{id: r{n}, from: a{n}, to: b{n}}}\n" for n in range(100)))
+    Path("r.yaml").write_text(
+        "schema: 1\nnames:\n"
+        + "".join(f"  - {{id: r{n}, from: a{n}, to: b{n}}}\n" for n in range(100))
+    )
     ran = run("rules", "lint", "r.yaml")
     assert (ran.code, ran.out.count("LR213 rule without a test")) == (2, 12)
     assert "… and 88 more of LR213; --format json has every one" in ran.out
-    assert len(run("rules", "lint", "r.yaml", "--format", "json").json["files"][0]["findings"]) == 100
+    assert (
+        len(run("rules", "lint", "r.yaml", "--format", "json").json["files"][0]["findings"]) == 100
+    )
 
 
 def test_names_that_no_rule_takes(run: Run) -> None:
-    """`apply` refuses them, so a lint with the same source isn't clean; with names alone, or of a part, they are no fault."""
+    """`apply` refuses them, so a lint with the same source isn't clean; with names alone, or of
+    a part, they are no fault.
+    """
     content = json.loads((MANIFESTS / "llava-v1.5-7b.json").read_text())
     content["tensors"]["model.mm_projector.9.weight"] = {"dtype": "F16", "shape": [4096, 4096]}
     Path("more.json").write_text(json.dumps(content))
     ran = run("rules", "lint", "llava-v1.5", "--source", "more.json")
-    assert (ran.code, "LR301" in ran.out, "model.mm_projector.9.weight" in ran.out) == (2, True, True)
+    assert (ran.code, "LR301" in ran.out, "model.mm_projector.9.weight" in ran.out) == (
+        2,
+        True,
+        True,
+    )
     assert run("apply", "llava-v1.5", "--source", "more.json", "--dry-run").code == 1
     Path("names.txt").write_text("\n".join(content["tensors"]))
     assert run("rules", "lint", "llava-v1.5", "--source", "names.txt").code == 0
-    assert run("rules", "lint", shipped_folder() / "parts" / "wrappers.yaml", "--source", "more.json").code == 0
+    assert (
+        run(
+            "rules", "lint", shipped_folder() / "parts" / "wrappers.yaml", "--source", "more.json"
+        ).code
+        == 0
+    )

@@ -1,4 +1,6 @@
-"""Each finding with a file that has it and a near one that hasn't; the traps that other projects fell into; no guesses."""
+"""Each finding with a file that has it and a near one that hasn't; the traps that other projects
+fell into; no guesses.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,20 @@ def test_nothing_to_find(linted: Lint) -> None:
 prepare: [{id: wrapper, from: 'module.{r...}', to: '{r}'}]
 names:
   - {id: layers, from: 'model.layers.{n:int}.{r...}', to: 'text.layers.{n}.{r}'}
-  - {id: norm, match: '^model\\.norm\\.', replace: 'text.norm.', reverse: {match: '^text\\.norm\\.', replace: 'model.norm.'}}
+  - {id: norm, match: '^model\\.norm\\.', replace: 'text.norm.',
+     reverse: {match: '^text\\.norm\\.', replace: 'model.norm.'}}
 tests:
   - {from: module.model.layers.3.w, to: text.layers.3.w}
   - {from: model.norm.weight, to: text.norm.weight}
 """)
     assert result.findings == ()
-    assert (result.rules, result.tests, result.names, result.reversible, result.failed) == (3, 2, None, True, False)
+    assert (result.rules, result.tests, result.names, result.reversible, result.failed) == (
+        3,
+        2,
+        None,
+        True,
+        False,
+    )
     assert result.witnesses > result.rules
     assert result.targets > 2
 
@@ -38,16 +47,29 @@ tests:
 @pytest.mark.parametrize(
     ("names", "chain"),
     [
-        ("- {id: a, match: 'head\\.weight$', replace: lm_head.weight}", "lm_head.weight → lm_lm_head.weight"),
-        ("- {id: a, match: 'layers\\.', replace: encoder.layers.}", "encoder.layers.qz → encoder.encoder.layers.qz"),
+        (
+            "- {id: a, match: 'head\\.weight$', replace: lm_head.weight}",
+            "lm_head.weight → lm_lm_head.weight",
+        ),
+        (
+            "- {id: a, match: 'layers\\.', replace: encoder.layers.}",
+            "encoder.layers.qz → encoder.encoder.layers.qz",
+        ),
         (
             "- {id: a, match: '^model', replace: model.language_model}",
             "model.language_model → model.language_model.language_model",
         ),
-        ("- {id: a, match: '^model\\.', replace: model.language_model.}", "→ model.language_model.language_model.qz"),
-        ("- {id: a, from: 'model.{r...}', to: 'model.language_model.{r}'}", "→ model.language_model.language_model.qza"),
         (
-            "- {id: a, from: 'conv1.{p}', to: 'conv0.{p}'}\n  - {id: b, from: 'conv2.{p}', to: 'conv1.{p}'}",
+            "- {id: a, match: '^model\\.', replace: model.language_model.}",
+            "→ model.language_model.language_model.qz",
+        ),
+        (
+            "- {id: a, from: 'model.{r...}', to: 'model.language_model.{r}'}",
+            "→ model.language_model.language_model.qza",
+        ),
+        (
+            "- {id: a, from: 'conv1.{p}', to: 'conv0.{p}'}\n"
+            "  - {id: b, from: 'conv2.{p}', to: 'conv1.{p}'}",
             "conv1.qza → conv0.qza",
         ),
     ],
@@ -68,7 +90,8 @@ def test_a_second_run_would_rename_again(names: str, chain: str, linted: Lint) -
         "- {id: a, from: 'x.{r...}', to: 'x.{r}'}",
         "- {id: keep, from: 'model.language_model.{r...}', to: 'model.language_model.{r}'}\n"
         "  - {id: a, from: 'model.{r...}', to: 'model.language_model.{r}'}",
-        "- {id: a, from: 'conv1.{p}', to: 'features.0.{p}'}\n  - {id: b, from: 'conv2.{p}', to: 'features.1.{p}'}",
+        "- {id: a, from: 'conv1.{p}', to: 'features.0.{p}'}\n"
+        "  - {id: b, from: 'conv2.{p}', to: 'features.1.{p}'}",
     ],
     ids=["head", "anchored", "layers", "identity", "kept", "conv"],
 )
@@ -77,21 +100,31 @@ def test_a_second_run_would_change_nothing(names: str, linted: Lint) -> None:
 
 
 def test_it_says_which_rule_takes_what_which_made(linted: Lint) -> None:
-    text = "names:\n  - {id: a, from: 'conv1.{p}', to: 'conv0.{p}'}\n  - {id: b, from: 'conv2.{p}', to: 'conv1.{p}'}\n"
+    text = (
+        "names:\n  - {id: a, from: 'conv1.{p}', to: 'conv0.{p}'}\n"
+        "  - {id: b, from: 'conv2.{p}', to: 'conv1.{p}'}\n"
+    )
     finding = found(linted(text), "LR203")
-    assert finding.problem.cause == "what `names/b` makes is renamed by `names/a` where the rules are run twice."
+    assert (
+        finding.problem.cause
+        == "what `names/b` makes is renamed by `names/a` where the rules are run twice."
+    )
     assert finding.problem.table[0] == ("conv2.qza", "→ conv1.qza → conv0.qza")
     assert (finding.mark.line, finding.mark.column) == (4, 5) if finding.mark else False
 
 
 def test_prepare_alone_is_run_twice_as_well(linted: Lint) -> None:
-    assert codes(linted("prepare: [{id: a, match: 'head\\.w$', replace: lm_head.w}]\n")) == ["LR203", "LR208"]
+    assert codes(linted("prepare: [{id: a, match: 'head\\.w$', replace: lm_head.w}]\n")) == [
+        "LR203",
+        "LR208",
+    ]
     assert codes(linted("prepare: [{id: a, from: 'module.{r...}', to: '{r}'}]\n")) == []
 
 
 def test_a_way_back_that_takes_its_own_names(linted: Lint) -> None:
     text = (
-        "names: [{id: a, match: '^enc\\.layers\\.', replace: layers., reverse: {match: '%slayers\\.', replace: enc.layers.}}]\n"
+        "names: [{id: a, match: '^enc\\.layers\\.', replace: layers., reverse: {match: "
+        "'%slayers\\.', replace: enc.layers.}}]\n"
     )
     assert codes(linted(text % "")) == ["LR203", "LR208"]
     assert codes(linted(text % "^")) == []
@@ -106,8 +139,16 @@ def test_a_way_back_that_takes_its_own_names(linted: Lint) -> None:
         ("from: 'model.{r...}', to: 'a.{r}'", "from: 'model.norm.{p}', to: 'b.{p}'", True),
         ("from: 'model.{p}', to: 'a.{p}'", "from: 'model.{r...}', to: 'b.{r}'", False),
         ("from: 'model.{n:int}.w', to: 'a.{n}'", "from: 'model.{n}.w', to: 'b.{n}'", False),
-        ("match: 'norm', replace: a", "match: '^model\\.norm\\.(weight|bias)$', replace: 'b.\\1'", True),
-        ("match: 'weight$', replace: a", "match: '^model\\.norm\\.(weight|bias)$', replace: 'b.\\1'", False),
+        (
+            "match: 'norm', replace: a",
+            "match: '^model\\.norm\\.(weight|bias)$', replace: 'b.\\1'",
+            True,
+        ),
+        (
+            "match: 'weight$', replace: a",
+            "match: '^model\\.norm\\.(weight|bias)$', replace: 'b.\\1'",
+            False,
+        ),
     ],
     ids=["wider", "one-segment", "number", "regex", "regex-in-part"],
 )
@@ -115,7 +156,10 @@ def test_shadowed(wide: str, narrow: str, shadowed: bool, linted: Lint) -> None:
     result = linted(f"names:\n  - {{id: wide, {wide}}}\n  - {{id: b, {narrow}}}\n")
     assert ("LR204" in codes(result)) is shadowed
     if shadowed:
-        assert found(result, "LR204").problem.cause == "`names/b` can take no name: `names/wide` has them before it."
+        assert (
+            found(result, "LR204").problem.cause
+            == "`names/b` can take no name: `names/wide` has them before it."
+        )
 
 
 def test_two_rules_that_take_a_part_each(linted: Lint) -> None:
@@ -129,21 +173,34 @@ names:
 
 
 def test_shadowed_by_prepare(linted: Lint) -> None:
-    text = "prepare: [{id: unwrap, from: 'module.{r...}', to: '{r}'}]\nnames: [{id: b, from: 'module.{p}', to: 'b.{p}'}]\n"
+    text = (
+        "prepare: [{id: unwrap, from: 'module.{r...}', to: '{r}'}]\n"
+        "names: [{id: b, from: 'module.{p}', to: 'b.{p}'}]\n"
+    )
     assert "`prepare/unwrap` has them" in found(linted(text), "LR204").problem.cause
-    text = "prepare: [{id: a, from: 'model.{r...}', to: 'm.{r}'}, {id: b, from: 'model.norm.{p}', to: 'm.n.{p}'}]\n"
+    text = (
+        "prepare: [{id: a, from: 'model.{r...}', to: 'm.{r}'}, {id: b, from: 'model.norm.{p}', "
+        "to: 'm.n.{p}'}]\n"
+    )
     assert "`prepare/b` can take no name: `prepare/a`" in found(linted(text), "LR204").problem.cause
 
 
 def test_what_prepare_would_make_is_no_name_to_try(linted: Lint) -> None:
-    """From `layers.0.w` it makes what the rule takes; from what the rule takes it makes something else."""
-    text = "prepare: [{id: bare, from: '{r...}', to: 'model.{r}'}]\nnames: [{id: b, from: 'model.layers.{r...}', to: 'b.{r}'}]\n"
+    """From `layers.0.w` it makes what the rule takes; from what the rule takes it makes
+    something else.
+    """
+    text = (
+        "prepare: [{id: bare, from: '{r...}', to: 'model.{r}'}]\n"
+        "names: [{id: b, from: 'model.layers.{r...}', to: 'b.{r}'}]\n"
+    )
     assert "LR203" in codes(linted(text))
     assert "LR204" not in codes(linted(text))
 
 
 def test_a_rule_with_a_condition_is_judged_where_it_holds(linted: Lint) -> None:
-    """With another condition, or none, rules may take one another's names: that is what conditions are for."""
+    """With another condition, or none, rules may take one another's names: that is what
+    conditions are for.
+    """
     text = """\
 names:
   - {{id: a, from: 'model.{{r...}}', to: 'a.{{r}}', when: {{config: {{kind: 1}}}}}}
@@ -156,13 +213,21 @@ names:
 
 def test_an_inherited_rule_is_replaced_by_id(tmp_path: Path) -> None:
     child = tmp_path / "child.yaml"
-    text = "schema: 1\nextends: [parts/llava.yaml]\nnames: [{id: %s, from: 'model.mm_projector.0.{p}', to: 'projector.{p}'}]\n"
+    text = (
+        "schema: 1\nextends: [parts/llava.yaml]\n"
+        "names: [{id: %s, from: 'model.mm_projector.0.{p}', to: 'projector.{p}'}]\n"
+    )
     child.write_text(text % "own-in" + "tests: [{from: model.mm_projector.0.w, to: projector.w}]\n")
     finding = found(lint(load_rule_file(child)), "LR204")
-    assert finding.problem.fix == "Give `names/own-in` the id `projector-in`: then it replaces the inherited rule."
+    assert (
+        finding.problem.fix
+        == "Give `names/own-in` the id `projector-in`: then it replaces the inherited rule."
+    )
     assert finding.mark is not None
     assert finding.mark.line == 3
-    child.write_text(text % "projector-in" + "tests: [{from: model.mm_projector.0.w, to: projector.w}]\n")
+    child.write_text(
+        text % "projector-in" + "tests: [{from: model.mm_projector.0.w, to: projector.w}]\n"
+    )
     assert lint(load_rule_file(child)).findings == ()
 
 
@@ -185,11 +250,17 @@ def test_matched_nothing_is_a_note(linted: Lint) -> None:
 # --- LR206
 
 
-@pytest.mark.parametrize("match", ["^(a|a|aa)+$b", "^(a|aa)+$", "^model\\.((a|b|ab)*)*c$", "^(?=(a|aa)+$)a"])
+@pytest.mark.parametrize(
+    "match", ["^(a|a|aa)+$b", "^(a|aa)+$", "^model\\.((a|b|ab)*)*c$", "^(?=(a|aa)+$)a"]
+)
 def test_it_runs_away(match: str, linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is tried with an attack of 100 characters or more, which it has more than 10^20 ways to take."""
+    """Each is tried with an attack of 100 characters or more, which it has more than 10^20 ways
+    to take.
+    """
     run_away(monkeypatch, match.replace("\\\\", "\\"), 100)
-    result = linted(f"names: [{{id: a, match: '{match}', replace: x}}, {{id: b, from: a.w, to: b.w}}]\n")
+    result = linted(
+        f"names: [{{id: a, match: '{match}', replace: x}}, {{id: b, from: a.w, to: b.w}}]\n"
+    )
     finding = found(result, "LR206")
     assert "`names/a` ran into the time limit" in finding.problem.cause
     assert len(finding.problem.names[0]) <= 201
@@ -209,7 +280,9 @@ def test_it_runs_away(match: str, linted: Lint, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_nested_and_harmless(match: str, linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the regex package, whatever others make of it: at most some millions of steps, for which any machine has the time."""
+    """To the regex package, whatever others make of it: at most some millions of steps, for
+    which any machine has the time.
+    """
     monkeypatch.setattr(pattern, "TIME_LIMIT", HANGS)
     monkeypatch.setattr(pattern, "TOTAL_LIMIT", HANGS)
     assert "LR206" not in codes(linted(f"names: [{{id: a, match: '{match}', replace: x.}}]\n"))
@@ -217,21 +290,31 @@ def test_nested_and_harmless(match: str, linted: Lint, monkeypatch: pytest.Monke
 
 def test_a_way_back_that_runs_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
     run_away(monkeypatch, "(b|b|bb)", 100)
-    text = "names: [{id: a, match: '^a\\.w$', replace: b.w, reverse: {match: '^(b|b|bb)+$x', replace: a.w}}]\n"
+    text = (
+        "names: [{id: a, match: '^a\\.w$', replace: b.w, reverse: {match: '^(b|b|bb)+$x', "
+        "replace: a.w}}]\n"
+    )
     assert "LR206" in codes(linted(text))
 
 
 def test_only_a_real_name_makes_it_run_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
     """`\\p{…}` is beyond the standard library's parser, so there are no attacks."""
     run_away(monkeypatch, "p{L}", 91)
-    result = linted("names: [{id: a, match: '^(\\p{L}|\\p{L}\\p{L})+$', replace: x}]\n", "a" * 90 + "!")
+    result = linted(
+        "names: [{id: a, match: '^(\\p{L}|\\p{L}\\p{L})+$', replace: x}]\n", "a" * 90 + "!"
+    )
     assert codes(result) == ["LR206"]
     assert result.unparsed == ("names/a",)
 
 
-def test_a_name_that_is_nearly_one_of_the_rules_makes_it_run_away(linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_nearly_one_of_the_rules_makes_it_run_away(
+    linted: Lint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_away(monkeypatch, "p{Lu}", 91, "x")
-    text = "names: [{id: a, match: '^(\\p{Lu}|\\p{Lu}\\p{Lu})+$', replace: x}]\ntests: [{from: %s, to: x}]\n" % ("A" * 90)
+    text = (
+        "names: [{id: a, match: '^(\\p{Lu}|\\p{Lu}\\p{Lu})+$', replace: x}]\n"
+        "tests: [{from: %s, to: x}]\n" % ("A" * 90)
+    )
     finding = found(linted(text), "LR206")
     assert finding.problem.names == ("A" * 90 + "x",)
 
@@ -252,7 +335,9 @@ def test_a_name_that_is_nearly_one_of_the_rules_makes_it_run_away(linted: Lint, 
     ],
 )
 def test_takes_more_than_it_seems_to(match: str, also: str, linted: Lint) -> None:
-    problem = found(linted(f"names: [{{id: a, match: '{match}', drop: nothing}}]\n"), "LR208").problem
+    problem = found(
+        linted(f"names: [{{id: a, match: '{match}', drop: nothing}}]\n"), "LR208"
+    ).problem
     assert f"`{also}`" in problem.cause
 
 
@@ -260,19 +345,27 @@ def test_both_ends_are_open(linted: Lint) -> None:
     """`pre_layer_proj_model` was hit by a rule for `model`."""
     result = linted("names: [{id: a, match: model, replace: language_model}]\n")
     cause = found(result, "LR208").problem.cause
-    assert cause == "`model` of `names/a` begins and ends inside a segment of a name: it also takes `xmodel` and `modelx`."
+    assert (
+        cause == "`model` of `names/a` begins and ends inside a segment of a name: it also takes "
+        "`xmodel` and `modelx`."
+    )
 
 
 def test_a_prefix_that_takes_the_tower_too(linted: Lint) -> None:
     """`^model` → `language_model` hit `model.visual.*`."""
-    result = linted("names: [{id: a, match: '^model', replace: language_model}]\n", "model.visual.w", "model.norm.w")
+    result = linted(
+        "names: [{id: a, match: '^model', replace: language_model}]\n",
+        "model.visual.w",
+        "model.norm.w",
+    )
     assert codes(result) == ["LR208"]
 
 
 @pytest.mark.parametrize(
     "match",
     [
-        "^model\\.norm\\.", "\\.norm\\.", "^model\\.(.*)\\.w$", "\\.inv_freq$", "^", "$", "", "^.*$", "(\\w+)\\.w$",
+        "^model\\.norm\\.", "\\.norm\\.", "^model\\.(.*)\\.w$", "\\.inv_freq$", "^", "$", "",
+        "^.*$", "(\\w+)\\.w$",
         "^(?i)model\\b\\.",
     ],
 )  # fmt: skip
@@ -281,8 +374,15 @@ def test_takes_what_it_seems_to(match: str, linted: Lint) -> None:
 
 
 def test_a_way_back_that_is_open(linted: Lint) -> None:
-    text = "names: [{id: a, match: '^a\\.', replace: b.c., reverse: {match: '%sb.c\\.', replace: a.}}]\n"
-    causes = [finding.problem.cause for finding in linted(text % "").findings if finding.problem.code == "LR208"]
+    text = (
+        "names: [{id: a, match: '^a\\.', replace: b.c., reverse: {match: '%sb.c\\.', replace: "
+        "a.}}]\n"
+    )
+    causes = [
+        finding.problem.cause
+        for finding in linted(text % "").findings
+        if finding.problem.code == "LR208"
+    ]
     assert len(causes) == 2
     assert all("the `reverse` of `names/a`" in cause for cause in causes)
 
@@ -291,7 +391,10 @@ def test_a_way_back_that_is_open(linted: Lint) -> None:
 
 
 def test_a_rule_without_a_test(linted: Lint) -> None:
-    text = "names: [{id: a, from: 'a.{p}', to: 'b.{p}'}, {id: c, from: 'c.{p}', to: 'd.{p}'}]\ntests: [{from: a.w, to: b.w}%s]\n"
+    text = (
+        "names: [{id: a, from: 'a.{p}', to: 'b.{p}'}, {id: c, from: 'c.{p}', to: 'd.{p}'}]\n"
+        "tests: [{from: a.w, to: b.w}%s]\n"
+    )
     assert "`names/c`" in found(linted(text % ""), "LR213").problem.cause
     assert linted(text % ", {from: c.w, to: d.w}").findings == ()
 
@@ -312,7 +415,9 @@ def test_a_field_that_is_left_out(linted: Lint) -> None:
 
 
 def test_it_does_not_come_back(linted: Lint) -> None:
-    text = "names: [{id: a, match: '^a\\.', replace: b., reverse: {match: '^b\\.', replace: %s.}}]\n"
+    text = (
+        "names: [{id: a, match: '^a\\.', replace: b., reverse: {match: '^b\\.', replace: %s.}}]\n"
+    )
     result = linted(text % "c")
     assert codes(result) == ["LR215"]
     assert ("b.qz", "→ c.qz → (unmapped)") in found(result, "LR215").problem.table
@@ -321,23 +426,39 @@ def test_it_does_not_come_back(linted: Lint) -> None:
 
 
 def test_without_a_way_back(linted: Lint) -> None:
-    result = linted("names: [{id: a, match: '^a\\.', replace: b.}, {id: c, from: c, to: d, one_way: true}]\n")
+    result = linted(
+        "names: [{id: a, match: '^a\\.', replace: b.}, {id: c, from: c, to: d, one_way: true}]\n"
+    )
     assert codes(result) == []
-    assert dict(result.one_way) == {"names/a": "a regex has no way back without `reverse:`", "names/c": "it says `one_way: true`"}
+    assert dict(result.one_way) == {
+        "names/a": "a regex has no way back without `reverse:`",
+        "names/c": "it says `one_way: true`",
+    }
     assert not result.reversible
 
 
 def test_a_drop_that_leaves_a_rename_nothing(linted: Lint) -> None:
-    text = "prepare: [{id: d, from: '%s', drop: thought a buffer}]\nnames: [{id: a, from: 'model.norm.{p}', to: 'norm.{p}'}]\n"
+    text = (
+        "prepare: [{id: d, from: '%s', drop: thought a buffer}]\n"
+        "names: [{id: a, from: 'model.norm.{p}', to: 'norm.{p}'}]\n"
+    )
     result = linted(text % "{r...}")
     assert codes(result) == ["LR306", "LR204"]
-    assert "the drop `prepare/d` takes every name that `names/a`" in found(result, "LR306").problem.cause
-    assert codes(linted(text % "{r...}.position_ids")) == []  # an exception from the rename is what a drop is for
+    assert (
+        "the drop `prepare/d` takes every name that `names/a`"
+        in found(result, "LR306").problem.cause
+    )
+    assert (
+        codes(linted(text % "{r...}.position_ids")) == []
+    )  # an exception from the rename is what a drop is for
     assert codes(linted(text % "model.norm.bias")) == []
 
 
 def test_a_drop_of_a_parameter(linted: Lint) -> None:
-    text = "prepare: [{id: d, from: '{r...}.ids', drop: thought a buffer}]\nnames: [{id: a, from: 'model.{r...}', to: 't.{r}'}]\n"
+    text = (
+        "prepare: [{id: d, from: '{r...}.ids', drop: thought a buffer}]\n"
+        "names: [{id: a, from: 'model.{r...}', to: 't.{r}'}]\n"
+    )
     given = ("model.x.ids", "model.x.w")
     result = linted(text, *given, wanted=frozenset({"t.x.w", "t.x.ids"}))
     assert codes(result) == ["LR306"]
@@ -360,14 +481,20 @@ def test_regexes_of_another_syntax_are_named(linted: Lint) -> None:
 
 def test_findings_are_in_order_of_place(linted: Lint) -> None:
     marks = [
-        f.mark for f in linted("names:\n" + "".join(f"  - {{id: r{n}, match: 'a.{n}', replace: x}}\n" for n in range(4))).findings
+        f.mark
+        for f in linted(
+            "names:\n"
+            + "".join(f"  - {{id: r{n}, match: 'a.{n}', replace: x}}\n" for n in range(4))
+        ).findings
     ]
     assert marks == sorted(marks, key=lambda mark: mark.line if mark else 0)
     assert len({mark.line for mark in marks if mark}) == 4
 
 
 @pytest.mark.parametrize(
-    "path", sorted(shipped_folder().rglob("*.yaml")), ids=lambda path: str(path.relative_to(shipped_folder()))
+    "path",
+    sorted(shipped_folder().rglob("*.yaml")),
+    ids=lambda path: str(path.relative_to(shipped_folder())),
 )
 def test_shipped_files_are_clean(path: Path) -> None:
     result = lint(load_rule_file(path))
@@ -392,13 +519,19 @@ def test_load_is_not_linted(tmp_path: Path) -> None:
         "{{id: r{n}, from: 'a{n}.{{x}}.{{r...}}.w', to: 'b{n}.{{x}}.{{r}}.w'}}",
         "{{id: r{n}, from: 'layers.{n}.q.w', to: 'layers.{m}.q.weight'}}",
         "{{id: r{n}, from: '{{m...}}.a{n}.{{p}}', to: '{{m}}.b{n}.{{p}}'}}",
-        "{{id: r{n}, match: '^l\\.a{n}\\.', replace: 'x.{n}.', reverse: {{match: '^x\\.{n}\\.', replace: 'l.a{n}.'}}}}",
-        "{{id: d{n}, from: 'l.{n}.{{x}}', drop: gone}}\n  - {{id: r{n}, from: 'l.{n}.a', to: 'z.{n}'}}",
+        "{{id: r{n}, match: '^l\\.a{n}\\.', replace: 'x.{n}.', reverse: {{match: '^x\\.{n}\\.', "
+        "replace: 'l.a{n}.'}}}}",
+        "{{id: d{n}, from: 'l.{n}.{{x}}', drop: gone}}\n"
+        "  - {{id: r{n}, from: 'l.{n}.a', to: 'z.{n}'}}",
     ],
     ids=["templates", "exact", "inside", "regexes", "drops"],
 )
-def test_twice_the_rules_are_twice_the_work(rule: str, linted: Lint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted in names that rules are asked for, there and back: with the square of the rules it would be four times."""
+def test_twice_the_rules_are_twice_the_work(
+    rule: str, linted: Lint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in names that rules are asked for, there and back: with the square of the rules it
+    would be four times.
+    """
     asked = 0
     limited = CompiledRule._limited
 

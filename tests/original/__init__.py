@@ -1,4 +1,5 @@
-"""What the research code computed, as tests: the facts in `tests/data/original` against converted folders in every transformers.
+"""What the research code computed, as tests: the facts in `tests/data/original` against converted
+folders in every transformers.
 
 | module | what |
 | --- | --- |

@@ -17,7 +17,8 @@ class Forward:
     Attributes:
         error: why the model didn't take these inputs, or None.
         around: how the logits were computed after such an error, or None.
-        logits: of the last position, at the places of the recorded ones; empty where there are none.
+        logits: of the last position, at the places of the recorded ones; empty where there are
+            none.
         argmax: the best token of each position that is text.
     """
 
@@ -35,9 +36,11 @@ class Answer:
         error: why there is no more than there is, or None.
         prompt: the chat template's, with `<image>` for a video as well.
         ids: the processor's.
-        pixels: the processor's, one for each picture or for the video; tiles of zeros behind a picture's own are left out.
+        pixels: the processor's, one for each picture or for the video; tiles of zeros behind a
+            picture's own are left out.
         whole: a forward pass with these inputs.
-        alone: for each reading, a forward pass with its ids and with pixels made as the research code makes them.
+        alone: for each reading, a forward pass with its ids and with pixels made as the research
+            code makes them.
     """
 
     error: str | None = None
@@ -63,7 +66,8 @@ class FolderAnswer:
     Attributes:
         version: of transformers.
         error: why the folder didn't open, or None.
-        closed: why AutoProcessor didn't open it, where its parts were opened one by one because of that; or None.
+        closed: why AutoProcessor didn't open it, where its parts were opened one by one because of
+            that; or None.
         has_torchvision: whether this version finds torchvision.
         model_type: the config's.
         image_token: the config's.

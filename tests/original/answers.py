@@ -53,7 +53,9 @@ def ask_all(targets: Iterable[Target], versions: Iterable[str], work: Path) -> A
     return Answers(failed, {version: read(path) for version, path in given.items()})
 
 
-def run_in_all(module: str, versions: Iterable[str], folders: Sequence[Path], work: Path) -> dict[str, Path]:
+def run_in_all(
+    module: str, versions: Iterable[str], folders: Sequence[Path], work: Path
+) -> dict[str, Path]:
     """By version, of those that are there, the file that a module wrote of these folders.
 
     A module is run as `python -m MODULE OUT FOLDER…`, in a process for each version, two at a time.
@@ -71,7 +73,12 @@ def _run(module: str, version: str, folders: Sequence[Path], work: Path) -> Path
         environment["PYTHONPATH"] = str(place(version).resolve())
     command = [sys.executable, "-m", module, str(out), *map(str, folders)]
     ran = subprocess.run(
-        command, env={**environment, "OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True, timeout=HANGS
+        command,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
     )
     assert ran.returncode == 0, f"transformers {version}: {ran.stderr}"
     return out

@@ -1,7 +1,9 @@
-"""Ask one version of transformers about converted folders: open each as a user would, and write down all that comes of it.
+"""Ask one version of transformers about converted folders: open each as a user would, and write
+down all that comes of it.
 
-`python -m tests.original.ask OUT FOLDER…` writes OUT, a JSON file that `answer.read` reads. Folders are named as their `Target`s.
-All versions run this module, so it uses only what all of them have. It judges nothing.
+`python -m tests.original.ask OUT FOLDER…` writes OUT, a JSON file that `answer.read` reads. Folders
+are named as their `Target`s. All versions run this module, so it uses only what all of them have.
+It judges nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+}
 
 import numpy as np
 import torch
@@ -43,26 +50,39 @@ class Opened:
         self.folder = folder
 
     def words(self, tokenizer: Any) -> Words:
-        """What a tokenizer makes of texts and of recorded prompts with pictures put in, as the processors put them in."""
+        """What a tokenizer makes of texts and of recorded prompts with pictures put in, as the
+        processors put them in.
+        """
         prompts = {}
         for name, case in self.facts.cases.items():
-            texts = [reading.prompt_with("<video>" if case.video else "<image>") for reading in case.readings]
+            texts = [
+                reading.prompt_with("<video>" if case.video else "<image>")
+                for reading in case.readings
+            ]
             prompts[name] = tuple(tuple(tokenizer(text).input_ids) for text in texts)
-        return Words(tuple(tuple(tokenizer(text.text).input_ids) for text in self.facts.texts), prompts)
+        return Words(
+            tuple(tuple(tokenizer(text.text).input_ids) for text in self.facts.texts), prompts
+        )
 
     def slow_words(self) -> tuple[Words | None, str | None]:
         """Those of the tokenizer for `use_fast=False`, or why there is none."""
         try:
-            return self.words(transformers.AutoTokenizer.from_pretrained(self.folder, use_fast=False)), None
+            return self.words(
+                transformers.AutoTokenizer.from_pretrained(self.folder, use_fast=False)
+            ), None
         except Exception as error:
             return None, _words(error)
 
     def answer(self, case: Case) -> Answer:
         """Everything, or as much as works."""
         pictures = [picture(name) for name in case.pictures]
-        made = Answer(alone=tuple(self._alone(case, reading, pictures) for reading in case.readings))
+        made = Answer(
+            alone=tuple(self._alone(case, reading, pictures) for reading in case.readings)
+        )
         try:
-            prompt = self.processor.apply_chat_template(case.messages, add_generation_prompt=True, tokenize=False)
+            prompt = self.processor.apply_chat_template(
+                case.messages, add_generation_prompt=True, tokenize=False
+            )
             # The research code has the same mark for a video as for a picture.
             made = replace(made, prompt=prompt.replace("<video>", "<image>"))
             inputs = self._inputs(prompt, case, pictures)
@@ -88,7 +108,10 @@ class Opened:
     def _alone(self, case: Case, reading: Reading, pictures: list[Any]) -> Forward:
         ids = tuple(reading.ids_with(self._token(case)))
         made = case_pixels(self.facts, case, pictures)
-        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+        inputs = {
+            "input_ids": torch.tensor([ids]),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.int64),
+        }
         try:
             return self._forward(case, reading, ids, {**inputs, **self._pixel_inputs(case, made)})
         except Exception as error:
@@ -104,9 +127,19 @@ class Opened:
             return {"pixel_values": torch.from_numpy(np.stack(made))}
         tiled = [array if array.ndim == 4 else array[None] for array in made]
         most = max(map(len, tiled))
-        filled = [np.concatenate([array, np.zeros((most - len(array), *array.shape[1:]), np.float32)]) for array in tiled]
-        inputs = {"pixel_values": torch.from_numpy(np.stack(filled)), "image_sizes": torch.tensor(case.sizes)}
-        if len(made) > 1 and self.config["model_type"] == "llava_onevision" and self._knows_several():
+        filled = [
+            np.concatenate([array, np.zeros((most - len(array), *array.shape[1:]), np.float32)])
+            for array in tiled
+        ]
+        inputs = {
+            "pixel_values": torch.from_numpy(np.stack(filled)),
+            "image_sizes": torch.tensor(case.sizes),
+        }
+        if (
+            len(made) > 1
+            and self.config["model_type"] == "llava_onevision"
+            and self._knows_several()
+        ):
             inputs["batch_num_images"] = torch.tensor([len(made)])
         return inputs
 
@@ -119,7 +152,9 @@ class Opened:
         assert token is not None, "the folder has no token for videos"
         return token
 
-    def _forward(self, case: Case, reading: Reading, ids: tuple[int, ...], inputs: dict[str, Any]) -> Forward:
+    def _forward(
+        self, case: Case, reading: Reading, ids: tuple[int, ...], inputs: dict[str, Any]
+    ) -> Forward:
         error = around = None
         with torch.inference_mode():
             try:
@@ -127,15 +162,30 @@ class Opened:
             except Exception as found:
                 error = _words(found)
                 if not case.pictures:
-                    around, logits = "the language model alone", self.model.language_model(**inputs).logits
-                elif self.config["model_type"] == "llava_onevision" and len(case.pixels) > 1 and not self._knows_several():
+                    around, logits = (
+                        "the language model alone",
+                        self.model.language_model(**inputs).logits,
+                    )
+                elif (
+                    self.config["model_type"] == "llava_onevision"
+                    and len(case.pixels) > 1
+                    and not self._knows_several()
+                ):
                     with self._one_tile_each():
-                        around, logits = "told that each picture is one tile", self.model(**inputs).logits
+                        around, logits = (
+                            "told that each picture is one tile",
+                            self.model(**inputs).logits,
+                        )
                 else:
                     return Forward(error, None, (), ())
         logits = logits[0, :, : reading.logits_of].float().numpy()
         text = [place for place, token in enumerate(ids) if token != self._token(case)]
-        return Forward(error, around, tuple(map(float, logits[-1, reading.places])), tuple(map(int, logits[text].argmax(-1))))
+        return Forward(
+            error,
+            around,
+            tuple(map(float, logits[-1, reading.places])),
+            tuple(map(int, logits[text].argmax(-1))),
+        )
 
     @contextmanager
     def _one_tile_each(self) -> Iterator[None]:
@@ -148,7 +198,10 @@ class Opened:
 def ask(folder: Path) -> FolderAnswer:
     """Ask about a folder."""
     torch.set_num_threads(1)
-    version, has_torchvision = transformers.__version__, bool(transformers.utils.is_torchvision_available())
+    version, has_torchvision = (
+        transformers.__version__,
+        bool(transformers.utils.is_torchvision_available()),
+    )
     try:
         opened = Opened(folder, family(Target.of(folder.name).family))
         return FolderAnswer(
@@ -164,13 +217,20 @@ def ask(folder: Path) -> FolderAnswer:
             {name: opened.answer(case) for name, case in opened.facts.cases.items()},
         )
     except Exception as error:  # the other folders are still worth a question
-        return FolderAnswer(version, _words(error), None, has_torchvision, "", 0, None, None, None, None, {})
+        return FolderAnswer(
+            version, _words(error), None, has_torchvision, "", 0, None, None, None, None, {}
+        )
 
 
 def _open_processor(folder: Path) -> tuple[Any, str | None]:
-    """A folder's processor, and why AutoProcessor didn't open it, which is accepted only where torchvision may be to blame."""
+    """A folder's processor, and why AutoProcessor didn't open it, which is accepted only where
+    torchvision may be to blame.
+    """
     processor, closed = open_processor(folder)
-    if closed and (transformers.utils.is_torchvision_available() or not (folder / "video_preprocessor_config.json").is_file()):
+    if closed and (
+        transformers.utils.is_torchvision_available()
+        or not (folder / "video_preprocessor_config.json").is_file()
+    ):
         raise ValueError(closed)
     return processor, closed
 
@@ -206,7 +266,9 @@ def _words(error: Exception) -> str:
 
 def main(out: str, *folders: str) -> None:
     transformers.utils.logging.disable_progress_bar()
-    Path(out).write_text(json.dumps({Path(folder).name: asdict(ask(Path(folder))) for folder in folders}))
+    Path(out).write_text(
+        json.dumps({Path(folder).name: asdict(ask(Path(folder))) for folder in folders})
+    )
 
 
 if __name__ == "__main__":

@@ -11,8 +11,12 @@ from tests.original.facts import FAMILIES
 
 @pytest.fixture(scope="session")
 def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    """What the versions made of the families, of those that the chosen tests name; of all if a test names none."""
-    chosen = [item for item in request.session.items if "answers" in getattr(item, "fixturenames", ())]
+    """What the versions made of the families, of those that the chosen tests name; of all if a
+    test names none.
+    """
+    chosen = [
+        item for item in request.session.items if "answers" in getattr(item, "fixturenames", ())
+    ]
     named = [getattr(getattr(item, "callspec", None), "params", {}) for item in chosen]
     families = {params.get("family") for params in named}
     versions = {params.get("version") for params in named}

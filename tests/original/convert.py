@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tests.original.facts import FACTS, FAMILIES, family
 
-#: Where other rule files than the one that the facts name are asked about; the first has to meet the facts.
-#: `LlavaForConditionalGeneration`, the class of `llava-interleave`, takes one tile and has no newline token.
+#: Where other rule files than the one that the facts name are asked about; the first has to meet
+#: the facts. `LlavaForConditionalGeneration`, the class of `llava-interleave`, takes one tile and
+#: has no newline token.
 RULES = {"interleave": ("llava-interleave-onevision", "llava-interleave")}
 
 
@@ -54,7 +55,8 @@ def assemble(parts: tuple[str, ...], folder: Path) -> None:
 
 
 def convert(target: Target, work: Path) -> Path | str:
-    """Put a family's sources together in `work` and run `llava-remap apply`; the folder that it made, or what it said.
+    """Put a family's sources together in `work` and run `llava-remap apply`; the folder that it
+    made, or what it said.
 
     The folder is `work/out/NAME`, with the target's name.
     """
@@ -71,5 +73,9 @@ def convert(target: Target, work: Path) -> Path | str:
     ran = CliRunner().invoke(app, arguments)
     if ran.exit_code == 0:
         return out
-    why = repr(ran.exception) if ran.exception is not None and not isinstance(ran.exception, SystemExit) else ran.output
+    why = (
+        repr(ran.exception)
+        if ran.exception is not None and not isinstance(ran.exception, SystemExit)
+        else ran.output
+    )
     return f"llava-remap apply {target.rules}: exit {ran.exit_code}: {' '.join(why.split())}"

@@ -1,4 +1,5 @@
-"""The recorded facts, as values. Fields and tolerances are described in `tests/data/original/README.md`.
+"""The recorded facts, as values. Fields and tolerances are described in
+`tests/data/original/README.md`.
 
 Every version of transformers imports this module, so it needs numpy and safetensors only.
 """
@@ -50,7 +51,12 @@ class Pixels:
         array = np.ascontiguousarray(array, np.float32)
         places = np.random.default_rng(0).integers(0, array.size, 64)
         digest = hashlib.sha256(array.tobytes()).hexdigest()
-        return cls(array.shape, digest, float(array.mean(dtype=np.float64)), tuple(map(float, array.reshape(-1)[places])))
+        return cls(
+            array.shape,
+            digest,
+            float(array.mean(dtype=np.float64)),
+            tuple(map(float, array.reshape(-1)[places])),
+        )
 
     @classmethod
     def read(cls, said: dict[str, Any]) -> Pixels:
@@ -61,7 +67,9 @@ class Pixels:
         return self.shape[0] if len(self.shape) == 4 else 1
 
     def difference(self, other: Pixels) -> str | None:
-        """What differs, in words; None where all is equal within `PIXEL_TOLERANCE`. One tile needs no axis of its own."""
+        """What differs, in words; None where all is equal within `PIXEL_TOLERANCE`. One tile
+        needs no axis of its own.
+        """
         if self.tiles != other.tiles:
             return f"{self.tiles} tiles, not {other.tiles}"
         if self.shape[-3:] != other.shape[-3:]:
@@ -79,11 +87,13 @@ class Reading:
     """One of the things that the research code makes of a conversation.
 
     Attributes:
-        name: what is special about this reading: the system text (`given`, `empty`, `default`), and `one` for one BOS.
+        name: what is special about this reading: the system text (`given`, `empty`, `default`), and
+            `one` for one BOS.
         prompt: the text, with `<image>` for each picture.
         ids: tokens, with `IMAGE` for each picture.
         image_positions: how many positions each picture takes.
-        argmax: the best token at each position that is text, -1 where two are too near to each other.
+        argmax: the best token at each position that is text, -1 where two are too near to each
+            other.
         logits_of: how many logits the recorded ones were chosen from.
         sd: the standard deviation of all those logits, the unit of comparisons.
         logits: those of the last position at `places`.
@@ -106,13 +116,17 @@ class Reading:
     def ids_with(self, token: int) -> list[int]:
         """The ids of the whole sequence, with `token` at each position of a picture."""
         positions = iter(self.image_positions)
-        return [i for one in self.ids for i in ([token] * next(positions) if one == IMAGE else [one])]
+        return [
+            i for one in self.ids for i in ([token] * next(positions) if one == IMAGE else [one])
+        ]
 
     def prompt_with(self, image_token: str) -> str:
         """The text of the whole sequence, with `image_token` at each position of a picture."""
         first, *others = self.prompt.split("<image>")
         assert len(others) == len(self.image_positions)
-        return first + "".join(image_token * n + text for n, text in zip(self.image_positions, others, strict=True))
+        return first + "".join(
+            image_token * n + text for n, text in zip(self.image_positions, others, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -209,7 +223,10 @@ def family(name: str) -> Family:
         {source: tuple(parts) for source, parts in said["sources"].items()},
         said["default_system"],
         said["tolerance"],
-        tuple(Text(text["text"], tuple(text["ids"]), text.get("counted", True)) for text in said["texts"]),
+        tuple(
+            Text(text["text"], tuple(text["ids"]), text.get("counted", True))
+            for text in said["texts"]
+        ),
         {key: Pixels.read(pixels) for key, pixels in said["pixels"].items()},
         said["picture_digests"],
         {key: _case(key, case, logits) for key, case in said["cases"].items()},
@@ -224,10 +241,14 @@ def _case(name: str, said: dict[str, Any], logits: dict[str, Any]) -> Case:
         pictures,
         tuple(said.get("pixels", ())),
         tuple((height, width) for height, width in said.get("sizes", ())),
-        tuple((rows, columns) for rows, columns in said["grid"]) if "grid" in said else (None,) * len(pictures),
+        tuple((rows, columns) for rows, columns in said["grid"])
+        if "grid" in said
+        else (None,) * len(pictures),
         said.get("video", False),
         said["counted"],
-        tuple(_reading(reading, logits[f"{name}/{n}"]) for n, reading in enumerate(said["readings"])),
+        tuple(
+            _reading(reading, logits[f"{name}/{n}"]) for n, reading in enumerate(said["readings"])
+        ),
     )
 
 

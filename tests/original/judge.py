@@ -1,4 +1,6 @@
-"""Answers compared with facts. What differs is given by kind, in words; an empty dictionary where all is equal."""
+"""Answers compared with facts. What differs is given by kind, in words; an empty dictionary
+where all is equal.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,31 @@ def token_of(case: Case, folder: FolderAnswer) -> int:
 
 
 def nearest_reading(case: Case, answer: Answer, token: int) -> Reading:
-    """Of a case's readings, the first of those that the answer agrees with most; ids weigh more than the prompt."""
+    """Of a case's readings, the first of those that the answer agrees with most; ids weigh more
+    than the prompt.
+    """
 
     def agreement(reading: Reading) -> int:
-        return 2 * (answer.ids == tuple(reading.ids_with(token))) + (answer.prompt == reading.prompt)
+        return 2 * (answer.ids == tuple(reading.ids_with(token))) + (
+            answer.prompt == reading.prompt
+        )
 
     return max(case.readings, key=agreement)
 
 
 def compare(family: Family, case: Case, answer: Answer, token: int) -> Differences:
-    """All that differs between a case's nearest reading and the whole way: template, processor, model."""
+    """All that differs between a case's nearest reading and the whole way: template, processor,
+    model.
+    """
     reading = nearest_reading(case, answer, token)
     found: Differences = {}
     if answer.error:
         found["error"] = answer.error
     if answer.prompt is not None and answer.prompt != reading.prompt:
         found["prompt"] = f"{answer.prompt!r}, not {reading.prompt!r}"
-    if answer.ids is not None and (words := compare_ids(answer.ids, reading.ids_with(token), token)):
+    if answer.ids is not None and (
+        words := compare_ids(answer.ids, reading.ids_with(token), token)
+    ):
         found["ids"] = words
     if answer.pixels is not None and (words := _compare_pixels(family, case, answer)):
         found["pixels"] = words
@@ -46,7 +56,9 @@ def compare(family: Family, case: Case, answer: Answer, token: int) -> Differenc
 
 
 def compare_alone(family: Family, case: Case, answer: Answer) -> Differences:
-    """All that differs where every reading's ids and the research code's pixels are given to the model."""
+    """All that differs where every reading's ids and the research code's pixels are given to the
+    model.
+    """
     found: Differences = {}
     for reading, forward in zip(case.readings, answer.alone, strict=True):
         for kind, words in compare_forward(family, reading, forward).items():
@@ -54,8 +66,11 @@ def compare_alone(family: Family, case: Case, answer: Answer) -> Differences:
     return found
 
 
-def compare_forward(family: Family, reading: Reading, forward: Forward, *, best: bool = True) -> Differences:
-    """What differs in a forward pass. An error is a difference, also where the logits were computed another way.
+def compare_forward(
+    family: Family, reading: Reading, forward: Forward, *, best: bool = True
+) -> Differences:
+    """What differs in a forward pass. An error is a difference, also where the logits were computed
+    another way.
 
     Args:
         best: whether the best tokens are compared, which is possible only where the ids are equal.
@@ -86,7 +101,10 @@ def compare_ids(ids: Sequence[int], wanted: Sequence[int], token: int) -> str | 
     if list(ids) == list(wanted):
         return None
     text, wanted_text = ([one for one in both if one != token] for both in (ids, wanted))
-    here = next((i for i, (one, other) in enumerate(zip(text, wanted_text, strict=False)) if one != other), None)
+    here = next(
+        (i for i, (one, other) in enumerate(zip(text, wanted_text, strict=False)) if one != other),
+        None,
+    )
     at = min(len(text), len(wanted_text)) if here is None else here
     words = []
     if text != wanted_text:
@@ -103,8 +121,12 @@ def one_for_each_run(ids: Sequence[int], token: int) -> list[int]:
     return [one for i, one in enumerate(marked) if one != IMAGE or i == 0 or marked[i - 1] != IMAGE]
 
 
-def compare_words(family: Family, words: Words, folder: FolderAnswer) -> tuple[list[str], list[str]]:
-    """The texts, and the prompts of counted cases, that a tokenizer cuts otherwise than the research code's."""
+def compare_words(
+    family: Family, words: Words, folder: FolderAnswer
+) -> tuple[list[str], list[str]]:
+    """The texts, and the prompts of counted cases, that a tokenizer cuts otherwise than the
+    research code's.
+    """
     texts = [
         f"{text.text!r}: {list(ids)}, not {list(text.ids)}"
         for text, ids in zip(family.texts, words.texts, strict=True)
@@ -115,8 +137,12 @@ def compare_words(family: Family, words: Words, folder: FolderAnswer) -> tuple[l
         for name, case in family.cases.items()
         for reading, ids in zip(case.readings, words.prompts[name], strict=True)
         if case.counted
-        and (difference := compare_ids(ids, reading.ids_with(token_of(case, folder)), token_of(case, folder)))
-    ]  # fmt: skip
+        and (
+            difference := compare_ids(
+                ids, reading.ids_with(token_of(case, folder)), token_of(case, folder)
+            )
+        )
+    ]
     return texts, prompts
 
 
@@ -125,5 +151,7 @@ def _compare_pixels(family: Family, case: Case, answer: Answer) -> str | None:
     if len(answer.pixels) != len(case.pixels):
         return f"pixels of {len(answer.pixels)} pictures, not {len(case.pixels)}"
     pairs = zip(answer.pixels, case.pixels, strict=True)
-    found = [f"{key}: {words}" for got, key in pairs if (words := got.difference(family.pixels[key]))]
+    found = [
+        f"{key}: {words}" for got, key in pairs if (words := got.difference(family.pixels[key]))
+    ]
     return "; ".join(found) or None

@@ -22,11 +22,13 @@ class Recipe:
 
     Attributes:
         side: of the square that the tower takes.
-        crops: CLIP's way, the shorter side resized and the middle cut out; else SigLIP's, both sides resized.
+        crops: CLIP's way, the shorter side resized and the middle cut out; else SigLIP's, both
+            sides resized.
         mean: of each colour.
         std: of each colour.
         pads: whether a picture that isn't tiled is filled up to a square first.
-        pinpoints: (width, height) of what a picture may be tiled into, as the checkpoint's config has them.
+        pinpoints: (width, height) of what a picture may be tiled into, as the checkpoint's config
+            has them.
     """
 
     side: int
@@ -48,11 +50,14 @@ def recipe_of(config: Mapping[str, Any], tower: Mapping[str, Any]) -> Recipe:
     side = tower["crop_size" if crops else "size"]["height"]
     aspect = config.get("image_aspect_ratio")
     mean, std = tuple(tower["image_mean"]), tuple(tower["image_std"])
-    return Recipe(side, crops, mean, std, aspect == "pad", _pinpoints(config.get("image_grid_pinpoints")))
+    return Recipe(
+        side, crops, mean, std, aspect == "pad", _pinpoints(config.get("image_grid_pinpoints"))
+    )
 
 
 def original(recipe: Recipe, picture: Image.Image, mode: str, grid: Grid | None = None) -> Floats:
-    """[3, side, side], or [tiles, 3, side, side] with the overview first; as the research code makes them.
+    """[3, side, side], or [tiles, 3, side, side] with the overview first; as the research code
+    makes them.
 
     Args:
         mode: `single`, `several` or `video`, as in the keys of the facts.
@@ -74,32 +79,49 @@ def tiles(recipe: Recipe, picture: Image.Image, grid: Grid, *, evenly: bool = Fa
     """The overview and the tiles.
 
     Args:
-        evenly: up to transformers 4.51, an odd margin loses its last pixel, and a tile that is too narrow is resized.
+        evenly: up to transformers 4.51, an odd margin loses its last pixel, and a tile that is too
+            narrow is resized.
     """
     side = recipe.side
-    (width, height), (inner_width, inner_height) = _page(recipe, grid), _fitted(recipe, picture, grid)
+    (width, height), (inner_width, inner_height) = (
+        _page(recipe, grid),
+        _fitted(recipe, picture, grid),
+    )
     left, top = (width - inner_width) // 2, (height - inner_height) // 2
     if evenly:
         width, height = inner_width + 2 * left, inner_height + 2 * top
     page = Image.new("RGB", (width, height))
     page.paste(picture.resize((inner_width, inner_height), Image.Resampling.BICUBIC), (left, top))
-    boxes = [(x, y, min(x + side, width), min(y + side, height)) for y in range(0, height, side) for x in range(0, width, side)]
+    boxes = [
+        (x, y, min(x + side, width), min(y + side, height))
+        for y in range(0, height, side)
+        for x in range(0, width, side)
+    ]
     overview = picture.resize((side, side), Image.Resampling.BICUBIC)
-    return np.stack([_normal(recipe, _square(recipe, tile)) for tile in (overview, *map(page.crop, boxes))])
+    return np.stack(
+        [_normal(recipe, _square(recipe, tile)) for tile in (overview, *map(page.crop, boxes))]
+    )
 
 
 def has_odd_margin(recipe: Recipe, picture: Image.Image, grid: Grid) -> bool:
     """Whether a tiled picture can't be put into the middle of its tiles exactly."""
-    return any((whole - inner) % 2 for whole, inner in zip(_page(recipe, grid), _fitted(recipe, picture, grid), strict=True))
+    return any(
+        (whole - inner) % 2
+        for whole, inner in zip(_page(recipe, grid), _fitted(recipe, picture, grid), strict=True)
+    )
 
 
 def best_grid(recipe: Recipe, picture: Image.Image) -> Grid:
-    """The rows and columns that LLaVA-NeXT chooses: as much of the picture as possible, then as little margin."""
+    """The rows and columns that LLaVA-NeXT chooses: as much of the picture as possible, then as
+    little margin.
+    """
 
     def worth(pinpoint: tuple[int, int]) -> tuple[int, int]:
         width, height = pinpoint
         scale = min(width / picture.width, height / picture.height)
-        shown = min(int(picture.width * scale) * int(picture.height * scale), picture.width * picture.height)
+        shown = min(
+            int(picture.width * scale) * int(picture.height * scale), picture.width * picture.height
+        )
         return shown, shown - width * height
 
     width, height = max(recipe.pinpoints, key=worth)
@@ -112,11 +134,16 @@ def case_pixels(family: Family, case: Case, pictures: list[Image.Image]) -> list
     modes = [key.rsplit(" ", 1)[1] for key in case.pixels]
     if case.video:
         return [np.stack([original(made, frame, modes[0]) for frame in pictures])]
-    return [original(made, one, mode, grid) for one, mode, grid in zip(pictures, modes, case.grids, strict=True)]
+    return [
+        original(made, one, mode, grid)
+        for one, mode, grid in zip(pictures, modes, case.grids, strict=True)
+    ]
 
 
 def _pinpoints(said: Any) -> tuple[tuple[int, int], ...]:
-    """A list, or a string that names one. One with dots (`(1x1),...,(6x6)`) isn't needed here, and none is given."""
+    """A list, or a string that names one. One with dots (`(1x1),...,(6x6)`) isn't needed here,
+    and none is given.
+    """
     if isinstance(said, str):
         said = [] if "..." in said else ast.literal_eval(said)
     return tuple((width, height) for width, height in said or ())
@@ -151,7 +178,9 @@ def _square(recipe: Recipe, picture: Image.Image) -> Image.Image:
     longer = int(side * max(picture.size) / min(picture.size))
     width, height = (side, longer) if picture.width <= picture.height else (longer, side)
     left, top = (width - side) // 2, (height - side) // 2
-    return picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+    return picture.resize((width, height), Image.Resampling.BICUBIC).crop(
+        (left, top, left + side, top + side)
+    )
 
 
 def _normal(recipe: Recipe, picture: Image.Image) -> Floats:

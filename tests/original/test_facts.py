@@ -11,7 +11,16 @@ from tests.original import pixels
 from tests.original.answer import Answer, FolderAnswer, Forward
 from tests.original.answers import Answers
 from tests.original.convert import main_target
-from tests.original.facts import FAMILIES, IMAGE, Case, Family, Pixels, family, picture, picture_digest
+from tests.original.facts import (
+    FAMILIES,
+    IMAGE,
+    Case,
+    Family,
+    Pixels,
+    family,
+    picture,
+    picture_digest,
+)
 from tests.original.verdict import judge_case
 
 TOKEN, VIDEO = 500, 501
@@ -35,7 +44,9 @@ def test_reference_pixels_are_the_recorded_ones(name: str) -> None:
     assert seen == family(name).pixels.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if pixels.recipe(family(name)).pinpoints])
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if pixels.recipe(family(name)).pinpoints]
+)
 def test_grids_are_the_recorded_ones(name: str) -> None:
     recipe = pixels.recipe(family(name))
     for case in family(name).cases.values():
@@ -50,7 +61,11 @@ def test_all_facts_are_read() -> None:
     assert all(case.readings for name in FAMILIES for case in family(name).cases.values())
     for case in (case for name in FAMILIES for case in family(name).cases.values()):
         for reading in case.readings:
-            assert reading.prompt.count("<image>") == reading.ids.count(IMAGE) == len(reading.image_positions)
+            assert (
+                reading.prompt.count("<image>")
+                == reading.ids.count(IMAGE)
+                == len(reading.image_positions)
+            )
 
 
 def right(facts: Family, case: Case) -> Answer:
@@ -58,11 +73,22 @@ def right(facts: Family, case: Case) -> Answer:
     reading = case.readings[0]
     forward = Forward(None, None, tuple(map(float, reading.logits)), reading.argmax)
     ids = tuple(reading.ids_with(VIDEO if case.video else TOKEN))
-    return Answer(None, reading.prompt, ids, tuple(facts.pixels[key] for key in case.pixels), forward, (forward,))
+    return Answer(
+        None,
+        reading.prompt,
+        ids,
+        tuple(facts.pixels[key] for key in case.pixels),
+        forward,
+        (forward,),
+    )
 
 
-def wrong(name: str, case: str, version: str, answer: Answer, model_type: str = "llava") -> tuple[str, ...]:
-    folder = FolderAnswer(version, None, None, False, model_type, TOKEN, VIDEO, None, None, None, {case: answer})
+def wrong(
+    name: str, case: str, version: str, answer: Answer, model_type: str = "llava"
+) -> tuple[str, ...]:
+    folder = FolderAnswer(
+        version, None, None, False, model_type, TOKEN, VIDEO, None, None, None, {case: answer}
+    )
     answers = Answers({}, {version: {main_target(name).name: folder}})
     return judge_case(family(name), family(name).cases[case], answers, version).wrong
 
@@ -100,15 +126,37 @@ def test_a_wrong_answer_is_wrong(kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "case", "version", "model_type", "words"),
     [
-        ("llava-1.6-vicuna", "landscape", "4.51.3", "llava_next", "tile shift: no difference in pixels"),
+        (
+            "llava-1.6-vicuna",
+            "landscape",
+            "4.51.3",
+            "llava_next",
+            "tile shift: no difference in pixels",
+        ),
         ("llava-1.5", "landscape", "4.46.3", "llava", "cropping: no difference in pixels"),
         ("llava-1.5", "text", "4.46.3", "llava", "words alone: no difference in error"),
-        ("interleave", "two", "4.52.4", "llava_onevision", "several pictures: no difference in ids"),
-        ("onevision", "video", "5.0.0", "llava_onevision", "videos without torchvision: no difference in error"),
+        (
+            "interleave",
+            "two",
+            "4.52.4",
+            "llava_onevision",
+            "several pictures: no difference in ids",
+        ),
+        (
+            "onevision",
+            "video",
+            "5.0.0",
+            "llava_onevision",
+            "videos without torchvision: no difference in error",
+        ),
     ],
-)  # fmt: skip
-def test_a_declared_fault_that_does_not_occur_is_wrong(name: str, case: str, version: str, model_type: str, words: str) -> None:
-    assert words in wrong(name, case, version, right(family(name), family(name).cases[case]), model_type)
+)
+def test_a_declared_fault_that_does_not_occur_is_wrong(
+    name: str, case: str, version: str, model_type: str, words: str
+) -> None:
+    assert words in wrong(
+        name, case, version, right(family(name), family(name).cases[case]), model_type
+    )
 
 
 def test_a_fault_explains_nothing_but_its_own_pixels() -> None:
@@ -119,7 +167,28 @@ def test_a_fault_explains_nothing_but_its_own_pixels() -> None:
     assert answer.ids is not None
     cropped = Pixels.of(pixels.cropped(pixels.recipe(facts), picture(case.pictures[0])))
     assert wrong("llava-1.5", "landscape", "4.46.3", replace(answer, pixels=(cropped,))) == ()
-    (words,) = wrong("llava-1.5", "landscape", "4.46.3", replace(answer, pixels=(facts.pixels["500x333-2 single"],)))[:1]
+    (words,) = wrong(
+        "llava-1.5",
+        "landscape",
+        "4.46.3",
+        replace(answer, pixels=(facts.pixels["500x333-2 single"],)),
+    )[:1]
     assert words.startswith("cropping: ")
-    assert wrong("llava-1.5", "landscape", "4.46.3", replace(answer, pixels=(facts.pixels["336x336-1 single"],))) != ()
-    assert wrong("llava-1.5", "landscape", "4.46.3", replace(answer, pixels=(cropped,), ids=answer.ids[1:], whole=None)) != ()
+    assert (
+        wrong(
+            "llava-1.5",
+            "landscape",
+            "4.46.3",
+            replace(answer, pixels=(facts.pixels["336x336-1 single"],)),
+        )
+        != ()
+    )
+    assert (
+        wrong(
+            "llava-1.5",
+            "landscape",
+            "4.46.3",
+            replace(answer, pixels=(cropped,), ids=answer.ids[1:], whole=None),
+        )
+        != ()
+    )

@@ -1,4 +1,6 @@
-"""Interleave by `llava-interleave`: `LlavaForConditionalGeneration` takes pictures of one tile, and has no newline token."""
+"""Interleave by `llava-interleave`: `LlavaForConditionalGeneration` takes pictures of one tile,
+and has no newline token.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Pictures of all shapes, filled up to a square where the checkpoint's config says so: the research code's pixels, bit by bit."""
+"""Pictures of all shapes, filled up to a square where the checkpoint's config says so: the
+research code's pixels, bit by bit.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from tests.original.pixels import Recipe
 
 TWINS = {
     "llava-v1.5": Twin("llava-v1.5-7b.released", "llava-v1.5"),
-    "sharegpt4v": Twin("llava-v1.5-7b.released", "sharegpt4v", {"architectures": ["Share4VLlamaForCausalLM"]}),
+    "sharegpt4v": Twin(
+        "llava-v1.5-7b.released", "sharegpt4v", {"architectures": ["Share4VLlamaForCausalLM"]}
+    ),
     "bakllava": Twin("bakllava-v1.released", "bakllava"),
     "llava-med-v1.5": Twin("llava-med-v1.5-mistral-7b.released", "llava-med-v1.5"),
     "vip-llava": Twin("vip-llava-7b", "vip-llava"),
@@ -69,7 +73,9 @@ def filled_up(recipe: Recipe) -> dict[str, Pixels]:
 
 
 def not_filled_up(recipe: Recipe) -> dict[str, Pixels]:
-    """As versions make them that know no padding: the middle, or, for SigLIP, all of the picture in another shape."""
+    """As versions make them that know no padding: the middle, or, for SigLIP, all of the picture
+    in another shape.
+    """
     return {name: Pixels.of(pixels.cropped(recipe, picture(name))) for name in PICTURES}
 
 
@@ -95,7 +101,9 @@ def test_an_old_version_does_not_open_vip_llava(asked: Asked) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_can_be_seen(name: str, asked: Asked) -> None:
-    """All that isn't square is otherwise without padding, so the tests above can fail; `recipe.pads` comes from the source."""
+    """All that isn't square is otherwise without padding, so the tests above can fail;
+    `recipe.pads` comes from the source.
+    """
     recipe = asked.recipes[name]
     assert recipe.pads
     assert recipe.crops == (name != WITH_SIGLIP)
@@ -104,7 +112,9 @@ def test_padding_can_be_seen(name: str, asked: Asked) -> None:
 
 
 def test_siglip_fills_up_with_grey(asked: Asked) -> None:
-    """The mean is 0.5, and the research code rounds 127.5 down: the first and the last row are 127."""
+    """The mean is 0.5, and the research code rounds 127.5 down: the first and the last row are
+    127.
+    """
     made = pixels.original(asked.recipes[WITH_SIGLIP], picture("100x37-3"), "single")
     assert made[:, [0, -1]] == pytest.approx((127 / 255 - 0.5) / 0.5, abs=1e-6)
 

@@ -13,7 +13,9 @@ def test_the_column_says_what_the_versions_made(answers: Answers) -> None:
     _, written, _ = parts((ROOT / "README.md").read_text())
     head, _, *rows = written.splitlines()
     assert head.endswith(f"| {HEAD} |")
-    assert {row: row.split("|")[-2].strip() for row in rows} == {row: cell(rules_of_row(row), answers) for row in rows}
+    assert {row: row.split("|")[-2].strip() for row in rows} == {
+        row: cell(rules_of_row(row), answers) for row in rows
+    }
     assert with_column(without_column(written), answers) == written
 
 

@@ -45,20 +45,29 @@ def judge_case(facts: Family, case: Case, answers: Answers, version: str) -> Ver
 
 
 def judge_alone(facts: Family, case: Case, answers: Answers, version: str) -> Verdict:
-    """The model alone, with the research code's own ids and pixels. A case that isn't counted only must not fail."""
+    """The model alone, with the research code's own ids and pixels. A case that isn't counted
+    only must not fail.
+    """
     folder = answers.of(main_target(facts.name), version)
     if isinstance(folder, str):
         return Verdict((folder,))
-    found, fault = compare_alone(facts, case, folder.cases[case.name]), fault_of(facts, case, folder)
+    found, fault = (
+        compare_alone(facts, case, folder.cases[case.name]),
+        fault_of(facts, case, folder),
+    )
     if not case.counted:
         found = {kind: words for kind, words in found.items() if kind == "error"}
     if fault is None or not fault.alone:
         return Verdict(tuple(f"model alone, {kind}: {words}" for kind, words in found.items()))
     absent = () if found.pop("error", None) else (f"{fault.name}: the model alone takes it",)
-    return Verdict((*(f"model alone, {kind}: {words}" for kind, words in found.items()), *absent), fault)
+    return Verdict(
+        (*(f"model alone, {kind}: {words}" for kind, words in found.items()), *absent), fault
+    )
 
 
-def judge_words(facts: Family, answers: Answers, version: str, *, slow: bool = False) -> tuple[list[str], list[str]]:
+def judge_words(
+    facts: Family, answers: Answers, version: str, *, slow: bool = False
+) -> tuple[list[str], list[str]]:
     """The texts and the prompts that a tokenizer cuts otherwise; why there is none, as both."""
     folder = answers.of(main_target(facts.name), version)
     if isinstance(folder, str):

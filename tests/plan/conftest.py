@@ -1,4 +1,6 @@
-"""Plans from a few lines: names with shapes, a rule file's text, and the shapes that a target wants."""
+"""Plans from a few lines: names with shapes, a rule file's text, and the shapes that a target
+wants.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ names:
 """
 
 
-def checkpoint(tensors: Tensors, name: str = "model", pairs: tuple[LoraPair, ...] = (), **named: Any) -> Checkpoint:
+def checkpoint(
+    tensors: Tensors, name: str = "model", pairs: tuple[LoraPair, ...] = (), **named: Any
+) -> Checkpoint:
     """A checkpoint in one file, its tensors one behind the other."""
     catalog: dict[str, Tensor] = {}
     file, at = Path(f"{name}.safetensors"), 0
@@ -65,8 +69,12 @@ def planned(tmp_path: Path) -> Planned:
     ) -> Plan:
         (tmp_path / "rules.yaml").write_text(rules)
         file = load_rule_file(tmp_path / "rules.yaml")
-        checkpoints = {name: found for name, found in sources.items() if isinstance(found, Checkpoint)}
-        tensors = {name: found for name, found in sources.items() if not isinstance(found, Checkpoint)}
+        checkpoints = {
+            name: found for name, found in sources.items() if isinstance(found, Checkpoint)
+        }
+        tensors = {
+            name: found for name, found in sources.items() if not isinstance(found, Checkpoint)
+        }
         checkpoints = checkpoints or {"model": checkpoint(tensors)}
         program = compile_rules(file, [*checkpoints["model"].catalog], {})
         routes = route(file, program, checkpoints)

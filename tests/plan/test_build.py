@@ -1,4 +1,6 @@
-"""Who provides what, and everything that doesn't fit: plans of a few tensors, without files and without torch."""
+"""Who provides what, and everything that doesn't fit: plans of a few tensors, without files and
+without torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ WANTED = {"language_model.a": (2, 3), "language_model.b": (5,)}
 
 
 def origins(plan: Plan) -> dict[str, list[str]]:
-    return {entry.target: [f"{name.source}:{name.name}" for name in entry.from_] for entry in plan.mapped}
+    return {
+        entry.target: [f"{name.source}:{name.name}" for name in entry.from_]
+        for entry in plan.mapped
+    }
 
 
 def codes(plan: Plan) -> list[str]:
@@ -24,7 +29,10 @@ def codes(plan: Plan) -> list[str]:
 def test_a_rename(planned: Planned) -> None:
     plan = planned(BODY, WANTED)
     assert plan.complete
-    assert origins(plan) == {"language_model.a": ["model:model.a"], "language_model.b": ["model:model.b"]}
+    assert origins(plan) == {
+        "language_model.a": ["model:model.a"],
+        "language_model.b": ["model:model.b"],
+    }
     assert [(m.dtype, m.shape, m.rules, m.op) for m in plan.mapped] == [
         ("F16", (2, 3), ("names/body",), None),
         ("F16", (5,), ("names/body",), None),
@@ -44,13 +52,17 @@ def test_a_drop_has_its_reason(planned: Planned) -> None:
 def test_a_name_that_no_rule_takes(planned: Planned) -> None:
     plan = planned({**BODY, "other.weight": (7,)}, WANTED)
     assert codes(plan) == ["LR301"]
-    assert [(u.name, u.shape, u.produced, u.rules) for u in plan.unmapped] == [("other.weight", (7,), None, ())]
+    assert [(u.name, u.shape, u.produced, u.rules) for u in plan.unmapped] == [
+        ("other.weight", (7,), None, ())
+    ]
 
 
 def test_a_name_that_the_target_does_not_have(planned: Planned) -> None:
     plan = planned({**BODY, "model.c": (7,)}, WANTED)
     assert codes(plan) == ["LR303"]
-    assert [(u.name, u.produced, u.rules) for u in plan.unmapped] == [("model.c", "language_model.c", ("names/body",))]
+    assert [(u.name, u.produced, u.rules) for u in plan.unmapped] == [
+        ("model.c", "language_model.c", ("names/body",))
+    ]
 
 
 def test_a_parameter_that_no_source_has(planned: Planned) -> None:
@@ -62,11 +74,15 @@ def test_a_parameter_that_no_source_has(planned: Planned) -> None:
 def test_another_shape(planned: Planned) -> None:
     plan = planned(BODY, {**WANTED, "language_model.a": (3, 2)})
     assert codes(plan) == ["LR401"]
-    assert [(m.target, m.source_shape, m.target_shape) for m in plan.mismatched] == [("language_model.a", (2, 3), (3, 2))]
+    assert [(m.target, m.source_shape, m.target_shape) for m in plan.mismatched] == [
+        ("language_model.a", (2, 3), (3, 2))
+    ]
 
 
 def test_two_names_for_one_parameter(planned: Planned) -> None:
-    plan = planned({**BODY, "model.tower.x": (4,), "tower.x": (4,)}, {**WANTED, "vision_tower.x": (4,)})
+    plan = planned(
+        {**BODY, "model.tower.x": (4,), "tower.x": (4,)}, {**WANTED, "vision_tower.x": (4,)}
+    )
     assert codes(plan) == ["LR304"]
     assert [(c.target, [name.name for name in c.from_]) for c in plan.collisions] == [
         ("vision_tower.x", ["model.tower.x", "tower.x"])
@@ -79,17 +95,30 @@ def test_a_source_of_its_own(planned: Planned) -> None:
     plan = planned(sources, {**WANTED, "vision_tower.x": (4,)})
     assert plan.complete
     assert origins(plan)["vision_tower.x"] == ["tower:x"]
-    assert {name: (s.tensors, s.taken) for name, s in plan.sources.items()} == {"model": (2, 2), "tower": (1, 1)}
-    assert [shard.tensors for shard in plan.shards] == [("language_model.a", "language_model.b"), ("vision_tower.x",)]
+    assert {name: (s.tensors, s.taken) for name, s in plan.sources.items()} == {
+        "model": (2, 2),
+        "tower": (1, 1),
+    }
+    assert [shard.tensors for shard in plan.shards] == [
+        ("language_model.a", "language_model.b"),
+        ("vision_tower.x",),
+    ]
 
 
 def test_a_source_beside_the_checkpoints_own_is_compared(planned: Planned) -> None:
-    sources = {"model": checkpoint({**BODY, "model.tower.x": (4,)}), "tower": checkpoint({"x": (4,)}, "clip")}
+    sources = {
+        "model": checkpoint({**BODY, "model.tower.x": (4,)}),
+        "tower": checkpoint({"x": (4,)}, "clip"),
+    }
     plan = planned(sources, {**WANTED, "vision_tower.x": (4,)})
     assert plan.complete
     assert origins(plan)["vision_tower.x"] == ["model:model.tower.x"]
     assert [(v.check, v.target, v.from_) for v in plan.value_checks] == [
-        ("compare", "vision_tower.x", (SourceName("model", "model.tower.x"), SourceName("tower", "x")))
+        (
+            "compare",
+            "vision_tower.x",
+            (SourceName("model", "model.tower.x"), SourceName("tower", "x")),
+        )
     ]
     assert [note.code for note in plan.notes] == ["LR310"]
 
@@ -109,8 +138,15 @@ def test_a_pair_of_an_adapter(planned: Planned) -> None:
     assert plan.complete
     entry = next(m for m in plan.mapped if m.target == "language_model.a")
     assert (entry.op, entry.merge) == ("merge_adapter", Merge(1, 0.5))
-    assert origins(plan)["language_model.a"] == ["model:model.a", "adapter:model.a.lora_A", "adapter:model.a.lora_B"]
-    assert [(v.check, v.from_[0].name) for v in plan.value_checks] == [("finite", "model.a.lora_A"), ("finite", "model.a.lora_B")]
+    assert origins(plan)["language_model.a"] == [
+        "model:model.a",
+        "adapter:model.a.lora_A",
+        "adapter:model.a.lora_B",
+    ]
+    assert [(v.check, v.from_[0].name) for v in plan.value_checks] == [
+        ("finite", "model.a.lora_A"),
+        ("finite", "model.a.lora_B"),
+    ]
     assert plan.nbytes_read == 22 + 6 + 4
 
 
@@ -119,7 +155,10 @@ def test_a_tie_is_written_once(planned: Planned) -> None:
     wanted = {"language_model.a": (2, 3), "lm_head.weight": (2, 3)}
     plan = planned(sources, wanted, tied={"lm_head.weight": "language_model.a"})
     assert plan.complete
-    assert {m.target: (m.op, m.tied_to) for m in plan.mapped}["lm_head.weight"] == ("tied", "language_model.a")
+    assert {m.target: (m.op, m.tied_to) for m in plan.mapped}["lm_head.weight"] == (
+        "tied",
+        "language_model.a",
+    )
     assert [(v.check, v.target) for v in plan.value_checks] == [("equal", "lm_head.weight")]
     assert [shard.tensors for shard in plan.shards] == [("language_model.a",)]
     assert plan.nbytes_write == 12
@@ -133,7 +172,11 @@ def test_a_tie_that_no_source_has(planned: Planned) -> None:
 
 
 def test_rows_that_a_post_load_rule_adds(planned: Planned) -> None:
-    change = PostLoadChange("expand_embeddings", {}, Change("language_model.a", "F16", (2, 3), (4, 3), ("language_model.a",)))
+    change = PostLoadChange(
+        "expand_embeddings",
+        {},
+        Change("language_model.a", "F16", (2, 3), (4, 3), ("language_model.a",)),
+    )
     plan = planned(BODY, {**WANTED, "language_model.a": (4, 3)}, changes=(change,))
     assert plan.complete
     entry = next(m for m in plan.mapped if m.target == "language_model.a")
@@ -143,7 +186,9 @@ def test_rows_that_a_post_load_rule_adds(planned: Planned) -> None:
 
 
 def test_a_tensor_that_a_post_load_rule_makes(planned: Planned) -> None:
-    change = PostLoadChange("identity_layer", {}, Change("language_model.c", "F16", None, (3, 3), ()))
+    change = PostLoadChange(
+        "identity_layer", {}, Change("language_model.c", "F16", None, (3, 3), ())
+    )
     plan = planned(BODY, {**WANTED, "language_model.c": (3, 3)}, changes=(change,))
     assert plan.complete
     assert origins(plan)["language_model.c"] == []
@@ -151,7 +196,10 @@ def test_a_tensor_that_a_post_load_rule_makes(planned: Planned) -> None:
 
 
 def test_another_dtype(planned: Planned) -> None:
-    sources = {"model.a": Tensor("model.a", "F32", (2, 3), None), "model.b": Tensor("model.b", "I64", (5,), None)}
+    sources = {
+        "model.a": Tensor("model.a", "F32", (2, 3), None),
+        "model.b": Tensor("model.b", "I64", (5,), None),
+    }
     plan = planned(sources, WANTED, dtype="BF16")
     assert {m.target: (m.dtype, m.stored_dtype, m.op) for m in plan.mapped} == {
         "language_model.a": ("BF16", "F32", "cast"),

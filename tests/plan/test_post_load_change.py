@@ -13,7 +13,14 @@ from llava_remap.post_load import Change
 CHANGE = PostLoadChange(
     "expand_embeddings",
     {"init": "copy", "token": "</s>", "pad_to_multiple_of": 8},
-    Change("language_model.lm_head.weight", "F16", (320, 64), (328, 64), ("language_model.lm_head.weight",), {"row": 2}),
+    Change(
+        "language_model.lm_head.weight",
+        "F16",
+        (320, 64),
+        (328, 64),
+        ("language_model.lm_head.weight",),
+        {"row": 2},
+    ),
 )
 
 

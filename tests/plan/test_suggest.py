@@ -1,4 +1,6 @@
-"""What a plan says of names that are left over: the nearest on the other side, and rules that would map them."""
+"""What a plan says of names that are left over: the nearest on the other side, and rules that
+would map them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ names:
   - {id: vision,     from: 'vision.{rest...}',             to: 'vision_tower.vision_model.{rest}'}
   - {id: embeddings, from: 'language.embed_tokens.weight', to: 'language_model.model.embed_tokens.weight'}
   - {id: layers,     from: 'language.layers.{rest...}',    to: 'language_model.layers.{rest}'}
-"""
+"""  # noqa: E501
 SOURCES = ("--source", DATA / "fork", "--source", f"vision_tower={CLIP}")
 
 
@@ -43,15 +45,27 @@ def test_the_layer_is_the_names_own() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "others", "found"),
     [
-        ("a.b.weight", (2,), {"x.b.weight": (2,), "x.c.weight": (2,)}, ("x.b.weight", "x.c.weight")),
+        (
+            "a.b.weight",
+            (2,),
+            {"x.b.weight": (2,), "x.c.weight": (2,)},
+            ("x.b.weight", "x.c.weight"),
+        ),
         ("a.b.weight", (2,), {"x.b.weight": (3,)}, ()),
         ("a.b", (2,), {"c.d": (2,)}, ()),
-        ("proj.0.bias", (2,), {"linear_1.bias": (2,)}, ("linear_1.bias",)),  # a number alone is no list of layers
+        (
+            "proj.0.bias",
+            (2,),
+            {"linear_1.bias": (2,)},
+            ("linear_1.bias",),
+        ),  # a number alone is no list of layers
         ("linear_1.bias", (2,), {"proj.0.bias": (2,)}, ("proj.0.bias",)),
         ("w", (2,), {f"{x}.w": (2,) for x in "abcd"}, ("a.w", "b.w", "c.w")),
     ],
 )
-def test_nearest(name: str, shape: tuple[int, ...], others: dict[str, tuple[int, ...]], found: tuple[str, ...]) -> None:
+def test_nearest(
+    name: str, shape: tuple[int, ...], others: dict[str, tuple[int, ...]], found: tuple[str, ...]
+) -> None:
     assert nearest({name: shape}, others) == {name: found}
 
 
@@ -63,17 +77,22 @@ def test_suggested_rules_mend_what_they_are_suggested_for(run: Run) -> None:
     assert ran.code == 1
     assert {problem["code"] for problem in plan["problems"]} == {"LR301", "LR302", "LR303"}
     unmapped = {entry["name"]: entry["suggestions"] for entry in plan["unmapped"]}
-    assert unmapped["language.layers.1.mlp.down_proj.weight"] == ["language_model.model.layers.1.mlp.down_proj.weight"]
+    assert unmapped["language.layers.1.mlp.down_proj.weight"] == [
+        "language_model.model.layers.1.mlp.down_proj.weight"
+    ]
     assert unmapped["value_head.weight"] == []
     human = run("apply", "part.yaml", *SOURCES, "--dry-run").out
     assert "language.norm.weight   nearest: language_model.model.norm.weight" in human
     assert (
-        "language_model.model.layers.{0..1}.mlp.down_proj.weight   nearest: language.layers.{0..1}.mlp.down_proj.weight" in human
+        "language_model.model.layers.{0..1}.mlp.down_proj.weight   nearest: "
+        "language.layers.{0..1}.mlp.down_proj.weight" in human
     )
     pasted = re.findall(r"^  (- \{id: .*\})$", human, re.MULTILINE)
     assert pasted == plan["suggested_rules"]
     assert len(pasted) == 5  # what nothing takes is never suggested to be dropped
-    Path("part.yaml").write_text(PART.replace("names:\n", "names:\n" + "".join(f"  {rule}\n" for rule in pasted)))
+    Path("part.yaml").write_text(
+        PART.replace("names:\n", "names:\n" + "".join(f"  {rule}\n" for rule in pasted))
+    )
     mended = run("apply", "part.yaml", *SOURCES, "--dry-run", "--format", "json")
     assert mended.json["missing"] == []
     assert mended.json["suggested_rules"] == []
@@ -81,7 +100,15 @@ def test_suggested_rules_mend_what_they_are_suggested_for(run: Run) -> None:
 
 
 def test_nothing_is_suggested_for_a_complete_plan(run: Run) -> None:
-    plan = run("apply", "llava-v1.5", "--source", MANIFESTS / "llava-v1.5-7b.json", "--dry-run", "--format", "json").json
+    plan = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        MANIFESTS / "llava-v1.5-7b.json",
+        "--dry-run",
+        "--format",
+        "json",
+    ).json
     assert plan["suggested_rules"] == []
 
 
@@ -92,8 +119,18 @@ MANY = {
         {f"b.{n:x}y.weight": (64, 64) for n in range(2000)},
     ),
     "experts": (
-        {f"h.{n}.e.{e}.{w}.weight": (8, 4) for n in range(10) for e in range(70) for w in ("w1", "w2", "w3")},
-        {f"l.{n}.x.{e}.{w}.weight": (8, 4) for n in range(10) for e in range(70) for w in ("gate", "up", "down")},
+        {
+            f"h.{n}.e.{e}.{w}.weight": (8, 4)
+            for n in range(10)
+            for e in range(70)
+            for w in ("w1", "w2", "w3")
+        },
+        {
+            f"l.{n}.x.{e}.{w}.weight": (8, 4)
+            for n in range(10)
+            for e in range(70)
+            for w in ("gate", "up", "down")
+        },
     ),
     "gaps": (
         {f"x.{7 * n}.{m}.w.weight": (8, 8) for n in range(100) for m in range(20)},
@@ -107,7 +144,9 @@ MANY = {
 
 
 @pytest.mark.parametrize("kind", MANY)
-def test_of_very_many_names_only_some_are_compared(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_very_many_names_only_some_are_compared(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Counted in pairs that are compared, of some four million."""
     compared = 0
 
@@ -126,7 +165,11 @@ def test_of_very_many_names_only_some_are_compared(kind: str, monkeypatch: pytes
     names, others = MANY[kind]
     found = suggest.nearest(names, others)
     assert set(found) == set(names)
-    assert all(near in others and others[near] == names[name] for name, every in found.items() for near in every)
+    assert all(
+        near in others and others[near] == names[name]
+        for name, every in found.items()
+        for near in every
+    )
     suggest_rules(names, others)
     assert 0 < compared < 200_000
 
@@ -137,7 +180,9 @@ def test_nothing_is_compared_where_all_names_fit(monkeypatch: pytest.MonkeyPatch
     assert suggest.nearest({"a.b": (1,)}, {}) == {"a.b": ()}
 
 
-def test_a_drop_of_very_many_names_compiles_no_rules_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drop_of_very_many_names_compiles_no_rules_anew(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LR306 asks of every dropped name what it would be without the drop."""
     tensors = json.loads((MANIFESTS / "llava-v1.5-7b.json").read_text())
     Path("drop.yaml").write_text(

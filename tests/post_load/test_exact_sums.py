@@ -1,4 +1,6 @@
-"""Sums that come out the same everywhere: against exact arithmetic, in any order, with other libraries' kernels."""
+"""Sums that come out the same everywhere: against exact arithmetic, in any order, with other
+libraries' kernels.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,16 @@ def summed(x: NDArray[np.floating[Any]], z: Floats | None = None) -> ExactSums:
 
 
 def nearest(exact: Fraction, dtype: str) -> int:
-    """The pattern of the number nearest to `exact`, ties to even, by exact comparison of three neighbours."""
+    """The pattern of the number nearest to `exact`, ties to even, by exact comparison of three
+    neighbours.
+    """
     guess = int(np.frombuffer(from_float64(np.array([float(exact)]), dtype), WORDS[dtype])[0])
     sign = guess & (0x80000000 if dtype == "F32" else 0x8000)
     patterns = [sign | max((guess ^ sign) + step, 0) for step in (-1, 0, 1)]
     values = to_float64(np.array(patterns, WORDS[dtype]).tobytes(), dtype).tolist()
-    return min(zip(values, patterns, strict=True), key=lambda at: (abs(Fraction(at[0]) - exact), at[1] & 1))[1]
+    return min(
+        zip(values, patterns, strict=True), key=lambda at: (abs(Fraction(at[0]) - exact), at[1] & 1)
+    )[1]
 
 
 def assert_exact_mean(x: Floats, dtype: str) -> None:
@@ -63,7 +69,9 @@ def assert_exact_mean(x: Floats, dtype: str) -> None:
     st.integers(0, 24),
     st.sampled_from([-100, -14, 0, 12, 90]),
 )
-def test_mean_is_the_exact_one_rounded(dtype: str, rows: int, seed: int, spread: int, at: int) -> None:
+def test_mean_is_the_exact_one_rounded(
+    dtype: str, rows: int, seed: int, spread: int, at: int
+) -> None:
     """Values of up to 24 bits over up to 25 binary orders: within 50 bits of each other."""
     random = np.random.default_rng(seed)
     x = random.normal(0, 1, (rows, 3)) * 2.0 ** -random.integers(0, spread + 1, (rows, 3))
@@ -92,7 +100,14 @@ def test_a_mean_beside_a_tie_is_rounded_once() -> None:
 def test_extremes() -> None:
     """Zeros, the smallest and the largest numbers: neither NaN nor infinity, nor a warning."""
     largest = np.finfo(np.float64).max
-    columns = [[0.0, 0, 0, -0.0], [largest] * 4, [largest, -largest, 1, 1], [5e-324] * 4, [2.0**-149] * 4, [1e-300, 0, 0, 0]]
+    columns = [
+        [0.0, 0, 0, -0.0],
+        [largest] * 4,
+        [largest, -largest, 1, 1],
+        [5e-324] * 4,
+        [2.0**-149] * 4,
+        [1e-300, 0, 0, 0],
+    ]
     x = np.array(columns).T
     z = np.array([[8.0, 1], [-8, 1], [8, 1], [-8, -2]])
     with warnings.catch_warnings():
@@ -110,11 +125,17 @@ def test_extremes() -> None:
 
 
 def integers_of(x: Floats, bits: int = 25) -> tuple[list[list[int]], list[int]]:
-    """One chunk's columns in 2^bits units of the power of two above their largest: the integers, and the exponents."""
+    """One chunk's columns in 2^bits units of the power of two above their largest: the integers,
+    and the exponents.
+    """
     exponents = [max(abs(Fraction(v)) for v in column) for column in x.T.tolist()]
-    ceilings = [next(e for e in range(-1100, 1100) if top < Fraction(2) ** e) if top else 0 for top in exponents]
+    ceilings = [
+        next(e for e in range(-1100, 1100) if top < Fraction(2) ** e) if top else 0
+        for top in exponents
+    ]
     integers = [
-        [round(Fraction(v) * Fraction(2) ** (bits - e)) for v in column] for column, e in zip(x.T.tolist(), ceilings, strict=True)
+        [round(Fraction(v) * Fraction(2) ** (bits - e)) for v in column]
+        for column, e in zip(x.T.tolist(), ceilings, strict=True)
     ]
     return integers, ceilings
 
@@ -122,7 +143,9 @@ def integers_of(x: Floats, bits: int = 25) -> tuple[list[list[int]], list[int]]:
 @pytest.mark.parametrize("rows", [2, 30, 512])
 @pytest.mark.parametrize("kind", ["ordinary", "wide", "largest"])
 def test_the_product_is_exact(kind: str, rows: int) -> None:
-    """With normals that add up to nothing, the spread is the product alone: exact up to the last bit."""
+    """With normals that add up to nothing, the spread is the product alone: exact up to the last
+    bit.
+    """
     random = np.random.default_rng(rows)
     x = random.normal(0, 0.02, (rows, 4))
     half = random.integers(-(2**19), 2**19, (rows // 2, 3)) / 2**16
@@ -136,7 +159,9 @@ def test_the_product_is_exact(kind: str, rows: int) -> None:
     integers, exponents = integers_of(x)
     for column in range(4):
         for at in range(3):
-            products = (i * Fraction(w) for i, w in zip(integers[column], z[:, at].tolist(), strict=True))
+            products = (
+                i * Fraction(w) for i, w in zip(integers[column], z[:, at].tolist(), strict=True)
+            )
             total = sum(products, Fraction(0))
             assert abs(total) <= 2**37
             assert Fraction(found[at, column]) == total * Fraction(2) ** (exponents[column] - 25)
@@ -157,7 +182,9 @@ def test_any_order_of_the_rows_of_a_chunk(dtype: str) -> None:
 
 
 def test_column_by_column_it_is_the_same() -> None:
-    """However the library cuts a product: one column and one normal at a time gives the same bits."""
+    """However the library cuts a product: one column and one normal at a time gives the same
+    bits.
+    """
     random = np.random.default_rng(2)
     x = random.normal(0.1, 0.02, (700, 600))
     z = random.integers(-(2**19), 2**19 + 1, (700, 5)) / 2**16
@@ -172,17 +199,28 @@ def test_column_by_column_it_is_the_same() -> None:
 
 
 def halves(rows: int, columns: int, seed: int) -> NDArray[np.float16]:
-    """Patterns of F16, half of the columns below 2: of zeros, subnormals and numbers of every size."""
+    """Patterns of F16, half of the columns below 2: of zeros, subnormals and numbers of every
+    size.
+    """
     random = np.random.default_rng(seed)
-    patterns = random.integers(0, 0x7C00, (rows, columns)) >> random.integers(0, 10, (rows, columns))
+    patterns = random.integers(0, 0x7C00, (rows, columns)) >> random.integers(
+        0, 10, (rows, columns)
+    )
     patterns[:, ::2] = np.minimum(patterns[:, ::2], 0x3FFF)
     signs = random.integers(0, 2, (rows, columns)) << 15
     return (patterns | signs).astype(np.uint16).view(np.float16)
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 1100), st.integers(0, 2**32), st.sampled_from([np.float16, np.float32]), st.booleans())
-def test_rows_as_stored_give_the_same_bits_as_float64(rows: int, seed: int, kind: type, small: bool) -> None:
+@given(
+    st.integers(1, 1100),
+    st.integers(0, 2**32),
+    st.sampled_from([np.float16, np.float32]),
+    st.booleans(),
+)
+def test_rows_as_stored_give_the_same_bits_as_float64(
+    rows: int, seed: int, kind: type, small: bool
+) -> None:
     """Also where a chunk takes the short way, as all of it is below 2, and the next one doesn't."""
     x = halves(rows, 6, seed)[:, :: 2 if small else 1]
     if not small:
@@ -200,7 +238,9 @@ def test_one_number_too_large_for_the_short_way(top: float) -> None:
     x[300, 1] = top
     z = np.full((512, 1), 8.0)
     z[:256] = -8 + 2.0**-16
-    assert summed(x, z).spread(1.0).tobytes() == summed(x.astype(np.float64), z).spread(1.0).tobytes()
+    assert (
+        summed(x, z).spread(1.0).tobytes() == summed(x.astype(np.float64), z).spread(1.0).tobytes()
+    )
 
 
 # --- other machines, as far as one machine can play them
@@ -233,7 +273,9 @@ def new_rows(dtype: str) -> bytes:
 
 @pytest.mark.parametrize("dtype", GOLDEN)
 def test_golden(dtype: str) -> None:
-    """If this fails on another machine or with another numpy, new rows are not what they were: that breaks a promise."""
+    """If this fails on another machine or with another numpy, new rows are not what they were:
+    that breaks a promise.
+    """
     assert sha256(new_rows(dtype)).hexdigest() == GOLDEN[dtype]
 
 
@@ -244,7 +286,9 @@ def dispatched() -> str:
             inside = importlib.import_module(name)
         except ImportError:
             continue
-        return " ".join(feature for feature in inside.__cpu_dispatch__ if inside.__cpu_features__[feature])
+        return " ".join(
+            feature for feature in inside.__cpu_dispatch__ if inside.__cpu_features__[feature]
+        )
     return ""
 
 
@@ -260,10 +304,20 @@ def dispatched() -> str:
     ids=lambda environment: " ".join(f"{key}={value}" for key, value in environment.items()),
 )
 def test_golden_with_other_kernels(environment: dict[str, str]) -> None:
-    """Where numpy's library is another than OpenBLAS, or the processor none of these, a variable does nothing."""
-    program = "from tests.post_load.test_exact_sums import *; print(*(sha256(new_rows(d)).hexdigest() for d in GOLDEN))"
+    """Where numpy's library is another than OpenBLAS, or the processor none of these, a variable
+    does nothing.
+    """
+    program = (
+        "from tests.post_load.test_exact_sums import *; "
+        "print(*(sha256(new_rows(d)).hexdigest() for d in GOLDEN))"
+    )
     root = Path(__file__).parents[2]
     ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, env=os.environ | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=root,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert ran.stdout.split() == list(GOLDEN.values())

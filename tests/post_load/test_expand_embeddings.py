@@ -29,7 +29,12 @@ Shapes = dict[str, tuple[str, tuple[int, ...]]]
 # --- what is planned, from shapes alone
 
 
-def before(rows_needed: int, embed: tuple[int, ...] | None, head: tuple[int, ...] | None, dtype: str = "F16") -> Before:
+def before(
+    rows_needed: int,
+    embed: tuple[int, ...] | None,
+    head: tuple[int, ...] | None,
+    dtype: str = "F16",
+) -> Before:
     tensors: Shapes = {OTHER: ("F16", (8,))}
     if embed is not None:
         tensors[EMBED] = (dtype, embed)
@@ -52,7 +57,9 @@ def before(rows_needed: int, embed: tuple[int, ...] | None, head: tuple[int, ...
     ],
 )
 def test_grows_to_the_next_multiple(multiple: int, rows: int, needed: int, after: int) -> None:
-    effect = ExpandEmbeddings(pad_to_multiple_of=multiple).plan(before(needed, (rows, 8), (rows, 8)))
+    effect = ExpandEmbeddings(pad_to_multiple_of=multiple).plan(
+        before(needed, (rows, 8), (rows, 8))
+    )
     assert effect.changes == (
         Change(EMBED, "F16", (rows, 8), (after, 8), (EMBED,), together(after - rows)),
         Change(HEAD, "F16", (rows, 8), (after, 8), (EMBED,), together(after - rows)),
@@ -64,7 +71,9 @@ def together(new: int) -> dict[str, Any]:
     return {"together": True} if new <= 256 else {}
 
 
-@pytest.mark.parametrize(("rows", "needed"), [(32064, 32002), (151936, 151648), (32001, 32001), (33, 2)])
+@pytest.mark.parametrize(
+    ("rows", "needed"), [(32064, 32002), (151936, 151648), (32001, 32001), (33, 2)]
+)
 def test_spare_rows_are_enough(rows: int, needed: int) -> None:
     effect = ExpandEmbeddings().plan(before(needed, (rows, 8), (rows, 8)))
     assert effect.changes == ()
@@ -81,7 +90,10 @@ def test_without_a_head_only_the_embeddings_grow() -> None:
 def test_each_matrix_keeps_its_dtype() -> None:
     tensors: Shapes = {EMBED: ("BF16", (32, 8)), HEAD: ("F32", (32, 8))}
     effect = ExpandEmbeddings().plan(Before(tensors, 33))
-    assert [(change.target, change.dtype) for change in effect.changes] == [(EMBED, "BF16"), (HEAD, "F32")]
+    assert [(change.target, change.dtype) for change in effect.changes] == [
+        (EMBED, "BF16"),
+        (HEAD, "F32"),
+    ]
 
 
 def test_a_head_with_other_rows_is_left() -> None:
@@ -98,7 +110,9 @@ def test_without_embeddings_nothing_happens(head: tuple[int, ...] | None) -> Non
 @pytest.mark.parametrize("shape", [(), (32,), (32, 8, 1)])
 def test_what_is_no_matrix_is_left_to_the_plan(shape: tuple[int, ...]) -> None:
     """A shape that the target doesn't have is told as such (LR401); no traceback before that."""
-    assert EMBED not in [change.target for change in ExpandEmbeddings().plan(before(33, shape, None)).changes]
+    assert EMBED not in [
+        change.target for change in ExpandEmbeddings().plan(before(33, shape, None)).changes
+    ]
 
 
 def test_planning_is_the_same_every_time_and_changes_nothing() -> None:
@@ -151,7 +165,9 @@ NO_ROW = [
 @pytest.mark.parametrize(("token", "ids", "said"), NO_ROW)
 def test_no_row_to_copy(token: str, ids: dict[str, int] | None, said: str) -> None:
     with pytest.raises(RemapError) as caught:
-        ExpandEmbeddings(init="copy", token=token).plan(replace(before(33, (32, 8), None), token_ids=ids))
+        ExpandEmbeddings(init="copy", token=token).plan(
+            replace(before(33, (32, 8), None), token_ids=ids)
+        )
     (problem,) = caught.value.problems
     assert problem.code == "LR212"
     assert problem.cause.endswith(said)
@@ -178,7 +194,9 @@ def change_of(matrix: Floats, new: int, dtype: str, target: str = EMBED) -> Chan
     return Change(target, dtype, (rows, columns), (rows + new, columns), (EMBED,))
 
 
-def new_bytes(rule: ExpandEmbeddings, matrix: Floats, new: int, dtype: str, target: str = EMBED) -> bytes:
+def new_bytes(
+    rule: ExpandEmbeddings, matrix: Floats, new: int, dtype: str, target: str = EMBED
+) -> bytes:
     first, *rest = rule.pieces(change_of(matrix, new, dtype, target), Rows(matrix))
     assert isinstance(first, OldBytes)
     return b"".join(piece for piece in rest if isinstance(piece, bytes))
@@ -186,12 +204,19 @@ def new_bytes(rule: ExpandEmbeddings, matrix: Floats, new: int, dtype: str, targ
 
 def drawn(rule: ExpandEmbeddings, matrix: Floats, new: int, target: str = EMBED) -> Floats:
     """The new rows, not rounded."""
-    return np.frombuffer(new_bytes(rule, matrix, new, "F64", target), "<f8").reshape(new, matrix.shape[1])
+    return np.frombuffer(new_bytes(rule, matrix, new, "F64", target), "<f8").reshape(
+        new, matrix.shape[1]
+    )
 
 
 def some_matrix(rows: int, columns: int) -> Floats:
     """Values that F16 holds, as those of a real matrix are: more than 25 bits are not looked at."""
-    return np.random.default_rng(7).normal(0.1, 0.02, (rows, columns)).astype(np.float16).astype(np.float64)
+    return (
+        np.random.default_rng(7)
+        .normal(0.1, 0.02, (rows, columns))
+        .astype(np.float16)
+        .astype(np.float64)
+    )
 
 
 @pytest.mark.parametrize(("dtype", "itemsize"), [("F16", 2), ("BF16", 2), ("F32", 4), ("F64", 8)])
@@ -212,7 +237,9 @@ def test_every_row_of_the_embeddings_is_read_once() -> None:
     reader = Rows(matrix)
     list(ExpandEmbeddings().pieces(change_of(matrix, 5, "F16", HEAD), reader))
     assert {target for target, _, _ in reader.asked} == {EMBED}
-    assert [row for _, start, stop in reader.asked for row in range(start, stop)] == list(range(1100))
+    assert [row for _, start, stop in reader.asked for row in range(start, stop)] == list(
+        range(1100)
+    )
     assert max(stop - start for _, start, stop in reader.asked) <= 512
 
 
@@ -247,7 +274,11 @@ def test_seed_and_matrix_dont_get_into_each_others_way() -> None:
     """No seed makes for one matrix what another seed makes for the other."""
     matrix = some_matrix(50, 4)
     seeds = [0, 1, 2, 2**32, 2**63, 2**64 - 1]
-    made = [new_bytes(ExpandEmbeddings(seed=seed), matrix, 9, "F64", target) for seed in seeds for target in (EMBED, HEAD)]
+    made = [
+        new_bytes(ExpandEmbeddings(seed=seed), matrix, 9, "F64", target)
+        for seed in seeds
+        for target in (EMBED, HEAD)
+    ]
     assert len(set(made)) == len(made)
 
 
@@ -270,7 +301,9 @@ def test_however_rows_are_read(kind: str, dtype: str) -> None:
         assert target == EMBED
         return READERS[kind](matrix[start:stop])
 
-    assert list(ExpandEmbeddings().pieces(change, read)) == list(ExpandEmbeddings().pieces(change, Rows(matrix)))
+    assert list(ExpandEmbeddings().pieces(change, read)) == list(
+        ExpandEmbeddings().pieces(change, Rows(matrix))
+    )
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["embeddings first", "head first"])
@@ -300,7 +333,11 @@ def test_what_was_drawn_is_of_this_job_alone() -> None:
 @pytest.mark.parametrize(
     ("rule", "tensors", "needed"),
     [
-        (ExpandEmbeddings(statistics="own"), {EMBED: ("F16", (600, 8)), HEAD: ("F16", (600, 8))}, 610),
+        (
+            ExpandEmbeddings(statistics="own"),
+            {EMBED: ("F16", (600, 8)), HEAD: ("F16", (600, 8))},
+            610,
+        ),
         (ExpandEmbeddings(init="mean"), {EMBED: ("F16", (600, 8)), HEAD: ("F16", (600, 8))}, 610),
         (ExpandEmbeddings(), {EMBED: ("F16", (600, 8)), HEAD: ("BF16", (600, 8))}, 610),
         (ExpandEmbeddings(), {EMBED: ("F16", (600, 8)), HEAD: ("F16", (600, 9))}, 610),
@@ -316,11 +353,15 @@ def test_drawn_each_for_itself(rule: ExpandEmbeddings, tensors: Shapes, needed: 
 
 
 def test_two_threads_leave_the_library_its_own() -> None:
-    """How many a product takes is set for the whole process: of two at once, each would reset it to what the other set."""
+    """How many a product takes is set for the whole process: of two at once, each would reset it
+    to what the other set.
+    """
     from threadpoolctl import threadpool_info
 
     def limits() -> list[int]:
-        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+        return [
+            library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"
+        ]
 
     lock = expand_embeddings._ONE_AT_A_TIME
 
@@ -344,7 +385,9 @@ def test_two_threads_leave_the_library_its_own() -> None:
         made = list(pool.map(lambda change: list(rule.pieces(change, read)), changes))
     assert len(made) == 2
     assert len(seen) >= 2
-    assert all(not others and most <= {1} for others, most in seen), "one thread at a time, of which a product takes no more"
+    assert all(not others and most <= {1} for others, most in seen), (
+        "one thread at a time, of which a product takes no more"
+    )
     assert limits() == allowed
 
 
@@ -386,7 +429,9 @@ def polar(words: Iterator[int], count: int) -> list[float]:
 
 
 def expected_rows(matrix: list[list[float]], new: int, scale: float, key: int) -> list[list[float]]:
-    """The new rows for up to 512 old ones: mean + sqrt(scale/n) · Σ (row − mean) z, with exact sums."""
+    """The new rows for up to 512 old ones: mean + sqrt(scale/n) · Σ (row − mean) z, with exact
+    sums.
+    """
     rows = len(matrix)
     z = polar(iter(philox(key, 4 * rows * new + 50)), rows * new)
     mean = [sum(map(Fraction, column)) / rows for column in zip(*matrix, strict=True)]
@@ -394,21 +439,38 @@ def expected_rows(matrix: list[list[float]], new: int, scale: float, key: int) -
     for at in range(new):
         weights = [Fraction(z[row * new + at]) for row in range(rows)]
         centred = [
-            sum((Fraction(matrix[row][column]) - mean[column]) * weights[row] for row in range(rows))
+            sum(
+                (Fraction(matrix[row][column]) - mean[column]) * weights[row] for row in range(rows)
+            )
             for column in range(len(mean))
         ]
-        made.append([float(m) + math.sqrt(scale / rows) * float(c) for m, c in zip(mean, centred, strict=True)])
+        made.append(
+            [
+                float(m) + math.sqrt(scale / rows) * float(c)
+                for m, c in zip(mean, centred, strict=True)
+            ]
+        )
     return made
 
 
 @pytest.mark.parametrize(("target", "stream"), [(EMBED, 0), (HEAD, 1)])
 @pytest.mark.parametrize("seed", [0, 5, 2**64 - 1])
 @pytest.mark.parametrize(("rows", "new"), [(5, 4), (3, 3)])
-def test_the_numbers_are_those_of_the_formula(target: str, stream: int, seed: int, rows: int, new: int) -> None:
-    matrix = [[0.5, -1.25, 3.0], [0.75, 2.0, 3.0], [-0.5, 0.0, 1.0], [2.5, 1.0, -1.0], [0.0, 0.25, 8.0]][:rows]
+def test_the_numbers_are_those_of_the_formula(
+    target: str, stream: int, seed: int, rows: int, new: int
+) -> None:
+    matrix = [
+        [0.5, -1.25, 3.0],
+        [0.75, 2.0, 3.0],
+        [-0.5, 0.0, 1.0],
+        [2.5, 1.0, -1.0],
+        [0.0, 0.25, 8.0],
+    ][:rows]
     wanted = expected_rows(matrix, new, 0.5, seed + (stream << 64))
     rule = ExpandEmbeddings(scale=0.5, seed=seed)
-    np.testing.assert_allclose(drawn(rule, np.array(matrix), new, target), wanted, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        drawn(rule, np.array(matrix), new, target), wanted, rtol=0, atol=1e-13
+    )
     half = new_bytes(rule, np.array(matrix), new, "F16", target)
     assert half == b"".join(struct.pack("<e", number) for row in wanted for number in row)
 
@@ -419,15 +481,23 @@ SMALL = [[0, 1, 5], [2, 1, -1], [4, 3, 0], [1, 0, 2], [0, 2, 2], [3, 5, 1], [-2,
 #: Of its rows: Σ = 8, 16, 16; Σx² = 34, 50, 84; Σxy = 27, Σxz = 3, Σyz = 34.
 SMALL_MEAN = np.array([1.0, 2.0, 2.0])
 SMALL_COV = np.array(
-    [[34 / 8 - 1, 27 / 8 - 2, 3 / 8 - 2], [27 / 8 - 2, 50 / 8 - 4, 34 / 8 - 4], [3 / 8 - 2, 34 / 8 - 4, 84 / 8 - 4]]
+    [
+        [34 / 8 - 1, 27 / 8 - 2, 3 / 8 - 2],
+        [27 / 8 - 2, 50 / 8 - 4, 34 / 8 - 4],
+        [3 / 8 - 2, 34 / 8 - 4, 84 / 8 - 4],
+    ]
 )
 DRAWS = 20_000
 
 
 def standard_errors(found: Floats, cov: Floats, draws: int) -> Floats:
-    """How far the sample covariance is from `cov`, in standard errors: var(S_ij) = (c_ii c_jj + c_ij²) / N for normal draws."""
+    """How far the sample covariance is from `cov`, in standard errors: var(S_ij) = (c_ii c_jj +
+    c_ij²) / N for normal draws.
+    """
     variances = np.diag(cov)
-    deviations: Floats = (np.cov(found.T, bias=True) - cov) / np.sqrt((np.outer(variances, variances) + cov**2) / draws)
+    deviations: Floats = (np.cov(found.T, bias=True) - cov) / np.sqrt(
+        (np.outer(variances, variances) + cov**2) / draws
+    )
     return deviations
 
 
@@ -459,7 +529,11 @@ def test_mean_and_covariance_over_several_chunks() -> None:
 def test_the_draws_are_normal_and_independent() -> None:
     found = drawn(ExpandEmbeddings(scale=1.0), np.array(SMALL, dtype=np.float64), DRAWS)
     standard = (found - SMALL_MEAN) / np.sqrt(np.diag(SMALL_COV))
-    for limit, share in ((1, 0.6827), (2, 0.9545), (3, 0.9973)):  # of a normal distribution, within so many standard deviations
+    for limit, share in (
+        (1, 0.6827),
+        (2, 0.9545),
+        (3, 0.9973),
+    ):  # of a normal distribution, within so many standard deviations
         error = math.sqrt(share * (1 - share) / DRAWS)
         assert (np.abs((np.abs(standard) < limit).mean(axis=0) - share) < 5 * error + 0.0001).all()
     for column in standard.T:
@@ -524,7 +598,10 @@ def test_ours_has_the_right_distribution_there_too(kind: str) -> None:
     found = drawn(ExpandEmbeddings(scale=1.0), matrix, draws)
     cov = np.cov(matrix.T, bias=True)
     assert np.isfinite(found).all()
-    assert (np.abs(found.mean(axis=0) - matrix.mean(axis=0)) <= 5 * np.sqrt(np.diag(cov) / draws) + 1e-12).all()
+    assert (
+        np.abs(found.mean(axis=0) - matrix.mean(axis=0))
+        <= 5 * np.sqrt(np.diag(cov) / draws) + 1e-12
+    ).all()
     variances = np.diag(cov)
     allowed = 5 * np.sqrt((np.outer(variances, variances) + cov**2) / draws) + 1e-12
     assert (np.abs(np.cov(found.T, bias=True) - cov) <= allowed).all()
@@ -532,20 +609,28 @@ def test_ours_has_the_right_distribution_there_too(kind: str) -> None:
     centred = matrix - matrix.mean(axis=0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=True)
     rank = int((sizes > 1e-9).sum())
-    assert rank == {"fewer rows than columns": 4, "one row": 0, "rows all alike": 0, "few rows, each many times": 5}.get(kind, 7)
+    assert rank == {
+        "fewer rows than columns": 4,
+        "one row": 0,
+        "rows all alike": 0,
+        "few rows, each many times": 5,
+    }.get(kind, 7)
     assert np.abs((found - matrix.mean(axis=0)) @ directions[rank:].T).max() < 1e-12
 
 
 def test_a_constant_column_stays_constant() -> None:
     for dtype, quarter in (("F16", 0x3400), ("BF16", 0x3E80)):
-        words = np.frombuffer(new_bytes(ExpandEmbeddings(), hard("a constant column"), 50, dtype), "<u2").reshape(50, 8)
+        words = np.frombuffer(
+            new_bytes(ExpandEmbeddings(), hard("a constant column"), 50, dtype), "<u2"
+        ).reshape(50, 8)
         assert set(words[:, 3].tolist()) == {quarter}
         assert len(set(words[:, 2].tolist())) > 1
 
 
 @pytest.mark.parametrize("target", [EMBED, HEAD])
 def test_without_scale_the_mean_exactly_rounded(target: str) -> None:
-    # means: 1.5; 1/3 (0x3EAAAAAA.AAA in single, so 0x3EAB, 0x3555); -1/3; 1 + 2^-11, a tie of half precision (down to even)
+    # means: 1.5; 1/3 (0x3EAAAAAA.AAA in single, so 0x3EAB, 0x3555); -1/3; 1 + 2^-11, a tie of half
+    # precision (down to even)
     matrix = np.array([[1, 0, 0, 1], [1.5, 0, 0, 1], [2, 1, -1, 1 + 3 * 2**-11]])
     rule = ExpandEmbeddings(scale=0.0)
     half = np.frombuffer(new_bytes(rule, matrix, 6, "F16", target), "<u2").reshape(6, 4)
@@ -581,7 +666,9 @@ def test_zeros(dtype: str) -> None:
 @pytest.mark.parametrize(("dtype", "itemsize"), [("F16", 2), ("BF16", 2), ("F64", 8)])
 def test_copies_are_old_bytes(dtype: str, itemsize: int, target: str) -> None:
     """No number is read: a row is copied bit by bit, from its own matrix."""
-    change = replace(change_of(some_matrix(40, 4), 3, dtype, target), reads=(target,), facts={"row": 7})
+    change = replace(
+        change_of(some_matrix(40, 4), 3, dtype, target), reads=(target,), facts={"row": 7}
+    )
     pieces = list(ExpandEmbeddings(init="copy", token="b").pieces(change, never))
     width = 4 * itemsize
     assert pieces == [OldBytes(0, 40 * width), *[OldBytes(7 * width, width)] * 3]
@@ -604,7 +691,10 @@ def test_statistics_of_its_own(init: Literal["multivariate_normal", "mean"]) -> 
         asked.append(target)
         return matrices[target][start:stop]
 
-    cases: list[tuple[Literal["own", "embed_tokens"], str]] = [("own", HEAD), ("embed_tokens", EMBED)]
+    cases: list[tuple[Literal["own", "embed_tokens"], str]] = [
+        ("own", HEAD),
+        ("embed_tokens", EMBED),
+    ]
     for statistics, source in cases:
         asked.clear()
         rule = ExpandEmbeddings(init=init, statistics=statistics)
@@ -612,7 +702,11 @@ def test_statistics_of_its_own(init: Literal["multivariate_normal", "mean"]) -> 
         _, made = rule.pieces(change, read)
         assert isinstance(made, bytes)
         assert set(asked) == {source}
-        np.testing.assert_allclose(np.frombuffer(made).reshape(-1, 4), np.tile(matrices[source].mean(0), (40, 1)), atol=5e-4)
+        np.testing.assert_allclose(
+            np.frombuffer(made).reshape(-1, 4),
+            np.tile(matrices[source].mean(0), (40, 1)),
+            atol=5e-4,
+        )
 
 
 def test_normal_reads_nothing_and_has_its_own_deviation() -> None:
@@ -621,7 +715,9 @@ def test_normal_reads_nothing_and_has_its_own_deviation() -> None:
     for target in (EMBED, HEAD):
         change = replace(change_of(some_matrix(40, 50), 2000, "F64", target), reads=())
         _, *pieces = rule.pieces(change, never)
-        made[target] = np.frombuffer(b"".join(piece for piece in pieces if isinstance(piece, bytes))).reshape(2000, 50)
+        made[target] = np.frombuffer(
+            b"".join(piece for piece in pieces if isinstance(piece, bytes))
+        ).reshape(2000, 50)
         assert abs(made[target].mean()) < 5 * 0.5 / math.sqrt(100_000)
         assert abs(made[target].var() - 0.25) < 5 * 0.25 * math.sqrt(2 / 100_000)
     assert abs(np.corrcoef(made[EMBED].ravel(), made[HEAD].ravel())[0, 1]) < 5 / math.sqrt(100_000)
@@ -641,8 +737,14 @@ def test_any_deviation_fits_into_half_precision(std: float) -> None:
 
 
 def test_as_the_old_recipe_has_it() -> None:
-    """Mean and covariance of many draws of each: what one has, the other has, up to what chance does."""
-    matrix, draws = some_matrix(2000, 6) @ np.array(np.random.default_rng(3).integers(-2, 3, (6, 6)) + 4 * np.eye(6)), 40_000
+    """Mean and covariance of many draws of each: what one has, the other has, up to what chance
+    does.
+    """
+    matrix, draws = (
+        some_matrix(2000, 6)
+        @ np.array(np.random.default_rng(3).integers(-2, 3, (6, 6)) + 4 * np.eye(6)),
+        40_000,
+    )
     rows = torch.from_numpy(matrix)
     mean = rows.mean(dim=0)
     cov = (rows - mean).T @ (rows - mean) / len(rows)
@@ -651,5 +753,7 @@ def test_as_the_old_recipe_has_it() -> None:
     ours = drawn(ExpandEmbeddings(), matrix, draws)
     expected = 1e-5 * cov.numpy()
     for found in (old, ours):
-        assert (np.abs(found.mean(axis=0) - mean.numpy()) < 5 * np.sqrt(np.diag(expected) / draws)).all()
+        assert (
+            np.abs(found.mean(axis=0) - mean.numpy()) < 5 * np.sqrt(np.diag(expected) / draws)
+        ).all()
         assert (np.abs(standard_errors(found, expected, draws)) < 5).all()

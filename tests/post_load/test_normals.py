@@ -1,4 +1,6 @@
-"""Normals that are the same everywhere: bit by bit against plain Python, whose + − × ÷ and square root are IEEE 754's too."""
+"""Normals that are the same everywhere: bit by bit against plain Python, whose + − × ÷ and
+square root are IEEE 754's too.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +47,15 @@ def words(key: int, count: int) -> Iterator[int]:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 100, 20_001])
 def test_bits_are_those_of_plain_python(count: int) -> None:
-    assert normals(np.random.Philox(key=5), count).tolist() == scalar_normals(words(5, 4 * count + 50), count)
+    assert normals(np.random.Philox(key=5), count).tolist() == scalar_normals(
+        words(5, 4 * count + 50), count
+    )
 
 
 def test_a_stream_can_be_cut_anywhere() -> None:
-    """No word is read that isn't needed: the stream is the same in one piece or in several (of an even number)."""
+    """No word is read that isn't needed: the stream is the same in one piece or in several (of
+    an even number).
+    """
     bits = np.random.Philox(key=3)
     pieces = [normals(bits, count) for count in (2, 1000, 34, 512)]
     np.testing.assert_array_equal(np.concatenate(pieces), normals(np.random.Philox(key=3), 1548))
@@ -62,7 +68,9 @@ def test_they_are_few_bits_wide() -> None:
 
 
 def test_they_are_normal() -> None:
-    """Kolmogorov and Smirnov's distance, at one in a thousand; mean and variance within four standard errors."""
+    """Kolmogorov and Smirnov's distance, at one in a thousand; mean and variance within four
+    standard errors.
+    """
     count = 200_000
     found = np.sort(normals(np.random.Philox(key=2), count))
     wanted = np.array([0.5 * math.erfc(-z / math.sqrt(2)) for z in found.tolist()])
@@ -84,7 +92,9 @@ class Words:
 
 
 def test_the_edges() -> None:
-    """u = v = 0 and what lies outside the circle are rejected; next to 0 a normal of 12 is cut to 8."""
+    """u = v = 0 and what lies outside the circle are rejected; next to 0 a normal of 12 is cut
+    to 8.
+    """
     zero, corner, tiny = 1 << 63, 0, (1 << 63) + (1 << 11)
     bits = Words(zero, zero, corner, corner, tiny, zero)
     assert normals(bits, 2).tolist() == [8.0, 0.0]  # type: ignore[arg-type]
@@ -102,6 +112,8 @@ def test_log(x: float) -> None:
 def test_log_where_it_is_hard() -> None:
     """Next to 1, where the logarithm is small, and where the halves of the range meet."""
     near = [1 + k * 2.0**-52 for k in range(2000)] + [1 - k * 2.0**-53 for k in range(2000)]
-    near += [HALF_ROOT * 2.0**e * (1 + k * 2.0**-52) for e in (-3, -1, 0, 1) for k in range(-500, 500)]
+    near += [
+        HALF_ROOT * 2.0**e * (1 + k * 2.0**-52) for e in (-3, -1, 0, 1) for k in range(-500, 500)
+    ]
     for x, found in zip(near, log(np.array(near)).tolist(), strict=True):
         assert abs(found - math.log(x)) <= 1e-15 * abs(math.log(x))

@@ -30,7 +30,8 @@ def layouts(draw: st.DrawFn) -> tuple[bytes, list[OldBytes | bytes]]:
     old = draw(st.binary(min_size=1, max_size=20))
     cuts = sorted({0, len(old), *draw(st.lists(st.integers(0, len(old)), max_size=5))})
     runs: list[OldBytes | bytes] = [
-        OldBytes(start, min(stop + draw(st.integers(0, 3)), len(old)) - start) for start, stop in itertools.pairwise(cuts)
+        OldBytes(start, min(stop + draw(st.integers(0, 3)), len(old)) - start)
+        for start, stop in itertools.pairwise(cuts)
     ]
     more = draw(st.lists(st.sampled_from([*runs, b"new", b"n"]), max_size=6))
     return old, draw(st.permutations([*runs, *more]))
@@ -39,7 +40,9 @@ def layouts(draw: st.DrawFn) -> tuple[bytes, list[OldBytes | bytes]]:
 @given(layouts())
 def test_what_is_found_is_the_tensor(case: tuple[bytes, list[OldBytes | bytes]]) -> None:
     old, pieces = case
-    made = b"".join(old[p.offset : p.offset + p.nbytes] if isinstance(p, OldBytes) else p for p in pieces)
+    made = b"".join(
+        old[p.offset : p.offset + p.nbytes] if isinstance(p, OldBytes) else p for p in pieces
+    )
     runs = found(lambda change, read: iter(pieces), len(old), len(made))
     assert runs is not None
     assert b"".join(made[at : at + nbytes] for at, nbytes in runs) == old

@@ -1,4 +1,6 @@
-"""A plug-in of one's own, the one in the README: built, installed beside llava-remap, and named in a rule file."""
+"""A plug-in of one's own, the one in the README: built, installed beside llava-remap, and named
+in a rule file.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,52 @@ from tests.conftest import CLIP, DATA, RELEASED
 ROOT = Path(__file__).parents[2]
 WEIGHT, BIAS = (f"multi_modal_projector.linear_2.{part}" for part in ("weight", "bias"))
 LINES = next(
-    block for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    block
+    for block in re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     if "use: multiply" in block
-)  # fmt: skip
-RULES = f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: with a factor\nextends: [llava-v1.5.yaml]\n{LINES}"
+)
+RULES = (
+    "schema: 1\nname: mine\nversion: 1.0.0\nsummary: with a factor\n"
+    f"extends: [llava-v1.5.yaml]\n{LINES}"
+)
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages with the plug-in in it."""
     folder = tmp_path_factory.mktemp("packages")
-    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--target", folder)
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, DATA / "plugin"], check=True, capture_output=True)
+    options = (
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--disable-pip-version-check",
+        "--target",
+        folder,
+    )
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, DATA / "plugin"],
+        check=True,
+        capture_output=True,
+    )
     return folder
 
 
 def apply_with(packages: list[Path], rules: str = RULES) -> subprocess.CompletedProcess[str]:
     Path("mine.yaml").write_text(rules)
     program = "from llava_remap.cli import main; main()"
-    arguments = ("apply", "mine.yaml", "--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}", "--output", "out")
+    arguments = (
+        "apply",
+        "mine.yaml",
+        "--source",
+        RELEASED / "sharded",
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+    )
     path = os.pathsep.join(map(str, [*packages, ROOT]))
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -47,7 +76,11 @@ def apply_with(packages: list[Path], rules: str = RULES) -> subprocess.Completed
 
 
 def written() -> dict[str, torch.Tensor]:
-    return {name: tensor for file in Path("out").glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in Path("out").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 def test_it_is_used(installed: Path) -> None:
@@ -60,7 +93,9 @@ def test_it_is_used(installed: Path) -> None:
         wanted = (source[old].double() * 0.3).to(source[old].dtype)
         assert torch.equal(found[name], wanted)
         assert not torch.equal(found[name], source[old])
-    assert torch.equal(found["multi_modal_projector.linear_1.weight"], source["model.mm_projector.0.weight"])
+    assert torch.equal(
+        found["multi_modal_projector.linear_1.weight"], source["model.mm_projector.0.weight"]
+    )
     assert found["language_model.lm_head.weight"].shape == (384, 64)
 
 
@@ -74,7 +109,11 @@ def test_its_mistakes_have_a_place_in_the_rule_file(installed: Path) -> None:
 def test_what_it_makes_is_checked(installed: Path) -> None:
     ran = apply_with([installed], RULES.replace("factor: 0.3", "factor: 1.0e+9"))
     assert ran.returncode == 1
-    said = r"\d+ values that `multiply` makes for `multi_modal_projector\.linear_2\.\w+` don't fit into F16"
+    said = (
+        r"\d+ values that `multiply` makes for `multi_modal_projector\.linear_2\.\w+` don't "
+        r"fit "
+        r"into F16"
+    )
     assert "LR406" in ran.stderr
     assert re.search(said, ran.stderr)
     assert not Path("out").exists()
@@ -84,5 +123,8 @@ def test_not_installed() -> None:
     ran = apply_with([])
     assert ran.returncode == 2
     assert "LR212" in ran.stdout + ran.stderr
-    assert "mine.yaml:8:5 `post_load` uses `multiply`; installed: expand_embeddings, identity_layer." in ran.stdout + ran.stderr
+    assert (
+        "mine.yaml:8:5 `post_load` uses `multiply`; installed: expand_embeddings, identity_layer."
+        in ran.stdout + ran.stderr
+    )
     assert not Path("out").exists()

@@ -15,22 +15,34 @@ from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
 def test_the_shipped_rule_and_its_defaults() -> None:
     rule = load_post_load_rule("expand_embeddings", {})
     assert isinstance(rule, ExpandEmbeddings)
-    assert (rule.pad_to_multiple_of, rule.init, rule.scale, rule.seed) == (64, "multivariate_normal", 1e-5, 0)
+    assert (rule.pad_to_multiple_of, rule.init, rule.scale, rule.seed) == (
+        64,
+        "multivariate_normal",
+        1e-5,
+        0,
+    )
 
 
 def test_options_are_taken() -> None:
-    rule = load_post_load_rule("expand_embeddings", {"pad_to_multiple_of": 8, "scale": 0, "seed": 2**64 - 1})
+    rule = load_post_load_rule(
+        "expand_embeddings", {"pad_to_multiple_of": 8, "scale": 0, "seed": 2**64 - 1}
+    )
     assert isinstance(rule, ExpandEmbeddings)
     assert (rule.pad_to_multiple_of, rule.scale, rule.seed) == (8, 0, 2**64 - 1)
 
 
-@pytest.mark.parametrize("use", ["expand_embedding", "", "llava_remap.post_load.expand_embeddings:ExpandEmbeddings", "os"])
+@pytest.mark.parametrize(
+    "use",
+    ["expand_embedding", "", "llava_remap.post_load.expand_embeddings:ExpandEmbeddings", "os"],
+)
 def test_only_what_is_installed(use: str) -> None:
     with pytest.raises(RemapError) as caught:
         load_post_load_rule(use, {})
     (problem,) = caught.value.problems
     assert problem.code == "LR212"
-    assert problem.cause == f"`post_load` uses `{use}`; installed: expand_embeddings, identity_layer."
+    assert (
+        problem.cause == f"`post_load` uses `{use}`; installed: expand_embeddings, identity_layer."
+    )
     assert caught.value.exit is Exit.USAGE
 
 
@@ -92,13 +104,18 @@ IDLE = [
 
 
 @pytest.mark.parametrize(("init", "options", "idle", "ways"), IDLE)
-def test_options_that_would_do_nothing(init: str, options: dict[str, Any], idle: str, ways: str) -> None:
+def test_options_that_would_do_nothing(
+    init: str, options: dict[str, Any], idle: str, ways: str
+) -> None:
     """Also where what is given is the default: whoever writes it expects something of it."""
     with pytest.raises(RemapError) as caught:
         load_post_load_rule("expand_embeddings", {"init": init, **options})
     (problem,) = caught.value.problems
     assert problem.code == "LR212"
-    wanted = f"options of `expand_embeddings`: `{idle}` does nothing with `init: {init}`, only with {ways}."
+    wanted = (
+        f"options of `expand_embeddings`: `{idle}` does nothing with `init: {init}`, only "
+        f"with {ways}."
+    )
     assert problem.cause == wanted
 
 

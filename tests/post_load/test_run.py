@@ -1,4 +1,6 @@
-"""Plug-ins that do what they shouldn't: each is named, in its own words where it has any, before a byte is written."""
+"""Plug-ins that do what they shouldn't: each is named, in its own words where it has any, before
+a byte is written.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,10 @@ def refused(act: Callable[[], object], code: str = "LR212") -> str:
     ("change", "words"),
     [
         (Change("nrm", "F16", (4,), (6,), ()), "the model has no such tensor"),
-        (Change(NORM, "F32", (4,), (6,), ()), "norm.weight` as F32 [4], and the model has it as F16 [4]"),
+        (
+            Change(NORM, "F32", (4,), (6,), ()),
+            "norm.weight` as F32 [4], and the model has it as F16 [4]",
+        ),
         (Change(NORM, "F16", (5,), (6,), ()), "as F16 [5]"),
         (Change(NORM, "F16", (4,), (6,), ("b",)), "wants to read `b`"),
         (Change(NORM, "F16", (4,), (6,), (), {"set": {1, 2}}), "fails: TypeError"),
@@ -69,9 +74,15 @@ def test_changes_that_can_not_be(change: Change, words: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (Change("nrm", "F16", None, (4,), ()), "wants to make `nrm` as F16 [4], and the model has no such parameter"),
+        (
+            Change("nrm", "F16", None, (4,), ()),
+            "wants to make `nrm` as F16 [4], and the model has no such parameter",
+        ),
         (Change("new", "F16", None, (4,), ()), "as F16 [4], and the model has it as [5]"),
-        (Change("new", "I64", None, (5,), ()), "as I64 [5], and the model has it as [5], in floating-point numbers"),
+        (
+            Change("new", "I64", None, (5,), ()),
+            "as I64 [5], and the model has it as [5], in floating-point numbers",
+        ),
         (Change("new", "F16", None, (5,), ("new",)), "wants to read `new`"),
         (Change("a", "F32", None, (3, 2), ()), "and the model has it as [2, 3]"),
     ],
@@ -88,7 +99,9 @@ def test_what_can_be_made_has_no_old_bytes() -> None:
     Plug.makes = lambda read: iter([bytes(10)])
     assert list(make_pieces("plug", {}, change, failing)) == [bytes(10)]
     Plug.makes = lambda read: iter([OldBytes(0, 2), bytes(8)])
-    assert "wants bytes 0 to 2 of `new`, which has 0" in refused(lambda: list(make_pieces("plug", {}, change, failing)))
+    assert "wants bytes 0 to 2 of `new`, which has 0" in refused(
+        lambda: list(make_pieces("plug", {}, change, failing))
+    )
 
 
 def test_a_fault_while_planning() -> None:
@@ -126,7 +139,9 @@ def test_a_fault_while_making() -> None:
 
 def test_what_is_not_finite() -> None:
     Plug.makes = lambda read: iter([OldBytes(0, 8), b"\x00\x7c" * 2])
-    assert "2 values that `plug` makes" in refused(lambda: list(make_pieces("plug", {}, CHANGE, failing)), "LR406")
+    assert "2 values that `plug` makes" in refused(
+        lambda: list(make_pieces("plug", {}, CHANGE, failing)), "LR406"
+    )
 
 
 def test_what_is_as_planned() -> None:
@@ -136,7 +151,10 @@ def test_what_is_as_planned() -> None:
 
 def test_a_whole_job_with_a_bad_plug_in(run: Run) -> None:
     """Told with the place in the rule file; nothing is left."""
-    text = "schema: 1\nname: mine\nversion: 1.0.0\nsummary: x\nextends: [llava-v1.5.yaml]\npost_load:\n  - use: plug\n"
+    text = (
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: x\nextends: [llava-v1.5.yaml]\n"
+        "post_load:\n  - use: plug\n"
+    )
     Path("mine.yaml").write_text(text)
     sources = ("--source", RELEASED / "bin", "--source", f"vision_tower={CLIP}")
     Plug.says = lambda: Change("language_model.model.nrm.weight", "F16", (64,), (64,), ())

@@ -1,4 +1,6 @@
-"""Every rule that took a name and what it left; for an unmapped one the nearest rules, and exactly why they don't match."""
+"""Every rule that took a name and what it left; for an unmapped one the nearest rules, and
+exactly why they don't match.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ def nearest(rules: RuleFile, name: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("template", "name", "why"),
     [
-        ("model.mm_projector.0.{p}", "model.mm_projector.1.weight", "`0` is wanted where the name has `1`"),
+        (
+            "model.mm_projector.0.{p}",
+            "model.mm_projector.1.weight",
+            "`0` is wanted where the name has `1`",
+        ),
         ("model.norm.weight", "model.nor", "`norm` is wanted where the name has `nor`"),
         ("a.b.{x}", "a.bc.d", "`b` is wanted where the name has `bc`"),
         ("model.{r...}", "modelX.a", "`model` is wanted where the name has `modelX`"),
@@ -33,17 +39,33 @@ def nearest(rules: RuleFile, name: str) -> list[tuple[str, str]]:
         ("temporal_{x}", "spatial_3", "`temporal_{x}` is wanted where the name has `spatial_3`"),
         ("temporal_{x}", "temporal_", "`temporal_{x}` is wanted where the name has `temporal_`"),
         ("layers.{n:int}.{r...}", "layers.x.y", "`{n:int}` wants a number where the name has `x`"),
-        ("layers.{n:int}.{r...}", "layers.3x.y", "`{n:int}` wants a number where the name has `3x`"),
+        (
+            "layers.{n:int}.{r...}",
+            "layers.3x.y",
+            "`{n:int}` wants a number where the name has `3x`",
+        ),
         ("layers.{n:int}.{r...}", "layers.3", "the name ends where `.{r...}` is wanted"),
         ("model.norm.weight", "model.norm", "the name ends where `.weight` is wanted"),
         ("model.norm.{p}", "model.norm.", "the name ends where `{p}` is wanted"),
         ("model.norm.{p}", "model.norm..", "`{p}` is wanted where the name has an empty segment"),
         ("model.norm.{p}", "model.norm.a.b", "`{p}` is one segment, and the name has `a.b` there"),
         ("layers.{n:int}", "layers.3.x", "it ends with `{n:int}`, and the name goes on with `.x`"),
-        ("lm_head", "lm_head.weight", "it ends with `lm_head`, and the name goes on with `.weight`"),
-        ("a.{r...}", "a.b..c", "`{r...}` takes whole segments, and the name has an empty one there"),
+        (
+            "lm_head",
+            "lm_head.weight",
+            "it ends with `lm_head`, and the name goes on with `.weight`",
+        ),
+        (
+            "a.{r...}",
+            "a.b..c",
+            "`{r...}` takes whole segments, and the name has an empty one there",
+        ),
         ("{r...}.inv_freq", "a.b.c", "nowhere behind `{r...}` does the name have `.inv_freq`"),
-        ("{r...}.inv_freq", "a.inv_freq.c", "it ends with `inv_freq`, and the name goes on with `.c`"),
+        (
+            "{r...}.inv_freq",
+            "a.inv_freq.c",
+            "it ends with `inv_freq`, and the name goes on with `.c`",
+        ),
         ("a.{r...}", "", "the name ends where `a.{r...}` is wanted"),
     ],
 )
@@ -54,7 +76,9 @@ def test_why_a_template_does_not_match(template: str, name: str, why: str) -> No
 
 
 pieces = st.lists(
-    st.sampled_from(["a", "b.", "1", ".", "{x}", "{y}", "{n:int}", "{m:int}", "{r...}", "{s...}"]), min_size=1, max_size=5
+    st.sampled_from(["a", "b.", "1", ".", "{x}", "{y}", "{n:int}", "{m:int}", "{r...}", "{s...}"]),
+    min_size=1,
+    max_size=5,
 )
 
 
@@ -84,7 +108,11 @@ def test_a_field_reads_a_name_once_however_many_ways_there_are(
             read.append(found.end() - start if found else 1)
             return found
 
-    monkeypatch.setattr(pattern, "_ends", lambda piece, name, starts: ends(Counted(piece), name, starts))  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        pattern,
+        "_ends",
+        lambda piece, *rest: ends(Counted(piece), *rest),  # type: ignore[arg-type]
+    )
     assert Template(template).mismatch("ab." * (length // 3)) is not None
     assert length - 1 <= sum(read) <= 3 * length, "which is once for each field"
 
@@ -95,8 +123,14 @@ def test_the_nearest_rules_stand_first() -> None:
         ("projector-in", "`0` is wanted where the name has `1`"),
         ("projector-out", "`2` is wanted where the name has `1`"),
     ]
-    assert nearest(rules, "model.layers.x.weight")[0] == ("text-layers", "`{n:int}` wants a number where the name has `x`")
-    assert nearest(rules, "wrapper.model.norm.weight")[0] == ("text-norm", "`model` is wanted where the name has `wrapper`")
+    assert nearest(rules, "model.layers.x.weight")[0] == (
+        "text-layers",
+        "`{n:int}` wants a number where the name has `x`",
+    )
+    assert nearest(rules, "wrapper.model.norm.weight")[0] == (
+        "text-norm",
+        "`model` is wanted where the name has `wrapper`",
+    )
     assert len(nearest(rules, "model.x")) == 3
 
 
@@ -105,7 +139,10 @@ def test_what_has_nothing_in_common_is_not_near() -> None:
 
 
 def test_a_regex_finds_nothing(load: Load) -> None:
-    rules = load(r"names: [{id: norm, match: '^model\.norm\.', replace: 'n.'}, {id: far, match: '^other$', drop: unwanted}]")
+    rules = load(
+        r"names: [{id: norm, match: '^model\.norm\.', replace: 'n.'}, {id: far, match: '^other$', "
+        r"drop: unwanted}]"
+    )
     assert nearest(rules, "wrapper.model.norm.x") == [("norm", "it finds nothing in the name")]
 
 
@@ -151,7 +188,9 @@ names:
 
 
 def test_rules_left_out_and_why(load: Load) -> None:
-    left = {rule.rule: rule.why for rule in Explainer(load(WHEN), ("old", "x"), {"kind": "b"}).left_out}
+    left = {
+        rule.rule: rule.why for rule in Explainer(load(WHEN), ("old", "x"), {"kind": "b"}).left_out
+    }
     assert left == {
         "prepare/unwrap": ("as it is stored it has no `w.marker`",),
         "names/new": ("after `prepare` it has `old`", "its config says kind: 'b', not 'a'"),
@@ -161,5 +200,8 @@ def test_rules_left_out_and_why(load: Load) -> None:
 
 def test_a_rule_that_would_take_the_name_if_it_counted(load: Load) -> None:
     assert nearest(load(WHEN), "head.x") == [
-        ("new", "it matches, but its `when` doesn't hold: it has no config.json to say kind, not 'a'")
+        (
+            "new",
+            "it matches, but its `when` doesn't hold: it has no config.json to say kind, not 'a'",
+        )
     ]

@@ -18,7 +18,8 @@ prepare:
   - {id: unwrap, from: 'module.{r...}', to: '{r}'}
 names:
   - {id: layers,  from: 'h.{n:int}.{rest...}', to: 'layers.{n}.{rest}'}
-  - {id: head,    match: '^head\\.', replace: 'lm_head.', reverse: {match: '^lm_head\\.', replace: 'head.'}}
+  - {id: head,    match: '^head\\.', replace: 'lm_head.',
+     reverse: {match: '^lm_head\\.', replace: 'head.'}}
   - {id: regex,   match: '^a\\.', replace: 'b.'}
   - {id: oneway,  from: 'c.{p}', to: 'd.{p}', one_way: true}
   - {id: lossy,   from: 'e.{x}.{p}', to: 'f.{p}'}
@@ -40,7 +41,10 @@ names:
         ("d.weight", None),
         ("f.weight", None),
         ("t.weight", "s.weight"),
-        ("u.weight", None),  # `s.weight` would lead back here, but the way there takes it to `t.weight`
+        (
+            "u.weight",
+            None,
+        ),  # `s.weight` would lead back here, but the way there takes it to `t.weight`
         ("w.weight", None),  # `k.weight` and `l.weight` both become it
         ("nothing", None),
     ],
@@ -65,7 +69,11 @@ def test_why_a_rule_has_no_way_back(load: Load) -> None:
 
 @pytest.mark.parametrize(
     ("rules", "name"),
-    [("llava-v1.5", "llava-v1.5-7b"), ("llava-v1.5", "bakllava-v1"), ("llava-interleave", "llava-interleave-qwen-0.5b.released")],
+    [
+        ("llava-v1.5", "llava-v1.5-7b"),
+        ("llava-v1.5", "bakllava-v1"),
+        ("llava-interleave", "llava-interleave-qwen-0.5b.released"),
+    ],
 )
 def test_shipped_files_lead_back_from_every_target(rules: str, name: str) -> None:
     tensors = json.loads((MANIFESTS / f"{name}.json").read_text())["tensors"]
@@ -77,7 +85,12 @@ def test_shipped_files_lead_back_from_every_target(rules: str, name: str) -> Non
 
 def test_a_way_back_that_runs_away_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
-    program = compile_all(load("names: [{id: a, match: '^b$', replace: c, reverse: {match: '^(a|aa)+$', replace: b}}]\n"))
+    program = compile_all(
+        load(
+            "names: [{id: a, match: '^b$', replace: c, reverse: {match: '^(a|aa)+$', replace: "
+            "b}}]\n"
+        )
+    )
     with pytest.raises(RemapError) as caught:
         program.inverse("a" * 60 + "!")
     assert [problem.code for problem in caught.value.problems] == ["LR206"]

@@ -1,4 +1,6 @@
-"""What becomes of a name: prepare in turn, then the first of names; drops, traces, tests that stand in a file."""
+"""What becomes of a name: prepare in turn, then the first of names; drops, traces, tests that
+stand in a file.
+"""
 
 from __future__ import annotations
 
@@ -54,14 +56,23 @@ names:
         target="kept.z.a",
         reason=None,
         prepared="z.a",
-        trace=(Step("prepare/one", "x.a", "y.a"), Step("prepare/two", "y.a", "z.a"), Step("names/keep", "z.a", "kept.z.a")),
+        trace=(
+            Step("prepare/one", "x.a", "y.a"),
+            Step("prepare/two", "y.a", "z.a"),
+            Step("names/keep", "z.a", "kept.z.a"),
+        ),
     )
     assert program.rewrite("x.a").rules == ("prepare/one", "prepare/two", "names/keep")
     assert program.rewrite("w.a").prepared == "x.a"  # a rule before doesn't get a second turn
 
 
 def test_prepare_runs_each_rule_at_most_once(load: Load) -> None:
-    program = compile_rules(load("prepare: [{id: unwrap, from: 'module.{r...}', to: '{r}'}]\nnames: [{id: a, from: a, to: b}]\n"))
+    program = compile_rules(
+        load(
+            "prepare: [{id: unwrap, from: 'module.{r...}', to: '{r}'}]\n"
+            "names: [{id: a, from: a, to: b}]\n"
+        )
+    )
     assert program.rewrite("module.a").target == "b"
     twice = program.rewrite("module.module.a")
     assert (twice.target, twice.prepared, twice.rules) == (None, "module.a", ("prepare/unwrap",))
@@ -73,7 +84,9 @@ def test_prepare_alone_maps_nothing(load: Load) -> None:
 
 
 def test_unmapped_without_any_rule(load: Load) -> None:
-    assert compile_rules(load("name: empty\n")).rewrite("a.b") == Rewrite("a.b", None, None, "a.b", ())
+    assert compile_rules(load("name: empty\n")).rewrite("a.b") == Rewrite(
+        "a.b", None, None, "a.b", ()
+    )
 
 
 def test_a_drop_in_prepare_ends_it(load: Load) -> None:
@@ -90,7 +103,10 @@ names:
         target=None,
         reason="computed by the model",
         prepared="a.inv_freq",
-        trace=(Step("prepare/unwrap", "module.a.inv_freq", "a.inv_freq"), Step("prepare/buffers", "a.inv_freq", None)),
+        trace=(
+            Step("prepare/unwrap", "module.a.inv_freq", "a.inv_freq"),
+            Step("prepare/buffers", "a.inv_freq", None),
+        ),
     )
 
 
@@ -101,13 +117,19 @@ names:
   - {id: never, from: 'image_newline', to: 'image_newline'}
 """))  # fmt: skip
     assert program.rewrite("image_newline") == Rewrite(
-        "image_newline", None, "no tiles", "image_newline", (Step("names/regex", "image_newline", None),)
+        "image_newline",
+        None,
+        "no tiles",
+        "image_newline",
+        (Step("names/regex", "image_newline", None),),
     )
 
 
 def test_an_identity_rule_maps(load: Load) -> None:
     program = compile_rules(load("names: [{id: keep, from: a.b, to: a.b}]\n"))
-    assert program.rewrite("a.b") == Rewrite("a.b", "a.b", None, "a.b", (Step("names/keep", "a.b", "a.b"),))
+    assert program.rewrite("a.b") == Rewrite(
+        "a.b", "a.b", None, "a.b", (Step("names/keep", "a.b", "a.b"),)
+    )
     assert program.rewrite("a.c").target is None
 
 
@@ -143,7 +165,12 @@ def test_a_regex_that_runs_away(load: Load, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_regex_that_runs_away_in_prepare(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pattern, "TIME_LIMIT", 0.05)
-    program = compile_rules(load("prepare: [{id: slow, match: '^(a|aa)+$', drop: slow}]\nnames: [{id: a, from: a, to: b}]\n"))
+    program = compile_rules(
+        load(
+            "prepare: [{id: slow, match: '^(a|aa)+$', drop: slow}]\n"
+            "names: [{id: a, from: a, to: b}]\n"
+        )
+    )
     with pytest.raises(RemapError, match=r"LR206.*`prepare/slow`"):
         program.rewrite("a" * 50 + "!")
 
@@ -167,7 +194,10 @@ names: [{id: a, from: a, to: b}, {id: c, from: '{x}', to: 'c.{x}'}]
     ("name", "target"),
     [
         ("model.layers.31.mlp.up_proj.weight", "language_model.model.layers.31.mlp.up_proj.weight"),
-        ("module.model.layers.0.mlp.up_proj.weight", "language_model.model.layers.0.mlp.up_proj.weight"),
+        (
+            "module.model.layers.0.mlp.up_proj.weight",
+            "language_model.model.layers.0.mlp.up_proj.weight",
+        ),
         ("base_model.model.model.norm.weight", "language_model.model.norm.weight"),
         ("module.base_model.model.lm_head.weight", "language_model.lm_head.weight"),
         ("module.module._orig_mod.lm_head.weight", "language_model.lm_head.weight"),
@@ -207,9 +237,30 @@ def test_llava_drops_buffers_only(llava: Program) -> None:
 
 
 SEGMENTS = st.sampled_from(
-    ["model", "module", "base_model", "layers", "0", "31", "mm_projector", "2", "norm", "weight", "lm_head", "rotary_emb",
-     "inv_freq", "vision_tower", "vision_model", "vision_resampler", "embed_tokens", "modelX", "", "{rest}", "\\1"]
-)  # fmt: skip
+    [
+        "model",
+        "module",
+        "base_model",
+        "layers",
+        "0",
+        "31",
+        "mm_projector",
+        "2",
+        "norm",
+        "weight",
+        "lm_head",
+        "rotary_emb",
+        "inv_freq",
+        "vision_tower",
+        "vision_model",
+        "vision_resampler",
+        "embed_tokens",
+        "modelX",
+        "",
+        "{rest}",
+        "\\1",
+    ]
+)
 NAMES = st.lists(SEGMENTS, min_size=1, max_size=7).map(".".join)
 WRAPPED = re.compile(r"\.(module|base_model\.model)\.")
 FIRST = compile_rules(load_rule_file("llava-v1.5"))
@@ -312,17 +363,29 @@ EXPRESSIONS = st.sampled_from(
 @RUNS
 @given(
     st.lists(
-        st.one_of(st.lists(PIECES, min_size=1, max_size=3, unique=True).map(".".join), EXPRESSIONS.map(lambda e: f"/{e}")),
+        st.one_of(
+            st.lists(PIECES, min_size=1, max_size=3, unique=True).map(".".join),
+            EXPRESSIONS.map(lambda e: f"/{e}"),
+        ),
         max_size=8,
     ),
-    st.lists(st.sampled_from(["a", "b", "ab", "0", "12", "w", "A", ""]), min_size=1, max_size=4).map(".".join),
+    st.lists(
+        st.sampled_from(["a", "b", "ab", "0", "12", "w", "A", ""]), min_size=1, max_size=4
+    ).map(".".join),
 )
 def test_rules_asked_at_once_answer_as_one_by_one(patterns: list[str], name: str) -> None:
-    """Every rule drops, so that the trace has the first of `names` that matches: the same as if each were tried in turn."""
-    tried = [Regex(p[1:], None).search(name) if p.startswith("/") else Template(p).match(name) for p in patterns]
+    """Every rule drops, so that the trace has the first of `names` that matches: the same as if
+    each were tried in turn.
+    """
+    tried = [
+        Regex(p[1:], None).search(name) if p.startswith("/") else Template(p).match(name)
+        for p in patterns
+    ]
     first = next((f"names/r{n}" for n, found in enumerate(tried) if found is not None), None)
     with tempfile.TemporaryDirectory() as folder:
-        rules = [f"match: {json.dumps(p[1:])}" if p.startswith("/") else f"from: '{p}'" for p in patterns]
+        rules = [
+            f"match: {json.dumps(p[1:])}" if p.startswith("/") else f"from: '{p}'" for p in patterns
+        ]
         lines = "".join(f"\n  - {{id: r{n}, {rule}, drop: x}}" for n, rule in enumerate(rules))
         path = Path(folder) / "r.yaml"
         path.write_text(f"schema: 1\nnames:{lines or ' []'}\n")
@@ -331,4 +394,6 @@ def test_rules_asked_at_once_answer_as_one_by_one(patterns: list[str], name: str
 
 
 def test_no_rules_at_all(load: Load) -> None:
-    assert compile_rules(load("name: empty\n")).rewrite("a.b") == Rewrite("a.b", None, None, "a.b", ())
+    assert compile_rules(load("name: empty\n")).rewrite("a.b") == Rewrite(
+        "a.b", None, None, "a.b", ()
+    )

@@ -30,19 +30,31 @@ names:
         ((), None, "new.x"),
         ((), {"kind": "b"}, "old.x"),
         (("old",), {"kind": "a"}, "old.x"),
-        (("w.marker",), {"kind": "b"}, "late.x"),  # a `when` of `names` sees names as `prepare` left them
+        (
+            ("w.marker",),
+            {"kind": "b"},
+            "late.x",
+        ),  # a `when` of `names` sees names as `prepare` left them
         (("w.other",), {"kind": "b"}, "old.x"),
         (("marker",), {"kind": "b"}, "late.x"),
     ],
 )
-def test_when(names: tuple[str, ...], config: dict[str, object] | None, target: str, load: Load) -> None:
+def test_when(
+    names: tuple[str, ...], config: dict[str, object] | None, target: str, load: Load
+) -> None:
     assert compile_rules(load(RULES), names, config).rewrite("head.x").target == target
 
 
 def test_a_when_of_prepare_sees_names_as_they_are_stored(load: Load) -> None:
     rules = load(RULES)
-    assert compile_rules(rules, ["w.marker", "w.head.x"], {"kind": "b"}).rewrite("w.head.x").target == "late.x"
-    assert compile_rules(rules, ["marker", "w.head.x"], {"kind": "b"}).rewrite("w.head.x").target is None
+    assert (
+        compile_rules(rules, ["w.marker", "w.head.x"], {"kind": "b"}).rewrite("w.head.x").target
+        == "late.x"
+    )
+    assert (
+        compile_rules(rules, ["marker", "w.head.x"], {"kind": "b"}).rewrite("w.head.x").target
+        is None
+    )
 
 
 def test_assuming_one_condition(load: Load) -> None:
@@ -62,7 +74,8 @@ tests:
   - {from: head.x, to: late.x}
 """)  # fmt: skip
     assert [(result.got, result.status) for result in run_tests(rules)] == [
-        ("new.x", "passed"), ("old.x", "passed"), ("late.x", "passed"), ("late.x", "passed"), ("(unmapped)", "passed"),
+        ("new.x", "passed"), ("old.x", "passed"), ("late.x", "passed"), ("late.x", "passed"),
+        ("(unmapped)", "passed"),
         ("new.x", "failed"),
     ]  # fmt: skip
 
@@ -71,7 +84,8 @@ def test_a_job_asks_the_first_source(run: Run, tmp_path: Path) -> None:
     """The same manifest under two configs: the rule counts for one of them."""
     Path("mine.yaml").write_text(
         "schema: 1\nname: mine\nversion: 1.0.0\nsummary: mine\nextends: [llava-v1.5.yaml]\n"
-        "names:\n  - {id: norm, from: 'model.norm.{p}', to: 'elsewhere.{p}', when: {config: {mm_hidden_size: 7}}}\n"
+        "names:\n  - {id: norm, from: 'model.norm.{p}', to: 'elsewhere.{p}', when: {config: "
+        "{mm_hidden_size: 7}}}\n"
     )
     manifest = json.loads((MANIFESTS / "llava-v1.5-7b.json").read_text())
     for hidden_size, code in ((1024, 0), (7, 1)):

@@ -1,4 +1,6 @@
-"""Tests put into the text of a rule file: they are read as meant, and every byte that was there stays."""
+"""Tests put into the text of a rule file: they are read as meant, and every byte that was there
+stays.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ def read_tests(text: str) -> tuple[NameTest, ...]:
         ("schema: 1", "\n\ntests:\n  " + LINE, ""),
         ("  schema: 1\n", "\n  tests:\n    " + LINE, ""),
         ("schema: 1\ntests:\n- {from: a, to: b}  # why\n", LINE, "# behind\nname: x\n"),
-        ("schema: 1\ntests:\n    - from: a\n      to: b # why\n", "    " + LINE, "\n\n# behind\n    # more\n"),
+        (
+            "schema: 1\ntests:\n    - from: a\n      to: b # why\n",
+            "    " + LINE,
+            "\n\n# behind\n    # more\n",
+        ),
         ("schema: 1\ntests:\n  - to: b\n    from:\n      'a'\n", "  " + LINE, "names: []"),
         ("schema: 1\ntests:\n  - {from: a,\n     to: b}\n", "  " + LINE, "\n# end"),
         ("schema: 1\ntests:\n  - from: a\n    to: |-\n      b\n", "  " + LINE, "name: x\n"),
@@ -38,12 +44,22 @@ def read_tests(text: str) -> tuple[NameTest, ...]:
         ("schema: 1\ntests:\n  - {from: a, to: b}", "\n  " + LINE, ""),
         ("schema: 1\ntests: [", "{from: new.name, to: b.c}", "] # none\n"),
         ("schema: 1\ntests: [{from: a, to: b}", ", {from: new.name, to: b.c}", ",]\nname: x\n"),
-        ("schema: 1\ntests: [\n    {from: a, to: b}", ",\n    {from: new.name, to: b.c}", "  # a comment\n]\n"),
-        ("\ufeff# é 😀\nschema: 1\ntests: [{from: é😀, to: b}", ", {from: new.name, to: b.c}", "] # é\n"),
+        (
+            "schema: 1\ntests: [\n    {from: a, to: b}",
+            ",\n    {from: new.name, to: b.c}",
+            "  # a comment\n]\n",
+        ),
+        (
+            "\ufeff# é 😀\nschema: 1\ntests: [{from: é😀, to: b}",
+            ", {from: new.name, to: b.c}",
+            "] # é\n",
+        ),
     ],
 )
 @pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
-def test_what_is_inserted_and_where(loader: str, before: str, inserted: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_inserted_and_where(
+    loader: str, before: str, inserted: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(edit, "LOADER", getattr(yaml, loader))
     for newline in ("\n", "\r\n"):
         if newline == "\r\n" and "\n" not in before + after:
@@ -66,11 +82,20 @@ def test_a_file_in_braces_is_refused() -> None:
 
 
 ODD = (
-    "true", "No", "null", "~", "1", "1.5", ".5e3", "- a", "a: b", "a #b", "{a}", "[a", "'", '"', "\\", "&a", "*a", "!a", " a ",
+    "true", "No", "null", "~", "1", "1.5", ".5e3", "- a", "a: b", "a #b", "{a}",
+    "[a", "'", '"', "\\", "&a", "*a", "!a", " a ",
     "a\nb",
 )  # fmt: skip
-names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20) | st.sampled_from(ODD)
-scalars = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False) | names
+names = st.text(
+    st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20
+) | st.sampled_from(ODD)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | names
+)
 new_tests = st.builds(
     lambda name, outcome, given: NameTest.model_validate({"from": name, "given": given, **outcome}),
     names,
@@ -122,14 +147,21 @@ def test_nothing_but_what_is_inserted_changes(text: str, new: list[NameTest]) ->
     at = next((n for n, (a, b) in enumerate(zip(text, edited, strict=False)) if a != b), len(text))
     # of several places where the same text could have gone in, one fits
     grown = len(edited) - len(text)
-    assert any(edited == text[:start] + edited[start : start + grown] + text[start:] for start in range(at + 1))
+    assert any(
+        edited == text[:start] + edited[start : start + grown] + text[start:]
+        for start in range(at + 1)
+    )
     old = _validate(parse_yaml(text, "r.yaml"))
-    assert _validate(parse_yaml(edited, "r.yaml")) == old.model_copy(update={"tests": (*old.tests, *new)})
+    assert _validate(parse_yaml(edited, "r.yaml")) == old.model_copy(
+        update={"tests": (*old.tests, *new)}
+    )
 
 
 def test_shipped_files_can_be_edited() -> None:
     for path in (Path(__file__).parents[2] / "rules").rglob("*.yaml"):
         text = path.read_text()
         edited = with_tests(text, [NEW], path.name)
-        assert parse_yaml(edited, "r").plain["tests"][:-1] == parse_yaml(text, "r").plain.get("tests", ())
+        assert parse_yaml(edited, "r").plain["tests"][:-1] == parse_yaml(text, "r").plain.get(
+            "tests", ()
+        )
         assert parse_yaml(edited, "r").plain["tests"][-1] == {"from": "new.name", "to": "b.c"}

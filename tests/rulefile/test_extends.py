@@ -22,12 +22,24 @@ def outcomes(rules: RuleFile) -> list[tuple[str, str | None]]:
 
 @pytest.fixture(autouse=True)
 def parents(tmp_path: Path) -> None:
-    put(tmp_path, "one.yaml", "schema: 1\nnames:\n  - {id: a, from: a, to: one-a}\n  - {id: b, from: b, to: one-b}\n")
-    put(tmp_path, "two.yaml", "schema: 1\nnames:\n  - {id: c, from: c, to: two-c}\n  - {id: b, from: b, to: two-b}\n")
+    put(
+        tmp_path,
+        "one.yaml",
+        "schema: 1\nnames:\n  - {id: a, from: a, to: one-a}\n  - {id: b, from: b, to: one-b}\n",
+    )
+    put(
+        tmp_path,
+        "two.yaml",
+        "schema: 1\nnames:\n  - {id: c, from: c, to: two-c}\n  - {id: b, from: b, to: two-b}\n",
+    )
 
 
 def test_own_rules_stand_before_the_parents(tmp_path: Path) -> None:
-    rules = load(tmp_path, "schema: 1\nextends: [one.yaml]\nnames: [{id: z, from: z, to: t}, {id: x, from: x, to: w}]\n")
+    rules = load(
+        tmp_path,
+        "schema: 1\nextends: [one.yaml]\n"
+        "names: [{id: z, from: z, to: t}, {id: x, from: x, to: w}]\n",
+    )
     assert ids(rules) == ["z", "x", "a", "b"]
 
 
@@ -38,13 +50,28 @@ def test_parents_stand_in_order(tmp_path: Path) -> None:
 
 
 def test_prepare_is_merged_as_names_are(tmp_path: Path) -> None:
-    put(tmp_path, "p.yaml", "schema: 1\nprepare: [{id: a, from: a, drop: old}, {id: b, from: b, drop: old}]\n")
-    rules = load(tmp_path, "schema: 1\nextends: [p.yaml]\nprepare: [{id: b, from: b, drop: new}, {id: c, from: c, drop: new}]\n")
-    assert [(rule.id, rule.drop) for rule in rules.text.prepare] == [("c", "new"), ("a", "old"), ("b", "new")]
+    put(
+        tmp_path,
+        "p.yaml",
+        "schema: 1\nprepare: [{id: a, from: a, drop: old}, {id: b, from: b, drop: old}]\n",
+    )
+    rules = load(
+        tmp_path,
+        "schema: 1\nextends: [p.yaml]\nprepare: [{id: b, from: b, drop: new}, {id: c, from: c, "
+        "drop: new}]\n",
+    )
+    assert [(rule.id, rule.drop) for rule in rules.text.prepare] == [
+        ("c", "new"),
+        ("a", "old"),
+        ("b", "new"),
+    ]
 
 
 def test_a_rule_replaces_its_parents_in_place(tmp_path: Path) -> None:
-    text = "schema: 1\nextends: [one.yaml]\nnames:\n  - {id: a, from: a, to: own-a}\n  - {id: z, from: z, to: own-z}\n"
+    text = (
+        "schema: 1\nextends: [one.yaml]\nnames:\n  - {id: a, from: a, to: own-a}\n"
+        "  - {id: z, from: z, to: own-z}\n"
+    )
     rules = load(tmp_path, text)
     assert outcomes(rules) == [("z", "own-z"), ("a", "own-a"), ("b", "one-b")]
 
@@ -55,20 +82,41 @@ def test_a_later_parent_replaces_an_earlier_ones_in_place(tmp_path: Path) -> Non
 
 
 def test_grandparents(tmp_path: Path) -> None:
-    put(tmp_path, "middle.yaml", "schema: 1\nextends: [one.yaml]\nnames: [{id: m, from: m, to: middle}]\n")
-    rules = load(tmp_path, "schema: 1\nextends: [middle.yaml]\nnames: [{id: o, from: o, to: own}, {id: b, from: b, to: own-b}]\n")
+    put(
+        tmp_path,
+        "middle.yaml",
+        "schema: 1\nextends: [one.yaml]\nnames: [{id: m, from: m, to: middle}]\n",
+    )
+    rules = load(
+        tmp_path,
+        "schema: 1\nextends: [middle.yaml]\n"
+        "names: [{id: o, from: o, to: own}, {id: b, from: b, to: own-b}]\n",
+    )
     assert outcomes(rules) == [("o", "own"), ("m", "middle"), ("a", "one-a"), ("b", "own-b")]
 
 
 def test_one_file_reached_on_two_ways(tmp_path: Path) -> None:
     for name in ("left", "right"):
-        put(tmp_path, f"{name}.yaml", f"schema: 1\nextends: [one.yaml]\nnames: [{{id: {name}, from: x, to: x}}]\n")
-    assert ids(load(tmp_path, "schema: 1\nextends: [left.yaml, right.yaml]\n")) == ["left", "a", "b", "right"]
+        put(
+            tmp_path,
+            f"{name}.yaml",
+            f"schema: 1\nextends: [one.yaml]\nnames: [{{id: {name}, from: x, to: x}}]\n",
+        )
+    assert ids(load(tmp_path, "schema: 1\nextends: [left.yaml, right.yaml]\n")) == [
+        "left",
+        "a",
+        "b",
+        "right",
+    ]
 
 
-def test_marks_point_into_the_file_of_the_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_point_into_the_file_of_the_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    rules = load(tmp_path, "schema: 1\nextends: [one.yaml]\nnames:\n  - {id: a, from: a, to: own}\n")
+    rules = load(
+        tmp_path, "schema: 1\nextends: [one.yaml]\nnames:\n  - {id: a, from: a, to: own}\n"
+    )
     assert rules.marks["names/a"] == Mark("r.yaml", 4, 5)
     assert rules.marks["names/b"] == Mark("one.yaml", 4, 5)
 
@@ -91,19 +139,28 @@ tokens: [{text: <o>, role: image}]
 """)  # fmt: skip
     assert rules.text.detect.present == ("p",)
     assert rules.text.detect.config == {"a": "parent", "b": "own", "c": "own"}
-    assert (rules.text.sources["model"].default, rules.text.sources["model"].optional) == ("own/model", True)
+    assert (rules.text.sources["model"].default, rules.text.sources["model"].optional) == (
+        "own/model",
+        True,
+    )
     assert rules.text.sources["extra"].prefix == "x."
     assert rules.text.target is not None
     assert rules.text.target.config["k"].from_ == "there"
     assert rules.text.target.config["k"].map == {"x": 1, "z": 2}
     assert rules.text.target.config["m"].const == 3
-    assert [token.text for token in rules.text.tokens] == ["<o>"]  # a list that isn't of rules is replaced
+    assert [token.text for token in rules.text.tokens] == [
+        "<o>"
+    ]  # a list that isn't of rules is replaced
 
 
 def test_the_parents_sources_keep_their_place(tmp_path: Path) -> None:
-    """A child that changes one source, or adds one, doesn't change which is the first: the one that a bare `--source` means."""
+    """A child that changes one source, or adds one, doesn't change which is the first: the one
+    that a bare `--source` means.
+    """
     put(tmp_path, "p.yaml", "schema: 1\nsources: {model: {}, tower: {}}\n")
-    rules = load(tmp_path, "schema: 1\nextends: [p.yaml]\nsources: {extra: {}, tower: {prefix: x.}}\n")
+    rules = load(
+        tmp_path, "schema: 1\nextends: [p.yaml]\nsources: {extra: {}, tower: {prefix: x.}}\n"
+    )
     assert list(rules.text.sources) == ["model", "tower", "extra"]
     assert rules.first_source == "model"
 
@@ -120,15 +177,31 @@ target: {config: {a: {const: 1}}}
 """)  # fmt: skip
     rules = load(tmp_path, "schema: 1\nextends: [p.yaml]\n")
     text = rules.text
-    assert (rules.name, text.name, text.version, text.summary, text.changes, text.tests) == ("r", None, None, None, (), ())
+    assert (rules.name, text.name, text.version, text.summary, text.changes, text.tests) == (
+        "r",
+        None,
+        None,
+        None,
+        (),
+        (),
+    )
     assert text.extends == ("p.yaml",)
     assert text.target is not None
 
 
 def test_a_config_value_of_another_kind_replaces_its_parents(tmp_path: Path) -> None:
-    """Else no variant could take a value from its config that the part it extends has as a constant."""
-    put(tmp_path, "p.yaml", "schema: 1\ntarget: {config: {a: {const: 1}, b: {from: there, map: {x: 1}}}}\n")
-    rules = load(tmp_path, "schema: 1\nextends: [p.yaml]\ntarget: {config: {a: {from: here}, b: {const: 2}}}\n")
+    """Else no variant could take a value from its config that the part it extends has as a
+    constant.
+    """
+    put(
+        tmp_path,
+        "p.yaml",
+        "schema: 1\ntarget: {config: {a: {const: 1}, b: {from: there, map: {x: 1}}}}\n",
+    )
+    rules = load(
+        tmp_path,
+        "schema: 1\nextends: [p.yaml]\ntarget: {config: {a: {from: here}, b: {const: 2}}}\n",
+    )
     assert rules.text.target is not None
     values = rules.text.target.config
     assert (values["a"].from_, values["a"].const) == ("here", None)
@@ -160,7 +233,9 @@ def test_a_file_beside_the_child_comes_first(tmp_path: Path) -> None:
 def test_missing_parent(name: str, tmp_path: Path) -> None:
     [(code, place, message)] = said(tmp_path, f"schema: 1\nextends:\n  - one.yaml\n  - {name}\n")
     assert (code, place) == ("LR210", "r.yaml:4:5")
-    assert message.startswith(f"`{name.strip(chr(39))}` is neither beside r.yaml nor a shipped file.")
+    assert message.startswith(
+        f"`{name.strip(chr(39))}` is neither beside r.yaml nor a shipped file."
+    )
 
 
 def test_a_file_that_extends_itself(tmp_path: Path) -> None:
@@ -181,16 +256,37 @@ def test_a_circle_of_three(tmp_path: Path) -> None:
     ("first", "second", "field", "places"),
     [
         ("processor: {class: A}", "processor: {class: B}", "class", "x.yaml:2:20 and y.yaml:2:20"),
-        ("tokens: [{text: a, role: pad}]", "tokens: [{text: b, role: pad}]", "tokens", "x.yaml:2:9 and y.yaml:2:9"),
-        ("sources: {m: {default: a}}", "sources:\n  m:\n    default: b", "default", "x.yaml:2:24 and y.yaml:4:14"),
-        ("detect: {config: {a: 1}}", "detect: {config: {a: null}}", "a", "x.yaml:2:22 and y.yaml:2:22"),
+        (
+            "tokens: [{text: a, role: pad}]",
+            "tokens: [{text: b, role: pad}]",
+            "tokens",
+            "x.yaml:2:9 and y.yaml:2:9",
+        ),
+        (
+            "sources: {m: {default: a}}",
+            "sources:\n  m:\n    default: b",
+            "default",
+            "x.yaml:2:24 and y.yaml:4:14",
+        ),
+        (
+            "detect: {config: {a: 1}}",
+            "detect: {config: {a: null}}",
+            "a",
+            "x.yaml:2:22 and y.yaml:2:22",
+        ),
     ],
 )
-def test_two_parents_that_clash(first: str, second: str, field: str, places: str, tmp_path: Path) -> None:
+def test_two_parents_that_clash(
+    first: str, second: str, field: str, places: str, tmp_path: Path
+) -> None:
     put(tmp_path, "x.yaml", f"schema: 1\n{first}\n")
     put(tmp_path, "y.yaml", f"schema: 1\n{second}\n")
     assert said(tmp_path, "schema: 1\nextends: [x.yaml, one.yaml, y.yaml]\n") == [
-        ("LR210", "r.yaml:2:29", f"two parents give `{field}` different values: {places}. Set `{field}` in this file.")
+        (
+            "LR210",
+            "r.yaml:2:29",
+            f"two parents give `{field}` different values: {places}. Set `{field}` in this file.",
+        )
     ]
 
 
@@ -213,16 +309,26 @@ def test_the_child_settles_a_clash(tmp_path: Path) -> None:
 def test_the_child_settles_a_clash_only_where_it_says_something(tmp_path: Path) -> None:
     put(tmp_path, "x.yaml", "schema: 1\nprocessor: {class: A}\n")
     put(tmp_path, "y.yaml", "schema: 1\nprocessor: {class: B}\n")
-    [(code, _, _)] = said(tmp_path, "schema: 1\nextends: [x.yaml, y.yaml]\nprocessor: {chat_template: t}\n")
+    [(code, _, _)] = said(
+        tmp_path, "schema: 1\nextends: [x.yaml, y.yaml]\nprocessor: {chat_template: t}\n"
+    )
     assert code == "LR210"
 
 
 BLAME = {
     "yaml": ("schema: 1\nname: yes\n", "LR201", "p.yaml:2:7"),
     "no schema": ("name: p\n", "LR201", "p.yaml:1:1"),
-    "unknown field": ("schema: 1\nnames:\n  - {id: a, from: a,\n     too: b}\n", "LR201", "p.yaml:4:6"),
+    "unknown field": (
+        "schema: 1\nnames:\n  - {id: a, from: a,\n     too: b}\n",
+        "LR201",
+        "p.yaml:4:6",
+    ),
     "pattern": ("schema: 1\nnames:\n  - {id: z, match: '(', replace: b}\n", "LR202", "p.yaml:3:5"),
-    "one id twice": ("schema: 1\nnames:\n  - {id: z, from: a, to: b}\n  - {id: z, from: b, to: c}\n", "LR209", "p.yaml:4:5"),
+    "one id twice": (
+        "schema: 1\nnames:\n  - {id: z, from: a, to: b}\n  - {id: z, from: b, to: c}\n",
+        "LR209",
+        "p.yaml:4:5",
+    ),
     "type": ("schema: 1\nsources: {model: {prefix: 5}}\n", "LR201", "p.yaml:2:27"),
 }
 
@@ -231,13 +337,18 @@ BLAME = {
 def test_a_mistake_of_the_parent_is_shown_in_the_parent(mistake: str, tmp_path: Path) -> None:
     text, code, place = BLAME[mistake]
     put(tmp_path, "p.yaml", text)
-    child = "schema: 1\nextends: [p.yaml]\nsources: {model: {optional: true}}\nnames: [{id: own, from: x, to: w}]\n"
+    child = (
+        "schema: 1\nextends: [p.yaml]\nsources: {model: {optional: true}}\n"
+        "names: [{id: own, from: x, to: w}]\n"
+    )
     assert [problem[:2] for problem in said(tmp_path, child)] == [(code, place)]
 
 
 def test_a_mistake_of_the_child_is_shown_in_the_child(tmp_path: Path) -> None:
     put(tmp_path, "p.yaml", "schema: 1\nsources: {model: {prefix: good}}\n")
-    [(code, place, _)] = said(tmp_path, "schema: 1\nextends: [p.yaml]\nsources: {model: {prefix: 5}}\n")
+    [(code, place, _)] = said(
+        tmp_path, "schema: 1\nextends: [p.yaml]\nsources: {model: {prefix: 5}}\n"
+    )
     assert (code, place) == ("LR201", "r.yaml:3:27")
 
 
@@ -256,7 +367,10 @@ def test_the_digest_covers_the_parents(tmp_path: Path) -> None:
 
 def test_the_digest_of_a_file_alone_is_that_of_its_bytes(tmp_path: Path) -> None:
     # printf 'schema: 1\n' | sha256sum
-    assert load(tmp_path, "schema: 1\n").sha256 == "69a63652bbf38cdfd6b9abd12b928dbaf80960689074397a2a8603c4a3c35845"
+    assert (
+        load(tmp_path, "schema: 1\n").sha256
+        == "69a63652bbf38cdfd6b9abd12b928dbaf80960689074397a2a8603c4a3c35845"
+    )
 
 
 def test_the_digest_is_that_of_parents_then_child(tmp_path: Path) -> None:
@@ -270,17 +384,42 @@ def test_the_digest_is_that_of_parents_then_child(tmp_path: Path) -> None:
 
 def test_a_complete_file_is_no_less_complete_for_its_parents(tmp_path: Path) -> None:
     put(tmp_path, "c.yaml", COMPLETE)
-    [problem] = refused(put(tmp_path, "r.yaml", "schema: 1\nextends: [c.yaml]\nname: child\nversion: 1.0.0\n")).problems
+    [problem] = refused(
+        put(tmp_path, "r.yaml", "schema: 1\nextends: [c.yaml]\nname: child\nversion: 1.0.0\n")
+    ).problems
     assert problem.cause.endswith("r.yaml:1:1 a rule file with a target needs summary.")
 
 
-def test_a_parents_own_rule_stays_where_another_parent_has_the_one_it_replaced(tmp_path: Path) -> None:
-    """In a diamond, what the left file replaced of the base is not put back by the right file, which only has it as it was."""
-    put(tmp_path, "base.yaml", "schema: 1\nsummary: b\ntarget: {class: Base}\nnames:\n  - {id: a, from: a, to: base}\n")
-    left = "schema: 1\nextends: [base.yaml]\ntarget: {class: Left}\nnames:\n  - {id: a, from: a, to: left}\n"
-    put(tmp_path, "left.yaml", left.replace("target: {class: Left}", "tokens: [{text: L, role: pad}]"))
-    put(tmp_path, "right.yaml", "schema: 1\nextends: [base.yaml]\nnames:\n  - {id: r, from: r, to: r}\n")
-    put(tmp_path, "base.yaml", "schema: 1\ntokens: [{text: B, role: pad}]\nnames:\n  - {id: a, from: a, to: base}\n")
+def test_a_parents_own_rule_stays_where_another_parent_has_the_one_it_replaced(
+    tmp_path: Path,
+) -> None:
+    """In a diamond, what the left file replaced of the base is not put back by the right file,
+    which only has it as it was.
+    """
+    put(
+        tmp_path,
+        "base.yaml",
+        "schema: 1\nsummary: b\ntarget: {class: Base}\nnames:\n  - {id: a, from: a, to: base}\n",
+    )
+    left = (
+        "schema: 1\nextends: [base.yaml]\ntarget: {class: Left}\nnames:\n"
+        "  - {id: a, from: a, to: left}\n"
+    )
+    put(
+        tmp_path,
+        "left.yaml",
+        left.replace("target: {class: Left}", "tokens: [{text: L, role: pad}]"),
+    )
+    put(
+        tmp_path,
+        "right.yaml",
+        "schema: 1\nextends: [base.yaml]\nnames:\n  - {id: r, from: r, to: r}\n",
+    )
+    put(
+        tmp_path,
+        "base.yaml",
+        "schema: 1\ntokens: [{text: B, role: pad}]\nnames:\n  - {id: a, from: a, to: base}\n",
+    )
     for order in ("left.yaml, right.yaml", "right.yaml, left.yaml"):
         rules = load(tmp_path, f"schema: 1\nextends: [{order}]\n")
         assert dict(outcomes(rules)) == {"a": "left", "r": "r"}, order
@@ -288,11 +427,17 @@ def test_a_parents_own_rule_stays_where_another_parent_has_the_one_it_replaced(t
 
 
 def test_a_ladder_of_diamonds_is_read_at_once(tmp_path: Path) -> None:
-    """Every file extends two that extend the same two: as many ways as two to the power of fifteen, and thirty files."""
+    """Every file extends two that extend the same two: as many ways as two to the power of
+    fifteen, and thirty files.
+    """
     for side in "lr":
         put(tmp_path, f"{side}0.yaml", f"schema: 1\nnames: [{{id: {side}, from: {side}, to: x}}]\n")
         for step in range(1, 16):
-            put(tmp_path, f"{side}{step}.yaml", f"schema: 1\nextends: [l{step - 1}.yaml, r{step - 1}.yaml]\n")
+            put(
+                tmp_path,
+                f"{side}{step}.yaml",
+                f"schema: 1\nextends: [l{step - 1}.yaml, r{step - 1}.yaml]\n",
+            )
     rules = load(tmp_path, "schema: 1\nextends: [l15.yaml, r15.yaml]\n")
     assert ids(rules) == ["l", "r"]
     assert len(rules.texts) == 33
@@ -307,7 +452,9 @@ def test_a_long_chain_is_refused(tmp_path: Path) -> None:
     assert message.startswith("more than 20 files extend one another")
 
 
-def test_a_file_reached_under_two_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_reached_under_two_spellings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "sub")
     put(tmp_path, "left.yaml", "schema: 1\nextends: [one.yaml]\n")
@@ -316,7 +463,9 @@ def test_a_file_reached_under_two_spellings(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_ending_may_be_left_out(tmp_path: Path) -> None:
-    """As on the command line, where the shipped file is `llava-onevision`; a file that is called so exactly comes first."""
+    """As on the command line, where the shipped file is `llava-onevision`; a file that is called
+    so exactly comes first.
+    """
     assert load(tmp_path, COMPLETE + "extends: [llava-onevision]\n").text.names
     assert load(tmp_path, "schema: 1\nextends: [parts/wrappers]\n").text.prepare
     put(tmp_path, "one", "schema: 1\nnames: [{id: bare, from: u, to: v}]\n")
@@ -324,22 +473,38 @@ def test_the_ending_may_be_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("llava-onevison", "llava-onevision.yaml"), ("parts/chat-vicunna.yaml", "parts/chat-vicuna.yaml")]
+    ("name", "meant"),
+    [
+        ("llava-onevison", "llava-onevision.yaml"),
+        ("parts/chat-vicunna.yaml", "parts/chat-vicuna.yaml"),
+    ],
 )
 def test_a_slip_in_a_parents_name(name: str, meant: str, tmp_path: Path) -> None:
     [(code, _, message)] = said(tmp_path, f"schema: 1\nextends: [{name}]\n")
     assert (code, message.endswith(f"Did you mean `{meant}`?")) == ("LR210", True)
 
 
-SHIPPED = [path.relative_to(shipped_folder()).as_posix() for path in sorted(shipped_folder().rglob("*.yaml"))]
+SHIPPED = [
+    path.relative_to(shipped_folder()).as_posix()
+    for path in sorted(shipped_folder().rglob("*.yaml"))
+]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_file_is_named_with_and_without_its_ending(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shipped_file_is_named_with_and_without_its_ending(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for spelt in (name, name.removesuffix(".yaml"), f"rules/{name}", f"rules/{name.removesuffix('.yaml')}"):
+    for spelt in (
+        name,
+        name.removesuffix(".yaml"),
+        f"rules/{name}",
+        f"rules/{name.removesuffix('.yaml')}",
+    ):
         assert load_rule_file(spelt).path == shipped_folder() / name
-        rules = load(tmp_path, f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [{spelt}]\n")
+        rules = load(
+            tmp_path, f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [{spelt}]\n"
+        )
         assert name in [file for file, _ in rules.texts]
 
 
@@ -348,7 +513,9 @@ def test_layouts_too(tmp_path: Path) -> None:
     assert [layout.path.stem for layout in rules.layouts] == ["classic", "module-4.52"]
 
 
-def test_a_file_of_ones_own_is_named_without_its_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_ones_own_is_named_without_its_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A shipped file of the same name comes first, unless the ending is written."""
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "llava-v1.5"):
@@ -358,7 +525,10 @@ def test_a_file_of_ones_own_is_named_without_its_ending(tmp_path: Path, monkeypa
     assert load_rule_file("llava-v1.5.yaml").path == Path("llava-v1.5.yaml")
 
 
-@pytest.mark.parametrize("name", ["../rules/llava-v1.5", "rules/../llava-v1.5", "parts/../../rules/llava-v1.5", "/llava-v1.5"])
+@pytest.mark.parametrize(
+    "name",
+    ["../rules/llava-v1.5", "rules/../llava-v1.5", "parts/../../rules/llava-v1.5", "/llava-v1.5"],
+)
 def test_no_name_leads_out_of_the_shipped_files(name: str) -> None:
     with pytest.raises(RemapError) as caught:
         load_rule_file(name)

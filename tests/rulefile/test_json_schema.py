@@ -1,4 +1,6 @@
-"""The rule language as JSON Schema: it is shipped, explains everything, and agrees with what loading a file says."""
+"""The rule language as JSON Schema: it is shipped, explains everything, and agrees with what
+loading a file says.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def valid(content: Any) -> bool:
 
 def test_it_is_shipped_and_printed(run: Run) -> None:
     """After a change of the language: `llava-remap rules schema > rules/schema/rules-v1.json`."""
-    assert (shipped_folder() / "schema" / "rules-v1.json").read_text() == schema_json() == run("rules", "schema").out
+    assert (
+        (shipped_folder() / "schema" / "rules-v1.json").read_text()
+        == schema_json()
+        == run("rules", "schema").out
+    )
 
 
 def test_it_is_a_schema() -> None:
@@ -38,7 +44,9 @@ def test_it_is_a_schema() -> None:
 def test_shipped_files_name_it_and_follow_it(file: str) -> None:
     text = FILES[file].read_text()
     named = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
-    assert (FILES[file].parent / named).resolve() == (FILES[file].parents[file.count("/")] / "schema/rules-v1.json").resolve()
+    assert (FILES[file].parent / named).resolve() == (
+        FILES[file].parents[file.count("/")] / "schema/rules-v1.json"
+    ).resolve()
     jsonschema.validate(yaml.safe_load(text), SCHEMA)
 
 

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from llava_remap.rulefile import Regex, RunawayError, Template, TimeSpent, Wrapper, pattern, reversed_template
+from llava_remap.rulefile import (
+    Regex,
+    RunawayError,
+    Template,
+    TimeSpent,
+    Wrapper,
+    pattern,
+    reversed_template,
+)
 from llava_remap.rulefile.pattern import PatternError
 
 RUNS = settings(deadline=None)
@@ -75,7 +83,11 @@ def test_match(template: str, name: str, fields: dict[str, str] | None) -> None:
 
 @pytest.mark.parametrize(
     ("template", "name"),
-    [("a.{x}.{n:int}.{rest...}", "a.b.3.c.d"), ("temporal_{x}_in.{y}", "temporal_a_b_in.w"), ("plain.name", "plain.name")],
+    [
+        ("a.{x}.{n:int}.{rest...}", "a.b.3.c.d"),
+        ("temporal_{x}_in.{y}", "temporal_a_b_in.w"),
+        ("plain.name", "plain.name"),
+    ],
 )
 def test_fill_is_the_way_back(template: str, name: str) -> None:
     fields = Template(template).match(name)
@@ -102,7 +114,23 @@ def test_fields_and_prefix() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "a b", "a\n", "{", "}", "a{", "{x", "{1x}", "{x-y}", "{x:float}", "{x..}", "{}", "{{x}}"]
+    "text",
+    [
+        "",
+        " ",
+        "a b",
+        "a\n",
+        "{",
+        "}",
+        "a{",
+        "{x",
+        "{1x}",
+        "{x-y}",
+        "{x:float}",
+        "{x..}",
+        "{}",
+        "{{x}}",
+    ],
 )
 def test_no_template(text: str) -> None:
     with pytest.raises(PatternError):
@@ -184,9 +212,21 @@ def test_where_a_regex_matches() -> None:
 
 @pytest.mark.parametrize(
     ("match", "replace"),
-    [("(", "a"), ("(?<x", "a"), ("[", None), ("a{2", "\\1"), ("a", r"\1"), ("(a)", r"\2"), ("(?<x>a)", r"\g<y>"),
-     ("(a)", r"\g<2>"), ("a", r"\n"), ("a", r"\g<>"), ("a", r"\g<1"), ("a", "b\\")],
-)  # fmt: skip
+    [
+        ("(", "a"),
+        ("(?<x", "a"),
+        ("[", None),
+        ("a{2", "\\1"),
+        ("a", r"\1"),
+        ("(a)", r"\2"),
+        ("(?<x>a)", r"\g<y>"),
+        ("(a)", r"\g<2>"),
+        ("a", r"\n"),
+        ("a", r"\g<>"),
+        ("a", r"\g<1"),
+        ("a", "b\\"),
+    ],
+)
 def test_no_regex(match: str, replace: str | None) -> None:
     with pytest.raises(PatternError):
         Regex(match, replace)
@@ -247,7 +287,9 @@ def test_fields_that_touch_can_not_be_reversed() -> None:
 
 
 @pytest.mark.parametrize("text", ["a.b", "{x}", "a.{n:int}.{rest...}", "h_{n:int}.b", "{r...}.p"])
-@pytest.mark.parametrize("name", ["a.b", "a.3.x", "a.3.x.y", "h_3.b", "x", "x.y.p", "a..b", "a.b\n"])
+@pytest.mark.parametrize(
+    "name", ["a.b", "a.3.x", "a.3.x.y", "h_3.b", "x", "x.y.p", "a..b", "a.b\n"]
+)
 def test_the_regex_of_a_template_matches_what_it_does(text: str, name: str) -> None:
     template = Template(text)
     assert bool(re.fullmatch(template.regex, name)) == (template.match(name) is not None)
@@ -256,7 +298,8 @@ def test_the_regex_of_a_template_matches_what_it_does(text: str, name: str) -> N
 @pytest.mark.parametrize(
     ("match", "prefix"),
     [
-        (r"^model\.layers\.(\d+)", "model.layers."), ("^models?", "model"), (r"^ab\.*", "ab"), ("^ab{2}", "a"),
+        (r"^model\.layers\.(\d+)", "model.layers."), ("^models?", "model"), (r"^ab\.*", "ab"),
+        ("^ab{2}", "a"),
         (r"^a\-b.c", "a-b"),
         ("^a|b", ""), ("^a(?i)b", ""), ("(?m)^a", ""), ("^(?:x)y", ""), ("abc", ""), ("^", ""),
     ],
@@ -267,16 +310,21 @@ def test_what_a_regex_begins_with(match: str, prefix: str) -> None:
 
 @pytest.mark.parametrize(
     ("match", "length", "limit"),
-    [(match, 30, pattern.TIME_LIMIT) for match in ("(a+)+$", "(a|aa)+$", "(a*)*b", "a*a*a*b", "((?:a)+)+$")]
+    [
+        (match, 30, pattern.TIME_LIMIT)
+        for match in ("(a+)+$", "(a|aa)+$", "(a*)*b", "a*a*a*b", "((?:a)+)+$")
+    ]
     + [(match, 30, pattern.TIME_LIMIT) for match in ("a?" * 30 + "a" * 30, "(a|aa)" * 30)]
     + [(match, 30, pattern.TIME_LIMIT) for match in ("(?:a+){2,}$", r"(a+)\1+$")]
     + [("^a*.*$", 100, None), ("^a*.*$", 101, pattern.TIME_LIMIT)]
     + [(r"^(?:a|b)\.[+*?{|]\++(?P<n>[^]+])c?$", 30, None)],
-)  # fmt: skip
+)
 def test_every_search_that_can_run_away_has_its_time_limit(
     match: str, length: int, limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Short names under regexes of few quantifiers go without the limit, which costs more than they do."""
+    """Short names under regexes of few quantifiers go without the limit, which costs more than
+    they do.
+    """
     asked = []
 
     class Spy:
@@ -300,7 +348,10 @@ def test_how_deep_groups_may_be_nested_is_the_interpreters() -> None:
         assert Regex("(?:a" * 300 + ")" * 300 + "{2}", None).search("a") is None
 
 
-@pytest.mark.parametrize("text", ["{a...}.{b...}.{c...}.{d...}.x", "{a}x{b}x{c}x{d}x{e}y", "{a}.{b...}.{c...}-{d}.{e...}"])
+@pytest.mark.parametrize(
+    "text",
+    ["{a...}.{b...}.{c...}.{d...}.x", "{a}x{b}x{c}x{d}x{e}y", "{a}.{b...}.{c...}-{d}.{e...}"],
+)
 def test_a_template_that_could_match_in_too_many_ways_is_refused(text: str) -> None:
     with pytest.raises(PatternError, match="too many ways"):
         Template(text)
@@ -351,4 +402,6 @@ def test_a_wrapper_is_off_for_good(name: str, wrapper: str) -> None:
     assert bare != name
     if bare is not None:
         assert found.take_off(bare) is None
-        assert len(name.split(".")) - len(bare.split(".")) in range(len(wrapper.split(".")), 9, len(wrapper.split(".")))
+        assert len(name.split(".")) - len(bare.split(".")) in range(
+            len(wrapper.split(".")), 9, len(wrapper.split("."))
+        )

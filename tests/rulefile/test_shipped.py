@@ -1,4 +1,6 @@
-"""The rule files that are shipped: all load, all of their own tests pass; and how they are found."""
+"""The rule files that are shipped: all load, all of their own tests pass; and how they are
+found.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,18 @@ TESTS = [
 
 
 def test_what_is_shipped() -> None:
-    assert {"llava-v1.5.yaml", "llava-interleave.yaml", "parts/llava.yaml", "layouts/classic.yaml"} <= set(FILES)
+    assert {
+        "llava-v1.5.yaml",
+        "llava-interleave.yaml",
+        "parts/llava.yaml",
+        "layouts/classic.yaml",
+    } <= set(FILES)
     assert len(TESTS) >= 30
 
 
-@pytest.mark.parametrize(("file", "at", "name"), TESTS, ids=[f"{file}:{name}" for file, _, name in TESTS])
+@pytest.mark.parametrize(
+    ("file", "at", "name"), TESTS, ids=[f"{file}:{name}" for file, _, name in TESTS]
+)
 def test_in_file(file: str, at: int, name: str) -> None:
     result = run_tests(load_rule_file(FILES[file]))[at]
     assert result.name == name
@@ -40,7 +49,9 @@ def test_loads_and_compiles(file: str) -> None:
     rules = load_rule_file(FILES[file])
     program = compile_rules(rules)
     labels = [rule.label for rule in (*program.prepare, *program.names)]
-    conditional = {f"names/{rule.id}" for rule in rules.text.names if rule.when is not None}  # no checkpoint, so none holds
+    conditional = {
+        f"names/{rule.id}" for rule in rules.text.names if rule.when is not None
+    }  # no checkpoint, so none holds
     assert len(labels) == len(set(labels))
     assert set(labels) == set(rules.marks) - conditional
 
@@ -65,17 +76,25 @@ def test_a_part_has_no_target_class(file: str) -> None:
 
 def test_where_they_are() -> None:
     assert shipped_folder() == RULES
-    assert shipped_rule_files() == {path.stem: path for file, path in FILES.items() if "/" not in file}
+    assert shipped_rule_files() == {
+        path.stem: path for file, path in FILES.items() if "/" not in file
+    }
 
 
-@pytest.mark.parametrize("said", ["llava-v1.5", "llava-v1.5.yaml", "rules/llava-v1.5.yaml", "rules/llava-v1.5"])
-def test_found_by_name_from_anywhere(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "said", ["llava-v1.5", "llava-v1.5.yaml", "rules/llava-v1.5.yaml", "rules/llava-v1.5"]
+)
+def test_found_by_name_from_anywhere(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     rules = load_rule_file(said)
     assert (rules.name, rules.path) == ("llava-v1.5", RULES / "llava-v1.5.yaml")
 
 
-def test_a_file_that_is_there_comes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_there_comes_before_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, "rules/llava-v1.5.yaml", "schema: 1\nname: mine\n")
     monkeypatch.chdir(tmp_path)
     assert load_rule_file("rules/llava-v1.5.yaml").name == "mine"
@@ -84,13 +103,21 @@ def test_a_file_that_is_there_comes_before_a_shipped_one(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("llava-v1.6", "llava-v1.5"), ("rules/llava-interleaf.yaml", "llava-interleave"), ("other/llava-v1.5.yaml", "llava-v1.5")],
+    [
+        ("llava-v1.6", "llava-v1.5"),
+        ("rules/llava-interleaf.yaml", "llava-interleave"),
+        ("other/llava-v1.5.yaml", "llava-v1.5"),
+    ],
 )
-def test_not_found_but_near(wrong: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_found_but_near(
+    wrong: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (problem,) = refused(wrong).problems
     assert problem.code == "LR200"
-    assert problem.cause.startswith(f"`{wrong}` is neither a file nor a shipped rule file (shipped: ")
+    assert problem.cause.startswith(
+        f"`{wrong}` is neither a file nor a shipped rule file (shipped: "
+    )
     assert "llava-interleave" in problem.cause
     assert problem.fix == f"Did you mean `{near}`?"
 

@@ -38,7 +38,12 @@ def refused(rules: str | Path) -> RemapError:
 
 
 def said(folder: Path, text: str | bytes) -> list[tuple[str, str, str]]:
-    """Of each problem: the code, the place without the folder (`r.yaml:2:1`), and all that is said."""
+    """Of each problem: the code, the place without the folder (`r.yaml:2:1`), and all that is
+    said.
+    """
     problems = refused(put(folder, "r.yaml", text)).problems
     causes = [problem.cause.replace(f"{folder}/", "") for problem in problems]
-    return [(p.code, c.split(" ")[0], f"{c.partition(' ')[2]} {p.fix}".strip()) for p, c in zip(problems, causes, strict=True)]
+    return [
+        (p.code, c.split(" ")[0], f"{c.partition(' ')[2]} {p.fix}".strip())
+        for p, c in zip(problems, causes, strict=True)
+    ]

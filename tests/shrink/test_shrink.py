@@ -1,4 +1,6 @@
-"""Small twins: the same names, dtypes and ties, sizes that fit one another, the same values in every form."""
+"""Small twins: the same names, dtypes and ties, sizes that fit one another, the same values in
+every form.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ Changed = Callable[..., Path]
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Changed:
-    """A manifest, copied with its tensors (name → [dtype, shape]) and config changed by functions."""
+    """A manifest, copied with its tensors (name → [dtype, shape]) and config changed by
+    functions.
+    """
 
     def make(
         name: str,
@@ -64,7 +68,11 @@ def refusal(source: Path, **options: Any) -> str:
 
 
 def every_file(folder: str) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
 
 
 def shapes(folder: str = "out") -> dict[str, tuple[int, ...]]:
@@ -83,10 +91,16 @@ def test_names_dtypes_and_ties_are_those_of_the_large_one(name: str) -> None:
     done = twin(name, form="bin", layers=1)
     small = open_checkpoint(Path("out"))
     depth = 12 if name == VIP else 3
-    kept = {n: t.dtype for n, t in large.catalog.items() if layer(n)[1] < (depth if layer(n)[0] else 1)}
+    kept = {
+        n: t.dtype for n, t in large.catalog.items() if layer(n)[1] < (depth if layer(n)[0] else 1)
+    }
     assert {n: t.dtype for n, t in small.catalog.items()} == kept
-    assert {frozenset(group) for group in small.aliases} == {frozenset(group) for group in large.aliases}
-    assert {n: len(t.shape) for n, t in small.catalog.items()} == {n: len(large.catalog[n].shape) for n in kept}
+    assert {frozenset(group) for group in small.aliases} == {
+        frozenset(group) for group in large.aliases
+    }
+    assert {n: len(t.shape) for n, t in small.catalog.items()} == {
+        n: len(large.catalog[n].shape) for n in kept
+    }
     assert small.nbytes < 1_000_000
     assert done.tensors_before == len(large.catalog)
 
@@ -96,17 +110,31 @@ def test_config_and_tokenizer_have_the_sizes_of_the_tensors(name: str) -> None:
     twin(name)
     found, config = shapes(), read(Path("out/config.json"))
     text = config.get("text_config", config)
-    table = next(shape for n, shape in found.items() if n.endswith(("embed_tokens.weight", "token_embedding.weight")))
+    table = next(
+        shape
+        for n, shape in found.items()
+        if n.endswith(("embed_tokens.weight", "token_embedding.weight"))
+    )
     assert (text["vocab_size"], text["hidden_size"]) == table
-    widened = next(s for n, s in found.items() if n.endswith("mlp.gate_proj.weight") or re.match("text_model.*fc1.weight", n))
+    widened = next(
+        s
+        for n, s in found.items()
+        if n.endswith("mlp.gate_proj.weight") or re.match("text_model.*fc1.weight", n)
+    )
     assert widened == (text["intermediate_size"], text["hidden_size"])
-    keys = next(shape for n, shape in found.items() if n.endswith("self_attn.k_proj.weight") and not layer(n)[0])
+    keys = next(
+        shape
+        for n, shape in found.items()
+        if n.endswith("self_attn.k_proj.weight") and not layer(n)[0]
+    )
     head = text["hidden_size"] // text["num_attention_heads"]
     assert keys[0] == text.get("num_key_value_heads", text["num_attention_heads"]) * head
     tokenizer = Tokenizer.from_file("out/tokenizer.json")
     large = read(MANIFESTS / f"{name}.json")["config"]
     large = large.get("text_config", large)
-    keys_of_ids = [key for key, i in large.items() if key.endswith("_token_id") and isinstance(i, int)]
+    keys_of_ids = [
+        key for key, i in large.items() if key.endswith("_token_id") and isinstance(i, int)
+    ]
     # SigLIP's config names ids behind its 32000 rows; they stay behind the rows.
     ids = [text[key] for key in keys_of_ids if large[key] < large["vocab_size"]]
     assert max(ids) < tokenizer.get_vocab_size() <= text["vocab_size"]
@@ -116,7 +144,9 @@ def test_config_and_tokenizer_have_the_sizes_of_the_tensors(name: str) -> None:
 
 
 def test_unlike_sizes_of_one_number_are_told_apart() -> None:
-    """4096 is the width of the language model and what CLIP's layers widen to; 1024 rows of keys are not the tower's width."""
+    """4096 is the width of the language model and what CLIP's layers widen to; 1024 rows of keys
+    are not the tower's width.
+    """
     twin("bakllava-v1")
     found = shapes()
     assert found["model.layers.1.self_attn.q_proj.weight"] == (64, 64)
@@ -138,7 +168,9 @@ def test_a_projector_over_several_layers() -> None:
 
 
 def test_a_language_model_as_wide_as_what_the_projector_takes(manifest: Changed) -> None:
-    """As ViP-LLaVA-13B: nothing but a small one that is as wide, too, has shapes for `final_linear.0` [5120, 5120]."""
+    """As ViP-LLaVA-13B: nothing but a small one that is as wide, too, has shapes for
+    `final_linear.0` [5120, 5120].
+    """
 
     def widened(tensors: dict[str, Any]) -> None:
         for name, tensor in tensors.items():
@@ -156,12 +188,18 @@ def test_a_language_model_as_wide_as_what_the_projector_takes(manifest: Changed)
 def test_heads_longer_than_usual(manifest: Changed) -> None:
     def doubled(tensors: dict[str, Any]) -> None:
         for name, tensor in tensors.items():
-            if "self_attn.q_proj" in name or "self_attn.k_proj" in name or "self_attn.v_proj" in name:
+            if (
+                "self_attn.q_proj" in name
+                or "self_attn.k_proj" in name
+                or "self_attn.v_proj" in name
+            ):
                 tensor["shape"][0] *= 2
             elif "self_attn.o_proj" in name:
                 tensor["shape"][1] *= 2
 
-    shrink(manifest("bakllava-v1.released", lambda config: config.update(head_dim=256), doubled), "out")
+    shrink(
+        manifest("bakllava-v1.released", lambda config: config.update(head_dim=256), doubled), "out"
+    )
     found = shapes()
     assert found["model.layers.0.self_attn.q_proj.weight"] == (128, 64)
     assert found["model.layers.0.self_attn.k_proj.weight"] == (64, 64)
@@ -177,7 +215,10 @@ def test_two_runs_give_equal_bytes_and_another_seed_other_values() -> None:
     twin(TIED, "other", seed=1)
     one, other = every_file("one-safetensors"), every_file("other")
     assert {name for name in one if one[name] != other[name]} == {"model.safetensors"}
-    first, second = open_checkpoint(Path("one-safetensors")).catalog, open_checkpoint(Path("other")).catalog
+    first, second = (
+        open_checkpoint(Path("one-safetensors")).catalog,
+        open_checkpoint(Path("other")).catalog,
+    )
     assert not any(same(tensor, stored(second[name])) for name, tensor in first.items())
 
 
@@ -186,7 +227,9 @@ def test_every_form_holds_the_same_tensors(name: str) -> None:
     aliases = {frozenset(group) for group in open_checkpoint(MANIFESTS / f"{name}.json").aliases}
     second = {"lm_head.weight"} if aliases else set()
     twin(name, "safetensors")
-    wanted = {n: stored(tensor) for n, tensor in open_checkpoint(Path("safetensors")).catalog.items()}
+    wanted = {
+        n: stored(tensor) for n, tensor in open_checkpoint(Path("safetensors")).catalog.items()
+    }
     assert not second & set(wanted)
     for form in Form:
         folder = Path(f"form-{form.value}")
@@ -218,11 +261,21 @@ def test_torch_reads_what_is_written() -> None:
 
 @pytest.mark.parametrize("form", Form)
 def test_stubs_and_ties_in_any_order(form: Form) -> None:
-    """Tensors without elements, as ZeRO-3 leaves them, and a second name that stands before the first."""
+    """Tensors without elements, as ZeRO-3 leaves them, and a second name that stands before the
+    first.
+    """
     head, table = "lm_head.weight", "model.embed_tokens.weight"
-    stub = [(name, ("F16", (0,), b"")) for name in ("model.norm.weight", "model.layers.0.input_layernorm.weight")]
+    stub = [
+        (name, ("F16", (0,), b""))
+        for name in ("model.norm.weight", "model.layers.0.input_layernorm.weight")
+    ]
     held = dict(
-        [(head, ("F32", (2,), bytes(8))), *stub, (table, ("F32", (2,), b"\0\0\x80\x3f" * 2)), ("a", ("F32", (1,), bytes(4)))]
+        [
+            (head, ("F32", (2,), bytes(8))),
+            *stub,
+            (table, ("F32", (2,), b"\0\0\x80\x3f" * 2)),
+            ("a", ("F32", (1,), bytes(4))),
+        ]
     )
     Path("out").mkdir()
     for name, data in weight_files(form, held, [(table, head)]).items():
@@ -231,12 +284,17 @@ def test_stubs_and_ties_in_any_order(form: Form) -> None:
     found = {name: stored(tensor).tolist() for name, tensor in checkpoint.catalog.items()}
     second = {} if form.suffix == "safetensors" else {head: [1.0, 1.0]}
     assert found == {table: [1.0, 1.0], "a": [0.0], stub[0][0]: [], stub[1][0]: [], **second}
-    assert {frozenset(group) for group in checkpoint.aliases} == ({frozenset((table, head))} if second else set())
+    assert {frozenset(group) for group in checkpoint.aliases} == (
+        {frozenset((table, head))} if second else set()
+    )
 
 
 def test_values() -> None:
     twin(LLAMA)
-    found = {name: stored(tensor).double() for name, tensor in open_checkpoint(Path("out")).catalog.items()}
+    found = {
+        name: stored(tensor).double()
+        for name, tensor in open_checkpoint(Path("out")).catalog.items()
+    }
     table = found["model.embed_tokens.weight"]
     assert abs(table.mean()) < 0.002
     assert abs(table.std() - 0.05) < 0.002
@@ -245,8 +303,14 @@ def test_values() -> None:
     assert 0.03 < norm.std() < 0.07
     assert abs(found["model.mm_projector.0.bias"].mean()) < 0.03
     frequencies = 1.0 / 10000 ** (np.arange(0, 16, 2) / 16)
-    assert found["model.layers.0.self_attn.rotary_emb.inv_freq"].tolist() == frequencies.astype(np.float32).tolist()
-    assert len({raw(tensor) for name, tensor in found.items() if "inv_freq" not in name}) == len(found) - 2
+    assert (
+        found["model.layers.0.self_attn.rotary_emb.inv_freq"].tolist()
+        == frequencies.astype(np.float32).tolist()
+    )
+    assert (
+        len({raw(tensor) for name, tensor in found.items() if "inv_freq" not in name})
+        == len(found) - 2
+    )
 
 
 def test_positions_count() -> None:
@@ -269,9 +333,12 @@ def test_nothing_of_the_weights_stays() -> None:
     source = RELEASED / "sharded"
     shrink(source, "out")
     large, small = open_checkpoint(source).catalog, open_checkpoint(Path("out")).catalog
-    assert {name: t.shape for name, t in large.items()} == {name: t.shape for name, t in small.items()}
+    assert {name: t.shape for name, t in large.items()} == {
+        name: t.shape for name, t in small.items()
+    }
     assert not [name for name, tensor in large.items() if same(small[name], stored(tensor))]
-    frequencies = "model.layers.1.self_attn.rotary_emb.inv_freq"  # rounded once; the large one's in every step, in float32
+    # rounded once; the large one's in every step, in float32
+    frequencies = "model.layers.1.self_attn.rotary_emb.inv_freq"
     assert torch.allclose(stored(small[frequencies]), stored(large[frequencies]), rtol=1e-6)
     assert not [file for file in every_file("out") if file.endswith(".model")]
 
@@ -285,10 +352,26 @@ def test_a_twin_of_a_twin_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("name", "words", "roles"),
     [
-        (LLAMA, {0: "<unk>", 1: "<s>", 2: "</s>"}, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}),
-        (TIED, {300: "<|endoftext|>", 301: "<|im_start|>", 302: "<|im_end|>"}, {"pad_token": "<|endoftext|>"}),
-        ("llava-next-llama3-8b.released", {314: "<|begin_of_text|>", 318: "<|eot_id|>"}, {"bos_token": "<|begin_of_text|>"}),
-        ("llava-lightning-7b-v1-1.released", {1: "<s>", 317: "<im_patch>", 318: "<im_start>", 319: "<im_end>"}, {}),
+        (
+            LLAMA,
+            {0: "<unk>", 1: "<s>", 2: "</s>"},
+            {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"},
+        ),
+        (
+            TIED,
+            {300: "<|endoftext|>", 301: "<|im_start|>", 302: "<|im_end|>"},
+            {"pad_token": "<|endoftext|>"},
+        ),
+        (
+            "llava-next-llama3-8b.released",
+            {314: "<|begin_of_text|>", 318: "<|eot_id|>"},
+            {"bos_token": "<|begin_of_text|>"},
+        ),
+        (
+            "llava-lightning-7b-v1-1.released",
+            {1: "<s>", 317: "<im_patch>", 318: "<im_start>", 319: "<im_end>"},
+            {},
+        ),
     ],
 )
 def test_special_tokens(name: str, words: dict[int, str], roles: dict[str, str]) -> None:
@@ -297,12 +380,22 @@ def test_special_tokens(name: str, words: dict[int, str], roles: dict[str, str])
     assert {i: word for word, i in vocabulary.items() if i in words} == words
     config = read(Path("out/tokenizer_config.json"))
     assert {role: config[role] for role in roles} == roles
-    assert {int(i): token["content"] for i, token in config["added_tokens_decoder"].items()}.items() >= words.items()
+    assert {
+        int(i): token["content"] for i, token in config["added_tokens_decoder"].items()
+    }.items() >= words.items()
 
 
 def test_ids_of_a_config_follow_their_tokens(manifest: Changed) -> None:
-    """Also those of an end that is Yi's, of several ends, and of tokens that no kind of text model has."""
-    ids = {"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": 31999, "image_token_index": 31998, "image_token_id": 31998}
+    """Also those of an end that is Yi's, of several ends, and of tokens that no kind of text
+    model has.
+    """
+    ids = {
+        "bos_token_id": 1,
+        "eos_token_id": [2, 7],
+        "pad_token_id": 31999,
+        "image_token_index": 31998,
+        "image_token_id": 31998,
+    }
     shrink(manifest(LLAMA, lambda config: config.update(ids)), "out")
     config, tokenizer = read(Path("out/config.json")), Tokenizer.from_file("out/tokenizer.json")
     said = {key: config[key] for key in ids}
@@ -313,14 +406,21 @@ def test_ids_of_a_config_follow_their_tokens(manifest: Changed) -> None:
         "image_token_index": 318,
         "image_token_id": 318,
     }
-    assert [tokenizer.id_to_token(i) for i in (2, 7, 318, 319)] == ["<|endoftext|>", "<|im_end|>", "<image>", "<pad>"]
+    assert [tokenizer.id_to_token(i) for i in (2, 7, 318, 319)] == [
+        "<|endoftext|>",
+        "<|im_end|>",
+        "<image>",
+        "<pad>",
+    ]
 
 
 def test_rows_that_the_config_knows_nothing_of_are_there_too(manifest: Changed) -> None:
     shrink(manifest(LLAMA, lambda config: config.update(vocab_size=31997)), "out")
     assert read(Path("out/config.json"))["vocab_size"] == 317
     assert shapes()["model.embed_tokens.weight"] == (320, 64)
-    assert refusal(manifest(LLAMA, lambda config: config.update(vocab_size=64000))).startswith("LR112 ")
+    assert refusal(manifest(LLAMA, lambda config: config.update(vocab_size=64000))).startswith(
+        "LR112 "
+    )
 
 
 @pytest.mark.parametrize(
@@ -338,7 +438,9 @@ def test_grid_pinpoints_are_of_small_images(pinpoints: Any, small: Any, manifest
 
 
 def test_a_tower_whose_last_layer_was_deleted() -> None:
-    """Its own config says one layer more than the checkpoint has, as with the large one: 26 of 27."""
+    """Its own config says one layer more than the checkpoint has, as with the large one: 26 of
+    27.
+    """
     twin(TIED, tower_layers=2)
     tower = read(Path("out/vision_tower/config.json"))["vision_config"]
     assert (tower["model_type"], tower["num_hidden_layers"]) == ("siglip_vision_model", 3)
@@ -350,11 +452,21 @@ def test_a_tower_that_is_not_in_the_checkpoint() -> None:
     done = twin(LLAMA)
     clip = open_checkpoint(MANIFESTS / "clip-vit-large-patch14-336.json").catalog
     tower = shapes("out/vision_tower")
-    wanted = {n for n in clip if n.startswith("vision_model.") and layer(n)[1] < 3 and "position_ids" not in n}
+    wanted = {
+        n
+        for n in clip
+        if n.startswith("vision_model.") and layer(n)[1] < 3 and "position_ids" not in n
+    }
     assert set(tower) == wanted
-    assert tower == {name: done.twin.towers["vision_tower"].small_shape(name, clip[name].shape) for name in wanted}
+    assert tower == {
+        name: done.twin.towers["vision_tower"].small_shape(name, clip[name].shape)
+        for name in wanted
+    }
     assert done.tower == Path("out/vision_tower")
-    assert read(Path("out/vision_tower/preprocessor_config.json"))["crop_size"] == {"height": 28, "width": 28}
+    assert read(Path("out/vision_tower/preprocessor_config.json"))["crop_size"] == {
+        "height": 28,
+        "width": 28,
+    }
 
 
 def test_which_tower_is_not_in_the_checkpoint(manifest: Changed) -> None:
@@ -364,7 +476,14 @@ def test_which_tower_is_not_in_the_checkpoint(manifest: Changed) -> None:
     def named(name: str | None, width: int) -> Callable[[dict[str, Any]], object]:
         return lambda config: config.update(mm_vision_tower=name, mm_hidden_size=width)
 
-    shrink(manifest(LLAMA, named("/data/models--google--siglip-so400m-patch14-384/snapshots/1", 1152), taking(1152)), "siglip")
+    shrink(
+        manifest(
+            LLAMA,
+            named("/data/models--google--siglip-so400m-patch14-384/snapshots/1", 1152),
+            taking(1152),
+        ),
+        "siglip",
+    )
     assert "vision_model.embeddings.patch_embedding.bias" in shapes("siglip/vision_tower")
     shrink(manifest(LLAMA, named("my_tower", 2048), taking(2048)), "unnamed")
     assert shapes("unnamed/vision_tower")["vision_model.embeddings.class_embedding"] == (32,)
@@ -398,13 +517,25 @@ def without_config(tmp_path: Path) -> Path:
 
 def test_refusals(tmp_path: Path, manifest: Changed) -> None:
     assert "has no config.json" in refusal(without_config(tmp_path))
-    assert "num_attention_heads: None" in refusal(manifest(LLAMA, lambda config: config.pop("num_attention_heads")))
-    assert "num_attention_heads: 7; q_proj has 4096 rows" in refusal(manifest(LLAMA, lambda c: c.update(num_attention_heads=7)))
-    assert "hidden_size: 5120, the tensors 4096" in refusal(manifest(LLAMA, lambda config: config.update(hidden_size=5120)))
-    assert "`embed_tokens.weight`" in refusal(manifest(LLAMA, tensors=lambda t: t.pop("model.embed_tokens.weight")))
+    assert "num_attention_heads: None" in refusal(
+        manifest(LLAMA, lambda config: config.pop("num_attention_heads"))
+    )
+    assert "num_attention_heads: 7; q_proj has 4096 rows" in refusal(
+        manifest(LLAMA, lambda c: c.update(num_attention_heads=7))
+    )
+    assert "hidden_size: 5120, the tensors 4096" in refusal(
+        manifest(LLAMA, lambda config: config.update(hidden_size=5120))
+    )
+    assert "`embed_tokens.weight`" in refusal(
+        manifest(LLAMA, tensors=lambda t: t.pop("model.embed_tokens.weight"))
+    )
     fc1 = "model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight"
-    assert "lacks its patch embedding" in refusal(manifest(VIP, tensors=lambda tensors: tensors.pop(fc1)))
-    eight = manifest(LLAMA, tensors=lambda tensors: tensors["lm_head.weight"].update(dtype="F8_E4M3"))
+    assert "lacks its patch embedding" in refusal(
+        manifest(VIP, tensors=lambda tensors: tensors.pop(fc1))
+    )
+    eight = manifest(
+        LLAMA, tensors=lambda tensors: tensors["lm_head.weight"].update(dtype="F8_E4M3")
+    )
     assert refusal(eight).startswith("LR409 ")
     assert refusal(TINY / "llava-v1.5-lora").startswith("LR107 ")
     assert refusal(MANIFESTS / f"{LLAMA}.json", form="gguf").startswith("LR211 ")
@@ -412,20 +543,39 @@ def test_refusals(tmp_path: Path, manifest: Changed) -> None:
 
 
 def test_odd_configs_and_tensors(manifest: Changed) -> None:
-    """What no model has is kept where it does no harm, else refused; it never fails in another way."""
+    """What no model has is kept where it does no harm, else refused; it never fails in another
+    way.
+    """
 
     def odd(config: dict[str, Any]) -> None:
-        config.update(eos_token_id=[{"a": 1}, 2], pad_token_id={}, bos_token_id=True, rope_theta="x", image_grid_pinpoints="none")
+        config.update(
+            eos_token_id=[{"a": 1}, 2],
+            pad_token_id={},
+            bos_token_id=True,
+            rope_theta="x",
+            image_grid_pinpoints="none",
+        )
 
     shrink(manifest(LLAMA, odd), "out")
     config = read(Path("out/config.json"))
-    assert [config[key] for key in ("eos_token_id", "pad_token_id", "image_grid_pinpoints")] == [[{"a": 1}, 2], {}, "none"]
+    assert [config[key] for key in ("eos_token_id", "pad_token_id", "image_grid_pinpoints")] == [
+        [{"a": 1}, 2],
+        {},
+        "none",
+    ]
     frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    shrink(manifest(LLAMA, tensors=lambda tensors: tensors[frequencies].update(dtype="BOOL", shape=[])), "bool")
+    shrink(
+        manifest(
+            LLAMA, tensors=lambda tensors: tensors[frequencies].update(dtype="BOOL", shape=[])
+        ),
+        "bool",
+    )
     assert not stored(open_checkpoint(Path("bool")).catalog[frequencies]).item()
     table = "model.embed_tokens.weight"
     for shape in ([0], [0, 4096], [2, 32000, 4096]):
-        assert "`embed_tokens.weight`" in refusal(manifest(LLAMA, tensors=lambda t, s=shape: t[table].update(shape=s)))
+        assert "`embed_tokens.weight`" in refusal(
+            manifest(LLAMA, tensors=lambda t, s=shape: t[table].update(shape=s))
+        )
 
 
 def test_nothing_is_left_where_writing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,12 +597,25 @@ def test_nothing_is_left_where_writing_fails(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_command(run: Run) -> None:
-    ran = run("shrink", MANIFESTS / f"{LLAMA}.json", "--output", "out", "--form", "sharded", "--layers", 1, "--seed", 3)
+    ran = run(
+        "shrink",
+        MANIFESTS / f"{LLAMA}.json",
+        "--output",
+        "out",
+        "--form",
+        "sharded",
+        "--layers",
+        1,
+        "--seed",
+        3,
+    )
     assert ran.code == 0
     assert "language_model  num_hidden_layers 32 → 1, hidden_size 4096 → 64" in ran.out
     assert "Done: ./out written" in ran.out
     assert "--source vision_tower=./out/vision_tower" in ran.out
-    assert sorted(Path("out").glob("*.bin")) == [Path(f"out/pytorch_model-0000{n}-of-00003.bin") for n in (1, 2, 3)]
+    assert sorted(Path("out").glob("*.bin")) == [
+        Path(f"out/pytorch_model-0000{n}-of-00003.bin") for n in (1, 2, 3)
+    ]
     again = run("shrink", MANIFESTS / f"{LLAMA}.json", "--output", "out")
     assert (again.code, "LR503" in again.err) == (4, True)
 

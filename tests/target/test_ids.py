@@ -1,4 +1,6 @@
-"""The ids of new tokens, for tokenizers of the sizes that the families' own have, against those of the official scripts."""
+"""The ids of new tokens, for tokenizers of the sizes that the families' own have, against those
+of the official scripts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import pytest
 from llava_remap.rulefile import load_rule_file
 from llava_remap.target_model import Vocabulary, place_tokens
 
-#: Rule file, tokens that the tokenizer has and its own pad token, and the ids that the official scripts give.
+#: Rule file, tokens that the tokenizer has and its own pad token, and the ids that the official
+#: scripts give.
 OFFICIAL = {
     "LLaVA-1.5": ("llava-v1.5", 32000, None, {"image": 32000, "pad": 32001}),
     "ViP-LLaVA": ("vip-llava", 32000, None, {"image": 32000, "pad": 32001}),
@@ -31,7 +34,14 @@ def test_ids_are_those_of_the_official_scripts(model: str) -> None:
     rules, size, pad, wanted = OFFICIAL[model]
     words = {f"word{i}": i for i in range(3)} | ({pad: 0} if pad else {"<unk>": 0})
     # Llama's and Mistral's tokenizers have `<unk>` for a pad token, or none.
-    vocabulary = Vocabulary(Path("tokenizer"), words, size, {"pad_token": pad or "<unk>", "unk_token": "<unk>"})
-    placed = {token.role: token for token in place_tokens(load_rule_file(rules).text.tokens, vocabulary, size, {})}
+    vocabulary = Vocabulary(
+        Path("tokenizer"), words, size, {"pad_token": pad or "<unk>", "unk_token": "<unk>"}
+    )
+    placed = {
+        token.role: token
+        for token in place_tokens(load_rule_file(rules).text.tokens, vocabulary, size, {})
+    }
     assert {role: placed[role].id for role in wanted} == wanted
-    assert {role for role, token in placed.items() if token.added} == wanted.keys() | ({"pad"} if pad is None else set())
+    assert {role for role, token in placed.items() if token.added} == wanted.keys() | (
+        {"pad"} if pad is None else set()
+    )

@@ -1,4 +1,6 @@
-"""A value of the wrong kind in a source's small JSON files is told with file, key, value and what is needed."""
+"""A value of the wrong kind in a source's small JSON files is told with file, key, value and
+what is needed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from tests.conftest import CLIP, Changed, Run
 
 
 def planned(run: Run, source: Path, tower: Path = CLIP) -> tuple[int, str]:
-    ran = run("apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={tower}", "--dry-run")
+    ran = run(
+        "apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={tower}", "--dry-run"
+    )
     return ran.code, " ".join((ran.out + ran.err).split())
 
 
@@ -43,7 +47,9 @@ def planned(run: Run, source: Path, tower: Path = CLIP) -> tuple[int, str]:
         ("text_config", [1], "an object"),
     ],
 )
-def test_a_value_of_another_kind(key: str, value: Any, needed: str, changed: Changed, run: Run) -> None:
+def test_a_value_of_another_kind(
+    key: str, value: Any, needed: str, changed: Changed, run: Run
+) -> None:
     code, said = planned(run, changed(config=lambda config: config.update({key: value})))
     assert code != 0
     assert f"says {key}: {value!r}; {needed} is needed." in said
@@ -68,15 +74,28 @@ def test_of_a_tower(key: str, value: Any, changed: Changed, run: Run, tmp_path: 
     (tower / "config.json").write_text(json.dumps(config))
     code, said = planned(run, changed(), tower)
     where = f"vision_config.{key}" if "vision_config" in config else key
-    assert (code, "LR112" in said, f"says {where}: {value!r};" in said, str(tower) in said) == (3, True, True, True)
+    assert (code, "LR112" in said, f"says {where}: {value!r};" in said, str(tower) in said) == (
+        3,
+        True,
+        True,
+        True,
+    )
 
 
 def test_all_of_them_are_told(changed: Changed, run: Run) -> None:
-    code, said = planned(run, changed(config=lambda config: config.update(mm_hidden_size=0, tie_word_embeddings=1)))
-    assert (code, "says mm_hidden_size: 0;" in said, "says tie_word_embeddings: 1;" in said) == (3, True, True)
+    code, said = planned(
+        run, changed(config=lambda config: config.update(mm_hidden_size=0, tie_word_embeddings=1))
+    )
+    assert (code, "says mm_hidden_size: 0;" in said, "says tie_word_embeddings: 1;" in said) == (
+        3,
+        True,
+        True,
+    )
 
 
-def test_a_fault_of_our_own_blames_no_config(changed: Changed, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_our_own_blames_no_config(
+    changed: Changed, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*arguments: Any, **named: Any) -> None:
         raise TypeError("a fault")
 
@@ -86,11 +105,15 @@ def test_a_fault_of_our_own_blames_no_config(changed: Changed, run: Run, monkeyp
 
 
 def test_a_tower_says_what_no_vision_config_has(changed: Changed, run: Run, tmp_path: Path) -> None:
-    """LanguageBind's, for one, which a stock tower has not; what transformers writes into every config is no news."""
+    """LanguageBind's, for one, which a stock tower has not; what transformers writes into every
+    config is no news.
+    """
     tower = tmp_path / "tower"
     shutil.copytree(CLIP, tower)
     config = json.loads((tower / "config.json").read_text())
-    config.get("vision_config", config).update(add_time_attn=True, num_frames=8, use_cache=True, lora_r=2, id2label={"0": "x"})
+    config.get("vision_config", config).update(
+        add_time_attn=True, num_frames=8, use_cache=True, lora_r=2, id2label={"0": "x"}
+    )
     (tower / "config.json").write_text(json.dumps(config))
     source = changed()
     code, said = planned(run, source, tower)
@@ -114,23 +137,54 @@ def with_value(source: Path, file: str, key: str, value: Any) -> Path:
         ("tokenizer_config.json", "model_max_length", [2048], "a number above 0"),
         ("tokenizer_config.json", "add_bos_token", "true", "true or false"),
         ("tokenizer_config.json", "tokenizer_class", ["LlamaTokenizer"], "a text"),
-        ("tokenizer_config.json", "bos_token", 1, "a text, or an object with the text as `content`"),
-        ("tokenizer_config.json", "added_tokens_decoder", {"x": {"content": "<s>"}}, "an object of ids with a token's"),
+        (
+            "tokenizer_config.json",
+            "bos_token",
+            1,
+            "a text, or an object with the text as `content`",
+        ),
+        (
+            "tokenizer_config.json",
+            "added_tokens_decoder",
+            {"x": {"content": "<s>"}},
+            "an object of ids with a token's",
+        ),
         ("tokenizer_config.json", "added_tokens_decoder", [1], "an object of ids with a token's"),
-        ("special_tokens_map.json", "eos_token", {"text": "</s>"}, "a text, or an object with the text as `content`"),
-        ("special_tokens_map.json", "additional_special_tokens", 7, "texts, or objects with `content`"),
+        (
+            "special_tokens_map.json",
+            "eos_token",
+            {"text": "</s>"},
+            "a text, or an object with the text as `content`",
+        ),
+        (
+            "special_tokens_map.json",
+            "additional_special_tokens",
+            7,
+            "texts, or objects with `content`",
+        ),
         ("added_tokens.json", "<a>", "320", "a token's id"),
         ("added_tokens.json", "<a>", True, "a token's id"),
         ("generation_config.json", "temperature", "hot", "a number"),
         ("generation_config.json", "max_length", 2.5, "a whole number, 0 or more"),
-        ("generation_config.json", "eos_token_id", "2", "a token's id, or a list of them that isn't empty"),
+        (
+            "generation_config.json",
+            "eos_token_id",
+            "2",
+            "a token's id, or a list of them that isn't empty",
+        ),
         ("generation_config.json", "do_sample", 1, "true or false"),
     ],
 )
-def test_small_files_of_a_model(file: str, key: str, value: Any, needed: str, changed: Changed, run: Run) -> None:
+def test_small_files_of_a_model(
+    file: str, key: str, value: Any, needed: str, changed: Changed, run: Run
+) -> None:
     source = with_value(changed(), file, key, value)
     code, said = planned(run, source)
-    assert (code, "LR113" in said, f"`{source / file}` says {key}: {value!r}; {needed}" in said) == (3, True, True)
+    assert (
+        code,
+        "LR113" in said,
+        f"`{source / file}` says {key}: {value!r}; {needed}" in said,
+    ) == (3, True, True)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +198,9 @@ def test_small_files_of_a_model(file: str, key: str, value: Any, needed: str, ch
         ("image_mean", ["a"], "a number, or one for each colour"),
     ],
 )
-def test_small_files_of_a_tower(key: str, value: Any, needed: str, changed: Changed, run: Run, tmp_path: Path) -> None:
+def test_small_files_of_a_tower(
+    key: str, value: Any, needed: str, changed: Changed, run: Run, tmp_path: Path
+) -> None:
     tower = tmp_path / "tower"
     shutil.copytree(CLIP, tower)
     with_value(tower, "preprocessor_config.json", key, value)
@@ -157,8 +213,16 @@ def test_small_files_of_a_tower(key: str, value: Any, needed: str, changed: Chan
     [
         ("tokenizer_config.json", "model_max_length", 1000000000000000019884624838656),
         ("tokenizer_config.json", "padding_side", None),
-        ("tokenizer_config.json", "chat_template", [{"name": "default", "template": "{{ messages }}"}]),
-        ("tokenizer_config.json", "pad_token", {"__type": "AddedToken", "content": "<unk>", "lstrip": False}),
+        (
+            "tokenizer_config.json",
+            "chat_template",
+            [{"name": "default", "template": "{{ messages }}"}],
+        ),
+        (
+            "tokenizer_config.json",
+            "pad_token",
+            {"__type": "AddedToken", "content": "<unk>", "lstrip": False},
+        ),
         ("special_tokens_map.json", "additional_special_tokens", ["<unk>", {"content": "<s>"}]),
         ("generation_config.json", "temperature", 1),
         ("generation_config.json", "eos_token_id", [2]),
@@ -174,9 +238,19 @@ def test_a_special_token_that_is_no_token(role: str, changed: Changed, run: Run)
     """The folder's tokenizer would go without it, and the model would be given other ids."""
     source = with_value(changed(), "special_tokens_map.json", role, "<other>")
     code, said = planned(run, source)
-    assert (code, "LR113" in said, f"say {role}: '<other>', and no token of them is that" in said) == (3, True, True)
+    assert (
+        code,
+        "LR113" in said,
+        f"say {role}: '<other>', and no token of them is that" in said,
+    ) == (3, True, True)
 
 
 def test_a_special_token_that_only_has_no_use(changed: Changed, run: Run) -> None:
-    code, said = planned(run, with_value(changed(), "special_tokens_map.json", "sep_token", "<sep>"))
-    assert (code, "LR415" in said, "say sep_token: '<sep>', and no token of them is that" in said) == (0, True, True)
+    code, said = planned(
+        run, with_value(changed(), "special_tokens_map.json", "sep_token", "<sep>")
+    )
+    assert (
+        code,
+        "LR415" in said,
+        "say sep_token: '<sep>', and no token of them is that" in said,
+    ) == (0, True, True)

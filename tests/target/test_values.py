@@ -20,12 +20,16 @@ TILED = TINY / "llava-v1.6-mistral" / "safetensors"
 
 def mine(text: str, parent: str = "llava-v1.5") -> Path:
     path = Path("mine.yaml")
-    path.write_text(f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: mine\nextends: [{parent}.yaml]\n{text}\n")
+    path.write_text(
+        f"schema: 1\nname: mine\nversion: 1.0.0\nsummary: mine\nextends: [{parent}.yaml]\n{text}\n"
+    )
     return path
 
 
 def config(text: str, source: Path = LLAMA) -> Any:
-    """What the processor would be made with by a rule file that says this of it: values of all configs are found in one way."""
+    """What the processor would be made with by a rule file that says this of it: values of all
+    configs are found in one way.
+    """
     job = plan_job(mine(PROBE + text), [str(source), f"vision_tower={CLIP}"], dry_run=True)
     assert job.derived is not None, job.plan.problems
     return job.derived.config.processor.get("probe")
@@ -62,7 +66,12 @@ def test_a_list_that_is_written_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{const: 1, times: 2}", "{tower: positions, as: grid_pinpoints}", "{tower: positions, times: 0}"]
+    "text",
+    [
+        "{const: 1, times: 2}",
+        "{tower: positions, as: grid_pinpoints}",
+        "{tower: positions, times: 0}",
+    ],
 )
 def test_fields_that_do_not_go_together(text: str, run: Run) -> None:
     ran = run("apply", mine(PROBE + text), "--source", LLAMA, "--dry-run")
@@ -72,16 +81,41 @@ def test_fields_that_do_not_go_together(text: str, run: Run) -> None:
 def test_pinpoints_are_the_sources_own(changed: Changed, run: Run) -> None:
     """As a text, not symmetric, and not those of the class: in config, and in what cuts images."""
     source = changed(TILED, config=lambda c: c.update(image_grid_pinpoints="[(28, 56), (84, 28)]"))
-    ran = run("apply", "llava-next", "--source", source, "--source", f"vision_tower={CLIP}", "--output", "out")
+    ran = run(
+        "apply",
+        "llava-next",
+        "--source",
+        source,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+    )
     assert ran.code == 0, ran.out + ran.err
     for file in ("config.json", "preprocessor_config.json"):
-        assert json.loads(Path("out", file).read_text())["image_grid_pinpoints"] == [[56, 28], [28, 84]]
+        assert json.loads(Path("out", file).read_text())["image_grid_pinpoints"] == [
+            [56, 28],
+            [28, 84],
+        ]
 
 
 def test_pinpoints_that_do_not_fit_the_tower(changed: Changed, run: Run) -> None:
     source = changed(TILED, config=lambda c: c.update(image_grid_pinpoints=[[30, 60]]))
-    ran = run("apply", "llava-next", "--source", source, "--source", f"vision_tower={CLIP}", "--output", "out")
-    assert (ran.code, "LR112" in ran.out, "multiples of the tower's 28 px" in ran.out) == (3, True, True)
+    ran = run(
+        "apply",
+        "llava-next",
+        "--source",
+        source,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+    )
+    assert (ran.code, "LR112" in ran.out, "multiples of the tower's 28 px" in ran.out) == (
+        3,
+        True,
+        True,
+    )
     assert not Path("out").exists()
 
 
@@ -90,12 +124,19 @@ def test_a_key_that_the_config_does_not_have(changed: Changed) -> None:
     source = changed(TILED, config=lambda c: c.pop(key, None))
     rules = mine(f"{PROBE}{{from: {key}}}", "llava-next")
     [problem] = plan_job(rules, [str(source), f"vision_tower={CLIP}"], dry_run=True).plan.problems
-    assert (problem.code, f"is read from `{key}`" in problem.cause, problem.fix) == ("LR112", True, fix)
+    assert (problem.code, f"is read from `{key}`" in problem.cause, problem.fix) == (
+        "LR112",
+        True,
+        fix,
+    )
 
 
 def test_the_chat_template_goes_by_the_tokenizer(changed: Changed, tmp_path: Path) -> None:
     """A LLaVA-NeXT with Qwen's words for turns, and without them."""
-    source = changed(TILED, config=lambda c: c.update(architectures=["LlavaLlamaForCausalLM"], model_type="llava"))
+    source = changed(
+        TILED,
+        config=lambda c: c.update(architectures=["LlavaLlamaForCausalLM"], model_type="llava"),
+    )
 
     def template() -> str:
         job = plan_job("llava-next", [str(source), f"vision_tower={CLIP}", *more], dry_run=True)
@@ -113,16 +154,22 @@ def test_the_chat_template_goes_by_the_tokenizer(changed: Changed, tmp_path: Pat
 
 
 def test_processors_have_the_classes_of_the_rule_file(run: Run, tmp_path: Path) -> None:
-    """What the tower's own image processor says of sizes and means stays; class and grid are the family's."""
+    """What the tower's own image processor says of sizes and means stays; class and grid are the
+    family's.
+    """
     siglip = TINY / "siglip-tiny-patch14-28"
     tokenizer = qwen_tokenizer(tmp_path / "qwen")
     ran = run(
-        "apply", "llava-onevision", "--source", TINY / "llava-onevision" / "safetensors", "--source", f"vision_tower={siglip}",
+        "apply", "llava-onevision", "--source", TINY / "llava-onevision" / "safetensors",
+        "--source", f"vision_tower={siglip}",
         "--source", f"language_model={tokenizer}", "--output", "out",
     )  # fmt: skip
     assert ran.code == 0, ran.out + ran.err
     own = json.loads((siglip / "preprocessor_config.json").read_text())
-    images, videos = (json.loads(Path("out", f"{kind}preprocessor_config.json").read_text()) for kind in ("", "video_"))
+    images, videos = (
+        json.loads(Path("out", f"{kind}preprocessor_config.json").read_text())
+        for kind in ("", "video_")
+    )
     assert images["image_processor_type"] == "LlavaOnevisionImageProcessor"
     assert videos["video_processor_type"] == "LlavaOnevisionVideoProcessor"
     assert "image_processor_type" not in videos
@@ -130,27 +177,58 @@ def test_processors_have_the_classes_of_the_rule_file(run: Run, tmp_path: Path) 
         assert images[key] == videos[key] == own[key]
     assert len(images["image_grid_pinpoints"]) == 36
     processor = json.loads(Path("out/processor_config.json").read_text())
-    assert (processor["image_token"], processor["video_token"], processor["num_image_tokens"]) == ("<image>", "<video>", 4)
+    assert (processor["image_token"], processor["video_token"], processor["num_image_tokens"]) == (
+        "<image>",
+        "<video>",
+        4,
+    )
 
 
 @pytest.mark.parametrize("layers", [27, 26])
 def test_siglip_is_read_from_its_last_layer_whatever_its_config_says(layers: int, run: Run) -> None:
-    """A config that was written after the last layer was deleted, as converted models have it, says 26."""
+    """A config that was written after the last layer was deleted, as converted models have it,
+    says 26.
+    """
     tower = Path("tower")
     tower.mkdir()
-    sizes = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "image_size": 384, "patch_size": 14}
-    (tower / "config.json").write_text(json.dumps({"model_type": "siglip_vision_model", "num_hidden_layers": layers, **sizes}))
-    for rules, manifest in (("onevision", "onevision-qwen2-7b"), ("interleave", "interleave-qwen-0.5b")):
+    sizes = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    }
+    (tower / "config.json").write_text(
+        json.dumps({"model_type": "siglip_vision_model", "num_hidden_layers": layers, **sizes})
+    )
+    for rules, manifest in (
+        ("onevision", "onevision-qwen2-7b"),
+        ("interleave", "interleave-qwen-0.5b"),
+    ):
         source = str(MANIFESTS / f"llava-{manifest}.released.json")
         job = plan_job(f"llava-{rules}", [source, f"vision_tower={tower}"], dry_run=True)
         assert job.derived is not None, job.plan.problems
         written = job.derived.config.config
-        assert (written["vision_feature_layer"], written["vision_feature_select_strategy"]) == (-1, "full")
+        assert (written["vision_feature_layer"], written["vision_feature_select_strategy"]) == (
+            -1,
+            "full",
+        )
         assert job.derived.config.tower.facts["last_layer_deleted"] is True
 
 
 @pytest.mark.parametrize("said", ["mlp2x_relu", "identity", 3])
-def test_a_projector_of_a_kind_that_tensors_do_not_show(said: object, run: Run, changed: Changed) -> None:
+def test_a_projector_of_a_kind_that_tensors_do_not_show(
+    said: object, run: Run, changed: Changed
+) -> None:
     source = changed(config=lambda c: c.update(mm_projector_type=said))
-    ran = run("apply", "llava-v1.5", "--source", source, "--source", f"vision_tower={CLIP}", "--output", "out")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        source,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+    )
     assert (ran.code, "LR112" in ran.out, repr(said) in ran.out) == (3, True, True)

@@ -1,4 +1,6 @@
-"""`make text-models`: every language model of the installed transformers inside a LLaVA, as the table in docs/text-models.md."""
+"""`make text-models`: every language model of the installed transformers inside a LLaVA, as the
+table in docs/text-models.md.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ def rows(matrix: Matrix) -> dict[str, str]:
 def _cells(matrix: Matrix, kind: str) -> list[str]:
     outcome = matrix.outcomes[kind]
     if outcome.folder is None:
-        what = f"refused: {_short(outcome.refused)}" if outcome.refused else f"not tried: {_short(outcome.untried)}"
+        what = (
+            f"refused: {_short(outcome.refused)}"
+            if outcome.refused
+            else f"not tried: {_short(outcome.untried)}"
+        )
         return [what, *[""] * (len(VERSIONS) - 1)]
     return [_cell(matrix.far[version][kind]) for version in VERSIONS]
 
@@ -52,7 +58,9 @@ def written() -> str:
 
 
 def main() -> None:
-    if why := [reason for version in ALL_VERSIONS if version != INSTALLED and (reason := missing(version))]:
+    if why := [
+        reason for version in ALL_VERSIONS if version != INSTALLED and (reason := missing(version))
+    ]:
         raise SystemExit("\n".join(why))
     with tempfile.TemporaryDirectory() as work:
         made = table(everything(Path(work)))

@@ -40,7 +40,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(made: Path, tmp_path: Path) -> Path:
-    """A converted folder that may be damaged; that it lies elsewhere than where it was made is no harm."""
+    """A converted folder that may be damaged; that it lies elsewhere than where it was made is
+    no harm.
+    """
     shutil.copytree(made, tmp_path / "out")
     return tmp_path / "out"
 
@@ -68,14 +70,18 @@ def change_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], None
     data = bytearray(path.read_bytes())
     length = int.from_bytes(data[:8], "little")
     start, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
-    tensor = torch.frombuffer(data, dtype=torch.float16, offset=8 + length + start, count=(end - start) // 2)
+    tensor = torch.frombuffer(
+        data, dtype=torch.float16, offset=8 + length + start, count=(end - start) // 2
+    )
     change(tensor)
     path.write_bytes(data)
     return path
 
 
 def accept(folder: Path, *paths: Path) -> None:
-    """Enter the files as they are now into the record, as someone would who wants to hide a change."""
+    """Enter the files as they are now into the record, as someone would who wants to hide a
+    change.
+    """
     record = record_of(folder)
     for path in paths:
         record["outputs"][path.name] = {"nbytes": path.stat().st_size, "sha256": sha256(path)}
@@ -87,16 +93,34 @@ def accept(folder: Path, *paths: Path) -> None:
 
 def test_what_a_record_says(made: Path, run: Run) -> None:
     record = record_of(made)
-    assert (record["format"], record["format_version"], record["verified"]) == ("llava-remap/record", 2, "meta")
+    assert (record["format"], record["format_version"], record["verified"]) == (
+        "llava-remap/record",
+        2,
+        "meta",
+    )
     assert record["made_with"]["transformers"] == version("transformers")
-    assert record["made_with"]["post_load"] == {"expand_embeddings": f"llava-remap {version('llava-remap')}"}
-    dry = run("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--dry-run", "--format", "json").json
+    assert record["made_with"]["post_load"] == {
+        "expand_embeddings": f"llava-remap {version('llava-remap')}"
+    }
+    dry = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        SOURCES[0],
+        "--source",
+        SOURCES[1],
+        "--dry-run",
+        "--format",
+        "json",
+    ).json
     del dry["predicted"]  # what this process would take, not what was done
     for check in dry["value_checks"]:
         check["checked"] = True
     assert record["plan"] == dry
     names = {path.name for path in made.iterdir()} - {"llava_remap.json"}
-    assert record["outputs"] == {n: {"nbytes": (made / n).stat().st_size, "xxh3_128": xxh3(made / n)} for n in names}
+    assert record["outputs"] == {
+        n: {"nbytes": (made / n).stat().st_size, "xxh3_128": xxh3(made / n)} for n in names
+    }
 
 
 def test_the_rule_file_is_in_the_record(made: Path) -> None:
@@ -105,7 +129,10 @@ def test_the_rule_file_is_in_the_record(made: Path) -> None:
     names = [file["name"] for file in rules["files"]]
     assert names[-1] == "llava-v1.5.yaml"
     assert "parts/llava.yaml" in names
-    assert hashlib.sha256("".join(file["text"] for file in rules["files"]).encode()).hexdigest() == rules["sha256"]
+    assert (
+        hashlib.sha256("".join(file["text"] for file in rules["files"]).encode()).hexdigest()
+        == rules["sha256"]
+    )
 
 
 def test_sources_in_the_record(made: Path) -> None:
@@ -114,14 +141,28 @@ def test_sources_in_the_record(made: Path) -> None:
         "model": SOURCES[0],
         "vision_tower": str(CLIP),
     }
-    assert set(sources["vision_tower"]["files"]) == {"model.safetensors", "config.json", "preprocessor_config.json"}
-    weights = {f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)} | {"pytorch_model.bin.index.json"}
-    small = {"config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"}
+    assert set(sources["vision_tower"]["files"]) == {
+        "model.safetensors",
+        "config.json",
+        "preprocessor_config.json",
+    }
+    weights = {f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)} | {
+        "pytorch_model.bin.index.json"
+    }
+    small = {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    }
     assert set(sources["model"]["files"]) == weights | small
     for name, source in sources.items():
         folder = Path(source["location"])
         for file, digest in source["files"].items():
-            known = {} if file.endswith((".bin", ".safetensors")) else {"xxh3_128": xxh3(folder / file)}
+            known = (
+                {} if file.endswith((".bin", ".safetensors")) else {"xxh3_128": xxh3(folder / file)}
+            )
             assert digest == {"nbytes": (folder / file).stat().st_size, **known}, (name, file)
 
 
@@ -136,7 +177,10 @@ def test_the_record_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Exception, match="LR502"):
         apply("llava-v1.5", SOURCES, tmp_path / "out")
     left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {*(f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)), "llava_remap.partial"}
+    assert left == {
+        *(f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)),
+        "llava_remap.partial",
+    }
 
 
 # --- verify
@@ -149,7 +193,12 @@ def test_a_folder_as_it_was_written(out: Path, run: Run) -> None:
     assert "nothing missing, unexpected or mismatched" in ran.out
     assert ran.out.rstrip().endswith("Verified")
     found = run("verify", out, "--format", "json").json
-    assert (found["verified"], found["strict_load"], found["tensors_compared"], found["problems"]) == (True, True, None, [])
+    assert (
+        found["verified"],
+        found["strict_load"],
+        found["tensors_compared"],
+        found["problems"],
+    ) == (True, True, None, [])
     assert found["files"] == len(record_of(out)["outputs"])
 
 
@@ -157,12 +206,16 @@ def test_a_folder_as_it_was_written(out: Path, run: Run) -> None:
 def test_against_the_sources(form: str, tmp_path: Path, run: Run) -> None:
     apply("llava-v1.5", [str(FORMS[form]), SOURCES[1]], "made")
     for other in (form, "bin"):  # the tensors count, not the form in which they come
-        ran = run("verify", "made", "--against", FORMS[other], "--against", SOURCES[1], "--format", "json")
+        ran = run(
+            "verify", "made", "--against", FORMS[other], "--against", SOURCES[1], "--format", "json"
+        )
         assert (ran.code, ran.json["tensors_compared"]) == (0, 80)
 
 
 def test_sources_may_be_given_by_name(out: Path, run: Run) -> None:
-    ran = run("verify", out, "--against", f"vision_tower={CLIP}", "--against", f"model={SOURCES[0]}")
+    ran = run(
+        "verify", out, "--against", f"vision_tower={CLIP}", "--against", f"model={SOURCES[0]}"
+    )
     assert ran.code == 0
     assert "80 tensors equal, bit by bit, to what the sources give" in ran.out
 
@@ -175,7 +228,9 @@ def test_every_source_is_asked_for(out: Path, run: Run) -> None:
 
 
 def test_a_changed_value(out: Path, run: Run) -> None:
-    """One bit of one value: the digest shows the file; with the sources, the tensor is named, and how far it is off."""
+    """One bit of one value: the digest shows the file; with the sources, the tensor is named,
+    and how far it is off.
+    """
 
     def flip(tensor: torch.Tensor) -> None:
         tensor[3] += 0.5
@@ -208,7 +263,13 @@ def test_a_changed_new_row(out: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model-00002-of-00003.safetensors", "config.json", "tokenizer.json", "model.safetensors.index.json"]
+    "name",
+    [
+        "model-00002-of-00003.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+    ],
 )
 def test_a_file_that_is_gone(name: str, out: Path, run: Run) -> None:
     (out / name).unlink()
@@ -237,15 +298,22 @@ def test_a_changed_config(out: Path, run: Run) -> None:
     assert (ran.code, "config.json  has xxh3_128" in ran.out) == (1, True)
 
 
-@pytest.mark.parametrize(("name", "text"), [("config.json", "x"), ("model.safetensors.index.json", '{"a"')])
-def test_what_can_not_be_read_any_more_is_not_loaded(name: str, text: str, out: Path, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"), [("config.json", "x"), ("model.safetensors.index.json", '{"a"')]
+)
+def test_what_can_not_be_read_any_more_is_not_loaded(
+    name: str, text: str, out: Path, run: Run
+) -> None:
     """Nothing claims a strict load that wasn't made."""
     (out / name).write_text(text)
     ran = run("verify", out)
     assert ran.code == 1
     assert "strict load by transformers: failed" in ran.out
     found = run("verify", out, "--format", "json").json
-    assert (found["strict_load"], [problem["code"] for problem in found["problems"]]) == (False, ["LR603", "LR601"])
+    assert (found["strict_load"], [problem["code"] for problem in found["problems"]]) == (
+        False,
+        ["LR603", "LR601"],
+    )
 
 
 def other_dtype(record: Any) -> None:
@@ -263,7 +331,9 @@ def other_name(record: Any) -> None:
         (other_name, f"{NORM}  is F16 [64] in the files, not there in the record"),
     ],
 )
-def test_a_record_that_is_not_of_these_files(change: Callable[[Any], object], words: str, out: Path, run: Run) -> None:
+def test_a_record_that_is_not_of_these_files(
+    change: Callable[[Any], object], words: str, out: Path, run: Run
+) -> None:
     path = out / "llava_remap.json"
     path.write_text(broken(change)(path.read_text()))
     ran = run("verify", out)
@@ -282,7 +352,13 @@ def test_a_config_of_another_size(out: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "model.safetensors.partial"]
+    "name",
+    [
+        "model.safetensors",
+        "pytorch_model.bin",
+        "adapter_model.safetensors",
+        "model.safetensors.partial",
+    ],
 )
 def test_a_file_that_a_loader_would_take_in(name: str, out: Path, run: Run) -> None:
     shutil.copy(out / "model-00001-of-00003.safetensors", out / name)
@@ -291,7 +367,9 @@ def test_a_file_that_a_loader_would_take_in(name: str, out: Path, run: Run) -> N
     assert f"{name}  is not in the record" in ran.out
 
 
-@pytest.mark.parametrize("name", ["added_tokens.json", "merges.txt", "modeling_llava.py", "chat_template2.jinja"])
+@pytest.mark.parametrize(
+    "name", ["added_tokens.json", "merges.txt", "modeling_llava.py", "chat_template2.jinja"]
+)
 def test_a_small_file_that_would_be_taken_in(name: str, out: Path, run: Run) -> None:
     (out / name).write_text("{}")
     assert f"{name}  is not in the record" in run("verify", out).out
@@ -322,12 +400,22 @@ def test_against_another_checkpoint(out: Path, run: Run, tmp_path: Path) -> None
     assert ran.code == 1
     assert "3 of 80 tensors are not what the sources give" in ran.out
     assert f"{NORM}  64 of 64 values differ, by up to " in ran.out
-    assert "linear_1.bias  comes from `model.mm_projector.0.bias`, which is F32 [64] and was F16 [64]" in ran.out
-    assert "linear_2.bias  comes from `model.mm_projector.2.bias`, which source `model` doesn't have" in ran.out
+    assert (
+        "linear_1.bias  comes from `model.mm_projector.0.bias`, which is F32 [64] and was F16 [64]"
+        in ran.out
+    )
+    assert (
+        "linear_2.bias  comes from `model.mm_projector.2.bias`, which source `model` doesn't have"
+        in ran.out
+    )
 
 
-def test_against_a_checkpoint_without_what_new_rows_are_made_from(out: Path, run: Run, tmp_path: Path) -> None:
-    """The new rows of lm_head are made from embed_tokens, so both are not what this source gives."""
+def test_against_a_checkpoint_without_what_new_rows_are_made_from(
+    out: Path, run: Run, tmp_path: Path
+) -> None:
+    """The new rows of lm_head are made from embed_tokens, so both are not what this source
+    gives.
+    """
     folder = tmp_path / "other"
     shutil.copytree(RELEASED / "safetensors", folder)
     state = load_file(folder / "model.safetensors")
@@ -336,13 +424,18 @@ def test_against_a_checkpoint_without_what_new_rows_are_made_from(out: Path, run
     ran = run("verify", out, "--against", folder, "--against", SOURCES[1])
     assert ran.code == 1
     assert "2 of 80 tensors are not what the sources give" in ran.out
-    assert "lm_head.weight  comes from `model.embed_tokens.weight`, which source `model` doesn't have" in ran.out
+    assert (
+        "lm_head.weight  comes from `model.embed_tokens.weight`, which source `model` doesn't have"
+        in ran.out
+    )
 
 
 def test_against_a_manifest(out: Path, run: Run, tmp_path: Path) -> None:
     """It has every name and shape, and no values."""
     catalog = open_checkpoint(Path(SOURCES[0])).catalog
-    tensors = {name: {"dtype": tensor.dtype, "shape": tensor.shape} for name, tensor in catalog.items()}
+    tensors = {
+        name: {"dtype": tensor.dtype, "shape": tensor.shape} for name, tensor in catalog.items()
+    }
     content = {"format": "llava-remap/manifest", "format_version": 1, "tensors": tensors}
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     ran = run("verify", out, "--against", "manifest.json", "--against", SOURCES[1])
@@ -351,7 +444,9 @@ def test_against_a_manifest(out: Path, run: Run, tmp_path: Path) -> None:
 
 
 def without_norm(record: Any) -> None:
-    record["plan"]["mapped"] = [entry for entry in record["plan"]["mapped"] if entry["target"] != NORM]
+    record["plan"]["mapped"] = [
+        entry for entry in record["plan"]["mapped"] if entry["target"] != NORM
+    ]
 
 
 def test_a_tensor_that_the_record_leaves_out(out: Path, run: Run) -> None:
@@ -381,25 +476,40 @@ def test_a_tied_head_that_has_come_apart(run: Run, tmp_path: Path) -> None:
         state["lm_head.weight"] = state["model.embed_tokens.weight"] + (0 if name == "tied" else 1)
         torch.save(state, tmp_path / name / "pytorch_model.bin")
         config = json.loads((tmp_path / name / "config.json").read_text())
-        (tmp_path / name / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+        (tmp_path / name / "config.json").write_text(
+            json.dumps({**config, "tie_word_embeddings": True})
+        )
     apply("llava-v1.5", [str(tmp_path / "tied"), SOURCES[1]], "made")
     assert run("verify", "made", "--against", tmp_path / "tied", "--against", SOURCES[1]).code == 0
     ran = run("verify", "made", "--against", tmp_path / "apart", "--against", SOURCES[1])
     assert ran.code == 1
-    assert "lm_head.weight  is tied to `language_model.model.embed_tokens.weight`, and has other values in its source" in ran.out
+    assert (
+        "lm_head.weight  is tied to `language_model.model.embed_tokens.weight`, and has other "
+        "values in its source" in ran.out
+    )
     assert "80 tensors held against what the sources give, 1 differ" in ran.out
 
 
 def test_a_source_of_which_no_tensor_was_used(run: Run, tmp_path: Path) -> None:
-    """As `apply` was given it: a tower of its own is there already, and of the other only the config was read."""
+    """As `apply` was given it: a tower of its own is there already, and of the other only the
+    config was read.
+    """
     model = TINY / "llava-onevision" / "safetensors"
     tower = tmp_path / "tower"
     tower.mkdir()
     shutil.copy(TINY / "siglip-tiny-patch14-28" / "config.json", tower)
     sources = (f"model={model}", f"vision_tower={tower}")
-    ran = run("apply", "llava-onevision", *(a for source in sources for a in ("--source", source)), "--output", "made")
+    ran = run(
+        "apply",
+        "llava-onevision",
+        *(a for source in sources for a in ("--source", source)),
+        "--output",
+        "made",
+    )
     assert ran.code == 0, ran.out + ran.err
-    assert run("verify", "made", *(a for source in sources for a in ("--against", source))).code == 0
+    assert (
+        run("verify", "made", *(a for source in sources for a in ("--against", source))).code == 0
+    )
     assert run("verify", "made", "--against", model).code == 0
     assert "made from `model`" in run("verify", "made", "--against", sources[1]).err
     ran = run("verify", "made", "--against", model, "--against", f"tower={tower}")
@@ -414,7 +524,9 @@ def test_progress_adds_up(out: Path) -> None:
         assert sum(told) == record.nbytes_to_read(compared=against is not None)
 
 
-@pytest.mark.parametrize("config", ["{}", '{"model_type": "llava"}', '{"model_type": "llava", "text_config": 5}'])
+@pytest.mark.parametrize(
+    "config", ["{}", '{"model_type": "llava"}', '{"model_type": "llava", "text_config": 5}']
+)
 def test_a_config_from_which_no_model_is_built(config: str, out: Path, run: Run) -> None:
     """No rule file is wrong, and nobody used anything wrongly."""
     (out / "config.json").write_text(config)
@@ -425,7 +537,11 @@ def test_a_config_from_which_no_model_is_built(config: str, out: Path, run: Run)
 
 def test_json_of_a_refusal(tmp_path: Path, run: Run) -> None:
     ran = run("verify", tmp_path, "--format", "json")
-    assert (ran.json["format"], ran.json["verified"], ran.code) == ("llava-remap/verification", False, 3)
+    assert (ran.json["format"], ran.json["verified"], ran.code) == (
+        "llava-remap/verification",
+        False,
+        3,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["U16", "I16", "C64"])
@@ -449,7 +565,11 @@ def test_how_far_is_told_of_what_differs() -> None:
 def swap_sources(record: Any) -> None:
     """Two matrices of the same shape change places: by names and shapes, nothing is wrong."""
     one, other = (
-        next(entry for entry in record["plan"]["mapped"] if entry["target"].endswith(f"layers.0.self_attn.{name}_proj.weight"))
+        next(
+            entry
+            for entry in record["plan"]["mapped"]
+            if entry["target"].endswith(f"layers.0.self_attn.{name}_proj.weight")
+        )
         for name in "qo"
     )
     one["from"], other["from"] = other["from"], one["from"]
@@ -502,7 +622,9 @@ def test_without_a_record(out: Path, run: Run) -> None:
     assert "LR606" in ran.err
 
 
-@pytest.mark.parametrize("name", ["config.json", "model-00002-of-00003.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model-00002-of-00003.safetensors", "tokenizer.json"]
+)
 def test_a_folder_in_place_of_a_file(name: str, out: Path, run: Run) -> None:
     (out / name).unlink()
     (out / name).mkdir()
@@ -512,7 +634,9 @@ def test_a_folder_in_place_of_a_file(name: str, out: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["llava_remap.json", "config.json"])
-def test_a_file_that_must_not_be_read(name: str, out: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_must_not_be_read(
+    name: str, out: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whose test run may read everything: the refusal is made up."""
     opened = Path.open
 
@@ -533,7 +657,9 @@ def test_a_name_too_long(run: Run) -> None:
     assert (ran.code, "LR100" in ran.err) == (3, True)
 
 
-@pytest.mark.parametrize("left", [["model-00001-of-00003.safetensors"], ["model-00002-of-00003.safetensors.partial"]])
+@pytest.mark.parametrize(
+    "left", [["model-00001-of-00003.safetensors"], ["model-00002-of-00003.safetensors.partial"]]
+)
 def test_an_unfinished_folder(left: list[str], out: Path, run: Run) -> None:
     for path in out.iterdir():
         path.unlink()
@@ -569,7 +695,9 @@ def broken(change: Callable[[Any], object]) -> Callable[[str], str]:
         broken(lambda r: r.update(format="other")),
         broken(lambda r: r.update(format_version=3)),
         broken(lambda r: r.pop("outputs")),
-        broken(lambda r: r["outputs"].update({"../../etc/passwd": {"nbytes": 1, "sha256": "0" * 64}})),
+        broken(
+            lambda r: r["outputs"].update({"../../etc/passwd": {"nbytes": 1, "sha256": "0" * 64}})
+        ),
         broken(lambda r: r["outputs"].update({"..": {"nbytes": 1, "sha256": "0" * 64}})),
         broken(lambda r: r["outputs"].update({"a": {"nbytes": -1, "sha256": "0" * 64}})),
         broken(lambda r: r["outputs"].update({"a": {"nbytes": 1, "sha256": "zz"}})),
@@ -614,13 +742,35 @@ def test_full_reads_everything_back(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_none_says_so(run: Run) -> None:
-    ran = run("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--output", "out", "--verify", "none")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        SOURCES[0],
+        "--source",
+        SOURCES[1],
+        "--output",
+        "out",
+        "--verify",
+        "none",
+    )
     assert "not checked after writing (--verify none)" in ran.out
 
 
 def test_none_asks_nobody(made: Path) -> None:
     """Warm, a job without the strict load imports neither torch nor transformers."""
-    command = ("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--output", "out", "--verify", "none")
+    command = (
+        "apply",
+        "llava-v1.5",
+        "--source",
+        SOURCES[0],
+        "--source",
+        SOURCES[1],
+        "--output",
+        "out",
+        "--verify",
+        "none",
+    )
     assert heavy(*command) == {"numpy"}  # the new rows
     assert record_of(Path("out"))["verified"] == "none"
     for path in made.iterdir():

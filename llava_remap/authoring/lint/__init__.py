@@ -1,7 +1,8 @@
-"""What is wrong with a rule file, found by trying it: on names made from its own rules, on its tests' and on real ones. Pure.
+"""What is wrong with a rule file, found by trying it: on names made from its own rules, on its
+tests' and on real ones. Pure.
 
-Every finding is seen, not inferred: a rule is shadowed if none of the names that were made from it reaches it, a regex runs away
-if it did.
+Every finding is seen, not inferred: a rule is shadowed if none of the names that were made from it
+reaches it, a regex runs away if it did.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ __all__ = ["Finding", "Linted", "Names", "lint"]
 
 
 def lint(rules: RuleFile, names: Names | None = None) -> Linted:
-    """Look for everything that can be wrong with a valid rule file. A time limit that is hit is a finding as well.
+    """Look for everything that can be wrong with a valid rule file. A time limit that is hit is a
+    finding as well.
 
     Args:
         names: real names that it is to be held against.
@@ -28,7 +30,9 @@ def lint(rules: RuleFile, names: Names | None = None) -> Linted:
     program = compile_all(rules)
     every = (*program.prepare, *program.names)
     trees = trees_of(rules)
-    runaways = {rule.label: finding for rule in every if (finding := runaway(rule, trees.get(rule.label)))}
+    runaways = {
+        rule.label: finding for rule in every if (finding := runaway(rule, trees.get(rule.label)))
+    }
     found = list(runaways.values())
     trial = None
     try:
@@ -36,8 +40,15 @@ def lint(rules: RuleFile, names: Names | None = None) -> Linted:
         for check in CHECKS:
             found += check(trial)
     except RemapError as error:  # a regex that no attack made run away, and another name did
-        found += [finding for problem in error.problems if (finding := Finding.of(problem)) not in found]
-    lost = {name for finding in found if finding.problem.code == "LR215" for name in finding.problem.names}
+        found += [
+            finding for problem in error.problems if (finding := Finding.of(problem)) not in found
+        ]
+    lost = {
+        name
+        for finding in found
+        if finding.problem.code == "LR215"
+        for name in finding.problem.names
+    }
     own = rules.tree.mark.file
     return Linted(
         file=own,

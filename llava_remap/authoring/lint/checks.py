@@ -1,4 +1,6 @@
-"""What can be wrong with rules taken together: they take each other's names, or their own new ones; names don't come back."""
+"""What can be wrong with rules taken together: they take each other's names, or their own new
+ones; names don't come back.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from llava_remap.rulefile import Mark
 
 _NARROW = "Let it take only names that aren't renamed yet"
 #: By list: a rule of `names` before others keeps a name from them, one of `prepare` doesn't.
-_SETTLE = {"prepare": f"{_NARROW}.", "names": f"{_NARROW}, or put a rule before it that keeps the new one ({{from: X, to: X}})."}
+_SETTLE = {
+    "prepare": f"{_NARROW}.",
+    "names": f"{_NARROW}, or put a rule before it that keeps the new one ({{from: X, to: X}}).",
+}
 
 
 def not_idempotent(trial: Trial) -> Iterator[Finding]:
@@ -25,7 +30,11 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
         for name, rewrite in ground.rewrites.items():
             after = _made(rewrite)
             again = ground.program.rewrite(after)
-            if rewrite.reason is not None or again.reason is not None or not _renamed(rewrite, again):
+            if (
+                rewrite.reason is not None
+                or again.reason is not None
+                or not _renamed(rewrite, again)
+            ):
                 continue
             first, second = _changing(rewrite)[-1], _changing(again)[0]
             rule, _, chains = found.setdefault(first, (rules[first], second, []))
@@ -36,16 +45,25 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
                     found.setdefault(f"{rule.label} back", (rule, "", []))[2].append(chain)
     for rule, second, chains in found.values():
         if not second:
-            cause, fix = f"the way back of `{rule.label}` takes its own names.", r"Anchor the `match` of its `reverse`."
+            cause, fix = (
+                f"the way back of `{rule.label}` takes its own names.",
+                r"Anchor the `match` of its `reverse`.",
+            )
         elif second == rule.label:
-            cause, fix = f"`{rule.label}` takes its own new names: run twice, it renames them again.", _SETTLE[_list(rule)]
+            cause, fix = (
+                f"`{rule.label}` takes its own new names: run twice, it renames them again.",
+                _SETTLE[_list(rule)],
+            )
         else:
             cause, fix = (
-                f"what `{rule.label}` makes is renamed by `{second}` where the rules are run twice.",
+                f"what `{rule.label}` makes is renamed by `{second}` where the rules are run "
+                "twice.",
                 _SETTLE[_list(rule)],
             )
         table = tuple(dict.fromkeys(chains))
-        yield Finding(rule.mark, Problem("LR203", cause, fix, tuple(name for name, _ in table), table))
+        yield Finding(
+            rule.mark, Problem("LR203", cause, fix, tuple(name for name, _ in table), table)
+        )
 
 
 def _made(rewrite: Rewrite) -> str:
@@ -54,7 +72,9 @@ def _made(rewrite: Rewrite) -> str:
 
 
 def _renamed(once: Rewrite, twice: Rewrite) -> bool:
-    """Whether the second time makes something else; a new name that maps nowhere is as it should be."""
+    """Whether the second time makes something else; a new name that maps nowhere is as it should
+    be.
+    """
     if once.target is None:
         return twice.prepared != once.prepared
     return twice.target is not None and twice.target != once.target
@@ -77,29 +97,40 @@ def shadowed(trial: Trial) -> Iterator[Finding]:
         by = " and ".join(f"`{taker.label}`" for taker in takers)
         cause = f"`{rule.label}` can take no name: {by} has them before it."
         movable = all(_list(taker) == _list(rule) for taker in takers)
-        fix = f"Put it before {by}, or take it out." if movable else f"Make {by} narrower, or take `{rule.label}` out."
+        fix = (
+            f"Put it before {by}, or take it out."
+            if movable
+            else f"Make {by} narrower, or take `{rule.label}` out."
+        )
         inherited = rule.mark.file != trial.own
         mine = next((taker for taker in takers if inherited and taker.mark.file == trial.own), None)
         if mine is not None:
             cause = f"`{rule.label}` of {rule.mark.file} can take no name: {by} has them before it."
             fix = f"Make `{mine.label}` narrower."
             if _list(mine) == _list(rule) and mine.rule.drop is None:
-                fix = f"Give `{mine.label}` the id `{rule.rule.id}`: then it replaces the inherited rule."
+                fix = (
+                    f"Give `{mine.label}` the id `{rule.rule.id}`: then it replaces the "
+                    "inherited rule."
+                )
         yield Finding((mine or rule).mark, Problem("LR204", cause, fix, names))
 
 
 def dropped_renames(trial: Trial) -> Iterator[Finding]:
     """LR306, from the rules alone: a drop that leaves a rename no name.
 
-    A drop that takes some of a rename's names is an exception from it, which is what drops are for. One that takes all of them
-    takes what the rename is there to give the target. Where the target's parameters are known, `dropped_parameters` is exact.
+    A drop that takes some of a rename's names is an exception from it, which is what drops are for.
+    One that takes all of them takes what the rename is there to give the target. Where the target's
+    parameters are known, `dropped_parameters` is exact.
     """
     if trial.wanted is not None:
         return
     stolen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     marks = _marks(trial)
     for rule, takers in _shadowed(trial):
-        ground, drops = trial.assumed[rule.label], {taker.label for taker in takers if taker.rule.drop is not None}
+        ground, drops = (
+            trial.assumed[rule.label],
+            {taker.label for taker in takers if taker.rule.drop is not None},
+        )
         for name in trial.witnesses[rule.label]:
             taker = ground.rewrites[name].rules[-1]
             if _list(rule) != "names" or rule.rule.drop is not None or taker not in drops:
@@ -110,29 +141,44 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
         rules = " and ".join(f"`{label}`" for label in by_rule)
         cause = f"the drop `{taker}` takes every name that {rules} would give the target."
         lost = tuple(dict.fromkeys(name for names in by_rule.values() for name in names))
-        yield Finding(marks[taker], Problem("LR306", cause, "Make it narrower, or take the rename out.", lost))
+        yield Finding(
+            marks[taker], Problem("LR306", cause, "Make it narrower, or take the rename out.", lost)
+        )
 
 
 def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]:
-    """Each rule that none of its witnesses and no real name reaches, with the rules that keep them from it."""
+    """Each rule that none of its witnesses and no real name reaches, with the rules that keep
+    them from it.
+    """
     places = {rule.label: at for at, rule in enumerate(trial.rules)}
     really_reached = trial.real.reached if trial.real else set()
     for at, rule in enumerate(trial.rules):
         ground = trial.assumed[rule.label]
         rewrites = [ground.rewrites[name] for name in trial.witnesses[rule.label]]
-        reached = rule.label in really_reached or any(rule.label in rewrite.rules for rewrite in rewrites)
+        reached = rule.label in really_reached or any(
+            rule.label in rewrite.rules for rewrite in rewrites
+        )
         if rewrites and not reached and all(_is_settled(ground, rewrite) for rewrite in rewrites):
-            labels = dict.fromkeys(label for rewrite in rewrites for label in _takers(rule, rewrite))
+            labels = dict.fromkeys(
+                label for rewrite in rewrites for label in _takers(rule, rewrite)
+            )
             yield rule, [trial.rules[places[label]] for label in labels if places[label] < at]
 
 
 def _is_settled(ground: Ground, rewrite: Rewrite) -> bool:
-    """Whether `prepare` leaves alone what it made. If not (LR203), names that it makes are none that could be tried here."""
-    return rewrite.reason is not None or ground.program.rewrite(rewrite.prepared).prepared == rewrite.prepared
+    """Whether `prepare` leaves alone what it made. If not (LR203), names that it makes are none
+    that could be tried here.
+    """
+    return (
+        rewrite.reason is not None
+        or ground.program.rewrite(rewrite.prepared).prepared == rewrite.prepared
+    )
 
 
 def _takers(rule: CompiledRule, rewrite: Rewrite) -> list[str]:
-    """The rules that kept a name from this one: who took it, or who changed it so that this one doesn't know it any more."""
+    """The rules that kept a name from this one: who took it, or who changed it so that this one
+    doesn't know it any more.
+    """
     if _list(rule) == "names" and rule(rewrite.prepared) is not None:
         return [rewrite.rules[-1]]
     return [step.rule for step in rewrite.trace if step.after != step.before]
@@ -151,22 +197,35 @@ def matched_nothing(trial: Trial) -> Iterator[Finding]:
     for rule in trial.real.rules:
         if rule.label not in reached and not rule.rule.optional:
             cause = f"`{rule.label}` takes none of the {len(trial.real.rewrites)} names."
-            yield Finding(rule.mark, Problem("LR205", cause, "Say `optional: true` if that is expected."), note=True)
+            yield Finding(
+                rule.mark,
+                Problem("LR205", cause, "Say `optional: true` if that is expected."),
+                note=True,
+            )
 
 
 def unmapped(trial: Trial) -> Iterator[Finding]:
     """LR301: real names that no rule of a whole rule file takes; `apply` refuses the same."""
     if trial.real is None or not trial.complete:
         return
-    names = tuple(name for name, rewrite in trial.real.rewrites.items() if rewrite.target is None and rewrite.reason is None)
+    names = tuple(
+        name
+        for name, rewrite in trial.real.rewrites.items()
+        if rewrite.target is None and rewrite.reason is None
+    )
     if names:
-        cause = f"{len(names)} of {len(trial.real.rewrites)} names of the sources that no rule maps or drops."
+        cause = (
+            f"{len(names)} of {len(trial.real.rewrites)} names of the sources that no rule "
+            "maps or drops."
+        )
         fix = "Add rules that map them. Drop only what the model doesn't compute with."
         yield Finding(trial.file.tree.locate(("names",)).mark, Problem("LR301", cause, fix, names))
 
 
 def dropped_parameters(trial: Trial) -> Iterator[Finding]:
-    """LR306: a real name that is dropped and would give a parameter of the target that nothing else gives."""
+    """LR306: a real name that is dropped and would give a parameter of the target that nothing
+    else gives.
+    """
     if trial.real is None or trial.wanted is None:
         return
     provided = trial.real.targets
@@ -179,7 +238,9 @@ def dropped_parameters(trial: Trial) -> Iterator[Finding]:
     marks = _marks(trial)
     for label, names in stolen.items():
         cause = f"the drop `{label}` takes what the target wants."
-        yield Finding(marks[label], Problem("LR306", cause, "Make its pattern narrower.", tuple(names)))
+        yield Finding(
+            marks[label], Problem("LR306", cause, "Make its pattern narrower.", tuple(names))
+        )
 
 
 def _marks(trial: Trial) -> dict[str, Mark]:
@@ -196,26 +257,40 @@ def not_back(trial: Trial) -> Iterator[Finding]:
             if rule.back is None or ground.program.inverse(target) is not None:
                 continue
             back = rule.lead_back(target)
-            fact = "is not matched" if back is None else f"→ {back} → {outcome(ground.program.rewrite(back))}"
+            fact = (
+                "is not matched"
+                if back is None
+                else f"→ {back} → {outcome(ground.program.rewrite(back))}"
+            )
             if back is not None and ground.program.rewrite(back).target == target:
                 fact = f"→ {back}, and by another rule to another name"
             found.setdefault(label, (rule, {}))[1][target] = fact
     for label, (rule, facts) in found.items():
         cause = f"new names of `{label}` don't come back by its way back, or not only by it."
-        fix = "Mend its `reverse`, or say `one_way: true`." if rule.rule.reverse else "Say `one_way: true`."
+        fix = (
+            "Mend its `reverse`, or say `one_way: true`."
+            if rule.rule.reverse
+            else "Say `one_way: true`."
+        )
         yield Finding(rule.mark, Problem("LR215", cause, fix, tuple(facts), tuple(facts.items())))
 
 
 def untested(trial: Trial) -> Iterator[Finding]:
-    """LR213: a rule of the file itself that takes the name of none of its tests; an inherited one is its own file's concern."""
+    """LR213: a rule of the file itself that takes the name of none of its tests; an inherited
+    one is its own file's concern.
+    """
     reached = {label for result in run_tests(trial.file) for label in result.rules}
     for rule in trial.rules:
         if rule.mark.file == trial.own and rule.label not in reached:
-            cause = f"none of the {len(trial.file.text.tests)} tests of this file has a name that `{rule.label}` takes."
+            cause = (
+                f"none of the {len(trial.file.text.tests)} tests of this file has a name that "
+                f"`{rule.label}` takes."
+            )
             yield Finding(rule.mark, Problem("LR213", cause, "Add one to `tests`."))
 
 
 CHECKS: tuple[Callable[[Trial], Iterator[Finding]], ...] = (
-    lost_fields, loose, not_idempotent, shadowed, dropped_renames, dropped_parameters, unmapped, matched_nothing, not_back,
+    lost_fields, loose, not_idempotent, shadowed, dropped_renames, dropped_parameters, unmapped,
+    matched_nothing, not_back,
     untested,
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""The order of a lint, once, for the command line and the Python API alike: rule file → real names, where given → findings."""
+"""The order of a lint, once, for the command line and the Python API alike: rule file → real
+names, where given → findings.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,12 @@ def lint_files(rules: Sequence[str | Path] = (), sources: Sequence[str] = ()) ->
     """Lint rule files; without any, all that are shipped, parts and layouts too.
 
     Args:
-        sources: `SRC` or `NAME=SRC` each, as `apply` takes them: real names to hold every file against. Only headers are read,
-            and what isn't given isn't downloaded.
+        sources: `SRC` or `NAME=SRC` each, as `apply` takes them: real names to hold every file
+            against. Only headers are read, and what isn't given isn't downloaded.
 
     Raises:
-        RemapError: for a source that can't be read. What is wrong with a rule file is in its findings, whatever it is.
+        RemapError: for a source that can't be read. What is wrong with a rule file is in its
+            findings, whatever it is.
     """
     return [_linted(file, sources) for file in rules or sorted(shipped_folder().rglob("*.yaml"))]
 
@@ -44,7 +47,9 @@ def _linted(file: str | Path, sources: Sequence[str]) -> Linted:
 
 
 def _plug_ins(rules: RuleFile) -> list[Finding]:
-    """LR212 for each plug-in of `post_load` that isn't installed or doesn't take its options: `apply` refuses the same."""
+    """LR212 for each plug-in of `post_load` that isn't installed or doesn't take its options:
+    `apply` refuses the same.
+    """
     found: list[Finding] = []
     for number, post_load in enumerate(rules.text.post_load):
         try:
@@ -61,25 +66,37 @@ def _unsaid(rules: RuleFile) -> list[Finding]:
     if value is None or "const" not in value.model_fields_set or value.const is not None:
         return []
     fix = (
-        "Write the model_type of the language model in transformers there, or take the line out if the source's config tells it."
+        "Write the model_type of the language model in transformers there, or take the line out "
+        "if the source's config tells it."
     )
     return [
-        Finding(rules.tree.locate(("target", "config", TEXT_KIND)).mark, Problem("LR201", f"`{TEXT_KIND}` says nothing.", fix))
+        Finding(
+            rules.tree.locate(("target", "config", TEXT_KIND)).mark,
+            Problem("LR201", f"`{TEXT_KIND}` says nothing.", fix),
+        )
     ]
 
 
 def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
-    """The names of the sources that are given, as the rules see them; for a file with a target class also its parameters."""
+    """The names of the sources that are given, as the rules see them; for a file with a target
+    class also its parameters.
+    """
     from llava_remap.authoring.name_set import read_names
     from llava_remap.authoring.names_alone import open_names
     from llava_remap.jobs.apply import plan_mapping
     from llava_remap.source.sources import name_sources
 
     if not rules.text.sources:  # a part, for which the names are as they are
-        checkpoint = open_names("model", name_sources(["model"], given)["model"], ("tensors", "config"), first=True)
+        checkpoint = open_names(
+            "model", name_sources(["model"], given)["model"], ("tensors", "config"), first=True
+        )
         return Names(tuple(checkpoint.catalog), tuple(checkpoint.catalog), checkpoint.config)
     found = read_names(rules, given)
-    taken = tuple(rules.text.sources[source].prefix + name for source, names in found.names.items() for name in names)
+    taken = tuple(
+        rules.text.sources[source].prefix + name
+        for source, names in found.names.items()
+        for name in names
+    )
     names = Names(taken, tuple(found.stored), found.config)
     if rules.text.target is None or not rules.text.target.is_said:
         return names
@@ -89,4 +106,6 @@ def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
     plan = plan_mapping(rules.path, given, dry_run=True, offline=True).plan
     if plan.target_names:
         return replace(names, wanted=frozenset(plan.target_names))
-    return replace(names, unknown=", ".join(f"{problem.code} {problem.title}" for problem in plan.problems))
+    return replace(
+        names, unknown=", ".join(f"{problem.code} {problem.title}" for problem in plan.problems)
+    )

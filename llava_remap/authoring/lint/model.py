@@ -19,10 +19,13 @@ class Names:
 
     Attributes:
         taken: the names of all sources, selected and prefixed as the rule file says.
-        first: those of the first source as they are stored, which a rule's `when` may ask for, as it may for the `config`.
-        wanted: the parameters of the target; None where the rule file has none, or they can't be known.
+        first: those of the first source as they are stored, which a rule's `when` may ask for, as
+            it may for the `config`.
+        wanted: the parameters of the target; None where the rule file has none, or they can't be
+            known.
         unknown: why they can't, in words.
-        complete: whether the rules have to take every name, as those of a whole rule file have to and those of a part needn't.
+        complete: whether the rules have to take every name, as those of a whole rule file have to
+            and those of a part needn't.
     """
 
     taken: tuple[str, ...]
@@ -35,7 +38,9 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem, and where in a rule file it is; `mark` is None where there is no file. A note leads to no exit code."""
+    """A problem, and where in a rule file it is; `mark` is None where there is no file. A note
+    leads to no exit code.
+    """
 
     mark: Mark | None
     problem: Problem
@@ -62,13 +67,17 @@ class Linted:
     Attributes:
         file: its name in messages.
         findings: in order of place, the file's own first.
-        loaded: whether it is a valid rule file; if not, the findings say why, and nothing else is known.
-        rules, tests, witnesses: how many it has; a witness is a name made from a rule, or one of a test.
+        loaded: whether it is a valid rule file; if not, the findings say why, and nothing else is
+            known.
+        rules, tests, witnesses: how many it has; a witness is a name made from a rule, or one of a
+            test.
         names: how many real names it was held against; None without any.
         targets: how many new names were led back and there again, and came out the same.
         one_way: the rules of `names` that have no way back, and why.
-        unparsed: rules for which no names can be made since their regex isn't one of the standard library.
-        unknown: why the target's parameters aren't known, where real names were given and it has some.
+        unparsed: rules for which no names can be made since their regex isn't one of the standard
+            library.
+        unknown: why the target's parameters aren't known, where real names were given and it has
+            some.
     """
 
     file: str
@@ -85,8 +94,12 @@ class Linted:
 
     @property
     def reversible(self) -> bool:
-        """Whether every rename of `names` has a way back, and every new name that was tried came back."""
-        return not self.one_way and not any(finding.problem.code == "LR215" for finding in self.findings)
+        """Whether every rename of `names` has a way back, and every new name that was tried came
+        back.
+        """
+        return not self.one_way and not any(
+            finding.problem.code == "LR215" for finding in self.findings
+        )
 
     @property
     def failed(self) -> bool:

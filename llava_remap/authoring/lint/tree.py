@@ -1,7 +1,9 @@
-"""A regex as a tree: names that it takes, names that could make it run away, and dots that nobody escaped.
+"""A regex as a tree: names that it takes, names that could make it run away, and dots that nobody
+escaped.
 
-The tree is that of the standard library's parser. What only the `regex` package understands has none; and since the two may read
-a pattern differently, whatever is made here is a guess until the rule itself has been run on it.
+The tree is that of the standard library's parser. What only the `regex` package understands has
+none; and since the two may read a pattern differently, whatever is made here is a guess until the
+rule itself has been run on it.
 """
 
 from __future__ import annotations
@@ -78,12 +80,22 @@ class Tree:
             raise ValueError(str(error)) from None
 
     def texts(self, dot: str = ".") -> list[str]:
-        """Texts that the pattern may match whole. `dot`: what stands for a dot that isn't repeated."""
-        choices = (_Choice(arm, repeats, dot) for arm in range(min(self._arms, _MOST_ARMS)) for repeats in (1, 0, 3))
-        return list(dict.fromkeys(text for choice in choices if (text := self._written(choice)) is not None))
+        """Texts that the pattern may match whole. `dot`: what stands for a dot that isn't
+        repeated.
+        """
+        choices = (
+            _Choice(arm, repeats, dot)
+            for arm in range(min(self._arms, _MOST_ARMS))
+            for repeats in (1, 0, 3)
+        )
+        return list(
+            dict.fromkeys(text for choice in choices if (text := self._written(choice)) is not None)
+        )
 
     def attacks(self) -> Iterator[str]:
-        """Texts on which the pattern may try very many ways: each repeat without an end pumped, then what breaks the match."""
+        """Texts on which the pattern may try very many ways: each repeat without an end pumped,
+        then what breaks the match.
+        """
         for repeat in _walk(self._root, *_REPEATS):
             if int(repeat[1][1]) < _MANY:
                 continue
@@ -95,7 +107,9 @@ class Tree:
 
     @property
     def has_loose_dot(self) -> bool:
-        """Whether a `.` stands alone in it, which takes any character; one that is repeated, as in `.*`, is meant so."""
+        """Whether a `.` stands alone in it, which takes any character; one that is repeated, as
+        in `.*`, is meant so.
+        """
         return bool(self._dots)
 
     def _written(self, choice: _Choice) -> str | None:
@@ -109,7 +123,9 @@ class Tree:
         return "".join(out)
 
 
-def _write(items: Items, choice: _Choice, out: list[str], groups: dict[int, str], repeated: bool = False) -> None:
+def _write(
+    items: Items, choice: _Choice, out: list[str], groups: dict[int, str], repeated: bool = False
+) -> None:
     """Append a text for each item. `repeated`: whether the items are all that a repeat repeats."""
     alone = repeated and len(items) == 1
     for item in items:
@@ -117,12 +133,22 @@ def _write(items: Items, choice: _Choice, out: list[str], groups: dict[int, str]
         if op == "LITERAL":
             out.append(chr(argument))
         elif op in ("IN", "NOT_LITERAL"):
-            out.append(_character(argument if op == "IN" else [("NEGATE", None), ("LITERAL", argument)], choice.arm))
+            out.append(
+                _character(
+                    argument if op == "IN" else [("NEGATE", None), ("LITERAL", argument)],
+                    choice.arm,
+                )
+            )
         elif op == "ANY":
             out.append("q" if alone else choice.dot)
         elif op == "BRANCH":
             arms = argument[1]
-            inside = [arm for arm in arms if choice.pumped is not None and any(n is choice.pumped for n in _walk(arm, *_REPEATS))]
+            inside = [
+                arm
+                for arm in arms
+                if choice.pumped is not None
+                and any(n is choice.pumped for n in _walk(arm, *_REPEATS))
+            ]
             _write((inside or arms)[choice.arm % len(inside or arms)], choice, out, groups, alone)
         elif op == "SUBPATTERN":
             start = len(out)
@@ -168,7 +194,14 @@ def _character(accepted: Items, at: int) -> str:
     found = [character for character in dict.fromkeys(_CHARACTERS) if _accepts(accepted, character)]
     if found:
         return found[at % len(found)]
-    return next((chr(a if str(op) == "LITERAL" else a[0]) for op, a in accepted if str(op) in ("LITERAL", "RANGE")), "q")
+    return next(
+        (
+            chr(a if str(op) == "LITERAL" else a[0])
+            for op, a in accepted
+            if str(op) in ("LITERAL", "RANGE")
+        ),
+        "q",
+    )
 
 
 def _accepts(accepted: Items, character: str) -> bool:
@@ -189,7 +222,8 @@ def _accepts(accepted: Items, character: str) -> bool:
 def _in_category(category: str, character: str) -> bool:
     kind = category.removeprefix("CATEGORY_")
     found = {
-        "DIGIT": character.isdigit(), "SPACE": character.isspace(), "WORD": character.isalnum() or character == "_"
+        "DIGIT": character.isdigit(), "SPACE": character.isspace(),
+        "WORD": character.isalnum() or character == "_"
     }[kind.removeprefix("NOT_")]  # fmt: skip
     return found is not kind.startswith("NOT_")
 
@@ -210,7 +244,9 @@ def _loose_dots(items: Items, repeated: bool = False) -> Iterator[tuple[Any, Any
         if op == "ANY" and not alone:
             yield item
         for inside in _inside(item):
-            yield from _loose_dots(inside, op in _REPEATS or (alone and op in ("SUBPATTERN", "BRANCH", "ATOMIC_GROUP")))
+            yield from _loose_dots(
+                inside, op in _REPEATS or (alone and op in ("SUBPATTERN", "BRANCH", "ATOMIC_GROUP"))
+            )
 
 
 def _inside(item: tuple[Any, Any]) -> list[Items]:

@@ -20,7 +20,8 @@ class Ground:
     """A program and what it makes of names, each taken through it once.
 
     Attributes:
-        program: only rules that count together: of those with a `when`, those with one, or those whose `when` holds.
+        program: only rules that count together: of those with a `when`, those with one, or those
+            whose `when` holds.
         rewrites: what became of each name.
     """
 
@@ -52,8 +53,10 @@ class Trial:
 
     Attributes:
         rules: those that are tried.
-        witnesses: of each rule, by label: names made from it, and those of tests, that it takes when it is asked alone.
-        assumed: of each rule, by label: all witnesses in the program in which its `when` holds, and no other.
+        witnesses: of each rule, by label: names made from it, and those of tests, that it takes
+            when it is asked alone.
+        assumed: of each rule, by label: all witnesses in the program in which its `when` holds, and
+            no other.
         real: the real names in the program for their checkpoint; None without any.
         wanted: the target's parameters, where they are known.
         complete: whether the rules have to take every real name.
@@ -79,7 +82,12 @@ class Trial:
         tests = [test.from_ for test in file.text.tests]
         made = {
             rule.label: tuple(
-                dict.fromkeys([*witnesses(rule, trees.get(rule.label)), *(name for name in tests if rule(name) is not None)])
+                dict.fromkeys(
+                    [
+                        *witnesses(rule, trees.get(rule.label)),
+                        *(name for name in tests if rule(name) is not None),
+                    ]
+                )
             )
             for rule in rules
         }
@@ -88,8 +96,17 @@ class Trial:
         for rule in rules:
             if all(condition != rule.rule.when for condition, _ in grounds):
                 grounds.append((rule.rule.when, Ground.of(program.assuming(rule.rule.when), every)))
-        assumed = {rule.label: ground for rule in rules for condition, ground in grounds if condition == rule.rule.when}
-        real = None if names is None else Ground.of(program.given(names.first, names.config), names.taken)
+        assumed = {
+            rule.label: ground
+            for rule in rules
+            for condition, ground in grounds
+            if condition == rule.rule.when
+        }
+        real = (
+            None
+            if names is None
+            else Ground.of(program.given(names.first, names.config), names.taken)
+        )
         if names is None:
             return cls(file, rules, trees, made, assumed, real, None)
         return cls(file, rules, trees, made, assumed, real, names.wanted, names.complete)
@@ -102,11 +119,16 @@ class Trial:
     @property
     def grounds(self) -> list[Ground]:
         """Each once."""
-        return [*{id(ground): ground for ground in self.assumed.values()}.values(), *([self.real] if self.real else [])]
+        return [
+            *{id(ground): ground for ground in self.assumed.values()}.values(),
+            *([self.real] if self.real else []),
+        ]
 
     @property
     def led_back(self) -> set[str]:
-        """New names made by rules with a way back: of the real names, or without them of all witnesses."""
+        """New names made by rules with a way back: of the real names, or without them of all
+        witnesses.
+        """
         found = set()
         for ground in [self.real] if self.real else self.grounds:
             back = {rule.label for rule in ground.program.names if rule.back is not None}

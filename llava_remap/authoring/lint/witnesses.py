@@ -1,4 +1,5 @@
-"""Names that a rule takes, made from the rule itself, so that whatever is said of the rule has been tried.
+"""Names that a rule takes, made from the rule itself, so that whatever is said of the rule has been
+tried.
 
 The values of fields are words that no rule knows, so that no other rule takes a name by accident.
 """
@@ -12,12 +13,14 @@ from llava_remap.authoring.lint.tree import Tree
 from llava_remap.rewrite import CompiledRule
 from llava_remap.rulefile import Template
 
-#: For each way to fill a template: how many segments `{x...}` gets, what a segment and a number look like.
+#: For each way to fill a template: how many segments `{x...}` gets, what a segment and a number
+#: look like.
 _FILLINGS = ((1, "qz", 4093), (2, "kvj", 5087), (3, "wyq", 6011), (5, "jx", 7919))
 
 
 def witnesses(rule: CompiledRule, tree: Tree | None) -> list[str]:
-    """Names that the rule takes when it is asked for them. `tree`: its regex; None for a template or what has no tree.
+    """Names that the rule takes when it is asked for them. `tree`: its regex; None for a template
+    or what has no tree.
 
     Raises:
         RemapError: LR206 if the rule hit its time limit on one.
@@ -35,17 +38,26 @@ def template_names(template: Template) -> list[str]:
     for length, word, number in _FILLINGS:
         values = {}
         for at, (field, kind) in enumerate(template.fields.items()):
-            segments = [f"{word}{chr(ord('a') + at % 26)}{'x' * n}" for n in range(length if kind == "..." else 1)]
+            segments = [
+                f"{word}{chr(ord('a') + at % 26)}{'x' * n}"
+                for n in range(length if kind == "..." else 1)
+            ]
             values[field] = str(number + at) if kind == ":int" else ".".join(segments)
         names.append(template.fill(values))
     return list(dict.fromkeys(names))
 
 
 def around(texts: Iterable[str]) -> list[str]:
-    """Whole names that have these texts as a part: alone, at the beginning, at the end, in the middle."""
+    """Whole names that have these texts as a part: alone, at the beginning, at the end, in the
+    middle.
+    """
     names = []
     for text in texts:
-        core = ("qz" if text.startswith(".") else "") + (text or "qz") + ("qz" if text.endswith(".") else "")
+        core = (
+            ("qz" if text.startswith(".") else "")
+            + (text or "qz")
+            + ("qz" if text.endswith(".") else "")
+        )
         names += [core, f"{core}.kv", f"wy.{core}", f"wy.{core}.kv"]
     return [name for name in dict.fromkeys(names) if all(name.split("."))]
 

@@ -1,4 +1,6 @@
-"""A small checkpoint with the names, dtypes and ties of a large one, and made-up values: to try rules and programs on."""
+"""A small checkpoint with the names, dtypes and ties of a large one, and made-up values: to try
+rules and programs on.
+"""
 
 from llava_remap.authoring.shrink.forms import Form
 from llava_remap.authoring.shrink.job import Shrunk, shrink

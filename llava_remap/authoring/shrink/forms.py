@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 #: How many files a sharded checkpoint has.
 SHARDS = 3
 _TORCH = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16",
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16",
     "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 # The beginning of a file from before torch 1.6.
@@ -50,7 +51,8 @@ def weight_files(form: Form, stored: Stored, aliases: Sequence[Sequence[str]]) -
     """The weight files, and the index of several, by name.
 
     Args:
-        aliases: groups of names that are one tensor: torch files hold it once under all of them, safetensors under the first.
+        aliases: groups of names that are one tensor: torch files hold it once under all of them,
+            safetensors under the first.
     """
     first = {name: group[0] for group in aliases for name in group[1:]}
     if form.suffix == "safetensors":
@@ -59,15 +61,25 @@ def weight_files(form: Form, stored: Stored, aliases: Sequence[Sequence[str]]) -
     if not form.is_sharded:
         return {f"{stem}.{form.suffix}": _file(form, stored, first)}
     shards = _split(stored, first)
-    names = [f"{stem}-{number:05}-of-{len(shards):05}.{form.suffix}" for number in range(1, len(shards) + 1)]
+    names = [
+        f"{stem}-{number:05}-of-{len(shards):05}.{form.suffix}"
+        for number in range(1, len(shards) + 1)
+    ]
     total = sum(len(data) for name, (_, _, data) in stored.items() if name not in first)
-    weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    weight_map = {
+        tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+    }
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     files = {name: _file(form, shard, first) for name, shard in zip(names, shards, strict=True)}
-    return {**files, f"{stem}.{form.suffix}.index.json": (json.dumps(index, indent=2) + "\n").encode()}
+    return {
+        **files,
+        f"{stem}.{form.suffix}.index.json": (json.dumps(index, indent=2) + "\n").encode(),
+    }
 
 
-def _split(stored: Stored, first: Mapping[str, str]) -> list[dict[str, tuple[str, tuple[int, ...], bytes]]]:
+def _split(
+    stored: Stored, first: Mapping[str, str]
+) -> list[dict[str, tuple[str, tuple[int, ...], bytes]]]:
     """In order and of about equal size; names of one tensor lie together."""
     total = 1 + sum(len(data) for _, _, data in stored.values())
     shards: list[dict[str, tuple[str, tuple[int, ...], bytes]]] = [{} for _ in range(SHARDS)]
@@ -94,7 +106,11 @@ def _tensor(dtype: str, shape: tuple[int, ...], data: bytes) -> torch.Tensor:
     import torch
 
     kind = getattr(torch, _TORCH[dtype])
-    return torch.frombuffer(bytearray(data), dtype=kind).reshape(shape) if data else torch.empty(shape, dtype=kind)
+    return (
+        torch.frombuffer(bytearray(data), dtype=kind).reshape(shape)
+        if data
+        else torch.empty(shape, dtype=kind)
+    )
 
 
 def _zip(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -108,11 +124,13 @@ def _zip(tensors: Mapping[str, torch.Tensor]) -> bytes:
 def _legacy(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """As `torch.save` wrote before 1.6: pickles, then each storage behind its number of elements.
 
-    torch can still write it, but names storages by their place in memory, so that no two files are equal.
+    torch can still write it, but names storages by their place in memory, so that no two files are
+    equal.
     """
     import torch
 
-    # Each tensor has a storage of its own, or is there under several names; empty ones share one without a place.
+    # Each tensor has a storage of its own, or is there under several names; empty ones share one
+    # without a place.
     written = {tensor.data_ptr(): tensor for tensor in tensors.values()}
     keys = {place: f"{number:05}" for number, place in enumerate(written)}
     file = io.BytesIO()
@@ -122,7 +140,14 @@ def _legacy(tensors: Mapping[str, torch.Tensor]) -> bytes:
             if not isinstance(value, torch.storage.TypedStorage):
                 return None
             storage: Any = value  # its methods have no types
-            return ("storage", getattr(torch, storage.pickle_storage_type()), keys[storage.data_ptr()], "cpu", len(storage), None)
+            return (
+                "storage",
+                getattr(torch, storage.pickle_storage_type()),
+                keys[storage.data_ptr()],
+                "cpu",
+                len(storage),
+                None,
+            )
 
     for value in _LEGACY:
         pickle.dump(value, file, protocol=2)

@@ -21,7 +21,8 @@ from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.source.sources import open_source
 from llava_remap.target_model import Tower
 
-#: Folder inside the output with the tower's own config, and its tensors where the checkpoint has none.
+#: Folder inside the output with the tower's own config, and its tensors where the checkpoint has
+#: none.
 TOWER = "vision_tower"
 #: Of every class that was trained before the key existed.
 _ROPE_THETA = 10000.0
@@ -33,7 +34,8 @@ class Shrunk:
 
     Attributes:
         output: the folder.
-        tower: the folder of the tower's own checkpoint or config; None where the checkpoint's config describes its tower.
+        tower: the folder of the tower's own checkpoint or config; None where the checkpoint's
+            config describes its tower.
         location: where the large checkpoint is.
         tensors_before: how many tensors that one has.
         twin: what the small one consists of.
@@ -58,9 +60,11 @@ def shrink(
     tower_layers: int | None = None,
     offline: bool = False,
 ) -> Shrunk:
-    """Write a small checkpoint with a large one's names, dtypes and ties, fewer layers and small sizes.
+    """Write a small checkpoint with a large one's names, dtypes and ties, fewer layers and small
+    sizes.
 
-    Of the large one only headers and config are read, so a manifest will do. The values are made: seeded normal numbers.
+    Of the large one only headers and config are read, so a manifest will do. The values are made:
+    seeded normal numbers.
 
     Args:
         source: a folder, a file, a manifest or a hub id.
@@ -68,31 +72,51 @@ def shrink(
         form: how the weights are stored. The tensors are the same in every form.
         seed: another one gives other values.
         layers: how many layers of the language model stay: the first ones.
-        tower_layers: how many of the vision tower; by default 3, or as many as the features are taken from.
+        tower_layers: how many of the vision tower; by default 3, or as many as the features are
+            taken from.
 
     Raises:
-        RemapError: as `open_checkpoint`; LR112 where config and tensors don't say enough, LR211 for numbers of layers that can't
-            be, LR409 for tensors in a dtype without arithmetic, LR510 where a library doesn't work, LR502, LR503 and LR508 for
-            an output that can't be written.
+        RemapError: as `open_checkpoint`; LR112 where config and tensors don't say enough, LR211 for
+            numbers of layers that can't be, LR409 for tensors in a dtype without arithmetic, LR510
+            where a library doesn't work, LR502, LR503 and LR508 for an output that can't be
+            written.
     """
     if form not in list(Form):
         raise refuse(
-            "LR211", f"there is no form `{form}`; there are {', '.join(known.value for known in Form)}.", "Give one of them."
+            "LR211",
+            f"there is no form `{form}`; there are {', '.join(known.value for known in Form)}.",
+            "Give one of them.",
         )
     if layers < 1:
         raise refuse("LR211", f"--layers {layers}: a model has at least one.", "Give 1 or more.")
     import_asked(("numpy", "tokenizers", "torch"))
-    checkpoint = open_source("model", str(source), ("tensors", "config"), first=True, offline=offline)
+    checkpoint = open_source(
+        "model", str(source), ("tensors", "config"), first=True, offline=offline
+    )
     if checkpoint.config is None:
         fix = "Put the config.json of the checkpoint beside it."
-        raise refuse("LR112", f"{checkpoint.location} has no config.json, which says how many heads there are.", fix)
+        raise refuse(
+            "LR112",
+            f"{checkpoint.location} has no config.json, which says how many heads there are.",
+            fix,
+        )
     config = of_text(checkpoint.config)
     twin = make_twin(checkpoint, config, layers, tower_layers)
-    folder, described = output_folder(output), "vision_config" in checkpoint.config and not twin.tower_apart
-    vocabulary = small_vocabulary(checkpoint.config, twin.text.before["vocab_size"], twin.text.after["vocab_size"])
+    folder, described = (
+        output_folder(output),
+        "vision_config" in checkpoint.config and not twin.tower_apart,
+    )
+    vocabulary = small_vocabulary(
+        checkpoint.config, twin.text.before["vocab_size"], twin.text.after["vocab_size"]
+    )
     tower = tower_config(checkpoint.config, twin)
     beside = {
-        "config.json": json_file({"model_type": tower["model_type"].removesuffix("_vision_model"), "vision_config": tower}),
+        "config.json": json_file(
+            {
+                "model_type": tower["model_type"].removesuffix("_vision_model"),
+                "vision_config": tower,
+            }
+        ),
         "preprocessor_config.json": json_file(stock_image_processor(Tower({}, tower, ()))),
     }
     if described:  # the checkpoint's own config is the one that says it
@@ -111,10 +135,20 @@ def shrink(
     with fresh_folder(folder, () if described else (TOWER,)) as written:
         for name, data in files.items():
             written.put(name, data)
-    return Shrunk(folder, None if described else folder / TOWER, checkpoint.location, len(checkpoint.catalog), twin, nbytes)
+    return Shrunk(
+        folder,
+        None if described else folder / TOWER,
+        checkpoint.location,
+        len(checkpoint.catalog),
+        twin,
+        nbytes,
+    )
 
 
 def _stored(tensors: Mapping[str, Tensor], seed: int, config: Mapping[str, Any]) -> Stored:
     theta = config.get("rope_theta")
     theta = theta if isinstance(theta, (int, float)) and theta > 0 else _ROPE_THETA
-    return {name: (tensor.dtype, tensor.shape, values(tensor, seed, theta)) for name, tensor in tensors.items()}
+    return {
+        name: (tensor.dtype, tensor.shape, values(tensor, seed, theta))
+        for name, tensor in tensors.items()
+    }

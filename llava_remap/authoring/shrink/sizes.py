@@ -1,7 +1,8 @@
-"""What becomes of each size, by the part of the model that a tensor is in, so that all tensors still fit one another.
+"""What becomes of each size, by the part of the model that a tensor is in, so that all tensors
+still fit one another.
 
-The same number may mean two things in two parts: 4096 is the width of a language model, and what the layers of a tower widen to.
-Within a part equal sizes stay equal and multiples stay multiples.
+The same number may mean two things in two parts: 4096 is the width of a language model, and what
+the layers of a tower widen to. Within a part equal sizes stay equal and multiples stay multiples.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from llava_remap.core.problem import refuse
 #: The small sizes, those of a tower below. What is no larger stays as it is.
 HIDDEN, INTERMEDIATE, ROWS, HEADS = 64, 112, 320, 4
 WIDTH, TOWER_INTERMEDIATE, SIDE = 32, 80, 2
-#: Any other size up to this one stays: channels, patches, frames, kernels, positions of a short text.
+#: Any other size up to this one stays: channels, patches, frames, kernels, positions of a short
+#: text.
 _KEPT = 128
-#: And how many times one of them another may be: five layers' features side by side, three projections in one matrix.
+#: And how many times one of them another may be: five layers' features side by side, three
+#: projections in one matrix.
 _TIMES = 16
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _MEND = "Give a checkpoint with the config.json that belongs to it."
 
-#: What dimensions of a language model's tensors mean: sizes of its config, multiplied. Where two are equal, the later one counts.
+#: What dimensions of a language model's tensors mean: sizes of its config, multiplied. Where two
+#: are equal, the later one counts.
 _ROLES = (
     ("head_dim",),
     ("head_dim", "num_key_value_heads"),
@@ -43,7 +47,8 @@ class Part:
     """A language model or a tower.
 
     Attributes:
-        before: its sizes, in the words of a config; beside them a tower's `positions`, the rows of its position table.
+        before: its sizes, in the words of a config; beside them a tower's `positions`, the rows of
+            its position table.
         after: the same, made small.
         sizes: what a dimension of its tensors becomes.
     """
@@ -64,7 +69,9 @@ class Part:
 
 
 def small_size(size: int, sizes: Mapping[int, int]) -> int:
-    """What a dimension becomes: as `sizes` says, or in proportion to one of them; small ones stay."""
+    """What a dimension becomes: as `sizes` says, or in proportion to one of them; small ones
+    stay.
+    """
     if size in sizes:
         return sizes[size]
     if size <= _KEPT:
@@ -79,24 +86,37 @@ def small_size(size: int, sizes: Mapping[int, int]) -> int:
 
 
 def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes of a language model, from its tensors; heads, which they don't show, from its config.
+    """The sizes of a language model, from its tensors; heads, which they don't show, from its
+    config.
 
     Raises:
         RemapError: LR112 where they contradict each other, or there is no embedding.
     """
     embedding = _find(tensors, "embed_tokens.weight", "token_embedding.weight")
     if embedding is None or 0 in embedding:
-        cause = "there is no matrix `embed_tokens.weight`, which shows the sizes of a language model."
+        cause = (
+            "there is no matrix `embed_tokens.weight`, which shows the sizes of a language model."
+        )
         raise refuse("LR112", cause, "Give a whole model.")
     rows, hidden = embedding
     heads = config.get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1:
-        raise refuse("LR112", f"the config says num_attention_heads: {heads!r}; a whole number is needed.", _MEND)
+        raise refuse(
+            "LR112",
+            f"the config says num_attention_heads: {heads!r}; a whole number is needed.",
+            _MEND,
+        )
     query = _find(tensors, "self_attn.q_proj.weight") or (hidden,)
     if query[0] % heads or query[0] == 0:
-        raise refuse("LR112", f"the config says num_attention_heads: {heads}; q_proj has {query[0]} rows.", _MEND)
+        raise refuse(
+            "LR112",
+            f"the config says num_attention_heads: {heads}; q_proj has {query[0]} rows.",
+            _MEND,
+        )
     key = _find(tensors, "self_attn.k_proj.weight") or (hidden,)
-    widened = _find(tensors, "mlp.gate_proj.weight", "mlp.fc1.weight") or (config.get("intermediate_size") or 4 * hidden,)
+    widened = _find(tensors, "mlp.gate_proj.weight", "mlp.fc1.weight") or (
+        config.get("intermediate_size") or 4 * hidden,
+    )
     before = {
         "vocab_size": rows,
         "hidden_size": hidden,
@@ -108,12 +128,15 @@ def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
     }
     for name, value in before.items():
         if name != "vocab_size" and config.get(name) not in (None, value):
-            raise refuse("LR112", f"the config says {name}: {config[name]!r}, the tensors {value}.", _MEND)
+            raise refuse(
+                "LR112", f"the config says {name}: {config[name]!r}, the tensors {value}.", _MEND
+            )
     return before
 
 
 def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Part:
-    """A language model made small, with grouped heads if it has such, and longer or shorter heads than usual if it has those.
+    """A language model made small, with grouped heads if it has such, and longer or shorter heads
+    than usual if it has those.
 
     Args:
         before: its sizes.
@@ -130,9 +153,13 @@ def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Part:
     if hidden == before["hidden_size"]:
         after |= {key: before[key] for key in kept}
     else:
-        groups = {1: 1, before["num_attention_heads"]: HEADS}.get(before["num_key_value_heads"], HEADS // 2)
+        groups = {1: 1, before["num_attention_heads"]: HEADS}.get(
+            before["num_key_value_heads"], HEADS // 2
+        )
         query = before["head_dim"] * before["num_attention_heads"]
-        times = 2.0 if query > before["hidden_size"] else 0.5 if query < before["hidden_size"] else 1.0
+        times = (
+            2.0 if query > before["hidden_size"] else 0.5 if query < before["hidden_size"] else 1.0
+        )
         after |= dict(zip(kept, (HEADS, groups, int(hidden // HEADS * times)), strict=True))
     return Part(before, after, {_product(before, role): _product(after, role) for role in _ROLES})
 
@@ -152,7 +179,12 @@ def tower_before(tensors: Tensors) -> dict[str, int]:
     widened = _find(tensors, "mlp.fc1.weight")
     if patch is None or positions is None or widened is None or 0 in (*patch, *positions, *widened):
         names = sorted(tensors)
-        raise refuse("LR112", "a vision tower lacks its patch embedding, its position table or its layers.", _MEND, names)
+        raise refuse(
+            "LR112",
+            "a vision tower lacks its patch embedding, its position table or its layers.",
+            _MEND,
+            names,
+        )
     patches = positions[0] - has_class_token(tensors)
     return {
         "hidden_size": patch[0],
@@ -166,11 +198,16 @@ def tower_before(tensors: Tensors) -> dict[str, int]:
 
 
 def small_tower(before: Mapping[str, int], layers: int) -> Part:
-    """A tower made small: images of two by two patches. How many heads it has is free: tensors don't show it."""
+    """A tower made small: images of two by two patches. How many heads it has is free: tensors
+    don't show it.
+    """
     side = before["image_size"] // before["patch_size"]
     class_tokens = before["positions"] - side * side
     small_side = min(side, SIDE)
-    width, widened = min(before["hidden_size"], WIDTH), min(before["intermediate_size"], TOWER_INTERMEDIATE)
+    width, widened = (
+        min(before["hidden_size"], WIDTH),
+        min(before["intermediate_size"], TOWER_INTERMEDIATE),
+    )
     after = {
         **before,
         "hidden_size": width,
@@ -199,4 +236,11 @@ def layers_of(tensors: Tensors) -> int:
 
 def _find(tensors: Tensors, *ends: str, dimensions: int = 2) -> tuple[int, ...] | None:
     """The shape of the first tensor whose name ends so and that has so many dimensions."""
-    return next((t.shape for name, t in tensors.items() if name.endswith(ends) and len(t.shape) == dimensions), None)
+    return next(
+        (
+            t.shape
+            for name, t in tensors.items()
+            if name.endswith(ends) and len(t.shape) == dimensions
+        ),
+        None,
+    )

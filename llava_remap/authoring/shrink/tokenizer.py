@@ -1,8 +1,8 @@
 """A small vocabulary, with the special tokens of the large one's kind, and a tokenizer that has it.
 
-Ids below 100 stay, as Llama's first three; those behind a large vocabulary move behind the small one, as Qwen's. Between them
-are the 256 bytes, so that every text can be said, and merges of a blank with the sign that follows it. Rows behind the last token
-stay spare.
+Ids below 100 stay, as Llama's first three; those behind a large vocabulary move behind the small
+one, as Qwen's. Between them are the 256 bytes, so that every text can be said, and merges of a
+blank with the sign that follows it. Rows behind the last token stay spare.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _LOW = 100
 _SPARE = 17
 _BLANK = "Ġ"
 #: Words that LLaVA adds at the end of a vocabulary, by the keys of its config that say so.
-_ADDED = {"mm_use_im_patch_token": ("<im_patch>",), "mm_use_im_start_end": ("<im_start>", "<im_end>")}
+_ADDED = {
+    "mm_use_im_patch_token": ("<im_patch>",),
+    "mm_use_im_start_end": ("<im_start>", "<im_end>"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,15 @@ def small_vocabulary(config: Mapping[str, Any], rows: int, small_rows: int) -> S
     ordinary = iter(_ordinary(size - len(special)))
     placed = {ids[i]: word for i, word in special.items()}
     every = tuple(placed.get(i) or next(ordinary) for i in range(size))
-    roles = by_role or {f"{role}_token": i for i, role in named.items() if role in ("bos", "eos", "pad", "unk")}
-    return SmallVocabulary(every, tuple(sorted(placed)), ids, {role: every[ids[i]] for role, i in roles.items() if i in ids})
+    roles = by_role or {
+        f"{role}_token": i for i, role in named.items() if role in ("bos", "eos", "pad", "unk")
+    }
+    return SmallVocabulary(
+        every,
+        tuple(sorted(placed)),
+        ids,
+        {role: every[ids[i]] for role, i in roles.items() if i in ids},
+    )
 
 
 def tokenizer_files(vocabulary: SmallVocabulary) -> dict[str, bytes]:
@@ -77,25 +87,47 @@ def tokenizer_files(vocabulary: SmallVocabulary) -> dict[str, bytes]:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     low = {i for i in vocabulary.special if i < _LOW}
-    inside = {word: i for i, word in enumerate(vocabulary.words) if i in low or i not in vocabulary.special}
+    inside = {
+        word: i
+        for i, word in enumerate(vocabulary.words)
+        if i in low or i not in vocabulary.special
+    }
     merges = [(_BLANK, word[1]) for word in inside if len(word) == 2 and word[0] == _BLANK]
     tokenizer = Tokenizer(models.BPE(inside, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     words = [vocabulary.words[i] for i in vocabulary.special]
-    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in words])
+    tokenizer.add_special_tokens(
+        [AddedToken(word, normalized=False, special=True) for word in words]
+    )
     if first := vocabulary.roles.get("bos_token"):
         places = [(first, vocabulary.words.index(first))]
-        tokenizer.post_processor = processors.TemplateProcessing(f"{first} $A", f"{first} $A {first} $B:1", places)
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        tokenizer.post_processor = processors.TemplateProcessing(
+            f"{first} $A", f"{first} $A {first} $B:1", places
+        )
+    flags = {
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
     config = {
-        "added_tokens_decoder": {str(i): {"content": vocabulary.words[i], **flags} for i in vocabulary.special},
+        "added_tokens_decoder": {
+            str(i): {"content": vocabulary.words[i], **flags} for i in vocabulary.special
+        },
         "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],  # 4.46 would make token types as well, which no model here takes
+        "model_input_names": [
+            "input_ids",
+            "attention_mask",
+        ],  # 4.46 would make token types as well, which no model here takes
         **dict(sorted(vocabulary.roles.items())),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    return {"tokenizer.json": tokenizer.to_str(pretty=True).encode() + b"\n", "tokenizer_config.json": json_file(config)}
+    return {
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode() + b"\n",
+        "tokenizer_config.json": json_file(config),
+    }
 
 
 def _ordinary(count: int) -> list[str]:
@@ -103,8 +135,14 @@ def _ordinary(count: int) -> list[str]:
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, *(_BLANK + sign for sign in string.ascii_letters + string.digits + string.punctuation)]
+    words = [
+        *letters,
+        *(_BLANK + sign for sign in string.ascii_letters + string.digits + string.punctuation),
+    ]
     if not len(letters) <= count <= len(words):
-        cause = f"a vocabulary of {count} words beside the special ones; a small one has {len(letters)} to {len(words)}."
+        cause = (
+            f"a vocabulary of {count} words beside the special ones; a small one has "
+            f"{len(letters)} to {len(words)}."
+        )
         raise refuse("LR112", cause, "Give a checkpoint with more rows.")
     return words[:count]

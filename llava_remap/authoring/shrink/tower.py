@@ -1,4 +1,6 @@
-"""The tower of a checkpoint that has none: which one it was trained with, and the names of its tensors."""
+"""The tower of a checkpoint that has none: which one it was trained with, and the names of its
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 
 
 def trained_with(config: Mapping[str, Any], taken: int) -> tuple[str, dict[str, int]]:
-    """The `model_type` and the sizes of the stock tower that a config names, or else of one that the projector fits.
+    """The `model_type` and the sizes of the stock tower that a config names, or else of one that
+    the projector fits.
 
     Args:
-        taken: the width of what the projector takes: a tower's own, or a multiple of it. If the tower that is named has another,
-            as it is with a model that is small already, that one is made as wide.
+        taken: the width of what the projector takes: a tower's own, or a multiple of it. If the
+            tower that is named has another, as it is with a model that is small already, that one
+            is made as wide.
 
     Raises:
         RemapError: LR112 where no stock tower is named and none fits.
@@ -31,12 +35,21 @@ def trained_with(config: Mapping[str, Any], taken: int) -> tuple[str, dict[str, 
     for other in stock.values() if preset is None else ():
         preset = other if taken and taken % other["hidden_size"] == 0 else preset
     if preset is None:
-        cause = f"there is no vision tower; of {', '.join(TOWERS)} its config names none, and none gives {taken} values."
+        cause = (
+            f"there is no vision tower; of {', '.join(TOWERS)} its config names none, and "
+            "none "
+            f"gives {taken} values."
+        )
         raise refuse("LR112", cause, "Give a checkpoint that holds its tower.")
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "image_size")
     positions = (preset["image_size"] // preset["patch_size"]) ** 2 + (preset["model_type"] == CLIP)
     width = taken if taken % preset["hidden_size"] else preset["hidden_size"]
-    sizes = {**{key: preset[key] for key in keys}, "hidden_size": width, "num_channels": 3, "positions": positions}
+    sizes = {
+        **{key: preset[key] for key in keys},
+        "hidden_size": width,
+        "num_channels": 3,
+        "positions": positions,
+    }
     return preset["model_type"], sizes
 
 
@@ -48,7 +61,11 @@ def tower_tensors(sizes: Mapping[str, int], kind: str) -> dict[str, Tensor]:
         "embeddings.position_embedding.weight": (sizes["positions"], width),
     }
     if kind == CLIP:
-        shapes |= {"embeddings.class_embedding": (width,), "pre_layrnorm.weight": (width,), "pre_layrnorm.bias": (width,)}
+        shapes |= {
+            "embeddings.class_embedding": (width,),
+            "pre_layrnorm.weight": (width,),
+            "pre_layrnorm.bias": (width,),
+        }
     else:
         shapes |= {"embeddings.patch_embedding.bias": (width,)}
     modules = {
@@ -59,6 +76,11 @@ def tower_tensors(sizes: Mapping[str, int], kind: str) -> dict[str, Tensor]:
     }
     for layer in range(sizes["num_hidden_layers"]):
         for name, shape in modules.items():
-            shapes |= {f"encoder.layers.{layer}.{name}.weight": shape, f"encoder.layers.{layer}.{name}.bias": shape[:1]}
+            shapes |= {
+                f"encoder.layers.{layer}.{name}.weight": shape,
+                f"encoder.layers.{layer}.{name}.bias": shape[:1],
+            }
     shapes |= {"post_layernorm.weight": (width,), "post_layernorm.bias": (width,)}
-    return {PREFIX + name: Tensor(PREFIX + name, "F32", shape, None) for name, shape in shapes.items()}
+    return {
+        PREFIX + name: Tensor(PREFIX + name, "F32", shape, None) for name, shape in shapes.items()
+    }

@@ -28,8 +28,8 @@ _PROJECTOR = re.compile(r"(?:^|\.)\w*(?:projector|projection|resampler)\.")
 TEXT, PROJECTOR = "language model", "projector"
 #: Where a tower is that the checkpoint itself doesn't hold.
 APART = "vision_tower"
-#: Layers of a small tower, and of one of which the projector takes several layers' features side by side: ViP-LLaVA takes those
-#: of −2, −5, −8, −11 and 6, and no config says so.
+#: Layers of a small tower, and of one of which the projector takes several layers' features side by
+#: side: ViP-LLaVA takes those of −2, −5, −8, −11 and 6, and no config says so.
 _LAYERS, _LAYERS_OF_SEVERAL = 3, 12
 
 
@@ -42,10 +42,12 @@ class Twin:
         tower_apart: those of its tower where it holds none; otherwise empty.
         aliases: groups of names that are one tensor.
         text: the language model.
-        towers: by the segment that tells them in names: `vision_tower`, `image_tower`, `video_tower`, `vision_model`.
+        towers: by the segment that tells them in names: `vision_tower`, `image_tower`,
+            `video_tower`, `vision_model`.
         projector: what leads from the towers to the language model.
         tower_kind: the `model_type` of the towers' config.
-        last_layer_deleted: whether the tower's own config says one layer more than there are, as LLaVA's SigLIP code has it.
+        last_layer_deleted: whether the tower's own config says one layer more than there are, as
+            LLaVA's SigLIP code has it.
     """
 
     tensors: Mapping[str, Tensor]
@@ -63,24 +65,32 @@ class Twin:
         return next(iter(self.towers.values()))
 
 
-def make_twin(checkpoint: Checkpoint, config: Mapping[str, Any], layers: int, tower_layers: int | None) -> Twin:
+def make_twin(
+    checkpoint: Checkpoint, config: Mapping[str, Any], layers: int, tower_layers: int | None
+) -> Twin:
     """Decide what becomes of every tensor.
 
     Args:
         checkpoint: the large one.
         config: what its config says of the language model and of LLaVA.
         layers: how many layers of the language model stay.
-        tower_layers: how many of each tower; None for as many as the features are taken from, and at least 3.
+        tower_layers: how many of each tower; None for as many as the features are taken from, and
+            at least 3.
 
     Raises:
-        RemapError: LR112 where tensors and config don't say enough or contradict each other, LR211 for too few tower layers.
+        RemapError: LR112 where tensors and config don't say enough or contradict each other, LR211
+            for too few tower layers.
     """
     large: dict[str, dict[str, Tensor]] = {TEXT: {}, PROJECTOR: {}}
     for name, tensor in checkpoint.catalog.items():
         large.setdefault(part_of(name), {})[name] = tensor
     text = text_before(large.pop(TEXT), config)
     inputs = [tensor.shape[1] for tensor in large.pop(PROJECTOR).values() if len(tensor.shape) > 1]
-    taken = config["mm_hidden_size"] if config.get("mm_hidden_size") in inputs else next(iter(inputs), 0)
+    taken = (
+        config["mm_hidden_size"]
+        if config.get("mm_hidden_size") in inputs
+        else next(iter(inputs), 0)
+    )
     if large:
         kind = CLIP if any(map(has_class_token, large.values())) else SIGLIP
         before = {segment: tower_before(tensors) for segment, tensors in large.items()}
@@ -93,13 +103,23 @@ def make_twin(checkpoint: Checkpoint, config: Mapping[str, Any], layers: int, to
     if tower_layers is not None and tower_layers < needed:
         cause = f"--tower-layers {tower_layers}: features are taken from {needed} layers."
         raise refuse("LR211", cause, f"Give at least {needed}.")
-    towers = {segment: small_tower(sizes, tower_layers or max(needed, _LAYERS)) for segment, sizes in before.items()}
+    towers = {
+        segment: small_tower(sizes, tower_layers or max(needed, _LAYERS))
+        for segment, sizes in before.items()
+    }
     tower = next(iter(towers.values()))
-    # A language model as wide as what the projector takes stays so: in the projector's tensors the two can't be told apart.
-    widths = {size: size // width * tower.after["hidden_size"] for size in (width, times * width) if size}
+    # A language model as wide as what the projector takes stays so: in the projector's tensors the
+    # two can't be told apart.
+    widths = {
+        size: size // width * tower.after["hidden_size"] for size in (width, times * width) if size
+    }
     hidden = widths.get(text["hidden_size"], min(text["hidden_size"], HIDDEN))
     language_model = small_text(text, hidden, layers)
-    parts = {TEXT: language_model, PROJECTOR: Part({}, {}, {text["hidden_size"]: hidden, **widths}), **towers}
+    parts = {
+        TEXT: language_model,
+        PROJECTOR: Part({}, {}, {text["hidden_size"]: hidden, **widths}),
+        **towers,
+    }
     tensors = {
         name: replace(tensor, shape=parts[part].small_shape(name, tensor.shape), location=None)
         for name, tensor in checkpoint.catalog.items()
@@ -114,12 +134,15 @@ def make_twin(checkpoint: Checkpoint, config: Mapping[str, Any], layers: int, to
         towers=towers,
         projector=parts[PROJECTOR],
         tower_kind=kind,
-        last_layer_deleted="vision_config" not in config and _last_layer_deleted(next(iter(before.values())), kind),
+        last_layer_deleted="vision_config" not in config
+        and _last_layer_deleted(next(iter(before.values())), kind),
     )
 
 
 def part_of(name: str) -> str:
-    """The part of a model that a tensor is in: a tower by its segment, the projector, or the language model and all the rest."""
+    """The part of a model that a tensor is in: a tower by its segment, the projector, or the
+    language model and all the rest.
+    """
     if tower := _TOWER.search(name):
         return tower[1]
     return PROJECTOR if _PROJECTOR.search(name) else TEXT
@@ -132,9 +155,18 @@ def _layers_needed(config: Mapping[str, Any], times: int) -> int:
         times: features of how many layers the projector takes side by side.
     """
     taken = next(
-        (config[key] for key in ("mm_vision_select_layer", "vision_feature_layers", "vision_feature_layer") if key in config), -2
+        (
+            config[key]
+            for key in ("mm_vision_select_layer", "vision_feature_layers", "vision_feature_layer")
+            if key in config
+        ),
+        -2,
     )
-    layers = [abs(layer) for layer in (taken if isinstance(taken, list) else [taken]) if isinstance(layer, int)]
+    layers = [
+        abs(layer)
+        for layer in (taken if isinstance(taken, list) else [taken])
+        if isinstance(layer, int)
+    ]
     return max([*layers, _LAYERS_OF_SEVERAL if times > 1 and len(layers) < 2 else 1])
 
 

@@ -1,4 +1,6 @@
-"""Seeded values, the same for a tensor of one name and shape whatever else is in the checkpoint, and on every machine."""
+"""Seeded values, the same for a tensor of one name and shape whatever else is in the checkpoint,
+and on every machine.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ STD = 0.05
 def values(tensor: Tensor, seed: int, rope_theta: float) -> bytes:
     """The elements of a tensor, little-endian in row-major order.
 
-    Normal numbers with a standard deviation of 0.05, in vectors of weights, which are those of norms, around 1; the numbers that
-    stand in a buffer of frequencies or positions; zeros in any other one of whole numbers.
+    Normal numbers with a standard deviation of 0.05, in vectors of weights, which are those of
+    norms, around 1; the numbers that stand in a buffer of frequencies or positions; zeros in any
+    other one of whole numbers.
 
     Raises:
         RemapError: LR409 for a dtype that has no arithmetic (eight-bit floats, complex numbers).
@@ -34,9 +37,16 @@ def values(tensor: Tensor, seed: int, rope_theta: float) -> bytes:
         return from_float64(numbers + norm, tensor.dtype)
     if tensor.dtype.startswith(("F", "C")):
         raise refuse(
-            "LR409", f"no values can be made in dtype {tensor.dtype}.", "Give the checkpoint in F16, BF16 or F32.", [tensor.name]
+            "LR409",
+            f"no values can be made in dtype {tensor.dtype}.",
+            "Give the checkpoint in F16, BF16 or F32.",
+            [tensor.name],
         )
     nbytes = DTYPE_BITS[tensor.dtype] // 8
-    row = range(tensor.shape[-1]) if tensor.shape and tensor.name.endswith("position_ids") else [0] * count
+    row = (
+        range(tensor.shape[-1])
+        if tensor.shape and tensor.name.endswith("position_ids")
+        else [0] * count
+    )
     one = b"".join(i.to_bytes(nbytes, "little") for i in row)
     return one * (count * nbytes // len(one)) if one else b""

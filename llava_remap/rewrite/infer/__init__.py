@@ -1,4 +1,6 @@
-"""Rules from names and shapes alone. Pure: shapes come in as mappings, rules go out; nothing is read or printed."""
+"""Rules from names and shapes alone. Pure: shapes come in as mappings, rules go out; nothing is
+read or printed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from llava_remap.rewrite.infer.match import HOWS, How, Match, Question, grows
 from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, quoted, rule_line
 
 __all__ = [
-    "DROPPED", "Group", "HOWS", "How", "Inference", "InferredRule", "Match", "Question", "Segments", "Shape", "fill", "fold",
+    "DROPPED", "Group", "HOWS", "How", "Inference", "InferredRule", "Match", "Question", "Segments",
+    "Shape", "fill", "fold",
     "grows", "infer", "quoted", "rule_line", "suggest_rules", "unfold",
 ]  # fmt: skip

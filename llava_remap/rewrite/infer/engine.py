@@ -10,7 +10,8 @@ from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fold
 from llava_remap.rewrite.infer.match import Match, Matching, Question, match
 from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, make_rules, rule_line
 
-#: Pairs of groups that are looked at for a suggestion, which is nothing to wait for: a second or two.
+#: Pairs of groups that are looked at for a suggestion, which is nothing to wait for: a second or
+#: two.
 _MOST_PAIRS = 40_000
 
 
@@ -23,8 +24,10 @@ class Inference:
         matches: source groups with their target groups, and how each was found.
         dropped: source groups that nothing in the target takes, while it misses nothing.
         questions: source groups that several target groups could be; no rule takes them.
-        unplaced: source groups that nothing in the target takes and that aren't dropped; no rule takes them.
-        inside: those of the unplaced that lie in the source's own module for `whole`; they are never dropped.
+        unplaced: source groups that nothing in the target takes and that aren't dropped; no rule
+            takes them.
+        inside: those of the unplaced that lie in the source's own module for `whole`; they are
+            never dropped.
         missing: target groups that get nothing.
     """
 
@@ -55,7 +58,12 @@ class Inference:
         for pair in self._behind(rule):
             found += zip(pair.source.names, pair.target.names, strict=True)
         patterns = set(rule.patterns)
-        found += [(name, None) for group in self.dropped if _patterns(group) & patterns for name in group.names]
+        found += [
+            (name, None)
+            for group in self.dropped
+            if _patterns(group) & patterns
+            for name in group.names
+        ]
         return found
 
     def _behind(self, rule: InferredRule) -> list[Match]:
@@ -79,22 +87,37 @@ def infer(
         target: name → shape.
         tied: target names that need no source.
         answers: source pattern → target pattern, as told by a person.
-        drop: whether what nothing in the target takes is dropped, where the target misses nothing. Nobody but a person knows
-            whether a model computes with it: with the tiles' `image_newline`, for one, LLaVA-1.6 is complete without it as 1.5.
-        whole: a module of the target; what lies beside that which it takes is never dropped, since it is computed with.
+        drop: whether what nothing in the target takes is dropped, where the target misses nothing.
+            Nobody but a person knows whether a model computes with it: with the tiles'
+            `image_newline`, for one, LLaVA-1.6 is complete without it as 1.5.
+        whole: a module of the target; what lies beside that which it takes is never dropped, since
+            it is computed with.
     """
     found = match(source, target, tied, answers)
     inside = _inside(found, whole)
-    dropped = tuple(group for group in found.unplaced if group not in inside) if drop and not found.missing else ()
+    dropped = (
+        tuple(group for group in found.unplaced if group not in inside)
+        if drop and not found.missing
+        else ()
+    )
     unplaced = inside if dropped else found.unplaced
     rules = _rules(found, dropped, unplaced)
-    return Inference(tuple(rules), found.matches, dropped, found.questions, unplaced, inside, found.missing)
+    return Inference(
+        tuple(rules), found.matches, dropped, found.questions, unplaced, inside, found.missing
+    )
 
 
 def _inside(found: Matching, module: str) -> tuple[Group, ...]:
-    """The unplaced groups in modules of the source that go into a module of the target, and nowhere else."""
+    """The unplaced groups in modules of the source that go into a module of the target, and
+    nowhere else.
+    """
     taken = [pair.source.pattern for pair in found.matches if pair.target.pattern[0] == module]
-    lists = {pattern[:at] for pattern in taken for at, part in enumerate(pattern) if part == INDEX or part.isdecimal()}
+    lists = {
+        pattern[:at]
+        for pattern in taken
+        for at, part in enumerate(pattern)
+        if part == INDEX or part.isdecimal()
+    }
     modules = {*lists, *(pattern[:-1] for pattern in taken)} - {()}
     around = {parent[:-1] for parent in lists} - {()}
     others = (pair.source.pattern for pair in found.matches if pair.target.pattern[0] != module)
@@ -111,7 +134,8 @@ def _inside(found: Matching, module: str) -> tuple[Group, ...]:
 def suggest_rules(
     unmapped: Mapping[str, Shape], missing: Mapping[str, Shape], untouched: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Lines to paste in front of `names`: they map names without a rule to parameters without a source; empty where none is sure.
+    """Lines to paste in front of `names`: they map names without a rule to parameters without a
+    source; empty where none is sure.
 
     Args:
         unmapped, missing: name → shape. A source name is meant as it stands after `prepare`.
@@ -127,9 +151,14 @@ def suggest_rules(
 
 
 def _rules(
-    found: Matching, dropped: Collection[Group], unplaced: Collection[Group], untouched: Collection[Group] = ()
+    found: Matching,
+    dropped: Collection[Group],
+    unplaced: Collection[Group],
+    untouched: Collection[Group] = (),
 ) -> list[InferredRule]:
-    """The rules for what was matched or is dropped; they take nothing of what is left, nor what is untouched: others take it."""
+    """The rules for what was matched or is dropped; they take nothing of what is left, nor what
+    is untouched: others take it.
+    """
     pairs: list[tuple[Group, Group | None]] = [(pair.source, pair.target) for pair in found.matches]
     pairs += [(group, None) for group in dropped]
     left = [*(question.source for question in found.questions), *unplaced, *untouched]
@@ -140,15 +169,29 @@ def _rules(
             moves[group.pattern] = target.pattern if target else None
         else:
             singles = [None] * len(group.members) if target is None else unfold(target)
-            moves |= {one.pattern: other.pattern if other else None for one, other in zip(unfold(group), singles, strict=True)}
-    others = [single.pattern for group in left for single in (unfold(group) if mixed & _lists(group) else [group])]
+            moves |= {
+                one.pattern: other.pattern if other else None
+                for one, other in zip(unfold(group), singles, strict=True)
+            }
+    others = [
+        single.pattern
+        for group in left
+        for single in (unfold(group) if mixed & _lists(group) else [group])
+    ]
     return make_rules(moves, others)
 
 
 def _mixed(groups: Collection[Group]) -> set[Segments]:
-    """Modules that have a layer's number below them in one group and a plain number in another: those overlap."""
+    """Modules that have a layer's number below them in one group and a plain number in another:
+    those overlap.
+    """
     lists = {parent for group in groups for parent in _lists(group)}
-    plain = {group.pattern[:at] for group in groups for at, part in enumerate(group.pattern) if part.isdecimal()}
+    plain = {
+        group.pattern[:at]
+        for group in groups
+        for at, part in enumerate(group.pattern)
+        if part.isdecimal()
+    }
     return lists & plain
 
 

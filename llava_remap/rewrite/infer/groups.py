@@ -1,6 +1,7 @@
 """Names to groups: what differs only in the number of a layer is one thing.
 
-A number is that of a layer where the numbers beside it run from 0 without a gap; `mm_projector.{0,2}` are two modules.
+A number is that of a layer where the numbers beside it run from 0 without a gap;
+`mm_projector.{0,2}` are two modules.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ INDEX = "#."
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _NUMBERED = re.compile(r"(.*?)_?([0-9]+)")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-#: Words that stand for the same thing in research code and in transformers. What means one thing here and another there is not
-#: in it: `w1` and `w3` of a gated MLP, for one.
+#: Words that stand for the same thing in research code and in transformers. What means one thing
+#: here and another there is not in it: `w1` and `w3` of a gated MLP, for one.
 _SAME = {
     word: words.split()[0]
     for words in (
-        "q wq query", "k wk key", "v wv value", "o wo out output", "norm ln layernorm layrnorm rmsnorm", "attn attention",
-        "embed emb embedding embeddings wte", "layer layers block blocks h", "position pos positional wpe", "mlp ffn",
+        "q wq query", "k wk key", "v wv value", "o wo out output",
+        "norm ln layernorm layrnorm rmsnorm", "attn attention",
+        "embed emb embedding embeddings wte", "layer layers block blocks h",
+        "position pos positional wpe", "mlp ffn",
         "proj projection projector", "vision visual", "linear fc dense",
     )
     for word in words.split()
@@ -81,7 +84,11 @@ def fold(shapes: Mapping[str, Shape]) -> list[Group]:
     groups: dict[Segments, dict[tuple[int, ...], Shape]] = defaultdict(dict)
     for name, segments in split.items():
         # The last segment is a parameter's name, not a layer's number.
-        folded = {at for at, segment in enumerate(segments[:-1]) if segment in number and segments[:at] in lists}
+        folded = {
+            at
+            for at, segment in enumerate(segments[:-1])
+            if segment in number and segments[:at] in lists
+        }
         pattern = tuple(INDEX if at in folded else segment for at, segment in enumerate(segments))
         groups[pattern][tuple(number[segments[at]] for at in sorted(folded))] = shapes[name]
     return [Group(pattern, groups[pattern]) for pattern in sorted(groups)]
@@ -89,14 +96,17 @@ def fold(shapes: Mapping[str, Shape]) -> list[Group]:
 
 def unfold(group: Group) -> list[Group]:
     """Every member as a group of its own."""
-    return [Group(tuple(fill(group.pattern, numbers).split(".")), {(): shape}) for numbers, shape in group.members.items()]
+    return [
+        Group(tuple(fill(group.pattern, numbers).split(".")), {(): shape})
+        for numbers, shape in group.members.items()
+    ]
 
 
 def tokens(groups: Iterable[Group]) -> dict[Segments, frozenset[str]]:
     """The words of every group's pattern, with words that mean the same made one.
 
-    A number counts with the numbers beside it: `norm1` of norm1, norm2 agrees with `layer_norm1` of layer_norm1, layer_norm2,
-    but the second of 0, 1 is not the first of 1, 2.
+    A number counts with the numbers beside it: `norm1` of norm1, norm2 agrees with `layer_norm1` of
+    layer_norm1, layer_norm2, but the second of 0, 1 is not the first of 1, 2.
     """
     patterns = [group.pattern for group in groups]
     beside: dict[tuple[Segments, str], set[str]] = defaultdict(set)
@@ -104,7 +114,11 @@ def tokens(groups: Iterable[Group]) -> dict[Segments, frozenset[str]]:
         for at, segment in enumerate(pattern):
             if found := _NUMBERED.fullmatch(segment):
                 beside[(pattern[:at], found[1])].add(found[2])
-    numbered = {key: ",".join(sorted(fold_names(sorted(numbers)))) for key, numbers in beside.items() if len(numbers) > 1}
+    numbered = {
+        key: ",".join(sorted(fold_names(sorted(numbers))))
+        for key, numbers in beside.items()
+        if len(numbers) > 1
+    }
     result = {}
     for pattern in patterns:
         words: set[str] = set()

@@ -1,4 +1,6 @@
-"""From what becomes of each name to few rules, as a person would write them: one for each module that moves as a whole."""
+"""From what becomes of each name to few rules, as a person would write them: one for each module
+that moves as a whole.
+"""
 
 from __future__ import annotations
 
@@ -46,18 +48,27 @@ class InferredRule:
             after = Regex(self.match, self.to).search(name)
             return after is not None, None if self.to is None else after
         fields = _template(self.match).match(name)
-        return fields is not None, None if self.to is None or fields is None else _template(self.to).fill(fields)
+        return fields is not None, None if self.to is None or fields is None else _template(
+            self.to
+        ).fill(fields)
 
 
 _template = lru_cache(Template)
 
 
-def make_rules(moves: Mapping[Segments, Segments | None], others: Collection[Segments] = ()) -> list[InferredRule]:
-    """The rules that take every source pattern to its target pattern (None: a drop) and no pattern of `others` anywhere.
+def make_rules(
+    moves: Mapping[Segments, Segments | None], others: Collection[Segments] = ()
+) -> list[InferredRule]:
+    """The rules that take every source pattern to its target pattern (None: a drop) and no pattern
+    of `others` anywhere.
 
     In their order: where two match a name, the first is meant.
     """
-    wild = {pattern: target for pattern, target in moves.items() if _is_wild(pattern) or (target and _is_wild(target))}
+    wild = {
+        pattern: target
+        for pattern, target in moves.items()
+        if _is_wild(pattern) or (target and _is_wild(target))
+    }
     plain = sorted((pattern, target) for pattern, target in moves.items() if pattern not in wild)
     rules = _rules(0, plain, [*others, *wild]) if plain else []
     rules = [*(_exact(pattern, target) for pattern, target in sorted(wild.items())), *rules]
@@ -73,7 +84,9 @@ _Moves = Sequence[tuple[Segments, Segments | None]]
 
 
 def _rules(depth: int, moves: _Moves, others: Collection[Segments]) -> list[InferredRule]:
-    """Rules for names that agree in their first `depth` segments. `others` are those that no rule may take."""
+    """Rules for names that agree in their first `depth` segments. `others` are those that no
+    rule may take.
+    """
     start = moves[0][0][:depth]
     others = [other for other in others if other[:depth] == start]
     if len(moves) == 1:
@@ -88,13 +101,17 @@ def _rules(depth: int, moves: _Moves, others: Collection[Segments]) -> list[Infe
 
 
 def _moved_as_a_whole(depth: int, moves: _Moves) -> list[InferredRule] | None:
-    """A rule for all, after rules for what moves otherwise to the same place or is dropped; None where there is no one place."""
+    """A rule for all, after rules for what moves otherwise to the same place or is dropped; None
+    where there is no one place.
+    """
     if all(target is None for _, target in moves):
         return [_general(moves, None)]
     places = Counter(_place(depth, *move) for move in moves)
     places.pop(None, None)
     place = max(places, key=lambda place: (places[place], place or ()), default=None)
-    if not place or any(target is not None and target[: len(place)] != place for _, target in moves):
+    if not place or any(
+        target is not None and target[: len(place)] != place for _, target in moves
+    ):
         return None
     ordinary = [move for move in moves if _place(depth, *move) == place]
     special = [move for move in moves if _place(depth, *move) != place]
@@ -103,7 +120,9 @@ def _moved_as_a_whole(depth: int, moves: _Moves) -> list[InferredRule] | None:
 
 
 def _place(depth: int, source: Segments, target: Segments | None) -> Segments | None:
-    """Where the module of the first `depth` segments goes, if what stands behind them stays as it is."""
+    """Where the module of the first `depth` segments goes, if what stands behind them stays as
+    it is.
+    """
     rest = source[depth:]
     return target[: -len(rest)] if target is not None and target[-len(rest) :] == rest else None
 
@@ -118,9 +137,15 @@ def _split(depth: int, moves: _Moves, others: Collection[Segments]) -> list[Infe
         else:
             children[source[depth]].append((source, target))
     strangers = {other[depth] for other in others if len(other) > depth}
-    dropped = [c for c in children if c not in strangers and all(target is None for _, target in children[c])]
+    dropped = [
+        c
+        for c in children
+        if c not in strangers and all(target is None for _, target in children[c])
+    ]
     for stem, alike in _alike([child for child in dropped if child != INDEX]).items():
-        if not any(child.startswith(stem) for child in (*children, *strangers) if child not in alike):
+        if not any(
+            child.startswith(stem) for child in (*children, *strangers) if child not in alike
+        ):
             gone = [move for child in alike for move in children.pop(child)]
             field = "{x}" if all(len(source) == depth + 1 for source, _ in gone) else "{rest...}"
             rules.append(_rule([*gone[0][0][:depth], stem + field], None, gone))
@@ -140,11 +165,16 @@ def _alike(segments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _general(moves: _Moves, place: Segments | None) -> InferredRule:
-    """One rule for names that go to one place as they are (None: that are dropped), with all that they have in common."""
+    """One rule for names that go to one place as they are (None: that are dropped), with all
+    that they have in common.
+    """
     if len(moves) == 1:
         return _exact(*moves[0])
     sources = [source for source, _ in moves]
-    alike = takewhile(lambda column: len(set(column)) == 1, zip(*(source[:-1] for source in sources), strict=False))
+    alike = takewhile(
+        lambda column: len(set(column)) == 1,
+        zip(*(source[:-1] for source in sources), strict=False),
+    )
     shared = tuple(column[0] for column in alike)
     field = "p" if all(len(source) == len(shared) + 1 for source in sources) else "rest"
     opened = "{p}" if field == "p" else "{rest...}"
@@ -152,7 +182,11 @@ def _general(moves: _Moves, place: Segments | None) -> InferredRule:
         return _rule([*shared, opened], None, moves)
     source, target = moves[0]
     assert target is not None
-    return _rule([*shared, opened], [*target[: len(target) - len(source) + len(shared)], f"{{{field}}}"], moves)
+    return _rule(
+        [*shared, opened],
+        [*target[: len(target) - len(source) + len(shared)], f"{{{field}}}"],
+        moves,
+    )
 
 
 def _exact(source: Segments, target: Segments | None) -> InferredRule:
@@ -162,16 +196,29 @@ def _exact(source: Segments, target: Segments | None) -> InferredRule:
 def _rule(source: Sequence[str], target: Sequence[str] | None, moves: _Moves) -> InferredRule:
     """A rule whose id is still to be given."""
     patterns = tuple(pattern for pattern, _ in moves)
-    if any(_is_wild(pattern) for pattern in patterns) or (target and len(moves) == 1 and _is_wild(tuple(target))):
-        match = "^" + r"\.".join("([0-9]+)" if part == INDEX else re.escape(part) for part in source) + "$"
+    if any(_is_wild(pattern) for pattern in patterns) or (
+        target and len(moves) == 1 and _is_wild(tuple(target))
+    ):
+        match = (
+            "^"
+            + r"\.".join("([0-9]+)" if part == INDEX else re.escape(part) for part in source)
+            + "$"
+        )
         numbers = iter(range(1, len(source) + 1))
-        to = [f"\\g<{next(numbers)}>" if part == INDEX else part.replace("\\", r"\\") for part in target or ()]
+        to = [
+            f"\\g<{next(numbers)}>" if part == INDEX else part.replace("\\", r"\\")
+            for part in target or ()
+        ]
         return InferredRule("", match, ".".join(to) if target is not None else None, True, patterns)
     names = (*_FIELDS, *(f"n{i}" for i in range(4, len(source) + 4)))
     fields = iter(names)
     text = ".".join(f"{{{next(fields)}:int}}" if part == INDEX else part for part in source)
     fields = iter(names)
-    to_text = ".".join(f"{{{next(fields)}}}" if part == INDEX else part for part in target) if target is not None else None
+    to_text = (
+        ".".join(f"{{{next(fields)}}}" if part == INDEX else part for part in target)
+        if target is not None
+        else None
+    )
     return InferredRule("", text, to_text, False, patterns)
 
 
@@ -180,12 +227,22 @@ def _with_ids(rules: Sequence[InferredRule]) -> list[InferredRule]:
     named: list[InferredRule] = []
     for rule in rules:
         text = rule.to if rule.to is not None else rule.match
-        segments = [part for part in re.split(r"\\?\.", re.sub(r"\{[^}]*\}", "", text)) if part not in _PLAIN]
-        words = re.findall(r"[a-z]+|[0-9]+", "-".join(segments if rule.to is not None else segments[-2:]).lower())
+        segments = [
+            part
+            for part in re.split(r"\\?\.", re.sub(r"\{[^}]*\}", "", text))
+            if part not in _PLAIN
+        ]
+        words = re.findall(
+            r"[a-z]+|[0-9]+", "-".join(segments if rule.to is not None else segments[-2:]).lower()
+        )
         words = [word for word in dict.fromkeys(words) if word != "model"] or ["rule"]
         plain = "-".join(words if rule.to is not None else ["drop", *words])
         taken = {other.id for other in named}
-        free = next(name for name in chain([plain], (f"{plain}-{number}" for number in count(2))) if name not in taken)
+        free = next(
+            name
+            for name in chain([plain], (f"{plain}-{number}" for number in count(2)))
+            if name not in taken
+        )
         named.append(replace(rule, id=free))
     return named
 
@@ -199,9 +256,17 @@ def rule_line(rule: InferredRule, widths: tuple[int, int] = (0, 0)) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text as a scalar of YAML. A lone surrogate, which YAML can't say, becomes text: `\\udcff`."""
-    text = "".join(printable(letter) if "\ud800" <= letter <= "\udfff" else letter for letter in text)
+    """The text as a scalar of YAML. A lone surrogate, which YAML can't say, becomes text:
+    `\\udcff`.
+    """
+    text = "".join(
+        printable(letter) if "\ud800" <= letter <= "\udfff" else letter for letter in text
+    )
     if text.isprintable():
         return "'" + text.replace("'", "''") + "'"
     plain = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in plain) + '"'
+    return (
+        '"'
+        + "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in plain)
+        + '"'
+    )

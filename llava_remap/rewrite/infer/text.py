@@ -18,7 +18,8 @@ from llava_remap.rewrite.infer.rules import InferredRule, quoted, rule_line
 MOST_LINES = 40
 #: Width of comments and of lines that are broken.
 _WIDTH = 120
-#: Texts that need no quotes, and words that look like some and are none to YAML or to some readers of it.
+#: Texts that need no quotes, and words that look like some and are none to YAML or to some readers
+#: of it.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
 _NO_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
@@ -34,7 +35,8 @@ class Frame:
         unsure: what beside the names is a guess, in words.
         detect: key of the source's config → the value that it has (None: none).
         sources: lines of `sources`.
-        class_name: the target's class; None where the target doesn't say, which makes the file a part.
+        class_name: the target's class; None where the target doesn't say, which makes the file a
+            part.
         config: key of the target's config → a constant, and why it is one.
         processor: the processor's class, where it isn't that of the parts.
         first: the names of the first source, which alone `detect` asks for; None: all.
@@ -57,9 +59,15 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
     """The whole file.
 
     Args:
-        ends: how target names end that a checkpoint of the same family may lack, so that `detect` doesn't ask for them.
+        ends: how target names end that a checkpoint of the same family may lack, so that `detect`
+            doesn't ask for them.
     """
-    lines = [*_comment(f"Inferred from names and shapes: {frame.made_from}. Look at what is marked `unsure`."), "schema: 1"]
+    lines = [
+        *_comment(
+            f"Inferred from names and shapes: {frame.made_from}. Look at what is marked `unsure`."
+        ),
+        "schema: 1",
+    ]
     lines += [f"name: {_text(frame.name)}", "version: 0.1.0", f"summary: {_text(frame.summary)}"]
     lines += ["changes:", "  - {version: 0.1.0, what: inferred}"]
     if frame.extends:
@@ -77,7 +85,10 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
         lines += ["", "processor:", f"  class: {frame.processor}"]
     if found.rules:
         lines += ["", *_names(found), "", *_tests(found)]
-    return "\n".join(printable(line) if line.lstrip().startswith("#") else line for line in lines) + "\n"
+    return (
+        "\n".join(printable(line) if line.lstrip().startswith("#") else line for line in lines)
+        + "\n"
+    )
 
 
 def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
@@ -91,9 +102,16 @@ def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
         if target is not None and not target.endswith(tuple(ends)) and not rule.is_regex:
             (of_layers if INDEX in rule.patterns[0] else names).append(name)
     shown = names or of_layers[:1]
-    lines = ["detect:", "  present:", *(f"    - {quoted(name)}" for name in shown)] if shown else ["detect:", "  present: []"]
+    lines = (
+        ["detect:", "  present:", *(f"    - {quoted(name)}" for name in shown)]
+        if shown
+        else ["detect:", "  present: []"]
+    )
     if frame.detect:
-        lines += ["  config:", *(f"    {key}: {_value(value)}" for key, value in frame.detect.items())]
+        lines += [
+            "  config:",
+            *(f"    {key}: {_value(value)}" for key, value in frame.detect.items()),
+        ]
     return lines
 
 
@@ -102,7 +120,11 @@ def _constants(config: Mapping[str, tuple[Any, str]]) -> list[str]:
     told = ""
     for key, (value, why) in config.items():
         line = f"    {key}: {{const: {_value(value)}}}"
-        lines += [f"    {comment}" for comment in _comment(why) if why != told] + [line] if why else [line]
+        lines += (
+            [f"    {comment}" for comment in _comment(why) if why != told] + [line]
+            if why
+            else [line]
+        )
         told = why
     return lines
 
@@ -110,9 +132,15 @@ def _constants(config: Mapping[str, tuple[Any, str]]) -> list[str]:
 def _names(found: Inference) -> list[str]:
     lines = ["names:"]
     for question in found.questions:
-        lines += [f"  # unsure, so left out: {question.source.folded} {question.source.shape} could be any of"]
+        lines += [
+            f"  # unsure, so left out: {question.source.folded} {question.source.shape} could be "
+            "any of"
+        ]
         lines += [f"  #   {other.folded}" for other in question.candidates]
-    for what, groups in (("left out, nothing that the target misses fits", found.unplaced), ("missing", found.missing)):
+    for what, groups in (
+        ("left out, nothing that the target misses fits", found.unplaced),
+        ("missing", found.missing),
+    ):
         folded = fold_names(name for group in groups for name in group.names)
         lines += [f"  # {what}: {line}" for line in folded[:MOST_LINES]]
         lines += [f"  # {what}: {len(folded) - MOST_LINES} more lines"] * (len(folded) > MOST_LINES)
@@ -148,16 +176,24 @@ def _value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{quoted(str(key))}: {_value(one)}" for key, one in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{quoted(str(key))}: {_value(one)}" for key, one in value.items())
+            + "}"
+        )
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_value, value)) + "]"
     return repr(value)
 
 
 def _text(text: str) -> str:
-    """A text of a person's or a config's, quoted only where YAML would read it as something else."""
+    """A text of a person's or a config's, quoted only where YAML would read it as something
+    else.
+    """
     return text if _PLAIN.fullmatch(text) and text.lower() not in _NO_TEXT else quoted(text)
 
 
 def _comment(text: str) -> list[str]:
-    return fill(printable(text), _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False).splitlines()
+    return fill(
+        printable(text), _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    ).splitlines()

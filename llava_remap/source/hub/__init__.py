@@ -1,4 +1,6 @@
-"""A Hugging Face hub repository to a local folder, which `open_checkpoint` reads. Imports `huggingface_hub` when it downloads."""
+"""A Hugging Face hub repository to a local folder, which `open_checkpoint` reads. Imports
+`huggingface_hub` when it downloads.
+"""
 
 from llava_remap.source.hub.download import Snapshot, download
 from llava_remap.source.hub.repository import Repository, parse_repository, repository_of_cache

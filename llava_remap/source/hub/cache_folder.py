@@ -1,4 +1,6 @@
-"""A repository's folder in the hub's cache, looked through before it is used: anybody may have put something there."""
+"""A repository's folder in the hub's cache, looked through before it is used: anybody may have
+put something there.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def snapshot_folder(repository: Repository, commit: str) -> Path:
 
 
 def check_cache(repository: Repository, name: str) -> None:
-    """Refuse what leads the library, or us, out of the cache: links, and a listing from which it takes the names of files.
+    """Refuse what leads the library, or us, out of the cache: links, and a listing from which it
+    takes the names of files.
 
     Args:
         name: the source that the repository is for.
@@ -39,7 +42,9 @@ def check_cache(repository: Repository, name: str) -> None:
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
             if not (leads := Path(os.path.realpath(path))).is_relative_to(root):
-                raise _refused(repository, name, path, f"is a link that leads out of the cache, to {leads}")
+                raise _refused(
+                    repository, name, path, f"is a link that leads out of the cache, to {leads}"
+                )
         elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise _refused(repository, name, path, "is neither a file nor a folder")
         elif path.parent == folder / "trees" and not _is_sound(path):
@@ -47,7 +52,8 @@ def check_cache(repository: Repository, name: str) -> None:
 
 
 def check_noted(repository: Repository, name: str) -> None:
-    """Refuse a note of what commit a branch is that doesn't hold a commit: the library takes it for a folder's name.
+    """Refuse a note of what commit a branch is that doesn't hold a commit: the library takes it for
+    a folder's name.
 
     Raises:
         RemapError: LR114; OSError where it can't be read.
@@ -86,16 +92,28 @@ def _all(top: Path) -> Iterator[Path]:
 
 
 def _is_sound(listing: Path) -> bool:
-    """Whether a listing that the library keeps has hashes for hashes; one that can't be read is made anew by the library."""
+    """Whether a listing that the library keeps has hashes for hashes; one that can't be read is
+    made anew by the library.
+    """
     try:
-        files = json.loads(listing.read_bytes())["files"].values() if listing.stat().st_size <= LARGEST else [{"lfs_sha256": 0}]
+        files = (
+            json.loads(listing.read_bytes())["files"].values()
+            if listing.stat().st_size <= LARGEST
+            else [{"lfs_sha256": 0}]
+        )
         digests = [file.get("lfs_sha256") for file in files]
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return True
-    return all(digest is None or (isinstance(digest, str) and SHA256.fullmatch(digest)) for digest in digests)
+    return all(
+        digest is None or (isinstance(digest, str) and SHA256.fullmatch(digest))
+        for digest in digests
+    )
 
 
 def _refused(repository: Repository, name: str, path: Path, what: str) -> RemapError:
     cause = f"{quoted(str(repository))} isn't taken from the hub's cache: {path} {what}."
-    fix = f"Delete it, and what is needed is downloaded again; or give a folder that you trust: --source {name}=DIR."
+    fix = (
+        "Delete it, and what is needed is downloaded again; or give a folder that you trust: "
+        f"--source {name}=DIR."
+    )
     return refuse("LR114", cause, fix)

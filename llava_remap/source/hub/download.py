@@ -22,7 +22,12 @@ from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.escaped import raw
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.core.threads import result
-from llava_remap.source.hub.cache_folder import check_cache, check_inside, check_noted, snapshot_folder
+from llava_remap.source.hub.cache_folder import (
+    check_cache,
+    check_inside,
+    check_noted,
+    snapshot_folder,
+)
 from llava_remap.source.hub.guard import COMMIT, guarded
 from llava_remap.source.hub.refusal import explain, not_cached
 from llava_remap.source.hub.repository import Repository
@@ -50,12 +55,15 @@ class Snapshot:
     cached: bool
 
 
-def download(repository: Repository, use: Collection[str], *, name: str, offline: bool = False) -> Snapshot:
+def download(
+    repository: Repository, use: Collection[str], *, name: str, offline: bool = False
+) -> Snapshot:
     """The files of `repository` that are needed, downloaded unless they are in the hub's cache.
 
-    Of the weights one form is taken, by the rule for folders (`choose_form`). The config is always among the files. If the hub is
-    out of reach, the cache will do, provided that it has what is needed. What `huggingface_hub` reads from the environment holds:
-    HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE.
+    Of the weights one form is taken, by the rule for folders (`choose_form`). The config is always
+    among the files. If the hub is out of reach, the cache will do, provided that it has what is
+    needed. What `huggingface_hub` reads from the environment holds: HF_TOKEN, HF_ENDPOINT, HF_HOME,
+    HF_HUB_OFFLINE.
 
     Args:
         use: some of `tensors`, `config`, `tokenizer`, `processor`.
@@ -63,9 +71,9 @@ def download(repository: Repository, use: Collection[str], *, name: str, offline
         offline: whether only the cache is looked at.
 
     Raises:
-        RemapError: LR100 for a repository without weights, LR103 for an index at odds with the repository, LR114 for anything
-            that keeps the hub from giving the files, for answers that no hub gives, and for what leads out of the cache; LR502
-            for a full disk.
+        RemapError: LR100 for a repository without weights, LR103 for an index at odds with the
+            repository, LR114 for anything that keeps the hub from giving the files, for answers
+            that no hub gives, and for what leads out of the cache; LR502 for a full disk.
     """
     if offline:
         return _from_cache(repository, use, name)
@@ -75,7 +83,8 @@ def download(repository: Repository, use: Collection[str], *, name: str, offline
     except RemapError:
         raise
     except Exception as error:
-        # The library's own, its HTTP library's (another one in version 2), and whatever an odd answer makes them stumble over.
+        # The library's own, its HTTP library's (another one in version 2), and whatever an odd
+        # answer makes them stumble over.
         problem, may_be_cached = explain(error, repository, name)
         if not may_be_cached:
             raise RemapError(problem) from None
@@ -85,7 +94,8 @@ def download(repository: Repository, use: Collection[str], *, name: str, offline
 def _interruptible(call: Callable[[], Snapshot]) -> Snapshot:
     """What a call gives, made in a thread of its own.
 
-    The library downloads several files at a time, and waits for all of them before it lets an exception pass, Ctrl-C too.
+    The library downloads several files at a time, and waits for all of them before it lets an
+    exception pass, Ctrl-C too.
     """
     answer: Future[Snapshot] = Future()
 
@@ -115,37 +125,66 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
             return snapshot_folder(repository, commit) / file
 
         beside = [file for file in files_for(use) if file in there]
-        # This notes in the cache which commit the revision is, and what there is, for a job without a network. Should the branch
-        # have moved just now, the note is of another commit; what is taken here is not.
-        snapshot_download(repository.id, revision=repository.revision, allow_patterns=_literally(beside))
+        # This notes in the cache which commit the revision is, and what there is, for a job without
+        # a network. Should the branch have moved just now, the note is of another commit; what is
+        # taken here is not.
+        snapshot_download(
+            repository.id, revision=repository.revision, allow_patterns=_literally(beside)
+        )
         try:
             weights = _weights(there, fetch) if "tensors" in use else []
         except RemapError as error:  # of an index
-            raise RemapError(replace(p, cause=f"of {quoted(str(repository))}: {p.cause}") for p in error.problems) from None
+            raise RemapError(
+                replace(p, cause=f"of {quoted(str(repository))}: {p.cause}") for p in error.problems
+            ) from None
     if weights is None:
-        if foreign := explain_folder(Listing.of_repository(repository.id, repository.revision, there)):
+        if foreign := explain_folder(
+            Listing.of_repository(repository.id, repository.revision, there)
+        ):
             raise foreign
-        (problem,) = no_form(str(repository), _top(there), {file.partition("/")[0] for file in there}).problems
-        fix = f"Give a repository with weights, or download the file that is meant and give it: --source {name}=FILE."
+        (problem,) = no_form(
+            str(repository), _top(there), {file.partition("/")[0] for file in there}
+        ).problems
+        fix = (
+            "Give a repository with weights, or download the file that is meant and give it: "
+            f"--source {name}=FILE."
+        )
         raise RemapError(replace(problem, fix=fix))
     if absent := [file for file in weights if file not in there]:
-        cause = f"{len(absent)} of the {len(weights)} files that the weights of {quoted(str(repository))} lie in are not there: "
-        fix = f"Give a revision that is whole (--source {name}={repository.id}@REVISION) or another repository."
+        cause = (
+            f"{len(absent)} of the {len(weights)} files that the weights of "
+            f"{quoted(str(repository))} lie in are not there: "
+        )
+        fix = (
+            f"Give a revision that is whole (--source {name}={repository.id}@REVISION) or "
+            "another repository."
+        )
         raise refuse("LR103", f"{cause}{several(absent)}.", fix)
     files = sorted({*beside, *weights})
     if not files:
-        cause = f"{quoted(str(repository))} has none of the files that are wanted of it: {', '.join(sorted(use))}."
+        cause = (
+            f"{quoted(str(repository))} has none of the files that are wanted of it: "
+            f"{', '.join(sorted(use))}."
+        )
         raise refuse("LR100", cause, "Give another repository, or a local folder.")
-    with _quiet(bars=sys.stderr.isatty()), guarded(), redirect_stderr(raw(sys.stderr)):  # bars are drawn
+    with (
+        _quiet(bars=sys.stderr.isatty()),
+        guarded(),
+        redirect_stderr(raw(sys.stderr)),
+    ):  # bars are drawn
         for file in files:
             path = fetch(file)
             check_inside(repository, name, path)
             if not path.is_file():
                 raise ValueError(f"{file} isn't where it was downloaded to")
-    return Snapshot(snapshot_folder(repository, commit), repository.id, commit, tuple(files), cached=False)
+    return Snapshot(
+        snapshot_folder(repository, commit), repository.id, commit, tuple(files), cached=False
+    )
 
 
-def _from_cache(repository: Repository, use: Collection[str], name: str, why: str | None = None) -> Snapshot:
+def _from_cache(
+    repository: Repository, use: Collection[str], name: str, why: str | None = None
+) -> Snapshot:
     """As `_from_hub`, of what the cache has alone; `why` says what keeps the hub from giving it."""
     from huggingface_hub import snapshot_download
 
@@ -155,7 +194,9 @@ def _from_cache(repository: Repository, use: Collection[str], name: str, why: st
         check_noted(repository, name)
         with _quiet(bars=False):
             patterns = _literally(beside)
-            found = snapshot_download(repository.id, revision=revision, allow_patterns=patterns, local_files_only=True)
+            found = snapshot_download(
+                repository.id, revision=revision, allow_patterns=patterns, local_files_only=True
+            )
         folder = snapshot_folder(repository, Path(found).name)
         there = _names(folder)
         weights = _weights(there, lambda file: folder / file) if "tensors" in use else []
@@ -171,7 +212,9 @@ def _from_cache(repository: Repository, use: Collection[str], name: str, why: st
 
 
 def _names(folder: Path) -> Set[str]:
-    """The files in a snapshot, those too that are links to what was deleted: what is there by name isn't absent."""
+    """The files in a snapshot, those too that are links to what was deleted: what is there by
+    name isn't absent.
+    """
     found = (Path(above, file) for above, _, files in os.walk(folder) for file in files)
     return {path.relative_to(folder).as_posix() for path in found}
 
@@ -209,7 +252,9 @@ def _literally(files: Collection[str]) -> list[str]:
 
 @contextmanager
 def _quiet(*, bars: bool) -> Iterator[None]:
-    """Keep the library's log and warnings to itself; what goes wrong is in the exception. Progress bars only if `bars`."""
+    """Keep the library's log and warnings to itself; what goes wrong is in the exception.
+    Progress bars only if `bars`.
+    """
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,

@@ -1,8 +1,8 @@
 """A hub's answers, checked before `huggingface_hub` makes a path, a request or a file from them.
 
-The library names a file in the cache after its ETag, and a folder after the commit; it asks wherever a redirect leads, and
-writes as many bytes as are sent. The checks hang on the library's HTTP client, so they see every answer, a second one as well as
-the first.
+The library names a file in the cache after its ETag, and a folder after the commit; it asks
+wherever a redirect leads, and writes as many bytes as are sent. The checks hang on the library's
+HTTP client, so they see every answer, a second one as well as the first.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from llava_remap.core.problem import refuse
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-#: The hub's own ETags are hashes; those of mirrors may have signs in them, but nothing that means something in a path.
+#: The hub's own ETags are hashes; those of mirrors may have signs in them, but nothing that means
+#: something in a path.
 _WORD = re.compile(r"\w[\w+=~-]*(?:\.[\w+=~-]+)*", re.ASCII)
-#: Characters. The library appends `.incomplete`, `.lock` and a number to an ETag, and a name has at most 255 bytes.
+#: Characters. The library appends `.incomplete`, `.lock` and a number to an ETag, and a name has at
+#: most 255 bytes.
 _LONGEST_WORD = 128
 #: Bytes of a file's name with its folders, and of one part of it.
 _LONGEST_NAME, _LONGEST_PART = 1024, 255
@@ -44,7 +46,9 @@ _HUBS = ("https://huggingface.co", "https://hf.co")
 
 
 class BadAnswerError(Exception):
-    """An answer that no hub gives. Its text completes a sentence that begins with the hub's address."""
+    """An answer that no hub gives. Its text completes a sentence that begins with the hub's
+    address.
+    """
 
 
 class _Thread(local):
@@ -52,7 +56,8 @@ class _Thread(local):
 
     Attributes:
         row: how many there were since the last file's.
-        size: bytes of the file that was asked about last, as the answer says; None where it doesn't.
+        size: bytes of the file that was asked about last, as the answer says; None where it
+            doesn't.
     """
 
     row = 0
@@ -66,7 +71,9 @@ _downloads = 0
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Within the block, an answer that isn't sound ends what the library does with a `BadAnswerError`."""
+    """Within the block, an answer that isn't sound ends what the library does with a
+    `BadAnswerError`.
+    """
     global _downloads
     _hang_checks_on_the_client()
     _thread.row, _thread.size = 0, None
@@ -80,7 +87,9 @@ def guarded() -> Iterator[None]:
 
 
 class _Checked:
-    """Makes the clients that another factory makes, with the checks on them. They do nothing outside `guarded`."""
+    """Makes the clients that another factory makes, with the checks on them. They do nothing
+    outside `guarded`.
+    """
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -96,7 +105,9 @@ class _Checked:
 
 
 def _hang_checks_on_the_client() -> None:
-    """Once for all: to change the factory closes connections. One that an application has set (proxies, certificates) counts."""
+    """Once for all: to change the factory closes connections. One that an application has set
+    (proxies, certificates) counts.
+    """
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
@@ -106,14 +117,18 @@ def _hang_checks_on_the_client() -> None:
 
 
 def _check_request(request: Any) -> None:
-    """Refuse to follow where a redirect must not lead, and ask for nothing compressed: how large it is would not be known."""
+    """Refuse to follow where a redirect must not lead, and ask for nothing compressed: how large
+    it is would not be known.
+    """
     if not _downloads:
         return
     where, hub = str(request.url), _endpoint()
     if not _is_web(where):
         raise BadAnswerError(f"leads to {quoted(where)}")
     if "authorization" in request.headers and _origin(where) not in map(_origin, (hub, *_HUBS)):
-        raise BadAnswerError(f"leads to {quoted(where)}, another server, which would be told the token")
+        raise BadAnswerError(
+            f"leads to {quoted(where)}, another server, which would be told the token"
+        )
     request.headers["Accept-Encoding"] = "identity"
 
 
@@ -124,10 +139,17 @@ def _check_response(response: Any) -> None:
     listing = "/api/models/" in url.path and "/resolve-cache/" not in url.path
     _thread.row = _thread.row + 1 if listing or response.is_redirect else 0
     if _thread.row > _MOST_IN_A_ROW:
-        raise BadAnswerError(f"answers {_MOST_IN_A_ROW} times that the next place has it, and {quoted(str(url))} is not the last")
+        raise BadAnswerError(
+            f"answers {_MOST_IN_A_ROW} times that the next place has it, and {quoted(str(url))} is "
+            "not the last"
+        )
     _check_commit(headers.get("x-repo-commit"), _ASKED.search(url.path))
     _shorten_waits(headers)
-    if response.is_redirect and (leads := headers.get("location")) and not _is_web(urljoin(str(url), leads)):
+    if (
+        response.is_redirect
+        and (leads := headers.get("location"))
+        and not _is_web(urljoin(str(url), leads))
+    ):
         raise BadAnswerError(f"leads to {quoted(leads)}")
     sizes = {name: _size(headers, name) for name in ("content-length", "x-linked-size")}
     if response.status_code < 400:
@@ -135,7 +157,9 @@ def _check_response(response: Any) -> None:
     if response.request.method == "HEAD":
         if response.status_code < 400:
             _check_etag(headers)
-            _thread.size = sizes["x-linked-size"] or (None if response.is_redirect else sizes["content-length"])
+            _thread.size = sizes["x-linked-size"] or (
+                None if response.is_redirect else sizes["content-length"]
+            )
             _refuse_large(PurePosixPath(url.path).name, _thread.size)
         return
     if headers.get("content-encoding", "identity").lower() != "identity":
@@ -158,9 +182,16 @@ def _check_content(response: Any, nbytes: int | None) -> None:
         total = int(said) if said.isdecimal() and len(said) < 20 else None
     if total is not None and _thread.size is not None and total != _thread.size:
         raise BadAnswerError(f"says that a file has {_thread.size} bytes, and sends one of {total}")
-    folder = next(path for path in (Path(constants.HF_HUB_CACHE), *Path(constants.HF_HUB_CACHE).parents) if path.exists())
+    folder = next(
+        path
+        for path in (Path(constants.HF_HUB_CACHE), *Path(constants.HF_HUB_CACHE).parents)
+        if path.exists()
+    )
     if nbytes is not None and nbytes > (free := shutil.disk_usage(folder).free):
-        cause = f"{quoted(PurePosixPath(response.request.url.path).name)} has {nbytes} bytes, and {free} are free in {folder}."
+        cause = (
+            f"{quoted(PurePosixPath(response.request.url.path).name)} has {nbytes} bytes, and "
+            f"{free} are free in {folder}."
+        )
         raise refuse("LR502", cause, "Free some, or set HF_HOME to a folder on a larger disk.")
     known = _thread.size if _thread.size is not None else total
     response.stream = _at_most(response.stream, LARGEST if known is None else known)
@@ -178,7 +209,9 @@ def _at_most(stream: Any, limit: int) -> Any:
             for part in stream:
                 left -= len(part)
                 if left < 0:
-                    raise BadAnswerError(f"sends more than {limit} bytes, which is all that there should be")
+                    raise BadAnswerError(
+                        f"sends more than {limit} bytes, which is all that there should be"
+                    )
                 yield part
 
         def close(self) -> None:
@@ -201,7 +234,9 @@ def _check_etag(headers: Any) -> None:
         tag = headers.get(name)
         word = tag.removeprefix("W/").strip('"') if tag is not None else None
         if word is not None and (len(word) > _LONGEST_WORD or not _WORD.fullmatch(word)):
-            raise BadAnswerError(f"gives {quoted(tag)} for the ETag of a file, which is no plain word")
+            raise BadAnswerError(
+                f"gives {quoted(tag)} for the ETag of a file, which is no plain word"
+            )
 
 
 def _size(headers: Any, name: str) -> int | None:
@@ -215,17 +250,24 @@ def _size(headers: Any, name: str) -> int | None:
 
 def _refuse_large(file: str, nbytes: int | None) -> None:
     if nbytes is not None and nbytes > LARGEST and not file.endswith(_WEIGHTS):
-        raise BadAnswerError(f"says that {quoted(file)} has {nbytes} bytes, more than the {LARGEST} that are read of such a file")
+        raise BadAnswerError(
+            f"says that {quoted(file)} has {nbytes} bytes, more than the {LARGEST} that are read "
+            "of such a file"
+        )
 
 
 def _check_xet(response: Any) -> None:
-    """What leads to the hub's other storage: a hash that becomes a file's name, where the token is sent, what is asked then."""
+    """What leads to the hub's other storage: a hash that becomes a file's name, where the token
+    is sent, what is asked then.
+    """
     headers, links = response.headers, response.links
     if (digest := headers.get("x-xet-hash")) is not None and not SHA256.fullmatch(digest):
         raise BadAnswerError(f"gives {quoted(digest)} for a hash")
     route = links.get("xet-auth", {}).get("url") or headers.get("x-xet-refresh-route")
     if route is not None and _origin(route) not in map(_origin, (_endpoint(), *_HUBS)):
-        raise BadAnswerError(f"leads to {quoted(route)}, another server, which would be told the token")
+        raise BadAnswerError(
+            f"leads to {quoted(route)}, another server, which would be told the token"
+        )
     if (store := headers.get("x-xet-cas-url")) is not None and not _is_web(store):
         raise BadAnswerError(f"leads to {quoted(store)}")
 
@@ -252,14 +294,19 @@ def _check_listing(body: bytes, asked: re.Match[str] | None) -> None:
 
 
 def check_name(name: object) -> None:
-    """A file's name in a repository: parts with `/` between them, each the name of something on any system."""
+    """A file's name in a repository: parts with `/` between them, each the name of something on
+    any system.
+    """
     said = name if isinstance(name, str) else repr(name)
     parts = said.split("/")
     if (
         not isinstance(name, str)
         or not {"", ".", ".."}.isdisjoint(parts)
         or "\\" in name
-        or any(ord(letter) < 32 or 127 <= ord(letter) < 160 or "\ud800" <= letter <= "\udfff" for letter in name)
+        or any(
+            ord(letter) < 32 or 127 <= ord(letter) < 160 or "\ud800" <= letter <= "\udfff"
+            for letter in name
+        )
         or len(name.encode()) > _LONGEST_NAME
         or any(len(part.encode()) > _LONGEST_PART for part in parts)
     ):
@@ -267,9 +314,14 @@ def check_name(name: object) -> None:
 
 
 def _shorten_waits(headers: Any) -> None:
-    """Take away how long the hub wants to be left alone where that is too long: the library tries again on its own then."""
+    """Take away how long the hub wants to be left alone where that is too long: the library
+    tries again on its own then.
+    """
     for name in ("retry-after", "ratelimit"):
-        if any(len(number) > 9 or int(number) > _LONGEST_WAIT for number in re.findall(r"\d+", headers.get(name, ""))):
+        if any(
+            len(number) > 9 or int(number) > _LONGEST_WAIT
+            for number in re.findall(r"\d+", headers.get(name, ""))
+        ):
             del headers[name]
 
 
@@ -284,7 +336,11 @@ def _is_web(url: str) -> bool:
 def _origin(url: str) -> tuple[str, str, int | None]:
     try:
         parts = urlsplit(url)
-        return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        return (
+            parts.scheme,
+            (parts.hostname or "").lower(),
+            parts.port or {"http": 80, "https": 443}.get(parts.scheme),
+        )
     except ValueError:  # a port that is no number
         return "", "", None
 

@@ -14,7 +14,15 @@ _LOG_IN = "log in: `hf auth login`, or set HF_TOKEN"
 
 
 #: What keeps a file from being made, apart from a full disk.
-_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_UNWRITABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
 
 
 def explain(error: Exception, repository: Repository, name: str) -> tuple[Problem, bool]:
@@ -24,7 +32,12 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[Proble
         the problem, and whether the hub was out of reach only, so that the cache may do instead.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     hub, text = HfApi().endpoint, quoted(str(repository))
     if bad := next((each for each in _chain(error) if isinstance(each, BadAnswerError)), None):
@@ -36,15 +49,22 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[Proble
     if isinstance(error, RevisionNotFoundError):
         cause = f"{quoted(repository.id)} has no revision {quoted(repository.revision or 'main')}."
         return Problem(
-            "LR114", cause, f"Give a branch, a tag or a commit of it: --source {name}={repository.id}@REVISION."
+            "LR114",
+            cause,
+            f"Give a branch, a tag or a commit of it: --source {name}={repository.id}@REVISION.",
         ), False
     if isinstance(error, GatedRepoError):
         fix = f"Accept its licence on {hub}/{repository.id} and {_LOG_IN}."
-        return Problem("LR114", f"{text} is gated: only those may download it who accepted its licence.", fix), False
+        return Problem(
+            "LR114", f"{text} is gated: only those may download it who accepted its licence.", fix
+        ), False
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if isinstance(error, RepositoryNotFoundError) or status == 401:
-            fix = f"Check its name; if it is private, {_LOG_IN}. A local folder is given as --source {name}=DIR."
+            fix = (
+                f"Check its name; if it is private, {_LOG_IN}. A local folder is given as "
+                f"--source {name}=DIR."
+            )
             return Problem("LR114", f"there is no {text} on {hub}, or it is private.", fix), False
         says = _line(error.server_message or error.response.reason_phrase)
         cause = f"{text} can't be downloaded: {hub} answers {status}, {says}."
@@ -52,14 +72,26 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[Proble
     # By name, as these are httpx's classes or httpx2's, depending on the library's version.
     kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     if "OfflineModeIsEnabled" in kinds:
-        return Problem("LR114", f"{text} can't be downloaded: HF_HUB_OFFLINE is set.", _elsewhere(name)), True
+        return Problem(
+            "LR114", f"{text} can't be downloaded: HF_HUB_OFFLINE is set.", _elsewhere(name)
+        ), True
     reason = _line(next((each for each in _chain(error) if str(each)), error))
-    what = "no connection to" if kinds & {"ConnectError", "TimeoutException", "ProxyError"} else "no usable answer from"
-    return Problem("LR114", f"{text} can't be downloaded: {what} {hub}: {reason}.", _elsewhere(name)), True
+    what = (
+        "no connection to"
+        if kinds & {"ConnectError", "TimeoutException", "ProxyError"}
+        else "no usable answer from"
+    )
+    return Problem(
+        "LR114", f"{text} can't be downloaded: {what} {hub}: {reason}.", _elsewhere(name)
+    ), True
 
 
 def not_cached(
-    repository: Repository, name: str, why: str | None, error: Exception | None = None, lacking: Sequence[str] = ()
+    repository: Repository,
+    name: str,
+    why: str | None,
+    error: Exception | None = None,
+    lacking: Sequence[str] = (),
 ) -> RemapError:
     """LR114 for what the cache lacks as well.
 
@@ -74,13 +106,18 @@ def not_cached(
         cause = f"The hub's cache lacks {several(lacking)} of it"
     elif isinstance(error, OSError) and error.errno is not None:
         cause = f"The hub's cache can't be read: {_line(error)}"
-    elif hasattr(error, "snapshot_path"):  # newer versions of the library know what is missing, and say it
+    elif hasattr(
+        error, "snapshot_path"
+    ):  # newer versions of the library know what is missing, and say it
         cause = f"The hub's cache doesn't have it whole: {_line(error)}"
     return refuse("LR114", f"{why} {cause}.", _elsewhere(name))
 
 
 def _elsewhere(name: str) -> str:
-    return f"Download it elsewhere and give its folder: --source {name}=DIR; `make demo` needs no network."
+    return (
+        f"Download it elsewhere and give its folder: --source {name}=DIR; `make demo` needs no "
+        "network."
+    )
 
 
 def _of_the_disk(error: Exception) -> Problem | None:
@@ -107,7 +144,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _line(text: object) -> str:
-    """The first line of a message from elsewhere, short and harmless to a terminal, without its full stop."""
+    """The first line of a message from elsewhere, short and harmless to a terminal, without its
+    full stop.
+    """
     lines = str(text).split("\n")
     first = next((line.strip() for line in lines if line.strip()), type(text).__name__)
     if not first.isprintable():

@@ -6,9 +6,13 @@ import re
 from dataclasses import dataclass
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
-_REPOSITORY = re.compile(rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
+_REPOSITORY = re.compile(
+    rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?", re.ASCII
+)
 #: The folder that a hub's cache has for a repository.
-_CACHED = re.compile(rf"(?:^|[/\\])models--(?P<owner>{_PART}?)--(?P<name>{_PART})(?:[/\\]|$)", re.ASCII)
+_CACHED = re.compile(
+    rf"(?:^|[/\\])models--(?P<owner>{_PART}?)--(?P<name>{_PART})(?:[/\\]|$)", re.ASCII
+)
 #: Characters; the hub's own limit for `ORG/NAME`.
 _LONGEST = 96
 
@@ -30,7 +34,8 @@ class Repository:
 
 
 def parse_repository(text: str) -> Repository | None:
-    """The repository that `text` names, or None where it can't name one. A path may look the same: ask for that first.
+    """The repository that `text` names, or None where it can't name one. A path may look the same:
+    ask for that first.
 
     >>> parse_repository("liuhaotian/llava-v1.5-7b@main")
     Repository(id='liuhaotian/llava-v1.5-7b', revision='main')
@@ -46,9 +51,11 @@ def parse_repository(text: str) -> Repository | None:
 
 
 def repository_of_cache(path: str) -> str | None:
-    """The hub id of the repository whose folder in a hub's cache a path leads to, on whatever machine; None for another path.
+    """The hub id of the repository whose folder in a hub's cache a path leads to, on whatever
+    machine; None for another path.
 
-    >>> repository_of_cache("/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14/snapshots/32bd640")
+    >>>
+    repository_of_cache("/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14/snapshots/32bd640")
     'openai/clip-vit-large-patch14'
     """
     match = _CACHED.search(path)

@@ -18,11 +18,15 @@ class Multiply(BaseModel):
     factor: float = Field(allow_inf_nan=False)
 
     def plan(self, before: Before) -> Effect:
-        """Dtypes and shapes stay; the values are read, so they are checked for inf and NaN first."""
+        """Dtypes and shapes stay; values are read, so inf and NaN are looked for first."""
         changes = []
         for name in self.targets:
             if name not in before.tensors:
-                raise refuse("LR212", f"`multiply`: the model has no `{name}`.", "A dry run with --format json lists the names.")
+                raise refuse(
+                    "LR212",
+                    f"`multiply`: the model has no `{name}`.",
+                    "A dry run with --format json lists the names.",
+                )
             dtype, shape = before.tensors[name]
             changes.append(Change(name, dtype, shape, shape, reads=(name,)))
         return Effect(tuple(changes))
@@ -31,4 +35,6 @@ class Multiply(BaseModel):
         """Some rows at a time, computed in float64 and rounded once."""
         rows = change.shape_after[0]
         for start in range(0, rows, 1000):
-            yield from_float64(self.factor * read(change.target, start, min(start + 1000, rows)), change.dtype)
+            yield from_float64(
+                self.factor * read(change.target, start, min(start + 1000, rows)), change.dtype
+            )
