@@ -236,6 +236,17 @@ def test_ended_anywhere(what: str, jobs: Jobs) -> None:
         ended_anywhere(jobs, moments, what)
 
 
+@pytest.mark.parametrize("what", ["SIGINT", "SIGTERM"])
+def test_a_signal_at_the_end_leaves_all_or_what_is_finished(what: str, jobs: Jobs) -> None:
+    """At each of the last moments, the removal of the claim included."""
+    last = len(jobs.moments)
+    for step in range(last - 4, last + 1):
+        folder = jobs.new()
+        jobs.carry_out(Try(str(folder), step=step, what=what))
+        there = contents(folder)
+        assert there == jobs.wanted or there.keys() - {CLAIM} <= jobs.weights
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("what", ["full", "SIGINT", "SIGTERM"])
 def test_ended_anywhere_for_longer(what: str, jobs: Jobs) -> None:

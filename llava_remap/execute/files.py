@@ -220,7 +220,11 @@ def fresh_folder(
         if isinstance(error, OSError):
             raise _write_error(error, path) from error
         raise
-    claim.release(remove=True)
+    try:
+        claim.release(remove=True)
+    except BaseException:  # a signal: the job is done, so nothing of it may say that it isn't
+        claim.release(remove=True)
+        raise
 
 
 def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None:
