@@ -161,12 +161,18 @@ def test_the_plan_is_plain_data_and_is_verified(run: Run) -> None:
         e for e in record["plan"]["mapped"] if e["target"] == f"language_model.model.{Q}.weight"
     ]
     base = f"base_model.model.model.{Q}"
-    assert entry["from"] == [
-        {"source": "model", "name": f"model.{Q}.weight"},
-        {"source": "adapter", "name": f"{base}.lora_A.weight"},
-        {"source": "adapter", "name": f"{base}.lora_B.weight"},
+    assert entry["from"] == [{"source": "model", "name": f"model.{Q}.weight"}]
+    a, b = (f"{base}.lora_{matrix}.weight" for matrix in "AB")
+    assert entry["then"] == [
+        {
+            "add_lora": {
+                "a": {"source": "adapter", "name": a},
+                "b": {"source": "adapter", "name": b},
+                "rank": 4,
+                "scale": 2.0,
+            }
+        }
     ]
-    assert (entry["op"], entry["merge"]) == ("merge_adapter", {"rank": 4, "scale": 2.0})
     assert {"adapter_config.json", "non_lora_trainables.bin"} <= set(
         record["sources"]["adapter"]["files"]
     )
@@ -222,15 +228,20 @@ def test_a_record_that_can_not_be(run: Run) -> None:
     [entry] = [
         e for e in record["plan"]["mapped"] if e["target"] == f"language_model.model.{Q}.weight"
     ]
+    [added] = entry["then"]
+    pair = added["add_lora"]
     changes: tuple[dict[str, Any], ...] = (
-        {"merge": {"rank": 4}},
-        {"merge": {"rank": 0, "scale": 2.0}},
-        {"merge": {"rank": 4, "scale": "2"}},
-        {"merge": {"rank": 4, "scale": None}},
-        {"merge": []},
-        {"op": None},
-        {"op": "tied", "tied_to": HEAD},
-        {"from": entry["from"][:1]},
+        {"then": [{"add_lora": {key: pair[key] for key in ("a", "b", "rank")}}]},
+        {"then": [{"add_lora": {**pair, "rank": 0}}]},
+        {"then": [{"add_lora": {**pair, "scale": "2"}}]},
+        {"then": [{"add_lora": {**pair, "scale": None}}]},
+        {"then": [{"add_lora": []}]},
+        {"then": [added, added]},
+        {"then": [{"cast": {"stored": "F32"}}, added]},
+        {"then": [{**added, "cast": {"stored": "F32"}}]},
+        {"then": [{"add_lora": {**pair, "a": {"source": "other", "name": "x"}}}]},
+        {"from": []},
+        {"from": entry["from"] * 2},
         {"shape": [64]},
     )
     for change in changes:
@@ -284,11 +295,9 @@ def test_a_head_that_also_grows(run: Run, adapter: Callable[..., Path]) -> None:
         for e in json.loads(Path("out/llava_remap.json").read_text())["plan"]["mapped"]
         if e["target"] == HEAD
     ]
-    assert (entry["op"], entry["merge"], len(entry["from"])) == (
-        "expand_embeddings",
-        {"rank": 4, "scale": 2.0},
-        3,
-    )
+    lora, changed = entry["then"]
+    assert (lora["add_lora"]["rank"], lora["add_lora"]["scale"]) == (4, 2.0)
+    assert changed == {"post_load": {"use": "expand_embeddings", "before": [320, 64]}}
 
 
 def test_new_rows_are_made_from_merged_ones(run: Run, adapter: Callable[..., Path]) -> None:
@@ -742,9 +751,10 @@ def test_seven_billion_from_manifests(run: Run) -> None:
     )
     ran = run("apply", "llava-v1.5", *sources, "--dry-run", "--format", "json")
     assert ran.code == 0, ran.out
-    merged = [entry for entry in ran.json["mapped"] if entry["op"] == "merge_adapter"]
+    merged = [entry for entry in ran.json["mapped"] if "add_lora" in str(entry["then"])]
     assert len(merged) == 224
-    assert all(entry["merge"] == {"rank": 128, "scale": None} for entry in merged)
+    loras = [step["add_lora"] for entry in merged for step in entry["then"]]
+    assert {(lora["rank"], lora["scale"]) for lora in loras} == {(128, None)}
     assert {entry["dtype"] for entry in merged} == {"F16"}
     assert run("apply", "llava-v1.5", *sources, "--output", "out").code == 1
 

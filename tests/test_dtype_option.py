@@ -23,9 +23,8 @@ from llava_remap.core.problem import RemapError
 from llava_remap.execute import Recipe, values
 from llava_remap.execute.values import CHUNK_ELEMENTS
 from llava_remap.jobs.apply import apply, plan_job
-from llava_remap.plan import Mapped
+from llava_remap.plan import Cast, Mapped, Part
 from llava_remap.post_load import Change, make_pieces
-from llava_remap.routing import SourceName
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 #: F16 language model, F32 tower.
@@ -86,10 +85,11 @@ def test_every_weight_in_it(dtype: str, run: Run) -> None:
         assert tensor.dtype == TORCH[dtype]
     for entry in plan["mapped"]:
         stored = "F32" if entry["target"].startswith("vision_tower") else "F16"
-        op = "cast" if stored != NAMES[dtype] else None
-        resized = entry["target"] in (EMBEDDING, HEAD)
-        assert (entry["stored_dtype"], entry["dtype"]) == (stored, NAMES[dtype])
-        assert entry["op"] == ("expand_embeddings" if resized else op)
+        steps = ["cast"] if stored != NAMES[dtype] else []
+        steps += ["post_load"] if entry["target"] in (EMBEDDING, HEAD) else []
+        assert [kind for step in entry["then"] for kind in step] == steps
+        assert {step["cast"]["stored"] for step in entry["then"] if "cast" in step} <= {stored}
+        assert entry["dtype"] == NAMES[dtype]
     assert plan["nbytes"]["write"] == sum(tensor.nbytes for tensor in cast.values())
     index = json.loads(Path("out/model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == plan["nbytes"]["write"]
@@ -119,7 +119,7 @@ def test_keep_is_the_default_and_changes_nothing(run: Run) -> None:
     }
     assert files["one"] == files["two"]
     record = json.loads(files["one"]["llava_remap.json"])
-    assert all(entry["stored_dtype"] == entry["dtype"] for entry in record["plan"]["mapped"])
+    assert not any("cast" in step for entry in record["plan"]["mapped"] for step in entry["then"])
 
 
 def test_the_same_bytes_every_time(changed: Changed) -> None:
@@ -264,7 +264,7 @@ def test_values_that_lie_apart(tmp_path: Path) -> None:
     out, plain = written(), written("plain")
     assert all(torch.equal(out[name], plain[name]) for name in plain)
     job = plan_job("llava-v1.5", [folder, f"vision_tower={CLIP}"], "again", dtype="bfloat16")
-    assert {entry.op for entry in job.plan.mapped} == {"cast", "expand_embeddings"}
+    assert all(any(isinstance(s, Cast) for s in entry.then) for entry in job.plan.mapped)
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("F32", "BF16"), ("F16", "F32"), ("F64", "F16")])
@@ -285,12 +285,13 @@ def test_runs_of_what_is_cast(
     raw = from_float64(numbers.numpy(), stored)
     (tmp_path / "data").write_bytes(raw)
     tensor = Tensor("x", stored, (700,), Location(tmp_path / "data", 0, None, False, (0, len(raw))))
-    entry = Mapped("y", dtype, (700,), (SourceName("a", "x"),), (), "cast", None, cast_from=stored)
+    entry = Mapped("y", dtype, (700,), (Part.whole("a", "x", "y", (700,)),), (Cast(stored),), ())
     stop = entry.nbytes if stop is None else stop
 
     source: Any = SimpleNamespace(catalog={"x": tensor})
-    recipe = Recipe({"y": entry}, {}, {"a": source}, {"y": [(start, stop - start)]})
-    found = b"".join(piece for piece in recipe.pieces("y") if isinstance(piece, bytes))
+    recipe = Recipe({"y": entry}, {}, {"a": source})
+    moved = recipe._moved(entry, start, stop)
+    found = b"".join(piece for piece in moved if isinstance(piece, bytes))
     assert found == from_float64(to_float64(raw, stored), dtype)[start:stop]
 
 
@@ -302,7 +303,7 @@ def test_memory_is_that_of_a_chunk(tmp_path: Path) -> None:
         "x", "F32", (count,), Location(tmp_path / "data", 0, None, False, (0, 4 * count))
     )
     entry = Mapped(
-        "y", "BF16", (count,), (SourceName("a", "x"),), (), "cast", None, cast_from="F32"
+        "y", "BF16", (count,), (Part.whole("a", "x", "y", (count,)),), (Cast("F32"),), ()
     )
 
     source: Any = SimpleNamespace(catalog={"x": tensor})
@@ -337,8 +338,10 @@ def test_a_tied_head_goes_with_its_embedding(run: Run, changed: Changed) -> None
         "json",
     )
     assert ran.code == 0
-    [head] = [entry for entry in ran.json["mapped"] if entry["target"] == HEAD]
-    assert (head["op"], head["dtype"], head["stored_dtype"]) == ("tied", "BF16", "F32")
+    [head] = ran.json["aliases"]
+    assert (head["target"], head["dtype"]) == (HEAD, "F32")
+    holder = next(entry for entry in ran.json["mapped"] if entry["target"] == head["of"])
+    assert holder["dtype"] == "BF16"
     assert HEAD not in written()
     assert run("verify", "out", "--against", source, "--against", f"vision_tower={CLIP}").code == 0
 

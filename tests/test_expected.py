@@ -139,7 +139,7 @@ def test_expansion_is_in_the_plan(run: Run) -> None:
     )
     assert (norms["check"], len(norms["from"])) == ("norms", 65)  # two of each layer, and the last
     assert all(
-        m["op"] is None
+        m["then"] == []
         for m in plan["mapped"]
         if not m["target"].endswith(("embed_tokens.weight", "lm_head.weight"))
     )

@@ -169,7 +169,7 @@ def test_the_plan_says_it(twin: Path, run: Run) -> None:
     plan = ran.json
     assert (ran.code, plan["complete"], plan["missing"]) == (0, True, [])
     made = [
-        {key: entry[key] for key in ("target", "dtype", "shape", "from", "rules", "op")}
+        {key: entry[key] for key in ("target", "dtype", "shape", "from", "then", "rules")}
         for entry in plan["mapped"]
         if not entry["from"]
     ]
@@ -179,8 +179,8 @@ def test_the_plan_says_it(twin: Path, run: Run) -> None:
             "dtype": "F16",
             "shape": shape,
             "from": [],
+            "then": [{"post_load": {"use": "identity_layer", "before": None}}],
             "rules": [],
-            "op": "identity_layer",
         }
         for part, shape in (("bias", [64]), ("weight", [64, 64]))
     ]
@@ -441,9 +441,7 @@ def test_records_that_can_not_be(contradiction: str, out: Path, tmp_path: Path, 
     elif contradiction == "read":
         made["reads"] = [f"{SECOND}.weight"]
     elif contradiction == "copied":
-        next(entry for entry in plan["mapped"] if entry["target"] == f"{SECOND}.weight")["op"] = (
-            None
-        )
+        next(e for e in plan["mapped"] if e["target"] == f"{SECOND}.weight")["then"] = []
     else:
         made["shape_before"] = [64, 64]
     (copy / RECORD).write_text(with_own_digest(record))

@@ -244,7 +244,7 @@ def test_half_a_tower_is_not_made_whole_with_another(beside: bool, tmp_path: Pat
     assert not job.plan.complete
     assert {problem.code for problem in job.plan.problems} <= {"LR302", "LR309", "LR112"}
     assert not any(
-        origin.source == "vision_tower" for entry in job.plan.mapped for origin in entry.from_
+        origin.source == "vision_tower" for entry in job.plan.mapped for origin in entry.origins
     )
 
 
@@ -284,5 +284,5 @@ def test_a_tower_under_names_that_no_rule_knows(
     assert not job.plan.complete
     assert "LR301" in {problem.code for problem in job.plan.problems}
     assert not any(
-        origin.source == "vision_tower" for entry in job.plan.mapped for origin in entry.from_
+        origin.source == "vision_tower" for entry in job.plan.mapped for origin in entry.origins
     )

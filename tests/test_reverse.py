@@ -230,7 +230,7 @@ def test_a_dry_run_and_a_report(out: Path, run: Run) -> None:
     }
     entry = next(entry for entry in dry["mapped"] if entry["target"] == "model.mm_projector.0.bias")
     assert entry["from"] == [{"source": "model", "name": "multi_modal_projector.linear_1.bias"}]
-    assert (entry["rules"], entry["op"]) == (["names/projector-in"], None)
+    assert (entry["rules"], entry["then"]) == (["names/projector-in"], [])
     wet = run(*arguments, "--format", "json").json
     assert {key: value for key, value in wet.items() if key != "result"} == dry
     assert wet["result"]["verified"] == "meta"

@@ -322,7 +322,7 @@ def test_what_is_told(out: Path, run: Run) -> None:
     found = run("revert", out, "--output", "twice", "--format", "json").json
     assert (found["format"], found["format_version"], found["reverted"]) == (
         "llava-remap/reversion",
-        1,
+        2,
         True,
     )
     model = found["sources"]["model"]
@@ -331,7 +331,7 @@ def test_what_is_told(out: Path, run: Run) -> None:
         "name": NORM,
         "dtype": "F16",
         "shape": [64],
-        "from": "language_model.model.norm.weight",
+        "from": ["language_model.model.norm.weight"],
     }
     assert wanted in model["restored"]
     assert {entry["rule"] for entry in model["dropped"]} == {"prepare/inv-freq"}
@@ -375,18 +375,6 @@ def change_record(change: Callable[[Any], object]) -> None:
 def test_without_a_record(out: Path) -> None:
     (out / "llava_remap.json").unlink()
     refusal("LR606")
-
-
-def test_an_older_record_that_has_no_configs(out: Path, run: Run) -> None:
-    change_record(lambda record: [source.pop("texts") for source in record["sources"].values()])
-    ran = run("revert", out, "--output", "back")
-    assert ran.code == 0
-    assert "no config: the record has none" in ran.out
-    assert "model: config.json, generation_config.json, special_tokens_map.json" in ran.out
-    assert f"tokenizer.model, tokenizer_config.json; copy from {RELEASED}" in ran.out
-    inv_freq = {f"model.layers.{number}.self_attn.rotary_emb.inv_freq" for number in (0, 1)}
-    restored(RELEASED / "bin", Path("back/model"), inv_freq)
-    assert not list(Path("back").rglob("config.json"))
 
 
 def flip(path: Path) -> None:
@@ -448,6 +436,12 @@ def test_a_source_whose_name_leads_elsewhere(name: str, out: Path) -> None:
     assert "\0" not in refusal("LR113")
 
 
+def alias(record: Any) -> Any:
+    entry = mapped(record)
+    same = {key: entry[key] for key in ("target", "dtype", "shape", "rules")}
+    return {**same, "of": entry["target"], "from": entry["from"][0]}
+
+
 def mapped(record: Any, target: str = "language_model.model.norm.weight") -> Any:
     return next(entry for entry in record["plan"]["mapped"] if entry["target"] == target)
 
@@ -459,11 +453,14 @@ def mapped(record: Any, target: str = "language_model.model.norm.weight") -> Any
         lambda record: mapped(record)["from"][0].update(name="__metadata__"),
         lambda record: mapped(record)["from"][0].update(name="\ud800"),
         lambda record: mapped(record)["from"].append({"source": "model", "name": "other"}),
-        lambda record: mapped(record).update(op="split"),
-        lambda record: mapped(record).update(
-            op="tied", tied_to="language_model.model.embed_tokens.weight"
+        lambda record: mapped(record).update(then=[{"split": {}}]),
+        lambda record: mapped(record).update(then=[{"cast": {"stored": "F16"}}] * 2),
+        lambda record: record["plan"]["aliases"].append(alias(record)),
+        lambda record: record["plan"]["mapped"].append(mapped(record)),
+        lambda record: record["plan"]["aliases"].append({**alias(record), "target": "x"}),
+        lambda record: record["plan"]["aliases"].append(
+            {**alias(record), "target": "x", "from": {"source": "model", "name": "x"}, "shape": [3]}
         ),
-        lambda record: mapped(record).update(op="tied", tied_to="language_model.model.norm.weight"),
         lambda record: record["plan"].pop("dropped"),
         lambda record: record["sources"]["model"]["texts"].update({"config.json": "\ud800"}),
     ],
@@ -477,8 +474,17 @@ def test_a_shape_before_that_can_not_have_been(out: Path) -> None:
     """More rows than are written: the plug-in says what it makes of them, and that isn't what
     was planned.
     """
-    change_record(lambda record: record["plan"]["post_load"][0].update(shape_before=[10**9, 64]))
+
+    def change(record: Any) -> None:
+        changed = record["plan"]["post_load"][0]
+        changed.update(shape_before=[10**9, 64])
+        [step] = mapped(record, changed["target"])["then"]
+        step["post_load"]["before"] = [10**9, 64]
+
+    change_record(change)
     refusal("LR212")
+    change_record(lambda record: record["plan"]["post_load"][0].update(shape_before=[320, 64]))
+    refusal("LR113")
 
 
 def test_outputs_that_can_not_be(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,7 @@ from llava_remap.cli.commands import apply_command
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import JOBS
 from llava_remap.jobs.apply import apply, plan_job
-from llava_remap.plan import Mapped
-from llava_remap.plan.model import aligned
+from llava_remap.plan import Mapped, Part, aligned
 from llava_remap.routing import SourceName
 from tests.conftest import CLIP, RELEASED, Run
 
@@ -26,7 +25,7 @@ SOURCES = [str(RELEASED / "safetensors"), f"vision_tower={CLIP}"]
 
 def test_a_file_for_each_of_the_sources_in_their_order() -> None:
     plan = plan_job("llava-v1.5", SOURCES).plan
-    origins = {entry.target: entry.from_[0] for entry in plan.mapped}
+    origins = {entry.target: entry.origins[0] for entry in plan.mapped}
     catalogs = {
         "model": open_checkpoint(RELEASED / "safetensors").catalog,
         "vision_tower": open_checkpoint(CLIP).catalog,
@@ -107,7 +106,7 @@ def test_not_on_the_way_back(option: tuple[str, ...], run: Run) -> None:
 
 
 def entry(name: str, dtype: str, *shape: int) -> Mapped:
-    return Mapped(name, dtype, shape, (SourceName("model", name),), (), None)
+    return Mapped(name, dtype, shape, (Part.whole("model", name, name, shape),), (), ())
 
 
 def test_order_is_kept_where_every_tensor_stays_aligned() -> None:
@@ -134,7 +133,7 @@ def test_most_bytes_keep_their_place_within_a_block() -> None:
         record = json.loads(Path(f"out-{padding}/llava_remap.json").read_text())
         moved = kept = 0
         for mapped in record["plan"]["mapped"]:
-            if mapped["op"] is None and mapped["from"][0]["source"] == "model":
+            if not mapped["then"] and mapped["from"][0]["source"] == "model":
                 before, after = (
                     source[mapped["from"][0]["name"]].location,
                     converted[mapped["target"]].location,

@@ -91,9 +91,16 @@ def test_plan_output_and_config(
     source = checkpoint(tmp_path / "source", head, tie)
     code, plan = convert(run, source)
     assert code == 0
-    ops = {entry["target"]: entry["op"] for entry in plan["mapped"]}
-    assert ops[EMBEDDING] == "expand_embeddings"
-    assert ops.get(HEAD) == (None if head is absent else "tied" if tied else "expand_embeddings")
+    expanded = {
+        entry["target"]
+        for entry in plan["mapped"]
+        for step in entry["then"]
+        if step.get("post_load", {}).get("use") == "expand_embeddings"
+    }
+    ties = {alias["target"]: alias["of"] for alias in plan["aliases"]}
+    assert EMBEDDING in expanded
+    assert (HEAD in expanded) == (head is not absent and not tied)
+    assert ties == ({HEAD: EMBEDDING} if head is not absent and tied else {})
     checks = {check["check"] for check in plan["value_checks"]}
     assert ("equal" in checks) == (head is copy and tied)
     written = {
@@ -186,7 +193,7 @@ def test_aliases_of_a_manifest(run: Run) -> None:
         "apply", "llava-interleave", "--source", "tied.json", "--dry-run", "--format", "json"
     ).json
     assert plan["complete"]
-    [head] = [entry for entry in plan["mapped"] if entry["target"] == HEAD]
-    assert (head["op"], head["shape"][0]) == ("tied", 152000)
+    [head] = plan["aliases"]
+    assert (head["target"], head["shape"][0]) == (HEAD, 151936)
     assert [check["check"] for check in plan["value_checks"]] == ["norms", "finite"]
     assert sum(note["code"] == "LR506" for note in plan["notes"]) == 2

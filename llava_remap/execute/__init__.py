@@ -1,6 +1,6 @@
 """Plan to weight files. Decides nothing; value checks first, then byte ranges."""
 
-from llava_remap.execute.digests import FileDigest, Kind, digest_files
+from llava_remap.execute.digests import FileDigest, digest_files
 from llava_remap.execute.files import (
     Folder,
     Resumable,
@@ -9,10 +9,10 @@ from llava_remap.execute.files import (
     refuse_filled,
 )
 from llava_remap.execute.needs import computes, working_nbytes
-from llava_remap.execute.pieces import Range, Recipe
+from llava_remap.execute.pieces import Range, Recipe, blocks
 from llava_remap.execute.unfinished import CLAIM, PLAN, Facts, Unfinished, is_held, read_claim
 from llava_remap.execute.value_checks import equal, nbytes_to_check, run_value_checks
-from llava_remap.execute.values import too_short
+from llava_remap.execute.values import find, too_short
 from llava_remap.execute.write import (
     INDEX,
     JOBS,
@@ -29,15 +29,16 @@ __all__ = [
     "Folder",
     "INDEX",
     "JOBS",
-    "Kind",
     "PLAN",
     "Range",
     "Recipe",
     "Resumable",
     "Unfinished",
+    "blocks",
     "computes",
     "digest_files",
     "equal",
+    "find",
     "fresh_folder",
     "is_held",
     "nbytes_to_check",

@@ -1,19 +1,16 @@
 """Digests of files: XXH3, taken while a file is written, or of files that are there, two at a time.
 
 A digest tells damage, not malice: who can change a file can change the record beside it as well. So
-it need not be a cryptographic one, and XXH3 takes a tenth of the time of SHA-256, which older
-records have.
+it need not be a cryptographic one, and XXH3 takes a tenth of the time of SHA-256.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Literal, Protocol
 
 from xxhash import xxh3_128
 
@@ -23,39 +20,23 @@ from llava_remap.core.threads import result
 #: Bytes read at once: larger ones leave the processor's cache between reading and digesting.
 _BLOCK_NBYTES = 1 << 20
 
-#: Kinds of digest, as they are called in a record: the one that is taken, and the one of records of
-#: an earlier day.
-Kind = Literal["xxh3_128", "sha256"]
-
-
-class _State(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
-
-
-_KINDS: dict[Kind, Callable[[], _State]] = {"xxh3_128": xxh3_128, "sha256": hashlib.sha256}
-
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """Size of a file in bytes and its digest, in hexadecimal."""
+    """Size of a file in bytes, and its digest by XXH3 with 128 bits, in hexadecimal."""
 
     nbytes: int
-    kind: Kind
-    digest: str
+    xxh3_128: str
 
     @classmethod
-    def of(cls, content: bytes, kind: Kind = "xxh3_128") -> FileDigest:
+    def of(cls, content: bytes) -> FileDigest:
         """That of a file with this content."""
-        state = _KINDS[kind]()
-        state.update(content)
-        return cls(len(content), kind, state.hexdigest())
+        return cls(len(content), xxh3_128(content).hexdigest())
 
 
 def digest_files(
     paths: Iterable[Path],
     on_progress: Callable[[int], None] = lambda nbytes: None,
-    kind: Kind = "xxh3_128",
 ) -> dict[Path, FileDigest]:
     """Digest files. The libraries let go of the interpreter's lock, so two threads keep two cores
     busy.
@@ -69,7 +50,7 @@ def digest_files(
     stop = Event()
 
     def digest(path: Path) -> FileDigest:
-        state, nbytes = _KINDS[kind](), 0
+        state, nbytes = xxh3_128(), 0
         try:
             with path.open("rb", buffering=0) as file:
                 while (block := file.read(_BLOCK_NBYTES)) and not stop.is_set():
@@ -78,7 +59,7 @@ def digest_files(
                     on_progress(len(block))
         except OSError as error:
             raise unreadable(error, path) from None
-        return FileDigest(nbytes, kind, state.hexdigest())
+        return FileDigest(nbytes, state.hexdigest())
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         try:

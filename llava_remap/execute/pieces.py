@@ -4,15 +4,17 @@ computed. To be written, or compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
-from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly, stored_rows
-from llava_remap.plan import Mapped, PostLoadChange
+from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly
+from llava_remap.plan import Mapped, Part, PostLoadChange, runs_in_order
 from llava_remap.post_load import OldBytes, make_pieces
+from llava_remap.routing import SourceName
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,16 +48,12 @@ class Recipe:
         mapped: entries of the plan by target name.
         post_load: changes of the plan by target name.
         checkpoints: the sources by name.
-        runs: by target name, the runs of its source's bytes that a tensor consists of, where those
-            aren't all of them: offset, counted from the source tensor's first byte, and number of
-            bytes, both in the dtype that is written.
         on_read: called before every read for what is computed; what it raises ends the computation.
     """
 
     mapped: Mapping[str, Mapped]
     post_load: Mapping[str, PostLoadChange]
     checkpoints: Mapping[str, Checkpoint]
-    runs: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     on_read: Callable[[], None] = field(default=lambda: None)
 
     @classmethod
@@ -69,30 +67,26 @@ class Recipe:
         changes = {change.change.target: change for change in post_load}
         return cls({entry.target: entry for entry in mapped}, changes, checkpoints)
 
-    def source(self, target: str) -> Tensor:
-        """The source tensor that a target tensor is made from; where an adapter is merged, that
-        of the base.
-        """
-        return find(self.checkpoints, self.mapped[target].from_[0])
+    def computes(self, target: str) -> bool:
+        """Whether numpy is needed: for a computation, and to gather elements that lie apart."""
+        entry = self.mapped[target]
+        return bool(entry.then) or any(
+            not _is_plain(find(self.checkpoints, origin)) for origin in entry.origins
+        )
 
     def copied(self, target: str) -> Range | None:
-        """Where the bytes of a target tensor are copied from, if they are, and all of them lie
-        there one behind the other.
+        """Where the bytes of a target tensor are copied from, if nothing is computed and they are
+        contiguous there.
         """
         entry = self.mapped[target]
-        runs = self.runs.get(target, [(0, entry.nbytes)])
-        if entry.is_made or target in self.post_load or entry.merge is not None or len(runs) != 1:
+        if len(entry.parts) != 1 or self.computes(target):
             return None
-        tensor, (offset, nbytes) = self.source(target), runs[0]
-        where = tensor.location
-        if (
-            where is None
-            or where.stride is not None
-            or where.big_endian
-            or tensor.dtype != entry.dtype
-        ):
+        [part] = entry.parts
+        run = next(part.runs())
+        where = self._tensor(part).location
+        if where is None or run.size != prod(entry.shape):
             return None
-        return Range(where.file, where.offset + offset, nbytes)
+        return Range(where.file, where.offset + run.taken * _width(entry.dtype), entry.nbytes)
 
     def pieces(self, target: str) -> Iterator[Range | bytes]:
         """The bytes of a target tensor, in order.
@@ -101,73 +95,95 @@ class Recipe:
             RemapError: LR102 where a source has become shorter, LR212 without the plug-in, and
                 whatever a plug-in refuses.
         """
-        change = self.post_load.get(target)
+        entry, change = self.mapped[target], self.post_load.get(target)
         if change is None:
-            for offset, nbytes in self.runs.get(target, [(0, self.mapped[target].nbytes)]):
-                yield from self._run(target, offset, offset + nbytes)
+            yield from self._moved(entry, 0, entry.nbytes)
             return
         for piece in make_pieces(change.use, change.options, change.change, self._read):
             if isinstance(piece, OldBytes):
-                yield from self._run(target, piece.offset, piece.offset + piece.nbytes)
+                yield from self._moved(entry, piece.offset, piece.offset + piece.nbytes)
             else:
                 yield piece
 
-    def _run(self, target: str, start: int, stop: int) -> Iterator[Range | bytes]:
-        """A run of the bytes that a target tensor has before post-load rules, in the dtype that
-        is written.
+    def _moved(self, entry: Mapped, start: int, stop: int) -> Iterator[Range | bytes]:
+        """A run of the bytes that a target tensor has before post-load rules, in the dtype that is
+        written.
         """
-        tensor, entry = self.source(target), self.mapped[target]
-        if entry.merge is not None:
-            yield from self._merged(target, entry.dtype, start, stop)
-        elif entry.dtype != tensor.dtype:
-            yield from _cast_run(tensor, start, stop, entry.dtype)
-        else:
-            yield from _run(tensor, start, stop)
+        if entry.lora is not None:
+            from llava_remap.execute.merge import merged_bytes
 
-    def _merged(self, target: str, dtype: str, start: int, stop: int) -> Iterator[bytes]:
-        from llava_remap.execute.merge import merged_bytes
-
-        entry = self.mapped[target]
-        assert entry.merge is not None
-        assert entry.merge.scale is not None, "a manifest alone doesn't tell it"
-        w, a, b = (find(self.checkpoints, origin) for origin in entry.from_)
-        return merged_bytes(w, a, b, entry.merge.scale, dtype, start, stop)
+            assert entry.lora.scale is not None, "a manifest alone doesn't tell it"
+            w = self._tensor(entry.parts[0])
+            a, b = (find(self.checkpoints, matrix) for matrix in (entry.lora.a, entry.lora.b))
+            yield from merged_bytes(w, a, b, entry.lora.scale, entry.dtype, start, stop)
+            return
+        width = _width(entry.dtype)
+        for part, run in runs_in_order(entry.parts):
+            first = max(run.placed * width, start)
+            last = min((run.placed + run.size) * width, stop)
+            if first < last:
+                offset = (run.taken - run.placed) * width
+                yield from _run(self._tensor(part), first + offset, last + offset, entry.dtype)
 
     def _read(self, target: str, start: int, stop: int, *, as_stored: bool = False) -> NDArray[Any]:
         from llava_remap.core.dtypes import numbers
 
         self.on_read()
-        source = self.source(target)
-        if self.mapped[target].merge is None:
-            found = stored_rows(source, start, stop)
+        entry = self.mapped[target]
+        lora = tuple(step for step in entry.then if step is entry.lora)
+        stored = replace(entry, dtype=entry.stored_dtype, then=lora)
+        row = entry.shape_before[1:]
+        width = prod(row) * _width(stored.dtype)
+        found = bytearray((stop - start) * width)
+        at = 0
+        for block in blocks(self._moved(stored, start * width, stop * width)):
+            found[at : at + len(block)] = block
+            at += len(block)
+        values = numbers(memoryview(found), stored.dtype).reshape(stop - start, *row)
+        return values if as_stored else values.astype("f8")
+
+    def _tensor(self, part: Part) -> Tensor:
+        """The source tensor of a part."""
+        return find(self.checkpoints, SourceName(part.source, part.taken.name))
+
+
+def blocks(pieces: Iterable[Range | bytes]) -> Iterator[bytes]:
+    """The bytes of pieces, no more than `CHUNK_NBYTES` of a range at a time."""
+    for piece in pieces:
+        if isinstance(piece, Range):
+            yield from piece.blocks()
         else:
-            width = source.nbytes // source.shape[0]
-            made = b"".join(self._merged(target, source.dtype, start * width, stop * width))
-            found = numbers(made, source.dtype).reshape(stop - start, *source.shape[1:])
-        return found if as_stored else found.astype("f8")
+            yield piece
 
 
-def _cast_run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
-    """A run of what a source tensor's bytes are in another dtype; start and stop count bytes in
-    that one.
+def _width(dtype: str) -> int:
+    """Bytes of one element."""
+    return DTYPE_BITS[dtype] // 8
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its elements lie one behind the other, low byte first, so that they can be copied."""
+    where = tensor.location
+    return where is None or (where.stride is None and not where.big_endian)
+
+
+def _run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
+    """A run of a source tensor's elements in row-major, little-endian order and in a dtype, in
+    which start and stop count bytes: a range of its file, if that is how they lie there.
     """
+    where = tensor.location
+    assert where is not None
+    if tensor.dtype == dtype:
+        if _is_plain(tensor):
+            yield Range(where.file, where.offset + start, stop - start)
+        else:
+            yield from chunks(tensor, start, stop)
+        return
     from llava_remap.core.dtypes import cast
 
-    old, new = (DTYPE_BITS[name] // 8 for name in (tensor.dtype, dtype))
+    old, new = _width(tensor.dtype), _width(dtype)
     at = start - start % new
     for chunk in chunks(tensor, at // new * old, -(-stop // new) * old):
         made = cast(chunk, tensor.dtype, dtype)
         yield made[max(start - at, 0) : stop - at]
         at += len(made)
-
-
-def _run(tensor: Tensor, start: int, stop: int) -> Iterator[Range | bytes]:
-    """A run of a source tensor's bytes in row-major, little-endian order: a range of its file,
-    if that is how they lie there.
-    """
-    where = tensor.location
-    assert where is not None
-    if where.stride is None and not where.big_endian:
-        yield Range(where.file, where.offset + start, stop - start)
-    else:
-        yield from chunks(tensor, start, stop)

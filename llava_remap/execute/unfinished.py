@@ -113,7 +113,7 @@ class Claim:
 
     def enter(self, name: str, digest: FileDigest) -> None:
         """A file is whole and on the disk; it gets its name only after this."""
-        self._append({"file": name, "nbytes": digest.nbytes, digest.kind: digest.digest})
+        self._append({"file": name, "nbytes": digest.nbytes, "xxh3_128": digest.xxh3_128})
 
     def release(self, *, remove: bool) -> None:
         """Let go of the folder. What is left tells `--resume` how far the job came."""
@@ -156,8 +156,7 @@ def read_claim(folder: Path) -> Unfinished | None:
         return None
     try:
         files = {
-            str(e["file"]): FileDigest(int(e["nbytes"]), "xxh3_128", str(e["xxh3_128"]))
-            for e in entries[1:]
+            str(e["file"]): FileDigest(int(e["nbytes"]), str(e["xxh3_128"])) for e in entries[1:]
         }
         # One is entered before it gets its name, and may never have got it.
         named = {name: file for name, file in files.items() if (folder / name).exists()}

@@ -123,7 +123,7 @@ class Writer:
         self._flush()
         self._take()  # so both are free
         os.ftruncate(self._file, nbytes)  # the last block may have been written whole
-        return FileDigest(nbytes, "xxh3_128", self._digest.hexdigest())
+        return FileDigest(nbytes, self._digest.hexdigest())
 
     def _share(self, source: int, offset: int, nbytes: int) -> range:
         """The part of a run, counted from its start, that is shared with the file it comes from;

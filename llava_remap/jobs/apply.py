@@ -471,7 +471,7 @@ def apply_job(
                 for path in written
                 for name, tensor in open_checkpoint(path).catalog.items()
             }
-            found += compare(catalog, recipe, on_progress)[1]
+            found += compare(catalog, recipe, plan.aliases, on_progress)[1]
         if found:
             raise RemapError(found)
         on_phase("writing what belongs to them")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llava_remap.core.libraries import import_asked
 from llava_remap.core.problem import RemapError, refuse
-from llava_remap.execute import Range, Recipe, too_short
+from llava_remap.execute import Recipe, blocks, too_short
 from llava_remap.jobs.apply import Job, plan_mapping, proven
 from llava_remap.jobs.output import refuse_changed
 from llava_remap.plan import Mapped
@@ -77,39 +77,28 @@ def _state_dict(job: Job) -> dict[str, torch.Tensor]:
     """Every tensor that `apply` would write, by its name there."""
     recipe = Recipe.of(job.plan.mapped, job.plan.post_load, job.checkpoints)
     mappings: dict[Path, mmap.mmap] = {}
-    return {
-        entry.target: _tensor(entry, recipe, mappings)
-        for entry in job.plan.mapped
-        if entry.op != "tied"
-    }
+    return {entry.target: _tensor(entry, recipe, mappings) for entry in job.plan.mapped}
 
 
 def _tensor(entry: Mapped, recipe: Recipe, mappings: dict[Path, mmap.mmap]) -> torch.Tensor:
     import torch
 
     dtype = getattr(torch, TORCH_DTYPES[entry.dtype])
-    pieces = recipe.pieces(entry.target)
     if entry.nbytes == 0:
         return torch.empty(entry.shape, dtype=dtype)
-    if entry.op is None:
-        [run] = pieces
-        assert isinstance(run, Range)
-        if (
-            run.offset % dtype.itemsize == 0
-        ):  # nothing promises that torch computes with elements that lie otherwise
-            mapping = _mapping(run.file, mappings)
-            if len(mapping) < run.offset + run.nbytes:
-                raise too_short(run.file, run.offset + run.nbytes - len(mapping))
-            count = run.nbytes // dtype.itemsize
-            return torch.frombuffer(mapping, dtype=dtype, count=count, offset=run.offset).view(
-                entry.shape
-            )
-        pieces = iter([run])
+    run = recipe.copied(entry.target)
+    # Nothing promises that torch computes with elements at other offsets than multiples of theirs.
+    if run is not None and run.offset % dtype.itemsize == 0:
+        mapping = _mapping(run.file, mappings)
+        if len(mapping) < run.offset + run.nbytes:
+            raise too_short(run.file, run.offset + run.nbytes - len(mapping))
+        count = run.nbytes // dtype.itemsize
+        found = torch.frombuffer(mapping, dtype=dtype, count=count, offset=run.offset)
+        return found.view(entry.shape)
     data, end = bytearray(entry.nbytes), 0
-    for piece in pieces:
-        for block in piece.blocks() if isinstance(piece, Range) else (piece,):
-            data[end : end + len(block)] = block
-            end += len(block)
+    for block in blocks(recipe.pieces(entry.target)):
+        data[end : end + len(block)] = block
+        end += len(block)
     if end != entry.nbytes:  # no `assert`, which -O takes out
         raise AssertionError(f"{entry.target}: {end} bytes made, {entry.nbytes} planned")
     return torch.frombuffer(data, dtype=dtype).view(entry.shape)

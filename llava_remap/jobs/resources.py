@@ -83,13 +83,14 @@ def predict(job: Job, verify: str, jobs: int = JOBS) -> Predicted:
         verify: how it will be checked after writing, as in `apply_job`.
         jobs: how many files are written at the same time.
     """
-    libraries = _NUMPY * (computes(job.plan) and "numpy" not in sys.modules)
+    recipe = job.recipe
+    libraries = _NUMPY * (computes(job.plan, recipe) and "numpy" not in sys.modules)
     if verify != "none" and job.derived is not None and not _is_known(job):
         libraries = _TORCH * ("transformers.modeling_utils" not in sys.modules) + _STRICT_LOAD
     return Predicted(
         peak_nbytes(),
         libraries,
-        working_nbytes(job.plan, min(jobs, len(job.plan.shards))),
+        working_nbytes(job.plan, recipe, min(jobs, len(job.plan.shards))),
         job_disk_nbytes(job),
     )
 
@@ -126,8 +127,12 @@ def disk_nbytes(shards: Sequence[Shard], recipe: Recipe, others: Iterable[int]) 
 def _record_nbytes(job: Job) -> int:
     plan = job.plan
     mapped = sum(
-        _RECORDED + len(e.target) + sum(len(o.name) for o in e.from_) + sum(map(len, e.rules))
+        _RECORDED + len(e.target) + sum(len(o.name) for o in e.origins) + sum(map(len, e.rules))
         for e in plan.mapped
+    )
+    mapped += sum(
+        _RECORDED + len(a.target) + len(a.of) + len(a.source.name) + sum(map(len, a.rules))
+        for a in plan.aliases
     )
     dropped = sum(_RECORDED + len(d.name) + len(d.reason) for d in plan.dropped)
     return _RECORD + mapped + dropped + sum(len(text) for _, text in job.rules.texts)

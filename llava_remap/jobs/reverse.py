@@ -160,7 +160,7 @@ def reverse_job(
         found = _forward_problems(job, catalog) if verify != "none" else []
         if verify == "full":
             on_phase("comparing with the sources")
-            found += compare(catalog, recipe, on_progress)[1]
+            found += compare(catalog, recipe, plan.aliases, on_progress)[1]
         if found:
             raise RemapError(found)
         refuse_changed(job.checkpoints)
@@ -364,9 +364,9 @@ def _forward_problems(job: Reversal, written: Catalog) -> list[Problem]:
     that it came from.
     """
     wanted = {
-        entry.target: (job.classic[entry.from_[0].name], entry.dtype, entry.shape)
+        entry.target: (job.classic[origin.name], entry.dtype, entry.shape)
         for entry in job.plan.mapped
-        if entry.op != "tied"
+        for origin in entry.origins
     }
     have = {
         name: (job.program.rewrite(name).target, tensor.dtype, tensor.shape)

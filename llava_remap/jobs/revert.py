@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import BESIDE, Checkpoint, open_checkpoint
+from llava_remap.checkpoint import BESIDE, DTYPE_BITS, Checkpoint, open_checkpoint
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.execute import (
     INDEX,
@@ -23,7 +24,18 @@ from llava_remap.execute import (
 )
 from llava_remap.jobs.output import output_folder, output_problems, refuse_changed
 from llava_remap.jobs.resources import disk_nbytes
-from llava_remap.plan import Dropped, Mapped, Shard, aligned
+from llava_remap.plan import (
+    Box,
+    Cast,
+    Dropped,
+    Mapped,
+    Part,
+    PostLoadChange,
+    Shard,
+    aligned,
+    coverage_gaps,
+    holds,
+)
 from llava_remap.post_load import find_old_bytes
 from llava_remap.routing import SourceName
 from llava_remap.verify import file_problems, header_problems
@@ -34,7 +46,7 @@ CONVERTED = "converted"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Restored:
     """A source as it will be restored.
 
     Attributes:
@@ -72,7 +84,7 @@ class Part:
                     "name": entry.target,
                     "dtype": entry.dtype,
                     "shape": list(entry.shape),
-                    "from": entry.from_[0].name,
+                    "from": [origin.name for origin in entry.origins],
                 }
                 for entry in mapped
             ],
@@ -93,7 +105,7 @@ class Reversion:
     converted: Checkpoint
     record: Record
     output: Path
-    parts: tuple[Part, ...]
+    parts: tuple[Restored, ...]
 
     @property
     def nbytes_to_handle(self) -> int:
@@ -117,7 +129,7 @@ class Reverted:
     def to_json(self) -> dict[str, Any]:
         return {
             "format": "llava-remap/reversion",
-            "format_version": 1,
+            "format_version": 2,
             "reverted": True,
             "folder": str(self.job.converted.path),
             "rules": self.job.record.rules,
@@ -149,7 +161,6 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
         RemapError
     ) as error:  # all of it could be opened when it was written, so a digest tells more
         raise RemapError(file_problems(folder, record) or error.problems) from None
-    _refuse_contradictions(folder, record)
     if problems := [*header_problems(converted.catalog, record), *_text_problems(folder, record)]:
         raise RemapError(problems)
     names = list(record.locations)
@@ -160,8 +171,9 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
             f"{folder / RECORD}: source {odd[0]!r} can't be the name of a folder.",
             "Look where it comes from.",
         )
-    runs = _old_bytes(record)
-    parts = tuple(_part(name, folders[name], record, converted, runs) for name in names)
+    originals = _originals(record)
+    _refuse_impossible(folder, originals)
+    parts = tuple(_restored(name, folders[name], record, converted, originals) for name in names)
     job = Reversion(converted, record, output, parts)
     disk = sum(
         disk_nbytes(part.shards, part.recipe, map(len, part.texts.values())) for part in parts
@@ -225,58 +237,37 @@ def revert(folder: str | Path, output: str | Path) -> Reverted:
     return revert_job(plan_revert(Path(folder), output))
 
 
-def _part(
+def _restored(
     name: str,
     folder: Path,
     record: Record,
     converted: Checkpoint,
-    runs: Mapping[str, list[tuple[int, int]]],
-) -> Part:
+    originals: Mapping[SourceName, Mapped],
+) -> Restored:
     """A source, its tensors in the files and in the order in which the converted folder has
     them.
     """
     source = record.sources[name]
-    shapes = {entry.target: entry.shape for entry in record.mapped}
-    shapes |= {
-        entry.change.target: entry.change.shape_before
-        for entry in record.post_load
-        if entry.change.shape_before is not None
+    place = {tensor: number for number, tensor in enumerate(converted.catalog)}
+    mapped = {
+        origin.name: entry
+        for origin, entry in sorted(
+            originals.items(), key=lambda item: place[item[1].origins[0].name]
+        )
+        if origin.source == name
     }
-    here: dict[str, list[Mapped]] = defaultdict(list)
-    for entry in (entry for entry in record.mapped if not entry.is_made):
-        origin, holder = entry.from_[0], entry.tied_to or entry.target
-        if origin.source == name:
-            here[holder].append(
-                Mapped(
-                    origin.name,
-                    entry.stored_dtype,
-                    shapes[holder],
-                    (SourceName(CONVERTED, holder),),
-                    entry.rules,
-                    None,
-                )
-            )
-    files: dict[Path, list[str]] = defaultdict(list)
-    for holder, tensor in converted.catalog.items():
-        if holder in here:
-            assert tensor.location is not None
-            files[tensor.location.file] += [entry.target for entry in here[holder]]
-    mapped = {entry.target: entry for entries in here.values() for entry in entries}
-    shards = [
-        [entry.target for entry in aligned([mapped[name] for name in names])]
-        for names in files.values()
-    ]
-    kept = {
-        original: runs[entry.from_[0].name]
-        for original, entry in mapped.items()
-        if entry.from_[0].name in runs
-    }
+    files: dict[Path, list[Mapped]] = defaultdict(list)
+    for entry in mapped.values():
+        where = converted.catalog[entry.origins[0].name].location
+        assert where is not None
+        files[where.file].append(entry)
+    shards = [[entry.target for entry in aligned(entries)] for entries in files.values()]
     beside = {file for files_of_kind in BESIDE.values() for file in files_of_kind}
-    return Part(
+    return Restored(
         name,
         source.location,
         folder,
-        Recipe(mapped, {}, {CONVERTED: converted}, kept),
+        Recipe(mapped, {}, {CONVERTED: converted}),
         Shard.numbered(shards),
         source.texts,
         tuple(entry for entry in record.dropped if entry.source == name),
@@ -285,70 +276,115 @@ def _part(
     )
 
 
-def _old_bytes(record: Record) -> dict[str, list[tuple[int, int]]]:
-    """Of each tensor that a post-load rule changed, by target name, the runs of bytes that it was.
+def _originals(record: Record) -> dict[SourceName, Mapped]:
+    """Every source tensor as it is made from the folder's: the record's parts, swapped.
 
     Raises:
-        RemapError: LR607 with all of those, and tied ones, that can't be had back.
+        RemapError: LR607 with all those that can't be had back.
     """
-    runs: dict[str, list[tuple[int, int]]] = {}
-    rules: dict[str, str] = {}
-    stored = {entry.target: entry.stored_dtype for entry in record.mapped}
-    for entry in (entry for entry in record.post_load if entry.change.shape_before is not None):
-        change = replace(
-            entry.change, dtype=stored[entry.change.target]
-        )  # so the runs count bytes as they will be written
-        if (found := find_old_bytes(entry.use, entry.options, change)) is not None:
-            runs[entry.change.target] = found
+    changes = {entry.change.target: entry for entry in record.post_load}
+    kept = {
+        entry.target: _old_spans(entry, changes[entry.target])
+        for entry in record.mapped
+        if entry.post_load is not None and not entry.is_made
+    }
+    _refuse_lost(record, {name for name, spans in kept.items() if spans is None})
+    holders = {entry.target: entry for entry in record.mapped}
+    every = [
+        (entry.target, part, entry, entry.stored_dtype, entry.rules)
+        for entry in record.mapped
+        for part in entry.parts
+    ]
+    for alias in record.aliases:
+        part = Part.whole(alias.source.source, alias.source.name, alias.of, alias.shape)
+        every.append((alias.target, part, holders[alias.of], alias.dtype, alias.rules))
+    originals: dict[SourceName, Mapped] = {}
+    for _, part, entry, stored, rules in sorted(every, key=lambda item: item[0]):
+        origin = SourceName(part.source, part.taken.name)
+        parts = tuple(_swapped(part, entry, kept.get(entry.target)))
+        then = (Cast(entry.dtype),) if entry.dtype != stored else ()
+        made = Mapped(origin.name, stored, part.shape, parts, then, rules)
+        if (other := originals.get(origin)) is not None:
+            parts = (*other.parts, *parts) if replace(made, parts=other.parts) == other else ()
+        originals[origin] = replace(made, parts=parts)
+    return originals
+
+
+def _old_spans(entry: Mapped, changed: PostLoadChange) -> list[tuple[int, int]] | None:
+    """Where in a tensor that a post-load rule changed the elements lie that it had before, in
+    order: first element, and how many. None where not all of them were kept.
+    """
+    found = find_old_bytes(changed.use, changed.options, changed.change)
+    width = DTYPE_BITS[entry.dtype] // 8
+    return found and [(offset // width, nbytes // width) for offset, nbytes in found]
+
+
+def _swapped(part: Part, entry: Mapped, spans: Sequence[tuple[int, int]] | None) -> Iterator[Part]:
+    """The way back of a part of a converted tensor, of which a post-load rule kept `spans`."""
+    if spans is None:
+        yield part.swapped(CONVERTED, entry.shape)
+        return
+    now, then = prod(entry.shape), prod(part.shape)
+    for run in part.runs():
+        at = 0  # in the tensor before the change
+        for offset, count in spans:
+            first, last = max(run.placed, at), min(run.placed + run.size, at + count)
+            if first < last:
+                taken = Box.flat(entry.target, now, offset + first - at, last - first)
+                start = run.taken + first - run.placed
+                placed = Box.flat(part.taken.name, then, start, last - first)
+                yield Part(CONVERTED, entry.shape, taken, placed)
+            at += count
+
+
+def _refuse_lost(record: Record, changed: Collection[str]) -> None:
+    """LR607 with all tensors that can't be had back.
+
+    Args:
+        changed: target tensors of which a post-load rule didn't keep everything.
+    """
+    uses = {entry.change.target: entry.use for entry in record.post_load}
+    holders = {entry.target: entry for entry in record.mapped}
+    lost: list[tuple[str, str]] = []
+
+    def look(names: Sequence[str], holder: Mapped, stored: str, tied: bool) -> None:
+        if holder.lora is not None:
+            why = f"was merged with `{holder.lora.a.name}` and rounded"
+        elif holder.target in changed:
+            why = f"changed by `{uses[holder.target]}`, which doesn't keep what was there"
+        elif not holds(holder.dtype, stored):
+            held = f"it is {holder.dtype} now"
+            if tied:
+                held = f"it is tied to `{holder.target}`, which is {holder.dtype}"
+            why = f"was {stored}; {held}"
         else:
-            rules[entry.change.target] = entry.use
-    dtypes = {entry.target: entry.dtype for entry in record.mapped}
-    lost = []
-    for mapped in record.mapped:
-        holder = mapped.tied_to or mapped.target
-        if mapped.merge is not None:
-            lost.append(
-                (mapped.from_[0].name, f"was merged with `{mapped.from_[1].name}` and rounded")
-            )
-        elif holder in rules:
-            lost.append(
-                (
-                    mapped.from_[0].name,
-                    f"changed by `{rules[holder]}`, which doesn't keep what was there",
-                )
-            )
-        elif replace(mapped, dtype=dtypes[holder], cast_from=mapped.stored_dtype).is_rounded:
-            held = (
-                f"it is tied to `{holder}`, which is {dtypes[holder]}"
-                if mapped.tied_to
-                else f"it is {dtypes[holder]} now"
-            )
-            lost.append((mapped.from_[0].name, f"was {mapped.stored_dtype}; {held}"))
+            return
+        lost.extend((name, why) for name in names)
+
+    for entry in record.mapped:
+        look([origin.name for origin in entry.origins], entry, entry.stored_dtype, False)
+    for alias in record.aliases:
+        look([alias.source.name], holders[alias.of], alias.dtype, True)
     if lost:
         cause = f"{len(lost)} tensors of the sources are not in the folder as they were."
         fix = f"Take them from the original: {', '.join(record.locations.values())}."
         raise RemapError(Problem("LR607", cause, fix, tuple(name for name, _ in lost), tuple(lost)))
-    return runs
 
 
-def _refuse_contradictions(folder: Path, record: Record) -> None:
-    """LR113 for a record that no job of ours can have written."""
-    ops = {entry.target: entry.op for entry in record.mapped}
-    shapes = {entry.target: entry.shape for entry in record.mapped}
-    changed = {change.change.target for change in record.post_load}
-    twice = Counter(origin for entry in record.mapped for origin in entry.from_)
-    for entry in (entry for entry in record.mapped if not entry.is_made):
-        holder = entry.tied_to or entry.target
-        origin = entry.from_[0]
-        known = (
-            entry.op in (None, "gather", "cast", "tied")
-            or entry.target in changed
-            or entry.merge is not None
-        )
-        sound = known and twice[origin] == 1 and shapes[holder] == entry.shape
-        if not sound or (ops[holder] == "tied") or not _is_tensor_name(origin.name):
+def _refuse_impossible(folder: Path, originals: Mapping[SourceName, Mapped]) -> None:
+    """LR113 for a record that no job of ours can have written: parts that don't cover a source
+    tensor once, or a name that no file can have.
+    """
+    for origin, entry in originals.items():
+        try:
+            sound = entry.parts and not any(
+                coverage_gaps(entry.shape, (part.placed for part in entry.parts))
+            )
+        except ValueError:
+            sound = False
+        if not sound or not _is_tensor_name(origin.name):
             cause = (
-                f"{folder / RECORD}: what it says of `{entry.target}` contradicts the rest of "
+                f"{folder / RECORD}: what it says of `{origin.name}` contradicts the rest of "
                 "it, or can't be."
             )
             raise refuse(
@@ -362,7 +398,7 @@ def _text_problems(folder: Path, record: Record) -> list[Problem]:
         (f"{name}/{file}", "is not the text whose digest is in the record")
         for name, source in record.sources.items()
         for file, text in source.texts.items()
-        if (known := source.files.get(file)) is None or known != FileDigest.of(text, known.kind)
+        if source.files.get(file) != FileDigest.of(text)
     ]
     if not rows:
         return []

@@ -2,34 +2,52 @@
 torch, no printing.
 """
 
+from llava_remap.plan.boxes import Box, Part, Run, coverage_gaps, runs_in_order
 from llava_remap.plan.build import build_plan
 from llava_remap.plan.layout import in_layout
+from llava_remap.plan.mapped import (
+    AddLora,
+    Alias,
+    Cast,
+    Mapped,
+    PostLoad,
+    Step,
+    aligned,
+    holds,
+    written_dtype,
+)
 from llava_remap.plan.model import (
     FORMAT,
     FORMAT_VERSION,
     Dropped,
-    Mapped,
-    Merge,
     Plan,
     PostLoadChange,
     Shard,
     ValueCheck,
-    aligned,
-    written_dtype,
 )
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "AddLora",
+    "Alias",
+    "Box",
+    "Cast",
     "Dropped",
     "Mapped",
-    "Merge",
+    "Part",
     "Plan",
+    "PostLoad",
     "PostLoadChange",
+    "Run",
     "Shard",
+    "Step",
     "ValueCheck",
     "aligned",
     "build_plan",
+    "coverage_gaps",
+    "holds",
     "in_layout",
+    "runs_in_order",
     "written_dtype",
 ]

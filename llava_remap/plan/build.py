@@ -5,16 +5,25 @@ that doesn't fit. Pure.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.fold import counted
 from llava_remap.core.problem import Problem
+from llava_remap.plan.boxes import Part
+from llava_remap.plan.mapped import (
+    AddLora,
+    Alias,
+    Cast,
+    Mapped,
+    PostLoad,
+    Step,
+    aligned,
+    written_dtype,
+)
 from llava_remap.plan.model import (
     Collision,
     Dropped,
-    Mapped,
-    Merge,
     Mismatched,
     Missing,
     Plan,
@@ -23,9 +32,7 @@ from llava_remap.plan.model import (
     SourceSummary,
     Unmapped,
     ValueCheck,
-    aligned,
-    written_dtype,
-)  # fmt: skip
+)
 from llava_remap.plan.problems import (
     component,
     coverage_problems,
@@ -87,12 +94,25 @@ def build_plan(
     single = {name: found[0] for name, found in providers.items() if len(found) == 1}
     pairs = {str(pair.rewrite.target): pair for pair in routes.pairs}
     mapped = [
-        _mapped(name, routed, tied, single, changes, dtype, pairs.get(name))
+        _mapped(name, routed, changes.get(name), dtype, pairs.get(name))
         for name, routed in single.items()
+        if name not in tied
+    ]
+    aliases = [
+        Alias(name, tied[name], r.origin, r.tensor.dtype, r.tensor.shape, r.rewrite.rules)
+        for name, r in single.items()
+        if name in tied
     ]
     makes = {name: entry for name, entry in changes.items() if entry.change.shape_before is None}
     mapped += [
-        Mapped(name, entry.change.dtype, entry.change.shape_after, (), (), entry.use)
+        Mapped(
+            name,
+            entry.change.dtype,
+            entry.change.shape_after,
+            (),
+            (PostLoad(entry.use, None),),
+            (),
+        )
         for name, entry in makes.items()
         if name not in providers
     ]
@@ -101,10 +121,17 @@ def build_plan(
         for name, shape in shapes.items()
         if name not in providers and name not in tied and name not in makes
     }
+    # An alias is the other's tensor, so it changes with it.
+    given = {m.target: m.shape for m in mapped} | {
+        a.target: changes[a.of].change.shape_after
+        if a.of in changes and a.of in single and single[a.of].tensor.shape == a.shape
+        else a.shape
+        for a in aliases
+    }
     mismatched = [
-        Mismatched(m.target, m.shape, shapes[m.target])
-        for m in mapped
-        if m.shape != shapes[m.target]
+        Mismatched(name, shape, shapes[name])
+        for name, shape in given.items()
+        if shape != shapes[name]
     ]
     plan_missing = _missing(missing, unclaimed)
     plan_unmapped = _unmapped(unclaimed, missing)
@@ -144,16 +171,15 @@ def build_plan(
         )
         provided = {name: r[0].tensor.shape for name, r in providers.items()}
         found_problems += pair_problems(routes.pairs, provided, tied, target.transposed)
-        found_problems += dtype_problems(mapped)
+        found_problems += dtype_problems(mapped, aliases, dtype)
         found_problems += drop_problems(program, routes.taken, set(missing))
-    written = [m for m in mapped if m.op != "tied"]
-    read = sum(single[m.target].tensor.nbytes for m in written if not m.is_made) + sum(
+    read = sum(single[m.target].tensor.nbytes for m in mapped if not m.is_made) + sum(
         p.a.nbytes + p.b.nbytes for p in routes.pairs
     )
     beside = _beside_notes(rules, routes, single)
     all_notes = (
         *notes,
-        *_sharing_notes(mapped, single, checkpoints),
+        *_sharing_notes(tied, single, checkpoints),
         *beside,
         *_replaced_notes(routes),
     )
@@ -172,6 +198,7 @@ def build_plan(
         target_names=tuple(sorted(shapes)),
         tied_absent=tuple(sorted(name for name in tied if name not in providers)),
         mapped=tuple(sorted(mapped, key=lambda m: m.target)),
+        aliases=tuple(sorted(aliases, key=lambda a: a.target)),
         dropped=tuple(sorted(dropped, key=lambda d: (d.source, d.name))),
         unmapped=tuple(sorted(plan_unmapped, key=lambda u: (u.source, u.name))),
         missing=tuple(sorted(plan_missing, key=lambda m: m.target)),
@@ -182,48 +209,35 @@ def build_plan(
         collisions=tuple(sorted(collisions, key=lambda c: c.target)),
         post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
         value_checks=tuple(
-            _value_checks(mapped, single, checkpoints, tied, post_load, routes, norms_about_one)
+            _value_checks(mapped, aliases, single, checkpoints, post_load, routes, norms_about_one)
         ),
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=tuple(sorted(all_notes, key=lambda note: note.code)),
-        shards=_shards(written, single, max_shard_nbytes),
+        shards=_shards(mapped, single, max_shard_nbytes),
         nbytes_read=read,
-        nbytes_write=sum(m.nbytes for m in written),
+        nbytes_write=sum(m.nbytes for m in mapped),
     )
 
 
 def _mapped(
     name: str,
     routed: Routed,
-    tied: Mapping[str, str],
-    single: Mapping[str, Routed],
-    changes: Mapping[str, PostLoadChange],
+    changed: PostLoadChange | None,
     dtype: str | None,
     pair: RoutedPair | None,
 ) -> Mapped:
     tensor = routed.tensor
     written = written_dtype(tensor.dtype, dtype)
-    cast_from = tensor.dtype if written != tensor.dtype else None
-    where = tensor.location
-    other = tied.get(name)
-    op, shape = None, tensor.shape
-    if other is not None:
-        op = "tied"
-        if other in changes and other in single and single[other].tensor.shape == shape:
-            shape = changes[
-                other
-            ].change.shape_after  # it is the other's tensor, so it changes with it
-    elif name in changes:
-        op, shape = changes[name].use, changes[name].change.shape_after
-    elif pair is not None:
-        op = "merge_adapter"
-    elif cast_from is not None:
-        op = "cast"
-    elif where is not None and (where.stride is not None or where.big_endian):
-        op = "gather"
-    merge = None if pair is None else Merge(pair.a.shape[0], pair.scale)
-    origins = (routed.origin, *(pair.origins if pair is not None else ()))
-    return Mapped(name, written, shape, origins, routed.rewrite.rules, op, other, merge, cast_from)
+    then: list[Step] = []
+    if pair is not None:
+        then.append(AddLora(*pair.origins, pair.a.shape[0], pair.scale))
+    if written != tensor.dtype:
+        then.append(Cast(tensor.dtype))
+    if changed is not None:
+        then.append(PostLoad(changed.use, tensor.shape))
+    shape = tensor.shape if changed is None else changed.change.shape_after
+    part = Part.whole(routed.source, tensor.name, name, tensor.shape)
+    return Mapped(name, written, shape, (part,), tuple(then), routed.rewrite.rules)
 
 
 def _missing(missing: Mapping[str, tuple[int, ...]], unclaimed: Sequence[Routed]) -> list[Missing]:
@@ -260,9 +274,9 @@ def _suggested(
 
 def _value_checks(
     mapped: Sequence[Mapped],
+    aliases: Sequence[Alias],
     single: Mapping[str, Routed],
     checkpoints: Mapping[str, Checkpoint],
-    tied: Mapping[str, str],
     post_load: Sequence[PostLoadChange],
     routes: Routes,
     norms_about_one: bool,
@@ -270,28 +284,27 @@ def _value_checks(
     checks = []
     norms = [entry for entry in mapped if _is_norm(entry)] if norms_about_one else []
     if norms:
-        checks.append(
-            ValueCheck("norms", norms[0].target, tuple(entry.from_[0] for entry in norms))
-        )
+        origins = tuple(origin for entry in norms for origin in entry.origins)
+        checks.append(ValueCheck("norms", norms[0].target, origins))
     for name in sorted({read for change in post_load for read in change.change.reads}):
         if name in single:
             checks.append(ValueCheck("finite", name, (single[name].origin,)))
     checks += [
-        ValueCheck("range", entry.target, entry.from_[:1])
+        ValueCheck("range", entry.target, (origin,))
         for entry in mapped
-        if entry.is_rounded and entry.op != "tied"
+        if entry.is_rounded
+        for origin in entry.origins
     ]
-    for entry in mapped:
-        checks += [ValueCheck("finite", entry.target, (matrix,)) for matrix in entry.from_[1:]]
-        other = single.get(tied.get(entry.target, ""))
-        if (
-            entry.op == "tied"
-            and other is not None
-            and not _one_tensor(checkpoints, single[entry.target], other)
-        ):
-            checks.append(
-                ValueCheck("equal", entry.target, (single[entry.target].origin, other.origin))
-            )
+    checks += [
+        ValueCheck("finite", entry.target, (matrix,))
+        for entry in mapped
+        if entry.lora is not None
+        for matrix in (entry.lora.a, entry.lora.b)
+    ]
+    for alias in aliases:
+        other = single.get(alias.of)
+        if other is not None and not _one_tensor(checkpoints, single[alias.target], other):
+            checks.append(ValueCheck("equal", alias.target, (alias.source, other.origin)))
     for routed in routes.beside:
         used = single.get(routed.rewrite.target or "")
         if used is not None and used.tensor.shape == routed.tensor.shape:
@@ -305,40 +318,38 @@ def _is_norm(entry: Mapped) -> bool:
     """Whether it is the weight of a norm of the language model, by its module's name."""
     *modules, kind = entry.target.split(".")
     of_text = modules[:1] == ["language_model"] and kind == "weight" and "norm" in modules[-1]
-    return of_text and len(entry.shape) == 1 and bool(entry.from_) and entry.op != "tied"
+    return of_text and len(entry.shape) == 1 and not entry.is_made
 
 
 def _sharing_notes(
-    mapped: Sequence[Mapped], single: Mapping[str, Routed], checkpoints: Mapping[str, Checkpoint]
+    tied: Collection[str], single: Mapping[str, Routed], checkpoints: Mapping[str, Checkpoint]
 ) -> list[Problem]:
     """LR506: names that share a storage of a source: one tensor, or views of one."""
-    groups: dict[object, list[Mapped]] = defaultdict(list)
-    for entry in (entry for entry in mapped if not entry.is_made):
-        routed = single[entry.target]
+    groups: dict[object, list[str]] = defaultdict(list)
+    for name, routed in single.items():
         where = routed.tensor.location
-        aliases = next(
+        shared = next(
             (group for group in checkpoints[routed.source].aliases if routed.tensor.name in group),
             None,
         )
-        key = aliases if where is None else (where.file, where.storage)
+        key = shared if where is None else (where.file, where.storage)
         if key is not None and routed.tensor.nbytes:
-            groups[key].append(entry)
+            groups[key].append(name)
     notes = []
-    for entries in (group for group in groups.values() if len(group) > 1):
-        first, *rest = (single[entry.target] for entry in entries)
+    for names in (group for group in groups.values() if len(group) > 1):
+        first, *rest = (single[name] for name in names)
         how = (
             "are one tensor"
             if all(_one_tensor(checkpoints, first, r) for r in rest)
             else "are views of one storage"
         )
-        kept = sum(entry.op != "tied" for entry in entries)
         done = (
             "the model ties them: written once"
-            if kept < len(entries)
+            if any(name in tied for name in names)
             else "the model has them apart: each is written"
         )
-        cause = f"{len(entries)} names {how} in the checkpoint; {done}."
-        notes.append(Problem("LR506", cause, names=tuple(entry.target for entry in entries)))
+        cause = f"{len(names)} names {how} in the checkpoint; {done}."
+        notes.append(Problem("LR506", cause, names=tuple(names)))
     return notes
 
 

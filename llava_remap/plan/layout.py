@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from llava_remap.core.problem import Problem
+from llava_remap.plan.boxes import Part
 from llava_remap.plan.model import Plan, PostLoadChange
 
 #: Problems and notes whose names are the target's; those of others are a source's.
@@ -42,16 +43,20 @@ def in_layout(plan: Plan, layout: str, names: Mapping[str, str]) -> Plan:
             ),
         )
 
+    def placed(part: Part) -> Part:
+        return replace(part, placed=replace(part.placed, name=spelt(part.placed.name)))
+
     mapped = (
-        replace(m, target=spelt(m.target), tied_to=spelt(m.tied_to) if m.tied_to else None)
-        for m in plan.mapped
+        replace(m, target=spelt(m.target), parts=tuple(map(placed, m.parts))) for m in plan.mapped
     )
+    aliases = (replace(a, target=spelt(a.target), of=spelt(a.of)) for a in plan.aliases)
     return replace(
         plan,
         layout=layout,
         target_names=tuple(sorted(map(spelt, plan.target_names))),
         tied_absent=tuple(sorted(map(spelt, plan.tied_absent))),
         mapped=tuple(sorted(mapped, key=lambda m: m.target)),
+        aliases=tuple(sorted(aliases, key=lambda a: a.target)),
         unmapped=tuple(
             replace(u, suggestions=tuple(map(spelt, u.suggestions))) for u in plan.unmapped
         ),

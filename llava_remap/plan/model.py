@@ -1,7 +1,7 @@
 """The plan: for every tensor of the target, where it comes from and how. Pure data, and its JSON
 form.
 
-Field names are those of the JSON (`llava-remap/plan`, version 1); every list is sorted and
+Field names are those of the JSON (`llava-remap/plan`, version 2); every list is sorted and
 complete.
 """
 
@@ -9,166 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Literal
 
-from llava_remap.checkpoint import DTYPE_BITS, Tensor
 from llava_remap.core.problem import Problem
+from llava_remap.plan.boxes import Shape
+from llava_remap.plan.mapped import Alias, Mapped, source_names
 from llava_remap.post_load import Change
 from llava_remap.routing import SourceName
 from llava_remap.target_model import ChosenTemplate
 
 FORMAT = "llava-remap/plan"
-FORMAT_VERSION = 1
-
-#: What a parameter can be stored as.
-PARAMETER_DTYPES = ("F64", "F32", "F16", "BF16")
-#: By dtype, those that hold each of its numbers exactly.
-_HELD_BY = {
-    "F64": ("F64",),
-    "F32": ("F32", "F64"),
-    "F16": ("F16", "F32", "F64"),
-    "BF16": ("BF16", "F32", "F64"),
-}
-
-Shape = tuple[int, ...]
-
-
-def written_dtype(stored: str, wanted: str | None) -> str:
-    """The dtype that a tensor is written in: the one `wanted` for all parameters, or, where that
-    is None, its own.
-    """
-    return wanted if wanted is not None and stored in PARAMETER_DTYPES else stored
-
-
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """What an adapter adds to a tensor: `scale` times B times A, of rank `rank`.
-
-    Attributes:
-        scale: None where a manifest doesn't tell it.
-    """
-
-    rank: int
-    scale: float | None
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Merge:
-        """As it stands in a record.
-
-        Raises:
-            KeyError, TypeError, ValueError: for anything else.
-        """
-        rank, scale = entry["rank"], entry["scale"]
-        if (
-            type(rank) is not int
-            or rank < 1
-            or type(scale) not in (int, float)
-            or not isfinite(scale)
-        ):
-            raise ValueError(f"rank {rank!r} and scale {scale!r}")
-        return cls(rank, float(scale))
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """A target tensor and its origin.
-
-    Attributes:
-        dtype, shape: as written.
-        from_: one source tensor; where an adapter is merged, that of the base and the adapter's A
-            and B; where a post-load rule makes the tensor, none.
-        rules: the rules that took the name there.
-        op: None when the bytes are only copied; `tied`: not written, since another name has the
-            tensor; `gather`: the elements are put in row-major, little-endian order; `cast`: that,
-            and they are written in another dtype; `merge_adapter`: computed as `merge` says, and
-            written in whatever dtype; else the name of the post-load rule that makes it, or changes
-            it, after an adapter was merged, if one is; it may come with another dtype, too.
-        tied_to: the name that has the tensor, where `op` is `tied`.
-        merge: what an adapter adds.
-        cast_from: the dtype that the source has it in, where another one is written.
-    """
-
-    target: str
-    dtype: str
-    shape: Shape
-    from_: tuple[SourceName, ...]
-    rules: tuple[str, ...]
-    op: str | None
-    tied_to: str | None = None
-    merge: Merge | None = None
-    cast_from: str | None = None
-
-    @property
-    def stored_dtype(self) -> str:
-        """The dtype that the source has it in."""
-        return self.cast_from or self.dtype
-
-    @property
-    def is_rounded(self) -> bool:
-        """Whether it is stored in a dtype that has numbers which the one written hasn't."""
-        return self.dtype not in _HELD_BY.get(self.stored_dtype, (self.stored_dtype,))
-
-    @property
-    def is_made(self) -> bool:
-        """Whether no source has it, and a post-load rule makes it."""
-        return not self.from_
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes written."""
-        return Tensor(self.target, self.dtype, self.shape, None).nbytes
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "target": self.target,
-            "dtype": self.dtype,
-            "stored_dtype": self.stored_dtype,
-            "shape": list(self.shape),
-            "from": _names(self.from_),
-            "rules": list(self.rules),
-            "op": self.op,
-            **({"tied_to": self.tied_to} if self.op == "tied" else {}),
-            **(
-                {"merge": {"rank": self.merge.rank, "scale": self.merge.scale}}
-                if self.merge is not None
-                else {}
-            ),
-        }
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Mapped:
-        """The inverse of `to_json`.
-
-        Raises:
-            KeyError, TypeError, ValueError: for anything else.
-        """
-        origins = tuple(
-            SourceName(str(origin["source"]), str(origin["name"])) for origin in entry["from"]
-        )
-        merge = Merge.from_json(entry["merge"]) if "merge" in entry else None
-        op = entry["op"] if entry["op"] is None else str(entry["op"])
-        wanted = (
-            (3,)
-            if merge is not None
-            else (1,)
-            if op in (None, "gather", "cast", "tied")
-            else (0, 1)
-        )
-        if len(origins) not in wanted:
-            raise ValueError(f"`{entry['target']}` comes from {len(origins)} tensors")
-        shape = tuple(int(size) for size in entry["shape"])
-        if merge is not None and (op in (None, "gather", "tied") or len(shape) != 2):
-            raise ValueError(
-                f"`{entry['target']}` is merged, of shape {list(shape)} and with op {op!r}"
-            )
-        tied_to = str(entry["tied_to"]) if op == "tied" else None
-        dtype, rules = str(entry["dtype"]), tuple(map(str, entry["rules"]))
-        stored = str(entry.get("stored_dtype", dtype))  # records of an earlier day have none
-        cast_from = stored if stored != dtype else None
-        return cls(
-            str(entry["target"]), dtype, shape, origins, rules, op, tied_to, merge, cast_from
-        )
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,20 +173,6 @@ class Shard:
         )
 
 
-def aligned(entries: Sequence[Mapped]) -> list[Mapped]:
-    """In this order, if each tensor of a file then starts at a multiple of its elements' size; else
-    the wider elements first.
-
-    Readers that map the file want it so.
-    """
-    at = 0
-    for entry in entries:
-        if at * 8 % DTYPE_BITS[entry.dtype]:
-            return sorted(entries, key=lambda entry: -DTYPE_BITS[entry.dtype])
-        at += entry.nbytes
-    return list(entries)
-
-
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
     """A source in short.
@@ -377,6 +214,7 @@ class Plan:
     target_names: tuple[str, ...]
     tied_absent: tuple[str, ...]
     mapped: tuple[Mapped, ...]
+    aliases: tuple[Alias, ...]
     dropped: tuple[Dropped, ...]
     unmapped: tuple[Unmapped, ...]
     missing: tuple[Missing, ...]
@@ -432,6 +270,7 @@ class Plan:
             },
             "complete": self.complete,
             "mapped": [entry.to_json() for entry in self.mapped],
+            "aliases": [alias.to_json() for alias in self.aliases],
             "dropped": [
                 {"source": d.source, "name": d.name, "rule": d.rule, "reason": d.reason}
                 for d in self.dropped
@@ -464,7 +303,7 @@ class Plan:
             "collisions": [
                 {
                     "target": c.target,
-                    "from": _names(c.from_),
+                    "from": source_names(c.from_),
                     **({"made_by": c.made_by} if c.made_by else {}),
                 }
                 for c in self.collisions
@@ -474,7 +313,7 @@ class Plan:
                 {
                     "check": v.check,
                     "target": v.target,
-                    "from": _names(v.from_),
+                    "from": source_names(v.from_),
                     "checked": self.values_checked,
                 }
                 for v in self.value_checks
@@ -486,7 +325,3 @@ class Plan:
             ],
             "nbytes": {"read": self.nbytes_read, "write": self.nbytes_write},
         }
-
-
-def _names(names: tuple[SourceName, ...]) -> list[dict[str, str]]:
-    return [{"source": n.source, "name": n.name} for n in names]

@@ -10,14 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 from llava_remap.core.problem import Problem
-from llava_remap.plan.model import (
-    PARAMETER_DTYPES,
-    Collision,
-    Mapped,
-    Mismatched,
-    Missing,
-    Unmapped,
-)
+from llava_remap.plan.mapped import PARAMETER_DTYPES, Alias, Mapped, written_dtype
+from llava_remap.plan.model import Collision, Mismatched, Missing, Unmapped
 from llava_remap.rewrite import Program
 from llava_remap.routing import Routed, RoutedPair, Routes
 
@@ -334,22 +328,26 @@ def pair_problems(
     return problems
 
 
-def dtype_problems(mapped: Sequence[Mapped]) -> list[Problem]:
+def dtype_problems(
+    mapped: Sequence[Mapped], aliases: Sequence[Alias], dtype: str | None
+) -> list[Problem]:
     """LR409: a parameter holds floating-point numbers; a loader would convert anything else into
     them without a word.
     """
-    odd = [entry for entry in mapped if entry.dtype not in PARAMETER_DTYPES]
+    dtypes = {entry.target: entry.dtype for entry in mapped}
+    dtypes |= {alias.target: written_dtype(alias.dtype, dtype) for alias in aliases}
+    odd = {name: of for name, of in sorted(dtypes.items()) if of not in PARAMETER_DTYPES}
     if not odd:
         return []
     cause = (
-        f"{_count(len(odd), 'tensor')} of dtype "
-        f"{', '.join(sorted({entry.dtype for entry in odd}))} for parameters of the model."
+        f"{_count(len(odd), 'tensor')} of dtype {', '.join(sorted(set(odd.values())))} for "
+        "parameters of the model."
     )
     fix = (
         f"A parameter is {', '.join(PARAMETER_DTYPES)}. If they are quantised or packed, give "
         "the unquantised checkpoint."
     )
-    return [Problem("LR409", cause, fix, tuple(entry.target for entry in odd))]
+    return [Problem("LR409", cause, fix, tuple(odd))]
 
 
 def drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) -> list[Problem]:

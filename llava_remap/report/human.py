@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
     from llava_remap.jobs.apply import Job, Result
     from llava_remap.jobs.inspection import Inspection
     from llava_remap.jobs.resources import Predicted
-    from llava_remap.plan import Merge, Plan
+    from llava_remap.plan import Plan
     from llava_remap.routing.identify import Fit
     from llava_remap.verify import Verification
 
@@ -204,7 +204,10 @@ def _components(console: Console, plan: Plan) -> None:
     wanted: Counter[str] = Counter(component(name) for name in plan.target_names)
     got: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in plan.mapped:
-        got[component(entry.target)][str(entry.op) if entry.is_made else entry.from_[0].source] += 1
+        made_by = entry.post_load.use if entry.is_made and entry.post_load else None
+        got[component(entry.target)][made_by or entry.parts[0].source] += 1
+    for alias in plan.aliases:
+        got[component(alias.target)][alias.source.source] += 1
     for name in plan.tied_absent:
         got[component(name)]["ties"] += 1
     heading(console, "Parameters")
@@ -228,21 +231,17 @@ def _components(console: Console, plan: Plan) -> None:
 
 def _merged(console: Console, plan: Plan) -> None:
     """Which tensors an adapter changes, those of one rank and scale together."""
-    groups: dict[tuple[str, Merge], list[str]] = defaultdict(list)
+    groups: dict[tuple[str, int, float | None], list[str]] = defaultdict(list)
     for entry in plan.mapped:
-        if entry.merge is not None:
-            groups[entry.from_[1].source, entry.merge].append(entry.target)
+        if (lora := entry.lora) is not None:
+            groups[lora.a.source, lora.rank, lora.scale].append(entry.target)
     if groups:
         heading(console, "Merged")
-    for (source, merge), names in groups.items():
+    for (source, rank, scale), names in groups.items():
         for folded in fold_names(names):
             line(console, f"  {folded}")
-        scale = (
-            "a scale that a manifest doesn't tell"
-            if merge.scale is None
-            else f"scale {merge.scale:g}"
-        )
-        line(console, Text(f"    with pairs of {source}, rank {merge.rank}, {scale}", "dim"))
+        times = "a scale that a manifest doesn't tell" if scale is None else f"scale {scale:g}"
+        line(console, Text(f"    with pairs of {source}, rank {rank}, {times}", "dim"))
 
 
 def _dropped(console: Console, plan: Plan) -> None:
@@ -260,7 +259,7 @@ def _dropped(console: Console, plan: Plan) -> None:
 
 def _casts(console: Console, plan: Plan) -> None:
     """Which dtypes become which, where not all stay as they are."""
-    cast = [entry for entry in plan.mapped if entry.cast_from is not None and entry.op != "tied"]
+    cast = [entry for entry in plan.mapped if entry.stored_dtype != entry.dtype]
     if not cast:
         return
     heading(console, "Dtypes")
@@ -269,7 +268,7 @@ def _casts(console: Console, plan: Plan) -> None:
     ):
         how = "rounded to nearest, so revert can't give them back" if rounded else "exactly"
         line(console, f"  {stored} → {dtype}: {counted(count, 'tensor')}, {how}")
-    if kept := sum(entry.op != "tied" and not entry.is_made for entry in plan.mapped) - len(cast):
+    if kept := sum(not entry.is_made for entry in plan.mapped) - len(cast):
         line(console, f"  as they are: {counted(kept, 'tensor')}")
 
 

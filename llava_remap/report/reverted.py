@@ -12,7 +12,7 @@ from llava_remap.core.fold import counted, fold_names
 from llava_remap.report.terminal import heading, line, shown, size
 
 if TYPE_CHECKING:  # every other report is imported together with this one
-    from llava_remap.jobs.revert import Part, Reverted
+    from llava_remap.jobs.revert import Restored, Reverted
 
 
 def print_reverted(console: Console, done: Reverted) -> None:
@@ -64,7 +64,7 @@ def print_reverted(console: Console, done: Reverted) -> None:
     )
 
 
-def _not_restored(console: Console, part: Part) -> None:
+def _not_restored(console: Console, part: Restored) -> None:
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for dropped in part.dropped:
         groups[(dropped.rule, dropped.reason)].append(dropped.name)

@@ -4,62 +4,68 @@ in memory, block by block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from llava_remap.checkpoint import DTYPE_BITS, FLOATS, Catalog, Tensor
 from llava_remap.core.problem import Problem
-from llava_remap.execute import Range, Recipe, equal
-from llava_remap.plan import Mapped
+from llava_remap.execute import Range, Recipe, blocks, equal, find
+from llava_remap.plan import Alias, Mapped
+from llava_remap.routing import SourceName
 
 _FIX = "It isn't the checkpoint that this was made from, or one of the two has been changed since."
 
 
 def compare(
-    written: Catalog, recipe: Recipe, on_progress: Callable[[int], None] = lambda nbytes: None
+    written: Catalog,
+    recipe: Recipe,
+    aliases: Sequence[Alias] = (),
+    on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> tuple[int, list[Problem]]:
-    """Hold every tensor of an output against what its sources give; gives the number of tensors
-    compared, and LR602.
-
-    A tied one, which isn't written, is held against the one that it is tied to.
+    """Compare every tensor of an output with what its sources give. An alias, which isn't written,
+    is compared with the tensor that it is tied to.
 
     Args:
         written: the output's tensors.
         recipe: how they are made.
+        aliases: names that the model ties to others of them.
         on_progress: called with the number of bytes compared since the last call.
+
+    Returns:
+        The number of tensors compared, and LR602.
 
     Raises:
         RemapError: as `Recipe.pieces`.
     """
-    rows = []
-    for entry in recipe.mapped.values():
-        if entry.op == "tied":
-            difference = _tie(written, entry, recipe)
-        else:
-            difference = _difference(written.get(entry.target), entry, recipe, on_progress)
-        if difference:
-            rows.append((entry.target, difference))
-    rows += [
-        (name, "comes from nowhere, by the record")
-        for name in sorted(written.keys() - recipe.mapped.keys())
-    ]
-    count = len(recipe.mapped)
+    found = {
+        entry.target: _difference(written.get(entry.target), entry, recipe, on_progress)
+        for entry in recipe.mapped.values()
+    }
+    found |= {alias.target: _tie(written, alias, recipe) for alias in aliases}
+    rows = [(name, difference) for name, difference in sorted(found.items()) if difference]
+    unknown = sorted(written.keys() - found.keys())
+    rows += [(name, "comes from nowhere, by the record") for name in unknown]
     if not rows:
-        return count, []
-    cause = f"{len(rows)} of {count} tensors are not what the sources give."
-    return count, [Problem("LR602", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]
+        return len(found), []
+    cause = f"{len(rows)} of {len(found)} tensors are not what the sources give."
+    names = tuple(name for name, _ in rows)
+    return len(found), [Problem("LR602", cause, _FIX, names, tuple(rows))]
 
 
-def _tie(written: Catalog, entry: Mapped, recipe: Recipe) -> str:
+def _tie(written: Catalog, alias: Alias, recipe: Recipe) -> str:
     """How a tensor that the model ties to another one, and that isn't written, is another one in
     its source.
     """
-    other = recipe.mapped.get(entry.tied_to or "")
-    if entry.target in written or other is None:
+    other = recipe.mapped.get(alias.of)
+    if alias.target in written or other is None:
         return "is tied to another parameter by the record, and is not in the folder"
-    if difference := _other_source(entry, recipe) or _other_source(other, recipe):
+    if len(other.parts) != 1 or not other.parts[0].is_whole:
+        return f"is tied to `{alias.of}`, which is put together from several tensors"
+    stored = (alias.dtype, alias.shape)
+    difference = _other_header(alias.source, stored, recipe) or _other_source(other, recipe)
+    if difference:
         return difference
-    same = equal(recipe.source(entry.target), recipe.source(other.target))
-    return "" if same else f"is tied to `{other.target}`, and has other values in its source"
+    own, its = (find(recipe.checkpoints, name) for name in (alias.source, *other.origins))
+    return "" if equal(own, its) else f"is tied to `{alias.of}`, and has other values in its source"
 
 
 def _difference(
@@ -69,62 +75,43 @@ def _difference(
     if tensor is None:
         return "is not there"
     if (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
-        return (
-            f"is {tensor.dtype} {list(tensor.shape)}, the record says {entry.dtype} "
-            f"{list(entry.shape)}"
-        )
+        have, said = (f"{t.dtype} {list(t.shape)}" for t in (tensor, entry))
+        return f"is {have}, the record says {said}"
     change = recipe.post_load.get(entry.target)
-    for name in (
-        entry.target,
-        *(change.change.reads if change is not None else ()),
-    ):  # new values may be made from others
+    # New values may be made from other tensors.
+    for name in (entry.target, *(change.change.reads if change is not None else ())):
         if difference := _other_source(recipe.mapped[name], recipe):
             return difference
-    return _values(tensor, _blocks(recipe, entry.target), on_progress)
+    return _values(tensor, blocks(recipe.pieces(entry.target)), on_progress)
 
 
 def _other_source(entry: Mapped, recipe: Recipe) -> str:
-    """How the tensor that a source has for an entry isn't what it was, by its header."""
-    if entry.is_made:
+    """How tensors that sources have for an entry aren't what they were, by their headers."""
+    for part in entry.parts:
+        origin = SourceName(part.source, part.taken.name)
+        if difference := _other_header(origin, (entry.stored_dtype, part.shape), recipe):
+            return difference
+    if (lora := entry.lora) is None:
         return ""
-    origin, *matrices = entry.from_
-    source = recipe.checkpoints[origin.source].catalog.get(origin.name)
-    if source is None:
-        return f"comes from `{origin.name}`, which source `{origin.source}` doesn't have"
-    change = recipe.post_load.get(entry.target if entry.op != "tied" else entry.tied_to or "")
-    shape = (
-        entry.shape
-        if change is None or change.change.shape_before is None
-        else change.change.shape_before
-    )
-    if (source.dtype, source.shape) != (entry.stored_dtype, shape):
-        was = f"{entry.stored_dtype} {list(shape)}"
-        return (
-            f"comes from `{origin.name}`, which is {source.dtype} {list(source.shape)} and was "
-            f"{was}"
-        )
-    sizes = (
-        []
-        if entry.merge is None
-        else [(entry.merge.rank, *shape[1:]), (*shape[:1], entry.merge.rank)]
-    )
-    for matrix, size in zip(matrices, sizes, strict=True):
+    rows, columns = entry.shape_before
+    for matrix, size in ((lora.a, (lora.rank, columns)), (lora.b, (rows, lora.rank))):
         other = recipe.checkpoints[matrix.source].catalog.get(matrix.name)
         if other is None or other.shape != size or other.dtype not in FLOATS:
             said = "isn't there" if other is None else f"is {other.dtype} {list(other.shape)}"
-            return (
-                f"is merged with `{matrix.name}`, a matrix of floats {list(size)}; in source "
-                f"`{matrix.source}` it {said}"
-            )
+            wanted = f"is merged with `{matrix.name}`, a matrix of floats {list(size)}"
+            return f"{wanted}; in source `{matrix.source}` it {said}"
     return ""
 
 
-def _blocks(recipe: Recipe, target: str) -> Iterator[bytes]:
-    for piece in recipe.pieces(target):
-        if isinstance(piece, Range):
-            yield from piece.blocks()
-        else:
-            yield piece
+def _other_header(origin: SourceName, was: tuple[str, tuple[int, ...]], recipe: Recipe) -> str:
+    """How a source tensor isn't of the dtype and shape that it had."""
+    source = recipe.checkpoints[origin.source].catalog.get(origin.name)
+    if source is None:
+        return f"comes from `{origin.name}`, which source `{origin.source}` doesn't have"
+    if (source.dtype, source.shape) == was:
+        return ""
+    has, had = (f"{dtype} {list(shape)}" for dtype, shape in ((source.dtype, source.shape), was))
+    return f"comes from `{origin.name}`, which is {has} and was {had}"
 
 
 def _values(tensor: Tensor, wanted: Iterator[bytes], on_progress: Callable[[int], None]) -> str:

@@ -14,7 +14,7 @@ from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_ob
 from llava_remap.core.codes import Exit
 from llava_remap.core.problem import Problem, RemapError
 from llava_remap.core.regular_file import is_regular_file
-from llava_remap.execute import INDEX, FileDigest, Recipe, digest_files
+from llava_remap.execute import INDEX, Recipe, digest_files
 from llava_remap.verify.compare import compare
 from llava_remap.verify.record import RECORD, Record
 from llava_remap.verify.strict import strict_load
@@ -98,7 +98,10 @@ def verify_folder(
         if against is not None and strict:
             on_phase("comparing with the sources")
             tensors, found = compare(
-                written, Recipe.of(record.mapped, record.post_load, against), on_progress
+                written,
+                Recipe.of(record.mapped, record.post_load, against),
+                record.aliases,
+                on_progress,
             )
             problems += found
     nbytes = sum(file.nbytes for file in record.outputs.values())
@@ -107,9 +110,7 @@ def verify_folder(
 
 def header_problems(written: Catalog, record: Record) -> list[Problem]:
     """LR603 where the tensors are other ones than the record says, by name, dtype or shape."""
-    said = {
-        entry.target: (entry.dtype, entry.shape) for entry in record.mapped if entry.op != "tied"
-    }
+    said = {entry.target: (entry.dtype, entry.shape) for entry in record.mapped}
     have = {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()}
     rows = [
         (name, f"is {_said(have.get(name))} in the files, {_said(said.get(name))} in the record")
@@ -142,16 +143,8 @@ def file_problems(
         }
     except OSError as error:
         raise unreadable(error, folder) from None
-    digests: dict[str, FileDigest] = {}
-    for kind in sorted({wanted.kind for wanted in record.outputs.values()}):
-        files = [
-            folder / name
-            for name, wanted in record.outputs.items()
-            if name not in gone and wanted.kind == kind
-        ]
-        digests |= {
-            path.name: digest for path, digest in digest_files(files, on_progress, kind).items()
-        }
+    files = [folder / name for name in record.outputs if name not in gone]
+    digests = {path.name: digest for path, digest in digest_files(files, on_progress).items()}
     rows = []
     for name, wanted in sorted(record.outputs.items()):
         if name in gone:
@@ -159,12 +152,8 @@ def file_problems(
         elif (have := digests[name]).nbytes != wanted.nbytes:
             rows.append((name, f"has {have.nbytes:,} bytes, the record says {wanted.nbytes:,}"))
         elif have != wanted:
-            rows.append(
-                (
-                    name,
-                    f"has {wanted.kind} {have.digest[:12]}…, the record says {wanted.digest[:12]}…",
-                )
-            )
+            said = f"the record says {wanted.xxh3_128[:12]}…"
+            rows.append((name, f"has xxh3_128 {have.xxh3_128[:12]}…, {said}"))
     rows += [
         (name, "is not in the record")
         for name in sorted(every - {RECORD, *record.outputs})

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,15 +26,13 @@ from llava_remap import __version__
 from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object, unreadable
 from llava_remap.core.problem import refuse
 from llava_remap.execute import INDEX, FileDigest, Unfinished, read_claim
-from llava_remap.plan import Dropped, Mapped, Plan, PostLoadChange
+from llava_remap.plan import Alias, Dropped, Mapped, Plan, PostLoad, PostLoadChange
 from llava_remap.post_load import provenance
 from llava_remap.rulefile import RuleFile
 
 RECORD = "llava_remap.json"
 FORMAT = "llava-remap/record"
-#: Version 1 had no digest of its own; what is in it otherwise is the same.
-FORMAT_VERSION = 2
-_READABLE = (1, FORMAT_VERSION)
+FORMAT_VERSION = 3
 
 #: The libraries that had a say in what was written.
 _LIBRARIES = ("transformers", "tokenizers", "torch", "numpy", "safetensors")
@@ -49,8 +47,7 @@ class RecordedSource:
         location: where it was.
         not_taken: how many of its tensors were not selected, or replaced by those of another
             source.
-        files: size and digest of the files read of it, by name; of weight files in older records
-            alone.
+        files: size and digest of the small files read of it, by name.
         texts: those of its files that the record keeps whole, by name: its configs.
     """
 
@@ -69,7 +66,7 @@ class Record:
         target_class: the transformers class that the folder is for.
         outputs: size and digest of every other file, by name.
         sources: by their names in the rule file.
-        mapped, dropped, post_load: as in the plan.
+        mapped, aliases, dropped, post_load: as in the plan.
         verified: how it was checked when it was written: `meta`, `full` or `none`.
     """
 
@@ -78,6 +75,7 @@ class Record:
     outputs: Mapping[str, FileDigest]
     sources: Mapping[str, RecordedSource]
     mapped: tuple[Mapped, ...]
+    aliases: tuple[Alias, ...]
     dropped: tuple[Dropped, ...]
     post_load: tuple[PostLoadChange, ...]
     verified: str
@@ -85,7 +83,7 @@ class Record:
     @property
     def locations(self) -> dict[str, str]:
         """Where each source was that a tensor was taken from."""
-        used = {origin.source for entry in self.mapped for origin in entry.from_}
+        used = _used_sources(self.mapped, self.aliases)
         return {name: source.location for name, source in self.sources.items() if name in used}
 
     @property
@@ -97,9 +95,7 @@ class Record:
         """Bytes of which `verify_folder` reports progress: all files, and all tensors where they
         are compared.
         """
-        tensors = (
-            sum(entry.nbytes for entry in self.mapped if entry.op != "tied") if compared else 0
-        )
+        tensors = sum(entry.nbytes for entry in self.mapped) if compared else 0
         return sum(file.nbytes for file in self.outputs.values()) + tensors
 
 
@@ -191,14 +187,14 @@ def read_record(folder: Path) -> Record:
         content = read_object(path, "LR113", _FIX, halves=True)
     except OSError as error:
         raise unreadable(error, path) from None
-    if content.get("format") != FORMAT or content.get("format_version") not in _READABLE:
+    if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
         said = f"{content.get('format')!r}, version {content.get('format_version')!r}"
         cause = (
             f"{path} is of the format {said}; this version reads {FORMAT!r}, version "
             f"{FORMAT_VERSION}."
         )
         raise refuse("LR113", cause, "Use the version of llava-remap that wrote it.")
-    if content["format_version"] != 1 and content.get("digest") != own_digest(content):
+    if content.get("digest") != own_digest(content):
         raise refuse(
             "LR113",
             f"{path}: the record was changed since it was written, by its own digest.",
@@ -206,7 +202,8 @@ def read_record(folder: Path) -> Record:
         )
     try:
         text = _Text.model_validate(content)
-        mapped = tuple(Mapped.from_json(entry) for entry in text.plan.mapped)
+        mapped = tuple(map(Mapped.from_json, text.plan.mapped))
+        aliases = tuple(map(Alias.from_json, text.plan.aliases))
         post_load = tuple(PostLoadChange.from_json(entry) for entry in text.plan.post_load)
     except ValidationError as error:
         first = error.errors()[0]
@@ -219,21 +216,31 @@ def read_record(folder: Path) -> Record:
             f"{path}: the plan in it can't be read ({type(error).__name__}: {error}).",
             _FIX,
         ) from None
-    used = {origin.source for entry in mapped for origin in entry.from_}
+    used = _used_sources(mapped, aliases)
     made = {entry.target: (entry.dtype, entry.shape) for entry in mapped}
     changes = [entry.change for entry in post_load]
-    named = {entry.tied_to for entry in mapped if entry.tied_to} | {
-        name for change in changes for name in change.reads
-    }
-    agreed = all(
-        made.get(change.target) == (change.dtype, change.shape_after) for change in changes
-    )
+    named = {alias.of for alias in aliases} | {read for change in changes for read in change.reads}
     from_sources = {entry.target for entry in mapped if not entry.is_made}
+    befores = {entry.target: entry.shape_before for entry in mapped}
+    agreed = all(befores.get(alias.of) == alias.shape for alias in aliases)
     agreed = (
         agreed
-        and {change.target for change in changes if change.shape_before is None}
-        == made.keys() - from_sources
+        and len(made) == len(mapped)
+        and not made.keys() & {alias.target for alias in aliases}
     )
+    # What changes, and how, stands in both lists.
+    agreed = agreed and {
+        entry.target: (entry.dtype, entry.shape, entry.post_load)
+        for entry in mapped
+        if entry.post_load is not None
+    } == {
+        entry.change.target: (
+            entry.change.dtype,
+            entry.change.shape_after,
+            PostLoad(entry.use, entry.change.shape_before),
+        )
+        for entry in post_load
+    }
     if not made or not agreed or not named <= from_sources or not used <= set(text.sources):
         raise refuse("LR113", f"{path}: the parts of the plan in it contradict each other.", _FIX)
     return Record(
@@ -255,6 +262,7 @@ def read_record(folder: Path) -> Record:
             for name, source in text.sources.items()
         },
         mapped,
+        aliases,
         tuple(
             Dropped(entry.source, entry.name, entry.rule, entry.reason)
             for entry in text.plan.dropped
@@ -262,6 +270,14 @@ def read_record(folder: Path) -> Record:
         post_load,
         text.verified,
     )
+
+
+def _used_sources(mapped: Sequence[Mapped], aliases: Sequence[Alias]) -> set[str]:
+    """The sources that tensors are taken from, matrices of adapters included."""
+    used = {part.source for entry in mapped for part in entry.parts}
+    used |= {entry.lora.a.source for entry in mapped if entry.lora is not None}
+    used |= {entry.lora.b.source for entry in mapped if entry.lora is not None}
+    return used | {alias.source.source for alias in aliases}
 
 
 def _unfinished(folder: Path, begun: Unfinished) -> Exception:
@@ -305,7 +321,7 @@ def _files(files: Mapping[str, FileDigest | int]) -> dict[str, Any]:
     return {
         name: {"nbytes": file}
         if isinstance(file, int)
-        else {"nbytes": file.nbytes, file.kind: file.digest}
+        else {"nbytes": file.nbytes, "xxh3_128": file.xxh3_128}
         for name, file in sorted(files.items())
     }
 
@@ -317,17 +333,14 @@ class _Part(BaseModel):
 
 
 class _Sized(_Part):
-    """A file; records of an earlier day have a sha256 of every one."""
+    """A file; of a weight file of a source the size alone."""
 
     nbytes: int = Field(ge=0)
     xxh3_128: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
 
     @property
     def digest(self) -> FileDigest | None:
-        if self.xxh3_128 is not None:
-            return FileDigest(self.nbytes, "xxh3_128", self.xxh3_128)
-        return FileDigest(self.nbytes, "sha256", self.sha256) if self.sha256 is not None else None
+        return None if self.xxh3_128 is None else FileDigest(self.nbytes, self.xxh3_128)
 
 
 class _Digested(_Sized):
@@ -346,10 +359,10 @@ def _encodable(text: str) -> str:
 class _Source(_Part):
     location: str
     files: dict[str, _Sized]
-    #: Nothing else is ever written from a record. Records of an earlier day have none.
+    #: Nothing else is ever written from a record.
     texts: dict[
         Literal["config.json", "generation_config.json"], Annotated[str, AfterValidator(_encodable)]
-    ] = {}
+    ]
 
 
 class _Rules(_Part):
@@ -378,6 +391,7 @@ class _Plan(_Part):
     target: _Target
     dropped: list[_Dropped]
     mapped: list[dict[str, Any]]
+    aliases: list[dict[str, Any]]
     post_load: list[dict[str, Any]]
 
 

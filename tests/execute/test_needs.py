@@ -14,13 +14,15 @@ EXPAND = """
 import sys
 import numpy as np
 from llava_remap.execute.needs import _computed
-from llava_remap.plan import Mapped, PostLoadChange
+from llava_remap.plan import Mapped, Part, PostLoad
 from llava_remap.post_load import Change, exact_sums, make_pieces, normals
 from llava_remap.jobs.resources import peak_nbytes
 
 columns, new = map(int, sys.argv[1:])
 change = Change("lm_head.weight", "F16", (2048, columns), (2048 + new, columns), ("e",))
-entry = Mapped("lm_head.weight", "F16", change.shape_after, (), (), "expand_embeddings")
+then = (PostLoad("expand_embeddings", change.shape_before),)
+part = Part.whole("a", "e", "lm_head.weight", change.shape_before)
+entry = Mapped("lm_head.weight", "F16", change.shape_after, (part,), then, ())
 np.ones((64, 64)) @ np.ones((64, 64))
 rng, before = np.random.default_rng(0), peak_nbytes()
 
@@ -29,7 +31,7 @@ def read(target, start, stop, *, as_stored=False):
 
 for piece in make_pieces("expand_embeddings", {}, change, read):
     pass
-print(_computed(entry, PostLoadChange("expand_embeddings", {}, change)), peak_nbytes() - before)
+print(_computed(entry), peak_nbytes() - before)
 """
 
 MERGE = """
@@ -39,7 +41,8 @@ from llava_remap.checkpoint import Tensor
 from llava_remap.core.dtypes import to_float64
 from llava_remap.execute import merge
 from llava_remap.execute.needs import _computed
-from llava_remap.plan import Mapped, Merge
+from llava_remap.plan import AddLora, Mapped, Part
+from llava_remap.routing import SourceName
 from llava_remap.jobs.resources import peak_nbytes
 
 width, rank = map(int, sys.argv[1:])
@@ -55,8 +58,10 @@ sizes = (width, width), (rank, width), (width, rank)
 w, a, b = (Tensor("x", "F32", size, None) for size in sizes)
 for block in merge.merged_bytes(w, a, b, 0.5, "F32", 0, width * width * 4):
     pass
-entry = Mapped("x", "F32", (width, width), (), (), "merge_adapter", merge=Merge(rank, 0.5))
-print(_computed(entry, None), peak_nbytes() - before)
+part = Part.whole("m", "x", "x", (width, width))
+then = (AddLora(SourceName("m", "a"), SourceName("m", "b"), rank, 0.5),)
+entry = Mapped("x", "F32", (width, width), (part,), then, ())
+print(_computed(entry), peak_nbytes() - before)
 """
 
 

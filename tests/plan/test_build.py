@@ -5,8 +5,7 @@ without torch.
 from __future__ import annotations
 
 from llava_remap.checkpoint import LoraPair, Tensor
-from llava_remap.plan import Plan, PostLoadChange
-from llava_remap.plan.model import Merge
+from llava_remap.plan import AddLora, Cast, Plan, PostLoad, PostLoadChange
 from llava_remap.post_load import Change
 from llava_remap.routing import SourceName
 from tests.plan.conftest import Planned, checkpoint
@@ -17,7 +16,7 @@ WANTED = {"language_model.a": (2, 3), "language_model.b": (5,)}
 
 def origins(plan: Plan) -> dict[str, list[str]]:
     return {
-        entry.target: [f"{name.source}:{name.name}" for name in entry.from_]
+        entry.target: [f"{name.source}:{name.name}" for name in entry.origins]
         for entry in plan.mapped
     }
 
@@ -33,10 +32,11 @@ def test_a_rename(planned: Planned) -> None:
         "language_model.a": ["model:model.a"],
         "language_model.b": ["model:model.b"],
     }
-    assert [(m.dtype, m.shape, m.rules, m.op) for m in plan.mapped] == [
-        ("F16", (2, 3), ("names/body",), None),
-        ("F16", (5,), ("names/body",), None),
+    assert [(m.dtype, m.shape, m.rules, m.then) for m in plan.mapped] == [
+        ("F16", (2, 3), ("names/body",), ()),
+        ("F16", (5,), ("names/body",), ()),
     ]
+    assert all(part.is_whole for m in plan.mapped for part in m.parts)
     assert (plan.nbytes_read, plan.nbytes_write) == (22, 22)
 
 
@@ -137,12 +137,9 @@ def test_a_pair_of_an_adapter(planned: Planned) -> None:
     plan = planned({"model": checkpoint(BODY), "adapter": adapter}, WANTED)
     assert plan.complete
     entry = next(m for m in plan.mapped if m.target == "language_model.a")
-    assert (entry.op, entry.merge) == ("merge_adapter", Merge(1, 0.5))
-    assert origins(plan)["language_model.a"] == [
-        "model:model.a",
-        "adapter:model.a.lora_A",
-        "adapter:model.a.lora_B",
-    ]
+    a, b = (SourceName("adapter", f"model.a.lora_{matrix}") for matrix in "AB")
+    assert entry.then == (AddLora(a, b, 1, 0.5),)
+    assert origins(plan)["language_model.a"] == ["model:model.a"]
     assert [(v.check, v.from_[0].name) for v in plan.value_checks] == [
         ("finite", "model.a.lora_A"),
         ("finite", "model.a.lora_B"),
@@ -155,10 +152,10 @@ def test_a_tie_is_written_once(planned: Planned) -> None:
     wanted = {"language_model.a": (2, 3), "lm_head.weight": (2, 3)}
     plan = planned(sources, wanted, tied={"lm_head.weight": "language_model.a"})
     assert plan.complete
-    assert {m.target: (m.op, m.tied_to) for m in plan.mapped}["lm_head.weight"] == (
-        "tied",
-        "language_model.a",
-    )
+    assert [m.target for m in plan.mapped] == ["language_model.a"]
+    assert [(a.target, a.of, a.source) for a in plan.aliases] == [
+        ("lm_head.weight", "language_model.a", SourceName("model", "lm_head.weight"))
+    ]
     assert [(v.check, v.target) for v in plan.value_checks] == [("equal", "lm_head.weight")]
     assert [shard.tensors for shard in plan.shards] == [("language_model.a",)]
     assert plan.nbytes_write == 12
@@ -180,7 +177,8 @@ def test_rows_that_a_post_load_rule_adds(planned: Planned) -> None:
     plan = planned(BODY, {**WANTED, "language_model.a": (4, 3)}, changes=(change,))
     assert plan.complete
     entry = next(m for m in plan.mapped if m.target == "language_model.a")
-    assert (entry.op, entry.shape) == ("expand_embeddings", (4, 3))
+    assert (entry.then, entry.shape) == ((PostLoad("expand_embeddings", (2, 3)),), (4, 3))
+    assert entry.shape_before == (2, 3)
     assert [(v.check, v.target) for v in plan.value_checks] == [("finite", "language_model.a")]
     assert (plan.nbytes_read, plan.nbytes_write) == (22, 34)
 
@@ -201,9 +199,9 @@ def test_another_dtype(planned: Planned) -> None:
         "model.b": Tensor("model.b", "I64", (5,), None),
     }
     plan = planned(sources, WANTED, dtype="BF16")
-    assert {m.target: (m.dtype, m.stored_dtype, m.op) for m in plan.mapped} == {
-        "language_model.a": ("BF16", "F32", "cast"),
-        "language_model.b": ("I64", "I64", None),
+    assert {m.target: (m.dtype, m.stored_dtype, m.then) for m in plan.mapped} == {
+        "language_model.a": ("BF16", "F32", (Cast("F32"),)),
+        "language_model.b": ("I64", "I64", ()),
     }
     assert [(v.check, v.target) for v in plan.value_checks] == [("range", "language_model.a")]
 

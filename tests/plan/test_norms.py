@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from llava_remap.plan import Mapped, Part
 from llava_remap.plan.build import _is_norm
-from llava_remap.plan.model import Mapped
-from llava_remap.routing import SourceName
 
 
 @pytest.mark.parametrize(
@@ -21,4 +20,7 @@ from llava_remap.routing import SourceName
 )
 def test_norms_are_known_by_their_modules_name(name: str, is_one: bool) -> None:
     """Other weights of one dimension may be about 0 in any model."""
-    assert _is_norm(Mapped(name, "F16", (64,), (SourceName("model", name),), (), None)) is is_one
+    assert (
+        _is_norm(Mapped(name, "F16", (64,), (Part.whole("model", name, name, (64,)),), (), ()))
+        is is_one
+    )

@@ -1,0 +1,299 @@
+"""Entries of a plan: for every tensor of the target, where its numbers come from and what is
+computed with them. Pure data, and its JSON form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, prod
+from typing import Any
+
+from llava_remap.checkpoint import DTYPE_BITS
+from llava_remap.plan.boxes import Box, Part, Shape, coverage_gaps, shape_of
+from llava_remap.routing import SourceName
+
+#: What a parameter can be stored as.
+PARAMETER_DTYPES = ("F64", "F32", "F16", "BF16")
+#: By dtype, those that hold each of its numbers exactly.
+_HELD_BY = {
+    "F64": ("F64",),
+    "F32": ("F32", "F64"),
+    "F16": ("F16", "F32", "F64"),
+    "BF16": ("BF16", "F32", "F64"),
+}
+
+
+def holds(dtype: str, stored: str) -> bool:
+    """Whether a dtype has every number of another one exactly."""
+    return dtype in _HELD_BY.get(stored, (stored,))
+
+
+def written_dtype(stored: str, wanted: str | None) -> str:
+    """The dtype that a tensor is written in: the one `wanted` for all parameters, or, where that
+    is None, its own.
+    """
+    return wanted if wanted is not None and stored in PARAMETER_DTYPES else stored
+
+
+@dataclass(frozen=True, slots=True)
+class AddLora:
+    """Add what an adapter trained: `scale` times B times A.
+
+    Attributes:
+        a, b: the matrices, [rank, columns] and [rows, rank].
+        scale: None where a manifest doesn't tell it.
+    """
+
+    a: SourceName
+    b: SourceName
+    rank: int
+    scale: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        a, b = source_names((self.a, self.b))
+        return {"add_lora": {"a": a, "b": b, "rank": self.rank, "scale": self.scale}}
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Write the numbers in another dtype than `stored`, that of the sources."""
+
+    stored: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"cast": {"stored": self.stored}}
+
+
+@dataclass(frozen=True, slots=True)
+class PostLoad:
+    """Let a post-load rule change the tensor, or make it.
+
+    Attributes:
+        use: name of the plug-in. Its change is in the plan's `post_load`.
+        before: shape of the tensor without the change; None where no source has the tensor.
+    """
+
+    use: str
+    before: Shape | None
+
+    def to_json(self) -> dict[str, Any]:
+        before = None if self.before is None else list(self.before)
+        return {"post_load": {"use": self.use, "before": before}}
+
+
+Step = AddLora | Cast | PostLoad
+
+
+def _step(entry: Mapping[str, Any]) -> Step:
+    """A step as it stands in a record.
+
+    Raises:
+        KeyError, TypeError, ValueError: for anything else.
+    """
+    [(kind, fields)] = entry.items()
+    if kind == "cast":
+        return Cast(str(fields["stored"]))
+    if kind == "post_load":
+        before = None if fields["before"] is None else shape_of(fields["before"])
+        return PostLoad(str(fields["use"]), before)
+    if kind == "add_lora":
+        rank, scale = fields["rank"], fields["scale"]
+        sound = type(rank) is int and rank >= 1 and type(scale) in (int, float) and isfinite(scale)
+        if not sound:
+            raise ValueError(f"rank {rank!r} and scale {scale!r}")
+        return AddLora(_source_name(fields["a"]), _source_name(fields["b"]), rank, float(scale))
+    raise ValueError(f"{kind!r} is no step")
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A target tensor: where its numbers come from, and what is computed with them.
+
+    Attributes:
+        dtype, shape: as written.
+        parts: the boxes of source tensors and their places. Together they cover the tensor as it
+            is before a post-load rule changes it. None where a post-load rule makes the tensor.
+        then: the computation, in order; empty where numbers are only moved. What an adapter adds
+            is rounded once, to `dtype`, even where a cast follows.
+        rules: the rules that took the name there.
+    """
+
+    target: str
+    dtype: str
+    shape: Shape
+    parts: tuple[Part, ...]
+    then: tuple[Step, ...]
+    rules: tuple[str, ...]
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that the sources have it in."""
+        return next((step.stored for step in self.then if isinstance(step, Cast)), self.dtype)
+
+    @property
+    def lora(self) -> AddLora | None:
+        return next((step for step in self.then if isinstance(step, AddLora)), None)
+
+    @property
+    def post_load(self) -> PostLoad | None:
+        return next((step for step in self.then if isinstance(step, PostLoad)), None)
+
+    @property
+    def shape_before(self) -> Shape:
+        """The shape that the parts cover: without what a post-load rule changes."""
+        change = self.post_load
+        return self.shape if change is None or change.before is None else change.before
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the sources' dtype has numbers which the one written hasn't."""
+        return not holds(self.dtype, self.stored_dtype)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether no source has it, and a post-load rule makes it."""
+        return not self.parts
+
+    @property
+    def origins(self) -> tuple[SourceName, ...]:
+        """The source tensors that the parts are taken from, each once."""
+        return tuple(dict.fromkeys(SourceName(p.source, p.taken.name) for p in self.parts))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written."""
+        return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "from": [part_json(part) for part in self.parts],
+            "then": [step.to_json() for step in self.then],
+            "rules": list(self.rules),
+        }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Mapped:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: for anything else, and for parts that don't cover the
+                tensor.
+        """
+        target, dtype, shape = str(entry["target"]), str(entry["dtype"]), shape_of(entry["shape"])
+        then = tuple(map(_step, entry["then"]))
+        kinds = [(AddLora, Cast, PostLoad).index(type(step)) for step in then]
+        if kinds != sorted(set(kinds)) or dtype not in DTYPE_BITS:
+            raise ValueError(f"`{target}` is {dtype}, and computed in an order that nothing writes")
+        mapped = cls(target, dtype, shape, (), then, tuple(map(str, entry["rules"])))
+        parts = tuple(_part(part, target, mapped.shape_before) for part in entry["from"])
+        mapped = replace(mapped, parts=parts)
+        if mapped.stored_dtype not in DTYPE_BITS:
+            raise ValueError(f"`{target}` was {mapped.stored_dtype}")
+        made = mapped.post_load is not None and mapped.post_load.before is None
+        if mapped.is_made is not made or (made and len(then) > 1):
+            raise ValueError(f"`{target}` comes from {len(parts)} boxes")
+        if mapped.lora is not None and not _is_one_matrix(parts):
+            raise ValueError(f"`{target}` is merged, and is no matrix of one source")
+        if parts and any(coverage_gaps(mapped.shape_before, (part.placed for part in parts))):
+            raise ValueError(f"the parts of `{target}` don't cover it")
+        return mapped
+
+
+def _is_one_matrix(parts: Sequence[Part]) -> bool:
+    return len(parts) == 1 and parts[0].is_whole and len(parts[0].shape) == 2
+
+
+def part_json(part: Part) -> dict[str, Any]:
+    """A part of a target tensor; of one that is a whole tensor in its place only the name."""
+    named = {"source": part.source, "name": part.taken.name}
+    if part.is_whole:
+        return named
+    boxes = {"taken": part.taken.to_json(), "placed": part.placed.to_json()}
+    return {**named, "shape": list(part.shape), **boxes}
+
+
+def _part(entry: Mapping[str, Any], target: str, whole: Shape) -> Part:
+    """The inverse of `part_json`; `whole` is the shape of the target tensor."""
+    origin = _source_name(entry)
+    if "taken" not in entry:
+        return Part.whole(origin.source, origin.name, target, whole)
+    shape = shape_of(entry["shape"])
+    taken = Box.from_json(origin.name, entry["taken"])
+    placed = Box.from_json(target, entry["placed"])
+    if taken.sizes != placed.sizes or prod(taken.view) != prod(shape):
+        raise ValueError(f"a box of `{origin.name}` doesn't fit into that of `{target}`")
+    return Part(origin.source, shape, taken, placed)
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A target name that isn't written: the model ties it to another one. A source has it, too.
+
+    Attributes:
+        of: the target tensor that it shares.
+        dtype, shape: as the source has it.
+        rules: the rules that took the name there.
+    """
+
+    target: str
+    of: str
+    source: SourceName
+    dtype: str
+    shape: Shape
+    rules: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        [source] = source_names([self.source])
+        return {
+            "target": self.target,
+            "of": self.of,
+            "from": source,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "rules": list(self.rules),
+        }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Alias:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: for anything else.
+        """
+        dtype = str(entry["dtype"])
+        if dtype not in DTYPE_BITS:
+            raise ValueError(f"`{entry['target']}` was {dtype}")
+        return cls(
+            str(entry["target"]),
+            str(entry["of"]),
+            _source_name(entry["from"]),
+            dtype,
+            shape_of(entry["shape"]),
+            tuple(map(str, entry["rules"])),
+        )
+
+
+def _source_name(entry: Mapping[str, Any]) -> SourceName:
+    return SourceName(str(entry["source"]), str(entry["name"]))
+
+
+def aligned(entries: Sequence[Mapped]) -> list[Mapped]:
+    """In this order, if each tensor of a file then starts at a multiple of its elements' size; else
+    the wider elements first.
+
+    Readers that map the file want it so.
+    """
+    at = 0
+    for entry in entries:
+        if at * 8 % DTYPE_BITS[entry.dtype]:
+            return sorted(entries, key=lambda entry: -DTYPE_BITS[entry.dtype])
+        at += entry.nbytes
+    return list(entries)
+
+
+def source_names(names: Sequence[SourceName]) -> list[dict[str, str]]:
+    return [{"source": n.source, "name": n.name} for n in names]

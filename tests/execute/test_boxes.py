@@ -1,0 +1,163 @@
+"""Tensors that are put together, against numpy: concatenated, split, stacked, seen otherwise, in
+another dtype, and taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from llava_remap.checkpoint import Checkpoint, Location, Tensor
+from llava_remap.execute import Range, Recipe, blocks
+from llava_remap.plan import Box, Cast, Mapped, Part
+
+Floats = NDArray[np.float32]
+
+
+def stored(folder: Path, tensors: dict[str, Floats], stored_otherwise: bool = False) -> Checkpoint:
+    """A checkpoint in one file; `stored_otherwise`: strided, with the high byte first."""
+    file, catalog, raw = folder / "data.bin", {}, b""
+    for name, tensor in tensors.items():
+        number = tensor.astype(">f4" if stored_otherwise else "<f4")
+        content = (number.T if stored_otherwise else number).tobytes()
+        steps = [prod(tensor.shape[:axis]) for axis in range(tensor.ndim)]
+        where = Location(
+            file,
+            len(raw),
+            tuple(steps) if stored_otherwise else None,
+            stored_otherwise,
+            (len(raw), len(content)),
+        )
+        catalog[name] = Tensor(name, "F32", tensor.shape, where)
+        raw += content
+    file.write_bytes(raw)
+    return Checkpoint(file, "made", catalog, {}, folder)
+
+
+def numbers(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def written(entry: Mapped, sources: dict[str, Checkpoint]) -> NDArray[np.floating]:
+    dtype = {"F32": "<f4", "F16": "<f2"}[entry.dtype]
+    content = b"".join(blocks(Recipe({entry.target: entry}, {}, sources).pieces(entry.target)))
+    return np.frombuffer(content, dtype).reshape(entry.shape)
+
+
+def whole_of(name: str, shape: tuple[int, ...], placed: Box) -> Part:
+    return Part("model", shape, Box.whole(name, shape), placed)
+
+
+def concatenated() -> tuple[dict[str, Floats], tuple[Part, ...], Floats]:
+    """Along the second axis: no part is contiguous in the target."""
+    a, b = numbers(3, 2), numbers(3, 4, seed=1)
+    parts = (
+        whole_of("a", (3, 2), Box("t", (3, 6), (0, 1), (0, 0), (3, 2))),
+        whole_of("b", (3, 4), Box("t", (3, 6), (0, 1), (0, 2), (3, 6))),
+    )
+    return {"a": a, "b": b}, parts, np.concatenate((a, b), axis=1)
+
+
+def stacked() -> tuple[dict[str, Floats], tuple[Part, ...], Floats]:
+    experts = {f"e{n}": numbers(2, 3, seed=n) for n in range(4)}
+    parts = tuple(
+        Part(
+            "model",
+            (2, 3),
+            Box(name, (1, 2, 3), (0, 1, 2), (0, 0, 0), (1, 2, 3)),
+            Box("t", (4, 2, 3), (0, 1, 2), (n, 0, 0), (n + 1, 2, 3)),
+        )
+        for n, name in enumerate(experts)
+    )
+    return experts, parts, np.stack([*experts.values()])
+
+
+def split() -> tuple[dict[str, Floats], tuple[Part, ...], Floats]:
+    qkv = numbers(9, 4)
+    taken = Box("qkv", (9, 4), (0, 1), (3, 0), (6, 4))
+    return {"qkv": qkv}, (Part("model", (9, 4), taken, Box.whole("t", (3, 4))),), qkv[3:6]
+
+
+def transposed() -> tuple[dict[str, Floats], tuple[Part, ...], Floats]:
+    w = numbers(5, 3)
+    taken = Box("w", (5, 3), (1, 0), (0, 0), (3, 5))
+    return {"w": w}, (Part("model", (5, 3), taken, Box.whole("t", (3, 5))),), w.T
+
+
+def permuted() -> tuple[dict[str, Floats], tuple[Part, ...], Floats]:
+    """Rope's halves, interleaved in the source."""
+    w = numbers(2 * 3 * 2, 5)
+    taken = Box("w", (2, 3, 2, 5), (0, 2, 1, 3), (0, 0, 0, 0), (2, 2, 3, 5))
+    placed = Box.whole("t", (2, 2, 3, 5))
+    wanted = w.reshape(2, 3, 2, 5).transpose(0, 2, 1, 3).reshape(12, 5)
+    return {"w": w}, (Part("model", (12, 5), taken, placed),), wanted
+
+
+MADE = [concatenated, stacked, split, transposed, permuted]
+
+
+@pytest.mark.parametrize("stored_otherwise", [False, True], ids=["plain", "strided"])
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+@pytest.mark.parametrize("make", MADE)
+def test_as_numpy_puts_them_together(
+    make: Callable[[], tuple[dict[str, Floats], tuple[Part, ...], Floats]],
+    dtype: str,
+    stored_otherwise: bool,
+    tmp_path: Path,
+) -> None:
+    tensors, parts, wanted = make()
+    sources = {"model": stored(tmp_path, tensors, stored_otherwise)}
+    then = (Cast("F32"),) if dtype != "F32" else ()
+    entry = Mapped("t", dtype, wanted.shape, parts, then, ())
+    assert np.array_equal(written(entry, sources), wanted.astype("f2" if then else "f4"))
+
+
+@pytest.mark.parametrize("make", [concatenated, stacked, transposed, permuted])
+def test_and_back(
+    make: Callable[[], tuple[dict[str, Floats], tuple[Part, ...], Floats]], tmp_path: Path
+) -> None:
+    """Every source tensor from the parts, swapped."""
+    tensors, parts, wanted = make()
+    converted = {"converted": stored(tmp_path, {"t": wanted})}
+    for name, tensor in tensors.items():
+        back = tuple(
+            part.swapped("converted", wanted.shape) for part in parts if part.taken.name == name
+        )
+        entry = Mapped(name, "F32", tensor.shape, back, (), ())
+        assert np.array_equal(written(entry, converted), tensor)
+
+
+def test_a_split_is_one_range(tmp_path: Path) -> None:
+    tensors, parts, _ = split()
+    source = stored(tmp_path, tensors)
+    recipe = Recipe({"t": Mapped("t", "F32", (3, 4), parts, (), ())}, {}, {"model": source})
+    wanted = Range(source.path, 3 * 4 * 4, 3 * 4 * 4)
+    assert recipe.copied("t") == wanted
+    assert [*recipe.pieces("t")] == [wanted]
+
+
+def test_a_post_load_rule_reads_what_is_put_together(tmp_path: Path) -> None:
+    """In the dtype that is stored, whatever is written."""
+    tensors, parts, wanted = concatenated()
+    entry = Mapped("t", "F16", wanted.shape, parts, (Cast("F32"),), ())
+    recipe = Recipe({"t": entry}, {}, {"model": stored(tmp_path, tensors)})
+    assert np.array_equal(recipe._read("t", 1, 3, as_stored=True), wanted[1:3])
+    assert np.array_equal(recipe._read("t", 0, 3), wanted.astype("f8"))
+
+
+@pytest.mark.parametrize("make", MADE)
+def test_json_and_back(
+    make: Callable[[], tuple[dict[str, Floats], tuple[Part, ...], Floats]],
+) -> None:
+    _, parts, wanted = make()
+    entry = Mapped("t", "F32", wanted.shape, parts, (), ("tensors/x",))
+    assert Mapped.from_json(entry.to_json()) == entry
+    short = replace(entry, parts=parts[:-1]).to_json()
+    with pytest.raises(ValueError, match=r"cover|comes from 0"):
+        Mapped.from_json(short)
