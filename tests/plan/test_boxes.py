@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +19,8 @@ Numbers = NDArray[np.int64]
 def region(of: Numbers, box: Box) -> Numbers:
     """What numpy has under a box: a view, so that writing into it writes into the tensor."""
     seen = of.reshape(box.view).transpose(box.axes)
-    return seen[(*map(slice, box.start, box.stop), ...)]
+    slices: tuple[Any, ...] = (*map(slice, box.start, box.stop), ...)
+    return cast(Numbers, seen[slices])
 
 
 @st.composite
