@@ -32,7 +32,7 @@ demo: install  ## convert a small genuine LLaVA-1.5 checkpoint into demo/ and lo
 	rm -rf demo
 	$(BIN)/llava-remap apply rules/llava-v1.5.yaml --source $(TINY)/llava-v1.5/released/sharded \
 	  --source vision_tower=$(TINY)/clip-vit-tiny-patch14-28 --output demo
-	$(BIN)/python tests/load.py demo
+	$(BIN)/python tools/load.py demo
 
 test: install versions  ## run all tests
 	$(BIN)/python -m pytest
@@ -43,16 +43,16 @@ check: install  ## style (ruff) and types (mypy, strict)
 	$(BIN)/mypy
 
 compat: install versions  ## ask every version of transformers about each family; writes the table in README.md
-	$(BIN)/python -m tests.compat.table
+	$(BIN)/python -m tools.compat_table
 
 text-models: install versions  ## every language model of transformers inside a LLaVA; writes the table in docs/text-models.md
-	$(BIN)/python -m tests.text_models.table
+	$(BIN)/python -m tools.text_models_table
 
 fuzz: install  ## hostile files, random jobs, merges, kills, signals and full disks for longer (FUZZ_EXAMPLES=5000; an hour); 14 GB written under a memory limit
-	$(BIN)/python -m pytest tests/hostile tests/test_whole_jobs.py tests/test_killed.py tests/execute/test_merge.py \
+	$(BIN)/python -m pytest tests/hostile tests/end_to_end/test_whole_jobs.py tests/end_to_end/test_killed.py tests/execute/test_merge.py \
 	  --hypothesis-profile=fuzz -m 'long or not long'
 
 bench: install  ## time and memory beside cp and the classic way (SIZE=1GB, or 7b: the full size; ROUNDS=3; FORMS=safetensors,bin)
-	$(BIN)/python tests/bench/engine.py
-	$(BIN)/python -m tests.bench.infer
-	$(BIN)/python -m tests.bench.bench --size $(SIZE) --rounds $(ROUNDS) --forms $(FORMS) --json build/bench-$(SIZE).json
+	$(BIN)/python tools/bench/engine.py
+	$(BIN)/python -m tools.bench.infer
+	$(BIN)/python -m tools.bench.bench --size $(SIZE) --rounds $(ROUNDS) --forms $(FORMS) --json build/bench-$(SIZE).json

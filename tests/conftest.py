@@ -16,18 +16,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from llava_remap.cli.commands import app
 from llava_remap.execute import Folder
 from llava_remap.rulefile import pattern
 from llava_remap.verify.record import own_digest
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ.setdefault(
     "TRANSFORMERS_VERBOSITY", "error"
@@ -135,7 +136,7 @@ def run_away(patch: pytest.MonkeyPatch, part: str, length: int, end: str = "") -
     patch.setattr(pattern.TimeSpent, "search", search)
 
 
-Tensors = dict[str, torch.Tensor]
+Tensors = dict[str, "torch.Tensor"]
 Run = Callable[..., "Ran"]
 Changed = Callable[..., Path]
 
@@ -191,6 +192,8 @@ def changed(tmp_path: Path) -> Changed:
         tensors: Callable[[Tensors], object] = lambda tensors: None,
         config: Callable[[dict[str, Any]], object] = lambda config: None,
     ) -> Path:
+        from safetensors.torch import load_file, save_file
+
         folder = tmp_path / "checkpoint"
         shutil.copytree(source, folder)
         state = load_file(folder / "model.safetensors")

@@ -15,8 +15,8 @@ import pytest
 from tests.compat.checkpoints import CASES, FAMILIES, ROPED
 from tests.compat.known import KNOWN, WITH_VIDEOS, Known, known, rules_of, unexplained
 from tests.compat.run import LOGITS, ROOT, VERSIONS, Look, Seen, convert_all, look_with_all, missing
-from tests.compat.table import parts, table
 from tests.original.table import without_column
+from tools.compat_table import parts, table
 
 #: 5.0.0 puts the theta into `rope_parameters` itself, and doesn't know it there where scaling is
 #: dynamic.

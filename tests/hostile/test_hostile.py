@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from llava_remap.checkpoint import open_checkpoint
+from tools.hostile_files import CASES, MARKER
 
 from ..conftest import CLIP, RELEASED
 from .forked import ROOT, Forked, forking
-from .make import CASES, MARKER
 
 #: The code with which each is refused, by `inspect` and by `apply --dry-run`, where it isn't the
 #: one of a corrupt file.

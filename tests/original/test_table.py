@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tests.compat.run import ROOT
-from tests.compat.table import parts
 from tests.original.answers import Answers
 from tests.original.faults import FAULTS
 from tests.original.table import HEAD, cell, rules_of_row, with_column, without_column
+from tools.compat_table import parts
 
 
 def test_the_column_says_what_the_versions_made(answers: Answers) -> None:

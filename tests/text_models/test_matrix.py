@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from tests.compat.run import missing
 from tests.original.answers import ALL_VERSIONS, INSTALLED
 from tests.text_models.matrix import NEAR, Matrix, convert, everything, kinds
-from tests.text_models.table import rows, written
+from tools.text_models_table import rows, written
 
 #: Kinds of which real checkpoints are common; the table could lose one of them without anybody
 #: seeing it.

@@ -1,0 +1,123 @@
+"""`--report`: what it doesn't replace, and a report that fails where a result is there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run, lose_last_byte
+
+
+@pytest.mark.parametrize(
+    "report", ["checkpoint/config.json", "checkpoint/plan.json", "manifest.json"]
+)
+def test_a_report_does_not_replace_a_source(report: str, run: Run, changed: Changed) -> None:
+    shutil.copy(MANIFESTS / "llava-v1.5-7b.json", "manifest.json")
+    source = changed() if report.startswith("checkpoint") else Path("manifest.json")
+    before = {path: path.read_bytes() for path in Path().rglob("*.json")}
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        source,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--dry-run",
+        "--report",
+        report,
+    )
+    assert ran.code == 4
+    assert f"{report} is inside source `model`" in ran.err
+    assert {path: path.read_bytes() for path in Path().rglob("*.json")} == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer_config.json", "pytorch_model.bin.index.json", "added_tokens.json"],
+)
+def test_a_report_does_not_replace_or_become_what_lies_beside_an_index(name: str, run: Run) -> None:
+    shutil.copytree(RELEASED / "sharded", "checkpoint")
+    source = "checkpoint/pytorch_model.bin.index.json"
+    before = {path: path.read_bytes() for path in Path("checkpoint").iterdir()}
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        source,
+        "--source",
+        f"vision_tower={CLIP}",
+        "--dry-run",
+        "--report",
+        f"checkpoint/{name}",
+    )
+    assert ran.code == 4
+    assert f"checkpoint/{name} is inside source `model`" in ran.err
+    assert {path: path.read_bytes() for path in Path("checkpoint").iterdir()} == before
+
+
+def test_a_report_through_a_link_that_leads_to_itself(run: Run) -> None:
+    Path("plan.json").symlink_to("plan.json")
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "bin",
+        "--source",
+        f"vision_tower={CLIP}",
+        "--dry-run",
+        "--report",
+        "plan.json",
+    )
+    assert ran.code == 4
+    assert "plan.json: Too many levels of symbolic links" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("output_format", "done"), [("human", True), ("json", True), ("human", False), ("json", False)]
+)
+def test_a_report_that_fails_at_the_end_hides_no_result(
+    output_format: str, done: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkstemp, []
+
+    def failing(*arguments: Any, **named: Any) -> tuple[int, str]:
+        made.extend([named] if named.get("prefix") == ".plan.json." else [])
+        if len(made) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return make(*arguments, **named)
+
+    monkeypatch.setattr(tempfile, "mkstemp", failing)
+    if not done:
+        lose_last_byte(monkeypatch)
+    ran = run(
+        "apply",
+        "llava-v1.5",
+        "--source",
+        RELEASED / "bin",
+        "--source",
+        f"vision_tower={CLIP}",
+        "--output",
+        "out",
+        "--verify",
+        "full",
+        "--report",
+        "plan.json",
+        "--format",
+        output_format,
+    )
+    assert ran.code == 4
+    assert "plan.json can't be written: No space left on device" in ran.err
+    if output_format == "json":
+        assert ("result" in json.loads(ran.out)) is done
+    else:
+        assert ("Done: ./out written" in ran.out) is done
+    if not done:
+        assert "LR602" in ran.err
+        assert "Nothing of it is left." in ran.err
