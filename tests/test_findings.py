@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from llava_remap.checkpoint import Location, Tensor
+from llava_remap.core import files
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import value_checks
 from llava_remap.jobs.apply import apply
@@ -686,15 +686,15 @@ def test_a_report_through_a_link_that_leads_to_itself(run: Run) -> None:
 def test_a_report_that_fails_at_the_end_hides_no_result(
     output_format: str, done: bool, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, made = tempfile.mkstemp, []
+    write, written = files.write_whole, []
 
-    def failing(*arguments: Any, **named: Any) -> tuple[int, str]:
-        made.extend([named] if named.get("prefix") == ".plan.json." else [])
-        if len(made) == 2:
+    def failing(path: Path, *arguments: Any) -> None:
+        written.extend([path] if path.name == "plan.json" else [])
+        if len(written) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return make(*arguments, **named)
+        write(path, *arguments)
 
-    monkeypatch.setattr(tempfile, "mkstemp", failing)
+    monkeypatch.setattr(files, "write_whole", failing)
     if not done:
         lose_last_byte(monkeypatch)
     ran = run(

@@ -34,8 +34,8 @@ from llava_remap.authoring.draft_target import (
     read_wanted,
 )
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.core.fold import counted
 from llava_remap.core.problem import Problem, refuse
+from llava_remap.core.wording import counted
 from llava_remap.rewrite.infer import (
     Group,
     Inference,

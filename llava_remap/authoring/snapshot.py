@@ -223,7 +223,7 @@ def _file_name(names: NameSet) -> str:
 
 
 def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
-    from llava_remap.core.replace_file import replacing
+    from llava_remap.core.files import replace_file
 
     config = snapshot.names.config
     outcomes = {source: dict(sorted(names.items())) for source, names in snapshot.outcomes.items()}
@@ -253,8 +253,7 @@ def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
             f"{file.parent} can't be made: {error.strerror}.",
             "Put the rule file where you may write.",
         ) from None
-    with replacing(file, (json.dumps(content, indent=1) + "\n").encode()):
-        pass
+    replace_file(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _files(folder: Path, *, update: bool) -> list[Path]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-from llava_remap.checkpoint.wording import quoted
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted
 
 #: torch and numpy allow no more dimensions.
 MOST_DIMENSIONS = 64

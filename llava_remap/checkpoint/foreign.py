@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.form import choose_form
-from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 #: Files that are looked at. A training folder has some thousand at the most.
 _MOST = 20_000

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE
-from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".index.json"

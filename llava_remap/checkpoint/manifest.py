@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.bounds import is_shape, unknown_dtype
-from llava_remap.checkpoint.catalog import DTYPE_BITS, Checkpoint, Tensor
+from llava_remap.checkpoint.catalog import Checkpoint, Tensor
 from llava_remap.checkpoint.purpose import named_base
-from llava_remap.checkpoint.wording import quoted
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted
 
 FORMAT = "llava-remap/manifest"
 VERSION = 1

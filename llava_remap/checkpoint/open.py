@@ -10,6 +10,7 @@ from typing import Any
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG, lora_pairs
 from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp, Tensor
+from llava_remap.checkpoint.errors import unreadable
 from llava_remap.checkpoint.foreign import (
     Listing,
     explain_file,
@@ -39,9 +40,8 @@ from llava_remap.checkpoint.shards import read_index, read_shard_set, read_toget
 from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import LARGEST, read_object
 from llava_remap.checkpoint.weight_file import WeightFile
-from llava_remap.checkpoint.wording import quoted, several, unreadable
-from llava_remap.core.fold import counted
 from llava_remap.core.problem import refuse
+from llava_remap.core.wording import counted, quoted, several
 
 #: `Checkpoint.form` of a folder that is taken for its config and tokenizer alone.
 NO_WEIGHTS = "config and tokenizer alone"

@@ -13,9 +13,9 @@ from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import Catalog
 from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
-from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 #: What PEFT writes, one or the other, and what LLaVA's LoRA training puts beside it.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -12,9 +12,9 @@ from llava_remap.checkpoint.form import choose_form, missing_shards, shard_sets
 from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
-from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 #: The largest mixtures of experts published have about 150,000.
 MOST_TENSORS = 300_000

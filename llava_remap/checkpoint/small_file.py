@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_remap.checkpoint.wording import quoted, unreadable
+from llava_remap.checkpoint.errors import unreadable
+from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import refuse
-from llava_remap.core.regular_file import is_regular_file
+from llava_remap.core.wording import quoted
 
 
 def has_file(path: Path) -> bool:

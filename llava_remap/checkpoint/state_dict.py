@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.bounds import is_count, is_shape, unknown_dtype
-from llava_remap.checkpoint.catalog import DTYPE_BITS, Location, Tensor
-from llava_remap.checkpoint.torch_pickle import BARE, DTYPES, STORAGES, Described
-from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.checkpoint.catalog import Location, Tensor
+from llava_remap.checkpoint.torch_pickle import BARE, BY_TORCH_NAME, STORAGES, Described
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 #: Keys under which training code puts a state dict into a larger one.
 _WRAPPERS = ("state_dict", "model", "module")
@@ -133,7 +134,7 @@ def place(
     start, nbytes = storage[0] + first * itemsize, numel * itemsize
 
     if found.dtype is not None:
-        dtype = DTYPES[found.dtype]
+        dtype = BY_TORCH_NAME[found.dtype]
     if dtype not in DTYPE_BITS:
         raise unknown_dtype(file, name, dtype)
     if found.altered:

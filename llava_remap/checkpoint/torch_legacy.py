@@ -14,8 +14,8 @@ from typing import BinaryIO
 from llava_remap.checkpoint.catalog import Tensor
 from llava_remap.checkpoint.state_dict import StateDict, find_state_dict, place
 from llava_remap.checkpoint.torch_pickle import LARGEST, STORAGES, Storage, unpickle
-from llava_remap.checkpoint.wording import quoted
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001

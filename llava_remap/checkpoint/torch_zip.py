@@ -17,8 +17,8 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 from llava_remap.checkpoint.catalog import Tensor
 from llava_remap.checkpoint.state_dict import StateDict, find_state_dict, place
 from llava_remap.checkpoint.torch_pickle import BARE, LARGEST, unpickle
-from llava_remap.checkpoint.wording import quoted
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1

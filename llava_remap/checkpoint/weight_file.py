@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_remap.checkpoint.catalog import Tensor
+from llava_remap.checkpoint.errors import UnreadableError
 from llava_remap.checkpoint.safetensors_file import read_safetensors
 from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.state_dict import StateDict
 from llava_remap.checkpoint.strict_json import LARGEST
 from llava_remap.checkpoint.torch_legacy import read_torch_legacy
 from llava_remap.checkpoint.torch_zip import read_torch_zip
-from llava_remap.checkpoint.wording import UnreadableError, quoted, several
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 

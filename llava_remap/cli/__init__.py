@@ -56,9 +56,9 @@ def _tell(error: BaseException) -> NoReturn:
     """End the process with an error that no command foresees: a library's that can't be
     imported, or one of our own.
     """
-    from llava_remap import __version__
     from llava_remap.core.codes import Exit
     from llava_remap.core.libraries import broken, imported, raised_in
+    from llava_remap.core.version import __version__
 
     if isinstance(error, UnprintedError):
         _tell_unprinted(error)

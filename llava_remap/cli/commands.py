@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from llava_remap import __version__
 from llava_remap.cli.common import (
     OFFLINE,
     Format,
@@ -27,6 +26,7 @@ from llava_remap.cli.rules import rules_app
 from llava_remap.cli.shrink import shrink_command
 from llava_remap.core.codes import Exit
 from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.version import __version__
 
 app = typer.Typer(
     help="Turn research LLaVA checkpoints into ones that transformers, vLLM, SGLang and llama.cpp "

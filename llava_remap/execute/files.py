@@ -15,6 +15,7 @@ from threading import Condition, get_ident
 from types import TracebackType
 
 from llava_remap.core.codes import Exit
+from llava_remap.core.files import sync_folder, write_all, write_whole
 from llava_remap.core.limits import limit_reached
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute.digests import FileDigest, digest_files
@@ -123,21 +124,19 @@ class Folder:
     def _write_whole(self, path: Path, fill: Callable[[FileIO], FileDigest]) -> None:
         partial = path.with_name(path.name + ".partial")
         _refuse_there(partial)
-        try:
-            with partial.open("xb", buffering=0) as file:
-                digest = fill(file)
-                os.fsync(file.fileno())
+
+        def enter(digest: FileDigest) -> None:
             _refuse_there(path)
             if self._claim is not None:
                 self._claim.enter(path.name, digest)
-            self.digests[path] = digest  # first: an interruption may come between the two
-            partial.replace(path)
-            _sync_folder(path.parent)
-        except BaseException as error:
-            partial.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise _write_error(error, path) from error
-            raise
+            # Before the rename, because an interruption may come between the two.
+            self.digests[path] = digest
+
+        try:
+            write_whole(path, partial, fill, enter)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise _write_error(error, path) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,29 +306,6 @@ def _is_good(error: BaseException, job: Resumable, facts: Facts) -> bool:
     with contextlib.suppress(OSError, RemapError):
         return job.facts() == facts
     return False
-
-
-def write_all(file: FileIO, data: bytes) -> None:
-    """Write the whole of `data`; a file without a buffer may take only a part of it at a time."""
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (
-                errno.EINVAL,
-                errno.ENOTSUP,
-            ):  # what some network file systems answer for a folder
-                raise
-        finally:
-            os.close(descriptor)
 
 
 def _refuse_there(path: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from math import prod
 
-from llava_remap.checkpoint import DTYPE_BITS
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.execute.values import CHUNK_ELEMENTS
 from llava_remap.execute.writer import BUFFER_NBYTES
 from llava_remap.plan import Mapped, Plan, PostLoadChange

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
+from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly, stored_rows
 from llava_remap.plan import Mapped, PostLoadChange
 from llava_remap.post_load import OldBytes, make_pieces

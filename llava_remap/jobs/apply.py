@@ -13,10 +13,11 @@ from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from llava_remap import __version__
-from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint, quoted, read_file
+from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint, read_file
 from llava_remap.core.cache import code_digest
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.version import __version__
+from llava_remap.core.wording import quoted
 from llava_remap.execute import (
     INDEX,
     JOBS,

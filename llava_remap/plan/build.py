@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.core.fold import counted
 from llava_remap.core.problem import Problem
+from llava_remap.core.wording import counted
 from llava_remap.plan.model import (
     Collision,
     Dropped,

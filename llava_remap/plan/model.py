@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
-from llava_remap.checkpoint import DTYPE_BITS, Tensor
+from llava_remap.checkpoint import Tensor
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, HELD_BY
 from llava_remap.core.problem import Problem
 from llava_remap.post_load import Change
 from llava_remap.routing import SourceName
@@ -21,16 +22,6 @@ from llava_remap.target_model import ChosenTemplate
 FORMAT = "llava-remap/plan"
 FORMAT_VERSION = 1
 
-#: What a parameter can be stored as.
-PARAMETER_DTYPES = ("F64", "F32", "F16", "BF16")
-#: By dtype, those that hold each of its numbers exactly.
-_HELD_BY = {
-    "F64": ("F64",),
-    "F32": ("F32", "F64"),
-    "F16": ("F16", "F32", "F64"),
-    "BF16": ("BF16", "F32", "F64"),
-}
-
 Shape = tuple[int, ...]
 
 
@@ -38,7 +29,7 @@ def written_dtype(stored: str, wanted: str | None) -> str:
     """The dtype that a tensor is written in: the one `wanted` for all parameters, or, where that
     is None, its own.
     """
-    return wanted if wanted is not None and stored in PARAMETER_DTYPES else stored
+    return wanted if wanted is not None and stored in FLOATS else stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +98,7 @@ class Mapped:
     @property
     def is_rounded(self) -> bool:
         """Whether it is stored in a dtype that has numbers which the one written hasn't."""
-        return self.dtype not in _HELD_BY.get(self.stored_dtype, (self.stored_dtype,))
+        return self.dtype not in HELD_BY.get(self.stored_dtype, (self.stored_dtype,))
 
     @property
     def is_made(self) -> bool:

@@ -175,8 +175,7 @@ class ExpandEmbeddings(BaseModel):
         """The old rows as they are, then the new ones, rounded once to the dtype that is
         written.
         """
-        from llava_remap.checkpoint import DTYPE_BITS
-        from llava_remap.core.dtypes import from_float64
+        from llava_remap.core.dtypes import DTYPE_BITS, from_float64
 
         assert change.shape_before is not None
         rows, columns = change.shape_before

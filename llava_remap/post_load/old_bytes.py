@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from llava_remap.checkpoint import DTYPE_BITS
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.post_load.protocol import Change, OldBytes
 from llava_remap.post_load.run import make_pieces

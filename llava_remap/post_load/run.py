@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llava_remap.checkpoint import DTYPE_BITS, FLOATS
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
 

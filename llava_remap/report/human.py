@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.core.escaped import quote
-from llava_remap.core.fold import counted, fold_names
+from llava_remap.core.fold import fold_names
 from llava_remap.core.problem import Problem
+from llava_remap.core.wording import counted, size
 from llava_remap.plan.problems import component
 from llava_remap.report.problems import print_problems
-from llava_remap.report.terminal import heading, line, shown, size
+from llava_remap.report.terminal import heading, line, shown
 
 if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it doesn't come to
     from llava_remap.jobs.apply import Job, Result

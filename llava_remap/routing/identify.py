@@ -16,8 +16,9 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, gather_command, parts_beside
 from llava_remap.core.escaped import quote
-from llava_remap.core.fold import counted, fold_names
+from llava_remap.core.fold import fold_names
 from llava_remap.core.problem import Problem
+from llava_remap.core.wording import counted
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing.advice import draft_command
 from llava_remap.routing.route import Routed, Routes, route

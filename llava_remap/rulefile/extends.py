@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import refuse
-from llava_remap.core.regular_file import is_regular_file
 from llava_remap.rulefile.schema import ORIGINS, SCHEMA_VERSIONS
 from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, UnreadableError, has_file, open_checkpoint, quoted
+from llava_remap.checkpoint import Checkpoint, UnreadableError, has_file, open_checkpoint
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted
 from llava_remap.rulefile import NamedDefault, RuleFile, Source
 from llava_remap.source.hub import download, parse_repository, repository_of_cache
 

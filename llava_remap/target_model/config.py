@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
+from llava_remap.core.dtypes import FLOATS, TORCH_DTYPES
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target_model.pinpoints import grid_pinpoints
@@ -34,7 +35,6 @@ _MEND = "Mend the source's config.json."
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
 #: A token that may part the turns of a conversation, and how many of them a message shows.
 _TURN, _SHOWN_WORDS = re.compile(r"</?s>|<\|[^|<>\s]+\|>|<(start|end)_of_turn>|\[/?INST\]"), 8
-_DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def embedding_rows(tensors: Mapping[str, Tensor], embedding: str = EMBEDDING) -> int:
@@ -120,7 +120,7 @@ class TargetConfig:
 
     def with_dtype(self, dtype: str) -> TargetConfig:
         """The same for weights that are all of one dtype."""
-        said = {"torch_dtype": _DTYPE_NAMES[dtype], "dtype": _DTYPE_NAMES[dtype]}
+        said = {"torch_dtype": TORCH_DTYPES[dtype], "dtype": TORCH_DTYPES[dtype]}
         return replace(
             self,
             config={**self.config, **said, "text_config": {**self.config["text_config"], **said}},
@@ -182,7 +182,7 @@ def derive_config(
             )
         )
     table = tensors.get(text.embedding)
-    dtype = _DTYPE_NAMES.get(table.dtype, "float32") if table is not None else "float32"
+    dtype = TORCH_DTYPES[table.dtype] if table is not None and table.dtype in FLOATS else "float32"
     config: dict[str, Any] = {
         "architectures": [rules.target.class_],
         "torch_dtype": dtype,

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from llava_remap.checkpoint import has_file, quoted, read_object
+from llava_remap.checkpoint import has_file, read_object
 from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.wording import quoted
 from llava_remap.target_model.config_keys import shortened
 
 _Text = Annotated[str | None, Field(description="a text")]

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from llava_remap.checkpoint import DTYPE_BITS, FLOATS, Catalog, Tensor
+from llava_remap.checkpoint import Catalog, Tensor
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS
 from llava_remap.core.problem import Problem
 from llava_remap.execute import Range, Recipe, equal
 from llava_remap.plan import Mapped

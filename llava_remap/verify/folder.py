@@ -12,8 +12,8 @@ from typing import Any
 
 from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object, unreadable
 from llava_remap.core.codes import Exit
+from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import Problem, RemapError
-from llava_remap.core.regular_file import is_regular_file
 from llava_remap.execute import INDEX, FileDigest, Recipe, digest_files
 from llava_remap.verify.compare import compare
 from llava_remap.verify.record import RECORD, Record

@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from llava_remap import __version__
 from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object, unreadable
 from llava_remap.core.problem import refuse
+from llava_remap.core.version import __version__
 from llava_remap.execute import INDEX, FileDigest, Unfinished, read_claim
 from llava_remap.plan import Dropped, Mapped, Plan, PostLoadChange
 from llava_remap.post_load import provenance

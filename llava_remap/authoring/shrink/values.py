@@ -9,8 +9,8 @@ from math import prod
 
 import numpy as np
 
-from llava_remap.checkpoint import DTYPE_BITS, Tensor
-from llava_remap.core.dtypes import FLOATS, from_float64
+from llava_remap.checkpoint import Tensor
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, from_float64
 from llava_remap.core.problem import refuse
 from llava_remap.post_load.normals import normals
 

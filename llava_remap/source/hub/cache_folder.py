@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llava_remap.checkpoint.strict_json import LARGEST
-from llava_remap.checkpoint.wording import quoted
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted
 from llava_remap.source.hub.guard import COMMIT, SHA256
 from llava_remap.source.hub.repository import Repository
 

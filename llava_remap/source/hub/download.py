@@ -18,10 +18,10 @@ from llava_remap.checkpoint.beside import files_for
 from llava_remap.checkpoint.foreign import Listing, explain_folder, whole_states
 from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_form
 from llava_remap.checkpoint.shards import read_weight_map, shards_beside
-from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.escaped import raw
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.core.threads import result
+from llava_remap.core.wording import quoted, several
 from llava_remap.source.hub.cache_folder import (
     check_cache,
     check_inside,

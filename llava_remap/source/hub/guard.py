@@ -18,8 +18,8 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from llava_remap.checkpoint.strict_json import LARGEST
-from llava_remap.checkpoint.wording import quoted
 from llava_remap.core.problem import refuse
+from llava_remap.core.wording import quoted
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 
-from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted, several
 from llava_remap.source.hub.guard import BadAnswerError
 from llava_remap.source.hub.repository import Repository
 

@@ -1,34 +1,14 @@
-"""How names that stand in a file are put into a message: short, on one line, harmless to a
-terminal.
-"""
+"""What is there and can't be read."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
 from pathlib import Path
 
 from llava_remap.core.escaped import printable
 from llava_remap.core.limits import limit_reached
 from llava_remap.core.problem import Problem, RemapError
-
-
-def quoted(text: str) -> str:
-    """`text` in backticks; control characters escaped and at most 120 characters of it, as a file
-    may hold any text.
-
-    >>> quoted("a\\nb")
-    '`a\\\\nb`'
-    """
-    text = printable(text)
-    return f"`{text if len(text) <= 120 else text[:117] + '...'}`"
-
-
-def several(names: Iterable[str], most: int = 3) -> str:
-    """The first `most` names and how many there are besides, e.g. "`a`, `b`, `c` and 4 more"."""
-    every = list(names)
-    rest = len(every) - most
-    return ", ".join(map(quoted, every[:most])) + (f" and {rest} more" if rest > 0 else "")
+from llava_remap.core.wording import quoted
 
 
 class UnreadableError(RemapError):
