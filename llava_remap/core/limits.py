@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,12 +72,9 @@ def refuse_without_threads() -> None:
 
 def _process_limits() -> Iterator[int]:
     """Limits on the number of processes and threads, where they are set."""
-    with contextlib.suppress(ImportError):  # Windows
-        import resource
-
-        soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-        if soft != resource.RLIM_INFINITY:
-            yield soft
+    soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if soft != resource.RLIM_INFINITY:
+        yield soft
     for group in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/pids")):
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
             yield int((group / "pids.max").read_text()) - int((group / "pids.current").read_text())
@@ -125,16 +123,13 @@ def process_limits() -> Iterator[tuple[int, str]]:
     """How much more this process may map, and how much more data it may have, where `ulimit`
     sets that.
     """
-    with contextlib.suppress(ImportError):  # Windows
-        import resource
-
-        for name, key, what in (
-            ("RLIMIT_AS", "VmSize", ADDRESSES),
-            ("RLIMIT_DATA", "VmData", "ulimit -d"),
-        ):
-            soft, taken = resource.getrlimit(getattr(resource, name))[0], status(key)
-            if soft != resource.RLIM_INFINITY and taken is not None:
-                yield soft - taken, what
+    for limit, key, what in (
+        (resource.RLIMIT_AS, "VmSize", ADDRESSES),
+        (resource.RLIMIT_DATA, "VmData", "ulimit -d"),
+    ):
+        soft, taken = resource.getrlimit(limit)[0], status(key)
+        if soft != resource.RLIM_INFINITY and taken is not None:
+            yield soft - taken, what
 
 
 def _control_groups(

@@ -201,12 +201,9 @@ def is_held(folder: Path) -> bool:
 
 
 def _open(path: Path) -> FileIO:
-    flags = (
-        os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    )  # a link would lead to somebody else's file
-    return FileIO(
-        os.open(path, flags, 0o644), "r+"
-    )  # whatever the umask: others must not write to it
+    # A link would lead to somebody else's file; the mode keeps others from writing to it.
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    return FileIO(os.open(path, flags, 0o644), "r+")
 
 
 def _lock(file: FileIO, kind: int = fcntl.LOCK_EX) -> bool:
