@@ -10,7 +10,7 @@ from typing import Any
 from llava_remap.authoring.draft_sources import Given
 from llava_remap.authoring.draft_target import Wanted, bare_rules, first_constants, inner
 from llava_remap.checkpoint import Tensor
-from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.problem import ConfigError, Problem, RemapError
 from llava_remap.rewrite.infer import Inference
 from llava_remap.rulefile import RuleFile
 from llava_remap.target_model import (
@@ -58,8 +58,8 @@ def carried(
     rules = bare_rules(wanted.class_name)
     try:
         text = text_model_of(rules, given.configs)
-    except RemapError as error:
-        if error.problems[0].code != "LR112" or not isinstance(text_wanted.get("model_type"), str):
+    except ConfigError:
+        if not isinstance(text_wanted.get("model_type"), str):
             raise
         constants[TEXT_KIND] = (
             text_wanted["model_type"],
@@ -129,9 +129,7 @@ def _derived(
     )
     try:
         return dict(derive_config(rules, given.configs, tensors, tokens, text).config)
-    except RemapError as error:
-        if error.problems[0].code not in ("LR112", "LR309"):
-            raise
+    except ConfigError:
         made = dict(
             derive_config(
                 rules, [*given.configs, {"vision_config": vision}], tensors, tokens, text

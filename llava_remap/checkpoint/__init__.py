@@ -2,7 +2,7 @@
 
 from llava_remap.checkpoint.beside import BESIDE, files_for
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
-from llava_remap.checkpoint.errors import UnreadableError, unreadable
+from llava_remap.checkpoint.errors import AbsentError, UnreadableError, unreadable
 from llava_remap.checkpoint.foreign import PartsApartError, gather_command, parts_beside
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError
@@ -11,6 +11,7 @@ from llava_remap.checkpoint.small_file import has_file, read_file, read_text
 from llava_remap.checkpoint.strict_json import read_object
 
 __all__ = [
+    "AbsentError",
     "BESIDE",
     "Catalog",
     "Checkpoint",

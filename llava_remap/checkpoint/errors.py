@@ -7,12 +7,20 @@ from pathlib import Path
 
 from llava_remap.core.escaped import printable
 from llava_remap.core.limits import limit_reached
-from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.core.wording import quoted
+
+
+class AbsentError(RemapError):
+    """No checkpoint is where one was named."""
 
 
 class UnreadableError(RemapError):
     """Something is there, and can't be read."""
+
+
+class DamagedError(UnreadableError):
+    """The disk fails to read it."""
 
 
 def unreadable(error: OSError, path: Path) -> RemapError:
@@ -21,7 +29,6 @@ def unreadable(error: OSError, path: Path) -> RemapError:
     """
     if (reached := limit_reached(error)) is not None:
         return reached
-    code = "LR102" if error.errno == errno.EIO else "LR100"
     where = str(error.filename or path)
     where = where if len(where) <= 120 else "..." + where[-117:]  # its end names the file
     cause = f"{quoted(where)} can't be read: {printable(error.strerror or str(error))}."
@@ -29,4 +36,6 @@ def unreadable(error: OSError, path: Path) -> RemapError:
         "Check the path and its permissions. What isn't to count, take away; links need what "
         "they lead to (`cp -rL` copies it)."
     )
-    return UnreadableError(Problem(code, cause, fix))
+    if error.errno == errno.EIO:
+        return DamagedError.of("LR102", cause, fix)
+    return UnreadableError.of("LR100", cause, fix)

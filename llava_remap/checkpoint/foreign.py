@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
+from llava_remap.checkpoint.errors import AbsentError
 from llava_remap.checkpoint.form import choose_form
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
@@ -64,7 +65,7 @@ _PROGRAMS = (
 _MADE_FROM = "Give the checkpoint that it was made from."
 
 
-class PartsApartError(RemapError):
+class PartsApartError(AbsentError):
     """A folder has no checkpoint, and its sub-folders hold the parts of one.
 
     Attributes:
@@ -426,7 +427,7 @@ def _below(listing: Listing) -> RemapError | None:
         return None
     cause = f"{quoted(listing.where)} has no weights on top; they lie in {several(found, 6)}."
     command = f"{listing.download}llava-remap inspect {quote(str(listing.root / found[-1]))}"
-    return refuse("LR100", cause, f"Give the folder that is meant: {command}")
+    return AbsentError.of("LR100", cause, f"Give the folder that is meant: {command}")
 
 
 def _by_number(name: str) -> tuple[str | int, ...]:

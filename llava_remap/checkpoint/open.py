@@ -10,7 +10,7 @@ from typing import Any
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG, lora_pairs
 from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp, Tensor
-from llava_remap.checkpoint.errors import unreadable
+from llava_remap.checkpoint.errors import AbsentError, unreadable
 from llava_remap.checkpoint.foreign import (
     Listing,
     explain_file,
@@ -89,7 +89,7 @@ def _open(path: Path, part: bool) -> Checkpoint:
         return _open_folder(path, part)
     if has_file(path):
         return _open_file(path, part)
-    raise refuse(
+    raise AbsentError.of(
         "LR100", f"there is no {quoted(str(path))}.", "Give a checkpoint's folder or file."
     )
 

@@ -102,12 +102,12 @@ def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
     for file in files:
         try:
             read[file] = read_weight_file(file)
+        except _PointerError:
+            pointers.append(file)
         except RemapError as error:
-            if error.problems[0].code == "LR101":
-                pointers.append(file)
-            else:
-                problems += error.problems
-                kind = UnreadableError if isinstance(error, UnreadableError) else kind
+            problems += error.problems
+            if isinstance(error, UnreadableError):
+                kind = type(error) if kind in (RemapError, type(error)) else UnreadableError
     if pointers:
         problems = [*_pointers(pointers).problems, *problems]
     if problems:
@@ -115,7 +115,11 @@ def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
     return read
 
 
-def _pointers(files: list[Path]) -> RemapError:
+class _PointerError(RemapError):
+    """A file is a Git LFS pointer."""
+
+
+def _pointers(files: list[Path]) -> _PointerError:
     missing = 0
     for file in files:
         with file.open("rb") as stream:
@@ -126,6 +130,6 @@ def _pointers(files: list[Path]) -> RemapError:
         f"{several(file.name for file in files)} {count} that Git LFS put in place of "
         f"{missing} bytes of weights."
     )
-    return refuse(
+    return _PointerError.of(
         "LR101", cause, "Fetch them: `git lfs pull` in the folder, or download the files again."
     )

@@ -116,7 +116,8 @@ def _show(problem: Problem) -> None:
     """
     fix = f"\n  → {problem.fix}" if problem.fix else ""
     print(
-        printable_lines(f"{problem.code} {problem.title}\n  {problem.cause}{fix}"), file=sys.stderr
+        printable_lines(f"{problem.code} {problem.title}\n  {problem.placed_cause}{fix}"),
+        file=sys.stderr,
     )
 
 

@@ -90,7 +90,10 @@ def kept_notes(folder: Path | None, vocabulary: Vocabulary | None) -> list[Probl
     )
     return [
         Problem(
-            "LR408", cause, "To have them, put them beside the source's weights and convert again."
+            "LR408",
+            cause,
+            "To have them, put them beside the source's weights and convert again.",
+            lacks=True,
         )
     ]
 

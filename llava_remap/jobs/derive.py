@@ -242,6 +242,7 @@ def derive(
                 "of embed_tokens.",
                 "To have them, convert with --source language_model=DIR, the folder with the "
                 "language model's tokenizer files.",
+                lacks=True,
             )
         )
     notes += _notices(rules, said)

@@ -338,7 +338,9 @@ def _sharing_notes(
             else "the model has them apart: each is written"
         )
         cause = f"{len(entries)} names {how} in the checkpoint; {done}."
-        notes.append(Problem("LR506", cause, names=tuple(entry.target for entry in entries)))
+        notes.append(
+            Problem("LR506", cause, names=tuple(entry.target for entry in entries), side="target")
+        )
     return notes
 
 

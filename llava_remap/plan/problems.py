@@ -107,7 +107,9 @@ def coverage_problems(
                 f" The config says {layers_wanted} layers of the language model, the sources "
                 f"have {layers_there}."
             )
-        problems.append(Problem("LR302", cause, fix, tuple(m.target for m in missing)))
+        problems.append(
+            Problem("LR302", cause, fix, tuple(m.target for m in missing), side="target")
+        )
     mismatched, other_rows = _of_other_tables(mismatched, routes)
     problems += other_rows
     if mismatched:
@@ -161,7 +163,7 @@ def _of_other_tables(
                 f"Give the model with {after[0]} rows, as it was saved after the training of "
                 f"`{by}`: --source {old.source}=DIR."
             )
-            problems.append(Problem("LR401", cause, fix, names))
+            problems.append(Problem("LR401", cause, fix, names, side="target"))
     return left, problems
 
 
@@ -221,7 +223,7 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
         )
     else:
         fix = "Does the config.json belong to these weights?"
-    return Problem("LR401", cause, fix, names, rows)
+    return Problem("LR401", cause, fix, names, rows, side="target")
 
 
 def _differing(one: Sequence[int], other: Sequence[int]) -> set[int]:
@@ -310,7 +312,11 @@ def pair_problems(
             f"{counted(len(rows), 'LoRA pair')} of another shape than the tensors that they change."
         )
         fix = "Give the base that the adapter was trained on."
-        problems.append(Problem("LR401", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
+        problems.append(
+            Problem(
+                "LR401", cause, fix, tuple(name for name, _ in rows), tuple(rows), side="target"
+            )
+        )
     changed: dict[str, list[RoutedPair]] = defaultdict(list)
     for pair in pairs:
         changed[str(pair.rewrite.target)].append(pair)
@@ -349,7 +355,7 @@ def dtype_problems(mapped: Sequence[Mapped]) -> list[Problem]:
         f"A parameter is {', '.join(FLOATS)}. If they are quantised or packed, give "
         "the unquantised checkpoint."
     )
-    return [Problem("LR409", cause, fix, tuple(entry.target for entry in odd))]
+    return [Problem("LR409", cause, fix, tuple(entry.target for entry in odd), side="target")]
 
 
 def drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) -> list[Problem]:

@@ -70,11 +70,8 @@ def print_problem(
     """
     console.print()
     line(console, Text.assemble(place, (problem.code, style), (f" {problem.title}", "bold")))
-    cause = (
-        problem.cause
-        if len(problem.cause) <= _LONGEST_CAUSE
-        else problem.cause[:_LONGEST_CAUSE] + "…"
-    )
+    cause = problem.placed_cause
+    cause = cause if len(cause) <= _LONGEST_CAUSE else cause[:_LONGEST_CAUSE] + "…"
     line(console, f"  {printable(cause)}")
     if problem.table:
         shown = [f"{name}  {fact}" for name, fact in problem.table]

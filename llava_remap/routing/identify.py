@@ -96,7 +96,8 @@ class Fit:
             else []
         )
         refusals = [
-            f"{problem.code} {problem.cause} {problem.fix}".strip() for problem in self.refusals
+            f"{problem.code} {problem.placed_cause} {problem.fix}".strip()
+            for problem in self.refusals
         ]
         return [*self.contradictions, *unknown, *refusals]
 
@@ -148,10 +149,18 @@ def identify(
     if rules.target.as_ is not None:
         config = checkpoint.config  # its language model's is inside
     routed = [r for r in taken if r.source == rules.first_source]
-    if problems := _already_converted(rules, routed, checkpoint, refusals):
-        return [
-            _with_parts(rules, routes, checkpoints, p) if p.code == "LR109" else p for p in problems
-        ]
+    mapped = sum(r.rewrite.target is not None for r in routed)
+    every = all(r.rewrite.target is not None or r.rewrite.reason is not None for r in routed)
+    if not (mapped and every) and rules.target.as_ is None:
+        problems = already_converted(
+            checkpoint,
+            [r.tensor.name for r in routed],
+            mapped,
+            refusals,
+            lambda problem: _with_parts(rules, routes, checkpoints, problem),
+        )
+        if problems:
+            return problems
     for check in (_wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
@@ -278,7 +287,7 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[
         guard = ""
     else:
         guard = "detect" if reasons else "requires" if problems else ""
-    causes = [problem.cause.removesuffix(".") for problem in problems]
+    causes = [problem.placed_cause.removesuffix(".") for problem in problems]
     reasons = [
         reason for reason in reasons if not any(cause.startswith(reason) for cause in causes)
     ] + causes
@@ -448,6 +457,7 @@ def already_converted(
     names: Sequence[str],
     mapped: int,
     refusals: Callable[[Checkpoint], Sequence[Problem]],
+    complete: Callable[[Problem], Problem] = lambda problem: problem,
 ) -> list[Problem]:
     """LR109: a layout of transformers takes more of the names than the `mapped` ones that a rule
     file does.
@@ -458,6 +468,9 @@ def already_converted(
 
     Names prove nothing: LR109 is what the plan of `hf-layouts` proves. What that plan refuses comes
     behind an LR311.
+
+    Args:
+        complete: says more in the LR109.
     """
     if mapped >= len(names):
         return []
@@ -483,31 +496,10 @@ def already_converted(
         cause = (
             f"{there}; names, shapes and dtypes are those of the class that its config.json names."
         )
-        return [
-            Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")
-        ]
-    return [
-        Problem(
-            "LR109",
-            f"{there}.",
-            f"For the classic layout, which every transformers loads: {command}.",
-        )
-    ]
-
-
-def _already_converted(
-    rules: RuleFile,
-    routed: Sequence[Routed],
-    checkpoint: Checkpoint,
-    refusals: Callable[[Checkpoint], Sequence[Problem]],
-) -> list[Problem]:
-    mapped = sum(r.rewrite.target is not None for r in routed)
-    known = mapped and all(
-        r.rewrite.target is not None or r.rewrite.reason is not None for r in routed
-    )
-    if known or rules.target.as_ is not None:
-        return []  # it knows every name, or is for layouts itself
-    return already_converted(checkpoint, [r.tensor.name for r in routed], mapped, refusals)
+        fix = "Nothing is to be done: load it with transformers as it is."
+        return [complete(Problem("LR109", cause, fix))]
+    fix = f"For the classic layout, which every transformers loads: {command}."
+    return [complete(Problem("LR109", f"{there}.", fix))]
 
 
 def _with_parts(

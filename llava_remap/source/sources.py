@@ -11,11 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, UnreadableError, has_file, open_checkpoint
+from llava_remap.checkpoint import (
+    AbsentError,
+    Checkpoint,
+    UnreadableError,
+    has_file,
+    open_checkpoint,
+)
+from llava_remap.checkpoint.errors import DamagedError
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.core.wording import quoted
 from llava_remap.rulefile import NamedDefault, RuleFile, Source
-from llava_remap.source.hub import download, parse_repository, repository_of_cache
+from llava_remap.source.hub import HubError, download, parse_repository, repository_of_cache
 
 #: A part of the name of what was released in 2023 as differences to LLaMA.
 _DELTA = re.compile(r"(?:^|[-_.])delta(?:[-_.]|$)", re.IGNORECASE)
@@ -185,12 +192,8 @@ def _open_default(
             checkpoint = _open_named(
                 name, named, source, offline, f"named by the config, {says.from_}"
             )
-        except RemapError as error:
-            if (
-                default is None
-                or not alike
-                or any(problem.code not in ("LR100", "LR114") for problem in error.problems)
-            ):
+        except (AbsentError, UnreadableError) as error:
+            if default is None or not alike or isinstance(error, DamagedError):
                 raise
             checkpoint, named = (
                 _open_named(name, default, source, offline, "the rule file's default"),
@@ -245,7 +248,7 @@ def _open_named(
         cause = (
             f"there is no {quoted(text)} on this disk, and no repository of the hub is called so."
         )
-        raise refuse("LR100", cause, f"Give it: --source {name}=DIR.")
+        raise AbsentError.of("LR100", cause, f"Give it: --source {name}=DIR.")
     checkpoint = open_source(
         name, text, source.use, first=first, part=source.overrides, offline=offline, default=True
     )
@@ -260,8 +263,9 @@ def _wanted(why: str, give: str) -> Iterator[None]:
     try:
         yield
     except RemapError as error:
+        of_hub = isinstance(error, HubError)
         problems = [
-            replace(p, cause=f"{why}: {p.cause}", fix=p.fix if p.code == "LR114" else give)
+            replace(p, cause=f"{why}: {p.cause}", fix=p.fix if of_hub else give)
             for p in error.problems
         ]
         raise RemapError(problems) from None
@@ -352,7 +356,7 @@ def open_source(
             f"Check the path. If the hub's {text} is meant, start the command where there is no "
             f"folder {path.parent}."
         )
-        raise refuse("LR100", f"there is no {text} in the folder {path.parent}.", fix)
+        raise AbsentError.of("LR100", f"there is no {text} in the folder {path.parent}.", fix)
     snapshot = download(repository, use, offline=offline, name=name)
     checkpoint = _open(snapshot.folder, "tensors" in use, first, part)
     form = checkpoint.form + (
@@ -426,9 +430,8 @@ def _not_given(rules: RuleFile, name: str) -> str:
 def _open(path: Path, weights: bool, first: bool, part: bool) -> Checkpoint:
     try:
         return open_checkpoint(path, weights=weights, part=part)
-    except RemapError as error:
-        absent = error.problems[0].code == "LR100" and not isinstance(error, UnreadableError)
-        if first or part or not absent or not has_file(path / "config.json"):
+    except AbsentError:
+        if first or part or not has_file(path / "config.json"):
             raise
         return open_checkpoint(path, weights=False)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llava_remap.checkpoint import Tensor
 from llava_remap.core.dtypes import FLOATS, TORCH_DTYPES
-from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.problem import ConfigError, Problem, RemapError, refuse
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target_model.pinpoints import grid_pinpoints
 from llava_remap.target_model.presets import TOWER_DEFAULTS
@@ -219,7 +219,7 @@ def derive_config(
                 text = text_model_of(rules, configs, over)
             except RemapError as error:  # without these values there was nothing wrong
                 raise refuse(
-                    "LR201", f"with {_listed(over)}, {error.problems[0].cause}", _RULE
+                    "LR201", f"with {_listed(over)}, {error.problems[0].placed_cause}", _RULE
                 ) from error
         config["text_config"] |= {
             key: value for key, value in text.config.items() if key != "tie_word_embeddings"
@@ -324,7 +324,7 @@ class _Values:
             for case in value.cases:
                 if self.hold(where, case.when):
                     return self.of(where, case)
-            raise refuse(
+            raise ConfigError.of(
                 "LR112", f"no case of `{where}` holds for this tower ({dict(self.facts)})."
             )
         if value.tower is not None:
@@ -372,7 +372,7 @@ class _Values:
             found = found[0] if found else None
         if isinstance(found, (list, dict)) and value.as_ is None:
             kind = "list" if isinstance(found, list) else "mapping"
-            raise refuse(
+            raise ConfigError.of(
                 "LR112",
                 f"the source's config has a {kind} for `{key}`; `{where}` is one value.",
                 "Give one value.",
@@ -381,7 +381,7 @@ class _Values:
             if "default" in value.model_fields_set:
                 return value.default
             fix = "Add it to the source's config.json."
-            raise refuse(
+            raise ConfigError.of(
                 "LR112",
                 f"`{where}` is read from `{key}`, which the source's config doesn't have.",
                 fix,
@@ -389,7 +389,7 @@ class _Values:
         if value.map is None:
             return found
         if found not in value.map:
-            raise refuse(
+            raise ConfigError.of(
                 "LR112",
                 f"the source's config says {key}: {found!r}; `{where}` knows "
                 f"{', '.join(value.map)}.",
@@ -433,7 +433,7 @@ def _check_feature_layer(layers: Any, tower: Tower) -> None:
         if layer is not None and (
             not isinstance(layer, int) or layer == 0 or not -count - 1 <= layer <= count
         ):
-            raise refuse(
+            raise ConfigError.of(
                 "LR112",
                 f"`vision_feature_layer` is {layer!r}, and the tower has {count} layers.",
                 _MEND,
@@ -477,7 +477,7 @@ def said_of_text(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         RemapError: LR112 where no config describes the language model.
     """
     if (found := text_config(configs)) is None:
-        raise refuse(
+        raise ConfigError.of(
             "LR112", "no source has a config.json that describes the language model.", _GIVE
         )
     return found
@@ -594,7 +594,7 @@ def _hold_towers_together(
     if differing := next(
         (found for own in own_vision_configs(configs)[1:] if (found := tower.unlike(own))), None
     ):
-        raise refuse(
+        raise ConfigError.of(
             "LR309",
             f"two towers are not computed alike, and {rules.target.class_} has one config for "
             f"both: {', '.join(differing)}.",
@@ -617,7 +617,7 @@ def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
             f"the config says mm_projector_type: {said!r}, and tensors don't show an "
             f"activation; known are {known}."
         )
-        raise refuse(
+        raise ConfigError.of(
             "LR112",
             cause,
             "If it is one of these, say so in the source's config.json; transformers has no other.",

@@ -79,7 +79,7 @@ def unknown_target(rules: RuleFile, kind: str | None = None) -> list[Problem]:
         return []
     known = _known_of(rules, kind)
     return [
-        Problem("LR201", f"{rules.tree.locate(place).mark} {cause}", fix)
+        Problem("LR201", f"{cause}", fix, place=rules.tree.locate(place).mark)
         for place, cause, fix in _unknown(rules, known)
     ]
 

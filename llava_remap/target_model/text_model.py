@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from llava_remap.core.cache import cached_value
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import ConfigError, RemapError, refuse
 from llava_remap.target_model.same_logits import compare_classes
 from llava_remap.target_model.wanted import from_json, refuse_endless
 
@@ -143,7 +143,7 @@ def _ask(
     _check_rope_keys(config_class, class_names()[kind], {**known, **older})
     tied = getattr(config, "tie_word_embeddings", False)
     if not isinstance(tied, bool):
-        raise refuse(
+        raise ConfigError.of(
             "LR112",
             f"the language model's config says tie_word_embeddings: {tied!r}; true or false is "
             "needed.",
@@ -217,7 +217,7 @@ def _check_rope(config_class: Any, known: Mapping[str, Any], older: Mapping[str,
             for key, value in {"rope_parameters": known["rope_parameters"], **older}.items()
         )
         cause = f"the language model's config contradicts itself on rope: {said}."
-        raise refuse(
+        raise ConfigError.of(
             "LR112", cause, "Find out which is right, and take the other out of config.json."
         )
 
@@ -255,7 +255,7 @@ def _check_rope_keys(config_class: Any, class_name: str, values: Mapping[str, An
             "transformers doesn't know."
         )
         fix = "If nothing that the model computes depends on it, take it out of config.json."
-        raise refuse("LR112", cause, fix)
+        raise ConfigError.of("LR112", cause, fix)
 
 
 def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -290,7 +290,7 @@ def _check_around(around: Mapping[str, Any], config: Mapping[str, Any]) -> None:
             "Find out how the language model was built, mostly from `text_config` alone, and "
             "take the other out of config.json."
         )
-        raise refuse("LR112", cause, fix)
+        raise ConfigError.of("LR112", cause, fix)
 
 
 def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
@@ -305,7 +305,7 @@ def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
             f"transformers can't make a {config_class.__name__} of what the language model's "
             f"config says: {reason}."
         )
-        raise refuse("LR112", cause, _MEND) from error
+        raise ConfigError.of("LR112", cause, _MEND) from error
 
 
 def _values(config: Any) -> dict[str, Any]:
@@ -359,7 +359,7 @@ def _check_sizes(
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             said = f"says {key}: {value!r}" if value is not None else f"has no {key}"
-            raise refuse(
+            raise ConfigError.of(
                 "LR112", f"the language model's config {said}; a whole number is needed.", _MEND
             )
 
@@ -454,7 +454,7 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
             f"{names}."
         )
         fix = f"If the rule file is right, say so there: `target: {{text_models: {{{every}}}}}`."
-        raise refuse("LR112", cause, fix)
+        raise ConfigError.of("LR112", cause, fix)
     if len(set(found.values())) == 1:
         name, kind = next(iter(found.items()))
         return kind, "" if sure else name
@@ -470,7 +470,7 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
         f"Say it in a rule file that extends this one: `{line}`, with the `model_type` of the "
         "language model in transformers."
     )
-    raise refuse("LR112", cause, fix)
+    raise ConfigError.of("LR112", cause, fix)
 
 
 def _named(source: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
-from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.problem import ConfigError, Problem, RemapError, refuse
 from llava_remap.target_model.presets import TOWER_DEFAULTS, TOWERS
 
 #: What of a vision config is kept; everything else in it has no effect on what the tower computes.
@@ -209,16 +209,16 @@ def _known(
             f"the tower given apart has the sizes of {sized}; the language model's config "
             f"names {named}."
         )
-        raise refuse("LR309", cause, "Give the tower that the checkpoint was trained with.")
+        raise ConfigError.of("LR309", cause, "Give the tower that the checkpoint was trained with.")
     fitting = stock[sized] if sized is not None and called in (None, *stock) else None
     known = given if given is not None and _fits(given, seen) else fitting
     if known is None and given is not None:
         cause = (
             f"the tower's own config ({_said(given)}) isn't that of its tensors ({_said(seen)})."
         )
-        raise refuse("LR309", cause, "Give a whole tower with its own config.json.")
+        raise ConfigError.of("LR309", cause, "Give a whole tower with its own config.json.")
     if known is None:
-        raise refuse(
+        raise ConfigError.of(
             "LR112",
             "nothing tells the number of attention heads and the activation of the vision tower "
             f"({_said(seen)}): tensors "

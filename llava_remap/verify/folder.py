@@ -34,6 +34,8 @@ class Verification:
         files, nbytes: how many files were digested.
         strict: whether a strict load succeeded; None where files are gone, so that it wasn't tried.
         tensors: how many tensors were compared with the sources; None where no source was given.
+        as_written: whether every file and every header is as the record says.
+        differing: how many tensors differ from what the sources give.
     """
 
     folder: Path
@@ -42,6 +44,8 @@ class Verification:
     strict: bool | None
     tensors: int | None
     problems: tuple[Problem, ...]
+    as_written: bool = True
+    differing: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -79,30 +83,34 @@ def verify_folder(
     """
     problems = file_problems(folder, record, on_progress)
     strict: bool | None = None
-    tensors = None
+    tensors, differing, as_written = None, 0, not problems
     shards = [folder / name for name in sorted(record.outputs) if name.endswith(".safetensors")]
     if all(path.is_file() for path in (*shards, folder / "config.json", folder / INDEX)):
         on_phase("loading strictly")
         try:
             written = open_checkpoint(folder / INDEX).catalog
             config = read_object(folder / "config.json", "LR113", _FIX)
-            found = header_problems(written, record) + strict_load(
-                shards, record.target_class, config
-            )
+            headers = header_problems(written, record)
+            failures = strict_load(shards, record.target_class, config)
         except RemapError as error:  # all of it could be read when it was written
             if error.exit in (Exit.RESOURCES, Exit.LIBRARY):  # which says nothing of the folder
                 raise
-            found = [replace(problem, code="LR601", fix=_FIX) for problem in error.problems]
-        problems += found
-        strict = not any(problem.code == "LR601" for problem in found)
+            headers = []
+            failures = [replace(problem, code="LR601", fix=_FIX) for problem in error.problems]
+        problems += headers + failures
+        as_written = as_written and not headers
+        strict = not failures
         if against is not None and strict:
             on_phase("comparing with the sources")
             tensors, found = compare(
                 written, Recipe.of(record.mapped, record.post_load, against), on_progress
             )
             problems += found
+            differing = sum(len(problem.names) for problem in found)
     nbytes = sum(file.nbytes for file in record.outputs.values())
-    return Verification(folder, len(record.outputs), nbytes, strict, tensors, tuple(problems))
+    return Verification(
+        folder, len(record.outputs), nbytes, strict, tensors, tuple(problems), as_written, differing
+    )
 
 
 def header_problems(written: Catalog, record: Record) -> list[Problem]:

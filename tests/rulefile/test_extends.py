@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.core.problem import RemapError
-from llava_remap.rulefile import Mark, RuleFile, load_rule_file, shipped_folder
+from llava_remap.core.problem import Mark, RemapError
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
 
 from .written import COMPLETE, load, put, refused, said
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llava_remap.rulefile import Mark, yaml_text
+from llava_remap.core.problem import Mark
+from llava_remap.rulefile import yaml_text
 from llava_remap.rulefile.yaml_text import parse_yaml
 
 from .written import load, put, refused, said

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llava_remap.checkpoint.strict_json import LARGEST
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import RemapError
 from llava_remap.core.wording import quoted
 from llava_remap.source.hub.guard import COMMIT, SHA256
+from llava_remap.source.hub.refusal import HubError
 from llava_remap.source.hub.repository import Repository
 
 
@@ -116,4 +117,4 @@ def _refused(repository: Repository, name: str, path: Path, what: str) -> RemapE
         "Delete it, and what is needed is downloaded again; or give a folder that you trust: "
         f"--source {name}=DIR."
     )
-    return refuse("LR114", cause, fix)
+    return HubError.of("LR114", cause, fix)
