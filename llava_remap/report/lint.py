@@ -12,13 +12,13 @@ from rich.text import Text
 
 from llava_remap.core.escaped import printable
 from llava_remap.core.fold import fold_names
+from llava_remap.core.wording import counted
 from llava_remap.report.problems import MOST_LINES, print_problem
 from llava_remap.report.terminal import line
 
 if TYPE_CHECKING:
     from llava_remap.authoring.lint import Finding, Linted
-    from llava_remap.core.wording import counted
-from llava_remap.core.problem import Problem
+    from llava_remap.core.problem import Problem
 
 FORMAT = "llava-remap/lint"
 FORMAT_VERSION = 1
