@@ -13,7 +13,8 @@ from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly, stored_rows
 from llava_remap.plan import Mapped, PostLoadChange
-from llava_remap.post_load import OldBytes, make_pieces
+from llava_remap.post_load import OldBytes
+from llava_remap.post_load.run import PostLoad
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +59,11 @@ class Recipe:
     checkpoints: Mapping[str, Checkpoint]
     runs: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     on_read: Callable[[], None] = field(default=lambda: None)
+    _rules: PostLoad = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        changes = ((entry.use, entry.options, entry.change) for entry in self.post_load.values())
+        object.__setattr__(self, "_rules", PostLoad(changes, self._read))
 
     @classmethod
     def of(
@@ -102,12 +108,11 @@ class Recipe:
             RemapError: LR102 where a source has become shorter, LR212 without the plug-in, and
                 whatever a plug-in refuses.
         """
-        change = self.post_load.get(target)
-        if change is None:
+        if target not in self.post_load:
             for offset, nbytes in self.runs.get(target, [(0, self.mapped[target].nbytes)]):
                 yield from self._run(target, offset, offset + nbytes)
             return
-        for piece in make_pieces(change.use, change.options, change.change, self._read):
+        for piece in self._rules.pieces(target):
             if isinstance(piece, OldBytes):
                 yield from self._run(target, piece.offset, piece.offset + piece.nbytes)
             else:

@@ -38,7 +38,7 @@ from llava_remap.jobs.derive import Derived, configs_by_source, derive, source_c
 from llava_remap.jobs.output import output_folder, output_problems, refuse_changed
 from llava_remap.jobs.resources import Used, job_disk_nbytes, memory_problems, predict
 from llava_remap.plan import Plan, build_plan, in_layout
-from llava_remap.post_load import provenance
+from llava_remap.post_load.run import provenance
 from llava_remap.rewrite import compile_rules
 from llava_remap.routing import main_names, route
 from llava_remap.routing.identify import HF_LAYOUTS, identify

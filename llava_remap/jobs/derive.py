@@ -19,7 +19,8 @@ from llava_remap.folder import (
     video_processor_notes,
 )
 from llava_remap.plan import PostLoadChange, written_dtype
-from llava_remap.post_load import Before, plan_changes, takes
+from llava_remap.post_load import Before
+from llava_remap.post_load.run import plan_changes, takes
 from llava_remap.rewrite import contradictions
 from llava_remap.routing import Routes
 from llava_remap.routing.trained_with import rows_problems

@@ -24,7 +24,7 @@ from llava_remap.execute import (
 from llava_remap.jobs.output import output_folder, output_problems, refuse_changed
 from llava_remap.jobs.resources import disk_nbytes
 from llava_remap.plan import Dropped, Mapped, Shard, aligned
-from llava_remap.post_load import find_old_bytes
+from llava_remap.post_load.old_bytes import find_old_bytes
 from llava_remap.routing import SourceName
 from llava_remap.verify import file_problems, header_problems
 from llava_remap.verify.record import RECORD, Record, read_record

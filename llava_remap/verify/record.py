@@ -27,7 +27,7 @@ from llava_remap.core.problem import refuse
 from llava_remap.core.version import __version__
 from llava_remap.execute import INDEX, FileDigest, Unfinished, read_claim
 from llava_remap.plan import Dropped, Mapped, Plan, PostLoadChange
-from llava_remap.post_load import provenance
+from llava_remap.post_load.run import provenance
 from llava_remap.rulefile import RuleFile
 
 RECORD = "llava_remap.json"

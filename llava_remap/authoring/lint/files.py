@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llava_remap.authoring.lint import Finding, Linted, Names, lint
 from llava_remap.core.problem import Problem, RemapError, RunawayRuleError
-from llava_remap.post_load import load_post_load_rule
+from llava_remap.post_load.run import load_post_load_rule
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
 from llava_remap.target_model import TEXT_KIND, unknown_target
 
