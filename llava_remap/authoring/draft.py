@@ -49,7 +49,8 @@ from llava_remap.rewrite.infer import (
     unfold,
 )
 from llava_remap.rewrite.infer.text import Frame, rule_file
-from llava_remap.routing.identify import HF_LAYOUTS, fits
+from llava_remap.routing.fits import fits
+from llava_remap.routing.identify import HF_LAYOUTS
 from llava_remap.rulefile import (
     load_rule_file,
     shipped_chat_parts,

@@ -16,14 +16,9 @@ from llava_remap.core.problem import Problem, RemapError
 from llava_remap.jobs.apply import layout_refusals, plan_checkpoints
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing import route
-from llava_remap.routing.identify import (
-    HF_LAYOUTS,
-    Fit,
-    advice,
-    already_converted,
-    fits,
-    nearest_layout,
-)
+from llava_remap.routing.advice import advice
+from llava_remap.routing.fits import Fit, fits
+from llava_remap.routing.identify import HF_LAYOUTS, already_converted, nearest_layout
 from llava_remap.routing.trained_with import PROJECTOR
 from llava_remap.rulefile import Condition, RuleFile, load_rule_file
 from llava_remap.target_model import shapes_config

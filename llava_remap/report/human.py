@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
     from llava_remap.jobs.inspection import Inspection
     from llava_remap.jobs.resources import Predicted
     from llava_remap.plan import Merge, Plan
-    from llava_remap.routing.identify import Fit
+    from llava_remap.routing.fits import Fit
     from llava_remap.verify import Verification
 
 #: Rule files that are told with all that contradicts them, where none fits; the rest with the first
