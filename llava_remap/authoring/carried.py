@@ -72,12 +72,17 @@ def carried(
         [{key: value for key, value in wanted.config.items() if key == "text_config"}],
     )
     if said.kind != text.kind:
-        cause = (
-            f"{location} is for a language model of type {said.kind}, the source's config "
-            "says "
-            f"{text.kind}."
+        raise RemapError(
+            [
+                Problem(
+                    "LR112",
+                    f"{location} is for a language model of type {said.kind}, the source's config "
+                    "says "
+                    f"{text.kind}.",
+                    "Give the target's config for this checkpoint.",
+                )
+            ]
         )
-        raise RemapError([Problem("LR112", cause, "Give the target's config for this checkpoint.")])
     vision_wanted = inner(wanted.config, "vision_config")
     made = _derived(rules, given, found, text, vision_wanted)
     pairs = [
@@ -89,14 +94,11 @@ def carried(
     for prefix, ours, theirs in pairs:
         for key, value, old in _differences(ours, theirs):
             if value is None or isinstance(value, dict):
-                cause = (
-                    f"{location} says {prefix}{key}: {value!r}, the source's config makes it "
-                    f"{old!r}; no constant takes it back."
-                )
                 problems.append(
                     Problem(
                         "LR112",
-                        cause,
+                        f"{location} says {prefix}{key}: {value!r}, the source's config makes it "
+                        f"{old!r}; no constant takes it back.",
                         "Mend the source's config.json, if the target's config is right.",
                     )
                 )

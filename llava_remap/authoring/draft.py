@@ -196,11 +196,12 @@ def draft_rules(
     if modules:
         found = _infer(given, wanted, told, drop_rest, ask)
     if not any(rule.to is not None for rule in found.rules):
-        cause = (
+        raise refuse(
+            "LR305",
             f"no name in {given.location} could be matched with one of {wanted.location} by "
-            "name and shape."
+            "name and shape.",
+            "Is it the right target, and of the same size?",
         )
-        raise refuse("LR305", cause, "Is it the right target, and of the same size?")
     frame, text_model, problems = _frame(given, wanted, found, modules, output)
     text = rule_file(frame, found)
     loaded(text)  # before it stands where a user would take it for one that works

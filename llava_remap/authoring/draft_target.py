@@ -188,12 +188,13 @@ def _of_class(class_name: str, given: Given) -> Wanted:
     embeddings = [name for name in given.shapes if table and name.endswith(table)]
     if not towers or not embeddings:
         what = "vision tower" if not towers else "table of embeddings"
-        cause = (
-            f"--to {class_name}: no {what} is recognised in {given.location}, so the target's "
-            "config can't be worked out."
-        )
         fix = "If it lies elsewhere, give that too: --from vision_tower=DIR. " if not towers else ""
-        raise refuse("LR211", cause, fix + _FORMS)
+        raise refuse(
+            "LR211",
+            f"--to {class_name}: no {what} is recognised in {given.location}, so the target's "
+            "config can't be worked out.",
+            fix + _FORMS,
+        )
     shapes = _made_up(given.shapes) if given.names_alone else given.shapes
     found: dict[str, Tensor] = {}
     for name, shape in shapes.items():

@@ -284,11 +284,12 @@ def _read(file: Path) -> Snapshot:
     content = read_object(file, "LR113", _FIX)
     head = content.get("format"), content.get("format_version")
     if head != (FORMAT, FORMAT_VERSION):
-        cause = (
+        raise refuse(
+            "LR113",
             f"{file} says format {head[0]!r}, version {head[1]!r}, not {FORMAT!r}, version "
-            f"{FORMAT_VERSION}."
+            f"{FORMAT_VERSION}.",
+            _FIX,
         )
-        raise refuse("LR113", cause, _FIX)
     sources, config, fits = content.get("sources"), content.get("config"), content.get("fits")
     mapping, dropped = content.get("mapping"), content.get("dropped")
     if not (

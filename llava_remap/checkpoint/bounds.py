@@ -29,8 +29,10 @@ def is_shape(sizes: Sequence[object]) -> bool:
 
 def unknown_dtype(file: Path, name: str, dtype: str) -> RemapError:
     """LR106: a dtype that a language model, tower or projector is not trained in."""
-    cause = (
+    return refuse(
+        "LR106",
         f"in {quoted(file.name)} the tensor {quoted(name)} has dtype {quoted(dtype)}, which "
-        "can't be converted."
+        "can't be converted.",
+        "Give the unquantised checkpoint, in F16, BF16 or F32.",
+        [name],
     )
-    return refuse("LR106", cause, "Give the unquantised checkpoint, in F16, BF16 or F32.", [name])

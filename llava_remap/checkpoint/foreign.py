@@ -274,11 +274,12 @@ def _deepspeed(listing: Listing) -> RemapError | None:
             f"Copy those files into {quoted(at)}, from every machine of the training.",
         )
     made = str(listing.root if step else _above(listing.root))
-    fix = (
+    return refuse(
+        "LR106",
+        cause,
         f"DeepSpeed puts it together, where that is installed: {_zero_to_fp32(listing, step)}. "
-        f"Then give {quoted(made)}."
+        f"Then give {quoted(made)}.",
     )
-    return refuse("LR106", cause, fix)
 
 
 def _zero_to_fp32(listing: Listing, step: str) -> str:

@@ -161,14 +161,18 @@ def no_form(where: str, names: Collection[str], every: Collection[str]) -> Remap
         every: its files and folders.
     """
     if weights := sorted(_weights(names)):
-        cause = (
+        return AbsentError.of(
+            "LR100",
             f"{quoted(where)} has {len(weights)} weight files, nothing says which is meant: "
-            f"{several(weights, 6)}."
+            f"{several(weights, 6)}.",
+            "Give one of them by its name.",
         )
-        return AbsentError.of("LR100", cause, "Give one of them by its name.")
     has = f"It has: {several(sorted(every), 12)}." if every else "It is empty."
-    cause = f"{quoted(where)} has no weight file (*.safetensors, *.bin, *.pt, *.pth, *.ckpt). {has}"
-    return AbsentError.of("LR100", cause, "Give the folder that the weights lie in.")
+    return AbsentError.of(
+        "LR100",
+        f"{quoted(where)} has no weight file (*.safetensors, *.bin, *.pt, *.pth, *.ckpt). {has}",
+        "Give the folder that the weights lie in.",
+    )
 
 
 def _weights(names: Collection[str]) -> set[str]:

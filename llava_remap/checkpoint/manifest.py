@@ -31,12 +31,13 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
     version = content.get("format_version")
     if type(version) is not int or version != VERSION:
         shown = quoted(str(version)) if isinstance(version, (int, float, str)) else "missing"
-        cause = (
+        raise refuse(
+            "LR106",
             f"the format_version of {quoted(path.name)} is {shown}, the only one known here "
             "is "
-            f"{VERSION}."
+            f"{VERSION}.",
+            "Update llava-remap, or make the manifest again.",
         )
-        raise refuse("LR106", cause, "Update llava-remap, or make the manifest again.")
     config, tensors = content.get("config"), content.get("tensors")
     if not isinstance(config, (dict, type(None))) or not isinstance(tensors, dict):
         raise _broken(path, "`tensors` or `config` is not an object")

@@ -46,5 +46,8 @@ def read_text(path: Path) -> str:
     try:
         return read_file(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        cause = f"{quoted(path.name)} isn't UTF-8 at byte {error.start}."
-        raise refuse("LR113", cause, "Replace it by the original one.") from None
+        raise refuse(
+            "LR113",
+            f"{quoted(path.name)} isn't UTF-8 at byte {error.start}.",
+            "Replace it by the original one.",
+        ) from None

@@ -82,11 +82,13 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
     ]
     if others:
         count = f"{len(others)} of {len(value)} entries in {quoted(file.name)}"
-        cause = (
+        raise refuse(
+            "LR106",
             f"{count} are no tensors with a name ({several(others)}): a trainer's or a "
-            "quantised file."
+            "quantised file.",
+            BARE,
+            others,
         )
-        raise refuse("LR106", cause, BARE, others)
     return StateDict(value, tuple(inside), tuple(passed_over))
 
 
@@ -118,8 +120,12 @@ def place(
     """
 
     def corrupt(why: str) -> RemapError:
-        cause = f"in {quoted(file.name)} the tensor {quoted(name)} {why}."
-        return refuse("LR102", cause, "Download or copy the file again.", [name])
+        return refuse(
+            "LR102",
+            f"in {quoted(file.name)} the tensor {quoted(name)} {why}.",
+            "Download or copy the file again.",
+            [name],
+        )
 
     itemsize, dtype = STORAGES[found.storage.kind]
     # A view is a part of its storage, in elements; without one all of it is meant.
@@ -138,8 +144,12 @@ def place(
     if dtype not in DTYPE_BITS:
         raise unknown_dtype(file, name, dtype)
     if found.altered:
-        cause = f"in {quoted(file.name)} the tensor {quoted(name)} is stored negated or conjugated."
-        raise refuse("LR106", cause, "Save it again after `.resolve_conj().resolve_neg()`.", [name])
+        raise refuse(
+            "LR106",
+            f"in {quoted(file.name)} the tensor {quoted(name)} is stored negated or conjugated.",
+            "Save it again after `.resolve_conj().resolve_neg()`.",
+            [name],
+        )
     itemsize = DTYPE_BITS[dtype] // 8
     offset, shape, stride = found.offset, found.shape, found.stride
     if type(shape) is not tuple or type(stride) is not tuple or len(shape) != len(stride):

@@ -38,12 +38,13 @@ def read_torch_legacy(file: Path) -> tuple[list[Tensor], StateDict]:
             return unpickle(stream, min(size - stream.tell(), LARGEST), file.name).value
 
         if pickled() != _MAGIC:
-            cause = (
+            raise refuse(
+                "LR106",
                 f"{quoted(file.name)} is a pickle, but not one of torch's: the magic number "
                 "is "
-                "missing."
+                "missing.",
+                "Give a file that was saved with `torch.save`.",
             )
-            raise refuse("LR106", cause, "Give a file that was saved with `torch.save`.")
         if pickled() != _PROTOCOL:
             raise _corrupt(
                 file, f"the protocol's version in it is not {_PROTOCOL}, the only one there is"

@@ -226,16 +226,20 @@ def unpickle(stream: BinaryIO, nbytes: int, file: str) -> Pickled:
     except (RemapError, OSError):
         raise
     except _OtherError as error:
-        cause = f"the pickle in {quoted(file)} holds something else than a state dict: {error}."
-        raise refuse("LR106", cause, BARE) from None
+        raise refuse(
+            "LR106",
+            f"the pickle in {quoted(file)} holds something else than a state dict: {error}.",
+            BARE,
+        ) from None
     except (
         Exception
     ) as error:  # the stack machine is at the mercy of the file, which can make any step of it fail
-        cause = (
+        raise refuse(
+            "LR102",
             f"the pickle in {quoted(file)} is broken "
-            f"({quoted(str(error) or type(error).__name__)[1:-1]})."
-        )
-        raise refuse("LR102", cause, "Download or copy the file again.") from None
+            f"({quoted(str(error) or type(error).__name__)[1:-1]}).",
+            "Download or copy the file again.",
+        ) from None
 
 
 def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], file: str) -> Any:
@@ -372,8 +376,11 @@ def _name(module: Any, name: Any, file: str) -> Name:
     if known:
         return Name(module, name)
     if module == "torch._utils" and name == "_rebuild_qtensor":
-        cause = f"{quoted(file)} holds quantised tensors, which can't be converted."
-        raise refuse("LR106", cause, "Give the unquantised checkpoint, in F16, BF16 or F32.")
+        raise refuse(
+            "LR106",
+            f"{quoted(file)} holds quantised tensors, which can't be converted.",
+            "Give the unquantised checkpoint, in F16, BF16 or F32.",
+        )
     if module.partition(".")[0] == "__torch__":
         cause = (
             f"{quoted(file)} is a program of TorchScript, as OpenAI's CLIP was released, and "

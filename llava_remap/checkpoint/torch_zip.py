@@ -58,20 +58,22 @@ def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
         records = _records(stream, file, size)
         pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            cause = (
+            raise refuse(
+                "LR106",
                 f"{quoted(file.name)} is a zip archive with {len(pickles)} records "
                 "`data.pkl`; "
-                "torch writes one."
+                "torch writes one.",
+                "Give a file that was saved with `torch.save`.",
             )
-            raise refuse("LR106", cause, "Give a file that was saved with `torch.save`.")
         root = pickles[0].removesuffix("data.pkl")
         start, nbytes = _extent(stream, file, size, records[pickles[0]])
         if nbytes > LARGEST:
-            cause = (
+            raise refuse(
+                "LR106",
                 f"{quoted(file.name)} holds more than tensors: its `data.pkl` has {nbytes} "
-                f"bytes, more than {LARGEST}."
+                f"bytes, more than {LARGEST}.",
+                BARE,
             )
-            raise refuse("LR106", cause, BARE)
         big_endian = _is_big_endian(stream, file, size, records.get(f"{root}byteorder"))
         stream.seek(start)
         state = find_state_dict(unpickle(stream, nbytes, file.name).value, file)
@@ -104,12 +106,13 @@ def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
     except (
         Exception
     ) as error:  # zipfile lets struct's, Unicode's and arithmetic errors through, besides its own
-        cause = (
+        raise refuse(
+            "LR102",
             f"{quoted(file.name)} is a zip archive of {size} bytes without a readable table "
             "of "
-            f"contents at its end ({error})."
-        )
-        raise refuse("LR102", cause, "It was cut off: download or copy it again.") from None
+            f"contents at its end ({error}).",
+            "It was cut off: download or copy it again.",
+        ) from None
     records = {record.filename: record for record in every}
     if len(records) < len(every):
         raise _corrupt(file, "two of its records have one name")
@@ -124,12 +127,13 @@ def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[i
     """
     name = quoted(record.filename)
     if record.compress_type != ZIP_STORED or record.flag_bits & _ENCRYPTED:
-        cause = (
+        raise refuse(
+            "LR106",
             f"in {quoted(file.name)} the record {name} is compressed or encrypted, which "
             "torch "
-            "never does."
+            "never does.",
+            "It was packed again by another program: save it with torch.",
         )
-        raise refuse("LR106", cause, "It was packed again by another program: save it with torch.")
     if record.compress_size != record.file_size:
         raise _corrupt(
             file,

@@ -58,26 +58,27 @@ def read_weight_file(file: Path) -> WeightFile:
     if head.startswith(b"\x80"):
         return _torch_file("torch .bin from before 1.6", read_torch_legacy, file)
     if head[257:262] == b"ustar":
-        cause = f"{quoted(file.name)} is in the tar format that torch wrote before 0.1.10."
         raise refuse(
             "LR102",
-            cause,
+            f"{quoted(file.name)} is in the tar format that torch wrote before 0.1.10.",
             "Load it with a torch that still can, and save it again with `torch.save`.",
         )
     if head.startswith(b"GGUF"):
-        cause = (
+        raise refuse(
+            "LR106",
             f"{quoted(file.name)} is a GGUF file, which llama.cpp reads; it doesn't lead back "
-            "to a training checkpoint."
+            "to a training checkpoint.",
+            "Give the checkpoint it was made from.",
         )
-        raise refuse("LR106", cause, "Give the checkpoint it was made from.")
     if file.suffix == ".safetensors":
         return WeightFile("safetensors", read_safetensors(file))
     start = f"its first bytes are {head[:8].hex(' ')}" if head else "it has 0 bytes"
-    cause = (
+    raise refuse(
+        "LR102",
         f"{quoted(file.name)} is neither a safetensors file nor one that `torch.save` wrote: "
-        f"{start}."
+        f"{start}.",
+        "Download or copy it again, or give another file.",
     )
-    raise refuse("LR102", cause, "Download or copy it again, or give another file.")
 
 
 def _torch_file(
@@ -126,10 +127,9 @@ def _pointers(files: list[Path]) -> _PointerError:
             size = re.search(rb"^size (\d{1,18})$", stream.read(512), re.MULTILINE)
         missing += int(size[1]) if size else 0
     count = "is a text" if len(files) == 1 else f"are {len(files)} texts"
-    cause = (
-        f"{several(file.name for file in files)} {count} that Git LFS put in place of "
-        f"{missing} bytes of weights."
-    )
     return _PointerError.of(
-        "LR101", cause, "Fetch them: `git lfs pull` in the folder, or download the files again."
+        "LR101",
+        f"{several(file.name for file in files)} {count} that Git LFS put in place of "
+        f"{missing} bytes of weights.",
+        "Fetch them: `git lfs pull` in the folder, or download the files again.",
     )

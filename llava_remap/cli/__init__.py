@@ -93,15 +93,13 @@ def _tell_unprinted(error: UnprintedError) -> NoReturn:
     from llava_remap.core.codes import Exit
     from llava_remap.core.problem import Problem
 
-    fix = (
-        "What was asked for may be done all the same; look at what is there before you give the "
-        "command again."
-    )
     _show(
         Problem(
             "LR508",
             f"standard output: {error.strerror}. What was to be printed there is lost.",
-            fix,
+            "What was asked for may be done all the same; look at what is there before you give "
+            "the "
+            "command again.",
         )
     )
     before: BaseException | None = error

@@ -147,8 +147,15 @@ def replace_file(
             raise PermissionError(None, "it is read-only")
         write_whole(place, partial, fill, lambda _: check(partial))
     except OSError as error:
-        fix = fix or (
-            "Make it writable, or work on a copy; a copy of a shipped file can extend what the "
-            "file does."
-        )
-        raise refuse("LR508", f"{path} can't be written: {error.strerror or error}.", fix) from None
+        raise refuse(
+            "LR508",
+            f"{path} can't be written: {error.strerror or error}.",
+            (
+                fix
+                or (
+                    "Make it writable, or work on a copy; a copy of a shipped file can extend "
+                    "what the "
+                    "file does."
+                )
+            ),
+        ) from None

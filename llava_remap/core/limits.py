@@ -43,8 +43,11 @@ def limit_reached(error: BaseException) -> RemapError | None:
 
 def no_more_processes() -> RemapError:
     """LR511 where no thread, or no process, can be started; the system counts both together."""
-    fix = "Raise the limit: `ulimit -u unlimited`, or that of the container (`--pids-limit`)."
-    return refuse("LR511", "this process can start no more threads or processes.", fix)
+    return refuse(
+        "LR511",
+        "this process can start no more threads or processes.",
+        "Raise the limit: `ulimit -u unlimited`, or that of the container (`--pids-limit`).",
+    )
 
 
 def refuse_without_threads() -> None:
@@ -85,9 +88,10 @@ def refuse_without_temporary_files() -> None:
     try:
         tempfile.gettempdir()
     except OSError as error:
-        fix = "Set TMPDIR to a folder where you may write."
         raise refuse(
-            "LR511", f"temporary files can't be written anywhere: {error.strerror}.", fix
+            "LR511",
+            f"temporary files can't be written anywhere: {error.strerror}.",
+            "Set TMPDIR to a folder where you may write.",
         ) from None
 
 

@@ -229,8 +229,11 @@ def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None
         killed: whether the folder has a claim, if only one that says nothing.
     """
     if begun is not None:
-        fix = "Add --resume to the same command to go on, or delete the folder."
-        raise refuse("LR505", f"a job was begun in {path} and not ended: {begun}.", fix)
+        raise refuse(
+            "LR505",
+            f"a job was begun in {path} and not ended: {begun}.",
+            "Add --resume to the same command to go on, or delete the folder.",
+        )
     there = {entry.name for entry in path.iterdir()}
     if there - {CLAIM}:
         why = f": a job was killed in it (it has {CLAIM})" if killed else ""
@@ -247,11 +250,12 @@ def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
     """
     refuse_foreign_claim(path)
     if changed := begun.changed(facts):
-        cause = (
+        raise refuse(
+            "LR504",
             f"the job that was begun in {path} is another one. What has changed: "
-            f"{'; '.join(changed)}."
+            f"{'; '.join(changed)}.",
+            "Run it as it was begun, or delete the folder and start anew.",
         )
-        raise refuse("LR504", cause, "Run it as it was begun, or delete the folder and start anew.")
 
 
 def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dict[Path, FileDigest]:
@@ -261,8 +265,11 @@ def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dic
     ours = {CLAIM, *begun.files, *(f"{name}.partial" for name in (*job.weights, *job.others))}
     there = {entry.name for entry in path.iterdir()}
     if foreign := sorted(name for name in there if name not in ours):
-        cause = f"{path} has files that the job begun in it didn't write: {', '.join(foreign[:6])}."
-        raise refuse("LR503", cause, "Move them elsewhere.")
+        raise refuse(
+            "LR503",
+            f"{path} has files that the job begun in it didn't write: {', '.join(foreign[:6])}.",
+            "Move them elsewhere.",
+        )
     digests = digest_files(
         (weights[name] for name in begun.finished if name in there), job.on_progress
     )
@@ -320,10 +327,11 @@ def _write_error(error: OSError, path: Path) -> RemapError:
     if (reached := limit_reached(error)) is not None:
         return reached
     if error.errno == errno.EFBIG:
-        cause = (
-            f"{path} became larger than a file may be there, by its file system or by `ulimit -f`."
+        return refuse(
+            "LR508",
+            f"{path} became larger than a file may be there, by its file system or by `ulimit -f`.",
+            "Give a smaller --max-shard-size, or another --output.",
         )
-        return refuse("LR508", cause, "Give a smaller --max-shard-size, or another --output.")
     if error.errno == errno.ENOMEM:
         return refuse(
             "LR501",

@@ -93,8 +93,11 @@ class Claim:
         self._file = _open(self.path)
         try:
             if not _lock(self._file) or os.fstat(self._file.fileno()).st_nlink == 0:
-                cause = f"another job writes into {folder}."
-                raise refuse("LR503", cause, "Give another --output, or wait for it.")
+                raise refuse(
+                    "LR503",
+                    f"another job writes into {folder}.",
+                    "Give another --output, or wait for it.",
+                )
         except BaseException:
             self._file.close()
             raise
@@ -172,11 +175,12 @@ def refuse_foreign_claim(folder: Path) -> None:
     """
     path = folder / CLAIM
     if is_foreign(path.lstat()):
-        cause = (
+        raise refuse(
+            "LR504",
             f"{path} belongs to another user, or others may write to it, so what it says of "
-            "finished files isn't trusted."
+            "finished files isn't trusted.",
+            "Delete the folder and start anew.",
         )
-        raise refuse("LR504", cause, "Delete the folder and start anew.")
 
 
 def _is_there(path: Path) -> bool:

@@ -303,11 +303,14 @@ def _text_notes(text: TextModel, target: Target) -> list[Problem]:
             "multiplies those of words alone, "
             "so with pictures the two compute different logits."
         )
-        fix = (
-            "Load the folder with a version that does what the one did that the model was "
-            "trained with."
+        notes.append(
+            Problem(
+                "LR319",
+                cause,
+                "Load the folder with a version that does what the one did that the model was "
+                "trained with.",
+            )
         )
-        notes.append(Problem("LR319", cause, fix))
     if target.joined:
         cause = (
             f"{target.joined} tensors (experts, mostly) are made parts of larger parameters by the "
@@ -377,14 +380,11 @@ def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> 
             and "hidden_size" in own
             and (found := text_differences(rules, own, base))
         ):
-            cause = (
-                f"the configs of `{name}` and `{rules.first_source}` disagree on the language "
-                f"model: {'; '.join(found)}."
-            )
             problems.append(
                 Problem(
                     "LR112",
-                    cause,
+                    f"the configs of `{name}` and `{rules.first_source}` disagree on the language "
+                    f"model: {'; '.join(found)}.",
                     "Find out how the layers were trained, and mend the other config.json.",
                 )
             )
@@ -408,8 +408,13 @@ def _activation_problems(
                 f"projector with {wanted!r}."
             )
             line = f"target: {{config: {{projector_hidden_act: {{const: {said}}}}}}}"
-            fix = f"Write a rule file with `extends: [{rules.name}.yaml]` and `{line}`."
-            problems.append(Problem("LR112", cause, fix))
+            problems.append(
+                Problem(
+                    "LR112",
+                    cause,
+                    f"Write a rule file with `extends: [{rules.name}.yaml]` and `{line}`.",
+                )
+            )
     return problems
 
 

@@ -66,9 +66,13 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     others = max(fit.mapped for fit in found if fit.rules != HF_LAYOUTS)
     problems = already_converted(checkpoint, names, others, layout_refusals)
     found = sorted((_planned(fit, checkpoint) for fit in found), key=lambda fit: not fit.fits)
-    told = "" if found[0].fits else advice(checkpoint, found)
     return Inspection(
-        checkpoint, tuple(found), layout if problems else "", len(classic), tuple(problems), told
+        checkpoint,
+        tuple(found),
+        layout if problems else "",
+        len(classic),
+        tuple(problems),
+        "" if found[0].fits else advice(checkpoint, found),
     )
 
 

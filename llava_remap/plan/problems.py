@@ -153,17 +153,20 @@ def _of_other_tables(
         ):
             left = [m for m in left if m not in odd]
             names = tuple(m.target for m in odd)
-            cause = (
-                f"`{by}` brings a `{table}` of {after[0]} rows, in place of one of {before[0]} "
-                "rows. It doesn't bring the other "
-                f"tensors with a row for each token, and those of `{old.source}` have {before[0]} "
-                "rows."
+            problems.append(
+                Problem(
+                    "LR401",
+                    f"`{by}` brings a `{table}` of {after[0]} rows, in place of one of {before[0]} "
+                    "rows. It doesn't bring the other "
+                    f"tensors with a row for each token, and those of `{old.source}` have "
+                    f"{before[0]} "
+                    "rows.",
+                    f"Give the model with {after[0]} rows, as it was saved after the training of "
+                    f"`{by}`: --source {old.source}=DIR.",
+                    names,
+                    side="target",
+                )
             )
-            fix = (
-                f"Give the model with {after[0]} rows, as it was saved after the training of "
-                f"`{by}`: --source {old.source}=DIR."
-            )
-            problems.append(Problem("LR401", cause, fix, names, side="target"))
     return left, problems
 
 
@@ -347,15 +350,17 @@ def dtype_problems(mapped: Sequence[Mapped]) -> list[Problem]:
     odd = [entry for entry in mapped if entry.dtype not in FLOATS]
     if not odd:
         return []
-    cause = (
-        f"{counted(len(odd), 'tensor')} of dtype "
-        f"{', '.join(sorted({entry.dtype for entry in odd}))} for parameters of the model."
-    )
-    fix = (
-        f"A parameter is {', '.join(FLOATS)}. If they are quantised or packed, give "
-        "the unquantised checkpoint."
-    )
-    return [Problem("LR409", cause, fix, tuple(entry.target for entry in odd), side="target")]
+    return [
+        Problem(
+            "LR409",
+            f"{counted(len(odd), 'tensor')} of dtype "
+            f"{', '.join(sorted({entry.dtype for entry in odd}))} for parameters of the model.",
+            f"A parameter is {', '.join(FLOATS)}. If they are quantised or packed, give "
+            "the unquantised checkpoint.",
+            tuple(entry.target for entry in odd),
+            side="target",
+        )
+    ]
 
 
 def drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) -> list[Problem]:

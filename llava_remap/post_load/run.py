@@ -124,11 +124,12 @@ def _checked(
             break
         if isinstance(piece, OldBytes):
             if not 0 <= piece.offset <= piece.offset + piece.nbytes <= old:
-                cause = (
+                raise refuse(
+                    "LR212",
                     f"`{use}` wants bytes {piece.offset} to {piece.offset + piece.nbytes} of "
-                    f"`{change.target}`, which has {old}."
+                    f"`{change.target}`, which has {old}.",
+                    _report(use),
                 )
-                raise refuse("LR212", cause, _report(use))
             made += piece.nbytes
         else:
             _check_made(use, piece, change)
@@ -136,11 +137,12 @@ def _checked(
         if made <= planned:
             yield piece
     if made != planned:
-        cause = (
+        raise refuse(
+            "LR212",
             f"`{use}` makes {'more' if made > planned else made} bytes for `{change.target}`; "
-            f"{planned} were planned."
+            f"{planned} were planned.",
+            _report(use),
         )
-        raise refuse("LR212", cause, _report(use))
 
 
 class PostLoad:
@@ -268,8 +270,9 @@ def _own_faults(use: str) -> Iterator[None]:
     except (RemapError, OSError, MemoryError):
         raise
     except Exception as error:
-        cause = f"`{use}` fails: {type(error).__name__}: {error}."
-        raise refuse("LR212", cause, _report(use)) from error
+        raise refuse(
+            "LR212", f"`{use}` fails: {type(error).__name__}: {error}.", _report(use)
+        ) from error
 
 
 def _report(use: str) -> str:

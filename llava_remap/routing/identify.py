@@ -176,25 +176,44 @@ def already_converted(
     command = f"llava-remap apply {HF_LAYOUTS} --source {quote(checkpoint.location)}"
     if refused := refusals(checkpoint):
         if behind := behind_prefix(checkpoint):
-            cause = (
-                f"names in {checkpoint.location} are those of a layout of transformers, "
-                "behind "
-                "a prefix."
-            )
-            return [Problem("LR311", cause, behind)]
-        cause = (
-            f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses it "
-            "for the other reasons given."
-        )
-        return [Problem("LR311", cause, f"When they are mended: {command}."), *refused]
+            return [
+                Problem(
+                    "LR311",
+                    f"names in {checkpoint.location} are those of a layout of transformers, "
+                    "behind "
+                    "a prefix.",
+                    behind,
+                )
+            ]
+        return [
+            Problem(
+                "LR311",
+                f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses it "
+                "for the other reasons given.",
+                f"When they are mended: {command}.",
+            ),
+            *refused,
+        ]
     if layout == CLASSIC and len(classic) == len(names):
-        cause = (
-            f"{there}; names, shapes and dtypes are those of the class that its config.json names."
+        return [
+            complete(
+                Problem(
+                    "LR109",
+                    f"{there}; names, shapes and dtypes are those of the class that its "
+                    f"config.json names.",
+                    "Nothing is to be done: load it with transformers as it is.",
+                )
+            )
+        ]
+    return [
+        complete(
+            Problem(
+                "LR109",
+                f"{there}.",
+                f"For the classic layout, which every transformers loads: {command}.",
+            )
         )
-        fix = "Nothing is to be done: load it with transformers as it is."
-        return [complete(Problem("LR109", cause, fix))]
-    fix = f"For the classic layout, which every transformers loads: {command}."
-    return [complete(Problem("LR109", f"{there}.", fix))]
+    ]
 
 
 def _with_parts(
@@ -218,11 +237,12 @@ def _with_parts(
         if pairs and all(pair.rewrite.target is not None for pair in pairs):
             base, adapter = checkpoints[first].location, checkpoints[name].location
             options = f"--source {quote(f'model={base}')} --source {quote(f'adapter={adapter}')}"
-            fix = (
+            return Problem(
+                "LR109",
+                cause,
                 f"`{name}` was trained on a model of transformers. To merge it: llava-remap "
-                f"apply {HF_LAYOUTS} {options}"
+                f"apply {HF_LAYOUTS} {options}",
             )
-            return Problem("LR109", cause, fix)
     base = next(
         (
             f" ({checkpoints[name].base}, by its own files)"
@@ -255,11 +275,13 @@ def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) 
         for rule in bare.prepare
         if rule.label in names and rule.rule.unwrap
     )
-    cause = (
+    return Problem(
+        "LR110",
         f"{len(on)} of {len(routed)} names in {checkpoint.location} have {wrappers} in them, "
-        f"which {rules.name} leaves there."
+        f"which {rules.name} leaves there.",
+        f"Add {_WRAPPERS} to its `extends`.",
+        tuple(on),
     )
-    return Problem("LR110", cause, f"Add {_WRAPPERS} to its `extends`.", tuple(on))
 
 
 def _nothing_matched(
@@ -315,10 +337,14 @@ def _unknown_sources(
         command = draft_command(
             rules.target.class_ or "CLASS", places.pop(rules.first_source), **places
         )
-        fix = (
-            "Give a checkpoint with names like "
-            f"{' or '.join(f'`{text}`' for text in wanted[:_TEMPLATES])}, or infer a rule file "
-            f"for these: {command}"
+        problems.append(
+            Problem(
+                "LR305",
+                cause,
+                "Give a checkpoint with names like "
+                f"{' or '.join(f'`{text}`' for text in wanted[:_TEMPLATES])}, or infer a rule file "
+                f"for these: {command}",
+                tuple(checkpoint.catalog),
+            )
         )
-        problems.append(Problem("LR305", cause, fix, tuple(checkpoint.catalog)))
     return problems

@@ -40,8 +40,11 @@ def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
     root = yaml.compose(text, Loader=LOADER)
     assert isinstance(root, yaml.MappingNode)
     if root.flow_style:
-        cause = "the file is written in braces, {…}, so there is no line to put tests behind."
-        raise refuse("LR201", cause, "Write its fields one below the other.")
+        raise refuse(
+            "LR201",
+            "the file is written in braces, {…}, so there is no line to put tests behind.",
+            "Write its fields one below the other.",
+        )
     newline = "\r\n" if "\r\n" in text else "\n"
     found = next((value for key, value in root.value if key.value == "tests"), None)
     if found is None:

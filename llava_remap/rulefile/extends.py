@@ -121,8 +121,12 @@ class Extended:
         for name, template in entries(templates).items() if templates else ():
             parts = items(template, "files")
             if "text" in entries(template) and parts:
-                cause = f"the chat template `{name}` has both `files` and a `text`."
-                raise refuse("LR201", cause, "Take one of them out.", place=template.mark)
+                raise refuse(
+                    "LR201",
+                    f"the chat template `{name}` has both `files` and a `text`.",
+                    "Take one of them out.",
+                    place=template.mark,
+                )
             if parts and all(
                 isinstance(part.value, str) for part in parts
             ):  # else validation reports it
@@ -146,10 +150,9 @@ class Extended:
 
     def _template(self, child: Path, name: str, mark: Mark) -> str:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            cause = f"the chat template `{name}` is not beside {child.name}."
             raise refuse(
                 "LR201",
-                cause,
+                f"the chat template `{name}` is not beside {child.name}.",
                 "Put it there, or below; a rule file can't take in any file of the machine.",
             )
         path = next(
@@ -157,10 +160,9 @@ class Extended:
             None,
         )
         if path is None:
-            cause = f"no file `{name}` is beside {child.name} or among the shipped ones."
             raise refuse(
                 "LR201",
-                cause,
+                f"no file `{name}` is beside {child.name} or among the shipped ones.",
                 "Write the path relative to this file, or chat/NAME.jinja for a shipped template.",
             )
         if path.stat().st_size > _LARGEST_TEMPLATE:

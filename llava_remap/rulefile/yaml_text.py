@@ -107,16 +107,21 @@ def parse_yaml(text: str, shown: str) -> Node:
     try:
         root = _document(_counted(yaml.parse(text, Loader=LOADER), shown), shown)
     except yaml.MarkedYAMLError as error:
-        cause = f"not valid YAML: {error.problem or error.context}."
-        raise refuse("LR201", cause, hint(text, error), place=_mark(place(error), shown)) from None
+        raise refuse(
+            "LR201",
+            f"not valid YAML: {error.problem or error.context}.",
+            hint(text, error),
+            place=_mark(place(error), shown),
+        ) from None
     except yaml.reader.ReaderError as error:
         before = text[
             : max(text.find(chr(error.character)), 0)
         ]  # its own position is one of bytes or of characters
         at = Mark(shown, before.count("\n") + 1, len(before) - before.rfind("\n"))
-        cause = f"{at} not valid YAML: the character U+{error.character:04X} can't stand in it."
         raise refuse(
-            "LR201", cause, "Take it out; in a text in double quotes it can be written with a \\."
+            "LR201",
+            f"{at} not valid YAML: the character U+{error.character:04X} can't stand in it.",
+            "Take it out; in a text in double quotes it can be written with a \\.",
         ) from None
     except yaml.YAMLError as error:
         raise refuse(
@@ -199,10 +204,9 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int, *, key: boo
     while not isinstance(event := next(events), yaml.MappingEndEvent):
         named = _node(event, events, shown, depth + 1, key=bool(flow))
         if isinstance(named.value, (dict, tuple)):
-            cause = "a key is a word, not a list or mapping."
             raise refuse(
                 "LR201",
-                cause,
+                "a key is a word, not a list or mapping.",
                 "Put a text that begins with { or [ in quotes, also where it is a value: '{x}'.",
             )
         name = event.value

@@ -37,11 +37,12 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
         )
     named = own.get("architectures")
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
-        cause = (
+        raise ConfigError.of(
+            "LR112",
             f"the config.json in {checkpoint.location} says architectures: {named!r}; one "
-            "class is needed."
+            "class is needed.",
+            _GIVE,
         )
-        raise ConfigError.of("LR112", cause, _GIVE)
     if not all(isinstance(own.get(part), Mapping) for part in _PARTS):
         raise ConfigError.of(
             "LR112",
@@ -61,8 +62,11 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
         whole = read.to_diff_dict()
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split()).rstrip(".")
-        cause = f"transformers can't read the config.json in {checkpoint.location}: {reason}."
-        raise ConfigError.of("LR112", cause, _GIVE) from error
+        raise ConfigError.of(
+            "LR112",
+            f"transformers can't read the config.json in {checkpoint.location}: {reason}.",
+            _GIVE,
+        ) from error
     config = {**whole, **own, **{part: _filled(own[part], whole[part]) for part in _PARTS}}
     # 5.x says `image_token_id` for what is stored as `image_token_index`, and
     # `vision_feature_layers` for `…_layer`.
@@ -103,8 +107,11 @@ def _contradiction(checkpoint: Checkpoint, said: str) -> NoReturn:
     """LR112 for one thing said twice and differently: versions of transformers would each
     believe another.
     """
-    cause = f"the config.json in {checkpoint.location} says {said}."
-    raise ConfigError.of("LR112", cause, "Find out which is right, and take the other out.")
+    raise ConfigError.of(
+        "LR112",
+        f"the config.json in {checkpoint.location} says {said}.",
+        "Find out which is right, and take the other out.",
+    )
 
 
 def _filled(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:

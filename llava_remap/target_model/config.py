@@ -170,14 +170,11 @@ def derive_config(
     notes = [*tower.notes, *_projector_notes(text_source, tensors)]
     if head_is_embedding and not tied:
         tied = True
-        cause = (
-            "the checkpoint stores lm_head and embed_tokens as one tensor, its config doesn't "
-            "tie them."
-        )
         notes.append(
             Problem(
                 "LR506",
-                cause,
+                "the checkpoint stores lm_head and embed_tokens as one tensor, its config doesn't "
+                "tie them.",
                 "The tensors are believed: the new config says tie_word_embeddings: true.",
             )
         )
@@ -380,11 +377,10 @@ class _Values:
         if found is None:
             if "default" in value.model_fields_set:
                 return value.default
-            fix = "Add it to the source's config.json."
             raise ConfigError.of(
                 "LR112",
                 f"`{where}` is read from `{key}`, which the source's config doesn't have.",
-                fix,
+                "Add it to the source's config.json.",
             )
         if value.map is None:
             return found
@@ -613,13 +609,10 @@ def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         return []
     if said not in _PROJECTORS:
         known = ", ".join(_PROJECTORS)
-        cause = (
-            f"the config says mm_projector_type: {said!r}, and tensors don't show an "
-            f"activation; known are {known}."
-        )
         raise ConfigError.of(
             "LR112",
-            cause,
+            f"the config says mm_projector_type: {said!r}, and tensors don't show an "
+            f"activation; known are {known}.",
             "If it is one of these, say so in the source's config.json; transformers has no other.",
         )
     return [

@@ -37,12 +37,11 @@ def grid_pinpoints(where: str, value: Any, side: int) -> list[list[int]]:
         or not all(_is_size(pair, side) for pair in pairs)
     ):
         said = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
-        cause = (
-            f"`{where}` is {said}; wanted are pairs [width, height] in multiples of the "
-            f"tower's {side} px, or a range of tiles."
-        )
         raise ConfigError.of(
-            "LR112", cause, "Mend `image_grid_pinpoints` in the source's config.json."
+            "LR112",
+            f"`{where}` is {said}; wanted are pairs [width, height] in multiples of the "
+            f"tower's {side} px, or a range of tiles.",
+            "Mend `image_grid_pinpoints` in the source's config.json.",
         )
     return [[height, width] for width, height in pairs]
 

@@ -76,11 +76,12 @@ def compare_classes(config: Any, target_class: str) -> Compared:
                 deepcopy(config), dtype=torch.float32
             ).eval()
     except Exception as error:  # whatever the class raises: the config is the user's
-        cause = (
+        raise ConfigError.of(
+            "LR112",
             "transformers can't build the language model that the config describes "
-            f"({_said(error)})."
-        )
-        raise ConfigError.of("LR112", cause, "Mend the source's config.json.") from error
+            f"({_said(error)}).",
+            "Mend the source's config.json.",
+        ) from error
     try:
         with torch.device("meta"):
             embedding, renamed = _name(own.base_model, own.get_input_embeddings().weight), ""

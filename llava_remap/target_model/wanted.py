@@ -130,12 +130,9 @@ def refuse_endless(config: Mapping[str, Any]) -> None:
             and isinstance(value, (int, float))
             and value > _MOST_LAYERS
         ):
-            cause = (
-                f"the model's config says {key}: {value}; more than {_MOST_LAYERS} are not built."
-            )
             raise ConfigError.of(
                 "LR112",
-                cause,
+                f"the model's config says {key}: {value}; more than {_MOST_LAYERS} are not built.",
                 "Mend the source's config.json, or the names of layers in the checkpoint.",
             )
 

@@ -126,8 +126,15 @@ def header_problems(written: Catalog, record: Record) -> list[Problem]:
     ]
     if not rows:
         return []
-    cause = f"the record and the files disagree on {len(rows)} tensors."
-    return [Problem("LR603", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]
+    return [
+        Problem(
+            "LR603",
+            f"the record and the files disagree on {len(rows)} tensors.",
+            _FIX,
+            tuple(name for name, _ in rows),
+            tuple(rows),
+        )
+    ]
 
 
 def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
@@ -180,11 +187,16 @@ def file_problems(
     ]
     if not rows:
         return []
-    cause = (
-        f"{folder} has {len(rows)} file{'s' if len(rows) > 1 else ''} that "
-        f"{'are' if len(rows) > 1 else 'is'} not as written."
-    )
-    return [Problem("LR603", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]
+    return [
+        Problem(
+            "LR603",
+            f"{folder} has {len(rows)} file{'s' if len(rows) > 1 else ''} that "
+            f"{'are' if len(rows) > 1 else 'is'} not as written.",
+            _FIX,
+            tuple(name for name, _ in rows),
+            tuple(rows),
+        )
+    ]
 
 
 def _gone(path: Path) -> str | None:

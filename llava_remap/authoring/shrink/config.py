@@ -116,8 +116,11 @@ def token_ids(config: Mapping[str, Any]) -> dict[int, str]:
 
 def _rows(said: int, before: int, after: int) -> int:
     if abs(said - before) > _SPARE:
-        cause = f"the config says vocab_size: {said}, embed_tokens has {before} rows."
-        raise refuse("LR112", cause, "Give a checkpoint with the config.json that belongs to it.")
+        raise refuse(
+            "LR112",
+            f"the config says vocab_size: {said}, embed_tokens has {before} rows.",
+            "Give a checkpoint with the config.json that belongs to it.",
+        )
     return after + said - before
 
 

@@ -94,11 +94,10 @@ def shrink(
         "model", str(source), ("tensors", "config"), first=True, offline=offline
     )
     if checkpoint.config is None:
-        fix = "Put the config.json of the checkpoint beside it."
         raise refuse(
             "LR112",
             f"{checkpoint.location} has no config.json, which says how many heads there are.",
-            fix,
+            "Put the config.json of the checkpoint beside it.",
         )
     config = of_text(checkpoint.config)
     twin = make_twin(checkpoint, config, layers, tower_layers)

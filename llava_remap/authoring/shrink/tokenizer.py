@@ -140,9 +140,10 @@ def _ordinary(count: int) -> list[str]:
         *(_BLANK + sign for sign in string.ascii_letters + string.digits + string.punctuation),
     ]
     if not len(letters) <= count <= len(words):
-        cause = (
+        raise refuse(
+            "LR112",
             f"a vocabulary of {count} words beside the special ones; a small one has "
-            f"{len(letters)} to {len(words)}."
+            f"{len(letters)} to {len(words)}.",
+            "Give a checkpoint with more rows.",
         )
-        raise refuse("LR112", cause, "Give a checkpoint with more rows.")
     return words[:count]

@@ -42,11 +42,12 @@ class IdentityLayer(BaseModel):
             return Effect(())
         dtype, shape = before.tensors[self.after]
         if len(shape) != 2:
-            cause = (
+            raise refuse(
+                "LR212",
                 f"`identity_layer`: `{self.after}` is {list(shape)}, and the weight of a "
-                "linear layer has two dimensions."
+                "linear layer has two dimensions.",
+                "Name the weight of a linear layer.",
             )
-            raise refuse("LR212", cause, "Name the weight of a linear layer.")
         rows = shape[0]
         return Effect(
             (

@@ -112,9 +112,9 @@ def _is_sound(listing: Path) -> bool:
 
 
 def _refused(repository: Repository, name: str, path: Path, what: str) -> RemapError:
-    cause = f"{quoted(str(repository))} isn't taken from the hub's cache: {path} {what}."
-    fix = (
+    return HubError.of(
+        "LR114",
+        f"{quoted(str(repository))} isn't taken from the hub's cache: {path} {what}.",
         "Delete it, and what is needed is downloaded again; or give a folder that you trust: "
-        f"--source {name}=DIR."
+        f"--source {name}=DIR.",
     )
-    return HubError.of("LR114", cause, fix)

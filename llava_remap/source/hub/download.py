@@ -146,28 +146,33 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
         (problem,) = no_form(
             str(repository), _top(there), {file.partition("/")[0] for file in there}
         ).problems
-        fix = (
-            "Give a repository with weights, or download the file that is meant and give it: "
-            f"--source {name}=FILE."
+        raise RemapError(
+            replace(
+                problem,
+                fix="Give a repository with weights, or download the file that is meant and "
+                "give it: "
+                f"--source {name}=FILE.",
+            )
         )
-        raise RemapError(replace(problem, fix=fix))
     if absent := [file for file in weights if file not in there]:
         cause = (
             f"{len(absent)} of the {len(weights)} files that the weights of "
             f"{quoted(str(repository))} lie in are not there: "
         )
-        fix = (
+        raise refuse(
+            "LR103",
+            f"{cause}{several(absent)}.",
             f"Give a revision that is whole (--source {name}={repository.id}@REVISION) or "
-            "another repository."
+            "another repository.",
         )
-        raise refuse("LR103", f"{cause}{several(absent)}.", fix)
     files = sorted({*beside, *weights})
     if not files:
-        cause = (
+        raise AbsentError.of(
+            "LR100",
             f"{quoted(str(repository))} has none of the files that are wanted of it: "
-            f"{', '.join(sorted(use))}."
+            f"{', '.join(sorted(use))}.",
+            "Give another repository, or a local folder.",
         )
-        raise AbsentError.of("LR100", cause, "Give another repository, or a local folder.")
     with (
         _quiet(bars=sys.stderr.isatty()),
         guarded(),

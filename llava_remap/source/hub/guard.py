@@ -188,11 +188,12 @@ def _check_content(response: Any, nbytes: int | None) -> None:
         if path.exists()
     )
     if nbytes is not None and nbytes > (free := shutil.disk_usage(folder).free):
-        cause = (
+        raise refuse(
+            "LR502",
             f"{quoted(PurePosixPath(response.request.url.path).name)} has {nbytes} bytes, and "
-            f"{free} are free in {folder}."
+            f"{free} are free in {folder}.",
+            "Free some, or set HF_HOME to a folder on a larger disk.",
         )
-        raise refuse("LR502", cause, "Free some, or set HF_HOME to a folder on a larger disk.")
     known = _thread.size if _thread.size is not None else total
     response.stream = _at_most(response.stream, LARGEST if known is None else known)
 

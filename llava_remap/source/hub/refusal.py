@@ -46,36 +46,41 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapE
 
     hub, text = HfApi().endpoint, quoted(str(repository))
     if bad := next((each for each in _chain(error) if isinstance(each, BadAnswerError)), None):
-        fix = f"See what HF_ENDPOINT is set to, and who runs that server. {_elsewhere(name)}"
-        return HubError.of("LR114", f"{text} can't be downloaded: {hub} {bad}.", fix), False
+        return HubError.of(
+            "LR114",
+            f"{text} can't be downloaded: {hub} {bad}.",
+            f"See what HF_ENDPOINT is set to, and who runs that server. {_elsewhere(name)}",
+        ), False
     if local := _of_the_disk(error):
         return local, False
     error = next((each for each in _chain(error) if isinstance(each, HfHubHTTPError)), error)
     if isinstance(error, RevisionNotFoundError):
-        cause = f"{quoted(repository.id)} has no revision {quoted(repository.revision or 'main')}."
         return HubError.of(
             "LR114",
-            cause,
+            f"{quoted(repository.id)} has no revision {quoted(repository.revision or 'main')}.",
             f"Give a branch, a tag or a commit of it: --source {name}={repository.id}@REVISION.",
         ), False
     if isinstance(error, GatedRepoError):
-        fix = f"Accept its licence on {hub}/{repository.id} and {_LOG_IN}."
         return HubError.of(
-            "LR114", f"{text} is gated: only those may download it who accepted its licence.", fix
+            "LR114",
+            f"{text} is gated: only those may download it who accepted its licence.",
+            f"Accept its licence on {hub}/{repository.id} and {_LOG_IN}.",
         ), False
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if isinstance(error, RepositoryNotFoundError) or status == 401:
-            fix = (
-                f"Check its name; if it is private, {_LOG_IN}. A local folder is given as "
-                f"--source {name}=DIR."
-            )
             return HubError.of(
-                "LR114", f"there is no {text} on {hub}, or it is private.", fix
+                "LR114",
+                f"there is no {text} on {hub}, or it is private.",
+                f"Check its name; if it is private, {_LOG_IN}. A local folder is given as "
+                f"--source {name}=DIR.",
             ), False
         says = _line(error.server_message or error.response.reason_phrase)
-        cause = f"{text} can't be downloaded: {hub} answers {status}, {says}."
-        return HubError.of("LR114", cause, _elsewhere(name)), status >= 500 or status in (408, 429)
+        return HubError.of(
+            "LR114",
+            f"{text} can't be downloaded: {hub} answers {status}, {says}.",
+            _elsewhere(name),
+        ), status >= 500 or status in (408, 429)
     # By name, as these are httpx's classes or httpx2's, depending on the library's version.
     kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     if "OfflineModeIsEnabled" in kinds:
@@ -132,11 +137,17 @@ def _of_the_disk(error: Exception) -> RemapError | None:
         number, file = (each.errno, each.filename) if isinstance(each, OSError) else (None, None)
         # The library's downloader in Rust wraps what the system says in a RuntimeError.
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(each):
-            fix = "Free some, or set HF_HOME to a folder on a larger disk."
-            return refuse("LR502", "the disk that the hub's cache lies on is full.", fix)
+            return refuse(
+                "LR502",
+                "the disk that the hub's cache lies on is full.",
+                "Free some, or set HF_HOME to a folder on a larger disk.",
+            )
         if file and number in _UNWRITABLE:  # a connection may be forbidden too, and has no file
-            cause = f"the hub's cache can't be written: {_line(each)}."
-            return HubError.of("LR114", cause, "Set HF_HOME to a folder that can be written.")
+            return HubError.of(
+                "LR114",
+                f"the hub's cache can't be written: {_line(each)}.",
+                "Set HF_HOME to a folder that can be written.",
+            )
     return None
 
 
