@@ -45,7 +45,6 @@ from llava_remap.rewrite.infer import (
     fold,
     grows,
     infer,
-    quoted,
     unfold,
 )
 from llava_remap.rewrite.infer.text import Frame, rule_file
@@ -57,6 +56,7 @@ from llava_remap.rulefile import (
     shipped_folder,
     shipped_rule_files,
 )
+from llava_remap.rulefile.yaml_write import quoted
 from llava_remap.target_model import TEXT_KIND, unknown_target
 
 #: Keys of a LLaVA's config that tell families of the same names apart. Those after the bar are told
