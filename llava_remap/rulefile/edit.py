@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from llava_remap.core.problem import refuse
+from llava_remap.core.problem import Mark, refuse
 from llava_remap.rulefile.schema import NameTest
 from llava_remap.rulefile.yaml_text import LOADER
 from llava_remap.rulefile.yaml_write import PLAIN_NAME, flow
@@ -41,6 +41,7 @@ def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
             "LR201",
             "the file is written in braces, {…}, so there is no line to put tests behind.",
             "Write its fields one below the other.",
+            place=Mark(shown, 1, 1),
         )
     newline = "\r\n" if "\r\n" in text else "\n"
     found = next((value for key, value in root.value if key.value == "tests"), None)

@@ -154,6 +154,7 @@ class Extended:
                 "LR201",
                 f"the chat template `{name}` is not beside {child.name}.",
                 "Put it there, or below; a rule file can't take in any file of the machine.",
+                place=mark,
             )
         path = next(
             (folder / name for folder in (child.parent, self.shipped) if is_file(folder / name)),
@@ -164,6 +165,7 @@ class Extended:
                 "LR201",
                 f"no file `{name}` is beside {child.name} or among the shipped ones.",
                 "Write the path relative to this file, or chat/NAME.jinja for a shipped template.",
+                place=mark,
             )
         if path.stat().st_size > _LARGEST_TEMPLATE:
             raise refuse(

@@ -120,8 +120,9 @@ def parse_yaml(text: str, shown: str) -> Node:
         at = Mark(shown, before.count("\n") + 1, len(before) - before.rfind("\n"))
         raise refuse(
             "LR201",
-            f"{at} not valid YAML: the character U+{error.character:04X} can't stand in it.",
+            f"not valid YAML: the character U+{error.character:04X} can't stand in it.",
             "Take it out; in a text in double quotes it can be written with a \\.",
+            place=at,
         ) from None
     except yaml.YAMLError as error:
         raise refuse(
@@ -208,6 +209,7 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int, *, key: boo
                 "LR201",
                 "a key is a word, not a list or mapping.",
                 "Put a text that begins with { or [ in quotes, also where it is a value: '{x}'.",
+                place=named.mark,
             )
         name = event.value
         if name in entries:
