@@ -234,7 +234,7 @@ def test_the_file_is_named_relative_to_here(
     put(tmp_path, "sub/r.yaml", "schema: 1\nname: yes\n")
     monkeypatch.chdir(tmp_path)
     (problem,) = refused("sub/r.yaml").problems
-    assert problem.cause.startswith("sub/r.yaml:2:7 ")
+    assert problem.placed_cause.startswith("sub/r.yaml:2:7 ")
 
 
 @pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
