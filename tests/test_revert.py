@@ -23,7 +23,8 @@ from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import apply
 from llava_remap.jobs.revert import plan_revert, revert, revert_job
 from llava_remap.post_load import run as post_load_run
-from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings, _NewRows
+from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings
+from llava_remap.post_load.plugins.new_rows import NewRows
 from tests.checkpoint.stored import raw, stored
 from tests.checkpoint.test_torch_files import rewritten
 from tests.conftest import CLIP, DATA, RELEASED, TINY, Changed, Run, Tensors, with_own_digest
@@ -269,7 +270,7 @@ def test_old_bytes_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_new_rows_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     apply("llava-v1.5", [str(RELEASED / "bin"), TOWER], "out")
-    monkeypatch.setattr(_NewRows, "_made", lambda *arguments: pytest.fail("new rows were made"))
+    monkeypatch.setattr(NewRows, "_made", lambda *arguments: pytest.fail("new rows were made"))
     revert("out", "back")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava_remap.core.escaped import printable
 from llava_remap.core.limits import limit_reached
-from llava_remap.core.problem import RemapError
+from llava_remap.core.problem import RemapError, refuse
 from llava_remap.core.wording import quoted
 
 
@@ -39,3 +39,10 @@ def unreadable(error: OSError, path: Path) -> RemapError:
     if error.errno == errno.EIO:
         return DamagedError.of("LR102", cause, fix)
     return UnreadableError.of("LR100", cause, fix)
+
+
+def corrupt(file: Path, why: str, *names: str) -> RemapError:
+    """LR102 for a file that contradicts itself."""
+    return refuse(
+        "LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names
+    )

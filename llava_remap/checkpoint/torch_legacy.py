@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llava_remap.checkpoint.catalog import Tensor
+from llava_remap.checkpoint.errors import corrupt
 from llava_remap.checkpoint.state_dict import StateDict, find_state_dict, place
 from llava_remap.checkpoint.torch_pickle import LARGEST, STORAGES, Storage, unpickle
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import refuse
 from llava_remap.core.wording import quoted
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -46,7 +47,7 @@ def read_torch_legacy(file: Path) -> tuple[list[Tensor], StateDict]:
                 "Give a file that was saved with `torch.save`.",
             )
         if pickled() != _PROTOCOL:
-            raise _corrupt(
+            raise corrupt(
                 file, f"the protocol's version in it is not {_PROTOCOL}, the only one there is"
             )
         pickled()  # the machine's byte order and sizes, of which nothing in the file depends
@@ -57,7 +58,7 @@ def read_torch_legacy(file: Path) -> tuple[list[Tensor], StateDict]:
     tensors = []
     for name, found in state.tensors.items():
         if found.storage.key not in places:
-            raise _corrupt(
+            raise corrupt(
                 file,
                 f"the storage {quoted(found.storage.key)} of {quoted(name)} is not in it",
                 name,
@@ -77,7 +78,7 @@ def _places(
     if not isinstance(keys, list) or not all(
         isinstance(key, str) and key in storages for key in keys
     ):
-        raise _corrupt(file, "its list of storages names one that no tensor has")
+        raise corrupt(file, "its list of storages names one that no tensor has")
     places: dict[str, tuple[int, int]] = {}
     at = stream.tell()
     for key in keys:
@@ -89,22 +90,16 @@ def _places(
         # torch's writer and its reader.
         start, nbytes = at + 8, count * STORAGES[storage.kind][0]
         if start + nbytes > size or len(prefix) < 8:
-            raise _corrupt(
+            raise corrupt(
                 file,
                 f"the storage {quoted(key)} ends at byte {start + nbytes}, the file has {size}",
             )
         if count != storage.numel:
-            raise _corrupt(
+            raise corrupt(
                 file, f"the storage {quoted(key)} has {count} elements, the pickle says otherwise"
             )
         if key in places:
-            raise _corrupt(file, f"the storage {quoted(key)} is in it twice")
+            raise corrupt(file, f"the storage {quoted(key)} is in it twice")
         places[key] = (start, nbytes)
         at = start + nbytes
     return places
-
-
-def _corrupt(file: Path, why: str, *names: str) -> RemapError:
-    return refuse(
-        "LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names
-    )

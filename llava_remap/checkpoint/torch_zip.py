@@ -15,9 +15,10 @@ from typing import IO, BinaryIO, cast
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from llava_remap.checkpoint.catalog import Tensor
+from llava_remap.checkpoint.errors import corrupt
 from llava_remap.checkpoint.state_dict import StateDict, find_state_dict, place
 from llava_remap.checkpoint.torch_pickle import BARE, LARGEST, unpickle
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import refuse
 from llava_remap.core.wording import quoted
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -83,7 +84,7 @@ def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
             key = found.storage.key
             record = records.get(f"{root}data/{key}")
             if record is None:
-                raise _corrupt(
+                raise corrupt(
                     file, f"the storage {quoted(key)} of {quoted(name)} is not in it", name
                 )
             if key not in places:
@@ -115,7 +116,7 @@ def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
         ) from None
     records = {record.filename: record for record in every}
     if len(records) < len(every):
-        raise _corrupt(file, "two of its records have one name")
+        raise corrupt(file, "two of its records have one name")
     return records
 
 
@@ -135,25 +136,25 @@ def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[i
             "It was packed again by another program: save it with torch.",
         )
     if record.compress_size != record.file_size:
-        raise _corrupt(
+        raise corrupt(
             file,
             f"its record {name} has {record.file_size} bytes in one place and "
             f"{record.compress_size} in another",
         )
     if not 0 <= record.header_offset <= size - _LOCAL_HEADER.size:
-        raise _corrupt(
+        raise corrupt(
             file, f"its record {name} starts at byte {record.header_offset}, the file has {size}"
         )
     stream.seek(record.header_offset)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
     if signature != b"PK\3\4":
-        raise _corrupt(
+        raise corrupt(
             file,
             f"at byte {record.header_offset}, where its record {name} should start, there is none",
         )
     start = record.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if start + record.file_size > size:
-        raise _corrupt(
+        raise corrupt(
             file, f"its record {name} ends at byte {start + record.file_size}, the file has {size}"
         )
     return start, record.file_size
@@ -164,7 +165,7 @@ def _refuse_overlap(file: Path, places: Mapping[str, tuple[int, int]]) -> None:
     ordered = sorted(places.items(), key=lambda item: item[1])
     for (one, (start, nbytes)), (other, (begin, _)) in pairwise(ordered):
         if begin < start + nbytes:
-            raise _corrupt(file, f"its records {quoted(one)} and {quoted(other)} overlap")
+            raise corrupt(file, f"its records {quoted(one)} and {quoted(other)} overlap")
 
 
 def _is_big_endian(stream: BinaryIO, file: Path, size: int, record: ZipInfo | None) -> bool:
@@ -174,13 +175,7 @@ def _is_big_endian(stream: BinaryIO, file: Path, size: int, record: ZipInfo | No
     stream.seek(start)
     order = stream.read(min(nbytes, 16))
     if order not in (b"little", b"big"):
-        raise _corrupt(
+        raise corrupt(
             file, f"its byte order is {quoted(order.decode('latin-1'))}, not `little` or `big`"
         )
     return order == b"big"
-
-
-def _corrupt(file: Path, why: str, *names: str) -> RemapError:
-    return refuse(
-        "LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names
-    )

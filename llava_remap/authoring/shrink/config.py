@@ -137,7 +137,3 @@ def _pinpoints(pinpoints: Any, image_size: int) -> Any:
     if tile <= 1:  # counted in tiles
         return pinpoints
     return json.loads(re.sub(r"\d+", lambda number: str(int(number[0]) // tile * image_size), text))
-
-
-def json_file(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava_remap.authoring.shrink.config import json_file, token_ids
+from llava_remap.authoring.shrink.config import token_ids
 from llava_remap.core.problem import refuse
+from llava_remap.folder.json_file import json_bytes
 from llava_remap.target_model.presets import SPECIAL_TOKENS
 
 _LOW = 100
@@ -126,7 +127,7 @@ def tokenizer_files(vocabulary: SmallVocabulary) -> dict[str, bytes]:
     }
     return {
         "tokenizer.json": tokenizer.to_str(pretty=True).encode() + b"\n",
-        "tokenizer_config.json": json_file(config),
+        "tokenizer_config.json": json_bytes(config),
     }
 
 
