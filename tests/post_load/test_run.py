@@ -170,3 +170,22 @@ def test_a_whole_job_with_a_bad_plug_in(run: Run) -> None:
     Path("mine.yaml").write_text(text)
     assert "installed: plug" in run("apply", "mine.yaml", *sources, "--output", "out").out
     assert not Path("out").exists()
+
+
+def test_a_plug_in_is_asked_once_for_all_its_changes() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    class Two(Plug):
+        def pieces(self, changes: Sequence[Change], read: Any) -> Mapping[str, Iterator[Any]]:
+            asked.append(tuple(change.target for change in changes))
+            return {change.target: iter([bytes(4)]) for change in changes}
+
+    entry = SimpleNamespace(name="plug", load=lambda: Two, dist=None)
+    changes = [Change(name, "F16", None, (2,), ()) for name in ("a", "b")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "entry_points", lambda group: [entry])
+        rules = run.PostLoad([("plug", {}, change) for change in changes], failing)
+        assert [list(rules.pieces(name)) for name in ("b", "a")] == [[bytes(4)]] * 2
+        assert asked == [("a", "b")]
+        assert list(rules.pieces("a")) == [bytes(4)]
+        assert asked == [("a", "b")] * 2, "a tensor that is wanted again is made again"
