@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llava_remap.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from llava_remap.core.problem import Problem, RemapError
     from llava_remap.jobs.apply import Job, Result, apply_job, plan_job
     from llava_remap.jobs.load import load_model
 
-__version__ = "0.1.0"
 __all__ = ["Job", "Problem", "RemapError", "Result", "apply_job", "load_model", "plan_job"]
 
 

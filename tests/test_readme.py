@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from llava_remap.core.codes import CODES
-from llava_remap.post_load.expand_embeddings import USED_BY, ExpandEmbeddings
+from llava_remap.post_load.plugins.expand_embeddings import USED_BY, ExpandEmbeddings
 from llava_remap.rulefile import load_rule_file, shipped_rule_files
 from tests.conftest import CLIP, RELEASED, Run
 

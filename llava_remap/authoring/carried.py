@@ -10,7 +10,7 @@ from typing import Any
 from llava_remap.authoring.draft_sources import Given
 from llava_remap.authoring.draft_target import Wanted, bare_rules, first_constants, inner
 from llava_remap.checkpoint import Tensor
-from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.problem import ConfigError, Problem, RemapError
 from llava_remap.rewrite.infer import Inference
 from llava_remap.rulefile import RuleFile
 from llava_remap.target_model import (
@@ -58,8 +58,8 @@ def carried(
     rules = bare_rules(wanted.class_name)
     try:
         text = text_model_of(rules, given.configs)
-    except RemapError as error:
-        if error.problems[0].code != "LR112" or not isinstance(text_wanted.get("model_type"), str):
+    except ConfigError:
+        if not isinstance(text_wanted.get("model_type"), str):
             raise
         constants[TEXT_KIND] = (
             text_wanted["model_type"],
@@ -72,12 +72,17 @@ def carried(
         [{key: value for key, value in wanted.config.items() if key == "text_config"}],
     )
     if said.kind != text.kind:
-        cause = (
-            f"{location} is for a language model of type {said.kind}, the source's config "
-            "says "
-            f"{text.kind}."
+        raise RemapError(
+            [
+                Problem(
+                    "LR112",
+                    f"{location} is for a language model of type {said.kind}, the source's config "
+                    "says "
+                    f"{text.kind}.",
+                    "Give the target's config for this checkpoint.",
+                )
+            ]
         )
-        raise RemapError([Problem("LR112", cause, "Give the target's config for this checkpoint.")])
     vision_wanted = inner(wanted.config, "vision_config")
     made = _derived(rules, given, found, text, vision_wanted)
     pairs = [
@@ -89,14 +94,11 @@ def carried(
     for prefix, ours, theirs in pairs:
         for key, value, old in _differences(ours, theirs):
             if value is None or isinstance(value, dict):
-                cause = (
-                    f"{location} says {prefix}{key}: {value!r}, the source's config makes it "
-                    f"{old!r}; no constant takes it back."
-                )
                 problems.append(
                     Problem(
                         "LR112",
-                        cause,
+                        f"{location} says {prefix}{key}: {value!r}, the source's config makes it "
+                        f"{old!r}; no constant takes it back.",
                         "Mend the source's config.json, if the target's config is right.",
                     )
                 )
@@ -129,9 +131,7 @@ def _derived(
     )
     try:
         return dict(derive_config(rules, given.configs, tensors, tokens, text).config)
-    except RemapError as error:
-        if error.problems[0].code not in ("LR112", "LR309"):
-            raise
+    except ConfigError:
         made = dict(
             derive_config(
                 rules, [*given.configs, {"vision_config": vision}], tensors, tokens, text

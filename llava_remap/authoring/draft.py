@@ -34,8 +34,8 @@ from llava_remap.authoring.draft_target import (
     read_wanted,
 )
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.core.fold import counted
 from llava_remap.core.problem import Problem, refuse
+from llava_remap.core.wording import counted
 from llava_remap.rewrite.infer import (
     Group,
     Inference,
@@ -45,17 +45,18 @@ from llava_remap.rewrite.infer import (
     fold,
     grows,
     infer,
-    quoted,
     unfold,
 )
 from llava_remap.rewrite.infer.text import Frame, rule_file
-from llava_remap.routing.identify import HF_LAYOUTS, fits
+from llava_remap.routing.fits import fits
+from llava_remap.routing.identify import HF_LAYOUTS
 from llava_remap.rulefile import (
     load_rule_file,
     shipped_chat_parts,
     shipped_folder,
     shipped_rule_files,
 )
+from llava_remap.rulefile.yaml_write import quoted
 from llava_remap.target_model import TEXT_KIND, unknown_target
 
 #: Keys of a LLaVA's config that tell families of the same names apart. Those after the bar are told
@@ -195,11 +196,12 @@ def draft_rules(
     if modules:
         found = _infer(given, wanted, told, drop_rest, ask)
     if not any(rule.to is not None for rule in found.rules):
-        cause = (
+        raise refuse(
+            "LR305",
             f"no name in {given.location} could be matched with one of {wanted.location} by "
-            "name and shape."
+            "name and shape.",
+            "Is it the right target, and of the same size?",
         )
-        raise refuse("LR305", cause, "Is it the right target, and of the same size?")
     frame, text_model, problems = _frame(given, wanted, found, modules, output)
     text = rule_file(frame, found)
     loaded(text)  # before it stands where a user would take it for one that works

@@ -13,7 +13,7 @@ from typing import Any
 from llava_remap.authoring.draft_sources import CLEAN, Given, cleaned, unknown_shapes
 from llava_remap.authoring.names_alone import open_names
 from llava_remap.checkpoint import Tensor, has_file, read_object
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import ConfigError, RemapError, refuse
 from llava_remap.folder import scratch_folder
 from llava_remap.rewrite import compile_rules
 from llava_remap.rewrite.infer import Shape, infer
@@ -188,12 +188,13 @@ def _of_class(class_name: str, given: Given) -> Wanted:
     embeddings = [name for name in given.shapes if table and name.endswith(table)]
     if not towers or not embeddings:
         what = "vision tower" if not towers else "table of embeddings"
-        cause = (
-            f"--to {class_name}: no {what} is recognised in {given.location}, so the target's "
-            "config can't be worked out."
-        )
         fix = "If it lies elsewhere, give that too: --from vision_tower=DIR. " if not towers else ""
-        raise refuse("LR211", cause, fix + _FORMS)
+        raise refuse(
+            "LR211",
+            f"--to {class_name}: no {what} is recognised in {given.location}, so the target's "
+            "config can't be worked out.",
+            fix + _FORMS,
+        )
     shapes = _made_up(given.shapes) if given.names_alone else given.shapes
     found: dict[str, Tensor] = {}
     for name, shape in shapes.items():
@@ -246,12 +247,10 @@ def language_model(
     rules = bare_rules(class_name)
     try:
         return rules, text_model_of(rules, configs), ""
-    except RemapError as error:
-        if error.problems[0].code != "LR112":
-            raise
+    except ConfigError as error:
         other = bare_rules(class_name, {TEXT_KIND: (stand_in, "")})
         try:
-            return other, text_model_of(other, configs), error.problems[0].cause
+            return other, text_model_of(other, configs), error.problems[0].placed_cause
         except RemapError:
             raise error from None
 

@@ -56,8 +56,11 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
     from llava_remap.target_model import text_config
 
     if not rules.text.sources:
-        cause = f"`{rules.name}` names no sources: it is a part of other rule files."
-        raise refuse("LR211", cause, "Leave --source out, or give a rule file that extends it.")
+        raise refuse(
+            "LR211",
+            f"`{rules.name}` names no sources: it is a part of other rule files.",
+            "Leave --source out, or give a rule file that extends it.",
+        )
     named = name_sources(list(rules.text.sources), given)
     first = rules.first_source
     if first not in named:

@@ -143,21 +143,22 @@ def _add(rules: RuleFile, tests: Sequence[NameTest]) -> None:
     """Add tests to the file. The new text is loaded and tested first, and has to say the same as
     the old one otherwise.
     """
-    from llava_remap.core.replace_file import replacing  # tests that are only run start the sooner
+    from llava_remap.core.files import replace_file  # tests that are only run start the sooner
     from llava_remap.rulefile.edit import with_tests
 
     path = rules.path
     text = with_tests(path.read_bytes().decode("utf-8"), tests, str(path))
-    with replacing(path, text.encode("utf-8")) as partial:
+
+    def check(partial: Path) -> None:
         if not _says(partial, rules, tests):
-            cause = (
-                f"{path}: with tests behind the others, it would be read as something else, "
-                "so "
-                "it is left as it was."
-            )
             raise refuse(
-                "LR201", cause, "Let the file end in an empty line, or add the tests by hand."
+                "LR201",
+                f"{path}: with tests behind the others, it would be read as something else, so it "
+                "is left as it was.",
+                "Let the file end in an empty line, or add the tests by hand.",
             )
+
+    replace_file(path, text.encode("utf-8"), check=check)
 
 
 def _says(partial: Path, rules: RuleFile, tests: Sequence[NameTest]) -> bool:

@@ -223,7 +223,7 @@ def _file_name(names: NameSet) -> str:
 
 
 def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
-    from llava_remap.core.replace_file import replacing
+    from llava_remap.core.files import replace_file
 
     config = snapshot.names.config
     outcomes = {source: dict(sorted(names.items())) for source, names in snapshot.outcomes.items()}
@@ -253,8 +253,7 @@ def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
             f"{file.parent} can't be made: {error.strerror}.",
             "Put the rule file where you may write.",
         ) from None
-    with replacing(file, (json.dumps(content, indent=1) + "\n").encode()):
-        pass
+    replace_file(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _files(folder: Path, *, update: bool) -> list[Path]:
@@ -285,11 +284,12 @@ def _read(file: Path) -> Snapshot:
     content = read_object(file, "LR113", _FIX)
     head = content.get("format"), content.get("format_version")
     if head != (FORMAT, FORMAT_VERSION):
-        cause = (
+        raise refuse(
+            "LR113",
             f"{file} says format {head[0]!r}, version {head[1]!r}, not {FORMAT!r}, version "
-            f"{FORMAT_VERSION}."
+            f"{FORMAT_VERSION}.",
+            _FIX,
         )
-        raise refuse("LR113", cause, _FIX)
     sources, config, fits = content.get("sources"), content.get("config"), content.get("fits")
     mapping, dropped = content.get("mapping"), content.get("dropped")
     if not (

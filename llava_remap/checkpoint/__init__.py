@@ -1,28 +1,18 @@
 """Files to a catalog: headers only, with nothing but the standard library."""
 
 from llava_remap.checkpoint.beside import BESIDE, files_for
-from llava_remap.checkpoint.catalog import (
-    DTYPE_BITS,
-    FLOATS,
-    Catalog,
-    Checkpoint,
-    Location,
-    LoraPair,
-    Stamp,
-    Tensor,
-)
+from llava_remap.checkpoint.catalog import Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
+from llava_remap.checkpoint.errors import AbsentError, UnreadableError, unreadable
 from llava_remap.checkpoint.foreign import PartsApartError, gather_command, parts_beside
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError
 from llava_remap.checkpoint.shards import read_weight_map
 from llava_remap.checkpoint.small_file import has_file, read_file, read_text
 from llava_remap.checkpoint.strict_json import read_object
-from llava_remap.checkpoint.wording import UnreadableError, quoted, unreadable
 
 __all__ = [
+    "AbsentError",
     "BESIDE",
-    "DTYPE_BITS",
-    "FLOATS",
     "Catalog",
     "Checkpoint",
     "Location",
@@ -37,7 +27,6 @@ __all__ = [
     "has_file",
     "open_checkpoint",
     "parts_beside",
-    "quoted",
     "read_file",
     "read_object",
     "read_text",

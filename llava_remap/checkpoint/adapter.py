@@ -14,10 +14,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from llava_remap.checkpoint.catalog import FLOATS, Catalog, LoraPair
-from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.checkpoint.catalog import Catalog, LoraPair
+from llava_remap.core.dtypes import FLOATS
 from llava_remap.core.escaped import printable
 from llava_remap.core.problem import refuse
+from llava_remap.core.wording import quoted, several
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -68,40 +69,47 @@ def lora_pairs(
         elif _LORA.search(name):
             strange.append(name)
     if strange:
-        cause = (
+        raise refuse(
+            "LR115",
             f"{quoted(file)} has more than LoRA's pairs of matrices: {_kind(strange[0])} "
-            f"({several(strange)})."
+            f"({several(strange)}).",
+            _MERGE,
+            strange,
         )
-        raise refuse("LR115", cause, _MERGE, strange)
     if stubs := [
         name for name, tensor in catalog.items() if _LORA.search(name) and 0 in tensor.shape
     ]:
-        cause = f"{len(stubs)} of the adapter's matrices in {quoted(file)} have no elements."
-        fix = (
+        raise refuse(
+            "LR104",
+            f"{len(stubs)} of the adapter's matrices in {quoted(file)} have no elements.",
             "DeepSpeed's ZeRO-3 keeps the values elsewhere: save the adapter with the "
             "parameters "
-            "gathered."
+            "gathered.",
+            stubs,
         )
-        raise refuse("LR104", cause, fix, stubs)
     if config is not None:
         _refuse_variant(config)
     if odd := [
         module for module, found in matrices.items() if len(found["A"]) != 1 or len(found["B"]) != 1
     ]:
-        cause = (
+        raise refuse(
+            "LR115",
             f"{len(odd)} of {len(matrices)} modules in {quoted(file)} don't have one lora_A "
-            f"and one lora_B: {several(odd)}."
+            f"and one lora_B: {several(odd)}.",
+            _AGAIN,
+            odd,
         )
-        raise refuse("LR115", cause, _AGAIN, odd)
     names = {module: (found["A"][0], found["B"][0]) for module, found in matrices.items()}
     if odd := [module for module, (a, b) in names.items() if not _is_pair(catalog, a, b)]:
         a, b = (catalog[name] for name in names[odd[0]])
         said = f"lora_A is {a.dtype} {list(a.shape)}, lora_B {b.dtype} {list(b.shape)}"
-        cause = (
+        raise refuse(
+            "LR115",
             f"{len(odd)} of {len(matrices)} pairs in {quoted(file)} are not those of linear "
-            f"layers: {quoted(odd[0])}, {said}."
+            f"layers: {quoted(odd[0])}, {said}.",
+            _MERGE,
+            odd,
         )
-        raise refuse("LR115", cause, _MERGE, odd)
     scales = (
         _scales({module: catalog[a].shape[0] for module, (a, _) in names.items()}, config)
         if config is not None

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-from llava_remap.checkpoint.wording import quoted
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted
 
 #: torch and numpy allow no more dimensions.
 MOST_DIMENSIONS = 64
@@ -29,8 +29,10 @@ def is_shape(sizes: Sequence[object]) -> bool:
 
 def unknown_dtype(file: Path, name: str, dtype: str) -> RemapError:
     """LR106: a dtype that a language model, tower or projector is not trained in."""
-    cause = (
+    return refuse(
+        "LR106",
         f"in {quoted(file.name)} the tensor {quoted(name)} has dtype {quoted(dtype)}, which "
-        "can't be converted."
+        "can't be converted.",
+        "Give the unquantised checkpoint, in F16, BF16 or F32.",
+        [name],
     )
-    return refuse("LR106", cause, "Give the unquantised checkpoint, in F16, BF16 or F32.", [name])

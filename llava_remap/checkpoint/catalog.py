@@ -9,17 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.beside import BESIDE, files_for
-
-#: Bits of one element, by dtype in the spelling of safetensors.
-DTYPE_BITS: Mapping[str, int] = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
-    "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "F32": 32, "I32": 32, "U32": 32,
-    "F64": 64, "I64": 64, "U64": 64, "C64": 64,
-}  # fmt: skip
-
-#: Those of them that are floating-point numbers one can compute with.
-FLOATS = ("F64", "F32", "F16", "BF16")
+from llava_remap.core.dtypes import DTYPE_BITS
 
 
 @dataclass(frozen=True, slots=True)

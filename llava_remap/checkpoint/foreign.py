@@ -16,10 +16,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
+from llava_remap.checkpoint.errors import AbsentError
 from llava_remap.checkpoint.form import choose_form
-from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 #: Files that are looked at. A training folder has some thousand at the most.
 _MOST = 20_000
@@ -64,7 +65,7 @@ _PROGRAMS = (
 _MADE_FROM = "Give the checkpoint that it was made from."
 
 
-class PartsApartError(RemapError):
+class PartsApartError(AbsentError):
     """A folder has no checkpoint, and its sub-folders hold the parts of one.
 
     Attributes:
@@ -273,11 +274,12 @@ def _deepspeed(listing: Listing) -> RemapError | None:
             f"Copy those files into {quoted(at)}, from every machine of the training.",
         )
     made = str(listing.root if step else _above(listing.root))
-    fix = (
+    return refuse(
+        "LR106",
+        cause,
         f"DeepSpeed puts it together, where that is installed: {_zero_to_fp32(listing, step)}. "
-        f"Then give {quoted(made)}."
+        f"Then give {quoted(made)}.",
     )
-    return refuse("LR106", cause, fix)
 
 
 def _zero_to_fp32(listing: Listing, step: str) -> str:
@@ -426,7 +428,7 @@ def _below(listing: Listing) -> RemapError | None:
         return None
     cause = f"{quoted(listing.where)} has no weights on top; they lie in {several(found, 6)}."
     command = f"{listing.download}llava-remap inspect {quote(str(listing.root / found[-1]))}"
-    return refuse("LR100", cause, f"Give the folder that is meant: {command}")
+    return AbsentError.of("LR100", cause, f"Give the folder that is meant: {command}")
 
 
 def _by_number(name: str) -> tuple[str | int, ...]:

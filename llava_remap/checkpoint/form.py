@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
+from llava_remap.checkpoint.errors import AbsentError
 from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE
-from llava_remap.checkpoint.wording import quoted, several
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import RemapError
+from llava_remap.core.wording import quoted, several
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".index.json"
@@ -160,14 +161,18 @@ def no_form(where: str, names: Collection[str], every: Collection[str]) -> Remap
         every: its files and folders.
     """
     if weights := sorted(_weights(names)):
-        cause = (
+        return AbsentError.of(
+            "LR100",
             f"{quoted(where)} has {len(weights)} weight files, nothing says which is meant: "
-            f"{several(weights, 6)}."
+            f"{several(weights, 6)}.",
+            "Give one of them by its name.",
         )
-        return refuse("LR100", cause, "Give one of them by its name.")
     has = f"It has: {several(sorted(every), 12)}." if every else "It is empty."
-    cause = f"{quoted(where)} has no weight file (*.safetensors, *.bin, *.pt, *.pth, *.ckpt). {has}"
-    return refuse("LR100", cause, "Give the folder that the weights lie in.")
+    return AbsentError.of(
+        "LR100",
+        f"{quoted(where)} has no weight file (*.safetensors, *.bin, *.pt, *.pth, *.ckpt). {has}",
+        "Give the folder that the weights lie in.",
+    )
 
 
 def _weights(names: Collection[str]) -> set[str]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.bounds import is_shape, unknown_dtype
-from llava_remap.checkpoint.catalog import DTYPE_BITS, Checkpoint, Tensor
+from llava_remap.checkpoint.catalog import Checkpoint, Tensor
 from llava_remap.checkpoint.purpose import named_base
-from llava_remap.checkpoint.wording import quoted
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted
 
 FORMAT = "llava-remap/manifest"
 VERSION = 1
@@ -30,12 +31,13 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
     version = content.get("format_version")
     if type(version) is not int or version != VERSION:
         shown = quoted(str(version)) if isinstance(version, (int, float, str)) else "missing"
-        cause = (
+        raise refuse(
+            "LR106",
             f"the format_version of {quoted(path.name)} is {shown}, the only one known here "
             "is "
-            f"{VERSION}."
+            f"{VERSION}.",
+            "Update llava-remap, or make the manifest again.",
         )
-        raise refuse("LR106", cause, "Update llava-remap, or make the manifest again.")
     config, tensors = content.get("config"), content.get("tensors")
     if not isinstance(config, (dict, type(None))) or not isinstance(tensors, dict):
         raise _broken(path, "`tensors` or `config` is not an object")

@@ -10,6 +10,7 @@ from typing import Any
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG, lora_pairs
 from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp, Tensor
+from llava_remap.checkpoint.errors import AbsentError, unreadable
 from llava_remap.checkpoint.foreign import (
     Listing,
     explain_file,
@@ -39,9 +40,8 @@ from llava_remap.checkpoint.shards import read_index, read_shard_set, read_toget
 from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import LARGEST, read_object
 from llava_remap.checkpoint.weight_file import WeightFile
-from llava_remap.checkpoint.wording import quoted, several, unreadable
-from llava_remap.core.fold import counted
 from llava_remap.core.problem import refuse
+from llava_remap.core.wording import counted, quoted, several
 
 #: `Checkpoint.form` of a folder that is taken for its config and tokenizer alone.
 NO_WEIGHTS = "config and tokenizer alone"
@@ -89,7 +89,7 @@ def _open(path: Path, part: bool) -> Checkpoint:
         return _open_folder(path, part)
     if has_file(path):
         return _open_file(path, part)
-    raise refuse(
+    raise AbsentError.of(
         "LR100", f"there is no {quoted(str(path))}.", "Give a checkpoint's folder or file."
     )
 
@@ -120,12 +120,11 @@ def _open_file(path: Path, part: bool) -> Checkpoint:
         )
     if "weight_map" in content:
         return _checkpoint(path, path.parent, Form(path.name, is_index=True), part)
-    cause = (
-        f"{quoted(path.name)} is JSON, but neither a manifest nor the index of a sharded "
-        "checkpoint."
-    )
     raise refuse(
-        "LR106", cause, "Give a checkpoint's folder, a file of weights, an index or a manifest."
+        "LR106",
+        f"{quoted(path.name)} is JSON, but neither a manifest nor the index of a sharded "
+        "checkpoint.",
+        "Give a checkpoint's folder, a file of weights, an index or a manifest.",
     )
 
 
@@ -220,27 +219,26 @@ def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
     """
     file = quoted(form.file)
     if not paired and has_file(folder / ADAPTER_CONFIG):
-        cause = (
+        raise refuse(
+            "LR115",
             f"{quoted(str(folder))} has an {ADAPTER_CONFIG}, and {file} has no LoRA pairs: "
             "the "
-            "adapter itself isn't read."
-        )
-        fix = (
+            "adapter itself isn't read.",
             f"Give the folder with {' or '.join(ADAPTER_FILES)}; where there is none, copy it "
-            "again."
+            "again.",
         )
-        raise refuse("LR115", cause, fix)
     if (
         paired
         and not path.is_dir()
         and has_file(folder / BESIDE_ADAPTER)
         and form.file != BESIDE_ADAPTER
     ):
-        cause = (
+        raise refuse(
+            "LR115",
             f"{file} is named alone, and {BESIDE_ADAPTER}, which was trained with it, lies "
-            "beside it."
+            "beside it.",
+            f"Give the folder, {quoted(str(folder))}.",
         )
-        raise refuse("LR115", cause, f"Give the folder, {quoted(str(folder))}.")
 
 
 def _pairs(folder: Path, file: str, catalog: Catalog) -> tuple[LoraPair, ...]:
@@ -250,20 +248,21 @@ def _pairs(folder: Path, file: str, catalog: Catalog) -> tuple[LoraPair, ...]:
             f"{quoted(file)} is the state of a PEFT model that wasn't merged: LoRA pairs "
             "beside the layers that they change"
         )
-        fix = (
+        raise refuse(
+            "LR115",
+            f"{cause}, and no {ADAPTER_CONFIG} that says their alpha.",
             f"Put the {ADAPTER_CONFIG} of the training into {quoted(str(folder))}, and they are "
             "merged; or let PEFT merge them "
-            "(`merge_and_unload`), save the model and give that."
-        )
-        raise refuse(
-            "LR115", f"{cause}, and no {ADAPTER_CONFIG} that says their alpha.", fix, catalog
+            "(`merge_and_unload`), save the model and give that.",
+            catalog,
         )
     if config is None:
-        cause = (
+        raise refuse(
+            "LR115",
             f"{quoted(file)} is an adapter, and there is no {ADAPTER_CONFIG} beside it to say "
-            "its alpha."
+            "its alpha.",
+            f"Put the {ADAPTER_CONFIG} there that was saved with it.",
         )
-        raise refuse("LR115", cause, f"Put the {ADAPTER_CONFIG} there that was saved with it.")
     return lora_pairs(file, catalog, config)
 
 
@@ -273,11 +272,12 @@ def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
     stamps = {path: stamp for path in there if (stamp := Stamp.of(path)) is not None}
     for path in beside:
         if path in stamps and (nbytes := stamps[path].nbytes) > LARGEST:
-            cause = (
+            raise refuse(
+                "LR113",
                 f"{quoted(path.name)} has {nbytes} bytes, more than the {LARGEST} that are "
-                "read of such a file."
+                "read of such a file.",
+                "Download or copy it again.",
             )
-            raise refuse("LR113", cause, "Download or copy it again.")
     return stamps
 
 
@@ -297,18 +297,20 @@ def _aliases(tensors: Iterable[Tensor]) -> tuple[tuple[str, ...], ...]:
 
 def _refuse_unless_sound(file: Path, catalog: Catalog) -> None:
     if long := [name for name in catalog if len(name) > LONGEST_NAME]:
-        cause = (
+        raise refuse(
+            "LR102",
             f"{len(long)} tensor names in {quoted(file.name)} are longer than {LONGEST_NAME} "
-            f"characters: {several(long)}."
+            f"characters: {several(long)}.",
+            "Download or copy it again.",
         )
-        raise refuse("LR102", cause, "Download or copy it again.")
     # JSON and pickles can spell halves of characters, which no UTF-8 file, report or header can
     # hold.
     if broken := [
         name for name in catalog if any("\ud800" <= letter <= "\udfff" for letter in name)
     ]:
-        cause = (
+        raise refuse(
+            "LR102",
             f"{len(broken)} tensor names in {quoted(file.name)} are not valid Unicode: "
-            f"{several(broken)}."
+            f"{several(broken)}.",
+            "Download or copy it again.",
         )
-        raise refuse("LR102", cause, "Download or copy it again.")

@@ -13,9 +13,9 @@ from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import Catalog
 from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
-from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 #: What PEFT writes, one or the other, and what LLaVA's LoRA training puts beside it.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -86,10 +86,9 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
     if quantised := {name: found for name in catalog if (found := _QUANTISED_NAME.search(name))}:
         ways = list(_QUANTISED)
         how = ways[min((found.lastindex or 1) - 1 for found in quantised.values())]
-        cause = f"{quoted(path.name)} is quantised by {how}: {several(quantised)}."
         raise refuse(
             "LR106",
-            cause,
+            f"{quoted(path.name)} is quantised by {how}: {several(quantised)}.",
             "Give the unquantised checkpoint that it was made from, in F16, BF16 or F32.",
             quantised,
         )
@@ -114,8 +113,15 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
             "language model and no vision tower."
         )
         base = named_base(_json_beside(folder, "config.json")) or "LANGUAGE_MODEL"
-        fix = f"Give its language model too: {_options(base, 'projector', folder or path)}"
-        raise PartOnlyError(Problem("LR108", cause, fix, tuple(catalog)), "projector")
+        raise PartOnlyError(
+            Problem(
+                "LR108",
+                cause,
+                f"Give its language model too: {_options(base, 'projector', folder or path)}",
+                tuple(catalog),
+            ),
+            "projector",
+        )
     return any(".lora_" in name for name in catalog)
 
 
@@ -170,12 +176,17 @@ def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> PartOnlyE
     lora = [tensor for name, tensor in catalog.items() if _LORA.search(name)]
     rank = config.get("r", lora[0].shape[0] if lora and lora[0].shape else None)
     facts = f"rank {rank}, " if isinstance(rank, int) and rank < 2**31 else ""
-    cause = (
-        f"{quoted(path.name)} is an adapter ({facts}{len(lora)} LoRA pairs, {len(catalog)} "
-        "tensors) without the model it changes."
+    return PartOnlyError(
+        Problem(
+            "LR107",
+            f"{quoted(path.name)} is an adapter ({facts}{len(lora)} LoRA pairs, {len(catalog)} "
+            "tensors) without the model it changes.",
+            f"Give its base too: "
+            f"{_options(named_base(config) or 'BASE', 'adapter', folder or path)}",
+            tuple(catalog),
+        ),
+        "adapter",
     )
-    fix = f"Give its base too: {_options(named_base(config) or 'BASE', 'adapter', folder or path)}"
-    return PartOnlyError(Problem("LR107", cause, fix, tuple(catalog)), "adapter")
 
 
 def _options(model: str, source: str, place: Path) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.bounds import is_count, is_shape, unknown_dtype
-from llava_remap.checkpoint.catalog import DTYPE_BITS, Location, Tensor
+from llava_remap.checkpoint.catalog import Location, Tensor
 from llava_remap.checkpoint.strict_json import LARGEST, parse_object
-from llava_remap.checkpoint.wording import quoted
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted
 
 _AGAIN = "Download or copy the file again."
 

@@ -12,9 +12,9 @@ from llava_remap.checkpoint.form import choose_form, missing_shards, shard_sets
 from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.strict_json import read_object
 from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
-from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 #: The largest mixtures of experts published have about 150,000.
 MOST_TENSORS = 300_000
@@ -35,12 +35,13 @@ def read_index(index: Path) -> dict[Path, WeightFile]:
     )
     names = sorted(set(weight_map.values()))
     if absent := [name for name in names if not has_file(index.parent / name)]:
-        cause = (
+        raise refuse(
+            "LR103",
             f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: "
-            f"{several(absent)}."
+            f"{several(absent)}.",
+            _elsewhere(index, absent) or _instead(index) or "Copy or download what is missing.",
+            [n for n, file in weight_map.items() if file in absent],
         )
-        fix = _elsewhere(index, absent) or _instead(index) or "Copy or download what is missing."
-        raise refuse("LR103", cause, fix, [n for n, file in weight_map.items() if file in absent])
     shards = read_weight_files([index.parent / name for name in names])
     _refuse_disagreement(index, weight_map, shards)
     return shards
@@ -215,11 +216,12 @@ def read_shard_set(folder: Path, shards: Sequence[str], total: int) -> dict[Path
             `read_weight_file`.
     """
     if len(shards) != total or missing_shards(shards, total):
-        cause = (
+        raise refuse(
+            "LR103",
             f"{len(shards)} of the {total} shards that names like {quoted(shards[0])} promise "
-            "are there, and no index."
+            "are there, and no index.",
+            "Download the missing shards, and the index.",
         )
-        raise refuse("LR103", cause, "Download the missing shards, and the index.")
     return read_together([folder / name for name in shards])
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_remap.checkpoint.wording import quoted, unreadable
+from llava_remap.checkpoint.errors import unreadable
+from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import refuse
-from llava_remap.core.regular_file import is_regular_file
+from llava_remap.core.wording import quoted
 
 
 def has_file(path: Path) -> bool:
@@ -45,5 +46,8 @@ def read_text(path: Path) -> str:
     try:
         return read_file(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        cause = f"{quoted(path.name)} isn't UTF-8 at byte {error.start}."
-        raise refuse("LR113", cause, "Replace it by the original one.") from None
+        raise refuse(
+            "LR113",
+            f"{quoted(path.name)} isn't UTF-8 at byte {error.start}.",
+            "Replace it by the original one.",
+        ) from None

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.bounds import is_count, is_shape, unknown_dtype
-from llava_remap.checkpoint.catalog import DTYPE_BITS, Location, Tensor
-from llava_remap.checkpoint.torch_pickle import BARE, DTYPES, STORAGES, Described
-from llava_remap.checkpoint.wording import quoted, several
+from llava_remap.checkpoint.catalog import Location, Tensor
+from llava_remap.checkpoint.torch_pickle import BARE, BY_TORCH_NAME, STORAGES, Described
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 #: Keys under which training code puts a state dict into a larger one.
 _WRAPPERS = ("state_dict", "model", "module")
@@ -81,11 +82,13 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
     ]
     if others:
         count = f"{len(others)} of {len(value)} entries in {quoted(file.name)}"
-        cause = (
+        raise refuse(
+            "LR106",
             f"{count} are no tensors with a name ({several(others)}): a trainer's or a "
-            "quantised file."
+            "quantised file.",
+            BARE,
+            others,
         )
-        raise refuse("LR106", cause, BARE, others)
     return StateDict(value, tuple(inside), tuple(passed_over))
 
 
@@ -117,8 +120,12 @@ def place(
     """
 
     def corrupt(why: str) -> RemapError:
-        cause = f"in {quoted(file.name)} the tensor {quoted(name)} {why}."
-        return refuse("LR102", cause, "Download or copy the file again.", [name])
+        return refuse(
+            "LR102",
+            f"in {quoted(file.name)} the tensor {quoted(name)} {why}.",
+            "Download or copy the file again.",
+            [name],
+        )
 
     itemsize, dtype = STORAGES[found.storage.kind]
     # A view is a part of its storage, in elements; without one all of it is meant.
@@ -133,12 +140,16 @@ def place(
     start, nbytes = storage[0] + first * itemsize, numel * itemsize
 
     if found.dtype is not None:
-        dtype = DTYPES[found.dtype]
+        dtype = BY_TORCH_NAME[found.dtype]
     if dtype not in DTYPE_BITS:
         raise unknown_dtype(file, name, dtype)
     if found.altered:
-        cause = f"in {quoted(file.name)} the tensor {quoted(name)} is stored negated or conjugated."
-        raise refuse("LR106", cause, "Save it again after `.resolve_conj().resolve_neg()`.", [name])
+        raise refuse(
+            "LR106",
+            f"in {quoted(file.name)} the tensor {quoted(name)} is stored negated or conjugated.",
+            "Save it again after `.resolve_conj().resolve_neg()`.",
+            [name],
+        )
     itemsize = DTYPE_BITS[dtype] // 8
     offset, shape, stride = found.offset, found.shape, found.stride
     if type(shape) is not tuple or type(stride) is not tuple or len(shape) != len(stride):

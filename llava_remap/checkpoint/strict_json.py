@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.small_file import has_file, read_file
-from llava_remap.checkpoint.wording import quoted
 from llava_remap.core.problem import refuse
+from llava_remap.core.wording import quoted
 
 #: Bytes. The safetensors format's own limit for a header; indexes, manifests and configs stay far
 #: below it.

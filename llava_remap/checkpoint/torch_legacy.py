@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llava_remap.checkpoint.catalog import Tensor
+from llava_remap.checkpoint.errors import corrupt
 from llava_remap.checkpoint.state_dict import StateDict, find_state_dict, place
 from llava_remap.checkpoint.torch_pickle import LARGEST, STORAGES, Storage, unpickle
-from llava_remap.checkpoint.wording import quoted
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import refuse
+from llava_remap.core.wording import quoted
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -38,14 +39,15 @@ def read_torch_legacy(file: Path) -> tuple[list[Tensor], StateDict]:
             return unpickle(stream, min(size - stream.tell(), LARGEST), file.name).value
 
         if pickled() != _MAGIC:
-            cause = (
+            raise refuse(
+                "LR106",
                 f"{quoted(file.name)} is a pickle, but not one of torch's: the magic number "
                 "is "
-                "missing."
+                "missing.",
+                "Give a file that was saved with `torch.save`.",
             )
-            raise refuse("LR106", cause, "Give a file that was saved with `torch.save`.")
         if pickled() != _PROTOCOL:
-            raise _corrupt(
+            raise corrupt(
                 file, f"the protocol's version in it is not {_PROTOCOL}, the only one there is"
             )
         pickled()  # the machine's byte order and sizes, of which nothing in the file depends
@@ -56,7 +58,7 @@ def read_torch_legacy(file: Path) -> tuple[list[Tensor], StateDict]:
     tensors = []
     for name, found in state.tensors.items():
         if found.storage.key not in places:
-            raise _corrupt(
+            raise corrupt(
                 file,
                 f"the storage {quoted(found.storage.key)} of {quoted(name)} is not in it",
                 name,
@@ -76,7 +78,7 @@ def _places(
     if not isinstance(keys, list) or not all(
         isinstance(key, str) and key in storages for key in keys
     ):
-        raise _corrupt(file, "its list of storages names one that no tensor has")
+        raise corrupt(file, "its list of storages names one that no tensor has")
     places: dict[str, tuple[int, int]] = {}
     at = stream.tell()
     for key in keys:
@@ -88,22 +90,16 @@ def _places(
         # torch's writer and its reader.
         start, nbytes = at + 8, count * STORAGES[storage.kind][0]
         if start + nbytes > size or len(prefix) < 8:
-            raise _corrupt(
+            raise corrupt(
                 file,
                 f"the storage {quoted(key)} ends at byte {start + nbytes}, the file has {size}",
             )
         if count != storage.numel:
-            raise _corrupt(
+            raise corrupt(
                 file, f"the storage {quoted(key)} has {count} elements, the pickle says otherwise"
             )
         if key in places:
-            raise _corrupt(file, f"the storage {quoted(key)} is in it twice")
+            raise corrupt(file, f"the storage {quoted(key)} is in it twice")
         places[key] = (start, nbytes)
         at = start + nbytes
     return places
-
-
-def _corrupt(file: Path, why: str, *names: str) -> RemapError:
-    return refuse(
-        "LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names
-    )

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pickletools import genops
 from typing import IO, Any, BinaryIO, cast
 
-from llava_remap.checkpoint.wording import quoted
+from llava_remap.core.dtypes import DTYPES, TORCH_DTYPES
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted
 
 #: Bytes. 30,000 tensors take about 4 MB.
 LARGEST = 32 * 1024 * 1024
@@ -106,7 +107,7 @@ def _tensor_v3(
     dtype: Name,
     metadata: Any = None,
 ) -> Described:
-    if dtype.module != "torch" or dtype.name not in DTYPES:
+    if dtype.module != "torch" or dtype.name not in BY_TORCH_NAME:
         raise TypeError("a tensor of what is no dtype")
     return Described(storage, offset, shape, stride, dtype.name, bool(metadata))
 
@@ -133,33 +134,23 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("__builtin__", "set"): list,  # the same in protocol 2
 }
 
-#: Bytes per element and dtype by the type of a storage. What safetensors has no name for keeps
-#: torch's, in small letters.
+#: Bytes per element and dtype by the type of a storage. Dtypes that safetensors has no name for
+#: keep torch's, in small letters.
 STORAGES: dict[str, tuple[int, str]] = {
-    "BoolStorage": (1, "BOOL"), "ByteStorage": (1, "U8"), "CharStorage": (1, "I8"),
-    "ShortStorage": (2, "I16"),
-    "IntStorage": (4, "I32"), "LongStorage": (8, "I64"), "HalfStorage": (2, "F16"),
-    "BFloat16Storage": (2, "BF16"),
-    "FloatStorage": (4, "F32"), "DoubleStorage": (8, "F64"), "ComplexFloatStorage": (8, "C64"),
+    **{dtype.storage: (dtype.bits // 8, name) for name, dtype in DTYPES.items() if dtype.storage},
     "UntypedStorage": (1, "U8"), "ComplexDoubleStorage": (16, "complex128"),
-    "QInt8Storage": (1, "qint8"),
-    "QUInt8Storage": (1, "quint8"), "QInt32Storage": (4, "qint32"),
-    "QUInt4x2Storage": (1, "quint4x2"),
-    "QUInt2x4Storage": (1, "quint2x4"), "TypedStorage": (1, "typed storage without a type"),
+    "QInt8Storage": (1, "qint8"), "QUInt8Storage": (1, "quint8"), "QInt32Storage": (4, "qint32"),
+    "QUInt4x2Storage": (1, "quint4x2"), "QUInt2x4Storage": (1, "quint2x4"),
+    "TypedStorage": (1, "typed storage without a type"),
 }  # fmt: skip
 
-#: The same for torch.dtype. What has no place in a catalog is still known here, so that the refusal
-#: can name it.
-DTYPES: dict[str, str] = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
-    "uint16": "U16",
-    "uint32": "U32", "uint64": "U64", "float16": "F16", "bfloat16": "BF16", "float32": "F32",
-    "float64": "F64",
-    "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+#: Dtype by its name in torch. Dtypes that have no place in a catalog are known too, so that the
+#: refusal can name them.
+BY_TORCH_NAME: dict[str, str] = {
+    **{torch_name: name for name, torch_name in TORCH_DTYPES.items()},
     **{name: name for name in (
         "complex32", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu",
-        "float4_e2m1fn_x2",
-        "qint8", "quint8", "qint32", "quint4x2", "quint2x4",
+        "float4_e2m1fn_x2", "qint8", "quint8", "qint32", "quint4x2", "quint2x4",
     )},
 }  # fmt: skip
 
@@ -235,16 +226,20 @@ def unpickle(stream: BinaryIO, nbytes: int, file: str) -> Pickled:
     except (RemapError, OSError):
         raise
     except _OtherError as error:
-        cause = f"the pickle in {quoted(file)} holds something else than a state dict: {error}."
-        raise refuse("LR106", cause, BARE) from None
+        raise refuse(
+            "LR106",
+            f"the pickle in {quoted(file)} holds something else than a state dict: {error}.",
+            BARE,
+        ) from None
     except (
         Exception
     ) as error:  # the stack machine is at the mercy of the file, which can make any step of it fail
-        cause = (
+        raise refuse(
+            "LR102",
             f"the pickle in {quoted(file)} is broken "
-            f"({quoted(str(error) or type(error).__name__)[1:-1]})."
-        )
-        raise refuse("LR102", cause, "Download or copy the file again.") from None
+            f"({quoted(str(error) or type(error).__name__)[1:-1]}).",
+            "Download or copy the file again.",
+        ) from None
 
 
 def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], file: str) -> Any:
@@ -376,13 +371,16 @@ def _name(module: Any, name: Any, file: str) -> Name:
     known = (
         (module, name) in _BUILDERS
         or (module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES)
-        or (module == "torch" and name in DTYPES)
+        or (module == "torch" and name in BY_TORCH_NAME)
     )
     if known:
         return Name(module, name)
     if module == "torch._utils" and name == "_rebuild_qtensor":
-        cause = f"{quoted(file)} holds quantised tensors, which can't be converted."
-        raise refuse("LR106", cause, "Give the unquantised checkpoint, in F16, BF16 or F32.")
+        raise refuse(
+            "LR106",
+            f"{quoted(file)} holds quantised tensors, which can't be converted.",
+            "Give the unquantised checkpoint, in F16, BF16 or F32.",
+        )
     if module.partition(".")[0] == "__torch__":
         cause = (
             f"{quoted(file)} is a program of TorchScript, as OpenAI's CLIP was released, and "

@@ -15,10 +15,11 @@ from typing import IO, BinaryIO, cast
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from llava_remap.checkpoint.catalog import Tensor
+from llava_remap.checkpoint.errors import corrupt
 from llava_remap.checkpoint.state_dict import StateDict, find_state_dict, place
 from llava_remap.checkpoint.torch_pickle import BARE, LARGEST, unpickle
-from llava_remap.checkpoint.wording import quoted
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import refuse
+from llava_remap.core.wording import quoted
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1
@@ -58,20 +59,22 @@ def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
         records = _records(stream, file, size)
         pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            cause = (
+            raise refuse(
+                "LR106",
                 f"{quoted(file.name)} is a zip archive with {len(pickles)} records "
                 "`data.pkl`; "
-                "torch writes one."
+                "torch writes one.",
+                "Give a file that was saved with `torch.save`.",
             )
-            raise refuse("LR106", cause, "Give a file that was saved with `torch.save`.")
         root = pickles[0].removesuffix("data.pkl")
         start, nbytes = _extent(stream, file, size, records[pickles[0]])
         if nbytes > LARGEST:
-            cause = (
+            raise refuse(
+                "LR106",
                 f"{quoted(file.name)} holds more than tensors: its `data.pkl` has {nbytes} "
-                f"bytes, more than {LARGEST}."
+                f"bytes, more than {LARGEST}.",
+                BARE,
             )
-            raise refuse("LR106", cause, BARE)
         big_endian = _is_big_endian(stream, file, size, records.get(f"{root}byteorder"))
         stream.seek(start)
         state = find_state_dict(unpickle(stream, nbytes, file.name).value, file)
@@ -81,7 +84,7 @@ def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
             key = found.storage.key
             record = records.get(f"{root}data/{key}")
             if record is None:
-                raise _corrupt(
+                raise corrupt(
                     file, f"the storage {quoted(key)} of {quoted(name)} is not in it", name
                 )
             if key not in places:
@@ -104,15 +107,16 @@ def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
     except (
         Exception
     ) as error:  # zipfile lets struct's, Unicode's and arithmetic errors through, besides its own
-        cause = (
+        raise refuse(
+            "LR102",
             f"{quoted(file.name)} is a zip archive of {size} bytes without a readable table "
             "of "
-            f"contents at its end ({error})."
-        )
-        raise refuse("LR102", cause, "It was cut off: download or copy it again.") from None
+            f"contents at its end ({error}).",
+            "It was cut off: download or copy it again.",
+        ) from None
     records = {record.filename: record for record in every}
     if len(records) < len(every):
-        raise _corrupt(file, "two of its records have one name")
+        raise corrupt(file, "two of its records have one name")
     return records
 
 
@@ -124,32 +128,33 @@ def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[i
     """
     name = quoted(record.filename)
     if record.compress_type != ZIP_STORED or record.flag_bits & _ENCRYPTED:
-        cause = (
+        raise refuse(
+            "LR106",
             f"in {quoted(file.name)} the record {name} is compressed or encrypted, which "
             "torch "
-            "never does."
+            "never does.",
+            "It was packed again by another program: save it with torch.",
         )
-        raise refuse("LR106", cause, "It was packed again by another program: save it with torch.")
     if record.compress_size != record.file_size:
-        raise _corrupt(
+        raise corrupt(
             file,
             f"its record {name} has {record.file_size} bytes in one place and "
             f"{record.compress_size} in another",
         )
     if not 0 <= record.header_offset <= size - _LOCAL_HEADER.size:
-        raise _corrupt(
+        raise corrupt(
             file, f"its record {name} starts at byte {record.header_offset}, the file has {size}"
         )
     stream.seek(record.header_offset)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
     if signature != b"PK\3\4":
-        raise _corrupt(
+        raise corrupt(
             file,
             f"at byte {record.header_offset}, where its record {name} should start, there is none",
         )
     start = record.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if start + record.file_size > size:
-        raise _corrupt(
+        raise corrupt(
             file, f"its record {name} ends at byte {start + record.file_size}, the file has {size}"
         )
     return start, record.file_size
@@ -160,7 +165,7 @@ def _refuse_overlap(file: Path, places: Mapping[str, tuple[int, int]]) -> None:
     ordered = sorted(places.items(), key=lambda item: item[1])
     for (one, (start, nbytes)), (other, (begin, _)) in pairwise(ordered):
         if begin < start + nbytes:
-            raise _corrupt(file, f"its records {quoted(one)} and {quoted(other)} overlap")
+            raise corrupt(file, f"its records {quoted(one)} and {quoted(other)} overlap")
 
 
 def _is_big_endian(stream: BinaryIO, file: Path, size: int, record: ZipInfo | None) -> bool:
@@ -170,13 +175,7 @@ def _is_big_endian(stream: BinaryIO, file: Path, size: int, record: ZipInfo | No
     stream.seek(start)
     order = stream.read(min(nbytes, 16))
     if order not in (b"little", b"big"):
-        raise _corrupt(
+        raise corrupt(
             file, f"its byte order is {quoted(order.decode('latin-1'))}, not `little` or `big`"
         )
     return order == b"big"
-
-
-def _corrupt(file: Path, why: str, *names: str) -> RemapError:
-    return refuse(
-        "LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names
-    )

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_remap.checkpoint.catalog import Tensor
+from llava_remap.checkpoint.errors import UnreadableError
 from llava_remap.checkpoint.safetensors_file import read_safetensors
 from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.state_dict import StateDict
 from llava_remap.checkpoint.strict_json import LARGEST
 from llava_remap.checkpoint.torch_legacy import read_torch_legacy
 from llava_remap.checkpoint.torch_zip import read_torch_zip
-from llava_remap.checkpoint.wording import UnreadableError, quoted, several
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted, several
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 
@@ -57,26 +58,27 @@ def read_weight_file(file: Path) -> WeightFile:
     if head.startswith(b"\x80"):
         return _torch_file("torch .bin from before 1.6", read_torch_legacy, file)
     if head[257:262] == b"ustar":
-        cause = f"{quoted(file.name)} is in the tar format that torch wrote before 0.1.10."
         raise refuse(
             "LR102",
-            cause,
+            f"{quoted(file.name)} is in the tar format that torch wrote before 0.1.10.",
             "Load it with a torch that still can, and save it again with `torch.save`.",
         )
     if head.startswith(b"GGUF"):
-        cause = (
+        raise refuse(
+            "LR106",
             f"{quoted(file.name)} is a GGUF file, which llama.cpp reads; it doesn't lead back "
-            "to a training checkpoint."
+            "to a training checkpoint.",
+            "Give the checkpoint it was made from.",
         )
-        raise refuse("LR106", cause, "Give the checkpoint it was made from.")
     if file.suffix == ".safetensors":
         return WeightFile("safetensors", read_safetensors(file))
     start = f"its first bytes are {head[:8].hex(' ')}" if head else "it has 0 bytes"
-    cause = (
+    raise refuse(
+        "LR102",
         f"{quoted(file.name)} is neither a safetensors file nor one that `torch.save` wrote: "
-        f"{start}."
+        f"{start}.",
+        "Download or copy it again, or give another file.",
     )
-    raise refuse("LR102", cause, "Download or copy it again, or give another file.")
 
 
 def _torch_file(
@@ -101,12 +103,12 @@ def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
     for file in files:
         try:
             read[file] = read_weight_file(file)
+        except _PointerError:
+            pointers.append(file)
         except RemapError as error:
-            if error.problems[0].code == "LR101":
-                pointers.append(file)
-            else:
-                problems += error.problems
-                kind = UnreadableError if isinstance(error, UnreadableError) else kind
+            problems += error.problems
+            if isinstance(error, UnreadableError):
+                kind = type(error) if kind in (RemapError, type(error)) else UnreadableError
     if pointers:
         problems = [*_pointers(pointers).problems, *problems]
     if problems:
@@ -114,17 +116,20 @@ def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
     return read
 
 
-def _pointers(files: list[Path]) -> RemapError:
+class _PointerError(RemapError):
+    """A file is a Git LFS pointer."""
+
+
+def _pointers(files: list[Path]) -> _PointerError:
     missing = 0
     for file in files:
         with file.open("rb") as stream:
             size = re.search(rb"^size (\d{1,18})$", stream.read(512), re.MULTILINE)
         missing += int(size[1]) if size else 0
     count = "is a text" if len(files) == 1 else f"are {len(files)} texts"
-    cause = (
+    return _PointerError.of(
+        "LR101",
         f"{several(file.name for file in files)} {count} that Git LFS put in place of "
-        f"{missing} bytes of weights."
-    )
-    return refuse(
-        "LR101", cause, "Fetch them: `git lfs pull` in the folder, or download the files again."
+        f"{missing} bytes of weights.",
+        "Fetch them: `git lfs pull` in the folder, or download the files again.",
     )

@@ -56,9 +56,9 @@ def _tell(error: BaseException) -> NoReturn:
     """End the process with an error that no command foresees: a library's that can't be
     imported, or one of our own.
     """
-    from llava_remap import __version__
     from llava_remap.core.codes import Exit
     from llava_remap.core.libraries import broken, imported, raised_in
+    from llava_remap.core.version import __version__
 
     if isinstance(error, UnprintedError):
         _tell_unprinted(error)
@@ -93,15 +93,13 @@ def _tell_unprinted(error: UnprintedError) -> NoReturn:
     from llava_remap.core.codes import Exit
     from llava_remap.core.problem import Problem
 
-    fix = (
-        "What was asked for may be done all the same; look at what is there before you give the "
-        "command again."
-    )
     _show(
         Problem(
             "LR508",
             f"standard output: {error.strerror}. What was to be printed there is lost.",
-            fix,
+            "What was asked for may be done all the same; look at what is there before you give "
+            "the "
+            "command again.",
         )
     )
     before: BaseException | None = error
@@ -116,7 +114,8 @@ def _show(problem: Problem) -> None:
     """
     fix = f"\n  → {problem.fix}" if problem.fix else ""
     print(
-        printable_lines(f"{problem.code} {problem.title}\n  {problem.cause}{fix}"), file=sys.stderr
+        printable_lines(f"{problem.code} {problem.title}\n  {problem.placed_cause}{fix}"),
+        file=sys.stderr,
     )
 
 

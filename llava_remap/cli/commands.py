@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from llava_remap import __version__
 from llava_remap.cli.common import (
     OFFLINE,
     Format,
@@ -27,6 +26,7 @@ from llava_remap.cli.rules import rules_app
 from llava_remap.cli.shrink import shrink_command
 from llava_remap.core.codes import Exit
 from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.version import __version__
 
 app = typer.Typer(
     help="Turn research LLaVA checkpoints into ones that transformers, vLLM, SGLang and llama.cpp "
@@ -235,32 +235,33 @@ def apply_command(
                     offline=offline,
                 )
         elif layout != "classic":
-            cause = (
-                f"--layout {layout} is a layout of transformers, and --reverse writes "
-                "original "
-                "names."
-            )
             raise RemapError(
                 Problem(
                     "LR211",
-                    cause,
+                    f"--layout {layout} is a layout of transformers, and --reverse writes "
+                    "original "
+                    "names.",
                     "Give one of the two. A checkpoint in any layout can be taken back.",
                 )
             )
         elif resume or max_shard_size is not None:
-            cause = (
-                f"{'--resume' if resume else '--max-shard-size'} is for the way forward, and "
-                "--reverse goes back."
+            raise RemapError(
+                Problem(
+                    "LR211",
+                    f"{'--resume' if resume else '--max-shard-size'} is for the way forward, and "
+                    "--reverse goes back.",
+                    "Leave it out.",
+                )
             )
-            raise RemapError(Problem("LR211", cause, "Leave it out."))
         elif (dtype.value, vocab) == ("keep", "pad"):
             with progress("planning"):
                 job = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
         else:
-            cause = "--reverse gives back what is there, in its own dtype and with all its rows."
             raise RemapError(
                 Problem(
-                    "LR211", cause, "Leave --dtype and --vocab out; they are for the way forward."
+                    "LR211",
+                    "--reverse gives back what is there, in its own dtype and with all its rows.",
+                    "Leave --dtype and --vocab out; they are for the way forward.",
                 )
             )
         begun = job.output if goes_on else None

@@ -136,7 +136,7 @@ def show(problems: tuple[Problem, ...] | list[Problem], output_format: Format, k
 
 def write_report(path: Path, text: str) -> None:
     """Write a report as a whole: should it fail, an earlier one stays."""
-    from llava_remap.core.replace_file import replacing
+    from llava_remap.core.files import replace_file
 
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe, or /dev/stdout
@@ -148,8 +148,7 @@ def write_report(path: Path, text: str) -> None:
         raise RemapError(
             Problem("LR508", f"{path}: {error.strerror}.", "Give another --report.")
         ) from None
-    with replacing(path, (text + "\n").encode(), "Give another --report."):
-        pass
+    replace_file(path, (text + "\n").encode(), "Give another --report.")
 
 
 def write_last_report(path: Path, text: str) -> None:

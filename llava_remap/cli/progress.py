@@ -94,7 +94,7 @@ class Progress:
         """All of it, then shorter and shorter."""
         if not self._total:
             return [f"{self._what} …"]
-        from llava_remap.report import amounts, size
+        from llava_remap.core.wording import amounts, size
 
         then, before = self._seen[0]
         done = min(self._done, self._total)

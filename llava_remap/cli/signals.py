@@ -10,10 +10,8 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-#: Beside Ctrl-C. SIGHUP comes when the terminal is closed; not every system has it.
-_OTHERS = [
-    number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None
-]
+#: Beside Ctrl-C. SIGHUP comes when the terminal is closed.
+_OTHERS = (signal.SIGTERM, signal.SIGHUP)
 #: The signals that came.
 _came: list[int] = []
 

@@ -63,12 +63,11 @@ def bounded(module: str, request: Any) -> Any:
         raise no_more_processes() from None
     if not ran.stdout.startswith(_BEGUN):
         said = ran.stderr.decode(errors="replace").strip().splitlines()
-        cause = (
-            f"a process of its own for {module} ended before it began: "
-            f"{said[-1] if said else f'exit code {ran.returncode}'}."
-        )
         raise refuse(
-            "LR511", cause, "See the limits of the system: `ulimit -a`; those of the container."
+            "LR511",
+            f"a process of its own for {module} ended before it began: "
+            f"{said[-1] if said else f'exit code {ran.returncode}'}.",
+            "See the limits of the system: `ulimit -a`; those of the container.",
         )
     if ran.returncode == 0:
         return json.loads(ran.stdout.removeprefix(_BEGUN))

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import stat
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -29,9 +29,9 @@ from typing import Any, BinaryIO, TypeVar
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter
 
+from llava_remap.core.files import is_foreign, unique_partial, write_all, write_whole
 from llava_remap.core.libraries import check_libraries, import_asked
 from llava_remap.core.limits import limit_reached
-from llava_remap.core.regular_file import is_foreign
 
 #: The libraries whose answers are kept.
 _ASKED = ("transformers", "tokenizers", "sentencepiece", "torch", "pillow", "jinja2")
@@ -193,19 +193,17 @@ def _keep(question: str, key: bytes, answer: Mapping[str, bytes]) -> None:
     for folder in (path.parents[1], path.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
         _refuse_foreign(folder)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with (
-            os.fdopen(descriptor, "wb") as file,
-            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as entry,
-        ):
-            for content_name, content in answer.items():
-                entry.writestr(content_name, content)
-            entry.comment = _digest(key, answer)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as entry:
+        for content_name, content in answer.items():
+            entry.writestr(content_name, content)
+        entry.comment = _digest(key, answer)
+
+    def fill(file: io.FileIO) -> None:
+        os.fchmod(file.fileno(), 0o600)  # whatever the umask allows others
+        write_all(file, packed.getvalue())
+
+    write_whole(path, unique_partial(path), fill)
     entries = sorted(path.parent.glob("*.zip"), key=lambda entry: entry.stat().st_mtime)
     for old in entries[:-_MOST]:
         old.unlink(missing_ok=True)

@@ -28,11 +28,14 @@ class Code:
         title: a few words, the same every time.
         exit: the exit code that it leads to, unless it is a note.
         about: what it means, and what to do: the entry in the README.
+        unmatched: whether its names are left over on one side, so that a report says which names of
+            the other side they are near to.
     """
 
     title: str
     exit: Exit
     about: str
+    unmatched: bool = False
 
 
 # fmt: off
@@ -164,13 +167,13 @@ CODES: dict[str, Code] = {
         "kind. Map them, infer a rule "
         "file with `rules new`, or drop them with a reason; leaving them out in silence is what "
         "this tool is there to "
-        "prevent."),
+        "prevent.", unmatched=True),
     "LR302": Code("target parameters that get nothing", Exit.PROBLEMS,
         "Parameters for which no source has a tensor, or a source that is needed and wasn't "
-        "given."),
+        "given.", unmatched=True),
     "LR303": Code("produced names that the model doesn't have", Exit.PROBLEMS,
         "Rules made names that the target doesn't have: a config of another size, or a rule that "
-        "reaches too far."),
+        "reaches too far.", unmatched=True),
     "LR304": Code("two sources for one target", Exit.PROBLEMS,
         "Two tensors become one parameter. Take one out of the checkpoint, or drop it by a rule."),
     "LR305": Code("nothing matched", Exit.PROBLEMS,
@@ -183,7 +186,7 @@ CODES: dict[str, Code] = {
         "leaves a rename no name at all."),
     "LR307": Code("empty or doubled name segment", Exit.PROBLEMS,
         "A rule made a name like `a..b` or `model.model.x`: it was applied to what had the prefix "
-        "already."),
+        "already.", unmatched=True),
     "LR308": Code("projector kind", Exit.PROBLEMS,
         "Note. The config names another projector than the tensors are; the tensors are believed."),
     "LR309": Code("tower kind", Exit.PROBLEMS,

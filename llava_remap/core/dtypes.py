@@ -1,22 +1,66 @@
-"""Numbers of the stored dtypes to float64 and back, by numpy alone. Imported only where values
-are computed.
+"""The dtypes of stored tensors: one table, and their numbers to float64 and back.
+
+Dtypes have the names that safetensors gives them. numpy is imported only where values are computed.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-_NUMPY = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
-    "I16": "<i2", "I8": "<i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "<u1",
-}  # fmt: skip
-FLOATS = ("F64", "F32", "F16", "BF16")
-#: The bits of the exponent. All of them are set in inf and NaN, and in no other number.
-_EXPONENT = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
+
+class Dtype(NamedTuple):
+    """What is known of one dtype.
+
+    Attributes:
+        bits: bits of one element.
+        torch: its name in torch.
+        storage: the typed storage that has it in a file of `torch.save`; empty where none has.
+        numpy: the numpy dtype in which its bits are read; empty where numpy can't compute with it.
+        exponent: for floats, the bits of the exponent. All of them are set in inf and NaN, and in
+            no other number.
+    """
+
+    bits: int
+    torch: str
+    storage: str = ""
+    numpy: str = ""
+    exponent: int = 0
+
+
+DTYPES: Mapping[str, Dtype] = {
+    "F64": Dtype(64, "float64", "DoubleStorage", "<f8", 0x7FF0000000000000),
+    "F32": Dtype(32, "float32", "FloatStorage", "<f4", 0x7F800000),
+    "F16": Dtype(16, "float16", "HalfStorage", "<f2", 0x7C00),
+    "BF16": Dtype(16, "bfloat16", "BFloat16Storage", "<u2", 0x7F80),
+    "I64": Dtype(64, "int64", "LongStorage", "<i8"),
+    "I32": Dtype(32, "int32", "IntStorage", "<i4"),
+    "I16": Dtype(16, "int16", "ShortStorage", "<i2"),
+    "I8": Dtype(8, "int8", "CharStorage", "<i1"),
+    "U64": Dtype(64, "uint64", "", "<u8"),
+    "U32": Dtype(32, "uint32", "", "<u4"),
+    "U16": Dtype(16, "uint16", "", "<u2"),
+    "U8": Dtype(8, "uint8", "ByteStorage", "<u1"),
+    "BOOL": Dtype(8, "bool", "BoolStorage", "<u1"),
+    "F8_E4M3": Dtype(8, "float8_e4m3fn"),
+    "F8_E5M2": Dtype(8, "float8_e5m2"),
+    "C64": Dtype(64, "complex64", "ComplexFloatStorage"),
+}
+DTYPE_BITS = {name: dtype.bits for name, dtype in DTYPES.items()}
+TORCH_DTYPES = {name: dtype.torch for name, dtype in DTYPES.items()}
+#: Floating-point numbers that can be computed with. A model's parameters have one of these.
+FLOATS = tuple(name for name, dtype in DTYPES.items() if dtype.exponent)
+#: For each float, the floats that hold every one of its numbers exactly.
+HELD_BY = {
+    "F64": ("F64",),
+    "F32": ("F32", "F64"),
+    "F16": ("F16", "F32", "F64"),
+    "BF16": ("BF16", "F32", "F64"),
+}
 
 
 def numbers(raw: bytes | memoryview, dtype: str) -> NDArray[Any]:
@@ -26,9 +70,11 @@ def numbers(raw: bytes | memoryview, dtype: str) -> NDArray[Any]:
     Raises:
         ValueError: for a dtype without a number format here (complex, 8-bit floats).
     """
-    if dtype not in _NUMPY:
+    import numpy as np
+
+    if dtype not in DTYPES or not DTYPES[dtype].numpy:
         raise ValueError(f"no arithmetic on dtype {dtype}")
-    stored: NDArray[Any] = np.frombuffer(raw, _NUMPY[dtype])
+    stored: NDArray[Any] = np.frombuffer(raw, DTYPES[dtype].numpy)
     return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else stored
 
 
@@ -39,7 +85,7 @@ def to_float64(raw: bytes | memoryview, dtype: str) -> NDArray[np.float64]:
     Raises:
         ValueError: as `numbers`.
     """
-    return numbers(raw, dtype).astype(np.float64)
+    return numbers(raw, dtype).astype("float64")
 
 
 def is_finite(raw: bytes | memoryview, dtype: str) -> NDArray[np.bool_]:
@@ -48,11 +94,14 @@ def is_finite(raw: bytes | memoryview, dtype: str) -> NDArray[np.bool_]:
     Raises:
         ValueError: as `numbers`.
     """
+    import numpy as np
+
     if dtype not in FLOATS:
         integers: NDArray[np.bool_] = np.isfinite(numbers(raw, dtype))
         return integers
-    bits = np.frombuffer(raw, _NUMPY[dtype].replace("f", "u"))
-    finite: NDArray[np.bool_] = (bits & _EXPONENT[dtype]) != _EXPONENT[dtype]
+    exponent = DTYPES[dtype].exponent
+    bits = np.frombuffer(raw, DTYPES[dtype].numpy.replace("f", "u"))
+    finite: NDArray[np.bool_] = (bits & exponent) != exponent
     return finite
 
 
@@ -63,6 +112,8 @@ def cast(raw: bytes | memoryview, stored: str, dtype: str) -> bytes:
     Raises:
         ValueError: for a dtype that is not a float.
     """
+    import numpy as np
+
     if not {stored, dtype} <= set(FLOATS):
         raise ValueError(f"can't cast dtype {stored} to {dtype}")
     if stored == "F64":
@@ -71,11 +122,13 @@ def cast(raw: bytes | memoryview, stored: str, dtype: str) -> bytes:
     if dtype == "BF16":  # a float32 holds every value of the other dtypes
         return _upper_half(values.astype(np.float32).view(np.uint32))
     with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(_NUMPY[dtype]).tobytes()
+        return values.astype(DTYPES[dtype].numpy).tobytes()
 
 
 def _upper_half(bits: NDArray[np.uint32]) -> bytes:
     """float32 bits rounded to BF16, which is their upper half."""
+    import numpy as np
+
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
     return np.where(is_nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
@@ -88,11 +141,13 @@ def from_float64(values: NDArray[np.float64], dtype: str) -> bytes:
     Raises:
         ValueError: for a dtype that is not a float.
     """
+    import numpy as np
+
     if dtype not in FLOATS:
         raise ValueError(f"can't round to dtype {dtype}")
     with np.errstate(over="ignore"):  # what is too large becomes inf, as rounding to nearest has it
         if dtype != "BF16":
-            return values.astype(_NUMPY[dtype]).tobytes()
+            return values.astype(DTYPES[dtype].numpy).tobytes()
         single = values.astype(np.float32)
     # Rounding twice (to float32, then to its upper half) errs where the first step lands on a tie
     # of the second: there the float32 is moved one step back to the side on which the value really

@@ -42,15 +42,6 @@ def fold_groups(names: Iterable[str]) -> dict[str, list[str]]:
     return {printable(".".join(segments)): members for segments, members in folded.items()}
 
 
-def counted(number: int, what: str) -> str:
-    """A number of things.
-
-    >>> counted(1, "tensor"), counted(2, "tensor")
-    ('1 tensor', '2 tensors')
-    """
-    return f"{number} {what}" + ("s" if number != 1 else "")
-
-
 def _runs(numbers: list[int]) -> str:
     if len(numbers) == 1:
         return str(numbers[0])

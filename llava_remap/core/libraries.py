@@ -148,9 +148,10 @@ def _refuse_without_folder() -> None:
     try:
         os.getcwd()  # noqa: PTH109 - the system's answer is what is asked for
     except OSError as error:
-        cause = f"torch can't be imported where the current folder can't be told: {error.strerror}."
         raise refuse(
-            "LR510", cause, "It was deleted: go to another one (`cd`), and give the same command."
+            "LR510",
+            f"torch can't be imported where the current folder can't be told: {error.strerror}.",
+            "It was deleted: go to another one (`cd`), and give the same command.",
         ) from None
 
 
@@ -158,11 +159,12 @@ def _refuse_without_room() -> None:
     for free, what in process_limits():
         needed = _MAPPED if what == ADDRESSES else _DATA
         if free < needed:
-            cause = (
+            raise refuse(
+                "LR501",
                 f"torch and transformers take {needed:,} bytes to import, and `{what}` leaves "
-                f"{max(free, 0):,}."
+                f"{max(free, 0):,}.",
+                f"Raise the limit: `{what} unlimited`.",
             )
-            raise refuse("LR501", cause, f"Raise the limit: `{what} unlimited`.")
 
 
 def imported(error: BaseException) -> str | None:

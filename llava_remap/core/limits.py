@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +43,11 @@ def limit_reached(error: BaseException) -> RemapError | None:
 
 def no_more_processes() -> RemapError:
     """LR511 where no thread, or no process, can be started; the system counts both together."""
-    fix = "Raise the limit: `ulimit -u unlimited`, or that of the container (`--pids-limit`)."
-    return refuse("LR511", "this process can start no more threads or processes.", fix)
+    return refuse(
+        "LR511",
+        "this process can start no more threads or processes.",
+        "Raise the limit: `ulimit -u unlimited`, or that of the container (`--pids-limit`).",
+    )
 
 
 def refuse_without_threads() -> None:
@@ -71,12 +75,9 @@ def refuse_without_threads() -> None:
 
 def _process_limits() -> Iterator[int]:
     """Limits on the number of processes and threads, where they are set."""
-    with contextlib.suppress(ImportError):  # Windows
-        import resource
-
-        soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-        if soft != resource.RLIM_INFINITY:
-            yield soft
+    soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if soft != resource.RLIM_INFINITY:
+        yield soft
     for group in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/pids")):
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
             yield int((group / "pids.max").read_text()) - int((group / "pids.current").read_text())
@@ -87,9 +88,10 @@ def refuse_without_temporary_files() -> None:
     try:
         tempfile.gettempdir()
     except OSError as error:
-        fix = "Set TMPDIR to a folder where you may write."
         raise refuse(
-            "LR511", f"temporary files can't be written anywhere: {error.strerror}.", fix
+            "LR511",
+            f"temporary files can't be written anywhere: {error.strerror}.",
+            "Set TMPDIR to a folder where you may write.",
         ) from None
 
 
@@ -125,16 +127,13 @@ def process_limits() -> Iterator[tuple[int, str]]:
     """How much more this process may map, and how much more data it may have, where `ulimit`
     sets that.
     """
-    with contextlib.suppress(ImportError):  # Windows
-        import resource
-
-        for name, key, what in (
-            ("RLIMIT_AS", "VmSize", ADDRESSES),
-            ("RLIMIT_DATA", "VmData", "ulimit -d"),
-        ):
-            soft, taken = resource.getrlimit(getattr(resource, name))[0], status(key)
-            if soft != resource.RLIM_INFINITY and taken is not None:
-                yield soft - taken, what
+    for limit, key, what in (
+        (resource.RLIMIT_AS, "VmSize", ADDRESSES),
+        (resource.RLIMIT_DATA, "VmData", "ulimit -d"),
+    ):
+        soft, taken = resource.getrlimit(limit)[0], status(key)
+        if soft != resource.RLIM_INFINITY and taken is not None:
+            yield soft - taken, what
 
 
 def _control_groups(

@@ -9,9 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llava_remap.core.codes import CODES, Exit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a file. Lines and columns count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +35,14 @@ class Problem:
 
     Attributes:
         code: a key of `CODES`.
-        cause: one line with the facts (file, rule, both values), without the names.
+        cause: one line with the facts (file, rule, both values), without place and names.
         fix: one line of what to do.
         names: every tensor name concerned, unfolded and complete.
         table: each name with a fact of its own, for problems that need it.
+        place: where in a rule file the problem is, if it is in one.
+        side: whether `names` and `table` name tensors of a source or of the target.
+        lacks: as a note, whether the output lacks something that users may expect of it. Such a
+            note is shown again when the job is done.
     """
 
     code: str
@@ -31,6 +50,9 @@ class Problem:
     fix: str = ""
     names: tuple[str, ...] = ()
     table: tuple[tuple[str, str], ...] = ()
+    place: Mark | None = None
+    side: Literal["source", "target"] = "source"
+    lacks: bool = False
 
     @property
     def title(self) -> str:
@@ -41,9 +63,14 @@ class Problem:
         return CODES[self.code].exit
 
     @property
+    def placed_cause(self) -> str:
+        """The cause behind its place, if it has one."""
+        return f"{self.place} {self.cause}" if self.place else self.cause
+
+    @property
     def message(self) -> str:
         """Cause and fix in one string, as it stands in the JSON plan."""
-        return f"{self.title}: {self.cause}" + (f" {self.fix}" if self.fix else "")
+        return f"{self.title}: {self.placed_cause}" + (f" {self.fix}" if self.fix else "")
 
     def to_json(self) -> dict[str, Any]:
         details = {"details": dict(self.table)} if self.table else {}
@@ -59,12 +86,30 @@ class RemapError(Exception):
         )
         super().__init__("\n".join(f"{p.code} {p.message}" for p in self.problems))
 
+    @classmethod
+    def of(
+        cls,
+        code: str,
+        cause: str,
+        fix: str = "",
+        names: Iterable[str] = (),
+        place: Mark | None = None,
+    ) -> Self:
+        """An error of this class with one problem, to be raised by the caller."""
+        return cls(Problem(code, cause, fix, tuple(names), place=place))
+
     @property
     def exit(self) -> Exit:
         """The gravest exit code: what can't be read or written outweighs what doesn't map."""
         return max(problem.exit for problem in self.problems)
 
 
-def refuse(code: str, cause: str, fix: str = "", names: Iterable[str] = ()) -> RemapError:
-    """A `RemapError` of one problem, to be raised by the caller."""
-    return RemapError(Problem(code, cause, fix, tuple(names)))
+refuse = RemapError.of
+
+
+class ConfigError(RemapError):
+    """A source's config doesn't say what is needed of it, or contradicts itself or the tensors."""
+
+
+class RunawayRuleError(RemapError):
+    """The regex of a rule takes too long on a name."""

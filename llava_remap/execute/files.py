@@ -15,6 +15,7 @@ from threading import Condition, get_ident
 from types import TracebackType
 
 from llava_remap.core.codes import Exit
+from llava_remap.core.files import sync_folder, write_all, write_whole
 from llava_remap.core.limits import limit_reached
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute.digests import FileDigest, digest_files
@@ -123,21 +124,19 @@ class Folder:
     def _write_whole(self, path: Path, fill: Callable[[FileIO], FileDigest]) -> None:
         partial = path.with_name(path.name + ".partial")
         _refuse_there(partial)
-        try:
-            with partial.open("xb", buffering=0) as file:
-                digest = fill(file)
-                os.fsync(file.fileno())
+
+        def enter(digest: FileDigest) -> None:
             _refuse_there(path)
             if self._claim is not None:
                 self._claim.enter(path.name, digest)
-            self.digests[path] = digest  # first: an interruption may come between the two
-            partial.replace(path)
-            _sync_folder(path.parent)
-        except BaseException as error:
-            partial.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise _write_error(error, path) from error
-            raise
+            # Before the rename, because an interruption may come between the two.
+            self.digests[path] = digest
+
+        try:
+            write_whole(path, partial, fill, enter)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise _write_error(error, path) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +233,11 @@ def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None
         killed: whether the folder has a claim, if only one that says nothing.
     """
     if begun is not None:
-        fix = "Add --resume to the same command to go on, or delete the folder."
-        raise refuse("LR505", f"a job was begun in {path} and not ended: {begun}.", fix)
+        raise refuse(
+            "LR505",
+            f"a job was begun in {path} and not ended: {begun}.",
+            "Add --resume to the same command to go on, or delete the folder.",
+        )
     there = {entry.name for entry in path.iterdir()}
     if there - {CLAIM}:
         why = f": a job was killed in it (it has {CLAIM})" if killed else ""
@@ -252,11 +254,12 @@ def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
     """
     refuse_foreign_claim(path)
     if changed := begun.changed(facts):
-        cause = (
+        raise refuse(
+            "LR504",
             f"the job that was begun in {path} is another one. What has changed: "
-            f"{'; '.join(changed)}."
+            f"{'; '.join(changed)}.",
+            "Run it as it was begun, or delete the folder and start anew.",
         )
-        raise refuse("LR504", cause, "Run it as it was begun, or delete the folder and start anew.")
 
 
 def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dict[Path, FileDigest]:
@@ -266,8 +269,11 @@ def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dic
     ours = {CLAIM, *begun.files, *(f"{name}.partial" for name in (*job.weights, *job.others))}
     there = {entry.name for entry in path.iterdir()}
     if foreign := sorted(name for name in there if name not in ours):
-        cause = f"{path} has files that the job begun in it didn't write: {', '.join(foreign[:6])}."
-        raise refuse("LR503", cause, "Move them elsewhere.")
+        raise refuse(
+            "LR503",
+            f"{path} has files that the job begun in it didn't write: {', '.join(foreign[:6])}.",
+            "Move them elsewhere.",
+        )
     digests = digest_files(
         (weights[name] for name in begun.finished if name in there), job.on_progress
     )
@@ -313,29 +319,6 @@ def _is_good(error: BaseException, job: Resumable, facts: Facts) -> bool:
     return False
 
 
-def write_all(file: FileIO, data: bytes) -> None:
-    """Write the whole of `data`; a file without a buffer may take only a part of it at a time."""
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (
-                errno.EINVAL,
-                errno.ENOTSUP,
-            ):  # what some network file systems answer for a folder
-                raise
-        finally:
-            os.close(descriptor)
-
-
 def _refuse_there(path: Path) -> None:
     """LR508 for a file that is somebody else's: it stays."""
     if os.path.lexists(path):
@@ -348,10 +331,11 @@ def _write_error(error: OSError, path: Path) -> RemapError:
     if (reached := limit_reached(error)) is not None:
         return reached
     if error.errno == errno.EFBIG:
-        cause = (
-            f"{path} became larger than a file may be there, by its file system or by `ulimit -f`."
+        return refuse(
+            "LR508",
+            f"{path} became larger than a file may be there, by its file system or by `ulimit -f`.",
+            "Give a smaller --max-shard-size, or another --output.",
         )
-        return refuse("LR508", cause, "Give a smaller --max-shard-size, or another --output.")
     if error.errno == errno.ENOMEM:
         return refuse(
             "LR501",

@@ -10,10 +10,12 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor
+from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly
 from llava_remap.plan import Mapped, Part, PostLoadChange, runs_in_order
-from llava_remap.post_load import OldBytes, make_pieces
+from llava_remap.post_load import OldBytes
+from llava_remap.post_load.run import PostLoadRules
 from llava_remap.routing import SourceName
 
 if TYPE_CHECKING:
@@ -55,6 +57,11 @@ class Recipe:
     post_load: Mapping[str, PostLoadChange]
     checkpoints: Mapping[str, Checkpoint]
     on_read: Callable[[], None] = field(default=lambda: None)
+    _rules: PostLoadRules = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        changes = ((entry.use, entry.options, entry.change) for entry in self.post_load.values())
+        object.__setattr__(self, "_rules", PostLoadRules(changes, self._read))
 
     @classmethod
     def of(
@@ -95,11 +102,11 @@ class Recipe:
             RemapError: LR102 where a source has become shorter, LR212 without the plug-in, and
                 whatever a plug-in refuses.
         """
-        entry, change = self.mapped[target], self.post_load.get(target)
-        if change is None:
+        entry = self.mapped[target]
+        if target not in self.post_load:
             yield from self._moved(entry, 0, entry.nbytes)
             return
-        for piece in make_pieces(change.use, change.options, change.change, self._read):
+        for piece in self._rules.pieces(target):
             if isinstance(piece, OldBytes):
                 yield from self._moved(entry, piece.offset, piece.offset + piece.nbytes)
             else:

@@ -19,9 +19,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from llava_remap.core.fold import counted
+from llava_remap.core.files import is_foreign, is_regular_file
 from llava_remap.core.problem import refuse
-from llava_remap.core.regular_file import is_foreign, is_regular_file
+from llava_remap.core.wording import counted
 from llava_remap.execute.digests import FileDigest
 
 CLAIM = "llava_remap.partial"
@@ -93,8 +93,11 @@ class Claim:
         self._file = _open(self.path)
         try:
             if not _lock(self._file) or os.fstat(self._file.fileno()).st_nlink == 0:
-                cause = f"another job writes into {folder}."
-                raise refuse("LR503", cause, "Give another --output, or wait for it.")
+                raise refuse(
+                    "LR503",
+                    f"another job writes into {folder}.",
+                    "Give another --output, or wait for it.",
+                )
         except BaseException:
             self._file.close()
             raise
@@ -171,11 +174,12 @@ def refuse_foreign_claim(folder: Path) -> None:
     """
     path = folder / CLAIM
     if is_foreign(path.lstat()):
-        cause = (
+        raise refuse(
+            "LR504",
             f"{path} belongs to another user, or others may write to it, so what it says of "
-            "finished files isn't trusted."
+            "finished files isn't trusted.",
+            "Delete the folder and start anew.",
         )
-        raise refuse("LR504", cause, "Delete the folder and start anew.")
 
 
 def _is_there(path: Path) -> bool:
@@ -200,12 +204,9 @@ def is_held(folder: Path) -> bool:
 
 
 def _open(path: Path) -> FileIO:
-    flags = (
-        os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    )  # a link would lead to somebody else's file
-    return FileIO(
-        os.open(path, flags, 0o644), "r+"
-    )  # whatever the umask: others must not write to it
+    # A link would lead to somebody else's file; the mode keeps others from writing to it.
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    return FileIO(os.open(path, flags, 0o644), "r+")
 
 
 def _lock(file: FileIO, kind: int = fcntl.LOCK_EX) -> bool:

@@ -10,7 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, Tensor, unreadable
+from llava_remap.checkpoint import Checkpoint, Tensor, unreadable
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.routing import SourceName
 

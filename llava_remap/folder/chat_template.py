@@ -98,13 +98,10 @@ def try_template(
         if token.role in ("image", "video") and not any(token.text in p for p in prompts)
     ]
     if unseen:
-        cause = (
-            f"{place} the chat template {name} writes no `{'` and no `'.join(unseen)}` for "
-            "what a message holds."
-        )
         raise refuse(
             "LR605",
-            cause,
+            f"{place} the chat template {name} writes no `{'` and no `'.join(unseen)}` for "
+            "what a message holds.",
             "Let it write the token for each part of a message's content that has this type.",
         )
     return Tried(prompts, _turn_end(of_answer.get("prompt", "")), of_question["prompt"])
@@ -160,15 +157,13 @@ def check_special_tokens(
     written = dict.fromkeys(token for prompt in prompts for token in _SPECIAL.findall(prompt))
     if unknown := [token for token in written if token not in words and token not in plain]:
         listed = ", ".join(f"`{token}`" for token in unknown)
-        cause = (
+        raise refuse(
+            "LR413",
             f"{place} the chat template {name} writes {listed}, which the tokenizer doesn't "
-            "have as one token."
-        )
-        fix = (
+            "have as one token.",
             "Put the tokenizer files there that the checkpoint was trained with, or write the "
             "template that it was trained with "
             "into a rule file that extends this one. What is text is named there: `processor: "
             "{plain_text: "
-            f"{json.dumps(unknown)}}}`."
+            f"{json.dumps(unknown)}}}`.",
         )
-        raise refuse("LR413", cause, fix)

@@ -84,13 +84,13 @@ def kept_notes(folder: Path | None, vocabulary: Vocabulary | None) -> list[Probl
         absent.append("the image processor")
     if not absent:
         return []
-    cause = (
-        f"the source has no files of {' and of '.join(absent)}, so the folder has none: the "
-        "model opens, AutoProcessor doesn't."
-    )
     return [
         Problem(
-            "LR408", cause, "To have them, put them beside the source's weights and convert again."
+            "LR408",
+            f"the source has no files of {' and of '.join(absent)}, so the folder has none: the "
+            "model opens, AutoProcessor doesn't.",
+            "To have them, put them beside the source's weights and convert again.",
+            lacks=True,
         )
     ]
 

@@ -148,11 +148,14 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
         stopping = stopping_at(generation, ids.get(tried.turn_end or ""))
         if stopping != generation:
             stopped = generation.get("eos_token_id")
-            cause = (
-                f"a turn ends with `{tried.turn_end}`, and the generation config stopped at "
-                f"{stopped!r} alone."
+            notes.append(
+                Problem(
+                    "LR609",
+                    f"a turn ends with `{tried.turn_end}`, and the generation config stopped at "
+                    f"{stopped!r} alone.",
+                    f"It stops at {stopping['eos_token_id']} now.",
+                )
             )
-            notes.append(Problem("LR609", cause, f"It stops at {stopping['eos_token_id']} now."))
         generation = stopping
     write_json(scratch / "generation_config.json", generation)
     if processor is None or processor.class_ is None:

@@ -63,16 +63,13 @@ def stock_notes(rules: Processor | None, target: TargetConfig) -> list[Problem]:
     said = ", ".join(
         f"{key} {stock[key]}" for key in ("image_mean", "image_std", "size") if key in stock
     )
-    cause = (
-        f"no source has a {PREPROCESSOR}, so that of the stock towers of this kind "
-        f"({target.tower.facts['model_type']}) is "
-        f"written, with the tower's image size: {said}. Whether this tower was trained with it "
-        "isn't known."
-    )
     return [
         Problem(
             "LR611",
-            cause,
+            f"no source has a {PREPROCESSOR}, so that of the stock towers of this kind "
+            f"({target.tower.facts['model_type']}) is "
+            f"written, with the tower's image size: {said}. Whether this tower was trained with it "
+            "isn't known.",
             f"If it wasn't, put its {PREPROCESSOR} beside the tower's weights and convert again.",
         )
     ]
@@ -88,11 +85,14 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
     for key in ("size", "crop_size"):
         sides = content[key].values() if isinstance(content.get(key), dict) else [content.get(key)]
         if any(isinstance(side, (int, float)) and not 0 < side <= _LARGEST_SIDE for side in sides):
-            cause = (
-                f"{folder / PREPROCESSOR}: {key} is {content[key]!r}; pictures of 1 to "
-                f"{_LARGEST_SIDE} px are made."
-            )
-            return [Problem("LR113", cause, _REPLACE)]
+            return [
+                Problem(
+                    "LR113",
+                    f"{folder / PREPROCESSOR}: {key} is {content[key]!r}; pictures of 1 to "
+                    f"{_LARGEST_SIDE} px are made.",
+                    _REPLACE,
+                )
+            ]
     size = content.get("crop_size") or content.get("size")
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
@@ -158,13 +158,10 @@ def _check_bounds(config: Mapping[str, Any], patch_size: Any) -> None:
     ):
         beyond["patch_size"] = patch_size
     for key, number in beyond.items():
-        cause = (
-            f"the processor's {key} would be {number!r}; it isn't tried with pictures or "
-            "prompts as large as that."
-        )
         raise refuse(
             "LR605",
-            cause,
+            f"the processor's {key} would be {number!r}; it isn't tried with pictures or "
+            "prompts as large as that.",
             "See `processor` of the rule file and the source's preprocessor_config.json.",
         )
 
@@ -219,16 +216,16 @@ def padding_notes(output: Path) -> list[Problem]:
         return []
     if top < _MEAN_COLOUR:
         return []
-    cause = (
-        "the config says image_aspect_ratio: pad, and the folder's image processor doesn't "
-        "fill pictures up to a square."
-    )
-    fix = (
-        "Let the rule file extend parts/pad.yaml, if its class has an image processor that "
-        "pads; "
-        "or pad pictures beforehand."
-    )
-    return [Problem("LR610", cause, fix)]
+    return [
+        Problem(
+            "LR610",
+            "the config says image_aspect_ratio: pad, and the folder's image processor doesn't "
+            "fill pictures up to a square.",
+            "Let the rule file extend parts/pad.yaml, if its class has an image processor that "
+            "pads; "
+            "or pad pictures beforehand.",
+        )
+    ]
 
 
 def write_processor(
@@ -263,15 +260,12 @@ def check_processor(
     from PIL import Image
 
     if target.chat_template is None:
-        fix = (
-            "Add the part for how the model was trained to the `extends` of the rule file "
-            f"({', '.join(shipped_chat_parts())}), or write `processor: {{chat_template: …}}` "
-            "there."
-        )
         raise refuse(
             "LR605",
             "the rule file has no chat template, so the processor can't make a prompt.",
-            fix,
+            "Add the part for how the model was trained to the `extends` of the rule file "
+            f"({', '.join(shipped_chat_parts())}), or write `processor: {{chat_template: …}}` "
+            "there.",
         )
     image = next((token for token in tokens if token.role == "image"), None)
     try:

@@ -39,8 +39,9 @@ def scratch_folder() -> Iterator[Path]:
 
 def _unwritten(error: OSError) -> RemapError:
     where = tempfile.tempdir or "a folder for temporary files"
-    cause = (
+    return refuse(
+        "LR508",
         f"config, tokenizer and processor are tried in {where} first, and nothing can be "
-        f"written there: {error.strerror}."
+        f"written there: {error.strerror}.",
+        "Set TMPDIR to a folder with room; see `ulimit -f`, too.",
     )
-    return refuse("LR508", cause, "Set TMPDIR to a folder with room; see `ulimit -f`, too.")

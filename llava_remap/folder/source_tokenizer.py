@@ -107,13 +107,10 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     config |= {role: text for role in ROLES if (text := token_text(roles.get(role))) is not None}
     for role, text in special_tokens(vocabulary, config).items():
         if role in _OUTER and text not in vocabulary.ids:
-            cause = (
-                f"the tokenizer files in {folder} say {role}: {text!r}, and no token of them "
-                "is that."
-            )
             raise refuse(
                 "LR113",
-                cause,
+                f"the tokenizer files in {folder} say {role}: {text!r}, and no token of them "
+                "is that.",
                 "Replace tokenizer_config.json and special_tokens_map.json by the original ones.",
             )
     named = config.get("tokenizer_class")

@@ -133,16 +133,13 @@ def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str]) -> list[Prob
     )
     if differs is None or source.other is None:
         return []
-    cause = (
-        f"the source's tokenizer.json and tokenizer.model make different ids of {differs!r}: "
-        f"{_shown(source.encode(differs))} "
-        f"and {_shown(source.other(differs))}. The tokenizer.json is taken; the research code "
-        "reads the tokenizer.model."
-    )
     return [
         Problem(
             "LR414",
-            cause,
+            f"the source's tokenizer.json and tokenizer.model make different ids of {differs!r}: "
+            f"{_shown(source.encode(differs))} "
+            f"and {_shown(source.other(differs))}. The tokenizer.json is taken; the research code "
+            "reads the tokenizer.model.",
             "If the checkpoint was trained with the tokenizer.model, take the tokenizer.json away.",
         )
     ]

@@ -13,10 +13,11 @@ from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from llava_remap import __version__
-from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint, quoted, read_file
+from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint, read_file
 from llava_remap.core.cache import code_digest
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.version import __version__
+from llava_remap.core.wording import quoted
 from llava_remap.execute import (
     INDEX,
     JOBS,
@@ -37,7 +38,7 @@ from llava_remap.jobs.derive import Derived, configs_by_source, derive, source_c
 from llava_remap.jobs.output import output_folder, output_problems, refuse_changed
 from llava_remap.jobs.resources import Used, job_disk_nbytes, memory_problems, predict
 from llava_remap.plan import Plan, build_plan, in_layout
-from llava_remap.post_load import provenance
+from llava_remap.post_load.run import provenance
 from llava_remap.rewrite import compile_rules
 from llava_remap.routing import main_names, route
 from llava_remap.routing.identify import HF_LAYOUTS, identify

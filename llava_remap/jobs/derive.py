@@ -19,7 +19,8 @@ from llava_remap.folder import (
     video_processor_notes,
 )
 from llava_remap.plan import PostLoadChange, written_dtype
-from llava_remap.post_load import Before, plan_changes, takes
+from llava_remap.post_load import Before
+from llava_remap.post_load.run import plan_changes, takes
 from llava_remap.rewrite import contradictions
 from llava_remap.routing import Routes
 from llava_remap.routing.trained_with import rows_problems
@@ -242,6 +243,7 @@ def derive(
                 "of embed_tokens.",
                 "To have them, convert with --source language_model=DIR, the folder with the "
                 "language model's tokenizer files.",
+                lacks=True,
             )
         )
     notes += _notices(rules, said)
@@ -301,11 +303,14 @@ def _text_notes(text: TextModel, target: Target) -> list[Problem]:
             "multiplies those of words alone, "
             "so with pictures the two compute different logits."
         )
-        fix = (
-            "Load the folder with a version that does what the one did that the model was "
-            "trained with."
+        notes.append(
+            Problem(
+                "LR319",
+                cause,
+                "Load the folder with a version that does what the one did that the model was "
+                "trained with.",
+            )
         )
-        notes.append(Problem("LR319", cause, fix))
     if target.joined:
         cause = (
             f"{target.joined} tensors (experts, mostly) are made parts of larger parameters by the "
@@ -375,14 +380,11 @@ def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> 
             and "hidden_size" in own
             and (found := text_differences(rules, own, base))
         ):
-            cause = (
-                f"the configs of `{name}` and `{rules.first_source}` disagree on the language "
-                f"model: {'; '.join(found)}."
-            )
             problems.append(
                 Problem(
                     "LR112",
-                    cause,
+                    f"the configs of `{name}` and `{rules.first_source}` disagree on the language "
+                    f"model: {'; '.join(found)}.",
                     "Find out how the layers were trained, and mend the other config.json.",
                 )
             )
@@ -406,8 +408,13 @@ def _activation_problems(
                 f"projector with {wanted!r}."
             )
             line = f"target: {{config: {{projector_hidden_act: {{const: {said}}}}}}}"
-            fix = f"Write a rule file with `extends: [{rules.name}.yaml]` and `{line}`."
-            problems.append(Problem("LR112", cause, fix))
+            problems.append(
+                Problem(
+                    "LR112",
+                    cause,
+                    f"Write a rule file with `extends: [{rules.name}.yaml]` and `{line}`.",
+                )
+            )
     return problems
 
 

@@ -14,15 +14,13 @@ from llava_remap.jobs.apply import plan_checkpoints
 from llava_remap.jobs.inspection import Inspection, inspect_checkpoint
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing import draft_command, route
-from llava_remap.routing.identify import Fit
+from llava_remap.routing.fits import EMPTY, Fit
 from llava_remap.rulefile import Condition, RuleFile, Source, load_rule_file, shipped_rule_files
 from llava_remap.source.hub.repository import parse_repository
 from llava_remap.source.sources import last_part, open_source
 
 #: The source that every other one is a part beside.
 _MODEL = "model"
-#: Stands for a model that isn't here.
-_EMPTY = Checkpoint(Path(), "", {}, None, None)
 
 
 def inspect_source(source: str, *, offline: bool = False) -> Inspection:
@@ -129,7 +127,7 @@ def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool =
     """A rule file that is compared by names, and unless a plan says the rest (`whole`), by the
     configs of the parts.
     """
-    checkpoints = given if _MODEL in given else {_MODEL: _EMPTY, **given}
+    checkpoints = given if _MODEL in given else {_MODEL: EMPTY, **given}
     names = [
         rules.text.sources[name].prefix + tensor
         for name, part in checkpoints.items()

@@ -16,14 +16,9 @@ from llava_remap.core.problem import Problem, RemapError
 from llava_remap.jobs.apply import layout_refusals, plan_checkpoints
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing import route
-from llava_remap.routing.identify import (
-    HF_LAYOUTS,
-    Fit,
-    advice,
-    already_converted,
-    fits,
-    nearest_layout,
-)
+from llava_remap.routing.advice import advice
+from llava_remap.routing.fits import Fit, fits
+from llava_remap.routing.identify import HF_LAYOUTS, already_converted, nearest_layout
 from llava_remap.routing.trained_with import PROJECTOR
 from llava_remap.rulefile import Condition, RuleFile, load_rule_file
 from llava_remap.target_model import shapes_config
@@ -71,9 +66,13 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     others = max(fit.mapped for fit in found if fit.rules != HF_LAYOUTS)
     problems = already_converted(checkpoint, names, others, layout_refusals)
     found = sorted((_planned(fit, checkpoint) for fit in found), key=lambda fit: not fit.fits)
-    told = "" if found[0].fits else advice(checkpoint, found)
     return Inspection(
-        checkpoint, tuple(found), layout if problems else "", len(classic), tuple(problems), told
+        checkpoint,
+        tuple(found),
+        layout if problems else "",
+        len(classic),
+        tuple(problems),
+        "" if found[0].fits else advice(checkpoint, found),
     )
 
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_remap.core.dtypes import TORCH_DTYPES
 from llava_remap.core.libraries import import_asked
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute import Recipe, blocks, too_short
 from llava_remap.jobs.apply import Job, plan_mapping, proven
 from llava_remap.jobs.output import refuse_changed
 from llava_remap.plan import Mapped
-from llava_remap.verify import TORCH_DTYPES, loading_problems
+from llava_remap.verify import loading_problems
 
 if TYPE_CHECKING:
     import torch

@@ -44,8 +44,11 @@ def refuse_report(report: Path, output: Path, checkpoints: Mapping[str, Checkpoi
     source.
     """
     if _real(report).is_relative_to(_real(output)):
-        cause = f"{report} is inside the output, where it would be taken for a part of it."
-        raise refuse("LR508", cause, "Give another --report.")
+        raise refuse(
+            "LR508",
+            f"{report} is inside the output, where it would be taken for a part of it.",
+            "Give another --report.",
+        )
     if (name := _source_with(report, checkpoints)) is not None:
         raise refuse(
             "LR508",

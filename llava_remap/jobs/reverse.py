@@ -335,7 +335,7 @@ def _notes(
     if drops:
         cause += f" Tensors that {rules.name} drops don't come back: {', '.join(drops)}."
     fix = f"Copy them from the original{f', {origin} for one' if origin else ''}."
-    notes = [Problem("LR411", cause, fix)]
+    notes = [Problem("LR411", cause, fix, lacks=True)]
     embedding = next(
         (
             checkpoint.catalog[name]

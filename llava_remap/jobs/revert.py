@@ -10,7 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import BESIDE, DTYPE_BITS, Checkpoint, open_checkpoint
+from llava_remap.checkpoint import BESIDE, Checkpoint, open_checkpoint
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.execute import (
     INDEX,
@@ -36,7 +37,7 @@ from llava_remap.plan import (
     coverage_gaps,
     holds,
 )
-from llava_remap.post_load import find_old_bytes
+from llava_remap.post_load.old_bytes import find_old_bytes
 from llava_remap.routing import SourceName
 from llava_remap.verify import file_problems, header_problems
 from llava_remap.verify.record import RECORD, Record, read_record

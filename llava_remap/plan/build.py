@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.core.fold import counted
 from llava_remap.core.problem import Problem
+from llava_remap.core.wording import counted
 from llava_remap.plan.boxes import Part
 from llava_remap.plan.mapped import (
     AddLora,
@@ -349,7 +349,7 @@ def _sharing_notes(
             else "the model has them apart: each is written"
         )
         cause = f"{len(names)} names {how} in the checkpoint; {done}."
-        notes.append(Problem("LR506", cause, names=tuple(names)))
+        notes.append(Problem("LR506", cause, names=tuple(names), side="target"))
     return notes
 
 

@@ -11,9 +11,6 @@ from llava_remap.core.problem import Problem
 from llava_remap.plan.boxes import Part
 from llava_remap.plan.model import Plan, PostLoadChange
 
-#: Problems and notes whose names are the target's; those of others are a source's.
-_OF_TARGET = ("LR302", "LR401", "LR409", "LR506")
-
 
 def in_layout(plan: Plan, layout: str, names: Mapping[str, str]) -> Plan:
     """The plan with every name of the target as a layout has it.
@@ -29,7 +26,7 @@ def in_layout(plan: Plan, layout: str, names: Mapping[str, str]) -> Plan:
         return names.get(name, name)
 
     def renamed(problem: Problem) -> Problem:
-        if problem.code not in _OF_TARGET:
+        if problem.side == "source":
             return problem
         table = tuple((spelt(name), text) for name, text in problem.table)
         return replace(problem, names=tuple(map(spelt, problem.names)), table=table)

@@ -9,31 +9,21 @@ from dataclasses import dataclass, replace
 from math import isfinite, prod
 from typing import Any
 
-from llava_remap.checkpoint import DTYPE_BITS
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, HELD_BY
 from llava_remap.plan.boxes import Box, Part, Shape, coverage_gaps, shape_of
 from llava_remap.routing import SourceName
-
-#: What a parameter can be stored as.
-PARAMETER_DTYPES = ("F64", "F32", "F16", "BF16")
-#: By dtype, those that hold each of its numbers exactly.
-_HELD_BY = {
-    "F64": ("F64",),
-    "F32": ("F32", "F64"),
-    "F16": ("F16", "F32", "F64"),
-    "BF16": ("BF16", "F32", "F64"),
-}
 
 
 def holds(dtype: str, stored: str) -> bool:
     """Whether a dtype has every number of another one exactly."""
-    return dtype in _HELD_BY.get(stored, (stored,))
+    return dtype in HELD_BY.get(stored, (stored,))
 
 
 def written_dtype(stored: str, wanted: str | None) -> str:
     """The dtype that a tensor is written in: the one `wanted` for all parameters, or, where that
     is None, its own.
     """
-    return wanted if wanted is not None and stored in PARAMETER_DTYPES else stored
+    return wanted if wanted is not None and stored in FLOATS else stored
 
 
 @dataclass(frozen=True, slots=True)

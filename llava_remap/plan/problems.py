@@ -9,8 +9,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from llava_remap.core.dtypes import FLOATS
 from llava_remap.core.problem import Problem
-from llava_remap.plan.mapped import PARAMETER_DTYPES, Alias, Mapped, written_dtype
+from llava_remap.core.wording import counted
+from llava_remap.plan.mapped import Alias, Mapped, written_dtype
 from llava_remap.plan.model import Collision, Mismatched, Missing, Unmapped
 from llava_remap.rewrite import Program
 from llava_remap.routing import Routed, RoutedPair, Routes
@@ -33,7 +35,7 @@ def unmapped_problems(
     """
     problems = []
     if names := tuple(u.name for u in unmapped if u.produced is None):
-        cause = f"{_count(len(names), 'tensor')} that no rule maps."
+        cause = f"{counted(len(names), 'tensor')} that no rule maps."
         fix = (
             "Add a rule that maps them. Drop only what the model doesn't compute with. To infer "
             f"a rule file: {draft}"
@@ -46,7 +48,7 @@ def unmapped_problems(
         if found:
             what = "with an empty or doubled segment" if broken else "that the model doesn't have"
             rules = ", ".join(dict.fromkeys(u.rules[-1] for u in found))
-            cause = f"{_count(len(found), 'name')} {what}, made by {rules}."
+            cause = f"{counted(len(found), 'name')} {what}, made by {rules}."
             fix = (
                 "Mend the rules that made them."
                 if broken
@@ -91,7 +93,7 @@ def coverage_problems(
                 "tie_word_embeddings: true."
             )
         cause = (
-            f"{_count(len(missing), 'parameter')} of the model that no source provides.{sources}"
+            f"{counted(len(missing), 'parameter')} of the model that no source provides.{sources}"
         )
         if absent := sorted({component(m.target) for m in missing} - there):
             cause += f" Nothing is there of {', '.join(absent)}."
@@ -100,7 +102,9 @@ def coverage_problems(
                 f" The config says {layers_wanted} layers of the language model, the sources "
                 f"have {layers_there}."
             )
-        problems.append(Problem("LR302", cause, fix, tuple(m.target for m in missing)))
+        problems.append(
+            Problem("LR302", cause, fix, tuple(m.target for m in missing), side="target")
+        )
     mismatched, other_rows = _of_other_tables(mismatched, routes)
     problems += other_rows
     if mismatched:
@@ -115,7 +119,7 @@ def coverage_problems(
                 f"`{first.made_by}` makes"
             )
         more = (
-            f", and so for {_count(len(collisions) - 1, 'other name')}"
+            f", and so for {counted(len(collisions) - 1, 'other name')}"
             if len(collisions) > 1
             else ""
         )
@@ -144,17 +148,20 @@ def _of_other_tables(
         ):
             left = [m for m in left if m not in odd]
             names = tuple(m.target for m in odd)
-            cause = (
-                f"`{by}` brings a `{table}` of {after[0]} rows, in place of one of {before[0]} "
-                "rows. It doesn't bring the other "
-                f"tensors with a row for each token, and those of `{old.source}` have {before[0]} "
-                "rows."
+            problems.append(
+                Problem(
+                    "LR401",
+                    f"`{by}` brings a `{table}` of {after[0]} rows, in place of one of {before[0]} "
+                    "rows. It doesn't bring the other "
+                    f"tensors with a row for each token, and those of `{old.source}` have "
+                    f"{before[0]} "
+                    "rows.",
+                    f"Give the model with {after[0]} rows, as it was saved after the training of "
+                    f"`{by}`: --source {old.source}=DIR.",
+                    names,
+                    side="target",
+                )
             )
-            fix = (
-                f"Give the model with {after[0]} rows, as it was saved after the training of "
-                f"`{by}`: --source {old.source}=DIR."
-            )
-            problems.append(Problem("LR401", cause, fix, names))
     return left, problems
 
 
@@ -165,12 +172,12 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
     rows = tuple(
         (
             m.target,
-            f"{_shape(m.source_shape)} in the checkpoint, {_shape(m.target_shape)} in the model",
+            f"{list(m.source_shape)} in the checkpoint, {list(m.target_shape)} in the model",
         )
         for m in mismatched
     )
     names = tuple(m.target for m in mismatched)
-    cause = f"{_count(len(mismatched), 'tensor')} of another shape than the model's."
+    cause = f"{counted(len(mismatched), 'tensor')} of another shape than the model's."
     turned = [m for m in mismatched if sorted(m.source_shape) == sorted(m.target_shape)]
     if turned:
         mlx = any(
@@ -179,7 +186,7 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
             if len(m.target_shape) == 4
         )
         cause += (
-            f" {_count(len(turned), 'tensor')} of them "
+            f" {counted(len(turned), 'tensor')} of them "
             f"{'has' if len(turned) == 1 else 'have'} the axes in another order"
         )
         cause += ", as MLX stores convolutions: [out, height, width, in]." if mlx else "."
@@ -214,7 +221,7 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
         )
     else:
         fix = "Does the config.json belong to these weights?"
-    return Problem("LR401", cause, fix, names, rows)
+    return Problem("LR401", cause, fix, names, rows, side="target")
 
 
 def _differing(one: Sequence[int], other: Sequence[int]) -> set[int]:
@@ -273,14 +280,14 @@ def pair_problems(
     ]
     if rows:
         cause = (
-            f"{_count(len(rows), 'LoRA pair')} of {len(pairs)} can't be merged into a tensor "
+            f"{counted(len(rows), 'LoRA pair')} of {len(pairs)} can't be merged into a tensor "
             "of the base."
         )
         fix = "Give the base that the adapter was trained on, with a rule file for it."
         problems.append(Problem("LR313", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
     if turned := tuple(pair.b.name for pair in pairs if pair.rewrite.target in transposed):
         cause = (
-            f"{_count(len(turned), 'LoRA pair')} of {len(pairs)} change matrices that are "
+            f"{counted(len(turned), 'LoRA pair')} of {len(pairs)} change matrices that are "
             "stored transposed (GPT-2's Conv1D)."
         )
         fix = (
@@ -291,8 +298,7 @@ def pair_problems(
     rows = [
         (
             pair.b.name,
-            f"{_shape((pair.b.shape[0], pair.a.shape[1]))} in the adapter, {_shape(shape)} in the "
-            "base",
+            f"{[pair.b.shape[0], pair.a.shape[1]]} in the adapter, {list(shape)} in the base",
         )
         for pair in pairs
         if pair.rewrite.target not in transposed
@@ -301,10 +307,14 @@ def pair_problems(
     ]
     if rows:
         cause = (
-            f"{_count(len(rows), 'LoRA pair')} of another shape than the tensors that they change."
+            f"{counted(len(rows), 'LoRA pair')} of another shape than the tensors that they change."
         )
         fix = "Give the base that the adapter was trained on."
-        problems.append(Problem("LR401", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
+        problems.append(
+            Problem(
+                "LR401", cause, fix, tuple(name for name, _ in rows), tuple(rows), side="target"
+            )
+        )
     changed: dict[str, list[RoutedPair]] = defaultdict(list)
     for pair in pairs:
         changed[str(pair.rewrite.target)].append(pair)
@@ -336,18 +346,20 @@ def dtype_problems(
     """
     dtypes = {entry.target: entry.dtype for entry in mapped}
     dtypes |= {alias.target: written_dtype(alias.dtype, dtype) for alias in aliases}
-    odd = {name: of for name, of in sorted(dtypes.items()) if of not in PARAMETER_DTYPES}
+    odd = {name: of for name, of in sorted(dtypes.items()) if of not in FLOATS}
     if not odd:
         return []
-    cause = (
-        f"{_count(len(odd), 'tensor')} of dtype {', '.join(sorted(set(odd.values())))} for "
-        "parameters of the model."
-    )
-    fix = (
-        f"A parameter is {', '.join(PARAMETER_DTYPES)}. If they are quantised or packed, give "
-        "the unquantised checkpoint."
-    )
-    return [Problem("LR409", cause, fix, tuple(odd))]
+    return [
+        Problem(
+            "LR409",
+            f"{counted(len(odd), 'tensor')} of dtype {', '.join(sorted(set(odd.values())))} for "
+            "parameters of the model.",
+            f"A parameter is {', '.join(FLOATS)}. If they are quantised or packed, give "
+            "the unquantised checkpoint.",
+            tuple(odd),
+            side="target",
+        )
+    ]
 
 
 def drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) -> list[Problem]:
@@ -387,11 +399,3 @@ def component(name: str) -> str:
 def _broken(name: str) -> bool:
     segments = name.split(".")
     return "" in segments or any(one == other for one, other in pairwise(segments))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("s" if number != 1 else "")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"

@@ -1,26 +1,26 @@
-"""Post-load rules: plug-ins that change tensors after the rename."""
+"""Post-load rules: plug-ins that change or make tensors after the rename.
 
-from llava_remap.post_load.old_bytes import find_old_bytes
+Everything that a plug-in needs is exported here: the protocol (`PostLoadRule`, with what it takes
+and returns), dtypes and their conversion, and how a plug-in refuses.
+"""
+
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, from_float64, is_finite, to_float64
+from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
-from llava_remap.post_load.run import (
-    load_post_load_rule,
-    make_pieces,
-    plan_changes,
-    provenance,
-    takes,
-)
 
 __all__ = [
+    "DTYPE_BITS",
+    "FLOATS",
     "Before",
     "Change",
     "Effect",
     "OldBytes",
     "PostLoadRule",
+    "Problem",
     "Reader",
-    "find_old_bytes",
-    "load_post_load_rule",
-    "make_pieces",
-    "plan_changes",
-    "provenance",
-    "takes",
+    "RemapError",
+    "from_float64",
+    "is_finite",
+    "refuse",
+    "to_float64",
 ]

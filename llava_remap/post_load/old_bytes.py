@@ -8,8 +8,8 @@ from heapq import heappop, heappush
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from llava_remap.checkpoint import DTYPE_BITS
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.dtypes import DTYPE_BITS
+from llava_remap.core.problem import RemapError
 from llava_remap.post_load.protocol import Change, OldBytes
 from llava_remap.post_load.run import make_pieces
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_LOST = "LR607"
+
+class _NotAtHandError(RemapError):
+    """New values are made from what isn't known yet."""
 
 
 def find_old_bytes(
@@ -44,7 +46,8 @@ def find_old_bytes(
     found: list[tuple[int, int]] = []
     reached = at = 0
     try:
-        for piece in make_pieces(use, options, change, _not_at_hand):
+        pieces = make_pieces(use, options, [change], _not_at_hand)[change.target]
+        for piece in pieces:
             if isinstance(piece, OldBytes):
                 heappush(waiting, (piece.offset, piece.nbytes, at))
             at += piece.nbytes if isinstance(piece, OldBytes) else len(piece)
@@ -55,13 +58,12 @@ def find_old_bytes(
                     reached = offset + length
             if reached == nbytes:
                 return found
-    except RemapError as error:
-        if error.problems[0].code != _LOST:
-            raise
+    except _NotAtHandError:
+        pass
     return None
 
 
 def _not_at_hand(
     target: str, start: int, stop: int, *, as_stored: bool = False
 ) -> NDArray[np.float64]:
-    raise refuse(_LOST, f"`{target}` as it was isn't at hand.")
+    raise _NotAtHandError.of("LR607", f"`{target}` as it was isn't at hand.")

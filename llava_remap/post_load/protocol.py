@@ -4,7 +4,7 @@ later.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
@@ -61,6 +61,7 @@ class Before:
         token_ids: the id of every token, those that are new included; None where no source has a
             tokenizer.
         embedding: name of the table of token embeddings.
+        head: name of the matrix that turns hidden states into logits.
     """
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
@@ -68,6 +69,7 @@ class Before:
     missing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     token_ids: Mapping[str, int] | None = None
     embedding: str = "language_model.model.embed_tokens.weight"
+    head: str = "language_model.lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,6 @@ class Reader(Protocol):
         """
         ...
 
-    def __hash__(self) -> int:
-        """The same for as long as a job takes: what was made from its rows can be kept under it."""
-        ...
-
 
 class PostLoadRule(Protocol):
     """A plug-in of the entry point group `llava_remap.post_load`: a pydantic model whose fields
@@ -111,9 +109,15 @@ class PostLoadRule(Protocol):
         """What will change. From shapes alone, and the same every time."""
         ...
 
-    def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
-        """The tensor, piece by piece in order: runs of old bytes, and new values in the tensor's
-        dtype, little-endian.
+    def pieces(
+        self, changes: Sequence[Change], read: Reader
+    ) -> Mapping[str, Iterator[OldBytes | bytes]]:
+        """The changed tensors by target name, each piece by piece in order: runs of old bytes, and
+        new values in the tensor's dtype, little-endian.
+
+        A job asks once, with all changes of the rule, and then takes each tensor at most once: in
+        any order, and perhaps several at the same time in several threads. What tensors share (a
+        mean that is computed once, say) belongs into the object that their iterators share.
 
         New values that are inf or NaN are refused when they are written (LR406).
         """

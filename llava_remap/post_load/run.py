@@ -7,15 +7,17 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from math import prod
+from threading import Lock
 from typing import Any
 
 from pydantic import ValidationError
 
-from llava_remap.checkpoint import DTYPE_BITS, FLOATS
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
 
@@ -93,46 +95,90 @@ def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect
 
 
 def make_pieces(
-    use: str, options: Mapping[str, Any], change: Change, read: Reader
-) -> Iterator[OldBytes | bytes]:
-    """The changed tensor from a plug-in, piece by piece: as many bytes as planned, old ones that
-    are there, finite new ones.
+    use: str, options: Mapping[str, Any], changes: Sequence[Change], read: Reader
+) -> dict[str, Iterator[OldBytes | bytes]]:
+    """The changed tensors from a plug-in by target name, each piece by piece: as many bytes as
+    planned, old ones that are there, finite new ones. Each can be taken once.
 
     Raises:
-        RemapError: LR212 as `load_post_load_rule`, and where it makes something else; LR406 for inf
-            or NaN.
+        RemapError: LR212 as `load_post_load_rule`, and where the plug-in makes something else;
+            LR406 for inf or NaN.
     """
     rule = load_post_load_rule(use, options)
+    with _own_faults(use):
+        made = rule.pieces(changes, read)
+        pieces = {change.target: iter(made[change.target]) for change in changes}
+    return {change.target: _checked(use, change, pieces[change.target]) for change in changes}
+
+
+def _checked(
+    use: str, change: Change, pieces: Iterator[OldBytes | bytes]
+) -> Iterator[OldBytes | bytes]:
     width = DTYPE_BITS[change.dtype] // 8
     old = 0 if change.shape_before is None else prod(change.shape_before) * width
     planned, made = prod(change.shape_after) * width, 0
-    with _own_faults(use):
-        pieces = iter(rule.pieces(change, read))
-    while True:
+    while made <= planned:
         with _own_faults(use):
             piece = next(pieces, None)
         if piece is None:
             break
         if isinstance(piece, OldBytes):
             if not 0 <= piece.offset <= piece.offset + piece.nbytes <= old:
-                cause = (
+                raise refuse(
+                    "LR212",
                     f"`{use}` wants bytes {piece.offset} to {piece.offset + piece.nbytes} of "
-                    f"`{change.target}`, which has {old}."
+                    f"`{change.target}`, which has {old}.",
+                    _report(use),
                 )
-                raise refuse("LR212", cause, _report(use))
             made += piece.nbytes
         else:
             _check_made(use, piece, change)
             made += len(piece)
-        if made > planned:
-            break
-        yield piece
+        if made <= planned:
+            yield piece
     if made != planned:
-        cause = (
+        raise refuse(
+            "LR212",
             f"`{use}` makes {'more' if made > planned else made} bytes for `{change.target}`; "
-            f"{planned} were planned."
+            f"{planned} were planned.",
+            _report(use),
         )
-        raise refuse("LR212", cause, _report(use))
+
+
+class PostLoadRules:
+    """The post-load rules of one job. Each is asked once for all its changes, from any thread.
+
+    Args:
+        changes: plug-in, options and change of each changed tensor.
+        read: gives rows of tensors as they were before.
+    """
+
+    def __init__(
+        self, changes: Iterable[tuple[str, Mapping[str, Any], Change]], read: Reader
+    ) -> None:
+        self._read, self._lock = read, Lock()
+        self._rules: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        self._changes: dict[str, list[Change]] = defaultdict(list)
+        self._rule_of: dict[str, str] = {}
+        self._made: dict[str, Iterator[OldBytes | bytes]] = {}
+        for use, options, change in changes:
+            rule = json.dumps([use, options], sort_keys=True)
+            self._rules[rule] = use, options
+            self._changes[rule].append(change)
+            self._rule_of[change.target] = rule
+
+    def pieces(self, target: str) -> Iterator[OldBytes | bytes]:
+        """One changed tensor. A tensor that is wanted once more is made anew, and so are the others
+        of its rule.
+
+        Raises:
+            RemapError: as `make_pieces`.
+        """
+        rule = self._rule_of[target]
+        with self._lock:
+            if target not in self._made:
+                self._made |= make_pieces(*self._rules[rule], self._changes[rule], self._read)
+            return self._made.pop(target)
 
 
 def _options(use: str, options: Mapping[str, Any]) -> str:
@@ -224,8 +270,9 @@ def _own_faults(use: str) -> Iterator[None]:
     except (RemapError, OSError, MemoryError):
         raise
     except Exception as error:
-        cause = f"`{use}` fails: {type(error).__name__}: {error}."
-        raise refuse("LR212", cause, _report(use)) from error
+        raise refuse(
+            "LR212", f"`{use}` fails: {type(error).__name__}: {error}.", _report(use)
+        ) from error
 
 
 def _report(use: str) -> str:

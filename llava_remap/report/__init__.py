@@ -5,10 +5,9 @@ from llava_remap.report.machine import plan_json, refusal_json
 from llava_remap.report.problems import print_problems
 from llava_remap.report.reverted import print_reverted
 from llava_remap.report.shrunk import print_shrunk
-from llava_remap.report.terminal import amounts, shown, size
+from llava_remap.report.terminal import shown
 
 __all__ = [
-    "amounts",
     "plan_json",
     "print_inspection",
     "print_plan",
@@ -19,5 +18,4 @@ __all__ = [
     "print_verification",
     "refusal_json",
     "shown",
-    "size",
 ]

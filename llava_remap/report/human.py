@@ -12,18 +12,19 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.core.escaped import quote
-from llava_remap.core.fold import counted, fold_names
+from llava_remap.core.fold import fold_names
 from llava_remap.core.problem import Problem
+from llava_remap.core.wording import counted, size
 from llava_remap.plan.problems import component
 from llava_remap.report.problems import print_problems
-from llava_remap.report.terminal import heading, line, shown, size
+from llava_remap.report.terminal import heading, line, shown
 
 if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it doesn't come to
     from llava_remap.jobs.apply import Job, Result
     from llava_remap.jobs.inspection import Inspection
     from llava_remap.jobs.resources import Predicted
     from llava_remap.plan import Plan
-    from llava_remap.routing.identify import Fit
+    from llava_remap.routing.fits import Fit
     from llava_remap.verify import Verification
 
 #: Rule files that are told with all that contradicts them, where none fits; the rest with the first
@@ -135,10 +136,7 @@ def print_result(console: Console, result: Result, plan: Plan) -> None:
         f"  took {size(result.used.memory)} of memory at most, {size(result.used.disk)} of disk",
     )
     for note in result.notes:
-        if note not in plan.notes or note.code in (
-            "LR408",
-            "LR411",
-        ):  # what the folder lacks is told where it is said to be done, too
+        if note not in plan.notes or note.lacks:
             line(
                 console,
                 Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {_sentence(note)}"),
@@ -151,12 +149,11 @@ def print_result(console: Console, result: Result, plan: Plan) -> None:
 
 def print_verification(console: Console, found: Verification) -> None:
     """What was checked of a folder, and what is wrong with it."""
-    bad = {problem.code for problem in found.problems}
     line(console, Text(shown(str(found.folder)), "bold"))
     line(
         console,
-        f"  {counted(found.files, 'file')}, {size(found.nbytes)}: {'not ' * ('LR603' in bad)}as "
-        "they were written",
+        f"  {counted(found.files, 'file')}, {size(found.nbytes)}: "
+        f"{'' if found.as_written else 'not '}as they were written",
     )
     load = {
         True: _STRICT,
@@ -165,10 +162,9 @@ def print_verification(console: Console, found: Verification) -> None:
     }
     line(console, f"  {load[found.strict]}")
     if found.tensors is not None:
-        differing = sum(len(problem.names) for problem in found.problems if problem.code == "LR602")
         same = (
-            f"tensors held against what the sources give, {differing} differ"
-            if differing
+            f"tensors held against what the sources give, {found.differing} differ"
+            if found.differing
             else ("tensors equal, bit by bit, to what the sources give")
         )
         line(console, f"  {found.tensors} {same}")
@@ -368,7 +364,7 @@ def _sentence(problem: Problem) -> str:
     folded = fold_names(problem.names)
     more = f" and {len(folded) - _SHOWN} more" if len(folded) > _SHOWN else ""
     names = f" ({', '.join(folded[:_SHOWN])}{more})" if folded else ""
-    return f"{problem.cause}{names}" + (f" {problem.fix}" if problem.fix else "")
+    return f"{problem.placed_cause}{names}" + (f" {problem.fix}" if problem.fix else "")
 
 
 def print_inspection(console: Console, found: Inspection) -> None:
@@ -425,7 +421,7 @@ def print_inspection(console: Console, found: Inspection) -> None:
         for reason in () if first else fit.reasons:
             line(console, f"    {reason}")
         for problem in fit.needs:
-            line(console, f"    with {_sources_to_give(fit)}: {problem.cause}")
+            line(console, f"    with {_sources_to_give(fit)}: {problem.placed_cause}")
         if fit.fits and fit.also and not fit.needs:
             unchecked = (
                 "the checkpoint has no tower inside, so what depends on the tower's sizes "

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llava_remap.core.escaped import printable
 from llava_remap.core.fold import fold_names
+from llava_remap.core.wording import counted
 from llava_remap.report.problems import MOST_LINES, print_problem
 from llava_remap.report.terminal import line
 
@@ -82,10 +83,10 @@ def lint_github(files: Sequence[Linted]) -> str:
 def _summary(linted: Linted) -> list[str]:
     if not linted.loaded:
         return ["not looked at, since it can't be loaded"]
-    tried = [_count(linted.rules, "rule"), _count(linted.tests, "test")]
-    tried += [_count(linted.witnesses, "name") + " made from them"]
+    tried = [counted(linted.rules, "rule"), counted(linted.tests, "test")]
+    tried += [counted(linted.witnesses, "name") + " made from them"]
     if linted.names is not None:
-        tried.append(_count(linted.names, "real name"))
+        tried.append(counted(linted.names, "real name"))
     parts = [", ".join(tried)]
     if linted.unparsed:
         parts.append(
@@ -97,7 +98,7 @@ def _summary(linted: Linted) -> list[str]:
             f"the target's parameters aren't known ({linted.unknown}), so drops are judged by the "
             "rules alone"
         )
-    back = f"{_count(linted.targets, 'new name')} led back and there again"
+    back = f"{counted(linted.targets, 'new name')} led back and there again"
     if linted.reversible:
         parts.append(f"reversible: {back}" if linted.targets else "reversible: it renames nothing")
     else:
@@ -163,7 +164,3 @@ def _property(text: str) -> str:
 
 def _rules(labels: Sequence[str]) -> str:
     return " and ".join(f"`{label}`" for label in labels)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("s" if number != 1 else "")

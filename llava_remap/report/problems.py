@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from llava_remap.core.codes import CODES
 from llava_remap.core.escaped import printable
 from llava_remap.core.fold import fold_groups, fold_names
 from llava_remap.core.problem import Problem
@@ -22,8 +23,6 @@ if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it
 MOST_LINES = 12
 #: Characters. Some causes quote a value out of a file, which can be of any length.
 _LONGEST_CAUSE = 2000
-#: What names can be near to, in a plan: those that are left over on one side.
-_UNMATCHED = {"LR301", "LR302", "LR303", "LR307"}
 
 
 def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | None = None) -> None:
@@ -35,7 +34,10 @@ def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | N
         near |= {missing.target: missing.suggestions for missing in plan.missing}
     for problem in problems:
         print_problem(
-            console, problem, near if problem.code in _UNMATCHED else {}, in_plan=plan is not None
+            console,
+            problem,
+            near if CODES[problem.code].unmatched else {},
+            in_plan=plan is not None,
         )
     if plan is not None and plan.suggested_rules:
         console.print()
@@ -70,11 +72,8 @@ def print_problem(
     """
     console.print()
     line(console, Text.assemble(place, (problem.code, style), (f" {problem.title}", "bold")))
-    cause = (
-        problem.cause
-        if len(problem.cause) <= _LONGEST_CAUSE
-        else problem.cause[:_LONGEST_CAUSE] + "…"
-    )
+    cause = problem.placed_cause
+    cause = cause if len(cause) <= _LONGEST_CAUSE else cause[:_LONGEST_CAUSE] + "…"
     line(console, f"  {printable(cause)}")
     if problem.table:
         shown = [f"{name}  {fact}" for name, fact in problem.table]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.core.fold import counted, fold_names
-from llava_remap.report.terminal import heading, line, shown, size
+from llava_remap.core.fold import fold_names
+from llava_remap.core.wording import counted, size
+from llava_remap.report.terminal import heading, line, shown
 
 if TYPE_CHECKING:  # every other report is imported together with this one
     from llava_remap.jobs.revert import Restored, Reverted

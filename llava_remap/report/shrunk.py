@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.report.terminal import heading, line, shown, size
+from llava_remap.core.wording import size
+from llava_remap.report.terminal import heading, line, shown
 
 if TYPE_CHECKING:  # every other report is imported together with this one
     from llava_remap.authoring.shrink import Shrunk

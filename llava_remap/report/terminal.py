@@ -1,4 +1,4 @@
-"""How a report says a path, a number of bytes, a heading, a line."""
+"""How a report says a path, a heading, a line."""
 
 from __future__ import annotations
 
@@ -8,27 +8,6 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.core.escaped import printable
-
-
-def size(nbytes: int) -> str:
-    """Bytes in the unit a person would choose (powers of 1000, as disks are sold)."""
-    amount, unit = float(nbytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if amount < 999.5:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
-
-
-def amounts(part: int, whole: int) -> str:
-    """Of how many bytes how many, in the unit of the whole: `3.1 of 14.1 GB`."""
-    power, unit = next(
-        (p, u)
-        for p, u in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB"), (0, "B"))
-        if whole >= 10**p or not p
-    )
-    digits = 1 if power else 0
-    return f"{part / 10**power:.{digits}f} of {whole / 10**power:.{digits}f} {unit}"
 
 
 def shown(location: str) -> str:

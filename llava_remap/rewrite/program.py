@@ -16,11 +16,10 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
-from llava_remap.core.problem import refuse
+from llava_remap.core.problem import Mark, RunawayRuleError
 from llava_remap.rewrite.conditions import contradictions
 from llava_remap.rulefile import (
     Condition,
-    Mark,
     PatternError,
     Regex,
     Rule,
@@ -106,11 +105,12 @@ class CompiledRule:
         try:
             return run(name)
         except RunawayError as error:
-            raise refuse(
+            raise RunawayRuleError.of(
                 "LR206",
-                f"{self.mark} the regex of `{self.label}` {error.why}.",
+                f"the regex of `{self.label}` {error.why}.",
                 "Write it as a template, or without nested repetition.",
                 [name],
+                place=self.mark,
             ) from None
 
 

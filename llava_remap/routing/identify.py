@@ -1,38 +1,31 @@
-"""What is this checkpoint, and is the rule file for it? Asked before anything is derived from it.
-
-The shipped rule files and layouts are compared with its names and its config.
-"""
+"""Whether a rule file is for these checkpoints, asked before anything is derived from them."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, gather_command, parts_beside
+from llava_remap.checkpoint import Checkpoint, gather_command
 from llava_remap.core.escaped import quote
-from llava_remap.core.fold import counted, fold_names
 from llava_remap.core.problem import Problem
+from llava_remap.core.wording import counted
 from llava_remap.rewrite import compile_rules, contradictions
-from llava_remap.routing.advice import draft_command
+from llava_remap.routing.advice import (
+    advice,
+    behind_prefix,
+    extra_source_advice,
+    missing_source_advice,
+)
+from llava_remap.routing.commands import draft_command
+from llava_remap.routing.fits import EMPTY, fits, other_tower_problem, unmet
 from llava_remap.routing.route import Routed, Routes, route
-from llava_remap.routing.trained_with import PROJECTOR, projector_place
+from llava_remap.routing.trained_with import PROJECTOR
 from llava_remap.rulefile import (
-    Condition,
-    Requirement,
-    Rule,
     RuleFile,
     load_rule_file,
     shipped_folder,
     shipped_layouts,
-    shipped_rule_files,
 )
-from llava_remap.source.sources import other_than_default
 from llava_remap.target_model import CLASSIC, layout_program
 
 #: The shipped rule file from any layout of transformers to the classic one.
@@ -41,79 +34,6 @@ HF_LAYOUTS = "hf-layouts"
 _TEMPLATES = 6
 #: The rules that know what frameworks put around modules.
 _WRAPPERS = "parts/wrappers.yaml"
-_NUMBER = re.compile(r"[0-9]+")
-#: Folded names in a sentence.
-_SHOWN = 2
-#: Stands for the first source where only another one is looked at.
-_EMPTY = Checkpoint(Path(), "", {}, None, None)
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """How well a rule file fits a checkpoint.
-
-    Attributes:
-        mapped, total: of the `total` names that it doesn't drop it maps so many.
-        unknown: the names that it neither maps nor drops.
-        contradictions: why it isn't for the checkpoint, in words.
-        guard: what of the rule file refuses the config, `detect` or `requires`; empty where names
-            contradict it, or nothing does.
-        source: what it calls the checkpoint: its first source.
-        summary: what it is for.
-        also: sources that it needs besides.
-        other_default: whether the config names another one for some of these than the rule file's
-            default.
-        agreeing: how many values of the config are those that its `detect` asks for.
-        class_name: its target; empty where that is the source's own class.
-        remedy: what would help, where that is known of the contradictions; empty otherwise.
-        refusals: what a plan from the same headers finds; empty before there is one.
-        needs: what that plan finds and a further source (`also`) settles.
-    """
-
-    rules: str
-    source: str
-    mapped: int
-    total: int
-    unknown: tuple[str, ...]
-    contradictions: tuple[str, ...]
-    guard: str
-    also: tuple[str, ...]
-    other_default: bool
-    summary: str
-    agreeing: int = 0
-    class_name: str = ""
-    remedy: str = ""
-    refusals: tuple[Problem, ...] = ()
-    needs: tuple[Problem, ...] = ()
-
-    @property
-    def reasons(self) -> list[str]:
-        """All that speaks against it."""
-        unknown = (
-            [f"it has no rule for {_some(self.unknown)}"]
-            if self.unknown and not self.contradictions
-            else []
-        )
-        refusals = [
-            f"{problem.code} {problem.cause} {problem.fix}".strip() for problem in self.refusals
-        ]
-        return [*self.contradictions, *unknown, *refusals]
-
-    @property
-    def is_near(self) -> bool:
-        """Whether it knows more of the names than chance has it: a tower may have more names
-        than all the rest.
-        """
-        return 10 * self.mapped >= self.total > 0
-
-    @property
-    def fits(self) -> bool:
-        return (
-            self.mapped > 0
-            and self.mapped == self.total
-            and not self.contradictions
-            and not self.refusals
-        )
 
 
 def identify(
@@ -147,10 +67,18 @@ def identify(
     if rules.target.as_ is not None:
         config = checkpoint.config  # its language model's is inside
     routed = [r for r in taken if r.source == rules.first_source]
-    if problems := _already_converted(rules, routed, checkpoint, refusals):
-        return [
-            _with_parts(rules, routes, checkpoints, p) if p.code == "LR109" else p for p in problems
-        ]
+    mapped = sum(r.rewrite.target is not None for r in routed)
+    every = all(r.rewrite.target is not None or r.rewrite.reason is not None for r in routed)
+    if not (mapped and every) and rules.target.as_ is None:
+        problems = already_converted(
+            checkpoint,
+            [r.tensor.name for r in routed],
+            mapped,
+            refusals,
+            lambda problem: _with_parts(rules, routes, checkpoints, problem),
+        )
+        if problems:
+            return problems
     for check in (_wrapped, _nothing_matched):
         if problem := check(rules, routed, checkpoint):
             return [problem]
@@ -176,239 +104,16 @@ def identify(
         named = dict.fromkeys((said_by, *(r.source for r in main)))
         others = [name for name in named if name != rules.first_source and name in given]
         found = fits(checkpoint)
-        sources = _elsewhere(rules, taken, checkpoints, found) or _without(rules, others, found)
+        sources = missing_source_advice(rules, taken, checkpoints, found) or extra_source_advice(
+            rules, others, found
+        )
         wrong = Problem("LR311", cause, sources or advice(checkpoint, found, rules.name))
         if not sources and found[0].fits:
             return [wrong]
         return [wrong, *unmet(rules, names, config, whose)]
-    if other_tower := _other_tower(rules, main, checkpoint, config):
+    if other_tower := other_tower_problem(rules, main, checkpoint, config):
         return [other_tower]
     return unmet(rules, names, config, whose)
-
-
-def unmet(
-    rules: RuleFile,
-    names: Sequence[str],
-    config: Mapping[str, Any] | None,
-    whose: str = "its config",
-) -> list[Problem]:
-    """LR314 for each of a rule file's requirements that a checkpoint doesn't meet; `names` as
-    `prepare` left them.
-    """
-    return [
-        Problem(
-            "LR314",
-            f"{'; '.join(reasons)}. {requirement.else_}",
-            _allowing(rules, name, requirement, config or {}),
-        )
-        for name, requirement in rules.text.requires.items()
-        if not contradictions(Condition(config=requirement.when), (), config)
-        and (reasons := contradictions(requirement, names, config, whose=whose))
-    ]
-
-
-def _allowing(
-    rules: RuleFile, name: str, requirement: Requirement, config: Mapping[str, Any]
-) -> str:
-    """How to convert all the same: lines for a rule file, where the config's values can stand in
-    one.
-    """
-    values = {key: config.get(key) for key in requirement.config}
-    if not values or any(isinstance(value, (list, dict)) for value in values.values()):
-        return "Mend the config.json, if the message says so."
-    allowed = {
-        key: [*(said if isinstance(said, tuple) else (said,)), values[key]]
-        for key, said in requirement.config.items()
-    }
-    lines = ", ".join(
-        f"{key}: {json.dumps(list(dict.fromkeys(entries)))}" for key, entries in allowed.items()
-    )
-    return (
-        "If that doesn't matter for what you want to do, write a rule file with "
-        f"`extends: [{rules.name}.yaml]` and `requires: {{{name}: {{config: {{{lines}}}}}}}`."
-    )
-
-
-def fits(checkpoint: Checkpoint) -> list[Fit]:
-    """Every shipped rule file compared with a checkpoint's names and config, the nearest first.
-
-    Those that fit come first, of two of them that one whose default tower is the one that the
-    config names; then those that keep more of the names, that less contradicts, and of which the
-    config says more, such as their architecture.
-    """
-    groups = names_alike(checkpoint)
-    found = [
-        _fit(load_rule_file(path), checkpoint, groups) for path in shipped_rule_files().values()
-    ]
-
-    def order(fit: Fit) -> tuple[object, ...]:
-        near = (
-            (fit.other_default,)
-            if fit.fits
-            else (-fit.mapped, len(fit.contradictions), -fit.agreeing)
-        )
-        return (not fit.fits, near, fit.rules)
-
-    return sorted(found, key=order)
-
-
-def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[str]]) -> Fit:
-    """One rule file compared with a checkpoint. Of each of the `groups` of its names that no
-    rule tells apart, one is tried.
-    """
-    few = replace(checkpoint, catalog={name: checkpoint.catalog[name] for name in groups}, pairs=())
-    routes = route(rules, compile_rules(rules, few.catalog, few.config), {rules.first_source: few})
-    taken, detect = routes.taken, rules.text.detect
-    names = [r.rewrite.prepared for r in taken]
-    reasons = contradictions(detect, names, checkpoint.config)
-    problems = [*unmet(rules, names, checkpoint.config)]
-    if other_tower := _other_tower(rules, taken, checkpoint, checkpoint.config):
-        every = [
-            replace(r, tensor=checkpoint.catalog[name])
-            for r in taken
-            for name in groups[r.tensor.name]
-        ]
-        other_tower = _other_tower(rules, every, checkpoint, checkpoint.config) or other_tower
-        problems.insert(0, other_tower)
-    if (
-        contradictions(detect.model_copy(update={"config": {}, "config_not": {}}), names, None)
-        or other_tower
-    ):
-        guard = ""
-    else:
-        guard = "detect" if reasons else "requires" if problems else ""
-    causes = [problem.cause.removesuffix(".") for problem in problems]
-    reasons = [
-        reason for reason in reasons if not any(cause.startswith(reason) for cause in causes)
-    ] + causes
-    left = [r.tensor.name for r in taken if r.rewrite.target is None and r.rewrite.reason is None]
-    unknown = tuple(name for one in left for name in groups[one])
-    mapped = sum(len(groups[r.tensor.name]) for r in taken if r.rewrite.target is not None)
-    return Fit(
-        rules.name,
-        rules.first_source,
-        mapped,
-        mapped + len(unknown),
-        unknown,
-        tuple(reasons),
-        guard,
-        routes.not_given,
-        any(
-            other_than_default(rules.text.sources[name], checkpoint.config) is not None
-            for name in routes.not_given
-        ),
-        rules.text.summary or "",
-        _agreeing(detect, checkpoint.config or {}),
-        rules.target.class_ or "",
-        other_tower.fix if other_tower else "",
-    )
-
-
-def _agreeing(detect: Condition, config: Mapping[str, Any]) -> int:
-    """How many values of a config are those that a rule file asks for."""
-    said = {key: wanted for key, wanted in detect.config.items() if config.get(key) is not None}
-    return sum(
-        not contradictions(Condition(config={key: wanted}), (), config)
-        for key, wanted in said.items()
-    )
-
-
-def names_alike(checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """The names that no shipped rule tells apart, by the first of them: names by the ten thousand
-    are to be refused soon, too.
-
-    Two names are alike if they differ in nothing but segments that no template spells out, and if
-    these are numbers in both or in none. The matrices of an adapter's pairs are left out.
-    """
-    spelt, partly = _spelt_segments()
-    matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
-    kinds: dict[str, str] = {}
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name in checkpoint.catalog:
-        if name in matrices:
-            continue
-        key = []
-        for segment in name.split("."):
-            if (kind := kinds.get(segment)) is None:
-                told = segment in spelt or partly.fullmatch(segment) is not None or not segment
-                kind = kinds[segment] = (
-                    segment if told else "{int}" if _NUMBER.fullmatch(segment) else "{x}"
-                )
-            key.append(kind)
-        groups.setdefault(tuple(key), []).append(name)
-    return {names[0]: names for names in groups.values()}
-
-
-@cache
-def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
-    """The segments that templates of the shipped rule files spell out, and a regex for those
-    that they spell out in part.
-    """
-    texts: set[str] = set()
-    files = [load_rule_file(path) for path in shipped_rule_files().values()]
-    for rules in files:
-        text, every = rules.text, _rules_of(rules)
-        conditions = [
-            text.detect,
-            *text.requires.values(),
-            *(rule.when for rule in every if rule.when is not None),
-        ]
-        texts.update(
-            template
-            for condition in conditions
-            for template in (*condition.present, *condition.absent)
-        )
-        texts.update(
-            source.used_if_absent for source in text.sources.values() if source.used_if_absent
-        )
-        texts.update(template for source in text.sources.values() for template in source.selected)
-        texts.update(rule.from_ or rule.unwrap or "" for rule in every)
-        texts.update(source.prefix for source in text.sources.values())
-        texts.update(text.target.towers if text.target is not None else ())
-    segments = {
-        segment for text in texts for segment in re.sub(r"\{\w+\.\.\.\}", "{x}", text).split(".")
-    }
-    partly = {
-        segment
-        for segment in segments
-        if "{" in segment and not re.fullmatch(r"\{\w+(:int)?\}", segment)
-    }
-    if any(rule.match is not None for rules in files for rule in _rules_of(rules)):
-        partly.add("{x}")  # a regex may ask for anything
-    return frozenset(segments - partly), re.compile(
-        "|".join(re.sub(r"\\{.*?\\}", ".*", re.escape(one)) for one in partly)
-    )
-
-
-def _rules_of(rules: RuleFile) -> list[Rule]:
-    return [
-        *rules.text.prepare,
-        *rules.text.names,
-        *(rule for layout in rules.layouts for rule in layout.text.names),
-    ]
-
-
-def _part(rules: RuleFile, checkpoint: Checkpoint) -> str:
-    """The source, not the first, that a rule file would take tensors of this checkpoint for;
-    empty for none.
-    """
-    for name, source in rules.text.sources.items():
-        if name != rules.first_source and not source.overrides and "tensors" in source.use:
-            routed = route(
-                rules, compile_rules(rules), {rules.first_source: _EMPTY, name: checkpoint}
-            ).taken
-            if any(r.rewrite.target is not None for r in routed):
-                return name
-    return ""
-
-
-def _some(names: Collection[str]) -> str:
-    folded = fold_names(names)
-    more = ", …" if len(folded) > _SHOWN else ""
-    return (
-        f"{', '.join(f'`{line}`' for line in folded[:_SHOWN])}{more} "
-        f"({counted(len(names), 'tensor')})"
-    )
 
 
 def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> Problem | None:
@@ -447,6 +152,7 @@ def already_converted(
     names: Sequence[str],
     mapped: int,
     refusals: Callable[[Checkpoint], Sequence[Problem]],
+    complete: Callable[[Problem], Problem] = lambda problem: problem,
 ) -> list[Problem]:
     """LR109: a layout of transformers takes more of the names than the `mapped` ones that a rule
     file does.
@@ -457,6 +163,9 @@ def already_converted(
 
     Names prove nothing: LR109 is what the plan of `hf-layouts` proves. What that plan refuses comes
     behind an LR311.
+
+    Args:
+        complete: says more in the LR109.
     """
     if mapped >= len(names):
         return []
@@ -466,47 +175,45 @@ def already_converted(
     there = f"{len(classic)} of {len(names)} names in {checkpoint.location} are in layout {layout}"
     command = f"llava-remap apply {HF_LAYOUTS} --source {quote(checkpoint.location)}"
     if refused := refusals(checkpoint):
-        if behind := _behind_prefix(checkpoint):
-            cause = (
-                f"names in {checkpoint.location} are those of a layout of transformers, "
-                "behind "
-                "a prefix."
-            )
-            return [Problem("LR311", cause, behind)]
-        cause = (
-            f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses it "
-            "for the other reasons given."
-        )
-        return [Problem("LR311", cause, f"When they are mended: {command}."), *refused]
-    if layout == CLASSIC and len(classic) == len(names):
-        cause = (
-            f"{there}; names, shapes and dtypes are those of the class that its config.json names."
-        )
+        if behind := behind_prefix(checkpoint):
+            return [
+                Problem(
+                    "LR311",
+                    f"names in {checkpoint.location} are those of a layout of transformers, "
+                    "behind "
+                    "a prefix.",
+                    behind,
+                )
+            ]
         return [
-            Problem("LR109", cause, "Nothing is to be done: load it with transformers as it is.")
+            Problem(
+                "LR311",
+                f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses it "
+                "for the other reasons given.",
+                f"When they are mended: {command}.",
+            ),
+            *refused,
+        ]
+    if layout == CLASSIC and len(classic) == len(names):
+        return [
+            complete(
+                Problem(
+                    "LR109",
+                    f"{there}; names, shapes and dtypes are those of the class that its "
+                    f"config.json names.",
+                    "Nothing is to be done: load it with transformers as it is.",
+                )
+            )
         ]
     return [
-        Problem(
-            "LR109",
-            f"{there}.",
-            f"For the classic layout, which every transformers loads: {command}.",
+        complete(
+            Problem(
+                "LR109",
+                f"{there}.",
+                f"For the classic layout, which every transformers loads: {command}.",
+            )
         )
     ]
-
-
-def _already_converted(
-    rules: RuleFile,
-    routed: Sequence[Routed],
-    checkpoint: Checkpoint,
-    refusals: Callable[[Checkpoint], Sequence[Problem]],
-) -> list[Problem]:
-    mapped = sum(r.rewrite.target is not None for r in routed)
-    known = mapped and all(
-        r.rewrite.target is not None or r.rewrite.reason is not None for r in routed
-    )
-    if known or rules.target.as_ is not None:
-        return []  # it knows every name, or is for layouts itself
-    return already_converted(checkpoint, [r.tensor.name for r in routed], mapped, refusals)
 
 
 def _with_parts(
@@ -525,16 +232,17 @@ def _with_parts(
         pairs = route(
             layouts,
             compile_rules(layouts),
-            {layouts.first_source: _EMPTY, "adapter": checkpoints[name]},
+            {layouts.first_source: EMPTY, "adapter": checkpoints[name]},
         ).pairs
         if pairs and all(pair.rewrite.target is not None for pair in pairs):
             base, adapter = checkpoints[first].location, checkpoints[name].location
             options = f"--source {quote(f'model={base}')} --source {quote(f'adapter={adapter}')}"
-            fix = (
+            return Problem(
+                "LR109",
+                cause,
                 f"`{name}` was trained on a model of transformers. To merge it: llava-remap "
-                f"apply {HF_LAYOUTS} {options}"
+                f"apply {HF_LAYOUTS} {options}",
             )
-            return Problem("LR109", cause, fix)
     base = next(
         (
             f" ({checkpoints[name].base}, by its own files)"
@@ -548,48 +256,6 @@ def _with_parts(
         cause,
         f"Give the model that {named} was trained from{base}, under its own names: --source "
         f"{first}=DIR.",
-    )
-
-
-def _other_tower(
-    rules: RuleFile,
-    routed: Sequence[Routed],
-    checkpoint: Checkpoint,
-    config: Mapping[str, Any] | None,
-) -> Problem | None:
-    """LR301 where the checkpoint has a tower inside of which the rule file takes no name."""
-    for prefix, named in rules.target.towers.items():
-        segment = prefix.split(".")[0]
-        inside = [
-            r
-            for r in routed
-            if segment in r.rewrite.prepared.split(".") and r.rewrite.reason is None
-        ]
-        if inside and not any(r.rewrite.target is not None for r in inside):
-            return _tower_problem(rules, inside, checkpoint, config or {}, str(named.from_))
-    return None
-
-
-def _tower_problem(
-    rules: RuleFile,
-    inside: Sequence[Routed],
-    checkpoint: Checkpoint,
-    config: Mapping[str, Any],
-    key: str,
-) -> Problem:
-    said = config.get(key)
-    if rules.target.as_ is not None and isinstance(part := config.get("vision_config"), Mapping):
-        said = part.get("model_type")
-    kind = f", which its config calls {said!r}," if isinstance(said, str) else ""
-    names = tuple(r.tensor.name for r in inside)
-    return Problem(
-        "LR301",
-        f"{checkpoint.location} has a tower inside{kind} of a kind that {rules.name} doesn't know: "
-        f"{_some(names)}.",
-        "Another tower in its place would see other features. If a class of transformers has this "
-        "one, infer a rule file for it: "
-        f"{draft_command('CLASS', checkpoint.location)}",
-        names,
     )
 
 
@@ -609,11 +275,13 @@ def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) 
         for rule in bare.prepare
         if rule.label in names and rule.rule.unwrap
     )
-    cause = (
+    return Problem(
+        "LR110",
         f"{len(on)} of {len(routed)} names in {checkpoint.location} have {wrappers} in them, "
-        f"which {rules.name} leaves there."
+        f"which {rules.name} leaves there.",
+        f"Add {_WRAPPERS} to its `extends`.",
+        tuple(on),
     )
-    return Problem("LR110", cause, f"Add {_WRAPPERS} to its `extends`.", tuple(on))
 
 
 def _nothing_matched(
@@ -669,217 +337,14 @@ def _unknown_sources(
         command = draft_command(
             rules.target.class_ or "CLASS", places.pop(rules.first_source), **places
         )
-        fix = (
-            "Give a checkpoint with names like "
-            f"{' or '.join(f'`{text}`' for text in wanted[:_TEMPLATES])}, or infer a rule file "
-            f"for these: {command}"
+        problems.append(
+            Problem(
+                "LR305",
+                cause,
+                "Give a checkpoint with names like "
+                f"{' or '.join(f'`{text}`' for text in wanted[:_TEMPLATES])}, or infer a rule file "
+                f"for these: {command}",
+                tuple(checkpoint.catalog),
+            )
         )
-        problems.append(Problem("LR305", cause, fix, tuple(checkpoint.catalog)))
     return problems
-
-
-def _elsewhere(
-    rules: RuleFile,
-    taken: Sequence[Routed],
-    checkpoints: Mapping[str, Checkpoint],
-    found: Sequence[Fit],
-) -> str:
-    """Where names are missing that a source apart may bring, which it is; empty otherwise.
-
-    Such sources stand in the order of a training. Behind one that is given, none brings what an
-    earlier one should have.
-    """
-    names = [r.rewrite.prepared for r in taken]
-    missing = [
-        text
-        for text in rules.text.detect.present
-        if contradictions(Condition(present=(text,)), names, None)
-    ]
-    if not missing or any(fit.fits for fit in found):
-        return ""
-    if any(r.rewrite.target is None and r.rewrite.reason is None for r in taken):
-        return ""  # what is missing is there, under names that the rule file doesn't know
-    parts = [name for name, source in rules.text.sources.items() if source.overrides]
-    given = [number for number, name in enumerate(parts) if name in checkpoints]
-    if left := parts[: given[0]] if given else parts:
-        program = compile_rules(rules)
-        for name in (name for name in parts if name in checkpoints):
-            if lies := projector_place(rules, program, name, checkpoints[name]):
-                return f"A projector was trained with `{name}`. {lies}"
-        return _give_too(checkpoints[rules.first_source], left)
-    if not given:
-        return ""
-    wanted = " and ".join(f"`{text}`" for text in missing)
-    return (
-        f"Give a checkpoint that has {wanted}, a later one of the same training: no other "
-        "source brings it."
-    )
-
-
-def _give_too(checkpoint: Checkpoint, names: Sequence[str]) -> str:
-    """How to give one of these sources beside a checkpoint; where one lies in a folder inside of
-    it, that one.
-    """
-    there = parts_beside(checkpoint.folder) if checkpoint.folder is not None else {}
-    if found := [f"--source {quote(f'{name}={there[name]}')}" for name in names if name in there]:
-        return (
-            "What is missing may be what lies in a folder beside it, so give that too: "
-            f"{' '.join(found)}"
-        )
-    return (
-        "If what is missing lies elsewhere, give that too: "
-        f"{' or '.join(f'--source {name}=DIR' for name in names)}."
-    )
-
-
-def _without(rules: RuleFile, others: Sequence[str], found: Sequence[Fit]) -> str:
-    """Where the first source alone fits, which others keep it from that; empty otherwise."""
-    if not others or not any(fit.fits and fit.rules == rules.name for fit in found):
-        return ""
-    named = " and ".join(f"`{name}`" for name in others)
-    return (
-        f"`{rules.first_source}` alone fits {rules.name}: leave out {named}, or give what "
-        "belongs to this checkpoint."
-    )
-
-
-def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str:
-    """What to do with a checkpoint: the rule file that fits, or what would make one.
-
-    Args:
-        found: `fits` of it.
-        asked: the rule file that the user asked for.
-    """
-    # Of those that take as many names as the nearest, the one that was asked for is the nearest.
-    found = sorted(
-        found,
-        key=lambda fit: (
-            fit.fits < found[0].fits or fit.rules != asked or fit.mapped < found[0].mapped
-        ),
-    )
-    best = found[0]
-    if best.fits:
-        return (
-            f"By names and config, this rule file fits: {best.rules} ({best.mapped} of "
-            f"{best.total} names)."
-        )
-    if best.mapped == 0:
-        some = _without_prefix(checkpoint, "", list(names_alike(checkpoint)))
-        if part := next(
-            filter(None, (_part(load_rule_file(fit.rules), some) for fit in found)), ""
-        ):
-            beside = f"--source {best.source}=DIR --source {part}={quote(checkpoint.location)}"
-            return (
-                f"It is no model but a part of one, a `{part}`. Give it beside the model: "
-                f"llava-remap apply RULES {beside}."
-            )
-    if best.is_near and best.remedy:
-        return best.remedy
-    if planned := next((fit for fit in found if fit.refusals), None):
-        command = f"llava-remap apply {planned.rules} --source {quote(checkpoint.location)}"
-        return (
-            f"{planned.rules} takes every name, and refuses what is told above. When that is "
-            f"mended: {command}"
-        )
-    whole = [fit for fit in found if not fit.unknown and fit.mapped == best.mapped]
-    refusing = [fit for fit in whole if fit.guard]
-    if near := next((fit for fit in refusing if fit.rules == asked), next(iter(refusing), None)):
-        return (
-            f"None of the shipped rule files fits. {near.rules} takes every name, and its "
-            f"`{near.guard}` refuses this config "
-            f"since a model with it computes something else: override `{near.guard}` only if you "
-            "know that transformers "
-            "computes the same."
-        )
-    if whole:
-        sources = load_rule_file(whole[0].rules).text.sources
-        give = _give_too(checkpoint, [name for name, source in sources.items() if source.overrides])
-        return f"Every name is known, and something is missing. {give}"
-    if behind := _behind_prefix(checkpoint):
-        return behind
-    command = draft_command(_class_for(checkpoint, found, asked), checkpoint.location)
-    return f"None of the shipped rule files fits. Infer one from names and shapes: {command}"
-
-
-def _behind_prefix(checkpoint: Checkpoint) -> str:
-    """What to do where a rule file fits but for a prefix that all names have; empty otherwise."""
-    first = next(iter(checkpoint.catalog), "").split(".")
-    some = list(names_alike(checkpoint))
-    for segments in range(1, len(first)):
-        prefix = ".".join(first[:segments]) + "."
-        if not all(name.startswith(prefix) for name in checkpoint.catalog):
-            return ""
-        if (
-            any(not fit.unknown for fit in fits(_without_prefix(checkpoint, prefix, some)))
-            and (best := fits(_without_prefix(checkpoint, prefix, checkpoint.catalog))[0]).fits
-        ):
-            lines = _taking_off(prefix, load_rule_file(best.rules), checkpoint)
-            written = f"printf '%s\\n' {' '.join(map(quote, lines))} > mine.yaml"
-            return (
-                f"All names fit {best.rules} once the prefix `{prefix}` is taken off. Write a "
-                f"rule file that does it: {written}"
-            )
-    return ""
-
-
-def _taking_off(prefix: str, rules: RuleFile, checkpoint: Checkpoint) -> list[str]:
-    """The lines of a rule file that takes a prefix off, by the word behind it: `model.` itself
-    begins other names, too.
-    """
-    bare = _without_prefix(checkpoint, prefix, checkpoint.catalog)
-    program = compile_rules(rules, bare.catalog, checkpoint.config)
-    examples = {
-        name.partition(".")[0]: program.rewrite(name) for name in reversed(list(bare.catalog))
-    }
-    renames, tests = [], []
-    for number, (word, example) in enumerate(examples.items(), 1):
-        behind, kept = ("", "") if example.source == word else (".{rest...}", ".{rest}")
-        renames.append(
-            {"id": f"prefix-{number}", "from": prefix + word + behind, "to": word + kept}
-        )
-        becomes = {"dropped": True} if example.target is None else {"to": example.target}
-        tests.append({"from": prefix + example.source, **becomes})
-    lines = [
-        *("schema: 1", "name: mine", "version: 1.0.0", f"summary: {rules.name} behind a prefix"),
-        *(
-            f"extends: [{rules.name}.yaml]",
-            f"prepare: {json.dumps(renames)}",
-            f"tests: {json.dumps(tests)}",
-        ),  # JSON is YAML
-    ]
-    # Names of a source that has a prefix of its own get this one too, for the rules to take off.
-    sources = {
-        name: {"prefix": prefix + source.prefix}
-        for name, source in rules.text.sources.items()
-        if source.prefix
-    }
-    return [*lines, f"sources: {json.dumps(sources)}"] if sources else lines
-
-
-def _without_prefix(checkpoint: Checkpoint, prefix: str, names: Collection[str]) -> Checkpoint:
-    bare = {name: name.removeprefix(prefix) for name in names}
-    return replace(
-        checkpoint,
-        catalog={new: replace(checkpoint.catalog[name], name=new) for name, new in bare.items()},
-    )
-
-
-def _class_for(checkpoint: Checkpoint, found: Sequence[Fit], asked: str) -> str:
-    """The class that most probably computes what a checkpoint does: that of the nearest rule file,
-    if one is near.
-
-    Of rule files that know as many names, the one that was asked for is the nearest. If none is
-    near, the class that most of the rule files have whose `detect`, but for the architecture,
-    agrees with the config.
-    """
-    families = [fit for fit in found if fit.class_name]
-    if families[0].is_near:
-        nearest = [fit for fit in families if fit.mapped == families[0].mapped]
-        return next((fit for fit in nearest if fit.rules == asked), nearest[0]).class_name
-    agreeing = []
-    for fit in families:
-        wanted = load_rule_file(fit.rules).text.detect.config
-        others = {key: value for key, value in wanted.items() if key != "architectures"}
-        if not contradictions(Condition(config=others), (), checkpoint.config or {}):
-            agreeing.append(fit.class_name)
-    return Counter(agreeing or [families[0].class_name]).most_common(1)[0][0]

@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, has_file, quoted, tensor_names
+from llava_remap.checkpoint import Checkpoint, has_file, tensor_names
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.wording import quoted
 from llava_remap.rewrite import Program
 from llava_remap.routing.route import Routes
 from llava_remap.rulefile import NamedDefault, RuleFile
@@ -59,11 +60,10 @@ def naming_notes(
         there = checkpoints[name]
         path = there.path.with_suffix("") if there.is_manifest else there.folder or there.path
         if last_part(text) != last_part(there.origin or str(path.resolve())):
-            cause = f"{who} {quoted(text)}, and {there.location} is given as `{name}`."
             notes.append(
                 Problem(
                     "LR316",
-                    cause,
+                    f"{who} {quoted(text)}, and {there.location} is given as `{name}`.",
                     f"If that is another one, give the one that is named: --source {name}=DIR.",
                 )
             )
@@ -88,13 +88,15 @@ def tower_problems(
             and isinstance(default, NamedDefault)
             and default.from_ in keys
         ):
-            cause = (
-                f"the config says {default.from_}: {quoted(named)}, and only of {default.default} "
-                "it is known that it has the "
-                "attention heads and the activation of the other tower; tensors show neither."
-            )
             problems.append(
-                Problem("LR112", cause, f"Give it, with its own config.json: --source {name}=DIR.")
+                Problem(
+                    "LR112",
+                    f"the config says {default.from_}: {quoted(named)}, and only of "
+                    f"{default.default} "
+                    "it is known that it has the "
+                    "attention heads and the activation of the other tower; tensors show neither.",
+                    f"Give it, with its own config.json: --source {name}=DIR.",
+                )
             )
     return problems
 
@@ -122,24 +124,20 @@ def rows_problems(
         and rows != wanted
         and (checkpoints[first].config or {}).get("vocab_size") == rows
     ):
-        cause = (
-            f"by its config.json `{said_by}` was trained from a model of {wanted} tokens, and "
-            f"`{first}` has {rows}."
-        )
-        return [
-            Problem(
-                "LR402", cause, f"Give the model that it was trained from: --source {first}=DIR."
-            )
-        ]
-    if origin.source != first and rows < wanted:
-        cause = (
-            f"`{origin.source}` brings an embed_tokens of {rows} rows, and the config of "
-            f"`{said_by}` says vocab_size: {wanted}."
-        )
         return [
             Problem(
                 "LR402",
-                cause,
+                f"by its config.json `{said_by}` was trained from a model of {wanted} tokens, and "
+                f"`{first}` has {rows}.",
+                f"Give the model that it was trained from: --source {first}=DIR.",
+            )
+        ]
+    if origin.source != first and rows < wanted:
+        return [
+            Problem(
+                "LR402",
+                f"`{origin.source}` brings an embed_tokens of {rows} rows, and the config of "
+                f"`{said_by}` says vocab_size: {wanted}.",
                 "Give the whole table, as the training's end has it: --source "
                 f"{origin.source}=DIR.",
             )
@@ -185,16 +183,16 @@ def projector_findings(
                 notes.append(Problem("LR317", told, lies))
         elif shown or lies:
             why = f"Its config.json says {shown}." if shown else "Its own training has one."
-            fix = (
-                lies
-                or "Give the folder of the training's end, with its non_lora_trainables.bin: "
-                f"--source {name}=DIR."
-            )
             problems.append(
                 Problem(
                     "LR317",
                     f"`{name}` brings no projector, and one was trained with it. {why}",
-                    fix,
+                    (
+                        lies
+                        or "Give the folder of the training's end, with its "
+                        "non_lora_trainables.bin: "
+                        f"--source {name}=DIR."
+                    ),
                 )
             )
         else:

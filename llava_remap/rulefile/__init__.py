@@ -37,10 +37,9 @@ from llava_remap.rulefile.schema import (
     Target,
     Token,
 )  # fmt: skip
-from llava_remap.rulefile.yaml_text import Mark
 
 __all__ = [
-    "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "NamedDefault",
+    "Condition", "ConfigValue", "Given", "Listed", "Mismatch", "NameTest", "NamedDefault",
     "Notice", "PatternError",
     "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile", "RuleText",
     "RunawayError", "Source", "Target",

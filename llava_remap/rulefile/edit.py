@@ -4,24 +4,21 @@ it is.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from llava_remap.core.problem import refuse
+from llava_remap.core.problem import Mark, refuse
 from llava_remap.rulefile.schema import NameTest
 from llava_remap.rulefile.yaml_text import LOADER
+from llava_remap.rulefile.yaml_write import PLAIN_NAME, flow
 
 #: Columns of a line; what is longer is written over several.
 _WIDTH = 130
 _BOM = "\ufeff"
 _LINE_END = re.compile(r"\r\n|\n|\r|\Z")
-#: Text that needs no quotes anywhere in YAML, unless it is one of the words.
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]*")
-_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
 
 def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
@@ -40,11 +37,12 @@ def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
     root = yaml.compose(text, Loader=LOADER)
     assert isinstance(root, yaml.MappingNode)
     if root.flow_style:
-        cause = (
-            f"{shown}:1:1 the file is written in braces, {{…}}, so there is no line to put "
-            "tests behind."
+        raise refuse(
+            "LR201",
+            "the file is written in braces, {…}, so there is no line to put tests behind.",
+            "Write its fields one below the other.",
+            place=Mark(shown, 1, 1),
         )
-        raise refuse("LR201", cause, "Write its fields one below the other.")
     newline = "\r\n" if "\r\n" in text else "\n"
     found = next((value for key, value in root.value if key.value == "tests"), None)
     if found is None:
@@ -85,7 +83,7 @@ def _in_flow(text: str, node: yaml.SequenceNode, tests: Sequence[NameTest], newl
     """Behind the last item, in its line, or each in a line of its own where the items have lines
     of their own.
     """
-    items = [_mapping(_fields(test)) for test in tests]
+    items = [flow(_fields(test), PLAIN_NAME) for test in tests]
     if not node.value:
         at = node.start_mark.index + 1
         return text[:at] + ", ".join(items) + text[at:]
@@ -100,9 +98,9 @@ def _block(tests: Sequence[NameTest], indent: str, newline: str) -> str:
     lines = []
     for test in tests:
         fields = _fields(test)
-        line = f"{indent}- {_mapping(fields)}"
+        line = f"{indent}- {flow(fields, PLAIN_NAME)}"
         if len(line) > _WIDTH:
-            entries = [f"{key}: {_value(value)}" for key, value in fields.items()]
+            entries = [f"{key}: {flow(value, PLAIN_NAME)}" for key, value in fields.items()]
             line = f"{indent}- " + f"{newline}{indent}  ".join(entries)
         lines.append(line + newline)
     return "".join(lines)
@@ -110,28 +108,3 @@ def _block(tests: Sequence[NameTest], indent: str, newline: str) -> str:
 
 def _fields(test: NameTest) -> dict[str, Any]:
     return test.model_dump(by_alias=True, exclude_defaults=True)
-
-
-def _mapping(fields: Mapping[str, Any]) -> str:
-    return "{" + ", ".join(f"{_value(key)}: {_value(value)}" for key, value in fields.items()) + "}"
-
-
-def _value(value: Any) -> str:
-    """A value as it stands in YAML, on one line."""
-    if isinstance(value, Mapping):
-        return _mapping(value)
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
-        return value
-    if value.isprintable():
-        return "'" + value.replace("'", "''") + "'"
-    return '"' + "".join(map(_escaped, value)) + '"'
-
-
-def _escaped(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
-    return character if character.isprintable() else f"\\U{ord(character):08x}"

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava_remap.core.problem import refuse
-from llava_remap.core.regular_file import is_regular_file
+from llava_remap.core.files import is_regular_file
+from llava_remap.core.problem import Mark, refuse
 from llava_remap.rulefile.schema import ORIGINS, SCHEMA_VERSIONS
-from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
+from llava_remap.rulefile.yaml_text import Node, read_yaml
 
 #: The lists of rules.
 RULES = ("prepare", "names")
@@ -72,16 +72,17 @@ class Extended:
             if not isinstance(parent.value, str):
                 raise refuse(
                     "LR201",
-                    f"{parent.mark} `extends` is a list of files.",
+                    "`extends` is a list of files.",
                     "Write it so: extends: [parts/llava.yaml].",
+                    place=parent.mark,
                 )
             self._parents.append(parent.value)
             if len(self._parents) > _MAX_PARENTS:
                 raise refuse(
                     "LR210",
-                    f"{parent.mark} more than {_MAX_PARENTS} entries of `extends` lead to one "
-                    "file.",
+                    f"more than {_MAX_PARENTS} entries of `extends` lead to one file.",
                     _FEWER,
+                    place=parent.mark,
                 )
             found = self._find(path, parent.value, parent.mark)
             links = [*chain, here, found.resolve()]
@@ -89,14 +90,16 @@ class Extended:
                 circle = " → ".join(map(shown, links))
                 raise refuse(
                     "LR210",
-                    f"{parent.mark} `extends` runs in a circle: {circle}.",
+                    f"`extends` runs in a circle: {circle}.",
                     "Take one of them out.",
+                    place=parent.mark,
                 )
             if len(links) > _MAX_CHAIN:
                 raise refuse(
                     "LR210",
-                    f"{parent.mark} more than {_MAX_CHAIN} files extend one another in a row.",
+                    f"more than {_MAX_CHAIN} files extend one another in a row.",
                     _FEWER,
+                    place=parent.mark,
                 )
             tree = self.merge(found, (*chain, here))
             name = tree.mark.file  # as it was spelt when it was read first
@@ -118,8 +121,12 @@ class Extended:
         for name, template in entries(templates).items() if templates else ():
             parts = items(template, "files")
             if "text" in entries(template) and parts:
-                cause = f"{template.mark} the chat template `{name}` has both `files` and a `text`."
-                raise refuse("LR201", cause, "Take one of them out.")
+                raise refuse(
+                    "LR201",
+                    f"the chat template `{name}` has both `files` and a `text`.",
+                    "Take one of them out.",
+                    place=template.mark,
+                )
             if parts and all(
                 isinstance(part.value, str) for part in parts
             ):  # else validation reports it
@@ -143,41 +150,43 @@ class Extended:
 
     def _template(self, child: Path, name: str, mark: Mark) -> str:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            cause = f"{mark} the chat template `{name}` is not beside {child.name}."
             raise refuse(
                 "LR201",
-                cause,
+                f"the chat template `{name}` is not beside {child.name}.",
                 "Put it there, or below; a rule file can't take in any file of the machine.",
+                place=mark,
             )
         path = next(
             (folder / name for folder in (child.parent, self.shipped) if is_file(folder / name)),
             None,
         )
         if path is None:
-            cause = f"{mark} no file `{name}` is beside {child.name} or among the shipped ones."
             raise refuse(
                 "LR201",
-                cause,
+                f"no file `{name}` is beside {child.name} or among the shipped ones.",
                 "Write the path relative to this file, or chat/NAME.jinja for a shipped template.",
+                place=mark,
             )
         if path.stat().st_size > _LARGEST_TEMPLATE:
             raise refuse(
                 "LR201",
-                f"{mark} `{name}` has more than {_LARGEST_TEMPLATE} bytes.",
+                f"`{name}` has more than {_LARGEST_TEMPLATE} bytes.",
                 "Name a chat template.",
+                place=mark,
             )
         self.texts[path.resolve()] = content = path.read_bytes()
         self._jinja.append(len(content))
         if sum(self._jinja) > _MOST_JINJA:
             raise refuse(
                 "LR201",
-                f"{mark} the chat templates have more than {_MOST_JINJA} bytes together.",
+                f"the chat templates have more than {_MOST_JINJA} bytes together.",
                 "Name fewer files.",
+                place=mark,
             )
         try:
             return content.decode()
         except UnicodeDecodeError:
-            raise refuse("LR201", f"{mark} `{name}` isn't UTF-8.", "Save it so.") from None
+            raise refuse("LR201", f"`{name}` isn't UTF-8.", "Save it so.", place=mark) from None
 
     def _find(self, child: Path, name: str, mark: Mark) -> Path:
         """The file of a name in `extends`; its `.yaml` may be left out and `rules/` stand before
@@ -196,10 +205,11 @@ class Extended:
         )
         raise refuse(
             "LR210",
-            f"{mark} `{name}` is neither beside {child.name} nor a shipped file.",
+            f"`{name}` is neither beside {child.name} nor a shipped file.",
             f"Did you mean `{near[0]}.yaml`?"
             if near
             else "Write the path relative to this file, or parts/NAME.yaml for a shipped part.",
+            place=mark,
         )
 
     def _merge_parents(
@@ -231,9 +241,9 @@ class Extended:
             elif key not in child and old.plain != node.plain and not self._settled(node, old):
                 raise refuse(
                     "LR210",
-                    f"{mark} two parents give `{key}` different values: {old.mark} and "
-                    f"{node.mark}.",
+                    f"two parents give `{key}` different values: {old.mark} and {node.mark}.",
                     f"Set `{key}` in this file.",
+                    place=mark,
                 )
             else:
                 merged[key] = node
@@ -299,8 +309,9 @@ def _check_version(root: Node) -> None:
         mark = version.mark if version else root.mark
         raise refuse(
             "LR201",
-            f"{mark} {what}; known: {', '.join(map(str, SCHEMA_VERSIONS))}.",
+            f"{what}; known: {', '.join(map(str, SCHEMA_VERSIONS))}.",
             "Start the file with `schema: 1`.",
+            place=mark,
         )
 
 
@@ -329,9 +340,9 @@ def _check_ids(root: Node) -> None:
             if name in seen:
                 raise refuse(
                     "LR209",
-                    f"{node.mark} the id `{name}` in `{kind}` is taken by the rule at line "
-                    f"{seen[name].line}.",
+                    f"the id `{name}` in `{kind}` is taken by the rule at line {seen[name].line}.",
                     "Give one of them another id.",
+                    place=node.mark,
                 )
             seen[name] = node.mark
 

@@ -17,10 +17,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from llava_remap.core.codes import Exit
-from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.problem import Mark, Problem, RemapError, refuse
 from llava_remap.rulefile.extends import RULES, Extended, entries, is_file, items
 from llava_remap.rulefile.schema import NAMED, ConfigValue, RuleText, Target
-from llava_remap.rulefile.yaml_text import Mark, Node, read_yaml
+from llava_remap.rulefile.yaml_text import Node, read_yaml
 
 #: Mistakes of one file that are told at once.
 _MOST_PROBLEMS = 50
@@ -80,9 +80,9 @@ class RuleFile:
         if self.text.target is None or not self.text.target.is_said:
             raise refuse(
                 "LR201",
-                f"{self.path}:1:1 `{self.name}` has no `target.class`: it is a part of other rule "
-                "files.",
+                f"`{self.name}` has no `target.class`: it is a part of other rule files.",
                 "Give a rule file that extends it.",
+                place=Mark(str(self.path), 1, 1),
             )
         return self.text.target
 
@@ -101,10 +101,10 @@ class RuleFile:
         except RemapError as error:
             mark = self.tree.locate(path).mark
             problems = [
-                replace(p, cause=f"{mark} {p.cause}") if p.exit is Exit.USAGE else p
+                replace(p, place=p.place or mark) if p.exit is Exit.USAGE else p
                 for p in error.problems
             ]
-            raise RemapError(problems) from error
+            raise type(error)(problems) from error
 
     @property
     def first_source(self) -> str:
@@ -216,8 +216,9 @@ def _layout(merged: Node, number: int, name: str) -> RuleFile:
         mark = merged.locate(("layouts", number)).mark
         raise refuse(
             "LR201",
-            f"{mark} there is no layout `{name}`.",
+            f"there is no layout `{name}`.",
             f"The shipped ones: {', '.join(known)}.",
+            place=mark,
         )
     return load_rule_file(known[name])
 
@@ -290,37 +291,45 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                 )
                 if colon and field in _fields_at(path[:-1]):
                     fix = f"Put a space behind the colon: {field}: {value}"
-                yield Problem("LR201", f"{node.key_mark or node.mark} unknown field `{name}`.", fix)
+                yield Problem(
+                    "LR201", f"unknown field `{name}`.", fix, place=node.key_mark or node.mark
+                )
             case "missing":
-                yield Problem("LR201", f"{node.mark} the field `{name}` is missing.", "Add it.")
+                yield Problem(
+                    "LR201", f"the field `{name}` is missing.", "Add it.", place=node.mark
+                )
             case "pattern":
-                yield Problem("LR202", f"{node.mark} {detail['msg']}.", _PATTERNS)
+                yield Problem("LR202", f"{detail['msg']}.", _PATTERNS, place=node.mark)
             case "form" | "origin" | "outcome":
-                yield Problem("LR201", f"{node.mark} {detail['msg']}.", _MEND)
+                yield Problem("LR201", f"{detail['msg']}.", _MEND, place=node.mark)
             case _:
                 said = ".".join(str(step) for step in path if not _TRIED.search(str(step)))
                 if said != ".".join(map(str, path)):
                     yield Problem(
                         "LR201",
-                        f"{node.mark} `{said}` has to be a text, a number, true, false, null or a "
+                        f"`{said}` has to be a text, a number, true, false, null or a "
                         "list of those.",
                         _MEND,
+                        place=node.mark,
                     )
                 elif kind == "string_type" and isinstance(node.value, dict):
                     fix = f"Put a name with braces in quotes: {_written(node)}."
                     yield Problem(
                         "LR201",
-                        f"{node.mark} `{said}` has to be text, and braces without quotes are a "
-                        "mapping.",
+                        f"`{said}` has to be text, and braces without quotes are a mapping.",
                         fix,
+                        place=node.mark,
                     )
                 elif kind in _KINDS:
-                    yield Problem("LR201", f"{node.mark} `{said}` has to be {_KINDS[kind]}.", _MEND)
+                    yield Problem(
+                        "LR201", f"`{said}` has to be {_KINDS[kind]}.", _MEND, place=node.mark
+                    )
                 else:
                     yield Problem(
                         "LR201",
-                        f"{node.mark} `{said}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.",
+                        f"`{said}`: {detail['msg'][:1].lower()}{detail['msg'][1:]}.",
                         _MEND,
+                        place=node.mark,
                     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import yaml
 
-from llava_remap.core.problem import refuse
+from llava_remap.core.problem import Mark, refuse
 from llava_remap.rulefile.yaml_hints import hint, place
 
 #: Bytes. The largest shipped rule file has under 10 kB; parsing takes about a second per MB.
@@ -34,18 +34,6 @@ _CONSTANTS = {"": None, "null": None, "~": None, "true": True, "false": False}
 _YAML_1_1_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A place in a file. Lines and columns count from 1."""
-
-    file: str
-    line: int
-    column: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
 
 
 Value = None | bool | int | float | str | tuple["Node", ...] | dict[str, "Node"]
@@ -96,9 +84,9 @@ def read_yaml(path: Path, shown: str) -> Node:
         if path.stat().st_size > MAX_NBYTES:
             raise refuse(
                 "LR201",
-                f"{shown}:1:1 the file has {path.stat().st_size} bytes; at most {MAX_NBYTES} are "
-                "read.",
+                f"the file has {path.stat().st_size} bytes; at most {MAX_NBYTES} are read.",
                 _OTHER,
+                place=Mark(shown, 1, 1),
             )
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -108,7 +96,9 @@ def read_yaml(path: Path, shown: str) -> Node:
             "Give a path or the name of a shipped rule file.",
         ) from None
     except UnicodeDecodeError as error:
-        raise refuse("LR201", f"{shown}:1:1 not UTF-8 at byte {error.start}.", _OTHER) from None
+        raise refuse(
+            "LR201", f"not UTF-8 at byte {error.start}.", _OTHER, place=Mark(shown, 1, 1)
+        ) from None
     return parse_yaml(text, shown)
 
 
@@ -117,24 +107,36 @@ def parse_yaml(text: str, shown: str) -> Node:
     try:
         root = _document(_counted(yaml.parse(text, Loader=LOADER), shown), shown)
     except yaml.MarkedYAMLError as error:
-        cause = f"{_mark(place(error), shown)} not valid YAML: {error.problem or error.context}."
-        raise refuse("LR201", cause, hint(text, error)) from None
+        raise refuse(
+            "LR201",
+            f"not valid YAML: {error.problem or error.context}.",
+            hint(text, error),
+            place=_mark(place(error), shown),
+        ) from None
     except yaml.reader.ReaderError as error:
         before = text[
             : max(text.find(chr(error.character)), 0)
         ]  # its own position is one of bytes or of characters
         at = Mark(shown, before.count("\n") + 1, len(before) - before.rfind("\n"))
-        cause = f"{at} not valid YAML: the character U+{error.character:04X} can't stand in it."
         raise refuse(
-            "LR201", cause, "Take it out; in a text in double quotes it can be written with a \\."
+            "LR201",
+            f"not valid YAML: the character U+{error.character:04X} can't stand in it.",
+            "Take it out; in a text in double quotes it can be written with a \\.",
+            place=at,
         ) from None
     except yaml.YAMLError as error:
         raise refuse(
-            "LR201", f"{shown}:1:1 not valid YAML: {' '.join(str(error).split())}.", _OTHER
+            "LR201",
+            f"not valid YAML: {' '.join(str(error).split())}.",
+            _OTHER,
+            place=Mark(shown, 1, 1),
         ) from None
     if not isinstance(root.value, dict):
         raise refuse(
-            "LR201", f"{root.mark} a rule file is a mapping of fields.", "Start with `schema: 1`."
+            "LR201",
+            "a rule file is a mapping of fields.",
+            "Start with `schema: 1`.",
+            place=root.mark,
         )
     return root
 
@@ -147,7 +149,12 @@ def _counted(events: Iterator[Any], shown: str) -> Iterator[Any]:
     """Events, as long as there aren't too many: a value has one, a list or mapping two."""
     for number, event in enumerate(events):
         if number > 2 * MAX_NODES:
-            raise refuse("LR201", f"{shown}:1:1 the file has more than {MAX_NODES} values.", _OTHER)
+            raise refuse(
+                "LR201",
+                f"the file has more than {MAX_NODES} values.",
+                _OTHER,
+                place=Mark(shown, 1, 1),
+            )
         yield event
 
 
@@ -158,8 +165,9 @@ def _document(events: Iterator[Any], shown: str) -> Node:
             if root is not None:
                 raise refuse(
                     "LR201",
-                    f"{_mark(event.start_mark, shown)} a rule file is one YAML document.",
+                    "a rule file is one YAML document.",
                     "Take the `---` out.",
+                    place=_mark(event.start_mark, shown),
                 )
             root = _node(next(events), events, shown, 0)
     return root or Node({}, Mark(shown, 1, 1))
@@ -170,17 +178,19 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int, *, key: boo
     if isinstance(event, yaml.AliasEvent) or event.anchor:
         raise refuse(
             "LR201",
-            f"{mark} anchors and aliases are not part of the rule language.",
+            "anchors and aliases are not part of the rule language.",
             "Write the value out.",
+            place=mark,
         )
     if event.tag:
         raise refuse(
             "LR201",
-            f"{mark} tags (`{event.tag}`) are not part of the rule language.",
+            f"tags (`{event.tag}`) are not part of the rule language.",
             "Leave the tag out.",
+            place=mark,
         )
     if depth > MAX_DEPTH:
-        raise refuse("LR201", f"{mark} nested more than {MAX_DEPTH} levels deep.", _OTHER)
+        raise refuse("LR201", f"nested more than {MAX_DEPTH} levels deep.", _OTHER, place=mark)
     if isinstance(event, yaml.ScalarEvent):
         return Node(
             _scalar(event.value, mark) if event.implicit[0] and not key else event.value, mark
@@ -195,19 +205,20 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int, *, key: boo
     while not isinstance(event := next(events), yaml.MappingEndEvent):
         named = _node(event, events, shown, depth + 1, key=bool(flow))
         if isinstance(named.value, (dict, tuple)):
-            cause = f"{named.mark} a key is a word, not a list or mapping."
             raise refuse(
                 "LR201",
-                cause,
+                "a key is a word, not a list or mapping.",
                 "Put a text that begins with { or [ in quotes, also where it is a value: '{x}'.",
+                place=named.mark,
             )
         name = event.value
         if name in entries:
             raise refuse(
                 "LR201",
-                f"{named.mark} `{name}` stands twice; first at line "
+                f"`{name}` stands twice; first at line "
                 f"{(entries[name].key_mark or named.mark).line}.",
                 "Take one out.",
+                place=named.mark,
             )
         value = _node(next(events), events, shown, depth + 1)
         entries[name] = Node(value.value, value.mark, named.mark)
@@ -220,8 +231,9 @@ def _scalar(text: str, mark: Mark) -> bool | int | float | str | None:
     if text.lower() in _YAML_1_1_BOOLEANS or (text.lower() in _CONSTANTS and text.lower() != text):
         raise refuse(
             "LR201",
-            f"{mark} `{text}` is a boolean or null to some YAML readers and a word to others.",
+            f"`{text}` is a boolean or null to some YAML readers and a word to others.",
             f"Write true, false or null, or quote it: '{text}'.",
+            place=mark,
         )
     if _INT.fullmatch(text):
         return int(text) if len(text) < 20 else text

@@ -11,10 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, UnreadableError, has_file, open_checkpoint, quoted
+from llava_remap.checkpoint import (
+    AbsentError,
+    Checkpoint,
+    UnreadableError,
+    has_file,
+    open_checkpoint,
+)
+from llava_remap.checkpoint.errors import DamagedError
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted
 from llava_remap.rulefile import NamedDefault, RuleFile, Source
-from llava_remap.source.hub import download, parse_repository, repository_of_cache
+from llava_remap.source.hub import HubError, download, parse_repository, repository_of_cache
 
 #: A part of the name of what was released in 2023 as differences to LLaMA.
 _DELTA = re.compile(r"(?:^|[-_.])delta(?:[-_.]|$)", re.IGNORECASE)
@@ -69,11 +77,12 @@ def open_first(
         }
     part = next((name for name in parts if checkpoints[name].base), None)
     if part is None:
-        cause = (
+        raise refuse(
+            "LR211",
             f"`{parts[0]}` is given without the model that it was trained from, and its own "
-            "files don't name it."
+            "files don't name it.",
+            give,
         )
-        raise refuse("LR211", cause, give)
     base = checkpoints[part].base
     with _wanted(
         f"source `{first}` is not given. `{part}` was trained from {quoted(base)}, by its own "
@@ -184,12 +193,8 @@ def _open_default(
             checkpoint = _open_named(
                 name, named, source, offline, f"named by the config, {says.from_}"
             )
-        except RemapError as error:
-            if (
-                default is None
-                or not alike
-                or any(problem.code not in ("LR100", "LR114") for problem in error.problems)
-            ):
+        except (AbsentError, UnreadableError) as error:
+            if default is None or not alike or isinstance(error, DamagedError):
                 raise
             checkpoint, named = (
                 _open_named(name, default, source, offline, "the rule file's default"),
@@ -197,15 +202,12 @@ def _open_default(
             )
     if named == called:
         return checkpoint, []
-    told = (
-        f"the config names {quoted(value)} for `{name}`, which isn't here; {named}, of the "
-        "same "
-        "name, is taken."
-    )
     return checkpoint, [
         Problem(
             "LR316",
-            told,
+            f"the config names {quoted(value)} for `{name}`, which isn't here; {named}, of the "
+            "same "
+            "name, is taken.",
             f"If the one that it names was trained since, give it: --source {name}=DIR.",
         )
     ]
@@ -241,10 +243,11 @@ def _open_named(
         why: who names it, for the report.
     """
     if not is_there(Path(text)) and parse_repository(text) is None:
-        cause = (
-            f"there is no {quoted(text)} on this disk, and no repository of the hub is called so."
+        raise AbsentError.of(
+            "LR100",
+            f"there is no {quoted(text)} on this disk, and no repository of the hub is called so.",
+            f"Give it: --source {name}=DIR.",
         )
-        raise refuse("LR100", cause, f"Give it: --source {name}=DIR.")
     checkpoint = open_source(
         name, text, source.use, first=first, part=source.overrides, offline=offline, default=True
     )
@@ -259,8 +262,9 @@ def _wanted(why: str, give: str) -> Iterator[None]:
     try:
         yield
     except RemapError as error:
+        of_hub = isinstance(error, HubError)
         problems = [
-            replace(p, cause=f"{why}: {p.cause}", fix=p.fix if p.code == "LR114" else give)
+            replace(p, cause=f"{why}: {p.cause}", fix=p.fix if of_hub else give)
             for p in error.problems
         ]
         raise RemapError(problems) from None
@@ -338,20 +342,19 @@ def open_source(
     if repository is None or is_there(path):
         return _open(path, "tensors" in use, first, part)
     if "tensors" in use and _DELTA.search(repository.id):
-        cause = (
-            f"{repository} holds delta weights, by its name: differences to a base, and no model."
-        )
-        fix = (
+        raise refuse(
+            "LR106",
+            f"{repository} holds delta weights, by its name: differences to a base, and no model.",
             "Add the base (python -m llava.model.apply_delta, of the research code) and give "
-            f"the result: --source {name}=DIR."
+            f"the result: --source {name}=DIR.",
         )
-        raise refuse("LR106", cause, fix)
     if not default and is_there(path.parent):  # more likely a slip of the pen than a hub id
-        fix = (
+        raise AbsentError.of(
+            "LR100",
+            f"there is no {text} in the folder {path.parent}.",
             f"Check the path. If the hub's {text} is meant, start the command where there is no "
-            f"folder {path.parent}."
+            f"folder {path.parent}.",
         )
-        raise refuse("LR100", f"there is no {text} in the folder {path.parent}.", fix)
     snapshot = download(repository, use, offline=offline, name=name)
     checkpoint = _open(snapshot.folder, "tensors" in use, first, part)
     form = checkpoint.form + (
@@ -380,19 +383,23 @@ def open_again(
     """
     texts = name_sources([*locations, *unused], given, "--against")
     if absent := [name for name in locations if name not in texts]:
-        cause = (
+        raise refuse(
+            "LR211",
             "the folder was also made from "
-            f"{', '.join(f'`{name}` ({locations[name]})' for name in absent)}."
+            f"{', '.join(f'`{name}` ({locations[name]})' for name in absent)}.",
+            f"Give it too: --against {absent[0]}=DIR.",
         )
-        raise refuse("LR211", cause, f"Give it too: --against {absent[0]}=DIR.")
     sources = {
         name: open_source(name, text, ("tensors",), first=True, part=True, offline=offline)
         for name, text in texts.items()
         if name in locations
     }
     if manifests := [str(source.path) for source in sources.values() if source.is_manifest]:
-        cause = f"{', '.join(manifests)}: names and shapes only, there are no values to compare."
-        raise refuse("LR111", cause, "Give the checkpoint itself.")
+        raise refuse(
+            "LR111",
+            f"{', '.join(manifests)}: names and shapes only, there are no values to compare.",
+            "Give the checkpoint itself.",
+        )
     return sources
 
 
@@ -425,9 +432,8 @@ def _not_given(rules: RuleFile, name: str) -> str:
 def _open(path: Path, weights: bool, first: bool, part: bool) -> Checkpoint:
     try:
         return open_checkpoint(path, weights=weights, part=part)
-    except RemapError as error:
-        absent = error.problems[0].code == "LR100" and not isinstance(error, UnreadableError)
-        if first or part or not absent or not has_file(path / "config.json"):
+    except AbsentError:
+        if first or part or not has_file(path / "config.json"):
             raise
         return open_checkpoint(path, weights=False)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import ConfigError, RemapError
 from llava_remap.target_model.config import TargetConfig
 from llava_remap.target_model.text_model import old_rope, read_text_model
 from llava_remap.target_model.tower import Tower
@@ -32,18 +32,19 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
     """
     own = checkpoint.config
     if own is None:
-        raise refuse(
+        raise ConfigError.of(
             "LR112", f"{checkpoint.location} has no config.json to say which model it is.", _GIVE
         )
     named = own.get("architectures")
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
-        cause = (
+        raise ConfigError.of(
+            "LR112",
             f"the config.json in {checkpoint.location} says architectures: {named!r}; one "
-            "class is needed."
+            "class is needed.",
+            _GIVE,
         )
-        raise refuse("LR112", cause, _GIVE)
     if not all(isinstance(own.get(part), Mapping) for part in _PARTS):
-        raise refuse(
+        raise ConfigError.of(
             "LR112",
             f"the config.json in {checkpoint.location} has no {' and '.join(_PARTS)}.",
             _GIVE,
@@ -51,16 +52,21 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
     try:
         kind = model_class(named[0], own).config_class
     except RemapError as error:  # there is no rule file to be mended: the config says it
-        raise refuse(
-            "LR112", f"the config.json in {checkpoint.location}: {error.problems[0].cause}", _GIVE
+        raise ConfigError.of(
+            "LR112",
+            f"the config.json in {checkpoint.location}: {error.problems[0].placed_cause}",
+            _GIVE,
         ) from error
     try:
         read = kind.from_dict(from_json(own))
         whole = read.to_diff_dict()
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split()).rstrip(".")
-        cause = f"transformers can't read the config.json in {checkpoint.location}: {reason}."
-        raise refuse("LR112", cause, _GIVE) from error
+        raise ConfigError.of(
+            "LR112",
+            f"transformers can't read the config.json in {checkpoint.location}: {reason}.",
+            _GIVE,
+        ) from error
     config = {**whole, **own, **{part: _filled(own[part], whole[part]) for part in _PARTS}}
     # 5.x says `image_token_id` for what is stored as `image_token_index`, and
     # `vision_feature_layers` for `…_layer`.
@@ -101,8 +107,11 @@ def _contradiction(checkpoint: Checkpoint, said: str) -> NoReturn:
     """LR112 for one thing said twice and differently: versions of transformers would each
     believe another.
     """
-    cause = f"the config.json in {checkpoint.location} says {said}."
-    raise refuse("LR112", cause, "Find out which is right, and take the other out.")
+    raise ConfigError.of(
+        "LR112",
+        f"the config.json in {checkpoint.location} says {said}.",
+        "Find out which is right, and take the other out.",
+    )
 
 
 def _filled(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
-from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.dtypes import FLOATS, TORCH_DTYPES
+from llava_remap.core.problem import ConfigError, Problem, RemapError, refuse
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target_model.pinpoints import grid_pinpoints
 from llava_remap.target_model.presets import TOWER_DEFAULTS
@@ -34,7 +35,6 @@ _MEND = "Mend the source's config.json."
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
 #: A token that may part the turns of a conversation, and how many of them a message shows.
 _TURN, _SHOWN_WORDS = re.compile(r"</?s>|<\|[^|<>\s]+\|>|<(start|end)_of_turn>|\[/?INST\]"), 8
-_DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def embedding_rows(tensors: Mapping[str, Tensor], embedding: str = EMBEDDING) -> int:
@@ -120,7 +120,7 @@ class TargetConfig:
 
     def with_dtype(self, dtype: str) -> TargetConfig:
         """The same for weights that are all of one dtype."""
-        said = {"torch_dtype": _DTYPE_NAMES[dtype], "dtype": _DTYPE_NAMES[dtype]}
+        said = {"torch_dtype": TORCH_DTYPES[dtype], "dtype": TORCH_DTYPES[dtype]}
         return replace(
             self,
             config={**self.config, **said, "text_config": {**self.config["text_config"], **said}},
@@ -170,19 +170,16 @@ def derive_config(
     notes = [*tower.notes, *_projector_notes(text_source, tensors)]
     if head_is_embedding and not tied:
         tied = True
-        cause = (
-            "the checkpoint stores lm_head and embed_tokens as one tensor, its config doesn't "
-            "tie them."
-        )
         notes.append(
             Problem(
                 "LR506",
-                cause,
+                "the checkpoint stores lm_head and embed_tokens as one tensor, its config doesn't "
+                "tie them.",
                 "The tensors are believed: the new config says tie_word_embeddings: true.",
             )
         )
     table = tensors.get(text.embedding)
-    dtype = _DTYPE_NAMES.get(table.dtype, "float32") if table is not None else "float32"
+    dtype = TORCH_DTYPES[table.dtype] if table is not None and table.dtype in FLOATS else "float32"
     config: dict[str, Any] = {
         "architectures": [rules.target.class_],
         "torch_dtype": dtype,
@@ -219,7 +216,7 @@ def derive_config(
                 text = text_model_of(rules, configs, over)
             except RemapError as error:  # without these values there was nothing wrong
                 raise refuse(
-                    "LR201", f"with {_listed(over)}, {error.problems[0].cause}", _RULE
+                    "LR201", f"with {_listed(over)}, {error.problems[0].placed_cause}", _RULE
                 ) from error
         config["text_config"] |= {
             key: value for key, value in text.config.items() if key != "tie_word_embeddings"
@@ -324,7 +321,7 @@ class _Values:
             for case in value.cases:
                 if self.hold(where, case.when):
                     return self.of(where, case)
-            raise refuse(
+            raise ConfigError.of(
                 "LR112", f"no case of `{where}` holds for this tower ({dict(self.facts)})."
             )
         if value.tower is not None:
@@ -372,7 +369,7 @@ class _Values:
             found = found[0] if found else None
         if isinstance(found, (list, dict)) and value.as_ is None:
             kind = "list" if isinstance(found, list) else "mapping"
-            raise refuse(
+            raise ConfigError.of(
                 "LR112",
                 f"the source's config has a {kind} for `{key}`; `{where}` is one value.",
                 "Give one value.",
@@ -380,16 +377,15 @@ class _Values:
         if found is None:
             if "default" in value.model_fields_set:
                 return value.default
-            fix = "Add it to the source's config.json."
-            raise refuse(
+            raise ConfigError.of(
                 "LR112",
                 f"`{where}` is read from `{key}`, which the source's config doesn't have.",
-                fix,
+                "Add it to the source's config.json.",
             )
         if value.map is None:
             return found
         if found not in value.map:
-            raise refuse(
+            raise ConfigError.of(
                 "LR112",
                 f"the source's config says {key}: {found!r}; `{where}` knows "
                 f"{', '.join(value.map)}.",
@@ -433,7 +429,7 @@ def _check_feature_layer(layers: Any, tower: Tower) -> None:
         if layer is not None and (
             not isinstance(layer, int) or layer == 0 or not -count - 1 <= layer <= count
         ):
-            raise refuse(
+            raise ConfigError.of(
                 "LR112",
                 f"`vision_feature_layer` is {layer!r}, and the tower has {count} layers.",
                 _MEND,
@@ -477,7 +473,7 @@ def said_of_text(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         RemapError: LR112 where no config describes the language model.
     """
     if (found := text_config(configs)) is None:
-        raise refuse(
+        raise ConfigError.of(
             "LR112", "no source has a config.json that describes the language model.", _GIVE
         )
     return found
@@ -594,7 +590,7 @@ def _hold_towers_together(
     if differing := next(
         (found for own in own_vision_configs(configs)[1:] if (found := tower.unlike(own))), None
     ):
-        raise refuse(
+        raise ConfigError.of(
             "LR309",
             f"two towers are not computed alike, and {rules.target.class_} has one config for "
             f"both: {', '.join(differing)}.",
@@ -613,13 +609,10 @@ def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         return []
     if said not in _PROJECTORS:
         known = ", ".join(_PROJECTORS)
-        cause = (
-            f"the config says mm_projector_type: {said!r}, and tensors don't show an "
-            f"activation; known are {known}."
-        )
-        raise refuse(
+        raise ConfigError.of(
             "LR112",
-            cause,
+            f"the config says mm_projector_type: {said!r}, and tensors don't show an "
+            f"activation; known are {known}.",
             "If it is one of these, say so in the source's config.json; transformers has no other.",
         )
     return [

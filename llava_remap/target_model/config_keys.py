@@ -36,16 +36,17 @@ def unread_keys(
     if strange:
         said = ", ".join(f"{key}: {shortened(source[key])}" for key in strange)
         lines = ", ".join(f"{key}: unused" for key in strange)
-        cause = (
-            f"neither a rule of {rules.name} nor the language model's class in transformers "
-            f"knows what the config says: {said}."
+        problems.append(
+            Problem(
+                "LR112",
+                f"neither a rule of {rules.name} nor the language model's class in transformers "
+                f"knows what the config says: {said}.",
+                "If nothing that the model computes depends on it, write a rule file with "
+                "`extends: "
+                f"[{rules.name}.yaml]` and "
+                f"`config_keys: {{{lines}}}`. Otherwise transformers computes something else.",
+            )
         )
-        fix = (
-            "If nothing that the model computes depends on it, write a rule file with `extends: "
-            f"[{rules.name}.yaml]` and "
-            f"`config_keys: {{{lines}}}`. Otherwise transformers computes something else."
-        )
-        problems.append(Problem("LR112", cause, fix))
     if told:
         said = ", ".join(f"{key}: {shortened(source[key])}" for key in told)
         notes.append(

@@ -53,7 +53,10 @@ def refused_constants(
     for key, value in settable.items():
         _set(tried, key, value)
         if (error := _refusal(class_name, tried)) is not None:
-            refused[key] = (error.problems[0].cause, _nearest(str(value), str(error.__cause__)))
+            refused[key] = (
+                error.problems[0].placed_cause,
+                _nearest(str(value), str(error.__cause__)),
+            )
             _set(tried, key, None)
     return refused
 
@@ -73,8 +76,9 @@ def bad_constants(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
     return [
         Problem(
             "LR201",
-            f"{rules.tree.locate(said[key][0]).mark} `{key}` can't be {said[key][1]!r}: {cause}",
+            f"`{key}` can't be {said[key][1]!r}: {cause}",
             fix,
+            place=rules.tree.locate(said[key][0]).mark,
         )
         for key, (cause, fix) in refused.items()
     ]

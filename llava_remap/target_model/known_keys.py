@@ -79,7 +79,7 @@ def unknown_target(rules: RuleFile, kind: str | None = None) -> list[Problem]:
         return []
     known = _known_of(rules, kind)
     return [
-        Problem("LR201", f"{rules.tree.locate(place).mark} {cause}", fix)
+        Problem("LR201", f"{cause}", fix, place=rules.tree.locate(place).mark)
         for place, cause, fix in _unknown(rules, known)
     ]
 
@@ -103,11 +103,18 @@ def unread_of_towers(
     }
     _, unread = sort_keys(rules, said, [key for key in said if key[:1] != "_"])
     listed = ", ".join(f"{key}: {shortened(said[key])}" for key in unread)
-    cause = (
-        f"the tower's config says {listed}; no vision config of transformers has it, and the "
-        "folder doesn't say it."
+    return (
+        [
+            Problem(
+                "LR318",
+                f"the tower's config says {listed}; no vision config of transformers has it, "
+                f"and the "
+                "folder doesn't say it.",
+            )
+        ]
+        if unread
+        else []
     )
-    return [Problem("LR318", cause)] if unread else []
 
 
 def _known_of(rules: RuleFile, kind: str | None) -> _Known:

@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from llava_remap.core.problem import refuse
+from llava_remap.core.problem import ConfigError
 
 #: `(1x1),...,(6x6)`: all sizes between two, in tiles.
 _RANGE = re.compile(r"\(?(\d{1,3})x(\d{1,3})\)?,\s*\.\.\.,\s*\(?(\d{1,3})x(\d{1,3})\)?")
@@ -37,11 +37,12 @@ def grid_pinpoints(where: str, value: Any, side: int) -> list[list[int]]:
         or not all(_is_size(pair, side) for pair in pairs)
     ):
         said = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
-        cause = (
+        raise ConfigError.of(
+            "LR112",
             f"`{where}` is {said}; wanted are pairs [width, height] in multiples of the "
-            f"tower's {side} px, or a range of tiles."
+            f"tower's {side} px, or a range of tiles.",
+            "Mend `image_grid_pinpoints` in the source's config.json.",
         )
-        raise refuse("LR112", cause, "Mend `image_grid_pinpoints` in the source's config.json.")
     return [[height, width] for width, height in pairs]
 
 

@@ -16,7 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from llava_remap.core.problem import refuse
+from llava_remap.core.problem import ConfigError
 
 #: Rows of the vocabulary that both are tried with, and the ids.
 _ROWS, _IDS = 64, (5, 9, 3, 3, 40, 7, 63)
@@ -76,11 +76,12 @@ def compare_classes(config: Any, target_class: str) -> Compared:
                 deepcopy(config), dtype=torch.float32
             ).eval()
     except Exception as error:  # whatever the class raises: the config is the user's
-        cause = (
+        raise ConfigError.of(
+            "LR112",
             "transformers can't build the language model that the config describes "
-            f"({_said(error)})."
-        )
-        raise refuse("LR112", cause, "Mend the source's config.json.") from error
+            f"({_said(error)}).",
+            "Mend the source's config.json.",
+        ) from error
     try:
         with torch.device("meta"):
             embedding, renamed = _name(own.base_model, own.get_input_embeddings().weight), ""

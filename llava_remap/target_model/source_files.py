@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from llava_remap.checkpoint import has_file, quoted, read_object
+from llava_remap.checkpoint import has_file, read_object
 from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.wording import quoted
 from llava_remap.target_model.config_keys import shortened
 
 _Text = Annotated[str | None, Field(description="a text")]
@@ -33,65 +34,71 @@ _Object = Annotated[dict[str, Any] | None, Field(description="an object")]
 _Side = Annotated[Literal["left", "right"] | None, Field(description="left or right")]
 
 
-class _Tower(BaseModel):
-    """A tower's own config: what tensors don't show is taken from it."""
+class _Strict(BaseModel):
+    """Values of exactly the kinds that are wanted."""
 
     model_config = ConfigDict(strict=True)
 
-    model_type: _Text = None
-    hidden_size: _Size = None
-    intermediate_size: _Size = None
-    num_hidden_layers: _Size = None
-    num_attention_heads: _Size = None
-    num_channels: _Size = None
-    image_size: _Size = None
-    patch_size: _Size = None
-    hidden_act: _Text = None
-    layer_norm_eps: Annotated[float | None, Field(gt=0, description="a number above 0")] = None
+
+def _object(base: type[BaseModel] = _Strict, /, **kinds: Any) -> Any:
+    """A model of a JSON object: a kind of value by key. Each key may be absent, and any other key
+    may have any value.
+    """
+    fields: Any = {key: (kind, None) for key, kind in kinds.items()}
+    return create_model("_Object", __base__=base, **fields)
 
 
-class _Source(BaseModel):
-    """The config of a source, of whatever kind."""
+#: A tower's own config: what tensors don't show is taken from it.
+_Tower = _object(
+    model_type=_Text,
+    hidden_size=_Size,
+    intermediate_size=_Size,
+    num_hidden_layers=_Size,
+    num_attention_heads=_Size,
+    num_channels=_Size,
+    image_size=_Size,
+    patch_size=_Size,
+    hidden_act=_Text,
+    layer_norm_eps=Annotated[float | None, Field(gt=0, description="a number above 0")],
+)
 
-    model_config = ConfigDict(strict=True)
 
-    model_type: _Text = None
-    architectures: _Texts = None
-    name_or_path: Annotated[str | None, Field(alias="_name_or_path", description="a text")] = None
-    vocab_size: _Size = None
-    bos_token_id: _Ids = None
-    eos_token_id: _Ids = None
-    pad_token_id: Annotated[_Id | None, Field(description="a token's id")] = None
-    tie_word_embeddings: _YesNo = None
-    text_config: Annotated[dict[str, Any] | None, Field(description="an object")] = None
-    vision_config: Annotated[_Tower | None, Field(description="an object")] = None
-    mm_projector_type: _Text = None
-    mm_resampler_type: _Text = None
-    mm_hidden_size: _Size = None
-    mm_vision_tower: _Texts = None
-    mm_image_tower: _Texts = None
-    mm_video_tower: _Texts = None
-    mm_vision_select_layer: Annotated[
+#: The config of a source, of whatever kind.
+_Source = _object(
+    model_type=_Text,
+    architectures=_Texts,
+    name_or_path=Annotated[str | None, Field(alias="_name_or_path", description="a text")],
+    vocab_size=_Size,
+    bos_token_id=_Ids,
+    eos_token_id=_Ids,
+    pad_token_id=Annotated[_Id | None, Field(description="a token's id")],
+    tie_word_embeddings=_YesNo,
+    text_config=Annotated[dict[str, Any] | None, Field(description="an object")],
+    vision_config=Annotated[_Tower | None, Field(description="an object")],
+    mm_projector_type=_Text,
+    mm_resampler_type=_Text,
+    mm_hidden_size=_Size,
+    mm_vision_tower=_Texts,
+    mm_image_tower=_Texts,
+    mm_video_tower=_Texts,
+    mm_vision_select_layer=Annotated[
         int | list[int] | None, Field(description="a whole number or a list of them")
-    ] = None
-    mm_vision_select_feature: _Text = None
-    mm_patch_merge_type: _Text = None
-    mm_use_im_start_end: _YesNo = None
-    mm_tunable_parts: _Text = None
-    mm_projector_lr: _Number = None
-    tune_mm_mlp_adapter: _YesNo = None
-    freeze_mm_mlp_adapter: _YesNo = None
-    unfreeze_mm_vision_tower: _YesNo = None
-    image_aspect_ratio: _Text = None
-    image_grid_pinpoints: Annotated[
-        str | list[Any] | None, Field(description="a text or a list")
-    ] = None
+    ],
+    mm_vision_select_feature=_Text,
+    mm_patch_merge_type=_Text,
+    mm_use_im_start_end=_YesNo,
+    mm_tunable_parts=_Text,
+    mm_projector_lr=_Number,
+    tune_mm_mlp_adapter=_YesNo,
+    freeze_mm_mlp_adapter=_YesNo,
+    unfreeze_mm_vision_tower=_YesNo,
+    image_aspect_ratio=_Text,
+    image_grid_pinpoints=Annotated[str | list[Any] | None, Field(description="a text or a list")],
+)
 
 
-class _AddedToken(BaseModel):
+class _AddedToken(_Strict):
     """A token with the flags that say where it is found in a text."""
-
-    model_config = ConfigDict(strict=True)
 
     content: str
     lstrip: bool = False
@@ -110,74 +117,71 @@ _Tokens = Annotated[
 ]
 
 
-class _Roles(BaseModel):
-    """`special_tokens_map.json`."""
-
-    model_config = ConfigDict(strict=True)
-
-    bos_token: _Token = None
-    eos_token: _Token = None
-    unk_token: _Token = None
-    sep_token: _Token = None
-    pad_token: _Token = None
-    cls_token: _Token = None
-    mask_token: _Token = None
-    additional_special_tokens: _Tokens = None
+#: `special_tokens_map.json`.
+_Roles = _object(
+    bos_token=_Token,
+    eos_token=_Token,
+    unk_token=_Token,
+    sep_token=_Token,
+    pad_token=_Token,
+    cls_token=_Token,
+    mask_token=_Token,
+    additional_special_tokens=_Tokens,
+)
 
 
-class _Tokenizer(_Roles):
-    """`tokenizer_config.json`."""
-
-    tokenizer_class: _Text = None
-    processor_class: _Text = None
-    added_tokens_decoder: Annotated[
+#: `tokenizer_config.json`.
+_Tokenizer = _object(
+    _Roles,
+    tokenizer_class=_Text,
+    processor_class=_Text,
+    added_tokens_decoder=Annotated[
         dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], _AddedToken],
         Field(description="an object of ids with a token's `content` and flags each"),
-    ] = {}
-    extra_special_tokens: _Tokens = None
-    model_max_length: Annotated[float | None, Field(gt=0, description="a number above 0")] = None
-    padding_side: _Side = None
-    truncation_side: _Side = None
-    clean_up_tokenization_spaces: _YesNo = None
-    split_special_tokens: _YesNo = None
-    add_bos_token: _YesNo = None
-    add_eos_token: _YesNo = None
-    add_prefix_space: _YesNo = None
-    legacy: _YesNo = None
-    use_default_system_prompt: _YesNo = None
-    sp_model_kwargs: _Object = None
-    model_input_names: Annotated[list[str] | None, Field(description="a list of texts")] = None
-    chat_template: Annotated[
+    ],
+    extra_special_tokens=_Tokens,
+    model_max_length=Annotated[float | None, Field(gt=0, description="a number above 0")],
+    padding_side=_Side,
+    truncation_side=_Side,
+    clean_up_tokenization_spaces=_YesNo,
+    split_special_tokens=_YesNo,
+    add_bos_token=_YesNo,
+    add_eos_token=_YesNo,
+    add_prefix_space=_YesNo,
+    legacy=_YesNo,
+    use_default_system_prompt=_YesNo,
+    sp_model_kwargs=_Object,
+    model_input_names=Annotated[list[str] | None, Field(description="a list of texts")],
+    chat_template=Annotated[
         str | list[dict[str, str]] | None,
         Field(description="a text, or a list of objects with name and template"),
-    ] = None
+    ],
+)
 
 
-class _Generation(BaseModel):
-    """`generation_config.json`."""
-
-    model_config = ConfigDict(strict=True)
-
-    bos_token_id: _Ids = None
-    eos_token_id: _Ids = None
-    pad_token_id: Annotated[_Id | None, Field(description="a token's id")] = None
-    max_length: _Count = None
-    max_new_tokens: _Count = None
-    min_length: _Count = None
-    min_new_tokens: _Count = None
-    do_sample: _YesNo = None
-    use_cache: _YesNo = None
-    num_beams: _Size = None
-    num_return_sequences: _Size = None
-    temperature: _Number = None
-    top_p: _Number = None
-    top_k: _Count = None
-    min_p: _Number = None
-    typical_p: _Number = None
-    repetition_penalty: _Number = None
-    length_penalty: _Number = None
-    no_repeat_ngram_size: _Count = None
-    transformers_version: _Text = None
+#: `generation_config.json`.
+_Generation = _object(
+    bos_token_id=_Ids,
+    eos_token_id=_Ids,
+    pad_token_id=Annotated[_Id | None, Field(description="a token's id")],
+    max_length=_Count,
+    max_new_tokens=_Count,
+    min_length=_Count,
+    min_new_tokens=_Count,
+    do_sample=_YesNo,
+    use_cache=_YesNo,
+    num_beams=_Size,
+    num_return_sequences=_Size,
+    temperature=_Number,
+    top_p=_Number,
+    top_k=_Count,
+    min_p=_Number,
+    typical_p=_Number,
+    repetition_penalty=_Number,
+    length_penalty=_Number,
+    no_repeat_ngram_size=_Count,
+    transformers_version=_Text,
+)
 
 
 _Sides = Annotated[
@@ -193,57 +197,49 @@ _Colours = Annotated[
 ]
 
 
-class _ImageProcessor(BaseModel):
-    """`preprocessor_config.json`, `video_preprocessor_config.json`."""
-
-    model_config = ConfigDict(strict=True)
-
-    image_processor_type: _Text = None
-    video_processor_type: _Text = None
-    feature_extractor_type: _Text = None
-    processor_class: _Text = None
-    do_resize: _YesNo = None
-    do_center_crop: _YesNo = None
-    do_rescale: _YesNo = None
-    do_normalize: _YesNo = None
-    do_convert_rgb: _YesNo = None
-    do_pad: _YesNo = None
-    size: _Sides = None
-    crop_size: _Sides = None
-    resample: Annotated[
+#: `preprocessor_config.json`, `video_preprocessor_config.json`.
+_ImageProcessor = _object(
+    image_processor_type=_Text,
+    video_processor_type=_Text,
+    feature_extractor_type=_Text,
+    processor_class=_Text,
+    do_resize=_YesNo,
+    do_center_crop=_YesNo,
+    do_rescale=_YesNo,
+    do_normalize=_YesNo,
+    do_convert_rgb=_YesNo,
+    do_pad=_YesNo,
+    size=_Sides,
+    crop_size=_Sides,
+    resample=Annotated[
         int | None,
         Field(ge=0, le=5, description="a number from 0 to 5, as Pillow counts its filters"),
-    ] = None
-    rescale_factor: _Number = None
-    image_mean: _Colours = None
-    image_std: _Colours = None
-    image_grid_pinpoints: Annotated[
-        str | list[Any] | None, Field(description="a text or a list")
-    ] = None
+    ],
+    rescale_factor=_Number,
+    image_mean=_Colours,
+    image_std=_Colours,
+    image_grid_pinpoints=Annotated[str | list[Any] | None, Field(description="a text or a list")],
+)
 
 
-class _Processor(BaseModel):
-    """`processor_config.json`; what 5.x puts into it are configs of their own."""
-
-    model_config = ConfigDict(strict=True)
-
-    processor_class: _Text = None
-    image_processor: Annotated[_ImageProcessor | None, Field(description="an object")] = None
-    video_processor: Annotated[_ImageProcessor | None, Field(description="an object")] = None
-    patch_size: _Size = None
-    num_additional_image_tokens: _Count = None
-    vision_feature_select_strategy: _Text = None
-    image_token: _Token = None
-    video_token: _Token = None
-    chat_template: _Text = None
+#: `processor_config.json`; what 5.x puts into it are configs of their own.
+_Processor = _object(
+    processor_class=_Text,
+    image_processor=Annotated[_ImageProcessor | None, Field(description="an object")],
+    video_processor=Annotated[_ImageProcessor | None, Field(description="an object")],
+    patch_size=_Size,
+    num_additional_image_tokens=_Count,
+    vision_feature_select_strategy=_Text,
+    image_token=_Token,
+    video_token=_Token,
+    chat_template=_Text,
+)
 
 
-class _ChatTemplate(BaseModel):
-    """`chat_template.json`."""
-
-    model_config = ConfigDict(strict=True)
-
-    chat_template: _Text = None
+#: `chat_template.json`.
+_ChatTemplate = _object(
+    chat_template=_Text,
+)
 
 
 #: Files of words with their ids.

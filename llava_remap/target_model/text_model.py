@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from llava_remap.core.cache import cached_value
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import ConfigError, RemapError, refuse
 from llava_remap.target_model.same_logits import compare_classes
 from llava_remap.target_model.wanted import from_json, refuse_endless
 
@@ -143,7 +143,7 @@ def _ask(
     _check_rope_keys(config_class, class_names()[kind], {**known, **older})
     tied = getattr(config, "tie_word_embeddings", False)
     if not isinstance(tied, bool):
-        raise refuse(
+        raise ConfigError.of(
             "LR112",
             f"the language model's config says tie_word_embeddings: {tied!r}; true or false is "
             "needed.",
@@ -216,9 +216,10 @@ def _check_rope(config_class: Any, known: Mapping[str, Any], older: Mapping[str,
             f"{key}: {value!r}"
             for key, value in {"rope_parameters": known["rope_parameters"], **older}.items()
         )
-        cause = f"the language model's config contradicts itself on rope: {said}."
-        raise refuse(
-            "LR112", cause, "Find out which is right, and take the other out of config.json."
+        raise ConfigError.of(
+            "LR112",
+            f"the language model's config contradicts itself on rope: {said}.",
+            "Find out which is right, and take the other out of config.json.",
         )
 
 
@@ -250,12 +251,12 @@ def _check_rope_keys(config_class: Any, class_name: str, values: Mapping[str, An
         }
     if strange:
         listed = ", ".join(f"{place}: {value!r}" for place, value in strange.items())
-        cause = (
+        raise ConfigError.of(
+            "LR112",
             f"the language model's config says {listed}, which {config_class.__name__} of "
-            "transformers doesn't know."
+            "transformers doesn't know.",
+            "If nothing that the model computes depends on it, take it out of config.json.",
         )
-        fix = "If nothing that the model computes depends on it, take it out of config.json."
-        raise refuse("LR112", cause, fix)
 
 
 def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -282,15 +283,13 @@ def _check_around(around: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         and not IDLE.search(key)
     ]
     if odd:
-        cause = (
+        raise ConfigError.of(
+            "LR112",
             f"the config contradicts its own `text_config`: {'; '.join(odd)} (inside, what "
-            "isn't said is the class's default)."
-        )
-        fix = (
+            "isn't said is the class's default).",
             "Find out how the language model was built, mostly from `text_config` alone, and "
-            "take the other out of config.json."
+            "take the other out of config.json.",
         )
-        raise refuse("LR112", cause, fix)
 
 
 def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
@@ -301,11 +300,12 @@ def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
             return config_class.from_dict(from_json(values))
     except Exception as error:  # whatever the class raises: the config is the user's
         reason = " ".join(str(error).split()).rstrip(".")
-        cause = (
+        raise ConfigError.of(
+            "LR112",
             f"transformers can't make a {config_class.__name__} of what the language model's "
-            f"config says: {reason}."
-        )
-        raise refuse("LR112", cause, _MEND) from error
+            f"config says: {reason}.",
+            _MEND,
+        ) from error
 
 
 def _values(config: Any) -> dict[str, Any]:
@@ -359,7 +359,7 @@ def _check_sizes(
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             said = f"says {key}: {value!r}" if value is not None else f"has no {key}"
-            raise refuse(
+            raise ConfigError.of(
                 "LR112", f"the language model's config {said}; a whole number is needed.", _MEND
             )
 
@@ -422,12 +422,15 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
     kinds = class_names()
     if said is not None and said not in kinds:
         near = difflib.get_close_matches(said, kinds, 3)
-        fix = (
-            f"Did you mean {' or '.join(f'`{name}`' for name in near)}?"
-            if near
-            else "Write the `model_type` of its config.json."
+        raise refuse(
+            "LR201",
+            f"transformers has no language model of the type `{said}`.",
+            (
+                f"Did you mean {' or '.join(f'`{name}`' for name in near)}?"
+                if near
+                else "Write the `model_type` of its config.json."
+            ),
         )
-        raise refuse("LR201", f"transformers has no language model of the type `{said}`.", fix)
     named = _named(source)
     by_fork = {name: forks[name] for name in named if name in forks}
     sure = by_fork | {
@@ -448,13 +451,13 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
         if not (other := {name: of for name, of in found.items() if of != said}):
             return said, ""
         names = " and ".join(f"`{name}` is {of}" for name, of in other.items())
-        cause = (
+        raise ConfigError.of(
+            "LR112",
             f"the rule file says that the language model is {said}, and by the source's "
             "config "
-            f"{names}."
+            f"{names}.",
+            f"If the rule file is right, say so there: `target: {{text_models: {{{every}}}}}`.",
         )
-        fix = f"If the rule file is right, say so there: `target: {{text_models: {{{every}}}}}`."
-        raise refuse("LR112", cause, fix)
     if len(set(found.values())) == 1:
         name, kind = next(iter(found.items()))
         return kind, "" if sure else name
@@ -466,11 +469,12 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
         what = ", ".join(f"`{name}`" for name in named) or "neither model_type nor architectures"
         cause = f"the source's config doesn't tell which language model it has: it says {what}."
         line = "target: {config: {text_config.model_type: {const: TYPE}}}"
-    fix = (
+    raise ConfigError.of(
+        "LR112",
+        cause,
         f"Say it in a rule file that extends this one: `{line}`, with the `model_type` of the "
-        "language model in transformers."
+        "language model in transformers.",
     )
-    raise refuse("LR112", cause, fix)
 
 
 def _named(source: Mapping[str, Any]) -> list[str]:

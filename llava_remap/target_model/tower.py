@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
-from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.problem import ConfigError, Problem, RemapError, refuse
 from llava_remap.target_model.presets import TOWER_DEFAULTS, TOWERS
 
 #: What of a vision config is kept; everything else in it has no effect on what the tower computes.
@@ -205,20 +205,22 @@ def _known(
     sized = next((name for name, preset in stock.items() if _fits(preset, seen)), None)
     called = _stock_name(named, stock)
     if apart and called in stock and sized not in (None, called):
-        cause = (
+        raise ConfigError.of(
+            "LR309",
             f"the tower given apart has the sizes of {sized}; the language model's config "
-            f"names {named}."
+            f"names {named}.",
+            "Give the tower that the checkpoint was trained with.",
         )
-        raise refuse("LR309", cause, "Give the tower that the checkpoint was trained with.")
     fitting = stock[sized] if sized is not None and called in (None, *stock) else None
     known = given if given is not None and _fits(given, seen) else fitting
     if known is None and given is not None:
-        cause = (
-            f"the tower's own config ({_said(given)}) isn't that of its tensors ({_said(seen)})."
+        raise ConfigError.of(
+            "LR309",
+            f"the tower's own config ({_said(given)}) isn't that of its tensors ({_said(seen)}).",
+            "Give a whole tower with its own config.json.",
         )
-        raise refuse("LR309", cause, "Give a whole tower with its own config.json.")
     if known is None:
-        raise refuse(
+        raise ConfigError.of(
             "LR112",
             "nothing tells the number of attention heads and the activation of the vision tower "
             f"({_said(seen)}): tensors "

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import has_file, quoted
+from llava_remap.checkpoint import has_file
 from llava_remap.core.problem import Problem, refuse
+from llava_remap.core.wording import quoted
 from llava_remap.rulefile import Token
 from llava_remap.target_model.source_files import read_beside
 
@@ -173,9 +174,14 @@ def vocabulary_problems(
     problems = _id_problems(vocabulary, tokens, config)
     said = config.get("vocab_size")
     if said is not None and said != rows and rows:
-        cause = f"embed_tokens has {rows} rows, the source's config says vocab_size: {said!r}."
-        fix = "If the weights are right, set vocab_size in the source's config.json to the rows."
-        return [*problems, Problem("LR402", cause, fix)]
+        return [
+            *problems,
+            Problem(
+                "LR402",
+                f"embed_tokens has {rows} rows, the source's config says vocab_size: {said!r}.",
+                "If the weights are right, set vocab_size in the source's config.json to the rows.",
+            ),
+        ]
     ours = {token.text for token in tokens}
     words = (
         [word for word, i in vocabulary.ids.items() if i >= rows and word not in ours]
@@ -183,12 +189,15 @@ def vocabulary_problems(
         else []
     )
     if vocabulary is not None and words and rows:
-        cause = (
-            f"embed_tokens has {rows} rows, the tokenizer in {vocabulary.folder} has "
-            f"{vocabulary.size} tokens."
-        )
-        fix = "Put the tokenizer files there that the checkpoint was trained with."
-        return [*problems, Problem("LR402", cause, fix)]
+        return [
+            *problems,
+            Problem(
+                "LR402",
+                f"embed_tokens has {rows} rows, the tokenizer in {vocabulary.folder} has "
+                f"{vocabulary.size} tokens.",
+                "Put the tokenizer files there that the checkpoint was trained with.",
+            ),
+        ]
     if vocabulary is not None and (
         unexplained := _unexplained_rows(vocabulary, tokens, rows, rows_of_base)
     ):
@@ -245,18 +254,16 @@ def _unexplained_rows(
         return None
     base = f", that of its base {rows_of_base}" if grown else ""
     listed = " and ".join(f"`{token.text}`" for token in taken)
-    cause = (
+    return Problem(
+        "LR402",
         f"embed_tokens has {rows} rows{base}, the tokenizer in {vocabulary.folder} has "
         f"{vocabulary.size} tokens. The rows from "
         f"{taken[0].id} on may have been trained for tokens that it doesn't know, and {listed} "
-        "would get them."
-    )
-    fix = (
+        "would get them.",
         "Put the tokenizer files there that the checkpoint was trained with, added_tokens.json "
         "included. If the rows are spare, "
-        f'give each a token in added_tokens.json: {{"<spare_0>": {taken[0].id}, …}}.'
+        f'give each a token in added_tokens.json: {{"<spare_0>": {taken[0].id}, …}}.',
     )
-    return Problem("LR402", cause, fix)
 
 
 def _id_problems(

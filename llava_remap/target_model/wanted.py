@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava_remap.core.cache import cached_value
-from llava_remap.core.problem import refuse
+from llava_remap.core.problem import ConfigError, refuse
 from llava_remap.target_model.layouts import CLASSIC, layout_program, layout_rules, names_in
 
 #: The names in which the installed transformers saves a model that was built from scratch (the tool
@@ -96,7 +96,7 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
     except Exception as error:  # whatever the class raises: the config is the user's
         said = _LIST.sub(r"\1…", " ".join(str(error).split())).rstrip(".")
         reason = f"it knows no {said}" if isinstance(error, KeyError) else said
-        raise refuse(
+        raise ConfigError.of(
             "LR112",
             f"transformers {transformers.__version__} can't build {class_name} from the config: "
             f"{reason}.",
@@ -130,12 +130,9 @@ def refuse_endless(config: Mapping[str, Any]) -> None:
             and isinstance(value, (int, float))
             and value > _MOST_LAYERS
         ):
-            cause = (
-                f"the model's config says {key}: {value}; more than {_MOST_LAYERS} are not built."
-            )
-            raise refuse(
+            raise ConfigError.of(
                 "LR112",
-                cause,
+                f"the model's config says {key}: {value}; more than {_MOST_LAYERS} are not built.",
                 "Mend the source's config.json, or the names of layers in the checkpoint.",
             )
 

@@ -2,10 +2,9 @@
 
 from llava_remap.verify.compare import compare
 from llava_remap.verify.folder import Verification, file_problems, header_problems, verify_folder
-from llava_remap.verify.strict import TORCH_DTYPES, is_known, loading_problems, strict_load
+from llava_remap.verify.strict import is_known, loading_problems, strict_load
 
 __all__ = [
-    "TORCH_DTYPES",
     "Verification",
     "compare",
     "file_problems",

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from llava_remap.checkpoint import DTYPE_BITS, FLOATS, Catalog, Tensor
+from llava_remap.checkpoint import Catalog, Tensor
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS
 from llava_remap.core.problem import Problem
 from llava_remap.execute import Range, Recipe, blocks, equal, find
 from llava_remap.plan import Alias, Mapped

@@ -12,8 +12,8 @@ from typing import Any
 
 from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object, unreadable
 from llava_remap.core.codes import Exit
+from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import Problem, RemapError
-from llava_remap.core.regular_file import is_regular_file
 from llava_remap.execute import INDEX, Recipe, digest_files
 from llava_remap.verify.compare import compare
 from llava_remap.verify.record import RECORD, Record
@@ -34,6 +34,8 @@ class Verification:
         files, nbytes: how many files were digested.
         strict: whether a strict load succeeded; None where files are gone, so that it wasn't tried.
         tensors: how many tensors were compared with the sources; None where no source was given.
+        as_written: whether every file and every header is as the record says.
+        differing: how many tensors differ from what the sources give.
     """
 
     folder: Path
@@ -42,6 +44,8 @@ class Verification:
     strict: bool | None
     tensors: int | None
     problems: tuple[Problem, ...]
+    as_written: bool = True
+    differing: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -79,22 +83,23 @@ def verify_folder(
     """
     problems = file_problems(folder, record, on_progress)
     strict: bool | None = None
-    tensors = None
+    tensors, differing, as_written = None, 0, not problems
     shards = [folder / name for name in sorted(record.outputs) if name.endswith(".safetensors")]
     if all(path.is_file() for path in (*shards, folder / "config.json", folder / INDEX)):
         on_phase("loading strictly")
         try:
             written = open_checkpoint(folder / INDEX).catalog
             config = read_object(folder / "config.json", "LR113", _FIX)
-            found = header_problems(written, record) + strict_load(
-                shards, record.target_class, config
-            )
+            headers = header_problems(written, record)
+            failures = strict_load(shards, record.target_class, config)
         except RemapError as error:  # all of it could be read when it was written
             if error.exit in (Exit.RESOURCES, Exit.LIBRARY):  # which says nothing of the folder
                 raise
-            found = [replace(problem, code="LR601", fix=_FIX) for problem in error.problems]
-        problems += found
-        strict = not any(problem.code == "LR601" for problem in found)
+            headers = []
+            failures = [replace(problem, code="LR601", fix=_FIX) for problem in error.problems]
+        problems += headers + failures
+        as_written = as_written and not headers
+        strict = not failures
         if against is not None and strict:
             on_phase("comparing with the sources")
             tensors, found = compare(
@@ -104,8 +109,11 @@ def verify_folder(
                 on_progress,
             )
             problems += found
+            differing = sum(len(problem.names) for problem in found)
     nbytes = sum(file.nbytes for file in record.outputs.values())
-    return Verification(folder, len(record.outputs), nbytes, strict, tensors, tuple(problems))
+    return Verification(
+        folder, len(record.outputs), nbytes, strict, tensors, tuple(problems), as_written, differing
+    )
 
 
 def header_problems(written: Catalog, record: Record) -> list[Problem]:
@@ -119,8 +127,15 @@ def header_problems(written: Catalog, record: Record) -> list[Problem]:
     ]
     if not rows:
         return []
-    cause = f"the record and the files disagree on {len(rows)} tensors."
-    return [Problem("LR603", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]
+    return [
+        Problem(
+            "LR603",
+            f"the record and the files disagree on {len(rows)} tensors.",
+            _FIX,
+            tuple(name for name, _ in rows),
+            tuple(rows),
+        )
+    ]
 
 
 def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
@@ -161,11 +176,16 @@ def file_problems(
     ]
     if not rows:
         return []
-    cause = (
-        f"{folder} has {len(rows)} file{'s' if len(rows) > 1 else ''} that "
-        f"{'are' if len(rows) > 1 else 'is'} not as written."
-    )
-    return [Problem("LR603", cause, _FIX, tuple(name for name, _ in rows), tuple(rows))]
+    return [
+        Problem(
+            "LR603",
+            f"{folder} has {len(rows)} file{'s' if len(rows) > 1 else ''} that "
+            f"{'are' if len(rows) > 1 else 'is'} not as written.",
+            _FIX,
+            tuple(name for name, _ in rows),
+            tuple(rows),
+        )
+    ]
 
 
 def _gone(path: Path) -> str | None:

@@ -22,12 +22,12 @@ from typing import Annotated, Any, Literal
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from llava_remap import __version__
 from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object, unreadable
 from llava_remap.core.problem import refuse
+from llava_remap.core.version import __version__
 from llava_remap.execute import INDEX, FileDigest, Unfinished, read_claim
 from llava_remap.plan import Alias, Dropped, Mapped, Plan, PostLoad, PostLoadChange
-from llava_remap.post_load import provenance
+from llava_remap.post_load.run import provenance
 from llava_remap.rulefile import RuleFile
 
 RECORD = "llava_remap.json"

@@ -11,18 +11,9 @@ from typing import Any
 
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.core.cache import cached_value, is_kept
+from llava_remap.core.dtypes import TORCH_DTYPES
 from llava_remap.core.problem import Problem
 from llava_remap.target_model import build_on_meta
-
-#: Names in torch of the dtypes that safetensors has.
-TORCH_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
-    "I32": "int32", "I16": "int16",
-    "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "C64": "complex64",
-    "U16": "uint16", "U32": "uint32", "U64": "uint64",
-}  # fmt: skip
-
 
 Headers = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape by name, in the order of files and, within a file, of their offsets."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from llava_remap.checkpoint import DTYPE_BITS, Tensor
+from llava_remap.checkpoint import Tensor
+from llava_remap.core.dtypes import DTYPE_BITS
 
 DATA = Path(__file__).parent.parent / "data"
 TINY = DATA / "tiny"

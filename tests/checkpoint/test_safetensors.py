@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llava_remap.checkpoint import DTYPE_BITS, open_checkpoint
+from llava_remap.checkpoint import open_checkpoint
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError
 
 from .stored import DTYPES, same

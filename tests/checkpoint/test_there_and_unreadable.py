@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from llava_remap.checkpoint import BESIDE, open_checkpoint
+from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import RemapError
-from llava_remap.core.regular_file import is_regular_file
 from tests.conftest import CLIP, HANGS, RELEASED, TINY, Run
 
 LORA = TINY / "llava-v1.5-lora"

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +84,15 @@ def test_a_report_through_a_link_that_leads_to_itself(run: Run) -> None:
 def test_a_report_that_fails_at_the_end_hides_no_result(
     output_format: str, done: bool, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, made = tempfile.mkstemp, []
+    write, written = files.write_whole, []
 
-    def failing(*arguments: Any, **named: Any) -> tuple[int, str]:
-        made.extend([named] if named.get("prefix") == ".plan.json." else [])
-        if len(made) == 2:
+    def failing(path: Path, *arguments: Any) -> None:
+        written.extend([path] if path.name == "plan.json" else [])
+        if len(written) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return make(*arguments, **named)
+        write(path, *arguments)
 
-    monkeypatch.setattr(tempfile, "mkstemp", failing)
+    monkeypatch.setattr(files, "write_whole", failing)
     if not done:
         lose_last_byte(monkeypatch)
     ran = run(

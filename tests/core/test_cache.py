@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from llava_remap.core import cache
 from llava_remap.core.cache import cached
+from llava_remap.core.files import is_foreign
 from llava_remap.core.problem import RemapError, refuse
-from llava_remap.core.regular_file import is_foreign
 from llava_remap.jobs.apply import apply
 from llava_remap.verify import strict, strict_load
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run, heavy

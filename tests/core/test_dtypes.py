@@ -16,8 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llava_remap.checkpoint import DTYPE_BITS
-from llava_remap.core.dtypes import FLOATS, cast, from_float64, is_finite, to_float64
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, cast, from_float64, is_finite, to_float64
 from llava_remap.core.dtypes import numbers as read_numbers
 
 RUNS = settings(deadline=None)

@@ -435,6 +435,10 @@ def test_ctrl_c_again_while_it_is_cleared_up(
     assert contents(Path("out")) == whole
 
 
+#: The code that answers for what a job leaves behind.
+CAREFUL = ("core/files.py", "execute/files.py", "execute/unfinished.py")
+
+
 def interrupted_on_line(planned: whole_job.Job, number: int) -> bool:
     """Whether a job was interrupted on the so many-th line of the code that answers for what is
     left; else it has ended.
@@ -443,7 +447,7 @@ def interrupted_on_line(planned: whole_job.Job, number: int) -> bool:
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         nonlocal lines
-        if not frame.f_code.co_filename.endswith(("execute/files.py", "execute/unfinished.py")):
+        if not frame.f_code.co_filename.endswith(CAREFUL):
             return None
         lines += event == "line"
         if lines == number:

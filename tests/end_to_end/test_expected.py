@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llava_remap.checkpoint import open_checkpoint
-from llava_remap.routing.identify import fits
+from llava_remap.routing.fits import fits
 from tests.conftest import DATA, MANIFESTS, Run
 from tests.families import AS_WELL, RULES_OF
 

@@ -24,7 +24,8 @@ from llava_remap.execute import Recipe, values
 from llava_remap.execute.values import CHUNK_ELEMENTS
 from llava_remap.jobs.apply import apply, plan_job
 from llava_remap.plan import Cast, Mapped, Part
-from llava_remap.post_load import Change, make_pieces
+from llava_remap.post_load import Change
+from llava_remap.post_load.run import make_pieces
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors
 
 #: F16 language model, F32 tower.
@@ -146,7 +147,7 @@ def test_new_rows_are_made_from_stored_values_and_rounded_once(
     def read(target: str, start: int, stop: int, as_stored: bool = False) -> Any:
         return matrix[start:stop]
 
-    exact = list(make_pieces("expand_embeddings", options, change, read))[-1]
+    exact = list(make_pieces("expand_embeddings", options, [change], read)[EMBEDDING])[-1]
     assert isinstance(exact, bytes)
     wanted = from_float64(to_float64(exact, "F64"), NAMES[dtype])
     assert found.view(torch.int16).numpy().tobytes() == wanted

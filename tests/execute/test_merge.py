@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llava_remap.checkpoint import DTYPE_BITS, FLOATS, Location, Tensor
-from llava_remap.core.dtypes import from_float64, to_float64
+from llava_remap.checkpoint import Location, Tensor
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, from_float64, to_float64
 from llava_remap.core.problem import RemapError
 from llava_remap.execute.merge import merged_bytes
 

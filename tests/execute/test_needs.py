@@ -15,7 +15,9 @@ import sys
 import numpy as np
 from llava_remap.execute.needs import _computed
 from llava_remap.plan import Mapped, Part, PostLoad
-from llava_remap.post_load import Change, exact_sums, make_pieces, normals
+from llava_remap.post_load import Change
+from llava_remap.post_load.plugins import exact_sums, normals
+from llava_remap.post_load.run import make_pieces
 from llava_remap.jobs.resources import peak_nbytes
 
 columns, new = map(int, sys.argv[1:])
@@ -29,7 +31,7 @@ rng, before = np.random.default_rng(0), peak_nbytes()
 def read(target, start, stop, *, as_stored=False):
     return rng.standard_normal((stop - start, columns))  # as float64 is stored: nothing takes more
 
-for piece in make_pieces("expand_embeddings", {}, change, read):
+for piece in make_pieces("expand_embeddings", {}, [change], read)["lm_head.weight"]:
     pass
 print(_computed(entry), peak_nbytes() - before)
 """

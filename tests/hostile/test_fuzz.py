@@ -24,8 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from llava_remap.checkpoint import DTYPE_BITS, Checkpoint, open_checkpoint
+from llava_remap.checkpoint import Checkpoint, open_checkpoint
 from llava_remap.core.codes import CODES, Exit
+from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError
 from llava_remap.rewrite import compile_all
 from llava_remap.rulefile import load_rule_file, pattern

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from llava_remap.checkpoint import DTYPE_BITS, open_checkpoint
+from llava_remap.checkpoint import open_checkpoint
+from llava_remap.core.dtypes import DTYPE_BITS
 
 from ..conftest import CLIP, MANIFESTS, RELEASED
 from .forked import forking

@@ -28,7 +28,7 @@ from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.cli.commands import app
 from llava_remap.jobs.apply import apply
 from llava_remap.rewrite import Program
-from llava_remap.routing.identify import fits
+from llava_remap.routing.fits import fits
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run, Tensors
 from tests.families import RULES_OF
 
@@ -648,7 +648,7 @@ def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch)
     found = fits(checkpoint)
     assert len(rewritten) < 5000
     monkeypatch.setattr(
-        "llava_remap.routing.identify.names_alike",
+        "llava_remap.routing.fits.names_alike",
         lambda one: {name: [name] for name in one.catalog},
     )
     every = {fit.rules: fit for fit in fits(checkpoint)}

@@ -8,7 +8,7 @@ import json
 import shutil
 import signal
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,8 @@ from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import apply
 from llava_remap.jobs.revert import plan_revert, revert, revert_job
 from llava_remap.post_load import run as post_load_run
-from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
+from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings
+from llava_remap.post_load.plugins.new_rows import NewRows
 from tests.checkpoint.stored import raw, stored
 from tests.checkpoint.test_torch_files import rewritten
 from tests.conftest import CLIP, DATA, RELEASED, TINY, Changed, Run, Tensors, with_own_digest
@@ -246,10 +247,12 @@ class Reversed(ExpandEmbeddings):
         dtype, shape = before.tensors[name]
         return Effect((Change(name, dtype, shape, shape, ()),))
 
-    def pieces(self, change: Any, read: Any) -> Iterator[Any]:
+    def pieces(self, changes: Any, read: Any) -> Mapping[str, Iterator[Any]]:
         from llava_remap.post_load import OldBytes
 
-        return iter([OldBytes(at, 2) for at in reversed(range(0, 2 * change.shape_before[0], 2))])
+        [change] = changes
+        ends = reversed(range(0, 2 * change.shape_before[0], 2))
+        return {change.target: (OldBytes(at, 2) for at in ends)}
 
 
 def test_old_bytes_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,9 +270,7 @@ def test_old_bytes_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_new_rows_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     apply("llava-v1.5", [str(RELEASED / "bin"), TOWER], "out")
-    monkeypatch.setattr(
-        ExpandEmbeddings, "_made", lambda *arguments: pytest.fail("new rows were made")
-    )
+    monkeypatch.setattr(NewRows, "_made", lambda *arguments: pytest.fail("new rows were made"))
     revert("out", "back")
 
 

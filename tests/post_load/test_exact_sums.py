@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from llava_remap.core.dtypes import from_float64, to_float64
 from llava_remap.post_load import Change
-from llava_remap.post_load.exact_sums import CHUNK_ROWS, ExactSums
-from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
+from llava_remap.post_load.plugins.exact_sums import CHUNK_ROWS, ExactSums
+from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings
 
 Floats = NDArray[np.float64]
 EMBED = "language_model.model.embed_tokens.weight"
@@ -267,7 +267,7 @@ def new_rows(dtype: str) -> bytes:
     def read(target: str, start: int, stop: int, as_stored: bool = False) -> Floats:
         return matrix[start:stop]
 
-    pieces = ExpandEmbeddings(seed=20).pieces(change, read)
+    pieces = ExpandEmbeddings(seed=20).pieces([change], read)[change.target]
     return b"".join(piece for piece in pieces if isinstance(piece, bytes))
 
 

@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from llava_remap.authoring.shrink import shrink
+from llava_remap.core.dtypes import TORCH_DTYPES
 from llava_remap.jobs.apply import apply, plan_job
 from llava_remap.jobs.load import load_model
 from llava_remap.source import sources
-from llava_remap.verify import TORCH_DTYPES
 from llava_remap.verify.record import RECORD
 from tests.conftest import CLIP, DATA, MANIFESTS, RELEASED, Run, Tensors, with_own_digest
 

@@ -19,7 +19,8 @@ from sentencepiece import SentencePieceProcessor
 from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import Job, apply_job, plan_job
 from llava_remap.plan import PostLoadChange
-from llava_remap.post_load import OldBytes, load_post_load_rule
+from llava_remap.post_load import OldBytes
+from llava_remap.post_load.run import make_pieces
 from tests.conftest import CLIP, RELEASED, TINY, Changed, Run, Tensors
 
 EMBED = "language_model.model.embed_tokens.weight"
@@ -227,7 +228,7 @@ def test_the_plan_as_json_is_enough_to_make_the_rows_again(
     for entry in map(PostLoadChange.from_json, entries):
         name = entry.change.target
         raw = bits(old[name])
-        pieces = load_post_load_rule(entry.use, entry.options).pieces(entry.change, read)
+        pieces = make_pieces(entry.use, entry.options, [entry.change], read)[name]
         made = b"".join(
             raw[p.offset : p.offset + p.nbytes] if isinstance(p, OldBytes) else p for p in pieces
         )

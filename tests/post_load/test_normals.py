@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llava_remap.post_load.normals import LARGEST, STEPS, log, normals
+from llava_remap.post_load.plugins.normals import LARGEST, STEPS, log, normals
 
 HALF_ROOT = 0.7071067811865476
 

@@ -12,12 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_remap.core.problem import RemapError
-from llava_remap.post_load import Change, OldBytes, find_old_bytes, run
+from llava_remap.post_load import Change, OldBytes, run
+from llava_remap.post_load.old_bytes import find_old_bytes
 
 
 def found(pieces: Any, before: int, after: int) -> list[tuple[int, int]] | None:
     """In a tensor of bytes that has `before` of them and gets `after`."""
-    rule = SimpleNamespace(model_validate_json=lambda text: SimpleNamespace(pieces=pieces))
+    rule = SimpleNamespace(
+        model_validate_json=lambda text: SimpleNamespace(
+            pieces=lambda changes, read: {one.target: pieces(one, read) for one in changes}
+        )
+    )
     entry = SimpleNamespace(name="plug", load=lambda: rule, dist=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "entry_points", lambda group: [entry])

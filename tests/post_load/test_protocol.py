@@ -8,8 +8,8 @@ import pytest
 
 from llava_remap.core.codes import Exit
 from llava_remap.core.problem import RemapError
-from llava_remap.post_load import load_post_load_rule
-from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
+from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings
+from llava_remap.post_load.run import load_post_load_rule
 
 
 def test_the_shipped_rule_and_its_defaults() -> None:
@@ -33,7 +33,12 @@ def test_options_are_taken() -> None:
 
 @pytest.mark.parametrize(
     "use",
-    ["expand_embedding", "", "llava_remap.post_load.expand_embeddings:ExpandEmbeddings", "os"],
+    [
+        "expand_embedding",
+        "",
+        "llava_remap.post_load.plugins.expand_embeddings:ExpandEmbeddings",
+        "os",
+    ],
 )
 def test_only_what_is_installed(use: str) -> None:
     with pytest.raises(RemapError) as caught:

@@ -4,7 +4,7 @@ a byte is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel
 
 from llava_remap.core.problem import RemapError
-from llava_remap.post_load import Before, Change, Effect, OldBytes, make_pieces, plan_changes, run
+from llava_remap.post_load import Before, Change, Effect, OldBytes, run
+from llava_remap.post_load.run import make_pieces, plan_changes
 from tests.conftest import CLIP, RELEASED, Run
 
 NORM = "language_model.model.norm.weight"
@@ -30,8 +31,10 @@ class Plug(BaseModel):
     def plan(self, before: Before) -> Effect:
         return Effect((type(self).says(),))
 
-    def pieces(self, change: Change, read: Any) -> Iterator[OldBytes | bytes]:
-        return type(self).makes(read)
+    def pieces(
+        self, changes: Sequence[Change], read: Any
+    ) -> Mapping[str, Iterator[OldBytes | bytes]]:
+        return {change.target: type(self).makes(read) for change in changes}
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +46,10 @@ def plug(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def failing(*rows: Any, **named: Any) -> Any:
     raise KeyError("oops")
+
+
+def made(change: Change) -> list[OldBytes | bytes]:
+    return list(make_pieces("plug", {}, [change], failing)[change.target])
 
 
 def refused(act: Callable[[], object], code: str = "LR212") -> str:
@@ -97,11 +104,9 @@ def test_what_can_be_made_has_no_old_bytes() -> None:
     Plug.says = lambda: change
     assert plan_changes("plug", {}, Before(HAVE, 0, {"new": (5,)})).changes == (change,)
     Plug.makes = lambda read: iter([bytes(10)])
-    assert list(make_pieces("plug", {}, change, failing)) == [bytes(10)]
+    assert made(change) == [bytes(10)]
     Plug.makes = lambda read: iter([OldBytes(0, 2), bytes(8)])
-    assert "wants bytes 0 to 2 of `new`, which has 0" in refused(
-        lambda: list(make_pieces("plug", {}, change, failing))
-    )
+    assert "wants bytes 0 to 2 of `new`, which has 0" in refused(lambda: made(change))
 
 
 def test_a_fault_while_planning() -> None:
@@ -129,24 +134,22 @@ def test_facts_are_as_the_record_gives_them_back() -> None:
 )
 def test_pieces_that_are_not_the_tensor(pieces: list[Any], words: str) -> None:
     Plug.makes = lambda read: iter(pieces)
-    assert words in refused(lambda: list(make_pieces("plug", {}, CHANGE, failing)))
+    assert words in refused(lambda: made(CHANGE))
 
 
 def test_a_fault_while_making() -> None:
     Plug.makes = lambda read: read("a", 0, 1)
-    assert "fails: KeyError" in refused(lambda: list(make_pieces("plug", {}, CHANGE, failing)))
+    assert "fails: KeyError" in refused(lambda: made(CHANGE))
 
 
 def test_what_is_not_finite() -> None:
     Plug.makes = lambda read: iter([OldBytes(0, 8), b"\x00\x7c" * 2])
-    assert "2 values that `plug` makes" in refused(
-        lambda: list(make_pieces("plug", {}, CHANGE, failing)), "LR406"
-    )
+    assert "2 values that `plug` makes" in refused(lambda: made(CHANGE), "LR406")
 
 
 def test_what_is_as_planned() -> None:
     Plug.makes = lambda read: iter([OldBytes(0, 8), bytes(4)])
-    assert list(make_pieces("plug", {}, CHANGE, failing)) == [OldBytes(0, 8), bytes(4)]
+    assert made(CHANGE) == [OldBytes(0, 8), bytes(4)]
 
 
 def test_a_whole_job_with_a_bad_plug_in(run: Run) -> None:
@@ -167,3 +170,22 @@ def test_a_whole_job_with_a_bad_plug_in(run: Run) -> None:
     Path("mine.yaml").write_text(text)
     assert "installed: plug" in run("apply", "mine.yaml", *sources, "--output", "out").out
     assert not Path("out").exists()
+
+
+def test_a_plug_in_is_asked_once_for_all_its_changes() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    class Two(Plug):
+        def pieces(self, changes: Sequence[Change], read: Any) -> Mapping[str, Iterator[Any]]:
+            asked.append(tuple(change.target for change in changes))
+            return {change.target: iter([bytes(4)]) for change in changes}
+
+    entry = SimpleNamespace(name="plug", load=lambda: Two, dist=None)
+    changes = [Change(name, "F16", None, (2,), ()) for name in ("a", "b")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "entry_points", lambda group: [entry])
+        rules = run.PostLoadRules([("plug", {}, change) for change in changes], failing)
+        assert [list(rules.pieces(name)) for name in ("b", "a")] == [[bytes(4)]] * 2
+        assert asked == [("a", "b")]
+        assert list(rules.pieces("a")) == [bytes(4)]
+        assert asked == [("a", "b")] * 2, "a tensor that is wanted again is made again"

@@ -155,7 +155,7 @@ def test_a_regex_that_runs_away(load: Load, monkeypatch: pytest.MonkeyPatch) -> 
         program.rewrite(name)
     (problem,) = caught.value.problems
     assert problem.code == "LR206"
-    assert "r.yaml:2:9 the regex of `names/slow` ran into the time limit" in problem.cause
+    assert "r.yaml:2:9 the regex of `names/slow` ran into the time limit" in problem.placed_cause
     assert name not in problem.cause
     assert problem.names == (name,)
     assert problem.fix

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.core.problem import RemapError
-from llava_remap.rulefile import Mark, RuleFile, load_rule_file, shipped_folder
+from llava_remap.core.problem import Mark, RemapError
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
 
 from .written import COMPLETE, load, put, refused, said
 
@@ -387,7 +387,7 @@ def test_a_complete_file_is_no_less_complete_for_its_parents(tmp_path: Path) -> 
     [problem] = refused(
         put(tmp_path, "r.yaml", "schema: 1\nextends: [c.yaml]\nname: child\nversion: 1.0.0\n")
     ).problems
-    assert problem.cause.endswith("r.yaml:1:1 a rule file with a target needs summary.")
+    assert problem.placed_cause.endswith("r.yaml:1:1 a rule file with a target needs summary.")
 
 
 def test_a_parents_own_rule_stays_where_another_parent_has_the_one_it_replaced(

@@ -115,10 +115,10 @@ def test_not_found_but_near(
     monkeypatch.chdir(tmp_path)
     (problem,) = refused(wrong).problems
     assert problem.code == "LR200"
-    assert problem.cause.startswith(
+    assert problem.placed_cause.startswith(
         f"`{wrong}` is neither a file nor a shipped rule file (shipped: "
     )
-    assert "llava-interleave" in problem.cause
+    assert "llava-interleave" in problem.placed_cause
     assert problem.fix == f"Did you mean `{near}`?"
 
 

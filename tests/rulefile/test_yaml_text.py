@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llava_remap.rulefile import Mark, yaml_text
+from llava_remap.core.problem import Mark
+from llava_remap.rulefile import yaml_text
 from llava_remap.rulefile.yaml_text import parse_yaml
 
 from .written import load, put, refused, said
@@ -233,7 +234,7 @@ def test_the_file_is_named_relative_to_here(
     put(tmp_path, "sub/r.yaml", "schema: 1\nname: yes\n")
     monkeypatch.chdir(tmp_path)
     (problem,) = refused("sub/r.yaml").problems
-    assert problem.cause.startswith("sub/r.yaml:2:7 ")
+    assert problem.placed_cause.startswith("sub/r.yaml:2:7 ")
 
 
 @pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])

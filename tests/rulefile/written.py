@@ -42,7 +42,7 @@ def said(folder: Path, text: str | bytes) -> list[tuple[str, str, str]]:
     said.
     """
     problems = refused(put(folder, "r.yaml", text)).problems
-    causes = [problem.cause.replace(f"{folder}/", "") for problem in problems]
+    causes = [problem.placed_cause.replace(f"{folder}/", "") for problem in problems]
     return [
         (p.code, c.split(" ")[0], f"{c.partition(' ')[2]} {p.fix}".strip())
         for p, c in zip(problems, causes, strict=True)

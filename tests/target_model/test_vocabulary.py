@@ -19,8 +19,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import apply, apply_job, plan_job
-from llava_remap.post_load import Before, expand_embeddings
-from llava_remap.post_load.expand_embeddings import ExpandEmbeddings
+from llava_remap.post_load import Before
+from llava_remap.post_load.plugins import expand_embeddings
+from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings
 from tests.compat.checkpoints import QWEN2, SIGLIP, qwen_tokenizer
 from tests.conftest import CLIP, RELEASED, Run, Tensors
 
@@ -510,7 +511,7 @@ def test_many_new_rows_are_made_some_at_a_time(monkeypatch: pytest.MonkeyPatch) 
             monkeypatch.setattr(expand_embeddings, "_GROUP_ROWS", group)
             rule = ExpandEmbeddings(init=init, vocab=50)
             [change] = rule.plan(Before({EMBEDDING: ("F64", (40, 8))}, 41)).changes
-            _, *pieces = rule.pieces(change, reader)
+            _, *pieces = rule.pieces([change], reader)[change.target]
             assert len(pieces) == (3 if group == 4 else 1)
             made[group] = b"".join(piece for piece in pieces if isinstance(piece, bytes))
             assert len(made[group]) == 10 * 8 * 8

@@ -284,7 +284,7 @@ def convert(kind: str, work: Path, family: str = "llava-v1.5") -> Outcome:
     try:
         result = apply(family, [source, f"vision_tower={TOWERS[family]}"], folder)
     except RemapError as error:
-        said = "; ".join(f"{problem.code} {problem.cause}" for problem in error.problems)
+        said = "; ".join(f"{problem.code} {problem.placed_cause}" for problem in error.problems)
         return Outcome(refused=said.replace(str(source), "the checkpoint"), changed=own.changed)
     finally:
         shutil.rmtree(source)

@@ -43,12 +43,7 @@ def lint(rules: RuleFile, names: Names | None = None) -> Linted:
         found += [
             finding for problem in error.problems if (finding := Finding.of(problem)) not in found
         ]
-    lost = {
-        name
-        for finding in found
-        if finding.problem.code == "LR215"
-        for name in finding.problem.names
-    }
+    lost = {name for finding in found for name in finding.lost}
     own = rules.tree.mark.file
     return Linted(
         file=own,

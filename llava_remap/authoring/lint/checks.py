@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from llava_remap.authoring.lint.model import Finding
 from llava_remap.authoring.lint.rule_checks import loose, lost_fields
 from llava_remap.authoring.lint.trial import Ground, Trial
-from llava_remap.core.problem import Problem
+from llava_remap.core.problem import Mark, Problem
 from llava_remap.rewrite import CompiledRule, Rewrite, outcome, run_tests
-from llava_remap.rulefile import Mark
 
 _NARROW = "Let it take only names that aren't renamed yet"
 #: By list: a rule of `names` before others keeps a name from them, one of `prepare` doesn't.
@@ -272,7 +271,11 @@ def not_back(trial: Trial) -> Iterator[Finding]:
             if rule.rule.reverse
             else "Say `one_way: true`."
         )
-        yield Finding(rule.mark, Problem("LR215", cause, fix, tuple(facts), tuple(facts.items())))
+        yield Finding(
+            rule.mark,
+            Problem("LR215", cause, fix, tuple(facts), tuple(facts.items())),
+            lost=tuple(facts),
+        )
 
 
 def untested(trial: Trial) -> Iterator[Finding]:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_remap.authoring.lint import Finding, Linted, Names, lint
-from llava_remap.core.problem import Problem, RemapError
-from llava_remap.post_load import load_post_load_rule
+from llava_remap.core.problem import Problem, RemapError, RunawayRuleError
+from llava_remap.post_load.run import load_post_load_rule
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
 from llava_remap.target_model import TEXT_KIND, unknown_target
 
@@ -37,9 +37,7 @@ def _linted(file: str | Path, sources: Sequence[str]) -> Linted:
     unfit = [*_plug_ins(rules), *_unsaid(rules), *map(Finding.of, unknown_target(rules))]
     try:
         linted = lint(rules, _real_names(rules, sources) if sources and not unfit else None)
-    except RemapError as error:
-        if any(problem.code != "LR206" for problem in error.problems):
-            raise
+    except RunawayRuleError as error:
         # A real name makes a regex run away, so none can be routed.
         linted, unfit = lint(rules), [*unfit, *map(Finding.of, error.problems)]
     found = sorted((*unfit, *linted.findings), key=lambda finding: finding.place(linted.file))

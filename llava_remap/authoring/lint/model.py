@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from llava_remap.core.problem import Problem
-from llava_remap.rulefile import Mark
-
-_PLACED = re.compile(r"(.+?):(\d+):(\d+) (.*)", re.DOTALL)
+from llava_remap.core.problem import Mark, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +35,18 @@ class Names:
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A problem, and where in a rule file it is; `mark` is None where there is no file. A note
-    leads to no exit code.
+    leads to no exit code. `lost` are new names that don't lead back to what they were made from.
     """
 
     mark: Mark | None
     problem: Problem
     note: bool = False
+    lost: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, problem: Problem) -> Finding:
-        """From a problem whose cause begins with the place, as those of rule files do."""
-        if (found := _PLACED.match(problem.cause)) is None:
-            return cls(None, problem)
-        mark = Mark(found[1], int(found[2]), int(found[3]))
-        return cls(mark, Problem(problem.code, found[4], problem.fix, problem.names, problem.table))
+        """From a problem that knows its place."""
+        return cls(problem.place, replace(problem, place=None))
 
     def place(self, file: str) -> tuple[bool, str, int, int, str]:
         """What findings are sorted by: those in `file` first."""
@@ -97,9 +91,7 @@ class Linted:
         """Whether every rename of `names` has a way back, and every new name that was tried came
         back.
         """
-        return not self.one_way and not any(
-            finding.problem.code == "LR215" for finding in self.findings
-        )
+        return not self.one_way and not any(finding.lost for finding in self.findings)
 
     @property
     def failed(self) -> bool:

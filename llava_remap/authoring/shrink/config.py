@@ -116,8 +116,11 @@ def token_ids(config: Mapping[str, Any]) -> dict[int, str]:
 
 def _rows(said: int, before: int, after: int) -> int:
     if abs(said - before) > _SPARE:
-        cause = f"the config says vocab_size: {said}, embed_tokens has {before} rows."
-        raise refuse("LR112", cause, "Give a checkpoint with the config.json that belongs to it.")
+        raise refuse(
+            "LR112",
+            f"the config says vocab_size: {said}, embed_tokens has {before} rows.",
+            "Give a checkpoint with the config.json that belongs to it.",
+        )
     return after + said - before
 
 
@@ -134,7 +137,3 @@ def _pinpoints(pinpoints: Any, image_size: int) -> Any:
     if tile <= 1:  # counted in tiles
         return pinpoints
     return json.loads(re.sub(r"\d+", lambda number: str(int(number[0]) // tile * image_size), text))
-
-
-def json_file(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -10,16 +10,13 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from llava_remap.core.dtypes import TORCH_DTYPES
+
 if TYPE_CHECKING:
     import torch
 
 #: How many files a sharded checkpoint has.
 SHARDS = 3
-_TORCH = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
-    "I32": "int32", "I16": "int16",
-    "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
 # The beginning of a file from before torch 1.6.
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True,
            "type_sizes": {"short": 2, "int": 4, "long": 4}})  # fmt: skip
@@ -105,7 +102,7 @@ def _file(form: Form, stored: Stored, first: Mapping[str, str]) -> bytes:
 def _tensor(dtype: str, shape: tuple[int, ...], data: bytes) -> torch.Tensor:
     import torch
 
-    kind = getattr(torch, _TORCH[dtype])
+    kind = getattr(torch, TORCH_DTYPES[dtype])
     return (
         torch.frombuffer(bytearray(data), dtype=kind).reshape(shape)
         if data

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_remap.authoring.shrink.config import json_file, of_text, small_config, tower_config
+from llava_remap.authoring.shrink.config import of_text, small_config, tower_config
 from llava_remap.authoring.shrink.forms import Form, Stored, weight_files
 from llava_remap.authoring.shrink.tokenizer import small_vocabulary, tokenizer_files
 from llava_remap.authoring.shrink.twin import Twin, make_twin
@@ -16,6 +16,7 @@ from llava_remap.checkpoint import Tensor
 from llava_remap.core.libraries import import_asked
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute import fresh_folder
+from llava_remap.folder.json_file import json_bytes
 from llava_remap.folder.processor import stock_image_processor
 from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.source.sources import open_source
@@ -94,11 +95,10 @@ def shrink(
         "model", str(source), ("tensors", "config"), first=True, offline=offline
     )
     if checkpoint.config is None:
-        fix = "Put the config.json of the checkpoint beside it."
         raise refuse(
             "LR112",
             f"{checkpoint.location} has no config.json, which says how many heads there are.",
-            fix,
+            "Put the config.json of the checkpoint beside it.",
         )
     config = of_text(checkpoint.config)
     twin = make_twin(checkpoint, config, layers, tower_layers)
@@ -111,13 +111,13 @@ def shrink(
     )
     tower = tower_config(checkpoint.config, twin)
     beside = {
-        "config.json": json_file(
+        "config.json": json_bytes(
             {
                 "model_type": tower["model_type"].removesuffix("_vision_model"),
                 "vision_config": tower,
             }
         ),
-        "preprocessor_config.json": json_file(stock_image_processor(Tower({}, tower, ()))),
+        "preprocessor_config.json": json_bytes(stock_image_processor(Tower({}, tower, ()))),
     }
     if described:  # the checkpoint's own config is the one that says it
         del beside["config.json"]
@@ -125,7 +125,7 @@ def shrink(
         beside |= weight_files(Form.safetensors, _stored(twin.tower_apart, seed, config), ())
     files = {
         **{name if described else f"{TOWER}/{name}": data for name, data in beside.items()},
-        "config.json": json_file(small_config(checkpoint.config, twin, vocabulary.ids)),
+        "config.json": json_bytes(small_config(checkpoint.config, twin, vocabulary.ids)),
         **tokenizer_files(vocabulary),
         **weight_files(Form(form), _stored(twin.tensors, seed, config), twin.aliases),
     }

@@ -94,10 +94,11 @@ def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
     """
     embedding = _find(tensors, "embed_tokens.weight", "token_embedding.weight")
     if embedding is None or 0 in embedding:
-        cause = (
-            "there is no matrix `embed_tokens.weight`, which shows the sizes of a language model."
+        raise refuse(
+            "LR112",
+            "there is no matrix `embed_tokens.weight`, which shows the sizes of a language model.",
+            "Give a whole model.",
         )
-        raise refuse("LR112", cause, "Give a whole model.")
     rows, hidden = embedding
     heads = config.get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava_remap.authoring.shrink.config import json_file, token_ids
+from llava_remap.authoring.shrink.config import token_ids
 from llava_remap.core.problem import refuse
+from llava_remap.folder.json_file import json_bytes
 from llava_remap.target_model.presets import SPECIAL_TOKENS
 
 _LOW = 100
@@ -126,7 +127,7 @@ def tokenizer_files(vocabulary: SmallVocabulary) -> dict[str, bytes]:
     }
     return {
         "tokenizer.json": tokenizer.to_str(pretty=True).encode() + b"\n",
-        "tokenizer_config.json": json_file(config),
+        "tokenizer_config.json": json_bytes(config),
     }
 
 
@@ -140,9 +141,10 @@ def _ordinary(count: int) -> list[str]:
         *(_BLANK + sign for sign in string.ascii_letters + string.digits + string.punctuation),
     ]
     if not len(letters) <= count <= len(words):
-        cause = (
+        raise refuse(
+            "LR112",
             f"a vocabulary of {count} words beside the special ones; a small one has "
-            f"{len(letters)} to {len(words)}."
+            f"{len(letters)} to {len(words)}.",
+            "Give a checkpoint with more rows.",
         )
-        raise refuse("LR112", cause, "Give a checkpoint with more rows.")
     return words[:count]

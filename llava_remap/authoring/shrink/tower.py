@@ -35,12 +35,13 @@ def trained_with(config: Mapping[str, Any], taken: int) -> tuple[str, dict[str, 
     for other in stock.values() if preset is None else ():
         preset = other if taken and taken % other["hidden_size"] == 0 else preset
     if preset is None:
-        cause = (
+        raise refuse(
+            "LR112",
             f"there is no vision tower; of {', '.join(TOWERS)} its config names none, and "
             "none "
-            f"gives {taken} values."
+            f"gives {taken} values.",
+            "Give a checkpoint that holds its tower.",
         )
-        raise refuse("LR112", cause, "Give a checkpoint that holds its tower.")
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "image_size")
     positions = (preset["image_size"] // preset["patch_size"]) ** 2 + (preset["model_type"] == CLIP)
     width = taken if taken % preset["hidden_size"] else preset["hidden_size"]

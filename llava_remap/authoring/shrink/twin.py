@@ -101,8 +101,11 @@ def make_twin(
     times = taken // width if taken % width == 0 else 0
     needed = _layers_needed(config, times)
     if tower_layers is not None and tower_layers < needed:
-        cause = f"--tower-layers {tower_layers}: features are taken from {needed} layers."
-        raise refuse("LR211", cause, f"Give at least {needed}.")
+        raise refuse(
+            "LR211",
+            f"--tower-layers {tower_layers}: features are taken from {needed} layers.",
+            f"Give at least {needed}.",
+        )
     towers = {
         segment: small_tower(sizes, tower_layers or max(needed, _LAYERS))
         for segment, sizes in before.items()

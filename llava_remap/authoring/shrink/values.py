@@ -9,10 +9,10 @@ from math import prod
 
 import numpy as np
 
-from llava_remap.checkpoint import DTYPE_BITS, Tensor
-from llava_remap.core.dtypes import FLOATS, from_float64
+from llava_remap.checkpoint import Tensor
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, from_float64
 from llava_remap.core.problem import refuse
-from llava_remap.post_load.normals import normals
+from llava_remap.post_load.plugins.normals import normals
 
 STD = 0.05
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 from llava_remap.rewrite.infer.engine import Inference, infer, suggest_rules
 from llava_remap.rewrite.infer.groups import Group, Segments, Shape, fill, fold, unfold
 from llava_remap.rewrite.infer.match import HOWS, How, Match, Question, grows
-from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, quoted, rule_line
+from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, rule_line
 
 __all__ = [
     "DROPPED", "Group", "HOWS", "How", "Inference", "InferredRule", "Match", "Question", "Segments",
     "Shape", "fill", "fold",
-    "grows", "infer", "quoted", "rule_line", "suggest_rules", "unfold",
+    "grows", "infer", "rule_line", "suggest_rules", "unfold",
 ]  # fmt: skip

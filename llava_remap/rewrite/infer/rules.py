@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, count, takewhile
 
-from llava_remap.core.escaped import printable
 from llava_remap.rewrite.infer.groups import INDEX, Segments
 from llava_remap.rulefile import Regex, Template
+from llava_remap.rulefile.yaml_write import quoted
 
 #: Reason of an inferred drop: it is read in plans, so it says what is known and no more.
 DROPPED = "nothing in the target takes it"
@@ -253,20 +253,3 @@ def rule_line(rule: InferredRule, widths: tuple[int, int] = (0, 0)) -> str:
     last = f"{target}: {quoted(rule.to)}" if rule.to is not None else f"drop: {DROPPED}"
     head, middle = f"id: {rule.id},", f"{source}: {quoted(rule.match)},"
     return f"- {{{head:<{widths[0]}} {middle:<{widths[1]}} {last}}}"
-
-
-def quoted(text: str) -> str:
-    """The text as a scalar of YAML. A lone surrogate, which YAML can't say, becomes text:
-    `\\udcff`.
-    """
-    text = "".join(
-        printable(letter) if "\ud800" <= letter <= "\udfff" else letter for letter in text
-    )
-    if text.isprintable():
-        return "'" + text.replace("'", "''") + "'"
-    plain = text.replace("\\", "\\\\").replace('"', '\\"')
-    return (
-        '"'
-        + "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in plain)
-        + '"'
-    )

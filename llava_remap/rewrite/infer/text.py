@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
@@ -12,16 +11,13 @@ from llava_remap.core.escaped import printable
 from llava_remap.core.fold import fold_names
 from llava_remap.rewrite.infer.engine import Inference
 from llava_remap.rewrite.infer.groups import INDEX
-from llava_remap.rewrite.infer.rules import InferredRule, quoted, rule_line
+from llava_remap.rewrite.infer.rules import InferredRule, rule_line
+from llava_remap.rulefile.yaml_write import flow, quoted
 
 #: Lines on what has no rule, of each kind.
 MOST_LINES = 40
 #: Width of comments and of lines that are broken.
 _WIDTH = 120
-#: Texts that need no quotes, and words that look like some and are none to YAML or to some readers
-#: of it.
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
-_NO_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,7 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
         ),
         "schema: 1",
     ]
-    lines += [f"name: {_text(frame.name)}", "version: 0.1.0", f"summary: {_text(frame.summary)}"]
+    lines += [f"name: {flow(frame.name)}", "version: 0.1.0", f"summary: {flow(frame.summary)}"]
     lines += ["changes:", "  - {version: 0.1.0, what: inferred}"]
     if frame.extends:
         lines += [f"extends: [{', '.join(frame.extends)}]"]
@@ -110,7 +106,7 @@ def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
     if frame.detect:
         lines += [
             "  config:",
-            *(f"    {key}: {_value(value)}" for key, value in frame.detect.items()),
+            *(f"    {key}: {flow(value)}" for key, value in frame.detect.items()),
         ]
     return lines
 
@@ -119,7 +115,7 @@ def _constants(config: Mapping[str, tuple[Any, str]]) -> list[str]:
     lines = []
     told = ""
     for key, (value, why) in config.items():
-        line = f"    {key}: {{const: {_value(value)}}}"
+        line = f"    {key}: {{const: {flow(value)}}}"
         lines += (
             [f"    {comment}" for comment in _comment(why) if why != told] + [line]
             if why
@@ -167,30 +163,6 @@ def _tests(found: Inference) -> list[str]:
         outcome = f"to: {quoted(target)}" if target is not None else "dropped: true"
         lines.append(f"  - {{from: {quoted(name) + ',':<{width}} {outcome}}}")
     return lines
-
-
-def _value(value: Any) -> str:
-    """A JSON value in YAML's flow style."""
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, Mapping):
-        return (
-            "{"
-            + ", ".join(f"{quoted(str(key))}: {_value(one)}" for key, one in value.items())
-            + "}"
-        )
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return repr(value)
-
-
-def _text(text: str) -> str:
-    """A text of a person's or a config's, quoted only where YAML would read it as something
-    else.
-    """
-    return text if _PLAIN.fullmatch(text) and text.lower() not in _NO_TEXT else quoted(text)
 
 
 def _comment(text: str) -> list[str]:

@@ -3,6 +3,14 @@
 """
 
 from llava_remap.source.hub.download import Snapshot, download
+from llava_remap.source.hub.refusal import HubError
 from llava_remap.source.hub.repository import Repository, parse_repository, repository_of_cache
 
-__all__ = ["Repository", "Snapshot", "download", "parse_repository", "repository_of_cache"]
+__all__ = [
+    "HubError",
+    "Repository",
+    "Snapshot",
+    "download",
+    "parse_repository",
+    "repository_of_cache",
+]

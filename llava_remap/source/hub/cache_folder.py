@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llava_remap.checkpoint.strict_json import LARGEST
-from llava_remap.checkpoint.wording import quoted
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import RemapError
+from llava_remap.core.wording import quoted
 from llava_remap.source.hub.guard import COMMIT, SHA256
+from llava_remap.source.hub.refusal import HubError
 from llava_remap.source.hub.repository import Repository
 
 
@@ -111,9 +112,9 @@ def _is_sound(listing: Path) -> bool:
 
 
 def _refused(repository: Repository, name: str, path: Path, what: str) -> RemapError:
-    cause = f"{quoted(str(repository))} isn't taken from the hub's cache: {path} {what}."
-    fix = (
+    return HubError.of(
+        "LR114",
+        f"{quoted(str(repository))} isn't taken from the hub's cache: {path} {what}.",
         "Delete it, and what is needed is downloaded again; or give a folder that you trust: "
-        f"--source {name}=DIR."
+        f"--source {name}=DIR.",
     )
-    return refuse("LR114", cause, fix)

@@ -15,13 +15,14 @@ from threading import Thread
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.beside import files_for
+from llava_remap.checkpoint.errors import AbsentError
 from llava_remap.checkpoint.foreign import Listing, explain_folder, whole_states
 from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_form
 from llava_remap.checkpoint.shards import read_weight_map, shards_beside
-from llava_remap.checkpoint.wording import quoted, several
 from llava_remap.core.escaped import raw
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.core.threads import result
+from llava_remap.core.wording import quoted, several
 from llava_remap.source.hub.cache_folder import (
     check_cache,
     check_inside,
@@ -85,10 +86,10 @@ def download(
     except Exception as error:
         # The library's own, its HTTP library's (another one in version 2), and whatever an odd
         # answer makes them stumble over.
-        problem, may_be_cached = explain(error, repository, name)
+        refusal, may_be_cached = explain(error, repository, name)
         if not may_be_cached:
-            raise RemapError(problem) from None
-        return _from_cache(repository, use, name, problem.cause)
+            raise refusal from None
+        return _from_cache(repository, use, name, refusal.problems[0].cause)
 
 
 def _interruptible(call: Callable[[], Snapshot]) -> Snapshot:
@@ -134,7 +135,7 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
         try:
             weights = _weights(there, fetch) if "tensors" in use else []
         except RemapError as error:  # of an index
-            raise RemapError(
+            raise type(error)(
                 replace(p, cause=f"of {quoted(str(repository))}: {p.cause}") for p in error.problems
             ) from None
     if weights is None:
@@ -145,28 +146,33 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
         (problem,) = no_form(
             str(repository), _top(there), {file.partition("/")[0] for file in there}
         ).problems
-        fix = (
-            "Give a repository with weights, or download the file that is meant and give it: "
-            f"--source {name}=FILE."
+        raise RemapError(
+            replace(
+                problem,
+                fix="Give a repository with weights, or download the file that is meant and "
+                "give it: "
+                f"--source {name}=FILE.",
+            )
         )
-        raise RemapError(replace(problem, fix=fix))
     if absent := [file for file in weights if file not in there]:
         cause = (
             f"{len(absent)} of the {len(weights)} files that the weights of "
             f"{quoted(str(repository))} lie in are not there: "
         )
-        fix = (
+        raise refuse(
+            "LR103",
+            f"{cause}{several(absent)}.",
             f"Give a revision that is whole (--source {name}={repository.id}@REVISION) or "
-            "another repository."
+            "another repository.",
         )
-        raise refuse("LR103", f"{cause}{several(absent)}.", fix)
     files = sorted({*beside, *weights})
     if not files:
-        cause = (
+        raise AbsentError.of(
+            "LR100",
             f"{quoted(str(repository))} has none of the files that are wanted of it: "
-            f"{', '.join(sorted(use))}."
+            f"{', '.join(sorted(use))}.",
+            "Give another repository, or a local folder.",
         )
-        raise refuse("LR100", cause, "Give another repository, or a local folder.")
     with (
         _quiet(bars=sys.stderr.isatty()),
         guarded(),

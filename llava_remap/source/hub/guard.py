@@ -18,8 +18,8 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from llava_remap.checkpoint.strict_json import LARGEST
-from llava_remap.checkpoint.wording import quoted
 from llava_remap.core.problem import refuse
+from llava_remap.core.wording import quoted
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -188,11 +188,12 @@ def _check_content(response: Any, nbytes: int | None) -> None:
         if path.exists()
     )
     if nbytes is not None and nbytes > (free := shutil.disk_usage(folder).free):
-        cause = (
+        raise refuse(
+            "LR502",
             f"{quoted(PurePosixPath(response.request.url.path).name)} has {nbytes} bytes, and "
-            f"{free} are free in {folder}."
+            f"{free} are free in {folder}.",
+            "Free some, or set HF_HOME to a folder on a larger disk.",
         )
-        raise refuse("LR502", cause, "Free some, or set HF_HOME to a folder on a larger disk.")
     known = _thread.size if _thread.size is not None else total
     response.stream = _at_most(response.stream, LARGEST if known is None else known)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 
-from llava_remap.checkpoint.wording import quoted, several
-from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.checkpoint.errors import AbsentError
+from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import quoted, several
 from llava_remap.source.hub.guard import BadAnswerError
 from llava_remap.source.hub.repository import Repository
 
@@ -25,11 +26,15 @@ _UNWRITABLE = (
 )
 
 
-def explain(error: Exception, repository: Repository, name: str) -> tuple[Problem, bool]:
+class HubError(AbsentError):
+    """The hub doesn't give a repository, and its cache doesn't have it."""
+
+
+def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapError, bool]:
     """What `error`, raised while `repository` was downloaded, means.
 
     Returns:
-        the problem, and whether the hub was out of reach only, so that the cache may do instead.
+        the refusal, and whether the hub was out of reach only, so that the cache may do instead.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -41,38 +46,45 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[Proble
 
     hub, text = HfApi().endpoint, quoted(str(repository))
     if bad := next((each for each in _chain(error) if isinstance(each, BadAnswerError)), None):
-        fix = f"See what HF_ENDPOINT is set to, and who runs that server. {_elsewhere(name)}"
-        return Problem("LR114", f"{text} can't be downloaded: {hub} {bad}.", fix), False
+        return HubError.of(
+            "LR114",
+            f"{text} can't be downloaded: {hub} {bad}.",
+            f"See what HF_ENDPOINT is set to, and who runs that server. {_elsewhere(name)}",
+        ), False
     if local := _of_the_disk(error):
         return local, False
     error = next((each for each in _chain(error) if isinstance(each, HfHubHTTPError)), error)
     if isinstance(error, RevisionNotFoundError):
-        cause = f"{quoted(repository.id)} has no revision {quoted(repository.revision or 'main')}."
-        return Problem(
+        return HubError.of(
             "LR114",
-            cause,
+            f"{quoted(repository.id)} has no revision {quoted(repository.revision or 'main')}.",
             f"Give a branch, a tag or a commit of it: --source {name}={repository.id}@REVISION.",
         ), False
     if isinstance(error, GatedRepoError):
-        fix = f"Accept its licence on {hub}/{repository.id} and {_LOG_IN}."
-        return Problem(
-            "LR114", f"{text} is gated: only those may download it who accepted its licence.", fix
+        return HubError.of(
+            "LR114",
+            f"{text} is gated: only those may download it who accepted its licence.",
+            f"Accept its licence on {hub}/{repository.id} and {_LOG_IN}.",
         ), False
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if isinstance(error, RepositoryNotFoundError) or status == 401:
-            fix = (
+            return HubError.of(
+                "LR114",
+                f"there is no {text} on {hub}, or it is private.",
                 f"Check its name; if it is private, {_LOG_IN}. A local folder is given as "
-                f"--source {name}=DIR."
-            )
-            return Problem("LR114", f"there is no {text} on {hub}, or it is private.", fix), False
+                f"--source {name}=DIR.",
+            ), False
         says = _line(error.server_message or error.response.reason_phrase)
-        cause = f"{text} can't be downloaded: {hub} answers {status}, {says}."
-        return Problem("LR114", cause, _elsewhere(name)), status >= 500 or status in (408, 429)
+        return HubError.of(
+            "LR114",
+            f"{text} can't be downloaded: {hub} answers {status}, {says}.",
+            _elsewhere(name),
+        ), status >= 500 or status in (408, 429)
     # By name, as these are httpx's classes or httpx2's, depending on the library's version.
     kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     if "OfflineModeIsEnabled" in kinds:
-        return Problem(
+        return HubError.of(
             "LR114", f"{text} can't be downloaded: HF_HUB_OFFLINE is set.", _elsewhere(name)
         ), True
     reason = _line(next((each for each in _chain(error) if str(each)), error))
@@ -81,7 +93,7 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[Proble
         if kinds & {"ConnectError", "TimeoutException", "ProxyError"}
         else "no usable answer from"
     )
-    return Problem(
+    return HubError.of(
         "LR114", f"{text} can't be downloaded: {what} {hub}: {reason}.", _elsewhere(name)
     ), True
 
@@ -110,7 +122,7 @@ def not_cached(
         error, "snapshot_path"
     ):  # newer versions of the library know what is missing, and say it
         cause = f"The hub's cache doesn't have it whole: {_line(error)}"
-    return refuse("LR114", f"{why} {cause}.", _elsewhere(name))
+    return HubError.of("LR114", f"{why} {cause}.", _elsewhere(name))
 
 
 def _elsewhere(name: str) -> str:
@@ -120,16 +132,22 @@ def _elsewhere(name: str) -> str:
     )
 
 
-def _of_the_disk(error: Exception) -> Problem | None:
+def _of_the_disk(error: Exception) -> RemapError | None:
     for each in _chain(error):
         number, file = (each.errno, each.filename) if isinstance(each, OSError) else (None, None)
         # The library's downloader in Rust wraps what the system says in a RuntimeError.
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(each):
-            fix = "Free some, or set HF_HOME to a folder on a larger disk."
-            return Problem("LR502", "the disk that the hub's cache lies on is full.", fix)
+            return refuse(
+                "LR502",
+                "the disk that the hub's cache lies on is full.",
+                "Free some, or set HF_HOME to a folder on a larger disk.",
+            )
         if file and number in _UNWRITABLE:  # a connection may be forbidden too, and has no file
-            cause = f"the hub's cache can't be written: {_line(each)}."
-            return Problem("LR114", cause, "Set HF_HOME to a folder that can be written.")
+            return HubError.of(
+                "LR114",
+                f"the hub's cache can't be written: {_line(each)}.",
+                "Set HF_HOME to a folder that can be written.",
+            )
     return None
 
 

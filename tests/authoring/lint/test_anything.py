@@ -103,7 +103,7 @@ def test_it_has_an_answer(tmp_path: Path, text: str, names: list[str]) -> None:
             for finding in lint(loaded, given_names).findings:
                 assert finding.problem.code in CODES
                 assert finding.mark is not None
-                assert "\n" not in finding.problem.cause
+                assert "\n" not in finding.problem.placed_cause
 
 
 @given(TEMPLATES)

@@ -78,7 +78,7 @@ tests:
 def test_a_second_run_would_rename_again(names: str, chain: str, linted: Lint) -> None:
     problem = found(linted(f"names:\n  {names}\n"), "LR203").problem
     assert any(chain in fact for _, fact in problem.table)
-    assert "names/" in problem.cause
+    assert "names/" in problem.placed_cause
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_it_says_which_rule_takes_what_which_made(linted: Lint) -> None:
     )
     finding = found(linted(text), "LR203")
     assert (
-        finding.problem.cause
+        finding.problem.placed_cause
         == "what `names/b` makes is renamed by `names/a` where the rules are run twice."
     )
     assert finding.problem.table[0] == ("conv2.qza", "→ conv1.qza → conv0.qza")
@@ -157,7 +157,7 @@ def test_shadowed(wide: str, narrow: str, shadowed: bool, linted: Lint) -> None:
     assert ("LR204" in codes(result)) is shadowed
     if shadowed:
         assert (
-            found(result, "LR204").problem.cause
+            found(result, "LR204").problem.placed_cause
             == "`names/b` can take no name: `names/wide` has them before it."
         )
 
@@ -177,12 +177,15 @@ def test_shadowed_by_prepare(linted: Lint) -> None:
         "prepare: [{id: unwrap, from: 'module.{r...}', to: '{r}'}]\n"
         "names: [{id: b, from: 'module.{p}', to: 'b.{p}'}]\n"
     )
-    assert "`prepare/unwrap` has them" in found(linted(text), "LR204").problem.cause
+    assert "`prepare/unwrap` has them" in found(linted(text), "LR204").problem.placed_cause
     text = (
         "prepare: [{id: a, from: 'model.{r...}', to: 'm.{r}'}, {id: b, from: 'model.norm.{p}', "
         "to: 'm.n.{p}'}]\n"
     )
-    assert "`prepare/b` can take no name: `prepare/a`" in found(linted(text), "LR204").problem.cause
+    assert (
+        "`prepare/b` can take no name: `prepare/a`"
+        in found(linted(text), "LR204").problem.placed_cause
+    )
 
 
 def test_what_prepare_would_make_is_no_name_to_try(linted: Lint) -> None:
@@ -239,7 +242,7 @@ def test_matched_nothing_is_a_note(linted: Lint) -> None:
     result = linted(text % "", "a.w", "x.y")
     assert codes(result) == ["LR205"]
     assert found(result, "LR205").note
-    assert found(result, "LR205").problem.cause == "`names/c` takes none of the 2 names."
+    assert found(result, "LR205").problem.placed_cause == "`names/c` takes none of the 2 names."
     assert codes(linted(text % ", optional: true", "a.w")) == []
     assert codes(linted(text % "", "a.w", "c.w")) == []
     assert codes(linted(text % ", when: {present: [x]}", "a.w")) == []
@@ -262,7 +265,7 @@ def test_it_runs_away(match: str, linted: Lint, monkeypatch: pytest.MonkeyPatch)
         f"names: [{{id: a, match: '{match}', replace: x}}, {{id: b, from: a.w, to: b.w}}]\n"
     )
     finding = found(result, "LR206")
-    assert "`names/a` ran into the time limit" in finding.problem.cause
+    assert "`names/a` ran into the time limit" in finding.problem.placed_cause
     assert len(finding.problem.names[0]) <= 201
     assert finding.mark is not None
     assert result.loaded
@@ -338,13 +341,13 @@ def test_takes_more_than_it_seems_to(match: str, also: str, linted: Lint) -> Non
     problem = found(
         linted(f"names: [{{id: a, match: '{match}', drop: nothing}}]\n"), "LR208"
     ).problem
-    assert f"`{also}`" in problem.cause
+    assert f"`{also}`" in problem.placed_cause
 
 
 def test_both_ends_are_open(linted: Lint) -> None:
     """`pre_layer_proj_model` was hit by a rule for `model`."""
     result = linted("names: [{id: a, match: model, replace: language_model}]\n")
-    cause = found(result, "LR208").problem.cause
+    cause = found(result, "LR208").problem.placed_cause
     assert (
         cause == "`model` of `names/a` begins and ends inside a segment of a name: it also takes "
         "`xmodel` and `modelx`."
@@ -379,7 +382,7 @@ def test_a_way_back_that_is_open(linted: Lint) -> None:
         "a.}}]\n"
     )
     causes = [
-        finding.problem.cause
+        finding.problem.placed_cause
         for finding in linted(text % "").findings
         if finding.problem.code == "LR208"
     ]
@@ -395,7 +398,7 @@ def test_a_rule_without_a_test(linted: Lint) -> None:
         "names: [{id: a, from: 'a.{p}', to: 'b.{p}'}, {id: c, from: 'c.{p}', to: 'd.{p}'}]\n"
         "tests: [{from: a.w, to: b.w}%s]\n"
     )
-    assert "`names/c`" in found(linted(text % ""), "LR213").problem.cause
+    assert "`names/c`" in found(linted(text % ""), "LR213").problem.placed_cause
     assert linted(text % ", {from: c.w, to: d.w}").findings == ()
 
 
@@ -408,7 +411,7 @@ def test_a_field_that_is_left_out(linted: Lint) -> None:
     text = "names: [{id: a, from: 'a.{n:int}.{p}', to: 'b.{p}'%s}]\n"
     result = linted(text % "")
     assert codes(result) == ["LR214"]
-    assert "`{n}`" in found(result, "LR214").problem.cause
+    assert "`{n}`" in found(result, "LR214").problem.placed_cause
     assert not result.reversible
     assert codes(linted(text % ", one_way: true")) == []
     assert codes(linted("names: [{id: a, from: 'a.{n:int}.{p}', to: 'b.{p}.{n}'}]\n")) == []
@@ -446,7 +449,7 @@ def test_a_drop_that_leaves_a_rename_nothing(linted: Lint) -> None:
     assert codes(result) == ["LR306", "LR204"]
     assert (
         "the drop `prepare/d` takes every name that `names/a`"
-        in found(result, "LR306").problem.cause
+        in found(result, "LR306").problem.placed_cause
     )
     assert (
         codes(linted(text % "{r...}.position_ids")) == []

@@ -1,12 +1,10 @@
 """Multiplies tensors by a factor that the training code applied outside the model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llava_remap.core.dtypes import from_float64
-from llava_remap.core.problem import refuse
-from llava_remap.post_load import Before, Change, Effect, OldBytes, Reader
+from llava_remap.post_load import Before, Change, Effect, Reader, from_float64, refuse
 
 
 class Multiply(BaseModel):
@@ -31,7 +29,11 @@ class Multiply(BaseModel):
             changes.append(Change(name, dtype, shape, shape, reads=(name,)))
         return Effect(tuple(changes))
 
-    def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
+    def pieces(self, changes: Sequence[Change], read: Reader) -> Mapping[str, Iterator[bytes]]:
+        """All changed tensors, by name."""
+        return {change.target: self._rows(change, read) for change in changes}
+
+    def _rows(self, change: Change, read: Reader) -> Iterator[bytes]:
         """Some rows at a time, computed in float64 and rounded once."""
         rows = change.shape_after[0]
         for start in range(0, rows, 1000):

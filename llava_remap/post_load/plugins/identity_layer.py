@@ -9,12 +9,11 @@ with 0 are exact. What isn't kept is the sign of a zero; and inf, which becomes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llava_remap.core.problem import refuse
-from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, Reader
+from llava_remap.post_load import Before, Change, Effect, OldBytes, Reader, from_float64, refuse
 
 
 class IdentityLayer(BaseModel):
@@ -43,11 +42,12 @@ class IdentityLayer(BaseModel):
             return Effect(())
         dtype, shape = before.tensors[self.after]
         if len(shape) != 2:
-            cause = (
+            raise refuse(
+                "LR212",
                 f"`identity_layer`: `{self.after}` is {list(shape)}, and the weight of a "
-                "linear layer has two dimensions."
+                "linear layer has two dimensions.",
+                "Name the weight of a linear layer.",
             )
-            raise refuse("LR212", cause, "Name the weight of a linear layer.")
         rows = shape[0]
         return Effect(
             (
@@ -56,11 +56,15 @@ class IdentityLayer(BaseModel):
             )
         )
 
-    def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
-        """Row by row. The bias is told by its shape, as in another layout it has another name."""
-        import numpy as np
+    def pieces(
+        self, changes: Sequence[Change], read: Reader
+    ) -> Mapping[str, Iterator[OldBytes | bytes]]:
+        """Row by row."""
+        return {change.target: self._rows(change) for change in changes}
 
-        from llava_remap.core.dtypes import from_float64
+    def _rows(self, change: Change) -> Iterator[bytes]:
+        """Weight and bias are told apart by shape, as their names differ between layouts."""
+        import numpy as np
 
         one = from_float64(np.ones(1), change.dtype)
         zero = bytes(len(one))

@@ -13,30 +13,23 @@ the rest is elementwise.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from math import sqrt
-from threading import RLock
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from llava_remap.core.problem import Problem, refuse
-from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, Reader
-from llava_remap.target_model import HEAD
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from llava_remap.post_load.exact_sums import ExactSums
+from llava_remap.post_load import (
+    Before,
+    Change,
+    Effect,
+    OldBytes,
+    Problem,
+    Reader,
+    refuse,
+)
 
 #: New rows made at a time. For each group the old rows are read once.
-_GROUP_ROWS = 512
-#: Two matrices may be made in two threads. The rows of both are drawn by the one that comes first;
-#: and how many threads a product takes is set for the whole process: set and reset by two at once,
-#: it would stay as it is meanwhile.
-_ONE_AT_A_TIME = RLock()
+GROUP_ROWS = 512
 #: Options that only some ways of making new rows use. Given with another way, one would do nothing,
 #: so it is an error.
 USED_BY: Mapping[str, tuple[str, ...]] = {
@@ -134,7 +127,7 @@ class ExpandEmbeddings(BaseModel):
             )
             return Effect((), (note,) * (before.rows_needed <= rows))
         matrices = [
-            (name, *before.tensors[name]) for name in (table, HEAD) if name in before.tensors
+            (name, *before.tensors[name]) for name in (table, before.head) if name in before.tensors
         ]
         matrices = [
             (name, dtype, shape)
@@ -171,123 +164,23 @@ class ExpandEmbeddings(BaseModel):
             return ()
         return (name,) if self.init == "copy" or self.statistics == "own" else (table,)
 
-    def pieces(self, change: Change, read: Reader) -> Iterator[OldBytes | bytes]:
+    def pieces(
+        self, changes: Sequence[Change], read: Reader
+    ) -> Mapping[str, Iterator[OldBytes | bytes]]:
         """The old rows as they are, then the new ones, rounded once to the dtype that is
         written.
         """
-        from llava_remap.checkpoint import DTYPE_BITS
-        from llava_remap.core.dtypes import from_float64
+        from llava_remap.post_load.plugins.new_rows import NewRows
 
-        assert change.shape_before is not None
-        rows, columns = change.shape_before
-        new = change.shape_after[0] - rows
-        row_nbytes = columns * DTYPE_BITS[change.dtype] // 8
-        yield OldBytes(0, rows * row_nbytes)
-        if self.init == "copy":
-            yield from [OldBytes(change.facts["row"] * row_nbytes, row_nbytes)] * new
-        elif self.init == "zeros":
-            yield from (bytes(count * row_nbytes) for count in _groups(new))
-        else:
-            yield from (from_float64(made, change.dtype) for made in self._made(change, read, new))
-
-    def _made(self, change: Change, read: Reader, new: int) -> Iterator[NDArray[np.float64]]:
-        """The new rows that are computed, some at a time, [some, columns]."""
-        import numpy as np
-
-        from llava_remap.post_load.normals import normals
-
-        assert change.shape_before is not None
-        columns = change.shape_after[1]
-        # The matrices get rows of their own, as in the scripts. The end of a name is the same in
-        # every layout.
-        stream = int(change.target.endswith("lm_head.weight"))
-        bits = self.bits(stream)
-        if self.init == "normal":
-            yield from (
-                self.std * normals(bits, some * columns).reshape(some, columns)
-                for some in _groups(new)
-            )
-            return
-        (source,) = change.reads
-        if self.init == "mean":
-            mean = _sums(read, source, change.shape_before).mean(change.dtype)
-            yield from (np.tile(mean, (some, 1)) for some in _groups(new))
-        elif change.facts.get("together"):
-            with _ONE_AT_A_TIME:
-                both = _drawn_for_both(self, read, source, change.shape_before, change.dtype, new)
-            yield both[stream * new :][:new]
-        else:
-            for some in _groups(new):
-                yield _drawn(self, read, source, change.shape_before, change.dtype, some, [bits])
-
-    def bits(self, stream: int) -> np.random.Philox:
-        """The random bits for a matrix: stream 0 for embed_tokens, 1 for lm_head."""
-        import numpy as np
-
-        return np.random.Philox(key=self.seed + (stream << 64))
+        made = NewRows(self, read)
+        return {change.target: made.pieces(change) for change in changes}
 
 
 def _are_alike(matrices: Sequence[tuple[str, str, tuple[int, ...]]], new: int) -> bool:
     """Whether there are two matrices of one dtype and shape that get so few rows that those can
     be drawn in one group.
     """
-    return len(matrices) == 2 and matrices[0][1:] == matrices[1][1:] and 2 * new <= _GROUP_ROWS
-
-
-@lru_cache(maxsize=1)
-def _drawn_for_both(
-    rule: ExpandEmbeddings, read: Reader, source: str, shape: tuple[int, ...], dtype: str, new: int
-) -> NDArray[np.float64]:
-    """New rows of embed_tokens, then those of lm_head. They are kept: the other matrix is asked
-    for later, and reads nothing.
-    """
-    return _drawn(rule, read, source, shape, dtype, new, (rule.bits(0), rule.bits(1)))
-
-
-def _drawn(
-    rule: ExpandEmbeddings,
-    read: Reader,
-    source: str,
-    shape: tuple[int, ...],
-    dtype: str,
-    new: int,
-    streams: Sequence[np.random.Philox],
-) -> NDArray[np.float64]:
-    """`new` rows from each stream of bits, [streams·new, columns], for a source of this shape."""
-    sums = _sums(read, source, shape, new, streams)
-    return sums.mean(dtype) + sums.spread(sqrt(rule.scale / shape[0]))
-
-
-def _sums(
-    read: Reader,
-    source: str,
-    shape: tuple[int, ...],
-    new: int = 0,
-    streams: Sequence[np.random.Philox] = (),
-) -> ExactSums:
-    """Sums over all rows of a source, and with `new` normals for each from each stream of bits."""
-    import numpy as np
-    from threadpoolctl import threadpool_limits
-
-    from llava_remap.post_load.exact_sums import CHUNK_ROWS, ExactSums
-    from llava_remap.post_load.normals import normals
-
-    rows, columns = shape
-    sums = ExactSums(columns, len(streams) * new)
-    # More than one would spend as much time waiting, busily, between the small products.
-    with _ONE_AT_A_TIME, threadpool_limits(1, "blas"):
-        for start in range(0, rows, CHUNK_ROWS):
-            x = read(source, start, min(start + CHUNK_ROWS, rows), as_stored=True)
-            z = [normals(bits, len(x) * new).reshape(len(x), new) for bits in streams]
-            sums.add(x, np.concatenate([*z, np.empty((len(x), 0))], axis=1))
-    return sums
-
-
-def _groups(new: int) -> list[int]:
-    """How many of the new rows are made at a time, so that memory doesn't grow with their
-    number.
-    """
-    return [min(_GROUP_ROWS, new - start) for start in range(0, new, _GROUP_ROWS)]
+    return len(matrices) == 2 and matrices[0][1:] == matrices[1][1:] and 2 * new <= GROUP_ROWS
 
 
 def _row_of(token: str, ids: Mapping[str, int] | None, rows: int) -> int:

@@ -1,0 +1,1 @@
+"""The post-load rules that come with this package."""

@@ -1,0 +1,109 @@
+"""The new rows of `expand_embeddings`, computed. Imported only where rows are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import sqrt
+from threading import RLock
+from typing import TYPE_CHECKING
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from llava_remap.post_load import DTYPE_BITS, Change, OldBytes, Reader, from_float64
+from llava_remap.post_load.plugins.exact_sums import CHUNK_ROWS, ExactSums
+from llava_remap.post_load.plugins.expand_embeddings import GROUP_ROWS, ExpandEmbeddings
+from llava_remap.post_load.plugins.normals import normals
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class NewRows:
+    """The new rows of one job.
+
+    Two matrices may be made in two threads. The lock lets one at a time sum over the old rows: the
+    rows of both matrices are drawn by the first, and the number of threads that a product takes is
+    set for the whole process.
+    """
+
+    def __init__(self, rule: ExpandEmbeddings, read: Reader) -> None:
+        self._rule, self._read, self._lock = rule, read, RLock()
+        self._both: NDArray[np.float64] | None = None
+
+    def pieces(self, change: Change) -> Iterator[OldBytes | bytes]:
+        """One matrix."""
+        assert change.shape_before is not None
+        rows, columns = change.shape_before
+        new = change.shape_after[0] - rows
+        row_nbytes = columns * DTYPE_BITS[change.dtype] // 8
+        yield OldBytes(0, rows * row_nbytes)
+        if self._rule.init == "copy":
+            yield from [OldBytes(change.facts["row"] * row_nbytes, row_nbytes)] * new
+        elif self._rule.init == "zeros":
+            yield from (bytes(count * row_nbytes) for count in _groups(new))
+        else:
+            yield from (from_float64(made, change.dtype) for made in self._made(change, new))
+
+    def _made(self, change: Change, new: int) -> Iterator[NDArray[np.float64]]:
+        """The new rows that are computed, some at a time, [some, columns]."""
+        columns = change.shape_after[1]
+        # The matrices get rows of their own, as in the scripts. The end of a name is the same in
+        # every layout.
+        stream = int(change.target.endswith("lm_head.weight"))
+        if self._rule.init == "normal":
+            bits = self._bits(stream)
+            yield from (
+                self._rule.std * normals(bits, some * columns).reshape(some, columns)
+                for some in _groups(new)
+            )
+        elif self._rule.init == "mean":
+            mean = self._sums(change).mean(change.dtype)
+            yield from (np.tile(mean, (some, 1)) for some in _groups(new))
+        elif change.facts.get("together"):
+            with self._lock:
+                if self._both is None:
+                    self._both = self._drawn(change, new, (self._bits(0), self._bits(1)))
+            yield self._both[stream * new :][:new]
+        else:
+            bits = self._bits(stream)
+            for some in _groups(new):
+                yield self._drawn(change, some, [bits])
+
+    def _bits(self, stream: int) -> np.random.Philox:
+        """The random bits for a matrix: stream 0 for embed_tokens, 1 for lm_head."""
+        return np.random.Philox(key=self._rule.seed + (stream << 64))
+
+    def _drawn(
+        self, change: Change, new: int, streams: Sequence[np.random.Philox]
+    ) -> NDArray[np.float64]:
+        """`new` rows from each stream of bits, [streams·new, columns]."""
+        assert change.shape_before is not None
+        sums = self._sums(change, new, streams)
+        return sums.mean(change.dtype) + sums.spread(
+            sqrt(self._rule.scale / change.shape_before[0])
+        )
+
+    def _sums(
+        self, change: Change, new: int = 0, streams: Sequence[np.random.Philox] = ()
+    ) -> ExactSums:
+        """Sums over all rows that a change reads, and with `new` normals for each from each stream
+        of bits.
+        """
+        assert change.shape_before is not None
+        (source,), (rows, columns) = change.reads, change.shape_before
+        sums = ExactSums(columns, len(streams) * new)
+        # More than one would spend as much time waiting, busily, between the small products.
+        with self._lock, threadpool_limits(1, "blas"):
+            for start in range(0, rows, CHUNK_ROWS):
+                x = self._read(source, start, min(start + CHUNK_ROWS, rows), as_stored=True)
+                z = [normals(bits, len(x) * new).reshape(len(x), new) for bits in streams]
+                sums.add(x, np.concatenate([*z, np.empty((len(x), 0))], axis=1))
+        return sums
+
+
+def _groups(new: int) -> list[int]:
+    """How many of the new rows are made at a time, so that memory doesn't grow with their
+    number.
+    """
+    return [min(GROUP_ROWS, new - start) for start in range(0, new, GROUP_ROWS)]
