@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llava_remap.core import files
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run, lose_last_byte
 
 
