@@ -10,10 +10,23 @@ from llava_remap.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from llava_remap.core.problem import Problem, RemapError
-    from llava_remap.jobs.apply import Job, Result, apply_job, plan_job
+    from llava_remap.jobs.apply import plan_job
+    from llava_remap.jobs.job import Job
     from llava_remap.jobs.load import load_model
+    from llava_remap.jobs.run import Result
+    from llava_remap.jobs.run import run as apply_job
 
 __all__ = ["Job", "Problem", "RemapError", "Result", "apply_job", "load_model", "plan_job"]
+#: Where the public names are defined.
+_HOMES = {
+    "Job": "jobs.job",
+    "Problem": "core.problem",
+    "RemapError": "core.problem",
+    "Result": "jobs.run",
+    "apply_job": "jobs.run:run",
+    "load_model": "jobs.load",
+    "plan_job": "jobs.apply",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -24,5 +37,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    homes = {"Problem": "core.problem", "RemapError": "core.problem", "load_model": "jobs.load"}
-    return getattr(import_module(f"llava_remap.{homes.get(name, 'jobs.apply')}"), name)
+    module, _, own_name = _HOMES[name].partition(":")
+    return getattr(import_module(f"llava_remap.{module}"), own_name or name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,22 +9,30 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from llava_remap.cli.carry_out import (
+    DRY_RUN,
+    FORMAT,
+    JOBS,
+    REPORT,
+    VERIFY,
+    Asked,
+    Verify,
+    carry_out,
+    refuse_other_reports,
+)
 from llava_remap.cli.common import (
     OFFLINE,
     Format,
-    kept,
     nbytes,
     refusals,
     resumable,
-    write_last_report,
-    write_report,
 )
 from llava_remap.cli.progress import progress
 from llava_remap.cli.revert import revert_command
 from llava_remap.cli.rules import rules_app
 from llava_remap.cli.shrink import shrink_command
 from llava_remap.core.codes import Exit
-from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.problem import RemapError
 from llava_remap.core.version import __version__
 
 app = typer.Typer(
@@ -37,12 +44,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(rules_app, name="rules")
-
-
-class Verify(str, Enum):
-    meta = "meta"
-    full = "full"
-    none = "none"
 
 
 class Dtype(str, Enum):
@@ -89,7 +90,7 @@ def apply_command(
             "--output",
             metavar="DIR",
             help="The folder to write; new or empty. By default ./<last part of the first "
-            "source>-hf, with --reverse -original.",
+            "source>-hf.",
         ),
     ] = None,
     dtype: Annotated[
@@ -113,30 +114,14 @@ def apply_command(
             "many.",
         ),
     ] = "pad",
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Only plan, from headers: print what would be done or why not."
-        ),
-    ] = False,
+    dry_run: Annotated[bool, DRY_RUN] = False,
     check_values: Annotated[
         bool,
         typer.Option(
             "--check-values", help="With --dry-run: also run the checks that read tensors."
         ),
     ] = False,
-    output_format: Annotated[
-        Format, typer.Option("--format", help="How the report is printed.")
-    ] = Format.human,
-    reverse: Annotated[
-        bool,
-        typer.Option(
-            "--reverse",
-            help="The way back by the rules alone: from a checkpoint in a layout of transformers "
-            "to the original names. With a "
-            "folder's record, `revert` does it better.",
-        ),
-    ] = False,
+    output_format: Annotated[Format, FORMAT] = Format.human,
     layout: Annotated[
         str,
         typer.Option(
@@ -147,14 +132,7 @@ def apply_command(
             "names of transformers 4.52 to 5.5 and of 5.6 and later, for programs that want those.",
         ),
     ] = "classic",
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report",
-            metavar="FILE.json",
-            help="Also write the plan as JSON to a file; one that is there is replaced.",
-        ),
-    ] = None,
+    report: Annotated[Path | None, REPORT] = None,
     max_shard_size: Annotated[
         int | None,
         typer.Option(
@@ -166,16 +144,7 @@ def apply_command(
             "Without it, weight files are divided as the sources' are.",
         ),
     ] = None,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            "--jobs",
-            metavar="N",
-            min=1,
-            max=64,
-            help="How many weight files are written at a time.",
-        ),
-    ] = 2,
+    jobs: Annotated[int, JOBS] = 2,
     resume: Annotated[
         bool,
         typer.Option(
@@ -184,15 +153,7 @@ def apply_command(
             "are kept.",
         ),
     ] = False,
-    verify: Annotated[
-        Verify,
-        typer.Option(
-            "--verify",
-            help="What is checked after writing. meta: transformers loads names and shapes "
-            "strictly; full: also every tensor is "
-            "read back and compared with what its source gives; none: nothing.",
-        ),
-    ] = Verify.meta,
+    verify: Annotated[Verify, VERIFY] = Verify.meta,
     offline: Annotated[bool, OFFLINE] = False,
 ) -> None:
     """Convert a checkpoint.
@@ -200,27 +161,14 @@ def apply_command(
     It is planned, written if the plan is complete, and loaded strictly. Nothing is written unless
     every tensor and every parameter has its place.
     """
-    goes_on = resume and not (reverse or dry_run)
-    begun = output if goes_on else None  # the folder whose unfinished job is this one
-    with refusals(output_format), resumable(lambda: begun):
-        if report is not None and report.suffix != ".json":
-            raise RemapError(
-                Problem(
-                    "LR211",
-                    f"--report {report}: the name has to end in .json.",
-                    "Write --report NAME.json.",
-                )
-            )
-        from llava_remap.jobs.apply import apply_job, check_values as run_checks, plan_job, refused  # noqa: I001
-        from llava_remap.jobs.output import refuse_report
-        from llava_remap.jobs.reverse import plan_reverse, reverse_job
-        from llava_remap.jobs.resources import memory_problems, predict
-        from llava_remap.report import plan_json, print_plan, print_problems, print_result
+    begun = output if resume and not dry_run else None  # the folder whose job is this one
+    with refusals(output_format):
+        with resumable(lambda: begun):
+            refuse_other_reports(report)
+            from llava_remap.jobs.apply import plan_job
 
-        if not reverse:
-            rows: Any = (
-                int(vocab) if vocab.isascii() and vocab.isdecimal() and len(vocab) < 10 else vocab
-            )
+            is_number = vocab.isascii() and vocab.isdecimal() and len(vocab) < 10
+            rows: Any = int(vocab) if is_number else vocab
             with progress("planning"):
                 job = plan_job(
                     rules,
@@ -234,77 +182,8 @@ def apply_command(
                     dry_run=dry_run,
                     offline=offline,
                 )
-        elif layout != "classic":
-            raise RemapError(
-                Problem(
-                    "LR211",
-                    f"--layout {layout} is a layout of transformers, and --reverse writes "
-                    "original "
-                    "names.",
-                    "Give one of the two. A checkpoint in any layout can be taken back.",
-                )
-            )
-        elif resume or max_shard_size is not None:
-            raise RemapError(
-                Problem(
-                    "LR211",
-                    f"{'--resume' if resume else '--max-shard-size'} is for the way forward, and "
-                    "--reverse goes back.",
-                    "Leave it out.",
-                )
-            )
-        elif (dtype.value, vocab) == ("keep", "pad"):
-            with progress("planning"):
-                job = plan_reverse(rules, source, output, dry_run=dry_run, offline=offline)
-        else:
-            raise RemapError(
-                Problem(
-                    "LR211",
-                    "--reverse gives back what is there, in its own dtype and with all its rows.",
-                    "Leave --dtype and --vocab out; they are for the way forward.",
-                )
-            )
-        begun = job.output if goes_on else None
-        carry_out = reverse_job if reverse else apply_job
-        predicted = predict(job, verify.value, jobs) if job.plan.complete else None
-        if predicted is not None and not job.from_manifest:
-            job = refused(job, memory_problems(predicted))
-        if check_values or not dry_run:
-            with progress("checking values", job.nbytes_to_check) as shown:
-                job = run_checks(job, shown.advance)
-        if output_format is Format.human:
-            print_plan(Console(soft_wrap=True), job, predicted)
-        if report is not None:
-            refuse_report(report, job.output, job.checkpoints)
-            write_report(report, plan_json(job, predicted=predicted))
-        if dry_run or not job.plan.complete:
-            if output_format is Format.json:
-                print(plan_json(job, predicted=predicted))
-            raise typer.Exit(
-                max((problem.exit for problem in job.plan.problems), default=Exit.DONE)
-            )
-        begun = job.output
-        with progress("writing", job.nbytes_to_handle(verify.value)) as shown:
-            try:
-                result = carry_out(job, shown.advance, shown.phase, verify=verify.value, jobs=jobs)
-            except (
-                RemapError
-            ) as error:  # found while it was written, so the plan that was shown didn't have it
-                job = refused(job, error.problems)
-        if not job.plan.complete:
-            if output_format is Format.json:
-                print(plan_json(job, predicted=predicted))
-            print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
-            print(f"\n{kept(job.output) or 'Nothing of it is left.'}", file=sys.stderr)
-            if report is not None:
-                write_last_report(report, plan_json(job, predicted=predicted))
-            raise typer.Exit(max(problem.exit for problem in job.plan.problems))
-        if output_format is Format.json:
-            print(plan_json(job, result, predicted))
-        else:
-            print_result(Console(soft_wrap=True), result, job.plan)
-        if report is not None:
-            write_last_report(report, plan_json(job, result, predicted))
+        asked = Asked(output_format, report, dry_run, verify, jobs, check_values, resume)
+        carry_out(job, asked)
 
 
 @app.command("verify")

@@ -198,8 +198,8 @@ CODES: dict[str, Code] = {
         "used, and it is told how "
         "many tensors differ."),
     "LR311": Code("wrong family", Exit.PROBLEMS,
-        "Names or config contradict the rule file's `detect`, or, with `--reverse`, its target "
-        "class: the checkpoint is of "
+        "Names or config contradict the rule file's `detect`, or, with `revert --rules`, its "
+        "target class: the checkpoint is of "
         "another family, though all names might fit."),
     "LR312": Code("another source's tensors taken", Exit.PROBLEMS,
         "Note. An adapter or a projector has tensors of its own for parameters that other sources "
@@ -260,12 +260,12 @@ CODES: dict[str, Code] = {
         "A parameter is stored as whole numbers, complex numbers or in eight bits: mostly "
         "quantised weights."),
     "LR410": Code("rows of new tokens stay", Exit.PROBLEMS,
-        "Note. With `--reverse` nothing tells which rows were there before, and new ones may have "
-        "been trained: all are kept, "
+        "Note. With `revert --rules` nothing tells which rows were there before, and new ones may "
+        "have been trained: all are kept, "
         "and the original's config.json has to say how many there are."),
     "LR411": Code("weights alone", Exit.PROBLEMS,
-        "Note. `--reverse` writes weights: config and tokenizer files can't be derived, and what a "
-        "rule drops doesn't come back. "
+        "Note. `revert --rules` writes weights: config and tokenizer files can't be derived, and "
+        "what a rule drops doesn't come back. "
         "It is told what to copy."),
     "LR412": Code("tokenizer can't be reproduced", Exit.PROBLEMS,
         "The tokenizer that would be written makes other ids of some text than the source's own "
@@ -320,7 +320,7 @@ CODES: dict[str, Code] = {
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS,
         "The installed transformers would not load exactly these names and shapes, or, after "
-        "`--reverse`, the rule file would "
+        "`revert --rules`, the rule file would "
         "not take them forward. The output has been removed, or, in `verify`, isn't what was "
         "written."),
     "LR602": Code("values differ", Exit.PROBLEMS,

@@ -1,177 +1,88 @@
-"""The order of a whole job, once, for the command line and the Python API alike: rule file →
-program → plan → result.
-"""
+"""The way forward: a rule file and its sources to a plan, and the plan to a folder."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from llava_remap.checkpoint import Checkpoint, Stamp, open_checkpoint, read_file
-from llava_remap.core.cache import code_digest
+from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem, RemapError, refuse
-from llava_remap.core.version import __version__
 from llava_remap.core.wording import quoted
-from llava_remap.execute import (
-    INDEX,
-    JOBS,
-    PLAN,
-    Facts,
-    FileDigest,
-    Recipe,
-    Resumable,
-    fresh_folder,
-    nbytes_to_check,
-    run_value_checks,
-    weight_nbytes,
-    write_index,
-    write_shards,
-)
+from llava_remap.execute import JOBS
 from llava_remap.folder import Parts, keep_files, make_files, read_generation_config
 from llava_remap.jobs.derive import Derived, configs_by_source, derive, source_configs
-from llava_remap.jobs.output import output_folder, output_problems, refuse_changed
-from llava_remap.jobs.resources import Used, job_disk_nbytes, memory_problems, predict
-from llava_remap.plan import Plan, build_plan, in_layout
-from llava_remap.post_load.run import provenance
-from llava_remap.rewrite import compile_rules
-from llava_remap.routing import main_names, route
+from llava_remap.jobs.job import Job, manifest_problems, refused
+from llava_remap.jobs.output import output_folder, output_problems
+from llava_remap.jobs.resources import job_disk_nbytes
+from llava_remap.jobs.run import Result, Verify, run
+from llava_remap.plan import build_plan, in_layout
+from llava_remap.rewrite import Program, compile_rules
+from llava_remap.routing import Routes, main_names, route
 from llava_remap.routing.identify import HF_LAYOUTS, identify
 from llava_remap.routing.trained_with import naming_notes, projector_findings, tower_problems
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.source.sources import name_sources, open_first, open_given, open_needed, short_name
 from llava_remap.target_model import CLASSIC, check_layout, odd_values, text_config, unknown_target
-from llava_remap.verify import compare, strict_load
-from llava_remap.verify.record import RECORD, read_texts, record_json
 
-Verify = Literal["meta", "full", "none"]
 Dtype = Literal["keep", "bfloat16", "float16", "float32"]
 Vocab = Literal["keep", "pad"] | int
-#: What of a plan says what is written.
-_WRITTEN = ("mapped", "post_load", "shards")
 _STORED_AS = {"keep": None, "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A job that was planned: the plan, and what is needed to carry it out.
+class Options:
+    """What is asked for beside rule file and sources; see `plan_job`."""
 
-    Attributes:
-        derived: None where a problem prevented it.
-        small_files: everything in the output folder beside the weights, by name; empty where a
-            problem prevented it.
-        resume: whether it is gone on with, if it was begun in the output.
-    """
-
-    rules: RuleFile
-    checkpoints: Mapping[str, Checkpoint]
-    output: Path
-    plan: Plan
-    derived: Derived | None
-    small_files: Mapping[str, bytes]
-    resume: bool = field(default=False, kw_only=True)
+    layout: str = CLASSIC
+    dtype: Dtype = "keep"
+    vocab: Vocab = "pad"
+    max_shard_nbytes: int | None = None
+    dry_run: bool = False
+    offline: bool = False
 
     @property
-    def from_manifest(self) -> bool:
-        """Whether a source is a manifest, so that the job can be planned but has no values to
-        check or copy.
-        """
-        return any(checkpoint.is_manifest for checkpoint in self.checkpoints.values())
+    def stored_as(self) -> str | None:
+        """The dtype that is written, in the spelling of safetensors; None: each in its own."""
+        return _STORED_AS[self.dtype]
 
-    @property
-    def source_files(self) -> dict[str, dict[str, Path]]:
-        """The files read of each source, by name relative to its folder."""
-        sources = self.rules.text.sources
-        return {
-            name: checkpoint.read(sources[name].use)
-            for name, checkpoint in self.checkpoints.items()
-            if not checkpoint.is_manifest
-        }
+    def refuse_impossible(self) -> None:
+        """LR211 for an option that can't be."""
+        check_layout(self.layout)
+        if self.dtype not in _STORED_AS:
+            cause = f"dtype={self.dtype!r}: it is one of {', '.join(_STORED_AS)}."
+            raise refuse("LR211", cause, "Write one of them.")
+        rows = self.vocab
+        if rows not in ("keep", "pad") and not (type(rows) is int and 0 < rows < 2**31):
+            cause = f"vocab={rows!r}: it is keep, pad or a number of rows."
+            raise refuse("LR211", cause, "Write one of them.")
+        if self.max_shard_nbytes is not None and self.max_shard_nbytes < 1:
+            cause = f"max_shard_nbytes={self.max_shard_nbytes!r}: it is a number of bytes."
+            raise refuse("LR211", cause, "Give 1 or more.")
 
-    @property
-    def recipe(self) -> Recipe:
-        """How the tensors of the output are made."""
-        return Recipe.of(self.plan.mapped, self.plan.post_load, self.checkpoints)
 
-    @property
-    def nbytes_to_check(self) -> int:
-        """Bytes of which `check_values` reports progress."""
-        return nbytes_to_check(self.plan, self.checkpoints)
-
-    def nbytes_to_handle(self, verify: Verify) -> int:
-        """Bytes of which `apply_job` reports progress: written, or found finished, and compared
-        where everything is.
-        """
-        return weight_nbytes(self.recipe, self.plan.shards) + (
-            self.plan.nbytes_write if verify == "full" else 0
-        )
-
-    def facts(self) -> Facts:
-        """All that the bytes of the weight files depend on, as it is now."""
-        plan = self.plan
-        whole = plan.to_json()
-        dtypes = ", ".join(sorted({entry.dtype for entry in plan.mapped}))
-        rows = ", ".join(
-            str(entry.change.shape_after[0]) for entry in plan.post_load if entry.change.shape_after
-        )
-        return {
-            "llava-remap": f"{__version__} ({code_digest()[:12]})",
-            "rule file": f"{plan.rules_name} {plan.rules_version} ({plan.rules_sha256[:12]})",
-            "post-load rules": {change.use: provenance(change.use) for change in plan.post_load},
-            "layout": plan.layout,
-            "dtypes written": dtypes,
-            "rows of what grows": rows,
-            "weight files": str(len(plan.shards)),
-            PLAN: hashlib.sha256(
-                json.dumps([whole[part] for part in _WRITTEN]).encode()
-            ).hexdigest()[:12],
-            **{
-                f"source `{name}`": {
-                    os.path.relpath(path, checkpoint.folder): astuple(stamp)
-                    if (stamp := Stamp.of(path))
-                    else None
-                    for path in sorted(checkpoint.stamps)
-                }
-                for name, checkpoint in self.checkpoints.items()
-            },
-        }
+#: For a question about headers that are at hand.
+HEADERS_ALONE = Options(dry_run=True, offline=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """A job that was carried out: the folder's files, bytes of weights, seconds, how it was
-    checked, what is worth telling, and what it took of memory and disk.
+class _Routed:
+    """The sources' names, taken through the program.
 
     Attributes:
-        reused: how many weight files were finished by an earlier try.
+        configs: those that count, in order of precedence.
     """
 
-    output: Path
-    files: tuple[str, ...]
-    nbytes: int
-    seconds: float
-    verified: Verify
-    notes: tuple[Problem, ...]
-    used: Used
-    reused: int = 0
+    checkpoints: Mapping[str, Checkpoint]
+    configs: Sequence[Mapping[str, Any]]
+    program: Program
+    routes: Routes
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "output": str(self.output),
-            "files": list(self.files),
-            "nbytes": self.nbytes,
-            "seconds": round(self.seconds, 3),
-            "memory": self.used.memory,
-            "disk": self.used.disk,
-            "verified": self.verified,
-            "reused": self.reused,
-            "notes": [note.to_json() for note in self.notes],
-        }
+    @property
+    def text(self) -> Mapping[str, Any] | None:
+        """The config that describes the language model."""
+        return text_config(self.configs)
 
 
 def plan_job(
@@ -214,16 +125,8 @@ def plan_job(
             `plan.problems`.
     """
     folder = None if output is None else output_folder(output)
-    job = plan_mapping(
-        rules,
-        sources,
-        layout=layout,
-        dtype=dtype,
-        vocab=vocab,
-        max_shard_nbytes=max_shard_nbytes,
-        dry_run=dry_run,
-        offline=offline,
-    )
+    options = Options(layout, dtype, vocab, max_shard_nbytes, dry_run, offline)
+    job = plan_mapping(rules, sources, options)
     job = replace(job, output=folder or job.output, resume=resume)
     nbytes = None if job.from_manifest else job_disk_nbytes(job)
     return refused(
@@ -232,132 +135,164 @@ def plan_job(
 
 
 def plan_mapping(
-    rules: str | Path,
-    sources: Sequence[str | Path] = (),
-    *,
-    layout: str = CLASSIC,
-    dtype: Dtype = "keep",
-    vocab: Vocab = "pad",
-    max_shard_nbytes: int | None = None,
-    dry_run: bool = False,
-    offline: bool = False,
+    rules: str | Path, sources: Sequence[str | Path] = (), options: Options | None = None
 ) -> Job:
-    """`plan_job` without the question whether the output can be written: for what writes none."""
-    check_layout(layout)
-    if dtype not in _STORED_AS:
-        raise refuse(
-            "LR211", f"dtype={dtype!r}: it is one of {', '.join(_STORED_AS)}.", "Write one of them."
-        )
-    if vocab not in ("keep", "pad") and not (type(vocab) is int and 0 < vocab < 2**31):
-        raise refuse(
-            "LR211", f"vocab={vocab!r}: it is keep, pad or a number of rows.", "Write one of them."
-        )
-    if max_shard_nbytes is not None and max_shard_nbytes < 1:
-        raise refuse(
-            "LR211",
-            f"max_shard_nbytes={max_shard_nbytes!r}: it is a number of bytes.",
-            "Give 1 or more.",
-        )
+    """Like `plan_job`, but without checking the output folder."""
+    options = options or Options()
+    options.refuse_impossible()
     file = load_rule_file(rules)
     _ = file.target
-    given = name_sources(
-        list(file.text.sources), [sources] if isinstance(sources, str) else sources
-    )
-    return plan_checkpoints(
-        file,
-        open_first(file, open_given(file, given, offline), offline),
-        given,
-        layout=layout,
-        dtype=dtype,
-        vocab=vocab,
-        max_shard_nbytes=max_shard_nbytes,
-        dry_run=dry_run,
-        offline=offline,
-    )
+    every = [sources] if isinstance(sources, str) else sources
+    given = name_sources(list(file.text.sources), every)
+    checkpoints = open_first(file, open_given(file, given, options.offline), options.offline)
+    return plan_checkpoints(file, checkpoints, given, options)
 
 
 def plan_checkpoints(
     file: RuleFile,
     checkpoints: Mapping[str, Checkpoint],
     given: Collection[str] = (),
-    *,
-    layout: str = CLASSIC,
-    dtype: Dtype = "keep",
-    vocab: Vocab = "pad",
-    max_shard_nbytes: int | None = None,
-    dry_run: bool = False,
-    offline: bool = False,
+    options: Options | None = None,
 ) -> Job:
-    """`plan_mapping` for sources that are open, under the names that the rule file has for them.
+    """Like `plan_mapping`, for sources that are open, under the names that the rule file has for
+    them.
 
     Args:
         given: those of them that were given by hand, not taken as a default.
     """
-    configs = source_configs(file, checkpoints)
-    program = compile_rules(file, main_names(file, checkpoints), text_config(configs))
-    routes = route(file, program, checkpoints)
-    problems = identify(file, routes, checkpoints, text_config(configs), given, layout_refusals)
-    problems += manifest_problems(checkpoints, dry_run=dry_run)
-    if not problems and (
-        unknown := unknown_target(file)
-    ):  # the first question to transformers, which takes long to import
+    options = options or Options()
+    routed = _route(file, checkpoints)
+    problems = _fit_problems(file, routed, given)
+    problems += manifest_problems(checkpoints, dry_run=options.dry_run)
+    recognised, notes = not problems, list[Problem]()
+    if recognised and (unknown := unknown_target(file)):  # transformers is asked here first
         raise RemapError(unknown)
-    derived, recognised = None, not problems
-    notes: list[Problem] = []
-    if recognised and routes.not_given:  # whether a further source is needed is known only now
-        checkpoints, problems, named = open_needed(
-            file, checkpoints, routes.not_given, text_config(configs), offline
-        )
-        notes += named
-        routes = route(file, program, checkpoints)
-        configs = source_configs(file, checkpoints)
-        problems += identify(
-            file, routes, checkpoints, text_config(configs), given, layout_refusals
-        )
+    if recognised and routed.routes.not_given:
+        routed, problems, notes = _with_needed_sources(file, routed, given, options.offline)
     if not problems:
-        for name, config in configs_by_source(file, checkpoints).items():
-            problems += odd_values(quoted(checkpoints[name].location), config)
-        problems += tower_problems(file, checkpoints, text_config(configs))
-    halves, told = (
-        projector_findings(file, program, checkpoints, routes) if recognised else ([], [])
-    )
-    notes += [*naming_notes(file, checkpoints, given, routes, text_config(configs)), *told]
-    if not problems:
-        try:
-            derived = derive(file, checkpoints, configs, routes, layout, _STORED_AS[dtype], vocab)
-        except RemapError as error:
-            problems += error.problems
+        problems += _config_problems(file, routed)
+    incomplete, told = _projector_findings(file, routed) if recognised else ([], [])
+    notes += naming_notes(file, routed.checkpoints, given, routed.routes, routed.text)
+    notes += told
+    derived = None if problems else _derived(file, routed, options, problems)
     small_files: Mapping[str, bytes] = {}
     if derived is not None and not derived.problems:
-        try:
-            small_files, told = _small_files(file, checkpoints, configs, derived)
-            notes += told
-        except RemapError as error:
-            problems += error.problems
+        small_files = _small_files(file, routed, derived, problems, notes)
     plan = build_plan(
         file,
-        program,
-        checkpoints,
-        routes,
+        routed.program,
+        routed.checkpoints,
+        routed.routes,
         derived.target if derived else None,
         derived.post_load if derived else (),
-        (*problems, *halves, *(derived.problems if derived else ())),
+        (*problems, *incomplete, *(derived.problems if derived else ())),
         (*(derived.notes if derived else ()), *notes),
         chat_template=derived.config.chat_template if derived else None,
-        dtype=_STORED_AS[dtype],
-        max_shard_nbytes=max_shard_nbytes,
+        dtype=options.stored_as,
+        max_shard_nbytes=options.max_shard_nbytes,
         recognised=recognised,
         norms_about_one=derived is not None and derived.norms_about_one,
     )
-    plan = in_layout(plan, layout, derived.target.names if derived else {})
-    return Job(
-        file,
-        checkpoints,
-        Path(short_name(checkpoints[file.first_source].location) + "-hf"),
-        plan,
-        derived,
-        small_files,
+    plan = in_layout(plan, options.layout, derived.target.names if derived else {})
+    output = Path(short_name(routed.checkpoints[file.first_source].location) + "-hf")
+    return Job(file, routed.checkpoints, output, plan, derived, small_files)
+
+
+def _route(
+    file: RuleFile, checkpoints: Mapping[str, Checkpoint], program: Program | None = None
+) -> _Routed:
+    """Take every source name through the program."""
+    configs = source_configs(file, checkpoints)
+    program = program or compile_rules(file, main_names(file, checkpoints), text_config(configs))
+    return _Routed(checkpoints, configs, program, route(file, program, checkpoints))
+
+
+def _fit_problems(file: RuleFile, routed: _Routed, given: Collection[str]) -> list[Problem]:
+    """What shows that the rule file isn't for these sources."""
+    checkpoints, text = routed.checkpoints, routed.text
+    return identify(file, routed.routes, checkpoints, text, given, layout_refusals)
+
+
+def _with_needed_sources(
+    file: RuleFile, routed: _Routed, given: Collection[str], offline: bool
+) -> tuple[_Routed, list[Problem], list[Problem]]:
+    """The sources with those that are needed and weren't given, which is known only once the names
+    are routed; with problems and notes.
+    """
+    checkpoints, problems, notes = open_needed(
+        file, routed.checkpoints, routed.routes.not_given, routed.text, offline
     )
+    routed = _route(file, checkpoints, routed.program)
+    return routed, [*problems, *_fit_problems(file, routed, given)], list(notes)
+
+
+def _config_problems(file: RuleFile, routed: _Routed) -> list[Problem]:
+    """Values in the sources' configs that can't be, and a second tower that the rule file isn't
+    for.
+    """
+    problems: list[Problem] = []
+    for name, config in configs_by_source(file, routed.checkpoints).items():
+        problems += odd_values(quoted(routed.checkpoints[name].location), config)
+    return [*problems, *tower_problems(file, routed.checkpoints, routed.text)]
+
+
+def _projector_findings(file: RuleFile, routed: _Routed) -> tuple[list[Problem], list[Problem]]:
+    return projector_findings(file, routed.program, routed.checkpoints, routed.routes)
+
+
+def _derived(
+    file: RuleFile, routed: _Routed, options: Options, problems: list[Problem]
+) -> Derived | None:
+    """Target, config and tokens; None, and what is wrong in `problems`, where that can't be."""
+    try:
+        return derive(
+            file,
+            routed.checkpoints,
+            routed.configs,
+            routed.routes,
+            options.layout,
+            options.stored_as,
+            options.vocab,
+        )
+    except RemapError as error:
+        problems += error.problems
+        return None
+
+
+def _small_files(
+    file: RuleFile,
+    routed: _Routed,
+    derived: Derived,
+    problems: list[Problem],
+    notes: list[Problem],
+) -> Mapping[str, bytes]:
+    """Config, tokenizer, processor and chat template, made and tried before a byte of weights
+    moves. What is wrong is added to `problems`, what is worth telling to `notes`.
+    """
+    sources = file.text.sources
+    counts = [c for name, c in routed.checkpoints.items() if "config" in sources[name].use]
+    folders = [checkpoint.folder for checkpoint in counts if checkpoint.folder is not None]
+    try:
+        generation = read_generation_config(folders)
+        if file.target.as_ is not None:
+            folder = routed.checkpoints[file.first_source].folder
+            return keep_files(folder, derived.config.config, derived.vocabulary, generation)
+        pads = (routed.text or {}).get("image_aspect_ratio") == "pad"
+        parts = Parts(
+            file,
+            derived.config,
+            derived.tokens,
+            derived.vocabulary,
+            derived.image_processor,
+            generation,
+            pads,
+        )
+        made, told = make_files(parts)
+    except RemapError as error:
+        problems += error.problems
+        return {}
+    notes += told
+    return made
 
 
 def layout_refusals(checkpoint: Checkpoint) -> tuple[Problem, ...]:
@@ -365,136 +300,8 @@ def layout_refusals(checkpoint: Checkpoint) -> tuple[Problem, ...]:
     transformers.
     """
     rules = load_rule_file(HF_LAYOUTS)
-    return plan_checkpoints(
-        rules, {rules.first_source: checkpoint}, dry_run=True, offline=True
-    ).plan.problems
-
-
-def check_values(job: Job, on_progress: Callable[[int], None] = lambda nbytes: None) -> Job:
-    """Run the plan's value checks (they read tensors); what they find is in the plan of the job
-    that comes back.
-
-    Args:
-        on_progress: called with the number of bytes read since the last call, `job.nbytes_to_check`
-            in all.
-    """
-    if job.plan.values_checked or not job.plan.complete or job.from_manifest:
-        return job
-    refuse_changed(job.checkpoints)
-    problems, notes = run_value_checks(job.plan, job.checkpoints, on_progress)
-    return refused(
-        replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes), values_checked=True)),
-        problems,
-    )
-
-
-def proven(job: Job, verify: Verify = "none", jobs: int = JOBS) -> Job:
-    """The job with its value checks run, as it may be carried out.
-
-    Raises:
-        RemapError: with whatever keeps it from that; LR211 for a `verify` or a number of `jobs`
-            that can't be.
-    """
-    if verify not in get_args(Verify):
-        raise refuse(
-            "LR211",
-            f"verify={verify!r}: it is one of {', '.join(get_args(Verify))}.",
-            "Write one of them.",
-        )
-    if jobs < 1:
-        raise refuse(
-            "LR211", f"jobs={jobs!r}: at least one file is written at a time.", "Give 1 or more."
-        )
-    job = check_values(job)
-    problems = [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]
-    if problems := problems or memory_problems(predict(job, verify, jobs)):
-        raise RemapError(dict.fromkeys(problems))
-    refuse_changed(job.checkpoints)
-    return job
-
-
-def apply_job(
-    job: Job,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
-    on_phase: Callable[[str], None] = lambda what: None,
-    *,
-    verify: Verify = "meta",
-    jobs: int = JOBS,
-) -> Result:
-    """Carry a planned job out, whole.
-
-    Value checks come first, then the weights, a check of them, the small files, the index, and last
-    the record. Whatever fails or interrupts, what this call wrote is removed, but for weight files
-    that are finished and that the same job can go on from: `plan_job(resume=True)`.
-
-    Args:
-        on_progress: called with the number of bytes handled since the last call,
-            `job.nbytes_to_handle(verify)` in all, from any thread.
-        on_phase: called with what is being done, where that changes.
-        verify: `meta`: the installed transformers is asked to load what was written, on meta
-            tensors; `full`: every tensor is also read back and compared with what its source gives;
-            `none`: neither.
-        jobs: how many weight files are written at a time.
-
-    Raises:
-        RemapError: with the plan's problems, or what was found since.
-    """
-    started = time.monotonic()
-    job = proven(job, verify, jobs)
-    assert job.derived is not None
-    output, config, plan, recipe = job.output, job.derived.config.config, job.plan, job.recipe
-    read = job.source_files
-    texts = {source: read_texts(files) for source, files in read.items()}
-    sources = {
-        source: _read_files(job.checkpoints[source], files) for source, files in read.items()
-    }
-    weights = [shard.file for shard in plan.shards]
-    resumable = Resumable(
-        job.facts, weights, (*job.small_files, INDEX, RECORD), job.resume, on_progress
-    )
-    if job.resume:
-        on_phase("comparing digests")
-    with fresh_folder(output, job=resumable) as folder:
-        refuse_changed(
-            job.checkpoints
-        )  # so that the facts that were entered there are those of what was planned
-        reused = len(folder.digests)
-        on_phase("writing")
-        write_shards(recipe, plan.shards, folder, on_progress, jobs)
-        written = [output / name for name in weights]
-        if verify != "none":
-            on_phase("loading strictly")
-        found = strict_load(written, plan.target_class, config) if verify != "none" else []
-        if verify == "full":
-            on_phase("comparing with the sources")
-            catalog = {
-                name: tensor
-                for path in written
-                for name, tensor in open_checkpoint(path).catalog.items()
-            }
-            found += compare(catalog, recipe, plan.aliases, on_progress)[1]
-        if found:
-            raise RemapError(found)
-        on_phase("writing what belongs to them")
-        for name, content in sorted(job.small_files.items()):
-            folder.put(name, content)
-        refuse_changed(job.checkpoints)
-        write_index(recipe, plan.shards, folder)
-        outputs = {path.name: digest for path, digest in folder.digests.items()}
-        record = record_json(plan, job.rules, sources, texts, outputs, verify)
-        folder.put(RECORD, (json.dumps(record, indent=2) + "\n").encode())
-    files = tuple(sorted(path.name for path in folder.digests))
-    used = Used.by(folder.digests)
-    return Result(
-        output,
-        files,
-        plan.nbytes_write,
-        time.monotonic() - started,
-        verify,
-        plan.notes,
-        used,
-        reused,
-    )
+    given = {rules.first_source: checkpoint}
+    return plan_checkpoints(rules, given, options=HEADERS_ALONE).plan.problems
 
 
 def apply(
@@ -511,7 +318,7 @@ def apply(
     jobs: int = JOBS,
     offline: bool = False,
 ) -> Result:
-    """Plan a job and carry it out: `plan_job`, then `apply_job`."""
+    """Plan a job and carry it out: `plan_job`, then `run`."""
     job = plan_job(
         rules,
         sources,
@@ -523,67 +330,4 @@ def apply(
         resume=resume,
         offline=offline,
     )
-    return apply_job(job, verify=verify, jobs=jobs)
-
-
-def refused(job: Job, problems: Sequence[Problem]) -> Job:
-    """The job with what was found since it was planned."""
-    return replace(job, plan=replace(job.plan, problems=(*job.plan.problems, *problems)))
-
-
-def manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -> list[Problem]:
-    """LR111 for manifests, unless the job is only planned."""
-    manifests = [checkpoint.path for checkpoint in checkpoints.values() if checkpoint.is_manifest]
-    if dry_run or not manifests:
-        return []
-    return [
-        Problem(
-            "LR111",
-            f"{', '.join(map(str, manifests))}: names and shapes only, there is nothing to "
-            "convert.",
-            "Give the checkpoint itself, or add --dry-run to plan from the manifest.",
-        )
-    ]
-
-
-def _read_files(checkpoint: Checkpoint, files: Mapping[str, Path]) -> dict[str, FileDigest | int]:
-    """What the record says of the files read of a source: the size of weight files, size and
-    digest of the others.
-    """
-    weights = set(checkpoint.files)
-    return {
-        name: checkpoint.stamps[path].nbytes if path in weights else FileDigest.of(read_file(path))
-        for name, path in files.items()
-    }
-
-
-def _small_files(
-    rules: RuleFile,
-    checkpoints: Mapping[str, Checkpoint],
-    configs: Sequence[Mapping[str, Any]],
-    derived: Derived,
-) -> tuple[dict[str, bytes], list[Problem]]:
-    """Config, tokenizer, processor and chat template, made and tried before a byte of weights
-    moves; and notes.
-    """
-    counts = [c for name, c in checkpoints.items() if "config" in rules.text.sources[name].use]
-    folders = [checkpoint.folder for checkpoint in counts if checkpoint.folder is not None]
-    generation = read_generation_config(folders)
-    if rules.target.as_ is not None:
-        return keep_files(
-            checkpoints[rules.first_source].folder,
-            derived.config.config,
-            derived.vocabulary,
-            generation,
-        ), []
-    pads = (text_config(configs) or {}).get("image_aspect_ratio") == "pad"
-    parts = Parts(
-        rules,
-        derived.config,
-        derived.tokens,
-        derived.vocabulary,
-        derived.image_processor,
-        generation,
-        pads,
-    )
-    return make_files(parts)
+    return run(job, verify=verify, jobs=jobs)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llava_remap.checkpoint import Checkpoint, PartOnlyError, PartsApartError, parts_beside
 from llava_remap.core.escaped import quote
-from llava_remap.jobs.apply import plan_checkpoints
+from llava_remap.jobs.apply import HEADERS_ALONE, plan_checkpoints
 from llava_remap.jobs.inspection import Inspection, inspect_checkpoint
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing import draft_command, route
@@ -119,7 +119,7 @@ def inspect_parts(parts: Mapping[str, str], *, offline: bool = False) -> Inspect
 
 
 def _planned(rules: RuleFile, given: Mapping[str, Checkpoint]) -> Fit:
-    problems = plan_checkpoints(rules, given, list(given), dry_run=True, offline=True).plan.problems
+    problems = plan_checkpoints(rules, given, list(given), HEADERS_ALONE).plan.problems
     return replace(_compared(rules, given, whole=True), refusals=problems)
 
 

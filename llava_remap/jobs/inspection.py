@@ -13,7 +13,7 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.core.problem import Problem, RemapError
-from llava_remap.jobs.apply import layout_refusals, plan_checkpoints
+from llava_remap.jobs.apply import HEADERS_ALONE, layout_refusals, plan_checkpoints
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing import route
 from llava_remap.routing.advice import advice
@@ -86,7 +86,7 @@ def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
         return fit
     rules = load_rule_file(fit.rules)
     given = {rules.first_source: checkpoint}
-    refusals = plan_checkpoints(rules, given, dry_run=True, offline=True).plan.problems
+    refusals = plan_checkpoints(rules, given, options=HEADERS_ALONE).plan.problems
     if not refusals:
         return replace(fit, also=())
     source = next(
@@ -105,7 +105,7 @@ def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
     of_tower = (*rules.target.towers, *({PROJECTOR} if source in fit.also else ()))
     still = tuple(
         problem
-        for problem in plan_checkpoints(rules, given, dry_run=True, offline=True).plan.problems
+        for problem in plan_checkpoints(rules, given, options=HEADERS_ALONE).plan.problems
         if not problem.names or not all(name.startswith(of_tower) for name in problem.names)
     )
     if still:
@@ -192,7 +192,7 @@ def _tower(rules: RuleFile, given: Mapping[str, Checkpoint], source: str) -> dic
         return {name: Tensor(name, "F16", shape, None) for name, shape in names.items()}
 
     whole = {**given, source: replace(given[source], catalog=catalog())}
-    plan = plan_checkpoints(rules, whole, dry_run=True, offline=True).plan
+    plan = plan_checkpoints(rules, whole, options=HEADERS_ALONE).plan
     shapes |= {
         missing.target: missing.shape
         for missing in plan.missing

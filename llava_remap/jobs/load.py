@@ -15,7 +15,8 @@ from llava_remap.core.dtypes import TORCH_DTYPES
 from llava_remap.core.libraries import import_asked
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute import Recipe, blocks, too_short
-from llava_remap.jobs.apply import Job, plan_mapping, proven
+from llava_remap.jobs.apply import Options, plan_mapping
+from llava_remap.jobs.job import Job
 from llava_remap.jobs.output import refuse_changed
 from llava_remap.plan import Mapped
 from llava_remap.verify import loading_problems
@@ -53,7 +54,7 @@ def load_model(
     import_asked()
     import transformers
 
-    job = proven(plan_mapping(rules, sources, offline=offline))
+    job = plan_mapping(rules, sources, Options(offline=offline)).prove()
     model_class = getattr(transformers, job.plan.target_class)
     config, generation = (
         json.loads(job.small_files[name]) for name in ("config.json", "generation_config.json")

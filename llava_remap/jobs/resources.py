@@ -18,7 +18,7 @@ from llava_remap.plan import Shard
 from llava_remap.verify import is_known
 
 if TYPE_CHECKING:
-    from llava_remap.jobs.apply import Job
+    from llava_remap.jobs.job import Job
 
 _MIB = 1 << 20
 #: What libraries occupy once they are imported: numpy; torch (a CPU build) with transformers'

@@ -4,25 +4,24 @@ names, by a rule file's inverse.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint
-from llava_remap.core.problem import Problem, RemapError, refuse
-from llava_remap.execute import JOBS, fresh_folder, write_index, write_shards
-from llava_remap.jobs.apply import Job, Result, Verify, manifest_problems, proven
-from llava_remap.jobs.output import output_folder, output_problems, refuse_changed
-from llava_remap.jobs.resources import Used, job_disk_nbytes
+from llava_remap.checkpoint import Catalog, Checkpoint
+from llava_remap.core.problem import Problem, RemapError
+from llava_remap.execute import Folder, Resumable
+from llava_remap.jobs.job import Job, manifest_problems, written_tensors
+from llava_remap.jobs.output import output_folder, output_problems
+from llava_remap.jobs.resources import job_disk_nbytes
+from llava_remap.jobs.run import OnPhase, OnProgress, Verify
 from llava_remap.plan import build_plan
 from llava_remap.rewrite import Program, Rewrite, compile_all
 from llava_remap.routing import Routed, Routes
 from llava_remap.routing.identify import nearest_layout
 from llava_remap.rulefile import RuleFile, load_rule_file
-from llava_remap.source.sources import name_sources, open_source, short_name
+from llava_remap.source.sources import open_source, short_name
 from llava_remap.target_model import EMBEDDING, Target, wanted_parameters
-from llava_remap.verify import compare
 
 #: What the naming convention of the output is called in a plan.
 ORIGINAL = "original"
@@ -40,10 +39,25 @@ class Reversal(Job):
     program: Program
     classic: Mapping[str, str]
 
+    def resumable(self, on_progress: OnProgress) -> Resumable | None:
+        return None
+
+    def check(
+        self, weights: Sequence[Path], verify: Verify, on_progress: OnProgress, on_phase: OnPhase
+    ) -> list[Problem]:
+        """LR601 where the rule file doesn't take what was written forward to where it came from,
+        LR602 where it isn't what the source gives.
+        """
+        found = _forward_problems(self, written_tensors(weights)) if verify != "none" else []
+        return found + self.compared(weights, verify, on_progress, on_phase)
+
+    def last_files(self, folder: Folder, verify: Verify) -> Mapping[str, bytes]:
+        return {}
+
 
 def plan_reverse(
     rules: str | Path,
-    sources: Sequence[str | Path] = (),
+    source: str | Path,
     output: str | Path | None = None,
     *,
     dry_run: bool = False,
@@ -52,7 +66,7 @@ def plan_reverse(
     """Plan the way back from headers alone; nothing is written.
 
     Args:
-        sources: the checkpoint: one SRC, or the rule file's first source with its name.
+        source: the checkpoint, as one of `plan_job`.
         output: the folder to be written; by default the source's last part with `-original`, in the
             current folder.
         rules, dry_run, offline: as in `plan_job`.
@@ -63,19 +77,10 @@ def plan_reverse(
     """
     file = load_rule_file(rules)
     first = file.first_source
-    given = name_sources([first], [sources] if isinstance(sources, str) else sources)
-    if first not in given:
-        raise refuse(
-            "LR211",
-            "--reverse has no default for what is to be taken back.",
-            "Give it: --source DIR.",
-        )
-    checkpoint = open_source(
-        first, given[first], ("tensors", "config"), first=True, offline=offline
-    )
+    checkpoint = open_source(first, str(source), ("tensors", "config"), first=True, offline=offline)
     checkpoints = {first: checkpoint}
     folder = output_folder(
-        output if output is not None else f"{short_name(given[first])}-{ORIGINAL}"
+        output if output is not None else f"{short_name(str(source))}-{ORIGINAL}"
     )
     layout, classic = nearest_layout(checkpoint.catalog)
     problems = [
@@ -121,55 +126,6 @@ def plan_reverse(
     job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
     room = output_problems(folder, None if job.from_manifest else job_disk_nbytes(job), checkpoints)
     return replace(job, plan=replace(plan, problems=(*plan.problems, *room)))
-
-
-def reverse_job(
-    job: Job,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
-    on_phase: Callable[[str], None] = lambda what: None,
-    *,
-    verify: Verify = "meta",
-    jobs: int = JOBS,
-) -> Result:
-    """Go a planned way back, or leave no trace: weights, a check of them, the index.
-
-    Args:
-        on_progress: called with the number of bytes handled since the last call,
-            `job.nbytes_to_handle(verify)` in all.
-        on_phase: called with what is being done, where that changes.
-        verify: `meta`: what was written is read again, and the rule file has to take it forward to
-            where it came from; `full`: every tensor is also compared with what its source gives;
-            `none`: neither.
-        jobs: how many weight files are written at a time.
-
-    Raises:
-        RemapError: with the plan's problems, or what was found since.
-    """
-    started = time.monotonic()
-    job = proven(job, verify, jobs)
-    assert isinstance(job, Reversal)
-    plan, output = job.plan, job.output
-    recipe = job.recipe
-    with fresh_folder(output) as folder:
-        write_shards(recipe, plan.shards, folder, on_progress, jobs)
-        catalog = {
-            name: tensor
-            for path in folder.digests
-            for name, tensor in open_checkpoint(path).catalog.items()
-        }
-        found = _forward_problems(job, catalog) if verify != "none" else []
-        if verify == "full":
-            on_phase("comparing with the sources")
-            found += compare(catalog, recipe, plan.aliases, on_progress)[1]
-        if found:
-            raise RemapError(found)
-        refuse_changed(job.checkpoints)
-        write_index(recipe, plan.shards, folder)
-    files = tuple(sorted(path.name for path in folder.digests))
-    used = Used.by(folder.digests)
-    return Result(
-        output, files, plan.nbytes_write, time.monotonic() - started, verify, plan.notes, used
-    )
 
 
 def _routed(

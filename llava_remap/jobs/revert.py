@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -17,14 +16,12 @@ from llava_remap.execute import (
     INDEX,
     JOBS,
     FileDigest,
+    Folder,
     Recipe,
-    fresh_folder,
-    weight_nbytes,
-    write_index,
-    write_shards,
 )
 from llava_remap.jobs.output import output_folder, output_problems, refuse_changed
 from llava_remap.jobs.resources import disk_nbytes
+from llava_remap.jobs.run import OnPhase, OnProgress, Result, Verify, Written, run
 from llava_remap.plan import (
     Box,
     Cast,
@@ -109,36 +106,71 @@ class Reversion:
     parts: tuple[Restored, ...]
 
     @property
+    def checkpoints(self) -> Mapping[str, Checkpoint]:
+        return {CONVERTED: self.converted}
+
+    @property
+    def written(self) -> tuple[Written, ...]:
+        return tuple(
+            Written(
+                "" if part.folder == self.output else part.name,
+                part.recipe,
+                part.shards,
+                part.texts,
+            )
+            for part in self.parts
+        )
+
+    @property
+    def notes(self) -> tuple[Problem, ...]:
+        return ()
+
+    @property
     def nbytes_to_handle(self) -> int:
-        """Bytes of which `revert_job` reports progress: all files digested, all weight files
-        written.
-        """
+        """Bytes of which `run` reports progress: all files digested, all weight files written."""
         digested = sum(file.nbytes for file in self.record.outputs.values())
-        return digested + sum(weight_nbytes(part.recipe, part.shards) for part in self.parts)
+        return digested + sum(part.nbytes for part in self.written)
 
+    def prove(
+        self,
+        verify: Verify = "none",
+        jobs: int = JOBS,
+        on_progress: OnProgress = lambda nbytes: None,
+    ) -> Reversion:
+        """The same, if the folder's files are as they were written.
 
-@dataclass(frozen=True, slots=True)
-class Reverted:
-    """A way back that was gone: what was restored, the files written (names relative to the
-    output), seconds.
-    """
+        Raises:
+            RemapError: LR603 where they aren't, LR102 where they changed since they were opened.
+        """
+        if problems := file_problems(self.converted.path, self.record, on_progress):
+            raise RemapError(problems)
+        refuse_changed(self.checkpoints)
+        return self
 
-    job: Reversion
-    files: tuple[str, ...]
-    seconds: float
+    def resumable(self, on_progress: OnProgress) -> None:
+        return None
 
-    def to_json(self) -> dict[str, Any]:
+    def check(
+        self, weights: Sequence[Path], verify: Verify, on_progress: OnProgress, on_phase: OnPhase
+    ) -> list[Problem]:
+        return []
+
+    def last_files(self, folder: Folder, verify: Verify) -> Mapping[str, bytes]:
+        return {}
+
+    def to_json(self, result: Result) -> dict[str, Any]:
+        """The way back, now that it was gone."""
         return {
             "format": "llava-remap/reversion",
             "format_version": 2,
             "reverted": True,
-            "folder": str(self.job.converted.path),
-            "rules": self.job.record.rules,
-            "output": str(self.job.output),
-            "sources": {part.name: part.to_json() for part in self.job.parts},
-            "files": list(self.files),
-            "nbytes": sum(part.nbytes for part in self.job.parts),
-            "seconds": round(self.seconds, 3),
+            "folder": str(self.converted.path),
+            "rules": self.record.rules,
+            "output": str(self.output),
+            "sources": {part.name: part.to_json() for part in self.parts},
+            "files": list(result.files),
+            "nbytes": result.nbytes,
+            "seconds": round(result.seconds, 3),
             "problems": [],
         }
 
@@ -184,58 +216,9 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
     return job
 
 
-def revert_job(
-    job: Reversion,
-    on_progress: Callable[[int], None] = lambda nbytes: None,
-    on_phase: Callable[[str], None] = lambda what: None,
-    *,
-    jobs: int = JOBS,
-) -> Reverted:
-    """Go a planned way back, or leave no trace.
-
-    The folder's files are held against their digests before anything is written. Then come weights
-    and configs, last the indexes. Whatever fails or interrupts, everything that this call wrote is
-    removed.
-
-    Args:
-        on_progress: called with the number of bytes handled since the last call,
-            `job.nbytes_to_handle` in all, from any thread.
-        on_phase: called with what is being done, where that changes.
-        jobs: how many weight files are written at a time.
-
-    Raises:
-        RemapError: LR603 where files aren't as they were written; LR102, LR502, LR503 or LR508 for
-            what happens on the way.
-    """
-    started = time.monotonic()
-    checkpoints = {CONVERTED: job.converted}
-    if problems := file_problems(job.converted.path, job.record, on_progress):
-        raise RemapError(problems)
-    refuse_changed(checkpoints)
-    on_phase("writing")
-    with fresh_folder(
-        job.output, [part.name for part in job.parts if part.folder != job.output]
-    ) as folder:
-        folders = {
-            part.name: folder if part.folder == job.output else folder.inside(part.name)
-            for part in job.parts
-        }
-        for part in job.parts:
-            write_shards(part.recipe, part.shards, folders[part.name], on_progress, jobs)
-        for part in job.parts:
-            for name, content in sorted(part.texts.items()):
-                folders[part.name].put(name, content)
-        refuse_changed(checkpoints)
-        for part in job.parts:
-            if part.shards:
-                write_index(part.recipe, part.shards, folders[part.name])
-    files = tuple(sorted(path.relative_to(job.output).as_posix() for path in folder.digests))
-    return Reverted(job, files, time.monotonic() - started)
-
-
-def revert(folder: str | Path, output: str | Path) -> Reverted:
-    """Plan the way back and go it: `plan_revert`, then `revert_job`."""
-    return revert_job(plan_revert(Path(folder), output))
+def revert(folder: str | Path, output: str | Path) -> Result:
+    """Plan the way back and go it: `plan_revert`, then `run`."""
+    return run(plan_revert(Path(folder), output), verify="none")
 
 
 def _restored(
@@ -326,13 +309,13 @@ def _swapped(part: Part, entry: Mapped, spans: Sequence[tuple[int, int]] | None)
         yield part.swapped(CONVERTED, entry.shape)
         return
     now, then = prod(entry.shape), prod(part.shape)
-    for run in part.runs():
+    for moved in part.runs():
         at = 0  # in the tensor before the change
         for offset, count in spans:
-            first, last = max(run.placed, at), min(run.placed + run.size, at + count)
+            first, last = max(moved.placed, at), min(moved.placed + moved.size, at + count)
             if first < last:
                 taken = Box.flat(entry.target, now, offset + first - at, last - first)
-                start = run.taken + first - run.placed
+                start = moved.taken + first - moved.placed
                 placed = Box.flat(part.taken.name, then, start, last - first)
                 yield Part(CONVERTED, entry.shape, taken, placed)
             at += count

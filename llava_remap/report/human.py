@@ -20,9 +20,10 @@ from llava_remap.report.problems import print_problems
 from llava_remap.report.terminal import heading, line, shown
 
 if TYPE_CHECKING:  # a refusal of a rule file is shown without the rooms that it doesn't come to
-    from llava_remap.jobs.apply import Job, Result
     from llava_remap.jobs.inspection import Inspection
+    from llava_remap.jobs.job import Job
     from llava_remap.jobs.resources import Predicted
+    from llava_remap.jobs.run import Result
     from llava_remap.plan import Plan
     from llava_remap.routing.fits import Fit
     from llava_remap.verify import Verification

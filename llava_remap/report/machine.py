@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from llava_remap.core.problem import Problem
 
 if TYPE_CHECKING:
-    from llava_remap.jobs.apply import Job, Result
+    from llava_remap.jobs.job import Job
     from llava_remap.jobs.resources import Predicted
+    from llava_remap.jobs.run import Result
 
 
 #: What else stands in the JSON of each kind, where nothing came of it.

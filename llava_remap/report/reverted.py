@@ -13,12 +13,12 @@ from llava_remap.core.wording import counted, size
 from llava_remap.report.terminal import heading, line, shown
 
 if TYPE_CHECKING:  # every other report is imported together with this one
-    from llava_remap.jobs.revert import Restored, Reverted
+    from llava_remap.jobs.revert import Restored, Reversion
+    from llava_remap.jobs.run import Result
 
 
-def print_reverted(console: Console, done: Reverted) -> None:
+def print_reverted(console: Console, job: Reversion, done: Result) -> None:
     """Each source with what of it is back, what is not and why, and last where it lies."""
-    job = done.job
     line(
         console, Text(f"{shown(str(job.converted.path))}, back through {job.record.rules}", "bold")
     )

@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from llava_remap.cli.progress import Progress
-from llava_remap.jobs.apply import apply, check_values, plan_job
+from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.job import check_values
 from tests.conftest import CLIP, RELEASED, beside_progress
 
 SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")
@@ -146,7 +147,7 @@ def test_as_much_as_a_terminal_has_room_for(
 #: Has the strict load last until it is interrupted.
 ENDLESS = """
 import time
-import llava_remap.jobs.apply as job
+import llava_remap.jobs.job as job
 
 def load(*arguments):
     while True:

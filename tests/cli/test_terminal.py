@@ -166,7 +166,7 @@ def test_apply_verify_and_back(here: Path, main: Main) -> None:
         )
     ).json["verified"]
     assert harmless(main("revert", out, "--output", "back"), "\\x1b[31m").code == 0
-    reverse = ("apply", "llava-v1.5", "--reverse", "--source", out, "--output", "back2")
+    reverse = ("revert", out, "--rules", "llava-v1.5", "--output", "back2")
     assert harmless(main(*reverse), "\\x1b[31m").code == 0
     assert harmless(main("inspect", out), "LR109", "\\x1b[31m").code == 1
     Path(out, f"{EVIL_PATH}.json").write_text("{}")

@@ -54,7 +54,7 @@ def watch(attempt: Try) -> list[str]:
     Gives their names, as they come.
     """
     from llava_remap.execute import files, unfinished
-    from llava_remap.jobs import apply
+    from llava_remap.jobs import job, run
 
     passed: list[str] = []
     lock = Lock()
@@ -111,22 +111,18 @@ def watch(attempt: Try) -> list[str]:
         watched(os, name)
     for name in ("mkdir", "replace", "unlink"):
         watched(Path, name)
-    for name in (
-        "write_shards",
-        "strict_load",
-        "compare",
-        "refuse_changed",
-        "write_index",
-        "record_json",
-    ):
-        watched(apply, name)
+    for name in ("write_shards", "refuse_changed", "write_index"):
+        watched(run, name)
+    for name in ("strict_load", "compare", "record_json"):
+        watched(job, name)
     return passed
 
 
 def main() -> None:
     """Arguments: bytes of a weight file at most, rule file, sources."""
+    from llava_remap import apply_job, plan_job
     from llava_remap.core.problem import RemapError
-    from llava_remap.jobs.apply import apply_job, check_values, plan_job
+    from llava_remap.jobs.job import check_values
 
     job = check_values(
         plan_job(sys.argv[2], sys.argv[3:], "nowhere", max_shard_nbytes=int(sys.argv[1]))

@@ -27,7 +27,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from llava_remap.jobs.apply import Result, apply
+from llava_remap.jobs.apply import apply
+from llava_remap.jobs.run import Result
 from tests.conftest import CLIP, RELEASED, TINY, Changed, Ran, Run, Tensors
 
 LLAVA = TINY / "llava-v1.5"
@@ -503,7 +504,7 @@ def test_a_folder_that_the_loader_refuses_is_not_left(
     from llava_remap.core.problem import Problem
 
     monkeypatch.setattr(
-        "llava_remap.jobs.apply.strict_load",
+        "llava_remap.jobs.job.strict_load",
         lambda *arguments: [Problem("LR601", "the loader reports 1 name as missing.")],
     )
     ran = run(

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-import llava_remap.jobs.apply as whole_job
+from llava_remap import Job, apply_job, plan_job
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import writer
 from llava_remap.execute.unfinished import CLAIM
@@ -439,7 +439,7 @@ def test_ctrl_c_again_while_it_is_cleared_up(
 CAREFUL = ("core/files.py", "execute/files.py", "execute/unfinished.py")
 
 
-def interrupted_on_line(planned: whole_job.Job, number: int) -> bool:
+def interrupted_on_line(planned: Job, number: int) -> bool:
     """Whether a job was interrupted on the so many-th line of the code that answers for what is
     left; else it has ended.
     """
@@ -457,7 +457,7 @@ def interrupted_on_line(planned: whole_job.Job, number: int) -> bool:
 
     sys.settrace(trace)
     try:
-        whole_job.apply_job(planned, verify="none", jobs=1)
+        apply_job(planned, verify="none", jobs=1)
     except KeyboardInterrupt:
         return True
     finally:
@@ -468,7 +468,7 @@ def interrupted_on_line(planned: whole_job.Job, number: int) -> bool:
 def test_interrupted_between_any_two_lines(whole: dict[str, str]) -> None:
     """In what is left nothing looks finished that isn't, and it can be gone on with."""
     sources, out = [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], Path("out")
-    planned = whole_job.plan_job("llava-v1.5", sources, out)
+    planned = plan_job("llava-v1.5", sources, out)
     number = 1
     while interrupted_on_line(planned, number):
         there = {path.name for path in out.iterdir()} if out.exists() else set()

@@ -484,11 +484,10 @@ def lr409(scene: Scene) -> Arguments:
 
 def lr410(scene: Scene) -> Arguments:
     return (
-        "apply",
-        "llava-v1.5",
-        "--reverse",
-        "--source",
+        "revert",
         scene.converted,
+        "--rules",
+        "llava-v1.5",
         "--output",
         "out",
         "--dry-run",
@@ -574,7 +573,7 @@ def lr504(scene: Scene) -> Arguments:
     """The source is touched after a job was interrupted."""
     source = scene.copy(RELEASED / "bin")
     with scene.patch.context() as patched:
-        patched.setattr("llava_remap.jobs.apply.write_index", fail(KeyboardInterrupt()))
+        patched.setattr("llava_remap.jobs.run.write_index", fail(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], "out")
     os.utime(source / "pytorch_model.bin", (1, 1))

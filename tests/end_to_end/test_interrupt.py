@@ -65,11 +65,11 @@ APPLY = (
 #: then, begun ones included; and `--verify`.
 STAGES = {
     "planning": ("llava_remap.jobs.apply.build_plan", 0, "none"),
-    "checking values": ("llava_remap.jobs.apply.run_value_checks", 0, "none"),
+    "checking values": ("llava_remap.jobs.job.run_value_checks", 0, "none"),
     "writing the first weights": ("llava_remap.execute.write._open", 1, "none"),
-    "loading strictly": ("llava_remap.jobs.apply.strict_load", 3, "meta"),
-    "before the index": ("llava_remap.jobs.apply.write_index", 3, "none"),
-    "between index and record": ("llava_remap.jobs.apply.record_json", 3, "none"),
+    "loading strictly": ("llava_remap.jobs.job.strict_load", 3, "meta"),
+    "before the index": ("llava_remap.jobs.run.write_index", 3, "none"),
+    "between index and record": ("llava_remap.jobs.job.record_json", 3, "none"),
 }
 CLAIM = "deep/out/llava_remap.partial"
 FINISHED = {f"deep/out/model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)}
@@ -137,7 +137,7 @@ def test_only_what_is_finished_is_left(stage: str, number: signal.Signals) -> No
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stage", ["planning", "checking values"])
 def test_what_an_earlier_try_finished_is_told_of(stage: str, number: signal.Signals) -> None:
-    signalled("llava_remap.jobs.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
+    signalled("llava_remap.jobs.run.write_index", signal.SIGINT, *APPLY, "--verify", "none")
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     code, errors, there = signalled(
         STAGES[stage][0], number, *APPLY, "--verify", "none", "--resume"
@@ -150,7 +150,7 @@ def test_what_an_earlier_try_finished_is_told_of(stage: str, number: signal.Sign
 @pytest.mark.parametrize("other", [["--dry-run"], ["--dry-run", "--resume"], []])
 def test_what_another_job_finished_is_not(other: list[str]) -> None:
     """Only a job that goes on can go on."""
-    signalled("llava_remap.jobs.apply.write_index", signal.SIGINT, *APPLY, "--verify", "none")
+    signalled("llava_remap.jobs.run.write_index", signal.SIGINT, *APPLY, "--verify", "none")
     code, errors, _ = signalled(STAGES["planning"][0], signal.SIGINT, *APPLY, *other)
     assert (code, errors.strip()) == (130, SAID[signal.SIGINT])
 
@@ -220,7 +220,7 @@ def test_between_two_steps_of_one_file(heard: Any, monkeypatch: pytest.MonkeyPat
 
 SWALLOWED = """
 import os, signal, sys, time
-import llava_remap.jobs.apply as job
+import llava_remap.jobs.job as job
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -254,7 +254,7 @@ def test_a_library_that_makes_an_error_of_it() -> None:
 AGAIN = """
 import os, signal, sys, time
 from pathlib import Path
-import llava_remap.jobs.apply as job
+import llava_remap.jobs.run as job
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 again = [getattr(signal, name) for name in sys.argv.pop(1).split(",")]
@@ -294,7 +294,7 @@ def test_more_signals_while_it_clears_up(again: str) -> None:
 
 CAUGHT = """
 import os, signal, sys, time
-import llava_remap.jobs.apply as job
+import llava_remap.jobs.job as job
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -331,7 +331,7 @@ def test_a_library_that_catches_it() -> None:
 def test_under_nohup() -> None:
     """Who starts it with SIGHUP ignored wants it to go on when the terminal is closed."""
     program = DRIVER.replace("SIG_DFL", "SIG_IGN")
-    call = [sys.executable, "-c", program, "llava_remap.jobs.apply.refuse_changed", *APPLY]
+    call = [sys.executable, "-c", program, "llava_remap.jobs.run.refuse_changed", *APPLY]
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while (line := process.stdout.readline()) != "reached\n":
@@ -348,7 +348,7 @@ def test_nothing_is_taken_down_by_the_book() -> None:
     program = DRIVER.replace(
         "def wait(", "import atexit\natexit.register(print, 'taken down')\n\ndef wait("
     )
-    call = [sys.executable, "-c", program, "llava_remap.jobs.apply.write_index", *APPLY]
+    call = [sys.executable, "-c", program, "llava_remap.jobs.run.write_index", *APPLY]
     with subprocess.Popen(
         call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

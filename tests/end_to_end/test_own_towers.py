@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap.jobs.apply import Job, apply, plan_job
+from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.job import Job
 from tests.conftest import CLIP, TINY, Run, Tensors
 
 FULL = TINY / "llava-v1.5" / "full_state_dict"

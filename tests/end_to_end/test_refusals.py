@@ -410,26 +410,20 @@ def test_a_full_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("way", [(), ("--reverse",)])
+@pytest.mark.parametrize("back", [False, True], ids=["forward", "back"])
 def test_a_full_disk_and_nothing_to_write(
-    way: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch
+    back: bool, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A manifest has no values, so no room is needed for a plan of it; a checkpoint's dry run
     still says that there is none.
     """
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    ran = run(
-        "apply",
-        "llava-v1.5",
-        *way,
-        "--source",
-        MANIFESTS / "llava-v1.5-7b.json",
-        "--dry-run",
-        "--format",
-        "json",
-    )
+    manifest = MANIFESTS / "llava-v1.5-7b.json"
+    forward, way_back = ("llava-v1.5", "--source", manifest), (manifest, "--rules", "llava-v1.5")
+    way = ("revert", *way_back) if back else ("apply", *forward)
+    ran = run(*way, "--dry-run", "--format", "json")
     assert "LR502" not in {problem["code"] for problem in ran.json["problems"]}
-    assert way or (ran.code, ran.json["complete"]) == (0, True)
+    assert back or (ran.code, ran.json["complete"]) == (0, True)
     ran = run(
         "apply",
         "llava-v1.5",

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-import llava_remap.jobs.apply as whole_job
+from llava_remap import apply_job
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import INDEX, files
 from llava_remap.execute.unfinished import CLAIM, Claim, read_claim
-from llava_remap.jobs.apply import Result, apply, plan_job
+from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.run import Result
 from llava_remap.verify.record import RECORD
 from tests.conftest import CLIP, RELEASED, Run, beside_progress
 
@@ -78,7 +79,8 @@ def break_off(monkeypatch: pytest.MonkeyPatch, stage: str = "strict_load", **opt
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", named)
         if " " not in stage:
-            patch.setattr(whole_job, stage, interrupted)
+            home = "job" if stage in ("strict_load", "record_json") else "run"
+            patch.setattr(f"llava_remap.jobs.{home}.{stage}", interrupted)
         with pytest.raises(KeyboardInterrupt):
             job(**{"verify": "meta" if stage == "strict_load" else "none", **options})
 
@@ -206,13 +208,14 @@ def change(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def version(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(whole_job, "__version__", "99.0")
+    monkeypatch.setattr("llava_remap.jobs.job.__version__", "99.0")
     return {}
 
 
 def plugin(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(
-        whole_job, "provenance", lambda use: {"distribution": "another", "version": "1"}
+        "llava_remap.jobs.job.provenance",
+        lambda use: {"distribution": "another", "version": "1"},
     )
     return {}
 
@@ -255,7 +258,7 @@ def test_another_rule_file_is_refused_and_the_first_goes_on(
     rules.write_text(text)
     sources = [str(RELEASED / "sharded"), f"vision_tower={CLIP}"]
     with monkeypatch.context() as patch:
-        patch.setattr(whole_job, "strict_load", interrupted)
+        patch.setattr("llava_remap.jobs.job.strict_load", interrupted)
         with pytest.raises(KeyboardInterrupt):
             apply(rules, sources, "out")
     rules.write_text(text.replace("one's own", "one's own, changed"))
@@ -319,7 +322,7 @@ def test_one_that_began_after_this_was_planned(resume: bool) -> None:
     Path("out").mkdir()
     claim = Claim(Path("out"))
     with pytest.raises(RemapError, match=r"^LR503.* another job writes into out\."):
-        whole_job.apply_job(planned, verify="none")
+        apply_job(planned, verify="none")
     assert contents().keys() == {CLAIM}
     claim.release(remove=True)
     assert list(Path("out").iterdir()) == []
@@ -359,7 +362,7 @@ def test_a_claim_that_cant_be_read_just_now(
     with monkeypatch.context() as patch:
         patch.setattr(files, "read_claim", failing)
         with pytest.raises((RemapError, KeyboardInterrupt)):
-            whole_job.apply_job(planned, verify="none")
+            apply_job(planned, verify="none")
     assert contents() == before
     assert job(resume=True).reused == 3
     assert contents() == whole
@@ -538,7 +541,7 @@ def test_through_the_command_line(
     shutil.copytree(RELEASED / "sharded", "mine")
     command = ("apply", "llava-v1.5", "--source", "mine", "--source", f"vision_tower={CLIP}")
     with monkeypatch.context() as patch:
-        patch.setattr(whole_job, "strict_load", interrupted)
+        patch.setattr("llava_remap.jobs.job.strict_load", interrupted)
         ran = run(*command)
     assert ran.code == 130
     said = (

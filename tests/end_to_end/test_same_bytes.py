@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import llava_remap.jobs.apply as whole_job
+import llava_remap.jobs.run as whole_job
 from llava_remap.execute import INDEX, writer
 from llava_remap.jobs.apply import apply
 from llava_remap.verify.record import RECORD

@@ -99,12 +99,6 @@ def test_the_command_line_and_python_write_as_many_files_at_a_time() -> None:
     assert signature(apply_command).parameters["jobs"].default == JOBS
 
 
-@pytest.mark.parametrize("option", [("--max-shard-size", "1GB"), ("--resume",)])
-def test_not_on_the_way_back(option: tuple[str, ...], run: Run) -> None:
-    ran = run("apply", "llava-v1.5", "--reverse", "--source", "x", *option)
-    assert (ran.code, "LR211" in ran.err) == (2, True)
-
-
 def entry(name: str, dtype: str, *shape: int) -> Mapped:
     return Mapped(name, dtype, shape, (Part.whole("model", name, name, shape),), (), ())
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from llava_remap import apply_job
 from llava_remap.core.problem import RemapError
-from llava_remap.jobs import apply as job_module
-from llava_remap.jobs.apply import Job, apply, apply_job, plan_job
+from llava_remap.jobs import job as job_module
+from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.job import Job
 from llava_remap.verify import strict_load, verify_folder
 from llava_remap.verify.record import read_record
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Run

@@ -66,7 +66,7 @@ JOBS: Mapping[str, Sequence[object]] = {
     "nothing checked": ("llava-v1.5", *SOURCES, "--verify", "none"),
     "everything compared": ("llava-v1.5", *SOURCES, "--verify", "full"),
     "cast": ("llava-v1.5", *SOURCES, "--dtype", "bfloat16", "--verify", "none"),
-    "only renamed": ("llava-v1.5", "--reverse", "--source", CONVERTED, "--verify", "none"),
+    "only renamed": (CONVERTED, "--rules", "llava-v1.5", "--verify", "none"),
 }
 
 
@@ -78,14 +78,14 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("converted") / "out"
     apply("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], folder)
     plan_job("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], "out", dtype="bfloat16")
-    plan_reverse("llava-v1.5", [folder])
+    plan_reverse("llava-v1.5", folder)
     return folder
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_what_is_predicted_is_enough_and_not_much_more(job: str, converted: Path) -> None:
     told, peak = measured(
-        "apply",
+        "revert" if CONVERTED in JOBS[job] else "apply",
         *(converted if word == CONVERTED else word for word in JOBS[job]),
         "--output",
         "out",

@@ -1,4 +1,4 @@
-"""`apply --reverse`: from every layout that transformers has on disk to the original names, by
+"""`revert --rules`: from every layout that transformers has on disk to the original names, by
 the rule file alone.
 """
 
@@ -20,7 +20,8 @@ from llava_remap.checkpoint import open_checkpoint
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import write
 from llava_remap.jobs.apply import apply
-from llava_remap.jobs.reverse import plan_reverse, reverse_job
+from llava_remap.jobs.reverse import plan_reverse
+from llava_remap.jobs.run import run as run_job
 from llava_remap.rulefile import load_rule_file, shipped_folder
 from tests.conftest import (
     CLIP,
@@ -43,7 +44,7 @@ EMBEDDING = "language_model.model.embed_tokens.weight"
 def reverse(
     source: object = "out", rules: object = "llava-v1.5", output: str = "back", **named: Any
 ) -> Any:
-    return reverse_job(plan_reverse(str(rules), [str(source)], output), **named)
+    return run_job(plan_reverse(str(rules), str(source), output), **named)
 
 
 def leads_back(original: dict[str, Any], folder: Path, rows: int = 384) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def test_interleave(tie: str, changed: Changed, run: Run) -> None:
             {"format": "pt"},
         )
         Path("out/model.safetensors.index.json").unlink()
-    ran = run("apply", "llava-interleave", "--reverse", "--source", "out", "--output", "back")
+    ran = run("revert", "out", "--rules", "llava-interleave", "--output", "back")
     assert ran.code == 0, ran.out + ran.err
     assert "`model.image_newline` (several images are not cut into tiles" in ran.out
     if tie != "apart":
@@ -214,7 +215,7 @@ def test_what_the_installed_transformers_saves(out: Path) -> None:
 
 
 def test_a_dry_run_and_a_report(out: Path, run: Run) -> None:
-    arguments = ("apply", "llava-v1.5", "--reverse", "--source", out, "--output", "back")
+    arguments = ("revert", out, "--rules", "llava-v1.5", "--output", "back")
     ran = run(*arguments, "--dry-run")
     assert ran.code == 0
     assert "llava-v1.5 1.0.0 → LlavaForConditionalGeneration, original layout" in ran.out
@@ -237,7 +238,7 @@ def test_a_dry_run_and_a_report(out: Path, run: Run) -> None:
 
 
 def test_what_is_told_when_it_is_done(out: Path, run: Run) -> None:
-    ran = run("apply", "llava-v1.5", "--reverse", "--source", out, "--verify", "full")
+    ran = run("revert", out, "--rules", "llava-v1.5", "--verify", "full")
     assert ran.code == 0
     done = ran.out[ran.out.index("Done: ./out-original written") :]
     assert (
@@ -255,9 +256,9 @@ def test_two_runs_give_the_same_bytes(out: Path) -> None:
 
 @pytest.mark.parametrize("verify", ["meta", "full", "none"])
 def test_progress_adds_up(verify: Any, out: Path) -> None:
-    job = plan_reverse("llava-v1.5", [str(out)], "back")
+    job = plan_reverse("llava-v1.5", out, "back")
     told: list[int] = []
-    reverse_job(job, told.append, verify=verify)
+    run_job(job, told.append, verify=verify)
     assert sum(told) == job.nbytes_to_handle(verify)
 
 
@@ -270,11 +271,10 @@ def refusal(
     """The one problem of a refused job, as JSON; nothing is left."""
     before = contents(Path())
     ran: Ran = run(
-        "apply",
-        rules,
-        "--reverse",
-        "--source",
+        "revert",
         source,
+        "--rules",
+        rules,
         "--output",
         "back",
         "--format",
@@ -352,9 +352,7 @@ def test_a_rule_file_that_is_one_way(out: Path, run: Run) -> None:
         "names: [{id: text-norm, from: 'model.norm.{p}', to: 'language_model.model.norm.{p}', "
         "one_way: true}]\n"
     )
-    ran = run(
-        "apply", "mine.yaml", "--reverse", "--source", "out", "--output", "back", "--format", "json"
-    )
+    ran = run("revert", "out", "--rules", "mine.yaml", "--output", "back", "--format", "json")
     assert {(p["code"], *p["names"]) for p in ran.json["problems"]} == {
         ("LR301", "language_model.model.norm.weight"),
         ("LR302", "language_model.model.norm.weight"),
@@ -414,16 +412,18 @@ def test_a_tied_head_that_differs(out: Path, run: Run) -> None:
 def test_outputs_and_command_lines(out: Path, run: Run) -> None:
     Path("full").mkdir()
     Path("full/mine").write_text("mine")
-    base = ("apply", "llava-v1.5", "--reverse", "--source", out)
+    base = ("revert", out, "--rules", "llava-v1.5")
     assert "LR503" in run(*base, "--output", "full").out
     assert "LR508" in run(*base, "--output", "out/back").out
-    assert run("apply", "llava-v1.5", "--reverse", "--output", "back").code == 2
-    assert run(*base, "--source", "vision_tower=x", "--output", "back").code == 2
+    assert run("revert", "--rules", "llava-v1.5", "--output", "back").code == 2
+    assert run(*base, "other", "--output", "back").code == 2
+    for option in ("--dry-run", "--offline"):
+        ran = run("revert", out, "--output", "back", option)
+        assert (ran.code, f"{option} is for the way back by a rule file" in ran.err) == (2, True)
+    ran = run("revert", out)
+    assert (ran.code, "needs --output" in ran.err) == (2, True)
     manifest = MANIFESTS / "llava-v1.5-7b.json"
-    assert (
-        "LR111"
-        in run("apply", "llava-v1.5", "--reverse", "--source", manifest, "--output", "back").out
-    )
+    assert "LR111" in run("revert", manifest, "--rules", "llava-v1.5", "--output", "back").out
 
 
 def test_a_disk_that_loses_a_byte(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,14 +454,14 @@ def test_a_header_that_is_not_the_one_planned(out: Path, monkeypatch: pytest.Mon
     [
         "llava_remap.jobs.reverse.build_plan",
         "llava_remap.execute.write._open",
-        "llava_remap.jobs.reverse.write_index",
+        "llava_remap.jobs.run.write_index",
     ],
 )
 def test_nothing_is_left_of_an_interrupted_job(
     stage: str, number: signal.Signals, out: Path
 ) -> None:
     before = contents(Path())
-    arguments = ("apply", "llava-v1.5", "--reverse", "--source", "out", "--output", "deep/back")
+    arguments = ("revert", "out", "--rules", "llava-v1.5", "--output", "deep/back")
     code, errors, _ = signalled(stage, number, *arguments)
     assert code == 128 + number
     assert (

@@ -21,7 +21,8 @@ from xxhash import xxh3_128_hexdigest
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import apply
-from llava_remap.jobs.revert import plan_revert, revert, revert_job
+from llava_remap.jobs.revert import Reversion, plan_revert, revert
+from llava_remap.jobs.run import run as run_job
 from llava_remap.post_load import run as post_load_run
 from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings
 from llava_remap.post_load.plugins.new_rows import NewRows
@@ -35,6 +36,13 @@ FORMS = {form: RELEASED / form for form in ("bin", "sharded", "safetensors", "sh
 FORMS |= {form: LLAVA / form for form in ("legacy_pickle", "full_state_dict")}
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 TOWER = f"vision_tower={CLIP}"
+
+
+def reverted() -> Reversion:
+    """`out` taken back, and the plan of that."""
+    job = plan_revert(Path("out"), "back")
+    run_job(job, verify="none")
+    return job
 
 
 def tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -68,11 +76,11 @@ WEIGHTS = ("model*", "config.json", "generation_config.json")
 def test_there_and_back_and_there_again(form: str) -> None:
     source = FORMS[form]
     apply("llava-v1.5", [str(source), TOWER], "out")
-    done = revert("out", "back")
+    done = reverted()
     own = (
         form == "full_state_dict"
     )  # which has a tower of its own: of the other one only the config is used
-    [model, *towers] = done.job.parts
+    [model, *towers] = done.parts
     back = Path("back") if own else Path("back/model")
     restored(source, back, {entry.name for entry in model.dropped})
     assert {entry.rule for entry in model.dropped} <= {"prepare/inv-freq", "prepare/position-ids"}
@@ -114,8 +122,8 @@ def test_one_source_with_everything_in_it(tie: bool, changed: Changed) -> None:
         config=lambda config: config.update(image_aspect_ratio="anyres", tie_word_embeddings=tie),
     )
     apply("llava-interleave", [str(source), f"vision_tower={SIGLIP}"], "out")
-    done = revert("out", "back")
-    [model] = done.job.parts  # of the tower that is given apart only the config was used
+    done = reverted()
+    [model] = done.parts  # of the tower that is given apart only the config was used
     assert {entry.name for entry in model.dropped} == {"model.image_newline"}
     restored(source, Path("back"), {"model.image_newline"})
 
@@ -170,8 +178,8 @@ def test_strided_and_shared_tensors(change: Callable[[dict[str, Any]], object]) 
     """Their elements come back in row-major order, each tensor for itself."""
     source = saved(change)
     apply("llava-v1.5", [str(source), TOWER], "out")
-    done = revert("out", "back")
-    restored(source, Path("back/model"), {entry.name for entry in done.job.parts[0].dropped})
+    done = reverted()
+    restored(source, Path("back/model"), {entry.name for entry in done.parts[0].dropped})
 
 
 def test_big_endian_tensors(tmp_path: Path) -> None:
@@ -191,10 +199,8 @@ def test_big_endian_tensors(tmp_path: Path) -> None:
     rewritten(file, tmp_path / "big.bin", replace=swapped)
     (tmp_path / "big.bin").replace(file)
     apply("llava-v1.5", [str(source), TOWER], "out")
-    done = revert("out", "back")
-    restored(
-        RELEASED / "bin", Path("back/model"), {entry.name for entry in done.job.parts[0].dropped}
-    )
+    done = reverted()
+    restored(RELEASED / "bin", Path("back/model"), {entry.name for entry in done.parts[0].dropped})
 
 
 # --- what post-load rules changed
@@ -262,10 +268,8 @@ def test_old_bytes_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     original = load_file(RELEASED / "safetensors" / "model.safetensors")[NORM]
     assert torch.equal(written["language_model.model.norm.weight"], original.flip(0))
-    done = revert("out", "back")
-    restored(
-        RELEASED / "bin", Path("back/model"), {entry.name for entry in done.job.parts[0].dropped}
-    )
+    done = reverted()
+    restored(RELEASED / "bin", Path("back/model"), {entry.name for entry in done.parts[0].dropped})
 
 
 def test_new_rows_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +349,7 @@ def test_what_is_told(out: Path, run: Run) -> None:
 def test_progress_adds_up(out: Path) -> None:
     job = plan_revert(out, "back")
     told: list[int] = []
-    revert_job(job, told.append)
+    run_job(job, told.append, verify="none")
     assert sum(told) == job.nbytes_to_handle
 
 
@@ -403,7 +407,7 @@ def test_a_folder_that_is_written_again_after_planning(out: Path) -> None:
     path = out / "model-00001-of-00003.safetensors"
     path.write_bytes(path.read_bytes())
     with pytest.raises(RemapError, match="LR102"):
-        revert_job(job)
+        run_job(job)
     assert not Path("back").exists()
 
 
@@ -508,7 +512,7 @@ def test_outputs_that_can_not_be(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "llava_remap.jobs.revert.file_problems",
         "llava_remap.execute.write._open",
         "llava_remap.execute.files.write_all",
-        "llava_remap.jobs.revert.write_index",
+        "llava_remap.jobs.run.write_index",
     ],
 )
 def test_nothing_is_left_of_an_interrupted_job(
@@ -532,7 +536,7 @@ def test_a_full_disk_leaves_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llava_remap.jobs.revert.write_index", full)
+    monkeypatch.setattr("llava_remap.jobs.run.write_index", full)
     refusal("LR502")
 
 
@@ -575,7 +579,7 @@ def test_families_without_a_shipped_file(
         "out",
     )
     assert ran.code == 0, ran.out + ran.err
-    [part] = revert("out", "back").job.parts
+    [part] = reverted().parts
     restored_all = tensors(Path("back"))
     assert restored_all == {
         n: t for n, t in tensors(Path("source")).items() if n not in {d.name for d in part.dropped}

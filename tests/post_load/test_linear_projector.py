@@ -366,7 +366,7 @@ def test_load_model(twin: Path, out: Path) -> None:
     ],
 )
 def test_no_way_back_without_the_record(rules: str, words: str, out: Path, run: Run) -> None:
-    ran = run("apply", rules, "--reverse", "--source", out, "--output", "back", "--format", "json")
+    ran = run("revert", out, "--rules", rules, "--output", "back", "--format", "json")
     assert ran.code == 1
     assert words in ran.json["problems"][0]["message"]
     assert not Path("back").exists()

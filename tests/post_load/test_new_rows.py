@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 
+from llava_remap import apply_job
 from llava_remap.core.problem import RemapError
-from llava_remap.jobs.apply import Job, apply_job, plan_job
+from llava_remap.jobs.apply import plan_job
+from llava_remap.jobs.job import Job
 from llava_remap.plan import PostLoadChange
 from llava_remap.post_load import OldBytes
 from llava_remap.post_load.run import make_pieces

@@ -11,8 +11,9 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from llava_remap.core.problem import Problem
-from llava_remap.jobs.apply import Result, plan_job
+from llava_remap.jobs.apply import plan_job
 from llava_remap.jobs.resources import Used
+from llava_remap.jobs.run import Result
 from llava_remap.report import print_result
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run
 

@@ -313,9 +313,7 @@ def test_an_original_to_every_layout(layout: str, classic: Path, run: Run) -> No
     ]
     assert run("verify", "out", *against).code == 0
     assert run("revert", "out", "--output", "back").code == 0
-    assert (
-        run("apply", "llava-v1.5", "--reverse", "--source", "out", "--output", "by-rules").code == 0
-    )
+    assert run("revert", "out", "--rules", "llava-v1.5", "--output", "by-rules").code == 0
     apply("hf-layouts", ["out"], "again")
     assert same(tensors(Path("again")), tensors(classic))
 
@@ -356,11 +354,6 @@ def test_layouts_that_are_not_written(run: Run) -> None:
         assert "it is one of classic, module-4.52, module-5.6" in ran.err
     with pytest.raises(RemapError, match="LR211"):
         apply("llava-v1.5", SOURCES, "out", layout="module")
-    ran = run(
-        "apply", "llava-v1.5", "--reverse", "--source", RELEASED / "bin", "--layout", "module-5.6"
-    )
-    assert ran.code == 2
-    assert "--reverse writes original names" in ran.err
 
 
 def test_explain_says_which_layout_s_rule_it_was(run: Run) -> None:

@@ -169,7 +169,7 @@ def test_the_record_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert not (tmp_path / "out" / "llava_remap.json").exists()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llava_remap.jobs.apply.record_json", fail)
+    monkeypatch.setattr("llava_remap.jobs.job.record_json", fail)
     with pytest.raises(Exception, match="LR502"):
         apply("llava-v1.5", SOURCES, tmp_path / "out")
     left = {path.name for path in (tmp_path / "out").iterdir()}

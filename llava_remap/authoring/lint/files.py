@@ -81,7 +81,7 @@ def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
     """
     from llava_remap.authoring.name_set import read_names
     from llava_remap.authoring.names_alone import open_names
-    from llava_remap.jobs.apply import plan_mapping
+    from llava_remap.jobs.apply import HEADERS_ALONE, plan_mapping
     from llava_remap.source.sources import name_sources
 
     if not rules.text.sources:  # a part, for which the names are as they are
@@ -101,7 +101,7 @@ def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
     if found.names_alone:
         return replace(names, unknown="only names are known of the checkpoint")
     names = replace(names, complete=True)
-    plan = plan_mapping(rules.path, given, dry_run=True, offline=True).plan
+    plan = plan_mapping(rules.path, given, HEADERS_ALONE).plan
     if plan.target_names:
         return replace(names, wanted=frozenset(plan.target_names))
     return replace(

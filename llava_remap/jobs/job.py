@@ -1,0 +1,253 @@
+"""A job that was planned by a rule file: forward, or its way back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar, get_args
+
+from llava_remap.checkpoint import Catalog, Checkpoint, Stamp, open_checkpoint, read_file
+from llava_remap.core.cache import code_digest
+from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.version import __version__
+from llava_remap.execute import (
+    INDEX,
+    JOBS,
+    PLAN,
+    Facts,
+    FileDigest,
+    Folder,
+    Recipe,
+    Resumable,
+    nbytes_to_check,
+    run_value_checks,
+)
+from llava_remap.jobs.derive import Derived
+from llava_remap.jobs.output import refuse_changed
+from llava_remap.jobs.resources import memory_problems, predict
+from llava_remap.jobs.run import OnPhase, OnProgress, Verify, Written
+from llava_remap.plan import Plan
+from llava_remap.post_load.run import provenance
+from llava_remap.rulefile import RuleFile
+from llava_remap.verify import compare, strict_load
+from llava_remap.verify.record import RECORD, read_texts, record_json
+
+#: What of a plan says what is written.
+_WRITTEN = ("mapped", "post_load", "shards")
+Self = TypeVar("Self", bound="Job")
+AnyJob = TypeVar("AnyJob", bound="Job")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job that was planned: the plan, and what is needed to carry it out.
+
+    Attributes:
+        derived: None where a problem prevented it.
+        small_files: everything in the output folder beside the weights, by name; empty where a
+            problem prevented it.
+        resume: whether it is gone on with, if it was begun in the output.
+    """
+
+    rules: RuleFile
+    checkpoints: Mapping[str, Checkpoint]
+    output: Path
+    plan: Plan
+    derived: Derived | None
+    small_files: Mapping[str, bytes]
+    resume: bool = field(default=False, kw_only=True)
+
+    @property
+    def from_manifest(self) -> bool:
+        """Whether a source is a manifest, so that the job can be planned but has no values to
+        check or copy.
+        """
+        return any(checkpoint.is_manifest for checkpoint in self.checkpoints.values())
+
+    @property
+    def source_files(self) -> dict[str, dict[str, Path]]:
+        """The files read of each source, by name relative to its folder."""
+        sources = self.rules.text.sources
+        return {
+            name: checkpoint.read(sources[name].use)
+            for name, checkpoint in self.checkpoints.items()
+            if not checkpoint.is_manifest
+        }
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the tensors of the output are made."""
+        return Recipe.of(self.plan.mapped, self.plan.post_load, self.checkpoints)
+
+    @property
+    def nbytes_to_check(self) -> int:
+        """Bytes of which `check_values` reports progress."""
+        return nbytes_to_check(self.plan, self.checkpoints)
+
+    def nbytes_to_handle(self, verify: Verify) -> int:
+        """Bytes of which `run` reports progress: written, or found finished, and compared where
+        everything is.
+        """
+        compared = self.plan.nbytes_write if verify == "full" else 0
+        return sum(part.nbytes for part in self.written) + compared
+
+    @property
+    def written(self) -> tuple[Written, ...]:
+        return (Written("", self.recipe, self.plan.shards, self.small_files),)
+
+    @property
+    def notes(self) -> tuple[Problem, ...]:
+        return self.plan.notes
+
+    def prove(
+        self: Self,
+        verify: Verify = "none",
+        jobs: int = JOBS,
+        on_progress: OnProgress = lambda nbytes: None,
+    ) -> Self:
+        """The job with its value checks run.
+
+        Raises:
+            RemapError: with whatever keeps it from being carried out; LR211 for a `verify` or a
+                number of `jobs` that can't be.
+        """
+        if verify not in get_args(Verify):
+            choices = ", ".join(get_args(Verify))
+            raise refuse(
+                "LR211", f"verify={verify!r}: it is one of {choices}.", "Write one of them."
+            )
+        if jobs < 1:
+            cause = f"jobs={jobs!r}: at least one file is written at a time."
+            raise refuse("LR211", cause, "Give 1 or more.")
+        job = check_values(self)
+        problems = [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]
+        if problems := problems or memory_problems(predict(job, verify, jobs)):
+            raise RemapError(dict.fromkeys(problems))
+        refuse_changed(job.checkpoints)
+        return job
+
+    def resumable(self, on_progress: OnProgress) -> Resumable | None:
+        names = [shard.file for shard in self.plan.shards]
+        others = (*self.small_files, INDEX, RECORD)
+        return Resumable(self.facts, names, others, self.resume, on_progress)
+
+    def check(
+        self, weights: Sequence[Path], verify: Verify, on_progress: OnProgress, on_phase: OnPhase
+    ) -> list[Problem]:
+        """LR601 where transformers doesn't load what was written, LR602 where it isn't what the
+        sources give.
+        """
+        if verify == "none":
+            return []
+        assert self.derived is not None
+        on_phase("loading strictly")
+        found = strict_load(list(weights), self.plan.target_class, self.derived.config.config)
+        return found + self.compared(weights, verify, on_progress, on_phase)
+
+    def compared(
+        self, weights: Sequence[Path], verify: Verify, on_progress: OnProgress, on_phase: OnPhase
+    ) -> list[Problem]:
+        """LR602 where weight files aren't what the sources give, if that is to be checked."""
+        if verify != "full":
+            return []
+        on_phase("comparing with the sources")
+        return compare(written_tensors(weights), self.recipe, self.plan.aliases, on_progress)[1]
+
+    def last_files(self, folder: Folder, verify: Verify) -> Mapping[str, bytes]:
+        """The record."""
+        read = self.source_files
+        texts = {source: read_texts(files) for source, files in read.items()}
+        sources = {
+            source: _read_files(self.checkpoints[source], files) for source, files in read.items()
+        }
+        outputs = {path.name: digest for path, digest in folder.digests.items()}
+        record = record_json(self.plan, self.rules, sources, texts, outputs, verify)
+        return {RECORD: (json.dumps(record, indent=2) + "\n").encode()}
+
+    def facts(self) -> Facts:
+        """All that the bytes of the weight files depend on, as it is now."""
+        plan = self.plan
+        whole = plan.to_json()
+        dtypes = ", ".join(sorted({entry.dtype for entry in plan.mapped}))
+        rows = ", ".join(
+            str(entry.change.shape_after[0]) for entry in plan.post_load if entry.change.shape_after
+        )
+        return {
+            "llava-remap": f"{__version__} ({code_digest()[:12]})",
+            "rule file": f"{plan.rules_name} {plan.rules_version} ({plan.rules_sha256[:12]})",
+            "post-load rules": {change.use: provenance(change.use) for change in plan.post_load},
+            "layout": plan.layout,
+            "dtypes written": dtypes,
+            "rows of what grows": rows,
+            "weight files": str(len(plan.shards)),
+            PLAN: hashlib.sha256(
+                json.dumps([whole[part] for part in _WRITTEN]).encode()
+            ).hexdigest()[:12],
+            **{
+                f"source `{name}`": {
+                    os.path.relpath(path, checkpoint.folder): astuple(stamp)
+                    if (stamp := Stamp.of(path))
+                    else None
+                    for path in sorted(checkpoint.stamps)
+                }
+                for name, checkpoint in self.checkpoints.items()
+            },
+        }
+
+
+def check_values(job: AnyJob, on_progress: OnProgress = lambda nbytes: None) -> AnyJob:
+    """Run the plan's value checks (they read tensors); what they find is in the plan of the job
+    that comes back.
+
+    Args:
+        on_progress: called with the number of bytes read since the last call, `job.nbytes_to_check`
+            in all.
+    """
+    if job.plan.values_checked or not job.plan.complete or job.from_manifest:
+        return job
+    refuse_changed(job.checkpoints)
+    problems, notes = run_value_checks(job.plan, job.checkpoints, on_progress)
+    return refused(
+        replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes), values_checked=True)),
+        problems,
+    )
+
+
+def refused(job: AnyJob, problems: Sequence[Problem]) -> AnyJob:
+    """The job with what was found since it was planned."""
+    return replace(job, plan=replace(job.plan, problems=(*job.plan.problems, *problems)))
+
+
+def manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -> list[Problem]:
+    """LR111 for manifests, unless the job is only planned."""
+    manifests = [checkpoint.path for checkpoint in checkpoints.values() if checkpoint.is_manifest]
+    if dry_run or not manifests:
+        return []
+    return [
+        Problem(
+            "LR111",
+            f"{', '.join(map(str, manifests))}: names and shapes only, there is nothing to "
+            "convert.",
+            "Give the checkpoint itself, or add --dry-run to plan from the manifest.",
+        )
+    ]
+
+
+def written_tensors(weights: Sequence[Path]) -> Catalog:
+    """The tensors in weight files that were written."""
+    return {name: t for path in weights for name, t in open_checkpoint(path).catalog.items()}
+
+
+def _read_files(checkpoint: Checkpoint, files: Mapping[str, Path]) -> dict[str, FileDigest | int]:
+    """What the record says of the files read of a source: the size of weight files, size and
+    digest of the others.
+    """
+    weights = set(checkpoint.files)
+    return {
+        name: checkpoint.stamps[path].nbytes if path in weights else FileDigest.of(read_file(path))
+        for name, path in files.items()
+    }
