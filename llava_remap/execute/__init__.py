@@ -1,6 +1,6 @@
 """Plan to weight files. Decides nothing; value checks first, then byte ranges."""
 
-from llava_remap.execute.digests import FileDigest, Kind, digest_files
+from llava_remap.execute.digests import FileDigest, digest_files
 from llava_remap.execute.files import (
     Folder,
     Resumable,
@@ -29,7 +29,6 @@ __all__ = [
     "Folder",
     "INDEX",
     "JOBS",
-    "Kind",
     "PLAN",
     "Range",
     "Recipe",

@@ -5,29 +5,23 @@ torch, no printing.
 from llava_remap.plan.build import build_plan
 from llava_remap.plan.layout import in_layout
 from llava_remap.plan.model import (
-    FORMAT,
-    FORMAT_VERSION,
     Dropped,
     Mapped,
     Merge,
     Plan,
     PostLoadChange,
     Shard,
-    ValueCheck,
     aligned,
     written_dtype,
 )
 
 __all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
     "Dropped",
     "Mapped",
     "Merge",
     "Plan",
     "PostLoadChange",
     "Shard",
-    "ValueCheck",
     "aligned",
     "build_plan",
     "in_layout",
