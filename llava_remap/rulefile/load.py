@@ -100,11 +100,11 @@ class RuleFile:
             yield
         except RemapError as error:
             mark = self.tree.locate(path).mark
-            problems = [
+            error.problems = tuple(
                 replace(p, place=p.place or mark) if p.exit is Exit.USAGE else p
                 for p in error.problems
-            ]
-            raise type(error)(problems) from error
+            )
+            raise
 
     @property
     def first_source(self) -> str:
