@@ -239,8 +239,7 @@ def apply_command(
                 Problem(
                     "LR211",
                     f"--layout {layout} is a layout of transformers, and --reverse writes "
-                    "original "
-                    "names.",
+                    "original names.",
                     "Give one of the two. A checkpoint in any layout can be taken back.",
                 )
             )

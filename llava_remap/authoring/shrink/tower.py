@@ -38,8 +38,7 @@ def trained_with(config: Mapping[str, Any], taken: int) -> tuple[str, dict[str, 
         raise refuse(
             "LR112",
             f"there is no vision tower; of {', '.join(TOWERS)} its config names none, and "
-            "none "
-            f"gives {taken} values.",
+            f"none gives {taken} values.",
             "Give a checkpoint that holds its tower.",
         )
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "image_size")
