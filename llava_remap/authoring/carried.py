@@ -77,8 +77,7 @@ def carried(
                 Problem(
                     "LR112",
                     f"{location} is for a language model of type {said.kind}, the source's config "
-                    "says "
-                    f"{text.kind}.",
+                    f"says {text.kind}.",
                     "Give the target's config for this checkpoint.",
                 )
             ]

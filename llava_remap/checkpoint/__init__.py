@@ -1,6 +1,6 @@
 """Files to a catalog: headers only, with nothing but the standard library."""
 
-from llava_remap.checkpoint.beside import BESIDE, files_for
+from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.catalog import Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
 from llava_remap.checkpoint.errors import AbsentError, UnreadableError, unreadable
 from llava_remap.checkpoint.foreign import PartsApartError, gather_command, parts_beside
@@ -22,7 +22,6 @@ __all__ = [
     "Stamp",
     "Tensor",
     "UnreadableError",
-    "files_for",
     "gather_command",
     "has_file",
     "open_checkpoint",

@@ -83,8 +83,7 @@ def lora_pairs(
             "LR104",
             f"{len(stubs)} of the adapter's matrices in {quoted(file)} have no elements.",
             "DeepSpeed's ZeRO-3 keeps the values elsewhere: save the adapter with the "
-            "parameters "
-            "gathered.",
+            "parameters gathered.",
             stubs,
         )
     if config is not None:

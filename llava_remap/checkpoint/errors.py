@@ -20,7 +20,7 @@ class UnreadableError(RemapError):
 
 
 class DamagedError(UnreadableError):
-    """The disk fails to read it."""
+    """The disk fails to read it, or other files beside it have faults of their own."""
 
 
 def unreadable(error: OSError, path: Path) -> RemapError:

@@ -323,8 +323,7 @@ def _distributed(listing: Listing) -> RemapError | None:
     files = several(sorted(name for name in names if name.endswith(".distcp")), 2)
     cause = (
         f"{quoted(str(at))} is a checkpoint of torch.distributed, as FSDP writes it, cut up "
-        "by "
-        f"ranks: {files}."
+        f"by ranks: {files}."
     )
     if ".metadata" not in names:
         cause += " Its file `.metadata` is missing, which says what lies where."

@@ -34,8 +34,7 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
         raise refuse(
             "LR106",
             f"the format_version of {quoted(path.name)} is {shown}, the only one known here "
-            "is "
-            f"{VERSION}.",
+            f"is {VERSION}.",
             "Update llava-remap, or make the manifest again.",
         )
     config, tensors = content.get("config"), content.get("tensors")

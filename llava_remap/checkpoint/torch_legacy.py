@@ -42,8 +42,7 @@ def read_torch_legacy(file: Path) -> tuple[list[Tensor], StateDict]:
             raise refuse(
                 "LR106",
                 f"{quoted(file.name)} is a pickle, but not one of torch's: the magic number "
-                "is "
-                "missing.",
+                "is missing.",
                 "Give a file that was saved with `torch.save`.",
             )
         if pickled() != _PROTOCOL:

@@ -110,8 +110,7 @@ def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
         raise refuse(
             "LR102",
             f"{quoted(file.name)} is a zip archive of {size} bytes without a readable table "
-            "of "
-            f"contents at its end ({error}).",
+            f"of contents at its end ({error}).",
             "It was cut off: download or copy it again.",
         ) from None
     records = {record.filename: record for record in every}
@@ -131,8 +130,7 @@ def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[i
         raise refuse(
             "LR106",
             f"in {quoted(file.name)} the record {name} is compressed or encrypted, which "
-            "torch "
-            "never does.",
+            "torch never does.",
             "It was packed again by another program: save it with torch.",
         )
     if record.compress_size != record.file_size:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_remap.checkpoint.catalog import Tensor
-from llava_remap.checkpoint.errors import UnreadableError
+from llava_remap.checkpoint.errors import DamagedError, UnreadableError
 from llava_remap.checkpoint.safetensors_file import read_safetensors
 from llava_remap.checkpoint.small_file import has_file
 from llava_remap.checkpoint.state_dict import StateDict
 from llava_remap.checkpoint.strict_json import LARGEST
 from llava_remap.checkpoint.torch_legacy import read_torch_legacy
 from llava_remap.checkpoint.torch_zip import read_torch_zip
-from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.problem import RemapError, refuse
 from llava_remap.core.wording import quoted, several
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
@@ -97,8 +97,7 @@ def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
         RemapError: as `read_weight_file`.
     """
     read: dict[Path, WeightFile] = {}
-    problems: list[Problem] = []
-    kind: type[RemapError] = RemapError
+    errors: list[RemapError] = []
     pointers: list[Path] = []
     for file in files:
         try:
@@ -106,13 +105,15 @@ def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
         except _PointerError:
             pointers.append(file)
         except RemapError as error:
-            problems += error.problems
-            if isinstance(error, UnreadableError):
-                kind = type(error) if kind in (RemapError, type(error)) else UnreadableError
+            errors.append(error)
     if pointers:
-        problems = [*_pointers(pointers).problems, *problems]
-    if problems:
-        raise kind(problems)
+        errors.insert(0, _pointers(pointers))
+    if errors:
+        kind = RemapError
+        if any(isinstance(error, UnreadableError) for error in errors):
+            alike = all(type(error) is UnreadableError for error in errors)
+            kind = UnreadableError if alike else DamagedError
+        raise kind(problem for error in errors for problem in error.problems)
     return read
 
 

@@ -98,8 +98,7 @@ def _tell_unprinted(error: UnprintedError) -> NoReturn:
             "LR508",
             f"standard output: {error.strerror}. What was to be printed there is lost.",
             "What was asked for may be done all the same; look at what is there before you give "
-            "the "
-            "command again.",
+            "the command again.",
         )
     )
     before: BaseException | None = error

@@ -154,8 +154,7 @@ def replace_file(
                 fix
                 or (
                     "Make it writable, or work on a copy; a copy of a shipped file can extend "
-                    "what the "
-                    "file does."
+                    "what the file does."
                 )
             ),
         ) from None

@@ -84,7 +84,10 @@ class RemapError(Exception):
         self.problems: tuple[Problem, ...] = (
             (problems,) if isinstance(problems, Problem) else tuple(problems)
         )
-        super().__init__("\n".join(f"{p.code} {p.message}" for p in self.problems))
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{p.code} {p.message}" for p in self.problems)
 
     @classmethod
     def of(

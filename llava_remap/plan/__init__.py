@@ -17,18 +17,13 @@ from llava_remap.plan.mapped import (
     written_dtype,
 )
 from llava_remap.plan.model import (
-    FORMAT,
-    FORMAT_VERSION,
     Dropped,
     Plan,
     PostLoadChange,
     Shard,
-    ValueCheck,
 )
 
 __all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
     "AddLora",
     "Alias",
     "Box",
@@ -42,7 +37,6 @@ __all__ = [
     "Run",
     "Shard",
     "Step",
-    "ValueCheck",
     "aligned",
     "build_plan",
     "coverage_gaps",

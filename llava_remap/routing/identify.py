@@ -180,8 +180,7 @@ def already_converted(
                 Problem(
                     "LR311",
                     f"names in {checkpoint.location} are those of a layout of transformers, "
-                    "behind "
-                    "a prefix.",
+                    "behind a prefix.",
                     behind,
                 )
             ]

@@ -12,7 +12,6 @@ from llava_remap.rulefile.load import (
     shipped_rule_files,
 )  # fmt: skip
 from llava_remap.rulefile.pattern import (
-    Mismatch,
     PatternError,
     Regex,
     RunawayError,
@@ -27,22 +26,19 @@ from llava_remap.rulefile.schema import (
     Given,
     NamedDefault,
     NameTest,
-    Notice,
     PixelProcessor,
     Processor,
     Requirement,
     Rule,
-    RuleText,
     Source,
-    Target,
     Token,
 )  # fmt: skip
 
 __all__ = [
-    "Condition", "ConfigValue", "Given", "Listed", "Mismatch", "NameTest", "NamedDefault",
-    "Notice", "PatternError",
-    "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile", "RuleText",
-    "RunawayError", "Source", "Target",
+    "Condition", "ConfigValue", "Given", "Listed", "NameTest", "NamedDefault",
+    "PatternError",
+    "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile",
+    "RunawayError", "Source",
     "Template", "TimeSpent", "Token", "Wrapper", "load_rule_file", "reversed_template",
     "shipped_chat_parts",
     "shipped_class_part", "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",

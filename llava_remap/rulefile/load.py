@@ -29,8 +29,7 @@ _MEND = "Mend it there; the shipped rule files show every field."
 _TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
 _PATTERNS = (
     "In a template, fields are {x}, {x:int} and {x...}; in a regex, a sign that stands "
-    "for "
-    "itself has a \\ before it."
+    "for itself has a \\ before it."
 )
 #: pydantic's kinds of error in the words of YAML.
 _KINDS = {
@@ -100,11 +99,11 @@ class RuleFile:
             yield
         except RemapError as error:
             mark = self.tree.locate(path).mark
-            problems = [
+            error.problems = tuple(
                 replace(p, place=p.place or mark) if p.exit is Exit.USAGE else p
                 for p in error.problems
-            ]
-            raise type(error)(problems) from error
+            )
+            raise
 
     @property
     def first_source(self) -> str:

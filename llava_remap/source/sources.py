@@ -206,8 +206,7 @@ def _open_default(
         Problem(
             "LR316",
             f"the config names {quoted(value)} for `{name}`, which isn't here; {named}, of the "
-            "same "
-            "name, is taken.",
+            "same name, is taken.",
             f"If the one that it names was trained since, give it: --source {name}=DIR.",
         )
     ]

@@ -22,7 +22,6 @@ from llava_remap.target_model.layouts import (
     WRITTEN,
     check_layout,
     layout_program,
-    names_in,
 )
 from llava_remap.target_model.presets import IMAGE_PROCESSORS, SCALED_PICTURES, TOKENIZERS
 from llava_remap.target_model.source_files import odd_values, read_beside
@@ -63,7 +62,6 @@ __all__ = [
     "odd_values",
     "keys_without_use",
     "layout_program",
-    "names_in",
     "norms_about_one",
     "place_tokens",
     "read_beside",

@@ -158,8 +158,7 @@ def _unknown(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]
     if known.classes is not None:
         cause = (
             f"transformers {version} has no class `{target.class_}` for text and pictures "
-            "with "
-            "a head."
+            "with a head."
         )
         fix = "Write the name of one that has both; it ends with ForConditionalGeneration."
         if near := known.classes:

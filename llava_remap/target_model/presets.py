@@ -6,6 +6,7 @@ the tensors do show is theirs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,9 @@ TOWERS: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
     },
 }  # fmt: skip
+
+#: The same by the last part of their names.
+STOCK = {name.rpartition("/")[2]: preset for name, preset in TOWERS.items()}
 
 #: Kinds of language models whose class multiplies embeddings by the root of hidden_size: up to
 #: transformers 5.0 those of words and of pictures, in 5.23 those of words alone. The installed
@@ -104,3 +108,11 @@ IMAGE_PROCESSORS: Mapping[str, Mapping[str, Any]] = {
         "resample": 3, "rescale_factor": 1 / 255,
     },
 }  # fmt: skip
+
+
+def stock_name(named: str | None) -> str | None:
+    """The stock tower that a hub id or a path names, a hub's cache (`models--ORG--NAME`)
+    included; else the path's last part.
+    """
+    parts = [part.split("--")[-1] for part in re.split(r"[/\\]", named or "") if part]
+    return next((part for part in parts if part in STOCK), parts[-1] if parts else None)

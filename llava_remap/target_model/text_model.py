@@ -454,8 +454,7 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
         raise ConfigError.of(
             "LR112",
             f"the rule file says that the language model is {said}, and by the source's "
-            "config "
-            f"{names}.",
+            f"config {names}.",
             f"If the rule file is right, say so there: `target: {{text_models: {{{every}}}}}`.",
         )
     if len(set(found.values())) == 1:

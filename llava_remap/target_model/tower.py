@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
 from llava_remap.core.problem import ConfigError, Problem, RemapError, refuse
-from llava_remap.target_model.presets import TOWER_DEFAULTS, TOWERS
+from llava_remap.target_model.presets import STOCK, TOWER_DEFAULTS, TOWERS, stock_name
 
 #: What of a vision config is kept; everything else in it has no effect on what the tower computes.
 _KEYS = (
@@ -129,10 +128,9 @@ def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def has_stock_sizes(named: str, prefix: str, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a tower can be the one that is named: of no stock tower the name tells sizes."""
-    stock = {name.split("/")[-1]: preset for name, preset in TOWERS.items()}
-    called = _stock_name(named, stock)
+    called = stock_name(named)
     try:
-        return called not in stock or _fits(stock[str(called)], _sizes(prefix, tensors))
+        return called not in STOCK or _fits(STOCK[str(called)], _sizes(prefix, tensors))
     except RemapError:  # LR302: there is no whole tower
         return False
 
@@ -201,17 +199,16 @@ def _known(
     """
     defaults = TOWER_DEFAULTS[seen["model_type"]]
     given = {"model_type": seen["model_type"], **defaults, **own} if own is not None else None
-    stock = {name.split("/")[-1]: preset for name, preset in TOWERS.items()}
-    sized = next((name for name, preset in stock.items() if _fits(preset, seen)), None)
-    called = _stock_name(named, stock)
-    if apart and called in stock and sized not in (None, called):
+    sized = next((name for name, preset in STOCK.items() if _fits(preset, seen)), None)
+    called = stock_name(named)
+    if apart and called in STOCK and sized not in (None, called):
         raise ConfigError.of(
             "LR309",
             f"the tower given apart has the sizes of {sized}; the language model's config "
             f"names {named}.",
             "Give the tower that the checkpoint was trained with.",
         )
-    fitting = stock[sized] if sized is not None and called in (None, *stock) else None
+    fitting = STOCK[sized] if sized is not None and called in (None, *STOCK) else None
     known = given if given is not None and _fits(given, seen) else fitting
     if known is None and given is not None:
         raise ConfigError.of(
@@ -238,7 +235,7 @@ def _known(
                 believed,
             )
         )
-    if called in stock and not _fits(stock[str(called)], seen):
+    if called in STOCK and not _fits(STOCK[str(called)], seen):
         notes.append(
             Problem(
                 "LR309",
@@ -247,14 +244,6 @@ def _known(
             )
         )
     return {**defaults, **known}, notes
-
-
-def _stock_name(named: str | None, stock: Container[str]) -> str | None:
-    """The stock tower that a hub id or a path names, a hub's cache (`models--ORG--NAME`)
-    included; else the path's last part.
-    """
-    parts = [part.split("--")[-1] for part in re.split(r"[/\\]", named or "") if part]
-    return next((part for part in parts if part in stock), parts[-1] if parts else None)
 
 
 def _fits(config: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:

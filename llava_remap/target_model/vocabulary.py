@@ -227,8 +227,7 @@ def vocabulary_problems(
     elif isinstance(vocab, int) and vocab != rows_after:
         cause = (
             f"--vocab {vocab}: embed_tokens has {rows} rows, and none can be added: no rule "
-            "of "
-            "`post_load` adds rows."
+            "of `post_load` adds rows."
         )
         fix = as_it_is
     else:

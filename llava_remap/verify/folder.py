@@ -14,6 +14,7 @@ from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_ob
 from llava_remap.core.codes import Exit
 from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.wording import counted
 from llava_remap.execute import INDEX, Recipe, digest_files
 from llava_remap.verify.compare import compare
 from llava_remap.verify.record import RECORD, Record
@@ -179,7 +180,7 @@ def file_problems(
     return [
         Problem(
             "LR603",
-            f"{folder} has {len(rows)} file{'s' if len(rows) > 1 else ''} that "
+            f"{folder} has {counted(len(rows), 'file')} that "
             f"{'are' if len(rows) > 1 else 'is'} not as written.",
             _FIX,
             tuple(name for name, _ in rows),

@@ -4,13 +4,12 @@ tensors.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
 from llava_remap.core.problem import refuse
-from llava_remap.target_model.presets import TOWERS
+from llava_remap.target_model.presets import STOCK, TOWERS, stock_name
 
 #: Beginning of every name of a tower in a checkpoint of its own.
 PREFIX = "vision_model."
@@ -29,17 +28,14 @@ def trained_with(config: Mapping[str, Any], taken: int) -> tuple[str, dict[str, 
     Raises:
         RemapError: LR112 where no stock tower is named and none fits.
     """
-    stock = {name.split("/")[-1]: preset for name, preset in TOWERS.items()}
-    named = re.split(r"[/\\]|--", str(config.get("mm_vision_tower") or ""))
-    preset = next((stock[name] for name in named if name in stock), None)
-    for other in stock.values() if preset is None else ():
+    preset = STOCK.get(stock_name(str(config.get("mm_vision_tower") or "")) or "")
+    for other in STOCK.values() if preset is None else ():
         preset = other if taken and taken % other["hidden_size"] == 0 else preset
     if preset is None:
         raise refuse(
             "LR112",
             f"there is no vision tower; of {', '.join(TOWERS)} its config names none, and "
-            "none "
-            f"gives {taken} values.",
+            f"none gives {taken} values.",
             "Give a checkpoint that holds its tower.",
         )
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "image_size")
