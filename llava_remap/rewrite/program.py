@@ -16,20 +16,17 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
-from llava_remap.core.problem import refuse
+from llava_remap.core.problem import RemapError, refuse
 from llava_remap.rewrite.conditions import contradictions
 from llava_remap.rulefile import (
     Condition,
+    Drop,
     Mark,
-    PatternError,
-    Regex,
     Rule,
     RuleFile,
+    RuleKind,
     RunawayError,
-    Template,
     TimeSpent,
-    Wrapper,
-    reversed_template,
 )
 
 #: Rules that are asked one by one.
@@ -68,50 +65,57 @@ class Rewrite(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
-    """A rule, ready to run.
+    """A rule of a program.
 
     Attributes:
-        label: `prepare/ID` or `names/ID`; of a layout, its name and the ID.
-        rule: as the rule file has it.
-        mark: where that is.
-        candidates: a regex of whole names that every name matches which the rule takes, and perhaps
-            others.
-        segments: segments that every name has which the rule takes.
-        back_segments: segments that every name has which `back` takes.
-        run: gives the new name (for a drop: the name) or None where it doesn't match.
-        back: takes a name that `run` made back; None for one that can't be reversed.
-        spent: the time that the regexes of its rule file took.
+        label: `prepare/ID` or `names/ID`; for a layout, its name and the ID.
+        kind: what the rule does.
+        mark: the place of the rule in its file.
+        when: the checkpoints for which the rule counts; None for all.
+        optional: whether a checkpoint may have no name for it.
+        spent: the time that the regexes of the rule file took.
     """
 
     label: str
-    rule: Rule
+    kind: RuleKind
     mark: Mark
-    candidates: str
-    segments: frozenset[str]
-    back_segments: frozenset[str]
-    run: Callable[[str], str | None]
-    back: Callable[[str], str | None] | None
-    spent: TimeSpent = field(default_factory=TimeSpent, compare=False, repr=False)
+    when: Condition | None
+    optional: bool
+    spent: TimeSpent = field(compare=False, repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.label.partition("/")[2]
 
     def __call__(self, name: str) -> str | None:
-        return self._limited(self.run, name)
+        """The new name (for a drop: the name), or None where the rule doesn't take the name.
+
+        Raises:
+            RemapError: LR206 if a regex hit its time limit.
+        """
+        try:
+            return self.kind.apply(name, self.spent)
+        except RunawayError as error:
+            raise self._refusal(error) from None
 
     def lead_back(self, target: str) -> str | None:
-        """The name that `back` makes of a target; None where it doesn't match or there is no way
-        back.
-        """
-        return None if self.back is None else self._limited(self.back, target)
+        """The name from which the rule makes `target`; None where it doesn't lead back.
 
-    def _limited(self, run: Callable[[str], str | None], name: str) -> str | None:
+        Raises:
+            RemapError: LR206 if a regex hit its time limit.
+        """
         try:
-            return run(name)
+            return self.kind.back(target, self.spent)
         except RunawayError as error:
-            raise refuse(
-                "LR206",
-                f"{self.mark} the regex of `{self.label}` {error.why}.",
-                "Write it as a template, or without nested repetition.",
-                [name],
-            ) from None
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: RunawayError) -> RemapError:
+        return refuse(
+            "LR206",
+            f"{self.mark} the regex of `{self.label}` {error.why}.",
+            "Write it as a template, or without nested repetition.",
+            [str(error)],
+        )
 
 
 @dataclass(frozen=True)
@@ -142,17 +146,17 @@ class Program:
         start = 0
         while (found := self._prepare.first(prepared, start, without)) is not None:
             start, rule, after = found
-            if rule.rule.drop is not None:
+            if isinstance(rule.kind, Drop):
                 trace.append(Step(rule.label, prepared, None))
-                return Rewrite(name, None, rule.rule.drop, prepared, tuple(trace))
+                return Rewrite(name, None, rule.kind.reason, prepared, tuple(trace))
             trace.append(Step(rule.label, prepared, after))
             prepared = after
         if (found := self._names.first(prepared, 0, without)) is None:
             return Rewrite(name, None, None, prepared, tuple(trace))
         _, rule, after = found
-        target = None if rule.rule.drop is not None else after
+        target, reason = (None, rule.kind.reason) if isinstance(rule.kind, Drop) else (after, None)
         trace.append(Step(rule.label, prepared, target))
-        return Rewrite(name, target, rule.rule.drop, prepared, tuple(trace))
+        return Rewrite(name, target, reason, prepared, tuple(trace))
 
     def inverse(self, target: str) -> str | None:
         """The one name, after `prepare`, that `names` takes to `target`; None where no rule leads
@@ -175,6 +179,10 @@ class Program:
         """The rules of `names` whose way back may take a target, in their order."""
         return [self.names[number] for number in self._backs.asked(target)]
 
+    def asked(self, name: str) -> list[CompiledRule]:
+        """Every rule that may take a name, if it is asked alone."""
+        return [*self._prepare.asked(name), *self._names.asked(name)]
+
     def without(self, label: str) -> Program:
         """The same program without one rule."""
         return self._only(lambda rule: rule.label != label)
@@ -183,25 +191,28 @@ class Program:
         """The program for a checkpoint: of the rules with a `when` only those whose `when` holds
         for it, of the layouts one.
         """
-        if not self.layouts and all(
-            rule.rule.when is None for rule in (*self.prepare, *self.names)
-        ):
+        if not self.layouts and all(rule.when is None for rule in self.rules):
             return self
-        prepare = tuple(rule for rule in self.prepare if _holds(rule.rule.when, names, config))
+        prepare = tuple(rule for rule in self.prepare if _holds(rule.when, names, config))
         first = Program(prepare, ())
         prepared = [first.rewrite(name).prepared for name in names]
-        own = tuple(rule for rule in self.names if _holds(rule.rule.when, prepared, config))
+        own = tuple(rule for rule in self.names if _holds(rule.when, prepared, config))
         layout = max(self.layouts, key=lambda rules: _taken(rules, prepared), default=())
         return Program(prepare, (*own, *layout) if _taken(layout, prepared) else own)
 
     def assuming(self, condition: Condition | None) -> Program:
         """The program in which, of the rules with a `when`, only those with this one count."""
-        return self._only(lambda rule: rule.rule.when is None or rule.rule.when == condition)
+        return self._only(lambda rule: rule.when is None or rule.when == condition)
 
     def _only(self, wanted: Callable[[CompiledRule], bool]) -> Program:
         return Program(
             tuple(filter(wanted, self.prepare)), tuple(filter(wanted, self.names)), self.layouts
         )
+
+    @property
+    def rules(self) -> tuple[CompiledRule, ...]:
+        """Those of `prepare` and of `names`, in order."""
+        return (*self.prepare, *self.names)
 
     @cached_property
     def _prepare(self) -> _Sequence:
@@ -213,7 +224,7 @@ class Program:
 
     @cached_property
     def _backs(self) -> _Index:
-        return _Index([rule.back_segments for rule in self.names])
+        return _Index([rule.kind.back_segments for rule in self.names])
 
 
 def compile_rules(
@@ -239,7 +250,7 @@ def compile_all(rules: RuleFile) -> Program:
         tuple(_compile(f"names/{rule.id}", rule, rules, spent) for rule in text.names),
         tuple(
             tuple(
-                replace(rule, label=f"{layout.name}/{rule.rule.id}")
+                replace(rule, label=f"{layout.name}/{rule.id}")
                 for rule in compile_all(layout).names
             )
             for layout in rules.layouts
@@ -248,79 +259,7 @@ def compile_all(rules: RuleFile) -> Program:
 
 
 def _compile(label: str, rule: Rule, file: RuleFile, spent: TimeSpent) -> CompiledRule:
-    back_segments, back = _NO_WAY_BACK if one_way(rule) else _back(rule, spent)
-    mark = file.marks[label]
-    if rule.unwrap is not None:
-        wrapper = Wrapper(rule.unwrap)
-        return CompiledRule(
-            label,
-            rule,
-            mark,
-            wrapper.candidates,
-            wrapper.segments,
-            frozenset(),
-            wrapper.take_off,
-            None,
-        )
-    if rule.match is not None:
-        regex = Regex(rule.match, rule.replace, spent)
-        return CompiledRule(
-            label,
-            rule,
-            mark,
-            regex.candidates,
-            regex.segments,
-            back_segments,
-            regex.search,
-            back,
-            spent,
-        )
-    source = Template(str(rule.from_))
-    run = _between(source, Template(rule.to) if rule.to is not None else source)
-    return CompiledRule(label, rule, mark, source.regex, source.segments, back_segments, run, back)
-
-
-def one_way(rule: Rule) -> str:
-    """Why a rename of `names` can't be reversed, in words; empty for one that can, and for a
-    drop, which has none to miss.
-    """
-    if rule.drop is not None:
-        return ""
-    if rule.one_way:
-        return "it says `one_way: true`"
-    if rule.match is not None:
-        return "" if rule.reverse is not None else "a regex has no way back without `reverse:`"
-    source, target = Template(str(rule.from_)), Template(str(rule.to))
-    if lost := [name for name in source.fields if name not in target.fields]:
-        return f"`to` leaves out the field `{{{lost[0]}}}`"
-    try:
-        reversed_template(source, target)
-    except PatternError as error:
-        return str(error)
-    return ""
-
-
-#: Segments that names have which the way back takes, and the way back.
-_Back = tuple[frozenset[str], Callable[[str], str | None] | None]
-_NO_WAY_BACK: _Back = (frozenset(), None)
-
-
-def _back(rule: Rule, spent: TimeSpent) -> _Back:
-    if rule.reverse is not None:
-        regex = Regex(rule.reverse.match, rule.reverse.replace, spent)
-        return regex.segments, regex.search
-    if rule.to is None:
-        return _NO_WAY_BACK
-    source, target = Template(str(rule.from_)), Template(rule.to)
-    return target.segments, _between(reversed_template(source, target), source)
-
-
-def _between(source: Template, target: Template) -> Callable[[str], str | None]:
-    def run(name: str) -> str | None:
-        fields = source.match(name)
-        return None if fields is None else target.fill(fields)
-
-    return run
+    return CompiledRule(label, rule.kind, file.marks[label], rule.when, rule.optional, spent)
 
 
 def _holds(
@@ -365,8 +304,12 @@ class _Sequence:
 
     def __init__(self, rules: tuple[CompiledRule, ...]) -> None:
         self._rules = rules
-        self._index = _Index([rule.segments for rule in rules])
+        self._index = _Index([rule.kind.pattern.segments for rule in rules])
         self._at_once: dict[tuple[int, ...], re.Pattern[str]] = {}
+
+    def asked(self, name: str) -> list[CompiledRule]:
+        """Every rule that may take a name."""
+        return [self._rules[number] for number in self._index.asked(name)]
 
     def first(
         self, name: str, start: int, without: str = ""
@@ -391,7 +334,8 @@ class _Sequence:
     def _regex(self, numbers: tuple[int, ...]) -> re.Pattern[str]:
         if numbers not in self._at_once:
             candidates = "|".join(
-                f"(?P<r{number}>{self._rules[number].candidates})" for number in numbers
+                f"(?P<r{number}>{self._rules[number].kind.pattern.candidates})"
+                for number in numbers
             )
             self._at_once[numbers] = re.compile(candidates, re.DOTALL)
         return self._at_once[numbers]

@@ -24,9 +24,12 @@ from llava_remap.routing.route import Routed, Routes, route
 from llava_remap.routing.trained_with import PROJECTOR, projector_place
 from llava_remap.rulefile import (
     Condition,
+    Rename,
     Requirement,
-    Rule,
     RuleFile,
+    Template,
+    Unwrap,
+    Wrapper,
     load_rule_file,
     shipped_folder,
     shipped_layouts,
@@ -344,48 +347,41 @@ def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
     """The segments that templates of the shipped rule files spell out, and a regex for those
     that they spell out in part.
     """
-    texts: set[str] = set()
-    files = [load_rule_file(path) for path in shipped_rule_files().values()]
-    for rules in files:
-        text, every = rules.text, _rules_of(rules)
+    templates: list[Template] = []
+    texts: list[str] = []
+    partly: set[str] = set()
+    for path in shipped_rule_files().values():
+        rules = load_rule_file(path)
+        text, sources = rules.text, rules.text.sources.values()
+        every = [
+            *text.prepare,
+            *text.names,
+            *(rule for layout in rules.layouts for rule in layout.text.names),
+        ]
         conditions = [
             text.detect,
             *text.requires.values(),
             *(rule.when for rule in every if rule.when is not None),
         ]
-        texts.update(
-            template
-            for condition in conditions
-            for template in (*condition.present, *condition.absent)
-        )
-        texts.update(
-            source.used_if_absent for source in text.sources.values() if source.used_if_absent
-        )
-        texts.update(template for source in text.sources.values() for template in source.selected)
-        texts.update(rule.from_ or rule.unwrap or "" for rule in every)
-        texts.update(source.prefix for source in text.sources.values())
-        texts.update(text.target.towers if text.target is not None else ())
-    segments = {
-        segment for text in texts for segment in re.sub(r"\{\w+\.\.\.\}", "{x}", text).split(".")
-    }
-    partly = {
-        segment
-        for segment in segments
-        if "{" in segment and not re.fullmatch(r"\{\w+(:int)?\}", segment)
-    }
-    if any(rule.match is not None for rules in files for rule in _rules_of(rules)):
-        partly.add("{x}")  # a regex may ask for anything
-    return frozenset(segments - partly), re.compile(
-        "|".join(re.sub(r"\\{.*?\\}", ".*", re.escape(one)) for one in partly)
-    )
-
-
-def _rules_of(rules: RuleFile) -> list[Rule]:
-    return [
-        *rules.text.prepare,
-        *rules.text.names,
-        *(rule for layout in rules.layouts for rule in layout.text.names),
-    ]
+        for condition in conditions:
+            templates += [*condition.present, *condition.absent]
+        templates += [source.used_if_absent for source in sources if source.used_if_absent]
+        templates += [template for source in sources for template in source.selected]
+        for pattern in (rule.kind.pattern for rule in every):
+            if isinstance(pattern, Template):
+                templates.append(pattern)
+            elif isinstance(pattern, Wrapper):
+                texts.append(pattern.text)
+            else:
+                partly.add(".*")  # a regex may ask for anything
+        texts += [
+            *(source.prefix for source in sources),
+            *(text.target.towers if text.target is not None else ()),
+        ]
+    partly.update(regex for template in templates for regex in template.partial_segments)
+    spelt = {segment for text in texts for segment in text.split(".")}
+    spelt.update(segment for template in templates for segment in template.segments)
+    return frozenset(spelt), re.compile("|".join(partly))
 
 
 def _part(rules: RuleFile, checkpoint: Checkpoint) -> str:
@@ -605,9 +601,9 @@ def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) 
         return None
     names = dict.fromkeys(rule for found in on.values() for rule in found)
     wrappers = ", ".join(
-        f"`{rule.rule.unwrap}.`"
+        f"`{rule.kind.pattern.text}.`"
         for rule in bare.prepare
-        if rule.label in names and rule.rule.unwrap
+        if rule.label in names and isinstance(rule.kind, Unwrap)
     )
     cause = (
         f"{len(on)} of {len(routed)} names in {checkpoint.location} have {wrappers} in them, "
@@ -646,16 +642,20 @@ def _unknown_sources(
         if name not in known and name != rules.first_source
     ]
     used = {r.rewrite.rules[-1] for r in every if r.rewrite.target is not None}
-    renames = [rule for rule in compile_rules(rules).names if rule.rule.to is not None]
-    left = [rule for rule in renames if rule.label not in used] or renames
+    renames = {
+        rule.label: rule.kind
+        for rule in compile_rules(rules).names
+        if isinstance(rule.kind, Rename)
+    }
+    left = [kind for label, kind in renames.items() if label not in used] or [*renames.values()]
     # What is no tower brings a projector at the least; only pairs change a language model.
-    left = [rule for rule in left if str(rule.rule.to).startswith(PROJECTOR)] or left
+    left = [kind for kind in left if kind.target.text.startswith(PROJECTOR)] or left
     problems = []
     for name in (*routes.unselected, *unknown):
         checkpoint = checkpoints[name]
         if not checkpoint.catalog:  # a config alone
             continue
-        wanted = rules.text.sources[name].selected or [str(rule.rule.from_) for rule in left]
+        wanted = rules.text.sources[name].selected or [kind.pattern for kind in left]
         cause = (
             f"source `{name}` ({checkpoint.location}) was read, and {rules.name} knows none of its "
             f"{counted(len(checkpoint.catalog), 'name')}."

@@ -1,5 +1,6 @@
 """YAML text to a validated, versioned rule file. Knows no tensors."""
 
+from llava_remap.rulefile.kinds import Drop, Rename, RuleKind, Substitute, Unwrap
 from llava_remap.rulefile.load import (
     Listed,
     RuleFile,
@@ -11,16 +12,7 @@ from llava_remap.rulefile.load import (
     shipped_list,
     shipped_rule_files,
 )  # fmt: skip
-from llava_remap.rulefile.pattern import (
-    Mismatch,
-    PatternError,
-    Regex,
-    RunawayError,
-    Template,
-    TimeSpent,
-    Wrapper,
-    reversed_template,
-)
+from llava_remap.rulefile.pattern import Regex, RunawayError, TimeSpent, Wrapper
 from llava_remap.rulefile.schema import (
     Condition,
     ConfigValue,
@@ -37,14 +29,14 @@ from llava_remap.rulefile.schema import (
     Target,
     Token,
 )  # fmt: skip
+from llava_remap.rulefile.template import Mismatch, PatternError, Template, reversed_template
 from llava_remap.rulefile.yaml_text import Mark
 
 __all__ = [
-    "Condition", "ConfigValue", "Given", "Listed", "Mark", "Mismatch", "NameTest", "NamedDefault",
-    "Notice", "PatternError",
-    "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile", "RuleText",
-    "RunawayError", "Source", "Target",
-    "Template", "TimeSpent", "Token", "Wrapper", "load_rule_file", "reversed_template",
-    "shipped_chat_parts",
-    "shipped_class_part", "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
+    "Condition", "ConfigValue", "Drop", "Given", "Listed", "Mark", "Mismatch", "NameTest",
+    "NamedDefault", "Notice", "PatternError", "PixelProcessor", "Processor", "Regex", "Rename",
+    "Requirement", "Rule", "RuleFile", "RuleKind", "RuleText", "RunawayError", "Source",
+    "Substitute", "Target", "Template", "TimeSpent", "Token", "Unwrap", "Wrapper",
+    "load_rule_file", "reversed_template", "shipped_chat_parts", "shipped_class_part",
+    "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
+    GetPydanticSchema,
+    PrivateAttr,
     Tag,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from llava_remap.rulefile.pattern import PatternError, Regex, Template, Wrapper
+from llava_remap.rulefile.kinds import Drop, Rename, RuleKind, Substitute, Unwrap
+from llava_remap.rulefile.pattern import Regex, Wrapper
+from llava_remap.rulefile.template import PatternError, Template
 
 SCHEMA_VERSIONS = (1,)
 #: What a default that is a mapping is called in the place of an error; no field is called so.
@@ -28,15 +33,20 @@ def _pattern_error(error: PatternError) -> PydanticCustomError:
     return PydanticCustomError("pattern", "{reason}", {"reason": str(error)})
 
 
-def _check_template(text: str) -> str:
+def _template(given: Any, as_text: Callable[[Any], str]) -> Template:
+    """The template of a text; one that is parsed already is taken as it is."""
+    if isinstance(given, Template):
+        return given
+    text = as_text(given)
     try:
-        Template(text)
+        return Template(text)
     except PatternError as error:
         raise _pattern_error(error) from None
-    return text
 
 
-TemplateText = Annotated[str, AfterValidator(_check_template)]
+TemplateText = Annotated[
+    Template, GetPydanticSchema(lambda _, handler: handler(str)), WrapValidator(_template)
+]
 Scalar = str | int | float | bool | None
 Facts = dict[str, Scalar]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -189,9 +199,9 @@ class Source(Part):
     )
 
     @property
-    def selected(self) -> tuple[str, ...]:
+    def selected(self) -> tuple[Template, ...]:
         """The templates of `select`; empty where every tensor is taken."""
-        return (self.select,) if isinstance(self.select, str) else self.select
+        return (self.select,) if isinstance(self.select, Template) else self.select
 
 
 _FACTS = (
@@ -395,51 +405,51 @@ class Rule(Part):
         None, description="the way back of a regex; a template has its own"
     )
 
+    _kind: RuleKind = PrivateAttr()
+
+    @property
+    def kind(self) -> RuleKind:
+        """The rule, compiled."""
+        return self._kind
+
     @model_validator(mode="after")
-    def _one_form(self) -> Rule:
-        form = {
-            n
-            for n in ("from_", "to", "match", "replace", "unwrap", "drop")
-            if getattr(self, n) is not None
-        }
-        if form not in (
-            {"from_", "to"},
-            {"match", "replace"},
-            {"unwrap"},
-            {"from_", "drop"},
-            {"match", "drop"},
-        ):
-            raise PydanticCustomError(
-                "form", "a rule is from + to, match + replace, unwrap, from + drop or match + drop"
-            )
-        if self.reverse is not None and (self.replace is None or self.one_way):
-            raise PydanticCustomError(
-                "form", "`reverse` goes with match + replace, and not with `one_way`"
-            )
-        if self.one_way and self.drop is not None:
-            raise PydanticCustomError(
-                "form", "`one_way` goes with a rename; a drop has no way back"
-            )
-        if self.one_way and self.unwrap is not None:
-            raise PydanticCustomError(
-                "form", "`unwrap` has no way back as it is: leave `one_way` out"
-            )
-        if self.when == Condition():
-            raise PydanticCustomError("form", "`when` is empty, so it always holds: leave it out")
+    def _compile(self) -> Rule:
         try:
-            if self.match is not None:
-                Regex(self.match, self.replace)
-                if self.reverse is not None:
-                    Regex(self.reverse.match, self.reverse.replace)
-            elif self.unwrap is not None:
-                Wrapper(self.unwrap)
-            elif self.to is not None and self.from_ is not None:
-                have, wanted = Template(self.from_).fields, Template(self.to).fields
-                if unknown := [field for field in wanted if field not in have]:
-                    raise PatternError(f"field `{{{unknown[0]}}}` of `to` is not in `from`")
+            self._kind = self._compiled()
         except PatternError as error:
             raise _pattern_error(error) from None
         return self
+
+    def _compiled(self) -> RuleKind:
+        one_way = self.one_way is not None
+        wrong = ""
+        if self.reverse is not None and (self.replace is None or one_way):
+            wrong = "`reverse` goes with match + replace, and not with `one_way`"
+        elif one_way and self.drop is not None:
+            wrong = "`one_way` goes with a rename; a drop has no way back"
+        elif one_way and self.unwrap is not None:
+            wrong = "`unwrap` has no way back as it is: leave `one_way` out"
+        elif self.when == Condition():
+            wrong = "`when` is empty, so it always holds: leave it out"
+        if wrong:
+            raise PydanticCustomError("form", wrong)
+        match self.from_, self.to, self.match, self.replace, self.unwrap, self.drop:
+            case Template() as source, Template() as target, None, None, None, None:
+                return Rename(source, target, one_way)
+            case None, None, str() as regex, str() as replace, None, None:
+                back = None
+                if self.reverse is not None:
+                    back = Regex(self.reverse.match, self.reverse.replace)
+                return Substitute(Regex(regex, replace), back, one_way)
+            case None, None, None, None, str() as segments, None:
+                return Unwrap(Wrapper(segments))
+            case Template() as source, None, None, None, None, str() as reason:
+                return Drop(source, reason)
+            case None, None, str() as regex, None, None, str() as reason:
+                return Drop(Regex(regex), reason)
+        raise PydanticCustomError(
+            "form", "a rule is from + to, match + replace, unwrap, from + drop or match + drop"
+        )
 
 
 class PostLoad(Part):
@@ -667,7 +677,7 @@ class RuleText(Part):
     @model_validator(mode="after")
     def _complete(self) -> RuleText:
         """A part may leave out what the files that extend it say; a file with a target may not."""
-        if lost := [rule.id for rule in self.names if rule.unwrap is not None]:
+        if lost := [rule.id for rule in self.names if isinstance(rule.kind, Unwrap)]:
             raise PydanticCustomError(
                 "form", "`unwrap` is for `prepare`; `{id}` is a rule of `names`", {"id": lost[0]}
             )
