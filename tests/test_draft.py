@@ -406,7 +406,7 @@ def test_a_variant_of_unknown_architecture_and_tower(run: Run) -> None:
     assert (ran.code, "LR112" in ran.out, "language model: " in ran.out) == (1, True, False)
     assert ran.out.splitlines()[-1] == "  llava-remap rules lint mine.yaml"
     rules = load_rule_file("mine.yaml")
-    assert [(str(rule.from_), str(rule.to)) for rule in rules.text.names] == [
+    assert [rule.kind.describe() for rule in rules.text.names] == [
         ("connector.fc1.{p}", "multi_modal_projector.linear_1.{p}"),
         ("connector.fc2.{p}", "multi_modal_projector.linear_2.{p}"),
         ("language.{rest...}", "language_model.model.{rest}"),
