@@ -2,9 +2,9 @@
 files, no tensors.
 """
 
+from llava_remap.rewrite.compiled import CompiledRule
 from llava_remap.rewrite.conditions import contradictions
 from llava_remap.rewrite.program import (
-    CompiledRule,
     Program,
     Rewrite,
     Step,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from llava_remap.rewrite.conditions import contradictions
-from llava_remap.rewrite.program import CompiledRule, Program, Rewrite, compile_all
+from llava_remap.rewrite.program import Program, Rewrite, compile_all
 from llava_remap.rulefile import RuleFile
 
 #: Rules told for a name that none took.
@@ -73,13 +73,8 @@ class Explanation:
             "target": self.rewrite.target,
             "reason": self.rewrite.reason,
         }
-        found["steps"] = [
-            {"rule": step.rule, "pattern": step.pattern, "makes": step.makes, "after": step.after}
-            for step in self.steps
-        ]
-        found["nearest"] = [
-            {"rule": near.rule, "pattern": near.pattern, "why": near.why} for near in self.nearest
-        ]
+        found["steps"] = [step._asdict() for step in self.steps]
+        found["nearest"] = [near._asdict() for near in self.nearest]
         return found
 
 
@@ -142,23 +137,13 @@ def _left_out(
     everything: Program, program: Program, names: Collection[str], config: Mapping[str, Any] | None
 ) -> list[LeftOut]:
     prepared = [program.rewrite(name).prepared for name in names]
-
-    def of(
-        rules: tuple[CompiledRule, ...], counting: tuple[CompiledRule, ...], stored: bool
-    ) -> list[LeftOut]:
-        labels = {rule.label for rule in counting}
-        return [
-            LeftOut(
-                rule.label,
-                tuple(
-                    contradictions(rule.when, names if stored else prepared, config, stored=stored)
-                ),
-            )
-            for rule in rules
-            if rule.label not in labels and rule.when is not None
-        ]
-
+    counting = {rule.label for rule in program.rules}
     return [
-        *of(everything.prepare, program.prepare, True),
-        *of(everything.names, program.names, False),
+        LeftOut(
+            rule.label,
+            tuple(contradictions(rule.when, names if stored else prepared, config, stored=stored)),
+        )
+        for rules, stored in ((everything.prepare, True), (everything.names, False))
+        for rule in rules
+        if rule.when is not None and rule.label not in counting
     ]

@@ -27,11 +27,6 @@ class _Rule(Generic[P]):
     pattern: P
 
     @property
-    def leads_back(self) -> bool:
-        """Whether `back` can make the old name of a new one."""
-        return False
-
-    @property
     def one_way(self) -> str:
         """Why a rename can't be reversed, in words. Empty for one that can, and for a rule that
         has no new names to take back.
@@ -87,10 +82,6 @@ class Rename(_Rule[Template]):
         return [name for name in self.pattern.fields if name not in self.target.fields]
 
     @property
-    def leads_back(self) -> bool:
-        return self._source is not None
-
-    @property
     def one_way(self) -> str:
         return self._one_way
 
@@ -123,14 +114,10 @@ class Substitute(_Rule[Regex]):
     declared: bool = False
 
     @property
-    def leads_back(self) -> bool:
-        return self.reverse is not None
-
-    @property
     def one_way(self) -> str:
         if self.declared:
             return _DECLARED
-        return "" if self.leads_back else "a regex has no way back without `reverse:`"
+        return "" if self.reverse is not None else "a regex has no way back without `reverse:`"
 
     @property
     def back_segments(self) -> frozenset[str]:

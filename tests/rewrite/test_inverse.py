@@ -64,10 +64,6 @@ def test_why_a_rule_has_no_way_back(load: Load) -> None:
         "names/oneway": "it says `one_way: true`",
         "names/lossy": "`to` leaves out the field `{x}`",
     }
-    assert [rule.label for rule in program.names if not rule.kind.leads_back] == [
-        *reasons,
-        "names/drop",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ def not_back(trial: Trial) -> Iterator[Finding]:
         rules = {rule.label: rule for rule in ground.program.names}
         for target, label in ground.targets.items():
             rule = rules[label]
-            if not rule.kind.leads_back or ground.program.inverse(target) is not None:
+            if rule.kind.one_way or ground.program.inverse(target) is not None:
                 continue
             back = rule.lead_back(target)
             fact = (

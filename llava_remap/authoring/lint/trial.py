@@ -137,6 +137,6 @@ class Trial:
         """
         found = set()
         for ground in [self.real] if self.real else self.grounds:
-            back = {rule.label for rule in ground.program.names if rule.kind.leads_back}
+            back = {rule.label for rule in ground.program.names if not rule.kind.one_way}
             found |= {target for target, label in ground.targets.items() if label in back}
         return found
