@@ -25,7 +25,16 @@ from dataclasses import dataclass
 
 from llava_remap.core.problem import refuse
 from llava_remap.rewrite import CompiledRule, Program, compile_all
-from llava_remap.rulefile import Rule, RuleFile
+from llava_remap.rulefile import (
+    Drop,
+    Regex,
+    Rename,
+    RuleFile,
+    RuleKind,
+    Substitute,
+    Template,
+    Unwrap,
+)
 
 _MARK = "."
 _DROPPED = ".dropped."
@@ -33,7 +42,6 @@ _DROPPED = ".dropped."
 #: of tensors are.
 _FIELDS = {"": "[^.]+", ":int": "[0-9]+", "...": "[^.].*"}
 _ENDS_IN_SEGMENT = "[^.](?:.*[^.])?"
-_TOKEN = re.compile(r"(\{\w+)(:int|\.\.\.|)\}|.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
     def renamings(of: Sequence[CompiledRule]) -> Iterator[_Renaming]:
         for compiled in of:
             try:
-                yield _renaming(compiled.rule)
+                yield _renaming(compiled.kind)
             except _InexpressibleError as error:
                 remarks.append(
                     f"`{compiled.label}` is left out: {error}. What it takes is left to the rules "
@@ -126,18 +134,17 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
 
 def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
     text = rules.text
-    taken = {compiled.label: compiled.rule for compiled in (*program.prepare, *program.names)}
-    every = compile_all(rules)
+    taken = {compiled.label: compiled.kind for compiled in program.rules}
     if conditional := [
-        compiled.label for compiled in (*every.prepare, *every.names) if compiled.label not in taken
+        compiled.label for compiled in compile_all(rules).rules if compiled.label not in taken
     ]:
         yield f"Rules whose `when` doesn't hold here are left out: {', '.join(conditional)}."
-    if wrappers := [label for label, rule in taken.items() if rule.unwrap is not None]:
+    if wrappers := [label for label, kind in taken.items() if isinstance(kind, Unwrap)]:
         yield (
             f"Wrappers come off once, and at the start of a name alone ({', '.join(wrappers)}); "
             "`apply` takes off all."
         )
-    if drops := [label for label, rule in taken.items() if rule.drop is not None]:
+    if drops := [label for label, kind in taken.items() if isinstance(kind, Drop)]:
         yield (
             f"Nothing can be dropped ({', '.join(drops)}): the loader reports such names as "
             f"unexpected, with `{_DROPPED}` before "
@@ -169,13 +176,20 @@ def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
         )
 
 
-def _renaming(rule: Rule) -> _Renaming:
-    if rule.unwrap is not None:  # at the start alone: there save_pretrained can put it back
-        made = _of_template(f"{rule.unwrap}.{{rest...}}", "{rest}")
-    elif rule.from_ is not None:
-        made = _of_template(rule.from_, rule.to)
-    else:
-        made = _of_regex(rule)
+def _renaming(kind: RuleKind) -> _Renaming:
+    match kind:
+        case Rename():
+            made = _of_template(kind.pattern, kind.target)
+        case Unwrap():  # at the start alone: there save_pretrained can put it back
+            made = _of_template(kind.pattern.at_start, Template("{rest}"))
+        case Substitute():
+            made = _of_regex(kind.pattern)
+        case Drop(pattern=Template() as template):
+            takes = _tokens(template)
+            made = _Renaming(f"^(?={_regex(takes)}$)", _DROPPED, template.prefix, _DROPPED)
+        case Drop(pattern=pattern):
+            _check_groups(pattern.text)
+            made = _Renaming(rf"^(?!\.)(?=.*?(?:{pattern.text}))", _DROPPED, "", _DROPPED)
     if "*." in made.pattern:
         raise _InexpressibleError("transformers reads `*.` in a regex as its own wildcard")
     if re.search(r"[\\^()]", made.replacement.replace(r"\1", "")):
@@ -189,12 +203,8 @@ def _renaming(rule: Rule) -> _Renaming:
     return made
 
 
-def _of_template(from_: str, to: str | None) -> _Renaming:
-    """`to`: None for a drop."""
-    source, target = _tokens(from_), _tokens(to if to is not None else from_)
-    takes = _literal_start(source)
-    if to is None:
-        return _Renaming(f"^(?={_regex(source)}$)", _DROPPED, takes, _DROPPED)
+def _of_template(from_: Template, to: Template) -> _Renaming:
+    source, target = _tokens(from_), _tokens(to)
     # What follows the last change is only looked at: from the first field of the end that both have
     # in common.
     tail = next(
@@ -227,17 +237,19 @@ def _of_template(from_: str, to: str | None) -> _Renaming:
         group, after = head[at : at + len(run)], head[at + len(run) :]
         pattern = f"{_regex(head[:at], group)}({_regex(group, after + end)}){_regex(after, end)}"
         replacement = rf"{_text(made[:first])}\1{_text(made[last:])}"
-    return _Renaming(f"^{pattern}(?={_regex(end)}$)", replacement, takes, _literal_start(target))
+    return _Renaming(f"^{pattern}(?={_regex(end)}$)", replacement, from_.prefix, to.prefix)
 
 
-def _of_regex(rule: Rule) -> _Renaming:
-    match, replace = rule.match or "", (rule.replace or "").replace(r"\g<1>", r"\1")
+def _check_groups(match: str) -> None:
     if re.search(r"\\[0-9]|\(\?P=|\(\?\(", match):
         raise _InexpressibleError(
             "it refers to a group of its own, and transformers puts one around it"
         )
-    if rule.drop is not None:
-        return _Renaming(rf"^(?!\.)(?=.*?(?:{match}))", _DROPPED, "", _DROPPED)
+
+
+def _of_regex(regex: Regex) -> _Renaming:
+    match, replace = regex.text, (regex.replace or "").replace(r"\g<1>", r"\1")
+    _check_groups(match)
     rest = re.sub(r"\((?!\?)[^()]*\)(?![*?{])", "", match, count=1)  # without the first group
     if not match.startswith("^") or "|" in rest:
         if "\\" in replace:
@@ -248,13 +260,11 @@ def _of_regex(rule: Rule) -> _Renaming:
         return _Renaming(rf"^(?!\.)(.*?)(?:{match})", rf"\1{replace}", "", "")
     if "\\" in replace and re.search(r"\)[*?{]", rest):
         raise _InexpressibleError("its group may be without a value")
-    start = re.match(r"\^((?:\w|\\\.)*)(?![*?{])", match)
-    takes = start[1].replace(r"\.", ".") if start else ""
-    pattern = match if takes else rf"^(?!\.){match[1:]}"
+    pattern = match if regex.prefix else rf"^(?!\.){match[1:]}"
     open_end = (
         "(?:)" if re.search(r"[a-zA-Z0-9]$", match) else ""
     )  # else transformers would have a word end there
-    return _Renaming(pattern + open_end, replace, takes, replace.partition("\\")[0])
+    return _Renaming(pattern + open_end, replace, regex.prefix, replace.partition("\\")[0])
 
 
 def _may_meet(makes: str, takes: str) -> bool:
@@ -266,11 +276,11 @@ def _may_meet(makes: str, takes: str) -> bool:
 _Token = tuple[str, str]
 
 
-def _tokens(template: str) -> list[_Token]:
-    return [
-        (f[1] + "}", _FIELDS[f[2]]) if f[1] else (f[0], re.escape(f[0]))
-        for f in _TOKEN.finditer(template)
-    ]
+def _tokens(template: Template) -> list[_Token]:
+    tokens: list[_Token] = []
+    for text, field, kind in template.pieces:
+        tokens += [(f"{{{field}}}", _FIELDS[kind])] if field else [(s, re.escape(s)) for s in text]
+    return tokens
 
 
 def _is_field(token: _Token) -> bool:
@@ -291,10 +301,3 @@ def _regex(tokens: Sequence[_Token], follow: Sequence[_Token] = ()) -> str:
 
 def _text(tokens: Sequence[_Token]) -> str:
     return "".join(spelt for spelt, _ in tokens)
-
-
-def _literal_start(tokens: Sequence[_Token]) -> str:
-    field = next(
-        (position for position, token in enumerate(tokens) if _is_field(token)), len(tokens)
-    )
-    return _text(tokens[:field])

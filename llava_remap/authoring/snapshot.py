@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from llava_remap.authoring.name_set import NameSet
 from llava_remap.core.problem import refuse
 from llava_remap.rewrite import UNMAPPED, Status, compile_rules, contradictions
-from llava_remap.rulefile import RuleFile, Template
+from llava_remap.rulefile import RuleFile
 
 FORMAT, FORMAT_VERSION = "llava-remap/snapshot", 1
 _FIX = (
@@ -178,7 +178,7 @@ def _taken(rules: RuleFile, names: NameSet) -> Snapshot:
     for source, name, rewrite in NameSet({}, known, (), None, {}).rewrites(rules, program):
         select = rules.text.sources[source].selected
         taken = not select or any(
-            Template(s).match(program.rewrite(name).prepared) is not None for s in select
+            template.match(program.rewrite(name).prepared) is not None for template in select
         )
         dropped_by = rewrite.rules[-1] if rewrite.reason is not None else None
         outcomes[source][name] = (rewrite.target, dropped_by) if taken else ("(not selected)", None)

@@ -202,7 +202,7 @@ def _of_module(config: Mapping[str, Any], key: str, patterns: str, module: str) 
 
 
 def _matches(pattern: str, name: str, patterns: str) -> bool:
-    from llava_remap.rulefile.pattern import PatternError, Regex, RunawayError
+    from llava_remap.rulefile import PatternError, Regex, RunawayError
 
     try:
         return Regex(rf"^(.*\.)?({pattern})$", None).search(name) is not None

@@ -126,9 +126,9 @@ CODES: dict[str, Code] = {
         "`rules lint`: a rule's new name would be renamed again if the rules ran twice, by the "
         "same rule or by another one."),
     "LR204": Code("shadowed", Exit.USAGE,
-        "`rules lint`: a rule can take no name, since rules before it take all of them. To replace "
-        "an inherited rule, give the "
-        "new one its id."),
+        "`rules lint`: a rule can take no name, since rules before it take all that are made from "
+        "its template. Regexes are not judged. To replace an inherited rule, give the new one its "
+        "id."),
     "LR205": Code("matched nothing", Exit.USAGE,
         "Note, of `rules lint --source`: a rule takes none of the names. Say `optional: true` "
         "where that is expected."),
@@ -136,9 +136,8 @@ CODES: dict[str, Code] = {
         "A regex took too long on a name, or those of a file together did. Make it simpler, or "
         "write a template, which can't."),
     "LR208": Code("pattern takes more than it seems to", Exit.USAGE,
-        "`rules lint`: a regex has a dot without a backslash, or begins or ends inside a segment "
-        "of a name: `^model` takes "
-        "`modelx` too."),
+        "`rules lint`: a regex begins or ends inside a segment of a name that was tried: `^model` "
+        "takes `modelx.a` as it takes `model.a`."),
     "LR209": Code("two rules with one id", Exit.USAGE,
         "Two rules of one file, or of two files that it extends, share an id."),
     "LR210": Code("extends cannot be resolved", Exit.USAGE,

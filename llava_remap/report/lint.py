@@ -88,10 +88,10 @@ def _summary(linted: Linted) -> list[str]:
     if linted.names is not None:
         tried.append(counted(linted.names, "real name"))
     parts = [", ".join(tried)]
-    if linted.unparsed:
+    if linted.untried:
         parts.append(
-            f"no names could be made from {_rules(linted.unparsed)}: only regexes of Python's `re` "
-            "can be taken apart"
+            f"no name was tried on {_rules(linted.untried)}: a regex needs one from a test or a "
+            "source"
         )
     if linted.unknown:
         parts.append(
@@ -121,7 +121,7 @@ def _file(linted: Linted) -> dict[str, Any]:
         "reversible": linted.reversible,
         "led_back": linted.targets,
         "one_way": [{"rule": label, "reason": why} for label, why in linted.one_way],
-        "unparsed": list(linted.unparsed),
+        "untried": list(linted.untried),
         "target_unknown": linted.unknown or None,
         "findings": findings,
     }

@@ -2,15 +2,14 @@
 files, no tensors.
 """
 
+from llava_remap.rewrite.compiled import CompiledRule
 from llava_remap.rewrite.conditions import contradictions
 from llava_remap.rewrite.program import (
-    CompiledRule,
     Program,
     Rewrite,
     Step,
     compile_all,
     compile_rules,
-    one_way,
 )
 from llava_remap.rewrite.testing import (
     UNMAPPED,
@@ -26,5 +25,5 @@ from llava_remap.rewrite.testing import (
 __all__ = [
     "UNMAPPED", "CompiledRule", "Known", "Program", "Rewrite", "Status", "Step", "TestResult",
     "compile_all", "compile_rules",
-    "contradictions", "new_test", "one_way", "outcome", "run_tests", "untested",
+    "contradictions", "new_test", "outcome", "run_tests", "untested",
 ]  # fmt: skip

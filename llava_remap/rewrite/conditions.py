@@ -33,12 +33,12 @@ def contradictions(
     """
     found = []
     where = "as it is stored" if stored else "after `prepare`"
-    for text in condition.present:
-        if not _matches(text, names):
-            found.append(f"{where} it has no `{text}`")
-    for text in condition.absent:
-        if _matches(text, names):
-            found.append(f"{where} it has `{text}`")
+    for template in condition.present:
+        if not _matches(template, names):
+            found.append(f"{where} it has no `{template}`")
+    for template in condition.absent:
+        if _matches(template, names):
+            found.append(f"{where} it has `{template}`")
     for key, wanted in condition.config.items():
         allowed = wanted if isinstance(wanted, tuple) else (wanted,)
         value = _first((config or {}).get(key))
@@ -64,6 +64,5 @@ def _first(value: Any) -> Any:
     return (value[0] if value else None) if isinstance(value, list) else value
 
 
-def _matches(text: str, names: Collection[str]) -> bool:
-    template = Template(text)
+def _matches(template: Template, names: Collection[str]) -> bool:
     return any(template.match(name) is not None for name in names)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from llava_remap.rewrite.conditions import contradictions
-from llava_remap.rewrite.program import CompiledRule, Program, Rewrite, compile_all
-from llava_remap.rulefile import Rule, RuleFile, Template
+from llava_remap.rewrite.program import Program, Rewrite, compile_all
+from llava_remap.rulefile import RuleFile
 
 #: Rules told for a name that none took.
 MOST_NEAREST = 3
@@ -73,13 +73,8 @@ class Explanation:
             "target": self.rewrite.target,
             "reason": self.rewrite.reason,
         }
-        found["steps"] = [
-            {"rule": step.rule, "pattern": step.pattern, "makes": step.makes, "after": step.after}
-            for step in self.steps
-        ]
-        found["nearest"] = [
-            {"rule": near.rule, "pattern": near.pattern, "why": near.why} for near in self.nearest
-        ]
+        found["steps"] = [step._asdict() for step in self.steps]
+        found["nearest"] = [near._asdict() for near in self.nearest]
         return found
 
 
@@ -100,7 +95,9 @@ class Explainer:
         self._names = tuple(
             {rule.label: rule for rule in (*self._all.names, *self.program.names)}.values()
         )
-        self._rules = {rule.label: rule.rule for rule in (*self._all.prepare, *self._names)}
+        self._described = {
+            rule.label: rule.kind.describe() for rule in (*self._all.prepare, *self._names)
+        }
 
     def explain(self, rewrite: Rewrite) -> Explanation:
         """What the program made of a name, explained.
@@ -109,12 +106,7 @@ class Explainer:
             RemapError: LR206 if a regex hit its time limit.
         """
         steps = tuple(
-            ExplainedStep(
-                step.rule,
-                pattern_of(self._rules[step.rule]),
-                _makes(self._rules[step.rule]),
-                step.after,
-            )
+            ExplainedStep(step.rule, *self._described[step.rule], step.after)
             for step in rewrite.trace
         )
         unmapped = rewrite.target is None and rewrite.reason is None
@@ -127,65 +119,31 @@ class Explainer:
         held_back = {left.rule: left.why for left in self.left_out}
         found = []
         for rule in self._names:
-            pattern = pattern_of(rule.rule)
-            words = set(_WORD.findall(_literals(rule.rule)))
+            pattern = rule.kind.pattern
+            words = set(_WORD.findall(pattern.literals))
             shared = len(words & set(_WORD.findall(name))) / max(len(words), 1)
-            if rule(name) is not None:  # it is no part of the program
-                matched, why = (
-                    len(name),
-                    f"it matches, but its `when` doesn't hold: {'; '.join(held_back[rule.label])}",
-                )
-            elif rule.rule.match is not None:
-                matched, why = 0, "it finds nothing in the name"
-            else:
-                mismatch = Template(pattern).mismatch(name)
-                assert mismatch is not None
-                matched, why = mismatch
-            if shared or "." in _literals(rule.rule)[:matched]:
-                found.append((matched, shared, NearRule(rule.label, pattern, why)))
+            mismatch = None if rule(name) is not None else pattern.mismatch(name)
+            matched, why = mismatch or (
+                len(name),
+                f"it matches, but its `when` doesn't hold: {'; '.join(held_back[rule.label])}",
+            )
+            if shared or "." in pattern.literals[:matched]:
+                found.append((matched, shared, NearRule(rule.label, pattern.text, why)))
         found.sort(key=lambda entry: entry[:2], reverse=True)
         return tuple(near for _, _, near in found[:MOST_NEAREST])
-
-
-def pattern_of(rule: Rule) -> str:
-    """A rule's template, regex or wrapper, as the file has it."""
-    return next(pattern for pattern in (rule.from_, rule.match, rule.unwrap) if pattern is not None)
-
-
-def _makes(rule: Rule) -> str | None:
-    return "" if rule.unwrap is not None else rule.replace if rule.match is not None else rule.to
-
-
-def _literals(rule: Rule) -> str:
-    """What in a pattern stands for itself; of a regex, anything that looks like it."""
-    if rule.match is not None:
-        return re.sub(r"\\(.)", lambda found: found[1] if found[1] in "._-" else " ", rule.match)
-    return "".join(text for text, _, _ in Template(str(rule.from_)).pieces())
 
 
 def _left_out(
     everything: Program, program: Program, names: Collection[str], config: Mapping[str, Any] | None
 ) -> list[LeftOut]:
     prepared = [program.rewrite(name).prepared for name in names]
-
-    def of(
-        rules: tuple[CompiledRule, ...], counting: tuple[CompiledRule, ...], stored: bool
-    ) -> list[LeftOut]:
-        labels = {rule.label for rule in counting}
-        return [
-            LeftOut(
-                rule.label,
-                tuple(
-                    contradictions(
-                        rule.rule.when, names if stored else prepared, config, stored=stored
-                    )
-                ),
-            )
-            for rule in rules
-            if rule.label not in labels and rule.rule.when is not None
-        ]
-
+    counting = {rule.label for rule in program.rules}
     return [
-        *of(everything.prepare, program.prepare, True),
-        *of(everything.names, program.names, False),
+        LeftOut(
+            rule.label,
+            tuple(contradictions(rule.when, names if stored else prepared, config, stored=stored)),
+        )
+        for rules, stored in ((everything.prepare, True), (everything.names, False))
+        for rule in rules
+        if rule.when is not None and rule.label not in counting
     ]

@@ -4,12 +4,12 @@ those.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from llava_remap.rewrite.program import Program, Rewrite, compile_all
-from llava_remap.rulefile import Condition, Given, NameTest, RuleFile, Template
+from llava_remap.rulefile import Condition, Given, NameTest, RuleFile, RuleKind, Template, Unwrap
 
 #: What a test can come to. There is no other.
 Status = Literal["passed", "failed", "missing", "written"]
@@ -84,27 +84,30 @@ def new_test(rules: RuleFile, label: str, known: Known) -> NameTest | None:
     something.
     """
     everything = compile_all(rules)
-    rule = next(
-        rule.rule for rule in (*everything.prepare, *everything.names) if rule.label == label
-    )
+    rule = next(rule for rule in everything.rules if rule.label == label)
     program = everything.given(known.names, known.config)
     real = next((name for name in known.taken if label in program.rewrite(name).rules), None)
     stored = label.startswith("prepare/")
     seen = [(name, name if stored else program.rewrite(name).prepared) for name in known.names]
     given = Given() if rule.when is None else _given(rule.when, seen, known.config)
-    template = rule.from_ if rule.unwrap is None else f"{rule.unwrap}.{{rest...}}"
-    for name in [real] if real is not None else _made_up(template):
+    for name in [real] if real is not None else _made_up_for(rule.kind):
         found = everything.given((name, *given.names), given.config).rewrite(name)
         if label in found.rules:
             return _as_test(name, found, given)
     return None
 
 
-def _made_up(template: str | None) -> Iterator[str]:
-    if template is not None:
-        pattern = Template(template)
-        for values in _FILLED:
-            yield pattern.fill({field: values[kind] for field, kind in pattern.fields.items()})
+def _made_up_for(kind: RuleKind) -> list[str]:
+    """Names that a rule takes; none for a regex."""
+    pattern = kind.pattern.at_start if isinstance(kind, Unwrap) else kind.pattern
+    return _made_up(pattern) if isinstance(pattern, Template) else []
+
+
+def _made_up(template: Template) -> list[str]:
+    return [
+        template.fill({field: values[kind] for field, kind in template.fields.items()})
+        for values in _FILLED
+    ]
 
 
 def _given(
@@ -114,10 +117,9 @@ def _given(
     sees them), or made-up ones.
     """
     names = []
-    for text in when.present:
-        template = Template(text)
+    for template in when.present:
         real = (stored for stored, name in seen if template.match(name) is not None)
-        names.append(next(real, None) or next(_made_up(text)))
+        names.append(next(real, None) or _made_up(template)[0])
     values = {}
     for key, wanted in when.config.items():
         allowed = wanted if isinstance(wanted, tuple) else (wanted,)

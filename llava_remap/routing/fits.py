@@ -20,8 +20,9 @@ from llava_remap.routing.route import Routed, route
 from llava_remap.rulefile import (
     Condition,
     Requirement,
-    Rule,
     RuleFile,
+    Template,
+    Wrapper,
     load_rule_file,
     shipped_rule_files,
 )
@@ -263,48 +264,41 @@ def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
     """The segments that templates of the shipped rule files spell out, and a regex for those
     that they spell out in part.
     """
-    texts: set[str] = set()
-    files = [load_rule_file(path) for path in shipped_rule_files().values()]
-    for rules in files:
-        text, every = rules.text, _rules_of(rules)
+    templates: list[Template] = []
+    texts: list[str] = []
+    partly: set[str] = set()
+    for path in shipped_rule_files().values():
+        rules = load_rule_file(path)
+        text, sources = rules.text, rules.text.sources.values()
+        every = [
+            *text.prepare,
+            *text.names,
+            *(rule for layout in rules.layouts for rule in layout.text.names),
+        ]
         conditions = [
             text.detect,
             *text.requires.values(),
             *(rule.when for rule in every if rule.when is not None),
         ]
-        texts.update(
-            template
-            for condition in conditions
-            for template in (*condition.present, *condition.absent)
-        )
-        texts.update(
-            source.used_if_absent for source in text.sources.values() if source.used_if_absent
-        )
-        texts.update(template for source in text.sources.values() for template in source.selected)
-        texts.update(rule.from_ or rule.unwrap or "" for rule in every)
-        texts.update(source.prefix for source in text.sources.values())
-        texts.update(text.target.towers if text.target is not None else ())
-    segments = {
-        segment for text in texts for segment in re.sub(r"\{\w+\.\.\.\}", "{x}", text).split(".")
-    }
-    partly = {
-        segment
-        for segment in segments
-        if "{" in segment and not re.fullmatch(r"\{\w+(:int)?\}", segment)
-    }
-    if any(rule.match is not None for rules in files for rule in _rules_of(rules)):
-        partly.add("{x}")  # a regex may ask for anything
-    return frozenset(segments - partly), re.compile(
-        "|".join(re.sub(r"\\{.*?\\}", ".*", re.escape(one)) for one in partly)
-    )
-
-
-def _rules_of(rules: RuleFile) -> list[Rule]:
-    return [
-        *rules.text.prepare,
-        *rules.text.names,
-        *(rule for layout in rules.layouts for rule in layout.text.names),
-    ]
+        for condition in conditions:
+            templates += [*condition.present, *condition.absent]
+        templates += [source.used_if_absent for source in sources if source.used_if_absent]
+        templates += [template for source in sources for template in source.selected]
+        for pattern in (rule.kind.pattern for rule in every):
+            if isinstance(pattern, Template):
+                templates.append(pattern)
+            elif isinstance(pattern, Wrapper):
+                texts.append(pattern.text)
+            else:
+                partly.add(".*")  # a regex may ask for anything
+        texts += [
+            *(source.prefix for source in sources),
+            *(text.target.towers if text.target is not None else ()),
+        ]
+    partly.update(regex for template in templates for regex in template.partial_segments)
+    spelt = {segment for text in texts for segment in text.split(".")}
+    spelt.update(segment for template in templates for segment in template.segments)
+    return frozenset(spelt), re.compile("|".join(partly))
 
 
 def other_tower_problem(

@@ -21,7 +21,9 @@ from llava_remap.routing.fits import EMPTY, fits, other_tower_problem, unmet
 from llava_remap.routing.route import Routed, Routes, route
 from llava_remap.routing.trained_with import PROJECTOR
 from llava_remap.rulefile import (
+    Rename,
     RuleFile,
+    Unwrap,
     load_rule_file,
     shipped_folder,
     shipped_layouts,
@@ -270,9 +272,9 @@ def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) 
         return None
     names = dict.fromkeys(rule for found in on.values() for rule in found)
     wrappers = ", ".join(
-        f"`{rule.rule.unwrap}.`"
+        f"`{rule.kind.pattern.text}.`"
         for rule in bare.prepare
-        if rule.label in names and rule.rule.unwrap
+        if rule.label in names and isinstance(rule.kind, Unwrap)
     )
     return Problem(
         "LR110",
@@ -313,16 +315,20 @@ def _unknown_sources(
         if name not in known and name != rules.first_source
     ]
     used = {r.rewrite.rules[-1] for r in every if r.rewrite.target is not None}
-    renames = [rule for rule in compile_rules(rules).names if rule.rule.to is not None]
-    left = [rule for rule in renames if rule.label not in used] or renames
+    renames = {
+        rule.label: rule.kind
+        for rule in compile_rules(rules).names
+        if isinstance(rule.kind, Rename)
+    }
+    left = [kind for label, kind in renames.items() if label not in used] or [*renames.values()]
     # What is no tower brings a projector at the least; only pairs change a language model.
-    left = [rule for rule in left if str(rule.rule.to).startswith(PROJECTOR)] or left
+    left = [kind for kind in left if kind.target.text.startswith(PROJECTOR)] or left
     problems = []
     for name in (*routes.unselected, *unknown):
         checkpoint = checkpoints[name]
         if not checkpoint.catalog:  # a config alone
             continue
-        wanted = rules.text.sources[name].selected or [str(rule.rule.from_) for rule in left]
+        wanted = rules.text.sources[name].selected or [kind.pattern for kind in left]
         cause = (
             f"source `{name}` ({checkpoint.location}) was read, and {rules.name} knows none of its "
             f"{counted(len(checkpoint.catalog), 'name')}."

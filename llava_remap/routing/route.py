@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.rewrite import Program, Rewrite, compile_rules
-from llava_remap.rulefile import RuleFile, Source, Template
+from llava_remap.rulefile import RuleFile, Source
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -117,7 +117,7 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
         if "tensors" not in source.use:
             not_given += [] if source.optional or name in checkpoints else [name]
             continue
-        absent = Template(source.used_if_absent) if source.used_if_absent else None
+        absent = source.used_if_absent
         having = {
             r.source
             for r in main
@@ -193,7 +193,7 @@ def _tensors(
 
     What is selected goes by the name that `prepare` leaves; without a program, by the stored one.
     """
-    select = [Template(text) for text in source.selected]
+    select = source.selected
     matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
     for name, tensor in checkpoint.catalog.items():
         prepared = name if program is None or not select else program.rewrite(name).prepared

@@ -1,5 +1,6 @@
 """YAML text to a validated, versioned rule file. Knows no tensors."""
 
+from llava_remap.rulefile.kinds import Drop, Rename, RuleKind, Substitute, Unwrap
 from llava_remap.rulefile.load import (
     Listed,
     RuleFile,
@@ -11,15 +12,7 @@ from llava_remap.rulefile.load import (
     shipped_list,
     shipped_rule_files,
 )  # fmt: skip
-from llava_remap.rulefile.pattern import (
-    PatternError,
-    Regex,
-    RunawayError,
-    Template,
-    TimeSpent,
-    Wrapper,
-    reversed_template,
-)
+from llava_remap.rulefile.pattern import Regex, RunawayError, TimeSpent, Wrapper
 from llava_remap.rulefile.schema import (
     Condition,
     ConfigValue,
@@ -33,13 +26,12 @@ from llava_remap.rulefile.schema import (
     Source,
     Token,
 )  # fmt: skip
+from llava_remap.rulefile.template import PatternError, Template, reversed_template
 
 __all__ = [
-    "Condition", "ConfigValue", "Given", "Listed", "NameTest", "NamedDefault",
-    "PatternError",
-    "PixelProcessor", "Processor", "Regex", "Requirement", "Rule", "RuleFile",
-    "RunawayError", "Source",
-    "Template", "TimeSpent", "Token", "Wrapper", "load_rule_file", "reversed_template",
-    "shipped_chat_parts",
+    "Condition", "ConfigValue", "Drop", "Given", "Listed", "NameTest", "NamedDefault",
+    "PatternError", "PixelProcessor", "Processor", "Regex", "Rename", "Requirement", "Rule",
+    "RuleFile", "RuleKind", "RunawayError", "Source", "Substitute", "Template", "TimeSpent",
+    "Token", "Unwrap", "Wrapper", "load_rule_file", "reversed_template", "shipped_chat_parts",
     "shipped_class_part", "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from llava_remap.rulefile.schema import SCHEMA_VERSIONS, RuleText
 
@@ -15,6 +16,13 @@ class _Generate(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: object) -> bool:
         """A title would only repeat the field's name."""
         return False
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        """The description is a docstring, whose line breaks mean nothing."""
+        made = super().model_schema(schema)
+        if "description" in made:
+            made["description"] = made["description"].replace("\n", " ")
+        return made
 
 
 def schema_json() -> str:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from llava_remap.core.problem import RemapError
 from llava_remap.rewrite.explain import Explainer
-from llava_remap.rulefile import PatternError, RuleFile, Template, load_rule_file, pattern
+from llava_remap.rulefile import PatternError, RuleFile, Template, load_rule_file
+from llava_remap.rulefile import template as template_module
 
 from .conftest import Load
 
@@ -97,7 +98,7 @@ def test_a_field_reads_a_name_once_however_many_ways_there_are(
     template: str, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It can begin at each of the name's characters, and end at each behind."""
-    ends, read = pattern._ends, []
+    ends, read = template_module._ends, []
 
     class Counted:
         def __init__(self, piece: re.Pattern[str]) -> None:
@@ -109,7 +110,7 @@ def test_a_field_reads_a_name_once_however_many_ways_there_are(
             return found
 
     monkeypatch.setattr(
-        pattern,
+        template_module,
         "_ends",
         lambda piece, *rest: ends(Counted(piece), *rest),  # type: ignore[arg-type]
     )

@@ -60,7 +60,7 @@ def test_a_when_of_prepare_sees_names_as_they_are_stored(load: Load) -> None:
 def test_assuming_one_condition(load: Load) -> None:
     program = compile_all(load(RULES))
     assert program.assuming(None).rewrite("head.x").rules == ("names/all",)
-    assert program.assuming(program.names[1].rule.when).rewrite("head.x").rules == ("names/late",)
+    assert program.assuming(program.names[1].when).rewrite("head.x").rules == ("names/late",)
 
 
 def test_what_a_test_says_is_given(load: Load) -> None:

@@ -17,7 +17,7 @@ def ids(rules: RuleFile) -> list[str]:
 
 
 def outcomes(rules: RuleFile) -> list[tuple[str, str | None]]:
-    return [(rule.id, rule.to) for rule in rules.text.names]
+    return [(rule.id, str(rule.to)) for rule in rules.text.names]
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +137,7 @@ sources: {model: {default: own/model}}
 target: {config: {k: {map: {z: 2}}, m: {const: 3}}}
 tokens: [{text: <o>, role: image}]
 """)  # fmt: skip
-    assert rules.text.detect.present == ("p",)
+    assert [str(name) for name in rules.text.detect.present] == ["p"]
     assert rules.text.detect.config == {"a": "parent", "b": "own", "c": "own"}
     assert (rules.text.sources["model"].default, rules.text.sources["model"].optional) == (
         "own/model",

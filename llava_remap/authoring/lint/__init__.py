@@ -1,20 +1,18 @@
-"""What is wrong with a rule file, found by trying it: on names made from its own rules, on its
-tests' and on real ones. Pure.
+"""What is wrong with a rule file, found by trying it: on names made from its templates, on those of
+its tests and on real ones. Pure.
 
 Every finding is seen, not inferred: a rule is shadowed if none of the names that were made from it
-reaches it, a regex runs away if it did.
+reaches it, a regex runs away if it hit the time limit on a name that was tried. Nothing is made
+from the text of a regex, so a regex is tried on the names that there are.
 """
 
 from __future__ import annotations
 
-from functools import reduce
-
 from llava_remap.authoring.lint.checks import CHECKS
 from llava_remap.authoring.lint.model import Finding, Linted, Names
-from llava_remap.authoring.lint.rule_checks import runaway
-from llava_remap.authoring.lint.trial import Trial, trees_of
+from llava_remap.authoring.lint.trial import Trial
 from llava_remap.core.problem import RemapError
-from llava_remap.rewrite import Program, compile_all, one_way
+from llava_remap.rewrite import compile_all
 from llava_remap.rulefile import RuleFile
 
 __all__ = ["Finding", "Linted", "Names", "lint"]
@@ -28,18 +26,14 @@ def lint(rules: RuleFile, names: Names | None = None) -> Linted:
         names: real names that it is to be held against.
     """
     program = compile_all(rules)
-    every = (*program.prepare, *program.names)
-    trees = trees_of(rules)
-    runaways = {
-        rule.label: finding for rule in every if (finding := runaway(rule, trees.get(rule.label)))
-    }
-    found = list(runaways.values())
+    found: list[Finding] = []
     trial = None
     try:
-        trial = Trial.of(rules, reduce(Program.without, runaways, program), trees, names)
+        trial = Trial.of(rules, program, names)
+        found += trial.runaways
         for check in CHECKS:
             found += check(trial)
-    except RemapError as error:  # a regex that no attack made run away, and another name did
+    except RemapError as error:  # a regex ran away on a name that other rules had changed
         found += [
             finding for problem in error.problems if (finding := Finding.of(problem)) not in found
         ]
@@ -48,12 +42,16 @@ def lint(rules: RuleFile, names: Names | None = None) -> Linted:
     return Linted(
         file=own,
         findings=tuple(sorted(found, key=lambda finding: finding.place(own))),
-        rules=len(every),
+        rules=len(program.rules),
         tests=len(rules.text.tests),
         witnesses=len({name for some in trial.witnesses.values() for name in some}) if trial else 0,
         names=None if names is None else len(names.taken),
         targets=len(trial.led_back - lost) if trial else 0,
-        one_way=tuple((rule.label, why) for rule in program.names if (why := one_way(rule.rule))),
-        unparsed=tuple(label for label, tree in trees.items() if tree is None),
+        one_way=tuple((rule.label, why) for rule in program.names if (why := rule.kind.one_way)),
+        untried=(
+            ()
+            if trial is None
+            else tuple(rule.label for rule in trial.rules if not trial.taken[rule.label])
+        ),
         unknown=names.unknown if names is not None else "",
     )

@@ -12,6 +12,7 @@ from llava_remap.authoring.lint.rule_checks import loose, lost_fields
 from llava_remap.authoring.lint.trial import Ground, Trial
 from llava_remap.core.problem import Mark, Problem
 from llava_remap.rewrite import CompiledRule, Rewrite, outcome, run_tests
+from llava_remap.rulefile import Drop, Regex, Substitute
 
 _NARROW = "Let it take only names that aren't renamed yet"
 #: By list: a rule of `names` before others keeps a name from them, one of `prepare` doesn't.
@@ -25,7 +26,7 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
     """LR203: a new name that would be renamed once more if the rules ran again."""
     found: dict[str, tuple[CompiledRule, str, list[tuple[str, str]]]] = {}
     for ground in trial.grounds:
-        rules = {rule.label: rule for rule in ground.rules}
+        rules = {rule.label: rule for rule in ground.program.rules}
         for name, rewrite in ground.rewrites.items():
             after = _made(rewrite)
             again = ground.program.rewrite(after)
@@ -40,7 +41,7 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
             chains.append((name, f"→ {after} → {_made(again)}"))
         for target in ground.targets:
             for rule in ground.program.leading_back(target):
-                if rule.rule.reverse is not None and (chain := _back_twice(rule, target)):
+                if isinstance(rule.kind, Substitute) and (chain := _back_twice(rule, target)):
                     found.setdefault(f"{rule.label} back", (rule, "", []))[2].append(chain)
     for rule, second, chains in found.values():
         if not second:
@@ -90,7 +91,9 @@ def _back_twice(rule: CompiledRule, target: str) -> tuple[str, str] | None:
 
 
 def shadowed(trial: Trial) -> Iterator[Finding]:
-    """LR204: a rule that none of the names made from it reaches."""
+    """LR204: a rule that none of the names made from it reaches. A regex is not judged: no names
+    can be made from it.
+    """
     for rule, takers in _shadowed(trial):
         names = trial.witnesses[rule.label]
         by = " and ".join(f"`{taker.label}`" for taker in takers)
@@ -106,10 +109,9 @@ def shadowed(trial: Trial) -> Iterator[Finding]:
         if mine is not None:
             cause = f"`{rule.label}` of {rule.mark.file} can take no name: {by} has them before it."
             fix = f"Make `{mine.label}` narrower."
-            if _list(mine) == _list(rule) and mine.rule.drop is None:
+            if _list(mine) == _list(rule) and not isinstance(mine.kind, Drop):
                 fix = (
-                    f"Give `{mine.label}` the id `{rule.rule.id}`: then it replaces the "
-                    "inherited rule."
+                    f"Give `{mine.label}` the id `{rule.id}`: then it replaces the inherited rule."
                 )
         yield Finding((mine or rule).mark, Problem("LR204", cause, fix, names))
 
@@ -128,11 +130,11 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
     for rule, takers in _shadowed(trial):
         ground, drops = (
             trial.assumed[rule.label],
-            {taker.label for taker in takers if taker.rule.drop is not None},
+            {taker.label for taker in takers if isinstance(taker.kind, Drop)},
         )
         for name in trial.witnesses[rule.label]:
             taker = ground.rewrites[name].rules[-1]
-            if _list(rule) != "names" or rule.rule.drop is not None or taker not in drops:
+            if _list(rule) != "names" or isinstance(rule.kind, Drop) or taker not in drops:
                 continue
             if ground.program.rewrite(name, without=taker).target is not None:
                 stolen[taker][rule.label].append(name)
@@ -146,8 +148,8 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
 
 
 def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]:
-    """Each rule that none of its witnesses and no real name reaches, with the rules that keep
-    them from it.
+    """Each rule from which names can be made, that none of its witnesses and no real name reaches,
+    with the rules that keep them from it.
     """
     places = {rule.label: at for at, rule in enumerate(trial.rules)}
     really_reached = trial.real.reached if trial.real else set()
@@ -157,7 +159,8 @@ def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]
         reached = rule.label in really_reached or any(
             rule.label in rewrite.rules for rewrite in rewrites
         )
-        if rewrites and not reached and all(_is_settled(ground, rewrite) for rewrite in rewrites):
+        made = not isinstance(rule.kind.pattern, Regex)
+        if made and not reached and all(_is_settled(ground, rewrite) for rewrite in rewrites):
             labels = dict.fromkeys(
                 label for rewrite in rewrites for label in _takers(rule, rewrite)
             )
@@ -193,8 +196,8 @@ def matched_nothing(trial: Trial) -> Iterator[Finding]:
     if trial.real is None:
         return
     reached = trial.real.reached
-    for rule in trial.real.rules:
-        if rule.label not in reached and not rule.rule.optional:
+    for rule in trial.real.program.rules:
+        if rule.label not in reached and not rule.optional:
             cause = f"`{rule.label}` takes none of the {len(trial.real.rewrites)} names."
             yield Finding(
                 rule.mark,
@@ -253,7 +256,7 @@ def not_back(trial: Trial) -> Iterator[Finding]:
         rules = {rule.label: rule for rule in ground.program.names}
         for target, label in ground.targets.items():
             rule = rules[label]
-            if rule.back is None or ground.program.inverse(target) is not None:
+            if rule.kind.one_way or ground.program.inverse(target) is not None:
                 continue
             back = rule.lead_back(target)
             fact = (
@@ -268,7 +271,7 @@ def not_back(trial: Trial) -> Iterator[Finding]:
         cause = f"new names of `{label}` don't come back by its way back, or not only by it."
         fix = (
             "Mend its `reverse`, or say `one_way: true`."
-            if rule.rule.reverse
+            if isinstance(rule.kind, Substitute)
             else "Say `one_way: true`."
         )
         yield Finding(

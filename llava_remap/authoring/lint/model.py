@@ -63,13 +63,12 @@ class Linted:
         findings: in order of place, the file's own first.
         loaded: whether it is a valid rule file; if not, the findings say why, and nothing else is
             known.
-        rules, tests, witnesses: how many it has; a witness is a name made from a rule, or one of a
-            test.
+        rules, tests, witnesses: how many it has; a witness is a name made from a template, or one
+            of a test.
         names: how many real names it was held against; None without any.
         targets: how many new names were led back and there again, and came out the same.
         one_way: the rules of `names` that have no way back, and why.
-        unparsed: rules for which no names can be made since their regex isn't one of the standard
-            library.
+        untried: rules whose regex takes none of the names, so that nothing is known of them.
         unknown: why the target's parameters aren't known, where real names were given and it has
             some.
     """
@@ -83,7 +82,7 @@ class Linted:
     names: int | None = None
     targets: int = 0
     one_way: tuple[tuple[str, str], ...] = ()
-    unparsed: tuple[str, ...] = ()
+    untried: tuple[str, ...] = ()
     unknown: str = ""
 
     @property

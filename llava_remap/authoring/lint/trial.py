@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from llava_remap.authoring.lint.model import Names
-from llava_remap.authoring.lint.tree import Tree
-from llava_remap.authoring.lint.witnesses import tree_of, witnesses
+from llava_remap.authoring.lint.model import Finding, Names
+from llava_remap.core.problem import RemapError
 from llava_remap.rewrite import CompiledRule, Program, Rewrite
 from llava_remap.rulefile import Condition, RuleFile
-
-#: The tree of each rule's regex, by label; None for one that the standard library can't parse.
-Trees = Mapping[str, Tree | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +29,6 @@ class Ground:
         return cls(program, {name: program.rewrite(name) for name in dict.fromkeys(names)})
 
     @property
-    def rules(self) -> tuple[CompiledRule, ...]:
-        return (*self.program.prepare, *self.program.names)
-
-    @property
     def reached(self) -> set[str]:
         """The labels of the rules that took a name."""
         return {label for rewrite in self.rewrites.values() for label in rewrite.rules}
@@ -53,8 +45,11 @@ class Trial:
 
     Attributes:
         rules: those that are tried.
-        witnesses: of each rule, by label: names made from it, and those of tests, that it takes
-            when it is asked alone.
+        runaways: LR206 for each rule that hit the time limit on the name of a test; it isn't tried
+            any further.
+        witnesses: of each rule, by label: names made from its template, and those of tests, that it
+            takes when it is asked alone.
+        taken: of each rule, by label: its witnesses, and all names that came to it.
         assumed: of each rule, by label: all witnesses in the program in which its `when` holds, and
             no other.
         real: the real names in the program for their checkpoint; None without any.
@@ -64,52 +59,63 @@ class Trial:
 
     file: RuleFile
     rules: tuple[CompiledRule, ...]
-    trees: Trees
+    runaways: tuple[Finding, ...]
     witnesses: Mapping[str, tuple[str, ...]]
+    taken: Mapping[str, Collection[str]]
     assumed: Mapping[str, Ground]
     real: Ground | None
     wanted: Collection[str] | None
     complete: bool = False
 
     @classmethod
-    def of(cls, file: RuleFile, program: Program, trees: Trees, names: Names | None) -> Trial:
+    def of(cls, file: RuleFile, program: Program, names: Names | None) -> Trial:
         """Try the rules of a program, which are those of the file or some of them.
 
         Raises:
-            RemapError: LR206 if one hit its time limit on a name.
+            RemapError: LR206 if one hit its time limit on a name that others had changed.
         """
-        rules = (*program.prepare, *program.names)
         tests = [test.from_ for test in file.text.tests]
-        made = {
-            rule.label: tuple(
-                dict.fromkeys(
-                    [
-                        *witnesses(rule, trees.get(rule.label)),
-                        *(name for name in tests if rule(name) is not None),
-                    ]
-                )
-            )
-            for rule in rules
-        }
-        every = [*tests, *(name for some in made.values() for name in some)]
+        made = {rule.label: rule.kind.pattern.examples for rule in program.rules}
+        runaways: dict[str, Finding] = {}
+        for name in dict.fromkeys(tests):
+            for rule in program.asked(name):
+                try:
+                    made[rule.label] += [name] if rule(name) is not None else []
+                except RemapError as error:
+                    runaways.setdefault(rule.label, Finding.of(error.problems[0]))
+        for label in runaways:
+            program = program.without(label)
+        every = [*tests, *(name for rule in program.rules for name in made[rule.label])]
         grounds: list[tuple[Condition | None, Ground]] = []
-        for rule in rules:
-            if all(condition != rule.rule.when for condition, _ in grounds):
-                grounds.append((rule.rule.when, Ground.of(program.assuming(rule.rule.when), every)))
+        for rule in program.rules:
+            if all(condition != rule.when for condition, _ in grounds):
+                grounds.append((rule.when, Ground.of(program.assuming(rule.when), every)))
         assumed = {
             rule.label: ground
-            for rule in rules
+            for rule in program.rules
             for condition, ground in grounds
-            if condition == rule.rule.when
+            if condition == rule.when
         }
         real = (
             None
             if names is None
             else Ground.of(program.given(names.first, names.config), names.taken)
         )
-        if names is None:
-            return cls(file, rules, trees, made, assumed, real, None)
-        return cls(file, rules, trees, made, assumed, real, names.wanted, names.complete)
+        taken = {rule.label: dict.fromkeys(made[rule.label]) for rule in program.rules}
+        for ground in [*(ground for _, ground in grounds), *([real] if real else [])]:
+            for step in (step for rewrite in ground.rewrites.values() for step in rewrite.trace):
+                taken.setdefault(step.rule, {})[step.before] = None
+        return cls(
+            file,
+            program.rules,
+            tuple(runaways.values()),
+            {rule.label: tuple(dict.fromkeys(made[rule.label])) for rule in program.rules},
+            taken,
+            assumed,
+            real,
+            names.wanted if names else None,
+            names is not None and names.complete,
+        )
 
     @property
     def own(self) -> str:
@@ -131,15 +137,6 @@ class Trial:
         """
         found = set()
         for ground in [self.real] if self.real else self.grounds:
-            back = {rule.label for rule in ground.program.names if rule.back is not None}
+            back = {rule.label for rule in ground.program.names if not rule.kind.one_way}
             found |= {target for target, label in ground.targets.items() if label in back}
         return found
-
-
-def trees_of(file: RuleFile) -> Trees:
-    return {
-        f"{kind}/{rule.id}": tree_of(rule.match)
-        for kind, rules in (("prepare", file.text.prepare), ("names", file.text.names))
-        for rule in rules
-        if rule.match is not None
-    }

@@ -8,11 +8,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import chain, count, takewhile
 
 from llava_remap.rewrite.infer.groups import INDEX, Segments
-from llava_remap.rulefile import Regex, Template
 from llava_remap.rulefile.yaml_write import quoted
 
 #: Reason of an inferred drop: it is read in plans, so it says what is known and no more.
@@ -41,19 +39,6 @@ class InferredRule:
     to: str | None
     is_regex: bool
     patterns: tuple[Segments, ...]
-
-    def run(self, name: str) -> tuple[bool, str | None]:
-        """Whether it takes a name, and what it makes of it (None: dropped)."""
-        if self.is_regex:
-            after = Regex(self.match, self.to).search(name)
-            return after is not None, None if self.to is None else after
-        fields = _template(self.match).match(name)
-        return fields is not None, None if self.to is None or fields is None else _template(
-            self.to
-        ).fill(fields)
-
-
-_template = lru_cache(Template)
 
 
 def make_rules(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,19 @@ Lint = Callable[..., Linted]
 
 @pytest.fixture
 def linted(tmp_path: Path) -> Lint:
-    """Lint a rule file that holds this text, against these names."""
+    """Lint a rule file that holds this text, and tests with the names in `tested`, against these
+    names.
+    """
 
-    def write_and_lint(text: str, *names: str, wanted: frozenset[str] | None = None) -> Linted:
+    def write_and_lint(
+        text: str,
+        *names: str,
+        tested: Sequence[str] = (),
+        wanted: frozenset[str] | None = None,
+    ) -> Linted:
+        tests = "".join(f"  - {{from: '{name}', unmapped: true}}\n" for name in tested)
         path = tmp_path / "r.yaml"
-        path.write_text("schema: 1\n" + text)
+        path.write_text("schema: 1\n" + text + (f"tests:\n{tests}" if tests else ""))
         return lint(load_rule_file(path), Names(names, names, None, wanted) if names else None)
 
     return write_and_lint

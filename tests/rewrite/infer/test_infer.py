@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from llava_remap.rewrite.infer import Inference, Shape, infer, rule_line, suggest_rules
 from tests.conftest import DATA
-from tools.bench.infer import Measured, measure, target_of
+from tools.bench.infer import Measured, measure, run_rule, target_of
 
 EXPECTED = sorted(path.stem for path in (DATA / "expected").glob("*.json"))
 
@@ -24,7 +24,7 @@ def mapping(found: Inference, names: Iterable[str]) -> dict[str, str | None]:
     """What the rules make of names: the new name, `(dropped)`, or None where none takes it."""
     result: dict[str, str | None] = {}
     for name in names:
-        outcomes = [rule.run(name) for rule in found.rules]
+        outcomes = [run_rule(rule, name) for rule in found.rules]
         taken = next((target or "(dropped)" for matched, target in outcomes if matched), None)
         result[name] = taken
     return result

@@ -1,0 +1,138 @@
+"""Compiled rules, one by one and in order."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from llava_remap.core.problem import Mark, RemapError, RunawayRuleError
+from llava_remap.rulefile import Condition, RuleKind, RunawayError, TimeSpent
+
+#: Rules that are asked one by one.
+_MOST_ASKED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """A rule of a program.
+
+    Attributes:
+        label: `prepare/ID` or `names/ID`; for a layout, its name and the ID.
+        kind: what the rule does.
+        mark: the place of the rule in its file.
+        when: the checkpoints for which the rule counts; None for all.
+        optional: whether a checkpoint may have no name for it.
+        spent: the time that the regexes of the rule file took.
+    """
+
+    label: str
+    kind: RuleKind
+    mark: Mark
+    when: Condition | None
+    optional: bool
+    spent: TimeSpent = field(compare=False, repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.label.partition("/")[2]
+
+    def __call__(self, name: str) -> str | None:
+        """The new name (for a drop: the name), or None where the rule doesn't take the name.
+
+        Raises:
+            RemapError: LR206 if a regex hit its time limit.
+        """
+        try:
+            return self.kind.apply(name, self.spent)
+        except RunawayError as error:
+            raise self._refusal(error) from None
+
+    def lead_back(self, target: str) -> str | None:
+        """The name from which the rule makes `target`; None where it doesn't lead back.
+
+        Raises:
+            RemapError: LR206 if a regex hit its time limit.
+        """
+        try:
+            return self.kind.back(target, self.spent)
+        except RunawayError as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: RunawayError) -> RemapError:
+        return RunawayRuleError.of(
+            "LR206",
+            f"the regex of `{self.label}` {error.why}.",
+            "Write it as a template, or without nested repetition.",
+            [str(error)],
+            place=self.mark,
+        )
+
+
+class Index:
+    """Patterns by a segment that every name has which they take, the rarest: few are asked for a
+    name, however many there are.
+    """
+
+    def __init__(self, segments: Sequence[frozenset[str]]) -> None:
+        counts = Counter(segment for of_one in segments for segment in of_one)
+        self._always: list[int] = []
+        self._having: dict[str, list[int]] = defaultdict(list)
+        for number, of_one in enumerate(segments):
+            rarest = min(of_one, key=lambda segment: (counts[segment], segment), default=None)
+            (self._always if rarest is None else self._having[rarest]).append(number)
+
+    def asked(self, name: str) -> list[int]:
+        """The numbers of the patterns that may take a name, in their order."""
+        having = [
+            self._having[segment] for segment in {*name.split(".")} if segment in self._having
+        ]
+        return sorted(chain(self._always, *having))
+
+
+class RuleSequence:
+    """Rules in order, of which the first that matches is wanted.
+
+    Many that may match are asked at once by one regex, which finds the first of them: where few
+    take a name, that is several times faster than to ask one by one.
+    """
+
+    def __init__(self, rules: tuple[CompiledRule, ...]) -> None:
+        self._rules = rules
+        self._index = Index([rule.kind.pattern.segments for rule in rules])
+        self._at_once: dict[tuple[int, ...], re.Pattern[str]] = {}
+
+    def asked(self, name: str) -> list[CompiledRule]:
+        """Every rule that may take a name."""
+        return [self._rules[number] for number in self._index.asked(name)]
+
+    def first(
+        self, name: str, start: int, without: str = ""
+    ) -> tuple[int, CompiledRule, str] | None:
+        """The first rule from `start` on that matches, but for the one with the label `without`.
+
+        Returns:
+            The number of the rule behind it, the rule, and what it makes of the name.
+        """
+        asked = self._index.asked(name)
+        if start == 0 and len(asked) > _MOST_ASKED:
+            if (found := self._regex(tuple(asked)).fullmatch(name)) is None:
+                return None
+            start = int(str(found.lastgroup)[1:])
+        for number in asked:
+            if number < start or self._rules[number].label == without:
+                continue
+            if (after := self._rules[number](name)) is not None:
+                return number + 1, self._rules[number], after
+        return None
+
+    def _regex(self, numbers: tuple[int, ...]) -> re.Pattern[str]:
+        if numbers not in self._at_once:
+            candidates = "|".join(
+                f"(?P<r{number}>{self._rules[number].kind.pattern.candidates})"
+                for number in numbers
+            )
+            self._at_once[numbers] = re.compile(candidates, re.DOTALL)
+        return self._at_once[numbers]

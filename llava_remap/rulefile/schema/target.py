@@ -1,0 +1,145 @@
+"""The model that is wanted, and where the values of its config come from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from llava_remap.rulefile.schema.part import Facts, Part, Scalar, either
+
+#: The ways to say where a config value comes from.
+ORIGINS = ("from", "const", "tower", "token", "target", "cases")
+
+
+FACTS = (
+    "values of the target's config that stand before (dots for nested ones), facts of the vision "
+    "tower, values of the "
+    "source's config (source.KEY; null where it has none), and, with token, a word that the "
+    "tokenizer has"
+)
+
+
+class ConfigValue(Part):
+    """Where one value of a config comes from: exactly one of `from`, `const`, `tower`, `token`,
+    `target`, `cases`.
+    """
+
+    model_config = either(*((origin,) for origin in ORIGINS))
+
+    from_: str | None = Field(
+        None,
+        alias="from",
+        description="key of the source's config; with `map`, of a list the first item is taken",
+    )
+    const: Any = Field(None, description="the value itself")
+    tower: str | None = Field(
+        None,
+        description="a fact of the vision tower, read from its tensors and its own config: "
+        "image_size, patch_size, positions, "
+        "image_tokens, class_tokens, model_type, last_layer_deleted, num_hidden_layers, "
+        "hidden_size, intermediate_size, apart "
+        "(whether it comes from another source than the language model)",
+    )
+    times: float | int = Field(
+        1, gt=0, description="a number that the tower's fact is multiplied by; the result is whole"
+    )
+    token: Literal["image", "video", "pad"] | None = Field(
+        None, description="the id of the token with this role"
+    )
+    target: str | None = Field(
+        None, description="a value of the target's config (for the processor)"
+    )
+    map: dict[str, Scalar] | None = Field(
+        None, description="the value found → the value wanted; others are an error"
+    )
+    default: Any = Field(
+        None,
+        description="the value where the source's config has none; without it, a missing one is an "
+        "error",
+    )
+    as_: Literal["grid_pinpoints"] | None = Field(
+        None,
+        alias="as",
+        description="how the value is read; grid_pinpoints: LLaVA's sizes of tiled images, [width, "
+        "height] each or a text like "
+        "(1x1),...,(6x6) in tiles, as transformers wants them, [height, width] each",
+    )
+    when: Facts = Field({}, description=f"what must hold for this case: {FACTS}")
+    cases: tuple[ConfigValue, ...] = Field((), description="the first case whose `when` holds")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ConfigValue:
+        origins = [
+            name for name in ORIGINS if name.replace("from", "from_") in self.model_fields_set
+        ]
+        if len(origins) != 1:
+            raise PydanticCustomError(
+                "origin", "give exactly one of {origins}", {"origins": ", ".join(ORIGINS)}
+            )
+        if ("map" in self.model_fields_set or "default" in self.model_fields_set) and origins != [
+            "from"
+        ]:
+            raise PydanticCustomError("origin", "`map` and `default` go with `from`")
+        if "times" in self.model_fields_set and origins != ["tower"]:
+            raise PydanticCustomError("origin", "`times` goes with `tower`")
+        if self.as_ is not None and (origins not in (["from"], ["const"]) or self.map is not None):
+            raise PydanticCustomError("origin", "`as` goes with `from` (without `map`) or `const`")
+        return self
+
+
+def _named_by(key: str) -> ConfigValue:
+    return ConfigValue.model_validate({"from": key, "default": None})
+
+
+class Target(Part):
+    """The model that is wanted."""
+
+    class_: str | None = Field(
+        None, alias="class", description="name of the transformers class; a part may leave it out"
+    )
+    as_: Literal["source"] | None = Field(
+        None,
+        alias="as",
+        description="source: class and config are the first source's own, whose config.json is one "
+        "of transformers; for what "
+        "is a model of transformers already, under other names",
+    )
+    config: dict[str, ConfigValue] = Field(
+        {}, description="key of the target's config (dots for nested ones): its value"
+    )
+    text_models: dict[str, str] = Field(
+        {},
+        description="name that research code gives a class or a `model_type`: the `model_type`, in "
+        "transformers, of the language "
+        "model that it derives from. Names that end in that of a language model "
+        "(LlavaGemmaForCausalLM) needn't stand here",
+    )
+    towers: dict[str, ConfigValue] = Field(
+        default_factory=lambda: {"vision_tower.vision_model.": _named_by("mm_vision_tower")},
+        min_length=1,
+        description="prefix of each vision tower's names in the target: the hub repository that it "
+        "was trained from; all have "
+        "one form, and `vision_config` describes the first",
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Target:
+        if self.as_ is not None and (self.class_ is not None or self.config or self.text_models):
+            raise PydanticCustomError(
+                "form", "`as` goes with none of `class`, `config` and `text_models`"
+            )
+        return self
+
+    @property
+    def is_said(self) -> bool:
+        """Whether it says which model is wanted, as that of a part needn't."""
+        return self.class_ is not None or self.as_ is not None
+
+
+class Token(Part):
+    """A token that the tokenizer must have; added where it is absent."""
+
+    text: str = Field(min_length=1, description="as the tokenizer spells it")
+    role: Literal["image", "video", "pad"] = Field(description="what it stands for")

@@ -1,0 +1,277 @@
+"""Templates: names with fields. A template matches a whole name.
+
+Its dots are literal. `{x}` is one segment or a part of one, `{x:int}` is a number, and `{x...}` is
+one or more segments:
+
+    >>> Template("model.layers.{n:int}.{rest...}").match("model.layers.3.mlp.up_proj.weight")
+    {'n': '3', 'rest': 'mlp.up_proj.weight'}
+    >>> Template("layers.{n}.{rest}").fill({'n': '3', 'rest': 'mlp.up_proj.weight'})
+    'layers.3.mlp.up_proj.weight'
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+_FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
+_FIELD_ALONE = re.compile(r"\{[^{}]*\}")
+_KINDS = {"": r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
+#: Fields with an open end: `{x...}`, and each but the first in one segment. The time of a search
+#: grows with the length of the name to this power.
+_MOST_OPEN = 3
+#: For each example: the number of segments in `{x...}`, a word and a number. No rule knows the
+#: words, so no other rule takes an example by accident.
+_EXAMPLES = ((1, "qz", 4093), (2, "kvj", 5087), (3, "wyq", 6011), (5, "jx", 7919))
+
+#: A literal text as (text, "", ""), or a field as ("", name, kind); the kind is `:int`, `...` or
+#: empty.
+Piece = tuple[str, str, str]
+
+
+class PatternError(ValueError):
+    """A pattern that can't be compiled, with the reason in one line."""
+
+
+class Mismatch(NamedTuple):
+    """Why a pattern doesn't match a name.
+
+    Attributes:
+        matched: the number of characters of the pattern's literal text, from the left, that the
+            name has too.
+        why: what the pattern wants at the first place where it can't go on, and what the name has
+            there.
+    """
+
+    matched: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """A name with fields, to match with or to fill. It is parsed once, when it is made.
+
+    Attributes:
+        text: as a rule file has it.
+
+    Raises:
+        PatternError: the text is no template.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        text, before = self.text, ""
+        seen: set[str] = set()
+        for _, field, _ in self.pieces:
+            if field in seen:
+                raise PatternError(f"field `{{{field}}}` stands twice in `{text}`")
+            if field and before:
+                raise PatternError(
+                    f"two fields touch in `{text}`: where one ends and the next begins is open"
+                )
+            seen |= {field} - {""}
+            before = field
+        if "{" in self.literals or "}" in self.literals:
+            raise PatternError(
+                f"`{text}` has a brace that isn't part of a field; fields are {{x}}, {{x:int}} and "
+                "{x...}"
+            )
+        if not text or any(character.isspace() for character in text):
+            raise PatternError(f"`{text}` is empty or has white space; tensor names have none")
+        open_ends = sum(kind == "..." for kind in self.fields.values())
+        open_ends += sum(max(0, segment.count("{") - 1) for segment in self._segments)
+        if open_ends > _MOST_OPEN:
+            raise PatternError(
+                f"`{text}` can match a name in too many ways: more than {_MOST_OPEN} fields whose "
+                "end is open"
+            )
+
+    def __str__(self) -> str:
+        return self.text
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The template from left to right."""
+        pieces, end = [], 0
+        for found in _FIELD.finditer(self.text):
+            if found.start() > end:
+                pieces.append((self.text[end : found.start()], "", ""))
+            pieces.append(("", found[1], found[2] or ""))
+            end = found.end()
+        if end < len(self.text):
+            pieces.append((self.text[end:], "", ""))
+        return tuple(pieces)
+
+    @cached_property
+    def fields(self) -> Mapping[str, str]:
+        """The kind of each field: `:int`, `...` or empty."""
+        return {field: kind for _, field, kind in self.pieces if field}
+
+    @cached_property
+    def literals(self) -> str:
+        """The text without the fields."""
+        return "".join(text for text, _, _ in self.pieces)
+
+    @cached_property
+    def prefix(self) -> str:
+        """The text before the first field. The template matches no name without this prefix."""
+        return self.pieces[0][0]
+
+    @cached_property
+    def _masked(self) -> str:
+        """The text, in which each dot that is left ends a segment; every place stays the same."""
+        return self.text.replace("...}", "   }")
+
+    @property
+    def _segments(self) -> list[str]:
+        return self._masked.split(".")
+
+    @cached_property
+    def segments(self) -> frozenset[str]:
+        """Segments of every name that the template matches."""
+        return frozenset(segment for segment in self._segments if "{" not in segment)
+
+    @property
+    def partial_segments(self) -> frozenset[str]:
+        """A regex for each segment that has both fields and text."""
+        mixed = (s for s in self._segments if "{" in s and _FIELD_ALONE.fullmatch(s) is None)
+        return frozenset(re.sub(r"\\{.*?\\}", ".*", re.escape(segment)) for segment in mixed)
+
+    @property
+    def candidates(self) -> str:
+        """A regex, without groups, of all names that the template matches."""
+        return "".join(
+            _KINDS[kind] if field else re.escape(text) for text, field, kind in self.pieces
+        )
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Compiled for the first name with the prefix, which few templates of a rule file get."""
+        return re.compile(
+            "".join(
+                f"(?P<{field}>{_KINDS[kind]})" if field else re.escape(text)
+                for text, field, kind in self.pieces
+            )
+        )
+
+    def match(self, name: str) -> dict[str, str] | None:
+        """The values of the fields if the template matches all of `name`, else None."""
+        if not name.startswith(self.prefix):
+            return None
+        found = self._pattern.fullmatch(name)
+        return found.groupdict() if found else None
+
+    @cached_property
+    def _filled(self) -> str:
+        return "".join(f"{{{field}}}" if field else text for text, field, _ in self.pieces)
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """The text with every field replaced by its value."""
+        return self._filled.format_map(values)
+
+    @property
+    def examples(self) -> list[str]:
+        """Names that the template matches; every field has a value of its own."""
+        names = []
+        for length, word, number in _EXAMPLES:
+            values = {}
+            for at, (field, kind) in enumerate(self.fields.items()):
+                segments = [
+                    f"{word}{chr(ord('a') + at % 26)}{'x' * n}"
+                    for n in range(length if kind == "..." else 1)
+                ]
+                values[field] = str(number + at) if kind == ":int" else ".".join(segments)
+            names.append(self.fill(values))
+        return list(dict.fromkeys(names))
+
+    def mismatch(self, name: str) -> Mismatch | None:
+        """How far the template matches a name, and why no further; None if it matches the whole.
+
+        All ways in which the fields can take the name are followed from the left. The answer is
+        about the way that leads furthest.
+        """
+        reached, matched, at, open_end = {0}, 0, 0, ""
+        for literal, field, kind in self.pieces:
+            if literal:
+                after = {
+                    place + len(literal) for place in reached if name.startswith(literal, place)
+                }
+                if not after and open_end:
+                    return Mismatch(
+                        matched, f"nowhere behind `{open_end}` does the name have `{literal}`"
+                    )
+                if not after:
+                    place = max(reached, key=lambda place: (_common(literal, name, place), place))
+                    same = _common(literal, name, place)
+                    return Mismatch(matched + same, self._stopped(at + same, name, place + same))
+                matched, open_end = matched + len(literal), ""
+            else:
+                after = _ends(re.compile(_KINDS[kind]), name, reached)
+                if not after:
+                    return Mismatch(matched, self._stopped(at, name, max(reached)))
+                open_end = f"{{{field}...}}" if kind == "..." else ""
+            reached, at = after, at + (len(literal) or len(field) + len(kind) + 2)
+        return (
+            None
+            if len(name) in reached
+            else Mismatch(matched, self._stopped(at, name, max(reached)))
+        )
+
+    def _stopped(self, at: int, name: str, place: int) -> str:
+        """Why the template can't go on: its text is followed up to `at`, the name up to `place`."""
+        start, end = self._masked.rfind(".", 0, at) + 1, self._masked.find(".", at)
+        wanted = self.text[start:] if end < 0 else self.text[start:end]
+        has_start = name.rfind(".", 0, place) + 1
+        has_end = name.find(".", place) if "." in name[place:] else len(name)
+        has = name[has_start:has_end]
+        field = _FIELD.fullmatch(wanted)
+        if place == len(name) and at in (start, end):
+            return f"the name ends where `{self.text[at:]}` is wanted"
+        if at == len(self.text) and name.startswith(".", place):
+            if field is not None and not field[2]:
+                return f"`{wanted}` is one segment, and the name has `{name[has_start:]}` there"
+            if field is None or field[2] != "...":
+                return f"it ends with `{wanted}`, and the name goes on with `{name[place:]}`"
+            return f"`{wanted}` takes whole segments, and the name has an empty one there"
+        if not has:
+            return f"`{wanted}` is wanted where the name has an empty segment"
+        if field is not None and field[2] == ":int":
+            return f"`{wanted}` wants a number where the name has `{has}`"
+        return f"`{wanted}` is wanted where the name has `{has}`"
+
+
+def reversed_template(source: Template, target: Template) -> Template:
+    """The template that matches what filling `target` makes of a match of `source`. It has the
+    same fields.
+
+    Raises:
+        PatternError: where two fields touch in `target`, so that it can't be told where one ends.
+    """
+    return Template(
+        "".join(text or f"{{{field}{source.fields[field]}}}" for text, field, _ in target.pieces)
+    )
+
+
+def _ends(piece: re.Pattern[str], name: str, starts: set[int]) -> set[int]:
+    """The places where a field can end that begins at one of `starts`: anywhere in the longest
+    text that it takes, but not behind a dot.
+    """
+    ends: set[int] = set()
+    done = 0
+    for start in sorted(starts):
+        if start >= done and (found := piece.match(name, start)) is not None:
+            done = found.end()
+            ends.update(end for end in range(start + 1, done + 1) if name[end - 1] != ".")
+    return ends
+
+
+def _common(text: str, name: str, place: int) -> int:
+    """The number of characters from the beginning of `text` that the name has from `place` on."""
+    return next(
+        (n for n, (a, b) in enumerate(zip(text, name[place:], strict=False)) if a != b),
+        min(len(text), len(name) - place),
+    )
