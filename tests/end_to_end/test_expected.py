@@ -125,9 +125,10 @@ def test_expansion_is_in_the_plan(run: Run) -> None:
         "--format",
         "json",
     ).json
-    written = {m["target"]: (m["shape"], m["op"]) for m in plan["mapped"]}
+    written = {m["target"]: (m["shape"], m["then"]) for m in plan["mapped"]}
+    expanded = {"post_load": {"use": "expand_embeddings", "before": [32000, 4096]}}
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
-        assert written[name] == ([32064, 4096], "expand_embeddings")
+        assert written[name] == ([32064, 4096], [expanded])
     assert [c["target"] for c in plan["post_load"]] == [
         "language_model.lm_head.weight",
         "language_model.model.embed_tokens.weight",
