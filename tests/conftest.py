@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ for _timeout in (
     "HF_HUB_DOWNLOAD_TIMEOUT",
 ):  # a busy machine's server is slow
     os.environ.setdefault(_timeout, "1800")
+# Tensors here are tiny: threads of linear algebra would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "tiny"
@@ -62,6 +65,12 @@ HANGS = 1800
 
 #: Modules that are slow to import, and that what needs none of them must not import.
 HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors"}
+
+#: What a run `--without-torch` can't import.
+WITHOUT = {"torch", "transformers", "peft"}
+
+#: Folders whose tests ask other versions of transformers than the installed one.
+COMPAT = ("tests/compat/", "tests/original/", "tests/text_models/")
 
 
 def heavy(*arguments: object) -> set[str]:
@@ -154,11 +163,57 @@ class Ran:
         return json.loads(self.out)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without-torch",
+        action="store_true",
+        help="an import of torch or transformers fails: what is run has to need neither",
+    )
+
+
+class _NotImported(MetaPathFinder):
+    """Lets an import of `WITHOUT` fail; for `--without-torch`."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] in WITHOUT:
+            raise ImportError(f"{name} is imported in a run `--without-torch`")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--without-torch"):
+        sys.meta_path.insert(0, _NotImported())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(COMPAT):
+            item.add_marker("compat")
+    if hasattr(config, "workerinput"):
+        from tests.parallel import rank
+
+        items.sort(key=lambda item: rank(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """For any `--dist`; tests/parallel.py says what goes together."""
+    from tests.parallel import ByUnit
+
+    config.option.loadscopereorder = False
+    return ByUnit(config, log)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What was asked in this run may be kept for this run, and nothing of an earlier one."""
+    """What was asked in this run, by any of its workers, may be kept for this run, and nothing of
+    an earlier one.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    (folder / "cache").mkdir(exist_ok=True, mode=0o700)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLAVA_REMAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LLAVA_REMAP_CACHE", str(folder / "cache"))
         patch.setattr(import_module("llava_remap.source.hub.download"), "_TIMEOUT", HANGS)
         yield
 

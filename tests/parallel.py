@@ -1,0 +1,46 @@
+"""Which tests go to one worker when several run them (`make test`)."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from xdist.scheduler import LoadScopeScheduling
+
+#: Folders whose tests share what is made once for all of them, at length.
+TOGETHER = ("tests/original",)
+#: What takes minutes on its own, the longest first; begun last, one of them would keep one worker
+#: busy while the others have nothing left to do.
+FIRST = (
+    "tests/original",
+    "tests/compat/test_versions.py",
+    "tests/text_models/test_matrix.py",
+    "tests/hostile/test_hostile.py",
+    "tests/folder/test_tokenizer.py",
+    "tests/cli/test_libraries.py",
+    "tests/hostile/test_memory.py",
+    "tests/end_to_end/test_killed.py",
+    "tests/compat/test_saved.py",
+    "tests/core/test_cache.py",
+)
+
+
+def unit(nodeid: str) -> str:
+    """The file of a test, or the folder whose tests stay together. Fixtures of modules and of
+    such a folder are made once, since one worker gets all of a unit.
+    """
+    file = nodeid.partition("::")[0]
+    parents = map(str, PurePosixPath(file).parents)
+    return next((folder for folder in parents if folder in TOGETHER), file)
+
+
+def rank(nodeid: str) -> int:
+    """Where its unit stands in `FIRST`; behind all of them if it isn't there."""
+    of = unit(nodeid)
+    return FIRST.index(of) if of in FIRST else len(FIRST)
+
+
+class ByUnit(LoadScopeScheduling):  # type: ignore[misc]
+    """A worker that is free takes the next unit."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit(nodeid)
