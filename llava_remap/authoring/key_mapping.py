@@ -91,12 +91,13 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
         RemapError: LR211 where the rules depend on the checkpoint's layout and none is known.
     """
     if rules.layouts and not program.names:
-        cause = (
+        raise refuse(
+            "LR211",
             f"the rules of {rules.name} depend on the layout that a checkpoint is in, and "
             "none "
-            "is given."
+            "is given.",
+            "Give it: --source SRC.",
         )
-        raise refuse("LR211", cause, "Give it: --source SRC.")
     patterns: dict[str, str] = {}
     remarks, marked = [], False
 

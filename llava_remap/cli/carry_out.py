@@ -61,8 +61,11 @@ class Asked:
 def refuse_other_reports(report: Path | None) -> None:
     """LR211 for a report that isn't JSON."""
     if report is not None and report.suffix != ".json":
-        cause = f"--report {report}: the name has to end in .json."
-        raise refuse("LR211", cause, "Write --report NAME.json.")
+        raise refuse(
+            "LR211",
+            f"--report {report}: the name has to end in .json.",
+            "Write --report NAME.json.",
+        )
 
 
 def carry_out(job: Job, asked: Asked) -> None:

@@ -76,8 +76,11 @@ def revert_command(
     with refusals(output_format, "reversion"):
         given = {"--dry-run": dry_run, "--report": report, "--offline": offline}
         if unfit := [name for name, value in given.items() if value]:
-            cause = f"{unfit[0]} is for the way back by a rule file."
-            raise refuse("LR211", cause, f"Give --rules RULES, or leave {unfit[0]} out.")
+            raise refuse(
+                "LR211",
+                f"{unfit[0]} is for the way back by a rule file.",
+                f"Give --rules RULES, or leave {unfit[0]} out.",
+            )
         if output is None:
             raise refuse("LR211", "revert needs --output.", "Give the folder to write.")
         import json

@@ -54,13 +54,10 @@ def merged_bytes(
         with _judged_later():
             made = from_float64(product.of(rows(b, row, end)) + rows(w, row, end), dtype)
         if not is_finite(made, dtype).all():
-            cause = (
-                f"`{w.name}`, with what `{b.name}` adds, has values that are inf or NaN or "
-                f"don't fit into {dtype}."
-            )
             raise refuse(
                 "LR406",
-                cause,
+                f"`{w.name}`, with what `{b.name}` adds, has values that are inf or NaN or "
+                f"don't fit into {dtype}.",
                 "Look for large values in the base, and at the adapter's alpha.",
                 [w.name],
             )

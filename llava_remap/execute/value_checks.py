@@ -85,15 +85,18 @@ def run_value_checks(
                 )
             )
     for dtype, rows in beyond.items():
-        cause = (
-            f"values of {len(rows)} tensor{'s' if len(rows) > 1 else ''} don't fit into {dtype}."
+        problems.append(
+            Problem(
+                "LR406",
+                f"values of {len(rows)} tensor{'s' if len(rows) > 1 else ''} don't fit into "
+                f"{dtype}.",
+                "Write another --dtype: bfloat16 holds numbers as large as float32 does. inf and "
+                "NaN "
+                "no dtype makes good.",
+                tuple(name for name, _ in rows),
+                tuple(rows),
+            )
         )
-        fix = (
-            "Write another --dtype: bfloat16 holds numbers as large as float32 does. inf and "
-            "NaN "
-            "no dtype makes good."
-        )
-        problems.append(Problem("LR406", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
     notes = [
         Problem(
             "LR310",
@@ -126,17 +129,19 @@ def _delta(norms: Sequence[Tensor], on_progress: Callable[[int], None]) -> list[
     largest = max(sizes.values())
     if not largest < _ABOUT_ZERO:
         return []
-    cause = (
-        "these look like delta weights, the differences to a base: the weights of all "
-        f"{len(sizes)} norms of the language model "
-        f"are about 0 (at most {largest:.2g} in the mean), where those of a model are about 1."
-    )
-    fix = (
-        "Add the base first, and give the result: python -m llava.model.apply_delta --base BASE "
-        "--target DIR --delta SRC, of the "
-        "research code."
-    )
-    return [Problem("LR106", cause, fix, tuple(sizes))]
+    return [
+        Problem(
+            "LR106",
+            "these look like delta weights, the differences to a base: the weights of all "
+            f"{len(sizes)} norms of the language model "
+            f"are about 0 (at most {largest:.2g} in the mean), where those of a model are about 1.",
+            "Add the base first, and give the result: python -m llava.model.apply_delta --base "
+            "BASE "
+            "--target DIR --delta SRC, of the "
+            "research code.",
+            tuple(sizes),
+        )
+    ]
 
 
 def _non_finite(tensor: Tensor, on_progress: Callable[[int], None]) -> int:

@@ -146,5 +146,8 @@ def read_exactly(file: Path, offset: int, nbytes: int) -> bytes:
 
 def too_short(file: Path, nbytes: int) -> RemapError:
     """LR102 for a file that ends `nbytes` bytes before a range of it does."""
-    cause = f"{file} ends {nbytes} bytes early: it has become shorter since its header was read."
-    return refuse("LR102", cause, "Leave the sources alone while a job runs.")
+    return refuse(
+        "LR102",
+        f"{file} ends {nbytes} bytes early: it has become shorter since its header was read.",
+        "Leave the sources alone while a job runs.",
+    )

@@ -51,15 +51,24 @@ class Options:
         """LR211 for an option that can't be."""
         check_layout(self.layout)
         if self.dtype not in _STORED_AS:
-            cause = f"dtype={self.dtype!r}: it is one of {', '.join(_STORED_AS)}."
-            raise refuse("LR211", cause, "Write one of them.")
+            raise refuse(
+                "LR211",
+                f"dtype={self.dtype!r}: it is one of {', '.join(_STORED_AS)}.",
+                "Write one of them.",
+            )
         rows = self.vocab
         if rows not in ("keep", "pad") and not (type(rows) is int and 0 < rows < 2**31):
-            cause = f"vocab={rows!r}: it is keep, pad or a number of rows."
-            raise refuse("LR211", cause, "Write one of them.")
+            raise refuse(
+                "LR211",
+                f"vocab={rows!r}: it is keep, pad or a number of rows.",
+                "Write one of them.",
+            )
         if self.max_shard_nbytes is not None and self.max_shard_nbytes < 1:
-            cause = f"max_shard_nbytes={self.max_shard_nbytes!r}: it is a number of bytes."
-            raise refuse("LR211", cause, "Give 1 or more.")
+            raise refuse(
+                "LR211",
+                f"max_shard_nbytes={self.max_shard_nbytes!r}: it is a number of bytes.",
+                "Give 1 or more.",
+            )
 
 
 #: For a question about headers that are at hand.

@@ -121,8 +121,11 @@ class Job:
                 "LR211", f"verify={verify!r}: it is one of {choices}.", "Write one of them."
             )
         if jobs < 1:
-            cause = f"jobs={jobs!r}: at least one file is written at a time."
-            raise refuse("LR211", cause, "Give 1 or more.")
+            raise refuse(
+                "LR211",
+                f"jobs={jobs!r}: at least one file is written at a time.",
+                "Give 1 or more.",
+            )
         job = check_values(self)
         problems = [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]
         if problems := problems or memory_problems(predict(job, verify, jobs)):

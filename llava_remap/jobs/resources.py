@@ -144,13 +144,14 @@ def memory_problems(needed: Predicted) -> list[Problem]:
     free_by_limit = list(limits())
     if not free_by_limit or (free := min(free_by_limit))[0] * _MARGIN >= still:
         return []
-    cause = (
-        f"the job needs up to {still:,} bytes more than it has by now, {max(free[0], 0):,} "
-        "are "
-        f"free ({free[1]})."
-    )
     return [
-        Problem("LR501", cause, "Close other programs, raise the limit, or use a larger machine.")
+        Problem(
+            "LR501",
+            f"the job needs up to {still:,} bytes more than it has by now, {max(free[0], 0):,} "
+            "are "
+            f"free ({free[1]}).",
+            "Close other programs, raise the limit, or use a larger machine.",
+        )
     ]
 
 

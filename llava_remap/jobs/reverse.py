@@ -160,10 +160,11 @@ def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
     """LR112 or LR311 where a config doesn't say that the checkpoint is of the rule file's class."""
     config, wanted = checkpoint.config, rules.target.class_
     if config is None:
-        cause = f"{checkpoint.location} has no config.json to say which model it is."
         return [
             Problem(
-                "LR112", cause, "Put the config.json beside the weights that was saved with them."
+                "LR112",
+                f"{checkpoint.location} has no config.json to say which model it is.",
+                "Put the config.json beside the weights that was saved with them.",
             )
         ]
     said = [("architectures", config.get("architectures"), [wanted])]
@@ -178,17 +179,21 @@ def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
         for key, found, right in said
         if found != right
     ]:
-        cause = f"{checkpoint.location} isn't what {rules.name} makes: {'; '.join(reasons)}."
         return [
             Problem(
                 "LR311",
-                cause,
+                f"{checkpoint.location} isn't what {rules.name} makes: {'; '.join(reasons)}.",
                 "Give a checkpoint of that class, or the rule file that it was made with.",
             )
         ]
     if not isinstance(config.get("text_config"), dict):
-        cause = f"the config.json in {checkpoint.location} has no `text_config`."
-        return [Problem("LR112", cause, "Hold the config.json against the original one.")]
+        return [
+            Problem(
+                "LR112",
+                f"the config.json in {checkpoint.location} has no `text_config`.",
+                "Hold the config.json against the original one.",
+            )
+        ]
     return []
 
 
@@ -219,11 +224,16 @@ def _name_problems(
             f"{len(made)} of {len(taken)} names are of tensors that {makers} made, and that "
             "may have been trained since."
         )
-        fix = (
-            "The original has no place for them. What `apply` wrote, `llava-remap revert` gives "
-            "back."
+        problems.append(
+            Problem(
+                "LR301",
+                cause,
+                "The original has no place for them. What `apply` wrote, `llava-remap revert` "
+                "gives "
+                "back.",
+                made,
+            )
         )
-        problems.append(Problem("LR301", cause, fix, made))
     if unknown:
         cause = (
             f"{len(unknown)} of {len(taken)} names are not in layout {layout}, the nearest "
@@ -331,8 +341,13 @@ def _forward_problems(job: Reversal, written: Catalog) -> list[Problem]:
     if wrong := tuple(
         name for name in sorted(wanted.keys() | have.keys()) if wanted.get(name) != have.get(name)
     ):
-        cause = (
-            f"{len(wrong)} tensors that were written are not taken forward to where they came from."
-        )
-        return [Problem("LR601", cause, "Please report this with the rule file's name.", wrong)]
+        return [
+            Problem(
+                "LR601",
+                f"{len(wrong)} tensors that were written are not taken forward to where they "
+                f"came from.",
+                "Please report this with the rule file's name.",
+                wrong,
+            )
+        ]
     return []

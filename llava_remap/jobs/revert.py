@@ -350,9 +350,15 @@ def _refuse_lost(record: Record, changed: Collection[str]) -> None:
     for alias in record.aliases:
         look([alias.source.name], holders[alias.of], alias.dtype, True)
     if lost:
-        cause = f"{len(lost)} tensors of the sources are not in the folder as they were."
-        fix = f"Take them from the original: {', '.join(record.locations.values())}."
-        raise RemapError(Problem("LR607", cause, fix, tuple(name for name, _ in lost), tuple(lost)))
+        raise RemapError(
+            Problem(
+                "LR607",
+                f"{len(lost)} tensors of the sources are not in the folder as they were.",
+                f"Take them from the original: {', '.join(record.locations.values())}.",
+                tuple(name for name, _ in lost),
+                tuple(lost),
+            )
+        )
 
 
 def _refuse_impossible(folder: Path, originals: Mapping[SourceName, Mapped]) -> None:
@@ -367,12 +373,11 @@ def _refuse_impossible(folder: Path, originals: Mapping[SourceName, Mapped]) -> 
         except ValueError:
             sound = False
         if not sound or not _is_tensor_name(origin.name):
-            cause = (
-                f"{folder / RECORD}: what it says of `{origin.name}` contradicts the rest of "
-                "it, or can't be."
-            )
             raise refuse(
-                "LR113", cause, "Convert the checkpoint again; a record can't be mended by hand."
+                "LR113",
+                f"{folder / RECORD}: what it says of `{origin.name}` contradicts the rest of "
+                "it, or can't be.",
+                "Convert the checkpoint again; a record can't be mended by hand.",
             )
 
 
@@ -386,11 +391,10 @@ def _text_problems(folder: Path, record: Record) -> list[Problem]:
     ]
     if not rows:
         return []
-    cause = f"{folder / RECORD} was changed: {len(rows)} texts of the sources in it."
     return [
         Problem(
             "LR603",
-            cause,
+            f"{folder / RECORD} was changed: {len(rows)} texts of the sources in it.",
             "Copy the folder again from where it was whole.",
             tuple(name for name, _ in rows),
             tuple(rows),

@@ -84,11 +84,6 @@ class Box:
         steps = [prod(self.view[axis + 1 :]) for axis in range(len(self.view))]
         return tuple(steps[axis] for axis in self.axes)
 
-    def in_view(self) -> tuple[tuple[int, int], ...]:
-        """Start and stop for each axis of the view, in the view's own order."""
-        bounds = dict(zip(self.axes, zip(self.start, self.stop, strict=True), strict=True))
-        return tuple(bounds[axis] for axis in range(len(self.view)))
-
     def to_json(self) -> dict[str, Any]:
         return {
             "view": list(self.view),

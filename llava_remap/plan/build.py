@@ -348,8 +348,14 @@ def _sharing_notes(
             if any(name in tied for name in names)
             else "the model has them apart: each is written"
         )
-        cause = f"{len(names)} names {how} in the checkpoint; {done}."
-        notes.append(Problem("LR506", cause, names=tuple(names), side="target"))
+        notes.append(
+            Problem(
+                "LR506",
+                f"{len(names)} names {how} in the checkpoint; {done}.",
+                names=tuple(names),
+                side="target",
+            )
+        )
     return notes
 
 
@@ -387,9 +393,12 @@ def _replaced_notes(routes: Routes) -> list[Problem]:
             f"`{name}`" for name in dict.fromkeys(routed.source for routed in places)
         )
         taken = "is taken, not that" if len(places) == 1 else "are taken, not those"
-        cause = f"{counted(len(places), 'tensor')} of `{source}` {taken} of {whose}."
         notes.append(
-            Problem("LR312", cause, names=tuple(str(routed.rewrite.target) for routed in places))
+            Problem(
+                "LR312",
+                f"{counted(len(places), 'tensor')} of `{source}` {taken} of {whose}.",
+                names=tuple(str(routed.rewrite.target) for routed in places),
+            )
         )
     return notes
 

@@ -189,11 +189,12 @@ def read_record(folder: Path) -> Record:
         raise unreadable(error, path) from None
     if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
         said = f"{content.get('format')!r}, version {content.get('format_version')!r}"
-        cause = (
+        raise refuse(
+            "LR113",
             f"{path} is of the format {said}; this version reads {FORMAT!r}, version "
-            f"{FORMAT_VERSION}."
+            f"{FORMAT_VERSION}.",
+            "Use the version of llava-remap that wrote it.",
         )
-        raise refuse("LR113", cause, "Use the version of llava-remap that wrote it.")
     if content.get("digest") != own_digest(content):
         raise refuse(
             "LR113",
@@ -282,12 +283,13 @@ def _used_sources(mapped: Sequence[Mapped], aliases: Sequence[Alias]) -> set[str
 
 def _unfinished(folder: Path, begun: Unfinished) -> Exception:
     """LR505 where a job broke off, or still runs."""
-    fix = (
+    return refuse(
+        "LR505",
+        f"{folder} is unfinished: {begun}.",
         "Wait for the job that writes it; if it was killed, run its command again with "
         "--resume, "
-        "or delete the folder."
+        "or delete the folder.",
     )
-    return refuse("LR505", f"{folder} is unfinished: {begun}.", fix)
 
 
 def _no_record(folder: Path) -> Exception:

@@ -198,10 +198,13 @@ def matched_nothing(trial: Trial) -> Iterator[Finding]:
     reached = trial.real.reached
     for rule in trial.real.program.rules:
         if rule.label not in reached and not rule.optional:
-            cause = f"`{rule.label}` takes none of the {len(trial.real.rewrites)} names."
             yield Finding(
                 rule.mark,
-                Problem("LR205", cause, "Say `optional: true` if that is expected."),
+                Problem(
+                    "LR205",
+                    f"`{rule.label}` takes none of the {len(trial.real.rewrites)} names.",
+                    "Say `optional: true` if that is expected.",
+                ),
                 note=True,
             )
 
@@ -216,12 +219,16 @@ def unmapped(trial: Trial) -> Iterator[Finding]:
         if rewrite.target is None and rewrite.reason is None
     )
     if names:
-        cause = (
-            f"{len(names)} of {len(trial.real.rewrites)} names of the sources that no rule "
-            "maps or drops."
+        yield Finding(
+            trial.file.tree.locate(("names",)).mark,
+            Problem(
+                "LR301",
+                f"{len(names)} of {len(trial.real.rewrites)} names of the sources that no rule "
+                "maps or drops.",
+                "Add rules that map them. Drop only what the model doesn't compute with.",
+                names,
+            ),
         )
-        fix = "Add rules that map them. Drop only what the model doesn't compute with."
-        yield Finding(trial.file.tree.locate(("names",)).mark, Problem("LR301", cause, fix, names))
 
 
 def dropped_parameters(trial: Trial) -> Iterator[Finding]:
@@ -239,9 +246,14 @@ def dropped_parameters(trial: Trial) -> Iterator[Finding]:
                 stolen[rewrite.rules[-1]].append(name)
     marks = _marks(trial)
     for label, names in stolen.items():
-        cause = f"the drop `{label}` takes what the target wants."
         yield Finding(
-            marks[label], Problem("LR306", cause, "Make its pattern narrower.", tuple(names))
+            marks[label],
+            Problem(
+                "LR306",
+                f"the drop `{label}` takes what the target wants.",
+                "Make its pattern narrower.",
+                tuple(names),
+            ),
         )
 
 
@@ -268,15 +280,19 @@ def not_back(trial: Trial) -> Iterator[Finding]:
                 fact = f"→ {back}, and by another rule to another name"
             found.setdefault(label, (rule, {}))[1][target] = fact
     for label, (rule, facts) in found.items():
-        cause = f"new names of `{label}` don't come back by its way back, or not only by it."
-        fix = (
-            "Mend its `reverse`, or say `one_way: true`."
-            if isinstance(rule.kind, Substitute)
-            else "Say `one_way: true`."
-        )
         yield Finding(
             rule.mark,
-            Problem("LR215", cause, fix, tuple(facts), tuple(facts.items())),
+            Problem(
+                "LR215",
+                f"new names of `{label}` don't come back by its way back, or not only by it.",
+                (
+                    "Mend its `reverse`, or say `one_way: true`."
+                    if isinstance(rule.kind, Substitute)
+                    else "Say `one_way: true`."
+                ),
+                tuple(facts),
+                tuple(facts.items()),
+            ),
             lost=tuple(facts),
         )
 
@@ -288,11 +304,15 @@ def untested(trial: Trial) -> Iterator[Finding]:
     reached = {label for result in run_tests(trial.file) for label in result.rules}
     for rule in trial.rules:
         if rule.mark.file == trial.own and rule.label not in reached:
-            cause = (
-                f"none of the {len(trial.file.text.tests)} tests of this file has a name that "
-                f"`{rule.label}` takes."
+            yield Finding(
+                rule.mark,
+                Problem(
+                    "LR213",
+                    f"none of the {len(trial.file.text.tests)} tests of this file has a name that "
+                    f"`{rule.label}` takes.",
+                    "Add one to `tests`.",
+                ),
             )
-            yield Finding(rule.mark, Problem("LR213", cause, "Add one to `tests`."))
 
 
 CHECKS: tuple[Callable[[Trial], Iterator[Finding]], ...] = (

@@ -63,14 +63,16 @@ def _unsaid(rules: RuleFile) -> list[Finding]:
     value = rules.target_config.get(TEXT_KIND)
     if value is None or "const" not in value.model_fields_set or value.const is not None:
         return []
-    fix = (
-        "Write the model_type of the language model in transformers there, or take the line out "
-        "if the source's config tells it."
-    )
     return [
         Finding(
             rules.tree.locate(("target", "config", TEXT_KIND)).mark,
-            Problem("LR201", f"`{TEXT_KIND}` says nothing.", fix),
+            Problem(
+                "LR201",
+                f"`{TEXT_KIND}` says nothing.",
+                "Write the model_type of the language model in transformers there, or take the "
+                "line out "
+                "if the source's config tells it.",
+            ),
         )
     ]
 

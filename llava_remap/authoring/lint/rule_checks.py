@@ -21,12 +21,16 @@ def lost_fields(trial: Trial) -> Iterator[Finding]:
     for rule in trial.rules:
         if isinstance(rule.kind, Rename) and rule.kind.lost and not rule.kind.declared:
             fields = " and ".join(f"`{{{name}}}`" for name in rule.kind.lost)
-            cause = (
-                f"`to` of `{rule.label}` leaves out {fields}: two names can become one, and none "
-                "comes back."
+            yield Finding(
+                rule.mark,
+                Problem(
+                    "LR214",
+                    f"`to` of `{rule.label}` leaves out {fields}: two names can become one, and "
+                    f"none "
+                    "comes back.",
+                    "Take it up into `to`, or say `one_way: true`.",
+                ),
             )
-            fix = "Take it up into `to`, or say `one_way: true`."
-            yield Finding(rule.mark, Problem("LR214", cause, fix))
 
 
 def loose(trial: Trial) -> Iterator[Finding]:
@@ -59,12 +63,16 @@ def _loose(
         cause = (
             f"`{regex.text}` of {what} {where} inside a segment of a name: it also takes {also}."
         )
-        fix = (
-            r"Let it begin with `^` or `\.` and end with `\.` or `$`, or write a template, "
-            r"which "
-            r"takes whole names."
+        yield Finding(
+            rule.mark,
+            Problem(
+                "LR208",
+                cause,
+                r"Let it begin with `^` or `\.` and end with `\.` or `$`, or write a template, "
+                r"which "
+                r"takes whole names.",
+            ),
         )
-        yield Finding(rule.mark, Problem("LR208", cause, fix))
 
 
 def _before(rule: CompiledRule, regex: Regex, name: str) -> str | None:
