@@ -74,18 +74,12 @@ class Trial:
         Raises:
             RemapError: LR206 if one hit its time limit on a name that others had changed.
         """
-        tests = [test.from_ for test in file.text.tests]
-        made = {rule.label: rule.kind.pattern.examples for rule in program.rules}
-        runaways: dict[str, Finding] = {}
-        for name in dict.fromkeys(tests):
-            for rule in program.asked(name):
-                try:
-                    made[rule.label] += [name] if rule(name) is not None else []
-                except RemapError as error:
-                    runaways.setdefault(rule.label, Finding.of(error.problems[0]))
+        made, runaways = _witnesses(file, program)
         for label in runaways:
             program = program.without(label)
-        every = [*tests, *(name for rule in program.rules for name in made[rule.label])]
+        witnesses = {rule.label: tuple(made[rule.label]) for rule in program.rules}
+        every = [test.from_ for test in file.text.tests]
+        every += (name for names in witnesses.values() for name in names)
         grounds: list[tuple[Condition | None, Ground]] = []
         for rule in program.rules:
             if all(condition != rule.when for condition, _ in grounds):
@@ -96,24 +90,19 @@ class Trial:
             for condition, ground in grounds
             if condition == rule.when
         }
-        real = (
-            None
-            if names is None
-            else Ground.of(program.given(names.first, names.config), names.taken)
-        )
-        taken = {rule.label: dict.fromkeys(made[rule.label]) for rule in program.rules}
-        for ground in [*(ground for _, ground in grounds), *([real] if real else [])]:
-            for step in (step for rewrite in ground.rewrites.values() for step in rewrite.trace):
-                taken.setdefault(step.rule, {})[step.before] = None
+        tried, real = [ground for _, ground in grounds], None
+        if names is not None:
+            real = Ground.of(program.given(names.first, names.config), names.taken)
+            tried.append(real)
         return cls(
             file,
             program.rules,
             tuple(runaways.values()),
-            {rule.label: tuple(dict.fromkeys(made[rule.label])) for rule in program.rules},
-            taken,
+            witnesses,
+            _taken(witnesses, tried),
             assumed,
             real,
-            names.wanted if names else None,
+            names.wanted if names is not None else None,
             names is not None and names.complete,
         )
 
@@ -140,3 +129,30 @@ class Trial:
             back = {rule.label for rule in ground.program.names if not rule.kind.one_way}
             found |= {target for target, label in ground.targets.items() if label in back}
         return found
+
+
+def _witnesses(
+    file: RuleFile, program: Program
+) -> tuple[Mapping[str, Collection[str]], Mapping[str, Finding]]:
+    """The witnesses of each rule, by label, and LR206 for each rule that a test made run away."""
+    made = {rule.label: dict.fromkeys(rule.kind.pattern.examples) for rule in program.rules}
+    runaways: dict[str, Finding] = {}
+    for name in (test.from_ for test in file.text.tests):
+        for rule in program.asked(name):
+            try:
+                made[rule.label] |= {} if rule(name) is None else {name: None}
+            except RemapError as error:
+                runaways[rule.label] = Finding.of(error.problems[0])
+    return made, runaways
+
+
+def _taken(
+    witnesses: Mapping[str, Collection[str]], tried: Iterable[Ground]
+) -> Mapping[str, Collection[str]]:
+    """Of each rule, by label, its witnesses and all names that came to it."""
+    taken = {label: dict.fromkeys(names) for label, names in witnesses.items()}
+    for ground in tried:
+        for rewrite in ground.rewrites.values():
+            for step in rewrite.trace:
+                taken.setdefault(step.rule, {})[step.before] = None
+    return taken

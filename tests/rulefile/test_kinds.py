@@ -1,0 +1,99 @@
+"""Every kind of rule: what it makes of a name, its way back, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from llava_remap.rulefile import Drop, Rename, Rule, RuleKind, Substitute, TimeSpent, Unwrap
+
+RENAME = {"from": "h.{n:int}.{p}", "to": "layers.{n}.{p}"}
+SUBSTITUTE = {"match": r"^a\.", "replace": "b."}
+REVERSED = {**SUBSTITUTE, "reverse": {"match": r"^b\.", "replace": "a."}}
+
+
+def kind(fields: dict[str, object]) -> RuleKind:
+    return Rule.model_validate({"id": "a", **fields}).kind
+
+
+@pytest.mark.parametrize(
+    ("fields", "made", "described"),
+    [
+        (RENAME, Rename, ("h.{n:int}.{p}", "layers.{n}.{p}")),
+        (SUBSTITUTE, Substitute, (r"^a\.", "b.")),
+        ({"unwrap": "module"}, Unwrap, ("module", "")),
+        ({"from": "x.{p}", "drop": "no use"}, Drop, ("x.{p}", None)),
+        ({"match": "^x", "drop": "no use"}, Drop, ("^x", None)),
+    ],
+)
+def test_the_fields_of_a_rule_choose_its_kind(
+    fields: dict[str, object], made: type[RuleKind], described: tuple[str, str | None]
+) -> None:
+    assert type(kind(fields)) is made
+    assert kind(fields).describe() == described
+    assert kind(fields) == kind(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "after", "back"),
+    [
+        (RENAME, "h.3.w", "layers.3.w", "h.3.w"),
+        (RENAME, "h.x.w", None, None),
+        ({**RENAME, "one_way": True}, "h.3.w", "layers.3.w", None),
+        ({"from": "h.{n}.{p}", "to": "layers.{p}"}, "h.3.w", "layers.w", None),
+        ({"from": "h.{n}.{p}", "to": "l.{n}{p}"}, None, None, None),
+        (SUBSTITUTE, "a.w", "b.w", None),
+        (SUBSTITUTE, "x.a.w", None, None),
+        (REVERSED, "a.w", "b.w", "a.w"),
+        ({"unwrap": "module"}, "module.a", "a", None),
+        ({"unwrap": "module"}, "modules.a", None, None),
+        ({"from": "x.{p}", "drop": "no use"}, "x.w", "x.w", None),
+        ({"match": r"\.w$", "drop": "no use"}, "x.w", "x.w", None),
+        ({"match": r"\.w$", "drop": "no use"}, "x.v", None, None),
+    ],
+)
+def test_there_and_back(
+    fields: dict[str, object], name: str | None, after: str | None, back: str | None
+) -> None:
+    if name is None:  # two fields touch in a new name, which is no template
+        with pytest.raises(ValueError, match="touch"):
+            kind(fields)
+        return
+    rule, spent = kind(fields), TimeSpent()
+    assert rule.apply(name, spent) == after
+    if after is not None:
+        assert rule.back(after, spent) == back
+        assert set(after.split(".")) >= rule.back_segments
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        (RENAME, ""),
+        ({**RENAME, "one_way": True}, "it says `one_way: true`"),
+        ({"from": "h.{n}.{p}", "to": "layers.{p}"}, "`to` leaves out the field `{n}`"),
+        (SUBSTITUTE, "a regex has no way back without `reverse:`"),
+        ({**SUBSTITUTE, "one_way": True}, "it says `one_way: true`"),
+        (REVERSED, ""),
+        ({"unwrap": "module"}, ""),
+        ({"from": "x.{p}", "drop": "no use"}, ""),
+    ],
+)
+def test_why_it_can_not_be_reversed(fields: dict[str, object], why: str) -> None:
+    assert kind(fields).one_way == why
+
+
+@pytest.mark.parametrize(
+    ("fields", "some"),
+    [
+        (RENAME, True),
+        (SUBSTITUTE, False),
+        ({"unwrap": "v.w"}, True),
+        ({"from": "{r...}.ids", "drop": "no use"}, True),
+        ({"match": "^x", "drop": "no use"}, False),
+    ],
+)
+def test_it_takes_its_own_examples(fields: dict[str, object], some: bool) -> None:
+    """A regex has none."""
+    rule = kind(fields)
+    assert bool(rule.pattern.examples) is some
+    assert all(rule.apply(name, TimeSpent()) is not None for name in rule.pattern.examples)
