@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
 from functools import cache
 from html import escape
 
@@ -32,19 +31,18 @@ SAYS = {
 
 
 @cache
-def imports() -> dict[str, Counter[str]]:
-    """How many modules of each room import from each other room."""
-    found: dict[str, Counter[str]] = {}
-    for room in ROOMS:
-        found[room] = Counter(
-            other
+def imports() -> dict[str, set[str]]:
+    """The other rooms that each room imports from."""
+    return {
+        room: {
+            name.split(".")[1]
             for module in (PACKAGE / room).rglob("*.py")
-            for other in {
-                name.split(".")[1] for name in imported(module) if name.startswith("llava_remap.")
-            }
-            if other in ROOMS and other != room
-        )
-    return found
+            for name in imported(module)
+            if name.startswith("llava_remap.")
+        }
+        & {*ROOMS} - {room}
+        for room in ROOMS
+    }
 
 
 def room_table() -> str:
@@ -83,11 +81,10 @@ def rooms_svg() -> str:
         ]
     for row, room in enumerate(ROOMS):
         for column, other in enumerate(ROOMS):
-            if count := imports()[room][other]:
+            if other in imports()[room]:
                 x, y = left + CELL * column + CELL // 2, top + ROW * row + ROW // 2
-                radius = min(3 + count, 11)
                 lines.append(
-                    f'<circle cx="{x}" cy="{y}" r="{radius}" fill="#7986cb">'
-                    f"<title>{count} of {room} from {other}</title></circle>"
+                    f'<circle cx="{x}" cy="{y}" r="7" fill="#7986cb">'
+                    f"<title>{room} imports from {other}</title></circle>"
                 )
     return "\n".join([*lines, "</svg>"]) + "\n"
