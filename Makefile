@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install versions demo test check compat text-models bench fuzz
+.PHONY: help install versions demo test check docs reference compat text-models bench fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -42,7 +42,14 @@ check: install  ## style (ruff) and types (mypy, strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-compat: install versions  ## ask every version of transformers about each family; writes the table in README.md
+docs: install  ## the documentation as a site in build/site; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+reference: install  ## write the pages that are made from the code, and the outputs of commands in all pages
+	$(BIN)/python -m tools.docs.reference
+	$(BIN)/python -m tools.docs.play
+
+compat: install versions  ## ask every version of transformers about each family; writes the table in docs/versions.md
 	$(BIN)/python -m tools.compat_table
 
 text-models: install versions  ## every language model of transformers inside a LLaVA; writes the table in docs/text-models.md

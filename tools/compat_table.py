@@ -1,5 +1,5 @@
-"""`make compat`: what every version of transformers makes of each family, as the table in the
-README.
+"""`make compat`: what every version of transformers makes of each family, as the table in
+docs/versions.md.
 
 `python -m tools.compat_table` converts a small checkpoint of each family, asks all versions, and
 writes the table. Its last column says whether they compute what the research code computed, where
@@ -19,7 +19,8 @@ from tests.original.convert import main_target
 from tests.original.facts import FAMILIES as RECORDED
 from tests.original.table import with_column
 
-BEGIN, END = "<!-- made by `make compat` -->\n", "<!-- end of the table -->"
+PAGE = ROOT / "docs" / "versions.md"
+BEGIN, END = "<!-- made by `make compat` -->\n\n", "\n<!-- end of the table -->"
 
 
 def table(seen: Look) -> str:
@@ -65,9 +66,8 @@ def main() -> None:
         made = table(look_with_all(convert_all(Path(work)), Path(work) / "seen"))
         recorded = [main_target(name) for name in RECORDED]
         made = with_column(made, ask_all(recorded, ALL_VERSIONS, Path(work) / "original"))
-    page = ROOT / "README.md"
-    before, _, after = parts(page.read_text())
-    page.write_text(before + BEGIN + made + END + after)
+    before, _, after = parts(PAGE.read_text())
+    PAGE.write_text(before + BEGIN + made + END + after)
     print(made)
 
 

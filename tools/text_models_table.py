@@ -13,7 +13,7 @@ from tests.original.answers import ALL_VERSIONS, INSTALLED
 from tests.text_models.matrix import NEAR, Matrix, everything
 
 PAGE = ROOT / "docs" / "text-models.md"
-BEGIN, END = "<!-- made by `make text-models` -->\n", "<!-- end of the table -->\n"
+BEGIN, END = "<!-- made by `make text-models` -->\n\n", "\n<!-- end of the table -->\n"
 #: The columns: the installed version first.
 VERSIONS = (INSTALLED, *(version for version in reversed(ALL_VERSIONS) if version != INSTALLED))
 

@@ -1,5 +1,6 @@
-"""The codes of everything that can go wrong, and the exit codes they lead to. The README's table
-is made from these.
+"""The codes of everything that can go wrong, and the exit codes they lead to.
+
+docs/reference/messages.md is made from these.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Code:
     Attributes:
         title: a few words, the same every time.
         exit: the exit code that it leads to, unless it is a note.
-        about: what it means, and what to do: the entry in the README.
+        about: what it means, and what to do: the entry in docs/reference/messages.md.
         unmatched: whether its names are left over on one side, so that a report says which names of
             the other side they are near to.
     """

@@ -2,7 +2,7 @@
 
 A `Problem` is one finding: a stable code, one line of cause with the facts, one line of what to do.
 A `RemapError` carries all problems that were found together; it is raised once.
-The codes are in `codes`, and explained in the README.
+The codes are in `codes`, and explained in docs/reference/messages.md.
 """
 
 from __future__ import annotations

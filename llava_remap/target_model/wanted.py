@@ -242,6 +242,6 @@ def _ask_loader(
             "LR601",
             f"transformers {transformers.__version__} takes {layout} names of "
             f"{type(model).__name__} elsewhere.",
-            "Install a version that the README's table lists.",
+            "Install a version that the table in docs/versions.md lists.",
             wrong or sorted(set(state) - hit),
         )

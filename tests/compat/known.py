@@ -1,5 +1,5 @@
 """What versions of transformers are known to do otherwise with any folder: each with a proof, and a
-mark in the README.
+mark in docs/versions.md.
 
 Nothing here excuses what the model computes: `made_up_logits`, of the same made-up pixels for all,
 have to be equal in any case.
@@ -32,7 +32,7 @@ class Known:
     """What a version is known to do otherwise.
 
     Attributes:
-        cell: in the README's table, with the mark of a footnote.
+        cell: in the table of docs/versions.md, with the mark of a footnote.
         is_in: whether a version has it, of its two first numbers.
         concerns: whether it shows in a folder of this name, with this version.
         shows: differences from the installed version that it always makes.

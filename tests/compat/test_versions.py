@@ -14,9 +14,9 @@ import pytest
 
 from tests.compat.checkpoints import CASES, FAMILIES, ROPED
 from tests.compat.known import KNOWN, WITH_VIDEOS, Known, known, rules_of, unexplained
-from tests.compat.run import LOGITS, ROOT, VERSIONS, Look, Seen, convert_all, look_with_all, missing
+from tests.compat.run import LOGITS, VERSIONS, Look, Seen, convert_all, look_with_all, missing
 from tests.original.table import without_column
-from tools.compat_table import parts, table
+from tools.compat_table import PAGE, parts, table
 
 #: 5.0.0 puts the theta into `rope_parameters` itself, and doesn't know it there where scaling is
 #: dynamic.
@@ -143,7 +143,7 @@ def test_all_logits_are_finite(name: str, seen: Look) -> None:
 
 def test_the_table_of_the_readme(seen: Look) -> None:
     """`make compat` writes it. Its last column is tested in `tests/original`."""
-    _, written, _ = parts((ROOT / "README.md").read_text())
+    _, written, _ = parts(PAGE.read_text())
     assert without_column(written) == table(seen)
 
 

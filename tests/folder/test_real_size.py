@@ -118,7 +118,7 @@ def test_mixed_runs(legacy: bool) -> None:
 def test_whole_files(legacy: bool) -> None:
     reference, backend = both(legacy)
     files = [
-        ROOT / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
         ROOT / "Makefile",
         *sorted((ROOT / "llava_remap" / "folder").glob("*.py")),
     ]

@@ -13,5 +13,5 @@ folders in every transformers.
 | `judge` | an answer compared with a fact |
 | `faults` | known faults of versions of transformers, each with its proof |
 | `verdict` | what a comparison comes to, known faults taken into account |
-| `table` | the column of the README's table |
+| `table` | the column of the table in docs/versions.md |
 """

@@ -27,7 +27,7 @@ class Fault:
     """A fault of some versions.
 
     Attributes:
-        name: in the README's table.
+        name: in the table of docs/versions.md.
         versions: the first and the last minor version that has it, None where there is no bound.
         concerns: whether it shows in a case.
         shows: kinds of differences that it always makes; without them it didn't occur.

@@ -1,4 +1,4 @@
-"""The column `as the research code` of the README's table."""
+"""The column `as the research code` of the table in docs/versions.md."""
 
 from __future__ import annotations
 

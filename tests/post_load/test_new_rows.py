@@ -27,7 +27,8 @@ from tests.conftest import CLIP, RELEASED, TINY, Changed, Run, Tensors
 
 EMBED = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "guide" / "vocabulary.md").read_text(encoding="utf-8")
 
 
 def rule_file(options: dict[str, Any], name: str = "llava-v1.5") -> Path:
@@ -56,10 +57,10 @@ def bits(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def test_copy_of_a_token_as_in_the_readme() -> None:
+def test_copy_of_a_token_as_in_the_docs() -> None:
     text = next(
         block
-        for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+        for block in re.findall(r"```yaml[^\n]*\n(.*?)```", PAGE, re.DOTALL)
         if "init: copy" in block
     )
     Path("mine.yaml").write_text(text)

@@ -1,5 +1,5 @@
-"""A plug-in of one's own, the one in the README: built, installed beside llava-remap, and named
-in a rule file.
+"""A plug-in of one's own, the one in docs/rules/plugins.md: built, installed beside
+llava-remap, and named in a rule file.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from safetensors.torch import load_file
 from tests.conftest import CLIP, DATA, RELEASED
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "rules" / "plugins.md"
 WEIGHT, BIAS = (f"multi_modal_projector.linear_2.{part}" for part in ("weight", "bias"))
 LINES = next(
     block
-    for block in re.findall(
-        r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+    for block in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     if "use: multiply" in block
 )
 RULES = (

@@ -127,7 +127,7 @@ def test_a_goal_that_no_round_meets(results: Results) -> None:
     )
 
 
-def test_section_of_the_readme(results: Results) -> None:
+def test_section_of_the_page(results: Results) -> None:
     made = section(results)
     for table in tables(results):
         assert table.markdown() in made

@@ -145,7 +145,7 @@ def main() -> None:
     print_tables(tables(results))
     print(
         f"{arguments.json} has all figures; python -m tools.bench.readme {arguments.json} writes "
-        "them into README.md"
+        "them into docs/performance.md"
     )
 
 

@@ -1,4 +1,4 @@
-"""What `make bench` found, as a section of the README and a picture.
+"""What `make bench` found, as a section of docs/performance.md and a picture.
 
 python -m tools.bench.readme FILE.json [FILE.json …] # several runs: their rounds are put together
 """
@@ -13,7 +13,8 @@ from tools.bench.results import Results, read_results, together
 from tools.bench.tables import tables
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURE = ROOT / "tests" / "bench" / "bench.svg"
+PAGE = ROOT / "docs" / "performance.md"
+PICTURE = ROOT / "docs" / "bench.svg"
 BEGIN, END = (
     "<!-- made by `python -m tools.bench.readme` from what `make bench` found -->\n",
     "<!-- end of what was found -->",
@@ -23,9 +24,7 @@ BEGIN, END = (
 def section(results: Results) -> str:
     """Picture, goals, machine, then all other tables."""
     *others, goals = tables(results)
-    shown = (
-        f"![wall time relative to cp, and peak memory, of each way]({PICTURE.relative_to(ROOT)})\n"
-    )
+    shown = f"![wall time relative to cp, and peak memory, of each way]({PICTURE.name})\n"
     machine = "Measured on:\n\n" + "".join(
         f"- {' '.join(line.split())}\n" for line in results.machine
     )
@@ -43,8 +42,8 @@ def replaced(page: str, made: str) -> str:
 
 def main() -> None:
     results = together([read_results(Path(name)) for name in sys.argv[1:]])
-    page = ROOT / "README.md"
-    page.write_text(replaced(page.read_text(encoding="utf-8"), section(results)), encoding="utf-8")
+    made = replaced(PAGE.read_text(encoding="utf-8"), section(results))
+    PAGE.write_text(made, encoding="utf-8")
     PICTURE.write_text(picture(results), encoding="utf-8")
 
 

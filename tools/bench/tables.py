@@ -1,4 +1,4 @@
-"""Results as tables of text: for the terminal and, in Markdown, for the README."""
+"""Results as tables of text: for the terminal and, in Markdown, for docs/performance.md."""
 
 from __future__ import annotations
 
