@@ -5,10 +5,16 @@ ROUNDS ?= 3
 FORMS ?= safetensors,bin
 TINY := tests/data/tiny
 INSTALLED := .venv/installed
+WORKERS ?= logical
+#: What needs neither torch nor transformers; `--without-torch` makes sure of it.
+FAST := tests/plan tests/routing/test_route.py tests/routing/test_rows.py tests/jobs/test_output_problems.py \
+  tests/jobs/test_source_configs.py tests/jobs/test_used.py tests/rulefile tests/rewrite tests/authoring/lint \
+  tests/core/test_fold.py tests/post_load/test_old_bytes.py \
+  tests/test_rooms.py tests/test_without_torch.py
 VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install versions demo test check docs reference compat text-models bench fuzz
+.PHONY: help install versions demo test test-fast check docs reference compat text-models bench fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -34,8 +40,11 @@ demo: install  ## convert a small genuine LLaVA-1.5 checkpoint into demo/ and lo
 	  --source vision_tower=$(TINY)/clip-vit-tiny-patch14-28 --output demo
 	$(BIN)/python tools/load.py demo
 
-test: install versions  ## run all tests
-	$(BIN)/python -m pytest
+test: install versions  ## run all tests, in as many processes as there are cores (WORKERS=2)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-fast: install  ## the tests that need neither torch nor transformers, in less than a minute
+	$(BIN)/python -m pytest -n $(WORKERS) --without-torch -m 'not torch and not long' $(FAST)
 
 check: install  ## style (ruff) and types (mypy, strict)
 	$(BIN)/ruff check .

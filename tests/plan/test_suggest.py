@@ -69,6 +69,7 @@ def test_nearest(
     assert nearest({name: shape}, others) == {name: found}
 
 
+@pytest.mark.torch
 def test_suggested_rules_mend_what_they_are_suggested_for(run: Run) -> None:
     """Pasted in front of `names`, what the report prints makes the plan complete."""
     Path("part.yaml").write_text(PART)
@@ -99,6 +100,7 @@ def test_suggested_rules_mend_what_they_are_suggested_for(run: Run) -> None:
     assert [entry["name"] for entry in mended.json["unmapped"]] == ["value_head.weight"]
 
 
+@pytest.mark.torch
 def test_nothing_is_suggested_for_a_complete_plan(run: Run) -> None:
     plan = run(
         "apply",
@@ -180,6 +182,7 @@ def test_nothing_is_compared_where_all_names_fit(monkeypatch: pytest.MonkeyPatch
     assert suggest.nearest({"a.b": (1,)}, {}) == {"a.b": ()}
 
 
+@pytest.mark.torch
 def test_a_drop_of_very_many_names_compiles_no_rules_anew(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ tests:
     ]  # fmt: skip
 
 
+@pytest.mark.torch
 def test_a_job_asks_the_first_source(run: Run, tmp_path: Path) -> None:
     """The same manifest under two configs: the rule counts for one of them."""
     Path("mine.yaml").write_text(

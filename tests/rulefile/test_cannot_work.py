@@ -9,6 +9,8 @@ import pytest
 from tests.conftest import RELEASED, Run
 from tests.small_llava import apply_v15, rule_file
 
+pytestmark = pytest.mark.torch  # whole jobs
+
 
 @pytest.mark.parametrize(
     ("text", "code", "words"),

@@ -27,6 +27,7 @@ def valid(content: Any) -> bool:
     return bool(jsonschema.Draft202012Validator(SCHEMA).is_valid(content))
 
 
+@pytest.mark.torch
 def test_it_is_shipped_and_printed(run: Run) -> None:
     """After a change of the language: `llava-remap rules schema > rules/schema/rules-v1.json`."""
     assert (

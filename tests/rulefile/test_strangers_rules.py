@@ -13,6 +13,8 @@ from llava_remap.core.problem import RemapError
 from llava_remap.rulefile import load_rule_file, pattern
 from tests.conftest import CLIP, RELEASED, Ran, Run
 
+pytestmark = pytest.mark.torch  # whole jobs
+
 HEAD = "schema: 1\nname: mine\nversion: 1.0.0\nsummary: x\nextends: [llava-v1.5.yaml]\n"
 PICTURE = "{{ '<image>' }}"
 

@@ -12,6 +12,8 @@ import pytest
 from llava_remap.rulefile import shipped_folder
 from tests.conftest import MANIFESTS, Run, heavy, run_away
 
+pytestmark = pytest.mark.torch  # whole jobs
+
 CLIP = f"vision_tower={MANIFESTS / 'clip-vit-large-patch14-336.json'}"
 #: Each manifest that a shipped file is for, with what else it needs.
 MANIFESTS_OF = {
