@@ -121,7 +121,7 @@ def _derived(
     for pair in found.matches:
         for name, target in zip(pair.source.names, pair.target.names, strict=True):
             tensor = given.tensors[name]
-            tensors[target] = Tensor(target, tensor.dtype, tensor.shape, None)
+            tensors[target] = Tensor.of(target, tensor.dtype, tensor.shape, None)
     tokens = place_tokens(
         rules.text.tokens,
         None,

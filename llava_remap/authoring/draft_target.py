@@ -200,8 +200,8 @@ def _of_class(class_name: str, given: Given) -> Wanted:
     for name, shape in shapes.items():
         if name.startswith(towers[0]):
             classic = _TOWER + name.removeprefix(towers[0])
-            found[classic] = Tensor(classic, given.tensors[name].dtype or "F32", shape, None)
-    found[text.embedding] = Tensor(
+            found[classic] = Tensor.of(classic, given.tensors[name].dtype or "F32", shape, None)
+    found[text.embedding] = Tensor.of(
         text.embedding, given.tensors[embeddings[0]].dtype or "F32", shapes[embeddings[0]], None
     )
     said = said_of_text(given.configs)

@@ -95,5 +95,5 @@ def _checkpoint(path: Path, folder: Path, names: Collection[str]) -> Checkpoint:
         else None
     )
     return Checkpoint(
-        path, NAMES_ALONE, {name: Tensor(name, "", (), None) for name in names}, content, folder
+        path, NAMES_ALONE, {name: Tensor.of(name, "", (), None) for name in names}, content, folder
     )

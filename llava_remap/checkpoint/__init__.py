@@ -1,7 +1,15 @@
 """Files to a catalog: headers only, with nothing but the standard library."""
 
 from llava_remap.checkpoint.beside import BESIDE
-from llava_remap.checkpoint.catalog import Catalog, Checkpoint, Location, LoraPair, Stamp, Tensor
+from llava_remap.checkpoint.catalog import (
+    Catalog,
+    Checkpoint,
+    Location,
+    LoraPair,
+    Piece,
+    Stamp,
+    Tensor,
+)
 from llava_remap.checkpoint.errors import AbsentError, UnreadableError, unreadable
 from llava_remap.checkpoint.foreign import PartsApartError, gather_command, parts_beside
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
@@ -19,6 +27,7 @@ __all__ = [
     "LoraPair",
     "PartOnlyError",
     "PartsApartError",
+    "Piece",
     "Stamp",
     "Tensor",
     "UnreadableError",

@@ -55,13 +55,47 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of a tensor, and where its bytes lie.
+
+    Attributes:
+        start, stop: the box, for each axis.
+        location: where the elements of the box lie.
+    """
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    location: Location
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor without its bytes. `location` is None in a manifest."""
+    """A tensor without its bytes.
+
+    Attributes:
+        pieces: the boxes that the tensor consists of, in the order of their files; none in a
+            manifest.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    location: Location | None
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, name: str, dtype: str, shape: tuple[int, ...], location: Location | None) -> Tensor:
+        """A tensor that lies in one piece, or, without a location, that of a manifest."""
+        whole = () if location is None else (Piece((0,) * len(shape), shape, location),)
+        return cls(name, dtype, shape, whole)
+
+    @property
+    def location(self) -> Location | None:
+        """Where the first piece lies; None in a manifest."""
+        return self.pieces[0].location if self.pieces else None
 
     @property
     def nbytes(self) -> int:
@@ -162,4 +196,5 @@ class Checkpoint:
     @property
     def files(self) -> tuple[Path, ...]:
         """The weight files, in the order in which they are read."""
-        return tuple(dict.fromkeys(t.location.file for t in self.catalog.values() if t.location))
+        every = (piece for tensor in self.catalog.values() for piece in tensor.pieces)
+        return tuple(dict.fromkeys(piece.location.file for piece in every))

@@ -62,7 +62,7 @@ def _tensor(path: Path, name: str, entry: Any) -> Tensor:
         raise _broken(path, f"the entry of {quoted(name)} has no dtype and shape")
     if dtype not in DTYPE_BITS:
         raise unknown_dtype(path, name, dtype)
-    return Tensor(name, dtype, tuple(shape), None)
+    return Tensor.of(name, dtype, tuple(shape), None)
 
 
 def _broken(path: Path, why: str) -> RemapError:

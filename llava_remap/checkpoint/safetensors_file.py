@@ -88,7 +88,7 @@ def _tensor(file: Path, start: int, name: str, entry: Any) -> Tensor:
     if dtype not in DTYPE_BITS:
         raise unknown_dtype(file, name, dtype)
     location = Location(file, start + first, None, False, (start + first, behind - first))
-    return Tensor(name, dtype, shape, location)
+    return Tensor.of(name, dtype, shape, location)
 
 
 def _range(tensor: Tensor) -> tuple[int, int]:

@@ -166,7 +166,7 @@ def place(
             f"reaches to byte {(offset + reach) * itemsize} of its storage, which has {nbytes}"
         )
     rows = None if is_row_major(shape, stride) else stride
-    return Tensor(
+    return Tensor.of(
         name, dtype, shape, Location(file, start + offset * itemsize, rows, big_endian, storage)
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.core.dtypes import DTYPE_BITS
-from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, read_exactly
+from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, pieces_between, read_exactly
 from llava_remap.plan import Mapped, Part, PostLoadChange, runs_in_order
 from llava_remap.post_load import OldBytes
 from llava_remap.post_load.run import PostLoadRules
@@ -90,8 +90,9 @@ class Recipe:
             return None
         [part] = entry.parts
         run = next(part.runs())
-        where = self._tensor(part).location
-        if where is None or run.size != prod(entry.shape):
+        tensor = self._tensor(part)
+        where = tensor.location
+        if where is None or len(tensor.pieces) > 1 or run.size != prod(entry.shape):
             return None
         return Range(where.file, where.offset + run.taken * _width(entry.dtype), entry.nbytes)
 
@@ -170,21 +171,22 @@ def _width(dtype: str) -> int:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether its elements lie one behind the other, low byte first, so that they can be copied."""
-    where = tensor.location
-    return where is None or (where.stride is None and not where.big_endian)
+    places = (piece.location for piece in tensor.pieces)
+    return all(where.stride is None and not where.big_endian for where in places)
 
 
 def _run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
     """A run of a source tensor's elements in row-major, little-endian order and in a dtype, in
     which start and stop count bytes: a range of its file, if that is how they lie there.
     """
-    where = tensor.location
-    assert where is not None
     if tensor.dtype == dtype:
-        if _is_plain(tensor):
-            yield Range(where.file, where.offset + start, stop - start)
-        else:
-            yield from chunks(tensor, start, stop)
+        for piece, first, last in pieces_between(tensor, start, stop):
+            where = piece.location
+            assert where is not None
+            if _is_plain(piece):
+                yield Range(where.file, where.offset + first, last - first)
+            else:
+                yield from chunks(piece, first, last)
         return
     from llava_remap.core.dtypes import cast
 

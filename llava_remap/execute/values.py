@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llava_remap.checkpoint import Checkpoint, Tensor, unreadable
 from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.plan import Box, Part, runs_in_order
 from llava_remap.routing import SourceName
 
 if TYPE_CHECKING:
@@ -62,10 +63,33 @@ def stored_rows(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
     )
 
 
+def pieces_between(tensor: Tensor, start: int, stop: int) -> Iterator[tuple[Tensor, int, int]]:
+    """A run of a tensor's elements as runs of its pieces, each piece a tensor of its own; all runs
+    in row-major order, in bytes from the first element.
+    """
+    if len(tensor.pieces) == 1:
+        yield tensor, start, stop
+        return
+    pieces = [Tensor.of(tensor.name, tensor.dtype, p.shape, p.location) for p in tensor.pieces]
+    axes, width = tuple(range(len(tensor.shape))), DTYPE_BITS[tensor.dtype] // 8
+    parts = [
+        Part("", p.shape, Box.whole(str(number), p.shape), Box("", tensor.shape, axes, *ends))
+        for number, p in enumerate(tensor.pieces)
+        for ends in [(p.start, p.stop)]
+    ]
+    for part, run in runs_in_order(parts):
+        first, last = max(run.placed * width, start), min((run.placed + run.size) * width, stop)
+        if first < last:
+            offset = (run.taken - run.placed) * width
+            yield pieces[int(part.taken.name)], first + offset, last + offset
+
+
 def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
     """A run of the elements in row-major, little-endian order; start and stop count bytes from
     the first one. Reads no others.
     """
+    if len(tensor.pieces) > 1:
+        return b"".join(_bytes(*piece) for piece in pieces_between(tensor, start, stop))
     where = tensor.location
     assert where is not None
     if where.stride is None and not where.big_endian:

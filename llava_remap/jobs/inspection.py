@@ -151,7 +151,8 @@ def _seen(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Tensor]:
         f"encoder.layers.{_LAYERS - 1}.mlp.fc1.weight": (1, width),
     }
     return {
-        prefix + name: Tensor(prefix + name, "F16", shape, None) for name, shape in shapes.items()
+        prefix + name: Tensor.of(prefix + name, "F16", shape, None)
+        for name, shape in shapes.items()
     }
 
 
@@ -189,7 +190,7 @@ def _tower(rules: RuleFile, given: Mapping[str, Checkpoint], source: str) -> dic
             str(program.inverse(target)).removeprefix(taken_off): shape
             for target, shape in shapes.items()
         }
-        return {name: Tensor(name, "F16", shape, None) for name, shape in names.items()}
+        return {name: Tensor.of(name, "F16", shape, None) for name, shape in names.items()}
 
     whole = {**given, source: replace(given[source], catalog=catalog())}
     plan = plan_checkpoints(rules, whole, options=HEADERS_ALONE).plan

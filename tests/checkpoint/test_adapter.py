@@ -184,7 +184,7 @@ def test_configs_that_are_refused(tmp_path: Path, config: dict[str, Any], said: 
 def test_whatever_a_config_says(config: dict[str, Any]) -> None:
     """Pairs with a finite scale, or a refusal."""
     shapes = {f"{Q}.lora_A.weight": (4, 6), f"{Q}.lora_B.weight": (5, 4)}
-    catalog = {name: Tensor(name, "F32", shape, None) for name, shape in shapes.items()}
+    catalog = {name: Tensor.of(name, "F32", shape, None) for name, shape in shapes.items()}
     refused: tuple[Problem, ...] = ()
     found: tuple[LoraPair, ...] = ()
     try:

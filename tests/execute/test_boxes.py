@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llava_remap.checkpoint import Checkpoint, Location, Tensor
+from llava_remap.checkpoint import Checkpoint, Location, Piece, Tensor
 from llava_remap.execute import Range, Recipe, blocks
 from llava_remap.plan import Box, Cast, Mapped, Part
 
@@ -34,7 +34,7 @@ def stored(folder: Path, tensors: dict[str, Floats], stored_otherwise: bool = Fa
             stored_otherwise,
             (len(raw), len(content)),
         )
-        catalog[name] = Tensor(name, "F32", tensor.shape, where)
+        catalog[name] = Tensor.of(name, "F32", tensor.shape, where)
         raw += content
     file.write_bytes(raw)
     return Checkpoint(file, "made", catalog, {}, folder)
@@ -161,3 +161,47 @@ def test_json_and_back(
     short = replace(entry, parts=parts[:-1]).to_json()
     with pytest.raises(ValueError, match=r"cover|comes from 0"):
         Mapped.from_json(short)
+
+
+def in_pieces(folder: Path, tensor: Floats, rows: int, columns: int) -> Checkpoint:
+    """A matrix in files of their own for each block of so many rows and columns, as sharded
+    checkpoints have them; the blocks at the end are smaller.
+    """
+    pieces = []
+    for top in range(0, tensor.shape[0], rows):
+        for left in range(0, tensor.shape[1], columns):
+            block = tensor[top : top + rows, left : left + columns]
+            file = folder / f"{top}-{left}.bin"
+            file.write_bytes(b"head" + block.astype("<f4").tobytes())
+            stop = (top + block.shape[0], left + block.shape[1])
+            where = Location(file, 4, None, False, (4, block.nbytes))
+            pieces.append(Piece((top, left), stop, where))
+    whole = Tensor("w", "F32", tensor.shape, tuple(reversed(pieces)))
+    return Checkpoint(folder, "made", {"w": whole}, {}, folder)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 8), (7, 3), (3, 5), (1, 1)])
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+def test_a_tensor_in_pieces(rows: int, columns: int, dtype: str, tmp_path: Path) -> None:
+    """Whole, and of it a transposed part; copied and in another dtype."""
+    tensor = numbers(7, 8)
+    sources = {"model": in_pieces(tmp_path, tensor, rows, columns)}
+    then = (Cast("F32"),) if dtype != "F32" else ()
+    whole = Mapped("t", dtype, (7, 8), (Part.whole("model", "w", "t", (7, 8)),), then, ())
+    assert np.array_equal(written(whole, sources), tensor.astype("f2" if then else "f4"))
+    taken = Box("w", (7, 8), (1, 0), (2, 1), (7, 6))
+    part = Part("model", (7, 8), taken, Box.whole("t", (5, 5)))
+    turned = Mapped("t", dtype, (5, 5), (part,), then, ())
+    wanted = tensor.T[2:7, 1:6]
+    assert np.array_equal(written(turned, sources), wanted.astype("f2" if then else "f4"))
+
+
+def test_rows_of_blocks_are_ranges_of_their_files(tmp_path: Path) -> None:
+    """What is sharded along the first axis is copied, a range for each file."""
+    source = in_pieces(tmp_path, numbers(6, 4), 2, 4)
+    entry = Mapped("t", "F32", (6, 4), (Part.whole("model", "w", "t", (6, 4)),), (), ())
+    recipe = Recipe({"t": entry}, {}, {"model": source})
+    assert not recipe.computes("t")
+    assert recipe.copied("t") is None
+    ranges = [Range(tmp_path / f"{top}-0.bin", 4, 2 * 4 * 4) for top in (0, 2, 4)]
+    assert [*recipe.pieces("t")] == ranges

@@ -285,7 +285,9 @@ def test_runs_of_what_is_cast(
     numbers = torch.randn(700, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     raw = from_float64(numbers.numpy(), stored)
     (tmp_path / "data").write_bytes(raw)
-    tensor = Tensor("x", stored, (700,), Location(tmp_path / "data", 0, None, False, (0, len(raw))))
+    tensor = Tensor.of(
+        "x", stored, (700,), Location(tmp_path / "data", 0, None, False, (0, len(raw)))
+    )
     entry = Mapped("y", dtype, (700,), (Part.whole("a", "x", "y", (700,)),), (Cast(stored),), ())
     stop = entry.nbytes if stop is None else stop
 
@@ -300,7 +302,7 @@ def test_memory_is_that_of_a_chunk(tmp_path: Path) -> None:
     count = 12 * CHUNK_ELEMENTS
     with (tmp_path / "data").open("wb") as file:
         file.truncate(4 * count)
-    tensor = Tensor(
+    tensor = Tensor.of(
         "x", "F32", (count,), Location(tmp_path / "data", 0, None, False, (0, 4 * count))
     )
     entry = Mapped(

@@ -28,7 +28,7 @@ ROWS, COLUMNS, RANK = 40, 24, 12
 def stored(name: str, dtype: str, values: Matrix) -> Tensor:
     path = Path(f"{name}.bytes")
     path.write_bytes(from_float64(values, dtype))
-    return Tensor(
+    return Tensor.of(
         name, dtype, values.shape, Location(path, 0, None, False, (0, path.stat().st_size))
     )
 

@@ -57,7 +57,7 @@ merge.rows = rows
 np.ones((64, 64)) @ np.ones((64, 64))
 before = peak_nbytes()
 sizes = (width, width), (rank, width), (width, rank)
-w, a, b = (Tensor("x", "F32", size, None) for size in sizes)
+w, a, b = (Tensor.of("x", "F32", size, None) for size in sizes)
 for block in merge.merged_bytes(w, a, b, 0.5, "F32", 0, width * width * 4):
     pass
 part = Part.whole("m", "x", "x", (width, width))

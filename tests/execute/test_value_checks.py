@@ -18,8 +18,10 @@ def test_strided_tensors_are_compared_by_value(tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(matrix.numpy().tobytes())
     (tmp_path / "columns").write_bytes(matrix.T.contiguous().numpy().tobytes())
     nbytes = matrix.numel() * 4
-    rows = Tensor("w", "F32", (1024, 600), Location(tmp_path / "rows", 0, None, False, (0, nbytes)))
-    columns = Tensor(
+    rows = Tensor.of(
+        "w", "F32", (1024, 600), Location(tmp_path / "rows", 0, None, False, (0, nbytes))
+    )
+    columns = Tensor.of(
         "w", "F32", (1024, 600), Location(tmp_path / "columns", 0, (1, 1024), False, (0, nbytes))
     )
     assert value_checks.equal(rows, columns)

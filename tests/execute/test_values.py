@@ -48,7 +48,7 @@ def laid_out(kind: str, folder: Path) -> tuple[Tensor, NDArray[np.uint16]]:
     path = folder / "data"
     path.write_bytes(bytes(16) + data)
     where = Location(path, 16 + 2 * first, stride, kind.startswith("big-endian"), (16, len(data)))
-    return Tensor("x", "F16", wanted.shape, where), wanted
+    return Tensor.of("x", "F16", wanted.shape, where), wanted
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,7 +81,7 @@ def test_rows(kind: str, tmp_path: Path) -> None:
 
 def test_rows_of_a_vector(tmp_path: Path) -> None:
     tensor, wanted = laid_out("row by row", tmp_path)
-    vector = Tensor("x", "F16", (700,), tensor.location)
+    vector = Tensor.of("x", "F16", (700,), tensor.location)
     np.testing.assert_array_equal(
         rows(vector, 10, 20), wanted[0, 10:20].view("<f2").astype(np.float64)
     )
@@ -112,7 +112,7 @@ def test_halves_of_complex_numbers_have_their_own_byte_order(
     stored = numbers.astype(">c8")
     data = stored.tobytes() if stride is None else stored.T.tobytes()
     (tmp_path / "data").write_bytes(data)
-    tensor = Tensor(
+    tensor = Tensor.of(
         "x", "C64", (3, 2), Location(tmp_path / "data", 0, stride, True, (0, len(data)))
     )
     assert b"".join(chunks(tensor)) == numbers.tobytes()

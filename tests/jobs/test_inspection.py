@@ -625,14 +625,14 @@ def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch)
     name.
     """
     tensors = {
-        f"model.layers.{layer}.mlp.experts.{number}.{part}.weight": Tensor(
+        f"model.layers.{layer}.mlp.experts.{number}.{part}.weight": Tensor.of(
             f"{layer}.{number}.{part}", "F16", (1,), None
         )
         for layer in range(60)
         for number in range(100)
         for part in ("w1", "w2", "w3")
     } | {
-        f"m.{number:032x}.{number % 7}.weight": Tensor(str(number), "F16", (1,), None)
+        f"m.{number:032x}.{number % 7}.weight": Tensor.of(str(number), "F16", (1,), None)
         for number in range(20_000)
     }
     tensors = {name: replace(tensor, name=name) for name, tensor in tensors.items()}

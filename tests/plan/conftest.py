@@ -47,9 +47,9 @@ def checkpoint(
     catalog: dict[str, Tensor] = {}
     file, at = Path(f"{name}.safetensors"), 0
     for key, found in tensors.items():
-        tensor = found if isinstance(found, Tensor) else Tensor(key, "F16", found, None)
+        tensor = found if isinstance(found, Tensor) else Tensor.of(key, "F16", found, None)
         place = tensor.location or Location(file, at, None, False, (at, tensor.nbytes))
-        catalog[key] = Tensor(key, tensor.dtype, tensor.shape, place)
+        catalog[key] = Tensor.of(key, tensor.dtype, tensor.shape, place)
         at += tensor.nbytes
     return Checkpoint(Path(name), "safetensors", catalog, {}, Path(name), pairs=pairs, **named)
 

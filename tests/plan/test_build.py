@@ -195,8 +195,8 @@ def test_a_tensor_that_a_post_load_rule_makes(planned: Planned) -> None:
 
 def test_another_dtype(planned: Planned) -> None:
     sources = {
-        "model.a": Tensor("model.a", "F32", (2, 3), None),
-        "model.b": Tensor("model.b", "I64", (5,), None),
+        "model.a": Tensor.of("model.a", "F32", (2, 3), None),
+        "model.b": Tensor.of("model.b", "I64", (5,), None),
     }
     plan = planned(sources, WANTED, dtype="BF16")
     assert {m.target: (m.dtype, m.stored_dtype, m.then) for m in plan.mapped} == {

@@ -29,7 +29,7 @@ def clip_tensors(layers: int = 24, positions: int = 577) -> dict[str, Tensor]:
         **{f"encoder.layers.{n}.mlp.fc1.weight": (4096, 1024) for n in range(layers)},
     }
     return {
-        TOWER + name: Tensor(TOWER + name, "F16", shape, None) for name, shape in shapes.items()
+        TOWER + name: Tensor.of(TOWER + name, "F16", shape, None) for name, shape in shapes.items()
     }
 
 

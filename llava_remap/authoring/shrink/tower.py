@@ -79,5 +79,6 @@ def tower_tensors(sizes: Mapping[str, int], kind: str) -> dict[str, Tensor]:
             }
     shapes |= {"post_layernorm.weight": (width,), "post_layernorm.bias": (width,)}
     return {
-        PREFIX + name: Tensor(PREFIX + name, "F32", shape, None) for name, shape in shapes.items()
+        PREFIX + name: Tensor.of(PREFIX + name, "F32", shape, None)
+        for name, shape in shapes.items()
     }

@@ -124,7 +124,7 @@ def make_twin(
         **towers,
     }
     tensors = {
-        name: replace(tensor, shape=parts[part].small_shape(name, tensor.shape), location=None)
+        name: replace(tensor, shape=parts[part].small_shape(name, tensor.shape), pieces=())
         for name, tensor in checkpoint.catalog.items()
         if layer_of(name) < parts[part := part_of(name)].after.get("num_hidden_layers", inf)
     }
