@@ -17,6 +17,7 @@ from llava_remap.jobs.job import Job, manifest_problems, refused
 from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.jobs.resources import job_disk_nbytes
 from llava_remap.jobs.run import Result, Verify, run
+from llava_remap.jobs.suggest import with_suggestions
 from llava_remap.plan import build_plan, in_layout
 from llava_remap.rewrite import Program, compile_rules
 from llava_remap.routing import Routes, main_names, route
@@ -202,6 +203,7 @@ def plan_checkpoints(
         recognised=recognised,
         norms_about_one=derived is not None and derived.norms_about_one,
     )
+    plan = with_suggestions(plan, routed.routes, with_rules=recognised and derived is not None)
     plan = in_layout(plan, options.layout, derived.target.names if derived else {})
     output = Path(short_name(routed.checkpoints[file.first_source].location) + "-hf")
     return Job(file, routed.checkpoints, output, plan, derived, small_files)

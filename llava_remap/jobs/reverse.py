@@ -15,6 +15,7 @@ from llava_remap.jobs.job import Job, manifest_problems, written_tensors
 from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.jobs.resources import job_disk_nbytes
 from llava_remap.jobs.run import OnPhase, OnProgress, Verify
+from llava_remap.jobs.suggest import with_suggestions
 from llava_remap.plan import build_plan
 from llava_remap.rewrite import Program, Rewrite, compile_all
 from llava_remap.routing import Routed, Routes
@@ -112,17 +113,18 @@ def plan_reverse(
     )
     if target is not None:
         target = _renamed(target, back)
+    routes = Routes(taken, (), (), ())
     plan = build_plan(
         file,
         program,
         checkpoints,
-        Routes(taken, (), (), ()),
+        routes,
         target,
         problems=problems or _name_problems(file, taken, classic, layout, target),
         notes=_notes(file, checkpoint, classic, target),
         recognised=False,  # what isn't mapped is told here, in the words of the way back
     )
-    plan = replace(plan, layout=ORIGINAL)
+    plan = replace(with_suggestions(plan, routes, with_rules=False), layout=ORIGINAL)
     job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
     room = output_problems(folder, None if job.from_manifest else job_disk_nbytes(job), checkpoints)
     return replace(job, plan=replace(plan, problems=(*plan.problems, *room)))

@@ -11,6 +11,7 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem
 from llava_remap.core.wording import counted
 from llava_remap.plan.boxes import Part
+from llava_remap.plan.coverage import placement_problems
 from llava_remap.plan.mapped import (
     AddLora,
     Alias,
@@ -42,9 +43,7 @@ from llava_remap.plan.problems import (
     pair_problems,
     unmapped_problems,
 )
-from llava_remap.plan.suggest import nearest
 from llava_remap.rewrite import Program
-from llava_remap.rewrite.infer import suggest_rules
 from llava_remap.routing import Routed, RoutedPair, Routes, draft_command
 from llava_remap.rulefile import RuleFile
 from llava_remap.target_model import ChosenTemplate, Target
@@ -133,8 +132,19 @@ def build_plan(
         for name, shape in given.items()
         if shape != shapes[name]
     ]
-    plan_missing = _missing(missing, unclaimed)
-    plan_unmapped = _unmapped(unclaimed, missing)
+    plan_missing = [Missing(name, shape, ()) for name, shape in missing.items()]
+    plan_unmapped = [
+        Unmapped(
+            r.source,
+            r.tensor.name,
+            r.tensor.dtype,
+            r.tensor.shape,
+            r.rewrite.target,
+            r.rewrite.rules,
+            (),
+        )
+        for r in unclaimed
+    ]
     collisions = [
         Collision(name, tuple(r.origin for r in found), makes[name].use if name in makes else None)
         for name, found in providers.items()
@@ -171,6 +181,7 @@ def build_plan(
         )
         provided = {name: r[0].tensor.shape for name, r in providers.items()}
         found_problems += pair_problems(routes.pairs, provided, tied, target.transposed)
+        found_problems += placement_problems(mapped, aliases)
         found_problems += dtype_problems(mapped, aliases, dtype)
         found_problems += drop_problems(program, routes.taken, set(missing))
     read = sum(single[m.target].tensor.nbytes for m in mapped if not m.is_made) + sum(
@@ -202,9 +213,7 @@ def build_plan(
         dropped=tuple(sorted(dropped, key=lambda d: (d.source, d.name))),
         unmapped=tuple(sorted(plan_unmapped, key=lambda u: (u.source, u.name))),
         missing=tuple(sorted(plan_missing, key=lambda m: m.target)),
-        suggested_rules=_suggested(unclaimed, missing, routes.taken)
-        if recognised and target is not None
-        else (),
+        suggested_rules=(),
         mismatched=tuple(sorted(mismatched, key=lambda m: m.target)),
         collisions=tuple(sorted(collisions, key=lambda c: c.target)),
         post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
@@ -238,38 +247,6 @@ def _mapped(
     shape = tensor.shape if changed is None else changed.change.shape_after
     part = Part.whole(routed.source, tensor.name, name, tensor.shape)
     return Mapped(name, written, shape, (part,), tuple(then), routed.rewrite.rules)
-
-
-def _missing(missing: Mapping[str, tuple[int, ...]], unclaimed: Sequence[Routed]) -> list[Missing]:
-    near = nearest(missing, {r.tensor.name: r.tensor.shape for r in unclaimed})
-    return [Missing(name, shape, near[name]) for name, shape in missing.items()]
-
-
-def _unmapped(
-    unclaimed: Sequence[Routed], missing: Mapping[str, tuple[int, ...]]
-) -> list[Unmapped]:
-    near = nearest({r.tensor.name: r.tensor.shape for r in unclaimed}, missing)
-    return [
-        Unmapped(
-            r.source,
-            r.tensor.name,
-            r.tensor.dtype,
-            r.tensor.shape,
-            r.rewrite.target,
-            r.rewrite.rules,
-            near[r.tensor.name],
-        )
-        for r in unclaimed
-    ]
-
-
-def _suggested(
-    unclaimed: Sequence[Routed], missing: Mapping[str, tuple[int, ...]], taken: Sequence[Routed]
-) -> tuple[str, ...]:
-    left = {r.rewrite.prepared: r.tensor.shape for r in unclaimed}
-    return suggest_rules(
-        left, missing, [r.rewrite.prepared for r in taken if r.rewrite.prepared not in left]
-    )
 
 
 def _value_checks(

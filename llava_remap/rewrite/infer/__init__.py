@@ -4,6 +4,7 @@ read or printed.
 
 from __future__ import annotations
 
+from llava_remap.rewrite.infer.alike import nearest
 from llava_remap.rewrite.infer.engine import Inference, infer, suggest_rules
 from llava_remap.rewrite.infer.groups import Group, Segments, Shape, fill, fold, unfold
 from llava_remap.rewrite.infer.match import HOWS, How, Match, Question, grows
@@ -12,5 +13,5 @@ from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, rule_line
 __all__ = [
     "DROPPED", "Group", "HOWS", "How", "Inference", "InferredRule", "Match", "Question", "Segments",
     "Shape", "fill", "fold",
-    "grows", "infer", "rule_line", "suggest_rules", "unfold",
+    "grows", "infer", "nearest", "rule_line", "suggest_rules", "unfold",
 ]  # fmt: skip

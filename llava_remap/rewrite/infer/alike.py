@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
-from llava_remap.rewrite.infer import Group, Segments, Shape, fill, fold
+from llava_remap.rewrite.infer.groups import Group, Segments, Shape, fill, fold
 
 #: Names shown for one that has no counterpart.
 LIMIT = 3

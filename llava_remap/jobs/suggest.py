@@ -1,0 +1,43 @@
+"""What could map the names that a plan leaves over: guesses from names and shapes, to be looked
+at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llava_remap.plan import Plan
+from llava_remap.rewrite.infer import nearest, suggest_rules
+from llava_remap.routing import Routes
+
+
+def with_suggestions(plan: Plan, routes: Routes, *, with_rules: bool = True) -> Plan:
+    """The plan with the nearest names on the other side for everything unmapped or missing, and
+    with rules that would map them.
+
+    Args:
+        routes: the ones that the plan was built from.
+        with_rules: whether rules are worth suggesting: the rule file is for this checkpoint.
+    """
+    if not plan.unmapped and not plan.missing:
+        return plan
+    left = {entry.name: entry.shape for entry in plan.unmapped}
+    missing = {entry.target: entry.shape for entry in plan.missing}
+    near, near_sources = nearest(left, missing), nearest(missing, left)
+    return replace(
+        plan,
+        unmapped=tuple(replace(u, suggestions=near[u.name]) for u in plan.unmapped),
+        missing=tuple(replace(m, suggestions=near_sources[m.target]) for m in plan.missing),
+        suggested_rules=_rules(plan, routes) if with_rules else (),
+    )
+
+
+def _rules(plan: Plan, routes: Routes) -> tuple[str, ...]:
+    over = {(entry.source, entry.name) for entry in plan.unmapped}
+    left = {
+        r.rewrite.prepared: r.tensor.shape
+        for r in routes.taken
+        if (r.source, r.tensor.name) in over
+    }
+    others = [r.rewrite.prepared for r in routes.taken if r.rewrite.prepared not in left]
+    return suggest_rules(left, {entry.target: entry.shape for entry in plan.missing}, others)
