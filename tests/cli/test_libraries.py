@@ -274,7 +274,7 @@ def test_a_reader_that_goes_away(more: tuple[str, ...], tmp_path: Path) -> None:
 def test_both_readers_go_away(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [COMMAND, "inspect", "nowhere"]
+    command = [str(COMMAND), "inspect", "nowhere"]
     assert subprocess.run(command, stdout=write, stderr=write, check=False).returncode == 3
     os.close(write)
 
