@@ -113,7 +113,7 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
     """
     groups = names_alike(checkpoint)
     found = [
-        _fit(load_rule_file(path), checkpoint, groups) for path in shipped_rule_files().values()
+        _fit(rules, checkpoint, groups) for rules in _loaded(tuple(shipped_rule_files().values()))
     ]
 
     def order(fit: Fit) -> tuple[object, ...]:
@@ -260,6 +260,12 @@ def names_alike(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 
 @cache
+def _loaded(paths: tuple[Path, ...]) -> tuple[RuleFile, ...]:
+    """Rule files that stay as they are while a process runs: the shipped ones."""
+    return tuple(map(load_rule_file, paths))
+
+
+@cache
 def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
     """The segments that templates of the shipped rule files spell out, and a regex for those
     that they spell out in part.
@@ -267,8 +273,7 @@ def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
     templates: list[Template] = []
     texts: list[str] = []
     partly: set[str] = set()
-    for path in shipped_rule_files().values():
-        rules = load_rule_file(path)
+    for rules in _loaded(tuple(shipped_rule_files().values())):
         text, sources = rules.text, rules.text.sources.values()
         every = [
             *text.prepare,
