@@ -29,8 +29,8 @@ def revert_command(
         str,
         typer.Argument(
             metavar="DIR",
-            help="A folder that `apply` wrote; with --rules a checkpoint in a layout of "
-            "transformers, as --source of `apply`.",
+            help="A folder that `apply` wrote. With --rules, a checkpoint in a layout of "
+            "transformers: a folder, a file or ORG/NAME[@REVISION].",
         ),
     ],
     output: Annotated[
@@ -55,14 +55,15 @@ def revert_command(
     output_format: Annotated[Format, FORMAT] = Format.human,
     report: Annotated[Path | None, REPORT] = None,
     jobs: Annotated[int, JOBS] = 2,
-    verify: Annotated[Verify, VERIFY] = Verify.meta,
+    verify: Annotated[Verify | None, VERIFY] = None,
     offline: Annotated[bool, OFFLINE] = False,
 ) -> None:
     """Take a converted folder back.
 
     The original names, bytes and configs, from the folder's record. Of several sources each gets a
     folder of its name inside the output. Nothing is written unless every file is as it was written.
-    With --rules, weights alone, under the names that the rule file leads back to.
+    With --rules, weights alone, under the names that the rule file leads back to; --dry-run,
+    --report, --verify and --offline are for that way.
     """
     if rules is not None:
         with refusals(output_format):
@@ -71,10 +72,11 @@ def revert_command(
 
             with progress("planning"):
                 job = plan_reverse(rules, folder, output, dry_run=dry_run, offline=offline)
-            carry_out(job, Asked(output_format, report, dry_run, verify, jobs))
+            carry_out(job, Asked(output_format, report, dry_run, verify or Verify.meta, jobs))
         return
     with refusals(output_format, "reversion"):
-        given = {"--dry-run": dry_run, "--report": report, "--offline": offline}
+        given: dict[str, object] = {"--dry-run": dry_run, "--report": report}
+        given |= {"--offline": offline, "--verify": verify}
         if unfit := [name for name, value in given.items() if value]:
             raise refuse(
                 "LR211",

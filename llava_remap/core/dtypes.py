@@ -130,8 +130,9 @@ def _upper_half(bits: NDArray[np.uint32]) -> bytes:
     import numpy as np
 
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    return np.where(is_nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
+    # A NaN stays one. Where nothing is cut off, its bits stay, too: BF16 has it exactly.
+    is_cut_nan = ((bits & 0x7FFFFFFF) > 0x7F800000) & ((bits & 0xFFFF) != 0)
+    return np.where(is_cut_nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
 
 
 def from_float64(values: NDArray[np.float64], dtype: str) -> bytes:

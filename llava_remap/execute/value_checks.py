@@ -185,11 +185,10 @@ def equal(
     pairs = zip_longest(_read(one, on_progress), _read(other, on_progress))
     if one.dtype == other.dtype:
         return all(left == right for left, right in pairs)
-    import numpy as np
 
     from llava_remap.core.dtypes import to_float64
 
     return all(
-        np.array_equal(to_float64(left, one.dtype), to_float64(right, other.dtype))
+        to_float64(left, one.dtype).tobytes() == to_float64(right, other.dtype).tobytes()
         for left, right in pairs
     )

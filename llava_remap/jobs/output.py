@@ -99,6 +99,9 @@ def output_problems(
         if os.path.lexists(output):
             nbytes = _left_to_write(output, nbytes, facts)
         parent = next(path for path in (output, *output.absolute().parents) if path.exists())
+        links = [path for path in (output, *output.absolute().parents) if path.is_symlink()]
+        if (odd := next((path for path in links if not path.exists()), None)) is not None:
+            return [Problem("LR508", f"{odd} is a link that leads nowhere.", another)]
         free = shutil.disk_usage(parent).free
     except RemapError as error:
         return list(error.problems)

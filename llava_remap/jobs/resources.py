@@ -80,7 +80,7 @@ def predict(job: Job, verify: str, jobs: int = JOBS) -> Predicted:
     """What a job that is planned will need, from here on in this process.
 
     Args:
-        verify: how it will be checked after writing, as in `apply_job`.
+        verify: how it will be checked after writing, as in `run`.
         jobs: how many files are written at the same time.
     """
     recipe = job.recipe
@@ -129,6 +129,11 @@ def _record_nbytes(job: Job) -> int:
     mapped = sum(
         _RECORDED + len(e.target) + sum(len(o.name) for o in e.origins) + sum(map(len, e.rules))
         for e in plan.mapped
+    )
+    mapped += sum(
+        _RECORDED + len(e.lora.a.name) + len(e.lora.b.name)
+        for e in plan.mapped
+        if e.lora is not None
     )
     mapped += sum(
         _RECORDED + len(a.target) + len(a.of) + len(a.source.name) + sum(map(len, a.rules))

@@ -34,6 +34,7 @@ from llava_remap.plan import (
     coverage_gaps,
     holds,
 )
+from llava_remap.plan.boxes import MOST_STEPS, coverage_steps
 from llava_remap.post_load.old_bytes import find_old_bytes
 from llava_remap.routing import SourceName
 from llava_remap.verify import file_problems, header_problems
@@ -329,9 +330,11 @@ def _refuse_lost(record: Record, changed: Collection[str]) -> None:
     """
     uses = {entry.change.target: entry.use for entry in record.post_load}
     holders = {entry.target: entry for entry in record.mapped}
-    lost: list[tuple[str, str]] = []
+    by_target: dict[str, list[tuple[str, str]]] = {}
 
-    def look(names: Sequence[str], holder: Mapped, stored: str, tied: bool) -> None:
+    def look(
+        target: str, names: Sequence[str], holder: Mapped, stored: str, *, tied: bool = False
+    ) -> None:
         if holder.lora is not None:
             why = f"was merged with `{holder.lora.a.name}` and rounded"
         elif holder.target in changed:
@@ -343,12 +346,13 @@ def _refuse_lost(record: Record, changed: Collection[str]) -> None:
             why = f"was {stored}; {held}"
         else:
             return
-        lost.extend((name, why) for name in names)
+        by_target[target] = [(name, why) for name in names]
 
     for entry in record.mapped:
-        look([origin.name for origin in entry.origins], entry, entry.stored_dtype, False)
+        look(entry.target, [o.name for o in entry.origins], entry, entry.stored_dtype)
     for alias in record.aliases:
-        look([alias.source.name], holders[alias.of], alias.dtype, True)
+        look(alias.target, [alias.source.name], holders[alias.of], alias.dtype, tied=True)
+    lost = [row for _, rows in sorted(by_target.items()) for row in rows]
     if lost:
         raise RemapError(
             Problem(
@@ -365,8 +369,11 @@ def _refuse_impossible(folder: Path, originals: Mapping[SourceName, Mapped]) -> 
     """LR113 for a record that no job of ours can have written: parts that don't cover a source
     tensor once, or a name that no file can have.
     """
+    steps = sum(coverage_steps([part.placed for part in e.parts]) for e in originals.values())
     for origin, entry in originals.items():
         try:
+            if steps > MOST_STEPS:
+                raise ValueError
             sound = entry.parts and not any(
                 coverage_gaps(entry.shape, (part.placed for part in entry.parts))
             )

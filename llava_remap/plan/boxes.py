@@ -10,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import merge
-from itertools import product
+from itertools import accumulate, pairwise, product
 from math import prod
+from operator import mul
 from typing import Any, NamedTuple
 
 Shape = tuple[int, ...]
 
-#: Borders of contiguous regions up to which the coverage of a tensor is computed. A split, concat
-#: or stack along the first axis has two for each box.
-_MOST_BORDERS = 1 << 20
+#: Steps up to which the coverage of a tensor is computed. A split, concat or stack along one axis
+#: takes at most as many as it has boxes, or the square of that.
+MOST_STEPS = 1 << 18
+#: Runs that are looked at one by one, however few cells there are.
+_MANY_RUNS = 1 << 13
+#: Axes and elements that a tensor can have.
+_MOST_AXES, _MOST_ELEMENTS = 64, 1 << 62
 
 
 class Run(NamedTuple):
@@ -81,8 +86,13 @@ class Box:
 
     def strides(self) -> Shape:
         """For each axis as it is seen, the elements between neighbours."""
-        steps = [prod(self.view[axis + 1 :]) for axis in range(len(self.view))]
+        steps = _strides(self.view)
         return tuple(steps[axis] for axis in self.axes)
+
+    def in_view(self) -> tuple[tuple[int, int], ...]:
+        """Start and stop for each axis of the view, in the view's own order."""
+        bounds = dict(zip(self.axes, zip(self.start, self.stop, strict=True), strict=True))
+        return tuple(bounds[axis] for axis in range(len(self.view)))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -111,8 +121,12 @@ def shape_of(found: Any) -> Shape:
     Raises:
         TypeError, ValueError: for anything else.
     """
-    if not isinstance(found, list) or not all(type(size) is int and size >= 0 for size in found):
-        raise ValueError(f"{found!r} is no list of sizes")
+    if not isinstance(found, list) or len(found) > _MOST_AXES:
+        raise ValueError("that is no list of sizes")
+    if not all(type(size) is int and 0 <= size <= _MOST_ELEMENTS for size in found):
+        raise ValueError("that is no list of sizes")
+    if prod(max(size, 1) for size in found) > _MOST_ELEMENTS:
+        raise ValueError("no tensor has so many elements")
     return tuple(found)
 
 
@@ -159,12 +173,8 @@ class Part:
         taken, placed = self.taken.strides(), self.placed.strides()
         first, then = _dot(self.taken.start, taken), _dot(self.placed.start, placed)
         steps, count = _merged(zip(placed, taken, self.taken.sizes, strict=True))
-        for numbers in product(*(range(size) for *_, size in steps)):
-            yield Run(
-                first + sum(n * step for n, (_, step, _) in zip(numbers, steps, strict=True)),
-                then + sum(n * step for n, (step, _, _) in zip(numbers, steps, strict=True)),
-                count,
-            )
+        for there, here in _offsets(steps):
+            yield Run(first + here, then + there, count)
 
 
 def _merged(axes: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, int]], int]:
@@ -179,6 +189,17 @@ def _merged(axes: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, 
     while steps and steps[-1][:2] == (count, count):
         count *= steps.pop()[2]
     return (steps, count) if count else ([(0, 0, 0)], 0)
+
+
+def _offsets(steps: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
+    """Where runs begin on both sides, counted from the first, one after the other."""
+    if not steps:
+        yield 0, 0
+        return
+    (one, other, size), *inner = steps
+    for number in range(size):
+        for first, second in _offsets(inner):
+            yield number * one + first, number * other + second
 
 
 def runs_in_order(parts: Sequence[Part]) -> Iterator[tuple[Part, Run]]:
@@ -208,12 +229,72 @@ def coverage_gaps(shape: Shape, boxes: Iterable[Box]) -> tuple[list[range], list
         raise ValueError(f"a box has another number of elements than the tensor, {list(shape)}")
     if len(boxes) == 1 and prod(boxes[0].sizes) == nelements:
         return [], []
+    steps, in_cells = _way(boxes)
+    if steps > MOST_STEPS:
+        raise ValueError(f"{len(boxes)} boxes cut the tensor into too many pieces")
     width = prod(shape[1:]) or 1
-    counts = list(_counts(nelements, boxes))
+    counts = list(_counts_of_cells(boxes) if in_cells else _counts(nelements, boxes))
     return (
         _rows(width, [span for span, count in counts if count == 0]),
         _rows(width, [span for span, count in counts if count > 1]),
     )
+
+
+def coverage_steps(boxes: Sequence[Box]) -> int:
+    """Steps that `coverage_gaps` takes for these boxes of one tensor."""
+    return 0 if len(boxes) == 1 else _way(boxes)[0]
+
+
+def _way(boxes: Sequence[Box]) -> tuple[int, bool]:
+    """How coverage is computed: the steps that it takes, and whether by cells. Runs tell exactly
+    which rows are left out, so cells are for boxes that make many.
+    """
+    by_runs = _steps_by_runs(boxes)
+    if by_runs <= _MANY_RUNS:
+        return by_runs, False
+    by_cells = _steps_by_cells(boxes)
+    return min(by_runs, by_cells), by_cells < by_runs
+
+
+def _steps_by_runs(boxes: Sequence[Box]) -> int:
+    """Contiguous regions of all boxes."""
+    return sum(prod(size for *_, size in _own_runs(box)[0]) for box in boxes)
+
+
+def _steps_by_cells(boxes: Sequence[Box]) -> int:
+    """Cells of the grid that the borders of boxes of one view make, each compared with every box;
+    more than any limit where the views differ.
+    """
+    if len({box.view for box in boxes}) != 1:
+        return MOST_STEPS + 1
+    return prod(len(cut) - 1 for cut in _cuts(boxes)) * len(boxes)
+
+
+def _cuts(boxes: Sequence[Box]) -> list[list[int]]:
+    """For each axis of the boxes' view, where a box begins or ends."""
+    bounds = [box.in_view() for box in boxes]
+    return [
+        sorted({0, size, *(cut for box in bounds for cut in box[axis])})
+        for axis, size in enumerate(boxes[0].view)
+    ]
+
+
+def _counts_of_cells(boxes: Sequence[Box]) -> Iterator[tuple[range, int]]:
+    """As `_counts`, for boxes of one view. Of a cell on which other than one box lies, the elements
+    from the first to the last.
+    """
+    strides, bounds = _strides(boxes[0].view), [box.in_view() for box in boxes]
+    for cell in product(*(pairwise(cut) for cut in _cuts(boxes))):
+        count = sum(
+            all(
+                low <= start and stop <= high
+                for (start, stop), (low, high) in zip(cell, box, strict=True)
+            )
+            for box in bounds
+        )
+        if count != 1:
+            first = _dot([start for start, _ in cell], strides)
+            yield range(first, _dot([stop - 1 for _, stop in cell], strides) + 1), count
 
 
 def _counts(nelements: int, boxes: Sequence[Box]) -> Iterator[tuple[range, int]]:
@@ -222,8 +303,6 @@ def _counts(nelements: int, boxes: Sequence[Box]) -> Iterator[tuple[range, int]]
     for box in boxes:
         for start, stop in _spans(box):
             borders += [(start, 1), (stop, -1)]
-            if len(borders) > _MOST_BORDERS:
-                raise ValueError(f"{len(boxes)} boxes cut the tensor into too many pieces")
     at, count = 0, 0
     for border, change in [*sorted(borders), (nelements, 0)]:
         if border > at and count != 1:
@@ -233,12 +312,21 @@ def _counts(nelements: int, boxes: Sequence[Box]) -> Iterator[tuple[range, int]]
 
 def _spans(box: Box) -> Iterator[tuple[int, int]]:
     """The contiguous elements of a box: first, and last plus one."""
+    steps, count = _own_runs(box)
+    first = _dot(box.start, box.strides())
+    for offset, _ in _offsets(steps):
+        yield first + offset, first + offset + count
+
+
+def _own_runs(box: Box) -> tuple[list[tuple[int, int, int]], int]:
+    """As `_merged`, for the box alone."""
     strides = box.strides()
-    steps, count = _merged(zip(strides, strides, box.sizes, strict=True))
-    first = _dot(box.start, strides)
-    for numbers in product(*(range(size) for *_, size in steps)):
-        start = first + sum(n * step for n, (step, _, _) in zip(numbers, steps, strict=True))
-        yield start, start + count
+    return _merged(zip(strides, strides, box.sizes, strict=True))
+
+
+def _strides(shape: Shape) -> list[int]:
+    """The elements between neighbours of each axis, in row-major order."""
+    return [*accumulate(reversed(shape[1:]), mul, initial=1)][::-1] if shape else []
 
 
 def _rows(width: int, spans: Iterable[range]) -> list[range]:

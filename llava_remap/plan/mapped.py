@@ -10,7 +10,15 @@ from math import isfinite, prod
 from typing import Any
 
 from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, HELD_BY
-from llava_remap.plan.boxes import Box, Part, Shape, coverage_gaps, shape_of
+from llava_remap.plan.boxes import (
+    MOST_STEPS,
+    Box,
+    Part,
+    Shape,
+    coverage_gaps,
+    coverage_steps,
+    shape_of,
+)
 from llava_remap.routing import SourceName
 
 
@@ -81,12 +89,14 @@ def _step(entry: Mapping[str, Any]) -> Step:
     Raises:
         KeyError, TypeError, ValueError: for anything else.
     """
+    if not isinstance(entry, dict) or not all(isinstance(f, dict) for f in entry.values()):
+        raise ValueError(f"{entry!r} is no step")
     [(kind, fields)] = entry.items()
     if kind == "cast":
-        return Cast(str(fields["stored"]))
+        return Cast(_text(fields["stored"]))
     if kind == "post_load":
         before = None if fields["before"] is None else shape_of(fields["before"])
-        return PostLoad(str(fields["use"]), before)
+        return PostLoad(_text(fields["use"]), before)
     if kind == "add_lora":
         rank, scale = fields["rank"], fields["scale"]
         sound = type(rank) is int and rank >= 1 and type(scale) in (int, float) and isfinite(scale)
@@ -170,15 +180,18 @@ class Mapped:
         """The inverse of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: for anything else, and for parts that don't cover the
-                tensor.
+            KeyError, TypeError, ValueError: for anything else.
         """
-        target, dtype, shape = str(entry["target"]), str(entry["dtype"]), shape_of(entry["shape"])
+        target, dtype, shape = (
+            _text(entry["target"]),
+            _text(entry["dtype"]),
+            shape_of(entry["shape"]),
+        )
         then = tuple(map(_step, entry["then"]))
         kinds = [(AddLora, Cast, PostLoad).index(type(step)) for step in then]
         if kinds != sorted(set(kinds)) or dtype not in DTYPE_BITS:
             raise ValueError(f"`{target}` is {dtype}, and computed in an order that nothing writes")
-        mapped = cls(target, dtype, shape, (), then, tuple(map(str, entry["rules"])))
+        mapped = cls(target, dtype, shape, (), then, tuple(map(_text, entry["rules"])))
         parts = tuple(_part(part, target, mapped.shape_before) for part in entry["from"])
         mapped = replace(mapped, parts=parts)
         if mapped.stored_dtype not in DTYPE_BITS:
@@ -188,9 +201,21 @@ class Mapped:
             raise ValueError(f"`{target}` comes from {len(parts)} boxes")
         if mapped.lora is not None and not _is_one_matrix(parts):
             raise ValueError(f"`{target}` is merged, and is no matrix of one source")
-        if parts and any(coverage_gaps(mapped.shape_before, (part.placed for part in parts))):
-            raise ValueError(f"the parts of `{target}` don't cover it")
         return mapped
+
+
+def refuse_uncovered(mapped: Sequence[Mapped]) -> None:
+    """Entries from a record: their parts have to cover each tensor once.
+
+    Raises:
+        ValueError: where parts don't, or are more than a job of ours writes.
+    """
+    placed = {entry.target: [part.placed for part in entry.parts] for entry in mapped}
+    if sum(map(coverage_steps, placed.values())) > MOST_STEPS:
+        raise ValueError("the parts in it are too many")
+    for entry in mapped:
+        if entry.parts and any(coverage_gaps(entry.shape_before, placed[entry.target])):
+            raise ValueError(f"the parts of `{entry.target}` don't cover it")
 
 
 def _is_one_matrix(parts: Sequence[Part]) -> bool:
@@ -254,21 +279,27 @@ class Alias:
         Raises:
             KeyError, TypeError, ValueError: for anything else.
         """
-        dtype = str(entry["dtype"])
+        dtype = _text(entry["dtype"])
         if dtype not in DTYPE_BITS:
             raise ValueError(f"`{entry['target']}` was {dtype}")
         return cls(
-            str(entry["target"]),
-            str(entry["of"]),
+            _text(entry["target"]),
+            _text(entry["of"]),
             _source_name(entry["from"]),
             dtype,
             shape_of(entry["shape"]),
-            tuple(map(str, entry["rules"])),
+            tuple(map(_text, entry["rules"])),
         )
 
 
 def _source_name(entry: Mapping[str, Any]) -> SourceName:
-    return SourceName(str(entry["source"]), str(entry["name"]))
+    return SourceName(_text(entry["source"]), _text(entry["name"]))
+
+
+def _text(found: Any) -> str:
+    if not isinstance(found, str):
+        raise ValueError(f"{found!r} is no text")
+    return found
 
 
 def aligned(entries: Sequence[Mapped]) -> list[Mapped]:

@@ -354,7 +354,7 @@ def _vocabulary(console: Console, job: Job) -> None:
 
 
 def _provided(plan: Plan) -> int:
-    return len(plan.mapped) + len(plan.tied_absent)
+    return len(plan.mapped) + len(plan.aliases) + len(plan.tied_absent)
 
 
 def _kinds(problems: Iterable[Problem]) -> str:

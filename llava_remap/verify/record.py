@@ -27,6 +27,7 @@ from llava_remap.core.problem import refuse
 from llava_remap.core.version import __version__
 from llava_remap.execute import INDEX, FileDigest, Unfinished, read_claim
 from llava_remap.plan import Alias, Dropped, Mapped, Plan, PostLoad, PostLoadChange
+from llava_remap.plan.mapped import refuse_uncovered
 from llava_remap.post_load.run import provenance
 from llava_remap.rulefile import RuleFile
 
@@ -204,6 +205,7 @@ def read_record(folder: Path) -> Record:
     try:
         text = _Text.model_validate(content)
         mapped = tuple(map(Mapped.from_json, text.plan.mapped))
+        refuse_uncovered(mapped)
         aliases = tuple(map(Alias.from_json, text.plan.aliases))
         post_load = tuple(PostLoadChange.from_json(entry) for entry in text.plan.post_load)
     except ValidationError as error:
@@ -211,7 +213,7 @@ def read_record(folder: Path) -> Record:
         raise refuse(
             "LR113", f"{path}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}.", _FIX
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise refuse(
             "LR113",
             f"{path}: the plan in it can't be read ({type(error).__name__}: {error}).",

@@ -381,3 +381,10 @@ def test_numbers_keep_numpys_own_dtype(dtype: str, kind: str) -> None:
 def test_cast_of_no_float(pair: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="can't cast"):
         cast(b"", *pair)
+
+
+@pytest.mark.parametrize(("stored", "wider"), [("BF16", "F32"), ("F16", "F32")])
+def test_every_bit_pattern_survives_a_wider_dtype(stored: str, wider: str) -> None:
+    """Signalling NaNs included: what is called exact comes back as it was."""
+    raw = np.arange(1 << 16, dtype="<u2").tobytes()
+    assert cast(cast(raw, stored, wider), wider, stored) == raw

@@ -28,3 +28,14 @@ def test_strided_tensors_are_compared_by_value(tmp_path: Path) -> None:
     matrix[1000, 3] += 1
     (tmp_path / "rows").write_bytes(matrix.numpy().tobytes())
     assert not value_checks.equal(rows, columns)
+
+
+def test_zeros_of_another_sign_are_other_values(tmp_path: Path) -> None:
+    """In another dtype, too: what is written for both has one of the two signs."""
+    (tmp_path / "one").write_bytes(torch.zeros(5).numpy().tobytes())
+    (tmp_path / "other").write_bytes((-torch.zeros(5)).half().numpy().tobytes())
+    one = Tensor.of("a", "F32", (5,), Location(tmp_path / "one", 0, None, False, (0, 20)))
+    other = Tensor.of("b", "F16", (5,), Location(tmp_path / "other", 0, None, False, (0, 10)))
+    assert not value_checks.equal(one, other)
+    (tmp_path / "other").write_bytes(torch.zeros(5).half().numpy().tobytes())
+    assert value_checks.equal(one, other)

@@ -441,6 +441,30 @@ def test_a_source_whose_name_leads_elsewhere(name: str, out: Path) -> None:
     assert "\0" not in refusal("LR113")
 
 
+LAYER = [
+    f"language_model.model.layers.{layer}.{name}.weight"
+    for layer in (0, 1)
+    for name in ("input_layernorm", "post_attention_layernorm", "mlp.up_proj", "mlp.down_proj")
+]
+
+
+def columns(rows: int) -> dict[str, Any]:
+    """An entry of two columns, each with a box of its own."""
+    boxes = [
+        {"view": [rows, 2], "axes": [0, 1], "start": [0, first], "stop": [rows, first + 1]}
+        for first in (0, 1)
+    ]
+    origin = {"source": "model", "name": "x", "shape": [rows, 2]}
+    parts = [{**origin, "taken": box, "placed": box} for box in boxes]
+    return {"shape": [rows, 2], "from": parts}
+
+
+def ones(axes: int) -> list[dict[str, Any]]:
+    box = {"view": [1] * axes, "axes": [*range(axes)], "start": [0] * axes, "stop": [1] * axes}
+    origin = {"source": "model", "name": "x", "shape": [1] * axes}
+    return [{**origin, "taken": box, "placed": box}]
+
+
 def alias(record: Any) -> Any:
     entry = mapped(record)
     same = {key: entry[key] for key in ("target", "dtype", "shape", "rules")}
@@ -459,6 +483,13 @@ def mapped(record: Any, target: str = "language_model.model.norm.weight") -> Any
         lambda record: mapped(record)["from"][0].update(name="\ud800"),
         lambda record: mapped(record)["from"].append({"source": "model", "name": "other"}),
         lambda record: mapped(record).update(then=[{"split": {}}]),
+        lambda record: mapped(record).update(then=[None]),
+        lambda record: mapped(record).update(then="abc"),
+        lambda record: mapped(record).update(then=[{"cast": 1}]),
+        lambda record: mapped(record).update(target=["x"]),
+        lambda record: mapped(record)["from"][0].update(name=["x"]),
+        lambda record: mapped(record).update(columns(10**25)),
+        lambda record: mapped(record).update(shape=[1] * 30_000, **{"from": ones(30_000)}),
         lambda record: mapped(record).update(then=[{"cast": {"stored": "F16"}}] * 2),
         lambda record: record["plan"]["aliases"].append(alias(record)),
         lambda record: record["plan"]["mapped"].append(mapped(record)),
@@ -473,6 +504,20 @@ def mapped(record: Any, target: str = "language_model.model.norm.weight") -> Any
 def test_a_record_that_contradicts_itself(change: Callable[[Any], object], out: Path) -> None:
     change_record(change)
     refusal("LR113")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: mapped(record).update(columns(10**8)),
+        lambda record: mapped(record).update(columns(10**18)),
+        lambda record: [mapped(record, name).update(columns(10**5)) for name in LAYER],
+    ],
+)
+def test_a_record_of_huge_tensors(change: Callable[[Any], object], out: Path) -> None:
+    """Soon, and without much memory: their boxes are consistent, and the files have others."""
+    change_record(change)
+    refusal("LR603")
 
 
 def test_a_shape_before_that_can_not_have_been(out: Path) -> None:

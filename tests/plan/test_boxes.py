@@ -123,9 +123,11 @@ def test_a_box_of_another_tensor_covers_nothing() -> None:
 
 
 def test_coverage_that_can_not_be_counted_is_refused() -> None:
-    """The even and the odd columns of a large matrix."""
-    seen = (4096, 2048, 2)
-    halves = [Box("w", seen, (0, 1, 2), (0, 0, first), (4096, 2048, first + 1)) for first in (0, 1)]
+    """The even and the odd columns of a large matrix, each seen otherwise."""
+    rows, columns = 4096, 2048
+    even = Box("w", (rows, columns, 2), (0, 1, 2), (0, 0, 0), (rows, columns, 1))
+    odd = Box("w", (rows * columns, 2), (0, 1), (0, 1), (rows * columns, 2))
+    halves = [even, odd]
     with pytest.raises(ValueError, match="too many pieces"):
         coverage_gaps((4096, 4096), halves)
 
@@ -155,3 +157,11 @@ def test_a_box_that_can_not_be(change: dict[str, Any]) -> None:
 @given(boxes())
 def test_json_and_back(box: Box) -> None:
     assert Box.from_json("x", box.to_json()) == box
+
+
+def test_columns_of_a_huge_tensor_are_counted_by_their_borders() -> None:
+    rows = 10**15
+    columns = [Box("w", (rows, 3), (0, 1), (0, n), (rows, n + 1)) for n in range(3)]
+    assert coverage_gaps((rows, 3), columns) == ([], [])
+    assert coverage_gaps((rows, 3), columns[:2]) == ([range(rows)], [])
+    assert coverage_gaps((rows, 3), [*columns, columns[0]]) == ([], [range(rows)])
