@@ -89,10 +89,12 @@ class Recipe:
         if len(entry.parts) != 1 or self.computes(target):
             return None
         [part] = entry.parts
-        run = next(part.runs())
+        run = next(part.runs(), None)  # none of an empty tensor
         tensor = self._tensor(part)
         where = tensor.location
-        if where is None or len(tensor.pieces) > 1 or run.size != prod(entry.shape):
+        if where is None or run is None or len(tensor.pieces) > 1:
+            return None
+        if run.size != prod(entry.shape):
             return None
         return Range(where.file, where.offset + run.taken * _width(entry.dtype), entry.nbytes)
 

@@ -205,3 +205,11 @@ def test_rows_of_blocks_are_ranges_of_their_files(tmp_path: Path) -> None:
     assert recipe.copied("t") is None
     ranges = [Range(tmp_path / f"{top}-0.bin", 4, 2 * 4 * 4) for top in (0, 2, 4)]
     assert [*recipe.pieces("t")] == ranges
+
+
+def test_an_empty_tensor_has_no_bytes(tmp_path: Path) -> None:
+    source = stored(tmp_path, {"w": numbers(0, 4)})
+    entry = Mapped("t", "F32", (0, 4), (Part.whole("model", "w", "t", (0, 4)),), (), ())
+    recipe = Recipe({"t": entry}, {}, {"model": source})
+    assert recipe.copied("t") is None
+    assert b"".join(blocks(recipe.pieces("t"))) == b""
