@@ -9,7 +9,7 @@ from llava_remap.execute.files import (
     refuse_filled,
 )
 from llava_remap.execute.needs import computes, working_nbytes
-from llava_remap.execute.pieces import Range, Recipe, blocks
+from llava_remap.execute.pieces import Range, Recipe, blocks, gathered
 from llava_remap.execute.unfinished import CLAIM, PLAN, Facts, Unfinished, is_held, read_claim
 from llava_remap.execute.value_checks import equal, nbytes_to_check, run_value_checks
 from llava_remap.execute.values import find, too_short
@@ -40,6 +40,7 @@ __all__ = [
     "equal",
     "find",
     "fresh_folder",
+    "gathered",
     "is_held",
     "nbytes_to_check",
     "read_claim",

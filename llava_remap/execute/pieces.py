@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.core.dtypes import DTYPE_BITS
-from llava_remap.execute.values import CHUNK_NBYTES, chunks, find, pieces_between, read_exactly
-from llava_remap.plan import Mapped, Part, PostLoadChange, runs_in_order
+from llava_remap.execute.values import (
+    CHUNK_NBYTES,
+    chunks,
+    find,
+    pieces_between,
+    read_exactly,
+    taken_between,
+)
+from llava_remap.plan import Mapped, Part, PostLoadChange
 from llava_remap.post_load import OldBytes
 from llava_remap.post_load.run import PostLoadRules
 from llava_remap.routing import SourceName
@@ -127,13 +134,8 @@ class Recipe:
             a, b = (find(self.checkpoints, matrix) for matrix in (entry.lora.a, entry.lora.b))
             yield from merged_bytes(w, a, b, entry.lora.scale, entry.dtype, start, stop)
             return
-        width = _width(entry.dtype)
-        for part, run in runs_in_order(entry.parts):
-            first = max(run.placed * width, start)
-            last = min((run.placed + run.size) * width, stop)
-            if first < last:
-                offset = (run.taken - run.placed) * width
-                yield from _run(self._tensor(part), first + offset, last + offset, entry.dtype)
+        for part, first, last in taken_between(entry.parts, _width(entry.dtype), start, stop):
+            yield from _run(self._tensor(part), first, last, entry.dtype)
 
     def _read(self, target: str, start: int, stop: int, *, as_stored: bool = False) -> NDArray[Any]:
         from llava_remap.core.dtypes import numbers
@@ -144,11 +146,7 @@ class Recipe:
         stored = replace(entry, dtype=entry.stored_dtype, then=lora)
         row = entry.shape_before[1:]
         width = prod(row) * _width(stored.dtype)
-        found = bytearray((stop - start) * width)
-        at = 0
-        for block in blocks(self._moved(stored, start * width, stop * width)):
-            found[at : at + len(block)] = block
-            at += len(block)
+        found = gathered(self._moved(stored, start * width, stop * width), (stop - start) * width)
         values = numbers(memoryview(found), stored.dtype).reshape(stop - start, *row)
         return values if as_stored else values.astype("f8")
 
@@ -164,6 +162,17 @@ def blocks(pieces: Iterable[Range | bytes]) -> Iterator[bytes]:
             yield from piece.blocks()
         else:
             yield piece
+
+
+def gathered(pieces: Iterable[Range | bytes], nbytes: int) -> bytearray:
+    """The bytes of pieces, which are `nbytes`, in one buffer."""
+    found, end = bytearray(nbytes), 0
+    for block in blocks(pieces):
+        found[end : end + len(block)] = block
+        end += len(block)
+    if end != nbytes:  # no `assert`, which -O takes out
+        raise AssertionError(f"{end} bytes made, {nbytes} planned")
+    return found
 
 
 def _width(dtype: str) -> int:

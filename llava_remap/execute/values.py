@@ -5,7 +5,7 @@ goes past this, as byte ranges.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,11 +77,25 @@ def pieces_between(tensor: Tensor, start: int, stop: int) -> Iterator[tuple[Tens
         for number, p in enumerate(tensor.pieces)
         for ends in [(p.start, p.stop)]
     ]
+    for part, first, last in taken_between(parts, width, start, stop):
+        yield pieces[int(part.taken.name)], first, last
+
+
+def taken_between(
+    parts: Sequence[Part], width: int, start: int, stop: int
+) -> Iterator[tuple[Part, int, int]]:
+    """What parts take for a run of the tensor that they are placed in: for each piece of it the
+    part, and the run of bytes in the tensor that the part is taken from.
+
+    Args:
+        width: bytes of an element, on both sides.
+        start, stop: the run, in bytes from the first element.
+    """
     for part, run in runs_in_order(parts):
         first, last = max(run.placed * width, start), min((run.placed + run.size) * width, stop)
         if first < last:
             offset = (run.taken - run.placed) * width
-            yield pieces[int(part.taken.name)], first + offset, last + offset
+            yield part, first + offset, last + offset
 
 
 def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:

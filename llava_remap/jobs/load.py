@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llava_remap.core.dtypes import TORCH_DTYPES
 from llava_remap.core.libraries import import_asked
 from llava_remap.core.problem import RemapError, refuse
-from llava_remap.execute import Recipe, blocks, too_short
+from llava_remap.execute import Recipe, gathered, too_short
 from llava_remap.jobs.apply import Options, plan_mapping
 from llava_remap.jobs.job import Job
 from llava_remap.jobs.output import refuse_changed
@@ -97,12 +97,7 @@ def _tensor(entry: Mapped, recipe: Recipe, mappings: dict[Path, mmap.mmap]) -> t
         count = run.nbytes // dtype.itemsize
         found = torch.frombuffer(mapping, dtype=dtype, count=count, offset=run.offset)
         return found.view(entry.shape)
-    data, end = bytearray(entry.nbytes), 0
-    for block in blocks(recipe.pieces(entry.target)):
-        data[end : end + len(block)] = block
-        end += len(block)
-    if end != entry.nbytes:  # no `assert`, which -O takes out
-        raise AssertionError(f"{entry.target}: {end} bytes made, {entry.nbytes} planned")
+    data = gathered(recipe.pieces(entry.target), entry.nbytes)
     return torch.frombuffer(data, dtype=dtype).view(entry.shape)
 
 

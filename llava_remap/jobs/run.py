@@ -168,12 +168,13 @@ def run(
     resumable = job.resumable(on_progress)
     if resumable is not None and resumable.resume:
         on_phase("comparing digests")
-    inside = [part.name for part in job.written if part.name]
+    written = job.written
+    inside = [part.name for part in written if part.name]
     with fresh_folder(job.output, inside, resumable) as folder:
         refuse_changed(job.checkpoints)  # so what is claimed now is what was planned
         reused = len(folder.digests)
         on_phase("writing")
-        places = [(part, folder.inside(part.name) if part.name else folder) for part in job.written]
+        places = [(part, folder.inside(part.name) if part.name else folder) for part in written]
         for part, place in places:
             write_shards(part.recipe, part.shards, place, on_progress, jobs)
         weights = [place.path / shard.file for part, place in places for shard in part.shards]
@@ -192,7 +193,7 @@ def run(
     return Result(
         job.output,
         tuple(sorted(path.relative_to(job.output).as_posix() for path in folder.digests)),
-        sum(part.tensor_nbytes for part in job.written),
+        sum(part.tensor_nbytes for part in written),
         time.monotonic() - started,
         verify,
         job.notes,
