@@ -47,20 +47,12 @@ def chunks(tensor: Tensor, start: int = 0, stop: int | None = None) -> Iterator[
 
 def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:
     """Rows start..stop along the first dimension, [stop - start, …], as float64."""
-    return stored_rows(tensor, start, stop).astype("f8")
-
-
-def stored_rows(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
-    """Rows start..stop along the first dimension, [stop - start, …], as `dtypes.numbers` has
-    them.
-    """
-    from llava_remap.core.dtypes import numbers
+    from llava_remap.core.dtypes import to_float64
 
     inner = tensor.shape[1:]
     width = prod(inner) * DTYPE_BITS[tensor.dtype] // 8
-    return numbers(_bytes(tensor, start * width, stop * width), tensor.dtype).reshape(
-        stop - start, *inner
-    )
+    found = to_float64(_bytes(tensor, start * width, stop * width), tensor.dtype)
+    return found.reshape(stop - start, *inner)
 
 
 def pieces_between(tensor: Tensor, start: int, stop: int) -> Iterator[tuple[Tensor, int, int]]:
