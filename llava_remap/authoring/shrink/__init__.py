@@ -1,4 +1,4 @@
-"""A small checkpoint with the names, dtypes and ties of a large one, and made-up values: to try
+"""A small checkpoint with the names, dtypes and ties of a large one and made-up values, to try
 rules and programs on.
 """
 

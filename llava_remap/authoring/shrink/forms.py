@@ -1,22 +1,34 @@
-"""Tensors as the files of a checkpoint, in every form in which LLaVA checkpoints are stored."""
+"""Made-up tensors, as the files of a checkpoint in every form in which LLaVA checkpoints are
+stored.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-from llava_remap.core.dtypes import TORCH_DTYPES
+import numpy as np
+
+from llava_remap.checkpoint import Tensor
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, TORCH_DTYPES, from_float64
+from llava_remap.core.problem import refuse
+from llava_remap.folder.json_file import json_bytes
+from llava_remap.post_load.plugins.normals import normals
 
 if TYPE_CHECKING:
     import torch
 
 #: How many files a sharded checkpoint has.
 SHARDS = 3
+STD = 0.05
+#: The default of every class that was trained before the config had the key.
+_ROPE_THETA = 10000.0
 # The beginning of a file from before torch 1.6.
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True,
            "type_sizes": {"short": 2, "int": 4, "long": 4}})  # fmt: skip
@@ -40,11 +52,62 @@ class Form(str, Enum):
         return self.value.startswith("sharded")
 
 
-Stored = Mapping[str, tuple[str, tuple[int, ...], bytes]]
-"""Name → dtype, shape and elements, little-endian in row-major order."""
+def made_up(
+    tensors: Mapping[str, Tensor], seed: int, config: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Seeded tensors with these dtypes and shapes.
+
+    A tensor's values depend on the seed, its name and its shape alone, on every machine.
+
+    Raises:
+        RemapError: LR409 for a dtype that has no arithmetic (eight-bit floats, complex numbers).
+    """
+    import torch
+
+    given = config.get("rope_theta")
+    theta = given if isinstance(given, (int, float)) and given > 0 else _ROPE_THETA
+    made = {}
+    for name, tensor in tensors.items():
+        kind, content = getattr(torch, TORCH_DTYPES[tensor.dtype]), _values(tensor, seed, theta)
+        made[name] = (
+            torch.frombuffer(bytearray(content), dtype=kind).reshape(tensor.shape)
+            if content
+            else torch.empty(tensor.shape, dtype=kind)
+        )
+    return made
 
 
-def weight_files(form: Form, stored: Stored, aliases: Sequence[Sequence[str]]) -> dict[str, bytes]:
+def _values(tensor: Tensor, seed: int, rope_theta: float) -> bytes:
+    """The elements of a tensor, little-endian in row-major order.
+
+    Floats are normal numbers with a standard deviation of 0.05. Those of a vector of weights, which
+    is that of a norm, are around 1. Buffers of frequencies and positions have the numbers that they
+    always have; any other tensor of whole numbers is zero.
+    """
+    count = prod(tensor.shape)
+    if tensor.dtype in FLOATS:
+        if tensor.name.endswith("inv_freq"):
+            return from_float64(rope_theta ** (-np.arange(count) / count), tensor.dtype)
+        digest = hashlib.sha256(f"{seed} {tensor.name}".encode()).digest()
+        numbers = STD * normals(np.random.Philox(key=int.from_bytes(digest[:16], "little")), count)
+        is_norm = len(tensor.shape) == 1 and tensor.name.endswith("weight")
+        return from_float64(numbers + is_norm, tensor.dtype)
+    if tensor.dtype.startswith(("F", "C")):
+        raise refuse(
+            "LR409",
+            f"no values can be made in dtype {tensor.dtype}.",
+            "Give the checkpoint in F16, BF16 or F32.",
+            [tensor.name],
+        )
+    counts = tensor.name.endswith("position_ids") and tensor.shape
+    nbytes = DTYPE_BITS[tensor.dtype] // 8
+    row = b"".join(i.to_bytes(nbytes, "little") for i in range(tensor.shape[-1] if counts else 0))
+    return row * prod(tensor.shape[:-1]) or bytes(count * nbytes)
+
+
+def weight_files(
+    form: Form, tensors: Mapping[str, torch.Tensor], aliases: Sequence[Sequence[str]]
+) -> dict[str, bytes]:
     """The weight files, and the index of several, by name.
 
     Args:
@@ -53,80 +116,64 @@ def weight_files(form: Form, stored: Stored, aliases: Sequence[Sequence[str]]) -
     """
     first = {name: group[0] for group in aliases for name in group[1:]}
     if form.suffix == "safetensors":
-        stored = {name: entry for name, entry in stored.items() if name not in first}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in first}
     stem = "model" if form.suffix == "safetensors" else "pytorch_model"
     if not form.is_sharded:
-        return {f"{stem}.{form.suffix}": _file(form, stored, first)}
-    shards = _split(stored, first)
-    names = [
-        f"{stem}-{number:05}-of-{len(shards):05}.{form.suffix}"
-        for number in range(1, len(shards) + 1)
-    ]
-    total = sum(len(data) for name, (_, _, data) in stored.items() if name not in first)
-    weight_map = {
-        tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+        return {f"{stem}.{form.suffix}": _file(form, tensors, first)}
+    split = _split(tensors, first)
+    shards = {
+        f"{stem}-{number:05}-of-{len(split):05}.{form.suffix}": shard
+        for number, shard in enumerate(split, 1)
     }
+    total = sum(tensor.nbytes for name, tensor in tensors.items() if name not in first)
+    weight_map = {tensor: name for name, shard in shards.items() for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    files = {name: _file(form, shard, first) for name, shard in zip(names, shards, strict=True)}
     return {
-        **files,
-        f"{stem}.{form.suffix}.index.json": (json.dumps(index, indent=2) + "\n").encode(),
+        **{name: _file(form, shard, first) for name, shard in shards.items()},
+        f"{stem}.{form.suffix}.index.json": json_bytes(index),
     }
 
 
 def _split(
-    stored: Stored, first: Mapping[str, str]
-) -> list[dict[str, tuple[str, tuple[int, ...], bytes]]]:
-    """In order and of about equal size; names of one tensor lie together."""
-    total = 1 + sum(len(data) for _, _, data in stored.values())
-    shards: list[dict[str, tuple[str, tuple[int, ...], bytes]]] = [{} for _ in range(SHARDS)]
+    tensors: Mapping[str, torch.Tensor], first: Mapping[str, str]
+) -> list[dict[str, torch.Tensor]]:
+    """Shards in order and of about equal size; names of one tensor lie together."""
+    total = 1 + sum(tensor.nbytes for tensor in tensors.values())
+    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(SHARDS)]
     place: dict[str, int] = {}
     before = 0
-    for name, entry in stored.items():
+    for name, tensor in tensors.items():
         number = place.setdefault(first.get(name, name), before * SHARDS // total)
-        shards[number][name] = entry
-        before += len(entry[2])
+        shards[number][name] = tensor
+        before += tensor.nbytes
     return [shard for shard in shards if shard]
 
 
-def _file(form: Form, stored: Stored, first: Mapping[str, str]) -> bytes:
-    each = {name: _tensor(*entry) for name, entry in stored.items() if name not in first}
-    tensors = {name: each[first.get(name, name)] for name in stored}
+def _file(form: Form, tensors: Mapping[str, torch.Tensor], first: Mapping[str, str]) -> bytes:
+    tensors = {name: tensors[first.get(name, name)] for name in tensors}
     if form.suffix == "safetensors":
         from safetensors.torch import save
 
         return save(tensors, {"format": "pt"})
-    return _legacy(tensors) if form is Form.legacy else _zip(tensors)
-
-
-def _tensor(dtype: str, shape: tuple[int, ...], data: bytes) -> torch.Tensor:
-    import torch
-
-    kind = getattr(torch, TORCH_DTYPES[dtype])
-    return (
-        torch.frombuffer(bytearray(data), dtype=kind).reshape(shape)
-        if data
-        else torch.empty(shape, dtype=kind)
-    )
-
-
-def _zip(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    if form is Form.legacy:
+        return _legacy(tensors)
     import torch
 
     file = io.BytesIO()
-    torch.save(dict(tensors), file)
+    torch.save(tensors, file)
     return file.getvalue()
 
 
 def _legacy(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """As `torch.save` wrote before 1.6: pickles, then each storage behind its number of elements.
+    """A file as `torch.save` wrote it before 1.6: pickles, then each storage behind its number of
+    elements.
 
-    torch can still write it, but names storages by their place in memory, so that no two files are
-    equal.
+    torch can still write this format, but names storages by their place in memory, so that no two
+    files are equal.
     """
     import torch
 
-    # Each tensor has a storage of its own, or is there under several names; empty ones share one
+    # Each tensor has a storage of its own, or several names; empty tensors share one storage
     # without a place.
     written = {tensor.data_ptr(): tensor for tensor in tensors.values()}
     keys = {place: f"{number:05}" for number, place in enumerate(written)}
@@ -137,20 +184,14 @@ def _legacy(tensors: Mapping[str, torch.Tensor]) -> bytes:
             if not isinstance(value, torch.storage.TypedStorage):
                 return None
             storage: Any = value  # its methods have no types
-            return (
-                "storage",
-                getattr(torch, storage.pickle_storage_type()),
-                keys[storage.data_ptr()],
-                "cpu",
-                len(storage),
-                None,
-            )
+            kind = getattr(torch, storage.pickle_storage_type())
+            return "storage", kind, keys[storage.data_ptr()], "cpu", len(storage), None
 
     for value in _LEGACY:
         pickle.dump(value, file, protocol=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of the storages that it itself pickles here
-        Pickler(file, protocol=2).dump(dict(tensors))
+        Pickler(file, protocol=2).dump(tensors)
     pickle.dump(list(keys.values()), file, protocol=2)
     for tensor in written.values():
         file.write(tensor.numel().to_bytes(8, "little"))

@@ -10,19 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import isqrt, prod
 from typing import Any
 
 from llava_remap.checkpoint import Tensor
 from llava_remap.core.problem import refuse
 
-#: The small sizes, those of a tower below. What is no larger stays as it is.
+#: The small sizes; the second line has those of a tower. A size that is no larger stays.
 HIDDEN, INTERMEDIATE, ROWS, HEADS = 64, 112, 320, 4
 WIDTH, TOWER_INTERMEDIATE, SIDE = 32, 80, 2
 #: Any other size up to this one stays: channels, patches, frames, kernels, positions of a short
 #: text.
 _KEPT = 128
-#: And how many times one of them another may be: five layers' features side by side, three
+#: How many times one of the small sizes another may be: five layers' features side by side, three
 #: projections in one matrix.
 _TIMES = 16
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -47,10 +48,10 @@ class Part:
     """A language model or a tower.
 
     Attributes:
-        before: its sizes, in the words of a config; beside them a tower's `positions`, the rows of
-            its position table.
+        before: its sizes, by the keys of a config; for a tower also `positions`, the rows of its
+            position table.
         after: the same, made small.
-        sizes: what a dimension of its tensors becomes.
+        sizes: large dimension of its tensors → small dimension.
     """
 
     before: Mapping[str, int]
@@ -59,30 +60,33 @@ class Part:
 
     def small_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a tensor of this part."""
+        small = tuple(small_size(size, self.sizes) for size in shape)
         if name.endswith("inv_freq") and shape == (self.before.get("head_dim", 0) // 2,):
             return (self.after["head_dim"] // 2,)
         if "positions" in self.after and name.endswith("position_embedding.weight"):
-            return (self.after["positions"], *(small_size(size, self.sizes) for size in shape[1:]))
+            return (self.after["positions"], *small[1:])
         if "positions" in self.after and name.endswith("position_ids"):
             return (*shape[:-1], self.after["positions"])
-        return tuple(small_size(size, self.sizes) for size in shape)
+        return small
 
 
 def small_size(size: int, sizes: Mapping[int, int]) -> int:
-    """What a dimension becomes: as `sizes` says, or in proportion to one of them; small ones
-    stay.
+    """What a dimension becomes: as `sizes` says, or in proportion to one of them. A small dimension
+    stays.
     """
-    if size in sizes:
-        return sizes[size]
-    if size <= _KEPT:
-        return size
-    for large, small in sizes.items():
-        if size % large == 0 and size // large <= _TIMES:
-            return size // large * small
-    for large, small in sizes.items():
-        if large % size == 0 and small % (large // size) == 0:
-            return small // (large // size)
-    return _KEPT
+    if size in sizes or size <= _KEPT:
+        return sizes.get(size, size)
+    multiples = (
+        size // large * small
+        for large, small in sizes.items()
+        if size % large == 0 and size // large <= _TIMES
+    )
+    parts = (
+        small // (large // size)
+        for large, small in sizes.items()
+        if large % size == 0 and small % (large // size) == 0
+    )
+    return next(chain(multiples, parts), _KEPT)
 
 
 def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
@@ -136,8 +140,8 @@ def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Part:
-    """A language model made small, with grouped heads if it has such, and longer or shorter heads
-    than usual if it has those.
+    """A language model made small. It keeps grouped heads, and heads that are longer or shorter
+    than usual.
 
     Args:
         before: its sizes.
@@ -162,11 +166,8 @@ def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Part:
             2.0 if query > before["hidden_size"] else 0.5 if query < before["hidden_size"] else 1.0
         )
         after |= dict(zip(kept, (HEADS, groups, int(hidden // HEADS * times)), strict=True))
-    return Part(before, after, {_product(before, role): _product(after, role) for role in _ROLES})
-
-
-def _product(sizes: Mapping[str, int], keys: tuple[str, ...]) -> int:
-    return prod(sizes[key] for key in keys)
+    sizes = {prod(before[key] for key in role): prod(after[key] for key in role) for role in _ROLES}
+    return Part(before, after, sizes)
 
 
 def tower_before(tensors: Tensors) -> dict[str, int]:
@@ -179,36 +180,31 @@ def tower_before(tensors: Tensors) -> dict[str, int]:
     positions = _find(tensors, "position_embedding.weight")
     widened = _find(tensors, "mlp.fc1.weight")
     if patch is None or positions is None or widened is None or 0 in (*patch, *positions, *widened):
-        names = sorted(tensors)
         raise refuse(
             "LR112",
             "a vision tower lacks its patch embedding, its position table or its layers.",
             _MEND,
-            names,
+            sorted(tensors),
         )
-    patches = positions[0] - has_class_token(tensors)
     return {
         "hidden_size": patch[0],
         "intermediate_size": widened[0],
         "num_hidden_layers": layers_of(tensors),
         "num_channels": patch[1],
         "patch_size": patch[2],
-        "image_size": isqrt(patches) * patch[2],
+        "image_size": isqrt(positions[0] - has_class_token(tensors)) * patch[2],
         "positions": positions[0],
     }
 
 
 def small_tower(before: Mapping[str, int], layers: int) -> Part:
-    """A tower made small: images of two by two patches. How many heads it has is free: tensors
-    don't show it.
+    """A tower made small, for images of two by two patches. The number of heads is free, since
+    tensors don't show it.
     """
     side = before["image_size"] // before["patch_size"]
-    class_tokens = before["positions"] - side * side
     small_side = min(side, SIDE)
-    width, widened = (
-        min(before["hidden_size"], WIDTH),
-        min(before["intermediate_size"], TOWER_INTERMEDIATE),
-    )
+    width = min(before["hidden_size"], WIDTH)
+    widened = min(before["intermediate_size"], TOWER_INTERMEDIATE)
     after = {
         **before,
         "hidden_size": width,
@@ -216,7 +212,7 @@ def small_tower(before: Mapping[str, int], layers: int) -> Part:
         "num_hidden_layers": min(before["num_hidden_layers"], layers),
         "num_attention_heads": HEADS if width % HEADS == 0 else 1,
         "image_size": small_side * before["patch_size"],
-        "positions": small_side * small_side + class_tokens,
+        "positions": before["positions"] - side * side + small_side * small_side,
     }
     return Part(before, after, {before["intermediate_size"]: widened, before["hidden_size"]: width})
 
@@ -236,7 +232,7 @@ def layers_of(tensors: Tensors) -> int:
 
 
 def _find(tensors: Tensors, *ends: str, dimensions: int = 2) -> tuple[int, ...] | None:
-    """The shape of the first tensor whose name ends so and that has so many dimensions."""
+    """The shape of the first tensor with one of these name endings and so many dimensions."""
     return next(
         (
             t.shape

@@ -18,36 +18,38 @@ from llava_remap.authoring.shrink.sizes import (
     text_before,
     tower_before,
 )
-from llava_remap.authoring.shrink.tower import CLIP, SIGLIP, tower_tensors, trained_with
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.core.problem import refuse
-from llava_remap.target_model.presets import TOWERS
+from llava_remap.target_model.presets import STOCK, TOWERS, stock_name
 
 _TOWER = re.compile(r"(?:^|\.)((?:vision|image|video)_tower|vision_model)\.")
 _PROJECTOR = re.compile(r"(?:^|\.)\w*(?:projector|projection|resampler)\.")
 TEXT, PROJECTOR = "language model", "projector"
-#: Where a tower is that the checkpoint itself doesn't hold.
+#: The segment of a tower that the checkpoint itself doesn't hold.
 APART = "vision_tower"
-#: Layers of a small tower, and of one of which the projector takes several layers' features side by
-#: side: ViP-LLaVA takes those of −2, −5, −8, −11 and 6, and no config says so.
+#: Beginning of every name of a tower in a checkpoint of its own.
+PREFIX = "vision_model."
+CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
+#: Layers of a small tower, and of a tower whose projector takes the features of several layers side
+#: by side: ViP-LLaVA takes those of −2, −5, −8, −11 and 6, and no config says so.
 _LAYERS, _LAYERS_OF_SEVERAL = 3, 12
 
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """What a small twin consists of.
+    """The tensors and sizes of a small twin.
 
     Attributes:
-        tensors: those of the checkpoint, by name, in its order.
-        tower_apart: those of its tower where it holds none; otherwise empty.
+        tensors: the tensors of the checkpoint, by name, in its order.
+        tower_apart: the tensors of the tower where the checkpoint holds none; otherwise empty.
         aliases: groups of names that are one tensor.
         text: the language model.
-        towers: by the segment that tells them in names: `vision_tower`, `image_tower`,
+        towers: by the segment of names that marks them: `vision_tower`, `image_tower`,
             `video_tower`, `vision_model`.
-        projector: what leads from the towers to the language model.
+        projector: the modules between the towers and the language model.
         tower_kind: the `model_type` of the towers' config.
         last_layer_deleted: whether the tower's own config says one layer more than there are, as
-            LLaVA's SigLIP code has it.
+            with LLaVA's SigLIP code.
     """
 
     tensors: Mapping[str, Tensor]
@@ -66,38 +68,42 @@ class Twin:
 
 
 def make_twin(
-    checkpoint: Checkpoint, config: Mapping[str, Any], layers: int, tower_layers: int | None
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    layers: int,
+    tower_layers: int | None,
 ) -> Twin:
     """Decide what becomes of every tensor.
 
     Args:
         checkpoint: the large one.
-        config: what its config says of the language model and of LLaVA.
+        config: its config.
         layers: how many layers of the language model stay.
-        tower_layers: how many of each tower; None for as many as the features are taken from, and
-            at least 3.
+        tower_layers: how many layers of each tower stay; None for as many as the features are taken
+            from, and at least 3.
 
     Raises:
         RemapError: LR112 where tensors and config don't say enough or contradict each other, LR211
             for too few tower layers.
     """
+    inner = config.get("text_config")
+    config = {**config, **inner} if isinstance(inner, Mapping) else config
     large: dict[str, dict[str, Tensor]] = {TEXT: {}, PROJECTOR: {}}
     for name, tensor in checkpoint.catalog.items():
         large.setdefault(part_of(name), {})[name] = tensor
     text = text_before(large.pop(TEXT), config)
     inputs = [tensor.shape[1] for tensor in large.pop(PROJECTOR).values() if len(tensor.shape) > 1]
-    taken = (
-        config["mm_hidden_size"]
-        if config.get("mm_hidden_size") in inputs
-        else next(iter(inputs), 0)
-    )
+    taken = next(iter(inputs), 0)
+    if config.get("mm_hidden_size") in inputs:
+        taken = config["mm_hidden_size"]
     if large:
         kind = CLIP if any(map(has_class_token, large.values())) else SIGLIP
         before = {segment: tower_before(tensors) for segment, tensors in large.items()}
     else:
         kind, sizes = trained_with(config, taken)
         before = {APART: sizes}
-    width = next(iter(before.values()))["hidden_size"]
+    first_before = next(iter(before.values()))
+    width = first_before["hidden_size"]
     times = taken // width if taken % width == 0 else 0
     needed = _layers_needed(config, times)
     if tower_layers is not None and tower_layers < needed:
@@ -117,9 +123,8 @@ def make_twin(
         size: size // width * tower.after["hidden_size"] for size in (width, times * width) if size
     }
     hidden = widths.get(text["hidden_size"], min(text["hidden_size"], HIDDEN))
-    language_model = small_text(text, hidden, layers)
     parts = {
-        TEXT: language_model,
+        TEXT: small_text(text, hidden, layers),
         PROJECTOR: Part({}, {}, {text["hidden_size"]: hidden, **widths}),
         **towers,
     }
@@ -133,18 +138,18 @@ def make_twin(
         tensors=tensors,
         tower_apart={} if large else tower_tensors(tower.after, kind),
         aliases=tuple(group for group in groups if len(group) > 1),
-        text=language_model,
+        text=parts[TEXT],
         towers=towers,
         projector=parts[PROJECTOR],
         tower_kind=kind,
         last_layer_deleted="vision_config" not in config
-        and _last_layer_deleted(next(iter(before.values())), kind),
+        and _last_layer_deleted(first_before, kind),
     )
 
 
 def part_of(name: str) -> str:
     """The part of a model that a tensor is in: a tower by its segment, the projector, or the
-    language model and all the rest.
+    language model, which has all the rest.
     """
     if tower := _TOWER.search(name):
         return tower[1]
@@ -152,19 +157,13 @@ def part_of(name: str) -> str:
 
 
 def _layers_needed(config: Mapping[str, Any], times: int) -> int:
-    """How many layers a tower has to have for its features: −2 is the last but one, 6 the sixth.
+    """How many layers a tower must have for its features: −2 is the last but one, 6 the sixth.
 
     Args:
         times: features of how many layers the projector takes side by side.
     """
-    taken = next(
-        (
-            config[key]
-            for key in ("mm_vision_select_layer", "vision_feature_layers", "vision_feature_layer")
-            if key in config
-        ),
-        -2,
-    )
+    keys = ("mm_vision_select_layer", "vision_feature_layers", "vision_feature_layer")
+    taken = next((config[key] for key in keys if key in config), -2)
     layers = [
         abs(layer)
         for layer in (taken if isinstance(taken, list) else [taken])
@@ -174,7 +173,7 @@ def _layers_needed(config: Mapping[str, Any], times: int) -> int:
 
 
 def _last_layer_deleted(tower: Mapping[str, int], kind: str) -> bool:
-    """Whether a tower is a stock one of SigLIP's with one layer less."""
+    """Whether a tower is a stock SigLIP tower with one layer less."""
     keys = ("hidden_size", "intermediate_size", "patch_size")
     return any(
         preset["model_type"] == kind == SIGLIP
@@ -182,3 +181,64 @@ def _last_layer_deleted(tower: Mapping[str, int], kind: str) -> bool:
         and preset["num_hidden_layers"] == tower["num_hidden_layers"] + 1
         for preset in TOWERS.values()
     )
+
+
+def trained_with(config: Mapping[str, Any], taken: int) -> tuple[str, dict[str, int]]:
+    """The `model_type` and the sizes of the stock tower that a config names, or else of one that
+    the projector fits.
+
+    Args:
+        taken: the width of the projector's input: the width of a tower, or a multiple of it. If the
+            named tower has another width, as with a model that is small already, the tower is made
+            as wide as the input.
+
+    Raises:
+        RemapError: LR112 where no stock tower is named and none fits.
+    """
+    fitting = [preset for preset in STOCK.values() if taken and taken % preset["hidden_size"] == 0]
+    preset = STOCK.get(stock_name(str(config.get("mm_vision_tower") or "")) or "")
+    preset = preset or next(reversed(fitting), None)
+    if preset is None:
+        raise refuse(
+            "LR112",
+            f"there is no vision tower; of {', '.join(TOWERS)} its config names none, and "
+            f"none gives {taken} values.",
+            "Give a checkpoint that holds its tower.",
+        )
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "image_size")
+    sizes = {key: preset[key] for key in keys} | {"num_channels": 3}
+    if taken % preset["hidden_size"]:
+        sizes["hidden_size"] = taken
+    patches = (preset["image_size"] // preset["patch_size"]) ** 2
+    return preset["model_type"], {**sizes, "positions": patches + (preset["model_type"] == CLIP)}
+
+
+def tower_tensors(sizes: Mapping[str, int], kind: str) -> dict[str, Tensor]:
+    """The tensors of a tower in a checkpoint of its own, in float32 as such towers are stored."""
+    width, widened, patch = sizes["hidden_size"], sizes["intermediate_size"], sizes["patch_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.patch_embedding.weight": (width, sizes["num_channels"], patch, patch),
+        "embeddings.position_embedding.weight": (sizes["positions"], width),
+    }
+    in_layer = {
+        **{f"self_attn.{name}_proj": (width, width) for name in ("k", "v", "q", "out")},
+        **{f"layer_norm{number}": (width,) for number in (1, 2)},
+        "mlp.fc1": (widened, width),
+        "mlp.fc2": (width, widened),
+    }
+    modules = {
+        f"encoder.layers.{layer}.{name}": shape
+        for layer in range(sizes["num_hidden_layers"])
+        for name, shape in in_layer.items()
+    }
+    modules["post_layernorm"] = (width,)
+    if kind == CLIP:
+        shapes["embeddings.class_embedding"] = modules["pre_layrnorm"] = (width,)
+    else:
+        shapes["embeddings.patch_embedding.bias"] = (width,)
+    for name, shape in modules.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return {
+        PREFIX + name: Tensor.of(PREFIX + name, "F32", shape, None)
+        for name, shape in shapes.items()
+    }
