@@ -1,13 +1,11 @@
-"""A rule file's text merged with that of all files it extends: which field and which rule of
-which file counts.
-"""
+"""A rule file's tree merged with the trees of all files that it extends."""
 
 from __future__ import annotations
 
 import difflib
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,15 @@ from llava_remap.rulefile.yaml_text import Node, read_yaml
 
 #: The lists of rules.
 RULES = ("prepare", "names")
-#: What a file says of itself and doesn't hand on to files that extend it.
+#: Fields about the file itself, which files that extend it don't inherit.
 _OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
 #: Bytes of a file of Jinja.
 _LARGEST_TEMPLATE = 100_000
 #: Files that extend one another in a row. The shipped ones have five.
 _MAX_CHAIN = 20
-#: Entries of all lists `extends` that lead to one file. Those of the shipped files come to about
-#: 20.
+#: Entries of all lists `extends` that lead to one file. A shipped file has about 20.
 _MAX_PARENTS = 200
-#: Bytes of all files of Jinja together, each as often as it is named.
+#: Bytes of all files of Jinja together. A file counts as often as it is named.
 _MOST_JINJA = 1_000_000
 
 
@@ -48,8 +45,7 @@ class Extended:
     _trees: dict[Path, Node] = field(default_factory=dict)
     #: By the name of a file in messages: the names of all that it extends, directly or not.
     _above: dict[str, set[str]] = field(default_factory=dict)
-    #: Each entry of a list `extends`, and the size of each file of Jinja, in the order in which
-    #: they were come upon.
+    #: Each entry of a list `extends`, and the size of each file of Jinja, in the order of reading.
     _parents: list[str] = field(default_factory=list)
     _jinja: list[int] = field(default_factory=list)
 
@@ -64,11 +60,10 @@ class Extended:
         if here in self._trees:
             return self._trees[here]
         root = read_yaml(path, shown(path))
-        assert isinstance(root.value, dict)
         _check_version(root)
         above = self._above[shown(path)] = set()
         merged: dict[str, Node] = {}
-        for parent in items(root, "extends"):
+        for parent in root.list_at("extends"):
             if not isinstance(parent.value, str):
                 raise refuse(
                     "LR201",
@@ -104,49 +99,42 @@ class Extended:
             tree = self.merge(found, (*chain, here))
             name = tree.mark.file  # as it was spelt when it was read first
             above |= {name} | self._above[name]
-            handed_on = {key: node for key, node in entries(tree).items() if key not in _OWN}
-            merged = self._merge_parents(merged, handed_on, root.value, parent.mark)
+            handed_on = {key: node for key, node in tree.entries.items() if key not in _OWN}
+            merged = self._merge_parents(merged, handed_on, root.entries, parent.mark)
         _check_ids(root)
         self.texts[here] = path.read_bytes()
         self._trees[here] = tree = Node(
-            _override(merged, entries(self._with_templates(path, root))), root.mark
+            _override(merged, self._with_templates(path, root).entries), root.mark
         )
         return tree
 
     def _with_templates(self, path: Path, root: Node) -> Node:
-        """The tree of a file with what the `files` of its chat templates say as their `text`."""
-        processor = entries(root).get("processor")
-        templates = entries(processor).get("chat_templates") if processor else None
-        read = {}
-        for name, template in entries(templates).items() if templates else ():
-            parts = items(template, "files")
-            if "text" in entries(template) and parts:
+        """The tree of a file in which the content of a chat template's `files` is its `text`."""
+        processor = root.entries.get("processor")
+        templates = processor.entries.get("chat_templates") if processor else None
+        if processor is None or templates is None or not templates.entries:
+            return root
+        read = dict(templates.entries)
+        for name, template in templates.entries.items():
+            parts = template.list_at("files")
+            if "text" in template.entries and parts:
                 raise refuse(
                     "LR201",
                     f"the chat template `{name}` has both `files` and a `text`.",
                     "Take one of them out.",
                     place=template.mark,
                 )
-            if parts and all(
-                isinstance(part.value, str) for part in parts
-            ):  # else validation reports it
+            # What is no name of a file is reported by validation.
+            if parts and all(isinstance(part.value, str) for part in parts):
                 text = "".join(self._template(path, str(part.value), part.mark) for part in parts)
-                template = Node(
-                    {**entries(template), "text": Node(text, parts[0].mark)},
-                    template.mark,
-                    template.key_mark,
+                read[name] = replace(
+                    template, value={**template.entries, "text": Node(text, parts[0].mark)}
                 )
-            read[name] = template
-        if not read or processor is None or templates is None:
-            return root
-        inside = Node(
-            {
-                **entries(processor),
-                "chat_templates": Node(read, templates.mark, templates.key_mark),
-            },
-            processor.mark,
+        inside = replace(
+            processor,
+            value={**processor.entries, "chat_templates": replace(templates, value=read)},
         )
-        return Node({**entries(root), "processor": inside}, root.mark)
+        return replace(root, value={**root.entries, "processor": inside})
 
     def _template(self, child: Path, name: str, mark: Mark) -> str:
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -189,8 +177,8 @@ class Extended:
             raise refuse("LR201", f"`{name}` isn't UTF-8.", "Save it so.", place=mark) from None
 
     def _find(self, child: Path, name: str, mark: Mark) -> Path:
-        """The file of a name in `extends`; its `.yaml` may be left out and `rules/` stand before
-        it, as on the command line.
+        """The file of a name in `extends`. As on the command line, the name may lack its `.yaml`
+        and may begin with `rules/`.
         """
         for folder, called in ((child.parent, name), (self.shipped, name.removeprefix("rules/"))):
             for spelt in (called, f"{called}.yaml"):
@@ -220,7 +208,9 @@ class Extended:
         mark: Mark,
         path: tuple[str, ...] = (),
     ) -> dict[str, Node]:
-        """Two parents in order. What both set differently and the child doesn't settle is LR210."""
+        """Two parents in order. LR210 for a field that both set differently and the child doesn't
+        set.
+        """
         merged = dict(before)
         for key, node in after.items():
             old, here = merged.get(key), (*path, key)
@@ -229,23 +219,19 @@ class Extended:
             elif _merges(here, old, node):
                 own = child.get(key)
                 inside = self._merge_parents(
-                    entries(old), entries(node), entries(own) if own else {}, mark, here
+                    old.entries, node.entries, own.entries if own else {}, mark, here
                 )
                 merged[key] = Node(inside, old.mark, old.key_mark)
             elif _is_rules(here, old, node):
-                merged[key] = Node(
-                    self._join(_items_of(old), _items_of(node)), old.mark, old.key_mark
-                )
-            elif self._settled(old, node):
-                continue
-            elif key not in child and old.plain != node.plain and not self._settled(node, old):
-                raise refuse(
-                    "LR210",
-                    f"two parents give `{key}` different values: {old.mark} and {node.mark}.",
-                    f"Set `{key}` in this file.",
-                    place=mark,
-                )
-            else:
+                merged[key] = Node(self._join(old.items, node.items), old.mark, old.key_mark)
+            elif not self._settled(old, node):
+                if key not in child and old.plain != node.plain and not self._settled(node, old):
+                    raise refuse(
+                        "LR210",
+                        f"two parents give `{key}` different values: {old.mark} and {node.mark}.",
+                        f"Set `{key}` in this file.",
+                        place=mark,
+                    )
                 merged[key] = node
         return merged
 
@@ -254,24 +240,21 @@ class Extended:
         unless that had replaced it.
         """
         mine = {_rule_id(node): node for node in first}
-        return _join_rules(
-            first,
-            tuple(
-                n
-                for n in second
-                if _rule_id(n) not in mine or not self._settled(mine[_rule_id(n)], n)
-            ),
+        kept = tuple(
+            node
+            for node in second
+            if _rule_id(node) not in mine or not self._settled(mine[_rule_id(node)], node)
         )
+        replaced, others = _replaced(first, kept)
+        return (*replaced, *others)
 
     def _settled(self, new: Node, old: Node) -> bool:
-        """Whether `new` stands in a file that extends that of `old`, so that it was put in its
-        place.
-        """
+        """Whether the file of `new` extends the file of `old`, so that `new` has replaced it."""
         return old.mark.file in self._above.get(new.mark.file, ())
 
 
 def shown(path: Path) -> str:
-    """The path as short as it can be said from here."""
+    """The path relative to the current folder, where that is possible."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
@@ -298,42 +281,32 @@ def is_file(path: Path) -> bool:
 
 
 def _check_version(root: Node) -> None:
-    assert isinstance(root.value, dict)
-    version = root.value.get("schema")
+    version = root.entries.get("schema")
     if version is None or version.value not in SCHEMA_VERSIONS or isinstance(version.value, bool):
         what = (
             "the field `schema` is missing"
             if version is None
             else f"version `{version.plain}` of the rule language is unknown"
         )
-        mark = version.mark if version else root.mark
         raise refuse(
             "LR201",
             f"{what}; known: {', '.join(map(str, SCHEMA_VERSIONS))}.",
             "Start the file with `schema: 1`.",
-            place=mark,
+            place=(version or root).mark,
         )
-
-
-def items(root: Node, key: str) -> tuple[Node, ...]:
-    """The list under `key`; empty where there is none or it is something else, which validation
-    reports.
-    """
-    node = root.value.get(key) if isinstance(root.value, dict) else None
-    return _items_of(node) if node is not None else ()
 
 
 def _rule_id(node: Node) -> str | None:
     """The rule's id, or None where it has none or none that is a word, which validation reports."""
-    found = node.value["id"].value if isinstance(node.value, dict) and "id" in node.value else None
-    return found if isinstance(found, str) else None
+    found = node.entries.get("id")
+    return found.value if found is not None and isinstance(found.value, str) else None
 
 
 def _check_ids(root: Node) -> None:
     """LR209: within one file an id names one rule; over files it replaces."""
     for kind in RULES:
         seen: dict[str, Mark] = {}
-        for node in items(root, kind):
+        for node in root.list_at(kind):
             name = _rule_id(node)
             if name is None:
                 continue
@@ -353,9 +326,9 @@ def _merges(path: tuple[str, ...], old: Node, new: Node) -> bool:
     """
     if not isinstance(old.value, dict) or not isinstance(new.value, dict):
         return False
-    config_value = len(path) == 3 and path[1] == "config"
     origins = [key for key in new.value if key in ORIGINS]
-    return not (config_value and origins and not any(key in old.value for key in origins))
+    is_config_value = len(path) == 3 and path[1] == "config"
+    return not is_config_value or not origins or any(key in old.value for key in origins)
 
 
 def _is_rules(path: tuple[str, ...], old: Node, new: Node) -> bool:
@@ -366,23 +339,15 @@ def _is_rules(path: tuple[str, ...], old: Node, new: Node) -> bool:
     )
 
 
-def entries(node: Node) -> dict[str, Node]:
-    return node.value if isinstance(node.value, dict) else {}
-
-
-def _items_of(node: Node) -> tuple[Node, ...]:
-    return node.value if isinstance(node.value, tuple) else ()
-
-
-def _join_rules(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Two lists of rules, one behind the other; a rule of the second with an id of the first
-    replaces it in place.
+def _replaced(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[list[Node], list[Node]]:
+    """The first of two lists of rules, in which a rule of the second replaces the one with its id;
+    and the other rules of the second.
     """
-    replaced = {_rule_id(node): node for node in second}
+    new = {_rule_id(node): node for node in second}
     known = {_rule_id(node) for node in first}
     return (
-        *(replaced.get(_rule_id(n), n) for n in first),
-        *(n for n in second if _rule_id(n) not in known),
+        [new.get(_rule_id(node), node) for node in first],
+        [node for node in second if _rule_id(node) not in known],
     )
 
 
@@ -397,15 +362,9 @@ def _override(
         old, here = parents.get(key), (*path, key)
         value: Any = node.value
         if old is not None and _merges(here, old, node):
-            value = _override(entries(old), entries(node), here)
+            value = _override(old.entries, node.entries, here)
         elif old is not None and _is_rules(here, old, node):
-            inherited = {_rule_id(n) for n in _items_of(old)}
-            first = tuple(n for n in _items_of(node) if _rule_id(n) not in inherited)
-            value = (
-                *first,
-                *_join_rules(
-                    _items_of(old), tuple(n for n in _items_of(node) if _rule_id(n) in inherited)
-                ),
-            )
+            inherited, own_rules = _replaced(old.items, node.items)
+            value = (*own_rules, *inherited)
         merged[key] = Node(value, node.mark, node.key_mark)
     return merged

@@ -1,12 +1,13 @@
-"""The kinds of rule, compiled: what each makes of a name, and whether that can be taken back.
+"""The kinds of rule, compiled: what each makes of a name, and whether there is a way back.
 
-A kind is chosen once, when a rule is validated. Whoever has to do different things for different
-kinds uses `match`; nobody asks the fields of the YAML again.
+The kind of a rule is chosen once, when the rule is validated. Code that differs by kind uses
+`match` and doesn't look at the fields of the YAML again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from llava_remap.rulefile.pattern import Regex, TimeSpent, Wrapper
@@ -18,7 +19,7 @@ _DECLARED = "it says `one_way: true`"
 
 @dataclass(frozen=True, slots=True)
 class _Rule(Generic[P]):
-    """What all kinds have. Those that add nothing have no way back.
+    """The base of all kinds, without a way back.
 
     Attributes:
         pattern: what the rule looks for in a name.
@@ -43,7 +44,7 @@ class _Rule(Generic[P]):
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rename(_Rule[Template]):
     """`from` + `to`: the whole name becomes another one, with the values of the same fields.
 
@@ -57,24 +58,22 @@ class Rename(_Rule[Template]):
 
     target: Template
     declared: bool = False
-    _source: Template | None = field(init=False, repr=False, compare=False, default=None)
-    _one_way: str = field(init=False, repr=False, compare=False, default="")
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.target.fields if name not in self.pattern.fields]:
             raise PatternError(f"field `{{{unknown[0]}}}` of `to` is not in `from`")
-        why, backward = "", None
+
+    @cached_property
+    def _backward(self) -> tuple[Template | None, str]:
+        """The template of new names, to take them back; or why there is none."""
         if self.declared:
-            why = _DECLARED
-        elif self.lost:
-            why = f"`to` leaves out the field `{{{self.lost[0]}}}`"
-        else:
-            try:
-                backward = reversed_template(self.pattern, self.target)
-            except PatternError as error:
-                why = str(error)
-        object.__setattr__(self, "_source", backward)
-        object.__setattr__(self, "_one_way", why)
+            return None, _DECLARED
+        if self.lost:
+            return None, f"`to` leaves out the field `{{{self.lost[0]}}}`"
+        try:
+            return reversed_template(self.pattern, self.target), ""
+        except PatternError as error:
+            return None, str(error)
 
     @property
     def lost(self) -> list[str]:
@@ -83,7 +82,7 @@ class Rename(_Rule[Template]):
 
     @property
     def one_way(self) -> str:
-        return self._one_way
+        return self._backward[1]
 
     @property
     def back_segments(self) -> frozenset[str]:
@@ -94,7 +93,8 @@ class Rename(_Rule[Template]):
         return None if fields is None else self.target.fill(fields)
 
     def back(self, target: str, spent: TimeSpent) -> str | None:
-        fields = None if self._source is None else self._source.match(target)
+        source = self._backward[0]
+        fields = None if source is None else source.match(target)
         return None if fields is None else self.pattern.fill(fields)
 
     def describe(self) -> tuple[str, str | None]:

@@ -18,14 +18,14 @@ from pydantic import BaseModel, ValidationError
 
 from llava_remap.core.codes import Exit
 from llava_remap.core.problem import Mark, Problem, RemapError, refuse
-from llava_remap.rulefile.extends import RULES, Extended, entries, is_file, items
+from llava_remap.rulefile.extends import RULES, Extended, is_file
 from llava_remap.rulefile.schema import NAMED, ConfigValue, RuleText, Target
 from llava_remap.rulefile.yaml_text import Node, read_yaml
 
-#: Mistakes of one file that are told at once.
+#: How many mistakes of one file are reported at once.
 _MOST_PROBLEMS = 50
 _MEND = "Mend it there; the shipped rule files show every field."
-#: A step of pydantic's path that is no field but one of several types that it tried.
+#: A step of pydantic's path that names one of several types that were tried, and no field.
 _TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
 _PATTERNS = (
     "In a template, fields are {x}, {x:int} and {x...}; in a regex, a sign that stands "
@@ -92,8 +92,8 @@ class RuleFile:
 
     @contextlib.contextmanager
     def placed(self, *path: str | int) -> Iterator[None]:
-        """Mistakes of the rule file that are found inside, in rooms that know no files, get the
-        place of the field at `path`.
+        """Give the place of the field at `path` to mistakes of the rule file that are found inside
+        by rooms that know no files.
         """
         try:
             yield
@@ -137,16 +137,14 @@ def shipped_chat_parts() -> list[str]:
 
 
 def shipped_class_part(model_type: str) -> str | None:
-    """The shipped part for the class of a model's type, as `extends` names it; None where there
-    is none.
-    """
+    """The shipped part for the class of a `model_type`, as `extends` names it; None without one."""
     name = f"parts/class-{model_type.replace('_', '-')}.yaml"
     return name if (shipped_folder() / name).is_file() else None
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What a shipped rule file says of itself."""
+    """The head of a shipped rule file."""
 
     name: str
     version: str
@@ -155,7 +153,7 @@ class Listed:
 
 
 def shipped_list() -> list[Listed]:
-    """Every shipped rule file, read alone: what it extends isn't needed to list it.
+    """The head of every shipped rule file, read without the files that it extends.
 
     Raises:
         RemapError: LR200, LR201.
@@ -187,7 +185,7 @@ def load_rule_file(rules: str | Path) -> RuleFile:
     marks = {
         f"{kind}/{node.value['id'].value}": node.mark
         for kind in RULES
-        for node in items(merged, kind)
+        for node in merged.list_at(kind)
         if isinstance(node.value, dict)
     }
     named = tuple((_called(file, path), content.decode()) for file, content in files.texts.items())
@@ -199,14 +197,12 @@ def load_rule_file(rules: str | Path) -> RuleFile:
 
 
 def shipped_layouts() -> dict[str, Path]:
-    """The shipped layouts by name; classic first, which counts where names are the same in
-    several.
+    """The shipped layouts by name. Classic comes first, so that it counts for names that are the
+    same in several.
     """
-    found = sorted(
-        (shipped_folder() / "layouts").glob("*.yaml"),
-        key=lambda path: (path.stem != "classic", path.stem),
-    )
-    return {path.stem: path for path in found}
+    files = (shipped_folder() / "layouts").glob("*.yaml")
+    in_order = sorted(files, key=lambda path: (path.stem != "classic", path.stem))
+    return {path.stem: path for path in in_order}
 
 
 def _layout(merged: Node, number: int, name: str) -> RuleFile:
@@ -260,8 +256,8 @@ def _validate(merged: Node) -> RuleText:
 
 
 def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
-    """One problem for each place; where a value fits none of several types, pydantic has one for
-    each type.
+    """One problem for each place. For a value that fits none of several types, pydantic reports
+    one error for each type.
     """
     told = set()
     for detail in error.errors():
@@ -277,7 +273,7 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                 here = (node.key_mark or node.mark).file
                 beside = {
                     k
-                    for k, n in entries(merged.locate(path[:-1])).items()
+                    for k, n in merged.locate(path[:-1]).entries.items()
                     if n.key_mark and n.key_mark.file == here
                 }
                 free = [known for known in _fields_at(path[:-1]) if known not in beside]
@@ -333,9 +329,7 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
 
 
 def _written(node: Node) -> str:
-    """A template as it has to be written, which YAML read as a mapping: `{x}` as one whose only
-    key is `x`.
-    """
+    """A template in quotes. YAML reads a bare `{x}` as a mapping whose only key is `x`."""
     keys = list(node.value) if isinstance(node.value, dict) else []
     return f"'{{{keys[0]}}}'" if len(keys) == 1 else "'{m...}.weight'"
 

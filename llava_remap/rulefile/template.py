@@ -96,15 +96,13 @@ class Template:
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
         """The template from left to right."""
-        pieces, end = [], 0
-        for found in _FIELD.finditer(self.text):
-            if found.start() > end:
-                pieces.append((self.text[end : found.start()], "", ""))
-            pieces.append(("", found[1], found[2] or ""))
-            end = found.end()
-        if end < len(self.text):
-            pieces.append((self.text[end:], "", ""))
-        return tuple(pieces)
+        parts = [*_FIELD.split(self.text), "", ""]  # text, name, kind, text, …
+        return tuple(
+            piece
+            for text, field, kind in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+            for piece in ((text, "", ""), ("", field, kind or ""))
+            if piece[0] or piece[1]
+        )
 
     @cached_property
     def fields(self) -> Mapping[str, str]:
@@ -180,10 +178,8 @@ class Template:
         for length, word, number in _EXAMPLES:
             values = {}
             for at, (field, kind) in enumerate(self.fields.items()):
-                segments = [
-                    f"{word}{chr(ord('a') + at % 26)}{'x' * n}"
-                    for n in range(length if kind == "..." else 1)
-                ]
+                segment = f"{word}{chr(ord('a') + at % 26)}"
+                segments = [segment + "x" * n for n in range(length if kind == "..." else 1)]
                 values[field] = str(number + at) if kind == ":int" else ".".join(segments)
             names.append(self.fill(values))
         return list(dict.fromkeys(names))

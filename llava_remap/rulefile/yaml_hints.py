@@ -1,13 +1,12 @@
-"""What to write in place of a line that isn't valid YAML: most of the time a text lacks its
-quotes.
-"""
+"""What to write in place of a line that isn't valid YAML: mostly, a text lacks its quotes."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-_OTHER = "Mend it there, if this is the rule file that you mean."
+#: The advice where nothing better is known.
+MEND = "Mend it there, if this is the rule file that you mean."
 #: Characters of a line that are looked at; lines of rule files stay below 150.
 _LONGEST = 500
 #: Where a text can begin: on a line of its own, behind a key, in a list or mapping.
@@ -63,8 +62,8 @@ _HINTS = tuple(
 
 
 def place(error: Any) -> Any:
-    """Where a YAML error is: what isn't closed begins there, and is found at the end of the
-    file.
+    """The place of a YAML error. A quote that isn't closed is noticed at the end of the file, but
+    its place is where it begins.
     """
     if (
         error.context_mark is not None
@@ -76,7 +75,7 @@ def place(error: Any) -> Any:
 
 
 def hint(text: str, error: Any) -> str:
-    """What to write."""
+    """What to write in place of the line with a YAML error."""
     lines, context = text.splitlines(), error.context or ""
     at = place(error)
     numbers = [at.line] if at is not None else []
@@ -87,8 +86,10 @@ def hint(text: str, error: Any) -> str:
         for line in looked_at:
             if found := pattern.search(line):
                 parts = found.groupdict()
+                bare = re.sub(r"^(['\"])(.*?)\1", r"\2", (parts.get("text") or "").strip())
                 return advice.format(
-                    text=in_quotes(parts.get("text") or ""), item=(parts.get("item") or "").strip()
+                    text="'" + bare.replace("'", "''") + "'",
+                    item=(parts.get("item") or "").strip(),
                 )
     if "quoted scalar" in context:
         return "Close the quote that begins there."
@@ -103,10 +104,4 @@ def hint(text: str, error: Any) -> str:
             "Let lines that belong together begin in one column; this one begins in column "
             f"{at.column + 1}."
         )
-    return _OTHER
-
-
-def in_quotes(text: str) -> str:
-    """A text as YAML has it in single quotes; quotes of its own go."""
-    bare = re.sub(r"^(['\"])(.*?)\1", r"\2", text.strip())
-    return "'" + bare.replace("'", "''") + "'"
+    return MEND

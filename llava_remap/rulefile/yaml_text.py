@@ -17,7 +17,7 @@ from typing import Any, cast
 import yaml
 
 from llava_remap.core.problem import Mark, refuse
-from llava_remap.rulefile.yaml_hints import hint, place
+from llava_remap.rulefile.yaml_hints import MEND, hint, place
 
 #: Bytes. The largest shipped rule file has under 10 kB; parsing takes about a second per MB.
 MAX_NBYTES = 1_000_000
@@ -26,7 +26,6 @@ MAX_DEPTH = 50
 #: Values, lists and mappings included. The largest shipped rule file has 500; a file of 3,000 rules
 #: with their tests has so many.
 MAX_NODES = 20_000
-_OTHER = "Mend it there, if this is the rule file that you mean."
 
 #: libyaml where it is there: ten times as fast as Python's own.
 LOADER = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -56,17 +55,29 @@ class Node:
             return {key: item.plain for key, item in self.value.items()}
         return self.value
 
+    @property
+    def entries(self) -> dict[str, Node]:
+        """The entries of a mapping; none for anything else, which validation reports."""
+        return self.value if isinstance(self.value, dict) else {}
+
+    @property
+    def items(self) -> tuple[Node, ...]:
+        """The items of a list; none for anything else, which validation reports."""
+        return self.value if isinstance(self.value, tuple) else ()
+
+    def list_at(self, key: str) -> tuple[Node, ...]:
+        """The items of the list under a key of a mapping."""
+        return self.entries[key].items if key in self.entries else ()
+
     def locate(self, path: tuple[str | int, ...]) -> Node:
         """The deepest node on `path` that exists: a missing field is shown where it should have
         been.
         """
         node = self
         for step in path:
-            inside: Node | None = None
-            if isinstance(node.value, dict):
-                inside = node.value.get(str(step))
-            elif isinstance(node.value, tuple) and isinstance(step, int) and step < len(node.value):
-                inside = node.value[step]
+            inside = node.entries.get(str(step))
+            if isinstance(step, int) and step < len(node.items):
+                inside = node.items[step]
             if inside is None:
                 break
             node = inside
@@ -85,7 +96,7 @@ def read_yaml(path: Path, shown: str) -> Node:
             raise refuse(
                 "LR201",
                 f"the file has {path.stat().st_size} bytes; at most {MAX_NBYTES} are read.",
-                _OTHER,
+                MEND,
                 place=Mark(shown, 1, 1),
             )
         text = path.read_text(encoding="utf-8")
@@ -97,7 +108,7 @@ def read_yaml(path: Path, shown: str) -> Node:
         ) from None
     except UnicodeDecodeError as error:
         raise refuse(
-            "LR201", f"not UTF-8 at byte {error.start}.", _OTHER, place=Mark(shown, 1, 1)
+            "LR201", f"not UTF-8 at byte {error.start}.", MEND, place=Mark(shown, 1, 1)
         ) from None
     return parse_yaml(text, shown)
 
@@ -128,7 +139,7 @@ def parse_yaml(text: str, shown: str) -> Node:
         raise refuse(
             "LR201",
             f"not valid YAML: {' '.join(str(error).split())}.",
-            _OTHER,
+            MEND,
             place=Mark(shown, 1, 1),
         ) from None
     if not isinstance(root.value, dict):
@@ -152,7 +163,7 @@ def _counted(events: Iterator[Any], shown: str) -> Iterator[Any]:
             raise refuse(
                 "LR201",
                 f"the file has more than {MAX_NODES} values.",
-                _OTHER,
+                MEND,
                 place=Mark(shown, 1, 1),
             )
         yield event
@@ -190,7 +201,7 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int, *, key: boo
             place=mark,
         )
     if depth > MAX_DEPTH:
-        raise refuse("LR201", f"nested more than {MAX_DEPTH} levels deep.", _OTHER, place=mark)
+        raise refuse("LR201", f"nested more than {MAX_DEPTH} levels deep.", MEND, place=mark)
     if isinstance(event, yaml.ScalarEvent):
         return Node(
             _scalar(event.value, mark) if event.implicit[0] and not key else event.value, mark

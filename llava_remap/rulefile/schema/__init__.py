@@ -1,6 +1,5 @@
 """The rule language, version 1, as pydantic models. What each field means is said at the field."""
 
-from llava_remap.rulefile.schema.conditions import Condition, Notice, Requirement
 from llava_remap.rulefile.schema.file import (
     NAMED,
     SCHEMA_VERSIONS,
@@ -8,9 +7,16 @@ from llava_remap.rulefile.schema.file import (
     RuleText,
     Source,
 )
-from llava_remap.rulefile.schema.processor import PixelProcessor, Processor
+from llava_remap.rulefile.schema.part import Condition, Notice, Requirement
 from llava_remap.rulefile.schema.rules import Given, NameTest, Rule
-from llava_remap.rulefile.schema.target import ORIGINS, ConfigValue, Target, Token
+from llava_remap.rulefile.schema.target import (
+    ORIGINS,
+    ConfigValue,
+    PixelProcessor,
+    Processor,
+    Target,
+    Token,
+)
 
 __all__ = [
     "NAMED", "ORIGINS", "SCHEMA_VERSIONS", "Condition", "ConfigValue", "Given", "NameTest",

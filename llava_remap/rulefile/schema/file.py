@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
 
 from llava_remap.rulefile.kinds import Unwrap
-from llava_remap.rulefile.schema.conditions import Condition, Notice, Requirement
-from llava_remap.rulefile.schema.part import Part, TemplateText
-from llava_remap.rulefile.schema.processor import Processor
+from llava_remap.rulefile.schema.part import (
+    Condition,
+    Notice,
+    Part,
+    Requirement,
+    TemplateText,
+    check,
+)
 from llava_remap.rulefile.schema.rules import NameTest, Rule
-from llava_remap.rulefile.schema.target import Target, Token
+from llava_remap.rulefile.schema.target import Processor, Target, Token
 from llava_remap.rulefile.template import Template
 
 SCHEMA_VERSIONS = (1,)
@@ -44,13 +48,9 @@ class NamedDefault(Part):
 
 
 def _kind_of_default(value: Any) -> str | None:
-    return (
-        NAMED
-        if isinstance(value, (dict, NamedDefault))
-        else "str"
-        if isinstance(value, str)
-        else None
-    )
+    if isinstance(value, (dict, NamedDefault)):
+        return NAMED
+    return "str" if isinstance(value, str) else None
 
 
 Default = Annotated[
@@ -196,50 +196,38 @@ class RuleText(Part):
     @model_validator(mode="after")
     def _complete(self) -> RuleText:
         """A part may leave out what the files that extend it say; a file with a target may not."""
-        if lost := [rule.id for rule in self.names if isinstance(rule.kind, Unwrap)]:
-            raise PydanticCustomError(
-                "form", "`unwrap` is for `prepare`; `{id}` is a rule of `names`", {"id": lost[0]}
-            )
-        for what, given in (
-            ("text", [t.text for t in self.tokens]),
-            ("role", [t.role for t in self.tokens]),
-        ):
-            if len(set(given)) < len(given):
-                raise PydanticCustomError(
-                    "form",
-                    "two of `tokens` have one {what}: {given}",
-                    {"what": what, "given": ", ".join(given)},
-                )
+        unwraps = [rule.id for rule in self.names if isinstance(rule.kind, Unwrap)]
+        texts, roles = [t.text for t in self.tokens], [t.role for t in self.tokens]
         first = next(iter(self.sources.values()), Source())
-        if first.overrides:
-            raise PydanticCustomError(
-                "form", "the first of `sources` has none before it to override"
-            )
-        if isinstance(first.default, NamedDefault):
-            raise PydanticCustomError(
-                "form",
+        missing = [
+            field for field in ("name", "version", "summary") if getattr(self, field) is None
+        ]
+        if not self.sources:
+            missing.append("sources")
+        if self.processor is not None and self.processor.class_ is None:
+            missing.append("processor.class")
+        check(
+            "form",
+            (
+                unwraps,
+                f"`unwrap` is for `prepare`; `{', '.join(unwraps[:1])}` is a rule of `names`",
+            ),
+            (len({*texts}) < len(texts), f"two of `tokens` have one text: {', '.join(texts)}"),
+            (len({*roles}) < len(roles), f"two of `tokens` have one role: {', '.join(roles)}"),
+            (first.overrides, "the first of `sources` has none before it to override"),
+            (
+                isinstance(first.default, NamedDefault),
                 "the first of `sources` has none before it whose config could name its default",
-            )
-        if (
-            self.target is not None
-            and self.target.as_ is not None
-            and (self.tokens or self.post_load or self.processor)
-        ):
-            raise PydanticCustomError(
-                "form", "`target.as` goes with none of `tokens`, `post_load` and `processor`"
-            )
-        if self.target is not None and self.target.is_said:
-            missing = [
-                field for field in ("name", "version", "summary") if getattr(self, field) is None
-            ]
-            if not self.sources:
-                missing.append("sources")
-            if self.processor is not None and self.processor.class_ is None:
-                missing.append("processor.class")
-            if missing:
-                raise PydanticCustomError(
-                    "form",
-                    "a rule file with a target needs {fields}",
-                    {"fields": ", ".join(missing)},
-                )
+            ),
+            (
+                self.target is not None
+                and self.target.as_ is not None
+                and (self.tokens or self.post_load or self.processor),
+                "`target.as` goes with none of `tokens`, `post_load` and `processor`",
+            ),
+            (
+                self.target is not None and self.target.is_said and missing,
+                f"a rule file with a target needs {', '.join(missing)}",
+            ),
+        )
         return self

@@ -9,8 +9,15 @@ from pydantic_core import PydanticCustomError
 
 from llava_remap.rulefile.kinds import Drop, Rename, RuleKind, Substitute, Unwrap
 from llava_remap.rulefile.pattern import Regex, Wrapper
-from llava_remap.rulefile.schema.conditions import Condition
-from llava_remap.rulefile.schema.part import Id, Part, TemplateText, either, pattern_error
+from llava_remap.rulefile.schema.part import (
+    Condition,
+    Id,
+    Part,
+    TemplateText,
+    check,
+    either,
+    pattern_error,
+)
 from llava_remap.rulefile.template import PatternError, Template
 
 
@@ -100,24 +107,27 @@ class Rule(Part):
 
     def _compiled(self) -> RuleKind:
         one_way = self.one_way is not None
-        wrong = ""
-        if self.reverse is not None and (self.replace is None or one_way):
-            wrong = "`reverse` goes with match + replace, and not with `one_way`"
-        elif one_way and self.drop is not None:
-            wrong = "`one_way` goes with a rename; a drop has no way back"
-        elif one_way and self.unwrap is not None:
-            wrong = "`unwrap` has no way back as it is: leave `one_way` out"
-        elif self.when == Condition():
-            wrong = "`when` is empty, so it always holds: leave it out"
-        if wrong:
-            raise PydanticCustomError("form", wrong)
+        check(
+            "form",
+            (
+                self.reverse is not None and (self.replace is None or one_way),
+                "`reverse` goes with match + replace, and not with `one_way`",
+            ),
+            (
+                one_way and self.drop is not None,
+                "`one_way` goes with a rename; a drop has no way back",
+            ),
+            (
+                one_way and self.unwrap is not None,
+                "`unwrap` has no way back as it is: leave `one_way` out",
+            ),
+            (self.when == Condition(), "`when` is empty, so it always holds: leave it out"),
+        )
         match self.from_, self.to, self.match, self.replace, self.unwrap, self.drop:
             case Template() as source, Template() as target, None, None, None, None:
                 return Rename(source, target, one_way)
             case None, None, str() as regex, str() as replace, None, None:
-                back = None
-                if self.reverse is not None:
-                    back = Regex(self.reverse.match, self.reverse.replace)
+                back = Regex(self.reverse.match, self.reverse.replace) if self.reverse else None
                 return Substitute(Regex(regex, replace), back, one_way)
             case None, None, None, None, str() as segments, None:
                 return Unwrap(Wrapper(segments))
@@ -152,8 +162,6 @@ class NameTest(Part):
 
     @model_validator(mode="after")
     def _one_outcome(self) -> NameTest:
-        if sum(x is not None for x in (self.to, self.dropped, self.unmapped)) != 1:
-            raise PydanticCustomError(
-                "outcome", "give exactly one of to, dropped: true, unmapped: true"
-            )
+        given = [x for x in (self.to, self.dropped, self.unmapped) if x is not None]
+        check("outcome", (len(given) != 1, "give exactly one of to, dropped: true, unmapped: true"))
         return self

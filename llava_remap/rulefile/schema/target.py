@@ -1,13 +1,12 @@
-"""The model that is wanted, and where the values of its config come from."""
+"""The model and the processor that are wanted, and where the values of their configs come from."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from llava_remap.rulefile.schema.part import Facts, Part, Scalar, either
+from llava_remap.rulefile.schema.part import Facts, Part, Scalar, check, either
 
 #: The ways to say where a config value comes from.
 ORIGINS = ("from", "const", "tower", "token", "target", "cases")
@@ -74,18 +73,21 @@ class ConfigValue(Part):
         origins = [
             name for name in ORIGINS if name.replace("from", "from_") in self.model_fields_set
         ]
-        if len(origins) != 1:
-            raise PydanticCustomError(
-                "origin", "give exactly one of {origins}", {"origins": ", ".join(ORIGINS)}
-            )
-        if ("map" in self.model_fields_set or "default" in self.model_fields_set) and origins != [
-            "from"
-        ]:
-            raise PydanticCustomError("origin", "`map` and `default` go with `from`")
-        if "times" in self.model_fields_set and origins != ["tower"]:
-            raise PydanticCustomError("origin", "`times` goes with `tower`")
-        if self.as_ is not None and (origins not in (["from"], ["const"]) or self.map is not None):
-            raise PydanticCustomError("origin", "`as` goes with `from` (without `map`) or `const`")
+        given = self.model_fields_set
+        check(
+            "origin",
+            (len(origins) != 1, f"give exactly one of {', '.join(ORIGINS)}"),
+            (
+                given & {"map", "default"} and origins != ["from"],
+                "`map` and `default` go with `from`",
+            ),
+            ("times" in given and origins != ["tower"], "`times` goes with `tower`"),
+            (
+                self.as_ is not None
+                and (origins not in (["from"], ["const"]) or self.map is not None),
+                "`as` goes with `from` (without `map`) or `const`",
+            ),
+        )
         return self
 
 
@@ -126,10 +128,14 @@ class Target(Part):
 
     @model_validator(mode="after")
     def _one_target(self) -> Target:
-        if self.as_ is not None and (self.class_ is not None or self.config or self.text_models):
-            raise PydanticCustomError(
-                "form", "`as` goes with none of `class`, `config` and `text_models`"
-            )
+        check(
+            "form",
+            (
+                self.as_ is not None
+                and (self.class_ is not None or self.config or self.text_models),
+                "`as` goes with none of `class`, `config` and `text_models`",
+            ),
+        )
         return self
 
     @property
@@ -143,3 +149,109 @@ class Token(Part):
 
     text: str = Field(min_length=1, description="as the tokenizer spells it")
     role: Literal["image", "video", "pad"] = Field(description="what it stands for")
+
+
+class PixelProcessor(Part):
+    """What makes pixel values of images, or of videos; sizes and means are those of the vision
+    tower's own image processor.
+    """
+
+    class_: str | None = Field(
+        alias="class",
+        description="name of the transformers class; null: none is named, and transformers goes by "
+        "the model's type",
+    )
+    when: Facts = Field(
+        {},
+        description="what must hold for it to count, else the tower's own is taken as it is: "
+        f"{FACTS}",
+    )
+    config: dict[str, ConfigValue] = Field({}, description="what it has beside them")
+
+
+class ChatTemplate(Part):
+    """A chat template for some of the models that a rule file is for."""
+
+    when: Facts = Field(
+        {}, description=f"what must hold for it to be taken; never nothing: {FACTS}"
+    )
+    files: tuple[str, ...] = Field(
+        (),
+        description="files of Jinja, put one behind the other; relative to this file or named as "
+        "the shipped ones are",
+    )
+    text: str = Field(
+        "", description="Jinja, as apply_chat_template takes it, where it is in no file of its own"
+    )
+    values: dict[str, Scalar] = Field({}, description="what the template's variables are")
+    system: str | None = Field(
+        None,
+        description="the system prompt of the training; it is for conversations with a system "
+        "message of their own to give it",
+    )
+
+    @model_validator(mode="after")
+    def _has_text(self) -> ChatTemplate:
+        check(
+            "form",
+            (
+                not self.text.strip(),
+                "a chat template has `files` or a `text`, and they aren't empty",
+            ),
+            (
+                not self.when,
+                "a chat template says with `when` what it is for; one for all is `chat_template`",
+            ),
+        )
+        return self
+
+
+class Processor(Part):
+    """What the processor is made with."""
+
+    class_: str | None = Field(
+        None, alias="class", description="name of the transformers processor class"
+    )
+    chat_template: str | None = Field(
+        None,
+        description="Jinja, as apply_chat_template takes it, for every tokenizer, in place of all "
+        "`chat_templates`",
+    )
+    chat_templates: dict[str, ChatTemplate] = Field(
+        {}, description="chat templates by name: the first whose `when` holds is taken"
+    )
+    chat_values: dict[str, ConfigValue] = Field(
+        {}, description="what variables are in every one of `chat_templates`"
+    )
+    plain_text: tuple[str, ...] = Field(
+        (),
+        description="what a chat template writes that looks like a special token, `<Image>`, and "
+        "is none",
+    )
+    system_prompt: Literal["on request", "always"] = Field(
+        "on request",
+        description="always: the template's `system` begins every conversation that has no system "
+        "message; on request: only "
+        "where a conversation has one, or apply_chat_template is given `system_prompt`",
+    )
+    image_processor: PixelProcessor | None = Field(
+        None, description="the image processor; without it, that of the vision tower as it is"
+    )
+    video_processor: PixelProcessor | None = Field(
+        None, description="the video processor, where there is one"
+    )
+    config: dict[str, ConfigValue] = Field(
+        {}, description="what the processor is made with, beside tokenizer and image processor"
+    )
+
+    @model_validator(mode="after")
+    def _uses_system_prompt(self) -> Processor:
+        check(
+            "form",
+            (
+                self.system_prompt == "always" and self.chat_template is not None,
+                "`system_prompt: always` is for `chat_templates`: write the system prompt into the "
+                "`chat_template` itself",
+            ),
+        )
+        return self
