@@ -3,13 +3,13 @@ files, no tensors.
 """
 
 from llava_remap.rewrite.compiled import CompiledRule
-from llava_remap.rewrite.conditions import contradictions
 from llava_remap.rewrite.program import (
     Program,
     Rewrite,
     Step,
     compile_all,
     compile_rules,
+    contradictions,
 )
 from llava_remap.rewrite.testing import (
     UNMAPPED,

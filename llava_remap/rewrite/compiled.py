@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from llava_remap.core.problem import Mark, RemapError, RunawayRuleError
+from llava_remap.core.problem import Mark, RunawayRuleError
 from llava_remap.rulefile import Condition, RuleKind, RunawayError, TimeSpent
 
 #: Rules that are asked one by one.
@@ -45,10 +45,7 @@ class CompiledRule:
         Raises:
             RemapError: LR206 if a regex hit its time limit.
         """
-        try:
-            return self.kind.apply(name, self.spent)
-        except RunawayError as error:
-            raise self._refusal(error) from None
+        return self._asked(self.kind.apply, name)
 
     def lead_back(self, target: str) -> str | None:
         """The name from which the rule makes `target`; None where it doesn't lead back.
@@ -56,24 +53,24 @@ class CompiledRule:
         Raises:
             RemapError: LR206 if a regex hit its time limit.
         """
-        try:
-            return self.kind.back(target, self.spent)
-        except RunawayError as error:
-            raise self._refusal(error) from None
+        return self._asked(self.kind.back, target)
 
-    def _refusal(self, error: RunawayError) -> RemapError:
-        return RunawayRuleError.of(
-            "LR206",
-            f"the regex of `{self.label}` {error.why}.",
-            "Write it as a template, or without nested repetition.",
-            [str(error)],
-            place=self.mark,
-        )
+    def _asked(self, way: Callable[[str, TimeSpent], str | None], name: str) -> str | None:
+        try:
+            return way(name, self.spent)
+        except RunawayError as error:
+            raise RunawayRuleError.of(
+                "LR206",
+                f"the regex of `{self.label}` {error.why}.",
+                "Write it as a template, or without nested repetition.",
+                [str(error)],
+                place=self.mark,
+            ) from None
 
 
 class Index:
-    """Patterns by a segment that every name has which they take, the rarest: few are asked for a
-    name, however many there are.
+    """Patterns by the rarest of the segments that every matching name has, so that few patterns
+    are asked for a name, however many there are.
     """
 
     def __init__(self, segments: Sequence[frozenset[str]]) -> None:
@@ -93,10 +90,10 @@ class Index:
 
 
 class RuleSequence:
-    """Rules in order, of which the first that matches is wanted.
+    """Rules in order, to find the first that matches.
 
-    Many that may match are asked at once by one regex, which finds the first of them: where few
-    take a name, that is several times faster than to ask one by one.
+    Where many rules may match, one regex asks them at once and finds the first. If few rules take
+    a name, this is several times faster than asking them one by one.
     """
 
     def __init__(self, rules: tuple[CompiledRule, ...]) -> None:
@@ -111,10 +108,10 @@ class RuleSequence:
     def first(
         self, name: str, start: int, without: str = ""
     ) -> tuple[int, CompiledRule, str] | None:
-        """The first rule from `start` on that matches, but for the one with the label `without`.
+        """The first rule from `start` on that matches, except the rule with the label `without`.
 
         Returns:
-            The number of the rule behind it, the rule, and what it makes of the name.
+            The number of the next rule, the rule, and what it makes of the name.
         """
         asked = self._index.asked(name)
         if start == 0 and len(asked) > _MOST_ASKED:

@@ -8,20 +8,23 @@ counts as mapped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from llava_remap.rewrite.compiled import CompiledRule, Index, RuleSequence
-from llava_remap.rewrite.conditions import contradictions
 from llava_remap.rulefile import (
     Condition,
     Drop,
     Rule,
     RuleFile,
+    Template,
     TimeSpent,
 )
+
+#: Characters of a config's value in a message.
+_LONGEST = 200
 
 
 class Step(NamedTuple):
@@ -78,8 +81,7 @@ class Program:
             RemapError: LR206 if a regex of the rule file hit its time limit on this name.
         """
         trace: list[Step] = []
-        prepared = name
-        start = 0
+        prepared, start = name, 0
         while (found := self._prepare.first(prepared, start, without)) is not None:
             start, rule, after = found
             if isinstance(rule.kind, Drop):
@@ -208,3 +210,54 @@ def _taken(rules: tuple[CompiledRule, ...], names: Collection[str]) -> int:
     """How many of the names some rule takes."""
     sequence = RuleSequence(rules)
     return sum(sequence.first(name, 0) is not None for name in names)
+
+
+def contradictions(
+    condition: Condition,
+    names: Collection[str],
+    config: Mapping[str, Any] | None,
+    *,
+    stored: bool = False,
+    whose: str = "its config",
+) -> list[str]:
+    """Why a condition of a rule file (`detect`, or the `when` of a rule) doesn't hold for a
+    checkpoint; empty where it holds.
+
+    Args:
+        names: of the first source: after `prepare`, or, for the `when` of a rule of `prepare`, as
+            they are stored.
+        config: the source's config; None where it has none.
+        stored: whether the names are as they are stored, for the words.
+        whose: what the words call the config.
+    """
+    where = "as it is stored" if stored else "after `prepare`"
+    reasons = [f"{where} it has no `{t}`" for t in condition.present if not _matches(t, names)]
+    reasons += [f"{where} it has `{t}`" for t in condition.absent if _matches(t, names)]
+    for key, wanted in condition.config.items():
+        value, allowed = _value(config, key), wanted if isinstance(wanted, tuple) else (wanted,)
+        if not _is_one_of(value, allowed):
+            shown = repr(value) if len(repr(value)) <= _LONGEST else f"{repr(value)[:_LONGEST]}…"
+            given = f"{whose} says {key}: {shown}"
+            if config is None:
+                given = f"it has no config.json to say {key}"
+            reasons.append(f"{given}, not {' or '.join(map(repr, allowed))}")
+    for key, refused in condition.config_not.items():
+        value, excluded = _value(config, key), refused if isinstance(refused, tuple) else (refused,)
+        if _is_one_of(value, excluded):
+            reasons.append(f"{whose} says {key}: {value!r}")
+    return reasons
+
+
+def _value(config: Mapping[str, Any] | None, key: str) -> Any:
+    """The value of a config under a key; of a list its first item."""
+    value = (config or {}).get(key)
+    return (value[0] if value else None) if isinstance(value, list) else value
+
+
+def _is_one_of(value: Any, others: Sequence[Any]) -> bool:
+    """Whether a value is there with its type: 1 is neither True nor 1.0."""
+    return any(value == other and type(value) is type(other) for other in others)
+
+
+def _matches(template: Template, names: Collection[str]) -> bool:
+    return any(template.match(name) is not None for name in names)

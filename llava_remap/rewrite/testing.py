@@ -1,6 +1,4 @@
-"""The tests that stand in a rule file, run; the rules that none of them reaches, and tests for
-those.
-"""
+"""Runs the tests of a rule file, finds the rules that no test reaches, and makes tests for them."""
 
 from __future__ import annotations
 
@@ -9,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llava_remap.rewrite.program import Program, Rewrite, compile_all
-from llava_remap.rulefile import Condition, Given, NameTest, RuleFile, RuleKind, Template, Unwrap
+from llava_remap.rulefile import Condition, Given, NameTest, RuleFile, Template, Unwrap
 
-#: What a test can come to. There is no other.
+#: Every outcome of a test.
 Status = Literal["passed", "failed", "missing", "written"]
 DROPPED, UNMAPPED = "(dropped)", "(unmapped)"
 #: What the fields of a template are filled with, by kind, where no checkpoint gives a name.
@@ -40,7 +38,7 @@ class TestResult:
 
 
 def outcome(rewrite: Rewrite) -> str:
-    """What became of a name, in a word: the new name, `(dropped)` or `(unmapped)`."""
+    """The new name, `(dropped)` or `(unmapped)`."""
     return rewrite.target or (DROPPED if rewrite.reason is not None else UNMAPPED)
 
 
@@ -63,12 +61,12 @@ def untested(rules: RuleFile) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a checkpoint.
+    """Names and config of a checkpoint.
 
     Attributes:
-        names: of the first source, as they are stored: what a `when` may ask for.
-        taken: of all sources, behind their prefix: what the program is asked about.
-        config: of the first source.
+        names: the names of the first source, as they are stored; a `when` may ask for them.
+        taken: the names of all sources, behind their prefixes; the program is asked about them.
+        config: the config of the first source.
     """
 
     names: Sequence[str] = ()
@@ -77,11 +75,11 @@ class Known:
 
 
 def new_test(rules: RuleFile, label: str, known: Known) -> NameTest | None:
-    """A test that reaches a rule, with the outcome that it has now; None where no name is found
-    that the rule takes.
+    """A test that reaches a rule, with the present outcome; None where no name is known that the
+    rule takes.
 
-    The name is the checkpoint's first one that the rule takes, else the rule's template filled with
-    something.
+    The name is the first one of the checkpoint that the rule takes, else a made-up one that matches
+    the rule's template.
     """
     everything = compile_all(rules)
     rule = next(rule for rule in everything.rules if rule.label == label)
@@ -90,17 +88,16 @@ def new_test(rules: RuleFile, label: str, known: Known) -> NameTest | None:
     stored = label.startswith("prepare/")
     seen = [(name, name if stored else program.rewrite(name).prepared) for name in known.names]
     given = Given() if rule.when is None else _given(rule.when, seen, known.config)
-    for name in [real] if real is not None else _made_up_for(rule.kind):
+    pattern = rule.kind.pattern.at_start if isinstance(rule.kind, Unwrap) else rule.kind.pattern
+    made_up = _made_up(pattern) if isinstance(pattern, Template) else []
+    for name in [real] if real is not None else made_up:
         found = everything.given((name, *given.names), given.config).rewrite(name)
         if label in found.rules:
-            return _as_test(name, found, given)
+            becomes: dict[str, Any] = {"dropped" if found.reason is not None else "unmapped": True}
+            if found.target is not None:
+                becomes = {"to": found.target}
+            return NameTest.model_validate({"from": name, "given": given, **becomes})
     return None
-
-
-def _made_up_for(kind: RuleKind) -> list[str]:
-    """Names that a rule takes; none for a regex."""
-    pattern = kind.pattern.at_start if isinstance(kind, Unwrap) else kind.pattern
-    return _made_up(pattern) if isinstance(pattern, Template) else []
 
 
 def _made_up(template: Template) -> list[str]:
@@ -113,8 +110,10 @@ def _made_up(template: Template) -> list[str]:
 def _given(
     when: Condition, seen: Sequence[tuple[str, str]], config: Mapping[str, Any] | None
 ) -> Given:
-    """What has to be true for a `when`: names of the checkpoint (as stored, as the condition
-    sees them), or made-up ones.
+    """What makes a `when` hold: names and values of the checkpoint, or made-up ones.
+
+    Args:
+        seen: names of the checkpoint, each as it is stored and as the condition sees it.
     """
     names = []
     for template in when.present:
@@ -127,15 +126,6 @@ def _given(
         if value is not None:
             values[key] = value
     return Given(names=tuple(dict.fromkeys(names)), config=values)
-
-
-def _as_test(name: str, found: Rewrite, given: Given) -> NameTest:
-    fields: dict[str, Any] = {"from": name, "given": given}
-    if found.target is not None:
-        return NameTest.model_validate({**fields, "to": found.target})
-    return NameTest.model_validate(
-        {**fields, "dropped" if found.reason is not None else "unmapped": True}
-    )
 
 
 def _run(program: Program, test: NameTest) -> TestResult:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
-from llava_remap.rewrite.infer.groups import Group, Segments, Shape, fill, fold
+from llava_remap.rewrite.infer.groups import Group, Segments, Shape, ending, fill, fold
 
 #: Names shown for one that has no counterpart.
 LIMIT = 3
@@ -60,7 +60,4 @@ def _of_any_layer(groups: Sequence[Group], shape: Shape) -> Iterator[str]:
 
 def _distance(one: Segments, other: Segments) -> tuple[int, float]:
     """Less for names that are more alike; (0, 0) for those with nothing in common."""
-    ending = 0
-    while ending < min(len(one), len(other)) and one[-1 - ending] == other[-1 - ending]:
-        ending += 1
-    return -ending, -len(set(one) & set(other)) / len(set(one) | set(other))
+    return -ending(one, other), -len(set(one) & set(other)) / len(set(one) | set(other))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fold, unfold
-from llava_remap.rewrite.infer.match import Match, Matching, Question, match
+from llava_remap.rewrite.infer.match import Match, Matching, match
 from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, make_rules, rule_line
 
 #: Pairs of groups that are looked at for a suggestion, which is nothing to wait for: a second or
@@ -16,55 +16,41 @@ _MOST_PAIRS = 40_000
 
 
 @dataclass(frozen=True, slots=True)
-class Inference:
-    """What was inferred.
+class Inference(Matching):
+    """What was matched, and the rules for it.
 
     Attributes:
-        rules: in their order; the first that matches a name is meant.
-        matches: source groups with their target groups, and how each was found.
+        unplaced: source groups that fit nothing in the target and aren't dropped; no rule takes
+            them.
+        rules: in their order; the first that matches a name counts.
         dropped: source groups that nothing in the target takes, while it misses nothing.
-        questions: source groups that several target groups could be; no rule takes them.
-        unplaced: source groups that nothing in the target takes and that aren't dropped; no rule
-            takes them.
         inside: those of the unplaced that lie in the source's own module for `whole`; they are
             never dropped.
-        missing: target groups that get nothing.
     """
 
     rules: tuple[InferredRule, ...]
-    matches: tuple[Match, ...]
     dropped: tuple[Group, ...]
-    questions: tuple[Question, ...]
-    unplaced: tuple[Group, ...]
     inside: tuple[Group, ...]
-    missing: tuple[Group, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every source name has its rule and every target name its source."""
-        return not (self.questions or self.unplaced or self.missing)
 
     def unsure(self, rule: InferredRule) -> str:
         """Why a rule should be looked at; empty where it needn't be."""
         if rule.to is None:
             return DROPPED
-        if any(found.how == "by shape alone" for found in self._behind(rule)):
-            return "by shape alone, no name told so"
-        return ""
+        alone = any(pair.how == "by shape alone" for pair in self._behind(rule))
+        return "by shape alone, no name told so" if alone else ""
 
     def names_of(self, rule: InferredRule) -> list[tuple[str, str | None]]:
         """The names that a rule was made for, each with what it becomes (None: dropped)."""
-        found: list[tuple[str, str | None]] = []
-        for pair in self._behind(rule):
-            found += zip(pair.source.names, pair.target.names, strict=True)
         patterns = set(rule.patterns)
-        found += [
-            (name, None)
-            for group in self.dropped
-            if _patterns(group) & patterns
-            for name in group.names
+        dropped = (group for group in self.dropped if _patterns(group) & patterns)
+        return [
+            *(
+                names
+                for pair in self._behind(rule)
+                for names in zip(pair.source.names, pair.target.names, strict=True)
+            ),
+            *((name, None) for group in dropped for name in group.names),
         ]
-        return found
 
     def _behind(self, rule: InferredRule) -> list[Match]:
         patterns = set(rule.patterns)
@@ -101,9 +87,14 @@ def infer(
         else ()
     )
     unplaced = inside if dropped else found.unplaced
-    rules = _rules(found, dropped, unplaced)
     return Inference(
-        tuple(rules), found.matches, dropped, found.questions, unplaced, inside, found.missing
+        found.matches,
+        found.questions,
+        unplaced,
+        found.missing,
+        rules=tuple(_rules(found, dropped, unplaced)),
+        dropped=dropped,
+        inside=inside,
     )
 
 

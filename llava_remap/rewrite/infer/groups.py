@@ -64,8 +64,8 @@ class Group:
         return ", ".join(fold_names(self.names))
 
 
-def fill(pattern: Segments, numbers: Iterable[int]) -> str:
-    """The name of one member."""
+def fill(pattern: Iterable[str], numbers: Iterable[object]) -> str:
+    """The name of one member, or whatever else stands for the layer numbers."""
     left = iter(numbers)
     return ".".join(str(next(left)) if segment == INDEX else segment for segment in pattern)
 
@@ -132,3 +132,11 @@ def tokens(groups: Iterable[Group]) -> dict[Segments, frozenset[str]]:
                 words.discard(segment)
         result[pattern] = frozenset(words)
     return result
+
+
+def ending(one: Segments, other: Segments) -> int:
+    """Number of last segments in common."""
+    count = 0
+    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
+        count += 1
+    return count

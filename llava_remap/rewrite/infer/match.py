@@ -1,5 +1,5 @@
-"""Source groups to target groups: by shape and layer numbers, by name, by what went there
-before. Never by order.
+"""Finds the target group of each source group: by shape and layer numbers, by name, by where other
+parts of its module went. Never by order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, product
 from typing import Literal
 
-from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fold, tokens, unfold
+from llava_remap.rewrite.infer.groups import (
+    INDEX,
+    Group,
+    Segments,
+    Shape,
+    ending,
+    fold,
+    tokens,
+    unfold,
+)
 
 How = Literal["asked", "by the same name", "by name and shape", "with its module", "by shape alone"]
 #: How a match was found, the surest first.
@@ -22,19 +31,22 @@ HOWS: tuple[How, ...] = (
     "by shape alone",
 )
 
-#: Pairs of groups that are compared at most, of those that fit. Where more do, their names don't
-#: tell them apart.
+#: The most pairs of fitting groups that are compared. Names don't tell more groups apart.
 MOST_PAIRS = 250_000
-#: What a question offers at most.
+#: The most candidates of a question.
 MOST_CANDIDATES = 12
-#: Rows that a vocabulary may have more in the target: converters pad it to a multiple of 64,
-#: trainers of 512 at most.
+#: The most additional rows of a target's vocabulary: converters pad it to a multiple of 64,
+#: trainers to a multiple of 512 at most.
 MOST_NEW_ROWS = 512
+
+
+#: What two groups have in common that may fit each other; None for a group that fits none.
+Key = Callable[[Group], Hashable]
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A source group, the target group that it becomes, and what told so."""
+    """A source group, the target group that it becomes, and how it was found."""
 
     source: Group
     target: Group
@@ -43,8 +55,8 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A source group that could become any of several target groups, or one that only its length
-    speaks for.
+    """A source group that could become any of several target groups, or one with which it has only
+    the shape in common.
 
     Attributes:
         candidates: the first `MOST_CANDIDATES` of these target groups.
@@ -56,11 +68,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """What became of all groups.
+    """The outcome for all groups.
 
     Attributes:
-        matches: those with a partner.
-        questions: source groups that could become several.
+        matches: source groups with the target groups that they become.
+        questions: source groups that could become several target groups; no rule takes them.
         unplaced: source groups that fit nothing that is left of the target.
         missing: target groups that no source group became, and that have to be there.
     """
@@ -89,8 +101,8 @@ def match(
     state = _State(_by_pattern(fold(source)), _by_pattern(fold(target)), most_pairs)
     for one, other in (answers or {}).items():
         state.answer(one, other)
-    state.settle(_members, _equal)
-    state.settle(_columns, _longer)
+    state.settle(_members)
+    state.settle(_columns, more_rows=True)
     if state.sources and any(not set(group.names) <= set(tied) for group in state.targets.values()):
         state.settle_unfolded()
     questions, unplaced = [], []
@@ -98,16 +110,13 @@ def match(
     for group in state.sources.values():
         tables = longer[_columns(group)]
         few = len(state.sources) * len(tables) <= most_pairs
-        fits = chain(
-            same[_members(group)], (other for other in tables if few and _longer(group, other))
-        )
+        larger = (other for other in tables if few and grows(group.shape, other.shape))
+        fits = chain(same[_members(group)], larger)
         if candidates := tuple(islice(fits, MOST_CANDIDATES)):
             questions.append(Question(group, candidates))
         else:
             unplaced.append(group)
-    missing = [
-        group for group in state.targets.values() if not all(name in tied for name in group.names)
-    ]
+    missing = [group for group in state.targets.values() if not set(group.names) <= set(tied)]
     if not missing:  # a tied parameter needs no source, so nobody has to be asked for one
         unplaced, questions = [*unplaced, *(question.source for question in questions)], []
     return Matching(tuple(state.matches), tuple(questions), tuple(unplaced), tuple(missing))
@@ -117,35 +126,23 @@ def _by_pattern(groups: Iterable[Group]) -> dict[Segments, Group]:
     return {group.pattern: group for group in groups}
 
 
-def _by_key(
-    groups: Iterable[Group], key: Callable[[Group], Hashable]
-) -> dict[Hashable, list[Group]]:
-    found: dict[Hashable, list[Group]] = defaultdict(list)
+def _by_key(groups: Iterable[Group], key: Key) -> dict[Hashable, list[Group]]:
+    """The groups that have a key."""
+    keyed: dict[Hashable, list[Group]] = defaultdict(list)
     for group in groups:
-        found[key(group)].append(group)
-    return found
+        if (own := key(group)) is not None:
+            keyed[own].append(group)
+    return keyed
 
 
 def _members(group: Group) -> Hashable:
-    """What two groups have in common that are `_equal`, and no others."""
+    """The same for two groups with equal members."""
     return frozenset(group.members.items())
 
 
 def _columns(group: Group) -> Hashable:
-    """What two groups have in common of which one is `_longer`."""
+    """The same for two tables of which one may be the other with more rows; None for no table."""
     return group.shape[1:] if [*group.members] == [()] and len(group.shape) == 2 else None
-
-
-def _equal(source: Group, target: Group) -> bool:
-    return source.members == target.members
-
-
-def _longer(source: Group, target: Group) -> bool:
-    return (
-        _columns(source) is not None
-        and _columns(target) is not None
-        and grows(source.shape, target.shape)
-    )
 
 
 def grows(one: Shape, other: Shape) -> bool:
@@ -178,8 +175,7 @@ class _State:
 
     def __post_init__(self) -> None:
         self._read_words()
-        self.ours = {segment for pattern in self.sources for segment in pattern}
-        self.theirs = {segment for pattern in self.targets for segment in pattern}
+        self.ours, self.theirs = set(chain(*self.sources)), set(chain(*self.targets))
 
     def _read_words(self) -> None:
         self.words |= tokens(self.sources.values()) | tokens(self.targets.values())
@@ -199,7 +195,7 @@ class _State:
             _unfolded(self.targets, targets),
         )
         self._read_words()
-        self.settle(_members, _equal)
+        self.settle(_members)
         lonely, unwanted = self._without_equal()
         self.sources, self.targets = (
             _refolded(self.sources, sources, lonely),
@@ -211,33 +207,33 @@ class _State:
         there, wanted = (
             {_members(group) for group in side.values()} for side in (self.sources, self.targets)
         )
-        sources = {
-            pattern: group
-            for pattern, group in self.sources.items()
-            if _members(group) not in wanted
-        }
-        return sources, {
-            pattern: group
-            for pattern, group in self.targets.items()
-            if _members(group) not in there
-        }
+        return (
+            _by_pattern(group for group in self.sources.values() if _members(group) not in wanted),
+            _by_pattern(group for group in self.targets.values() if _members(group) not in there),
+        )
 
-    def settle(
-        self, key: Callable[[Group], Hashable], fits: Callable[[Group, Group], bool]
-    ) -> None:
-        """Match what can be, the surest first, until nothing more can. Only groups of one key
-        fit each other.
+    def settle(self, key: Key, *, more_rows: bool = False) -> None:
+        """Match what can be, the surest first, until nothing more can.
+
+        Args:
+            more_rows: whether a target has to be the source with more rows; else it has to have the
+                same key alone.
         """
-        while any(self._add(self._pairs(key, fits, how), how) for how in HOWS[1:]):
+        while any(self._add(self._pairs(key, more_rows, how), how) for how in HOWS[1:]):
             pass
 
-    def _pairs(
-        self, key: Callable[[Group], Hashable], fits: Callable[[Group, Group], bool], how: How
-    ) -> list[tuple[Group, Group]]:
+    def _pairs(self, key: Key, more_rows: bool, how: How) -> list[tuple[Group, Group]]:
         """Pairs of groups each of which is the other's only best partner, as far as `how` tells."""
         if how == "by the same name":
             there = ((group, self.targets.get(pattern)) for pattern, group in self.sources.items())
-            return [(one, other) for one, other in there if other is not None and fits(one, other)]
+            return [
+                (one, other)
+                for one, other in there
+                if other is not None
+                and key(one) is not None
+                and key(one) == key(other)
+                and (not more_rows or grows(one.shape, other.shape))
+            ]
         scores: dict[Segments, dict[Segments, tuple[int, ...]]] = defaultdict(dict)
         back: dict[Segments, dict[Segments, tuple[int, ...]]] = defaultdict(dict)
         targets = _by_key(self.targets.values(), key)
@@ -245,33 +241,36 @@ class _State:
             if len(ones) * len(targets[of_key]) > self.most_pairs:
                 continue
             for one, other in product(ones, targets[of_key]):
-                if fits(one, other):
+                if not more_rows or grows(one.shape, other.shape):
                     score = self._score(one, other, how)
                     scores[one.pattern][other.pattern] = back[other.pattern][one.pattern] = score
         wanted_by = {pattern: _only_best(scored) for pattern, scored in back.items()}
-        found = []
+        pairs = []
         for pattern in (pattern for pattern in self.sources if pattern in scores):
             scored = scores[pattern]
             best = _only_best(scored)
             if best is not None and wanted_by[best] == pattern:
-                pair = (self.sources[pattern], self.targets[best])
-                if self._tells(pair, how, alone=len(scored) == len(back[best]) == 1):
-                    found.append(pair)
-        return found
+                source, target = self.sources[pattern], self.targets[best]
+                if self._tells(source, target, how, len(scored) == len(back[best]) == 1):
+                    pairs.append((source, target))
+        return pairs
 
     def _score(self, source: Group, target: Group, how: How) -> tuple[int, ...]:
         shared = len(self.words[source.pattern] & self.words[target.pattern])
-        ending = _ending(source.pattern, target.pattern)
+        same_end = ending(source.pattern, target.pattern)
         return (
-            (shared, self._kinship(source.pattern, target.pattern), ending)
+            (shared, self._kinship(source.pattern, target.pattern), same_end)
             if how == "with its module"
-            else (shared, ending)
+            else (shared, same_end)
         )
 
-    def _tells(self, pair: tuple[Group, Group], how: How, *, alone: bool) -> bool:
-        """Whether that two groups are each other's best is reason enough."""
-        source, target = pair
-        if self._contradict(source, target):
+    def _tells(self, source: Group, target: Group, how: How, alone: bool) -> bool:
+        """Whether that two groups are each other's best is reason enough.
+
+        Args:
+            alone: whether neither fits any other group.
+        """
+        if self._contradict(source.pattern, target.pattern):
             return False
         # `weight` and `bias` agree everywhere, and so do `model` and a layer's number.
         shared = self.words[source.pattern] & self.words[target.pattern] - {
@@ -283,9 +282,8 @@ class _State:
             return bool(shared)
         if how == "with its module":
             return self._kinship(source.pattern, target.pattern) >= -2
-        return (
-            alone and len(source.shape) > 1 and source.members == target.members
-        )  # that vectors are as long says nothing
+        # That vectors are as long says nothing.
+        return alone and len(source.shape) > 1 and source.members == target.members
 
     def _kinship(self, source: Segments, target: Segments) -> int:
         """Minus the levels up to the nearest pair of modules that hold them and have gone
@@ -295,18 +293,14 @@ class _State:
         near = (up for up in range(1, most) if (source[:-up], target[:-up]) in self.kin)
         return -next(near, max(len(source), len(target)))
 
-    def _contradict(self, source: Group, target: Group) -> bool:
-        """Whether their modules have two words each of which both sides know: `q_proj` doesn't
-        become `k_proj`.
+    def _contradict(self, source: Segments, target: Segments) -> bool:
+        """Whether the modules end in two words that both sides know: `q_proj` doesn't become
+        `k_proj`.
         """
-        ending = _ending(source.pattern, target.pattern)
-        one, other = (
-            source.pattern[: len(source.pattern) - ending],
-            target.pattern[: len(target.pattern) - ending],
-        )
-        return (
-            ending < 2 and bool(one and other) and one[-1] in self.theirs and other[-1] in self.ours
-        )
+        same_end = ending(source, target)
+        if same_end >= 2 or same_end == min(len(source), len(target)):
+            return False
+        return source[-1 - same_end] in self.theirs and target[-1 - same_end] in self.ours
 
     def _add(self, pairs: Sequence[tuple[Group, Group]], how: How) -> bool:
         for one, other in pairs:
@@ -360,11 +354,3 @@ def _only_best(scores: Mapping[Segments, tuple[int, ...]]) -> Segments | None:
     best = max(scores.values(), default=None)
     names = [name for name, score in scores.items() if score == best]
     return names[0] if len(names) == 1 else None
-
-
-def _ending(one: Segments, other: Segments) -> int:
-    """Number of last segments in common."""
-    count = 0
-    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
-        count += 1
-    return count

@@ -1,5 +1,5 @@
-"""From what becomes of each name to few rules, as a person would write them: one for each module
-that moves as a whole.
+"""Turns the new name of each name into few rules, as a person would write them: one rule for each
+module that moves as a whole.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 
-from llava_remap.rewrite.infer.groups import INDEX, Segments
+from llava_remap.rewrite.infer.groups import INDEX, Segments, fill
 from llava_remap.rulefile.yaml_write import quoted
 
-#: Reason of an inferred drop: it is read in plans, so it says what is known and no more.
+#: The reason of an inferred drop. Plans show it, so it says no more than what is known.
 DROPPED = "nothing in the target takes it"
 
 _FIELDS = ("n", "m", "k")
@@ -30,8 +30,8 @@ class InferredRule:
         id: descriptive, and unique among the rules inferred together.
         match: the template of `from`, or a regex.
         to: the template of `to` or the replacement of the regex; None for a drop.
-        is_regex: whether it is a regex, for names that no template can say.
-        patterns: what it was made for.
+        is_regex: whether it is a regex, for names that no template can express.
+        patterns: the source patterns that it was made for.
     """
 
     id: str
@@ -56,12 +56,11 @@ def make_rules(
     }
     plain = sorted((pattern, target) for pattern, target in moves.items() if pattern not in wild)
     rules = _rules(0, plain, [*others, *wild]) if plain else []
-    rules = [*(_exact(pattern, target) for pattern, target in sorted(wild.items())), *rules]
-    return _with_ids(rules)
+    return _with_ids([*(_exact(pattern, to) for pattern, to in sorted(wild.items())), *rules])
 
 
 def _is_wild(pattern: Segments) -> bool:
-    """Whether a template can't say it."""
+    """Whether no template can express the pattern."""
     return any(not segment or _WILD.search(segment) for segment in pattern)
 
 
@@ -86,8 +85,8 @@ def _rules(depth: int, moves: _Moves, others: Collection[Segments]) -> list[Infe
 
 
 def _moved_as_a_whole(depth: int, moves: _Moves) -> list[InferredRule] | None:
-    """A rule for all, after rules for what moves otherwise to the same place or is dropped; None
-    where there is no one place.
+    """One rule for the whole module, behind rules for the names that move to the same place in
+    another way or are dropped; None where the module goes to several places.
     """
     if all(target is None for _, target in moves):
         return [_general(moves, None)]
@@ -105,8 +104,8 @@ def _moved_as_a_whole(depth: int, moves: _Moves) -> list[InferredRule] | None:
 
 
 def _place(depth: int, source: Segments, target: Segments | None) -> Segments | None:
-    """Where the module of the first `depth` segments goes, if what stands behind them stays as
-    it is.
+    """The new place of the module of the first `depth` segments, if the segments behind them
+    stay as they are.
     """
     rest = source[depth:]
     return target[: -len(rest)] if target is not None and target[-len(rest) :] == rest else None
@@ -150,8 +149,8 @@ def _alike(segments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _general(moves: _Moves, place: Segments | None) -> InferredRule:
-    """One rule for names that go to one place as they are (None: that are dropped), with all
-    that they have in common.
+    """One rule for names that keep their ends and go to one place (None: that are dropped). It
+    begins with all segments that the names have in common.
     """
     if len(moves) == 1:
         return _exact(*moves[0])
@@ -161,15 +160,15 @@ def _general(moves: _Moves, place: Segments | None) -> InferredRule:
         zip(*(source[:-1] for source in sources), strict=False),
     )
     shared = tuple(column[0] for column in alike)
-    field = "p" if all(len(source) == len(shared) + 1 for source in sources) else "rest"
-    opened = "{p}" if field == "p" else "{rest...}"
+    one_left = all(len(source) == len(shared) + 1 for source in sources)
+    opened, field = ("{p}", "{p}") if one_left else ("{rest...}", "{rest}")
     if place is None:
         return _rule([*shared, opened], None, moves)
     source, target = moves[0]
     assert target is not None
     return _rule(
         [*shared, opened],
-        [*target[: len(target) - len(source) + len(shared)], f"{{{field}}}"],
+        [*target[: len(target) - len(source) + len(shared)], field],
         moves,
     )
 
@@ -184,56 +183,37 @@ def _rule(source: Sequence[str], target: Sequence[str] | None, moves: _Moves) ->
     if any(_is_wild(pattern) for pattern in patterns) or (
         target and len(moves) == 1 and _is_wild(tuple(target))
     ):
-        match = (
-            "^"
-            + r"\.".join("([0-9]+)" if part == INDEX else re.escape(part) for part in source)
-            + "$"
-        )
-        numbers = iter(range(1, len(source) + 1))
-        to = [
-            f"\\g<{next(numbers)}>" if part == INDEX else part.replace("\\", r"\\")
-            for part in target or ()
-        ]
-        return InferredRule("", match, ".".join(to) if target is not None else None, True, patterns)
+        escaped = ("([0-9]+)" if part == INDEX else re.escape(part) for part in source)
+        groups = (f"\\g<{number}>" for number in count(1))
+        replaced = None
+        if target is not None:
+            replaced = fill((part.replace("\\", r"\\") for part in target), groups)
+        return InferredRule("", "^" + r"\.".join(escaped) + "$", replaced, True, patterns)
     names = (*_FIELDS, *(f"n{i}" for i in range(4, len(source) + 4)))
-    fields = iter(names)
-    text = ".".join(f"{{{next(fields)}:int}}" if part == INDEX else part for part in source)
-    fields = iter(names)
-    to_text = (
-        ".".join(f"{{{next(fields)}}}" if part == INDEX else part for part in target)
-        if target is not None
-        else None
-    )
-    return InferredRule("", text, to_text, False, patterns)
+    template = fill(source, (f"{{{name}:int}}" for name in names))
+    new = None if target is None else fill(target, (f"{{{name}}}" for name in names))
+    return InferredRule("", template, new, False, patterns)
 
 
 def _with_ids(rules: Sequence[InferredRule]) -> list[InferredRule]:
     """The rules with ids from the words of where they lead; a drop's from where it takes from."""
     named: list[InferredRule] = []
     for rule in rules:
-        text = rule.to if rule.to is not None else rule.match
-        segments = [
-            part
-            for part in re.split(r"\\?\.", re.sub(r"\{[^}]*\}", "", text))
-            if part not in _PLAIN
-        ]
-        words = re.findall(
-            r"[a-z]+|[0-9]+", "-".join(segments if rule.to is not None else segments[-2:]).lower()
-        )
-        words = [word for word in dict.fromkeys(words) if word != "model"] or ["rule"]
-        plain = "-".join(words if rule.to is not None else ["drop", *words])
+        is_drop = rule.to is None
+        text = re.sub(r"\{[^}]*\}", "", rule.match if rule.to is None else rule.to)
+        segments = [part for part in re.split(r"\\?\.", text) if part not in _PLAIN]
+        spelt = "-".join(segments[-2:] if is_drop else segments).lower()
+        words = dict.fromkeys(re.findall(r"[a-z]+|[0-9]+", spelt))
+        words.pop("model", None)
+        plain = "-".join([*["drop"] * is_drop, *(words or ["rule"])])
         taken = {other.id for other in named}
-        free = next(
-            name
-            for name in chain([plain], (f"{plain}-{number}" for number in count(2)))
-            if name not in taken
-        )
-        named.append(replace(rule, id=free))
+        numbered = chain([plain], (f"{plain}-{number}" for number in count(2)))
+        named.append(replace(rule, id=next(name for name in numbered if name not in taken)))
     return named
 
 
 def rule_line(rule: InferredRule, widths: tuple[int, int] = (0, 0)) -> str:
-    """The rule as a line of `names`, its first fields as wide as told."""
+    """The rule as a line of `names`, with minimum widths for its first two fields."""
     source, target = ("match", "replace") if rule.is_regex else ("from", "to")
     last = f"{target}: {quoted(rule.to)}" if rule.to is not None else f"drop: {DROPPED}"
     head, middle = f"id: {rule.id},", f"{source}: {quoted(rule.match)},"

@@ -1,4 +1,4 @@
-"""An inference as the text of a rule file, to be read and mended by a person."""
+"""An inference as the text of a rule file, for a person to read and complete."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from llava_remap.core.escaped import printable
 from llava_remap.core.fold import fold_names
 from llava_remap.rewrite.infer.engine import Inference
 from llava_remap.rewrite.infer.groups import INDEX
-from llava_remap.rewrite.infer.rules import InferredRule, rule_line
+from llava_remap.rewrite.infer.rules import rule_line
 from llava_remap.rulefile.yaml_write import flow, quoted
 
-#: Lines on what has no rule, of each kind.
+#: The most lines of each kind on names without a rule.
 MOST_LINES = 40
 #: Width of comments and of lines that are broken.
 _WIDTH = 120
@@ -22,20 +22,19 @@ _WIDTH = 120
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a rule file says beside the names.
+    """All fields of a rule file except those about names.
 
     Attributes:
         name, summary: of the rule file.
         made_from: source and target, in words.
         extends: parts.
-        unsure: what beside the names is a guess, in words.
-        detect: key of the source's config → the value that it has (None: none).
+        unsure: guesses beside the names, in words.
+        detect: key of the source's config → its value (None: absent).
         sources: lines of `sources`.
-        class_name: the target's class; None where the target doesn't say, which makes the file a
-            part.
-        config: key of the target's config → a constant, and why it is one.
-        processor: the processor's class, where it isn't that of the parts.
-        first: the names of the first source, which alone `detect` asks for; None: all.
+        class_name: the target's class; None where it is unknown, which makes the file a part.
+        config: key of the target's config → a constant, and the reason for it.
+        processor: the processor's class, where it isn't the one of the parts.
+        first: the names of the first source, to which `detect` is limited; None: all names.
     """
 
     name: str
@@ -55,17 +54,20 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
     """The whole file.
 
     Args:
-        ends: how target names end that a checkpoint of the same family may lack, so that `detect`
-            doesn't ask for them.
+        ends: endings of target names that a checkpoint of the same family may lack, so that
+            `detect` doesn't ask for them.
     """
     lines = [
         *_comment(
             f"Inferred from names and shapes: {frame.made_from}. Look at what is marked `unsure`."
         ),
         "schema: 1",
+        f"name: {flow(frame.name)}",
+        "version: 0.1.0",
+        f"summary: {flow(frame.summary)}",
+        "changes:",
+        "  - {version: 0.1.0, what: inferred}",
     ]
-    lines += [f"name: {flow(frame.name)}", "version: 0.1.0", f"summary: {flow(frame.summary)}"]
-    lines += ["changes:", "  - {version: 0.1.0, what: inferred}"]
     if frame.extends:
         lines += [f"extends: [{', '.join(frame.extends)}]"]
     for guess in frame.unsure:
@@ -88,7 +90,7 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
 
 
 def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
-    """One name of each module that is renamed; of layers only where there is nothing else."""
+    """One name of each renamed module. A name inside a layer is taken only if there is no other."""
     names: list[str] = []
     of_layers: list[str] = []
     for rule in found.rules:
@@ -98,11 +100,8 @@ def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
         if target is not None and not target.endswith(tuple(ends)) and not rule.is_regex:
             (of_layers if INDEX in rule.patterns[0] else names).append(name)
     shown = names or of_layers[:1]
-    lines = (
-        ["detect:", "  present:", *(f"    - {quoted(name)}" for name in shown)]
-        if shown
-        else ["detect:", "  present: []"]
-    )
+    lines = ["detect:", "  present:" if shown else "  present: []"]
+    lines += [f"    - {quoted(name)}" for name in shown]
     if frame.detect:
         lines += [
             "  config:",
@@ -113,15 +112,12 @@ def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
 
 def _constants(config: Mapping[str, tuple[Any, str]]) -> list[str]:
     lines = []
-    told = ""
+    last_reason = ""
     for key, (value, why) in config.items():
-        line = f"    {key}: {{const: {flow(value)}}}"
-        lines += (
-            [f"    {comment}" for comment in _comment(why) if why != told] + [line]
-            if why
-            else [line]
-        )
-        told = why
+        if why and why != last_reason:
+            lines += [f"    {comment}" for comment in _comment(why)]
+        lines.append(f"    {key}: {{const: {flow(value)}}}")
+        last_reason = why
     return lines
 
 
@@ -130,9 +126,9 @@ def _names(found: Inference) -> list[str]:
     for question in found.questions:
         lines += [
             f"  # unsure, so left out: {question.source.folded} {question.source.shape} could be "
-            "any of"
+            "any of",
+            *(f"  #   {other.folded}" for other in question.candidates),
         ]
-        lines += [f"  #   {other.folded}" for other in question.candidates]
     for what, groups in (
         ("left out, nothing that the target misses fits", found.unplaced),
         ("missing", found.missing),
@@ -144,25 +140,26 @@ def _names(found: Inference) -> list[str]:
     shown = [rule for rule in found.rules if rule.to is not None]
     froms = max((len(quoted(rule.match)) for rule in shown), default=0) + len("from: ,")
     for rule in found.rules:
-        unsure = found.unsure(rule)
-        lines += [f"  # unsure: {unsure}" + _examples(found, rule)] if unsure else []
+        if unsure := found.unsure(rule):
+            count = len(found.names_of(rule))
+            lines.append(f"  # unsure: {unsure}" + (f" ({count} tensors)" if count > 1 else ""))
         lines.append("  " + rule_line(rule, (ids, froms if rule.to is not None else 0)))
     return lines
 
 
-def _examples(found: Inference, rule: InferredRule) -> str:
-    names = found.names_of(rule)
-    return f" ({len(names)} tensors)" if len(names) > 1 else ""
-
-
 def _tests(found: Inference) -> list[str]:
-    lines = ["tests:"]
-    rows = [found.names_of(rule)[0] for rule in found.rules]
-    width = max((len(quoted(name)) for name, _ in rows), default=0) + 1
-    for name, target in rows:
-        outcome = f"to: {quoted(target)}" if target is not None else "dropped: true"
-        lines.append(f"  - {{from: {quoted(name) + ',':<{width}} {outcome}}}")
-    return lines
+    tests = [found.names_of(rule)[0] for rule in found.rules]
+    width = max((len(quoted(name)) for name, _ in tests), default=0) + 1
+    outcomes = (
+        f"to: {quoted(target)}" if target is not None else "dropped: true" for _, target in tests
+    )
+    return [
+        "tests:",
+        *(
+            f"  - {{from: {quoted(name) + ',':<{width}} {outcome}}}"
+            for (name, _), outcome in zip(tests, outcomes, strict=True)
+        ),
+    ]
 
 
 def _comment(text: str) -> list[str]:

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_remap.authoring.explain import Explainer
 from llava_remap.core.problem import RemapError
-from llava_remap.rewrite.explain import Explainer
 from llava_remap.rulefile import PatternError, RuleFile, Template, load_rule_file
 from llava_remap.rulefile import template as template_module
-
-from .conftest import Load
+from tests.rewrite.conftest import Load
 
 
 def nearest(rules: RuleFile, name: str) -> list[tuple[str, str]]:
