@@ -18,7 +18,7 @@ from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.jobs.resources import job_disk_nbytes
 from llava_remap.jobs.run import Result, Verify, run
 from llava_remap.jobs.suggest import with_suggestions
-from llava_remap.plan import build_plan, in_layout
+from llava_remap.plan import Layout, build_plan
 from llava_remap.rewrite import Program, compile_rules
 from llava_remap.routing import Routes, main_names, route
 from llava_remap.routing.identify import HF_LAYOUTS, identify
@@ -188,6 +188,7 @@ def plan_checkpoints(
     small_files: Mapping[str, bytes] = {}
     if derived is not None and not derived.problems:
         small_files = _small_files(file, routed, derived, problems, notes)
+    layout = Layout(options.layout, derived.target.names if derived else {})
     plan = build_plan(
         file,
         routed.program,
@@ -197,14 +198,15 @@ def plan_checkpoints(
         derived.post_load if derived else (),
         (*problems, *incomplete, *(derived.problems if derived else ())),
         (*(derived.notes if derived else ()), *notes),
+        layout=layout,
         chat_template=derived.config.chat_template if derived else None,
         dtype=options.stored_as,
         max_shard_nbytes=options.max_shard_nbytes,
         recognised=recognised,
         norms_about_one=derived is not None and derived.norms_about_one,
     )
-    plan = with_suggestions(plan, routed.routes, with_rules=recognised and derived is not None)
-    plan = in_layout(plan, options.layout, derived.target.names if derived else {})
+    with_rules = recognised and derived is not None
+    plan = with_suggestions(plan, routed.routes, layout, with_rules=with_rules)
     output = Path(short_name(routed.checkpoints[file.first_source].location) + "-hf")
     return Job(file, routed.checkpoints, output, plan, derived, small_files)
 

@@ -16,7 +16,7 @@ from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.jobs.resources import job_disk_nbytes
 from llava_remap.jobs.run import OnPhase, OnProgress, Verify
 from llava_remap.jobs.suggest import with_suggestions
-from llava_remap.plan import build_plan
+from llava_remap.plan import Layout, build_plan
 from llava_remap.rewrite import Program, Rewrite, compile_all
 from llava_remap.routing import Routed, Routes
 from llava_remap.routing.identify import nearest_layout
@@ -122,9 +122,10 @@ def plan_reverse(
         target,
         problems=problems or _name_problems(file, taken, classic, layout, target),
         notes=_notes(file, checkpoint, classic, target),
+        layout=Layout(ORIGINAL),
         recognised=False,  # what isn't mapped is told here, in the words of the way back
     )
-    plan = replace(with_suggestions(plan, routes, with_rules=False), layout=ORIGINAL)
+    plan = with_suggestions(plan, routes, with_rules=False)
     job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
     room = output_problems(folder, None if job.from_manifest else job_disk_nbytes(job), checkpoints)
     return replace(job, plan=replace(plan, problems=(*plan.problems, *room)))
@@ -155,7 +156,7 @@ def _renamed(target: Target, back: Mapping[str, str | None]) -> Target:
     names = {name: back.get(name) or name for name in target.shapes}
     shapes = {names[name]: shape for name, shape in target.shapes.items()}
     tied = {names[name]: names[other] for name, other in target.tied.items()}
-    return replace(target, layout=ORIGINAL, shapes=shapes, tied=tied)
+    return replace(target, shapes=shapes, tied=tied)
 
 
 def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:

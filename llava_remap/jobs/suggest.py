@@ -4,19 +4,23 @@ at.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from llava_remap.plan import Plan
+from llava_remap.plan import Layout, Plan
 from llava_remap.rewrite.infer import nearest, suggest_rules
 from llava_remap.routing import Routes
 
 
-def with_suggestions(plan: Plan, routes: Routes, *, with_rules: bool = True) -> Plan:
+def with_suggestions(
+    plan: Plan, routes: Routes, layout: Layout | None = None, *, with_rules: bool = True
+) -> Plan:
     """The plan with the nearest names on the other side for everything unmapped or missing, and
     with rules that would map them.
 
     Args:
         routes: the ones that the plan was built from.
+        layout: the plan's. Rules are written with classic names.
         with_rules: whether rules are worth suggesting: the rule file is for this checkpoint.
     """
     if not plan.unmapped and not plan.missing:
@@ -28,11 +32,12 @@ def with_suggestions(plan: Plan, routes: Routes, *, with_rules: bool = True) -> 
         plan,
         unmapped=tuple(replace(u, suggestions=near[u.name]) for u in plan.unmapped),
         missing=tuple(replace(m, suggestions=near_sources[m.target]) for m in plan.missing),
-        suggested_rules=_rules(plan, routes) if with_rules else (),
+        suggested_rules=_rules(plan, routes, layout.names if layout else {}) if with_rules else (),
     )
 
 
-def _rules(plan: Plan, routes: Routes) -> tuple[str, ...]:
+def _rules(plan: Plan, routes: Routes, names: Mapping[str, str]) -> tuple[str, ...]:
+    classic = {name: own for own, name in names.items()}
     over = {(entry.source, entry.name) for entry in plan.unmapped}
     left = {
         r.rewrite.prepared: r.tensor.shape
@@ -40,4 +45,5 @@ def _rules(plan: Plan, routes: Routes) -> tuple[str, ...]:
         if (r.source, r.tensor.name) in over
     }
     others = [r.rewrite.prepared for r in routes.taken if r.rewrite.prepared not in left]
-    return suggest_rules(left, {entry.target: entry.shape for entry in plan.missing}, others)
+    missing = {classic.get(m.target, m.target): m.shape for m in plan.missing}
+    return suggest_rules(left, missing, others)

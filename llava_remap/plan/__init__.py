@@ -4,7 +4,7 @@ torch, no printing.
 
 from llava_remap.plan.boxes import Box, Part, Run, coverage_gaps, runs_in_order
 from llava_remap.plan.build import build_plan
-from llava_remap.plan.layout import in_layout
+from llava_remap.plan.layout import Layout
 from llava_remap.plan.mapped import (
     AddLora,
     Alias,
@@ -29,6 +29,7 @@ __all__ = [
     "Box",
     "Cast",
     "Dropped",
+    "Layout",
     "Mapped",
     "Part",
     "Plan",
@@ -41,7 +42,6 @@ __all__ = [
     "build_plan",
     "coverage_gaps",
     "holds",
-    "in_layout",
     "runs_in_order",
     "written_dtype",
 ]

@@ -12,6 +12,7 @@ from llava_remap.core.problem import Problem
 from llava_remap.core.wording import counted
 from llava_remap.plan.boxes import Part
 from llava_remap.plan.coverage import placement_problems
+from llava_remap.plan.layout import Layout
 from llava_remap.plan.mapped import (
     AddLora,
     Alias,
@@ -46,7 +47,7 @@ from llava_remap.plan.problems import (
 from llava_remap.rewrite import Program
 from llava_remap.routing import Routed, RoutedPair, Routes, draft_command
 from llava_remap.rulefile import RuleFile
-from llava_remap.target_model import ChosenTemplate, Target
+from llava_remap.target_model import CLASSIC, ChosenTemplate, Target
 
 
 def build_plan(
@@ -59,6 +60,7 @@ def build_plan(
     problems: Sequence[Problem] = (),
     notes: Sequence[Problem] = (),
     *,
+    layout: Layout | None = None,
     chat_template: ChosenTemplate | None = None,
     dtype: str | None = None,
     max_shard_nbytes: int | None = None,
@@ -71,6 +73,8 @@ def build_plan(
         target: None where `problems` kept it from being derived; then nothing is mapped, and the
             plan only tells why.
         problems: what was found before; the plan adds what doesn't match.
+        layout: the names that the plan has for the target's parameters; None: classic ones, which
+            everything else that is given has.
         chat_template: the one that is written.
         dtype: the dtype that every parameter is written in; None: each in its own.
         max_shard_nbytes: how many bytes of tensors an output file may have, unless it has one
@@ -80,6 +84,10 @@ def build_plan(
         norms_about_one: whether the norms of the language model multiply by their weights, so that
             these are about 1.
     """
+    if layout is not None:
+        routes, target = layout.routes(routes), target and layout.target(target)
+        post_load = [layout.change(entry) for entry in post_load]
+        problems, notes = layout.problems(problems), layout.problems(notes)
     shapes = dict(target.shapes) if target else {}
     tied = target.tied if target else {}
     providers: dict[str, list[Routed]] = defaultdict(list)
@@ -183,7 +191,7 @@ def build_plan(
         found_problems += pair_problems(routes.pairs, provided, tied, target.transposed)
         found_problems += placement_problems(mapped, aliases)
         found_problems += dtype_problems(mapped, aliases, dtype)
-        found_problems += drop_problems(program, routes.taken, set(missing))
+        found_problems += drop_problems(program, routes.taken, set(missing), target.names)
     read = sum(single[m.target].tensor.nbytes for m in mapped if not m.is_made) + sum(
         p.a.nbytes + p.b.nbytes for p in routes.pairs
     )
@@ -205,7 +213,7 @@ def build_plan(
         target_class=target.class_name
         if target
         else rules.target.class_ or "the source's own class",
-        layout=target.layout if target else "classic",
+        layout=layout.name if layout else CLASSIC,
         target_names=tuple(sorted(shapes)),
         tied_absent=tuple(sorted(name for name in tied if name not in providers)),
         mapped=tuple(sorted(mapped, key=lambda m: m.target)),
@@ -293,9 +301,9 @@ def _value_checks(
 
 def _is_norm(entry: Mapped) -> bool:
     """Whether it is the weight of a norm of the language model, by its module's name."""
-    *modules, kind = entry.target.split(".")
-    of_text = modules[:1] == ["language_model"] and kind == "weight" and "norm" in modules[-1]
-    return of_text and len(entry.shape) == 1 and not entry.is_made
+    *_, module, kind = ("", *entry.target.split("."))
+    is_norm = kind == "weight" and "norm" in module and component(entry.target) == "language_model"
+    return is_norm and len(entry.shape) == 1 and not entry.is_made
 
 
 def _sharing_notes(

@@ -1,88 +1,71 @@
-"""A plan in another layout: the same tensors from the same sources, written under other names.
-Pure.
-"""
+"""A layout: the names under which a plan has the parameters of the target. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from llava_remap.core.problem import Problem
-from llava_remap.plan.boxes import Part
-from llava_remap.plan.model import Plan, PostLoadChange
+from llava_remap.plan.model import PostLoadChange
+from llava_remap.routing import Routed, RoutedPair, Routes
+from llava_remap.target_model import CLASSIC, Target
 
 
-def in_layout(plan: Plan, layout: str, names: Mapping[str, str]) -> Plan:
-    """The plan with every name of the target as a layout has it.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A naming convention. It spells every parameter of the target; other names stay as they are.
 
-    Which tensors lie in which file, and in which order, stays. A name that is none of the target's
-    (one that a rule made and the model doesn't have) stays too.
-
-    Args:
-        names: classic name → name in the layout, for every parameter of the target.
+    Attributes:
+        name: of the layout.
+        names: classic name → name in this layout; empty for the classic one.
     """
 
-    def spelt(name: str) -> str:
-        return names.get(name, name)
+    name: str = CLASSIC
+    names: Mapping[str, str] = field(default_factory=dict)
 
-    def renamed(problem: Problem) -> Problem:
-        if problem.side == "source":
-            return problem
-        table = tuple((spelt(name), text) for name, text in problem.table)
-        return replace(problem, names=tuple(map(spelt, problem.names)), table=table)
+    def spell(self, name: str) -> str:
+        """The name in this layout of a parameter."""
+        return self.names.get(name, name)
 
-    def changed(entry: PostLoadChange) -> PostLoadChange:
-        change = entry.change
+    def target(self, target: Target) -> Target:
+        """The target under the names of this layout."""
+        spell = self.spell
         return replace(
-            entry,
-            change=replace(
-                change, target=spelt(change.target), reads=tuple(map(spelt, change.reads))
-            ),
+            target,
+            shapes={spell(name): shape for name, shape in target.shapes.items()},
+            tied={spell(name): spell(other) for name, other in target.tied.items()},
+            transposed=tuple(map(spell, target.transposed)),
         )
 
-    def placed(part: Part) -> Part:
-        return replace(part, placed=replace(part.placed, name=spelt(part.placed.name)))
+    def routes(self, routes: Routes) -> Routes:
+        """The same routes, to the names of this layout."""
 
-    mapped = (
-        replace(m, target=spelt(m.target), parts=tuple(map(placed, m.parts))) for m in plan.mapped
-    )
-    aliases = (replace(a, target=spelt(a.target), of=spelt(a.of)) for a in plan.aliases)
-    return replace(
-        plan,
-        layout=layout,
-        target_names=tuple(sorted(map(spelt, plan.target_names))),
-        tied_absent=tuple(sorted(map(spelt, plan.tied_absent))),
-        mapped=tuple(sorted(mapped, key=lambda m: m.target)),
-        aliases=tuple(sorted(aliases, key=lambda a: a.target)),
-        unmapped=tuple(
-            replace(u, suggestions=tuple(map(spelt, u.suggestions))) for u in plan.unmapped
-        ),
-        missing=tuple(
-            sorted(
-                (replace(m, target=spelt(m.target)) for m in plan.missing), key=lambda m: m.target
-            )
-        ),
-        mismatched=tuple(
-            sorted(
-                (replace(m, target=spelt(m.target)) for m in plan.mismatched),
-                key=lambda m: m.target,
-            )
-        ),
-        collisions=tuple(
-            sorted(
-                (replace(c, target=spelt(c.target)) for c in plan.collisions),
-                key=lambda c: c.target,
-            )
-        ),
-        post_load=tuple(
-            sorted(map(changed, plan.post_load), key=lambda entry: entry.change.target)
-        ),
-        value_checks=tuple(
-            replace(check, target=spelt(check.target)) for check in plan.value_checks
-        ),
-        problems=tuple(map(renamed, plan.problems)),
-        notes=tuple(map(renamed, plan.notes)),
-        shards=tuple(
-            replace(shard, tensors=tuple(map(spelt, shard.tensors))) for shard in plan.shards
-        ),
-    )
+        def routed(entry: Routed) -> Routed:
+            return replace(entry, rewrite=entry.rewrite.renamed(self.names))
+
+        def pair(entry: RoutedPair) -> RoutedPair:
+            return replace(entry, rewrite=entry.rewrite.renamed(self.names))
+
+        return replace(
+            routes,
+            taken=tuple(map(routed, routes.taken)),
+            beside=tuple(map(routed, routes.beside)),
+            pairs=tuple(map(pair, routes.pairs)),
+            replaced=tuple((routed(entry), by) for entry, by in routes.replaced),
+        )
+
+    def change(self, entry: PostLoadChange) -> PostLoadChange:
+        """The same change of a parameter under its name in this layout."""
+        change = entry.change
+        reads = tuple(map(self.spell, change.reads))
+        return replace(entry, change=replace(change, target=self.spell(change.target), reads=reads))
+
+    def problems(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The same problems; those that name parameters, under their names in this layout."""
+        return [self._problem(problem) for problem in problems]
+
+    def _problem(self, problem: Problem) -> Problem:
+        if problem.side == "source":
+            return problem
+        table = tuple((self.spell(name), text) for name, text in problem.table)
+        return replace(problem, names=tuple(map(self.spell, problem.names)), table=table)

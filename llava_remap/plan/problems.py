@@ -4,6 +4,7 @@ kind.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -17,8 +18,8 @@ from llava_remap.plan.model import Collision, Mismatched, Missing, Unmapped
 from llava_remap.rewrite import Program
 from llava_remap.routing import Routed, RoutedPair, Routes
 
-#: Where the layers of the language model are in the classic layout.
-_LAYERS = "language_model.model.layers."
+#: The number of a layer of the language model, in any layout.
+_LAYER = re.compile(r"(?:model\.)?language_model\.(?:model\.)?layers\.(\d+)\.")
 #: Keys of a config. A number that more of them have explains nothing.
 _BY_CHANCE = 3
 #: The axes of PyTorch's convolutions in the order in which MLX has them.
@@ -362,33 +363,35 @@ def dtype_problems(
     ]
 
 
-def drop_problems(program: Program, taken: Sequence[Routed], missing: set[str]) -> list[Problem]:
-    """LR306: a dropped tensor that, without the drop, would provide what is missing."""
-    if not missing:
-        return []
+def drop_problems(
+    program: Program, taken: Sequence[Routed], missing: set[str], names: Mapping[str, str]
+) -> list[Problem]:
+    """LR306: a dropped tensor that, without the drop, would provide what is missing.
+
+    Args:
+        names: what `missing` calls a parameter, by the name that the program gives it.
+    """
     stolen: dict[str, list[str]] = defaultdict(list)
-    for routed in taken:
+    for routed in taken if missing else ():
         if routed.rewrite.reason is not None:
             rule = routed.rewrite.rules[-1]
-            if program.rewrite(routed.rewrite.source, without=rule).target in missing:
+            instead = program.rewrite(routed.rewrite.source, without=rule).renamed(names)
+            if instead.target in missing:
                 stolen[rule].append(routed.tensor.name)
     return [
         Problem(
             "LR306",
             f"the drop `{rule}` takes tensors that the model wants.",
             "Make its pattern narrower.",
-            tuple(names),
+            tuple(found),
         )
-        for rule, names in stolen.items()
+        for rule, found in stolen.items()
     ]
 
 
 def layers(names: Iterable[str]) -> int:
     """Layers of the language model among target names: one more than the largest number."""
-    numbers = (
-        name.removeprefix(_LAYERS).partition(".")[0] for name in names if name.startswith(_LAYERS)
-    )
-    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+    return max((int(found[1]) + 1 for name in names if (found := _LAYER.match(name))), default=0)
 
 
 def component(name: str) -> str:

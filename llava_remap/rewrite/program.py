@@ -56,6 +56,10 @@ class Rewrite(NamedTuple):
     def rules(self) -> tuple[str, ...]:
         return tuple(step.rule for step in self.trace)
 
+    def renamed(self, names: Mapping[str, str]) -> Rewrite:
+        """The same, with the target's name exchanged where `names` has another for it."""
+        return self._replace(target=names.get(self.target or "", self.target))
+
 
 @dataclass(frozen=True)
 class Program:

@@ -33,7 +33,6 @@ class Target:
 
     Attributes:
         class_name: the transformers class.
-        layout: naming convention in which they will be written.
         shapes: classic name → shape; a tied parameter is there too.
         tied: name → the name whose tensor it shares.
         names: classic name → name in the layout; empty for the classic one.
@@ -44,7 +43,6 @@ class Target:
     """
 
     class_name: str
-    layout: str
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
@@ -192,7 +190,6 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
     )
     return {
         "class_name": class_name,
-        "layout": layout,
         "shapes": {named[name]: list(value.shape) for name, value in stored.items()},
         "tied": {
             on_disk[name]: on_disk[other]

@@ -78,7 +78,7 @@ def planned(tmp_path: Path) -> Planned:
         checkpoints = checkpoints or {"model": checkpoint(tensors)}
         program = compile_rules(file, [*checkpoints["model"].catalog], {})
         routes = route(file, program, checkpoints)
-        target = Target("LlavaForConditionalGeneration", "classic", wanted, tied or {})
+        target = Target("LlavaForConditionalGeneration", wanted, tied or {})
         return build_plan(file, program, checkpoints, routes, target, changes, **named)
 
     return plan
