@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava_remap.checkpoint import BESIDE, Checkpoint, open_checkpoint
 from llava_remap.core.dtypes import DTYPE_BITS
@@ -31,10 +31,9 @@ from llava_remap.plan import (
     PostLoadChange,
     Shard,
     aligned,
-    coverage_gaps,
     holds,
+    refuse_uncovered,
 )
-from llava_remap.plan.boxes import MOST_STEPS, coverage_steps
 from llava_remap.post_load.old_bytes import find_old_bytes
 from llava_remap.routing import SourceName
 from llava_remap.verify import file_problems, header_problems
@@ -273,26 +272,64 @@ def _originals(record: Record) -> dict[SourceName, Mapped]:
         for entry in record.mapped
         if entry.post_load is not None and not entry.is_made
     }
-    _refuse_lost(record, {name for name, spans in kept.items() if spans is None})
     holders = {entry.target: entry for entry in record.mapped}
     every = [
-        (entry.target, part, entry, entry.stored_dtype, entry.rules)
+        _Moved(entry.target, part, entry, entry.stored_dtype, entry.rules)
         for entry in record.mapped
         for part in entry.parts
     ]
     for alias in record.aliases:
         part = Part.whole(alias.source.source, alias.source.name, alias.of, alias.shape)
-        every.append((alias.target, part, holders[alias.of], alias.dtype, alias.rules))
+        every.append(_Moved(alias.target, part, holders[alias.of], alias.dtype, alias.rules))
+    every.sort(key=lambda moved: moved.target)
+    changed_by = {name: changes[name].use for name, spans in kept.items() if spans is None}
+    _refuse_lost(record, [(moved.origin.name, moved.loss(changed_by)) for moved in every])
     originals: dict[SourceName, Mapped] = {}
-    for _, part, entry, stored, rules in sorted(every, key=lambda item: item[0]):
-        origin = SourceName(part.source, part.taken.name)
-        parts = tuple(_swapped(part, entry, kept.get(entry.target)))
-        then = (Cast(entry.dtype),) if entry.dtype != stored else ()
-        made = Mapped(origin.name, stored, part.shape, parts, then, rules)
-        if (other := originals.get(origin)) is not None:
+    for moved in every:
+        parts = tuple(_swapped(moved.part, moved.holder, kept.get(moved.holder.target)))
+        stored, written = moved.dtype, moved.holder.dtype
+        then = (Cast(written),) if written != stored else ()
+        made = Mapped(moved.origin.name, stored, moved.part.shape, parts, then, moved.rules)
+        if (other := originals.get(moved.origin)) is not None:
             parts = (*other.parts, *parts) if replace(made, parts=other.parts) == other else ()
-        originals[origin] = replace(made, parts=parts)
+        originals[moved.origin] = replace(made, parts=parts)
     return originals
+
+
+class _Moved(NamedTuple):
+    """A part of a source tensor, which a target name has.
+
+    Attributes:
+        holder: the tensor of the folder that it is in; of a tied name the other's.
+        dtype: as the source had it.
+    """
+
+    target: str
+    part: Part
+    holder: Mapped
+    dtype: str
+    rules: tuple[str, ...]
+
+    @property
+    def origin(self) -> SourceName:
+        return SourceName(self.part.source, self.part.taken.name)
+
+    def loss(self, changed_by: Mapping[str, str]) -> str:
+        """Why the source tensor can't be had back; empty where it can.
+
+        Args:
+            changed_by: the post-load rule that didn't keep all of a tensor, by the tensor's name.
+        """
+        holder = self.holder
+        if holder.lora is not None:
+            return f"was merged with `{holder.lora.a.name}` and rounded"
+        if holder.target in changed_by:
+            return f"changed by `{changed_by[holder.target]}`, which doesn't keep what was there"
+        if holds(holder.dtype, self.dtype):
+            return ""
+        if holder.target != self.target:
+            return f"was {self.dtype}; it is tied to `{holder.target}`, which is {holder.dtype}"
+        return f"was {self.dtype}; it is {holder.dtype} now"
 
 
 def _old_spans(entry: Mapped, changed: PostLoadChange) -> list[tuple[int, int]] | None:
@@ -322,45 +359,16 @@ def _swapped(part: Part, entry: Mapped, spans: Sequence[tuple[int, int]] | None)
             at += count
 
 
-def _refuse_lost(record: Record, changed: Collection[str]) -> None:
-    """LR607 with all tensors that can't be had back.
-
-    Args:
-        changed: target tensors of which a post-load rule didn't keep everything.
-    """
-    uses = {entry.change.target: entry.use for entry in record.post_load}
-    holders = {entry.target: entry for entry in record.mapped}
-    by_target: dict[str, list[tuple[str, str]]] = {}
-
-    def look(
-        target: str, names: Sequence[str], holder: Mapped, stored: str, *, tied: bool = False
-    ) -> None:
-        if holder.lora is not None:
-            why = f"was merged with `{holder.lora.a.name}` and rounded"
-        elif holder.target in changed:
-            why = f"changed by `{uses[holder.target]}`, which doesn't keep what was there"
-        elif not holds(holder.dtype, stored):
-            held = f"it is {holder.dtype} now"
-            if tied:
-                held = f"it is tied to `{holder.target}`, which is {holder.dtype}"
-            why = f"was {stored}; {held}"
-        else:
-            return
-        by_target[target] = [(name, why) for name in names]
-
-    for entry in record.mapped:
-        look(entry.target, [o.name for o in entry.origins], entry, entry.stored_dtype)
-    for alias in record.aliases:
-        look(alias.target, [alias.source.name], holders[alias.of], alias.dtype, tied=True)
-    lost = [row for _, rows in sorted(by_target.items()) for row in rows]
-    if lost:
+def _refuse_lost(record: Record, losses: Iterable[tuple[str, str]]) -> None:
+    """LR607 with all tensors that can't be had back: names, each with the reason or nothing."""
+    if lost := tuple(dict.fromkeys((name, why) for name, why in losses if why)):
         raise RemapError(
             Problem(
                 "LR607",
                 f"{len(lost)} tensors of the sources are not in the folder as they were.",
                 f"Take them from the original: {', '.join(record.locations.values())}.",
                 tuple(name for name, _ in lost),
-                tuple(lost),
+                lost,
             )
         )
 
@@ -369,23 +377,18 @@ def _refuse_impossible(folder: Path, originals: Mapping[SourceName, Mapped]) -> 
     """LR113 for a record that no job of ours can have written: parts that don't cover a source
     tensor once, or a name that no file can have.
     """
-    steps = sum(coverage_steps([part.placed for part in e.parts]) for e in originals.values())
-    for origin, entry in originals.items():
-        try:
-            if steps > MOST_STEPS:
-                raise ValueError
-            sound = entry.parts and not any(
-                coverage_gaps(entry.shape, (part.placed for part in entry.parts))
-            )
-        except ValueError:
-            sound = False
-        if not sound or not _is_tensor_name(origin.name):
-            raise refuse(
-                "LR113",
-                f"{folder / RECORD}: what it says of `{origin.name}` contradicts the rest of "
-                "it, or can't be.",
-                "Convert the checkpoint again; a record can't be mended by hand.",
-            )
+    odd = [o.name for o, entry in originals.items() if not entry.parts or not _is_possible(o.name)]
+    cause = f"what it says of `{odd[0]}` contradicts the rest of it, or can't be" if odd else ""
+    try:
+        refuse_uncovered(originals.values())
+    except ValueError as error:
+        cause = cause or str(error)
+    if cause:
+        raise refuse(
+            "LR113",
+            f"{folder / RECORD}: {cause}.",
+            "Convert the checkpoint again; a record can't be mended by hand.",
+        )
 
 
 def _text_problems(folder: Path, record: Record) -> list[Problem]:
@@ -416,6 +419,6 @@ def _is_plain(name: str) -> bool:
     )
 
 
-def _is_tensor_name(name: str) -> bool:
+def _is_possible(name: str) -> bool:
     """Whether a safetensors file can have a tensor of this name."""
     return name != "__metadata__" and not any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -14,6 +14,7 @@ from llava_remap.plan.mapped import (
     Step,
     aligned,
     holds,
+    refuse_uncovered,
     written_dtype,
 )
 from llava_remap.plan.model import (
@@ -42,6 +43,7 @@ __all__ = [
     "build_plan",
     "coverage_gaps",
     "holds",
+    "refuse_uncovered",
     "runs_in_order",
     "written_dtype",
 ]

@@ -4,7 +4,7 @@ computed with them. Pure data, and its JSON form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from typing import Any
@@ -204,7 +204,7 @@ class Mapped:
         return mapped
 
 
-def refuse_uncovered(mapped: Sequence[Mapped]) -> None:
+def refuse_uncovered(mapped: Collection[Mapped]) -> None:
     """Entries from a record: their parts have to cover each tensor once.
 
     Raises:

@@ -26,8 +26,15 @@ from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object, unr
 from llava_remap.core.problem import refuse
 from llava_remap.core.version import __version__
 from llava_remap.execute import INDEX, FileDigest, Unfinished, read_claim
-from llava_remap.plan import Alias, Dropped, Mapped, Plan, PostLoad, PostLoadChange
-from llava_remap.plan.mapped import refuse_uncovered
+from llava_remap.plan import (
+    Alias,
+    Dropped,
+    Mapped,
+    Plan,
+    PostLoad,
+    PostLoadChange,
+    refuse_uncovered,
+)
 from llava_remap.post_load.run import provenance
 from llava_remap.rulefile import RuleFile
 
