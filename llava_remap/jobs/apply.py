@@ -1,4 +1,4 @@
-"""The way forward: a rule file and its sources to a plan, and the plan to a folder."""
+"""Forward: plan a conversion from a rule file and its sources, and carry it out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _STORED_AS = {"keep": None, "bfloat16": "BF16", "float16": "F16", "float32": "F3
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked for beside rule file and sources; see `plan_job`."""
+    """The options of a conversion. `plan_job` explains each."""
 
     layout: str = CLASSIC
     dtype: Dtype = "keep"
@@ -45,43 +45,43 @@ class Options:
 
     @property
     def stored_as(self) -> str | None:
-        """The dtype that is written, in the spelling of safetensors; None: each in its own."""
+        """The dtype to write, as safetensors spells it; None keeps the dtype of each tensor."""
         return _STORED_AS[self.dtype]
 
     def refuse_impossible(self) -> None:
-        """LR211 for an option that can't be."""
+        """Raise LR211 for a value that an option can't have."""
         check_layout(self.layout)
         if self.dtype not in _STORED_AS:
             raise refuse(
                 "LR211",
-                f"dtype={self.dtype!r}: it is one of {', '.join(_STORED_AS)}.",
+                f"dtype={self.dtype!r}: dtype is one of {', '.join(_STORED_AS)}.",
                 "Write one of them.",
             )
         rows = self.vocab
         if rows not in ("keep", "pad") and not (type(rows) is int and 0 < rows < 2**31):
             raise refuse(
                 "LR211",
-                f"vocab={rows!r}: it is keep, pad or a number of rows.",
+                f"vocab={rows!r}: vocab is keep, pad or a number of rows.",
                 "Write one of them.",
             )
         if self.max_shard_nbytes is not None and self.max_shard_nbytes < 1:
             raise refuse(
                 "LR211",
-                f"max_shard_nbytes={self.max_shard_nbytes!r}: it is a number of bytes.",
+                f"max_shard_nbytes={self.max_shard_nbytes!r}: the limit is a number of bytes.",
                 "Give 1 or more.",
             )
 
 
-#: For a question about headers that are at hand.
+#: Options to plan from headers that are already open, without the hub.
 HEADERS_ALONE = Options(dry_run=True, offline=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Routed:
-    """The sources' names, taken through the program.
+    """The sources, and the target name of each of their tensors.
 
     Attributes:
-        configs: those that count, in order of precedence.
+        configs: the sources' configs, in order of precedence.
     """
 
     checkpoints: Mapping[str, Checkpoint]
@@ -108,31 +108,30 @@ def plan_job(
     dry_run: bool = False,
     offline: bool = False,
 ) -> Job:
-    """Plan a job from headers alone; nothing is written but what is downloaded and cached.
+    """Plan a job from headers alone. Only downloads and the cache are written.
 
     Args:
         rules: path of a rule file, or the name of a shipped one.
         sources: `SRC` or `NAME=SRC` each; a bare SRC is the rule file's first source. A SRC is a
-            folder, a file, a manifest or a hub id with an optional `@revision`. What isn't given
-            and is needed is the rule file's default.
-        output: the folder to be written; by default the first source's last part with `-hf`, in the
-            current folder.
-        layout: the names that are written: `classic`, which every version of transformers loads, or
+            folder, a file, a manifest or a hub id with an optional `@revision`. A source that is
+            needed and not given is the rule file's default.
+        output: the folder to write. The default is the last part of the first source's path with
+            `-hf`, in the current folder.
+        layout: the names to write: `classic`, which every version of transformers loads, or
             `module-4.52` or `module-5.6`, the module names of some versions.
-        dtype: the dtype that every parameter is written in; `keep`: each in the one that it is
-            stored in.
-        vocab: how many rows the vocabulary will have. `pad`: as the rule file says; `keep`: as many
-            as there are; or a number.
-        max_shard_nbytes: how many bytes of tensors a weight file may have; one that is larger alone
-            has a file to itself. None: the files are divided as the sources' are.
-        resume: whether the job is gone on with, if it was begun in the output.
-        dry_run: whether the job is only to be planned; then a manifest will do for a source.
-        offline: whether only what was downloaded before is taken from the hub.
+        dtype: the dtype of every parameter that is written; `keep` writes each parameter in the
+            dtype in which it is stored.
+        vocab: the number of rows of the embedding. `pad` follows the rule file, `keep` leaves the
+            rows as they are.
+        max_shard_nbytes: bytes of tensors in a weight file. A larger tensor has a file to itself.
+            None divides the tensors into files as the sources do.
+        resume: whether to continue a job that was begun in the output.
+        dry_run: whether the job is only planned. Then a manifest can be a source.
+        offline: whether to take from the hub only what was downloaded before.
 
     Raises:
-        RemapError: for a rule file, a source or a command line that can't be read, LR211 for a
-            `dtype`, `vocab` or `max_shard_nbytes` that can't be. What doesn't map is in
-            `plan.problems`.
+        RemapError: for a rule file, a source or a command line that can't be read; LR211 for a
+            value that an option can't have. Tensors that don't map are in `plan.problems`.
     """
     folder = None if output is None else output_folder(output)
     options = Options(layout, dtype, vocab, max_shard_nbytes, dry_run, offline)
@@ -164,18 +163,18 @@ def plan_checkpoints(
     given: Collection[str] = (),
     options: Options | None = None,
 ) -> Job:
-    """Like `plan_mapping`, for sources that are open, under the names that the rule file has for
-    them.
+    """Like `plan_mapping`, for sources that are open already.
 
     Args:
-        given: those of them that were given by hand, not taken as a default.
+        checkpoints: the sources, by their names in the rule file.
+        given: names of the sources that the user gave; the others are defaults.
     """
     options = options or Options()
     routed = _route(file, checkpoints)
     problems = _fit_problems(file, routed, given)
     problems += manifest_problems(checkpoints, dry_run=options.dry_run)
     recognised, notes = not problems, list[Problem]()
-    if recognised and (unknown := unknown_target(file)):  # transformers is asked here first
+    if recognised and (unknown := unknown_target(file)):  # the first question to transformers
         raise RemapError(unknown)
     if recognised and routed.routes.not_given:
         routed, problems, notes = _with_needed_sources(file, routed, given, options.offline)
@@ -214,14 +213,14 @@ def plan_checkpoints(
 def _route(
     file: RuleFile, checkpoints: Mapping[str, Checkpoint], program: Program | None = None
 ) -> _Routed:
-    """Take every source name through the program."""
+    """The target name of every source tensor."""
     configs = source_configs(file, checkpoints)
     program = program or compile_rules(file, main_names(file, checkpoints), text_config(configs))
     return _Routed(checkpoints, configs, program, route(file, program, checkpoints))
 
 
 def _fit_problems(file: RuleFile, routed: _Routed, given: Collection[str]) -> list[Problem]:
-    """What shows that the rule file isn't for these sources."""
+    """Signs that the rule file is not for these sources."""
     checkpoints, text = routed.checkpoints, routed.text
     return identify(file, routed.routes, checkpoints, text, given, layout_refusals)
 
@@ -229,8 +228,12 @@ def _fit_problems(file: RuleFile, routed: _Routed, given: Collection[str]) -> li
 def _with_needed_sources(
     file: RuleFile, routed: _Routed, given: Collection[str], offline: bool
 ) -> tuple[_Routed, list[Problem], list[Problem]]:
-    """The sources with those that are needed and weren't given, which is known only once the names
-    are routed; with problems and notes.
+    """Open the sources that are needed and were not given, and route the names again.
+
+    Which sources are needed is known only after the names of the others are routed.
+
+    Returns:
+        The sources with their routes, problems, and notes.
     """
     checkpoints, problems, notes = open_needed(
         file, routed.checkpoints, routed.routes.not_given, routed.text, offline
@@ -240,8 +243,8 @@ def _with_needed_sources(
 
 
 def _config_problems(file: RuleFile, routed: _Routed) -> list[Problem]:
-    """Values in the sources' configs that can't be, and a second tower that the rule file isn't
-    for.
+    """Impossible values in the sources' configs, and a second tower that the rule file doesn't
+    convert.
     """
     problems: list[Problem] = []
     for name, config in configs_by_source(file, routed.checkpoints).items():
@@ -256,7 +259,9 @@ def _projector_findings(file: RuleFile, routed: _Routed) -> tuple[list[Problem],
 def _derived(
     file: RuleFile, routed: _Routed, options: Options, problems: list[Problem]
 ) -> Derived | None:
-    """Target, config and tokens; None, and what is wrong in `problems`, where that can't be."""
+    """Target, config and tokens. None where they can't be derived; the reasons are added to
+    `problems`.
+    """
     try:
         return derive(
             file,
@@ -279,8 +284,8 @@ def _small_files(
     problems: list[Problem],
     notes: list[Problem],
 ) -> Mapping[str, bytes]:
-    """Config, tokenizer, processor and chat template, made and tried before a byte of weights
-    moves. What is wrong is added to `problems`, what is worth telling to `notes`.
+    """Make config, tokenizer, processor and chat template, and try them, before a byte of weights
+    moves. The findings are added to `problems` and `notes`.
     """
     sources = file.text.sources
     counts = [c for name, c in routed.checkpoints.items() if "config" in sources[name].use]
@@ -309,8 +314,8 @@ def _small_files(
 
 
 def layout_refusals(checkpoint: Checkpoint) -> tuple[Problem, ...]:
-    """What `hf-layouts` has against a checkpoint: empty where it is a whole model in a layout of
-    transformers.
+    """The problems of `hf-layouts` with a checkpoint. There are none if the checkpoint is a whole
+    model in a layout of transformers.
     """
     rules = load_rule_file(HF_LAYOUTS)
     given = {rules.first_source: checkpoint}

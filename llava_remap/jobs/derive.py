@@ -1,6 +1,4 @@
-"""From what the sources hold to what is wanted: tokens, config, parameters, and what post-load
-rules will change.
-"""
+"""Derive the target from the sources: tokens, config, parameters, and post-load changes."""
 
 from __future__ import annotations
 
@@ -54,11 +52,10 @@ from llava_remap.target_model import (
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """What the target is, worked out from rule file and sources.
+    """The target, derived from rule file and sources.
 
     Attributes:
-        norms_about_one: whether the norms of the language model have weights of about 1, where that
-            is known.
+        norms_about_one: whether the language model's norms are known to have weights of about 1.
     """
 
     target: Target
@@ -75,7 +72,7 @@ class Derived:
 def configs_by_source(
     rules: RuleFile, checkpoints: Mapping[str, Checkpoint]
 ) -> dict[str, Mapping[str, Any]]:
-    """The configs of the sources whose config counts, by the source's name."""
+    """The configs of the sources with `config` in their `use`, by the source's name."""
     return {
         name: c.config
         for name, c in checkpoints.items()
@@ -86,10 +83,11 @@ def configs_by_source(
 def source_configs(
     rules: RuleFile, checkpoints: Mapping[str, Checkpoint]
 ) -> list[Mapping[str, Any]]:
-    """The configs of the sources whose config counts, in the rule file's order.
+    """The configs of the sources with `config` in their `use`, in order of precedence.
 
-    Before them those of sources that override, the last first, where they have LLaVA's own keys:
-    the language model that a projector or an adapter is put into has none of them.
+    Configs of overriding sources come first, the last source's first, if they have LLaVA's own
+    keys: the language model below a projector or an adapter has none of these. The other configs
+    follow in the rule file's order.
     """
     found = configs_by_source(rules, checkpoints)
     own = _believed(rules, checkpoints)
@@ -105,20 +103,18 @@ def derive(
     dtype: str | None = None,
     vocab: str | int = "pad",
 ) -> Derived:
-    """From what the sources hold to what is wanted: tokens, config, parameters, and what post-load
-    rules will change.
+    """Derive tokens, config, parameters and post-load changes from the sources.
 
     Args:
-        layout: the names that are wanted.
-        dtype: the dtype that every parameter is written in; None: each in its own.
-        vocab: `pad`: as many rows of the vocabulary as the rule file says; else what it is to say,
-            `keep` or a number.
+        layout: the names to write.
+        dtype: the dtype of every parameter that is written; None keeps the dtype of each.
+        vocab: the rows of the embedding: `pad` follows the rule file; `keep` or a number takes the
+            place of the rule file's option.
     """
     if rules.target.as_ is not None:
         return _derive_as_source(checkpoints[rules.first_source], routes, layout, dtype, vocab)
-    over = _overriding(
-        rules, checkpoints
-    )  # first: tokens may have been added in the training that they come from
+    # Overriding sources come first: their training may have added tokens.
+    over = _overriding(rules, checkpoints)
     order = [*over, *(name for name in checkpoints if name not in over)]
     folders = {
         kind: [
@@ -262,23 +258,26 @@ def derive(
 
 
 def _text_problems(text: TextModel) -> list[Problem]:
-    """LR314 where the target's class computes other logits than the language model's own class."""
+    """LR314 if the target's class computes other logits than the language model's own class."""
     if not text.differs:
         return []
-    fix = "No rule file can change that: the class for text and pictures has no such thing."
+    fix = "No rule file can change that: the class for text and pictures can't compute it."
     if text.known_by:
-        fix = f"It is taken for {text.kind}, since `{text.known_by}` ends so. {_another(text)}"
+        fix = (
+            f"The language model is taken for {text.kind}, since `{text.known_by}` ends so. "
+            f"{_another(text)}"
+        )
     return [Problem("LR314", f"the language model, of type {text.kind}: {text.differs}.", fix)]
 
 
 def _another(text: TextModel) -> str:
     line = f"target: {{text_models: {{{text.known_by}: TYPE}}}}"
-    return f"If it is another one, say so in a rule file that extends this one: `{line}`."
+    return f"If its type is another one, name it in a rule file that extends this one: `{line}`."
 
 
 def _text_notes(text: TextModel, target: Target) -> list[Problem]:
-    """LR319 for a language model that was known by a name's end, or that versions of
-    transformers open or compute differently.
+    """LR319 for a language model that was recognised by the end of a name, or that some versions
+    of transformers don't open or compute differently.
     """
     notes = []
     if text.known_by:
@@ -290,7 +289,7 @@ def _text_notes(text: TextModel, target: Target) -> list[Problem]:
             Problem(
                 "LR319",
                 cause,
-                f"If it computes something of its own, this folder doesn't. {_another(text)}",
+                f"If its code computes something of its own, this folder doesn't. {_another(text)}",
             )
         )
     if text.newer:
@@ -307,24 +306,22 @@ def _text_notes(text: TextModel, target: Target) -> list[Problem]:
             Problem(
                 "LR319",
                 cause,
-                "Load the folder with a version that does what the one did that the model was "
-                "trained with.",
+                "Load the folder with a version that computes as the version did with which the "
+                "model was trained.",
             )
         )
     if target.joined:
         cause = (
             f"{target.joined} tensors (experts, mostly) are made parts of larger parameters by the "
-            "loader of transformers 5. "
-            "Version 5.0 doesn't do so inside this class, and makes up numbers: use 4.x, which "
-            "loads them as they are, or a "
-            "newer one."
+            "loader of transformers 5. Version 5.0 doesn't do so inside this class, and makes up "
+            "numbers. Use 4.x, which loads the tensors as they are, or a version after 5.0."
         )
         notes.append(Problem("LR319", cause))
     return notes
 
 
 def _notices(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
-    """LR315 for what the rule file wants users to know of a checkpoint with this config."""
+    """LR315 for each notice of the rule file that concerns a checkpoint with this config."""
     told = (
         n.text
         for n in rules.text.notices.values()
@@ -336,8 +333,9 @@ def _notices(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
 def _derive_as_source(
     checkpoint: Checkpoint, routes: Routes, layout: str, dtype: str | None, vocab: str | int
 ) -> Derived:
-    """What the source is already: nothing is added, so its tokenizer has to fit its rows as they
-    are.
+    """Like `derive`, for a source that is in a layout of transformers already.
+
+    No row is added, so the tokenizer has to fit the rows that are there.
     """
     config = config_as_source(checkpoint)
     if dtype is not None:
@@ -356,9 +354,7 @@ def _derive_as_source(
 
 
 def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None:
-    """Rows of the embedding in whose place that of a source that overrides is taken; None where
-    none is.
-    """
+    """Rows of the embedding that an overriding source replaces; None if none is replaced."""
     origin = routes.origin(embedding)
     if origin is None or not rules.text.sources[origin.source].overrides:
         return None
@@ -368,8 +364,8 @@ def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None
 
 
 def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
-    """LR112 where the config of a source that overrides would have the first source's layers
-    compute something else.
+    """LR112 if the config of an overriding source changes what the first source's layers
+    compute.
     """
     base = checkpoints[rules.first_source].config or {}
     problems = []
@@ -385,7 +381,7 @@ def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> 
                     "LR112",
                     f"the configs of `{name}` and `{rules.first_source}` disagree on the language "
                     f"model: {'; '.join(found)}.",
-                    "Find out how the layers were trained, and mend the other config.json.",
+                    "Find out how the layers were trained, and correct the other config.json.",
                 )
             )
     return problems
@@ -394,8 +390,9 @@ def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> 
 def _activation_problems(
     rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: TargetConfig
 ) -> list[Problem]:
-    """LR112 where a projector's own config, which has no language model's sizes, names another
-    activation than the target's.
+    """LR112 if a projector's own config names another activation than the target's config.
+
+    A config with the sizes of a language model is not the projector's own.
     """
     wanted = config.config.get("projector_hidden_act")
     problems = []
@@ -419,7 +416,7 @@ def _activation_problems(
 
 
 def _believed(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[str]:
-    """Of the sources that override those whose config has LLaVA's own keys."""
+    """Names of the overriding sources whose config has LLaVA's own keys."""
     over = [
         name for name in _overriding(rules, checkpoints) if "config" in rules.text.sources[name].use
     ]
@@ -431,13 +428,14 @@ def _believed(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[st
 
 
 def _overriding(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[str]:
-    """The given sources that override, the last first: of two it is the later that counts."""
+    """Names of the overriding sources that were given, the last first: the last one wins."""
     return [name for name in reversed(list(checkpoints)) if rules.text.sources[name].overrides]
 
 
 def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes, table: str) -> bool:
-    """Whether a source stores `lm_head` and `embed_tokens` as one tensor: so they were trained,
-    whatever its config says.
+    """Whether a source stores `lm_head` and `embed_tokens` as one tensor.
+
+    Then the two were trained as one, whatever the config says.
     """
     head, embedding = routes.origin(HEAD), routes.origin(table)
     if head is None or embedding is None or head.source != embedding.source:
@@ -448,7 +446,7 @@ def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes, ta
 def _changed(
     target: Target, config: TargetConfig, changes: Sequence[PostLoadChange]
 ) -> tuple[Target, TargetConfig]:
-    """Target and config as they are after the post-load rules."""
+    """Target and config after the changes of post-load rules."""
     shapes = dict(target.shapes)
     for change in (entry.change for entry in changes if entry.change.shape_before is not None):
         if shapes.get(change.target) == change.shape_before:

@@ -1,5 +1,5 @@
-"""`llava-remap inspect` for what is less than a model: an adapter, a projector, or a folder for
-each part of one.
+"""`llava-remap inspect` for parts of a model: an adapter, a projector, or a folder for
+each part.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from llava_remap.rulefile import Condition, RuleFile, Source, load_rule_file, sh
 from llava_remap.source.hub.repository import parse_repository
 from llava_remap.source.sources import last_part, open_source
 
-#: The source that every other one is a part beside.
+#: The source beside which every other source is a part.
 _MODEL = "model"
 
 
 def inspect_source(source: str, *, offline: bool = False) -> Inspection:
-    """What a SRC is: a checkpoint, a part of one, or a folder with several.
+    """Inspect a SRC: a checkpoint, a part of one, or a folder with several parts.
 
     Raises:
         RemapError: as `open_source`.
@@ -48,11 +48,11 @@ def inspect_source(source: str, *, offline: bool = False) -> Inspection:
 
 
 def inspect_parts(parts: Mapping[str, str], *, offline: bool = False) -> Inspection:
-    """Which shipped rule files take these parts together.
+    """Find the shipped rule files that take these parts together.
 
-    With the model among them, or where an adapter's or projector's own files name one that is here,
-    each rule file is planned as `apply` plans it. Otherwise names and config of the parts are
-    compared with it, and what the model brings is unchecked.
+    If the model is among the parts, or if the files of an adapter or projector name a local one,
+    each rule file is planned as `apply` plans it. Otherwise only names and config of the parts are
+    compared with the rule file, and the model itself is not checked.
 
     Args:
         parts: source → SRC.
@@ -124,8 +124,8 @@ def _planned(rules: RuleFile, given: Mapping[str, Checkpoint]) -> Fit:
 
 
 def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool = False) -> Fit:
-    """A rule file that is compared by names, and unless a plan says the rest (`whole`), by the
-    configs of the parts.
+    """Compare a rule file with the names of the parts; and with their configs, unless the parts
+    are `whole` and a plan does so.
     """
     checkpoints = given if _MODEL in given else {_MODEL: EMPTY, **given}
     names = [
@@ -150,8 +150,8 @@ def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool =
             reason for condition in conditions for reason in contradictions(condition, (), config)
         ]
         reasons += contradictions(Condition(absent=detect.absent), prepared, None)
-        # What isn't in the parts may be in the model; the more of it is in the parts, the nearer
-        # the rule file.
+        # A name that the parts lack may be in the model. The more names the parts have, the nearer
+        # is the rule file.
         absent = sum(
             bool(contradictions(Condition(present=(text,)), prepared, None))
             for text in detect.present
@@ -181,12 +181,12 @@ def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool =
 
 
 def _advice(best: Fit, named: Mapping[str, str], command: str) -> str:
-    """What to do where no rule file takes the parts."""
+    """What to do if no rule file takes the parts."""
     if not best.unknown and best.refusals:
         mended = f"llava-remap apply {best.rules} {command}"
         return (
-            f"{best.rules} takes every name, and refuses what is told above. When that is "
-            f"mended: {mended}"
+            f"{best.rules} takes every name, and refuses the parts for the reasons above. When "
+            f"these are corrected: {mended}"
         )
     places = dict(named)
     infer = draft_command(best.class_name or "CLASS", places.pop(_MODEL), **places)

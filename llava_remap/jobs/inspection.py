@@ -23,24 +23,25 @@ from llava_remap.routing.trained_with import PROJECTOR
 from llava_remap.rulefile import Condition, RuleFile, load_rule_file
 from llava_remap.target_model import shapes_config
 
-#: Layers of a made-up tower, more than the ones that any config takes features of, and patches on
-#: each side of a tile.
+#: A made-up tower's layers, more than any config takes features from, and the patches on each side
+#: of a tile.
 _LAYERS, _PATCHES = 48, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found of a checkpoint.
+    """The result of inspecting a checkpoint.
 
     Attributes:
-        fits: every shipped rule file, the nearest first; those whose names fit were planned.
-        layout: of transformers, in which `named` of its names are; empty for an original.
-        problems: what keeps a checkpoint in a layout of transformers from being converted; or
-            LR109, that it needn't be.
-        advice: what to do where no rule file fits; empty where one does.
-        parts: the checkpoints, where it is parts of a model that were inspected.
-        sources: the options that give them to `apply`.
-        planned: whether what fits was planned; parts without their model are only compared.
+        fits: every shipped rule file, the nearest first. Those whose names fit were planned.
+        layout: a layout of transformers that has `named` of the names; empty for an original.
+        problems: reasons not to convert a checkpoint in a layout of transformers; LR109 says that
+            a conversion is not needed.
+        advice: what to do if no rule file fits; empty if one does.
+        parts: the checkpoints, if parts of a model were inspected.
+        sources: the options that give the parts to `apply`.
+        planned: whether fitting rule files were planned. Parts without their model are only
+            compared.
     """
 
     checkpoint: Checkpoint
@@ -57,8 +58,8 @@ class Inspection:
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """Compare a checkpoint with every shipped rule file, from headers alone and without the hub.
 
-    A rule file whose names and `detect` fit is planned as `apply` plans it. What the plan refuses
-    is refused here.
+    A rule file whose names and `detect` fit is planned as `apply` plans it. It fits only if the
+    plan is complete.
     """
     found = fits(checkpoint)
     names = list(checkpoint.catalog)
@@ -77,10 +78,10 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
 
 def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
-    """A rule file that fits by names and config, with what its plan refuses.
+    """A rule file that fits by names and config, with the refusals of its plan.
 
-    Where the plan isn't complete, another one is made with a made-up tower. What only the first
-    refuses, the tower's own folder settles.
+    If the plan is not complete, a second one gets a made-up tower. A refusal of the first plan
+    alone concerns the tower's own folder, which the user still has to give.
     """
     if not fit.fits:
         return fit
@@ -118,7 +119,7 @@ def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
 
 
 def _tower_config(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Any]:
-    """A config for the tower inside a checkpoint; where there is none, for the made-up one."""
+    """A config for the tower inside a checkpoint; without one, for the made-up tower."""
     prefix, tensors = next(iter(rules.target.towers)), _produced(rules, checkpoint)
     try:
         return {"vision_config": shapes_config(prefix, tensors)}
@@ -132,8 +133,8 @@ def _produced(rules: RuleFile, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
 
 
 def _seen(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors that show the sizes of a made-up tower: as wide as the projector wants, of a
-    size that tiles go by.
+    """The tensors that determine the sizes of a made-up tower: its width is the projector's, its
+    picture size divides every tiled size.
     """
     projector = _produced(rules, checkpoint).get(f"{PROJECTOR}linear_1.weight")
     width = projector.shape[-1] if projector is not None and projector.shape else 1
@@ -157,15 +158,15 @@ def _seen(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _refuses(rules: RuleFile, checkpoint: Checkpoint, target: str) -> bool:
-    """Whether the `detect` of a rule file refuses every checkpoint with a target name, since it
-    is for another kind of tower.
+    """Whether `detect` of a rule file refuses every checkpoint with a target name, because the rule
+    file is for another kind of tower.
     """
     source = compile_rules(rules, checkpoint.catalog, checkpoint.config).inverse(target)
     return bool(contradictions(Condition(absent=rules.text.detect.absent), (str(source),), None))
 
 
 def _tile(rules: RuleFile, config: Mapping[str, Any]) -> int:
-    """A side in pixels of which all sizes of tiled pictures are multiples."""
+    """A side in pixels that divides all sizes of tiled pictures."""
     keys = [
         value.from_
         for value in rules.target_config.values()
@@ -178,7 +179,7 @@ def _tile(rules: RuleFile, config: Mapping[str, Any]) -> int:
 
 
 def _tower(rules: RuleFile, given: Mapping[str, Checkpoint], source: str) -> dict[str, Tensor]:
-    """All tensors of the made-up tower, under the names that they have in a folder of its own."""
+    """All tensors of the made-up tower, under their names in the tower's own folder."""
     checkpoint = given[rules.first_source]
     program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
     taken_off = rules.text.sources[source].prefix

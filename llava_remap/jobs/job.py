@@ -1,4 +1,4 @@
-"""A job that was planned by a rule file: forward, or its way back."""
+"""A planned job: a rule file's way forward, or its way back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from llava_remap.rulefile import RuleFile
 from llava_remap.verify import compare, strict_load
 from llava_remap.verify.record import RECORD, read_texts, record_json
 
-#: What of a plan says what is written.
+#: Parts of a plan that determine the bytes of the weight files.
 _WRITTEN = ("mapped", "post_load", "shards")
 Self = TypeVar("Self", bound="Job")
 AnyJob = TypeVar("AnyJob", bound="Job")
@@ -44,13 +44,13 @@ AnyJob = TypeVar("AnyJob", bound="Job")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job that was planned: the plan, and what is needed to carry it out.
+    """A planned job: the plan, and what is needed to carry it out.
 
     Attributes:
-        derived: None where a problem prevented it.
-        small_files: everything in the output folder beside the weights, by name; empty where a
-            problem prevented it.
-        resume: whether it is gone on with, if it was begun in the output.
+        derived: None if a problem kept the target from being derived.
+        small_files: the files of the output folder other than weights, by name; empty if a problem
+            kept them from being made.
+        resume: whether to continue a job that was begun in the output.
     """
 
     rules: RuleFile
@@ -63,14 +63,14 @@ class Job:
 
     @property
     def from_manifest(self) -> bool:
-        """Whether a source is a manifest, so that the job can be planned but has no values to
-        check or copy.
+        """Whether a source is a manifest. Such a job can be planned, but has no values to check or
+        copy.
         """
         return any(checkpoint.is_manifest for checkpoint in self.checkpoints.values())
 
     @property
     def source_files(self) -> dict[str, dict[str, Path]]:
-        """The files read of each source, by name relative to its folder."""
+        """The files that are read of each source, by path relative to its folder."""
         sources = self.rules.text.sources
         return {
             name: checkpoint.read(sources[name].use)
@@ -85,12 +85,12 @@ class Job:
 
     @property
     def nbytes_to_check(self) -> int:
-        """Bytes of which `check_values` reports progress."""
+        """Bytes that `check_values` reads in all."""
         return nbytes_to_check(self.plan, self.checkpoints)
 
     def nbytes_to_handle(self, verify: Verify) -> int:
-        """Bytes of which `run` reports progress: written, or found finished, and compared where
-        everything is.
+        """Bytes that `run` handles in all: bytes that are written or found finished, and with
+        `full` the bytes that are compared.
         """
         compared = self.plan.nbytes_write if verify == "full" else 0
         return sum(part.nbytes for part in self.written) + compared
@@ -109,16 +109,16 @@ class Job:
         jobs: int = JOBS,
         on_progress: OnProgress = lambda nbytes: None,
     ) -> Self:
-        """The job with its value checks run.
+        """Run the value checks, and return the job with their notes.
 
         Raises:
-            RemapError: with whatever keeps it from being carried out; LR211 for a `verify` or a
-                number of `jobs` that can't be.
+            RemapError: with every reason not to carry the job out; LR211 for an unknown `verify`
+                or an impossible number of `jobs`.
         """
         if verify not in get_args(Verify):
             choices = ", ".join(get_args(Verify))
             raise refuse(
-                "LR211", f"verify={verify!r}: it is one of {choices}.", "Write one of them."
+                "LR211", f"verify={verify!r}: verify is one of {choices}.", "Write one of them."
             )
         if jobs < 1:
             raise refuse(
@@ -141,7 +141,7 @@ class Job:
     def check(
         self, weights: Sequence[Path], verify: Verify, on_progress: OnProgress, on_phase: OnPhase
     ) -> list[Problem]:
-        """LR601 where transformers doesn't load what was written, LR602 where it isn't what the
+        """LR601 if transformers doesn't load the written files, LR602 if they don't hold what the
         sources give.
         """
         if verify == "none":
@@ -154,7 +154,7 @@ class Job:
     def compared(
         self, weights: Sequence[Path], verify: Verify, on_progress: OnProgress, on_phase: OnPhase
     ) -> list[Problem]:
-        """LR602 where weight files aren't what the sources give, if that is to be checked."""
+        """With `full`, LR602 if the weight files don't hold what the sources give."""
         if verify != "full":
             return []
         on_phase("comparing with the sources")
@@ -172,7 +172,7 @@ class Job:
         return {RECORD: (json.dumps(record, indent=2) + "\n").encode()}
 
     def facts(self) -> Facts:
-        """All that the bytes of the weight files depend on, as it is now."""
+        """Everything that the bytes of the weight files depend on, in its present state."""
         plan = self.plan
         whole = plan.to_json()
         dtypes = ", ".join(sorted({entry.dtype for entry in plan.mapped}))
@@ -203,12 +203,12 @@ class Job:
 
 
 def check_values(job: AnyJob, on_progress: OnProgress = lambda nbytes: None) -> AnyJob:
-    """Run the plan's value checks (they read tensors); what they find is in the plan of the job
-    that comes back.
+    """Run the plan's value checks, which read tensors, and return the job with their findings in
+    its plan.
 
     Args:
-        on_progress: called with the number of bytes read since the last call, `job.nbytes_to_check`
-            in all.
+        on_progress: called with the number of bytes read since the last call; in all
+            `job.nbytes_to_check`.
     """
     if job.plan.values_checked or not job.plan.complete or job.from_manifest:
         return job
@@ -221,12 +221,12 @@ def check_values(job: AnyJob, on_progress: OnProgress = lambda nbytes: None) -> 
 
 
 def refused(job: AnyJob, problems: Sequence[Problem]) -> AnyJob:
-    """The job with what was found since it was planned."""
+    """The job with more problems in its plan."""
     return replace(job, plan=replace(job.plan, problems=(*job.plan.problems, *problems)))
 
 
 def manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -> list[Problem]:
-    """LR111 for manifests, unless the job is only planned."""
+    """LR111 for sources that are manifests, unless the job is only planned."""
     manifests = [checkpoint.path for checkpoint in checkpoints.values() if checkpoint.is_manifest]
     if dry_run or not manifests:
         return []
@@ -241,13 +241,13 @@ def manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -
 
 
 def written_tensors(weights: Sequence[Path]) -> Catalog:
-    """The tensors in weight files that were written."""
+    """The tensors of weight files, by name."""
     return {name: t for path in weights for name, t in open_checkpoint(path).catalog.items()}
 
 
 def _read_files(checkpoint: Checkpoint, files: Mapping[str, Path]) -> dict[str, FileDigest | int]:
-    """What the record says of the files read of a source: the size of weight files, size and
-    digest of the others.
+    """The record's entries for the files that were read of a source: the size of each weight file,
+    size and digest of each other file.
     """
     weights = set(checkpoint.files)
     return {

@@ -1,5 +1,5 @@
-"""A plan to a model in memory: no file is written, and what is only renamed stays in the
-source's files, mapped into memory.
+"""Load a plan as a model in memory. No file is written, and renamed tensors stay in the source's
+files, mapped into memory.
 """
 
 from __future__ import annotations
@@ -29,20 +29,18 @@ if TYPE_CHECKING:
 def load_model(
     rules: str | Path, sources: Sequence[str | Path] = (), *, offline: bool = False
 ) -> PreTrainedModel:
-    """The model that `apply` would write, loaded, without writing it: class, config, names, dtypes
-    and values are those that `AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")`
-    gives for the folder, in eval mode, on the CPU.
+    """Load the model that `apply` would write, without writing it.
 
-    The gate is `apply`'s: from headers and from values, nothing may be unmapped, missing or
-    mismatched; then transformers' loader may report nothing either. The output's disk and folder
-    don't matter.
+    Class, config, names, dtypes and values are those of
+    `AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")`, in eval mode, on the CPU.
+    The checks are those of `apply`, from headers and from values; then transformers' loader must
+    report nothing either. The output's disk and folder are not checked.
 
-    A tensor that is only renamed is a view of its file, mapped copy-on-write: it is read when it is
-    first used, and changing it changes no file. Memory is taken by what is computed: tensors that
-    post-load rules change, that have another dtype than the config's (a float32 tower beside a
-    float16 language model), that lie strided or high byte first in their file, or that begin at no
-    multiple of their elements' size. The source files have to stay as they are for as long as the
-    model is in use.
+    A renamed tensor is a view of its file, mapped copy-on-write: it is read at its first use, and a
+    change of it changes no file. Only computed tensors take memory: those that post-load rules
+    change, that have another dtype than the config's (a float32 tower beside a float16 language
+    model), that are strided or big-endian in their file, or that don't begin at a multiple of their
+    elements' size. The source files must not change while the model is in use.
 
     Args:
         rules, sources, offline: as for `plan_job`.
@@ -64,13 +62,13 @@ def load_model(
         config=model_class.config_class.from_dict(config),
         generation_config=transformers.GenerationConfig.from_dict(generation),
         state_dict=_state_dict(job),
-        ignore_mismatched_sizes=True,  # then they are told, as all that is missing or unexpected
+        ignore_mismatched_sizes=True,  # so they are reported, like missing and unexpected names
         output_loading_info=True,
     )
     if problems := loading_problems(info):
         raise RemapError(problems)
     refuse_changed(job.checkpoints)
-    model.name_or_path = model.config.name_or_path = ""  # it comes from no folder
+    model.name_or_path = model.config.name_or_path = ""  # the model comes from no folder
     loaded: PreTrainedModel = model
     return loaded
 
@@ -89,7 +87,7 @@ def _tensor(entry: Mapped, recipe: Recipe, mappings: dict[Path, mmap.mmap]) -> t
     if entry.nbytes == 0:
         return torch.empty(entry.shape, dtype=dtype)
     run = recipe.copied(entry.target)
-    # Nothing promises that torch computes with elements at other offsets than multiples of theirs.
+    # torch doesn't promise to compute with elements that aren't aligned to their size.
     if run is not None and run.offset % dtype.itemsize == 0:
         mapping = _mapping(run.file, mappings)
         if len(mapping) < run.offset + run.nbytes:
@@ -102,13 +100,13 @@ def _tensor(entry: Mapped, recipe: Recipe, mappings: dict[Path, mmap.mmap]) -> t
 
 
 def _mapping(file: Path, mappings: dict[Path, mmap.mmap]) -> mmap.mmap:
-    """The whole of a file, copy-on-write; once for all tensors in it, which keep it."""
+    """Map a whole file, copy-on-write; once for all tensors in it, which keep the mapping alive."""
     try:
         if file not in mappings:
             with file.open("rb") as opened:
                 mappings[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
         return mappings[file]
-    except (OSError, ValueError) as error:  # ValueError: it is empty now
+    except (OSError, ValueError) as error:  # ValueError: the file is empty now
         if getattr(error, "errno", None) == errno.ENOMEM:
             raise refuse(
                 "LR501",

@@ -1,6 +1,4 @@
-"""May this folder be written, and are the sources still what they were? Asked before anything is
-made.
-"""
+"""Checks before anything is written: the output can be written, and the sources haven't changed."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llava_remap.checkpoint import BESIDE, Checkpoint
+from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.execute import CLAIM, Facts, is_held, read_claim, refuse_changed_job, refuse_filled
 from llava_remap.verify.record import RECORD
@@ -28,7 +27,7 @@ def output_folder(text: str | Path) -> Path:
 
 
 def refuse_changed(checkpoints: Mapping[str, Checkpoint]) -> None:
-    """LR102 for a source that is no longer what it was when it was opened."""
+    """Raise LR102 if a file of a source changed since it was opened."""
     if changed := [
         str(path) for checkpoint in checkpoints.values() for path in checkpoint.changed()
     ]:
@@ -40,13 +39,11 @@ def refuse_changed(checkpoints: Mapping[str, Checkpoint]) -> None:
 
 
 def refuse_report(report: Path, output: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
-    """LR508 for a report that would be taken for a part of the output, or that would change a
-    source.
-    """
+    """Raise LR508 for a report inside the output or inside a source."""
     if _real(report).is_relative_to(_real(output)):
         raise refuse(
             "LR508",
-            f"{report} is inside the output, where it would be taken for a part of it.",
+            f"{report} is inside the output, and would look like a part of it.",
             "Give another --report.",
         )
     if (name := _source_with(report, checkpoints)) is not None:
@@ -58,8 +55,8 @@ def refuse_report(report: Path, output: Path, checkpoints: Mapping[str, Checkpoi
 
 
 def _source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | None:
-    """The source that has `path` in its folder or among its files, or would have; None where it
-    could be written.
+    """The name of the source to whose folder or files `path` belongs or would belong; None if it
+    belongs to no source.
     """
     real = _real(path)
     names = [name for part in BESIDE.values() for name in part]
@@ -71,9 +68,8 @@ def _source_with(path: Path, checkpoints: Mapping[str, Checkpoint]) -> str | Non
 
 
 def _real(path: Path) -> Path:
-    return Path(
-        os.path.realpath(path)
-    )  # which, unlike `Path.resolve`, takes links that lead in a circle
+    # Unlike `Path.resolve`, `realpath` accepts links that lead in a circle.
+    return Path(os.path.realpath(path))
 
 
 def output_problems(
@@ -82,17 +78,16 @@ def output_problems(
     checkpoints: Mapping[str, Checkpoint],
     facts: Facts | None = None,
 ) -> list[Problem]:
-    """LR503 for an output that isn't an empty folder, LR502 for a disk without room, LR508 where it
-    can't or mustn't be.
+    """Reasons not to write into an output folder.
 
-    Also LR505 for one in which a job was begun, and LR504 if that is another one than the job that
-    is to be gone on with.
+    LR502: the disk has too little room. LR503: the output isn't an empty folder. LR504: it holds
+    the beginning of another job than the one to continue. LR505: it holds the beginning of a job,
+    and no job is to be continued. LR508: the system or a source forbids to write there.
 
     Args:
-        nbytes: how much disk the files will occupy; None where nothing can be, so that no room is
-            needed.
-        checkpoints: the sources by name.
-        facts: of the job, where it is to be gone on with.
+        nbytes: disk that the files will occupy; None for a job that can't be carried out.
+        checkpoints: the sources, by name.
+        facts: those of the job to continue; None for a new job.
     """
     another = "Give another --output."
     try:
@@ -134,29 +129,28 @@ def output_problems(
 
 
 def _left_to_write(output: Path, nbytes: int | None, facts: Facts | None) -> int | None:
-    """How much more room `nbytes` need than what is there already."""
+    """Disk that is still needed of `nbytes`, with the files that an unfinished job left."""
     if not output.is_dir():
         raise refuse("LR503", f"{output} is there and isn't a folder.", "Give another --output.")
-    begun = read_claim(
-        output
-    )  # first: a job that begins meanwhile is seen to be held, not to be unfinished
+    # The claim is read first, so a job that begins meanwhile looks held and not unfinished.
+    begun = read_claim(output)
     if is_held(output):
         raise refuse(
             "LR503", f"another job writes into {output}.", "Give another --output, or wait for it."
         )
     if not (killed := (output / CLAIM).exists()):
-        begun = None  # it has ended meanwhile
+        begun = None  # the job has ended meanwhile
     if facts is not None and not killed and (output / RECORD).is_file():
         raise refuse(
             "LR503",
-            f"{output} is finished: there is nothing to go on with.",
-            "See what it is: llava-remap verify.",
+            f"{output} is finished: there is nothing to continue.",
+            f"To see what the folder is: llava-remap verify {quote(str(output))}",
         )
     if facts is None or begun is None:
         refuse_filled(output, begun, killed=killed)
         return nbytes
     refuse_changed_job(output, begun, facts)
-    # What is finished is kept, and the rest of what the job left goes before anything is written.
+    # Finished files are kept. The other files of the job are removed before anything is written.
     return (
         None if nbytes is None else nbytes - sum(path.lstat().st_size for path in output.iterdir())
     )

@@ -1,6 +1,4 @@
-"""What a job will need of memory and disk, what the machine has left of memory, and what the job
-took in the end.
-"""
+"""Memory and disk: what a job will need, what the machine has left, and what the job took."""
 
 from __future__ import annotations
 
@@ -21,28 +19,27 @@ if TYPE_CHECKING:
     from llava_remap.jobs.job import Job
 
 _MIB = 1 << 20
-#: What libraries occupy once they are imported: numpy; torch (a CPU build) with transformers'
-#: loader; and a strict load.
+#: Memory of libraries after their import: numpy; torch (a CPU build) with transformers' loader; and
+#: memory of a strict load.
 _NUMPY, _TORCH, _STRICT_LOAD = 16 * _MIB, 320 * _MIB, 40 * _MIB
-#: Of a record: what a tensor takes in it beside its names, and the configs and versions.
+#: Bytes of a record: for each tensor beside its names, and for configs and versions.
 _RECORDED, _RECORD = 400, 64 << 10
-#: A name's line in the index, beside the name and its file.
+#: Bytes of a line of the index beside the tensor's name and its file.
 _LINE = 8
-#: A prediction is at most so many times what is needed, so with less than its share of it a job
-#: can't succeed.
+#: A prediction exceeds the real need at most by this factor. With less than the prediction divided
+#: by it, a job can't succeed.
 _MARGIN = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What a job will need at most, in bytes.
+    """The most that a job will need, in bytes.
 
     Attributes:
-        process: memory that this process has occupied so far at its worst moment: interpreter,
-            libraries, plan.
-        libraries: memory for those that the job will import.
-        working: memory for buffers and for tensors that are computed.
-        disk: all the files of the output together. Nothing else is written on the way.
+        process: peak memory of this process so far: interpreter, libraries, plan.
+        libraries: memory of the libraries that the job will import.
+        working: memory for buffers and for computed tensors.
+        disk: all files of the output. A job writes no temporary files.
     """
 
     process: int
@@ -61,27 +58,24 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What a process took, in bytes: the most memory that it occupied at any moment, and the
-    disk that its files occupy.
-    """
+    """What a process took, in bytes: its peak memory, and the disk of its files."""
 
     memory: int
     disk: int
 
     @classmethod
     def by(cls, files: Iterable[Path]) -> Used:
-        """By this process so far, if these are the files that it wrote."""
-        return cls(
-            peak_nbytes(), sum(path.stat().st_blocks * 512 for path in files)
-        )  # so POSIX has it, whatever a block is
+        """What this process took so far, given the files that it wrote."""
+        # POSIX counts `st_blocks` in units of 512 bytes, whatever the file system's block is.
+        return cls(peak_nbytes(), sum(path.stat().st_blocks * 512 for path in files))
 
 
 def predict(job: Job, verify: str, jobs: int = JOBS) -> Predicted:
-    """What a job that is planned will need, from here on in this process.
+    """What a planned job will need, from here on in this process.
 
     Args:
-        verify: how it will be checked after writing, as in `run`.
-        jobs: how many files are written at the same time.
+        verify: how the output will be checked, as in `run`.
+        jobs: number of weight files that are written at the same time.
     """
     recipe = job.recipe
     libraries = _NUMPY * (computes(job.plan, recipe) and "numpy" not in sys.modules)
@@ -96,7 +90,7 @@ def predict(job: Job, verify: str, jobs: int = JOBS) -> Predicted:
 
 
 def _is_known(job: Job) -> bool:
-    """Whether the strict load's answer is kept."""
+    """Whether the cache has the strict load's answer."""
     assert job.derived is not None
     mapped = {entry.target: entry for entry in job.plan.mapped}
     names = [name for shard in job.plan.shards for name in shard.tensors]
@@ -105,7 +99,7 @@ def _is_known(job: Job) -> bool:
 
 
 def job_disk_nbytes(job: Job) -> int:
-    """Bytes of disk that the output of a job will occupy."""
+    """Disk that the output of a job will occupy, in bytes."""
     others = (
         [] if job.derived is None else [*map(len, job.small_files.values()), _record_nbytes(job)]
     )
@@ -113,14 +107,12 @@ def job_disk_nbytes(job: Job) -> int:
 
 
 def disk_nbytes(shards: Sequence[Shard], recipe: Recipe, others: Iterable[int]) -> int:
-    """Bytes of disk that weight files with their index will occupy, and other files of these
-    sizes.
-    """
+    """Disk that weight files, their index and other files of these sizes will occupy, in bytes."""
     weights = [shard_nbytes(shard, recipe) for shard in shards]
     index = sum(
         len(json.dumps({name: shard.file})) + _LINE for shard in shards for name in shard.tensors
     )
-    # Whole blocks, and on ext4 some for the list of a file's extents.
+    # Files occupy whole blocks, and on ext4 some more for the list of their extents.
     return sum(nbytes + nbytes // 4096 + 4096 for nbytes in (*weights, index, *others))
 
 
@@ -144,7 +136,7 @@ def _record_nbytes(job: Job) -> int:
 
 
 def memory_problems(needed: Predicted) -> list[Problem]:
-    """LR501 where memory is clearly not enough."""
+    """LR501 if the memory is clearly not enough."""
     still = needed.libraries + needed.working
     free_by_limit = list(limits())
     if not free_by_limit or (free := min(free_by_limit))[0] * _MARGIN >= still:
@@ -152,8 +144,7 @@ def memory_problems(needed: Predicted) -> list[Problem]:
     return [
         Problem(
             "LR501",
-            f"the job needs up to {still:,} bytes more than it has by now, {max(free[0], 0):,} "
-            "are "
+            f"the job needs up to {still:,} bytes more than it has now, {max(free[0], 0):,} are "
             f"free ({free[1]}).",
             "Close other programs, raise the limit, or use a larger machine.",
         )
@@ -161,10 +152,10 @@ def memory_problems(needed: Predicted) -> list[Problem]:
 
 
 def peak_nbytes() -> int:
-    """The most memory that this process has occupied at any moment.
+    """Peak memory of this process, in bytes.
 
-    Linux tells it of the program that is running. `getrusage` also counts, there, what occupied the
-    process before that program was started in it: its parent, as a rule, which may be larger.
+    On Linux, `getrusage` also counts what the process occupied before it started the present
+    program, as a rule as a copy of a larger parent. `/proc` has the figure of the program alone.
     """
     if (peak := status("VmHWM")) is not None:
         return peak

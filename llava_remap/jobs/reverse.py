@@ -1,5 +1,5 @@
-"""The way back without a record: from a checkpoint in a layout of transformers to original
-names, by a rule file's inverse.
+"""The way back without a record: a checkpoint in a layout of transformers gets its original names
+by the inverse of a rule file.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.source.sources import open_source, short_name
 from llava_remap.target_model import EMBEDDING, Target, wanted_parameters
 
-#: What the naming convention of the output is called in a plan.
+#: The layout of the output, as a plan calls it.
 ORIGINAL = "original"
 
 
 @dataclass(frozen=True, slots=True)
 class Reversal(Job):
-    """A way back that was planned.
+    """A planned way back.
 
     Attributes:
-        program: the way there.
-        classic: the checkpoint's names in the classic layout, those that are in a layout.
+        program: the way forward.
+        classic: name in the checkpoint → classic name, for every name that is in a layout.
     """
 
     program: Program
@@ -46,8 +46,8 @@ class Reversal(Job):
     def check(
         self, weights: Sequence[Path], verify: Verify, on_progress: OnProgress, on_phase: OnPhase
     ) -> list[Problem]:
-        """LR601 where the rule file doesn't take what was written forward to where it came from,
-        LR602 where it isn't what the source gives.
+        """LR601 if the rule file doesn't lead a written tensor forward to its source, LR602 if the
+        written files don't hold what the source gives.
         """
         found = _forward_problems(self, written_tensors(weights)) if verify != "none" else []
         return found + self.compared(weights, verify, on_progress, on_phase)
@@ -67,14 +67,14 @@ def plan_reverse(
     """Plan the way back from headers alone; nothing is written.
 
     Args:
-        source: the checkpoint, as one of `plan_job`.
-        output: the folder to be written; by default the source's last part with `-original`, in the
-            current folder.
+        source: the checkpoint, given like a source of `plan_job`.
+        output: the folder to write. The default is the last part of the source's path with
+            `-original`, in the current folder.
         rules, dry_run, offline: as in `plan_job`.
 
     Raises:
-        RemapError: for a rule file, a source or a command line that can't be read. What doesn't
-            lead back is in `plan.problems`.
+        RemapError: for a rule file, a source or a command line that can't be read. Names without a
+            way back are in `plan.problems`.
     """
     file = load_rule_file(rules)
     first = file.first_source
@@ -100,8 +100,8 @@ def plan_reverse(
         name: every.inverse(name)
         for name in dict.fromkeys((*classic.values(), *(target.shapes if target else ())))
     }
-    # What the rules with a `when` do can be told now that the original names are known, though not
-    # the original's config.
+    # The original names are known now, so rules with a `when` can be decided, except for what
+    # depends on the original's config.
     program = every.given([name for name in back.values() if name is not None], None)
     back = {
         name: original
@@ -123,7 +123,7 @@ def plan_reverse(
         problems=problems or _name_problems(file, taken, classic, layout, target),
         notes=_notes(file, checkpoint, classic, target),
         layout=Layout(ORIGINAL),
-        recognised=False,  # what isn't mapped is told here, in the words of the way back
+        recognised=False,  # `_name_problems` reports unmapped names in the words of the way back
     )
     plan = with_suggestions(plan, routes, with_rules=False)
     job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
@@ -139,7 +139,7 @@ def _routed(
     back: Mapping[str, str | None],
     program: Program,
 ) -> Routed:
-    """A tensor and the original name that it gets, by the rules that lead from there."""
+    """A tensor, its original name, and the rules that lead from there to its present name."""
     original = back.get(classic.get(name, ""))
     trace = program.rewrite(original).trace if original is not None else ()
     return Routed(
@@ -150,8 +150,8 @@ def _routed(
 
 
 def _renamed(target: Target, back: Mapping[str, str | None]) -> Target:
-    """The parameters wanted under their original names; one that none leads back from keeps its
-    own, and so is told.
+    """The target under original names. A parameter without a way back keeps its name, and is
+    reported as missing.
     """
     names = {name: back.get(name) or name for name in target.shapes}
     shapes = {names[name]: shape for name, shape in target.shapes.items()}
@@ -160,14 +160,14 @@ def _renamed(target: Target, back: Mapping[str, str | None]) -> Target:
 
 
 def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
-    """LR112 or LR311 where a config doesn't say that the checkpoint is of the rule file's class."""
+    """LR112 or LR311 if the config doesn't say that the checkpoint is of the rule file's class."""
     config, wanted = checkpoint.config, rules.target.class_
     if config is None:
         return [
             Problem(
                 "LR112",
-                f"{checkpoint.location} has no config.json to say which model it is.",
-                "Put the config.json beside the weights that was saved with them.",
+                f"{checkpoint.location} has no config.json, so the model's class is unknown.",
+                "Put the config.json that was saved with the weights beside them.",
             )
         ]
     said = [("architectures", config.get("architectures"), [wanted])]
@@ -194,7 +194,7 @@ def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
             Problem(
                 "LR112",
                 f"the config.json in {checkpoint.location} has no `text_config`.",
-                "Hold the config.json against the original one.",
+                "Compare the config.json with the original one.",
             )
         ]
     return []
@@ -207,7 +207,9 @@ def _name_problems(
     layout: str,
     target: Target | None,
 ) -> list[Problem]:
-    """LR301 for names in no layout or without a way back, LR303 for what the model doesn't have."""
+    """LR301 for names in no layout or without a way back, LR303 for names that the model doesn't
+    have.
+    """
     unknown = tuple(r.tensor.name for r in taken if r.tensor.name not in classic)
     stuck = tuple(
         r.tensor.name for r in taken if r.tensor.name in classic and r.rewrite.target is None
@@ -224,16 +226,15 @@ def _name_problems(
     if made:
         makers = ", ".join(dict.fromkeys(f"`{options[classic[name]]}`" for name in made))
         cause = (
-            f"{len(made)} of {len(taken)} names are of tensors that {makers} made, and that "
-            "may have been trained since."
+            f"{len(made)} of {len(taken)} names are of tensors that {makers} made. They may have "
+            "been trained since."
         )
         problems.append(
             Problem(
                 "LR301",
                 cause,
-                "The original has no place for them. What `apply` wrote, `llava-remap revert` "
-                "gives "
-                "back.",
+                "The original has no place for them. For a folder that `apply` wrote, "
+                "`llava-remap revert DIR` gives the original back by the folder's record.",
                 made,
             )
         )
@@ -246,15 +247,14 @@ def _name_problems(
             Problem(
                 "LR301",
                 cause,
-                "Give a checkpoint that transformers saved, or `apply` wrote.",
+                "Give a checkpoint that transformers saved or `apply` wrote.",
                 unknown,
             )
         )
     if stuck:
         cause = (
-            f"{len(stuck)} of {len(taken)} names that no rule of {rules.name} leads back "
-            "from, "
-            "or rules to several names."
+            f"{len(stuck)} of {len(taken)} names have no way back by {rules.name}: no rule makes "
+            "them, or rules lead back to several names."
         )
         asking = [
             rule.id
@@ -263,8 +263,8 @@ def _name_problems(
         ]
         if asking:
             cause += (
-                f" Whether {', '.join(asking)} count depends on the original's config, which "
-                "isn't there."
+                f" Whether {', '.join(asking)} apply depends on the original's config, which is "
+                "not known."
             )
         problems.append(
             Problem(
@@ -291,10 +291,11 @@ def _name_problems(
 def _notes(
     rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str], wanted: Target | None
 ) -> list[Problem]:
-    """LR410 and LR411: what is as it is in the checkpoint, and what is not there."""
+    """LR410: what stays as the checkpoint has it. LR411: what the output lacks."""
     origin = rules.text.sources[rules.first_source].default
     cause = (
-        "there is no config.json, generation_config.json or tokenizer file: they can't be derived."
+        "config.json, generation_config.json and the tokenizer files of the original can't be "
+        "derived, and are not written."
     )
     drops = [
         f"`{rule.from_ or rule.match}` ({rule.drop})"
@@ -316,21 +317,21 @@ def _notes(
     if rules.text.tokens and embedding is not None and embedding.shape:
         tokens = ", ".join(f"`{token.text}`" for token in rules.text.tokens)
         cause = (
-            f"all {embedding.shape[0]} rows of embed_tokens are kept, with those that were "
-            f"made for {tokens} or to fill up."
+            f"all {embedding.shape[0]} rows of embed_tokens are kept, also those that were made "
+            f"for {tokens} or as padding."
         )
         fix = (
             f"Set vocab_size to {embedding.shape[0]} in the config.json that you copy, and put "
-            f"{tokens} with their ids into an "
-            "added_tokens.json beside it: without, nothing tells whose rows they are."
+            f"{tokens} with their ids into an added_tokens.json beside it. Without that file "
+            "nothing says which token each row belongs to."
         )
         notes.append(Problem("LR410", cause, fix))
     return notes
 
 
 def _forward_problems(job: Reversal, written: Catalog) -> list[Problem]:
-    """LR601 where the rule file doesn't take what was written to the names, dtypes and shapes
-    that it came from.
+    """LR601 if the rule file doesn't lead each written tensor to the name, dtype and shape of its
+    source.
     """
     wanted = {
         entry.target: (job.classic[origin.name], entry.dtype, entry.shape)
@@ -347,8 +348,7 @@ def _forward_problems(job: Reversal, written: Catalog) -> list[Problem]:
         return [
             Problem(
                 "LR601",
-                f"{len(wrong)} tensors that were written are not taken forward to where they "
-                f"came from.",
+                f"the rules don't lead {len(wrong)} written tensors forward to their sources.",
                 "Please report this with the rule file's name.",
                 wrong,
             )

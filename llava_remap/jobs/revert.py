@@ -1,4 +1,4 @@
-"""The way back: original names and bytes of a folder that `apply` wrote, from its record."""
+"""The way back by a record: original names and bytes of a folder that `apply` wrote."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from llava_remap.routing import SourceName
 from llava_remap.verify import file_problems, header_problems
 from llava_remap.verify.record import RECORD, Record, read_record
 
-#: What the folder is called where a source needs a name.
+#: The source name of the converted folder.
 CONVERTED = "converted"
 
 
@@ -48,14 +48,15 @@ class Restored:
     """A source as it will be restored.
 
     Attributes:
-        name: its name in the rule file.
-        location: where it was.
-        folder: where it will be.
-        recipe, shards: its tensors, of those of the converted folder.
+        name: of the source in the rule file.
+        location: where the source was.
+        folder: where it will be written.
+        recipe, shards: how its tensors are made of the converted folder's.
         texts: its configs, by file name.
-        dropped: its tensors that rules dropped; they can't come back.
-        not_taken: how many of its tensors were not selected or were replaced; they can't, either.
-        not_restored: its other small files, of which only the digests are known.
+        dropped: its tensors that rules dropped, and that can't be restored.
+        not_taken: number of its tensors that were not selected or were replaced, and that can't be
+            restored.
+        not_restored: its other small files. The record has only their digests.
     """
 
     name: str
@@ -98,7 +99,7 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Reversion:
-    """A way back that was planned: the converted folder, and what will be made of it."""
+    """A planned way back: the converted folder, and the sources that will be made of it."""
 
     converted: Checkpoint
     record: Record
@@ -127,7 +128,7 @@ class Reversion:
 
     @property
     def nbytes_to_handle(self) -> int:
-        """Bytes of which `run` reports progress: all files digested, all weight files written."""
+        """Bytes that `run` handles in all: digests of all files, and the weight files written."""
         digested = sum(file.nbytes for file in self.record.outputs.values())
         return digested + sum(part.nbytes for part in self.written)
 
@@ -137,10 +138,10 @@ class Reversion:
         jobs: int = JOBS,
         on_progress: OnProgress = lambda nbytes: None,
     ) -> Reversion:
-        """The same, if the folder's files are as they were written.
+        """Check that the folder's files are as they were written, and return the job.
 
         Raises:
-            RemapError: LR603 where they aren't, LR102 where they changed since they were opened.
+            RemapError: LR603 if a file differs, LR102 if one changed since it was opened.
         """
         if problems := file_problems(self.converted.path, self.record, on_progress):
             raise RemapError(problems)
@@ -159,7 +160,7 @@ class Reversion:
         return {}
 
     def to_json(self, result: Result) -> dict[str, Any]:
-        """The way back, now that it was gone."""
+        """The result, once the job was carried out."""
         return {
             "format": "llava-remap/reversion",
             "format_version": 2,
@@ -178,21 +179,20 @@ class Reversion:
 def plan_revert(folder: Path, output: str | Path) -> Reversion:
     """Plan the way back from record and headers alone; nothing is written.
 
-    A single source is restored into `output` itself, of several each into a folder of its name
-    inside it.
+    A single source is restored into `output` itself; several sources each into a folder of their
+    name inside it.
 
     Raises:
-        RemapError: as `read_record`; LR113 for a record that contradicts itself, LR603 where it
-            isn't of these files, LR607 where a tensor isn't in the folder any more as it was,
-            LR502, LR503 or LR508 for an output that can't be.
+        RemapError: as `read_record`; LR113 for a record that contradicts itself, LR603 for a record
+            of other files, LR607 if the folder doesn't hold a source tensor as it was, LR502, LR503
+            or LR508 for an output that can't be written.
     """
     record = read_record(folder)
     output = output_folder(output)
     try:
         converted = replace(open_checkpoint(folder / INDEX), path=folder)
-    except (
-        RemapError
-    ) as error:  # all of it could be opened when it was written, so a digest tells more
+    except RemapError as error:
+        # Every file could be opened when it was written, so a wrong digest explains more.
         raise RemapError(file_problems(folder, record) or error.problems) from None
     if problems := [*header_problems(converted.catalog, record), *_text_problems(folder, record)]:
         raise RemapError(problems)
@@ -202,7 +202,7 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
         raise refuse(
             "LR113",
             f"{folder / RECORD}: source {odd[0]!r} can't be the name of a folder.",
-            "Look where it comes from.",
+            "Find out where the record comes from.",
         )
     originals = _originals(record)
     _refuse_impossible(folder, originals)
@@ -217,7 +217,7 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
 
 
 def revert(folder: str | Path, output: str | Path) -> Result:
-    """Plan the way back and go it: `plan_revert`, then `run`."""
+    """Plan the way back and carry it out: `plan_revert`, then `run`."""
     return run(plan_revert(Path(folder), output), verify="none")
 
 
@@ -228,8 +228,8 @@ def _restored(
     converted: Checkpoint,
     originals: Mapping[SourceName, Mapped],
 ) -> Restored:
-    """A source, its tensors in the files and in the order in which the converted folder has
-    them.
+    """A source to restore. Its tensors keep the order and the division into files of the converted
+    folder.
     """
     source = record.sources[name]
     place = {tensor: number for number, tensor in enumerate(converted.catalog)}
@@ -261,10 +261,10 @@ def _restored(
 
 
 def _originals(record: Record) -> dict[SourceName, Mapped]:
-    """Every source tensor as it is made from the folder's: the record's parts, swapped.
+    """How each source tensor is made of the folder's tensors: the record's parts, swapped.
 
     Raises:
-        RemapError: LR607 with all those that can't be had back.
+        RemapError: LR607 with every tensor that can't be restored.
     """
     changes = {entry.change.target: entry for entry in record.post_load}
     kept = {
@@ -297,11 +297,11 @@ def _originals(record: Record) -> dict[SourceName, Mapped]:
 
 
 class _Moved(NamedTuple):
-    """A part of a source tensor, which a target name has.
+    """A part of a source tensor that a target name has.
 
     Attributes:
-        holder: the tensor of the folder that it is in; of a tied name the other's.
-        dtype: as the source had it.
+        holder: the tensor of the folder that holds the part; for a tied name the other tensor.
+        dtype: the source tensor's.
     """
 
     target: str
@@ -315,10 +315,10 @@ class _Moved(NamedTuple):
         return SourceName(self.part.source, self.part.taken.name)
 
     def loss(self, changed_by: Mapping[str, str]) -> str:
-        """Why the source tensor can't be had back; empty where it can.
+        """Why the source tensor can't be restored; empty if it can.
 
         Args:
-            changed_by: the post-load rule that didn't keep all of a tensor, by the tensor's name.
+            changed_by: name of a tensor → the post-load rule that didn't keep all of it.
         """
         holder = self.holder
         if holder.lora is not None:
@@ -333,8 +333,8 @@ class _Moved(NamedTuple):
 
 
 def _old_spans(entry: Mapped, changed: PostLoadChange) -> list[tuple[int, int]] | None:
-    """Where in a tensor that a post-load rule changed the elements lie that it had before, in
-    order: first element, and how many. None where not all of them were kept.
+    """Where a tensor that a post-load rule changed holds its old elements: offset and count of each
+    span, in order. None if not all of them were kept.
     """
     found = find_old_bytes(changed.use, changed.options, changed.change)
     width = DTYPE_BITS[entry.dtype] // 8
@@ -342,13 +342,15 @@ def _old_spans(entry: Mapped, changed: PostLoadChange) -> list[tuple[int, int]] 
 
 
 def _swapped(part: Part, entry: Mapped, spans: Sequence[tuple[int, int]] | None) -> Iterator[Part]:
-    """The way back of a part of a converted tensor, of which a post-load rule kept `spans`."""
+    """The way back of a part of a tensor. If a post-load rule changed the tensor, the old elements
+    lie in `spans`.
+    """
     if spans is None:
         yield part.swapped(CONVERTED, entry.shape)
         return
     now, then = prod(entry.shape), prod(part.shape)
     for moved in part.runs():
-        at = 0  # in the tensor before the change
+        at = 0  # offset in the tensor before the change
         for offset, count in spans:
             first, last = max(moved.placed, at), min(moved.placed + moved.size, at + count)
             if first < last:
@@ -360,12 +362,12 @@ def _swapped(part: Part, entry: Mapped, spans: Sequence[tuple[int, int]] | None)
 
 
 def _refuse_lost(record: Record, losses: Iterable[tuple[str, str]]) -> None:
-    """LR607 with all tensors that can't be had back: names, each with the reason or nothing."""
+    """Raise LR607 if there is a loss: `losses` are names, each with the reason or nothing."""
     if lost := tuple(dict.fromkeys((name, why) for name, why in losses if why)):
         raise RemapError(
             Problem(
                 "LR607",
-                f"{len(lost)} tensors of the sources are not in the folder as they were.",
+                f"the folder doesn't hold {len(lost)} tensors of the sources as they were.",
                 f"Take them from the original: {', '.join(record.locations.values())}.",
                 tuple(name for name, _ in lost),
                 lost,
@@ -374,8 +376,8 @@ def _refuse_lost(record: Record, losses: Iterable[tuple[str, str]]) -> None:
 
 
 def _refuse_impossible(folder: Path, originals: Mapping[SourceName, Mapped]) -> None:
-    """LR113 for a record that no job of ours can have written: parts that don't cover a source
-    tensor once, or a name that no file can have.
+    """Raise LR113 for a record that no job can have written: parts that don't cover a source tensor
+    once, or a name that no file can have.
     """
     odd = [o.name for o, entry in originals.items() if not entry.parts or not _is_possible(o.name)]
     cause = f"what it says of `{odd[0]}` contradicts the rest of it, or can't be" if odd else ""
@@ -392,9 +394,9 @@ def _refuse_impossible(folder: Path, originals: Mapping[SourceName, Mapped]) -> 
 
 
 def _text_problems(folder: Path, record: Record) -> list[Problem]:
-    """LR603 for texts in the record that are not those of the files whose digests are in it."""
+    """LR603 for texts of sources in the record that don't have the digest beside them."""
     rows = [
-        (f"{name}/{file}", "is not the text whose digest is in the record")
+        (f"{name}/{file}", "is not the text with the digest in the record")
         for name, source in record.sources.items()
         for file, text in source.texts.items()
         if source.files.get(file) != FileDigest.of(text)
@@ -405,7 +407,7 @@ def _text_problems(folder: Path, record: Record) -> list[Problem]:
         Problem(
             "LR603",
             f"{folder / RECORD} was changed: {len(rows)} texts of the sources in it.",
-            "Copy the folder again from where it was whole.",
+            "Copy the folder again from an unchanged copy.",
             tuple(name for name, _ in rows),
             tuple(rows),
         )
@@ -413,7 +415,7 @@ def _text_problems(folder: Path, record: Record) -> list[Problem]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is that of a folder inside another one, on any system."""
+    """Whether a name can be that of a folder inside another one on any system."""
     return (
         name.isprintable() and not set(name) & set('/\\:*?"<>|') and name.strip(" .") == name != ""
     )

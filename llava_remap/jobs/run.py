@@ -1,4 +1,4 @@
-"""The one runner: it carries every kind of job out, whole, or leaves no trace."""
+"""The one runner. It carries out every kind of job as a whole, or leaves no trace."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from llava_remap.jobs.resources import Used
 from llava_remap.plan import Shard
 
 Verify = Literal["meta", "full", "none"]
-#: Called with a number of bytes that were handled since the last call, from any thread.
+#: Called from any thread with the number of bytes handled since the last call.
 OnProgress = Callable[[int], None]
-#: Called with what is being done, where that changes.
+#: Called with the name of each phase when it begins.
 OnPhase = Callable[[str], None]
 
 
@@ -37,8 +37,8 @@ class Written:
 
     Attributes:
         name: of the folder inside the output; empty for the output itself.
-        recipe, shards: its weight files.
-        small_files: the others, by name.
+        recipe, shards: what the weight files are made of.
+        small_files: the other files, by name.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Written:
 
     @property
     def tensor_nbytes(self) -> int:
-        """Bytes of the tensors in them."""
+        """Bytes of the tensors in the weight files."""
         mapped = self.recipe.mapped
         return sum(mapped[name].nbytes for shard in self.shards for name in shard.tensors)
 
@@ -62,7 +62,7 @@ Planned = TypeVar("Planned", bound="Runnable")
 
 
 class Runnable(Protocol):
-    """A job that was planned: forward, by a rule file's way back, or by a record."""
+    """A planned job of any kind: forward, back by a rule file, or back by a record."""
 
     @property
     def output(self) -> Path: ...
@@ -79,39 +79,39 @@ class Runnable(Protocol):
     def prove(
         self: Planned, verify: Verify = ..., jobs: int = ..., on_progress: OnProgress = ...
     ) -> Planned:
-        """The job with its value checks run.
+        """Run the job's checks before anything is written, and return the job with their notes.
 
         Raises:
-            RemapError: with whatever keeps it from being carried out.
+            RemapError: with every reason not to carry the job out.
         """
         ...
 
     def resumable(self, on_progress: OnProgress) -> Resumable | None:
-        """What makes it a job that can be gone on with; None where it can't."""
+        """What `run` needs to continue the job after an interruption; None if it can't."""
         ...
 
     def check(
         self, weights: Sequence[Path], verify: Verify, on_progress: OnProgress, on_phase: OnPhase
     ) -> list[Problem]:
-        """What is wrong with the weight files that were written."""
+        """Problems of the weight files that were written."""
         ...
 
     def last_files(self, folder: Folder, verify: Verify) -> Mapping[str, bytes]:
-        """What is written behind the index."""
+        """The files that are written after the index."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A job that was carried out.
+    """The result of a job that was carried out.
 
     Attributes:
-        files: names relative to the output.
-        nbytes: bytes of weights.
-        seconds: that it took.
-        verified: how it was checked.
-        used: memory and disk that it took.
-        reused: how many weight files were finished by an earlier try.
+        files: paths relative to the output.
+        nbytes: bytes of the tensors written.
+        seconds: duration of the run.
+        verified: how the output was checked.
+        used: memory and disk that the run took.
+        reused: number of weight files that an earlier run had finished.
     """
 
     output: Path
@@ -145,23 +145,23 @@ def run(
     verify: Verify = "meta",
     jobs: int = JOBS,
 ) -> Result:
-    """Carry a planned job out, whole.
+    """Carry out a planned job as a whole.
 
-    Value checks come first, then the weights, a check of them, the small files, the index, and last
-    the record. Whatever fails or interrupts, what this call wrote is removed, but for weight files
-    that are finished and that the same job can go on from: `plan_job(resume=True)`.
+    The order is: value checks, weights, a check of the weights, small files, index, record. After a
+    failure or an interruption everything that this call wrote is removed, except for finished
+    weight files from which the same job can continue: `plan_job(resume=True)`.
 
     Args:
-        on_progress: called with the number of bytes handled since the last call, as many in all as
-            the job's `nbytes_to_handle` tells.
-        on_phase: called with what is being done, where that changes.
-        verify: `meta`: names and shapes of what was written are checked, forward by the installed
-            transformers, which is asked to load it on meta tensors; `full`: every tensor is also
-            read back and compared with what its source gives; `none`: neither.
-        jobs: how many weight files are written at a time.
+        on_progress: called with the number of bytes handled since the last call; in all the job's
+            `nbytes_to_handle`.
+        on_phase: called with the name of each phase when it begins.
+        verify: `meta` checks names and shapes of the written tensors; forward, the installed
+            transformers loads them strictly on the meta device. `full` also reads every tensor back
+            and compares it with its source. `none` checks nothing.
+        jobs: number of weight files that are written at the same time.
 
     Raises:
-        RemapError: with the plan's problems, or what was found since.
+        RemapError: with the plan's problems, or with those found while running.
     """
     started = time.monotonic()
     job = job.prove(verify, jobs, on_progress)

@@ -1,5 +1,5 @@
-"""What could map the names that a plan leaves over: guesses from names and shapes, to be looked
-at.
+"""Suggestions for the names that a plan leaves over: guesses from names and shapes, for a person
+to judge.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from llava_remap.routing import Routes
 def with_suggestions(
     plan: Plan, routes: Routes, layout: Layout | None = None, *, with_rules: bool = True
 ) -> Plan:
-    """The plan with the nearest names on the other side for everything unmapped or missing, and
+    """The plan with the nearest names on the other side for each unmapped or missing tensor, and
     with rules that would map them.
 
     Args:
         routes: the ones that the plan was built from.
         layout: the plan's. Rules are written with classic names.
-        with_rules: whether rules are worth suggesting: the rule file is for this checkpoint.
+        with_rules: whether to suggest rules; only useful if the rule file is for this checkpoint.
     """
     if not plan.unmapped and not plan.missing:
         return plan

@@ -377,7 +377,7 @@ def test_a_claim_of_terabytes(tmp_path: Path) -> None:
 
 def test_a_finished_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     job()
-    assert refused(resume=True) == "LR503 out is finished: there is nothing to go on with."
+    assert refused(resume=True) == "LR503 out is finished: there is nothing to continue."
     assert refused() == "LR503 out is there and isn't an empty folder."
 
 

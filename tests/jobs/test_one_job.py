@@ -136,7 +136,7 @@ def test_a_job_planned_from_a_manifest(source: Path) -> None:
 
 @pytest.mark.parametrize("verify", ["Full", "some", None])
 def test_a_check_that_there_is_not(verify: Any, source: Path) -> None:
-    with pytest.raises(RemapError, match="it is one of meta, full, none"):
+    with pytest.raises(RemapError, match="verify is one of meta, full, none"):
         apply_job(planned(source), verify=verify)
     assert not Path("out").exists()
 

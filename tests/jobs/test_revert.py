@@ -417,7 +417,7 @@ def text_of(record: Any) -> None:
 
 def test_a_config_in_the_record_that_was_changed(out: Path) -> None:
     change_record(text_of)
-    assert "model/config.json is not the text whose digest is in the record" in refusal("LR603")
+    assert "model/config.json is not the text with the digest in the record" in refusal("LR603")
 
 
 def test_a_file_that_no_record_keeps(out: Path) -> None:
