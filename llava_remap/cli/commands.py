@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from llava_remap.cli.carry_out import (
-    DRY_RUN,
-    FORMAT,
-    JOBS,
-    REPORT,
+from llava_remap.cli.carry_out import carry_out, refuse_other_reports
+from llava_remap.cli.options import (
     VERIFY,
-    Asked,
+    Checkpoint,
+    DryRun,
+    Jobs,
+    Offline,
+    Report,
+    ReportFormat,
+    Rules,
     Verify,
-    carry_out,
-    refuse_other_reports,
-)
-from llava_remap.cli.common import (
-    OFFLINE,
-    Format,
     nbytes,
-    refusals,
-    resumable,
 )
+from llava_remap.cli.output import exit_code, refusals, resumable, show_result
 from llava_remap.cli.progress import progress
-from llava_remap.cli.revert import revert_command
 from llava_remap.cli.rules import rules_app
-from llava_remap.cli.shrink import shrink_command
 from llava_remap.core.codes import Exit
-from llava_remap.core.problem import RemapError
+from llava_remap.core.problem import RemapError, refuse
 from llava_remap.core.version import __version__
 
 app = typer.Typer(
@@ -45,12 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(rules_app, name="rules")
 
-
-class Dtype(str, Enum):
-    keep = "keep"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
+Form = Literal["safetensors", "sharded_safetensors", "bin", "sharded", "legacy"]
 
 
 def _version(wanted: bool) -> None:
@@ -70,18 +58,15 @@ def _root(
 
 @app.command("apply")
 def apply_command(
-    rules: Annotated[
-        str, typer.Argument(help="A rule file, or the name of a shipped one: llava-v1.5.")
-    ],
+    rules: Rules,
     source: Annotated[
         list[str],
         typer.Option(
             "--source",
             metavar="[NAME=]SRC",
             help="A checkpoint: folder, file, manifest, or ORG/NAME[@REVISION] on the hub. Without "
-            "NAME the rule file's first "
-            "source; can be given several times. What isn't given is downloaded as the rule file "
-            "says.",
+            "NAME, the rule file's first source. Can be given several times. What isn't given is "
+            "downloaded as the rule file says.",
         ),
     ] = [],  # noqa: B006
     output: Annotated[
@@ -94,76 +79,71 @@ def apply_command(
         ),
     ] = None,
     dtype: Annotated[
-        Dtype,
+        Literal["keep", "bfloat16", "float16", "float32"],
         typer.Option(
             "--dtype",
-            help="What every weight is written in; keep: each in the dtype that it is stored in. "
-            "Values are rounded to nearest; "
-            "those that don't fit are found before anything is written. What was rounded, revert "
-            "can't give back.",
+            help="The dtype of every weight that is written; keep: the dtype that each is stored "
+            "in. Values are rounded to nearest; those that don't fit are found before anything is "
+            "written. Revert can't give back what was rounded.",
         ),
-    ] = Dtype.keep,
+    ] = "keep",
     vocab: Annotated[
         str,
         typer.Option(
             "--vocab",
             metavar="keep|pad|N",
             help="How many rows the vocabulary will have. pad: as the rule file says, mostly as "
-            "many as new tokens need and on "
-            "to a multiple of 64; keep: as many as there are, so new tokens have to fit; N: so "
-            "many.",
+            "many as new tokens need, rounded up to a multiple of 64; keep: as many as there are, "
+            "so new tokens have to fit; N: so many.",
         ),
     ] = "pad",
-    dry_run: Annotated[bool, DRY_RUN] = False,
+    dry_run: DryRun = False,
     check_values: Annotated[
         bool,
         typer.Option(
             "--check-values", help="With --dry-run: also run the checks that read tensors."
         ),
     ] = False,
-    output_format: Annotated[Format, FORMAT] = Format.human,
+    output_format: ReportFormat = "human",
     layout: Annotated[
         str,
         typer.Option(
             "--layout",
             metavar="LAYOUT",
             help="The names that are written. classic: those that every transformers loads; "
-            "module-4.52, module-5.6: the module "
-            "names of transformers 4.52 to 5.5 and of 5.6 and later, for programs that want those.",
+            "module-4.52, module-5.6: the module names of transformers 4.52 to 5.5 and of 5.6 and "
+            "later, for programs that want those.",
         ),
     ] = "classic",
-    report: Annotated[Path | None, REPORT] = None,
+    report: Report = None,
     max_shard_size: Annotated[
         int | None,
         typer.Option(
             "--max-shard-size",
             metavar="SIZE",
             parser=nbytes,
-            help="Bytes of tensors that a weight file may have (5GB, 500MB; one that is larger "
-            "alone has a file to itself). "
-            "Without it, weight files are divided as the sources' are.",
+            help="Bytes of tensors that a weight file may have (5GB, 500MB). A larger tensor gets "
+            "a file of its own. Without it, weight files are divided as the sources' are.",
         ),
     ] = None,
-    jobs: Annotated[int, JOBS] = 2,
+    jobs: Jobs = 2,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Go on with a job that was interrupted or killed: weight files that are finished "
-            "are kept.",
+            help="Go on with a job that was interrupted or killed: finished weight files are kept.",
         ),
     ] = False,
-    verify: Annotated[Verify, VERIFY] = Verify.meta,
-    offline: Annotated[bool, OFFLINE] = False,
+    verify: Annotated[Verify, VERIFY] = "meta",
+    offline: Offline = False,
 ) -> None:
     """Convert a checkpoint.
 
     It is planned, written if the plan is complete, and loaded strictly. Nothing is written unless
     every tensor and every parameter has its place.
     """
-    begun = output if resume and not dry_run else None  # the folder whose job is this one
     with refusals(output_format):
-        with resumable(lambda: begun):
+        with resumable(output if resume and not dry_run else None):
             refuse_other_reports(report)
             from llava_remap.jobs.apply import plan_job
 
@@ -175,15 +155,23 @@ def apply_command(
                     source,
                     output,
                     layout=layout,
-                    dtype=dtype.value,
+                    dtype=dtype,
                     vocab=rows,
                     max_shard_nbytes=max_shard_size,
                     resume=resume,
                     dry_run=dry_run,
                     offline=offline,
                 )
-        asked = Asked(output_format, report, dry_run, verify, jobs, check_values, resume)
-        carry_out(job, asked)
+        carry_out(
+            job,
+            output_format=output_format,
+            report=report,
+            dry_run=dry_run,
+            verify=verify,
+            jobs=jobs,
+            check_values=check_values,
+            resume=resume,
+        )
 
 
 @app.command("verify")
@@ -200,10 +188,8 @@ def verify_command(
             "--source of `apply`.",
         ),
     ] = [],  # noqa: B006
-    output_format: Annotated[
-        Format, typer.Option("--format", help="How the report is printed.")
-    ] = Format.human,
-    offline: Annotated[bool, OFFLINE] = False,
+    output_format: ReportFormat = "human",
+    offline: Offline = False,
 ) -> None:
     """Check a converted folder.
 
@@ -211,46 +197,159 @@ def verify_command(
     shapes strictly, and with --against every value is compared with what the sources give.
     """
     with refusals(output_format, "verification"):
-        import json
-
         from llava_remap.report import print_verification
         from llava_remap.source.sources import open_again
-        from llava_remap.verify import verify_folder
+        from llava_remap.verify import Verification, verify_folder
         from llava_remap.verify.record import read_record
 
         record = read_record(folder)
-        sources = (
-            open_again(record.locations, against, unused=record.unused, offline=offline)
-            if against
-            else None
-        )
-        with progress(
-            "comparing digests", record.nbytes_to_read(compared=sources is not None)
-        ) as shown:
+        sources = None
+        if against:
+            sources = open_again(record.locations, against, unused=record.unused, offline=offline)
+        nbytes_to_read = record.nbytes_to_read(compared=sources is not None)
+        with progress("comparing digests", nbytes_to_read) as shown:
             found = verify_folder(folder, record, sources, shown.advance, shown.phase)
-        if output_format is Format.json:
-            print(json.dumps(found.to_json(), indent=2))
-        else:
-            print_verification(Console(soft_wrap=True), found)
-        raise typer.Exit(max((problem.exit for problem in found.problems), default=Exit.DONE))
+        show_result(output_format, Verification.to_json, print_verification, found)
+        raise typer.Exit(exit_code(found.problems))
 
 
-app.command("revert")(revert_command)
-app.command("shrink")(shrink_command)
+@app.command("revert")
+def revert_command(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR",
+            help="A folder that `apply` wrote. With --rules, a checkpoint in a layout of "
+            "transformers: a folder, a file or ORG/NAME[@REVISION].",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="The folder to write; new or empty. With --rules by default ./<last part of "
+            "DIR>-original.",
+        ),
+    ] = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            "--rules",
+            metavar="RULES",
+            help="Go back by a rule file alone, without a record: to the original names, from "
+            "whatever saved the checkpoint. A record does it better.",
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    output_format: ReportFormat = "human",
+    report: Report = None,
+    jobs: Jobs = 2,
+    verify: Annotated[Verify | None, VERIFY] = None,
+    offline: Offline = False,
+) -> None:
+    """Take a converted folder back.
+
+    The original names, bytes and configs, from the folder's record. Each of several sources gets a
+    folder of its name inside the output. Nothing is written unless every file is as it was written.
+    With --rules, weights alone, under the names that the rule file leads back to; --dry-run,
+    --report, --verify and --offline are for that way.
+    """
+    with refusals(output_format, "reversion" if rules is None else "plan"):
+        if rules is not None:
+            refuse_other_reports(report)
+            from llava_remap.jobs.reverse import plan_reverse
+
+            with progress("planning"):
+                job = plan_reverse(rules, folder, output, dry_run=dry_run, offline=offline)
+            carry_out(
+                job,
+                output_format=output_format,
+                report=report,
+                dry_run=dry_run,
+                verify=verify or "meta",
+                jobs=jobs,
+            )
+            return
+        given: dict[str, object] = {"--dry-run": dry_run, "--report": report}
+        given |= {"--offline": offline, "--verify": verify}
+        if unfit := [name for name, value in given.items() if value]:
+            raise refuse(
+                "LR211",
+                f"{unfit[0]} is for the way back by a rule file.",
+                f"Give --rules RULES, or leave {unfit[0]} out.",
+            )
+        if output is None:
+            raise refuse("LR211", "revert needs --output.", "Give the folder to write.")
+        from llava_remap.jobs.revert import Reversion, plan_revert
+        from llava_remap.jobs.run import run
+        from llava_remap.report import print_reverted
+
+        planned = plan_revert(Path(folder), output)
+        with progress("comparing digests", planned.nbytes_to_handle) as shown:
+            done = run(planned, shown.advance, shown.phase, verify="none", jobs=jobs)
+        show_result(output_format, Reversion.to_json, print_reverted, planned, done)
+
+
+@app.command("shrink")
+def shrink_command(
+    source: Checkpoint,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="The folder to write; new or empty.")
+    ],
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--form",
+            help="How the weights are stored; sharded: torch files, legacy: torch's format before "
+            "1.6.",
+        ),
+    ] = "safetensors",
+    seed: Annotated[int, typer.Option("--seed", help="Another seed gives other values.")] = 0,
+    layers: Annotated[
+        int, typer.Option("--layers", metavar="N", help="Layers of the language model that stay.")
+    ] = 2,
+    tower_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--tower-layers",
+            metavar="N",
+            help="Layers of the vision tower that stay; by default 3, or as many as its features "
+            "are taken from.",
+        ),
+    ] = None,
+    offline: Offline = False,
+) -> None:
+    """Write a small twin of a checkpoint.
+
+    The same names, dtypes and ties, fewer layers, small sizes, and made-up values: to try a rule
+    file on, to test programs with, to attach to a bug report. Only headers and config of the
+    checkpoint are read; a manifest will do.
+    """
+    with refusals("human"):
+        from llava_remap.authoring.shrink import shrink
+        from llava_remap.report import print_shrunk
+
+        with progress("making values and writing"):
+            done = shrink(
+                source,
+                output,
+                form=form,
+                seed=seed,
+                layers=layers,
+                tower_layers=tower_layers,
+                offline=offline,
+            )
+        print_shrunk(Console(soft_wrap=True), done)
 
 
 @app.command()
-def inspect(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A checkpoint: folder, file, manifest or hub id.")
-    ],
-    offline: Annotated[bool, OFFLINE] = False,
-) -> None:
+def inspect(source: Checkpoint, offline: Offline = False) -> None:
     """Say what a checkpoint is.
 
     Also which rule files fit it, and the command to run.
     """
-    with refusals(Format.human):
+    with refusals("human"):
         from llava_remap.jobs.inspect_parts import inspect_source
         from llava_remap.report import print_inspection
         from llava_remap.target_model import CLASSIC

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from llava_remap.cli.common import OFFLINE, Format, refusals
-from llava_remap.cli.lint import rules_lint
-from llava_remap.cli.new import rules_new
+from llava_remap.cli.options import Offline, ResultFormat, Rules
+from llava_remap.cli.output import print_json, refusals, show_result
 from llava_remap.core.codes import Exit
 from llava_remap.core.problem import refuse
 
@@ -21,15 +20,8 @@ if TYPE_CHECKING:
 rules_app = typer.Typer(help="Look at rule files and test them.", no_args_is_help=True)
 
 
-class As(str, Enum):
-    key_mapping = "key-mapping"
-
-
-_FORMAT = typer.Option("--format", help="How the result is printed.")
-
-
 @rules_app.command("list")
-def rules_list(output_format: Annotated[Format, _FORMAT] = Format.human) -> None:
+def rules_list(output_format: ResultFormat = "human") -> None:
     """List the shipped rule files.
 
     With name, version, what each is for, and what it extends.
@@ -38,10 +30,7 @@ def rules_list(output_format: Annotated[Format, _FORMAT] = Format.human) -> None
         from llava_remap.report.rules import list_json, print_list
         from llava_remap.rulefile import shipped_list
 
-        if output_format is Format.json:
-            print(list_json(shipped_list()))
-        else:
-            print_list(Console(soft_wrap=True), shipped_list())
+        show_result(output_format, list_json, print_list, shipped_list())
 
 
 @rules_app.command("test")
@@ -52,7 +41,7 @@ def rules_test(
         typer.Option(
             "--source",
             metavar="[NAME=]SRC",
-            help="A checkpoint, as in `apply`: a snapshot has to be there of what becomes of its "
+            help="A checkpoint, as in `apply`. There has to be a snapshot of what becomes of its "
             "names.",
         ),
     ] = [],  # noqa: B006
@@ -64,15 +53,15 @@ def rules_test(
             "snapshot.",
         ),
     ] = False,
-    output_format: Annotated[Format, _FORMAT] = Format.human,
-    offline: Annotated[bool, OFFLINE] = False,
+    output_format: ResultFormat = "human",
+    offline: Offline = False,
 ) -> None:
     """Run the tests of rule files.
 
-    Those in the file, and the snapshots beside it: those of mine.yaml are the files in the folder
-    mine.snapshots. Each says what becomes of every name of a checkpoint, and is run without it.
-    Exit code 1 if a test or a snapshot fails, or the snapshot that --source asks for is missing.
-    What is there already is never overwritten.
+    The tests are in the file, and in the snapshots beside it: those of mine.yaml are the files in
+    the folder mine.snapshots. A snapshot says what becomes of every name of a checkpoint, and is
+    run without the checkpoint. Exit code 1 if a test or a snapshot fails, or the snapshot that
+    --source asks for is missing. What is there already is never overwritten.
     """
     with refusals(output_format, "tests"):
         from llava_remap.authoring.rule_tests import run_rule_tests
@@ -84,20 +73,14 @@ def rules_test(
             run_rule_tests(file, name, source, update=update, offline=offline)
             for name, file in files
         ]
-        if output_format is Format.json:
-            print(tests_json(tested))
-        else:
-            for result in tested:
-                print_tests(Console(soft_wrap=True), result)
+        show_result(output_format, tests_json, print_tests, tested)
         if not all(result.passed for result in tested):
             raise typer.Exit(Exit.PROBLEMS)
 
 
 @rules_app.command("explain")
 def rules_explain(
-    rules: Annotated[
-        str, typer.Argument(help="A rule file, or the name of a shipped one: llava-v1.5.")
-    ],
+    rules: Rules,
     names: Annotated[
         list[str] | None,
         typer.Argument(metavar="NAME", help="Names of tensors; by default all of --source."),
@@ -110,57 +93,39 @@ def rules_explain(
             help="A checkpoint, as in `apply`: its names, and what the `when` of a rule asks for.",
         ),
     ] = [],  # noqa: B006
-    output_format: Annotated[Format, _FORMAT] = Format.human,
+    output_format: ResultFormat = "human",
     printed_as: Annotated[
-        As | None,
+        Literal["key-mapping"] | None,
         typer.Option(
             "--as",
             help="Print the rules for another tool; key-mapping: from_pretrained(key_mapping=…) of "
             "transformers.",
         ),
     ] = None,
-    offline: Annotated[bool, OFFLINE] = False,
+    offline: Offline = False,
 ) -> None:
     """Say what becomes of names, rule by rule.
 
     For a name that no rule takes: which rules come nearest, and why they don't match. The exit code
     is 0 whatever becomes of the names.
     """
-    with refusals(output_format, "explanation" if printed_as is None else As.key_mapping.value):
-        from llava_remap.rulefile import load_rule_file
-
-        if printed_as is not None:
-            _print_key_mapping(load_rule_file(rules), names or [], source, offline=offline)
-            return
+    with refusals(output_format, printed_as or "explanation"):
         from llava_remap.authoring.explain import explain_names
         from llava_remap.report.rules import explanation_json, print_explanation
+        from llava_remap.rulefile import load_rule_file
 
-        explained = explain_names(load_rule_file(rules), names or [], source, offline=offline)
-        if output_format is Format.json:
-            print(explanation_json(explained))
-        else:
-            print_explanation(Console(soft_wrap=True), explained)
-
-
-@rules_app.command("schema")
-def rules_schema() -> None:
-    """Print the rule language as JSON Schema.
-
-    With it an editor checks a rule file and explains every field: save it, and start the rule file
-    with the line # yaml-language-server: $schema=PATH
-    """
-    with refusals(Format.human):
-        from llava_remap.rulefile.json_schema import schema_json
-
-        print(schema_json(), end="", flush=True)
+        file = load_rule_file(rules)
+        if printed_as is not None:
+            _print_key_mapping(file, names, source, offline=offline)
+            return
+        explained = explain_names(file, names or [], source, offline=offline)
+        show_result(output_format, explanation_json, print_explanation, explained)
 
 
 def _print_key_mapping(
-    rules: RuleFile, names: list[str], source: list[str], *, offline: bool
+    rules: RuleFile, names: list[str] | None, source: list[str], *, offline: bool
 ) -> None:
-    """The dict to stdout; to stderr what it can't say."""
-    import json
-
+    """Print the dict to stdout, and what it can't say to stderr."""
     from llava_remap.authoring.explain import explainer_for
     from llava_remap.authoring.key_mapping import key_mapping
 
@@ -172,15 +137,131 @@ def _print_key_mapping(
         )
     explainer = explainer_for(rules, source, offline=offline)
     found = key_mapping(rules, explainer.program)
-    print(json.dumps(found.patterns, indent=2))
-    for left in explainer.left_out:
-        print(
-            f"`{left.rule}` is left out, since its `when` doesn't hold: {'; '.join(left.why)}.",
-            file=sys.stderr,
-        )
-    for remark in found.remarks:
+    print_json(found.patterns)
+    left_out = (
+        f"`{left.rule}` is left out, since its `when` doesn't hold: {'; '.join(left.why)}."
+        for left in explainer.left_out
+    )
+    for remark in (*left_out, *found.remarks):
         print(remark, file=sys.stderr)
 
 
-rules_app.command("lint")(rules_lint)
-rules_app.command("new")(rules_new)
+@rules_app.command("schema")
+def rules_schema() -> None:
+    """Print the rule language as JSON Schema.
+
+    With it an editor checks a rule file and explains every field: save it, and start the rule file
+    with the line # yaml-language-server: $schema=PATH
+    """
+    with refusals("human"):
+        from llava_remap.rulefile.json_schema import schema_json
+
+        print(schema_json(), end="", flush=True)
+
+
+@rules_app.command("lint")
+def rules_lint(
+    rules: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Rule files, or names of shipped ones. Without any, all that are shipped.",
+            show_default=False,
+        ),
+    ] = None,
+    source: Annotated[
+        list[str],
+        typer.Option(
+            "--source",
+            metavar="[NAME=]SRC",
+            help="A checkpoint with whose names the rules are tried: as --source of `apply`.",
+        ),
+    ] = [],  # noqa: B006
+    output_format: Annotated[
+        Literal["human", "json", "github"],
+        typer.Option("--format", help="How it is printed; github: as annotations in a workflow."),
+    ] = "human",
+) -> None:
+    """Say what is wrong with rule files; exit code 2 if something is.
+
+    Rules that take each other's names or their own new ones, rules without a test, regexes that
+    take more than they seem to, drops of what the target wants; and whether what a file renames can
+    be led back.
+    """
+    with refusals("json" if output_format == "json" else "human", "lint"):
+        from llava_remap.authoring.lint.files import lint_files
+        from llava_remap.report.lint import lint_github, lint_json, print_lint
+
+        files = lint_files(rules or (), source)
+        if output_format == "github":
+            print(lint_github(files))
+        else:
+            show_result(output_format, lint_json, print_lint, files)
+        if any(linted.failed for linted in files):
+            raise typer.Exit(Exit.USAGE)
+
+
+@rules_app.command("new")
+def rules_new(
+    sources: Annotated[
+        list[str],
+        typer.Option(
+            "--from",
+            metavar="[NAME=]SRC",
+            help="A checkpoint: folder, file, manifest or hub id; names will do, in an index "
+            "without its shards or a .txt file, one a line. Further ones with a name: "
+            "vision_tower=SRC.",
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help="What it is to become: a class of transformers, a config.json that names one, a "
+            "manifest, or a converted checkpoint of the same size.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="The rule file to write; a new one.")
+    ],
+    answers: Annotated[
+        list[str],
+        typer.Option(
+            "--map",
+            metavar="FROM=TO",
+            help="Answers a question: a source name and what it becomes, folded or not.",
+        ),
+    ] = [],  # noqa: B006
+    drop_rest: Annotated[
+        bool,
+        typer.Option(
+            "--drop-rest",
+            help="Drop what nothing in the target takes: you know that the model doesn't compute "
+            "with it. What lies in the language model is never dropped.",
+        ),
+    ] = False,
+    offline: Offline = False,
+) -> None:
+    """Infer a rule file from names and shapes.
+
+    What neither names nor shapes tell is asked on a terminal; elsewhere it is left out and
+    reported, with exit code 1.
+    """
+    with refusals("human"):
+        from llava_remap.authoring.draft import draft_rules
+        from llava_remap.report.inferred import ask_on_terminal, print_draft
+
+        on_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+        asking = Console(stderr=True, soft_wrap=True)
+        draft = draft_rules(
+            sources,
+            target,
+            output,
+            answers,
+            ask=lambda question: ask_on_terminal(asking, question) if on_terminal else None,
+            drop_rest=drop_rest,
+            offline=offline,
+        )
+        print_draft(Console(soft_wrap=True), draft)
+        if draft.problems:
+            raise typer.Exit(Exit.PROBLEMS)

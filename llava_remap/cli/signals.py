@@ -1,5 +1,5 @@
-"""Ctrl-C, SIGTERM, SIGHUP: the first ends the job, which clears up behind itself undisturbed by
-those that come meanwhile.
+"""Ctrl-C, SIGTERM, SIGHUP: the first one ends the job. While the job clears up, later ones are
+ignored.
 """
 
 from __future__ import annotations
@@ -8,62 +8,59 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
-#: Beside Ctrl-C. SIGHUP comes when the terminal is closed.
-_OTHERS = (signal.SIGTERM, signal.SIGHUP)
-#: The signals that came.
+#: The signals that have come.
 _came: list[int] = []
 
 
 def listen() -> None:
-    """Have the signals end the job by an exception, `KeyboardInterrupt` or `SystemExit`, from which
+    """Let the signals end the job by an exception, `KeyboardInterrupt` or `SystemExit`, so that
     everything clears up.
 
-    One that whoever started the process wants to be ignored (`nohup`, a shell's background) still
-    is.
+    A signal that the process was started to ignore (`nohup`, a shell's background) stays ignored.
+    SIGHUP comes when the terminal is closed.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
-    for number in _OTHERS:
-        if signal.getsignal(number) is signal.SIG_DFL:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, _end)
 
 
 def asked_to_end() -> bool:
-    """Whether a signal came."""
+    """Whether a signal has come."""
     return bool(_came)
 
 
 def end_if_asked() -> None:
-    """Raise again what a signal raised; a library may have caught it, or made an error of its
-    own of it.
+    """Raise a signal's exception again; a library may have caught it or replaced it by an error
+    of its own.
     """
     if _came:
         _raise()
 
 
 def leave(code: object) -> NoReturn:
-    """End the process now that everything is cleared up. Taking torch down by the book would last
+    """End the process at once, now that everything is cleared up: unloading torch would take
     another second or two.
 
     Args:
-        code: the exit code; where it is no number, what a shell reports for the signal that came.
+        code: the exit code; if it is no number, the code that a shell reports for the signal.
     """
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a terminal that is closed
+        with contextlib.suppress(OSError, ValueError):  # the terminal is closed
             stream.flush()
     os._exit(code if isinstance(code, int) else 128 + (_came or [signal.SIGINT])[0])
 
 
 def _end(number: int, frame: Any) -> None:
-    if _came and _clearing_up():
-        return
+    handled = with_contexts(sys.exc_info()[1])
+    if _came and any(isinstance(error, (KeyboardInterrupt, SystemExit)) for error in handled):
+        return  # the job is clearing up after an earlier signal
     _came.append(number)
     if _came == [signal.SIGTERM]:
-        with contextlib.suppress(
-            OSError, ValueError, RuntimeError
-        ):  # the last: it may come while something is printed
+        # RuntimeError: the signal came while something was being printed.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             print("Terminated.", file=sys.stderr)
     _raise()
 
@@ -74,13 +71,8 @@ def _raise() -> NoReturn:
     raise SystemExit(128 + _came[0])
 
 
-def _clearing_up() -> bool:
-    """Whether what an earlier signal raised is being handled at this moment, by code that it was
-    raised through.
-    """
-    error = sys.exc_info()[1]
+def with_contexts(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and the errors that were being handled when it was raised, the latest first."""
     while error is not None:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            return True
+        yield error
         error = error.__context__
-    return False

@@ -1,8 +1,11 @@
-"""An inferred rule file to a person: what became of what, how sure that is, what to do next."""
+"""An inferred rule file as text for a person: what became of what, how sure that is, what to do
+next.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.text import Text
@@ -10,117 +13,94 @@ from rich.text import Text
 from llava_remap.authoring.draft import Draft
 from llava_remap.core.escaped import quote
 from llava_remap.report.problems import MOST_LINES, print_problems
-from llava_remap.report.terminal import line
-from llava_remap.rewrite.infer import HOWS, Group, InferredRule, Question
+from llava_remap.report.terminal import more, write, write_section
+from llava_remap.rewrite.infer import HOWS, Group, Question
 
-#: Rules that are printed; the file has all.
+#: Rules that are printed. The file has all of them.
 MOST_RULES = 40
 
 
 def print_draft(console: Console, draft: Draft) -> None:
     """The rules with how each was found, what is a guess or open, and the next commands."""
-    found, given = draft.found, draft.given
-    line(
-        console,
-        Text(f"{given.location} → {draft.wanted.class_name or draft.wanted.location}", "bold"),
-    )
+    given, wanted = draft.given, draft.wanted
     cleaned = f", {given.buffers} buffers dropped by the shared parts" if given.buffers else ""
-    line(
+    write(
         console,
-        f"  {len(given.tensors) + given.buffers} names{cleaned}; {len(draft.wanted.shapes)} "
+        Text(f"{given.location} → {wanted.class_name or wanted.location}", "bold"),
+        f"  {len(given.tensors) + given.buffers} names{cleaned}; {len(wanted.shapes)} "
         "parameters wanted",
+        f"  language model: {draft.text_model}" if draft.text_model else "",
     )
-    if draft.text_model:
-        line(console, f"  language model: {draft.text_model}")
-    line(console, Text("\nRules", "bold"))
-    shown = found.rules[:MOST_RULES]
-    width = max(len(rule.match) for rule in shown)
-    for rule in shown:
-        outcome = f"→ {rule.to}" if rule.to is not None else "dropped"
-        count = len(found.names_of(rule))
-        hows = ", ".join(_hows(draft, rule))
-        unsure = found.unsure(rule)
-        line(
-            console,
-            Text.assemble(
-                f"  {rule.match:<{width}}  {outcome}",
-                (f"  {count}{f': {hows}' if hows else ''}", "dim"),
-                ("  unsure" if unsure else "", "yellow"),
-            ),
-        )
-    _more(console, len(found.rules) - MOST_RULES, f"in {draft.output}")
-    line(console, Text("\nHow sure", "bold"))
-    counts: dict[str, int] = defaultdict(int)
-    for pair in found.matches:
-        counts[pair.how] += len(pair.source.members)
-    for how in HOWS:
-        if counts[how]:
-            line(console, f"  {counts[how]:>5} {how}")
-    if found.dropped:
-        line(
-            console,
-            Text(
-                f"  {sum(len(g.members) for g in found.dropped):>5} dropped, since nothing in the "
-                "target takes them",
-                "yellow",
-            ),
-        )
-    for note in draft.notes[:MOST_RULES]:
-        line(console, Text.assemble(("  unsure", "yellow"), f" {note}"))
-    _more(console, len(draft.notes) - MOST_RULES, f"in {draft.output}")
-    for question in found.questions[:MOST_LINES]:
-        line(
-            console,
-            Text.assemble(
-                ("  asked", "yellow"),
-                f" {question.source.folded} {list(question.source.shape)} is one of",
-            ),
-        )
-        for other in question.candidates:
-            line(console, f"      {other.folded}")
-    _more(console, len(found.questions) - MOST_LINES, f"in {draft.output}")
+    write_section(console, "Rules", _rules(draft))
+    write_section(console, "How sure", _certainty(draft))
     print_problems(console, draft.problems)
     verdict = ("Complete", "bold green") if not draft.problems else ("Not complete", "bold yellow")
-    line(console, Text.assemble("\n", verdict, f": {len(found.rules)} rules in {draft.output}"))
-    for said in _next(draft):
-        line(console, said)
+    rules = f": {len(draft.found.rules)} rules in {draft.output}"
+    write(console, Text.assemble("\n", verdict, rules), *_next(draft))
+
+
+def _rules(draft: Draft) -> Iterator[Text]:
+    found = draft.found
+    width = max(len(rule.match) for rule in found.rules[:MOST_RULES])
+    for rule in found.rules[:MOST_RULES]:
+        outcome = f"→ {rule.to}" if rule.to is not None else "dropped"
+        names = {name for name, _ in found.names_of(rule)}
+        ways = {pair.how for pair in found.matches if not names.isdisjoint(pair.source.names)}
+        hows = ", ".join(how for how in HOWS if how in ways)
+        yield Text.assemble(
+            f"  {rule.match:<{width}}  {outcome}",
+            (f"  {len(found.names_of(rule))}{f': {hows}' if hows else ''}", "dim"),
+            ("  unsure" if found.unsure(rule) else "", "yellow"),
+        )
+    yield more(len(found.rules) - MOST_RULES, f"in {draft.output}", "  ")
+
+
+def _certainty(draft: Draft) -> Iterator[str | Text]:
+    """How many names were matched in which way, and what is unsure or open."""
+    found, where = draft.found, f"in {draft.output}"
+    counts = Counter(pair.how for pair in found.matches for _ in pair.source.members)
+    yield from (f"  {counts[how]:>5} {how}" for how in HOWS if counts[how])
+    if found.dropped:
+        dropped = sum(len(group.members) for group in found.dropped)
+        yield Text(f"  {dropped:>5} dropped, since nothing in the target takes them", "yellow")
+    for note in draft.notes[:MOST_RULES]:
+        yield Text.assemble(("  unsure", "yellow"), f" {note}")
+    yield more(len(draft.notes) - MOST_RULES, where, "  ")
+    for question in found.questions[:MOST_LINES]:
+        asked = f" {question.source.folded} {list(question.source.shape)} is one of"
+        yield Text.assemble(("  asked", "yellow"), asked)
+        yield from (f"      {other.folded}" for other in question.candidates)
+    yield more(len(found.questions) - MOST_LINES, where, "  ")
 
 
 def _next(draft: Draft) -> list[str]:
     """What to do next; the last line is the next command."""
     output = quote(str(draft.output))
-    lint, test = f"llava-remap rules lint {output}", f"llava-remap rules test {output}"
+    lint, test = f"  llava-remap rules lint {output}", f"  llava-remap rules test {output}"
     if draft.problems:
         return [
             "  Next: do what stands behind the arrows, and look at what is marked `unsure` in "
             f"{output}. Then:",
-            f"  {lint}",
+            lint,
         ]
     marked = f", when you have looked at what is marked `unsure` in {output}" * bool(draft.notes)
+    commands = [f"  Next{marked}:", lint, test]
     if not draft.wanted.class_name:
-        return [f"  Next{marked}:", f"  {lint}", f"  {test}"]
+        return commands
     given = " ".join(
         f"--source {quote(f'{name}={one.location}')}"
         for name, one in draft.given.checkpoints.items()
     )
-    return [
-        f"  Next{marked}:",
-        f"  {lint}",
-        f"  {test}",
-        f"  llava-remap apply {output} {given} --dry-run",
-    ]
-
-
-def _more(console: Console, count: int, where: str) -> None:
-    if count > 0:
-        line(console, Text(f"  … and {count} more {where}", "dim"))
+    return [*commands, f"  llava-remap apply {output} {given} --dry-run"]
 
 
 def ask_on_terminal(console: Console, question: Question) -> Group | None:
-    """Put a question with its candidates numbered; None for an empty answer."""
-    line(console, f"\n{question.source.folded} {list(question.source.shape)} could be")
-    for number, other in enumerate(question.candidates, 1):
-        line(console, f"  {number}  {other.folded}")
+    """Ask a question with numbered candidates; None for an empty answer."""
+    write(
+        console,
+        f"\n{question.source.folded} {list(question.source.shape)} could be",
+        *(f"  {number}  {other.folded}" for number, other in enumerate(question.candidates, 1)),
+    )
     while True:
         try:
             answer = console.input("Which? (a number; nothing leaves it open) ").strip()
@@ -130,9 +110,3 @@ def ask_on_terminal(console: Console, question: Question) -> Group | None:
             return None
         if answer.isdecimal() and 1 <= int(answer) <= len(question.candidates):
             return question.candidates[int(answer) - 1]
-
-
-def _hows(draft: Draft, rule: InferredRule) -> list[str]:
-    names = {name for name, _ in draft.found.names_of(rule)}
-    hows = {pair.how for pair in draft.found.matches if names & set(pair.source.names)}
-    return [how for how in HOWS if how in hows]

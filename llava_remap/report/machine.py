@@ -1,10 +1,9 @@
-"""Plan and result as JSON, for programs."""
+"""Results as JSON, for programs. The functions return the content of the document."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_remap.core.problem import Problem
 
@@ -14,8 +13,8 @@ if TYPE_CHECKING:
     from llava_remap.jobs.run import Result
 
 
-#: What else stands in the JSON of each kind, where nothing came of it.
-_NONE: dict[str, dict[str, bool]] = {
+#: Further fields of each kind of document, if the command was refused.
+_REFUSED: dict[str, dict[str, bool]] = {
     "plan": {"complete": False},
     "verification": {"verified": False},
     "reversion": {"reverted": False},
@@ -27,29 +26,26 @@ _NONE: dict[str, dict[str, bool]] = {
 }
 
 
-def plan_json(job: Job, result: Result | None = None, predicted: Predicted | None = None) -> str:
-    """The plan (`llava-remap/plan`, version 1); with what it will need, and after a job that was
-    carried out with `result`.
+def document(kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    """A document `llava-remap/KIND`, version 1."""
+    return {"format": f"llava-remap/{kind}", "format_version": 1, **content}
+
+
+def plan_json(
+    job: Job, result: Result | None = None, predicted: Predicted | None = None
+) -> dict[str, Any]:
+    """The plan (`llava-remap/plan`, version 1), with what it will need, and the result if it was
+    carried out.
     """
-    content = job.plan.to_json()
-    if predicted is not None:
-        content["predicted"] = predicted.to_json()
-    if result is not None:
-        content["result"] = result.to_json()
-    return json.dumps(content, indent=2)
+    further = {"predicted": predicted, "result": result}
+    given = {key: part.to_json() for key, part in further.items() if part is not None}
+    return job.plan.to_json() | given
 
 
-def refusal_json(problems: Sequence[Problem], kind: str) -> str:
-    """What is said where there is nothing else to tell: a source, a rule file, a record or the
-    command line can't be read.
+def refusal_json(problems: Sequence[Problem], kind: str) -> dict[str, Any]:
+    """The document of a command that was refused before it had a result.
 
     Args:
-        kind: what was asked for: a key of `_NONE`.
+        kind: of the document that was asked for: a key of `_REFUSED`.
     """
-    content = {
-        "format": f"llava-remap/{kind}",
-        "format_version": 1,
-        **_NONE[kind],
-        "problems": [p.to_json() for p in problems],
-    }
-    return json.dumps(content, indent=2)
+    return document(kind, {**_REFUSED[kind], "problems": [p.to_json() for p in problems]})

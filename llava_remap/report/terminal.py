@@ -1,42 +1,68 @@
-"""How a report says a path, a heading, a line."""
+"""Lines of a report on a terminal, with the paths and folded names in them."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from llava_remap.core.escaped import printable
+from llava_remap.core.fold import fold_names
 
 
-def shown(location: str) -> str:
-    """A path as short as it can be said from here; anything else, a hub id for one, as it is. On
-    one line, whatever it is.
+def shown(location: str | Path) -> str:
+    """A path relative to the current folder, if it lies there; any other text, such as a hub id,
+    unchanged. The result is printable and on one line.
     """
     path = Path(location)
     try:
         return printable(
-            f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else location
+            f"./{path.resolve().relative_to(Path.cwd())}" if path.exists() else str(location)
         )
     except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
-        return printable(location)
+        return printable(str(location))
 
 
-def heading(console: Console, text: str) -> None:
-    line(console, Text(f"\n{text}", "bold"))
+def write(console: Console, *texts: str | Text) -> None:
+    """Write each text on a line of its own; empty texts are left out.
 
-
-def line(console: Console, text: str | Text) -> None:
-    """One line, with nothing in it that a terminal would obey, and nothing that rich would read as
-    a style.
-
-    All that reports print goes through here. A text that begins with the end of a line has an empty
-    one above it.
+    Everything that reports print goes through this function. It escapes what a terminal would
+    obey, and rich reads no markup. A text that starts with a line break has an empty line above it.
     """
-    plain = text if isinstance(text, str) else text.plain
-    above = "\n" if plain.startswith("\n") else ""
-    harmless = above + printable(plain.removeprefix("\n"))
-    if harmless != plain:
-        text = harmless
-    console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    for text in filter(None, texts):
+        plain = str(text)
+        harmless = "\n" * plain.startswith("\n") + printable(plain.removeprefix("\n"))
+        console.print(
+            text if harmless == plain else harmless,
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+
+
+def write_section(console: Console, title: str, texts: Iterable[str | Text]) -> None:
+    """Write lines below a heading; without lines, write nothing."""
+    if lines := list(texts):
+        write(console, Text(f"\n{title}", "bold"), *lines)
+
+
+def more(count: int, what: str, indent: str = "    ") -> Text:
+    """The line for `count` more lines than are shown; empty if there are none."""
+    return Text(f"{indent}… and {count} more {what}" if count > 0 else "", "dim")
+
+
+def names_by_fact(facts: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Each fact with all names that it holds for; `facts` has a fact for each name."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, fact in facts:
+        groups[fact].append(name)
+    return groups
+
+
+def folded_above(fact: str, names: Iterable[str], indent: str = "  ") -> list[str | Text]:
+    """Folded names, and below them the fact that holds for them."""
+    return [*(f"{indent}{line}" for line in fold_names(names)), Text(f"{indent}  {fact}", "dim")]

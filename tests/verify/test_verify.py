@@ -483,7 +483,7 @@ def test_a_tied_head_that_has_come_apart(run: Run, tmp_path: Path) -> None:
         "lm_head.weight  is tied to `language_model.model.embed_tokens.weight`, and has other "
         "values in its source" in ran.out
     )
-    assert "80 tensors held against what the sources give, 1 differ" in ran.out
+    assert "80 tensors compared with what the sources give, 1 differ" in ran.out
 
 
 def test_a_source_of_which_no_tensor_was_used(run: Run, tmp_path: Path) -> None:

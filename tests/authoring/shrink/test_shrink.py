@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -616,6 +616,6 @@ def test_command(run: Run) -> None:
 
 
 def test_every_form_is_an_option(run: Run) -> None:
-    from llava_remap.cli.shrink import Form as Option
+    from llava_remap.cli.commands import Form as Option
 
-    assert [option.value for option in Option] == [form.value for form in Form]
+    assert list(get_args(Option)) == [form.value for form in Form]

@@ -1,0 +1,217 @@
+"""A plan as text for a person. Names are folded; lists are complete."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from llava_remap.core.fold import fold_names
+from llava_remap.core.problem import Problem
+from llava_remap.core.wording import counted, size
+from llava_remap.plan.problems import component
+from llava_remap.report.problems import print_problems
+from llava_remap.report.terminal import folded_above, names_by_fact, shown, write, write_section
+
+if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of a job
+    from llava_remap.jobs.job import Job
+    from llava_remap.jobs.resources import Predicted
+    from llava_remap.plan import Plan
+    from llava_remap.plan.mapped import AddLora
+
+#: Folded names in a sentence.
+_SHOWN = 4
+
+
+def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -> None:
+    """The whole plan: sources, components, drops, vocabulary, notes and problems; last, whether it
+    is complete and what it will need.
+    """
+    plan = job.plan
+    title = f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout"
+    write(console, Text(title, "bold"))
+    merged = names_by_fact((e.target, _merge(e.lora)) for e in plan.mapped if e.lora is not None)
+    dropped = names_by_fact(
+        (entry.name, f"{entry.reason} ({entry.rule})") for entry in plan.dropped
+    )
+    sections: dict[str, Iterable[str | Text]] = {
+        "Sources": _sources(plan),
+        "Parameters": _components(plan),
+        "Merged": (text for fact, names in merged.items() for text in folded_above(fact, names)),
+        "Dropped": (text for fact, names in dropped.items() for text in folded_above(fact, names)),
+        "Dtypes": _casts(plan),
+        "Model": _model(job),
+        **_new_values(job),
+        "Prompt": _prompt(plan),
+        "Notes": map(note_line, plan.notes),
+    }
+    for heading, texts in sections.items():
+        write_section(console, heading, texts)
+    write(console, _value_checks(job))
+    print_problems(console, plan.problems, plan)
+    if not plan.complete:
+        kinds = dict.fromkeys(f"{problem.code} {problem.title}" for problem in plan.problems)
+        refusal = f": {', '.join(kinds)}. Nothing was written."
+        write(console, Text.assemble(("\nRefused", "bold red"), refusal))
+        return
+    provided = len(plan.mapped) + len(plan.aliases) + len(plan.tied_absent)
+    write(
+        console,
+        Text.assemble(
+            ("\nComplete", "bold green"),
+            f": {provided} of {plan.target_tensors} parameters, {len(plan.dropped)} dropped, "
+            f"nothing unmapped, missing or mismatched. {size(plan.nbytes_write)} to write.",
+        ),
+    )
+    if predicted is not None:
+        memory, disk = size(predicted.memory), size(predicted.disk)
+        write(console, f"  needs at most {memory} of memory and {disk} of disk")
+
+
+def _sources(plan: Plan) -> Iterator[str | Text]:
+    width = max(map(len, plan.sources))
+    for name, source in plan.sources.items():
+        taken = f"{source.taken} of " if source.taken != source.tensors else ""
+        tensors = f"; {taken}{counted(source.tensors, 'tensor')} taken; {size(source.nbytes)}"
+        yield Text.assemble("  ", (name.ljust(width), "bold"), f"  {shown(source.location)}")
+        yield f"  {' ' * width}  {source.form}{tensors if source.tensors else ''}"
+        if source.passed_over:
+            yield f"  {' ' * width}  not read: {', '.join(source.passed_over)}"
+
+
+def _components(plan: Plan) -> Iterator[Text]:
+    """Each component of the target with the origin of its parameters:
+    `vision_tower 391/391 from model`.
+    """
+    wanted = Counter(component(name) for name in plan.target_names)
+    origins: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in plan.mapped:
+        made_by = entry.post_load.use if entry.is_made and entry.post_load else None
+        origins[component(entry.target)][made_by or entry.parts[0].source] += 1
+    for alias in plan.aliases:
+        origins[component(alias.target)][alias.source.source] += 1
+    for name in plan.tied_absent:
+        origins[component(name)]["ties"] += 1
+    width = max(map(len, wanted), default=0)
+    digits = len(str(max(wanted.values(), default=0)))
+    for name, count in sorted(wanted.items()):
+        provided = origins[name].total()
+        from_ = ", ".join(
+            f"{origin} ({n})" if len(origins[name]) > 1 else origin
+            for origin, n in sorted(origins[name].items())
+        )
+        yield Text.assemble(
+            f"  {name.ljust(width)}  ",
+            (f"{provided:>{digits}}/{count:<{digits}}", "" if provided == count else "red"),
+            f"  from {from_ or 'nowhere'}",
+        )
+
+
+def _merge(lora: AddLora) -> str:
+    """How an adapter changes a tensor."""
+    scale = (
+        "a scale that a manifest doesn't tell" if lora.scale is None else f"scale {lora.scale:g}"
+    )
+    return f"with pairs of {lora.a.source}, rank {lora.rank}, {scale}"
+
+
+def _casts(plan: Plan) -> Iterator[str]:
+    """How many tensors change from which dtype to which; empty if none changes."""
+    casts = Counter(
+        (entry.stored_dtype, entry.dtype, entry.is_rounded)
+        for entry in plan.mapped
+        if entry.stored_dtype != entry.dtype
+    )
+    for (stored, dtype, rounded), count in sorted(casts.items()):
+        how = "rounded to nearest, so revert can't give them back" if rounded else "exactly"
+        yield f"  {stored} → {dtype}: {counted(count, 'tensor')}, {how}"
+    kept = sum(not entry.is_made for entry in plan.mapped) - casts.total()
+    if casts and kept:
+        yield f"  as they are: {counted(kept, 'tensor')}"
+
+
+def _model(job: Job) -> Iterator[str]:
+    """The values of the config that decide what the model computes, on two lines."""
+    if job.derived is None:
+        return
+    config = job.derived.config.config
+    text, tower = config["text_config"], config["vision_config"]
+    facts = [config["dtype"]]
+    if isinstance(text.get("rope_theta"), (int, float)):  # some have none, or one a kind of layer
+        facts.insert(0, f"rope theta {text['rope_theta']:g}")
+    if "hidden_size" in text and "num_attention_heads" in text:  # some use other keys
+        heads = f"{text['num_attention_heads']} heads"
+        facts.insert(0, f"{text['num_hidden_layers']} layers of {text['hidden_size']}, {heads}")
+    yield f"  {text['model_type']}: {', '.join(facts)}"
+    yield (
+        f"  {tower['model_type']}: {tower['num_hidden_layers']} layers of {tower['hidden_size']}, "
+        f"{tower['num_attention_heads']} heads, {tower['image_size']} px in patches of "
+        f"{tower['patch_size']}, {tower['hidden_act']}; "
+        f"features of layer {config.get('vision_feature_layer')}, "
+        f"{config.get('vision_feature_select_strategy')}"
+    )
+
+
+def _new_values(job: Job) -> dict[str, list[str]]:
+    """Sections for new tokens and rows, for tensors with other values, and for made tensors."""
+    tokens = job.derived.tokens if job.derived is not None else ()
+    sections: dict[str, list[str]] = {
+        "Vocabulary": [
+            f"  {token.text} = {token.id}{' (new)' if token.added else ''}, {token.role} token"
+            for token in tokens
+        ],
+        "Other values": [],
+        "Made": [],
+    }
+    for entry in job.plan.post_load:
+        before, after = entry.change.shape_before, entry.change.shape_after
+        title, rows = "Other values", ""
+        if before is None:
+            title = "Made"
+        elif before != after:
+            title, rows = "Vocabulary", f": {before[0]} → {after[0]} rows"
+        sections[title].append(f"  {entry.change.target}{rows} ({entry.use})")
+    return sections
+
+
+def _prompt(plan: Plan) -> Iterator[str]:
+    """The chat template that is written, why it was chosen, and the system prompt."""
+    chosen = plan.chat_template
+    if chosen is None:
+        return
+    reasons = ", ".join(
+        f"the tokenizer has {value}" if key == "token" else f"{key} is {value}"
+        for key, value in chosen.because.items()
+    )
+    why = f"the first that fits ({reasons})" if reasons else "the rule file's, for every tokenizer"
+    yield f"  {chosen.name}: {why}"
+    if chosen.system:
+        unless = "none, unless a conversation has a system message; the model was trained with: "
+        yield f"  system prompt: {'' if chosen.always else unless}{chosen.system}"
+
+
+def _value_checks(job: Job) -> str:
+    """How many value checks there are of each kind, and whether they were run; empty for none."""
+    plan = job.plan
+    if not plan.value_checks:
+        return ""
+    kinds = sorted(Counter(check.check for check in plan.value_checks).items())
+    if plan.values_checked:
+        state = "passed" if plan.complete else "run"
+    elif job.from_manifest:
+        state = "not run, a manifest has no values"
+    else:  # an incomplete plan's checks aren't run by any option
+        state = "not run (in a dry run, --check-values does)" if plan.complete else "not run"
+    return f"\nValue checks: {', '.join(f'{n} {kind}' for kind, n in kinds)}: {state}"
+
+
+def note_line(note: Problem) -> Text:
+    """A note in one sentence, with the first of its names."""
+    folded = fold_names(note.names)
+    more = f" and {len(folded) - _SHOWN} more" if len(folded) > _SHOWN else ""
+    names = f" ({', '.join(folded[:_SHOWN])}{more})" if folded else ""
+    sentence = f"{note.placed_cause}{names} {note.fix}".rstrip()
+    return Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {sentence}")

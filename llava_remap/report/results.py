@@ -1,0 +1,161 @@
+"""What a command did, as text for a person: a converted, checked, restored or small folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from llava_remap.core.wording import counted, size
+from llava_remap.report.plan import note_line
+from llava_remap.report.problems import print_problems
+from llava_remap.report.terminal import folded_above, names_by_fact, shown, write, write_section
+
+if TYPE_CHECKING:  # all reports are imported together
+    from llava_remap.authoring.shrink import Shrunk
+    from llava_remap.jobs.revert import Restored, Reversion
+    from llava_remap.jobs.run import Result
+    from llava_remap.plan import Plan
+    from llava_remap.verify import Verification
+
+_STRICT = "strict load by transformers: nothing missing, unexpected or mismatched"
+#: What was checked after writing, by `--verify`.
+_CHECKED = {
+    "meta": _STRICT,
+    "full": f"{_STRICT}; every tensor read back, and as the sources give it",
+    "none": "not checked after writing (--verify none)",
+}
+_FORWARD = "names and shapes read back: the rule file takes them where they came from"
+_CHECKED_BACK = {
+    **_CHECKED,
+    "meta": _FORWARD,
+    "full": f"{_FORWARD}; every tensor as the source gives it",
+}
+#: The strict load of `verify`; None if it wasn't tried.
+_LOADED = {
+    True: _STRICT,
+    False: "strict load by transformers: failed",
+    None: "strict load by transformers: not tried",
+}
+
+#: Sizes of a small checkpoint that are shown.
+_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "image_size")
+
+
+def print_result(console: Console, result: Result, plan: Plan) -> None:
+    """What was written and how it was checked."""
+    checked = _CHECKED_BACK if plan.layout == "original" else _CHECKED
+    write(
+        console,
+        Text.assemble(
+            ("Done", "bold green"), f": {shown(result.output)} written in {result.seconds:.1f} s"
+        ),
+        f"  {size(result.nbytes)} of weights in {counted(len(plan.shards), 'file')}; "
+        f"{checked[result.verified]}",
+        f"  {result.reused} of them finished before, as their digests say" if result.reused else "",
+        f"  took {size(result.used.memory)} of memory at most, {size(result.used.disk)} of disk",
+        *(note_line(note) for note in result.notes if note not in plan.notes or note.lacks),
+        f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}",
+    )
+
+
+def print_verification(console: Console, found: Verification) -> None:
+    """What was checked in a folder, and what is wrong with it."""
+    as_written = "" if found.as_written else "not "
+    same = "equal, bit by bit, to what the sources give"
+    if found.differing:
+        same = f"compared with what the sources give, {found.differing} differ"
+    write(
+        console,
+        Text(shown(found.folder), "bold"),
+        f"  {counted(found.files, 'file')}, {size(found.nbytes)}: {as_written}as they were written",
+        f"  {_LOADED[found.strict]}",
+        f"  {found.tensors} tensors {same}" if found.tensors is not None else "",
+    )
+    print_problems(console, found.problems)
+    if not found.problems:
+        write(console, Text("Verified", "bold green"))
+
+
+def print_reverted(console: Console, job: Reversion, done: Result) -> None:
+    """What is restored of each source, what isn't and why, and last where it lies."""
+    write(console, Text(f"{shown(job.converted.path)}, back through {job.record.rules}", "bold"))
+    write_section(console, "Restored", _restored(job))
+    names = {part.name for part in job.parts}
+    write_section(
+        console,
+        "Not restored",
+        [
+            *(text for part in job.parts for text in _not_restored(part)),
+            *(
+                f"  {name}: none of its tensors was used; it is as it was, in {source.location}"
+                for name, source in job.record.sources.items()
+                if name not in names
+            ),
+        ],
+    )
+    write(
+        console,
+        Text.assemble(
+            ("\nDone", "bold green"), f": {shown(job.output)} written in {done.seconds:.1f} s"
+        ),
+    )
+
+
+def _restored(job: Reversion) -> Iterator[str | Text]:
+    width = max(len(part.name) for part in job.parts)
+    for part in job.parts:
+        yield Text.assemble(
+            "  ",
+            (part.name.ljust(width), "bold"),
+            f"  {shown(part.folder)}: {counted(len(part.recipe.mapped), 'tensor')} in "
+            f"{counted(len(part.shards), 'file')}, {size(part.nbytes)}",
+        )
+        configs = ", ".join(sorted(part.texts)) or "no config: the record has none"
+        yield f"  {' ' * width}  {configs}"
+
+
+def _not_restored(part: Restored) -> Iterator[str | Text]:
+    dropped = names_by_fact(
+        (entry.name, f"{entry.reason} ({entry.rule})") for entry in part.dropped
+    )
+    for reason, names in dropped.items():
+        were = "was" if len(names) == 1 else "were"
+        yield f"  {part.name}: {counted(len(names), 'tensor')} that {were} dropped"
+        yield from folded_above(reason, names, "    ")
+    if part.not_taken:
+        tensors = counted(part.not_taken, "tensor")
+        yield f"  {part.name}: {tensors} of {part.location} that were not taken"
+    if files := [*part.not_restored, *([] if part.texts else ["config.json"])]:
+        yield f"  {part.name}: {', '.join(dict.fromkeys(files))}; copy from {part.location}"
+
+
+def print_shrunk(console: Console, done: Shrunk) -> None:
+    """The sizes of each part before and after, then the folder and how to give it to `apply`."""
+    parts = {"language_model": done.twin.text, **done.twin.towers}
+    width = max(map(len, parts))
+    sizes = []
+    for name, part in parts.items():
+        changes = (
+            f"{key} {part.before[key]} → {part.after[key]}" for key in _SIZES if key in part.before
+        )
+        sizes.append(Text.assemble("  ", (name.ljust(width), "bold"), "  ", ", ".join(changes)))
+    write(console, Text(f"{shown(done.location)}, made small", "bold"))
+    write_section(console, "Sizes", sizes)
+    write(
+        console,
+        Text.assemble(
+            ("\nDone", "bold green"), f": {shown(done.output)} written, {size(done.nbytes)}"
+        ),
+        f"  {len(done.twin.tensors)} of {done.tensors_before} tensors, with made-up values",
+    )
+    if done.tower is not None:
+        tower = shown(done.tower)
+        what = (
+            "a tower that fits"
+            if done.twin.tower_apart
+            else "config and image processor of the tower"
+        )
+        write(console, f"  {tower}: {what}; give it as --source vision_tower={tower}")
