@@ -125,9 +125,7 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
     owners: dict[str, str] = {}
     buffers = 0
     for source, checkpoint in checkpoints.items():
-        matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
-        own = {name: tensor for name, tensor in checkpoint.catalog.items() if name not in matrices}
-        bare, dropped = cleaned(own)
+        bare, dropped = cleaned(checkpoint.unpaired)
         prefixes[source] = "" if tensors.keys().isdisjoint(bare) else f"{source}."
         tensors |= {prefixes[source] + name: tensor for name, tensor in bare.items()}
         owners |= {prefixes[source] + name: source for name in bare}

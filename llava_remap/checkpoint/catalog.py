@@ -171,6 +171,12 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.catalog.values())
 
+    @property
+    def unpaired(self) -> dict[str, Tensor]:
+        """The tensors that aren't matrices of `pairs`."""
+        matrices = {name for pair in self.pairs for name in (pair.a, pair.b)}
+        return {name: tensor for name, tensor in self.catalog.items() if name not in matrices}
+
     def same_tensor(self, one: str, other: str) -> bool:
         """Whether two names are one and the same tensor, so that their values need no comparing."""
         return any(one in group and other in group for group in self.aliases)

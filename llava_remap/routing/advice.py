@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from llava_remap.checkpoint import Checkpoint, parts_beside
 from llava_remap.core.escaped import quote
 from llava_remap.rewrite import compile_rules, contradictions
-from llava_remap.routing.commands import draft_command
-from llava_remap.routing.fits import EMPTY, Fit, fits, names_alike
+from llava_remap.routing.fits import EMPTY, Fit, draft_command, fits, names_alike
 from llava_remap.routing.route import Routed, route
 from llava_remap.routing.trained_with import projector_place
-from llava_remap.rulefile import (
-    Condition,
-    RuleFile,
-    load_rule_file,
-)
+from llava_remap.rulefile import Condition, RuleFile, load_rule_file
 
 
 def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str:
-    """What to do with a checkpoint: the rule file that fits, or what would make one.
+    """What to do with a checkpoint: the rule file that fits, or how to get one.
 
     Args:
-        found: `fits` of it.
+        found: the checkpoint's `fits`.
         asked: the rule file that the user asked for.
     """
-    # Of those that take as many names as the nearest, the one that was asked for is the nearest.
+    # If several map as many names as the nearest, the rule file that was asked for comes first.
+    nearest = found[0]
     found = sorted(
         found,
         key=lambda fit: (
-            fit.fits < found[0].fits or fit.rules != asked or fit.mapped < found[0].mapped
+            fit.fits < nearest.fits or fit.rules != asked or fit.mapped < nearest.mapped
         ),
     )
     best = found[0]
@@ -42,10 +38,9 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
             f"{best.total} names)."
         )
     if best.mapped == 0:
-        some = _without_prefix(checkpoint, "", list(names_alike(checkpoint)))
-        if part := next(
-            filter(None, (_part(load_rule_file(fit.rules), some) for fit in found)), ""
-        ):
+        some = _without_prefix(checkpoint, "", names_alike(checkpoint))
+        parts = (_part(load_rule_file(fit.rules), some) for fit in found)
+        if part := next(filter(None, parts), ""):
             beside = f"--source {best.source}=DIR --source {part}={quote(checkpoint.location)}"
             return (
                 f"It is no model but a part of one, a `{part}`. Give it beside the model: "
@@ -56,18 +51,17 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
     if planned := next((fit for fit in found if fit.refusals), None):
         command = f"llava-remap apply {planned.rules} --source {quote(checkpoint.location)}"
         return (
-            f"{planned.rules} takes every name, and refuses what is told above. When that is "
+            f"{planned.rules} takes every name, and refuses what is listed above. When that is "
             f"mended: {command}"
         )
     whole = [fit for fit in found if not fit.unknown and fit.mapped == best.mapped]
-    refusing = [fit for fit in whole if fit.guard]
-    if near := next((fit for fit in refusing if fit.rules == asked), next(iter(refusing), None)):
+    refusing = sorted((fit for fit in whole if fit.guard), key=lambda fit: fit.rules != asked)
+    if refusing:
+        near = refusing[0]
         return (
             f"None of the shipped rule files fits. {near.rules} takes every name, and its "
-            f"`{near.guard}` refuses this config "
-            f"since a model with it computes something else: override `{near.guard}` only if you "
-            "know that transformers "
-            "computes the same."
+            f"`{near.guard}` refuses this config since a model with it computes something else: "
+            f"override `{near.guard}` only if you know that transformers computes the same."
         )
     if whole:
         sources = load_rule_file(whole[0].rules).text.sources
@@ -80,46 +74,46 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
 
 
 def _part(rules: RuleFile, checkpoint: Checkpoint) -> str:
-    """The source, not the first, that a rule file would take tensors of this checkpoint for;
-    empty for none.
-    """
+    """The further source whose tensors, by a rule file, this checkpoint has; empty for none."""
     for name, source in rules.text.sources.items():
         if name != rules.first_source and not source.overrides and "tensors" in source.use:
-            routed = route(
-                rules, compile_rules(rules), {rules.first_source: EMPTY, name: checkpoint}
-            ).taken
-            if any(r.rewrite.target is not None for r in routed):
+            sources = {rules.first_source: EMPTY, name: checkpoint}
+            taken = route(rules, compile_rules(rules), sources).taken
+            if any(r.rewrite.target is not None for r in taken):
                 return name
     return ""
 
 
 def behind_prefix(checkpoint: Checkpoint) -> str:
-    """What to do where a rule file fits but for a prefix that all names have; empty otherwise."""
+    """What to do if a rule file fits but for a prefix that all names have; else empty."""
     first = next(iter(checkpoint.catalog), "").split(".")
-    some = list(names_alike(checkpoint))
+    some = names_alike(checkpoint)
     for segments in range(1, len(first)):
         prefix = ".".join(first[:segments]) + "."
         if not all(name.startswith(prefix) for name in checkpoint.catalog):
             return ""
-        if (
-            any(not fit.unknown for fit in fits(_without_prefix(checkpoint, prefix, some)))
-            and (best := fits(_without_prefix(checkpoint, prefix, checkpoint.catalog))[0]).fits
-        ):
-            lines = _taking_off(prefix, load_rule_file(best.rules), checkpoint)
-            written = f"printf '%s\\n' {' '.join(map(quote, lines))} > mine.yaml"
+        if all(fit.unknown for fit in fits(_without_prefix(checkpoint, prefix, some))):
+            continue
+        bare = _without_prefix(checkpoint, prefix, checkpoint.catalog)
+        best = fits(bare)[0]
+        if best.fits:
+            lines = _taking_off(prefix, load_rule_file(best.rules), bare)
             return (
                 f"All names fit {best.rules} once the prefix `{prefix}` is taken off. Write a "
-                f"rule file that does it: {written}"
+                "rule file that does it: "
+                f"printf '%s\\n' {' '.join(map(quote, lines))} > mine.yaml"
             )
     return ""
 
 
-def _taking_off(prefix: str, rules: RuleFile, checkpoint: Checkpoint) -> list[str]:
-    """The lines of a rule file that takes a prefix off, by the word behind it: `model.` itself
-    begins other names, too.
+def _taking_off(prefix: str, rules: RuleFile, bare: Checkpoint) -> list[str]:
+    """The lines of a rule file that takes a prefix off: a rule for each word behind the prefix,
+    since `model.` itself begins other names, too.
+
+    Args:
+        bare: the checkpoint without the prefix.
     """
-    bare = _without_prefix(checkpoint, prefix, checkpoint.catalog)
-    program = compile_rules(rules, bare.catalog, checkpoint.config)
+    program = compile_rules(rules, bare.catalog, bare.config)
     examples = {
         name.partition(".")[0]: program.rewrite(name) for name in reversed(list(bare.catalog))
     }
@@ -131,43 +125,42 @@ def _taking_off(prefix: str, rules: RuleFile, checkpoint: Checkpoint) -> list[st
         )
         becomes = {"dropped": True} if example.target is None else {"to": example.target}
         tests.append({"from": prefix + example.source, **becomes})
-    lines = [
-        *("schema: 1", "name: mine", "version: 1.0.0", f"summary: {rules.name} behind a prefix"),
-        *(
-            f"extends: [{rules.name}.yaml]",
-            f"prepare: {json.dumps(renames)}",
-            f"tests: {json.dumps(tests)}",
-        ),  # JSON is YAML
-    ]
     # Names of a source that has a prefix of its own get this one too, for the rules to take off.
     sources = {
         name: {"prefix": prefix + source.prefix}
         for name, source in rules.text.sources.items()
         if source.prefix
     }
-    return [*lines, f"sources: {json.dumps(sources)}"] if sources else lines
+    return [
+        "schema: 1",
+        "name: mine",
+        "version: 1.0.0",
+        f"summary: {rules.name} behind a prefix",
+        f"extends: [{rules.name}.yaml]",
+        f"prepare: {json.dumps(renames)}",  # JSON is YAML
+        f"tests: {json.dumps(tests)}",
+        *([f"sources: {json.dumps(sources)}"] if sources else []),
+    ]
 
 
-def _without_prefix(checkpoint: Checkpoint, prefix: str, names: Collection[str]) -> Checkpoint:
-    bare = {name: name.removeprefix(prefix) for name in names}
-    return replace(
-        checkpoint,
-        catalog={new: replace(checkpoint.catalog[name], name=new) for name, new in bare.items()},
-    )
+def _without_prefix(checkpoint: Checkpoint, prefix: str, names: Iterable[str]) -> Checkpoint:
+    bare = {name.removeprefix(prefix): checkpoint.catalog[name] for name in names}
+    catalog = {name: replace(tensor, name=name) for name, tensor in bare.items()}
+    return replace(checkpoint, catalog=catalog)
 
 
 def _class_for(checkpoint: Checkpoint, found: Sequence[Fit], asked: str) -> str:
-    """The class that most probably computes what a checkpoint does: that of the nearest rule file,
-    if one is near.
+    """The class that most probably computes what a checkpoint does: the nearest rule file's, if one
+    is near.
 
     Of rule files that know as many names, the one that was asked for is the nearest. If none is
-    near, the class that most of the rule files have whose `detect`, but for the architecture,
+    near, it is the most common class of the rule files whose `detect`, without the architecture,
     agrees with the config.
     """
     families = [fit for fit in found if fit.class_name]
     if families[0].is_near:
         nearest = [fit for fit in families if fit.mapped == families[0].mapped]
-        return next((fit for fit in nearest if fit.rules == asked), nearest[0]).class_name
+        return min(nearest, key=lambda fit: fit.rules != asked).class_name
     agreeing = []
     for fit in families:
         wanted = load_rule_file(fit.rules).text.detect.config
@@ -183,56 +176,53 @@ def missing_source_advice(
     checkpoints: Mapping[str, Checkpoint],
     found: Sequence[Fit],
 ) -> str:
-    """Where names are missing that a source apart may bring, which it is; empty otherwise.
+    """Which source to give if names are missing that a further source may bring; else empty.
 
-    Such sources stand in the order of a training. Behind one that is given, none brings what an
-    earlier one should have.
+    Such sources stand in the order of a training: if one is given, an earlier one brings what is
+    missing, and none behind it does.
     """
     names = [r.rewrite.prepared for r in taken]
     missing = [
-        text
+        f"`{text}`"
         for text in rules.text.detect.present
         if contradictions(Condition(present=(text,)), names, None)
     ]
-    if not missing or any(fit.fits for fit in found):
+    # The missing names may be there under names that the rule file doesn't know.
+    unknown = any(r.rewrite.target is None and r.rewrite.reason is None for r in taken)
+    if not missing or unknown or any(fit.fits for fit in found):
         return ""
-    if any(r.rewrite.target is None and r.rewrite.reason is None for r in taken):
-        return ""  # what is missing is there, under names that the rule file doesn't know
     parts = [name for name, source in rules.text.sources.items() if source.overrides]
     given = [number for number, name in enumerate(parts) if name in checkpoints]
     if left := parts[: given[0]] if given else parts:
         program = compile_rules(rules)
-        for name in (name for name in parts if name in checkpoints):
+        for name in (parts[number] for number in given):
             if lies := projector_place(rules, program, name, checkpoints[name]):
                 return f"A projector was trained with `{name}`. {lies}"
         return _give_too(checkpoints[rules.first_source], left)
     if not given:
         return ""
-    wanted = " and ".join(f"`{text}`" for text in missing)
     return (
-        f"Give a checkpoint that has {wanted}, a later one of the same training: no other "
-        "source brings it."
+        f"Give a checkpoint that has {' and '.join(missing)}, a later one of the same training: no "
+        "other source brings it."
     )
 
 
 def _give_too(checkpoint: Checkpoint, names: Sequence[str]) -> str:
-    """How to give one of these sources beside a checkpoint; where one lies in a folder inside of
-    it, that one.
+    """How to give one of these sources beside a checkpoint; those that lie in a folder inside of
+    it, if any do.
     """
     there = parts_beside(checkpoint.folder) if checkpoint.folder is not None else {}
-    if found := [f"--source {quote(f'{name}={there[name]}')}" for name in names if name in there]:
+    if options := [f"--source {quote(f'{name}={there[name]}')}" for name in names if name in there]:
         return (
             "What is missing may be what lies in a folder beside it, so give that too: "
-            f"{' '.join(found)}"
+            f"{' '.join(options)}"
         )
-    return (
-        "If what is missing lies elsewhere, give that too: "
-        f"{' or '.join(f'--source {name}=DIR' for name in names)}."
-    )
+    options = [f"--source {name}=DIR" for name in names]
+    return f"If what is missing lies elsewhere, give that too: {' or '.join(options)}."
 
 
 def extra_source_advice(rules: RuleFile, others: Sequence[str], found: Sequence[Fit]) -> str:
-    """Where the first source alone fits, which others keep it from that; empty otherwise."""
+    """Which other sources to leave out if the first source alone fits; else empty."""
     if not others or not any(fit.fits and fit.rules == rules.name for fit in found):
         return ""
     named = " and ".join(f"`{name}`" for name in others)

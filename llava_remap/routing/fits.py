@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
+from llava_remap.core.escaped import quote
 from llava_remap.core.fold import fold_names
 from llava_remap.core.problem import Problem
 from llava_remap.core.wording import counted
 from llava_remap.rewrite import compile_rules, contradictions
-from llava_remap.routing.commands import draft_command
 from llava_remap.routing.route import Routed, route
 from llava_remap.rulefile import (
     Condition,
@@ -31,7 +32,7 @@ from llava_remap.source.sources import other_than_default
 _NUMBER = re.compile(r"[0-9]+")
 #: Folded names in a sentence.
 _SHOWN = 2
-#: Stands for the first source where only another one is looked at.
+#: Stands for the first source where only another source is looked at.
 EMPTY = Checkpoint(Path(), "", {}, None, None)
 
 
@@ -40,21 +41,21 @@ class Fit:
     """How well a rule file fits a checkpoint.
 
     Attributes:
-        mapped, total: of the `total` names that it doesn't drop it maps so many.
+        source: what the rule file calls the checkpoint: its first source.
+        mapped, total: how many of the `total` names that it doesn't drop it maps.
         unknown: the names that it neither maps nor drops.
         contradictions: why it isn't for the checkpoint, in words.
-        guard: what of the rule file refuses the config, `detect` or `requires`; empty where names
+        guard: what of the rule file refuses the config, `detect` or `requires`; empty if names
             contradict it, or nothing does.
-        source: what it calls the checkpoint: its first source.
-        summary: what it is for.
         also: sources that it needs besides.
-        other_default: whether the config names another one for some of these than the rule file's
-            default.
+        other_default: whether the config names another default for some of `also` than the rule
+            file does.
+        summary: what the rule file is for.
         agreeing: how many values of the config are those that its `detect` asks for.
-        class_name: its target; empty where that is the source's own class.
-        remedy: what would help, where that is known of the contradictions; empty otherwise.
-        refusals: what a plan from the same headers finds; empty before there is one.
-        needs: what that plan finds and a further source (`also`) settles.
+        class_name: its target; empty if that is the source's own class.
+        remedy: what would help against the contradictions, if that is known; else empty.
+        refusals: the problems of a plan from the same headers; empty before it is planned.
+        needs: the problems of that plan which a further source (`also`) settles.
     """
 
     rules: str
@@ -75,118 +76,100 @@ class Fit:
 
     @property
     def reasons(self) -> list[str]:
-        """All that speaks against it."""
-        unknown = (
-            [f"it has no rule for {_some(self.unknown)}"]
-            if self.unknown and not self.contradictions
-            else []
-        )
+        """Everything that speaks against the rule file."""
+        unknown = [f"it has no rule for {_some(self.unknown)}"] if self.unknown else []
         refusals = [
             f"{problem.code} {problem.placed_cause} {problem.fix}".strip()
             for problem in self.refusals
         ]
-        return [*self.contradictions, *unknown, *refusals]
+        return [*(self.contradictions or unknown), *refusals]
 
     @property
     def is_near(self) -> bool:
-        """Whether it knows more of the names than chance has it: a tower may have more names
-        than all the rest.
+        """Whether it knows more of the names than by chance: a tower may have more names than all
+        the rest.
         """
         return 10 * self.mapped >= self.total > 0
 
     @property
     def fits(self) -> bool:
-        return (
-            self.mapped > 0
-            and self.mapped == self.total
-            and not self.contradictions
-            and not self.refusals
-        )
+        return self.mapped == self.total > 0 and not (self.contradictions or self.refusals)
 
 
 def fits(checkpoint: Checkpoint) -> list[Fit]:
     """Every shipped rule file compared with a checkpoint's names and config, the nearest first.
 
-    Those that fit come first, of two of them that one whose default tower is the one that the
-    config names; then those that keep more of the names, that less contradicts, and of which the
-    config says more, such as their architecture.
+    Rule files that fit come first; of these, those whose default tower the config names. The others
+    are sorted by how many names they map, how little contradicts them, and how many values of the
+    config agree, such as the architecture.
     """
     groups = names_alike(checkpoint)
-    found = [
-        _fit(rules, checkpoint, groups) for rules in _loaded(tuple(shipped_rule_files().values()))
-    ]
 
     def order(fit: Fit) -> tuple[object, ...]:
-        near = (
-            (fit.other_default,)
-            if fit.fits
-            else (-fit.mapped, len(fit.contradictions), -fit.agreeing)
-        )
-        return (not fit.fits, near, fit.rules)
+        near = (-fit.mapped, len(fit.contradictions), -fit.agreeing)
+        return (not fit.fits, (fit.other_default,) if fit.fits else near, fit.rules)
 
-    return sorted(found, key=order)
+    return sorted((_fit(rules, checkpoint, groups) for rules in _shipped()), key=order)
 
 
 def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[str]]) -> Fit:
-    """One rule file compared with a checkpoint. Of each of the `groups` of its names that no
-    rule tells apart, one is tried.
+    """One rule file compared with a checkpoint.
+
+    Args:
+        groups: names that no rule tells apart, by the first of them, which alone is tried.
     """
+    config, detect = checkpoint.config, rules.text.detect
     few = replace(checkpoint, catalog={name: checkpoint.catalog[name] for name in groups}, pairs=())
-    routes = route(rules, compile_rules(rules, few.catalog, few.config), {rules.first_source: few})
-    taken, detect = routes.taken, rules.text.detect
+    routes = route(rules, compile_rules(rules, few.catalog, config), {rules.first_source: few})
+    taken = routes.taken
     names = [r.rewrite.prepared for r in taken]
-    reasons = contradictions(detect, names, checkpoint.config)
-    problems = [*unmet(rules, names, checkpoint.config)]
-    if other_tower := other_tower_problem(rules, taken, checkpoint, checkpoint.config):
+    reasons = contradictions(detect, names, config)
+    problems = unmet(rules, names, config)
+    guard = "detect" if reasons else "requires" if problems else ""
+    if contradictions(detect.model_copy(update={"config": {}, "config_not": {}}), names, None):
+        guard = ""
+    other_tower = other_tower_problem(rules, taken, checkpoint, config)
+    if other_tower is not None:
+        guard = ""
         every = [
             replace(r, tensor=checkpoint.catalog[name])
             for r in taken
             for name in groups[r.tensor.name]
         ]
-        other_tower = (
-            other_tower_problem(rules, every, checkpoint, checkpoint.config) or other_tower
-        )
+        other_tower = other_tower_problem(rules, every, checkpoint, config) or other_tower
         problems.insert(0, other_tower)
-    if (
-        contradictions(detect.model_copy(update={"config": {}, "config_not": {}}), names, None)
-        or other_tower
-    ):
-        guard = ""
-    else:
-        guard = "detect" if reasons else "requires" if problems else ""
     causes = [problem.placed_cause.removesuffix(".") for problem in problems]
-    reasons = [
-        reason for reason in reasons if not any(cause.startswith(reason) for cause in causes)
-    ] + causes
-    left = [r.tensor.name for r in taken if r.rewrite.target is None and r.rewrite.reason is None]
-    unknown = tuple(name for one in left for name in groups[one])
+    unknown = tuple(
+        name
+        for r in taken
+        if r.rewrite.target is None and r.rewrite.reason is None
+        for name in groups[r.tensor.name]
+    )
     mapped = sum(len(groups[r.tensor.name]) for r in taken if r.rewrite.target is not None)
     return Fit(
-        rules.name,
-        rules.first_source,
-        mapped,
-        mapped + len(unknown),
-        unknown,
-        tuple(reasons),
-        guard,
-        routes.not_given,
-        any(
-            other_than_default(rules.text.sources[name], checkpoint.config) is not None
+        rules=rules.name,
+        source=rules.first_source,
+        mapped=mapped,
+        total=mapped + len(unknown),
+        unknown=unknown,
+        contradictions=(
+            *(reason for reason in reasons if not any(c.startswith(reason) for c in causes)),
+            *causes,
+        ),
+        guard=guard,
+        also=routes.not_given,
+        other_default=any(
+            other_than_default(rules.text.sources[name], config) is not None
             for name in routes.not_given
         ),
-        rules.text.summary or "",
-        _agreeing(detect, checkpoint.config or {}),
-        rules.target.class_ or "",
-        other_tower.fix if other_tower else "",
-    )
-
-
-def _agreeing(detect: Condition, config: Mapping[str, Any]) -> int:
-    """How many values of a config are those that a rule file asks for."""
-    said = {key: wanted for key, wanted in detect.config.items() if config.get(key) is not None}
-    return sum(
-        not contradictions(Condition(config={key: wanted}), (), config)
-        for key, wanted in said.items()
+        summary=rules.text.summary or "",
+        agreeing=sum(
+            not contradictions(Condition(config={key: wanted}), (), config)
+            for key, wanted in detect.config.items()
+            if (config or {}).get(key) is not None
+        ),
+        class_name=rules.target.class_ or "",
+        remedy=other_tower.fix if other_tower else "",
     )
 
 
@@ -196,8 +179,10 @@ def unmet(
     config: Mapping[str, Any] | None,
     whose: str = "its config",
 ) -> list[Problem]:
-    """LR314 for each of a rule file's requirements that a checkpoint doesn't meet; `names` as
-    `prepare` left them.
+    """LR314 for each requirement of a rule file that a checkpoint doesn't meet.
+
+    Args:
+        names: as `prepare` left them.
     """
     return [
         Problem(
@@ -214,15 +199,13 @@ def unmet(
 def _allowing(
     rules: RuleFile, name: str, requirement: Requirement, config: Mapping[str, Any]
 ) -> str:
-    """How to convert all the same: lines for a rule file, where the config's values can stand in
-    one.
-    """
+    """How to convert all the same: lines for a rule file, if it can hold the config's values."""
     values = {key: config.get(key) for key in requirement.config}
     if not values or any(isinstance(value, (list, dict)) for value in values.values()):
         return "Mend the config.json, if the message says so."
     allowed = {
-        key: [*(said if isinstance(said, tuple) else (said,)), values[key]]
-        for key, said in requirement.config.items()
+        key: [*(wanted if isinstance(wanted, tuple) else (wanted,)), values[key]]
+        for key, wanted in requirement.config.items()
     }
     lines = ", ".join(
         f"{key}: {json.dumps(list(dict.fromkeys(entries)))}" for key, entries in allowed.items()
@@ -234,35 +217,30 @@ def _allowing(
 
 
 def names_alike(checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """The names that no shipped rule tells apart, by the first of them: names by the ten thousand
-    are to be refused soon, too.
+    """The names that no shipped rule tells apart, by the first of them, so that tens of thousands
+    of names are refused soon, too.
 
-    Two names are alike if they differ in nothing but segments that no template spells out, and if
-    these are numbers in both or in none. The matrices of an adapter's pairs are left out.
+    Two names are alike if they differ only in segments that no template spells out, and each of
+    these is a number in both or in none. The matrices of an adapter's pairs are left out.
     """
     spelt, partly = _spelt_segments()
-    matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
-    kinds: dict[str, str] = {}
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name in checkpoint.catalog:
-        if name in matrices:
-            continue
-        key = []
-        for segment in name.split("."):
-            if (kind := kinds.get(segment)) is None:
-                told = segment in spelt or partly.fullmatch(segment) is not None or not segment
-                kind = kinds[segment] = (
-                    segment if told else "{int}" if _NUMBER.fullmatch(segment) else "{x}"
-                )
-            key.append(kind)
-        groups.setdefault(tuple(key), []).append(name)
+
+    @cache
+    def kind(segment: str) -> str:
+        if segment in spelt or partly.fullmatch(segment) or not segment:
+            return segment
+        return "{int}" if _NUMBER.fullmatch(segment) else "{x}"
+
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in checkpoint.unpaired:
+        groups[tuple(map(kind, name.split(".")))].append(name)
     return {names[0]: names for names in groups.values()}
 
 
 @cache
-def _loaded(paths: tuple[Path, ...]) -> tuple[RuleFile, ...]:
-    """Rule files that stay as they are while a process runs: the shipped ones."""
-    return tuple(map(load_rule_file, paths))
+def _shipped() -> tuple[RuleFile, ...]:
+    """The shipped rule files, which don't change while a process runs."""
+    return tuple(map(load_rule_file, shipped_rule_files().values()))
 
 
 @cache
@@ -273,33 +251,28 @@ def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
     templates: list[Template] = []
     texts: list[str] = []
     partly: set[str] = set()
-    for rules in _loaded(tuple(shipped_rule_files().values())):
+    for rules in _shipped():
         text, sources = rules.text, rules.text.sources.values()
         every = [
             *text.prepare,
             *text.names,
             *(rule for layout in rules.layouts for rule in layout.text.names),
         ]
-        conditions = [
-            text.detect,
-            *text.requires.values(),
-            *(rule.when for rule in every if rule.when is not None),
+        conditions = [text.detect, *text.requires.values(), *filter(None, (r.when for r in every))]
+        patterns = [rule.kind.pattern for rule in every]
+        templates += [
+            *(template for one in conditions for template in (*one.present, *one.absent)),
+            *(source.used_if_absent for source in sources if source.used_if_absent),
+            *(template for source in sources for template in source.selected),
+            *(pattern for pattern in patterns if isinstance(pattern, Template)),
         ]
-        for condition in conditions:
-            templates += [*condition.present, *condition.absent]
-        templates += [source.used_if_absent for source in sources if source.used_if_absent]
-        templates += [template for source in sources for template in source.selected]
-        for pattern in (rule.kind.pattern for rule in every):
-            if isinstance(pattern, Template):
-                templates.append(pattern)
-            elif isinstance(pattern, Wrapper):
-                texts.append(pattern.text)
-            else:
-                partly.add(".*")  # a regex may ask for anything
         texts += [
+            *(pattern.text for pattern in patterns if isinstance(pattern, Wrapper)),
             *(source.prefix for source in sources),
             *(text.target.towers if text.target is not None else ()),
         ]
+        if not all(isinstance(pattern, (Template, Wrapper)) for pattern in patterns):
+            partly.add(".*")  # a regex may ask for anything
     partly.update(regex for template in templates for regex in template.partial_segments)
     spelt = {segment for text in texts for segment in text.split(".")}
     spelt.update(segment for template in templates for segment in template.segments)
@@ -312,7 +285,7 @@ def other_tower_problem(
     checkpoint: Checkpoint,
     config: Mapping[str, Any] | None,
 ) -> Problem | None:
-    """LR301 where the checkpoint has a tower inside of which the rule file takes no name."""
+    """LR301 for a tower inside the checkpoint, if the rule file takes none of its names."""
     for prefix, named in rules.target.towers.items():
         segment = prefix.split(".")[0]
         inside = [
@@ -332,10 +305,10 @@ def _tower_problem(
     config: Mapping[str, Any],
     key: str,
 ) -> Problem:
-    said = config.get(key)
+    named = config.get(key)
     if rules.target.as_ is not None and isinstance(part := config.get("vision_config"), Mapping):
-        said = part.get("model_type")
-    kind = f", which its config calls {said!r}," if isinstance(said, str) else ""
+        named = part.get("model_type")
+    kind = f", which its config calls {named!r}," if isinstance(named, str) else ""
     names = tuple(r.tensor.name for r in inside)
     return Problem(
         "LR301",
@@ -354,4 +327,18 @@ def _some(names: Collection[str]) -> str:
     return (
         f"{', '.join(f'`{line}`' for line in folded[:_SHOWN])}{more} "
         f"({counted(len(names), 'tensor')})"
+    )
+
+
+def draft_command(class_name: str, location: str, **parts: str) -> str:
+    """The command that infers a rule file for a checkpoint whose names no rule file knows.
+
+    Args:
+        parts: further sources → where they are.
+    """
+    sources = {"model": location, **parts}
+    given = [f"{name}={place}" for name, place in sources.items()] if parts else [location]
+    return (
+        f"llava-remap rules new {' '.join(f'--from {quote(text)}' for text in given)} --to "
+        f"{class_name} --output mine.yaml"
     )

@@ -1,4 +1,4 @@
-"""Every source name through the program: what each source contributes, under which target name."""
+"""Every source name through the program: what each source contributes, and under which name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Routed:
 @dataclass(frozen=True, slots=True)
 class RoutedPair:
     """A pair of an adapter's matrices, and what the program made of the name of the tensor that
-    it changes.
+    the pair changes.
     """
 
     source: str
@@ -53,15 +53,15 @@ class Routes:
     """All source tensors.
 
     Attributes:
-        taken: those that count, in the order of sources and of their catalogs; sources that
+        taken: the tensors that count, in the order of sources and of their catalogs; sources that
             override stand behind the others.
-        beside: those of a source that isn't used since the first source has its own
+        beside: the tensors of sources that aren't used, since the first source has its own
             (`used_if_absent`).
-        unselected: sources that count but of which `select` took nothing.
+        unselected: sources that count but of whose tensors `select` takes none.
         not_given: sources that are needed and weren't given.
-        pairs: those of adapters, and of sources that one wasn't merged into.
-        replaced: those in whose place one of a source that overrides is taken, each with that
-            source.
+        pairs: the pairs of adapters, and of sources that an adapter wasn't merged into.
+        replaced: tensors in whose place a tensor of a source that overrides is taken, each with
+            that source.
     """
 
     taken: tuple[Routed, ...]
@@ -73,7 +73,7 @@ class Routes:
 
     @property
     def produced(self) -> dict[str, Tensor]:
-        """Target name → tensor; of two for one name the first."""
+        """Target name → tensor; the first one, if several have the same target."""
         found: dict[str, Tensor] = {}
         for routed in self.taken:
             if routed.rewrite.target is not None:
@@ -91,88 +91,81 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
     """Take the names of every given source, selected and prefixed as the rule file says, through
     the program.
     """
-    taken: list[Routed] = []
-    beside: list[Routed] = []
-    pairs: list[RoutedPair] = []
-    replaced: list[tuple[Routed, str]] = []
-    unselected, not_given = [], []
-    given = {
-        name: source
+    sources = dict(sorted(rules.text.sources.items(), key=lambda item: item[1].overrides))
+    given = [
+        name
         for name, source in rules.text.sources.items()
         if name in checkpoints and "tensors" in source.use
-    }
+    ]
     programs = {
-        name: _program_for(rules, program, source, checkpoints[name])
-        for name, source in given.items()
+        name: _program_for(rules, program, sources[name], checkpoints[name]) for name in given
     }
     routed = {
         name: [
-            Routed(name, tensor, programs[name].rewrite(source.prefix + tensor.name))
-            for tensor in _tensors(source, checkpoints[name], programs[name])
+            Routed(name, tensor, programs[name].rewrite(sources[name].prefix + tensor.name))
+            for tensor in _tensors(sources[name], checkpoints[name], programs[name])
         ]
-        for name, source in given.items()
+        for name in given
     }
-    main = [r for name, every in routed.items() if _is_main(rules, name) for r in every]
-    for name, source in sorted(rules.text.sources.items(), key=lambda item: item[1].overrides):
-        if "tensors" not in source.use:
-            not_given += [] if source.optional or name in checkpoints else [name]
-            continue
-        absent = source.used_if_absent
-        having = {
-            r.source
-            for r in main
-            if absent is not None and absent.match(r.rewrite.prepared) is not None
-        }
-        if name not in checkpoints:
-            not_given += [] if having or source.optional else [name]
-        elif rules.first_source in having:
-            beside += routed[name]
-        elif source.overrides:
-            own = {r.rewrite.target for r in routed[name] if r.rewrite.target is not None}
+    main = [r for name in given if _is_main(rules, name) for r in routed[name]]
+    # For each source that is used only if names are absent, the main sources that have such names.
+    having = {
+        name: {r.source for r in main if absent.match(r.rewrite.prepared) is not None}
+        for name, source in sources.items()
+        if (absent := source.used_if_absent) is not None and "tensors" in source.use
+    }
+    used = [
+        name for name in sources if name in given and rules.first_source not in having.get(name, ())
+    ]
+    taken: list[Routed] = []
+    replaced: list[tuple[Routed, str]] = []
+    for name in used:
+        if sources[name].overrides:
+            own = {r.rewrite.target for r in routed[name]} - {None}
             replaced += [(r, name) for r in taken if r.rewrite.target in own]
-            taken = [*(r for r in taken if r.rewrite.target not in own), *routed[name]]
-            pairs += _pairs(name, source, checkpoints[name], programs[name])
-        else:
-            taken += routed[name]
-            unselected += [] if routed[name] else [name]
-            pairs += _pairs(name, source, checkpoints[name], programs[name])
+            taken = [r for r in taken if r.rewrite.target not in own]
+        taken += routed[name]
     return Routes(
-        tuple(taken),
-        tuple(beside),
-        tuple(unselected),
-        tuple(not_given),
-        tuple(pairs),
-        tuple(replaced),
+        taken=tuple(taken),
+        beside=tuple(
+            r for name in sources if name in given and name not in used for r in routed[name]
+        ),
+        unselected=tuple(name for name in used if not routed[name] and not sources[name].overrides),
+        not_given=tuple(
+            name
+            for name, source in sources.items()
+            if name not in checkpoints and not source.optional and not having.get(name)
+        ),
+        pairs=tuple(
+            RoutedPair(
+                name,
+                checkpoints[name].catalog[pair.a],
+                checkpoints[name].catalog[pair.b],
+                pair.scale,
+                programs[name].rewrite(sources[name].prefix + pair.base),
+            )
+            for name in used
+            for pair in checkpoints[name].pairs
+        ),
+        replaced=tuple(replaced),
     )
 
 
 def _program_for(
     rules: RuleFile, program: Program, source: Source, checkpoint: Checkpoint
 ) -> Program:
-    """The program for a source: an adapter may have been trained under the names of another
-    layout than its base has.
+    """The program for a source. An adapter may have been trained under the names of another layout
+    than its base has.
     """
     if not rules.layouts or not source.overrides:
         return program
-    matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
-    names = [
-        *(pair.base for pair in checkpoint.pairs),
-        *(name for name in checkpoint.catalog if name not in matrices),
-    ]
+    names = [*(pair.base for pair in checkpoint.pairs), *checkpoint.unpaired]
     return compile_rules(rules, names, checkpoint.config)
 
 
-def _pairs(
-    name: str, source: Source, checkpoint: Checkpoint, program: Program
-) -> Iterator[RoutedPair]:
-    for pair in checkpoint.pairs:
-        a, b = (checkpoint.catalog[matrix] for matrix in (pair.a, pair.b))
-        yield RoutedPair(name, a, b, pair.scale, program.rewrite(source.prefix + pair.base))
-
-
 def main_names(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
-    """The names, as they are stored, that conditions of a rule file speak of: the first
-    source's, and those that override it.
+    """The stored names that conditions of a rule file are about: of the first source, and of
+    sources that override it.
     """
     return tuple(
         source.prefix + tensor.name
@@ -191,13 +184,10 @@ def _tensors(
 ) -> Iterator[Tensor]:
     """The tensors of a source that `select` takes, without the matrices of an adapter's pairs.
 
-    What is selected goes by the name that `prepare` leaves; without a program, by the stored one.
+    `select` is asked about the name that `prepare` leaves; without a program, about the stored one.
     """
     select = source.selected
-    matrices = {name for pair in checkpoint.pairs for name in (pair.a, pair.b)}
-    for name, tensor in checkpoint.catalog.items():
+    for name, tensor in checkpoint.unpaired.items():
         prepared = name if program is None or not select else program.rewrite(name).prepared
-        if name not in matrices and (
-            not select or any(template.match(prepared) is not None for template in select)
-        ):
+        if not select or any(template.match(prepared) is not None for template in select):
             yield tensor

@@ -1,6 +1,4 @@
-"""What a part was trained with: the model that it was trained from, and the projector that was
-trained beside an adapter.
-"""
+"""What a part was trained with: the model under an adapter, and the projector beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from llava_remap.checkpoint import Checkpoint, has_file, tensor_names
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError
 from llava_remap.core.wording import quoted
-from llava_remap.rewrite import Program
+from llava_remap.rewrite import Program, Rewrite
 from llava_remap.routing.route import Routes
 from llava_remap.rulefile import NamedDefault, RuleFile
 from llava_remap.source.sources import last_part, named_by_config, other_than_default
@@ -32,20 +30,19 @@ def naming_notes(
     routes: Routes,
     config: Mapping[str, Any] | None,
 ) -> list[Problem]:
-    """LR316 where the sources' own files name another one than a source that was given by hand.
+    """LR316 for each source that was given by hand, if the sources' own files name another one.
 
     They name the model that an adapter or a projector was trained from, and the tower of a language
-    model. Two are one where their hub ids or paths end in the same name. A tower of other sizes
-    than the stock one that is named is told as LR309. Of a tower whose tensors aren't taken, since
-    the checkpoint has its own, the config is: it tells heads and activation.
+    model. Two names are the same if their hub ids or paths end in the same part. A tower of other
+    sizes than the stock one that is named is LR309 instead. If the tower's tensors aren't taken,
+    since the checkpoint has its own, its config still counts: it has heads and activation.
 
     Args:
         given: the sources that were given.
-        config: the one that describes the language model.
+        config: describes the language model.
     """
-    first = rules.first_source
     named = [
-        (first, part.base, f"`{name}` was trained from")
+        (rules.first_source, part.base, f"`{name}` was trained from")
         for name, part in checkpoints.items()
         if rules.text.sources[name].overrides and part.base
     ]
@@ -55,50 +52,49 @@ def naming_notes(
             has_stock_sizes(tower, prefix, routes.produced) for prefix in rules.target.towers
         ):
             named.append((name, tower, "the config names"))
-    notes = []
-    for name, text, who in named:
-        there = checkpoints[name]
-        path = there.path.with_suffix("") if there.is_manifest else there.folder or there.path
-        if last_part(text) != last_part(there.origin or str(path.resolve())):
-            notes.append(
-                Problem(
-                    "LR316",
-                    f"{who} {quoted(text)}, and {there.location} is given as `{name}`.",
-                    f"If that is another one, give the one that is named: --source {name}=DIR.",
-                )
-            )
-    return notes
+    return [
+        Problem(
+            "LR316",
+            f"{who} {quoted(text)}, and {checkpoints[name].location} is given as `{name}`.",
+            f"If that is another one, give the one that is named: --source {name}=DIR.",
+        )
+        for name, text, who in named
+        if last_part(text) != _last_part(checkpoints[name])
+    ]
+
+
+def _last_part(checkpoint: Checkpoint) -> str:
+    """The last part of a checkpoint's hub id or path."""
+    path = checkpoint.folder or checkpoint.path
+    if checkpoint.is_manifest:
+        path = checkpoint.path.with_suffix("")
+    return last_part(checkpoint.origin or str(path.resolve()))
 
 
 def tower_problems(
     rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None
 ) -> list[Problem]:
-    """LR112 for a second tower, inside the checkpoint, that is by the config another one than the
-    rule file's default.
+    """LR112 for a second tower inside the checkpoint, if the config names another one than the rule
+    file's default.
 
     The first tower's config counts for both, and tensors show neither attention heads nor
     activation.
     """
-    keys, problems = [value.from_ for value in rules.target.towers.values()][1:], []
-    for name, source in rules.text.sources.items():
-        named, default = other_than_default(source, config), source.default
-        if (
-            name not in checkpoints
-            and named is not None
-            and isinstance(default, NamedDefault)
-            and default.from_ in keys
-        ):
-            problems.append(
-                Problem(
-                    "LR112",
-                    f"the config says {default.from_}: {quoted(named)}, and only of "
-                    f"{default.default} "
-                    "it is known that it has the "
-                    "attention heads and the activation of the other tower; tensors show neither.",
-                    f"Give it, with its own config.json: --source {name}=DIR.",
-                )
-            )
-    return problems
+    keys = [value.from_ for value in rules.target.towers.values()][1:]
+    return [
+        Problem(
+            "LR112",
+            f"the config says {default.from_}: {quoted(named)}, and only of {default.default} it "
+            "is known that it has the attention heads and the activation of the other tower; "
+            "tensors show neither.",
+            f"Give it, with its own config.json: --source {name}=DIR.",
+        )
+        for name, source in rules.text.sources.items()
+        if name not in checkpoints
+        and isinstance(default := source.default, NamedDefault)
+        and default.from_ in keys
+        and (named := other_than_default(source, config)) is not None
+    ]
 
 
 def rows_problems(
@@ -108,27 +104,27 @@ def rows_problems(
     embedding: str,
     config: Mapping[str, Any],
 ) -> list[Problem]:
-    """LR402 where the table of token embeddings isn't of the training whose config is believed.
+    """LR402 if the table of token embeddings isn't from the training whose config counts.
 
     Args:
-        config: the one that describes the language model.
+        config: describes the language model.
     """
     first, origin, wanted = rules.first_source, routes.origin(embedding), config.get("vocab_size")
     if origin is None or not isinstance(wanted, int):
         return []
-    parts = [name for name in checkpoints if rules.text.sources[name].overrides]
-    said_by = next((name for name in parts if checkpoints[name].config is config), first)
+    parts = (name for name in checkpoints if rules.text.sources[name].overrides)
+    described_by = next((name for name in parts if checkpoints[name].config is config), first)
     rows = checkpoints[origin.source].catalog[origin.name].shape[0]
     if (
-        origin.source == first != said_by
+        origin.source == first != described_by
         and rows != wanted
         and (checkpoints[first].config or {}).get("vocab_size") == rows
     ):
         return [
             Problem(
                 "LR402",
-                f"by its config.json `{said_by}` was trained from a model of {wanted} tokens, and "
-                f"`{first}` has {rows}.",
+                f"by its config.json `{described_by}` was trained from a model of {wanted} tokens, "
+                f"and `{first}` has {rows}.",
                 f"Give the model that it was trained from: --source {first}=DIR.",
             )
         ]
@@ -137,7 +133,7 @@ def rows_problems(
             Problem(
                 "LR402",
                 f"`{origin.source}` brings an embed_tokens of {rows} rows, and the config of "
-                f"`{said_by}` says vocab_size: {wanted}.",
+                f"`{described_by}` says vocab_size: {wanted}.",
                 "Give the whole table, as the training's end has it: --source "
                 f"{origin.source}=DIR.",
             )
@@ -148,19 +144,16 @@ def rows_problems(
 def projector_findings(
     rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoint], routes: Routes
 ) -> tuple[list[Problem], list[Problem]]:
-    """LR317 for an adapter beside which no projector is given, so that the base's own one would
-    count.
+    """LR317 for an adapter beside which no projector is given, so that the base's own would count.
 
-    A problem where the adapter's files show that one was trained with it; a note where they don't
-    tell.
+    It is a problem if the adapter's files show that a projector was trained with it, and a note if
+    they don't tell.
     """
     sources = rules.text.sources
-    brought = {
-        r.source
-        for r in routes.taken
-        if sources[r.source].overrides and _of_projector(r.rewrite.target)
-    }
-    brought |= {pair.source for pair in routes.pairs if _of_projector(pair.rewrite.target)}
+    projectors = [
+        r.source for r in routes.taken if sources[r.source].overrides and _of_projector(r.rewrite)
+    ]
+    brought = {*projectors, *(pair.source for pair in routes.pairs if _of_projector(pair.rewrite))}
     problems: list[Problem] = []
     notes: list[Problem] = []
     for name, adapter in checkpoints.items():
@@ -174,38 +167,31 @@ def projector_findings(
             continue
         shown = _shown(config)
         lies = projector_place(rules, program, name, adapter)
-        if brought:
-            if shown or lies:
-                told = (
-                    f"`{name}` was trained with a projector of its own, and that of "
-                    f"{', '.join(map(quoted, brought))} is taken."
-                )
-                notes.append(Problem("LR317", told, lies))
-        elif shown or lies:
+        if not brought and (shown or lies):
             why = f"Its config.json says {shown}." if shown else "Its own training has one."
-            problems.append(
-                Problem(
-                    "LR317",
-                    f"`{name}` brings no projector, and one was trained with it. {why}",
-                    (
-                        lies
-                        or "Give the folder of the training's end, with its "
-                        "non_lora_trainables.bin: "
-                        f"--source {name}=DIR."
-                    ),
-                )
+            give = (
+                "Give the folder of the training's end, with its non_lora_trainables.bin: "
+                f"--source {name}=DIR."
             )
-        else:
-            told = (
+            cause = f"`{name}` brings no projector, and one was trained with it. {why}"
+            problems.append(Problem("LR317", cause, lies or give))
+        elif shown or lies:
+            taken = ", ".join(map(quoted, brought))
+            cause = (
+                f"`{name}` was trained with a projector of its own, and that of {taken} is taken."
+            )
+            notes.append(Problem("LR317", cause, lies))
+        elif not brought:
+            cause = (
                 f"`{name}` brings no projector, so that of `{rules.first_source}` is taken. "
                 "Whether one was trained isn't known."
             )
-            notes.append(Problem("LR317", told))
+            notes.append(Problem("LR317", cause))
     return problems, notes
 
 
-def _of_projector(target: str | None) -> bool:
-    return target is not None and target.startswith(PROJECTOR)
+def _of_projector(rewrite: Rewrite) -> bool:
+    return rewrite.target is not None and rewrite.target.startswith(PROJECTOR)
 
 
 def _is_frozen(config: Mapping[str, Any]) -> bool:
@@ -217,41 +203,40 @@ def _is_frozen(config: Mapping[str, Any]) -> bool:
 
 
 def _shown(config: Mapping[str, Any]) -> str:
-    """What LLaVA's config says by which a projector was trained; empty where nothing does."""
+    """The entry of LLaVA's config that shows that a projector was trained; empty without one."""
     if config.get("tune_mm_mlp_adapter"):
         return "tune_mm_mlp_adapter: true"
     if (rate := config.get("mm_projector_lr")) is not None:
         return f"mm_projector_lr: {rate}"
-    # Beside LoRA, LLaVA's training trains the projector unless it is told not to.
-    own = next((key for key in config if key.startswith("mm_")), None)
-    return (
-        f"{own}: {quoted(str(config[own]))}, so LLaVA's training wrote it"
-        if own is not None
-        else ""
+    # Beside LoRA, LLaVA's training trains the projector unless it is frozen.
+    written = (
+        f"{key}: {quoted(str(value))}, so LLaVA's training wrote it"
+        for key, value in config.items()
+        if key.startswith("mm_")
     )
+    return next(written, "")
 
 
 def projector_place(rules: RuleFile, program: Program, name: str, adapter: Checkpoint) -> str:
-    """Where the projector that was trained with an adapter lies and how to give it, in words;
-    empty where it isn't found.
+    """Where the projector that was trained with an adapter lies and how to give it, in words; empty
+    if it isn't found.
     """
     if adapter.folder is None or not adapter.pairs:
         return ""
     prefix = rules.text.sources[name].prefix
 
     def has_one(file: Path) -> bool:
-        if not has_file(file):
-            return False
         try:
-            names = tensor_names(file)
-        except RemapError:  # a file of something else: nothing is known of it
+            names = tensor_names(file) if has_file(file) else []
+        except RemapError:  # a file of something else
             return False
-        return any(_of_projector(program.rewrite(prefix + found).target) for found in names)
+        return any(_of_projector(program.rewrite(prefix + name)) for name in names)
 
     folder = adapter.folder.resolve()
-    numbers = [found for path in folder.iterdir() if (found := _NUMBER.fullmatch(path.name))]
     steps = {
-        int(found[1]): path for found in numbers if has_file(path := folder / found[0] / _STATES)
+        int(number[1]): path / _STATES
+        for path in folder.iterdir()
+        if (number := _NUMBER.fullmatch(path.name)) and has_file(path / _STATES)
     }
     if steps and has_one(last := steps[max(steps)]):
         return f"It lies in {last}. Put it beside the pairs: {_extract(last, folder)}"
@@ -270,7 +255,7 @@ def projector_place(rules: RuleFile, program: Program, name: str, adapter: Check
 
 
 def _extract(states: Path, folder: Path) -> str:
-    """A command that writes what was trained beside the pairs as LLaVA's training does at its
+    """A command that writes what was trained beside the pairs, as LLaVA's training does at its
     end.
     """
     return (
