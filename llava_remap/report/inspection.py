@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -34,53 +33,70 @@ def print_inspection(console: Console, found: Inspection) -> None:
         write(console, f"\n{found.advice}")
 
 
-def _part(part: Checkpoint) -> Iterator[str]:
-    yield f"  {part.form}; {counted(len(part.catalog), 'tensor')}; {size(part.nbytes)}"
-    if part.pairs:
-        yield f"  an adapter: {counted(len(part.pairs), 'LoRA pair')}, which change a model"
-    if part.passed_over:
-        yield f"  not read: {', '.join(part.passed_over)}"
+def _part(part: Checkpoint) -> list[str]:
+    pairs = f"  an adapter: {counted(len(part.pairs), 'LoRA pair')}, which change a model"
     named = (part.config or {}).get("architectures")
     names = [
         name
         for name in (named if isinstance(named, list) else [named])
         if isinstance(name, str) and name
     ]
-    yield f"  {', '.join(names) or 'no config.json that names an architecture'}"
+    return [
+        f"  {part.form}; {counted(len(part.catalog), 'tensor')}; {size(part.nbytes)}",
+        pairs if part.pairs else "",
+        f"  not read: {', '.join(part.passed_over)}" if part.passed_over else "",
+        f"  {', '.join(names) or 'no config.json that names an architecture'}",
+    ]
 
 
-def _rule_files(found: Inspection) -> Iterator[str | Text]:
+def _rule_files(found: Inspection) -> list[str | Text]:
     """The rule files that fit, or else the near ones, each with its reasons; last the others."""
     fitting = [fit for fit in found.fits if fit.fits]
     near = fitting or [fit for fit in found.fits if fit.is_near]
-    for number, fit in enumerate(near):
-        yield from _fit(fit, found.planned, in_full=fit.fits or number < _NEAREST)
     others = [f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in found.fits if fit not in near]
-    if others:
-        what = "don't fit" if fitting else "know less than a tenth of the names"
-        yield f"  {what}: {', '.join(others)}"
+    what = "don't fit" if fitting else "know less than a tenth of the names"
+    return [
+        *(
+            line
+            for number, fit in enumerate(near)
+            for line in _fit(fit, found.planned, in_full=fit.fits or number < _NEAREST)
+        ),
+        f"  {what}: {', '.join(others)}" if others else "",
+    ]
 
 
-def _fit(fit: Fit, planned: bool, in_full: bool) -> Iterator[str | Text]:
+def _fit(fit: Fit, planned: bool, in_full: bool) -> list[str | Text]:
+    """A rule file: whether it fits, and why not, or what is still to be checked.
+
+    Args:
+        planned: whether the rule file was planned, not only compared.
+        in_full: whether all reasons are shown, not only the first.
+    """
     verdict = ("doesn't fit", "red")
     if fit.fits:
         verdict = ("fits" if planned else "takes it", "green")
     maps = f", maps {fit.mapped} of {fit.total} names"
-    reason = "" if in_full else f": {fit.reasons[0]}"
-    yield Text.assemble("  ", (fit.rules, "bold"), ": ", verdict, maps, reason)
-    if fit.fits:
-        yield f"    {fit.summary}"
-        if not planned:
-            yield "    whether the model belongs to it is checked with the model, which isn't here"
-    if in_full:
-        yield from (f"    {reason}" for reason in fit.reasons)
     needs = [problem.placed_cause for problem in fit.needs]
     if fit.fits and fit.also and not needs:
         needs = [
             "the checkpoint has no tower inside, so what depends on the tower's sizes isn't "
             "checked yet"
         ]
-    yield from (f"    with {_sources_to_give(fit)}: {need}" for need in needs)
+    unplanned = "    whether the model belongs to it is checked with the model, which isn't here"
+    return [
+        Text.assemble(
+            "  ",
+            (fit.rules, "bold"),
+            ": ",
+            verdict,
+            maps,
+            "" if in_full else f": {fit.reasons[0]}",
+        ),
+        f"    {fit.summary}" if fit.fits else "",
+        unplanned if fit.fits and not planned else "",
+        *(f"    {reason}" for reason in fit.reasons if in_full),
+        *(f"    with {_sources_to_give(fit)}: {need}" for need in needs),
+    ]
 
 
 def _command(found: Inspection, fit: Fit) -> str:

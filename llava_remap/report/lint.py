@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -47,7 +47,7 @@ def print_lint(console: Console, files: Sequence[Linted]) -> None:
                 (linted.file, "bold"),
                 ": ",
                 ("failed", "bold red") if linted.failed else ("clean", "bold green"),
-                *(f"; {part}" for part in _summary(linted)),
+                *(f"; {part}" for part in _summary(linted) if part),
             ),
         )
 
@@ -67,29 +67,26 @@ def lint_github(files: Sequence[Linted]) -> str:
     )
 
 
-def _summary(linted: Linted) -> Iterator[str]:
+def _summary(linted: Linted) -> list[str]:
+    """What was tried, with what result; empty texts are to be left out."""
     if not linted.loaded:
-        yield "not looked at, since it can't be loaded"
-        return
+        return ["not looked at, since it can't be loaded"]
     names = "" if linted.names is None else f", {counted(linted.names, 'real name')}"
-    yield (
-        f"{counted(linted.rules, 'rule')}, {counted(linted.tests, 'test')}, "
-        f"{counted(linted.witnesses, 'name')} made from them{names}"
-    )
-    if linted.untried:
-        rules = " and ".join(f"`{label}`" for label in linted.untried)
-        yield f"no name was tried on {rules}: a regex needs one from a test or a source"
-    if linted.unknown:
-        yield (
-            f"the target's parameters aren't known ({linted.unknown}), so drops are judged by the "
-            "rules alone"
-        )
+    untried = " and ".join(f"`{label}`" for label in linted.untried)
     back = f"{counted(linted.targets, 'new name')} led back and there again"
-    if linted.reversible:
-        yield f"reversible: {back if linted.targets else 'it renames nothing'}"
-    else:
+    reversible = f"reversible: {back if linted.targets else 'it renames nothing'}"
+    if not linted.reversible:
         why = ", ".join(f"`{label}` ({why})" for label, why in linted.one_way)
-        yield f"not reversible{f': {why}' if why else ''}; {back}"
+        reversible = f"not reversible{f': {why}' if why else ''}; {back}"
+    return [
+        f"{counted(linted.rules, 'rule')}, {counted(linted.tests, 'test')}, "
+        f"{counted(linted.witnesses, 'name')} made from them{names}",
+        untried and f"no name was tried on {untried}: a regex needs one from a test or a source",
+        linted.unknown
+        and f"the target's parameters aren't known ({linted.unknown}), so drops are judged by the "
+        "rules alone",
+        reversible,
+    ]
 
 
 def _file(linted: Linted) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from llava_remap.report.terminal import folded_above, names_by_fact, shown, writ
 if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of a job
     from llava_remap.jobs.job import Job
     from llava_remap.jobs.resources import Predicted
-    from llava_remap.plan import Plan
-    from llava_remap.plan.mapped import AddLora
+    from llava_remap.plan import AddLora, Mapped, Plan
 
 #: Folded names in a sentence.
 _SHOWN = 4
@@ -73,13 +72,15 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
 
 def _sources(plan: Plan) -> Iterator[str | Text]:
     width = max(map(len, plan.sources))
+    below = " " * (width + 4)
     for name, source in plan.sources.items():
         taken = f"{source.taken} of " if source.taken != source.tensors else ""
         tensors = f"; {taken}{counted(source.tensors, 'tensor')} taken; {size(source.nbytes)}"
-        yield Text.assemble("  ", (name.ljust(width), "bold"), f"  {shown(source.location)}")
-        yield f"  {' ' * width}  {source.form}{tensors if source.tensors else ''}"
-        if source.passed_over:
-            yield f"  {' ' * width}  not read: {', '.join(source.passed_over)}"
+        yield from (
+            Text.assemble("  ", (name.ljust(width), "bold"), f"  {shown(source.location)}"),
+            f"{below}{source.form}{tensors if source.tensors else ''}",
+            f"{below}not read: {', '.join(source.passed_over)}" if source.passed_over else "",
+        )
 
 
 def _components(plan: Plan) -> Iterator[Text]:
@@ -88,13 +89,12 @@ def _components(plan: Plan) -> Iterator[Text]:
     """
     wanted = Counter(component(name) for name in plan.target_names)
     origins: dict[str, Counter[str]] = defaultdict(Counter)
-    for entry in plan.mapped:
-        made_by = entry.post_load.use if entry.is_made and entry.post_load else None
-        origins[component(entry.target)][made_by or entry.parts[0].source] += 1
-    for alias in plan.aliases:
-        origins[component(alias.target)][alias.source.source] += 1
-    for name in plan.tied_absent:
-        origins[component(name)]["ties"] += 1
+    for target, origin in (
+        *((entry.target, _origin(entry)) for entry in plan.mapped),
+        *((alias.target, alias.source.source) for alias in plan.aliases),
+        *((name, "ties") for name in plan.tied_absent),
+    ):
+        origins[component(target)][origin] += 1
     width = max(map(len, wanted), default=0)
     digits = len(str(max(wanted.values(), default=0)))
     for name, count in sorted(wanted.items()):
@@ -110,6 +110,12 @@ def _components(plan: Plan) -> Iterator[Text]:
         )
 
 
+def _origin(entry: Mapped) -> str:
+    """The source of a tensor, or the post-load rule that makes it."""
+    made_by = entry.post_load.use if entry.is_made and entry.post_load else ""
+    return made_by or entry.parts[0].source
+
+
 def _merge(lora: AddLora) -> str:
     """How an adapter changes a tensor."""
     scale = (
@@ -118,25 +124,28 @@ def _merge(lora: AddLora) -> str:
     return f"with pairs of {lora.a.source}, rank {lora.rank}, {scale}"
 
 
-def _casts(plan: Plan) -> Iterator[str]:
+def _casts(plan: Plan) -> list[str]:
     """How many tensors change from which dtype to which; empty if none changes."""
     casts = Counter(
         (entry.stored_dtype, entry.dtype, entry.is_rounded)
         for entry in plan.mapped
         if entry.stored_dtype != entry.dtype
     )
-    for (stored, dtype, rounded), count in sorted(casts.items()):
-        how = "rounded to nearest, so revert can't give them back" if rounded else "exactly"
-        yield f"  {stored} → {dtype}: {counted(count, 'tensor')}, {how}"
+    how = {False: "exactly", True: "rounded to nearest, so revert can't give them back"}
     kept = sum(not entry.is_made for entry in plan.mapped) - casts.total()
-    if casts and kept:
-        yield f"  as they are: {counted(kept, 'tensor')}"
+    return [
+        *(
+            f"  {stored} → {dtype}: {counted(count, 'tensor')}, {how[rounded]}"
+            for (stored, dtype, rounded), count in sorted(casts.items())
+        ),
+        f"  as they are: {counted(kept, 'tensor')}" if casts and kept else "",
+    ]
 
 
-def _model(job: Job) -> Iterator[str]:
+def _model(job: Job) -> list[str]:
     """The values of the config that decide what the model computes, on two lines."""
     if job.derived is None:
-        return
+        return []
     config = job.derived.config.config
     text, tower = config["text_config"], config["vision_config"]
     facts = [config["dtype"]]
@@ -145,14 +154,14 @@ def _model(job: Job) -> Iterator[str]:
     if "hidden_size" in text and "num_attention_heads" in text:  # some use other keys
         heads = f"{text['num_attention_heads']} heads"
         facts.insert(0, f"{text['num_hidden_layers']} layers of {text['hidden_size']}, {heads}")
-    yield f"  {text['model_type']}: {', '.join(facts)}"
-    yield (
+    return [
+        f"  {text['model_type']}: {', '.join(facts)}",
         f"  {tower['model_type']}: {tower['num_hidden_layers']} layers of {tower['hidden_size']}, "
         f"{tower['num_attention_heads']} heads, {tower['image_size']} px in patches of "
         f"{tower['patch_size']}, {tower['hidden_act']}; "
         f"features of layer {config.get('vision_feature_layer')}, "
-        f"{config.get('vision_feature_select_strategy')}"
-    )
+        f"{config.get('vision_feature_select_strategy')}",
+    ]
 
 
 def _new_values(job: Job) -> dict[str, list[str]]:
@@ -177,20 +186,19 @@ def _new_values(job: Job) -> dict[str, list[str]]:
     return sections
 
 
-def _prompt(plan: Plan) -> Iterator[str]:
+def _prompt(plan: Plan) -> list[str]:
     """The chat template that is written, why it was chosen, and the system prompt."""
     chosen = plan.chat_template
     if chosen is None:
-        return
+        return []
     reasons = ", ".join(
         f"the tokenizer has {value}" if key == "token" else f"{key} is {value}"
         for key, value in chosen.because.items()
     )
     why = f"the first that fits ({reasons})" if reasons else "the rule file's, for every tokenizer"
-    yield f"  {chosen.name}: {why}"
-    if chosen.system:
-        unless = "none, unless a conversation has a system message; the model was trained with: "
-        yield f"  system prompt: {'' if chosen.always else unless}{chosen.system}"
+    unless = "none, unless a conversation has a system message; the model was trained with: "
+    system = f"  system prompt: {'' if chosen.always else unless}{chosen.system}"
+    return [f"  {chosen.name}: {why}", system if chosen.system else ""]
 
 
 def _value_checks(job: Job) -> str:

@@ -107,14 +107,16 @@ def print_reverted(console: Console, job: Reversion, done: Result) -> None:
 def _restored(job: Reversion) -> Iterator[str | Text]:
     width = max(len(part.name) for part in job.parts)
     for part in job.parts:
-        yield Text.assemble(
-            "  ",
-            (part.name.ljust(width), "bold"),
-            f"  {shown(part.folder)}: {counted(len(part.recipe.mapped), 'tensor')} in "
-            f"{counted(len(part.shards), 'file')}, {size(part.nbytes)}",
-        )
         configs = ", ".join(sorted(part.texts)) or "no config: the record has none"
-        yield f"  {' ' * width}  {configs}"
+        yield from (
+            Text.assemble(
+                "  ",
+                (part.name.ljust(width), "bold"),
+                f"  {shown(part.folder)}: {counted(len(part.recipe.mapped), 'tensor')} in "
+                f"{counted(len(part.shards), 'file')}, {size(part.nbytes)}",
+            ),
+            f"  {' ' * width}  {configs}",
+        )
 
 
 def _not_restored(part: Restored) -> Iterator[str | Text]:
@@ -125,11 +127,12 @@ def _not_restored(part: Restored) -> Iterator[str | Text]:
         were = "was" if len(names) == 1 else "were"
         yield f"  {part.name}: {counted(len(names), 'tensor')} that {were} dropped"
         yield from folded_above(reason, names, "    ")
-    if part.not_taken:
-        tensors = counted(part.not_taken, "tensor")
-        yield f"  {part.name}: {tensors} of {part.location} that were not taken"
-    if files := [*part.not_restored, *([] if part.texts else ["config.json"])]:
-        yield f"  {part.name}: {', '.join(dict.fromkeys(files))}; copy from {part.location}"
+    not_taken = f"{counted(part.not_taken, 'tensor')} of {part.location} that were not taken"
+    files = dict.fromkeys((*part.not_restored, *(() if part.texts else ("config.json",))))
+    yield from (
+        f"  {part.name}: {not_taken}" if part.not_taken else "",
+        f"  {part.name}: {', '.join(files)}; copy from {part.location}" if files else "",
+    )
 
 
 def print_shrunk(console: Console, done: Shrunk) -> None:

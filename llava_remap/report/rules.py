@@ -71,26 +71,24 @@ def print_tests(console: Console, files: Sequence[Tested]) -> None:
 def _tests(tested: Tested) -> Iterator[str | Text]:
     for test in tested.tests:
         if test.status == "failed":
-            yield _status(test.status, f"{tested.rules}: {test.name}")
-            yield f"  wanted {test.wanted}"
-            yield f"  got    {test.got}"
+            yield from (
+                _status(test.status, f"{tested.rules}: {test.name}"),
+                f"  wanted {test.wanted}",
+                f"  got    {test.got}",
+            )
     for rule in tested.untested:
+        why = f": {rule.why}" if rule.why else "; --update writes one"
+        what = f"no test in the file reaches it{why}"
         if rule.test is not None:
             what = f"a test of {rule.test.from_}"
-        else:
-            why = f": {rule.why}" if rule.why else "; --update writes one"
-            what = f"no test in the file reaches it{why}"
         yield _status(rule.status, f"{tested.rules}: {rule.rule}: {what}")
     for snapshot in tested.snapshots:
         if snapshot.status != "passed":
             why = f": {snapshot.why}" if snapshot.why else ""
             yield _status(snapshot.status, f"{snapshot.file}{why}")
-        for (name, wanted, got), _ in _folded(
-            ((d.name, d.wanted, d.got), None) for d in snapshot.differences
-        ):
-            yield f"  {name}"
-            yield f"    wanted {wanted}"
-            yield f"    got    {got}"
+        differences = (((d.name, d.wanted, d.got), None) for d in snapshot.differences)
+        for (name, wanted, got), _ in _folded(differences):
+            yield from (f"  {name}", f"    wanted {wanted}", f"    got    {got}")
 
 
 def _counts(tested: Tested) -> Iterator[str]:
@@ -150,8 +148,8 @@ def explanation_json(found: ExplainedNames) -> dict[str, Any]:
 def _chain(entries: Sequence[ExplainedName]) -> Iterator[str | Text]:
     """Names that the same rules took: the rules once, then each name with what the rules left."""
     first = entries[0].explanation
-    if first.rewrite.source != entries[0].name:
-        prefix = first.rewrite.source.removesuffix(entries[0].name)
+    prefix = first.rewrite.source.removesuffix(entries[0].name)
+    if prefix:
         yield Text.assemble((f"prefix of {entries[0].source}", "bold"), f": {prefix}")
     for step in first.steps:
         makes = "dropped" if step.makes is None else step.makes or "taken out"
@@ -164,11 +162,8 @@ def _chain(entries: Sequence[ExplainedName]) -> Iterator[str | Text]:
         (_stations(entry), entry.explanation.nearest) for entry in entries
     ):
         whole = f"  {' → '.join(names)}"
-        if len(whole) <= _WIDTH:
-            yield whole
-        else:
-            yield f"  {names[0]}"
-            yield from (f"    → {name}" for name in names[1:])
+        steps = (f"  {names[0]}", *(f"    → {name}" for name in names[1:]))
+        yield from (whole,) if len(whole) <= _WIDTH else steps
         yield from (f"    {near.rule} ({near.pattern}): {near.why}" for near in nearest)
 
 

@@ -45,8 +45,8 @@ def write(console: Console, *texts: str | Text) -> None:
 
 
 def write_section(console: Console, title: str, texts: Iterable[str | Text]) -> None:
-    """Write lines below a heading; without lines, write nothing."""
-    if lines := list(texts):
+    """Write the texts that aren't empty below a heading; if all are, write nothing."""
+    if lines := [text for text in texts if text]:
         write(console, Text(f"\n{title}", "bold"), *lines)
 
 
