@@ -6,13 +6,12 @@ import io
 import os
 import platform
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from llava_remap.cli.signals import asked_to_end, leave, listen, with_contexts
+from llava_remap.core.codes import Exit
 from llava_remap.core.escaped import UnprintedError, escaped_output, printable_lines
-
-if TYPE_CHECKING:
-    from llava_remap.core.problem import Problem
+from llava_remap.core.problem import Problem
 
 
 def main() -> None:
@@ -49,7 +48,6 @@ def _end_unforeseen(error: BaseException) -> NoReturn:
     """End the process with an error that no command foresees: of a library that can't be
     imported, or a fault of our own.
     """
-    from llava_remap.core.codes import Exit
     from llava_remap.core.libraries import broken, imported, raised_in
     from llava_remap.core.version import __version__
 
@@ -81,9 +79,6 @@ def _end_unprinted(error: UnprintedError) -> NoReturn:
     """End the process whose last output is lost. If the command had been refused before, its exit
     code stays.
     """
-    from llava_remap.core.codes import Exit
-    from llava_remap.core.problem import Problem
-
     _show(
         Problem(
             "LR508",

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from llava_remap.cli.carry_out import carry_out, refuse_other_reports
 from llava_remap.cli.options import (
     VERIFY,
     Checkpoint,
@@ -21,7 +20,14 @@ from llava_remap.cli.options import (
     Verify,
     nbytes,
 )
-from llava_remap.cli.output import exit_code, refusals, resumable, show_result
+from llava_remap.cli.output import (
+    carry_out,
+    exit_code,
+    refusals,
+    refuse_other_reports,
+    resumable,
+    show_result,
+)
 from llava_remap.cli.progress import progress
 from llava_remap.cli.rules import rules_app
 from llava_remap.core.codes import Exit

@@ -1,4 +1,4 @@
-"""How far a job is, on stderr: a line that is drawn over and over on a terminal, a line now and
+"""How far a job is, on stderr: one line that is drawn again and again on a terminal, a line now and
 then in a log.
 """
 
@@ -15,22 +15,23 @@ from typing import TextIO
 
 from llava_remap.cli.signals import end_if_asked
 from llava_remap.core.escaped import printable, raw
+from llava_remap.core.wording import amounts, size
 
-#: Seconds between two drawings on a terminal, and between two lines elsewhere (and before the first
-#: one).
+#: Seconds between two drawings on a terminal; and between two lines elsewhere, and before the first
+#: line.
 _REDRAWN, _LOGGED = 0.1, 10.0
-#: The rate is that of the last so many seconds, since parts of a job are of different speed; of
-#: fewer than the least, it is none.
+#: The rate is measured over the last seconds, since parts of a job have different speeds: over at
+#: most the first number, and not at all over less than the second.
 _WINDOW, _LEAST = 15.0, 1.0
 
 
 class Progress:
-    """What is being done, and how much of it. May be told from any thread.
+    """What is being done, and how much of it is done. Any thread may call it.
 
     Args:
-        out: where it is shown.
+        out: where progress is shown.
         what: what is being done, as a participle: `writing`.
-        nbytes: how much there is to do; None where that can't be said in bytes.
+        nbytes: how much there is to do; None if that isn't known in bytes.
         now: seconds on a clock that never goes back.
     """
 
@@ -40,23 +41,23 @@ class Progress:
         self._out, self._what, self._total, self._now = raw(out), printable(what), nbytes, now
         self._redraws = out.isatty() and os.environ.get("TERM") != "dumb"
         self._done, self._shown = 0, now()
-        self._seen = deque([(now(), 0)])  # when how much was done, for the rate
+        self._seen = deque([(now(), 0)])  # times, and how much was done by then
         self._lock = Lock()
         if self._redraws:
-            self._draw(self._now())
+            self._draw(now())
 
     def advance(self, nbytes: int) -> None:
-        """So many bytes more are done.
+        """Count bytes that are done.
 
         Raises:
-            KeyboardInterrupt, SystemExit: where a signal asked the job to end and that was lost on
-                the way.
+            KeyboardInterrupt, SystemExit: if a signal asked the job to end, and its exception was
+                lost.
         """
         end_if_asked()
         with self._lock:
             now = self._now()
-            # what was damaged in an earlier try is read and then written, so this can pass the
-            # total
+            # A file that is damaged since an earlier try is read and then written, so the sum can
+            # exceed the total.
             self._done += nbytes
             if now - self._seen[-1][0] >= _REDRAWN:
                 self._seen.append((now, self._done))
@@ -66,7 +67,7 @@ class Progress:
                 self._draw(now)
 
     def phase(self, what: str) -> None:
-        """Something else is being done from now on."""
+        """Begin another phase of the job."""
         end_if_asked()
         with self._lock:
             now = self._now()
@@ -75,7 +76,7 @@ class Progress:
                 self._draw(now)
 
     def clear(self) -> None:
-        """Leave the terminal as if nothing had been shown."""
+        """Remove the line from the terminal."""
         if self._redraws:
             self._write(f"\r{' ' * self._width()}\r")
 
@@ -83,19 +84,16 @@ class Progress:
         self._shown = now
         if self._redraws:
             width = self._width()
-            said = next((text for text in self._texts(now) if len(text) <= width), self._what)[
-                :width
-            ]
-            self._write(f"\r{said.ljust(width)}\r{said}")
+            fitting = (text for text in self._texts(now) if len(text) <= width)
+            text = next(fitting, self._what)[:width]
+            self._write(f"\r{text.ljust(width)}\r{text}")
         else:
             self._write(self._texts(now)[0] + "\n")
 
     def _texts(self, now: float) -> list[str]:
-        """All of it, then shorter and shorter."""
+        """The whole line, then shorter and shorter ones."""
         if not self._total:
             return [f"{self._what} …"]
-        from llava_remap.core.wording import amounts, size
-
         then, before = self._seen[0]
         done = min(self._done, self._total)
         part = f"{self._what}, {done * 100 // self._total} %"
@@ -114,7 +112,7 @@ class Progress:
         ]
 
     def _width(self) -> int:
-        """Columns that can be written into without the terminal going on to the next line."""
+        """Columns that can be filled without the terminal starting a new line."""
         try:
             columns = os.get_terminal_size(self._out.fileno()).columns
         except (OSError, ValueError):
@@ -122,17 +120,16 @@ class Progress:
         return (columns or 80) - 1
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a terminal that is closed stops no job
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal stops no job
             self._out.write(text)
             self._out.flush()
 
 
 @contextlib.contextmanager
 def progress(what: str, nbytes: int | None = None) -> Iterator[Progress]:
-    """Show on stderr how far a job is, as long as it lasts; after it nothing of that is left on a
-    terminal.
+    """Show on stderr how far a job is, while it lasts; nothing is left on a terminal afterwards.
 
-    In a log there is a line every ten seconds at most, and none of a job that is done in less.
+    A log gets a line every ten seconds at most, and none for a shorter job.
     """
     end_if_asked()
     shown = Progress(sys.stderr, what, nbytes)
@@ -143,7 +140,7 @@ def progress(what: str, nbytes: int | None = None) -> Iterator[Progress]:
 
 
 def _duration(seconds: float) -> str:
-    """Time as a person would say it, in one unit or two."""
+    """A time as a person would say it, in one or two units."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

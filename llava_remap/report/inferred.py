@@ -12,8 +12,7 @@ from rich.text import Text
 
 from llava_remap.authoring.draft import Draft
 from llava_remap.core.escaped import quote
-from llava_remap.report.problems import MOST_LINES, print_problems
-from llava_remap.report.terminal import more, write, write_section
+from llava_remap.report.terminal import MOST_LINES, more, print_problems, write, write_section
 from llava_remap.rewrite.infer import HOWS, Group, Question
 
 #: Rules that are printed. The file has all of them.

@@ -13,8 +13,7 @@ from llava_remap.core.escaped import printable
 from llava_remap.core.fold import fold_names
 from llava_remap.core.wording import counted
 from llava_remap.report.machine import document
-from llava_remap.report.problems import MOST_LINES, print_problem
-from llava_remap.report.terminal import write
+from llava_remap.report.terminal import MOST_LINES, print_problem, write
 
 if TYPE_CHECKING:
     from llava_remap.authoring.lint import Finding, Linted

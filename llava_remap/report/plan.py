@@ -13,8 +13,14 @@ from llava_remap.core.fold import fold_names
 from llava_remap.core.problem import Problem
 from llava_remap.core.wording import counted, size
 from llava_remap.plan.problems import component
-from llava_remap.report.problems import print_problems
-from llava_remap.report.terminal import folded_above, names_by_fact, shown, write, write_section
+from llava_remap.report.terminal import (
+    folded_above,
+    names_by_fact,
+    print_problems,
+    shown,
+    write,
+    write_section,
+)
 
 if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of a job
     from llava_remap.jobs.job import Job

@@ -1,16 +1,28 @@
-"""Lines of a report on a terminal, with the paths and folded names in them."""
+"""What all reports to a person have: lines and sections, folded names, problems."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
+from llava_remap.core.codes import CODES
 from llava_remap.core.escaped import printable
-from llava_remap.core.fold import fold_names
+from llava_remap.core.fold import fold_groups, fold_names
+from llava_remap.core.problem import Problem
+
+if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of a plan
+    from llava_remap.plan import Plan
+
+#: Folded lines shown for one problem. The others are counted here, and listed in the JSON report.
+MOST_LINES = 12
+#: Characters. Some causes quote a value from a file, which can have any length.
+_LONGEST_CAUSE = 2000
+_MORE_IN_PLAN = "lines; --report FILE.json has every one"
 
 
 def shown(location: str | Path) -> str:
@@ -66,3 +78,69 @@ def names_by_fact(facts: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def folded_above(fact: str, names: Iterable[str], indent: str = "  ") -> list[str | Text]:
     """Folded names, and below them the fact that holds for them."""
     return [*(f"{indent}{line}" for line in fold_names(names)), Text(f"{indent}  {fact}", "dim")]
+
+
+def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | None = None) -> None:
+    """Each problem; for a plan also the rules that might mend it."""
+    near: dict[str, tuple[str, ...]] = {}
+    rules: Sequence[str] = ()
+    if plan is not None:
+        near = {
+            unmapped.produced or unmapped.name: unmapped.suggestions for unmapped in plan.unmapped
+        }
+        near |= {missing.target: missing.suggestions for missing in plan.missing}
+        rules = plan.suggested_rules
+    for problem in problems:
+        print_problem(
+            console,
+            problem,
+            near if CODES[problem.code].unmatched else {},
+            in_plan=plan is not None,
+        )
+    if rules:
+        write_section(
+            console,
+            "Rules that might mend it, for the front of `names`; look at each before you paste it",
+            [
+                *(f"  {rule}" for rule in rules[:MOST_LINES]),
+                more(len(rules) - MOST_LINES, _MORE_IN_PLAN),
+            ],
+        )
+
+
+def print_problem(
+    console: Console,
+    problem: Problem,
+    near: Mapping[str, tuple[str, ...]] = {},
+    *,
+    in_plan: bool = False,
+    place: str = "",
+    style: str = "bold red",
+) -> None:
+    """One problem.
+
+    Args:
+        near: for a name, the names that may have been meant.
+        in_plan: whether a JSON report of the plan lists what isn't shown.
+        place: stands before the code.
+    """
+    cause = problem.placed_cause
+    if len(cause) > _LONGEST_CAUSE:
+        cause = cause[:_LONGEST_CAUSE] + "…"
+    lines = [f"{name}  {fact}" for name, fact in problem.table] or [
+        text + _nearest(names, near) for text, names in fold_groups(problem.names).items()
+    ]
+    write(
+        console,
+        Text.assemble("\n", place, (problem.code, style), (f" {problem.title}", "bold")),
+        f"  {cause}",
+        *(f"    {text}" for text in lines[:MOST_LINES]),
+        more(len(lines) - MOST_LINES, _MORE_IN_PLAN if in_plan else "lines"),
+        Text.assemble(("  → ", "green"), printable(problem.fix)) if problem.fix else "",
+    )
+
+
+def _nearest(names: Sequence[str], near: Mapping[str, tuple[str, ...]]) -> str:
+    """The nearest names to the names of one line, folded too."""
+    lines = fold_names(near[name][0] for name in names if near.get(name))
+    return f"   nearest: {', '.join(lines)}" if lines else ""

@@ -150,10 +150,11 @@ def projector_findings(
     they don't tell.
     """
     sources = rules.text.sources
-    projectors = [
+    projectors = (
         r.source for r in routes.taken if sources[r.source].overrides and _of_projector(r.rewrite)
-    ]
-    brought = {*projectors, *(pair.source for pair in routes.pairs if _of_projector(pair.rewrite))}
+    )
+    pairs = (pair.source for pair in routes.pairs if _of_projector(pair.rewrite))
+    brought = dict.fromkeys((*projectors, *pairs))
     problems: list[Problem] = []
     notes: list[Problem] = []
     for name, adapter in checkpoints.items():
@@ -165,28 +166,35 @@ def projector_findings(
             or _is_frozen(config)
         ):
             continue
-        shown = _shown(config)
-        lies = projector_place(rules, program, name, adapter)
+        shown, lies = _shown(config), projector_place(rules, program, name, adapter)
         if not brought and (shown or lies):
             why = f"Its config.json says {shown}." if shown else "Its own training has one."
-            give = (
-                "Give the folder of the training's end, with its non_lora_trainables.bin: "
-                f"--source {name}=DIR."
+            problems.append(
+                Problem(
+                    "LR317",
+                    f"`{name}` brings no projector, and one was trained with it. {why}",
+                    lies
+                    or "Give the folder of the training's end, with its non_lora_trainables.bin: "
+                    f"--source {name}=DIR.",
+                )
             )
-            cause = f"`{name}` brings no projector, and one was trained with it. {why}"
-            problems.append(Problem("LR317", cause, lies or give))
         elif shown or lies:
-            taken = ", ".join(map(quoted, brought))
-            cause = (
-                f"`{name}` was trained with a projector of its own, and that of {taken} is taken."
+            notes.append(
+                Problem(
+                    "LR317",
+                    f"`{name}` was trained with a projector of its own, and that of "
+                    f"{', '.join(map(quoted, brought))} is taken.",
+                    lies,
+                )
             )
-            notes.append(Problem("LR317", cause, lies))
         elif not brought:
-            cause = (
-                f"`{name}` brings no projector, so that of `{rules.first_source}` is taken. "
-                "Whether one was trained isn't known."
+            notes.append(
+                Problem(
+                    "LR317",
+                    f"`{name}` brings no projector, so that of `{rules.first_source}` is taken. "
+                    "Whether one was trained isn't known.",
+                )
             )
-            notes.append(Problem("LR317", cause))
     return problems, notes
 
 
