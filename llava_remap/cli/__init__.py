@@ -9,9 +9,8 @@ import sys
 from typing import Any, NoReturn, TextIO
 
 from llava_remap.cli.signals import asked_to_end, leave, listen, with_contexts
-from llava_remap.core.codes import Exit
+from llava_remap.core import Exit, Problem
 from llava_remap.core.escaped import UnprintedError, escaped_output, printable_lines
-from llava_remap.core.problem import Problem
 
 
 def main() -> None:

@@ -30,8 +30,7 @@ from llava_remap.cli.output import (
 )
 from llava_remap.cli.progress import progress
 from llava_remap.cli.rules import rules_app
-from llava_remap.core.codes import Exit
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core import Exit, RemapError, refuse
 from llava_remap.core.version import __version__
 
 app = typer.Typer(

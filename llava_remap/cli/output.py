@@ -15,10 +15,9 @@ from rich.console import Console
 
 from llava_remap.cli.options import Format, Verify
 from llava_remap.cli.progress import progress
-from llava_remap.core.codes import Exit
+from llava_remap.core import Exit, Problem, RemapError, refuse
 from llava_remap.core.escaped import UnprintedError
 from llava_remap.core.limits import UNWRITTEN, limit_reached
-from llava_remap.core.problem import Problem, RemapError, refuse
 
 if TYPE_CHECKING:
     from llava_remap.jobs.job import Job

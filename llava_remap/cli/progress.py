@@ -14,8 +14,8 @@ from threading import Lock
 from typing import TextIO
 
 from llava_remap.cli.signals import end_if_asked
-from llava_remap.core.escaped import printable, raw
-from llava_remap.core.wording import amounts, size
+from llava_remap.core import amounts, printable, size
+from llava_remap.core.escaped import raw
 
 #: Seconds between two drawings on a terminal; and between two lines elsewhere, and before the first
 #: line.

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from llava_remap.cli.options import Offline, ResultFormat, Rules
 from llava_remap.cli.output import print_json, refusals, show_result
-from llava_remap.core.codes import Exit
-from llava_remap.core.problem import refuse
+from llava_remap.core import Exit, refuse
 
 if TYPE_CHECKING:
     from llava_remap.rulefile import RuleFile

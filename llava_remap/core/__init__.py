@@ -1,3 +1,27 @@
 """The ground floor: problems and their codes, dtypes, names, files, the cache, libraries and
 limits of the system.
 """
+
+from llava_remap.core.codes import CODES, Exit
+from llava_remap.core.escaped import printable, quote
+from llava_remap.core.fold import fold_groups, fold_names
+from llava_remap.core.problem import Mark, Problem, RemapError, refuse
+from llava_remap.core.wording import amounts, counted, quoted, several, size
+
+__all__ = [
+    "CODES",
+    "Exit",
+    "Mark",
+    "Problem",
+    "RemapError",
+    "amounts",
+    "counted",
+    "fold_groups",
+    "fold_names",
+    "printable",
+    "quote",
+    "quoted",
+    "refuse",
+    "several",
+    "size",
+]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.authoring.draft import Draft
-from llava_remap.core.escaped import quote
+from llava_remap.core import quote
 from llava_remap.report.terminal import MOST_LINES, more, print_problems, write, write_section
 from llava_remap.rewrite.infer import HOWS, Group, Question
 

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.core.escaped import printable
-from llava_remap.core.fold import fold_names
-from llava_remap.core.wording import counted
+from llava_remap.core import counted, fold_names, printable
 from llava_remap.report.machine import document
 from llava_remap.report.terminal import MOST_LINES, print_problem, write
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llava_remap.core.problem import Problem
+from llava_remap.core import Problem
 
 if TYPE_CHECKING:
     from llava_remap.jobs.job import Job

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.core.fold import fold_names
-from llava_remap.core.problem import Problem
-from llava_remap.core.wording import counted, size
+from llava_remap.core import Problem, counted, fold_names, size
 from llava_remap.plan.problems import component
 from llava_remap.report.terminal import (
     folded_above,

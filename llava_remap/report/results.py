@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.core.escaped import quote
-from llava_remap.core.wording import counted, size
+from llava_remap.core import counted, quote, size
 from llava_remap.report.plan import note_line
 from llava_remap.report.terminal import (
     folded_above,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.core.fold import fold_names
+from llava_remap.core import fold_names
 from llava_remap.report.machine import document
 from llava_remap.report.terminal import write
 

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.core.codes import CODES
-from llava_remap.core.escaped import printable
-from llava_remap.core.fold import fold_groups, fold_names
-from llava_remap.core.problem import Problem
+from llava_remap.core import CODES, Problem, fold_groups, fold_names, printable
 
 if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of a plan
     from llava_remap.plan import Plan

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from llava_remap.checkpoint import Checkpoint, parts_beside
-from llava_remap.core.escaped import quote
+from llava_remap.core import quote
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing.fits import EMPTY, Fit, draft_command, fits, names_alike
 from llava_remap.routing.route import Routed, route
@@ -51,8 +51,8 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
     if planned := next((fit for fit in found if fit.refusals), None):
         command = f"llava-remap apply {planned.rules} --source {quote(checkpoint.location)}"
         return (
-            f"{planned.rules} takes every name, and refuses what is listed above. When that is "
-            f"mended: {command}"
+            f"{planned.rules} takes every name, and refuses the checkpoint for the reasons above. "
+            f"When these are corrected: {command}"
         )
     whole = [fit for fit in found if not fit.unknown and fit.mapped == best.mapped]
     refusing = sorted((fit for fit in whole if fit.guard), key=lambda fit: fit.rules != asked)

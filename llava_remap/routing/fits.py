@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.core.escaped import quote
-from llava_remap.core.fold import fold_names
-from llava_remap.core.problem import Problem
-from llava_remap.core.wording import counted
+from llava_remap.core import Problem, counted, fold_names, quote
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing.route import Routed, route
 from llava_remap.rulefile import (

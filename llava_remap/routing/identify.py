@@ -6,9 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, gather_command
-from llava_remap.core.escaped import quote
-from llava_remap.core.problem import Problem
-from llava_remap.core.wording import counted
+from llava_remap.core import Problem, counted, quote
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing.advice import (
     advice,

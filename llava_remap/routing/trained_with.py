@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, has_file, tensor_names
-from llava_remap.core.escaped import quote
-from llava_remap.core.problem import Problem, RemapError
-from llava_remap.core.wording import quoted
+from llava_remap.core import Problem, RemapError, quote, quoted
 from llava_remap.rewrite import Program, Rewrite
 from llava_remap.routing.route import Routes
 from llava_remap.rulefile import NamedDefault, RuleFile
