@@ -17,18 +17,18 @@ from typing import Any, NamedTuple
 
 Shape = tuple[int, ...]
 
-#: Steps up to which the coverage of a tensor is computed. A split, concat or stack along one axis
-#: takes at most as many as it has boxes, or the square of that.
+#: The most steps for the coverage of a tensor. A split, concat or stack along one axis takes at
+#: most the square of the number of its boxes.
 MOST_STEPS = 1 << 18
-#: Runs that are looked at one by one, however few cells there are.
+#: Up to this number of runs, coverage goes by runs, even if there are fewer cells.
 _MANY_RUNS = 1 << 13
-#: Axes and elements that a tensor can have.
+#: The most axes and elements of a tensor.
 _MOST_AXES, _MOST_ELEMENTS = 64, 1 << 62
 
 
 class Run(NamedTuple):
-    """Elements that are contiguous on both sides: `taken` and `placed` are the offsets of the first
-    one in its tensor, counted in elements in row-major order, and `size` is their number.
+    """Elements that are contiguous in both tensors. `taken` and `placed` are the offsets of the
+    first element in source and target, in elements in row-major order; `size` is their number.
     """
 
     taken: int
@@ -43,7 +43,7 @@ class Box:
     Attributes:
         name: the tensor's name.
         view: the tensor's shape after a reshape; as many elements as the tensor has.
-        axes: the order in which the axes of the view are seen, a permutation.
+        axes: the order of the view's axes, a permutation.
         start, stop: the region, for each axis in that order.
     """
 
@@ -69,7 +69,7 @@ class Box:
 
     @property
     def is_sound(self) -> bool:
-        """Whether it lies inside its view, and the axes are an order of the view's."""
+        """Whether the region lies inside the view, and `axes` is a permutation of its axes."""
         seen = len(self.view)
         return (
             sorted(self.axes) == list(range(seen))
@@ -81,11 +81,11 @@ class Box:
         )
 
     def is_whole(self, shape: Shape) -> bool:
-        """Whether it is all of a tensor of this shape, as it is."""
+        """Whether the region is all of a tensor of this shape, as it is."""
         return self == Box.whole(self.name, shape)
 
     def strides(self) -> Shape:
-        """For each axis as it is seen, the elements between neighbours."""
+        """For each axis, in the order of `axes`, the distance of neighbours in elements."""
         steps = _strides(self.view)
         return tuple(steps[axis] for axis in self.axes)
 
@@ -122,9 +122,9 @@ def shape_of(found: Any) -> Shape:
         TypeError, ValueError: for anything else.
     """
     if not isinstance(found, list) or len(found) > _MOST_AXES:
-        raise ValueError("that is no list of sizes")
+        raise ValueError("a list of sizes was expected")
     if not all(type(size) is int and 0 <= size <= _MOST_ELEMENTS for size in found):
-        raise ValueError("that is no list of sizes")
+        raise ValueError("a list of sizes was expected")
     if prod(max(size, 1) for size in found) > _MOST_ELEMENTS:
         raise ValueError("no tensor has so many elements")
     return tuple(found)
@@ -165,10 +165,10 @@ class Part:
         return Part(source, shape, self.placed, self.taken)
 
     def runs(self) -> Iterator[Run]:
-        """The contiguous runs, in the order in which they lie in the target tensor.
+        """The contiguous runs, in the order of the target tensor.
 
-        The axes on which both sides are contiguous are merged, so a split along the first axis is
-        one run, and only an exchange of the last axis goes element by element.
+        Axes that are contiguous on both sides are merged. So a split along the first axis is one
+        run, and only an exchange of the last axis goes element by element.
         """
         taken, placed = self.taken.strides(), self.placed.strides()
         first, then = _dot(self.taken.start, taken), _dot(self.placed.start, placed)
@@ -178,11 +178,14 @@ class Part:
 
 
 def _merged(axes: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, int]], int]:
-    """The axes that runs are counted along, and the elements of a run.
+    """Merge axes that are contiguous on both sides into one run.
 
     Args:
-        axes: for each the strides on both sides, and the size. In the order of the first side's
-            strides runs come in the order of that side's elements.
+        axes: for each axis its strides on both sides, and its size.
+
+    Returns:
+        The other axes, ordered so that runs follow the first side's elements; and the number of
+        elements of a run.
     """
     steps = sorted((axis for axis in axes if axis[2] != 1), reverse=True)
     count = 1
@@ -192,7 +195,7 @@ def _merged(axes: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, 
 
 
 def _offsets(steps: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
-    """Where runs begin on both sides, counted from the first, one after the other."""
+    """The offsets of runs on both sides, counted from the first run, in order."""
     if not steps:
         yield 0, 0
         return
@@ -203,7 +206,7 @@ def _offsets(steps: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int]]
 
 
 def runs_in_order(parts: Sequence[Part]) -> Iterator[tuple[Part, Run]]:
-    """The runs of all parts of one target tensor, in the order in which they lie in it."""
+    """The runs of all parts of one target tensor, in the order of the target tensor."""
 
     def of(part: Part) -> Iterator[tuple[Part, Run]]:
         return ((part, run) for run in part.runs())
@@ -214,7 +217,7 @@ def runs_in_order(parts: Sequence[Part]) -> Iterator[tuple[Part, Run]]:
 
 
 def coverage_gaps(shape: Shape, boxes: Iterable[Box]) -> tuple[list[range], list[range]]:
-    """Which rows of a tensor its boxes leave out, and which they cover twice.
+    """The rows of a tensor that its boxes leave out, and those that they cover twice.
 
     Args:
         shape: of the tensor; a row is an index of its first axis.
@@ -246,8 +249,9 @@ def coverage_steps(boxes: Sequence[Box]) -> int:
 
 
 def _way(boxes: Sequence[Box]) -> tuple[int, bool]:
-    """How coverage is computed: the steps that it takes, and whether by cells. Runs tell exactly
-    which rows are left out, so cells are for boxes that make many.
+    """How to compute coverage: the number of steps, and whether by cells.
+
+    Runs give the exact rows. Cells are for boxes with so many runs that counting these takes long.
     """
     by_runs = _steps_by_runs(boxes)
     if by_runs <= _MANY_RUNS:
@@ -257,13 +261,13 @@ def _way(boxes: Sequence[Box]) -> tuple[int, bool]:
 
 
 def _steps_by_runs(boxes: Sequence[Box]) -> int:
-    """Contiguous regions of all boxes."""
+    """The number of contiguous regions of all boxes."""
     return sum(prod(size for *_, size in _own_runs(box)[0]) for box in boxes)
 
 
 def _steps_by_cells(boxes: Sequence[Box]) -> int:
-    """Cells of the grid that the borders of boxes of one view make, each compared with every box;
-    more than any limit where the views differ.
+    """The number of cells in the grid that the borders of boxes make, times the boxes to compare
+    each with. Over the limit if the boxes have different views, which make no common grid.
     """
     if len({box.view for box in boxes}) != 1:
         return MOST_STEPS + 1
@@ -271,7 +275,7 @@ def _steps_by_cells(boxes: Sequence[Box]) -> int:
 
 
 def _cuts(boxes: Sequence[Box]) -> list[list[int]]:
-    """For each axis of the boxes' view, where a box begins or ends."""
+    """For each axis of the boxes' view, the indices at which a box begins or ends."""
     bounds = [box.in_view() for box in boxes]
     return [
         sorted({0, size, *(cut for box in bounds for cut in box[axis])})
@@ -280,8 +284,8 @@ def _cuts(boxes: Sequence[Box]) -> list[list[int]]:
 
 
 def _counts_of_cells(boxes: Sequence[Box]) -> Iterator[tuple[range, int]]:
-    """As `_counts`, for boxes of one view. Of a cell on which other than one box lies, the elements
-    from the first to the last.
+    """Like `_counts`, for boxes of one view. A cell counts with all elements from its first to its
+    last.
     """
     strides, bounds = _strides(boxes[0].view), [box.in_view() for box in boxes]
     for cell in product(*(pairwise(cut) for cut in _cuts(boxes))):
@@ -298,7 +302,7 @@ def _counts_of_cells(boxes: Sequence[Box]) -> Iterator[tuple[range, int]]:
 
 
 def _counts(nelements: int, boxes: Sequence[Box]) -> Iterator[tuple[range, int]]:
-    """The elements on which other than one box lies, and how many do."""
+    """The elements that no box or several boxes cover, and how many boxes do."""
     borders: list[tuple[int, int]] = []
     for box in boxes:
         for start, stop in _spans(box):
@@ -311,7 +315,7 @@ def _counts(nelements: int, boxes: Sequence[Box]) -> Iterator[tuple[range, int]]
 
 
 def _spans(box: Box) -> Iterator[tuple[int, int]]:
-    """The contiguous elements of a box: first, and last plus one."""
+    """The contiguous spans of a box: start and stop in elements."""
     steps, count = _own_runs(box)
     first = _dot(box.start, box.strides())
     for offset, _ in _offsets(steps):
@@ -319,18 +323,18 @@ def _spans(box: Box) -> Iterator[tuple[int, int]]:
 
 
 def _own_runs(box: Box) -> tuple[list[tuple[int, int, int]], int]:
-    """As `_merged`, for the box alone."""
+    """Like `_merged`, for one box alone."""
     strides = box.strides()
     return _merged(zip(strides, strides, box.sizes, strict=True))
 
 
 def _strides(shape: Shape) -> list[int]:
-    """The elements between neighbours of each axis, in row-major order."""
+    """For each axis the distance of neighbours in elements, in row-major order."""
     return [*accumulate(reversed(shape[1:]), mul, initial=1)][::-1] if shape else []
 
 
 def _rows(width: int, spans: Iterable[range]) -> list[range]:
-    """The rows of so many elements that spans of elements touch, neighbours as one."""
+    """The rows, of `width` elements each, that spans touch. Neighbouring rows are one range."""
     rows: list[range] = []
     for span in spans:
         start, stop = span.start // width, -(-span.stop // width)

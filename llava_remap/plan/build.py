@@ -1,5 +1,5 @@
-"""The plan from routed names, wanted parameters and post-load rules: who provides what, and all
-that doesn't fit. Pure.
+"""Build the plan from routed names, target parameters and post-load changes: what provides each
+parameter, and everything that doesn't fit. Pure.
 """
 
 from __future__ import annotations
@@ -67,22 +67,22 @@ def build_plan(
     recognised: bool = True,
     norms_about_one: bool = False,
 ) -> Plan:
-    """Match what the sources provide with what the target wants.
+    """Match the tensors of the sources with the parameters of the target.
 
     Args:
-        target: None where `problems` kept it from being derived; then nothing is mapped, and the
-            plan only tells why.
-        problems: what was found before; the plan adds what doesn't match.
-        layout: the names that the plan has for the target's parameters; None: classic ones, which
-            everything else that is given has.
-        chat_template: the one that is written.
-        dtype: the dtype that every parameter is written in; None: each in its own.
-        max_shard_nbytes: how many bytes of tensors an output file may have, unless it has one
-            alone; None: one output file for each source file.
-        recognised: whether the checkpoint is one that the rule file is for; if not, what isn't
-            mapped says nothing.
-        norms_about_one: whether the norms of the language model multiply by their weights, so that
-            these are about 1.
+        target: None if `problems` kept it from being derived. Then nothing is mapped, and the plan
+            has only the reasons.
+        problems: problems found before. The plan adds those of tensors that don't match.
+        layout: the names of the target's parameters in the plan. All other arguments have classic
+            names. None plans with classic names.
+        chat_template: the chat template that is written.
+        dtype: the dtype of every parameter that is written; None keeps the dtype of each.
+        max_shard_nbytes: bytes of tensors in an output file, except for a larger tensor, which has
+            a file to itself. None makes one output file for each source file.
+        recognised: whether the rule file is for this checkpoint. If not, unmapped tensors are not
+            a problem of their own.
+        norms_about_one: whether the language model's norms multiply by their weights, so the
+            weights are about 1.
     """
     if layout is not None:
         routes, target = layout.routes(routes), target and layout.target(target)
@@ -128,7 +128,7 @@ def build_plan(
         for name, shape in shapes.items()
         if name not in providers and name not in tied and name not in makes
     }
-    # An alias is the other's tensor, so it changes with it.
+    # An alias has no tensor of its own: a change of the tensor changes the alias too.
     given = {m.target: m.shape for m in mapped} | {
         a.target: changes[a.of].change.shape_after
         if a.of in changes and a.of in single and single[a.of].tensor.shape == a.shape
@@ -169,8 +169,8 @@ def build_plan(
         draft = draft_command(class_name, checkpoints[rules.first_source].location)
         found_problems += unmapped_problems(plan_unmapped, target is not None, draft)
     if target is not None:
-        # Where an adapter agrees with the model on a shape, it is the base that is another one, and
-        # its pairs tell it.
+        # If an adapter agrees with the model on a shape, the base is the wrong one. `pair_problems`
+        # reports it.
         agreeing = {
             name
             for name, pair in pairs.items()
@@ -300,7 +300,7 @@ def _value_checks(
 
 
 def _is_norm(entry: Mapped) -> bool:
-    """Whether it is the weight of a norm of the language model, by its module's name."""
+    """Whether an entry is the weight of a norm of the language model, by the module's name."""
     *_, module, kind = ("", *entry.target.split("."))
     is_norm = kind == "weight" and "norm" in module and component(entry.target) == "language_model"
     return is_norm and len(entry.shape) == 1 and not entry.is_made
@@ -309,7 +309,7 @@ def _is_norm(entry: Mapped) -> bool:
 def _sharing_notes(
     tied: Collection[str], single: Mapping[str, Routed], checkpoints: Mapping[str, Checkpoint]
 ) -> list[Problem]:
-    """LR506: names that share a storage of a source: one tensor, or views of one."""
+    """LR506 for names that share a storage of a source: one tensor, or views of one storage."""
     groups: dict[object, list[str]] = defaultdict(list)
     for name, routed in single.items():
         where = routed.tensor.location
@@ -329,9 +329,9 @@ def _sharing_notes(
             else "are views of one storage"
         )
         done = (
-            "the model ties them: written once"
+            "the model ties them, so one tensor is written"
             if any(name in tied for name in names)
-            else "the model has them apart: each is written"
+            else "the model doesn't tie them, so each is written"
         )
         notes.append(
             Problem(
@@ -345,8 +345,8 @@ def _sharing_notes(
 
 
 def _beside_notes(rules: RuleFile, routes: Routes, single: Mapping[str, Routed]) -> list[Problem]:
-    """LR310: which source isn't used, and how many of its tensors are others by their shape
-    alone; the rest are compared.
+    """LR310 for each source that isn't used, with the number of its tensors whose shape differs
+    from the tensor in their place. The other tensors are compared by value.
     """
     notes = []
     for source in dict.fromkeys(r.source for r in routes.beside):
@@ -363,14 +363,15 @@ def _beside_notes(rules: RuleFile, routes: Routes, single: Mapping[str, Routed])
         notes.append(
             Problem(
                 "LR310",
-                f"`{rules.first_source}` has its own, so that of `{source}` is not used.{shapes}",
+                f"`{rules.first_source}` has these tensors itself, so `{source}` is not used."
+                f"{shapes}",
             )
         )
     return notes
 
 
 def _replaced_notes(routes: Routes) -> list[Problem]:
-    """LR312, for each source that takes others' places."""
+    """LR312 for each source whose tensors replace those of another one."""
     notes = []
     for source in dict.fromkeys(source for _, source in routes.replaced):
         places = [routed for routed, by in routes.replaced if by == source]
@@ -397,11 +398,10 @@ def _one_tensor(checkpoints: Mapping[str, Checkpoint], one: Routed, other: Route
 def _shards(
     written: Sequence[Mapped], single: Mapping[str, Routed], max_nbytes: int | None
 ) -> tuple[Shard, ...]:
-    """One output file for each source file, or as many as `max_nbytes` asks for, the tensors in the
-    sources' order.
+    """One output file for each source file, or as many as `max_nbytes` asks for.
 
-    So runs of bytes stay whole. A manifest has no files; its sources stand in for them. What no
-    source has lies at the end.
+    The tensors keep the sources' order, so runs of bytes stay whole. A manifest has no files; it
+    counts as one. Tensors that post-load rules make lie at the end.
     """
     order = {id(routed): position for position, routed in enumerate(single.values())}
     files: dict[object, list[Mapped]] = defaultdict(list)
@@ -418,7 +418,7 @@ def _shards(
 
 
 def _filled(entries: Sequence[Mapped], max_nbytes: int) -> list[list[Mapped]]:
-    """Consecutive groups of at most `max_nbytes`, or of one tensor that is larger."""
+    """Consecutive groups of at most `max_nbytes`. A larger tensor is a group of its own."""
     groups: list[list[Mapped]] = []
     room = 0
     for entry in entries:

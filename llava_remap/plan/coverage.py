@@ -1,4 +1,4 @@
-"""Coverage: the proof, from shapes, that parts tile every target tensor and every source tensor
+"""Coverage: the proof from shapes that parts cover every target tensor and every source tensor
 once.
 """
 
@@ -13,7 +13,7 @@ from llava_remap.plan.boxes import Box, Shape, coverage_gaps
 from llava_remap.plan.mapped import Alias, Mapped
 from llava_remap.routing import SourceName
 
-_FIX = "Mend the sizes of the rule that places it."
+_FIX = "Correct the sizes in the rule that places the tensor."
 
 
 def placement_problems(mapped: Sequence[Mapped], aliases: Iterable[Alias]) -> list[Problem]:
@@ -21,7 +21,7 @@ def placement_problems(mapped: Sequence[Mapped], aliases: Iterable[Alias]) -> li
     twice (LR304).
 
     Args:
-        mapped: the target tensors that get anything.
+        mapped: the target tensors that are written.
         aliases: names that aren't written. Each takes all of its source tensor.
     """
     rows: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -47,16 +47,14 @@ def placement_problems(mapped: Sequence[Mapped], aliases: Iterable[Alias]) -> li
 
 
 def _is_renamed(entry: Mapped) -> bool:
-    """Whether it is a whole tensor, or is made by a post-load rule: then nothing can be left."""
+    """Whether an entry can have no gap: one whole tensor, or one that a post-load rule makes."""
     return entry.is_made or (len(entry.parts) == 1 and entry.parts[0].is_whole)
 
 
 def _taken(
     mapped: Sequence[Mapped], aliases: Iterable[Alias]
 ) -> dict[SourceName, tuple[Shape, list[Box]]]:
-    """The boxes of every source tensor of which a part is taken, or that is taken more than
-    once.
-    """
+    """Shape and boxes of every source tensor that is taken in part, or more than once."""
     found: dict[SourceName, tuple[Shape, list[Box]]] = {}
     for entry in mapped:
         for part in entry.parts:
@@ -74,7 +72,7 @@ def _taken(
 
 
 def _told(shape: Shape, boxes: Sequence[Box], code: str, lacking: str) -> Iterator[tuple[str, str]]:
-    """What of a tensor boxes leave out (`code`) or cover twice (LR304), in words."""
+    """The rows of a tensor that boxes leave out (`code`) or cover twice (LR304), in words."""
     try:
         left_out, twice = coverage_gaps(shape, boxes)
     except ValueError as error:

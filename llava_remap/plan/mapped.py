@@ -1,5 +1,5 @@
-"""Entries of a plan: for every tensor of the target, where its numbers come from and what is
-computed with them. Pure data, and its JSON form.
+"""Entries of a plan: where the numbers of a target tensor come from, and what is computed with
+them. Pure data, and its JSON form.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from llava_remap.routing import SourceName
 
 
 def holds(dtype: str, stored: str) -> bool:
-    """Whether a dtype has every number of another one exactly."""
+    """Whether `dtype` represents every number of the dtype `stored` exactly."""
     return dtype in HELD_BY.get(stored, (stored,))
 
 
 def written_dtype(stored: str, wanted: str | None) -> str:
-    """The dtype that a tensor is written in: the one `wanted` for all parameters, or, where that
-    is None, its own.
+    """The dtype in which a tensor is written: `wanted`, or its own if `wanted` is None or the
+    tensor doesn't hold floating-point numbers.
     """
     return wanted if wanted is not None and stored in FLOATS else stored
 
 
 @dataclass(frozen=True, slots=True)
 class AddLora:
-    """Add what an adapter trained: `scale` times B times A.
+    """Add a LoRA pair of an adapter: `scale` times B times A.
 
     Attributes:
         a, b: the matrices, [rank, columns] and [rows, rank].
-        scale: None where a manifest doesn't tell it.
+        scale: None if a manifest doesn't have it.
     """
 
     a: SourceName
@@ -55,7 +55,7 @@ class AddLora:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Write the numbers in another dtype than `stored`, that of the sources."""
+    """Write the numbers in another dtype than `stored`, the sources' dtype."""
 
     stored: str
 
@@ -65,11 +65,11 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class PostLoad:
-    """Let a post-load rule change the tensor, or make it.
+    """A post-load rule changes the tensor, or makes it.
 
     Attributes:
         use: name of the plug-in. Its change is in the plan's `post_load`.
-        before: shape of the tensor without the change; None where no source has the tensor.
+        before: shape of the tensor before the change; None if no source has the tensor.
     """
 
     use: str
@@ -84,13 +84,13 @@ Step = AddLora | Cast | PostLoad
 
 
 def _step(entry: Mapping[str, Any]) -> Step:
-    """A step as it stands in a record.
+    """A step from its JSON form.
 
     Raises:
         KeyError, TypeError, ValueError: for anything else.
     """
     if not isinstance(entry, dict) or not all(isinstance(f, dict) for f in entry.values()):
-        raise ValueError(f"{entry!r} is no step")
+        raise ValueError(f"{entry!r} is not a step")
     [(kind, fields)] = entry.items()
     if kind == "cast":
         return Cast(_text(fields["stored"]))
@@ -103,7 +103,7 @@ def _step(entry: Mapping[str, Any]) -> Step:
         if not sound:
             raise ValueError(f"rank {rank!r} and scale {scale!r}")
         return AddLora(_source_name(fields["a"]), _source_name(fields["b"]), rank, float(scale))
-    raise ValueError(f"{kind!r} is no step")
+    raise ValueError(f"{kind!r} is not a step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +112,11 @@ class Mapped:
 
     Attributes:
         dtype, shape: as written.
-        parts: the boxes of source tensors and their places. Together they cover the tensor as it
-            is before a post-load rule changes it. None where a post-load rule makes the tensor.
-        then: the computation, in order; empty where numbers are only moved. What an adapter adds
-            is rounded once, to `dtype`, even where a cast follows.
-        rules: the rules that took the name there.
+        parts: the boxes of source tensors and their places. Together they cover the tensor before
+            any change by a post-load rule. Empty if a post-load rule makes the tensor.
+        then: the computation, in order; empty if numbers are only moved. A LoRA sum is rounded
+            once, to `dtype`, even if a cast follows.
+        rules: the rules that made the target name.
     """
 
     target: str
@@ -128,7 +128,7 @@ class Mapped:
 
     @property
     def stored_dtype(self) -> str:
-        """The dtype that the sources have it in."""
+        """The dtype in the sources."""
         return next((step.stored for step in self.then if isinstance(step, Cast)), self.dtype)
 
     @property
@@ -141,28 +141,28 @@ class Mapped:
 
     @property
     def shape_before(self) -> Shape:
-        """The shape that the parts cover: without what a post-load rule changes."""
+        """The shape that the parts cover, before any change by a post-load rule."""
         change = self.post_load
         return self.shape if change is None or change.before is None else change.before
 
     @property
     def is_rounded(self) -> bool:
-        """Whether the sources' dtype has numbers which the one written hasn't."""
+        """Whether the written dtype lacks numbers of the sources' dtype."""
         return not holds(self.dtype, self.stored_dtype)
 
     @property
     def is_made(self) -> bool:
-        """Whether no source has it, and a post-load rule makes it."""
+        """Whether no source has the tensor, and a post-load rule makes it."""
         return not self.parts
 
     @property
     def origins(self) -> tuple[SourceName, ...]:
-        """The source tensors that the parts are taken from, each once."""
+        """The source tensors of the parts, each once."""
         return tuple(dict.fromkeys(SourceName(p.source, p.taken.name) for p in self.parts))
 
     @property
     def nbytes(self) -> int:
-        """Bytes written."""
+        """Size of the written tensor in bytes."""
         return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
     def to_json(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Mapped:
         then = tuple(map(_step, entry["then"]))
         kinds = [(AddLora, Cast, PostLoad).index(type(step)) for step in then]
         if kinds != sorted(set(kinds)) or dtype not in DTYPE_BITS:
-            raise ValueError(f"`{target}` is {dtype}, and computed in an order that nothing writes")
+            raise ValueError(f"`{target}` is {dtype}, or its steps have an impossible order")
         mapped = cls(target, dtype, shape, (), then, tuple(map(_text, entry["rules"])))
         parts = tuple(_part(part, target, mapped.shape_before) for part in entry["from"])
         mapped = replace(mapped, parts=parts)
@@ -200,15 +200,15 @@ class Mapped:
         if mapped.is_made is not made or (made and len(then) > 1):
             raise ValueError(f"`{target}` comes from {len(parts)} boxes")
         if mapped.lora is not None and not _is_one_matrix(parts):
-            raise ValueError(f"`{target}` is merged, and is no matrix of one source")
+            raise ValueError(f"`{target}` is merged, and is not a matrix of one source")
         return mapped
 
 
 def refuse_uncovered(mapped: Collection[Mapped]) -> None:
-    """Entries from a record: their parts have to cover each tensor once.
+    """Check that the parts of entries from a record cover each tensor once.
 
     Raises:
-        ValueError: where parts don't, or are more than a job of ours writes.
+        ValueError: if they don't, or if there are more parts than any job writes.
     """
     placed = {entry.target: [part.placed for part in entry.parts] for entry in mapped}
     if sum(map(coverage_steps, placed.values())) > MOST_STEPS:
@@ -223,7 +223,7 @@ def _is_one_matrix(parts: Sequence[Part]) -> bool:
 
 
 def part_json(part: Part) -> dict[str, Any]:
-    """A part of a target tensor; of one that is a whole tensor in its place only the name."""
+    """The JSON form of a part. A part that is a whole tensor is only the source tensor's name."""
     named = {"source": part.source, "name": part.taken.name}
     if part.is_whole:
         return named
@@ -246,12 +246,13 @@ def _part(entry: Mapping[str, Any], target: str, whole: Shape) -> Part:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A target name that isn't written: the model ties it to another one. A source has it, too.
+    """A target name that a source has and that isn't written, because the model ties it to another
+    one.
 
     Attributes:
         of: the target tensor that it shares.
-        dtype, shape: as the source has it.
-        rules: the rules that took the name there.
+        dtype, shape: those of the source tensor.
+        rules: the rules that made the target name.
     """
 
     target: str
@@ -298,15 +299,13 @@ def _source_name(entry: Mapping[str, Any]) -> SourceName:
 
 def _text(found: Any) -> str:
     if not isinstance(found, str):
-        raise ValueError(f"{found!r} is no text")
+        raise ValueError(f"{found!r} is not text")
     return found
 
 
 def aligned(entries: Sequence[Mapped]) -> list[Mapped]:
-    """In this order, if each tensor of a file then starts at a multiple of its elements' size; else
-    the wider elements first.
-
-    Readers that map the file want it so.
+    """The entries of a file in an order in which each tensor is aligned to its elements' size, as
+    readers that map the file want it: the given order if it does so, else wider elements first.
     """
     at = 0
     for entry in entries:

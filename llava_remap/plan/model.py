@@ -1,7 +1,7 @@
-"""The plan: for every tensor of the target, where it comes from and how. Pure data, and its JSON
-form.
+"""The plan: where every tensor of the target comes from, and how it is made. Pure data, and its
+JSON form.
 
-Field names are those of the JSON (`llava-remap/plan`, version 2); every list is sorted and
+Field names are those of the JSON (`llava-remap/plan`, version 2). Every list is sorted and
 complete.
 """
 
@@ -32,8 +32,11 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:
-    """A source tensor that goes nowhere. `produced`: the name that `rules` gave it, which the
-    target doesn't have.
+    """A source tensor without a parameter.
+
+    Attributes:
+        produced: the name that `rules` gave it, and that the target doesn't have; None if no rule
+            matched.
     """
 
     source: str
@@ -61,8 +64,8 @@ class Mismatched:
 
 @dataclass(frozen=True, slots=True)
 class Collision:
-    """Several source tensors for one parameter; or one, where a post-load rule makes it too,
-    whose name is `made_by` then.
+    """Several source tensors for one parameter; or one that a post-load rule, `made_by`, makes
+    too.
     """
 
     target: str
@@ -72,8 +75,8 @@ class Collision:
 
 @dataclass(frozen=True, slots=True)
 class PostLoadChange:
-    """A change with the rule that makes it. Its JSON form is enough to make it again: no rule file,
-    no tokenizer is needed.
+    """A change with the post-load rule that makes it. Its JSON form is enough to repeat the change,
+    without rule file or tokenizer.
 
     Attributes:
         use: name of the plug-in.
@@ -103,8 +106,8 @@ class PostLoadChange:
         """The inverse of `to_json`.
 
         Raises:
-            KeyError: for a field that isn't there.
-            ValueError: for one of another form.
+            KeyError: for a missing field.
+            ValueError: for a field of another form.
         """
         forms = {
             "use": str,
@@ -121,13 +124,13 @@ class PostLoadChange:
         )
         for field, form in forms.items():
             if not isinstance(data[field], form):
-                raise ValueError(f"`{field}` is no {form.__name__}")
+                raise ValueError(f"`{field}` is not a {form.__name__}")
         before = None if data["shape_before"] is None else tuple(data["shape_before"])
         after, reads = tuple(data["shape_after"]), tuple(data["reads"])
         if not all(type(size) is int and size >= 0 for size in (before or ()) + after):
-            raise ValueError("a size in a shape is no whole number")
+            raise ValueError("a size in a shape is not a whole number")
         if not all(isinstance(name, str) for name in reads):
-            raise ValueError("a name in `reads` is no text")
+            raise ValueError("a name in `reads` is not text")
         return cls(
             data["use"],
             data["with"],
@@ -137,14 +140,15 @@ class PostLoadChange:
 
 @dataclass(frozen=True, slots=True)
 class ValueCheck:
-    """A check that needs the bytes; run before the first output file exists.
+    """A check of tensor values. It runs before the first output file exists.
 
     Attributes:
-        check: `finite`: no inf or NaN in it; `range`: none, and no number too large for the dtype
-            that is written; `equal`: two tensors that become one have the same bytes; `compare`:
-            only count the differences between the tensor used and one given beside it; `norms`: the
-            weights of the language model's norms are about 1, not all about 0, as in delta weights.
-        target: the target tensor it is about; of `norms` the first.
+        check: `finite`: no number is inf or NaN. `range`: like `finite`, and no number is too large
+            for the dtype that is written. `equal`: two tensors that become one have the same bytes.
+            `compare`: count the differences between the tensor used and one given beside it.
+            `norms`: the weights of the language model's norms are about 1; in delta weights all are
+            about 0.
+        target: the target tensor; for `norms` the first one.
         from_: one source tensor, the two to compare, or all norms.
     """
 
@@ -155,18 +159,14 @@ class ValueCheck:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """An output file: its name, and its tensors by target name in the order in which they lie in
-    it.
-    """
+    """An output file: its name, and the target names of its tensors in the order of the file."""
 
     file: str
     tensors: tuple[str, ...]
 
     @classmethod
     def numbered(cls, files: Collection[Sequence[str]]) -> tuple[Shard, ...]:
-        """The output files for these lists of tensors, under the names that transformers gives
-        to shards.
-        """
+        """The output files for these lists of tensors, named like transformers' shards."""
         return tuple(
             cls(f"model-{number:05d}-of-{len(files):05d}.safetensors", tuple(tensors))
             for number, tensors in enumerate(files, 1)
@@ -178,7 +178,7 @@ class SourceSummary:
     """A source in short.
 
     Attributes:
-        taken: how many of its tensors the job uses, drops or can't place; the others were not
+        taken: number of its tensors that the job uses, drops or can't place. The others were not
             selected, or were replaced.
     """
 
@@ -192,17 +192,16 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that `execute` needs to know, and all that a person asks before letting it.
+    """Everything that `execute` needs, and that a person wants to know before it runs.
 
     Attributes:
-        target_names: every parameter wanted.
-        suggested_rules: lines for a rule file, which would map what is unmapped to what is missing;
-            guesses, to be looked at.
-        tied_absent: those that no source has and none needs to have, since another parameter's
-            tensor is theirs.
-        values_checked: whether the value checks were run; what they found is in `problems` and
-            `notes`.
-        chat_template: the one that is written, and why; None without one.
+        target_names: every parameter of the target.
+        suggested_rules: lines for a rule file that would map unmapped tensors to missing
+            parameters: guesses, for a person to judge.
+        tied_absent: parameters that no source has or needs to have, because they share another
+            parameter's tensor.
+        values_checked: whether the value checks ran. Their findings are in `problems` and `notes`.
+        chat_template: the chat template that is written, and why; None without one.
     """
 
     rules_name: str
@@ -237,9 +236,7 @@ class Plan:
 
     @property
     def complete(self) -> bool:
-        """Whether it may be executed: nothing unmapped, missing, mismatched or colliding, no
-        problem of any other kind.
-        """
+        """Whether the plan may be executed: there is no problem of any kind."""
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:

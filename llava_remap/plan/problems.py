@@ -1,6 +1,4 @@
-"""What keeps a plan from being complete, in words: one problem a kind, with every name of that
-kind.
-"""
+"""Why a plan is not complete: one problem for each kind, with every name of that kind."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from llava_remap.routing import Routed, RoutedPair, Routes
 
 #: The number of a layer of the language model, in any layout.
 _LAYER = re.compile(r"(?:model\.)?language_model\.(?:model\.)?layers\.(\d+)\.")
-#: Keys of a config. A number that more of them have explains nothing.
+#: Keys of a config with the same number. If there are more, the number explains nothing.
 _BY_CHANCE = 3
 #: The axes of PyTorch's convolutions in the order in which MLX has them.
 _MLX = (0, 2, 3, 1)
@@ -29,17 +27,17 @@ _MLX = (0, 2, 3, 1)
 def unmapped_problems(
     unmapped: Sequence[Unmapped], target_is_known: bool, draft: str
 ) -> list[Problem]:
-    """Source names that go nowhere, one problem a kind.
+    """Source tensors without a parameter, one problem for each kind.
 
     Args:
-        draft: the command that infers a rule file for the first source.
+        draft: command that infers a rule file for the first source.
     """
     problems = []
     if names := tuple(u.name for u in unmapped if u.produced is None):
         cause = f"{counted(len(names), 'tensor')} that no rule maps."
         fix = (
-            "Add a rule that maps them. Drop only what the model doesn't compute with. To infer "
-            f"a rule file: {draft}"
+            "Add a rule that maps them. Drop only tensors that the model doesn't compute with. To "
+            f"infer a rule file: {draft}"
         )
         problems.append(Problem("LR301", cause, fix, names))
     if not target_is_known:
@@ -53,7 +51,7 @@ def unmapped_problems(
             fix = (
                 "Mend the rules that made them."
                 if broken
-                else "Is the config that of another size, or does a rule reach too far?"
+                else "Is the config that of another size, or does a rule match too much?"
             )
             problems.append(Problem(code, cause, fix, tuple(str(u.produced) for u in found)))
     return problems
@@ -71,14 +69,14 @@ def coverage_problems(
     *,
     as_source: bool,
 ) -> list[Problem]:
-    """What the target misses, gets in another shape or gets twice, one problem a kind, with every
-    name of that kind.
+    """Parameters that are missing, have another shape or get two tensors: one problem for each
+    kind, with every name of that kind.
 
     Args:
-        there: the components of the model (`vision_tower`, …) of which the sources have something.
-        config: the first source's own; it may explain a shape.
-        as_source: whether the target is what the source says that it is already, so that no rule
-            could mend it.
+        there: the components of the model (`vision_tower`, …) of which the sources have tensors.
+        config: the first source's config, which may explain a shape.
+        as_source: whether the source is in a layout of transformers already, so no rule could
+            help.
     """
     problems = []
     if missing:
@@ -87,7 +85,7 @@ def coverage_problems(
         )
         fix = "Give the source that has them, or add a rule for the nearest names."
         if as_source:
-            fix = "Give the whole model: transformers would make up at random what isn't there."
+            fix = "Give the whole model: transformers would fill missing parameters at random."
         if any(m.target.endswith("lm_head.weight") for m in missing):
             fix += (
                 " If the model ties lm_head to embed_tokens, its config.json has to say "
@@ -97,7 +95,7 @@ def coverage_problems(
             f"{counted(len(missing), 'parameter')} of the model that no source provides.{sources}"
         )
         if absent := sorted({component(m.target) for m in missing} - there):
-            cause += f" Nothing is there of {', '.join(absent)}."
+            cause += f" The sources have nothing of {', '.join(absent)}."
         if 0 < layers_there < layers_wanted:
             cause += (
                 f" The config says {layers_wanted} layers of the language model, the sources "
@@ -136,8 +134,11 @@ def coverage_problems(
 def _of_other_tables(
     mismatched: Sequence[Mismatched], routes: Routes
 ) -> tuple[list[Mismatched], list[Problem]]:
-    """Those that no table of another source explains; and LR401 for those with the rows of a
-    table in whose place one is.
+    """Separate mismatches that a replaced embedding explains.
+
+    Returns:
+        The mismatches without this explanation; and LR401 for those with as many rows as the
+        embedding that another source replaces.
     """
     left, problems = list(mismatched), []
     produced = routes.produced
@@ -167,8 +168,8 @@ def _of_other_tables(
 
 
 def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) -> Problem:
-    """LR401. Before the config is doubted, it is read: an order of axes or a key of it may
-    explain every shape.
+    """LR401, with what explains the shapes: another order of axes, or keys of the config with the
+    sizes.
     """
     rows = tuple(
         (
@@ -210,14 +211,14 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
         config,
     )
     if here:
-        cause += f" The config has what the checkpoint has: {here}."
+        cause += f" The config agrees with the checkpoint: {here}."
     if there:
-        cause += f" The config has what the model has: {there}."
+        cause += f" The config agrees with the model: {there}."
     if len(turned) == len(mismatched):
-        fix = "Give the checkpoint that it was made from, with the axes as PyTorch has them."
+        fix = "Give the checkpoint from which this one was made, with the axes in PyTorch's order."
     elif here and not there:
         fix = (
-            "The config belongs to these weights. The target class has another size there: it "
+            "The config belongs to these weights. The target class has another size there, so it "
             "computes something else."
         )
     else:
@@ -235,8 +236,8 @@ def _differing(one: Sequence[int], other: Sequence[int]) -> set[int]:
 
 
 def _keys_with(numbers: set[int], config: Mapping[str, Any]) -> str:
-    """The keys of a config, and of mappings in it, that have one of these numbers; empty where
-    too many have one by chance.
+    """The keys of a config, and of mappings in it, with one of these numbers. Empty if so many keys
+    have one that it may be chance.
     """
     pairs = [(key, value) for key, value in config.items() if not isinstance(value, Mapping)]
     pairs += [
@@ -255,17 +256,17 @@ def pair_problems(
     tied: Mapping[str, str],
     transposed: Collection[str] = (),
 ) -> list[Problem]:
-    """What keeps an adapter's pairs from being merged.
+    """Why an adapter's pairs can't be merged.
 
-    LR313: a pair has no tensor to change; LR115: it changes one that isn't a linear layer's; LR401:
-    one of another shape; LR304: one that another pair changes, too.
+    LR313: a pair has no tensor to change. LR115: the tensor isn't a linear layer's. LR401: the
+    tensor has another shape. LR304: another pair changes the same tensor.
 
     Args:
-        shapes: of the one tensor that the sources have for a parameter.
-        tied: parameters and those whose tensor they share. What is added to one of them would
-            change the other too.
+        shapes: parameter → shape of the one tensor that the sources have for it.
+        tied: parameter → the parameter whose tensor it shares. A pair that changes one of them
+            would change the other too.
         transposed: matrices that are stored as [inputs, outputs]. PEFT adds the transposed product
-            to these, which a square one doesn't show.
+            to these; the shape of a square matrix doesn't show it.
     """
     problems = []
     shared = {*tied, *tied.values()}
@@ -284,7 +285,7 @@ def pair_problems(
             f"{counted(len(rows), 'LoRA pair')} of {len(pairs)} can't be merged into a tensor "
             "of the base."
         )
-        fix = "Give the base that the adapter was trained on, with a rule file for it."
+        fix = "Give the base on which the adapter was trained, with a rule file for it."
         problems.append(Problem("LR313", cause, fix, tuple(name for name, _ in rows), tuple(rows)))
     if turned := tuple(pair.b.name for pair in pairs if pair.rewrite.target in transposed):
         cause = (
@@ -310,7 +311,7 @@ def pair_problems(
         cause = (
             f"{counted(len(rows), 'LoRA pair')} of another shape than the tensors that they change."
         )
-        fix = "Give the base that the adapter was trained on."
+        fix = "Give the base on which the adapter was trained."
         problems.append(
             Problem(
                 "LR401", cause, fix, tuple(name for name, _ in rows), tuple(rows), side="target"
@@ -342,8 +343,8 @@ def pair_problems(
 def dtype_problems(
     mapped: Sequence[Mapped], aliases: Sequence[Alias], dtype: str | None
 ) -> list[Problem]:
-    """LR409: a parameter holds floating-point numbers; a loader would convert anything else into
-    them without a word.
+    """LR409 for tensors that don't hold floating-point numbers. A loader would convert them
+    silently.
     """
     dtypes = {entry.target: entry.dtype for entry in mapped}
     dtypes |= {alias.target: written_dtype(alias.dtype, dtype) for alias in aliases}
@@ -355,8 +356,8 @@ def dtype_problems(
             "LR409",
             f"{counted(len(odd), 'tensor')} of dtype {', '.join(sorted(set(odd.values())))} for "
             "parameters of the model.",
-            f"A parameter is {', '.join(FLOATS)}. If they are quantised or packed, give "
-            "the unquantised checkpoint.",
+            f"A parameter is {', '.join(FLOATS)}. If the checkpoint is quantised or packed, give "
+            "the unquantised one.",
             tuple(odd),
             side="target",
         )
@@ -366,10 +367,10 @@ def dtype_problems(
 def drop_problems(
     program: Program, taken: Sequence[Routed], missing: set[str], names: Mapping[str, str]
 ) -> list[Problem]:
-    """LR306: a dropped tensor that, without the drop, would provide what is missing.
+    """LR306 for a drop that takes tensors which would provide missing parameters.
 
     Args:
-        names: what `missing` calls a parameter, by the name that the program gives it.
+        names: name of a parameter by the program → its name in `missing`.
     """
     stolen: dict[str, list[str]] = defaultdict(list)
     for routed in taken if missing else ():
@@ -395,7 +396,7 @@ def layers(names: Iterable[str]) -> int:
 
 
 def component(name: str) -> str:
-    """The part of the model that a parameter is in: `vision_tower`, `language_model`, …"""
+    """The part of the model to which a parameter belongs: `vision_tower`, `language_model`, …"""
     return name.removeprefix("model.").split(".")[0]
 
 

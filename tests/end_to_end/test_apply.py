@@ -393,7 +393,7 @@ def test_a_tied_head_that_differs_is_refused(
 
 def test_strided_and_shared_tensors(tmp_path: Path) -> None:
     """A transposed weight is written row-major; two names on one storage are each written where
-    the model has them apart.
+    the model doesn't tie them.
     """
     state = torch.load(RELEASED / "bin" / "pytorch_model.bin", weights_only=True)
     name = "model.layers.0.mlp.up_proj.weight"

@@ -131,22 +131,26 @@ def test_plan_output_and_config(
         (
             one_tensor,
             True,
-            ["2 names are one tensor in the checkpoint; the model ties them: written once"],
+            [
+                "2 names are one tensor in the checkpoint; the model ties them, so one tensor is "
+                "written"
+            ],
         ),
         (
             one_tensor,
             False,
             [
                 "its config doesn't tie them",
-                "2 names are one tensor in the checkpoint; the model ties them: written once",
+                "2 names are one tensor in the checkpoint; the model ties them, so one tensor is "
+                "written",
             ],
         ),
         (
             two_views,
             None,
             [
-                "2 names are views of one storage in the checkpoint; the model has them apart: "
-                "each is written"
+                "2 names are views of one storage in the checkpoint; the model doesn't tie them, "
+                "so each is written"
             ],
         ),
         (copy, None, []),

@@ -181,11 +181,14 @@ def no_class(tensors: Tensors, config: Config) -> None:
             [
                 "LR302",
                 "multi_modal_projector.linear_1.weight",
-                "Nothing is there of multi_modal_projector.",
+                "The sources have nothing of multi_modal_projector.",
             ],
         ),
-        (tower_alone, ["LR302", "Nothing is there of language_model, multi_modal_projector."]),
-        (text_alone, ["LR302", "Nothing is there of multi_modal_projector, vision_tower."]),
+        (
+            tower_alone,
+            ["LR302", "The sources have nothing of language_model, multi_modal_projector."],
+        ),
+        (text_alone, ["LR302", "The sources have nothing of multi_modal_projector, vision_tower."]),
         (
             fewer_layers,
             ["LR302", "The config says 2 layers of the language model, the sources have 1."],
@@ -210,7 +213,7 @@ def no_class(tensors: Tensors, config: Config) -> None:
                 "text_config.vocab_size: 1000",
             ],
         ),
-        (in_eight_bits, ["LR409", "of dtype I8", "give the unquantised checkpoint"]),
+        (in_eight_bits, ["LR409", "of dtype I8", "give the unquantised one"]),
         (
             packed_by_mlx,
             [

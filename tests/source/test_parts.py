@@ -982,7 +982,7 @@ def test_pairs_that_the_base_has_no_room_for_are_told_once(run: Run) -> None:
     }
     base = folder("in", tensors, {**read_config(LLAVA), "num_key_value_heads": 2}, LLAVA)
     ran = applied(run, "llava-v1.5", f"model={base}", f"adapter={LORA}", f"vision_tower={CLIP}")
-    assert (ran.code, "Give the base that the adapter was trained on." in told(ran)) == (3, True)
+    assert (ran.code, "Give the base on which the adapter was trained." in told(ran)) == (3, True)
     assert "Does the config.json belong to these weights?" not in told(ran)
 
 
