@@ -2,8 +2,13 @@
 template.
 """
 
-from llava_remap.folder.keep import keep_files, kept_notes
-from llava_remap.folder.make import Parts, make_files, read_generation_config
+from llava_remap.folder.make import (
+    Parts,
+    keep_files,
+    kept_notes,
+    make_files,
+    read_generation_config,
+)
 from llava_remap.folder.processor import (
     find_image_processor,
     image_processor_problems,

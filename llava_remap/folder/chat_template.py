@@ -1,5 +1,5 @@
-"""Chat templates, tried: what they make of conversations, which special tokens they write, and
-which one ends a turn.
+"""Chat templates, tried: the prompts that they make of conversations, the special tokens that they
+write, and the token that ends a turn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llava_remap.core.bounded import BeyondBoundsError, bounded
 from llava_remap.core.problem import refuse
 from llava_remap.target_model import PlacedToken
 
-#: What looks like a special token: `<s>`, `</s>`, `<|im_end|>`. Llama 2's `<<SYS>>` is plain text.
+#: The form of a special token: `<s>`, `</s>`, `<|im_end|>`. Llama 2's `<<SYS>>` is plain text.
 _SPECIAL = re.compile(r"(?<!<)(?:<\|[^|<>\s]+\|>|</?\w+>)(?!>)")
 _SYSTEM: dict[str, Any] = {"role": "system", "content": "You are brief."}
 _ANSWER = "A red  boat."
@@ -28,14 +28,14 @@ _TURNS: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What a chat template made of conversations.
+    """The prompts that a chat template made of conversations.
 
     Attributes:
-        prompts: of conversations of one and several turns, with and without pictures and a system
-            message.
+        prompts: prompts of conversations of one and several turns, with and without pictures and a
+            system message.
         turn_end: the special token behind an answer; None where there is none. Generation has to
-            stop at it: the research code stops there by its conversation's own separator.
-        question: of a picture, where there are pictures, and a question about it.
+            stop at it, as the research code stops at the separator of a conversation.
+        question: the prompt for a question, with a picture where the model takes pictures.
     """
 
     prompts: tuple[str, ...]
@@ -54,32 +54,32 @@ def try_template(
     """Render a chat template, within bounds of time and memory.
 
     Args:
-        name: the template's, for messages.
-        template: in Jinja.
-        tokens: the rule file's; those for pictures and videos say what a message may hold.
+        name: the template's name, for messages.
+        template: the template in Jinja.
+        tokens: the rule file's tokens. Those for pictures and videos tell what a message may hold.
         special: role (`bos_token`, …) → token, as `apply_chat_template` hands them to a template.
-        place: where the template stands, for messages.
+        place: the template's place, for messages.
 
     Raises:
-        RemapError: LR605 for a template that fails on the question, that doesn't keep within the
-            bounds, or that leaves pictures out. On other conversations it may fail: some take no
+        RemapError: LR605 for a template that fails on the question, that exceeds the bounds, or
+            that leaves pictures out. On other conversations a template may fail: some take no
             system message.
     """
     question = [*({"type": token.role} for token in tokens if token.role == "image"), _QUESTION]
-    answered: list[dict[str, Any]] = [
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": _ANSWER},
+    asked = [
+        ([{"role": "user", "content": "Hello"}, _TURNS[0]], False),
+        ([{"role": "user", "content": question}], True),
+        *(
+            (conversation, begins)
+            for conversation in _conversations(tokens)
+            for begins in (True, False)
+        ),
     ]
-    asked: list[Any] = [[answered, False], [[{"role": "user", "content": question}], True]]
-    asked += [
-        [conversation, begins]
-        for conversation in _conversations(tokens)
-        for begins in (True, False)
-    ]
-    request = {"template": template, "special": dict(special), "conversations": asked}
     mend = "Mend the template in the rule file, or in the file that it names."
     try:
-        of_answer, of_question, *sampled = _rendered(json.dumps(request))
+        of_answer, of_question, *sampled = _rendered(
+            json.dumps({"template": template, "special": dict(special), "conversations": asked})
+        )
     except BeyondBoundsError as error:
         raise refuse(
             "LR605",
@@ -92,16 +92,15 @@ def try_template(
             "LR605", f"{place} the chat template {name}{line}: {of_question['error']}.", mend
         )
     prompts = tuple(one["prompt"] for one in sampled if "prompt" in one)
-    unseen = [
+    if unseen := [
         token.text
         for token in tokens
         if token.role in ("image", "video") and not any(token.text in p for p in prompts)
-    ]
-    if unseen:
+    ]:
         raise refuse(
             "LR605",
             f"{place} the chat template {name} writes no `{'` and no `'.join(unseen)}` for "
-            "what a message holds.",
+            "a part of a message.",
             "Let it write the token for each part of a message's content that has this type.",
         )
     return Tried(prompts, _turn_end(of_answer.get("prompt", "")), of_question["prompt"])
@@ -142,28 +141,23 @@ def _turn_end(prompt: str) -> str | None:
 def check_special_tokens(
     name: str, prompts: Sequence[str], words: Collection[str], plain: Collection[str], *, place: str
 ) -> None:
-    """Every special token that a chat template writes is one token of the tokenizer.
+    """LR413 unless every special token that a chat template writes is one token of the tokenizer.
 
     Args:
-        name: the template's.
-        prompts: what it wrote.
-        words: those of the tokenizer, with the rule file's tokens.
-        plain: what looks like a special token and is text.
-        place: where the template stands.
-
-    Raises:
-        RemapError: LR413.
+        name: the template's name.
+        prompts: the prompts that it wrote.
+        words: the words of the tokenizer, with the rule file's tokens.
+        plain: texts that look like special tokens and aren't.
+        place: the template's place.
     """
     written = dict.fromkeys(token for prompt in prompts for token in _SPECIAL.findall(prompt))
     if unknown := [token for token in written if token not in words and token not in plain]:
-        listed = ", ".join(f"`{token}`" for token in unknown)
         raise refuse(
             "LR413",
-            f"{place} the chat template {name} writes {listed}, which the tokenizer doesn't "
-            "have as one token.",
+            f"{place} the chat template {name} writes `{'`, `'.join(unknown)}`, which the "
+            "tokenizer doesn't have as one token.",
             "Put the tokenizer files there that the checkpoint was trained with, or write the "
-            "template that it was trained with "
-            "into a rule file that extends this one. What is text is named there: `processor: "
-            "{plain_text: "
-            f"{json.dumps(unknown)}}}`.",
+            "template that it was trained with into a rule file that extends this one. List texts "
+            "that aren't special tokens there: "
+            f"`processor: {{plain_text: {json.dumps(unknown)}}}`.",
         )

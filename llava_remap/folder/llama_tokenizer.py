@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from copy import deepcopy
 from typing import Any
 
 SPACE = "▁"
-#: A character that no text has: Unicode keeps it for programs.
+#: A character that no text has: Unicode reserves it for programs.
 _MARK = "\ufdd0"
 #: The roles that special tokens have in every tokenizer.
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -27,17 +26,6 @@ _NORMAL, _USER_DEFINED = 1, 4
 _BPE = 2
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Models:
-    """One SentencePiece model: its description, and the library's processors with and without a
-    space put before each text.
-    """
-
-    proto: Any
-    with_prefix: Any
-    without_prefix: Any
-
-
 class LlamaTokenizer:
     """SentencePiece with added tokens around it.
 
@@ -45,8 +33,8 @@ class LlamaTokenizer:
         model: the bytes of a `tokenizer.model`.
         added: the added tokens by id, as `tokenizers.AddedToken`. Each is one token wherever it
             stands; texts between them are encoded one by one.
-        config: `tokenizer_config.json`. Read of it: `legacy`, `add_prefix_space`, `add_bos_token`,
-            `add_eos_token`, and which tokens have a role or are `additional_special_tokens`.
+        config: `tokenizer_config.json`. Its keys `legacy`, `add_prefix_space`, `add_bos_token`,
+            `add_eos_token`, `additional_special_tokens` and those of roles are read.
 
     Raises:
         ValueError: for a file that isn't a SentencePiece model, and for `sp_model_kwargs`.
@@ -58,21 +46,19 @@ class LlamaTokenizer:
                 "its sp_model_kwargs change how SentencePiece encodes, which no other tokenizer "
                 "does"
             )
-        self._models = _load(model)
+        #: The model's description, and SentencePiece with and without a space put before each text.
+        self._proto, self._with_prefix, self._without_prefix = _load(model)
         self._added = {token.content: (i, token) for i, token in added.items()}
-        listed = (
-            config.get("additional_special_tokens") or (),
-            (config.get(role) for role in ROLES),
-        )
-        self._special = {token_text(token) for tokens in listed for token in tokens}
+        longest_first = sorted(self._added, key=lambda token: (-len(token), token))
+        self._splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         #: Whether each text between added tokens gets a space before it. An absent key means true
         #: (transformers 4).
         self.legacy = config.get("legacy") is not False
-        #: Whether, without `legacy`, a whole text gets one. `null` stands for absent, as in the
-        #: code that wrote it.
+        #: Whether, without `legacy`, a whole text gets a space. `null` means absent, as in
+        #: the code that wrote it.
         self.prefix = config.get("add_prefix_space") is not False
-        self.ids = {piece.piece: i for i, piece in enumerate(self._models.proto.pieces)}
-        trainer = self._models.proto.trainer_spec
+        self.ids = {piece.piece: i for i, piece in enumerate(self._proto.pieces)}
+        trainer = self._proto.trainer_spec
         default = {
             "bos": trainer.bos_piece or "<s>",
             "eos": trainer.eos_piece or "</s>",
@@ -83,7 +69,8 @@ class LlamaTokenizer:
             role: token_text(config.get(f"{role}_token")) or piece
             for role, piece in default.items()
         }
-        self._special |= {*self.roles.values()}
+        listed = config.get("additional_special_tokens") or ()
+        self._special = {*map(token_text, (*listed, *map(config.get, ROLES))), *self.roles.values()}
         adds = {"bos": config.get("add_bos_token", True), "eos": config.get("add_eos_token", False)}
         #: Ids before and behind every text.
         self.before, self.behind = (
@@ -108,12 +95,9 @@ class LlamaTokenizer:
         return [*self.before, *(i for ids in made for i in ids), *self.behind]
 
     def _split(self, text: str) -> list[str]:
-        """Added tokens and the texts between them, which a token may take the spaces of that are
-        next to it.
-        """
-        parts = (
-            self._splitter.split(text) if self._splitter else [text]
-        )  # every second one is a token
+        """Added tokens and the texts between them. A token may take away the spaces next to it."""
+        # Every second part is a token.
+        parts = self._splitter.split(text) if self._added else [text]
         for number in range(1, len(parts), 2):
             token = self._added[parts[number]][1]
             if token.rstrip:
@@ -125,31 +109,22 @@ class LlamaTokenizer:
     def _encode_part(self, text: str) -> list[int]:
         """The ids of a text without added tokens."""
         if self.legacy:
-            return list(self._models.with_prefix.encode(text))
+            return list(self._with_prefix.encode(text))
         if not text.startswith((SPACE, " ")):
-            return list(self._models.without_prefix.encode(text))
-        # Behind a piece of its own, so that SentencePiece leaves spaces at the start alone.
+            return list(self._without_prefix.encode(text))
+        # With a piece before the text, SentencePiece leaves spaces at its start alone.
         unknown = self.roles["unk"]
-        length = len(self._models.without_prefix.encode(unknown))
-        return list(self._models.without_prefix.encode(unknown + text))[length:]
+        length = len(self._without_prefix.encode(unknown))
+        return list(self._without_prefix.encode(unknown + text))[length:]
 
     def _id(self, token: str) -> int:
         return self._added[token][0] if token in self._added else self.ids[token]
 
-    @cached_property
-    def _splitter(self) -> re.Pattern[str] | None:
-        longest_first = sorted(self._added, key=lambda token: (-len(token), token))
-        return (
-            re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-            if longest_first
-            else None
-        )
-
     def seen(self, images: Collection[str]) -> list[str]:
-        """Of pictures' and added tokens those that `backend` is to see in a text: they have to be
-        added with `normalized=True`.
+        """The tokens of pictures and added tokens that `backend` has to see in a text: they have to
+        be added with `normalized=True`.
 
-        Without `legacy` a text, and the text behind a picture, gets a space before it, also where
+        Without `legacy` a text, and the text behind a picture, gets a space before it, even where
         it begins with an added token that isn't special to the class.
         """
         return [] if self.legacy else [*images, *self._plain]
@@ -157,12 +132,15 @@ class LlamaTokenizer:
     @property
     def _plain(self) -> list[str]:
         """Added tokens that have no role and aren't listed as special."""
-        tokens = (token for _, token in self._added.values() if not (token.lstrip or token.rstrip))
-        return [token.content for token in tokens if token.content not in self._special]
+        return [
+            token.content
+            for _, token in self._added.values()
+            if not (token.lstrip or token.rstrip or token.content in self._special)
+        ]
 
     def backend(self, images: Collection[str] = ()) -> Any:
-        """A `tokenizers.Tokenizer` that is to give the same ids once the added tokens are added;
-        who writes it compares them.
+        """A `tokenizers.Tokenizer` that should give the same ids once the added tokens are added.
+        The caller compares the ids.
 
         Args:
             images: tokens that stand for pictures or videos. The research code cuts a prompt at
@@ -180,7 +158,7 @@ class LlamaTokenizer:
             processors,
         )
 
-        proto = self._models.proto
+        proto = self._proto
         unknown = self.ids.get(self.roles["unk"])
         if proto.trainer_spec.model_type == _BPE:
             model: Any = models.BPE(
@@ -209,7 +187,7 @@ class LlamaTokenizer:
                 else rf"[ {SPACE}]+(?=\z{'|' + seen if seen else ''})"
             )
             clean += [] if self.legacy else [normalizers.Replace(SPACE, " ")]  # as `encode` does
-            # Of a run of spaces the first stays, so that a text's start is still known as such.
+            # The first of a run of spaces stays, so that the start of a text is still recognised.
             clean += [
                 normalizers.Replace(Regex(ends), ""),
                 normalizers.Replace(Regex("(?<= ) +"), ""),
@@ -229,8 +207,8 @@ class LlamaTokenizer:
                 if images
                 else []
             )
-            # The first puts a space before a text, whether or not the text begins with one: its own
-            # are written `▁` by now.
+            # The first step puts a space before a text, even if the text begins with a space: its
+            # own spaces are `▁` by now.
             spaced: list[Any] = [
                 pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False)
             ]
@@ -239,9 +217,9 @@ class LlamaTokenizer:
                 for token in (*self._plain, *self._user_defined)
                 if token not in images
             )
-            if own and not text.remove_extra_whitespaces:  # it would take away that space, too
-                # Before a token there is no text to put a space before, so a mark stands there
-                # until it is done.
+            if own and not text.remove_extra_whitespaces:  # it would take that space away, too
+                # Before a token there is no text to put a space before. A mark stands in for it
+                # meanwhile.
                 behind.append(normalizers.Replace(Regex(rf"\A(?=(?:{own})[\s\S])"), _MARK))
                 spaced.append(pre_tokenizers.Split(_MARK, "removed"))
             spaced.append(
@@ -266,46 +244,48 @@ class LlamaTokenizer:
                 ),
                 special_tokens=[(token, self._id(token)) for token in {*bos, *eos}],
             )
-        cut_out = [piece for piece in self._user_defined if piece not in self._added]
         tokenizer.add_tokens(
-            [AddedToken(piece, normalized=True, special=False) for piece in cut_out]
+            [
+                AddedToken(piece, normalized=True, special=False)
+                for piece in self._user_defined
+                if piece not in self._added
+            ]
         )
         return tokenizer
 
     @property
     def _user_defined(self) -> list[str]:
         """Pieces that are cut out of a text before pairs are merged; SentencePiece puts no space
-        behind them.
+        behind them. Pieces with a space are left out: a text has no spaces left by then.
         """
-        found = [piece.piece for piece in self._models.proto.pieces if piece.type == _USER_DEFINED]
-        return [piece for piece in found if " " not in piece]  # a text has none left by then
+        return [
+            piece.piece
+            for piece in self._proto.pieces
+            if piece.type == _USER_DEFINED and " " not in piece.piece
+        ]
 
     def _merges(self) -> list[tuple[str, str]]:
-        """Every way to make a piece from two others, in the order in which SentencePiece merges: by
-        score.
+        """Every way to make a piece from two others, in SentencePiece's order of merges: by score.
 
         Scores don't always follow ids: pieces of spaces alone have the lowest scores and low ids.
         """
-        scores = {p.piece: p.score for p in self._models.proto.pieces if p.type == _NORMAL}
+        scores = {p.piece: p.score for p in self._proto.pieces if p.type == _NORMAL}
         pairs = (
             (piece[:cut], piece[cut:])
             for piece in scores
             for cut in range(1, len(piece))
             if piece[:cut] in scores and piece[cut:] in scores
         )
-        ids = self.ids
         return sorted(
             pairs,
             key=lambda pair: (
                 -scores[pair[0] + pair[1]],
-                ids[pair[0] + pair[1]],
-                ids[pair[0]],
-                ids[pair[1]],
+                *(self.ids[piece] for piece in (pair[0] + pair[1], *pair)),
             ),
         )
 
 
-def _load(model: bytes) -> _Models:
+def _load(model: bytes) -> tuple[Any, Any, Any]:
     from google.protobuf.message import DecodeError
     from sentencepiece import SentencePieceProcessor
     from sentencepiece import sentencepiece_model_pb2 as described
@@ -314,17 +294,14 @@ def _load(model: bytes) -> _Models:
     try:
         proto.ParseFromString(model)
         with_prefix = SentencePieceProcessor(model_proto=model)
-        without: Any = type(proto)()
-        without.CopyFrom(proto)
+        without = deepcopy(proto)
         without.normalizer_spec.add_dummy_prefix = False
-        return _Models(
-            proto, with_prefix, SentencePieceProcessor(model_proto=without.SerializeToString())
-        )
+        return (proto, with_prefix, SentencePieceProcessor(model_proto=without.SerializeToString()))
     except (DecodeError, RuntimeError, OSError) as error:
         raise ValueError(f"not a SentencePiece model: {error}") from error
 
 
 def token_text(token: Any) -> str | None:
-    """A special token as a config has it: its text, or a mapping with it."""
+    """The text of a special token, which a config has as a text or as a mapping with the text."""
     content = token.get("content") if isinstance(token, Mapping) else token
     return content if isinstance(content, str) else None

@@ -1,5 +1,10 @@
-"""Everything in the output folder beside the weights. It is made first, elsewhere: if it can't
-be, no weight is written.
+"""All files of the output beside the weights. They are made first, in a scratch folder: if one
+can't be made, no weight is written.
+
+`make_files` makes them from the research code's files. `keep_files` takes those of a transformers
+model over, in the forms of old and of new versions: 5.x puts the image processor into
+`processor_config.json` and the chat template into `chat_template.jinja`, and writes tokenizer files
+that 4.x can't read; 4.x has `preprocessor_config.json` and `chat_template.json`.
 """
 
 from __future__ import annotations
@@ -13,39 +18,42 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from llava_remap.checkpoint import BESIDE, has_file, read_file
+from llava_remap.checkpoint import BESIDE, has_file, read_file, read_text
 from llava_remap.core.cache import cached
 from llava_remap.core.problem import Problem
 from llava_remap.folder.chat_template import Tried, check_special_tokens, try_template
-from llava_remap.folder.json_file import json_bytes, write_json
 from llava_remap.folder.processor import (
+    PREPROCESSOR,
+    PROCESSOR,
+    VIDEO_PREPROCESSOR,
     check_processor,
     has_torchvision,
     padding_notes,
     write_pixel_processors,
     write_processor,
 )
-from llava_remap.folder.scratch import scratch_folder
+from llava_remap.folder.scratch import json_bytes, scratch_folder, write_json
 from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.rulefile import RuleFile
 from llava_remap.target_model import PlacedToken, TargetConfig, Vocabulary, read_beside
 
-#: Of the source's generation config: who wrote it, and whose code it is for.
+#: Keys of the source's generation config that aren't written: who wrote it, and for which code.
 _NOT_KEPT = ("_from_model_config", "transformers_version", "auto_map")
-#: The entry of the cache that holds what is worth telling of the others.
+#: The entry of the cache that holds the notes.
 _NOTES = "notes"
 _NOTED = TypeAdapter(list[tuple[str, str, str]])
-#: All that can be made.
+#: Names of all files that can be made.
 _MADE = frozenset(name for names in BESIDE.values() for name in names)
-#: What only sampling reads. Vicuna's generation config has them without `do_sample`: generation is
-#: greedy and they are of no effect, but newer versions warn of them, and 4.57's `save_pretrained`
-#: refuses.
+#: The parts of 5.x's `processor_config.json`, and the files that have them in both generations.
+_NESTED = {"image_processor": PREPROCESSOR, "video_processor": VIDEO_PREPROCESSOR}
+#: Keys that only sampling reads. Vicuna's generation config has them without `do_sample`, where
+#: they have no effect; but newer versions warn of them, and 4.57's `save_pretrained` refuses them.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a folder is made from, beside the weights.
+    """All that a folder is made from, beside the weights.
 
     Attributes:
         rules: the rule file.
@@ -70,13 +78,13 @@ def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
     """Config, generation config and, where there is a tokenizer, tokenizer, processor and chat
     template, by file name; and notes.
 
-    They are made and tried in a scratch folder, or come from the cache where they were made from
-    the same before.
+    The files are made and tried in a scratch folder, or come from the cache if they were made from
+    the same parts before.
 
     Raises:
         RemapError: LR113 for files of a source that can't be opened, LR403 for a token id, LR412
-            for a tokenizer that can't be reproduced, LR413 for a chat template that doesn't fit it,
-            LR604 or LR605 for the processor.
+            for a tokenizer that can't be reproduced, LR413 for a chat template that doesn't fit the
+            tokenizer, LR604 or LR605 for the processor.
     """
     processor = parts.rules.text.processor
     facts = {
@@ -96,8 +104,7 @@ def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
         "tokenizer": _digests(parts.vocabulary.folder, BESIDE["tokenizer"])
         if parts.vocabulary
         else None,
-        # Where the image processor's file doesn't name its class, transformers looks into the
-        # others.
+        # Where the image processor's file names no class, transformers reads the other files.
         "images": _digests(parts.image_processor, (*BESIDE["processor"], "config.json"))
         if parts.image_processor
         else None,
@@ -124,9 +131,10 @@ def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    found = ((name, folder / name) for name in names)
     return {
-        name: hashlib.sha256(read_file(path)).hexdigest() for name, path in found if has_file(path)
+        name: hashlib.sha256(read_file(folder / name)).hexdigest()
+        for name in names
+        if has_file(folder / name)
     }
 
 
@@ -143,16 +151,20 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
             template.name, template.text, parts.tokens, vocabulary.special, place=place
         )
         ids = {**vocabulary.ids, **{token.text: token.id for token in parts.tokens}}
-        plain = processor.plain_text if processor else ()
-        check_special_tokens(template.name, tried.prompts, ids, plain, place=place)
+        check_special_tokens(
+            template.name,
+            tried.prompts,
+            ids,
+            processor.plain_text if processor else (),
+            place=place,
+        )
         stopping = stopping_at(generation, ids.get(tried.turn_end or ""))
         if stopping != generation:
-            stopped = generation.get("eos_token_id")
             notes.append(
                 Problem(
                     "LR609",
                     f"a turn ends with `{tried.turn_end}`, and the generation config stopped at "
-                    f"{stopped!r} alone.",
+                    f"{generation.get('eos_token_id')!r} alone.",
                     f"It stops at {stopping['eos_token_id']} now.",
                 )
             )
@@ -165,9 +177,13 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
         notes += padding_notes(scratch)
     if vocabulary is None:
         return notes
-    text_model = config["text_config"]["model_type"]
     notes += write_tokenizer(
-        vocabulary, text_model, parts.tokens, scratch, processor.class_, tried.prompts
+        vocabulary,
+        config["text_config"]["model_type"],
+        parts.tokens,
+        scratch,
+        processor.class_,
+        tried.prompts,
     )
     write_processor(scratch, processor.class_, parts.target, parts.tokens)
     check_processor(scratch, processor, parts.target, parts.tokens, tried.question)
@@ -175,18 +191,18 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
 
 
 def _place(rules: RuleFile, template: str) -> str:
-    """Where a chat template stands, or the name of its first file."""
-    own = rules.text.processor is None or template not in rules.text.processor.chat_templates
+    """The place of a chat template, or the name of its first file."""
+    made = rules.text.processor
     path = (
-        ("processor", "chat_template") if own else ("processor", "chat_templates", template, "text")
+        ("processor", "chat_template")
+        if made is None or template not in made.chat_templates
+        else ("processor", "chat_templates", template, "text")
     )
     return str(rules.tree.locate(path).mark)
 
 
 def stopping_at(generation: Mapping[str, Any], end: int | None) -> dict[str, Any]:
-    """A generation config in which generation stops at the id that ends a turn, as the research
-    code does.
-    """
+    """A generation config that stops at the id that ends a turn, as the research code does."""
     said = generation.get("eos_token_id")
     ends = said if isinstance(said, list) else [] if said is None else [said]
     if end is None or end in ends:
@@ -198,28 +214,109 @@ def read_generation_config(folders: Sequence[Path]) -> dict[str, Any]:
     """The first generation config in these folders; empty without one.
 
     Raises:
-        RemapError: LR113 where it isn't a JSON object, or has a value of a kind that can't be.
+        RemapError: LR113 where it isn't a JSON object, or has a value of a wrong kind.
     """
     name = "generation_config.json"
-    for folder in folders:
-        if has_file(folder / name):
-            return read_beside(folder, name)
-    return {}
+    return next((read_beside(folder, name) for folder in folders if has_file(folder / name)), {})
 
 
 def generation_config(source: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The source's generation config, without what is for others, with the ids of special tokens
-    from the text model's config.
+    """The source's generation config without keys that don't apply here, and with the ids of
+    special tokens from the text model's config.
     """
     text = config["text_config"]
-    ids = {
-        key: text.get(key)
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-        if text.get(key) is not None
-    }
+    ids = {key: text.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     not_kept = _NOT_KEPT if source.get("do_sample") else (*_NOT_KEPT, *_SAMPLING)
     return {
-        **ids,
-        **{k: v for k, v in source.items() if k not in not_kept},
-        "pad_token_id": text.get("pad_token_id"),
+        **{key: value for key, value in ids.items() if value is not None},
+        **{key: value for key, value in source.items() if key not in not_kept},
+        "pad_token_id": ids["pad_token_id"],
     }
+
+
+def keep_files(
+    folder: Path | None,
+    config: Mapping[str, Any],
+    vocabulary: Vocabulary | None,
+    generation: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """Config, generation config, and the source's own tokenizer, processor and chat template, by
+    file name.
+
+    Args:
+        folder: the source's folder; None for a manifest, which has none of these files.
+        config: the config that is written.
+        vocabulary: the source's tokenizer files, or None.
+        generation: the source's generation config; may be empty.
+
+    Raises:
+        RemapError: LR113 for files of the source that can't be read.
+    """
+    with scratch_folder() as scratch:
+        write_json(scratch / "config.json", config)
+        write_json(scratch / "generation_config.json", generation_config(generation, config))
+        if folder is not None:
+            processor = read_beside(folder, PROCESSOR)
+            class_name = _processor_class(folder, processor)
+            named = {"processor_class": class_name} if class_name else {}
+            for key, file in _NESTED.items():
+                if content := read_beside(folder, file) or processor.get(key):
+                    write_json(scratch / file, _for_both(content, named))
+            if processor:
+                dropped = (*_NESTED, "auto_map")
+                own = {key: value for key, value in processor.items() if key not in dropped}
+                write_json(scratch / PROCESSOR, {**own, **named})
+            if vocabulary is not None:
+                write_tokenizer(
+                    vocabulary, config["text_config"]["model_type"], (), scratch, class_name
+                )
+            if (template := _chat_template(folder, processor)) is not None:
+                write_json(scratch / "chat_template.json", {"chat_template": template})
+                (scratch / "chat_template.jinja").write_text(template, encoding="utf-8")
+        return {path.name: path.read_bytes() for path in sorted(scratch.iterdir())}
+
+
+def kept_notes(folder: Path | None, vocabulary: Vocabulary | None) -> list[Problem]:
+    """LR408 for a source without the parts of a processor: none is made up for it."""
+    absent = ["the tokenizer"] if vocabulary is None else []
+    if folder is None or not any(has_file(folder / file) for file in (PROCESSOR, PREPROCESSOR)):
+        absent.append("the image processor")
+    note = Problem(
+        "LR408",
+        f"the source has no files of {' and of '.join(absent)}, so the folder has none: the "
+        "model opens, AutoProcessor doesn't.",
+        "To have them, put them beside the source's weights and convert again.",
+        lacks=True,
+    )
+    return [note] if absent else []
+
+
+def _processor_class(folder: Path, processor: Mapping[str, Any]) -> str | None:
+    beside = (read_beside(folder, name) for name in (PREPROCESSOR, "tokenizer_config.json"))
+    contents = (processor, *beside)
+    return next((str(named) for c in contents if (named := c.get("processor_class"))), None)
+
+
+def _for_both(content: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:
+    """An image or video processor's config, with the name that both generations know its class
+    by.
+    """
+    both = {key: value for key, value in {**content, **named}.items() if key != "auto_map"}
+    if isinstance(kind := content.get("image_processor_type"), str):
+        # 5.x appends these to the name, one for each implementation.
+        both["image_processor_type"] = kind.removesuffix("Fast").removesuffix("Pil")
+    return both
+
+
+def _chat_template(folder: Path, processor: Mapping[str, Any]) -> str | None:
+    """The chat template, from whichever file the saving version put it into: the processor's before
+    the tokenizer's.
+    """
+    if has_file(path := folder / "chat_template.jinja"):
+        return read_text(path)
+    contents = (
+        read_beside(folder, "chat_template.json"),
+        processor,
+        read_beside(folder, "tokenizer_config.json"),
+    )
+    return next((t for c in contents if isinstance(t := c.get("chat_template"), str)), None)

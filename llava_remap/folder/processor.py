@@ -1,5 +1,5 @@
-"""Image processor, processor and chat template of the output, in files that old and new
-transformers open.
+"""Image processor, processor and chat template of the output, in files that old and new versions
+of transformers open.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 
 from llava_remap.checkpoint import has_file
 from llava_remap.core.problem import Problem, refuse
-from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
-from llava_remap.folder.json_file import write_json
+from llava_remap.folder.scratch import AS_DATA, one_line, panics_as_errors, write_json
 from llava_remap.rulefile import Processor, shipped_chat_parts, shipped_class_part
 from llava_remap.target_model import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower, read_beside
 
+PROCESSOR = "processor_config.json"
 PREPROCESSOR = "preprocessor_config.json"
 #: Its name since transformers 4.52.
 VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
 _CLASS = "processor_class"
-#: Pixels; the towers' own pictures have at most 448. The processor is tried, and a picture takes 12
-#: bytes for each pixel.
+#: Pixels; the towers' own pictures have at most 448. Trying the processor takes 12 bytes for each
+#: pixel of a picture.
 _LARGEST_SIDE = 4096
-#: Patches in a row of a picture, and what any other whole number of a processor's config may be at
-#: most. Trying it takes as many image tokens as a picture has patches.
+#: The most patches in a row of a picture, and the largest other number of a processor's config.
+#: Trying the processor takes as many image tokens as a picture has patches.
 _MOST_PATCHES, _LARGEST_NUMBER = 512, 1_000_000
 _SIDES = ("size", "crop_size", "pad_size", "image_grid_pinpoints")
 #: The mean colour, rounded to 8 bits, is less than this many standard deviations from 0.
@@ -40,9 +40,7 @@ def find_image_processor(folders: Sequence[Path]) -> Path | None:
 
 
 def stock_image_processor(tower: Tower) -> dict[str, Any]:
-    """The image processor that towers of this kind are trained with, for this tower's image
-    size.
-    """
+    """The image processor that towers of this kind are trained with, in this tower's image size."""
     kind, side = str(tower.facts["model_type"]), tower.facts["image_size"]
     square = {"height": side, "width": side}
     sizes = (
@@ -53,31 +51,27 @@ def stock_image_processor(tower: Tower) -> dict[str, Any]:
     return {**IMAGE_PROCESSORS[kind], **sizes}
 
 
-def stock_notes(rules: Processor | None, target: TargetConfig) -> list[Problem]:
+def stock_notes(rules: Processor | None, target: TargetConfig) -> Iterator[Problem]:
     """LR611 where the stock image processor is written: the tower's tensors don't show how its
     pictures were normalised.
     """
-    if rules is None or rules.class_ is None:
-        return []
-    stock = _changed(stock_image_processor(target.tower), target.image_processor)
-    said = ", ".join(
-        f"{key} {stock[key]}" for key in ("image_mean", "image_std", "size") if key in stock
-    )
-    return [
-        Problem(
+    if rules is not None and rules.class_ is not None:
+        stock = _changed(stock_image_processor(target.tower), target.image_processor)
+        said = ", ".join(
+            f"{key} {stock[key]}" for key in ("image_mean", "image_std", "size") if key in stock
+        )
+        yield Problem(
             "LR611",
             f"no source has a {PREPROCESSOR}, so that of the stock towers of this kind "
-            f"({target.tower.facts['model_type']}) is "
-            f"written, with the tower's image size: {said}. Whether this tower was trained with it "
-            "isn't known.",
+            f"({target.tower.facts['model_type']}) is written, with the tower's image size: "
+            f"{said}. Whether this tower was trained with it isn't known.",
             f"If it wasn't, put its {PREPROCESSOR} beside the tower's weights and convert again.",
         )
-    ]
 
 
 def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]:
-    """LR604 where the given image processor makes images of another size than the tower's:
-    another number of image tokens.
+    """LR604 where the given image processor makes images of another size than the tower's, and so
+    another number of image tokens; LR113 for a size that is none.
     """
     if folder is None:
         return []
@@ -100,13 +94,12 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
         return []
     if not isinstance(size, int):
         return [Problem("LR113", f"{folder / PREPROCESSOR}: the image size is {size!r}.", _REPLACE)]
-    patch = int(tower.facts["patch_size"])
     return [
         Problem(
             "LR604",
-            f"images of {size} px make {(size // patch) ** 2} tokens ({folder / PREPROCESSOR}); "
-            "the tower has "
-            f"{tower.facts['image_tokens']} ({tower.facts['image_size']} px).",
+            f"images of {size} px make {(size // int(tower.facts['patch_size'])) ** 2} tokens "
+            f"({folder / PREPROCESSOR}); the tower has {tower.facts['image_tokens']} "
+            f"({tower.facts['image_size']} px).",
             "Give the tower that the checkpoint was trained with, with its "
             "preprocessor_config.json.",
         )
@@ -116,25 +109,25 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
 def write_pixel_processors(
     folder: Path | None, target: TargetConfig, rules: Processor, output: Path
 ) -> None:
-    """Write `preprocessor_config.json`, and `video_preprocessor_config.json` where videos are
-    taken.
+    """Write `preprocessor_config.json`, and `video_preprocessor_config.json` where the rule file
+    has a video processor.
 
     Sizes, means and steps are those of the source's image processor, in today's form, or of the
-    stock one; class and what it has besides are the rule file's.
+    stock one. The class and the other values are the rule file's.
 
     Raises:
-        RemapError: LR113 where transformers can't open the source's, LR605 where trying it would
-            take too much time and memory.
+        RemapError: LR113 where transformers can't open the source's file, LR605 where trying it
+            would take too much time and memory.
     """
     images = _opened(folder) if folder is not None else stock_image_processor(target.tower)
-    images.pop("auto_map", None)  # of code that isn't in the folder
+    images.pop("auto_map", None)  # it names code that isn't in the folder
     images[_CLASS] = rules.class_
     made = _changed(images, target.image_processor)
     _check_bounds(
         {**target.processor, **made}, target.processor.get("patch_size", made.get("patch_size"))
     )
     write_json(output / PREPROCESSOR, made)
-    if target.video_processor:  # up to 4.51 videos go by the file above
+    if target.video_processor:  # up to 4.51 the file above is for videos, too
         write_json(
             output / VIDEO_PREPROCESSOR,
             _changed({**images, "image_processor_type": None}, target.video_processor),
@@ -143,25 +136,20 @@ def write_pixel_processors(
 
 def _check_bounds(config: Mapping[str, Any], patch_size: Any) -> None:
     """LR605 for sizes and counts that no picture and no prompt of this family has."""
-    sides = [side for key in _SIDES for side in _numbers(config.get(key))]
-    beyond = {
-        key: number
-        for key in config
-        for number in _numbers(config[key])
-        if abs(number) > _LARGEST_NUMBER
-    }
-    beyond |= {
-        key: side for key in _SIDES for side in _numbers(config.get(key)) if side > _LARGEST_SIDE
-    }
+    sides = [(key, side) for key in _SIDES for side in _numbers(config.get(key))]
+    numbers = [(key, number) for key in config for number in _numbers(config[key])]
+    beyond = {key: number for key, number in numbers if abs(number) > _LARGEST_NUMBER}
+    beyond |= {key: side for key, side in sides if side > _LARGEST_SIDE}
+    largest = max((side for _, side in sides), default=1)
     if patch_size is not None and not (
-        type(patch_size) is int and patch_size * _MOST_PATCHES >= max(sides, default=1) > 0
+        type(patch_size) is int and patch_size * _MOST_PATCHES >= largest > 0
     ):
         beyond["patch_size"] = patch_size
     for key, number in beyond.items():
         raise refuse(
             "LR605",
-            f"the processor's {key} would be {number!r}; it isn't tried with pictures or "
-            "prompts as large as that.",
+            f"the processor's {key} would be {number!r}; pictures or prompts that large aren't "
+            "tried.",
             "See `processor` of the rule file and the source's preprocessor_config.json.",
         )
 
@@ -175,8 +163,8 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _changed(processor: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
-    """A processor's config with other values; None for one takes the key out, which for the
-    class leaves the choice to others.
+    """A processor's config with other values. None takes a key out; without its class's name,
+    transformers chooses the class.
     """
     left_out = {
         key for key in (*by, "image_processor_type") if by.get(key, processor.get(key)) is None
@@ -185,7 +173,7 @@ def _changed(processor: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, A
 
 
 def _opened(folder: Path) -> dict[str, Any]:
-    """The source's image processor; opening it brings files of any age (`size: 336`,
+    """The source's image processor. Opening it brings files of any age (`size: 336`,
     `feature_extractor_type`) into one form.
     """
     from transformers import AutoImageProcessor
@@ -201,8 +189,8 @@ def _opened(folder: Path) -> dict[str, Any]:
 
 
 def padding_notes(output: Path) -> list[Problem]:
-    """LR610 where the image processor, opened, doesn't fill a wide white picture up to a square
-    with the mean colour.
+    """LR610 where the image processor doesn't fill a wide white picture up to a square with the
+    mean colour.
     """
     from PIL import Image
     from transformers import AutoImageProcessor
@@ -212,20 +200,16 @@ def padding_notes(output: Path) -> list[Problem]:
         made = opened(images=Image.new("RGB", (64, 16), "white"), return_tensors="np")
         pixels = next(iter(made.values()))[0]
         top = abs(pixels[..., 0, pixels.shape[-1] // 2]).max()
-    except Exception:  # told by `check_processor`
+    except Exception:  # `check_processor` reports it
         return []
-    if top < _MEAN_COLOUR:
-        return []
-    return [
-        Problem(
-            "LR610",
-            "the config says image_aspect_ratio: pad, and the folder's image processor doesn't "
-            "fill pictures up to a square.",
-            "Let the rule file extend parts/pad.yaml, if its class has an image processor that "
-            "pads; "
-            "or pad pictures beforehand.",
-        )
-    ]
+    note = Problem(
+        "LR610",
+        "the config says image_aspect_ratio: pad, and the folder's image processor doesn't fill "
+        "pictures up to a square.",
+        "Let the rule file extend parts/pad.yaml, if its class has an image processor that pads; "
+        "or pad pictures beforehand.",
+    )
+    return [] if top < _MEAN_COLOUR else [note]
 
 
 def write_processor(
@@ -237,9 +221,7 @@ def write_processor(
     named = {
         f"{token.role}_token": token.text for token in tokens if token.role in ("image", "video")
     }
-    write_json(
-        output / "processor_config.json", {**target.processor, **named, _CLASS: processor_class}
-    )
+    write_json(output / PROCESSOR, {**target.processor, **named, _CLASS: processor_class})
     if target.chat_template is not None:
         write_json(output / "chat_template.json", {"chat_template": target.chat_template.text})
         (output / "chat_template.jinja").write_text(target.chat_template.text, encoding="utf-8")
@@ -248,14 +230,14 @@ def write_processor(
 def check_processor(
     output: Path, rules: Processor, target: TargetConfig, tokens: Sequence[PlacedToken], prompt: str
 ) -> None:
-    """Open what was written as a user would, and take one picture and one sentence through it.
+    """Open the written processor as a user would, and give it one picture and one sentence.
 
     Args:
-        prompt: what the chat template makes of a picture and a question.
+        prompt: the chat template's prompt for a picture and a question.
 
     Raises:
-        RemapError: LR605 without a chat template, or where it doesn't open as the class wanted, or
-            fails; LR604 for another number of image tokens.
+        RemapError: LR605 without a chat template, or where the processor doesn't open as the class
+            wanted, or fails; LR604 for another number of image tokens.
     """
     from PIL import Image
 
@@ -300,9 +282,7 @@ def check_processor(
 
 
 def _class_part(target: TargetConfig) -> str:
-    """What to extend for the processors of the target's class, where a shipped part describes
-    them.
-    """
+    """The advice to extend the shipped part for the processors of the target's class, if any."""
     part = shipped_class_part(str(target.config.get("model_type")))
     return (
         f"If the rule file doesn't extend {part}, which has what this class's processors need, let "
@@ -313,7 +293,7 @@ def _class_part(target: TargetConfig) -> str:
 
 
 def _processor(output: Path, rules: Processor) -> Any:
-    """What was written, opened; without torchvision all of it but the video processor, which no
+    """The written processor, opened. Without torchvision it has no video processor, which no
     version since 4.52 opens then.
     """
     import transformers
@@ -338,7 +318,7 @@ def _processor(output: Path, rules: Processor) -> Any:
         chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         **{
             key: value
-            for key, value in json.loads((output / "processor_config.json").read_text()).items()
+            for key, value in json.loads((output / PROCESSOR).read_text()).items()
             if key != _CLASS
         },
     )
@@ -348,9 +328,9 @@ def _expected(target: TargetConfig) -> tuple[tuple[int, int], int | None]:
     """A picture's size, [width, height] in pixels, and the number of image tokens that the model
     makes of it.
 
-    A tiled picture of just one of the grid's sizes needs no padding: the whole of it in one tile,
-    then all tiles with a token at the end of each row of patches (`pack_image_features` of
-    transformers' LLaVA-NeXT).
+    A tiled picture in one of the grid's sizes needs no padding: its tokens are those of the whole
+    picture in one tile, then those of all tiles, with one more token at the end of each row of
+    patches (`pack_image_features` of transformers' LLaVA-NeXT).
     """
     grid = target.config.get("image_grid_pinpoints")
     if not grid:
@@ -361,20 +341,16 @@ def _expected(target: TargetConfig) -> tuple[tuple[int, int], int | None]:
     return (width, height), tokens + rows * patches * (columns * patches + 1)
 
 
-def video_processor_notes(rules: Processor | None) -> list[Problem]:
+def video_processor_notes(rules: Processor | None) -> Iterator[Problem]:
     """LR608 where a video processor is written that can't be opened here."""
-    if rules is None or rules.video_processor is None or has_torchvision():
-        return []
-    return [
-        Problem(
+    if rules is not None and rules.video_processor is not None and not has_torchvision():
+        yield Problem(
             "LR608",
             f"transformers opens the {rules.video_processor.class_} with torchvision only, and "
-            "there is none here: pictures were "
-            "tried, videos weren't.",
+            "there is none here: pictures were tried, videos weren't.",
             "To open the folder with AutoProcessor (transformers 4.52 and later), install "
             "torchvision.",
         )
-    ]
 
 
 def has_torchvision() -> bool:

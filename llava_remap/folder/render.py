@@ -1,5 +1,5 @@
-"""A chat template, rendered as transformers renders it. `bounded` runs this: the template is a
-stranger's.
+"""Renders a chat template as transformers does. `bounded` runs this module in a process of its own,
+since the template may be anybody's.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llava_remap.folder.as_data import one_line
+from llava_remap.folder.scratch import one_line
 
 #: Characters of a prompt. Those of the shipped templates have under a thousand.
 LONGEST = 100_000
 
 
 def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each conversation its `prompt`, or the `error` that the template raised, and the `line`
-    of a fault in its syntax.
+    """For each conversation its `prompt`, or the `error` that the template raised and the `line` of
+    a syntax error.
 
     Args:
-        request: the `template`, the `special` tokens by role, and `conversations`: messages, and
-            whether an answer is to follow.
+        request: the `template`, the `special` tokens by role, and `conversations`: pairs of
+            messages and whether an answer follows.
 
     Raises:
         MemoryError: from the template.

@@ -1,25 +1,40 @@
-"""A temporary folder for files that libraries open by name; nothing else is written outside the
-output.
+"""Small files: written as transformers writes them, tried in a temporary folder, and opened without
+running code of the folder.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from llava_remap.core.limits import UNWRITTEN
 from llava_remap.core.problem import RemapError, refuse
 
-#: Reading has its own words for its errors, and libraries have theirs.
+#: How transformers opens a folder that others wrote: no network, none of the folder's own code, and
+#: no question to the user whether to run it.
+AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+#: Errors of writing. Those of reading and of libraries have messages of their own.
 _UNWRITTEN = (*UNWRITTEN, errno.EACCES)
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """JSON as transformers writes it: two spaces, a newline at the end, no escaped letters."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_bytes(json_bytes(content))
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder that exists while the block runs.
+    """A folder that exists while the block runs, for files that libraries open by name. Nothing
+    else is written outside the output.
 
     Raises:
         RemapError: LR508 where it can't be made, or where a file in it can't be written.
@@ -45,3 +60,23 @@ def _unwritten(error: OSError) -> RemapError:
         f"written there: {error.strerror}.",
         "Set TMPDIR to a folder with room; see `ulimit -f`, too.",
     )
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Turn a panic of the tokenizers library's Rust code, which is no `Exception`, into a
+    `ValueError`.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as panic:
+        raise ValueError(str(panic)) from panic
+
+
+def one_line(error: BaseException) -> str:
+    """The text of a library's error for a message: one line, at most 300 characters, without a full
+    stop.
+    """
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -1,5 +1,5 @@
-"""The source's tokenizer: what it makes of texts, and tokenizers of the tokenizers library that
-may do the same.
+"""The source's tokenizer: the ids that it gives to texts, and tokenizers of the tokenizers library
+that may give the same.
 """
 
 from __future__ import annotations
@@ -11,21 +11,25 @@ from typing import Any
 
 from llava_remap.checkpoint import BESIDE, has_file, read_file, read_text
 from llava_remap.core.problem import RemapError, refuse
-from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
-from llava_remap.folder.json_file import write_json
 from llava_remap.folder.llama_tokenizer import ROLES, LlamaTokenizer, token_text
-from llava_remap.folder.scratch import scratch_folder
+from llava_remap.folder.scratch import (
+    AS_DATA,
+    one_line,
+    panics_as_errors,
+    scratch_folder,
+    write_json,
+)
 from llava_remap.target_model import TOKENIZERS, Vocabulary, read_beside
 
 #: Classes that are SentencePiece behind rules of their own.
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
-#: Classes that say nothing of how words are cut: a `tokenizer.json` does, and there is none.
+#: Classes that don't say how words are cut. A `tokenizer.json` would, but there is none.
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
-#: What `added_tokens_decoder` says of a token.
+#: The keys of a token in `added_tokens_decoder`.
 FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 #: Whether BOS and EOS are put around a text.
 _FLAGS = ("add_bos_token", "add_eos_token")
-#: What stands around a text: with another one the model is given other ids.
+#: The tokens around a text, which change the ids that the model gets.
 _OUTER = ("bos_token", "eos_token")
 _REPLACE = "Replace its files by the original ones, or give --source language_model=DIR."
 
@@ -37,14 +41,13 @@ class SourceTokenizer:
     """A source's tokenizer.
 
     Attributes:
-        encode: what it makes of a text, special tokens as it adds them: the reference.
+        encode: gives the ids of a text, special tokens as the tokenizer adds them: the reference.
         candidates: tokenizers of the tokenizers library that may give the same ids for whole
-            prompts, the simplest first, and the tokens that are part of the text that their
-            normalizer sees.
-        config: `tokenizer_config.json`, with what follows from the class.
+            prompts, the simplest first; each with the tokens that its normalizer has to see in a
+            text.
+        config: `tokenizer_config.json`, with the values that follow from the class.
         added: the added tokens by id, as `tokenizers.AddedToken`.
-        other: what a `tokenizer.model` beside the `tokenizer.json` makes of a text; None without
-            both.
+        other: gives the ids by a `tokenizer.model` beside the `tokenizer.json`; None without both.
     """
 
     encode: Encode
@@ -59,12 +62,12 @@ def open_source_tokenizer(
 ) -> SourceTokenizer:
     """Open a source's tokenizer.
 
-    A `tokenizer.json` is the reference itself. Without one, a `tokenizer.model` is, read by
-    SentencePiece in the way of transformers' slow tokenizer; and without that, what transformers
+    The reference is the `tokenizer.json`; without one, the `tokenizer.model`, read by SentencePiece
+    in the way of transformers' slow tokenizer; without either, the tokenizer that transformers
     makes of the files.
 
     Args:
-        text_model_type: whose usual tokenizer it is where its files name no class.
+        text_model_type: the text model, whose usual tokenizer counts where the files name no class.
         images: tokens that stand for pictures or videos.
 
     Raises:
@@ -84,8 +87,8 @@ def open_source_tokenizer(
 
 
 def special_tokens(vocabulary: Vocabulary, config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens by role, as the source's files name them; the config counts before what
-    else they say.
+    """The special tokens by role, as the source's files name them; the config counts before the
+    other files.
     """
     said = {
         **vocabulary.special,
@@ -101,16 +104,16 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     own = read_beside(folder, "tokenizer_config.json")
     config = {key: value for key, value in own.items() if value is not None}
     config |= {key: False for key in _FLAGS if key in own and own[key] is None}
-    # As written before 4.34 the map counts before the config; beside an `added_tokens_decoder` it
-    # isn't read.
+    # transformers before 4.34 writes no `added_tokens_decoder`. Without one, the map counts before
+    # the config; beside one, the map isn't read.
     roles = {} if "added_tokens_decoder" in own else read_beside(folder, "special_tokens_map.json")
     config |= {role: text for role in ROLES if (text := token_text(roles.get(role))) is not None}
     for role, text in special_tokens(vocabulary, config).items():
         if role in _OUTER and text not in vocabulary.ids:
             raise refuse(
                 "LR113",
-                f"the tokenizer files in {folder} say {role}: {text!r}, and no token of them "
-                "is that.",
+                f"the tokenizer files in {folder} say {role}: {text!r}, which isn't one of their "
+                "tokens.",
                 "Replace tokenizer_config.json and special_tokens_map.json by the original ones.",
             )
     named = config.get("tokenizer_class")
@@ -120,40 +123,39 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         tokenizer.no_truncation()  # a prompt is never cut, whatever was baked in
         tokenizer.no_padding()
         added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
-        if named in LLAMA:  # their class makes BOS and EOS, whatever the file says
-            usual = {
-                "bos_token": "<s>",
-                "eos_token": "</s>",
-                "unk_token": "<unk>",
-                **vocabulary.special,
-            }
-            usual = {
-                role: text
-                for role, text in usual.items()
-                if role not in own or own[role] is not None
-            }
-            config = {**usual, "add_bos_token": True, "add_eos_token": False, **config}
-            _set_bos_and_eos(tokenizer, config, vocabulary)
-        else:
-            config = _without_flags(config)
+        if named not in LLAMA:
+            return _copied(tokenizer, _without_flags(config), added, images)
+        # The class makes BOS and EOS, whatever the file says.
+        default = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        usual = {
+            role: text
+            for role, text in {**default, **vocabulary.special}.items()
+            if role not in own or own[role] is not None
+        }
+        config = {**usual, "add_bos_token": True, "add_eos_token": False, **config}
+        _set_bos_and_eos(tokenizer, config, vocabulary)
         source = _copied(tokenizer, config, added, images)
-        if named not in LLAMA or not has_file(model):
-            return source
-        return replace(source, other=LlamaTokenizer(read_file(model), added, roles | config).encode)
+        if has_file(model):
+            plain = LlamaTokenizer(read_file(model), added, roles | config)
+            source = replace(source, other=plain.encode)
+        return source
     import transformers
 
     # A general class, made by the model's type, would cut words otherwise.
     if named in _GENERAL or not hasattr(transformers, str(named)):
-        config = {**TOKENIZERS.get(text_model_type, {}), **config}
-        config["tokenizer_class"] = named = TOKENIZERS.get(text_model_type, {}).get(
-            "tokenizer_class"
-        )
+        preset = TOKENIZERS.get(text_model_type, {})
+        named = preset.get("tokenizer_class")
+        config = {**preset, **config, "tokenizer_class": named}
     added = _added(vocabulary, config, {})
     if named in LLAMA and has_file(model):
         plain = LlamaTokenizer(read_file(model), added, roles | config)
-        made = {f"{role}_token": text for role, text in plain.roles.items()}
-        adds = {"add_bos_token": bool(plain.before), "add_eos_token": bool(plain.behind)}
-        config = {**config, **made, **adds, "legacy": plain.legacy}
+        config = {
+            **config,
+            **{f"{role}_token": text for role, text in plain.roles.items()},
+            "add_bos_token": bool(plain.before),
+            "add_eos_token": bool(plain.behind),
+            "legacy": plain.legacy,
+        }
         added = _added(vocabulary, config, {})
         reference = LlamaTokenizer(read_file(model), added, roles | config)
         return SourceTokenizer(
@@ -167,10 +169,9 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         for file in BESIDE["tokenizer"]:
             if has_file(folder / file):
                 (scratch / file).write_bytes(read_file(folder / file))
-        none = dict.fromkeys(
-            role for role in ROLES if role in own and own[role] is None
-        )  # a class may have one for it
-        write_json(scratch / "tokenizer_config.json", {**none, **config})
+        # A role without a token stays null: its class may have a default for it.
+        absent = dict.fromkeys(role for role in ROLES if role in own and own[role] is None)
+        write_json(scratch / "tokenizer_config.json", {**absent, **config})
         if named is None:
             write_json(scratch / "config.json", {"model_type": text_model_type})
         opened = transformers.AutoTokenizer.from_pretrained(scratch, **AS_DATA)
@@ -181,8 +182,10 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
     if not has_file(model):
         return _copied(tokenizer, config, added, images)
-    as_it_adds = {**config, "legacy": True, "add_bos_token": opened("")["input_ids"] != []}
-    reference = LlamaTokenizer(read_file(model), added, as_it_adds)
+    adds_bos = opened("")["input_ids"] != []
+    reference = LlamaTokenizer(
+        read_file(model), added, {**config, "legacy": True, "add_bos_token": adds_bos}
+    )
     return SourceTokenizer(reference.encode, [(tokenizer, ())], config, added)
 
 
@@ -192,8 +195,8 @@ def _copied(
     """A source whose own `tokenizer.json` is the reference.
 
     Where its pre-tokenizer puts a space before the first text alone, the text behind a picture
-    needs one of its own. The other candidates' normalizers put it there, one only before a text
-    that doesn't begin with a space, as Metaspace does.
+    needs a space, too. The normalizers of the other candidates put it there: the second candidate's
+    only before a text that doesn't begin with a space, as Metaspace does.
     """
     from tokenizers import Regex, Tokenizer, normalizers
 
@@ -213,7 +216,9 @@ def _copied(
 
 
 def _without_flags(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what Llama's classes alone read; transformers 5 reads it of every class."""
+    """A config without the keys that only Llama's classes read; transformers 5 reads them for every
+    class.
+    """
     return {key: value for key, value in config.items() if key not in _FLAGS}
 
 
@@ -223,15 +228,14 @@ def _added(
     """The source's added tokens by id: those of its `tokenizer.json`, then those of its other
     files, then special tokens.
 
-    Slow tokenizers look for added tokens in the text as it is, whatever `normalized` says of them.
+    Slow tokenizers look for added tokens in the text as it is, whatever a token's `normalized`
+    says.
     """
     from tokenizers import AddedToken
 
     said = read_beside(vocabulary.folder, "special_tokens_map.json") | dict(config)
-    special = {text for role in ROLES if (text := token_text(said.get(role)))}
-    special |= {
-        text for token in said.get("additional_special_tokens") or () if (text := token_text(token))
-    }
+    listed = said.get("additional_special_tokens") or ()
+    special = {text for token in (*map(said.get, ROLES), *listed) if (text := token_text(token))}
     tokens = {token.content: token for token in known.values()}
     for token in config.get("added_tokens_decoder", {}).values():
         if isinstance(token, Mapping) and (text := token_text(token)) not in tokens:
@@ -249,6 +253,7 @@ def _added(
 
 
 def add_own(tokenizer: Any, added: Mapping[int, Any]) -> None:
+    """Add the source's tokens, in the order of their ids, that the tokenizer doesn't have."""
     there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for _, token in sorted(added.items()):
         if token.content not in there:

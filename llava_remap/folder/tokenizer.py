@@ -1,5 +1,5 @@
-"""The tokenizer of the output: it encodes as the source's does, with the rule file's tokens
-added, in every transformers.
+"""The tokenizer of the output: with the rule file's tokens added, it encodes as the source's does,
+in every version of transformers.
 """
 
 from __future__ import annotations
@@ -7,15 +7,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import has_file, read_file
 from llava_remap.core.problem import Problem, refuse
-from llava_remap.folder.as_data import AS_DATA, one_line, panics_as_errors
-from llava_remap.folder.json_file import write_json
 from llava_remap.folder.llama_tokenizer import ROLES
+from llava_remap.folder.scratch import AS_DATA, one_line, panics_as_errors, write_json
 from llava_remap.folder.source_tokenizer import (
     FLAGS,
     LLAMA,
@@ -27,18 +26,18 @@ from llava_remap.folder.source_tokenizer import (
 )
 from llava_remap.target_model import PlacedToken, Vocabulary
 
-#: The class that reads `tokenizer.json` as it is, in every version and for every model. Classes of
-#: one kind of tokenizer build normalizer and pre-tokenizer anew in transformers 5.
+#: The class that reads `tokenizer.json` as it is, in every version and for every model. In
+#: transformers 5, classes of one kind of tokenizer make normalizer and pre-tokenizer anew.
 CLASS = "PreTrainedTokenizerFast"
-#: What a source's config says and ours doesn't: code, a text model's template, and what only one
-#: generation can read.
+#: Keys of a source's config that aren't written: code, a text model's template, and keys that only
+#: one generation of transformers can read.
 _NOT_KEPT = (
     "auto_map", "backend", "chat_template", "extra_special_tokens", "is_local", "local_files_only",
     "name_or_path",
     "special_tokens_map_file", "tokenizer_file",
 )  # fmt: skip
-#: Texts with all that tokenizers have been seen to disagree on: runs of spaces, indentation, tabs,
-#: blank lines, spaces and line ends at either end, letters of many scripts, and characters that a
+#: Texts that tokenizers have been seen to disagree on: runs of spaces, indentation, tabs, blank
+#: lines, spaces and line ends at either end, letters of many scripts, and characters that a
 #: vocabulary only has as bytes.
 _PROBES = (
     "", "What is it? A cat, 3 dogs.", "Two  spaces,   three", " a", "  a", "a ", "a  ", " ", "   ",
@@ -48,9 +47,9 @@ _PROBES = (
     "Äpfel, café, 漢字, кошка, 🙂👍🏽 → “x” … ½", "\u200b\ufeff\x00\x07\x7f",
     "don't I'll we've 1,234.50 http://a.b/c?d=e_f", "▁a ▁ b",
 )  # fmt: skip
-#: What stands between special tokens.
+#: Texts with special tokens.
 _BETWEEN = ("fine{0}next", "fine {0} next", "fine{0}\nnext", "a{0}{0}")
-#: What stands around pictures.
+#: Texts with pictures.
 _AROUND = ("{0}\nnext", "{0}{0} next", "a {0} b")
 #: Ids of a text that a message shows.
 _SHOWN = 40
@@ -67,18 +66,18 @@ def write_tokenizer(
     """Write the tokenizer's files, and open them as a user would: they encode as the source's
     tokenizer does, or are refused.
 
-    The research code cuts a prompt at its pictures and encodes the pieces one by one. So a prompt's
-    reference is that of its pieces, without what the tokenizer puts before each text, with the
-    picture's token between them.
+    The research code cuts a prompt at its pictures and encodes the pieces one by one. So the
+    reference for a prompt is the ids of its pieces, without the tokens that the tokenizer puts
+    before each text, and with the picture's token between them.
 
     Args:
-        tokens: the rule file's, with their ids.
-        folder: where the output's config.json is already.
-        prompts: what the chat template makes of conversations, tried beside texts of all kinds.
+        tokens: the rule file's tokens with their ids.
+        folder: the output, which has its config.json already.
+        prompts: the chat template's prompts, tried beside texts of all kinds.
 
     Returns:
         LR415 for special tokens that are no tokens; LR414 where the source has two tokenizers that
-        disagree, with the first text of which they do.
+        disagree, with the first such text.
 
     Raises:
         RemapError: LR113 where the source's files can't be read, or name a BOS or EOS that is no
@@ -87,39 +86,38 @@ def write_tokenizer(
     """
     images = [token for token in tokens if token.role in ("image", "video")]
     source = open_source_tokenizer(vocabulary, text_model_type, [token.text for token in images])
-    notes = _roles_without_id(source, vocabulary)
-    between = [token.content for token in source.added.values()]
-    texts = [*_PROBES, *(text.format(token) for token in between for text in _BETWEEN)]
-    texts += [*(text.format(token.text) for token in images for text in _AROUND), *prompts]
+    texts = [
+        *_PROBES,
+        *(text.format(token.content) for token in source.added.values() for text in _BETWEEN),
+        *(text.format(token.text) for token in images for text in _AROUND),
+        *prompts,
+    ]
     with panics_as_errors():
         encode = _as_prompts(source.encode, images)
         wanted = {text: encode(text) for text in texts}
-    differs: tuple[str, str] = ("", "nothing")
+    text, made = "", "nothing"
     for tokenizer, seen in source.candidates:
         content = _with_tokens(tokenizer, source, tokens, seen, vocabulary.folder)
         _write(content, source, vocabulary, tokens, folder, processor_class)
-        found = _first_difference(folder, wanted)
-        if found is None:
-            return [*notes, *_other_tokenizer(source, texts)]
-        differs = found
-    text, made = differs
+        if (found := _first_difference(folder, wanted)) is None:
+            return [*_roles_without_id(source, vocabulary), *_other_tokenizer(source, texts)]
+        text, made = found
     raise refuse(
         "LR412",
-        f"the tokenizer in {vocabulary.folder} makes {_shown(wanted[text])} of {text!r}; what "
-        "transformers opens of the "
-        f"tokenizer.json that was made from it makes {made}.",
+        f"the tokenizer in {vocabulary.folder} gives {text!r} the ids {_shown(wanted[text])}; the "
+        f"tokenizer.json made from it, opened by transformers, gives {made}.",
         "If its files belong together, please report it; else put those there that the checkpoint "
         "was trained with.",
     )
 
 
 def _roles_without_id(source: SourceTokenizer, vocabulary: Vocabulary) -> list[Problem]:
-    """LR415 for special tokens that the tokenizer's files name and that have no id."""
+    """LR415 for special tokens that the tokenizer's files name and that aren't tokens."""
     return [
         Problem(
             "LR415",
-            f"the source's tokenizer files say {role}: {text!r}, and no token of them is that: it "
-            "is left out.",
+            f"the source's tokenizer files say {role}: {text!r}, which isn't one of their tokens: "
+            "it is left out.",
         )
         for role, text in special_tokens(vocabulary, source.config).items()
         if text not in vocabulary.ids
@@ -127,26 +125,24 @@ def _roles_without_id(source: SourceTokenizer, vocabulary: Vocabulary) -> list[P
 
 
 def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str]) -> list[Problem]:
-    """LR414 where a `tokenizer.model` beside the `tokenizer.json` makes other ids of a text."""
-    differs = next(
-        (text for text in texts if source.other and source.other(text) != source.encode(text)), None
-    )
-    if differs is None or source.other is None:
-        return []
+    """LR414 for the first text to which a `tokenizer.model` beside the `tokenizer.json` gives other
+    ids.
+    """
+    pairs = ((text, source.encode(text), source.other(text)) for text in texts if source.other)
     return [
         Problem(
             "LR414",
-            f"the source's tokenizer.json and tokenizer.model make different ids of {differs!r}: "
-            f"{_shown(source.encode(differs))} "
-            f"and {_shown(source.other(differs))}. The tokenizer.json is taken; the research code "
+            f"the source's tokenizer.json and tokenizer.model give {text!r} different ids: "
+            f"{_shown(ids)} and {_shown(others)}. The tokenizer.json is taken; the research code "
             "reads the tokenizer.model.",
             "If the checkpoint was trained with the tokenizer.model, take the tokenizer.json away.",
         )
+        for text, ids, others in islice((pair for pair in pairs if pair[1] != pair[2]), 1)
     ]
 
 
 def _as_prompts(encode: Encode, images: Sequence[PlacedToken]) -> Encode:
-    """What the research code makes of prompts, by what `encode` makes of a text."""
+    """The research code's encoding of prompts, made from the encoding of texts, `encode`."""
     before = len(
         [*takewhile(lambda pair: pair[0] == pair[1], zip(encode(""), encode("a"), strict=False))]
     )  # BOS
@@ -164,7 +160,7 @@ def _as_prompts(encode: Encode, images: Sequence[PlacedToken]) -> Encode:
 
 
 def _first_difference(folder: Path, wanted: Mapping[str, list[int]]) -> tuple[str, str] | None:
-    """The first text of which `AutoTokenizer` in a folder makes other ids, and those ids or its
+    """The first text to which `AutoTokenizer` in a folder gives other ids; with these ids, or its
     error, for a message.
     """
     import transformers
@@ -197,7 +193,7 @@ def _with_tokens(
     """The content of `tokenizer.json` with all added tokens.
 
     Args:
-        seen: tokens that the normalizer has to see, so they are looked for behind it.
+        seen: tokens that the normalizer has to see, so they are searched for behind it.
     """
     from tokenizers import AddedToken
 
@@ -226,8 +222,8 @@ def _write(
     folder: Path,
     processor_class: str | None,
 ) -> None:
-    """Write a tokenizer for both generations: all added tokens in `tokenizer_config.json`, and
-    the files of slow tokenizers.
+    """Write a tokenizer for both generations of transformers: all added tokens in
+    `tokenizer_config.json`, and the files of slow tokenizers.
     """
     write_json(folder / "tokenizer.json", content)
     roles = {
@@ -236,28 +232,26 @@ def _write(
         if text in vocabulary.ids
     }
     roles |= {f"{token.role}_token": token.text for token in tokens if token.role == "pad"}
-    config = {
-        key: value for key, value in source.config.items() if key not in (*_NOT_KEPT, *ROLES)
-    } | roles
-    config.setdefault("clean_up_tokenization_spaces", False)
     model = vocabulary.folder / "tokenizer.model"
+    defaults: dict[str, Any] = {"clean_up_tokenization_spaces": False}
     if source.config.get("tokenizer_class") in LLAMA:
-        config.setdefault("padding_side", "left")
-        if has_file(model):
-            config.setdefault(
-                "legacy", True
-            )  # an absent key means true in transformers 4, false in 5
-    config["tokenizer_class"] = CLASS
+        defaults["padding_side"] = "left"
+        if has_file(model):  # an absent key means true in transformers 4, false in 5
+            defaults["legacy"] = True
+    config = {
+        **defaults,
+        **{key: value for key, value in source.config.items() if key not in (*_NOT_KEPT, *ROLES)},
+        **roles,
+        "tokenizer_class": CLASS,
+        # Without this key, 4.x makes token_type_ids too.
+        "model_input_names": ["input_ids", "attention_mask"],
+        "added_tokens_decoder": {
+            str(token["id"]): {flag: token[flag] for flag in FLAGS}
+            for token in sorted(content["added_tokens"], key=lambda token: int(token["id"]))
+        },
+    }
     if processor_class is not None:
         config["processor_class"] = processor_class
-    config["model_input_names"] = [
-        "input_ids",
-        "attention_mask",
-    ]  # where it isn't said, 4.x makes token_type_ids too
-    by_id = sorted(content["added_tokens"], key=lambda token: int(token["id"]))
-    config["added_tokens_decoder"] = {
-        str(token["id"]): {flag: token[flag] for flag in FLAGS} for token in by_id
-    }
     write_json(folder / "tokenizer_config.json", dict(sorted(config.items())))
     write_json(folder / "special_tokens_map.json", roles)
     if "ByteLevel" in json.dumps(content["pre_tokenizer"]) and content["model"]["type"] == "BPE":

@@ -342,7 +342,7 @@ def _derive_as_source(
         config = config.with_dtype(dtype)
     target = wanted_parameters(config.config["architectures"][0], config.config, layout)
     embedding = target.embedding
-    config = config.with_tie(HEAD in target.tied)
+    config = config.with_values(tie_word_embeddings=HEAD in target.tied)
     vocabulary = None if checkpoint.folder is None else read_vocabulary(checkpoint.folder)
     rows = embedding_rows(routes.produced, embedding)
     said = config.config["text_config"]

@@ -34,7 +34,7 @@ from llava_remap.plan import (
     holds,
     refuse_uncovered,
 )
-from llava_remap.post_load.old_bytes import find_old_bytes
+from llava_remap.post_load.run import find_old_bytes
 from llava_remap.routing import SourceName
 from llava_remap.verify import file_problems, header_problems
 from llava_remap.verify.record import RECORD, Record, read_record

@@ -1,4 +1,4 @@
-"""What a post-load rule is: it says from shapes alone what it will change, and computes it
+"""The protocol of a post-load rule: it plans its changes from shapes alone, and computes them
 later.
 """
 
@@ -21,15 +21,15 @@ class Change:
 
     Attributes:
         target: its name.
-        dtype: the one that it is written in, by the source or by --dtype; the rule doesn't change
-            it.
-        shape_before: as it comes from the source; None for one that no source has, which the rule
+        dtype: the dtype that is written, as the source has it or --dtype says; the rule doesn't
+            change it.
+        shape_before: the shape in the source; None for a tensor that no source has and the rule
             makes.
-        shape_after: as it is written.
+        shape_after: the shape that is written.
         reads: the target tensors whose values go into it; they are checked to be finite first.
-        facts: what else the plug-in worked out while planning, as JSON can hold it. What is written
-            follows from the rule's options, this change and the tensors read: nothing else is at
-            hand by then, no tokenizer for one.
+        facts: other results of the planning, as JSON values. The bytes written follow from the
+            rule's options, this change and the tensors read: the plug-in gets nothing else then,
+            for example no tokenizer.
     """
 
     target: str
@@ -42,7 +42,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """All that a post-load rule will do, and what is worth telling about it."""
+    """All that a post-load rule will do, and notes on it for the user."""
 
     changes: tuple[Change, ...]
     notes: tuple[Problem, ...] = ()
@@ -55,11 +55,10 @@ class Before:
     Attributes:
         tensors: dtype, as written, and shape of every target tensor that sources have and that will
             be written, by name.
-        missing: shape of every parameter of the target that no source has, by name; those that tie
-            to another one are not in it.
+        missing: shape of every parameter of the target that no source has, by name, without tied
+            parameters.
         rows_needed: rows that the vocabulary needs: one more than the largest token id.
-        token_ids: the id of every token, those that are new included; None where no source has a
-            tokenizer.
+        token_ids: the id of every token, new tokens included; None where no source has a tokenizer.
         embedding: name of the table of token embeddings.
         head: name of the matrix that turns hidden states into logits.
     """
@@ -74,7 +73,7 @@ class Before:
 
 @dataclass(frozen=True, slots=True)
 class OldBytes:
-    """A run of the tensor's own bytes, row-major, in the dtype that is written: `offset` counts
+    """A run of the tensor's own bytes, row-major, in the dtype that is written. `offset` counts
     from the tensor's first byte.
     """
 
@@ -91,11 +90,11 @@ class Reader(Protocol):
     def __call__(
         self, target: str, start: int, stop: int, *, as_stored: bool
     ) -> NDArray[np.floating[Any]]:
-        """Rows start..stop along the first dimension, [stop - start, …], as float64: the values
-        that the source has.
+        """Rows start..stop along the first dimension, [stop - start, …], as float64: the source's
+        values.
 
-        `as_stored`: as numpy has the dtype that they are stored in, BF16 as float32. Mind what such
-        numbers overflow to.
+        `as_stored`: in the numpy dtype of the stored numbers, BF16 as float32. Sums of such numbers
+        overflow earlier than those of float64.
         """
         ...
 
@@ -106,7 +105,7 @@ class PostLoadRule(Protocol):
     """
 
     def plan(self, before: Before) -> Effect:
-        """What will change. From shapes alone, and the same every time."""
+        """The changes, from shapes alone, and the same every time."""
         ...
 
     def pieces(
@@ -116,8 +115,9 @@ class PostLoadRule(Protocol):
         new values in the tensor's dtype, little-endian.
 
         A job asks once, with all changes of the rule, and then takes each tensor at most once: in
-        any order, and perhaps several at the same time in several threads. What tensors share (a
-        mean that is computed once, say) belongs into the object that their iterators share.
+        any order, and perhaps several at the same time in several threads. Results that tensors
+        share (for example a mean that is computed once) belong into an object that their iterators
+        share.
 
         New values that are inf or NaN are refused when they are written (LR406).
         """

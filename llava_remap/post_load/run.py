@@ -1,25 +1,27 @@
-"""Plug-ins are other people's code: here it is called, and what it says and makes is held
-against what it was asked for.
-"""
+"""Calls plug-ins, which are other people's code, and checks their plans and their bytes."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from heapq import heappop, heappush
 from importlib.metadata import EntryPoint, entry_points
 from math import prod
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from llava_remap.core.dtypes import DTYPE_BITS, FLOATS
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, is_finite
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 GROUP = "llava_remap.post_load"
 
@@ -32,8 +34,7 @@ def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
     """
     with _own_faults(use):
         try:
-            # As JSON, which they are in a plan: there a list is a list or a tuple, as the model
-            # wants it.
+            # As JSON, as in a plan: there an array is a list or a tuple, as the model wants it.
             rule: PostLoadRule = _entry(use).load().model_validate_json(json.dumps(options))
         except ValidationError as error:
             reasons = "; ".join(
@@ -57,16 +58,15 @@ def takes(use: str, option: str) -> bool:
 
 
 def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect:
-    """What a plug-in will change. Its facts come back as JSON gives them back, so that what is
-    written can be made again.
+    """The changes that a plug-in plans. Their facts have passed through JSON, as they do in a
+    record from which the changes are made again.
 
     Raises:
-        RemapError: LR212 as `load_post_load_rule`, and for changes of what the model doesn't have.
-            That a source has what the plug-in makes is told by the plan (LR304).
+        RemapError: LR212 as `load_post_load_rule`, and for tensors that the model doesn't have.
+            Whether a source has a tensor that the plug-in makes, the plan checks (LR304).
     """
-    rule = load_post_load_rule(use, options)
     with _own_faults(use):
-        effect = rule.plan(before)
+        effect = load_post_load_rule(use, options).plan(before)
         changes = tuple(
             replace(change, facts=json.loads(json.dumps(dict(change.facts))))
             for change in effect.changes
@@ -81,16 +81,13 @@ def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect
                 if have is None
                 else f"has it as {have[0]} {list(have[1])}"
             )
-            wanted = f"`{change.target}` as {change.dtype} {list(change.shape_before)}"
-            raise refuse(
-                "LR212", f"`{use}` wants to change {wanted}, and the model {said}.", _report(use)
+            raise _fault(
+                use,
+                f"wants to change `{change.target}` as {change.dtype} {list(change.shape_before)}, "
+                f"and the model {said}",
             )
         if unknown := [name for name in change.reads if name not in before.tensors]:
-            raise refuse(
-                "LR212",
-                f"`{use}` wants to read `{unknown[0]}`, which the model doesn't have.",
-                _report(use),
-            )
+            raise _fault(use, f"wants to read `{unknown[0]}`, which the model doesn't have")
     return replace(effect, changes=changes)
 
 
@@ -98,15 +95,14 @@ def make_pieces(
     use: str, options: Mapping[str, Any], changes: Sequence[Change], read: Reader
 ) -> dict[str, Iterator[OldBytes | bytes]]:
     """The changed tensors from a plug-in by target name, each piece by piece: as many bytes as
-    planned, old ones that are there, finite new ones. Each can be taken once.
+    planned, old bytes that exist, finite new values. Each can be taken once.
 
     Raises:
-        RemapError: LR212 as `load_post_load_rule`, and where the plug-in makes something else;
+        RemapError: LR212 as `load_post_load_rule`, and where the plug-in makes anything else;
             LR406 for inf or NaN.
     """
-    rule = load_post_load_rule(use, options)
     with _own_faults(use):
-        made = rule.pieces(changes, read)
+        made = load_post_load_rule(use, options).pieces(changes, read)
         pieces = {change.target: iter(made[change.target]) for change in changes}
     return {change.target: _checked(use, change, pieces[change.target]) for change in changes}
 
@@ -124,11 +120,10 @@ def _checked(
             break
         if isinstance(piece, OldBytes):
             if not 0 <= piece.offset <= piece.offset + piece.nbytes <= old:
-                raise refuse(
-                    "LR212",
-                    f"`{use}` wants bytes {piece.offset} to {piece.offset + piece.nbytes} of "
-                    f"`{change.target}`, which has {old}.",
-                    _report(use),
+                raise _fault(
+                    use,
+                    f"wants bytes {piece.offset} to {piece.offset + piece.nbytes} of "
+                    f"`{change.target}`, which has {old}",
                 )
             made += piece.nbytes
         else:
@@ -137,11 +132,10 @@ def _checked(
         if made <= planned:
             yield piece
     if made != planned:
-        raise refuse(
-            "LR212",
-            f"`{use}` makes {'more' if made > planned else made} bytes for `{change.target}`; "
-            f"{planned} were planned.",
-            _report(use),
+        raise _fault(
+            use,
+            f"makes {'more' if made > planned else made} bytes for `{change.target}`; {planned} "
+            "were planned",
         )
 
 
@@ -157,34 +151,29 @@ class PostLoadRules:
         self, changes: Iterable[tuple[str, Mapping[str, Any], Change]], read: Reader
     ) -> None:
         self._read, self._lock = read, Lock()
-        self._rules: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        self._changes: dict[str, list[Change]] = defaultdict(list)
-        self._rule_of: dict[str, str] = {}
+        #: By target: its rule, with all changes of the rule.
+        self._rules: dict[str, tuple[str, Mapping[str, Any], list[Change]]] = {}
         self._made: dict[str, Iterator[OldBytes | bytes]] = {}
+        by_rule: dict[str, tuple[str, Mapping[str, Any], list[Change]]] = {}
         for use, options, change in changes:
-            rule = json.dumps([use, options], sort_keys=True)
-            self._rules[rule] = use, options
-            self._changes[rule].append(change)
-            self._rule_of[change.target] = rule
+            key = json.dumps([use, options], sort_keys=True)
+            self._rules[change.target] = rule = by_rule.setdefault(key, (use, options, []))
+            rule[2].append(change)
 
     def pieces(self, target: str) -> Iterator[OldBytes | bytes]:
-        """One changed tensor. A tensor that is wanted once more is made anew, and so are the others
-        of its rule.
+        """One changed tensor. If one is asked for again, all tensors of its rule are made anew.
 
         Raises:
             RemapError: as `make_pieces`.
         """
-        rule = self._rule_of[target]
         with self._lock:
             if target not in self._made:
-                self._made |= make_pieces(*self._rules[rule], self._changes[rule], self._read)
+                self._made |= make_pieces(*self._rules[target], self._read)
             return self._made.pop(target)
 
 
 def _options(use: str, options: Mapping[str, Any]) -> str:
-    """What to do about wrong options: the ones that there are, or the one that is nearest to an
-    unknown one.
-    """
+    """Advice on wrong options: the option nearest to an unknown one, else all options."""
     known = list(getattr(_entry(use).load(), "model_fields", ()))
     for name in options:
         if name not in known and (near := difflib.get_close_matches(name, known, 1)):
@@ -211,8 +200,8 @@ def _entry(use: str) -> EntryPoint:
 
 
 def _check_makes(use: str, change: Change, before: Before) -> None:
-    """LR212 for a tensor that the model doesn't have, or has in another shape, or in a dtype
-    that no parameter has.
+    """LR212 for a tensor to be made that the model doesn't have or has in another shape, or for a
+    dtype that no parameter has.
     """
     have = before.tensors.get(change.target)
     shape = before.missing.get(change.target) if have is None else have[1]
@@ -222,34 +211,24 @@ def _check_makes(use: str, change: Change, before: Before) -> None:
             if shape is None
             else f"has it as {list(shape)}, in floating-point numbers"
         )
-        wanted = f"`{change.target}` as {change.dtype} {list(change.shape_after)}"
-        raise refuse(
-            "LR212", f"`{use}` wants to make {wanted}, and the model {said}.", _report(use)
+        raise _fault(
+            use,
+            f"wants to make `{change.target}` as {change.dtype} {list(change.shape_after)}, and "
+            f"the model {said}",
         )
 
 
 def _check_made(use: str, made: bytes, change: Change) -> None:
-    """LR406 for new values that are not finite; those that they were made from were, so they
-    don't fit into the dtype.
+    """LR406 for new values that aren't finite. The values that they were made from are finite, so
+    the new ones don't fit into the dtype.
     """
     import numpy as np
 
-    from llava_remap.core.dtypes import is_finite
-
     if not isinstance(made, bytes):
-        raise refuse(
-            "LR212",
-            f"`{use}` makes a {type(made).__name__} for `{change.target}`, not bytes.",
-            _report(use),
-        )
+        raise _fault(use, f"makes a {type(made).__name__} for `{change.target}`, not bytes")
     if len(made) * 8 % DTYPE_BITS[change.dtype]:
-        raise refuse(
-            "LR212",
-            f"`{use}` makes a piece of `{change.target}` that ends inside a number.",
-            _report(use),
-        )
-    bad = int(np.count_nonzero(~is_finite(made, change.dtype)))
-    if bad:
+        raise _fault(use, f"makes a piece of `{change.target}` that ends inside a number")
+    if bad := int(np.count_nonzero(~is_finite(made, change.dtype))):
         raise refuse(
             "LR406",
             f"{bad} values that `{use}` makes for `{change.target}` don't fit into {change.dtype}: "
@@ -262,18 +241,61 @@ def _check_made(use: str, made: bytes, change: Change) -> None:
 
 @contextlib.contextmanager
 def _own_faults(use: str) -> Iterator[None]:
-    """LR212 for what goes wrong inside a plug-in. What it refuses itself, the system's errors
-    and want of memory pass.
+    """LR212 for errors inside a plug-in. Its own refusals, errors of the system and a lack of
+    memory pass.
     """
     try:
         yield
     except (RemapError, OSError, MemoryError):
         raise
     except Exception as error:
-        raise refuse(
-            "LR212", f"`{use}` fails: {type(error).__name__}: {error}.", _report(use)
-        ) from error
+        raise _fault(use, f"fails: {type(error).__name__}: {error}") from error
 
 
-def _report(use: str) -> str:
-    return f"Tell those who wrote `{use}`."
+def _fault(use: str, fault: str) -> RemapError:
+    return refuse("LR212", f"`{use}` {fault}.", f"Report it to the authors of `{use}`.")
+
+
+class _NotAtHandError(RemapError):
+    """New values are made from tensors that aren't known yet."""
+
+
+def find_old_bytes(
+    use: str, options: Mapping[str, Any], change: Change
+) -> list[tuple[int, int]] | None:
+    """The runs of a changed tensor that, one behind the other, are the tensor as it was; None where
+    not all of it is kept.
+
+    A run is an offset, counted from the first byte of the changed tensor, and a number of bytes.
+    The plug-in is asked only until all runs are found, so new values behind the old ones are never
+    computed. New values before them can't be computed, since the tensors that they are made from
+    aren't known yet: the answer is None.
+
+    Raises:
+        RemapError: LR212 as `make_pieces`.
+    """
+    assert change.shape_before is not None, "a tensor that a rule made has no old bytes"
+    nbytes = prod(change.shape_before) * DTYPE_BITS[change.dtype] // 8
+    #: Old bytes that come later: their old offset, their number, and their offset now.
+    waiting: list[tuple[int, int, int]] = []
+    found: list[tuple[int, int]] = []
+    reached = at = 0
+    with contextlib.suppress(_NotAtHandError):
+        for piece in make_pieces(use, options, [change], _not_at_hand)[change.target]:
+            if isinstance(piece, OldBytes):
+                heappush(waiting, (piece.offset, piece.nbytes, at))
+            at += piece.nbytes if isinstance(piece, OldBytes) else len(piece)
+            while waiting and waiting[0][0] <= reached:
+                offset, length, start = heappop(waiting)
+                if offset + length > reached:
+                    found.append((start + reached - offset, offset + length - reached))
+                    reached = offset + length
+            if reached == nbytes:
+                return found
+    return None
+
+
+def _not_at_hand(
+    target: str, start: int, stop: int, *, as_stored: bool = False
+) -> NDArray[np.float64]:
+    raise _NotAtHandError.of("LR607", f"`{target}` as it was isn't at hand.")

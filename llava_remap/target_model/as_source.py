@@ -1,5 +1,5 @@
-"""A target that is what the source is already: its own class, its own config, in the keys of old
-and new transformers.
+"""The target of a source that stays what it is: its own class and its own config, in the keys of
+old and new transformers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ _PARTS = ("text_config", "vision_config")
 
 
 def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
-    """The checkpoint's own config, with what only one generation of transformers writes said for
-    both.
+    """The checkpoint's own config, in the keys of both generations of transformers.
 
-    What it leaves out, since it was the default where it was saved, is said as the installed
-    transformers understands it: defaults are not the same in all versions. What it says itself
-    stays.
+    Keys that the config leaves out get the installed transformers' defaults, since defaults differ
+    between versions. Its own values stay.
 
     Raises:
         RemapError: LR112 for a config that isn't one of the installed transformers for a model of
@@ -51,7 +49,7 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
         )
     try:
         kind = model_class(named[0], own).config_class
-    except RemapError as error:  # there is no rule file to be mended: the config says it
+    except RemapError as error:  # the config is at fault: there is no rule file
         raise ConfigError.of(
             "LR112",
             f"the config.json in {checkpoint.location}: {error.problems[0].placed_cause}",
@@ -61,10 +59,10 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
         read = kind.from_dict(from_json(own))
         whole = read.to_diff_dict()
     except Exception as error:  # whatever the class raises: the config is the user's
-        reason = " ".join(str(error).split()).rstrip(".")
         raise ConfigError.of(
             "LR112",
-            f"transformers can't read the config.json in {checkpoint.location}: {reason}.",
+            f"transformers can't read the config.json in {checkpoint.location}: "
+            f"{' '.join(str(error).split()).rstrip('.')}.",
             _GIVE,
         ) from error
     config = {**whole, **own, **{part: _filled(own[part], whole[part]) for part in _PARTS}}
@@ -90,10 +88,11 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
 
 
 def norms_about_one(config: Mapping[str, Any]) -> bool:
-    """Whether the norms of the language model in a config as `config_as_source` has it multiply by
-    their weights.
+    """Whether the norms of the language model multiply by their weights; False where its own class
+    can't be asked.
 
-    False where the language model's own class can't be asked.
+    Args:
+        config: the config that `config_as_source` gives.
     """
     try:
         return read_text_model(
@@ -104,8 +103,8 @@ def norms_about_one(config: Mapping[str, Any]) -> bool:
 
 
 def _contradiction(checkpoint: Checkpoint, said: str) -> NoReturn:
-    """LR112 for one thing said twice and differently: versions of transformers would each
-    believe another.
+    """LR112 for two keys that contradict each other: each version of transformers would read its
+    own.
     """
     raise ConfigError.of(
         "LR112",
@@ -115,8 +114,8 @@ def _contradiction(checkpoint: Checkpoint, said: str) -> NoReturn:
 
 
 def _filled(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of the config with what it leaves out. A null `head_dim`, which newer classes
-    divide by, stands for left out.
+    """A part of the config with the keys that it leaves out. A null `head_dim` counts as left out,
+    since newer classes divide by it.
     """
     filled = {**whole, **own}
     if filled.get("head_dim", 0) is None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from llava_remap.core.problem import ConfigError, Problem, RemapError, refuse
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target_model.pinpoints import grid_pinpoints
 from llava_remap.target_model.presets import TOWER_DEFAULTS
-from llava_remap.target_model.text_model import IDLE, OLD_ROPE, TextModel, read_text_model
+from llava_remap.target_model.text_model import IDLE, OLD_ROPE, TextModel, read_text_model, without
 from llava_remap.target_model.tower import Tower, read_tower
 from llava_remap.target_model.vocabulary import PlacedToken
 
@@ -27,7 +27,7 @@ HEAD = "language_model.lm_head.weight"
 TEXT_KIND = "text_config.model_type"
 #: Kinds of projectors whose computation is known.
 _PROJECTORS = ("linear", "mlp2x_gelu")
-#: There is none where the projector is one linear layer.
+#: A projector that is one linear layer doesn't have this weight.
 _SECOND_LAYER = "multi_modal_projector.linear_2.weight"
 
 _RULE = "Mend the rule file there."
@@ -37,8 +37,8 @@ _GIVE = "Give the language model's config and tokenizer: --source language_model
 _TURN, _SHOWN_WORDS = re.compile(r"</?s>|<\|[^|<>\s]+\|>|<(start|end)_of_turn>|\[/?INST\]"), 8
 
 
-def embedding_rows(tensors: Mapping[str, Tensor], embedding: str = EMBEDDING) -> int:
-    """Rows of the table of token embeddings; 0 without one. `embedding`: its classic name."""
+def embedding_rows(tensors: Mapping[str, Tensor], embedding: str) -> int:
+    """Rows of the table of token embeddings, whose classic name is `embedding`; 0 without one."""
     return tensors[embedding].shape[0] if embedding in tensors and tensors[embedding].shape else 0
 
 
@@ -48,11 +48,10 @@ class ChosenTemplate:
 
     Attributes:
         name: its name in the rule file.
-        because: what held for it to be taken: its `when`; empty for the one that is for every
-            tokenizer.
+        because: its `when`, which holds; empty for a template that is for every tokenizer.
         text: Jinja, with the values of its variables in front.
         system: the system prompt of the training, or None.
-        always: whether that begins every conversation that has no system message.
+        always: whether the system prompt begins every conversation without a system message.
     """
 
     name: str
@@ -62,31 +61,30 @@ class ChosenTemplate:
     always: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As the plan tells it, without the text."""
-        used = "always" if self.always else "on request"
+        """The entry of the plan, without the text."""
         return {
             "name": self.name,
             "because": dict(self.because),
             "system_prompt": self.system,
-            "system_prompt_used": used,
+            "system_prompt_used": "always" if self.always else "on request",
         }
 
 
 @dataclass(frozen=True, slots=True)
 class TargetConfig:
-    """Derived, before anything was built from it.
+    """The configs of the output. No class was built from them yet.
 
     Attributes:
         config: the whole `config.json` of the output, in both generations of keys.
-        processor: what the processor is made with.
-        image_processor, video_processor: what they have beside what the tower's own image processor
-            says, the name of their class included; None there stands for a key that is left out.
-        chat_template: the one for this model; None where the rule file has none, or no source has a
-            tokenizer.
+        processor: the processor's own config.
+        image_processor, video_processor: values that replace or complete those of the tower's own
+            image processor, the name of the class included; None takes a key out.
+        chat_template: the template for this model; None where the rule file has none, or no source
+            has a tokenizer.
         tower: the vision tower.
-        notes: where configs were not believed.
-        text: the language model, with what the rule file itself says of it; None where the source's
-            own config is taken.
+        notes: the configs that were not believed.
+        text: the language model, with the rule file's own values; None where the source's own
+            config is taken.
     """
 
     config: Mapping[str, Any]
@@ -99,32 +97,20 @@ class TargetConfig:
     text: TextModel | None = None
 
     def with_vocab_size(self, rows: int) -> TargetConfig:
-        """The same with an embedding of another number of rows."""
-        return replace(
-            self,
-            config={
-                **self.config,
-                "text_config": {**self.config["text_config"], "vocab_size": rows},
-            },
-        )
+        """The same configs for an embedding with another number of rows."""
+        text = {**self.config["text_config"], "vocab_size": rows}
+        return replace(self, config={**self.config, "text_config": text})
 
-    def with_tie(self, tied: bool) -> TargetConfig:
-        """The same with head and embedding tied or not: 4.x asks the language model's part, 5.x
-        the whole.
+    def with_values(self, **values: Any) -> TargetConfig:
+        """The same configs with other values, for the whole and in `text_config`: transformers 4.x
+        reads some keys there, 5.x those of the whole.
         """
-        said = {"tie_word_embeddings": tied}
-        return replace(
-            self,
-            config={**self.config, **said, "text_config": {**self.config["text_config"], **said}},
-        )
+        text = {**self.config["text_config"], **values}
+        return replace(self, config={**self.config, **values, "text_config": text})
 
     def with_dtype(self, dtype: str) -> TargetConfig:
-        """The same for weights that are all of one dtype."""
-        said = {"torch_dtype": TORCH_DTYPES[dtype], "dtype": TORCH_DTYPES[dtype]}
-        return replace(
-            self,
-            config={**self.config, **said, "text_config": {**self.config["text_config"], **said}},
-        )
+        """The same configs for weights that are all of one dtype."""
+        return self.with_values(torch_dtype=TORCH_DTYPES[dtype], dtype=TORCH_DTYPES[dtype])
 
 
 def derive_config(
@@ -143,11 +129,11 @@ def derive_config(
     Args:
         rules: the rule file.
         configs: the sources' own configs, in the order of the rule file's sources.
-        tensors: what the sources hold for the target, by classic name.
+        tensors: the sources' tensors by the classic name that they get.
         tokens: the rule file's tokens with their ids.
         text: the language model, as `text_model_of` found it.
-        words: those of the source's tokenizer; None without one, and then no chat template is
-            chosen.
+        words: the words of the source's tokenizer; None without a tokenizer, and then no chat
+            template is chosen.
         tower_apart: whether the tower comes from another source than the language model.
         head_is_embedding: whether a source stores `lm_head` and `embed_tokens` as one tensor; then
             they are tied.
@@ -157,15 +143,17 @@ def derive_config(
             tower.
     """
     text_source = said_of_text(configs)
-    own = next(iter(own_vision_configs(configs)), None)
     prefix, name = next(iter(rules.target.towers.items()))
     named = _Values(text_source, {}, tokens, words or (), {}).of(f"target.towers.{prefix}", name)
     tower = read_tower(
-        prefix, tensors, own, named if isinstance(named, str) else None, apart=tower_apart
+        prefix,
+        tensors,
+        next(iter(own_vision_configs(configs)), None),
+        named if isinstance(named, str) else None,
+        apart=tower_apart,
     )
     if len(rules.target.towers) > 1:
         _hold_towers_together(rules, configs, tower)
-    rows = embedding_rows(tensors, text.embedding) or text_source.get("vocab_size")
     tied = bool(text.config["tie_word_embeddings"])
     notes = [*tower.notes, *_projector_notes(text_source, tensors)]
     if head_is_embedding and not tied:
@@ -187,7 +175,7 @@ def derive_config(
         "tie_word_embeddings": tied,
         "text_config": {
             **text.config,
-            "vocab_size": rows,
+            "vocab_size": embedding_rows(tensors, text.embedding) or text_source.get("vocab_size"),
             "tie_word_embeddings": tied,
             "torch_dtype": dtype,
             "dtype": dtype,
@@ -198,25 +186,21 @@ def derive_config(
     for key, value in rules.target.config.items():
         with rules.placed("target", "config", key):
             _put(config, key, values.of(f"target.config.{key}", value))
-    own_values = {
-        key.split(".")[1]
-        for key in rules.target.config
-        if key.startswith("text_config.") and key != TEXT_KIND
-    }
+    own_keys = [
+        key for key in rules.target.config if key.startswith("text_config.") and key != TEXT_KIND
+    ]
     if over := {
-        key: config["text_config"][key] for key in own_values if key in config["text_config"]
+        key: config["text_config"][key]
+        for key in (key.split(".")[1] for key in own_keys)
+        if key in config["text_config"]
     }:
-        first = next(
-            key
-            for key in rules.target.config
-            if key.startswith("text_config.") and key != TEXT_KIND
-        )
-        with rules.placed("target", "config", first):
+        with rules.placed("target", "config", own_keys[0]):
             try:
                 text = text_model_of(rules, configs, over)
             except RemapError as error:  # without these values there was nothing wrong
+                said = ", ".join(f"`text_config.{key}`: {value!r}" for key, value in over.items())
                 raise refuse(
-                    "LR201", f"with {_listed(over)}, {error.problems[0].placed_cause}", _RULE
+                    "LR201", f"with {said}, {error.problems[0].placed_cause}", _RULE
                 ) from error
         config["text_config"] |= {
             key: value for key, value in text.config.items() if key != "tie_word_embeddings"
@@ -225,29 +209,22 @@ def derive_config(
     if "pad_token_id" in config:
         config["text_config"]["pad_token_id"] = config["pad_token_id"]
     made = rules.text.processor or Processor()
-    processor = {
-        key: values.of(f"processor.config.{key}", value) for key, value in made.config.items()
-    }
-    images, videos = (
-        _pixel_processor(values, f"processor.{kind}_processor", f"{kind}_processor_type", part)
-        for kind, part in (("image", made.image_processor), ("video", made.video_processor))
+    return TargetConfig(
+        config,
+        values.of_all("processor.config", made.config),
+        _pixel_processor(values, "image_processor", made.image_processor),
+        _pixel_processor(values, "video_processor", made.video_processor),
+        _chat_template(values, rules, made) if words is not None else None,
+        tower,
+        tuple(notes),
+        text,
     )
-    template = _chat_template(values, rules, made) if words is not None else None
-    return TargetConfig(config, processor, images, videos, template, tower, tuple(notes), text)
 
 
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"`text_config.{key}`: {value!r}" for key, value in values.items())
-
-
-def _pixel_processor(
-    values: _Values, where: str, class_key: str, part: PixelProcessor | None
-) -> dict[str, Any]:
-    if part is None or not values.hold(f"{where}.when", part.when):
+def _pixel_processor(values: _Values, kind: str, part: PixelProcessor | None) -> dict[str, Any]:
+    if part is None or not values.hold(f"processor.{kind}.when", part.when):
         return {}
-    return {class_key: part.class_} | {
-        key: values.of(f"{where}.config.{key}", value) for key, value in part.config.items()
-    }
+    return {f"{kind}_type": part.class_} | values.of_all(f"processor.{kind}.config", part.config)
 
 
 def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenTemplate | None:
@@ -258,36 +235,25 @@ def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenT
     """
     if made.chat_template is not None:
         return ChosenTemplate("chat_template", {}, made.chat_template, None, False)
-    always = made.system_prompt == "always"
+    if not made.chat_templates:
+        return None
     for name, template in made.chat_templates.items():
         with rules.placed("processor", "chat_templates", name, "when"):
             holds = values.hold(f"processor.chat_templates.{name}.when", template.when)
         if holds:
-            own = {
-                key: values.of(f"processor.chat_values.{key}", value)
-                for key, value in made.chat_values.items()
-            }
-            own |= template.values
+            own = values.of_all("processor.chat_values", made.chat_values) | template.values
             # JSON's literals are Jinja's, too.
-            sets = "".join(
-                f"{{%- set {key} = {json.dumps(value, ensure_ascii=False)} -%}}\n"
-                for key, value in own.items()
-            )
-            if always and template.system:
-                said = json.dumps(template.system, ensure_ascii=False)
-                sets += (
-                    "{%- set system_prompt = system_prompt if system_prompt is defined else "
-                    f"{said} -%}}\n"
+            sets = [(key, json.dumps(value, ensure_ascii=False)) for key, value in own.items()]
+            always = made.system_prompt == "always" and bool(template.system)
+            if always:
+                default = json.dumps(template.system, ensure_ascii=False)
+                sets.append(
+                    ("system_prompt", f"system_prompt if system_prompt is defined else {default}")
                 )
+            lines = "".join(f"{{%- set {key} = {value} -%}}\n" for key, value in sets)
             return ChosenTemplate(
-                name,
-                template.when,
-                sets + template.text,
-                template.system,
-                always and bool(template.system),
+                name, template.when, lines + template.text, template.system, always
             )
-    if not made.chat_templates:
-        return None
     wanted = "; ".join(
         f"{name} is for {' and '.join(f'{key}: {value}' for key, value in template.when.items())}"
         for name, template in made.chat_templates.items()
@@ -295,9 +261,8 @@ def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenT
     turns = [word for word in sorted(values.words) if _TURN.fullmatch(word)][:_SHOWN_WORDS]
     raise refuse(
         "LR413",
-        f"none of the chat templates of {rules.name} is for this tokenizer ({wanted}). Of tokens "
-        "that may part turns it has "
-        f"{', '.join(turns) or 'none'}.",
+        f"none of the chat templates of {rules.name} is for this tokenizer ({wanted}). Its "
+        f"tokens that may separate turns: {', '.join(turns) or 'none'}.",
         "Write the template that the model was trained with, as text, into a rule file that has "
         f"`extends: [{rules.name}.yaml]`: "
         "`processor: {chat_template: …}`. docs/research-code.md shows how.",
@@ -306,8 +271,8 @@ def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenT
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """Looks up the values that a rule file asks for. `target` is the config that is being made:
-    what stands before is in it.
+    """Looks up the values that a rule file asks for. `target` is the config that is being made,
+    with the values of the keys before.
     """
 
     source: Mapping[str, Any]
@@ -347,6 +312,10 @@ class _Values:
             else grid_pinpoints(where, given, int(self._fact(where, "image_size")))
         )
 
+    def of_all(self, where: str, values: Mapping[str, ConfigValue]) -> dict[str, Any]:
+        """The values of a group, by key."""
+        return {key: self.of(f"{where}.{key}", value) for key, value in values.items()}
+
     def hold(self, where: str, when: Mapping[str, Any]) -> bool:
         """Whether all of a `when` holds."""
         return all(self._holds(where, key, wanted) for key, wanted in when.items())
@@ -368,10 +337,10 @@ class _Values:
         if isinstance(found, list) and value.map is not None:
             found = found[0] if found else None
         if isinstance(found, (list, dict)) and value.as_ is None:
-            kind = "list" if isinstance(found, list) else "mapping"
             raise ConfigError.of(
                 "LR112",
-                f"the source's config has a {kind} for `{key}`; `{where}` is one value.",
+                f"the source's config has a {'list' if isinstance(found, list) else 'mapping'} for "
+                f"`{key}`; `{where}` is one value.",
                 "Give one value.",
             )
         if found is None:
@@ -395,10 +364,10 @@ class _Values:
 
     def _fact(self, where: str, fact: str) -> Any:
         if fact not in self.facts:
-            known = ", ".join(self.facts)
             raise refuse(
                 "LR201",
-                f"`{where}` asks for `{fact}`, which is no fact of the tower ({known}).",
+                f"`{where}` asks for `{fact}`, which is no fact of the tower "
+                f"({', '.join(self.facts)}).",
                 _RULE,
             )
         return self.facts[fact]
@@ -421,8 +390,8 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _check_feature_layer(layers: Any, tower: Tower) -> None:
-    """The layers that features are taken from have to be there; 0, the embeddings alone, no
-    version of transformers takes.
+    """LR112 for layers of features that the tower doesn't have, and for 0, the embeddings alone,
+    which no version of transformers takes.
     """
     count = int(tower.facts["num_hidden_layers"])
     for layer in layers if isinstance(layers, list) else [layers]:
@@ -437,16 +406,15 @@ def _check_feature_layer(layers: Any, tower: Tower) -> None:
 
 
 def text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Of the sources' configs the one that describes the language model: the first that has sizes
-    and isn't a tower's.
+    """The source's config that describes the language model: the first that has sizes and isn't a
+    tower's.
 
-    What stands in a `text_config` of its own is put on top of what stands around it: rules ask for
-    the one and the other.
+    The values of a `text_config` in it are put on top of those around it: rules ask for both.
     """
     found = _describing(configs)
     if found is None or not isinstance(inner := found.get("text_config"), Mapping):
         return found
-    return {**_around(found), **inner}
+    return {**without(found, "text_config", "vision_config"), **inner}
 
 
 def _describing(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -460,18 +428,8 @@ def _describing(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     return None
 
 
-def _around(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value for key, value in config.items() if key not in ("text_config", "vision_config")
-    }
-
-
 def said_of_text(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """`text_config`, which has to be there.
-
-    Raises:
-        RemapError: LR112 where no config describes the language model.
-    """
+    """Like `text_config`, but LR112 where no config describes the language model."""
     if (found := text_config(configs)) is None:
         raise ConfigError.of(
             "LR112", "no source has a config.json that describes the language model.", _GIVE
@@ -480,61 +438,51 @@ def said_of_text(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def text_model_of(
-    rules: RuleFile, configs: Sequence[Mapping[str, Any]], over: Mapping[str, Any] | None = None
+    rules: RuleFile, configs: Sequence[Mapping[str, Any]], over: Mapping[str, Any] = {}
 ) -> TextModel:
-    """The language model, as its class in transformers has what the sources' configs say of it.
+    """The language model that the sources' configs describe, read by its class in transformers.
 
     Args:
-        over: values of the rule file's own, which count more.
+        over: the rule file's own values, which count more.
 
     Raises:
         RemapError: as `read_text_model`; LR112 where no config describes it.
     """
     merged, target = said_of_text(configs), rules.target
-    value = target.config.get(TEXT_KIND)
+    kind = target.config.get(TEXT_KIND)
+    place = ("text_models",) if kind is None else ("config", TEXT_KIND)
     said = (
-        _Values(merged, {}, (), (), {}).of(f"target.config.{TEXT_KIND}", value)
-        if value is not None
-        else None
+        None
+        if kind is None
+        else _Values(merged, {}, (), (), {}).of(".".join(("target", *place)), kind)
     )
-    inner = (_describing(configs) or {}).get("text_config")
-    around = None
+    whole = _describing(configs) or {}
+    inner, around = whole.get("text_config"), None
     if isinstance(inner, Mapping) and (inner.get("model_type") or inner.get("architectures")):
-        merged, around = inner, _around(_describing(configs) or {})
-    if over:
-        merged = _laid_over(merged, over)
-        around = (
-            None
-            if around is None
-            else {key: value for key, value in around.items() if key not in over}
+        merged, around = inner, without(whole, "text_config", "vision_config", *over)
+    with rules.placed("target", *place):
+        return read_text_model(
+            _laid_over(merged, over), str(target.class_), target.text_models, said, around
         )
-    with (
-        rules.placed("target", "config", TEXT_KIND)
-        if value is not None
-        else rules.placed("target", "text_models")
-    ):
-        return read_text_model(merged, str(target.class_), target.text_models, said, around)
 
 
 def _laid_over(source: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with other values. Of rope, which has two spellings, the one that isn't written
-    gives way.
-    """
+    """A config with other values. Rope has two spellings: where one is written, the other goes."""
     gone: set[str] = set()
     if "rope_parameters" in over:
         gone = OLD_ROPE - over.keys()
     elif not OLD_ROPE.isdisjoint(over):
         gone = {"rope_parameters"}
-    return {key: value for key, value in source.items() if key not in gone} | dict(over)
+    return without(source, *gone) | dict(over)
 
 
 def text_differences(
     rules: RuleFile, one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> list[str]:
-    """In what two configs would have the language model's class compute differently.
+    """Differences between two configs that change the language model's computation.
 
-    Of a key that one leaves out nothing is said, but for rope: without a word of it, it is the
-    class's default.
+    Keys missing from either config are ignored, except rope: without its keys, it is the class's
+    default.
 
     Raises:
         RemapError: as `text_model_of`.
@@ -550,16 +498,15 @@ def text_differences(
 
 def _is_tower(config: Mapping[str, Any]) -> bool:
     """Whether a config is that of a two-part model (CLIP), whose text half is no language model."""
-    kinds = (config.get("model_type"), config["text_config"].get("model_type"))
     return (
-        f"{kinds[0]}_vision_model" in TOWER_DEFAULTS
-        or str(kinds[1]).endswith("_text_model")
+        f"{config.get('model_type')}_vision_model" in TOWER_DEFAULTS
+        or str(config["text_config"].get("model_type")).endswith("_text_model")
         or "projection_dim" in config
     )
 
 
 def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The tower's config, inside that of a two-part model (CLIP) or as a checkpoint's whole
+    """The tower's config: the `vision_config` of a larger model's config, or a checkpoint's whole
     config.
     """
     if isinstance(inner := config.get("vision_config"), Mapping):
@@ -568,15 +515,14 @@ def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def own_vision_configs(configs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The towers' own configs: those of sources of their own before one inside the language
-    model's.
+    """The towers' own configs: those of separate tower checkpoints before one inside the language
+    model's config.
     """
-    found = [
-        (isinstance(config.get("text_config"), Mapping) and not _is_tower(config), own)
-        for config in configs
-        if (own := _vision_config(config)) is not None
-    ]
-    return [own for _, own in sorted(found, key=lambda entry: entry[0])]
+    towers_first = sorted(
+        configs,
+        key=lambda config: isinstance(config.get("text_config"), Mapping) and not _is_tower(config),
+    )
+    return [own for config in towers_first if (own := _vision_config(config)) is not None]
 
 
 def _hold_towers_together(
@@ -598,27 +544,28 @@ def _hold_towers_together(
         )
 
 
-def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:
+def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """LR308 where the projector's tensors are of another kind than the config says.
+
+    Raises:
+        RemapError: LR112 for a kind whose computation isn't known.
+    """
     kind, words = (
         ("mlp2x_gelu", "a two-layer MLP")
         if _SECOND_LAYER in tensors
         else ("linear", "one linear layer")
     )
     said = source.get("mm_projector_type")
-    if said in (kind, None):
-        return []
-    if said not in _PROJECTORS:
-        known = ", ".join(_PROJECTORS)
+    if said not in (*_PROJECTORS, None):
         raise ConfigError.of(
             "LR112",
             f"the config says mm_projector_type: {said!r}, and tensors don't show an "
-            f"activation; known are {known}.",
+            f"activation; known are {', '.join(_PROJECTORS)}.",
             "If it is one of these, say so in the source's config.json; transformers has no other.",
         )
-    return [
-        Problem(
+    if said not in (kind, None):
+        yield Problem(
             "LR308",
             f"the config says mm_projector_type: {said}, the tensors are {words}.",
             "The tensors are believed.",
         )
-    ]

@@ -1,19 +1,19 @@
-"""Keys of the source's config that nothing reads: told or refused, never dropped in silence."""
+"""Keys of the source's config that nothing reads: reported or refused, never dropped in silence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from llava_remap.core.problem import Problem
-from llava_remap.rulefile import ConfigValue, NamedDefault, RuleFile
+from llava_remap.rulefile import ConfigValue, NamedDefault, Processor, RuleFile
 
-#: What this package itself reads of a source's config, whatever the rule file.
+#: Keys of a source's config that this package itself reads, whatever the rule file.
 _READ = frozenset(
     {"mm_projector_type", "image_aspect_ratio", "vocab_size", "image_token_index", "image_token_id"}
 )
-#: What a key says that says nothing.
+#: Values that say nothing.
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
@@ -21,7 +21,7 @@ def unread_keys(
     rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[str]
 ) -> tuple[list[Problem], list[Problem]]:
     """LR112 for the keys of a source's config that nobody knows, and a note, LR318, for those that
-    the rule file only knows of.
+    the rule file lists without reading them.
 
     Args:
         source: the config that describes the language model.
@@ -30,44 +30,41 @@ def unread_keys(
     Returns:
         The problems, and the notes.
     """
-    read = _READ | set(_read_by(rules))
-    told, strange = sort_keys(rules, source, [key for key in unknown if key not in read])
-    problems, notes = [], []
-    if strange:
-        said = ", ".join(f"{key}: {shortened(source[key])}" for key in strange)
-        lines = ", ".join(f"{key}: unused" for key in strange)
-        problems.append(
-            Problem(
-                "LR112",
-                f"neither a rule of {rules.name} nor the language model's class in transformers "
-                f"knows what the config says: {said}.",
-                "If nothing that the model computes depends on it, write a rule file with "
-                "`extends: "
-                f"[{rules.name}.yaml]` and "
-                f"`config_keys: {{{lines}}}`. Otherwise transformers computes something else.",
-            )
-        )
-    if told:
-        said = ", ".join(f"{key}: {shortened(source[key])}" for key in told)
-        notes.append(
-            Problem(
-                "LR318",
-                f"the config says {said}; no rule of {rules.name} reads it, and the folder doesn't "
-                "say it.",
-            )
-        )
-    return problems, notes
+    read = _READ | _read_by(rules)
+    listed, strange = sort_keys(rules, source, [key for key in unknown if key not in read])
+    lines = ", ".join(f"{key}: unused" for key in strange)
+    problem = Problem(
+        "LR112",
+        f"the config has keys that neither a rule of {rules.name} nor the language model's class "
+        f"in transformers knows: {told(source, strange)}.",
+        "If nothing that the model computes depends on it, write a rule file with "
+        f"`extends: [{rules.name}.yaml]` and `config_keys: {{{lines}}}`. Otherwise transformers "
+        "computes something else.",
+    )
+    note = Problem(
+        "LR318",
+        f"the config says {told(source, listed)}; no rule of {rules.name} reads it, and it "
+        "isn't written.",
+    )
+    return [problem] if strange else [], [note] if listed else []
+
+
+def told(source: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Keys with their values, for a message."""
+    return ", ".join(f"{key}: {shortened(source[key])}" for key in keys)
 
 
 def sort_keys(
     rules: RuleFile, source: Mapping[str, Any], keys: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Of keys that nobody reads, and that say something, those that a rule file only knows of,
-    and those that it doesn't know.
+    """Sort keys that nobody reads and that have a value: those that the rule file lists, and those
+    that it refuses or doesn't know.
     """
     kinds = {key: _kind(rules, key) for key in keys if source[key] not in _NOTHING}
-    told = [key for key, kind in kinds.items() if kind == "told" and source[key] is not False]
-    return told, [key for key, kind in kinds.items() if kind in (None, "refused")]
+    return (
+        [key for key, kind in kinds.items() if kind == "told" and source[key] is not False],
+        [key for key, kind in kinds.items() if kind in (None, "refused")],
+    )
 
 
 def _kind(rules: RuleFile, key: str) -> str | None:
@@ -82,39 +79,35 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _read_by(rules: RuleFile) -> Iterator[str]:
+def _read_by(rules: RuleFile) -> set[str]:
     """Every key of a source's config that a rule file asks for."""
-    text = rules.text
-    for condition in (
+    text, made = rules.text, rules.text.processor or Processor()
+    parts = [part for part in (made.image_processor, made.video_processor) if part is not None]
+    conditions = (
         text.detect,
         *text.requires.values(),
         *(rule.when for rule in (*text.prepare, *text.names) if rule.when),
-    ):
-        yield from (*condition.config, *condition.config_not)
-    for requirement in text.requires.values():
-        yield from requirement.when
-    for notice in text.notices.values():
-        yield from notice.when
-    yield from (
-        source.default.from_
-        for source in text.sources.values()
-        if isinstance(source.default, NamedDefault)
     )
-    values = [*rules.target_config.values(), *(text.target.towers.values() if text.target else ())]
-    if (made := text.processor) is not None:
-        parts = [part for part in (made.image_processor, made.video_processor) if part is not None]
-        values += [
-            *made.config.values(),
-            *made.chat_values.values(),
-            *(v for part in parts for v in part.config.values()),
-        ]
-        for when in (
-            *(part.when for part in parts),
-            *(template.when for template in made.chat_templates.values()),
-        ):
-            yield from _named_in(when)
-    for value in values:
-        yield from _asked(value)
+    values = (
+        *rules.target_config.values(),
+        *(text.target.towers.values() if text.target else ()),
+        *made.config.values(),
+        *made.chat_values.values(),
+        *(value for part in parts for value in part.config.values()),
+    )
+    return {
+        *(key for condition in conditions for key in (*condition.config, *condition.config_not)),
+        *(key for requirement in text.requires.values() for key in requirement.when),
+        *(key for notice in text.notices.values() for key in notice.when),
+        *(
+            source.default.from_
+            for source in text.sources.values()
+            if isinstance(source.default, NamedDefault)
+        ),
+        *(key for value in values for key in _asked(value)),
+        *(key for part in parts for key in _named_in(part.when)),
+        *(key for template in made.chat_templates.values() for key in _named_in(template.when)),
+    }
 
 
 def _asked(value: ConfigValue) -> Iterator[str]:

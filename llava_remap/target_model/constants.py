@@ -1,5 +1,5 @@
-"""Constants of a rule file that the target's class refuses: the rule file's mistake, whatever
-the sources' configs say.
+"""Constants of a rule file that the target's class refuses. They are the rule file's mistake,
+whatever the sources' configs say.
 """
 
 from __future__ import annotations
@@ -16,48 +16,52 @@ from llava_remap.target_model.config import TEXT_KIND
 from llava_remap.target_model.wanted import build_on_meta
 
 Place = tuple[str | int, ...]
-#: Constants without which no class is built at all.
+#: Constants without which no class can be built.
 _KINDS = ("model_type", TEXT_KIND)
 
 
 def constants_of(value: ConfigValue, place: Place) -> Iterator[tuple[Place, Any]]:
-    """Every constant that a config value can become, with its place in the rule file; null,
-    which says nothing, is none.
+    """Every constant that a config value can become, with its place in the rule file. Null says
+    nothing and is left out.
     """
     for number, case in enumerate(value.cases):
         yield from constants_of(case, (*place, "cases", number))
-    said = [((*place, "const"), value.const), ((*place, "default"), value.default)]
-    said += [((*place, "map", key), wanted) for key, wanted in (value.map or {}).items()]
-    yield from ((where, constant) for where, constant in said if constant is not None)
+    said: dict[Place, Any] = {
+        (*place, "const"): value.const,
+        (*place, "default"): value.default,
+        **{(*place, "map", key): wanted for key, wanted in (value.map or {}).items()},
+    }
+    yield from ((where, constant) for where, constant in said.items() if constant is not None)
 
 
 def refused_constants(
     class_name: str, config: Mapping[str, Any], constants: Mapping[str, Any]
 ) -> dict[str, tuple[str, str]]:
-    """Of constants that stand in a config those that keep the class from being built: key → the
-    reason, and what was meant.
+    """The constants in a config that keep the class from being built, each with the reason and
+    the value that was meant.
 
-    They are put one after the other into the config without any; empty where that is refused, too.
+    All constants are taken out of the config, then put back one after the other. The answer is
+    empty where the class refuses the config without them, too.
     """
     tried = json.loads(json.dumps(config))
     tried["pad_token_id"] = None
     tried.setdefault("text_config", {})["pad_token_id"] = None
     settable = {key: value for key, value in constants.items() if key not in _KINDS}
+    refused: dict[str, tuple[str, str]] = {}
     if _refusal(class_name, tried) is None:
-        return {}
+        return refused
     for key in settable:
-        _set(tried, key, None)
+        set_value(tried, key, None)
     if _refusal(class_name, tried) is not None:
-        return {}
-    refused = {}
+        return refused
     for key, value in settable.items():
-        _set(tried, key, value)
+        set_value(tried, key, value)
         if (error := _refusal(class_name, tried)) is not None:
             refused[key] = (
                 error.problems[0].placed_cause,
                 _nearest(str(value), str(error.__cause__)),
             )
-            _set(tried, key, None)
+            set_value(tried, key, None)
     return refused
 
 
@@ -89,7 +93,7 @@ def meant(
     known: Collection[str],
     otherwise: str = "Take it out, or write the name that it has there.",
 ) -> str:
-    """A question that names what is written nearly like a word."""
+    """A question that names the known words that are spelt nearly like a word."""
     spelt = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), spelt, 2)
     return (
@@ -106,8 +110,8 @@ def _refusal(class_name: str, config: Mapping[str, Any]) -> RemapError | None:
 
 
 def _nearest(value: str, reason: str) -> str:
-    """What was meant: of the words in transformers' own reason, which lists what is known, and
-    of activations.
+    """The value that was meant: a word of transformers' own reason, which lists the known ones, or
+    an activation.
     """
     from transformers.activations import ACT2FN
 
@@ -115,7 +119,7 @@ def _nearest(value: str, reason: str) -> str:
     return meant(value, words, "Take it out, or write a value that the class knows.")
 
 
-def _set(config: dict[str, Any], key: str, value: Any) -> None:
+def set_value(config: dict[str, Any], key: str, value: Any) -> None:
     """Set a value under a key with dots; None takes it out."""
     *parents, last = key.split(".")
     for parent in parents:

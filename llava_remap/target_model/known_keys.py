@@ -1,5 +1,5 @@
-"""Does transformers know what a rule file writes into the target's config? A key with a slip of
-the pen would do nothing.
+"""Does transformers know the keys and values that a rule file writes into the target's config? A
+misspelt key would do nothing.
 """
 
 from __future__ import annotations
@@ -7,18 +7,24 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import Problem
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target_model.config import TEXT_KIND, own_vision_configs
-from llava_remap.target_model.config_keys import shortened, sort_keys
-from llava_remap.target_model.constants import Place, constants_of, meant, refused_constants
+from llava_remap.target_model.config_keys import sort_keys, told
+from llava_remap.target_model.constants import (
+    Place,
+    constants_of,
+    meant,
+    refused_constants,
+    set_value,
+)
 from llava_remap.target_model.presets import TOWER_DEFAULTS
 
-#: What the base class of transformers 4 knew in every config.
+#: Keys that the base class of transformers 4 knew in every config.
 _GENERAL = frozenset(
     {
         "model_type",
@@ -31,9 +37,9 @@ _GENERAL = frozenset(
 )
 _ROPE = ("rope_parameters", "rope_scaling")
 _ENDING = "ForConditionalGeneration"
-#: In the type of a field that can have parts.
+#: Found in the type of a field that can have parts.
 _HAS_PARTS = re.compile(r"dict|Config|RopeParameters|Any")
-#: Parts of a key → what is inside: none where they have no parts, None where anything may be
+#: Keys, each with the keys inside: empty where a key has no parts, None where anything may be
 #: inside.
 Keys = Mapping[str, Any]
 _Fields = dict[str, dict[str, Any] | None]
@@ -41,17 +47,17 @@ _Fields = dict[str, dict[str, Any] | None]
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What a class knows.
+    """What the installed transformers knows of a class.
 
     Attributes:
-        version: that of transformers.
-        classes: where there is no such class, those that are nearly called so; else None, and all
-            of the rest is there.
-        model_type: that of its config.
+        version: the version of transformers.
+        classes: where there is no such class, classes with a similar name; else None, and the other
+            attributes are set.
+        model_type: the `model_type` of the class's config.
         kinds: every `model_type` of a language model.
-        keys: what its config may hold.
-        refused: values that it refuses: the key → why, and what to write.
-        processors: the names of classes, by the kind of processor.
+        keys: the keys of the class's config.
+        refused: by key, why the class refuses the value, and what to write.
+        processors: names of classes, by the kind of processor.
     """
 
     version: str
@@ -65,34 +71,30 @@ class _Known:
 
 def unknown_target(rules: RuleFile, kind: str | None = None) -> list[Problem]:
     """LR201, with its place, for all of a rule file's target that the installed transformers
-    doesn't know.
-
-    Asked are the class, kinds of language models, keys, values that are words, and classes of
+    doesn't know: the class, kinds of language models, keys, values that are words, and classes of
     processors.
 
     Args:
-        kind: the `model_type` of the language model, where the sources have told it: keys are then
-            held against that one's class alone, else against the class that the rule file names, or
-            all.
+        kind: the `model_type` of the language model, where the sources tell it. Keys are compared
+            with this language model's class; without a kind, with the class that the rule file
+            names, or with all classes.
     """
     if rules.text.target is None or rules.text.target.class_ is None:
         return []
-    known = _known_of(rules, kind)
     return [
-        Problem("LR201", f"{cause}", fix, place=rules.tree.locate(place).mark)
-        for place, cause, fix in _unknown(rules, known)
+        Problem("LR201", cause, fix, place=rules.tree.locate(place).mark)
+        for place, cause, fix in _unknown(rules, _known_of(rules, kind))
     ]
 
 
 def unread_of_towers(
     rules: RuleFile, kind: str, configs: Sequence[Mapping[str, Any]]
 ) -> list[Problem]:
-    """LR318 for what the towers' own configs say under keys that no vision config of transformers
-    has.
+    """LR318 for keys of the towers' own configs that no vision config of transformers has.
 
     Args:
         kind: the `model_type` of the language model, as for `unknown_target`.
-        configs: the sources' own.
+        configs: the sources' own configs.
     """
     keys = (_known_of(rules, kind).keys or {})["vision_config"]
     said = {
@@ -102,19 +104,12 @@ def unread_of_towers(
         if key not in keys
     }
     _, unread = sort_keys(rules, said, [key for key in said if key[:1] != "_"])
-    listed = ", ".join(f"{key}: {shortened(said[key])}" for key in unread)
-    return (
-        [
-            Problem(
-                "LR318",
-                f"the tower's config says {listed}; no vision config of transformers has it, "
-                f"and the "
-                "folder doesn't say it.",
-            )
-        ]
-        if unread
-        else []
+    note = Problem(
+        "LR318",
+        f"the tower's config says {told(said, unread)}; no vision config of transformers has it, "
+        "and it isn't written.",
     )
+    return [note] if unread else []
 
 
 def _known_of(rules: RuleFile, kind: str | None) -> _Known:
@@ -135,41 +130,44 @@ def keys_without_use(rules: RuleFile, class_name: str) -> list[str]:
     doesn't have.
     """
     known = _known(class_name, None, {}).keys
-    taken = {
-        key
-        for key, value in rules.target_config.items()
-        if "const" in value.model_fields_set and value.const is None
-    }
     return [
         key
-        for key in rules.target_config
-        if known is not None and key not in taken and key.partition(".")[0] not in known
+        for key, value in rules.target_config.items()
+        if known is not None and key.partition(".")[0] not in known and not _is_taken_away(value)
     ]
 
 
+def _is_taken_away(value: ConfigValue) -> bool:
+    """Whether a rule file takes an inherited key away."""
+    return value.const is None and "const" in value.model_fields_set
+
+
 def _known(class_name: str, kind: str | None, words: Mapping[str, str]) -> _Known:
-    facts = {"class": class_name, "text": kind, "words": words}
-    return cached_value("known_keys", facts, lambda: _ask(class_name, kind, words), _Known)
+    return cached_value(
+        "known_keys",
+        {"class": class_name, "text": kind, "words": words},
+        lambda: _ask(class_name, kind, words),
+        _Known,
+    )
 
 
 def _unknown(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]:
-    """What isn't known: its place, what is wrong, and what was meant."""
+    """All that transformers doesn't know: the place, the cause, and the fix."""
     target, version = rules.target, known.version
     if known.classes is not None:
-        cause = (
+        yield (
+            ("target", "class"),
             f"transformers {version} has no class `{target.class_}` for text and pictures "
-            "with a head."
+            "with a head.",
+            f"Did you mean {' or '.join(f'`{name}`' for name in known.classes)}?"
+            if known.classes
+            else "Write the name of one that has both; it ends with ForConditionalGeneration.",
         )
-        fix = "Write the name of one that has both; it ends with ForConditionalGeneration."
-        if near := known.classes:
-            fix = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?"
-        yield ("target", "class"), cause, fix
         return
     yield from _unknown_kinds(rules, known)
     for key, value in target.config.items():
-        if value.const is None and "const" in value.model_fields_set:
-            continue  # it takes an inherited key away
-        yield from _unknown_key(f"{target.class_}'s config", key, value, known)
+        if not _is_taken_away(value):
+            yield from _unknown_key(f"{target.class_}'s config", key, value, known)
     for key, (cause, fix) in known.refused.items():
         yield (
             ("target", "config", key, "const"),
@@ -185,41 +183,35 @@ def _unknown(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]
     for place, part in asked.items():
         names = known.processors[place[-1]]
         if part is not None and part.class_ is not None and part.class_ not in names:
-            cause = f"transformers {version} has no {place[-1].replace('_', ' ')} `{part.class_}`."
-            yield (*place, "class"), cause, meant(part.class_, names)
+            yield (
+                (*place, "class"),
+                f"transformers {version} has no {place[-1].replace('_', ' ')} `{part.class_}`.",
+                meant(part.class_, names),
+            )
 
 
 def _unknown_kinds(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]:
-    config, class_name = rules.target.config, rules.target.class_
-    said = (
-        list(constants_of(config["model_type"], ("target", "config", "model_type")))
-        if "model_type" in config
-        else []
-    )
-    wrong = [(place, kind) for place, kind in said if kind != known.model_type]
-    if "model_type" not in config:
-        wrong = [(("target", "config"), None)]
-    for place, kind in wrong:
-        cause = f"`target.config.model_type` is {kind!r}; {class_name} has {known.model_type!r}."
-        yield (
-            place,
-            cause,
-            f"Write `model_type: {{const: {known.model_type}}}`, or another `target.class`.",
-        )
+    config, place = rules.target.config, ("target", "config")
     kinds = (
-        list(constants_of(config[TEXT_KIND], ("target", "config", TEXT_KIND)))
-        if TEXT_KIND in config
-        else []
+        constants_of(config["model_type"], (*place, "model_type"))
+        if "model_type" in config
+        else [(place, None)]
     )
-    kinds += [
-        (("target", "text_models", name), kind) for name, kind in rules.target.text_models.items()
-    ]
-    for place, kind in kinds:
-        if kind not in known.kinds:
-            cause = f"transformers {known.version} has no language model of the type `{kind}`."
+    for where, kind in kinds:
+        if kind != known.model_type:
             yield (
-                place,
-                cause,
+                where,
+                f"`target.config.model_type` is {kind!r}; {rules.target.class_} has "
+                f"{known.model_type!r}.",
+                f"Write `model_type: {{const: {known.model_type}}}`, or another `target.class`.",
+            )
+    texts = constants_of(config[TEXT_KIND], (*place, TEXT_KIND)) if TEXT_KIND in config else ()
+    forks = rules.target.text_models.items()
+    for where, kind in (*texts, *((("target", "text_models", name), of) for name, of in forks)):
+        if kind not in known.kinds:
+            yield (
+                where,
+                f"transformers {known.version} has no language model of the type `{kind}`.",
                 meant(
                     str(kind), known.kinds, "Write the `model_type` that it has in transformers."
                 ),
@@ -243,12 +235,10 @@ def _unknown_key(
         return
     for where, constant in constants_of(value, place):
         if not isinstance(constant, Mapping) or len(parts) == 1:
-            example = f"{key}.{min(keys)}"
-            cause = f"`{key}` of {whose} is a group of values, and can't be {constant!r}."
             yield (
                 where,
-                cause,
-                f"Write its values one by one, with dots: `{example}: {{const: …}}`.",
+                f"`{key}` of {whose} is a group of values, and can't be {constant!r}.",
+                f"Write its values one by one, with dots: `{key}.{min(keys)}: {{const: …}}`.",
             )
         else:
             yield from _unknown_parts(whose, parts, constant, keys, known.version, where)
@@ -277,13 +267,13 @@ def _no_key(whose: str, walked: list[str], part: str, keys: Keys, version: str) 
         return (
             f"`{'.'.join(walked)}` of {whose} has no parts in transformers {version}, so none is "
             f"called `{part}`.",
-            (f"Write `{'.'.join(walked)}` alone."),
+            f"Write `{'.'.join(walked)}` alone.",
         )
     return f"`{part}` is no key of {whose}{inside} in transformers {version}.", meant(part, keys)
 
 
 def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[str, Any]:
-    """What a class's config may hold, or the classes that are nearly called so where it is none."""
+    """The fields of `_Known`, from the installed transformers."""
     import transformers
     from transformers import CONFIG_MAPPING, PreTrainedModel
     from transformers.modeling_rope_utils import RopeParameters
@@ -307,24 +297,20 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
     kinds = class_names()
     flat: dict[str, Any] = {key: {} for key in (*RopeParameters.__annotations__, "type")}
     rope = {**flat, "full_attention": flat, "sliding_attention": flat}
-    text = _fields(*(CONFIG_MAPPING[name] for name in ([kind] if kind in kinds else kinds)))
-    layers = {"num_hidden_layers": 1}
     config: dict[str, Any] = {
         "model_type": config_class.model_type,
-        "text_config": {**layers},
-        "vision_config": {**layers},
+        "text_config": {"num_hidden_layers": 1} | ({"model_type": kind} if kind in kinds else {}),
+        "vision_config": {"num_hidden_layers": 1},
     }
-    if kind in kinds:
-        config["text_config"]["model_type"] = kind
     for key, word in words.items():
-        *parents, last = key.split(".")
-        place = config
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = word
+        set_value(config, key, word)
     keys = {
         **own,
-        "text_config": {**text, "rope_theta": {}, **dict.fromkeys(_ROPE, rope)},
+        "text_config": {
+            **_fields(*(CONFIG_MAPPING[name] for name in ([kind] if kind in kinds else kinds))),
+            "rope_theta": {},
+            **dict.fromkeys(_ROPE, rope),
+        },
         "vision_config": _fields(*(CONFIG_MAPPING[name] for name in TOWER_DEFAULTS)),
     }
     images, videos = (
@@ -349,21 +335,19 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
 
 
 def _fields(*config_classes: Any) -> _Fields:
-    """The keys that one of the classes knows: None where anything may be inside, none inside
-    otherwise.
-    """
-    from dataclasses import fields
-
+    """The keys that one of the classes knows: None where anything may be inside, else empty."""
     found: _Fields = {}
     for config_class in config_classes:
         own: _Fields = {
             field.name: None if _HAS_PARTS.search(str(field.type)) else {}
             for field in fields(config_class)
         }
-        renamed: _Fields = {
-            name: own.get(other, {}) for name, other in config_class.attribute_map.items()
+        aliases = config_class.attribute_map
+        known: _Fields = {
+            **{key: {} for key in (*_GENERAL, *aliases.values())},
+            **{name: own.get(other, {}) for name, other in aliases.items()},
+            **own,
         }
-        written: _Fields = {other: {} for other in config_class.attribute_map.values()}
-        for key, inside in {**{key: {} for key in _GENERAL}, **written, **renamed, **own}.items():
+        for key, inside in known.items():
             found[key] = None if inside is None or found.get(key, {}) is None else {}
     return found

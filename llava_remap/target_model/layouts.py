@@ -1,4 +1,4 @@
-"""Layouts: rule files that take the names of one to the classic ones, and here their way back."""
+"""Layouts: rule files that take the names of a layout to the classic ones, and their reverse."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from llava_remap.core.problem import refuse
 from llava_remap.rewrite import Program, compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_layouts
 
-#: The layout in which everything is planned, and which is written unless another one is asked for.
+#: The layout of all plans. It is written unless the user asks for another one.
 CLASSIC = "classic"
-#: The layouts that can be written. `classic-5.6` and `mixed-5.4` are read only: accidents of some
-#: versions' `save_pretrained`.
+#: The layouts that can be written. `classic-5.6` and `mixed-5.4` can only be read: they are
+#: accidents of some versions' `save_pretrained`.
 WRITTEN = (CLASSIC, "module-4.52", "module-5.6")
 
 
@@ -37,15 +37,14 @@ def check_layout(layout: str) -> None:
 
 
 def names_in(layout: str, classic: Collection[str]) -> dict[str, str]:
-    """What parameters are called in a layout, by classic name: one name each, which leads to the
-    classic one and no other.
+    """The names of parameters in a layout, by classic name: one name each, which leads back to the
+    classic name and no other.
 
     Raises:
         RemapError: LR601 for parameters that the layout has no name for.
     """
-    program = layout_program(layout)
-    back = {name: program.inverse(name) for name in classic}
-    found = {name: other for name, other in back.items() if other is not None}
+    back = layout_program(layout).inverse
+    found = {name: other for name in classic if (other := back(name)) is not None}
     if lost := [name for name in classic if name not in found]:
         raise refuse(
             "LR601",

@@ -17,18 +17,18 @@ _RANGE = re.compile(r"\(?(\d{1,3})x(\d{1,3})\)?,\s*\.\.\.,\s*\(?(\d{1,3})x(\d{1,
 def grid_pinpoints(where: str, value: Any, side: int) -> list[list[int]]:
     """`[height, width]` pairs in pixels.
 
-    LLaVA holds an image's `(width, height)` against them (`select_best_resolution` of its
-    `mm_utils.py`), transformers its `(height, width)`; the order of pairs stays, since of two that
-    fit as well the first is taken.
+    LLaVA compares them with an image's `(width, height)` (`select_best_resolution` of its
+    `mm_utils.py`), transformers with its `(height, width)`. The order of the pairs stays, since the
+    first of two equally good ones is taken.
 
     Args:
         where: the rule file's value, for messages.
-        value: `[width, height]` pairs in pixels, the same as a text, or a text that gives the range
-            in tiles.
-        side: of a tile, in pixels.
+        value: `[width, height]` pairs in pixels, the same as a text, or a text with a range in
+            tiles.
+        side: side of a tile in pixels.
 
     Raises:
-        RemapError: LR112 for anything else, and for sizes that are no whole number of tiles.
+        RemapError: LR112 for anything else, and for sizes that aren't a whole number of tiles.
     """
     pairs = _pairs(value, side)
     if (
@@ -53,16 +53,15 @@ def _pairs(value: Any, side: int) -> Any:
         first_width, first_height, last_width, last_height = map(int, found.groups())
         widths, heights = range(first_width, last_width + 1), range(first_height, last_height + 1)
         return [[width * side, height * side] for width in widths for height in heights]
-    try:  # a list as a training script's command line had it
+    try:  # a list as training scripts take it on the command line
         return json.loads(value.replace("(", "[").replace(")", "]"))
     except ValueError:
         return None
 
 
 def _is_size(pair: Any, side: int) -> bool:
-    whole = (
+    return (
         isinstance(pair, (list, tuple))
         and len(pair) == 2
-        and all(type(size) is int for size in pair)
+        and all(type(size) is int and size > 0 and size % side == 0 for size in pair)
     )
-    return whole and all(size > 0 and size % side == 0 for size in pair)

@@ -1,7 +1,8 @@
-"""What tensors can't show: numbers that are the same for every copy of a well-known part.
+"""Presets: numbers that tensors can't show and that are the same for every copy of a well-known
+part.
 
-A preset is used only where the sources' own configs say nothing, and only if every size in it that
-the tensors do show is theirs.
+A preset is used only where the sources' own configs say nothing, and only if it has all sizes that
+the tensors show.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Values that a vision config has where it doesn't say (defaults of the transformers classes, the
-#: same in 4.46 to 5.23).
+#: Default values of a vision config, from the transformers classes; the same in 4.46 to 5.23.
 TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "clip_vision_model": {
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
@@ -46,16 +46,16 @@ TOWERS: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 
-#: The same by the last part of their names.
+#: Vision configs of the stock towers by the last part of their names.
 STOCK = {name.rpartition("/")[2]: preset for name, preset in TOWERS.items()}
 
 #: Kinds of language models whose class multiplies embeddings by the root of hidden_size: up to
-#: transformers 5.0 those of words and of pictures, in 5.23 those of words alone. The installed
-#: class doesn't tell what other versions do.
+#: transformers 5.0 the embeddings of words and of pictures, in 5.23 those of words alone. The
+#: installed class doesn't tell how other versions compute.
 SCALED_PICTURES = ("gemma", "gemma2", "vaultgemma")
 
-#: Tokenizer config by the text model's type, for a tokenizer whose own config names no class (what
-#: 4.31 took as defaults).
+#: Tokenizer config by the text model's type, for a tokenizer whose own config names no class (the
+#: defaults of 4.31).
 TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
     "llama": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False},
     "mistral": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False},

@@ -1,11 +1,13 @@
 """Does the target's class compute the logits that the language model's own class computes?
 
 A class for text and pictures has the same language model inside, but puts a plain matrix on top of
-it, and gives it embeddings in place of ids. What the language model's own class does beside that (a
-bias of the head, a soft cap, a scale of logits, tables that are asked by id) would be lost in
-silence. So both are run here, at their real widths and with made-up numbers. The layers themselves
-are the same modules in both: they are not run, only what they are given is compared. So it takes
+it, and gives it embeddings in place of ids. Anything else that the language model's own class does
+(a bias of the head, a soft cap, a scale of logits, tables that are asked by id) would be lost in
+silence. So both classes are run here, at their real widths and with made-up numbers. The layers are
+the same modules in both: they are not run, only their inputs are compared. So the comparison takes
 little memory.
+
+The module imports torch and transformers, so it is imported only where classes are compared.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
+import transformers
+
 from llava_remap.core.problem import ConfigError
 
-#: Rows of the vocabulary that both are tried with, and the ids.
+#: Rows of the vocabulary and the ids that both classes are tried with.
 _ROWS, _IDS = 64, (5, 9, 3, 3, 40, 7, 63)
-#: Numbers outside the layers. Where there are more (tables for every layer), nothing is tried.
+#: Numbers outside the layers at most. A model with more (tables for every layer) isn't tried.
 _MOST = 300_000_000
-#: What the classes for text and pictures tie their head to.
+#: The table that the classes for text and pictures tie their head to.
 _TABLE = "embed_tokens.weight"
 #: A tower that is not run.
 _TOWER = {
@@ -37,13 +42,13 @@ class Compared:
     """A language model's own class beside the class that it becomes a part of.
 
     Attributes:
-        embedding: what the table of token embeddings is called inside the language model; empty
-            where no model can be built.
-        differs: in what the two compute other logits, in words; empty where they compute the same.
-        renamed: which versions of transformers have the language model under other names there, in
+        embedding: name of the table of token embeddings inside the language model; empty where no
+            model can be built.
+        differs: why the two compute different logits, in words; empty where they compute the same.
+        renamed: which versions of transformers look for the language model under other names, in
             words; empty for none.
-        norms_about_one: whether its norms multiply by their weights, and not by one more, so that
-            these are about 1.
+        norms_about_one: whether its norms multiply by their weights, and not by 1 + the weights, so
+            that the weights are about 1.
     """
 
     embedding: str
@@ -60,11 +65,8 @@ def compare_classes(config: Any, target_class: str) -> Compared:
         target_class: name of the class for text and pictures.
 
     Raises:
-        RemapError: LR112 for a config of which the language model's own class can't be built.
+        RemapError: LR112 where the language model's own class can't be built from the config.
     """
-    import torch
-    import transformers
-
     config = deepcopy(config)
     config.vocab_size = _ROWS
     config.pad_token_id = None if getattr(config, "pad_token_id", None) is None else 0
@@ -84,7 +86,12 @@ def compare_classes(config: Any, target_class: str) -> Compared:
         ) from error
     try:
         with torch.device("meta"):
-            embedding, renamed = _name(own.base_model, own.get_input_embeddings().weight), ""
+            table, renamed = own.get_input_embeddings().weight, ""
+            embedding = next(
+                name
+                for name, value in own.base_model.named_parameters(remove_duplicate=False)
+                if value is table
+            )
             if getattr(config, "tie_word_embeddings", False) and embedding != _TABLE:
                 return Compared(
                     embedding,
@@ -97,23 +104,21 @@ def compare_classes(config: Any, target_class: str) -> Compared:
                 if module is own.get_output_embeddings()
             )
             if (own.base_model_prefix, head) != ("model", "lm_head"):
-                under = f"`{own.base_model_prefix}.` and `{head}.`"
                 renamed = (
-                    f"versions of transformers before 4.52 look for it under {under}: use "
-                    "4.52 or later"
+                    "versions of transformers before 4.52 look for it under "
+                    f"`{own.base_model_prefix}.` and `{head}.`: use 4.52 or later"
                 )
             found = Compared(embedding, "", renamed, _norms_multiply(own))
-            whole_config = kind.config_class(
-                text_config=config,
-                vision_config=dict(_TOWER),
-                image_token_id=_ROWS - 2,
-                tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
-            )
-            whole = kind(whole_config).eval()
+            whole = kind(
+                kind.config_class(
+                    text_config=config,
+                    vision_config=dict(_TOWER),
+                    image_token_id=_ROWS - 2,
+                    tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+                )
+            ).eval()
         return replace(found, differs=_compare(own, whole))
-    except (
-        Exception
-    ) as error:  # whatever a class raises that was never meant to be a part of another one
+    except Exception as error:  # the class may never have been meant as a part of another one
         return replace(
             found,
             differs=f"whether {target_class} computes the same can't be tried ({_said(error)})",
@@ -121,16 +126,13 @@ def compare_classes(config: Any, target_class: str) -> Compared:
 
 
 def _said(error: Exception) -> str:
-    reason = " ".join(str(error).split()).rstrip(".")
-    return f"{type(error).__name__}: {reason[:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')[:200]}"
 
 
 def _norms_multiply(model: Any) -> bool:
     """Whether every kind of norm in a model gives zeros where its weights are zeros, and doesn't
     add one to them.
     """
-    import torch
-
     norms = {
         type(module): module
         for module in model.base_model.modules()
@@ -152,19 +154,12 @@ def _norms_multiply(model: Any) -> bool:
     return True
 
 
-def _name(model: Any, parameter: Any) -> str:
-    return str(
-        next(
-            name
-            for name, value in model.named_parameters(remove_duplicate=False)
-            if value is parameter
-        )
-    )
-
-
 def _compare(own: Any, whole: Any) -> str:
-    import torch
+    """Why two models compute different logits, in words; empty where they compute the same.
 
+    Raises:
+        ValueError: where the comparison would prove nothing.
+    """
     base, inside = own.base_model, whole.base_model.language_model
     own_class, base_class, target, part = (
         type(model).__name__ for model in (own, base, whole, inside)
@@ -210,18 +205,14 @@ def _compare(own: Any, whole: Any) -> str:
 
 
 def _logits(model: Any) -> Any:
-    import torch
-
     with torch.no_grad():
         return model(input_ids=torch.tensor([_IDS]), use_cache=False).logits
 
 
 def _matters(model: Any, key: str, logits: Any) -> bool:
-    """Whether the logits are others with another value of a key, which a model may have as an
-    attribute, too.
+    """Whether the logits change with the value of a key, which a model may have as an attribute,
+    too.
     """
-    import torch
-
     value = getattr(model.config, key)
     if not isinstance(value, (int, float)):
         return True
@@ -237,13 +228,11 @@ def _matters(model: Any, key: str, logits: Any) -> bool:
 
 def _layers(model: Any) -> Any:
     """The stack of a language model's layers."""
-    from torch import nn
-
     number = model.config.num_hidden_layers
     stacks = (
         module
         for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == number
+        if isinstance(module, torch.nn.ModuleList) and len(module) == number
     )
     if (found := next(stacks, None)) is None:
         raise ValueError(f"it has no stack of {number} layers")
@@ -251,18 +240,15 @@ def _layers(model: Any) -> Any:
 
 
 def _fill(model: Any, layers: Any) -> None:
-    """Made-up numbers, the same every time, for all that isn't in the layers and has none."""
-    import torch
-
-    outside = [module for module in model.modules() if module not in set(layers.modules())]
-    places = [
-        (names, name)
-        for module in outside
-        for names in (module._parameters, module._buffers)
-        for name in names
-    ]
+    """Give made-up numbers, the same every time, to all empty tensors outside the layers."""
+    inside = set(layers.modules())
     empty = [
-        (names, name) for names, name in places if names[name] is not None and names[name].is_meta
+        (names, name)
+        for module in model.modules()
+        if module not in inside
+        for names in (module._parameters, module._buffers)
+        for name, value in names.items()
+        if value is not None and value.is_meta
     ]
     if (total := sum(names[name].numel() for names, name in empty)) > _MOST:
         raise ValueError(f"{total} numbers outside its layers")
@@ -270,7 +256,7 @@ def _fill(model: Any, layers: Any) -> None:
     for names, name in empty:
         value = names[name]
         if id(value) not in made:
-            # Never zero, which would hide what it is multiplied with.
+            # Never zero: a product with zero would hide the other factor.
             real = (
                 torch.rand(value.shape, generator=numbers) + 0.1
                 if value.is_floating_point()
@@ -285,21 +271,13 @@ def _fill(model: Any, layers: Any) -> None:
 
 
 def _stub(layers: Any, returns_tuple: bool) -> list[Any]:
-    """Let layers give back the hidden states as they come; what each was given is in the list."""
+    """Let layers return their hidden states unchanged. The list gets each call's arguments."""
     calls: list[Any] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        # How much is to be given out changes no number.
-        calls.append(
-            (
-                args,
-                {
-                    key: value
-                    for key, value in kwargs.items()
-                    if not key.startswith(("output_", "logits_to_keep"))
-                },
-            )
-        )
+        # Arguments that ask for more outputs change no number.
+        kept = {k: v for k, v in kwargs.items() if not k.startswith(("output_", "logits_to_keep"))}
+        calls.append((args, kept))
         states = args[0] if args else kwargs["hidden_states"]
         return (states,) if returns_tuple else states
 
@@ -309,8 +287,6 @@ def _stub(layers: Any, returns_tuple: bool) -> list[Any]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    import torch
-
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict) and isinstance(other, dict):
@@ -322,34 +298,27 @@ def _same(one: Any, other: Any) -> bool:
 
 @contextlib.contextmanager
 def _read_outside(model: Any, base: Any) -> Iterator[set[str]]:
-    """The keys of its config that a model reads outside its base, or has as attributes: what its
-    head may compute with.
+    """The keys of its config that a model reads outside its base, or has as attributes: its head
+    may compute with them.
     """
-    from transformers import PreTrainedConfig
-
     kind = type(model.config)
     keys = (
         {field.name for field in fields(kind)}
-        - {field.name for field in fields(PreTrainedConfig)}
+        - {field.name for field in fields(transformers.PreTrainedConfig)}
         - _EVERYWHERE
     )
     read = {key for key in keys if key in vars(model)}
-    outside = True
+    running: list[Any] = []  # the base, while it runs
 
     def spy(self: Any, key: str) -> Any:
-        if outside and key in keys:
+        if key in keys and not running:
             read.add(key)
         return object.__getattribute__(self, key)
 
-    def enter(*_: Any) -> None:
-        nonlocal outside
-        outside = False
-
-    def leave(*_: Any) -> None:
-        nonlocal outside
-        outside = True
-
-    hooks = base.register_forward_pre_hook(enter), base.register_forward_hook(leave)
+    hooks = (
+        base.register_forward_pre_hook(lambda *_: running.append(base)),
+        base.register_forward_hook(lambda *_: running.clear()),
+    )
     model.config.__class__ = type(kind.__name__, (kind,), {"__getattribute__": spy})
     try:
         yield read
@@ -359,7 +328,7 @@ def _read_outside(model: Any, base: Any) -> Iterator[set[str]]:
             hook.remove()
 
 
-#: What every class reads, and what changes no logits.
+#: Keys that every class reads, or that change no logits.
 _EVERYWHERE = {
     "vocab_size",
     "tie_word_embeddings",

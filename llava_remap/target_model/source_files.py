@@ -1,5 +1,5 @@
-"""The small JSON files of a source: a key that this package or transformers reads has a value of
-the kind that it must have.
+"""Checks the small JSON files of a source: keys that this package or transformers reads have values
+of the right kind.
 
 Keys of a language model's own config are not checked here: its class in transformers checks them,
 and so does a rule file's target class.
@@ -9,29 +9,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic.fields import FieldInfo
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+)
+from pydantic_core import PydanticCustomError
 
 from llava_remap.checkpoint import has_file, read_object
 from llava_remap.core.problem import Problem, RemapError
 from llava_remap.core.wording import quoted
 from llava_remap.target_model.config_keys import shortened
 
-_Text = Annotated[str | None, Field(description="a text")]
-_Texts = Annotated[str | list[str] | None, Field(description="a text or a list of texts")]
-_YesNo = Annotated[bool | None, Field(description="true or false")]
-_Size = Annotated[int | None, Field(gt=0, description="a whole number above 0")]
-_Number = Annotated[float | None, Field(description="a number")]
-_Count = Annotated[int | None, Field(ge=0, description="a whole number, 0 or more")]
+
+def _needed(kind: Any, words: str, **limits: Any) -> Any:
+    """A kind of value. Any other value is refused with the words that say what is needed."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise PydanticCustomError("needed", words) from None
+
+    return Annotated[kind, Field(**limits), WrapValidator(check)]
+
+
+_Text = _needed(str | None, "a text")
+_Texts = _needed(str | list[str] | None, "a text or a list of texts")
+_YesNo = _needed(bool | None, "true or false")
+_Size = _needed(int | None, "a whole number above 0", gt=0)
+_Number = _needed(float | None, "a number")
+_Positive = _needed(float | None, "a number above 0", gt=0)
+_Count = _needed(int | None, "a whole number, 0 or more", ge=0)
 _Id = Annotated[int, Field(ge=-1, lt=2**31)]  # -1: none
-_Ids = Annotated[
+_OneId = _needed(_Id | None, "a token's id")
+_Ids = _needed(
     _Id | Annotated[list[_Id], Field(min_length=1)] | None,
-    Field(description="a token's id, or a list of them that isn't empty"),
-]
-_Object = Annotated[dict[str, Any] | None, Field(description="an object")]
-_Side = Annotated[Literal["left", "right"] | None, Field(description="left or right")]
+    "a token's id, or a list of them that isn't empty",
+)
+_Object = _needed(dict[str, Any] | None, "an object")
+_TextOrList = _needed(str | list[Any] | None, "a text or a list")
+_Side = _needed(Literal["left", "right"] | None, "left or right")
 
 
 class _Strict(BaseModel):
@@ -44,11 +68,11 @@ def _object(base: type[BaseModel] = _Strict, /, **kinds: Any) -> Any:
     """A model of a JSON object: a kind of value by key. Each key may be absent, and any other key
     may have any value.
     """
-    fields: Any = {key: (kind, None) for key, kind in kinds.items()}
+    fields: dict[str, Any] = {key: (kind, None) for key, kind in kinds.items()}
     return create_model("_Object", __base__=base, **fields)
 
 
-#: A tower's own config: what tensors don't show is taken from it.
+#: A tower's own config, for values that tensors don't show.
 _Tower = _object(
     model_type=_Text,
     hidden_size=_Size,
@@ -59,7 +83,7 @@ _Tower = _object(
     image_size=_Size,
     patch_size=_Size,
     hidden_act=_Text,
-    layer_norm_eps=Annotated[float | None, Field(gt=0, description="a number above 0")],
+    layer_norm_eps=_Positive,
 )
 
 
@@ -67,23 +91,21 @@ _Tower = _object(
 _Source = _object(
     model_type=_Text,
     architectures=_Texts,
-    name_or_path=Annotated[str | None, Field(alias="_name_or_path", description="a text")],
+    name_or_path=Annotated[_Text, Field(alias="_name_or_path")],
     vocab_size=_Size,
     bos_token_id=_Ids,
     eos_token_id=_Ids,
-    pad_token_id=Annotated[_Id | None, Field(description="a token's id")],
+    pad_token_id=_OneId,
     tie_word_embeddings=_YesNo,
-    text_config=Annotated[dict[str, Any] | None, Field(description="an object")],
-    vision_config=Annotated[_Tower | None, Field(description="an object")],
+    text_config=_Object,
+    vision_config=_Tower | None,
     mm_projector_type=_Text,
     mm_resampler_type=_Text,
     mm_hidden_size=_Size,
     mm_vision_tower=_Texts,
     mm_image_tower=_Texts,
     mm_video_tower=_Texts,
-    mm_vision_select_layer=Annotated[
-        int | list[int] | None, Field(description="a whole number or a list of them")
-    ],
+    mm_vision_select_layer=_needed(int | list[int] | None, "a whole number or a list of them"),
     mm_vision_select_feature=_Text,
     mm_patch_merge_type=_Text,
     mm_use_im_start_end=_YesNo,
@@ -93,7 +115,7 @@ _Source = _object(
     freeze_mm_mlp_adapter=_YesNo,
     unfreeze_mm_vision_tower=_YesNo,
     image_aspect_ratio=_Text,
-    image_grid_pinpoints=Annotated[str | list[Any] | None, Field(description="a text or a list")],
+    image_grid_pinpoints=_TextOrList,
 )
 
 
@@ -108,13 +130,11 @@ class _AddedToken(_Strict):
     special: bool = False
 
 
-_Token = Annotated[
-    str | _AddedToken | None, Field(description="a text, or an object with the text as `content`")
-]
-_Tokens = Annotated[
+_Token = _needed(str | _AddedToken | None, "a text, or an object with the text as `content`")
+_Tokens = _needed(
     list[str | _AddedToken] | dict[str, str | _AddedToken] | None,
-    Field(description="texts, or objects with `content`"),
-]
+    "texts, or objects with `content`",
+)
 
 
 #: `special_tokens_map.json`.
@@ -135,12 +155,12 @@ _Tokenizer = _object(
     _Roles,
     tokenizer_class=_Text,
     processor_class=_Text,
-    added_tokens_decoder=Annotated[
+    added_tokens_decoder=_needed(
         dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], _AddedToken],
-        Field(description="an object of ids with a token's `content` and flags each"),
-    ],
+        "an object of ids with a token's `content` and flags each",
+    ),
     extra_special_tokens=_Tokens,
-    model_max_length=Annotated[float | None, Field(gt=0, description="a number above 0")],
+    model_max_length=_Positive,
     padding_side=_Side,
     truncation_side=_Side,
     clean_up_tokenization_spaces=_YesNo,
@@ -151,11 +171,10 @@ _Tokenizer = _object(
     legacy=_YesNo,
     use_default_system_prompt=_YesNo,
     sp_model_kwargs=_Object,
-    model_input_names=Annotated[list[str] | None, Field(description="a list of texts")],
-    chat_template=Annotated[
-        str | list[dict[str, str]] | None,
-        Field(description="a text, or a list of objects with name and template"),
-    ],
+    model_input_names=_needed(list[str] | None, "a list of texts"),
+    chat_template=_needed(
+        str | list[dict[str, str]] | None, "a text, or a list of objects with name and template"
+    ),
 )
 
 
@@ -163,7 +182,7 @@ _Tokenizer = _object(
 _Generation = _object(
     bos_token_id=_Ids,
     eos_token_id=_Ids,
-    pad_token_id=Annotated[_Id | None, Field(description="a token's id")],
+    pad_token_id=_OneId,
     max_length=_Count,
     max_new_tokens=_Count,
     min_length=_Count,
@@ -184,17 +203,12 @@ _Generation = _object(
 )
 
 
-_Sides = Annotated[
-    float
-    | Annotated[dict[str, float], Field(min_length=1)]
-    | Annotated[list[float], Field(min_length=1)]
-    | None,
-    Field(description="pixels, or an object of sides in pixels"),
-]
-_Colours = Annotated[
-    float | Annotated[list[float], Field(min_length=1)] | None,
-    Field(description="a number, or one for each colour"),
-]
+_Numbers = Annotated[list[float], Field(min_length=1)]
+_Sides = _needed(
+    float | Annotated[dict[str, float], Field(min_length=1)] | _Numbers | None,
+    "pixels, or an object of sides in pixels",
+)
+_Colours = _needed(float | _Numbers | None, "a number, or one for each colour")
 
 
 #: `preprocessor_config.json`, `video_preprocessor_config.json`.
@@ -211,22 +225,19 @@ _ImageProcessor = _object(
     do_pad=_YesNo,
     size=_Sides,
     crop_size=_Sides,
-    resample=Annotated[
-        int | None,
-        Field(ge=0, le=5, description="a number from 0 to 5, as Pillow counts its filters"),
-    ],
+    resample=_needed(int | None, "a number from 0 to 5, as Pillow counts its filters", ge=0, le=5),
     rescale_factor=_Number,
     image_mean=_Colours,
     image_std=_Colours,
-    image_grid_pinpoints=Annotated[str | list[Any] | None, Field(description="a text or a list")],
+    image_grid_pinpoints=_TextOrList,
 )
 
 
 #: `processor_config.json`; what 5.x puts into it are configs of their own.
 _Processor = _object(
     processor_class=_Text,
-    image_processor=Annotated[_ImageProcessor | None, Field(description="an object")],
-    video_processor=Annotated[_ImageProcessor | None, Field(description="an object")],
+    image_processor=_ImageProcessor | None,
+    video_processor=_ImageProcessor | None,
     patch_size=_Size,
     num_additional_image_tokens=_Count,
     vision_feature_select_strategy=_Text,
@@ -236,14 +247,6 @@ _Processor = _object(
 )
 
 
-#: `chat_template.json`.
-_ChatTemplate = _object(
-    chat_template=_Text,
-)
-
-
-#: Files of words with their ids.
-_WORDS = ("added_tokens.json", "vocab.json")
 _KINDS: Mapping[str, type[BaseModel]] = {
     "special_tokens_map.json": _Roles,
     "tokenizer_config.json": _Tokenizer,
@@ -251,7 +254,7 @@ _KINDS: Mapping[str, type[BaseModel]] = {
     "preprocessor_config.json": _ImageProcessor,
     "video_preprocessor_config.json": _ImageProcessor,
     "processor_config.json": _Processor,
-    "chat_template.json": _ChatTemplate,
+    "chat_template.json": _object(chat_template=_Text),
 }
 
 
@@ -259,49 +262,44 @@ def read_beside(folder: Path, name: str) -> dict[str, Any]:
     """The object in a JSON file beside a checkpoint's weights; empty without the file.
 
     Raises:
-        RemapError: LR113 for a file that is no JSON object, and for every key in it whose value is
-            of a kind that can't be; LR100 for a file that can't be read.
+        RemapError: LR113 for a file that is no JSON object, and for every key in it with a value of
+            a wrong kind; LR100 for a file that can't be read.
     """
     path, fix = folder / name, "Replace it by the original one."
     content = read_object(path, "LR113", fix, unique=False) if has_file(path) else {}
-    odd = (
-        [*_odd(_KINDS[name], content)]
-        if name in _KINDS
-        else _odd_words(content)
-        if name in _WORDS
-        else []
-    )
-    if odd:
-        raise RemapError(
-            [Problem("LR113", f"{quoted(str(path))} says {said}", fix) for said in odd]
-        )
+    odd = _odd(_KINDS[name], content) if name in _KINDS else _odd_words(name, content)
+    if problems := [Problem("LR113", f"{quoted(str(path))} says {said}", fix) for said in odd]:
+        raise RemapError(problems)
     return content
 
 
-def _odd_words(content: Mapping[str, Any]) -> list[str]:
-    """The first word whose id is none."""
-    odd = ((word, i) for word, i in content.items() if type(i) is not int or i < 0)
-    return [f"{word[:60]}: {shortened(i)}; a token's id is needed." for word, i in odd][:1]
+def _odd_words(name: str, content: Mapping[str, Any]) -> Iterator[str]:
+    """The first word without an id, in a file of words and ids."""
+    for word, i in content.items() if name in ("added_tokens.json", "vocab.json") else ():
+        if type(i) is not int or i < 0:
+            yield f"{word[:60]}: {shortened(i)}; a token's id is needed."
+            return
 
 
 def odd_values(location: str, config: Mapping[str, Any]) -> list[Problem]:
-    """LR112 for every key of a source's `config.json` whose value is of a kind that can't be.
+    """LR112 for every key of a source's `config.json` with a value of a wrong kind.
 
     Args:
         location: the source, for the message.
     """
     kind = _Tower if str(config.get("model_type", "")).endswith("_vision_model") else _Source
-    fix = "Hold its config.json against the original one."
     return [
-        Problem("LR112", f"the config of {location} says {said}", fix)
+        Problem(
+            "LR112",
+            f"the config of {location} says {said}",
+            "Compare its config.json with the original one.",
+        )
         for said in (*_odd(kind, config), *_too_large(config))
     ]
 
 
 def _too_large(config: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """The keys whose whole numbers have no room in 64 bits: no size, count or id has such a
-    value.
-    """
+    """The keys with whole numbers of more than 64 bits: no size, count or id has such a value."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _too_large(value, f"{within}{key}.")
@@ -310,44 +308,13 @@ def _too_large(config: Mapping[str, Any], within: str = "") -> Iterator[str]:
 
 
 def _odd(kind: type[BaseModel], content: Mapping[str, Any]) -> Iterator[str]:
-    """The keys whose values are of a kind that can't be, each with its value and with what is
-    needed.
-    """
+    """The keys with a value of a wrong kind, each with its value and what is needed."""
     try:
         kind.model_validate(content)
     except ValidationError as error:
-        for key in dict.fromkeys(_key(kind, found["loc"]) for found in error.errors()):
-            value: Any = content
-            for part in key:
-                value = value[part]
-            yield f"{'.'.join(key)}: {shortened(value)}; {_field(kind, key).description} is needed."
-
-
-def _key(kind: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The key at fault, in parts: as deep as models have fields. Behind it pydantic names the
-    forms of a union and indices.
-    """
-    first = str(loc[0])
-    inner = _inner(_field(kind, (first,)))
-    deeper = inner is not None and len(loc) > 1 and loc[1] in _fields(inner)
-    return (first, str(loc[1])) if deeper else (first,)
-
-
-def _field(kind: type[BaseModel], key: tuple[str, ...]) -> FieldInfo:
-    found = _fields(kind)[key[0]]
-    inner = _inner(found)
-    return found if len(key) == 1 or inner is None else _fields(inner)[key[1]]
-
-
-def _fields(kind: type[BaseModel]) -> dict[str, FieldInfo]:
-    return {field.alias or name: field for name, field in kind.model_fields.items()}
-
-
-def _inner(field: FieldInfo) -> type[BaseModel] | None:
-    """The model of an object's keys; None for a value of another kind, or of several."""
-    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
-    return (
-        kinds[0]
-        if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel)
-        else None
-    )
+        for odd in error.errors():
+            key, needed = (
+                map(str, odd["loc"]),
+                odd["msg"] if odd["type"] == "needed" else "an object",
+            )
+            yield f"{'.'.join(key)}: {shortened(odd['input'])}; {needed} is needed."

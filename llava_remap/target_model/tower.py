@@ -11,7 +11,7 @@ from llava_remap.checkpoint import Tensor
 from llava_remap.core.problem import ConfigError, Problem, RemapError, refuse
 from llava_remap.target_model.presets import STOCK, TOWER_DEFAULTS, TOWERS, stock_name
 
-#: What of a vision config is kept; everything else in it has no effect on what the tower computes.
+#: Keys of a vision config that are kept. No other key changes what the tower computes.
 _KEYS = (
     "num_attention_heads",
     "num_channels",
@@ -22,6 +22,14 @@ _KEYS = (
     "initializer_range",
     "initializer_factor",
 )
+#: Sizes that the tensors show.
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "patch_size",
+    "num_channels",
+)
 _GIVE = "Give the tower's own checkpoint, with its config.json: --source vision_tower=DIR."
 
 
@@ -31,9 +39,9 @@ class Tower:
 
     Attributes:
         config: the `vision_config` of the target.
-        facts: what a rule file can ask for with `tower:` and `when:` (patch_size, image_size,
-            class_tokens, image_tokens, …).
-        notes: where tensors and configs disagree; the tensors are believed.
+        facts: values that a rule file can ask for with `tower:` and `when:` (patch_size,
+            image_size, class_tokens, image_tokens, …).
+        notes: disagreements of tensors and configs; the tensors are believed.
     """
 
     config: Mapping[str, Any]
@@ -41,14 +49,19 @@ class Tower:
     notes: tuple[Problem, ...]
 
     def unlike(self, own: Mapping[str, Any]) -> list[str]:
-        """In what a tower with this config of its own is computed otherwise, whatever the shapes
-        of its tensors.
+        """Differences by which a tower with the config `own` computes something else, whatever
+        the shapes of its tensors.
         """
         other = {**TOWER_DEFAULTS[str(self.config["model_type"])], **own}
-        keys = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size")
         return [
             f"{key} {self.config[key]!r} and {other[key]!r}"
-            for key in keys
+            for key in (
+                "num_attention_heads",
+                "hidden_act",
+                "layer_norm_eps",
+                "image_size",
+                "patch_size",
+            )
             if self.config[key] != other[key]
         ]
 
@@ -64,7 +77,7 @@ def read_tower(
     """Describe the tower of a target.
 
     Args:
-        prefix: what its names begin with.
+        prefix: the start of the tower's names.
         tensors: the target's tensors by classic name.
         own: the tower's own vision config, where a source has one.
         named: the tower that the language model's config names (`mm_vision_tower`).
@@ -77,33 +90,30 @@ def read_tower(
             attention heads.
     """
     seen = _sizes(prefix, tensors)
-    kind = seen["model_type"]
     known, notes = _known(seen, own, named, apart)
-    sizes = {
-        key: seen[key]
-        for key in (
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "patch_size",
-            "num_channels",
-        )
+    kind, sizes = {"model_type": seen["model_type"]}, {key: seen[key] for key in _SIZES}
+    image_size = {"image_size": known["image_size"]}
+    config = {
+        **kind,
+        **{key: known[key] for key in _KEYS if known.get(key) is not None},
+        **sizes,
+        **image_size,
     }
-    kept = {key: known[key] for key in _KEYS if known.get(key) is not None}
-    image_size = known["image_size"]
-    config = {"model_type": kind, **kept, **sizes, "image_size": image_size}
-    if kind == "siglip_vision_model":
+    if seen["model_type"] == "siglip_vision_model":
         config["vision_use_head"] = seen["has_head"]
     facts = {
         **sizes,
-        "model_type": kind,
-        "image_size": image_size,
+        **kind,
+        **image_size,
         "class_tokens": seen["class_tokens"],
         "image_tokens": seen["patches"],
         "positions": seen["positions"][0],
         "apart": apart,
-        "last_layer_deleted": known["num_hidden_layers"] == seen["num_hidden_layers"] + 1
-        or _cut(seen),
+        # A config written after the deletion doesn't tell, but the stock tower of these sizes does.
+        "last_layer_deleted": any(
+            whole["num_hidden_layers"] == seen["num_hidden_layers"] + 1
+            for whole in (known, *(preset for preset in TOWERS.values() if _fits(preset, seen)))
+        ),
     }
     return Tower(config, facts, tuple(notes))
 
@@ -111,23 +121,18 @@ def read_tower(
 def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """A vision config that gives a tower the shapes of these tensors, where only shapes are wanted.
 
-    The number of attention heads, which changes none, is made up.
+    The number of attention heads is made up: it changes no shape.
     """
     seen = _sizes(prefix, tensors)
-    keys = (
-        "model_type",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "patch_size",
-        "num_channels",
-    )
-    image_size = isqrt(seen["patches"]) * seen["patch_size"]
-    return {**{key: seen[key] for key in keys}, "image_size": image_size, "num_attention_heads": 1}
+    return {
+        **{key: seen[key] for key in ("model_type", *_SIZES)},
+        "image_size": isqrt(seen["patches"]) * seen["patch_size"],
+        "num_attention_heads": 1,
+    }
 
 
 def has_stock_sizes(named: str, prefix: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a tower can be the one that is named: of no stock tower the name tells sizes."""
+    """Whether a tower can be the one that `named` names. Only names of stock towers tell sizes."""
     called = stock_name(named)
     try:
         return called not in STOCK or _fits(STOCK[str(called)], _sizes(prefix, tensors))
@@ -136,7 +141,11 @@ def has_stock_sizes(named: str, prefix: str, tensors: Mapping[str, Tensor]) -> b
 
 
 def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the tensors' names and shapes show."""
+    """Sizes, kind and parts of a tower, from the names and shapes of its tensors.
+
+    Raises:
+        RemapError: LR302 without a whole tower.
+    """
     tower = {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
@@ -164,10 +173,9 @@ def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             ],
         )
     class_tokens = int("embeddings.class_embedding" in tower)
+    layered = (name for name in tower if name.startswith("encoder.layers."))
     out, channels, side, last = patch.shape
-    if (
-        channels == side != last
-    ):  # [out, height, width, in], as MLX has it: the plan tells it, by the shape that is wanted
+    if channels == side != last:  # MLX's order, [out, height, width, in]: the plan refuses it
         channels = last
     return {
         "model_type": "clip_vision_model" if class_tokens else "siglip_vision_model",
@@ -179,23 +187,21 @@ def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "class_tokens": class_tokens,
         "intermediate_size": first_mlp.shape[0],
         "num_hidden_layers": 1
-        + max((int(n) for name in tower if (n := _layer(name)).isdecimal()), default=-1),
+        + max(
+            (int(layer) for name in layered if (layer := name.split(".")[2]).isdecimal()),
+            default=-1,
+        ),
         "has_head": any(name.startswith("head.") for name in tower),
     }
-
-
-def _layer(name: str) -> str:
-    """The number of the layer that a name of the tower is in; empty for one that is in none."""
-    return name.split(".")[2] if name.startswith("encoder.layers.") else ""
 
 
 def _known(
     seen: Mapping[str, Any], own: Mapping[str, Any] | None, named: str | None, apart: bool
 ) -> tuple[Mapping[str, Any], list[Problem]]:
-    """What is known of a tower beside its tensors, and where it was not believed.
+    """The vision config that counts for a tower, and notes on configs that were not believed.
 
-    Its own config comes first; then the stock tower of these sizes, if the language model's config
-    names a stock tower or none: a tower of another name may have another activation.
+    The tower's own config comes first; then the stock tower of these sizes, if the language model's
+    config names a stock tower or none: a tower of another name may have another activation.
     """
     defaults = TOWER_DEFAULTS[seen["model_type"]]
     given = {"model_type": seen["model_type"], **defaults, **own} if own is not None else None
@@ -221,8 +227,8 @@ def _known(
             "LR112",
             "nothing tells the number of attention heads and the activation of the vision tower "
             f"({_said(seen)}): tensors "
-            f"don't show them, and {_called(named)} is none of the stock towers of these sizes "
-            f"({', '.join(TOWERS)}).",
+            f"don't show them, and {'it' if named is None else f'`{named}`'} is none of the stock "
+            f"towers of these sizes ({', '.join(TOWERS)}).",
             _GIVE,
         )
     notes = []
@@ -250,50 +256,33 @@ def _fits(config: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
     """Whether a whole vision config is that of a tower with these sizes. LLaVA's SigLIP code
     deletes the last layer.
     """
-    numbers = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "image_size",
-        "patch_size",
-    )
-    if not all(isinstance(config[key], int) and config[key] > 0 for key in numbers):
+    if not all(
+        isinstance(config[key], int) and config[key] > 0
+        for key in (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "image_size",
+            "patch_size",
+        )
+    ):
         return False
     side = config["image_size"] // config["patch_size"]
-    deleted = config["num_hidden_layers"] - seen["num_hidden_layers"]
     return (
         config["model_type"] == seen["model_type"]
         and all(
             config[key] == seen[key] for key in ("hidden_size", "intermediate_size", "patch_size")
         )
-        and deleted in ((0,) if seen["class_tokens"] else (0, 1))
+        and config["num_hidden_layers"] - seen["num_hidden_layers"]
+        in ((0,) if seen["class_tokens"] else (0, 1))
         and side * side == seen["patches"]
     )
 
 
-def _cut(seen: Mapping[str, Any]) -> bool:
-    """Whether it is a stock tower without its last layer, whatever a config that was written
-    since says.
-    """
-    return any(
-        _fits(preset, seen) and preset["num_hidden_layers"] > seen["num_hidden_layers"]
-        for preset in TOWERS.values()
-    )
-
-
-def _called(named: str | None) -> str:
-    return f"`{named}`" if named is not None else "it"
-
-
 def _said(sizes: Mapping[str, Any]) -> str:
-    shown = (
-        "model_type",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "patch_size",
-        "image_size",
-        "positions",
+    return ", ".join(
+        f"{key} {sizes[key]}"
+        for key in ("model_type", *_SIZES[:4], "image_size", "positions")
+        if sizes.get(key) is not None
     )
-    return ", ".join(f"{key} {sizes[key]}" for key in shown if sizes.get(key) is not None)

@@ -1,12 +1,10 @@
-"""What a checkpoint's tokenizer files say, without building a tokenizer: how many ids, which
-words, which special tokens.
-"""
+"""A checkpoint's tokenizer files, read without building a tokenizer: ids, words, special tokens."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from llava_remap.core.wording import quoted
 from llava_remap.rulefile import Token
 from llava_remap.target_model.source_files import read_beside
 
-#: Rows of an embedding come in multiples of this where it was padded.
+#: A padded embedding has a multiple of this many rows.
 _PADDED_TO = 64
 _REPLACE = "Replace it by the original one."
 
@@ -27,7 +25,7 @@ class Vocabulary:
     """The words of a tokenizer.
 
     Attributes:
-        folder: where its files are.
+        folder: the folder with its files.
         ids: word → id.
         next_id: the id that the next added token gets.
         special: role (`pad_token`, `unk_token`, …) → word.
@@ -46,9 +44,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class PlacedToken:
-    """A token of the rule file and its id. `added` says that the source's tokenizer doesn't have
-    it yet.
-    """
+    """A token of the rule file and its id. `added`: the source's tokenizer doesn't have it yet."""
 
     text: str
     role: str
@@ -75,25 +71,26 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     config = read_beside(folder, "tokenizer_config.json")
     added |= read_beside(folder, "added_tokens.json")
     added |= {_word(token): int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
-    ids = base | added
-    last = max(added.values(), default=-1)
-    # As the tokenizers library counts: behind the last added token, but never inside the model's
-    # own vocabulary.
-    next_id = last + 1 if last >= len(base) else len(base)
     special = {
         **read_beside(folder, "special_tokens_map.json"),
         **{k: v for k, v in config.items() if v is not None},
     }
-    roles = {
-        role: _word(token)
-        for role, token in special.items()
-        if role.endswith("_token") and isinstance(token, (str, dict))
-    }
-    return Vocabulary(folder, ids, next_id, roles)
+    return Vocabulary(
+        folder,
+        base | added,
+        # As the tokenizers library counts: behind the last added token, but never inside the
+        # model's own vocabulary.
+        max(len(base), max(added.values(), default=-1) + 1),
+        {
+            role: _word(token)
+            for role, token in special.items()
+            if role.endswith("_token") and isinstance(token, (str, dict))
+        },
+    )
 
 
 def _tokenizers_words(file: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """The words of a `tokenizer.json` with their ids: the model's own, and the added ones."""
+    """The words of a `tokenizer.json` with their ids: the model's own words, and the added ones."""
     content = read_beside(file.parent, file.name)
     try:
         words = content["model"]["vocab"]
@@ -106,9 +103,10 @@ def _tokenizers_words(file: Path) -> tuple[dict[str, int], dict[str, int]]:
         if odd := [word for word, i in (base | added).items() if type(i) is not int]:
             raise TypeError(f"the id of {odd[0]!r} is no whole number")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
         raise refuse(
-            "LR113", f"{quoted(str(file))} is not of a tokenizer's form ({reason}).", _REPLACE
+            "LR113",
+            f"{quoted(str(file))} is not of a tokenizer's form ({type(error).__name__}: {error}).",
+            _REPLACE,
         ) from None
     return base, added
 
@@ -116,26 +114,21 @@ def _tokenizers_words(file: Path) -> tuple[dict[str, int], dict[str, int]]:
 def place_tokens(
     tokens: Sequence[Token], vocabulary: Vocabulary | None, rows: int, config: Mapping[str, Any]
 ) -> tuple[PlacedToken, ...]:
-    """Give every token of a rule file its id: the one it has, else the next free one.
+    """Give every token of a rule file its id: the id that the tokenizer has for it, else the next
+    free one.
 
-    A pad token is added only where the tokenizer has none of its own; `<unk>` standing in for one
+    A pad token is added only where the tokenizer has no pad token of its own; `<unk>` in its place
     doesn't count. Without a tokenizer an id is what the source's `config` says, or follows the
-    `rows` of the embedding, as it does for every tokenizer without spare rows.
+    `rows` of the embedding, as for every tokenizer without spare rows.
     """
-    free = vocabulary.next_id if vocabulary else rows
-    ids = vocabulary.ids if vocabulary else {}
-    special = vocabulary.special if vocabulary else {}
+    ids, free, special = (
+        (vocabulary.ids, vocabulary.next_id, vocabulary.special) if vocabulary else ({}, rows, {})
+    )
+    pad = special.get("pad_token")
+    has_pad = pad in ids and pad != special.get("unk_token")
     placed: list[PlacedToken] = []
     for token in tokens:
-        text = token.text
-        pad = special.get("pad_token")
-        if (
-            token.role == "pad"
-            and pad is not None
-            and pad in ids
-            and pad != special.get("unk_token")
-        ):
-            text = pad
+        text = pad if pad is not None and has_pad and token.role == "pad" else token.text
         known = (
             ids.get(text)
             if vocabulary is not None
@@ -159,19 +152,19 @@ def vocabulary_problems(
     adds_rows: bool,
     rows_of_base: int | None = None,
 ) -> list[Problem]:
-    """LR402 and LR403: all in which config, tokenizer and embedding disagree on how many tokens
-    there are and on their ids.
+    """LR402 and LR403 where config, tokenizer and embedding disagree on the number of tokens or on
+    their ids.
 
     Args:
-        config: the source's own, of the language model.
+        config: the source's config of the language model.
         rows: rows of the embedding in the checkpoint.
         rows_after: rows of the embedding that will be written.
-        vocab: what was asked for: `pad`, `keep` or a number of rows.
+        vocab: the option --vocab: `pad`, `keep` or a number of rows.
         adds_rows: whether a rule of `post_load` can add rows.
-        rows_of_base: rows that an embedding of another source had, in whose place the one with
-            `rows` is taken.
+        rows_of_base: rows of the base's embedding, where another source's embedding with `rows`
+            replaces it.
     """
-    problems = _id_problems(vocabulary, tokens, config)
+    problems = [*_id_problems(vocabulary, tokens, config)]
     said = config.get("vocab_size")
     if said is not None and said != rows and rows:
         return [
@@ -183,12 +176,11 @@ def vocabulary_problems(
             ),
         ]
     ours = {token.text for token in tokens}
-    words = (
-        [word for word, i in vocabulary.ids.items() if i >= rows and word not in ours]
-        if vocabulary is not None
-        else []
-    )
-    if vocabulary is not None and words and rows:
+    if (
+        vocabulary is not None
+        and rows
+        and any(i >= rows and word not in ours for word, i in vocabulary.ids.items())
+    ):
         return [
             *problems,
             Problem(
@@ -204,9 +196,8 @@ def vocabulary_problems(
         return [*problems, unexplained]
     beyond = [token for token in tokens if token.id >= rows_after]
     needed = max((token.id + 1 for token in tokens), default=0)
-    pad = (
-        "" if vocab == "pad" else "--vocab pad, or "
-    )  # which is what was asked for, where it doesn't help
+    # Where `pad` was asked for, it doesn't help.
+    pad = "" if vocab == "pad" else "--vocab pad, or "
     as_it_is = "Give --vocab keep, or leave it out."
     if isinstance(vocab, int) and vocab < rows:
         cause = (
@@ -214,10 +205,9 @@ def vocabulary_problems(
         )
         fix = f"Give {pad}--vocab {max(rows, needed)} or more." if adds_rows else as_it_is
     elif beyond:
-        listed = ", ".join(f"`{token.text}` {token.id}" for token in beyond)
         cause = (
-            f"embed_tokens will have {rows_after} rows, and there is none for {listed}: "
-            f"{needed} are needed."
+            f"embed_tokens will have {rows_after} rows, and there is none for "
+            f"{', '.join(f'`{token.text}` {token.id}' for token in beyond)}: {needed} are needed."
         )
         fix = (
             f"Give {pad}--vocab {needed} or more."
@@ -238,13 +228,13 @@ def vocabulary_problems(
 def _unexplained_rows(
     vocabulary: Vocabulary, tokens: Sequence[PlacedToken], rows: int, rows_of_base: int | None
 ) -> Problem | None:
-    """LR402 where a new token would get a row that was trained for a token which the tokenizer
+    """LR402 where a new token would get a row that was trained for a token that the tokenizer
     files don't know.
 
-    Rows behind the tokenizer's tokens are spare where the table was padded, to a multiple of 64
-    (Qwen: 151936 for 151646 tokens); as many tokens as such a multiple (Llama: 32000) need no
-    padding. Otherwise rows may have been added one by one, each for a token; and so may those that
-    a training added to its base.
+    Rows behind the tokenizer's tokens are spare where the table was padded to a multiple of 64
+    (Qwen: 151936 rows for 151646 tokens). A vocabulary of such a multiple (Llama: 32000) needs no
+    padding. Otherwise rows may have been added one by one, each for a token, and so may the rows
+    that a training added to its base.
     """
     taken = [token for token in tokens if token.added and token.id < rows]
     grown = rows_of_base is not None and vocabulary.size <= rows_of_base < rows
@@ -267,12 +257,12 @@ def _unexplained_rows(
 
 def _id_problems(
     vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any]
-) -> list[Problem]:
-    """LR403 where two tokens have one id, or where the source's config has another id for one
-    than the tokenizer.
+) -> Iterator[Problem]:
+    """LR403 where two tokens have one id, or where source config and tokenizer have different ids
+    for a token.
     """
     if vocabulary is None:
-        return []
+        return
     words: dict[int, list[str]] = defaultdict(list)
     for word, i in vocabulary.ids.items():
         words[i].append(word)
@@ -280,48 +270,44 @@ def _id_problems(
         "Put the tokenizer files there that the checkpoint was trained with, in "
         f"{vocabulary.folder}."
     )
-    problems = []
     for token in tokens:
         if others := [word for word in words[token.id] if word != token.text]:
-            cause = (
+            yield Problem(
+                "LR403",
                 f"`{token.text}`, the {token.role} token, has id {token.id}, and so has "
-                f"`{others[0]}`."
+                f"`{others[0]}`.",
+                fix,
             )
-            problems.append(Problem("LR403", cause, fix))
         roles = [other.role for other in tokens if other.id == token.id]
         if len(roles) > 1 and token.role == roles[0]:
-            cause = (
+            yield Problem(
+                "LR403",
                 f"`{token.text}` has id {token.id}, and it is "
-                f"{' and '.join(f'the {role} token' for role in roles)}."
-            )
-            problems.append(
-                Problem("LR403", cause, "Give the tokenizer a pad token of its own, or none.")
+                f"{' and '.join(f'the {role} token' for role in roles)}.",
+                "Give the tokenizer a pad token of its own, or none.",
             )
         for key, said in _said_ids(token.role, config).items():
             if said != token.id:
                 taken = f", which is `{words[said][0]}`" if words[said] else ""
-                cause = (
+                yield Problem(
+                    "LR403",
                     f"`{token.text}` is {token.id} in the tokenizer, the source's config says "
-                    f"{key}: {said}{taken}."
+                    f"{key}: {said}{taken}.",
+                    f"{fix[:-1]}; or take {key} out of the source's config.json.",
                 )
-                problems.append(
-                    Problem(
-                        "LR403",
-                        cause,
-                        f"{fix[:-1]}; or take {key} out of the source's config.json.",
-                    )
-                )
-    return problems
 
 
 def _said_ids(role: str, config: Mapping[str, Any]) -> dict[str, int]:
-    """What a source's config says the id of a token is, by key. A pad token's is no such: it says
-    what stands in for one.
+    """The ids that a source's config says for a token, by key. A pad token's key doesn't count: it
+    names the token that is used for padding.
 
     LLaVA's own code marks images by a number below 0, which is no token's id.
     """
-    keys = () if role == "pad" else (f"{role}_token_index", f"{role}_token_id")
-    return {key: said for key in keys if type(said := config.get(key)) is int and said >= 0}
+    return {
+        key: said
+        for key in (f"{role}_token_index", f"{role}_token_id")
+        if role != "pad" and type(said := config.get(key)) is int and said >= 0
+    }
 
 
 def _word(token: Any) -> str:
@@ -335,7 +321,7 @@ def _sentencepiece(path: Path) -> dict[str, int]:
     import sentencepiece
 
     try:
-        name: Any = os.fsencode(path)  # one that is no UTF-8 goes as bytes only
+        name: Any = os.fsencode(path)  # a path that isn't UTF-8 can only be given as bytes
         model = sentencepiece.SentencePieceProcessor(model_file=name)
     except (RuntimeError, OSError) as error:
         check_libraries()

@@ -1,9 +1,9 @@
-"""The parameters wanted: names and shapes of a transformers class, by classic name, and what each
-is called where it is written.
+"""The parameters wanted: names and shapes of a transformers class, by classic name, and the name
+that each has in the layout that is written.
 
-The class is built on the meta device, so no weights exist. Its module names are taken to the
-classic layout by a layout rule file, and the installed transformers is asked whether it takes each
-name that is written back to the parameter that it came from.
+The class is built on the meta device, so no weights exist. A layout rule file takes its module
+names to the classic layout. The installed transformers is asked whether it takes each name that is
+written back to the parameter that it came from.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import ConfigError, refuse
 from llava_remap.target_model.layouts import CLASSIC, layout_program, layout_rules, names_in
 
-#: The names in which the installed transformers saves a model that was built from scratch (the tool
-#: runs on 5.6 and later).
+#: The layout in which the installed transformers (5.6 or later) saves a model that was built from
+#: scratch.
 DISK_LAYOUT = "classic-5.6"
 #: The deepest language model published has 126.
 _MOST_LAYERS = 1000
-#: A list of more than six words, as transformers has them of all that it knows.
+#: A list of more than six words: transformers lists all names that it knows.
 _LIST = re.compile(r"((?:[^\s,]+, ){6})(?:[^\s,]+, )*[^\s,]+")
 
 
@@ -33,13 +33,13 @@ class Target:
 
     Attributes:
         class_name: the transformers class.
-        shapes: classic name → shape; a tied parameter is there too.
+        shapes: classic name → shape, tied parameters included.
         tied: name → the name whose tensor it shares.
         names: classic name → name in the layout; empty for the classic one.
         embedding: classic name of the table of token embeddings.
-        joined: how many tensors the installed loader makes parts of larger parameters.
-        transposed: names of matrices that are stored as [inputs, outputs], the other way round than
-            those of linear layers.
+        joined: number of tensors that the installed loader makes parts of larger parameters.
+        transposed: names of matrices that are stored as [inputs, outputs]; linear layers store
+            [outputs, inputs].
     """
 
     class_name: str
@@ -55,7 +55,7 @@ def model_class(class_name: str, config: Mapping[str, Any]) -> Any:
     """A class of the installed transformers, for a config of its kind.
 
     Raises:
-        RemapError: LR201 for a class that isn't there, or a config of another one.
+        RemapError: LR201 for a class that isn't there, or a config of another class.
     """
     import transformers
 
@@ -103,10 +103,10 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
 
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a config.json as a class takes them: with infinity for what stands for it there.
+    """Values of a config.json as a class takes them: infinity has a form of its own in JSON.
 
-    A copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given for
-    `rope_scaling`.
+    The result is a copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given
+    for `rope_scaling`.
     """
 
     def read(value: dict[str, Any]) -> Any:
@@ -117,9 +117,7 @@ def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_endless(config: Mapping[str, Any]) -> None:
-    """LR112 for so many layers that building them would take all the memory there is, weights or
-    not.
-    """
+    """LR112 for so many layers that building them would take all memory, even without weights."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             refuse_endless(value)
@@ -139,24 +137,30 @@ def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = 
     """Names and shapes of a class with a config; from the cache where they were asked for before.
 
     Args:
-        layout: in which they will be written; the names of `shapes` are classic ones in any case.
+        layout: the layout that will be written; the names of `shapes` are classic in any case.
 
     Raises:
         RemapError: as `build_on_meta` and `names_in`; LR601 where the installed transformers
             doesn't take names of the layout to its own.
     """
-    # A pad token changes no shape, and a new one has no row before the embedding is expanded, which
-    # torch would refuse.
+    # A pad token changes no shape. A new one has no row yet, and torch would refuse it.
     text = {**config["text_config"], "pad_token_id": None}
     config = {**config, "pad_token_id": None, "text_config": text}
-    rules = [layout_rules(name).sha256 for name in (DISK_LAYOUT, layout)]
-    facts = {"class": class_name, "config": config, "layouts": rules}
-    return cached_value("target", facts, lambda: _ask(class_name, config, layout), Target)
+    return cached_value(
+        "target",
+        {
+            "class": class_name,
+            "config": config,
+            "layouts": [layout_rules(name).sha256 for name in (DISK_LAYOUT, layout)],
+        },
+        lambda: _ask(class_name, config, layout),
+        Target,
+    )
 
 
 def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, Any]:
-    """Names, shapes and ties as the installed transformers has them on disk, where each expert,
-    which it stacks, is a tensor.
+    """Names, shapes and ties as the installed transformers saves them. On disk each expert is a
+    tensor; in memory transformers stacks them.
     """
     from transformers.core_model_loading import revert_weight_conversion
     from transformers.pytorch_utils import Conv1D
@@ -175,7 +179,7 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
         )
     named = {name: str(target) for name, target in classic.items()}
     names = names_in(layout, named.values()) if layout != CLASSIC else {}
-    # What is only renamed is the parameter itself; what is stacked or split in loading is none.
+    # A tensor that is only renamed is the parameter itself; one stacked or split in loading isn't.
     made_of = {named[name]: module.get(id(value)) for name, value in stored.items()}
     _ask_loader(
         model,
@@ -210,13 +214,13 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
 def _ask_loader(
     model: Any, state: Mapping[str, Any], written: Mapping[str, str | None], layout: str
 ) -> None:
-    """Every name written must lead the installed loader to the parameter it stands for, each hit
-    exactly once.
+    """LR601 unless every name written leads the installed loader to its parameter, and all
+    parameters are reached.
 
     Args:
         written: name in the layout → module name; None for a tensor that the loader makes a part of
-            a parameter. That all of these together make their parameters, `strict_load` finds out
-            with the real loader.
+            a parameter. Whether these tensors make whole parameters, `strict_load` tests with the
+            real loader.
     """
     import transformers
     from transformers.conversion_mapping import get_model_conversion_mapping

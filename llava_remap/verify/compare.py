@@ -1,5 +1,5 @@
-"""Bit equality of an output with its sources: what the plan says of each tensor is done again,
-in memory, block by block.
+"""Bit equality of an output with its sources: each tensor is made again by the plan, in memory,
+block by block.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from llava_remap.checkpoint import Catalog, Tensor
-from llava_remap.core.dtypes import DTYPE_BITS, FLOATS
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, to_float64
 from llava_remap.core.problem import Problem
 from llava_remap.execute import Range, Recipe, blocks, equal, find
 from llava_remap.plan import Alias, Mapped
@@ -22,13 +22,13 @@ def compare(
     aliases: Sequence[Alias] = (),
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> tuple[int, list[Problem]]:
-    """Compare every tensor of an output with what its sources give. An alias, which isn't written,
-    is compared with the tensor that it is tied to.
+    """Compare every tensor of an output with its sources. The source tensor of an alias, which
+    isn't written, is compared with that of the tensor it is tied to.
 
     Args:
         written: the output's tensors.
-        recipe: how they are made.
-        aliases: names that the model ties to others of them.
+        recipe: how the tensors are made.
+        aliases: names that the model ties to other tensors.
         on_progress: called with the number of bytes compared since the last call.
 
     Returns:
@@ -44,26 +44,26 @@ def compare(
     found |= {alias.target: _tie(written, alias, recipe) for alias in aliases}
     rows = [(name, difference) for name, difference in sorted(found.items()) if difference]
     unknown = sorted(written.keys() - found.keys())
-    rows += [(name, "comes from nowhere, by the record") for name in unknown]
-    if not rows:
-        return len(found), []
+    rows += [(name, "has no source in the record") for name in unknown]
     cause = f"{len(rows)} of {len(found)} tensors are not what the sources give."
-    names = tuple(name for name, _ in rows)
-    return len(found), [Problem("LR602", cause, _FIX, names, tuple(rows))]
+    return len(found), tabled("LR602", cause, _FIX, rows)
+
+
+def tabled(code: str, cause: str, fix: str, rows: Sequence[tuple[str, str]]) -> list[Problem]:
+    """The problem of a table of names, each with its own fact; none for an empty table."""
+    return [Problem(code, cause, fix, tuple(name for name, _ in rows), tuple(rows))] if rows else []
 
 
 def _tie(written: Catalog, alias: Alias, recipe: Recipe) -> str:
-    """How a tensor that the model ties to another one, and that isn't written, is another one in
-    its source.
-    """
+    """How an alias, which isn't written, differs in its source from the tensor it is tied to."""
     other = recipe.mapped.get(alias.of)
     if alias.target in written or other is None:
         return "is tied to another parameter by the record, and is not in the folder"
     if len(other.parts) != 1 or not other.parts[0].is_whole:
         return f"is tied to `{alias.of}`, which is put together from several tensors"
-    stored = (alias.dtype, alias.shape)
-    difference = _other_header(alias.source, stored, recipe) or _other_source(other, recipe)
-    if difference:
+    if difference := _other_header(
+        alias.source, (alias.dtype, alias.shape), recipe
+    ) or _other_source(other, recipe):
         return difference
     own, its = (find(recipe.checkpoints, name) for name in (alias.source, *other.origins))
     return "" if equal(own, its) else f"is tied to `{alias.of}`, and has other values in its source"
@@ -72,7 +72,7 @@ def _tie(written: Catalog, alias: Alias, recipe: Recipe) -> str:
 def _difference(
     tensor: Tensor | None, entry: Mapped, recipe: Recipe, on_progress: Callable[[int], None]
 ) -> str:
-    """How a tensor differs, in words; empty where it doesn't."""
+    """How a tensor differs, in words; empty for no difference."""
     if tensor is None:
         return "is not there"
     if (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
@@ -87,7 +87,7 @@ def _difference(
 
 
 def _other_source(entry: Mapped, recipe: Recipe) -> str:
-    """How tensors that sources have for an entry aren't what they were, by their headers."""
+    """How the source tensors of an entry have changed, by their headers."""
     for part in entry.parts:
         origin = SourceName(part.source, part.taken.name)
         if difference := _other_header(origin, (entry.stored_dtype, part.shape), recipe):
@@ -99,13 +99,15 @@ def _other_source(entry: Mapped, recipe: Recipe) -> str:
         other = recipe.checkpoints[matrix.source].catalog.get(matrix.name)
         if other is None or other.shape != size or other.dtype not in FLOATS:
             said = "isn't there" if other is None else f"is {other.dtype} {list(other.shape)}"
-            wanted = f"is merged with `{matrix.name}`, a matrix of floats {list(size)}"
-            return f"{wanted}; in source `{matrix.source}` it {said}"
+            return (
+                f"is merged with `{matrix.name}`, a matrix of floats {list(size)}; in source "
+                f"`{matrix.source}` it {said}"
+            )
     return ""
 
 
 def _other_header(origin: SourceName, was: tuple[str, tuple[int, ...]], recipe: Recipe) -> str:
-    """How a source tensor isn't of the dtype and shape that it had."""
+    """How the dtype or shape of a source tensor has changed."""
     source = recipe.checkpoints[origin.source].catalog.get(origin.name)
     if source is None:
         return f"comes from `{origin.name}`, which source `{origin.source}` doesn't have"
@@ -116,8 +118,8 @@ def _other_header(origin: SourceName, was: tuple[str, tuple[int, ...]], recipe: 
 
 
 def _values(tensor: Tensor, wanted: Iterator[bytes], on_progress: Callable[[int], None]) -> str:
-    """Which share of the values differs, and by how much at most; both sides have whole elements
-    in every block.
+    """The share of the values that differ, and the largest difference. Every block has whole
+    elements on both sides.
     """
     where = tensor.location
     assert where is not None
@@ -142,12 +144,10 @@ def _values(tensor: Tensor, wanted: Iterator[bytes], on_progress: Callable[[int]
 
 
 def _distance(have: bytes, wanted: bytes, dtype: str) -> tuple[int, float]:
-    """How many elements have other bits, and the largest difference between them (infinite where
-    one of two is no number).
+    """The number of elements with other bits, and the largest difference between them (infinite
+    beside NaN or infinity).
     """
     import numpy as np
-
-    from llava_remap.core.dtypes import to_float64
 
     width = np.dtype(f"u{DTYPE_BITS[dtype] // 8}")
     other = np.frombuffer(have, width) != np.frombuffer(wanted, width)

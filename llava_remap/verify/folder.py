@@ -1,5 +1,5 @@
-"""Is a folder still what `apply` made? Its record is asked, the bytes of every file, the
-installed transformers, the sources.
+"""Is a folder still what `apply` made? Its files are compared with its record, loaded strictly by
+the installed transformers, and compared with the sources.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import Problem, RemapError
 from llava_remap.core.wording import counted
 from llava_remap.execute import INDEX, Recipe, digest_files
-from llava_remap.verify.compare import compare
+from llava_remap.verify.compare import compare, tabled
 from llava_remap.verify.record import RECORD, Record
 from llava_remap.verify.strict import strict_load
 
-#: What would be taken for a part of the model, its config, tokenizer or processor. Other files may
-#: be added.
+#: Files that a loader would take for a part of the model, its config, tokenizer or processor. Other
+#: files may be added.
 _LOADED = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".py", ".partial")
 _LOADED_NAMES = ("merges.txt", "vocab.txt", "additional_chat_templates")
 _FIX = "Convert the checkpoint again, or copy the folder again from where it was whole."
@@ -29,14 +29,14 @@ _FIX = "Convert the checkpoint again, or copy the folder again from where it was
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was checked, and what was found.
+    """The result of checking a folder.
 
     Attributes:
-        files, nbytes: how many files were digested.
+        files, nbytes: number and bytes of the files that were digested.
         strict: whether a strict load succeeded; None where files are gone, so that it wasn't tried.
-        tensors: how many tensors were compared with the sources; None where no source was given.
+        tensors: number of tensors compared with the sources; None where no source was given.
         as_written: whether every file and every header is as the record says.
-        differing: how many tensors differ from what the sources give.
+        differing: number of tensors that differ from the sources.
     """
 
     folder: Path
@@ -73,18 +73,17 @@ def verify_folder(
     every tensor.
 
     Args:
-        record: the folder's.
+        record: the folder's record.
         against: every source of the record, by name; None for no comparison.
         on_progress: called with the number of bytes read since the last call.
-        on_phase: called with what is being done, where that changes.
+        on_phase: called with the name of each phase when it begins.
 
     Raises:
-        RemapError: LR100 or LR102 where a file can't be read at all; what keeps the libraries from
-            answering.
+        RemapError: LR100 or LR102 where a file can't be read at all; errors of resources and
+            libraries.
     """
     problems = file_problems(folder, record, on_progress)
-    strict: bool | None = None
-    tensors, differing, as_written = None, 0, not problems
+    strict, tensors, differing, as_written = None, None, 0, not problems
     shards = [folder / name for name in sorted(record.outputs) if name.endswith(".safetensors")]
     if all(path.is_file() for path in (*shards, folder / "config.json", folder / INDEX)):
         on_phase("loading strictly")
@@ -93,8 +92,8 @@ def verify_folder(
             config = read_object(folder / "config.json", "LR113", _FIX)
             headers = header_problems(written, record)
             failures = strict_load(shards, record.target_class, config)
-        except RemapError as error:  # all of it could be read when it was written
-            if error.exit in (Exit.RESOURCES, Exit.LIBRARY):  # which says nothing of the folder
+        except RemapError as error:  # everything could be read when the folder was written
+            if error.exit in (Exit.RESOURCES, Exit.LIBRARY):  # the folder may be sound
                 raise
             headers = []
             failures = [replace(problem, code="LR601", fix=_FIX) for problem in error.problems]
@@ -111,14 +110,20 @@ def verify_folder(
             )
             problems += found
             differing = sum(len(problem.names) for problem in found)
-    nbytes = sum(file.nbytes for file in record.outputs.values())
     return Verification(
-        folder, len(record.outputs), nbytes, strict, tensors, tuple(problems), as_written, differing
+        folder,
+        len(record.outputs),
+        record.nbytes_to_read(compared=False),
+        strict,
+        tensors,
+        tuple(problems),
+        as_written,
+        differing,
     )
 
 
 def header_problems(written: Catalog, record: Record) -> list[Problem]:
-    """LR603 where the tensors are other ones than the record says, by name, dtype or shape."""
+    """LR603 where names, dtypes or shapes of the tensors aren't as the record says."""
     said = {entry.target: (entry.dtype, entry.shape) for entry in record.mapped}
     have = {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()}
     rows = [
@@ -126,17 +131,8 @@ def header_problems(written: Catalog, record: Record) -> list[Problem]:
         for name in sorted(said.keys() | have.keys())
         if have.get(name) != said.get(name)
     ]
-    if not rows:
-        return []
-    return [
-        Problem(
-            "LR603",
-            f"the record and the files disagree on {len(rows)} tensors.",
-            _FIX,
-            tuple(name for name, _ in rows),
-            tuple(rows),
-        )
-    ]
+    cause = f"the record and the files disagree on {len(rows)} tensors."
+    return tabled("LR603", cause, _FIX, rows)
 
 
 def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
@@ -146,8 +142,8 @@ def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
 def file_problems(
     folder: Path, record: Record, on_progress: Callable[[int], None] = lambda nbytes: None
 ) -> list[Problem]:
-    """LR603 for files that are gone, have changed, or that a loader would take in though the record
-    doesn't know them.
+    """LR603 for files that are gone or have changed, and for files that a loader would read and the
+    record doesn't have.
 
     Raises:
         RemapError: LR100 where a file can't be read at all.
@@ -168,33 +164,23 @@ def file_problems(
         elif (have := digests[name]).nbytes != wanted.nbytes:
             rows.append((name, f"has {have.nbytes:,} bytes, the record says {wanted.nbytes:,}"))
         elif have != wanted:
-            said = f"the record says {wanted.xxh3_128[:12]}…"
-            rows.append((name, f"has xxh3_128 {have.xxh3_128[:12]}…, {said}"))
+            said = f"{have.xxh3_128[:12]}…, the record says {wanted.xxh3_128[:12]}…"
+            rows.append((name, f"has xxh3_128 {said}"))
     rows += [
         (name, "is not in the record")
         for name in sorted(every - {RECORD, *record.outputs})
-        if _is_loaded(name)
+        if name in _LOADED_NAMES or (name.endswith(_LOADED) and not name.startswith("."))
     ]
-    if not rows:
-        return []
-    return [
-        Problem(
-            "LR603",
-            f"{folder} has {counted(len(rows), 'file')} that "
-            f"{'are' if len(rows) > 1 else 'is'} not as written.",
-            _FIX,
-            tuple(name for name, _ in rows),
-            tuple(rows),
-        )
-    ]
+    are = "are" if len(rows) > 1 else "is"
+    cause = f"{folder} has {counted(len(rows), 'file')} that {are} not as written."
+    return tabled("LR603", cause, _FIX, rows)
 
 
 def _gone(path: Path) -> str | None:
-    """What is to be said of a file that isn't there any more, be it that something else is; None
-    where it is there.
+    """Why a file isn't there any more, or isn't a file; None where it is there.
 
     Raises:
-        OSError: where it mustn't be read, or the disk fails.
+        OSError: where reading it isn't allowed, or the disk fails.
     """
     try:
         return None if is_regular_file(path) else "is gone"
@@ -202,7 +188,3 @@ def _gone(path: Path) -> str | None:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EIO):
             raise
         return f"can't be read: {error.strerror}"
-
-
-def _is_loaded(name: str) -> bool:
-    return name in _LOADED_NAMES or (name.endswith(_LOADED) and not name.startswith("."))

@@ -1,12 +1,11 @@
-"""The record: how a folder was made, in the folder itself, so that it can be checked and taken back
-later.
+"""The record: how a folder was made, in the folder itself, so that the folder can be checked and
+reversed later.
 
 `llava_remap.json` holds the applied plan, the rule file's text, the sources' configs, size and
-digest of every file that was written and of the small ones that were read, and the versions of what
-made them. Of the sources' weight files it has the size: their bytes are in the output. It is
-written last, and holds no time and nothing random: two runs give the same bytes. A digest of its
-own content tells whether it was changed since, by accident: who changes it on purpose can change
-the digest as well.
+digest of every file that was written and of the small files that were read, and the versions of the
+software. Of the sources' weight files it holds the size: their bytes are in the output. The record
+is written last, and holds no time and nothing random: two runs give the same bytes. A digest of its
+own content tells whether it was changed by accident. A change on purpose can include the digest.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import xxhash
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object, unreadable
 from llava_remap.core.problem import refuse
 from llava_remap.core.version import __version__
-from llava_remap.execute import INDEX, FileDigest, Unfinished, read_claim
+from llava_remap.execute import INDEX, FileDigest, read_claim
 from llava_remap.plan import (
     Alias,
     Dropped,
@@ -42,7 +41,7 @@ RECORD = "llava_remap.json"
 FORMAT = "llava-remap/record"
 FORMAT_VERSION = 3
 
-#: The libraries that had a say in what was written.
+#: The libraries that the output depends on.
 _LIBRARIES = ("transformers", "tokenizers", "torch", "numpy", "safetensors")
 _FIX = "Convert the checkpoint again; a record can't be mended by hand."
 
@@ -52,11 +51,11 @@ class RecordedSource:
     """A source as it was.
 
     Attributes:
-        location: where it was.
+        location: its folder, file or hub repository.
         not_taken: how many of its tensors were not selected, or replaced by those of another
             source.
         files: size and digest of the small files read of it, by name.
-        texts: those of its files that the record keeps whole, by name: its configs.
+        texts: the files that the record keeps whole, by name: its configs.
     """
 
     location: str
@@ -67,15 +66,14 @@ class RecordedSource:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What of a record is needed to check a folder, and to take it back.
+    """The parts of a record that are needed to check a folder, and to reverse it.
 
     Attributes:
         rules: name and version of the rule file.
         target_class: the transformers class that the folder is for.
         outputs: size and digest of every other file, by name.
-        sources: by their names in the rule file.
+        sources: the sources by their names in the rule file.
         mapped, aliases, dropped, post_load: as in the plan.
-        verified: how it was checked when it was written: `meta`, `full` or `none`.
     """
 
     rules: str
@@ -86,22 +84,21 @@ class Record:
     aliases: tuple[Alias, ...]
     dropped: tuple[Dropped, ...]
     post_load: tuple[PostLoadChange, ...]
-    verified: str
 
     @property
     def locations(self) -> dict[str, str]:
-        """Where each source was that a tensor was taken from."""
+        """The location of each source that a tensor was taken from."""
         used = _used_sources(self.mapped, self.aliases)
         return {name: source.location for name, source in self.sources.items() if name in used}
 
     @property
     def unused(self) -> list[str]:
-        """The other sources: of which the config or the tokenizer alone was used, or nothing."""
+        """The other sources, which gave a config or a tokenizer alone, or nothing."""
         return [name for name in self.sources if name not in self.locations]
 
     def nbytes_to_read(self, *, compared: bool) -> int:
-        """Bytes of which `verify_folder` reports progress: all files, and all tensors where they
-        are compared.
+        """Bytes that `verify_folder` reads and reports: all files, and all tensors where they are
+        compared.
         """
         tensors = sum(entry.nbytes for entry in self.mapped) if compared else 0
         return sum(file.nbytes for file in self.outputs.values()) + tensors
@@ -118,13 +115,12 @@ def record_json(
     """The record of a job that was carried out.
 
     Args:
-        sources: the files read of each source, by name relative to its folder; of a weight file its
-            size.
-        texts: of each source, as `read_texts` gives them.
+        sources: the files read of each source, by name relative to its folder; for a weight file
+            its size.
+        texts: the texts of each source's configs, from `read_texts`.
         outputs: every file written but the record.
-        verified: which check was made after writing: `meta`, `full` or `none`.
+        verified: the check that was made after writing: `meta`, `full` or `none`.
     """
-    summary = plan.sources
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -143,7 +139,7 @@ def record_json(
         },
         "sources": {
             name: {
-                "location": summary[name].location,
+                "location": plan.sources[name].location,
                 "files": _files(files),
                 "texts": dict(texts[name]),
             }
@@ -156,21 +152,19 @@ def record_json(
 
 
 def own_digest(content: Mapping[str, Any]) -> dict[str, str]:
-    """The digest of a record's content without the entry for it, whatever its spaces and the
-    order of its keys.
+    """The digest of a record's content without the digest's own entry. It doesn't depend on spaces
+    and the order of keys.
     """
-    text = json.dumps(
-        {key: value for key, value in content.items() if key != "digest"}, sort_keys=True
-    )
-    return {"xxh3_128": xxhash.xxh3_128_hexdigest(text.encode())}
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return {"xxh3_128": xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())}
 
 
 def read_texts(files: Mapping[str, Path]) -> dict[str, str]:
-    """The texts of a source's configs, to be kept in the record; what of them isn't UTF-8 is in
-    them as surrogates.
+    """The texts of a source's configs, to be kept in the record. Bytes that aren't UTF-8 become
+    surrogates.
 
     Args:
-        files: the files read of it, by name.
+        files: the files read of the source, by name.
     """
     return {
         name: read_file(files[name]).decode("utf-8", "surrogateescape")
@@ -183,13 +177,18 @@ def read_record(folder: Path) -> Record:
     """The record in a folder.
 
     Raises:
-        RemapError: LR113 where it isn't one, LR505 or LR606 where there is none, LR100 or LR102
-            where nothing can be read.
+        RemapError: LR113 for a file that isn't a record, LR505 where a job broke off or still runs,
+            LR505 or LR606 without a record, LR100 or LR102 where nothing can be read.
     """
     path = folder / RECORD
     try:
         if (begun := read_claim(folder)) is not None:
-            raise _unfinished(folder, begun)
+            raise refuse(
+                "LR505",
+                f"{folder} is unfinished: {begun}.",
+                "Wait for the job that writes it; if it was killed, run its command again with "
+                "--resume, or delete the folder.",
+            )
         if not has_file(path):
             raise _no_record(folder)
         content = read_object(path, "LR113", _FIX, halves=True)
@@ -226,44 +225,20 @@ def read_record(folder: Path) -> Record:
             f"{path}: the plan in it can't be read ({type(error).__name__}: {error}).",
             _FIX,
         ) from None
-    used = _used_sources(mapped, aliases)
-    made = {entry.target: (entry.dtype, entry.shape) for entry in mapped}
-    changes = [entry.change for entry in post_load]
-    named = {alias.of for alias in aliases} | {read for change in changes for read in change.reads}
-    from_sources = {entry.target for entry in mapped if not entry.is_made}
-    befores = {entry.target: entry.shape_before for entry in mapped}
-    agreed = all(befores.get(alias.of) == alias.shape for alias in aliases)
-    agreed = (
-        agreed
-        and len(made) == len(mapped)
-        and not made.keys() & {alias.target for alias in aliases}
-    )
-    # What changes, and how, stands in both lists.
-    agreed = agreed and {
-        entry.target: (entry.dtype, entry.shape, entry.post_load)
-        for entry in mapped
-        if entry.post_load is not None
-    } == {
-        entry.change.target: (
-            entry.change.dtype,
-            entry.change.shape_after,
-            PostLoad(entry.use, entry.change.shape_before),
-        )
-        for entry in post_load
-    }
-    if not made or not agreed or not named <= from_sources or not used <= set(text.sources):
+    if not _used_sources(mapped, aliases) <= text.sources.keys() or not _agree(
+        mapped, aliases, post_load
+    ):
         raise refuse("LR113", f"{path}: the parts of the plan in it contradict each other.", _FIX)
+    counts = text.plan.sources
     return Record(
-        f"{text.rules.name} {text.rules.version}",
-        text.plan.target.class_,
-        {name: digest for name, file in text.outputs.items() if (digest := file.digest)},
+        f"{text.rules_name} {text.rules_version}",
+        text.plan.target_class,
+        _digests(text.outputs),
         {
             name: RecordedSource(
                 source.location,
-                max(counts.tensors - counts.taken, 0)
-                if (counts := text.plan.sources.get(name))
-                else 0,
-                {name: digest for name, file in source.files.items() if (digest := file.digest)},
+                max(counts[name].tensors - counts[name].taken, 0) if name in counts else 0,
+                _digests(source.files),
                 {
                     file: content.encode("utf-8", "surrogateescape")
                     for file, content in source.texts.items()
@@ -273,37 +248,52 @@ def read_record(folder: Path) -> Record:
         },
         mapped,
         aliases,
-        tuple(
-            Dropped(entry.source, entry.name, entry.rule, entry.reason)
-            for entry in text.plan.dropped
-        ),
+        text.plan.dropped,
         post_load,
-        text.verified,
+    )
+
+
+def _agree(
+    mapped: Sequence[Mapped], aliases: Sequence[Alias], post_load: Sequence[PostLoadChange]
+) -> bool:
+    """Whether the lists of a plan agree. Each change is in `mapped` and in `post_load`."""
+    by_target = {entry.target: entry for entry in mapped}
+    changed = {
+        entry.target: (entry.dtype, entry.shape, entry.post_load)
+        for entry in mapped
+        if entry.post_load is not None
+    }
+    changes = {
+        entry.change.target: (
+            entry.change.dtype,
+            entry.change.shape_after,
+            PostLoad(entry.use, entry.change.shape_before),
+        )
+        for entry in post_load
+    }
+    named = {alias.of for alias in aliases}.union(*(entry.change.reads for entry in post_load))
+    return (
+        0 < len(by_target) == len(mapped)
+        and changed == changes
+        and named <= {entry.target for entry in mapped if not entry.is_made}
+        and by_target.keys().isdisjoint(alias.target for alias in aliases)
+        and all(by_target[alias.of].shape_before == alias.shape for alias in aliases)
     )
 
 
 def _used_sources(mapped: Sequence[Mapped], aliases: Sequence[Alias]) -> set[str]:
     """The sources that tensors are taken from, matrices of adapters included."""
-    used = {part.source for entry in mapped for part in entry.parts}
-    used |= {entry.lora.a.source for entry in mapped if entry.lora is not None}
-    used |= {entry.lora.b.source for entry in mapped if entry.lora is not None}
-    return used | {alias.source.source for alias in aliases}
-
-
-def _unfinished(folder: Path, begun: Unfinished) -> Exception:
-    """LR505 where a job broke off, or still runs."""
-    return refuse(
-        "LR505",
-        f"{folder} is unfinished: {begun}.",
-        "Wait for the job that writes it; if it was killed, run its command again with "
-        "--resume, "
-        "or delete the folder.",
-    )
+    loras = [entry.lora for entry in mapped if entry.lora is not None]
+    return {
+        *(part.source for entry in mapped for part in entry.parts),
+        *(matrix.source for lora in loras for matrix in (lora.a, lora.b)),
+        *(alias.source.source for alias in aliases),
+    }
 
 
 def _no_record(folder: Path) -> Exception:
-    """LR505 where a job that can't be gone on with was killed, LR606 for a folder that wasn't
-    made here.
+    """LR505 where a job that can't be resumed was killed, LR606 for a folder that wasn't made by
+    llava-remap.
     """
     if not folder.is_dir():
         return refuse(
@@ -323,7 +313,7 @@ def _no_record(folder: Path) -> Exception:
         )
     return refuse(
         "LR606",
-        f"{folder} has no {RECORD}, so nothing tells what it should be.",
+        f"{folder} has no {RECORD}, so its intended content isn't known.",
         "Give a folder that `apply` wrote.",
     )
 
@@ -338,28 +328,32 @@ def _files(files: Mapping[str, FileDigest | int]) -> dict[str, Any]:
 
 
 class _Part(BaseModel):
-    """Built when a record is read, which most jobs never do."""
+    """A part of a record. The models are built when a record is read, which most jobs never do."""
 
     model_config = ConfigDict(defer_build=True)
 
 
+_Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
 class _Sized(_Part):
-    """A file; of a weight file of a source the size alone."""
+    """A file. A weight file of a source has the size alone."""
 
     nbytes: int = Field(ge=0)
-    xxh3_128: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
-
-    @property
-    def digest(self) -> FileDigest | None:
-        return None if self.xxh3_128 is None else FileDigest(self.nbytes, self.xxh3_128)
+    xxh3_128: _Hex | None = None
 
 
 class _Digested(_Sized):
-    @model_validator(mode="after")
-    def _has_one(self) -> _Digested:
-        if self.digest is None:
-            raise ValueError("it has no digest")
-        return self
+    xxh3_128: _Hex
+
+
+def _digests(files: Mapping[str, _Sized]) -> dict[str, FileDigest]:
+    """The files that have a digest."""
+    return {
+        name: FileDigest(file.nbytes, file.xxh3_128)
+        for name, file in files.items()
+        if file.xxh3_128 is not None
+    }
 
 
 def _encodable(text: str) -> str:
@@ -370,15 +364,10 @@ def _encodable(text: str) -> str:
 class _Source(_Part):
     location: str
     files: dict[str, _Sized]
-    #: Nothing else is ever written from a record.
+    #: Only these files are ever written from a record.
     texts: dict[
         Literal["config.json", "generation_config.json"], Annotated[str, AfterValidator(_encodable)]
     ]
-
-
-class _Rules(_Part):
-    name: str
-    version: str
 
 
 class _Counts(_Part):
@@ -386,31 +375,21 @@ class _Counts(_Part):
     taken: int
 
 
-class _Dropped(_Part):
-    source: str
-    name: str
-    rule: str
-    reason: str
-
-
-class _Target(_Part):
-    class_: str = Field(alias="class")
-
-
 class _Plan(_Part):
     sources: dict[str, _Counts]
-    target: _Target
-    dropped: list[_Dropped]
+    target_class: str = Field(validation_alias=AliasPath("target", "class"))
+    dropped: tuple[Dropped, ...]
     mapped: list[dict[str, Any]]
     aliases: list[dict[str, Any]]
     post_load: list[dict[str, Any]]
 
 
 class _Text(_Part):
-    """A record as it stands in the file, as far as it is read again."""
+    """The parts of a record's file that are read again."""
 
     verified: Literal["meta", "full", "none"]
-    rules: _Rules
+    rules_name: str = Field(validation_alias=AliasPath("rules", "name"))
+    rules_version: str = Field(validation_alias=AliasPath("rules", "version"))
     sources: dict[str, _Source]
     #: No name may leave the folder.
     outputs: dict[Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")], _Digested]

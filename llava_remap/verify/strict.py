@@ -1,5 +1,5 @@
-"""Would the installed transformers load these files with nothing left over? Its real loader is
-asked, on the meta device.
+"""Would the installed transformers load these files completely? Its real loader is asked, on the
+meta device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _QUESTION = "strict_load"
 
 @dataclass(frozen=True, slots=True)
 class _Info:
-    """What is kept of transformers' loading info."""
+    """The parts of transformers' loading info that are kept."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -32,12 +32,12 @@ class _Info:
 
 
 def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -> list[Problem]:
-    """LR601 where the loader reports parameters missing, names unexpected or shapes mismatched;
-    nothing is read but headers.
+    """LR601 where the loader reports parameters missing, names unexpected or shapes mismatched.
+    Only headers are read.
 
-    The loader sees no more of the files than names, dtypes and shapes: what it said of the same
-    ones before is in the cache. Two blind spots of it are the plan's to cover: two sources for one
-    name, and leftover `inv_freq` or `position_ids`.
+    The loader sees only names, dtypes and shapes, so its answer comes from the cache if the same
+    ones were asked before. The loader doesn't notice two sources for one name, or leftover
+    `inv_freq` or `position_ids`: the plan does.
     """
     tensors = {
         name: (tensor.dtype, tensor.shape)
@@ -62,7 +62,7 @@ def _facts(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict
 
 
 def _ask(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the installed transformers reports of loading tensors of these dtypes and shapes."""
+    """The loading info of the installed transformers for tensors of these dtypes and shapes."""
     import torch
     from transformers import logging
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -91,7 +91,7 @@ def _ask(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> dict[s
 
 
 def loading_problems(info: Mapping[str, Any]) -> list[Problem]:
-    """LR601 for what transformers' loading info lists: `missing_keys`, `unexpected_keys`,
+    """LR601 for the names in transformers' loading info: `missing_keys`, `unexpected_keys`,
     `mismatched_keys`, …
     """
     found = {

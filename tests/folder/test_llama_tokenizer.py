@@ -167,7 +167,7 @@ def assert_same(reference: LlamaTokenizer, ids: list[int], wanted: list[int], ki
 
 
 def score(reference: LlamaTokenizer, ids: list[int]) -> float:
-    pieces = reference._models.proto.pieces
+    pieces = reference._proto.pieces
     return float(sum(pieces[i].score for i in ids if i < len(pieces)))
 
 

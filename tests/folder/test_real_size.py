@@ -68,7 +68,7 @@ def both(legacy: bool) -> tuple[LlamaTokenizer, Any]:
 def test_it_has_pieces_of_spaces_alone_whose_scores_are_the_lowest() -> None:
     """Their ids aren't the highest: merges ordered by id would be others."""
     reference, _ = both(True)
-    pieces = [piece for piece in reference._models.proto.pieces if piece.type == 1]
+    pieces = [piece for piece in reference._proto.pieces if piece.type == 1]
     assert len(reference.ids) == SIZE
     blank = [piece for piece in pieces if len(piece.piece) > 1 and set(piece.piece) == {"▁"}]
     others = [piece for piece in pieces if set(piece.piece) != {"▁"}]

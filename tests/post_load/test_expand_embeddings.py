@@ -159,7 +159,11 @@ def test_the_row_to_copy_is_known_when_planned() -> None:
 NO_ROW = [
     ("c", IDS, "the tokenizer has no token `c`."),
     ("b ", IDS, "the tokenizer has no token `b `."),
-    ("<image>", IDS, "`<image>` is number 32, and embed_tokens has 32 rows: it has none to copy."),
+    (
+        "<image>",
+        IDS,
+        "the id of `<image>` is 32, and embed_tokens has 32 rows: there is no row to copy.",
+    ),
     ("b", None, "needs the id of `b`, and no source has a tokenizer."),
 ]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llava_remap.core.problem import RemapError
 from llava_remap.post_load import Change, OldBytes, run
-from llava_remap.post_load.old_bytes import find_old_bytes
+from llava_remap.post_load.run import find_old_bytes
 
 
 def found(pieces: Any, before: int, after: int) -> list[tuple[int, int]] | None:

@@ -241,7 +241,7 @@ def test_a_special_token_that_is_no_token(role: str, changed: Changed, run: Run)
     assert (
         code,
         "LR113" in said,
-        f"say {role}: '<other>', and no token of them is that" in said,
+        f"say {role}: '<other>', which isn't one of their tokens" in said,
     ) == (3, True, True)
 
 
@@ -252,5 +252,5 @@ def test_a_special_token_that_only_has_no_use(changed: Changed, run: Run) -> Non
     assert (
         code,
         "LR415" in said,
-        "say sep_token: '<sep>', and no token of them is that" in said,
+        "say sep_token: '<sep>', which isn't one of their tokens" in said,
     ) == (0, True, True)

@@ -450,7 +450,7 @@ def test_a_tensor_that_the_record_leaves_out(out: Path, run: Run) -> None:
     path.write_text(broken(without_norm)(path.read_text()))
     ran = run("verify", out, *AGAINST)
     assert ran.code == 1
-    assert f"{NORM}  comes from nowhere, by the record" in ran.out
+    assert f"{NORM}  has no source in the record" in ran.out
 
 
 def test_sources_whose_tensors_lie_otherwise(out: Path, run: Run, tmp_path: Path) -> None:

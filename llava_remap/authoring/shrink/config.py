@@ -16,7 +16,7 @@ from typing import Any
 
 from llava_remap.authoring.shrink.twin import Twin
 from llava_remap.core.problem import refuse
-from llava_remap.folder.json_file import json_bytes
+from llava_remap.folder.scratch import json_bytes
 from llava_remap.target_model.presets import SPECIAL_TOKENS, TOWER_DEFAULTS
 
 #: Keys of token ids. An id may also be a list of them, or stand for no token: LLaVA's own −200 for

@@ -18,7 +18,7 @@ import numpy as np
 from llava_remap.checkpoint import Tensor
 from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, TORCH_DTYPES, from_float64
 from llava_remap.core.problem import refuse
-from llava_remap.folder.json_file import json_bytes
+from llava_remap.folder.scratch import json_bytes
 from llava_remap.post_load.plugins.normals import normals
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from llava_remap.authoring.shrink.twin import Twin, make_twin
 from llava_remap.core.libraries import import_asked
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute import fresh_folder
-from llava_remap.folder.json_file import json_bytes
 from llava_remap.folder.processor import stock_image_processor
+from llava_remap.folder.scratch import json_bytes
 from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.source.sources import open_source
 from llava_remap.target_model import Tower

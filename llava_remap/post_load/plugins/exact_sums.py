@@ -4,18 +4,17 @@ A sum of floats depends on its order, and a matrix product takes the order that 
 Sums of small integers are exact in any order, fused or not. So each chunk of rows is scaled column
 by column with powers of two and rounded to integers:
 
-- `high`: 25 bits. A normal has 19 (see `normals`), so 512 products of the two come to at most 2^(25
-+ 19 + 9) = 2^53 units: the
-  product of a chunk is exact, whichever library makes it.
-- `low`: what `high` leaves, 43 bits. Sums of 512 of these, and of `high` alone, are exact too.
-Together the two reach 69 bits
-  below the column's largest, so they hold every F16.
+- `high`: 25 bits. A normal has 19 bits (see `normals`), so 512 products of the two come to at most
+  2^(25 + 19 + 9) = 2^53 units: the product of a chunk is exact, whichever library computes it.
+- `low`: the rest, 43 bits. Sums of 512 of these, and of `high` alone, are exact too.
 
-An F16 is a multiple of 2^-24: below 2 it has 25 bits as it is, and `high` is all of it. So a chunk
-of such rows, as those of embeddings mostly are, needs no scaling.
+Together the two reach 69 bits below the column's largest value, so they hold every F16.
 
-What remains is elementwise and in the order of the chunks: numpy's + − × ÷, each rounded as IEEE
-754 says.
+An F16 is a multiple of 2^-24: below 2 it has 25 bits, and `high` is all of it. So a chunk of such
+rows, as those of embeddings mostly are, needs no scaling.
+
+The other operations are elementwise and in the order of the chunks: numpy's + − × ÷, each rounded
+as IEEE 754 says.
 """
 
 from __future__ import annotations
@@ -30,13 +29,14 @@ from numpy.typing import NDArray
 #: Rows added at once. More would not be exact.
 CHUNK_ROWS = 512
 
-#: Rows scaled and rounded at once: so few stay in the cache. No sum depends on it.
+#: Rows scaled and rounded at once, few enough to stay in the processor's cache. No sum depends on
+#: it.
 _BLOCK_ROWS = 32
 _HIGH, _LOW = 25, 44
 #: The sums are kept in units of 2^64, so that no sum of F64 overflows.
 _UNIT = 64
-#: A column whose largest is below 2^-800 (F64 only) is scaled as if it were that, so that the
-#: scales don't overflow either.
+#: A column whose largest value is below 2^-800 (F64 only) is scaled as if that value were 2^-800,
+#: so that the scales don't overflow either.
 _LOWEST = -800
 
 
@@ -45,10 +45,8 @@ class ExactSums:
 
     def __init__(self, columns: int, new: int) -> None:
         self._rows = 0
-        self._sum, self._lost = (
-            np.zeros(columns),
-            np.zeros(columns),
-        )  # Σ x: what it comes to, and what rounding took from it
+        # Σ x, and what rounding took from it.
+        self._sum, self._lost = np.zeros(columns), np.zeros(columns)
         self._sum_high = np.zeros(columns)
         self._sum_z = np.zeros(new)
         self._product = np.zeros((new, columns))
@@ -58,7 +56,7 @@ class ExactSums:
         """Add a chunk of rows, [up to CHUNK_ROWS, columns], finite, and its normals, [as many,
         new].
 
-        Of which of numpy's floats the rows are makes no difference but to the time.
+        The numpy dtype of the rows changes the time, but no sum.
         """
         assert len(x) == len(z) <= CHUNK_ROWS
         whole = _has_25_bits(x)
@@ -95,9 +93,7 @@ class ExactSums:
         self._sum = total
 
     def mean(self, dtype: str) -> NDArray[np.float64]:
-        """Mean of the rows, [columns]; rounded to `dtype`, it is what the exact mean is rounded
-        to.
-        """
+        """Mean of the rows, [columns]. Rounded to `dtype`, it is the exact mean rounded to it."""
         unit = Fraction(2**_UNIT, self._rows)
         exact = (
             (Fraction(s) + Fraction(lost)) * unit
@@ -106,8 +102,8 @@ class ExactSums:
         return np.array([_to_float(mean, dtype) for mean in exact], np.float64)
 
     def spread(self, factor: float) -> NDArray[np.float64]:
-        """factor · Σ (x_i − mean)·z_i, [new, columns], with x to 25 bits of its column's largest in
-        the chunk.
+        """factor · Σ (x_i − mean)·z_i, [new, columns], with x rounded to 25 bits of its column's
+        largest value in the chunk.
 
         Σ x_i·(z_i − mean z) is the same sum and needs no second pass.
         """
@@ -123,8 +119,8 @@ def _has_25_bits(x: NDArray[np.floating[Any]]) -> bool:
 
 
 def _scales(x: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each column of a chunk, what makes 25 bits of its largest, and what one of these units
-    is in those of the sums.
+    """For each column of a chunk, the factor that makes 25 bits of its largest value, and one such
+    unit in units of the sums.
     """
     largest = np.maximum(x.max(axis=0), -x.min(axis=0))
     exponent = np.maximum(np.frexp(largest)[1], _LOWEST)
@@ -134,8 +130,9 @@ def _scales(x: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[
 def _to_float(value: Fraction, dtype: str) -> float:
     """A float that is rounded to `dtype` as `value` itself would be.
 
-    Rounded twice to nearest, a value beside a tie can go the wrong way. Rounded to odd first (of
-    the two floats around it, the one whose last bit is set), it can't (Boldo and Melquiond, 2008).
+    Rounded twice to nearest, a value beside a tie can go the wrong way. Rounded to odd first (to
+    the one of the two floats around it whose last bit is set), it can't (Boldo and Melquiond,
+    2008).
     """
     nearest = float(value)
     if dtype == "F64" or nearest == value or np.float64(nearest).view(np.int64) & 1:

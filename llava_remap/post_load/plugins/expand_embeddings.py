@@ -30,8 +30,8 @@ from llava_remap.post_load import (
 
 #: New rows made at a time. For each group the old rows are read once.
 GROUP_ROWS = 512
-#: Options that only some ways of making new rows use. Given with another way, one would do nothing,
-#: so it is an error.
+#: The values of `init` that use an option. With another value the option would do nothing, so it is
+#: an error.
 USED_BY: Mapping[str, tuple[str, ...]] = {
     "statistics": ("multivariate_normal", "mean"),
     "scale": ("multivariate_normal",),
@@ -48,28 +48,26 @@ class ExpandEmbeddings(BaseModel):
 
     vocab: Literal["pad", "keep"] | Annotated[int, Field(ge=1, lt=2**31)] = Field(
         "pad",
-        description="how many rows there will be. pad: where rows are wanting, as many as tokens "
-        "need, and on to a multiple of "
-        "`pad_to_multiple_of`; keep: as many as there are; a number: so many. On the command line: "
-        "`--vocab`",
+        description="the number of rows. pad: if there are fewer rows than tokens, as many as the "
+        "tokens need, rounded up to a multiple of `pad_to_multiple_of`; keep: as many as there "
+        "are; a number: this many. On the command line: `--vocab`",
     )
     pad_to_multiple_of: int = Field(
         64,
         ge=1,
         description="with `vocab: pad`, the number of rows after growing is a multiple of this; a "
-        "matrix with rows enough stays "
-        "as it is",
+        "matrix with enough rows stays as it is",
     )
     init: Literal["multivariate_normal", "mean", "zeros", "normal", "copy"] = Field(
         "multivariate_normal",
         description="how new rows are made. multivariate_normal: drawn from N(mean, scale·cov) of "
-        "the old rows; mean: all their "
-        "mean; zeros; normal: each number drawn from N(0, std²); copy: all like the row of `token`",
+        "the old rows; mean: each is the mean of the old rows; zeros; normal: each number drawn "
+        "from N(0, std²); copy: each is the row of `token`",
     )
     statistics: Literal["embed_tokens", "own"] = Field(
         "embed_tokens",
-        description="whose mean and covariance: those of embed_tokens for both matrices, as in "
-        "LLaVA's scripts, or each its own",
+        description="which mean and covariance: those of embed_tokens for both matrices, as in "
+        "LLaVA's scripts, or each matrix's own",
     )
     scale: float = Field(1e-5, ge=0, allow_inf_nan=False, description="factor on the covariance")
     std: float = Field(
@@ -81,7 +79,7 @@ class ExpandEmbeddings(BaseModel):
     token: str | None = Field(
         None,
         min_length=1,
-        description="the token whose row is copied, each matrix its own, spelt as in the "
+        description="the token whose row is copied, in each matrix its own row, spelt as in the "
         "tokenizer's files (`▁Hello`)",
     )
     seed: int = Field(
@@ -90,18 +88,12 @@ class ExpandEmbeddings(BaseModel):
 
     @model_validator(mode="after")
     def _only_what_is_used(self) -> ExpandEmbeddings:
-        idle = [
-            name
+        if idle := [
+            f"`{name}` does nothing with `init: {self.init}`, only with {' and '.join(ways)}"
             for name, ways in USED_BY.items()
             if name in self.model_fields_set and self.init not in ways
-        ]
-        if idle:
-            reasons = (
-                f"`{name}` does nothing with `init: {self.init}`, only with "
-                f"{' and '.join(USED_BY[name])}"
-                for name in idle
-            )
-            raise PydanticCustomError("idle", "{reasons}", {"reasons": "; ".join(reasons)})
+        ]:
+            raise PydanticCustomError("idle", "{reasons}", {"reasons": "; ".join(idle)})
         if self.init == "copy" and self.token is None:
             raise PydanticCustomError(
                 "token", "`init: copy` needs `token`, the text of the token whose row is copied"
@@ -109,8 +101,8 @@ class ExpandEmbeddings(BaseModel):
         return self
 
     def plan(self, before: Before) -> Effect:
-        """Grow both matrices as `vocab` says; rows are never taken away. Whether there are enough
-        for all tokens, the gate asks.
+        """Grow both matrices as `vocab` says; rows are never taken away. The gate checks that there
+        are enough rows for all tokens.
 
         Raises:
             RemapError: LR212 where the token to copy has no row.
@@ -127,11 +119,9 @@ class ExpandEmbeddings(BaseModel):
             )
             return Effect((), (note,) * (before.rows_needed <= rows))
         matrices = [
-            (name, *before.tensors[name]) for name in (table, before.head) if name in before.tensors
-        ]
-        matrices = [
             (name, dtype, shape)
-            for name, dtype, shape in matrices
+            for name in (table, before.head)
+            for dtype, shape in [before.tensors.get(name, ("", ()))]
             if len(shape) == 2 and shape[0] == rows
         ]
         facts: dict[str, Any] = (
@@ -177,8 +167,8 @@ class ExpandEmbeddings(BaseModel):
 
 
 def _are_alike(matrices: Sequence[tuple[str, str, tuple[int, ...]]], new: int) -> bool:
-    """Whether there are two matrices of one dtype and shape that get so few rows that those can
-    be drawn in one group.
+    """Whether there are two matrices of one dtype and shape whose new rows can be drawn in one
+    group.
     """
     return len(matrices) == 2 and matrices[0][1:] == matrices[1][1:] and 2 * new <= GROUP_ROWS
 
@@ -200,8 +190,8 @@ def _row_of(token: str, ids: Mapping[str, int] | None, rows: int) -> int:
     if ids[token] >= rows:
         raise refuse(
             "LR212",
-            f"`init: copy`: `{token}` is number {ids[token]}, and embed_tokens has {rows} rows: it "
-            "has none to copy.",
+            f"`init: copy`: the id of `{token}` is {ids[token]}, and embed_tokens has {rows} rows: "
+            "there is no row to copy.",
             "Name a token that the model was trained with.",
         )
     return ids[token]

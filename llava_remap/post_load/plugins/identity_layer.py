@@ -1,10 +1,10 @@
 """A second linear layer that changes nothing, for a model whose class has one and whose checkpoints
 don't.
 
-LLaVA 1.0 has one linear layer between tower and language model, transformers' LLaVA has two with an
-activation between them. With the first as trained, the identity for an activation, and a second of
-ones on the diagonal and zeros elsewhere, both compute the same: a product with 0 or 1 and a sum
-with 0 are exact. What isn't kept is the sign of a zero; and inf, which becomes NaN.
+LLaVA 1.0 has one linear layer between tower and language model; transformers' LLaVA has two with an
+activation between them. With the trained first layer, the identity as activation, and a second
+layer with ones on the diagonal and zeros elsewhere, both compute the same: products with 0 or 1 and
+sums with 0 are exact. Only the sign of a zero is lost, and inf becomes NaN.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ class IdentityLayer(BaseModel):
 
     after: str = Field(
         min_length=1,
-        description="the weight of the layer that stands before; its dtype and its rows are "
-        "followed",
+        description="the weight of the layer before; the new layer has its dtype and as many rows",
     )
     weight: str = Field(
         min_length=1, description="the weight that is made: ones on the diagonal, zeros elsewhere"
@@ -32,11 +31,11 @@ class IdentityLayer(BaseModel):
     bias: str = Field(min_length=1, description="the bias that is made: zeros")
 
     def plan(self, before: Before) -> Effect:
-        """Both tensors, where the layer before is there; without it nothing can be told, and the
-        plan says that it is missing.
+        """Both tensors. Without the layer before, the rule makes none, and the plan reports the
+        layer as missing.
 
         Raises:
-            RemapError: LR212 where the layer before is no matrix.
+            RemapError: LR212 where the weight of the layer before isn't a matrix.
         """
         if self.after not in before.tensors:
             return Effect(())
@@ -63,7 +62,7 @@ class IdentityLayer(BaseModel):
         return {change.target: self._rows(change) for change in changes}
 
     def _rows(self, change: Change) -> Iterator[bytes]:
-        """Weight and bias are told apart by shape, as their names differ between layouts."""
+        """The rows of weight or bias. The shape tells which, since names differ between layouts."""
         import numpy as np
 
         one = from_float64(np.ones(1), change.dtype)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import sqrt
 from threading import RLock
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from llava_remap.post_load import DTYPE_BITS, Change, OldBytes, Reader, from_float64
@@ -15,16 +15,13 @@ from llava_remap.post_load.plugins.exact_sums import CHUNK_ROWS, ExactSums
 from llava_remap.post_load.plugins.expand_embeddings import GROUP_ROWS, ExpandEmbeddings
 from llava_remap.post_load.plugins.normals import normals
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 class NewRows:
     """The new rows of one job.
 
-    Two matrices may be made in two threads. The lock lets one at a time sum over the old rows: the
-    rows of both matrices are drawn by the first, and the number of threads that a product takes is
-    set for the whole process.
+    Two matrices may be made in two threads. The lock lets one thread at a time sum over the old
+    rows: the first draws the rows of both matrices, and the number of threads of a product is set
+    for the whole process.
     """
 
     def __init__(self, rule: ExpandEmbeddings, read: Reader) -> None:
@@ -32,7 +29,7 @@ class NewRows:
         self._both: NDArray[np.float64] | None = None
 
     def pieces(self, change: Change) -> Iterator[OldBytes | bytes]:
-        """One matrix."""
+        """The pieces of one matrix: its old rows, then its new ones."""
         assert change.shape_before is not None
         rows, columns = change.shape_before
         new = change.shape_after[0] - rows
@@ -48,7 +45,7 @@ class NewRows:
     def _made(self, change: Change, new: int) -> Iterator[NDArray[np.float64]]:
         """The new rows that are computed, some at a time, [some, columns]."""
         columns = change.shape_after[1]
-        # The matrices get rows of their own, as in the scripts. The end of a name is the same in
+        # The two matrices get different rows, as in the scripts. The end of a name is the same in
         # every layout.
         stream = int(change.target.endswith("lm_head.weight"))
         if self._rule.init == "normal":
@@ -87,13 +84,13 @@ class NewRows:
     def _sums(
         self, change: Change, new: int = 0, streams: Sequence[np.random.Philox] = ()
     ) -> ExactSums:
-        """Sums over all rows that a change reads, and with `new` normals for each from each stream
+        """Sums over all rows that a change reads; with `new` normals for each row from each stream
         of bits.
         """
         assert change.shape_before is not None
         (source,), (rows, columns) = change.reads, change.shape_before
         sums = ExactSums(columns, len(streams) * new)
-        # More than one would spend as much time waiting, busily, between the small products.
+        # More threads would wait busily between the small products, and save no time.
         with self._lock, threadpool_limits(1, "blas"):
             for start in range(0, rows, CHUNK_ROWS):
                 x = self._read(source, start, min(start + CHUNK_ROWS, rows), as_stored=True)
@@ -103,7 +100,5 @@ class NewRows:
 
 
 def _groups(new: int) -> list[int]:
-    """How many of the new rows are made at a time, so that memory doesn't grow with their
-    number.
-    """
+    """The number of new rows in each group, so that memory doesn't grow with their number."""
     return [min(GROUP_ROWS, new - start) for start in range(0, new, GROUP_ROWS)]

@@ -2,39 +2,35 @@
 numpy.
 
 numpy promises the raw bits of its Philox generator, but neither its normals nor the last bit of its
-`log`, `sin` and `cos`, which differ between processors. Here nothing is used but operations that
-IEEE 754 rounds correctly: + − × ÷ and the square root.
+`log`, `sin` and `cos`, which differ between processors. This module uses only operations that IEEE
+754 rounds correctly: + − × ÷ and the square root.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 #: A normal is a multiple of 1/STEPS and at most LARGEST, so that sums of products with it can be
-#: exact (see `exact_sums`). The steps change the variance by 2e-11; beyond LARGEST lies one of
-#: 8e14.
+#: exact (see `exact_sums`). The steps change the variance by 2e-11; one normal in 8e14 is beyond
+#: LARGEST.
 STEPS = 2.0**16
 LARGEST = 8.0
-#: Pairs tried at once: so few stay in the cache. No number depends on it.
+#: Pairs tried at once, few enough to stay in the processor's cache. The result doesn't depend on
+#: it.
 _TRIES = 4096
 
 
 def normals(bits: np.random.Philox, count: int) -> NDArray[np.float64]:
-    """The next `count` of them, by Marsaglia's polar method (Marsaglia and Bray, 1964).
+    """The next `count` normals, by Marsaglia's polar method (Marsaglia and Bray, 1964).
 
-    Of an odd number the last one's partner is thrown away.
+    The method makes pairs. Of an odd `count`, the last one's partner is thrown away.
     """
     pairs = (count + 1) // 2
     drawn = np.empty((pairs, 2))
     found = 0
-    while (
-        found < pairs
-    ):  # no more tries than pairs are missing: then no word is read that isn't used or rejected
+    while found < pairs:
+        # No more tries than missing pairs, so that every word read is used or rejected.
         raw = bits.random_raw(2 * min(_TRIES, pairs - found))
         u, v = _uniform(raw[::2]), _uniform(raw[1::2])
         s = u * u + v * v
