@@ -1,12 +1,9 @@
-"""A new rule file for a checkpoint, from its names and those that are wanted: the order of that
-job.
-"""
+"""Writes a new rule file for a checkpoint, from its names and the names of the target."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ from llava_remap.authoring.draft_sources import (
     FIRST,
     Given,
     open_sources,
-    selected,
+    read_answers,
+    select_modules,
     unknown_shapes,
 )
 from llava_remap.authoring.draft_target import (
@@ -36,17 +34,7 @@ from llava_remap.authoring.draft_target import (
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem, refuse
 from llava_remap.core.wording import counted
-from llava_remap.rewrite.infer import (
-    Group,
-    Inference,
-    Question,
-    Segments,
-    Shape,
-    fold,
-    grows,
-    infer,
-    unfold,
-)
+from llava_remap.rewrite.infer import Group, Inference, Question, Segments, infer
 from llava_remap.rewrite.infer.text import Frame, rule_file
 from llava_remap.routing.fits import fits
 from llava_remap.routing.identify import HF_LAYOUTS
@@ -59,15 +47,15 @@ from llava_remap.rulefile import (
 from llava_remap.rulefile.yaml_write import quoted
 from llava_remap.target_model import TEXT_KIND, unknown_target
 
-#: Keys of a LLaVA's config that tell families of the same names apart. Those after the bar are told
-#: only where they are there.
+#: Keys of a LLaVA's config that distinguish families with the same names. The keys of the second
+#: tuple count only where the config has them.
 _FAMILY, _FAMILY_IF_THERE = (
     ("image_aspect_ratio", "mm_patch_merge_type"),
     ("mm_projector_type", "mm_newline_position"),
 )
-#: Modules around the whole model that are looked through for a family.
+#: How many modules around the whole model are taken off to find a family.
 _MOST_WRAPPED = 3
-#: Where the language model is in the classic layout.
+#: The language model in the classic layout.
 _LANGUAGE = "language_model"
 
 
@@ -76,12 +64,12 @@ class Draft:
     """A rule file that was written.
 
     Attributes:
-        output: where.
-        given, wanted: what it was made from.
-        found: what was inferred.
+        output: its path.
+        given, wanted: the sources and the target that it was made from.
+        found: the inference.
         text_model: the `model_type` of the language model, as far as it is known.
-        notes: what else is a guess, in words.
-        config_problems: what of the target's config the file can't say.
+        notes: the other guesses, in words.
+        config_problems: differences to the target's config that the file can't express.
     """
 
     output: Path
@@ -95,61 +83,43 @@ class Draft:
     @property
     def problems(self) -> list[Problem]:
         """What keeps the file from being complete."""
-        problems = []
-        if self.found.questions:
-            names = tuple(
-                name for question in self.found.questions for name in question.source.names
-            )
-            cause = (
+        inside, missing = _names(self.found.inside), _names(self.found.missing)
+        questions = _names(question.source for question in self.found.questions)
+        beside = _names(group for group in self.found.unplaced if group not in self.found.inside)
+        kind = f", a {self.text_model}," if self.text_model else ""
+        kinds = (
+            (
+                "LR301",
+                questions,
                 f"{len(self.found.questions)} groups of names could become several things; "
-                "neither names nor shapes tell which."
-            )
-            problems.append(
-                Problem(
-                    "LR301",
-                    cause,
-                    "Answer with --map FROM=TO and another --output, or write the rules.",
-                    names,
-                )
-            )
-        if names := tuple(name for group in self.found.inside for name in group.names):
-            kind = f", a {self.text_model}," if self.text_model else ""
-            cause = (
-                f"{counted(len(names), 'tensor')} in the language model{kind} that nothing in "
-                "the target takes."
-            )
-            fix = (
+                "neither names nor shapes tell which.",
+                "Answer with --map FROM=TO and another --output, or write the rules.",
+            ),
+            (
+                "LR301",
+                inside,
+                f"{counted(len(inside), 'tensor')} in the language model{kind} that nothing in "
+                "the target takes.",
                 "The model computes with them, so they are not dropped. If its language model is "
-                "another one, give a config.json "
-                "with the text_config of that one: --to config.json."
-            )
-            problems.append(Problem("LR301", cause, fix, names))
-        if names := tuple(
-            name
-            for group in self.found.unplaced
-            if group not in self.found.inside
-            for name in group.names
-        ):
-            cause = f"{counted(len(names), 'tensor')} that nothing in the target takes."
-            fix = (
+                "another one, give a config.json with the text_config of that one: --to "
+                "config.json.",
+            ),
+            (
+                "LR301",
+                beside,
+                f"{counted(len(beside), 'tensor')} that nothing in the target takes.",
                 "Map them. If the model doesn't compute with them, drop them with a reason; "
-                "--drop-rest writes such rules."
-            )
-            problems.append(Problem("LR301", cause, fix, names))
-        if self.found.missing:
-            names = tuple(name for group in self.found.missing for name in group.names)
-            cause = (
-                f"{counted(len(names), 'parameter')} of the target that nothing in the "
-                "checkpoint is found for."
-            )
-            problems.append(
-                Problem(
-                    "LR302",
-                    cause,
-                    "If another checkpoint has them, give it too: --from NAME=SRC.",
-                    names,
-                )
-            )
+                "--drop-rest writes such rules.",
+            ),
+            (
+                "LR302",
+                missing,
+                f"{counted(len(missing), 'parameter')} of the target that nothing in the "
+                "checkpoint is found for.",
+                "If another checkpoint has them, give it too: --from NAME=SRC.",
+            ),
+        )
+        problems = [Problem(code, cause, fix, names) for code, names, cause, fix in kinds if names]
         if self.wanted.unsaid:
             fix = (
                 f"Write its type into {self.output}: `{TEXT_KIND}: {{const: TYPE}}`, as "
@@ -157,6 +127,10 @@ class Draft:
             )
             problems.append(Problem("LR112", self.wanted.unsaid, fix))
         return [*problems, *self.config_problems]
+
+
+def _names(groups: Iterable[Group]) -> tuple[str, ...]:
+    return tuple(name for group in groups for name in group.names)
 
 
 def draft_rules(
@@ -172,27 +146,28 @@ def draft_rules(
     """Infer a rule file and write it.
 
     Args:
-        sources: `[NAME=]SRC` each, the main one as `model` or without a name. Of each the names may
-            be all that there is: an index without its shards, or a list of names.
+        sources: `[NAME=]SRC` each, the main one as `model` or without a name. Names are enough: an
+            index without its shards, or a list of names.
         target: the name of a class, a config.json, a manifest or a converted checkpoint.
-        output: the file; it must not be there yet.
+        output: the file; it must not exist yet.
         answers: `FROM=TO` each, names or folded names.
-        drop_rest: whether what nothing in the target takes is dropped, if the target misses
-            nothing. What lies in the language model is never dropped.
-        ask: answers a question that neither names nor shapes do; None leaves it open.
+        drop_rest: whether tensors that nothing in the target takes are dropped, if the target
+            misses nothing. Tensors of the language model are never dropped.
+        ask: answers a question that neither names nor shapes answer; None leaves it open.
 
     Raises:
         RemapError: LR305 where nothing matches; LR211 for a target or an answer that can't be;
             LR508 for the output; as `open_names` and `derive_config`.
     """
-    refuse_existing(output)
+    _refuse_existing(output)
     given = open_sources(sources, load_rule_file(shipped_folder() / CONFIG).text.sources, offline)
     wanted = read_wanted(target, given, offline)
     if given.names_alone:
         wanted = replace(wanted, shapes=unknown_shapes(wanted.shapes))
-    told = _answers(answers, given.shapes, wanted)
+    told = read_answers(answers, given.shapes, wanted.shapes)
     found = _infer(given, wanted, told, drop_rest, ask)
-    given, modules = _selected(given, found)
+    taken = [name for pair in found.matches for name in pair.source.names]
+    given, modules = select_modules(given, taken, _names([*found.unplaced, *found.dropped]))
     if modules:
         found = _infer(given, wanted, told, drop_rest, ask)
     if not any(rule.to is not None for rule in found.rules):
@@ -223,7 +198,7 @@ def _infer(
     drop_rest: bool,
     ask: Callable[[Question], Group | None],
 ) -> Inference:
-    """The inference, with every question put once; what is answered is added to what is told."""
+    """The inference, after every question was asked once. Answers are added to `told`."""
     left_open: list[Segments] = []
     while True:
         found = infer(
@@ -245,28 +220,8 @@ def _infer(
             return found
 
 
-def _selected(given: Given, found: Inference) -> tuple[Given, dict[str, str]]:
-    """Of each further source the module that is taken, where one holds all that is and nothing
-    else; the rest is left out.
-
-    Of CLIP's own checkpoint, for one, the half for text is nothing that the target misses.
-    """
-    taken = [name for pair in found.matches for name in pair.source.names]
-    left = [name for group in (*found.unplaced, *found.dropped) for name in group.names]
-    modules: dict[str, str] = {}
-    for source in list(given.checkpoints)[1:]:
-        own, rest = (
-            [name for name in names if given.owners[name] == source] for names in (taken, left)
-        )
-        module = selected(given, source, own, rest) if own and rest else None
-        if module is not None:
-            modules[source] = ".".join(module)
-            given = given.without(rest)
-    return given, modules
-
-
-def refuse_existing(output: Path) -> None:
-    """LR508 for an output that is there: a rule file may have been worked on for days."""
+def _refuse_existing(output: Path) -> None:
+    """LR508 for an output that exists: a rule file may have been worked on for days."""
     try:
         there = output.exists() or output.is_symlink()
     except (OSError, ValueError) as error:
@@ -277,105 +232,32 @@ def refuse_existing(output: Path) -> None:
         )
 
 
-def _answers(
-    given: Sequence[str], shapes: Mapping[str, Shape], wanted: Wanted
-) -> dict[Segments, Segments]:
-    """`FROM=TO` arguments as patterns of groups."""
-    sources, targets = fold(shapes), fold(wanted.shapes)
-    found: dict[Segments, Segments] = {}
-    for text in given:
-        one, equals, other = text.partition("=")
-        if not equals:
-            raise refuse(
-                "LR211",
-                f"--map {text}: it is FROM=TO.",
-                "Write names, or folded names: layers.{0..31}.up.weight.",
-            )
-        source, target = (
-            _group(text, one, sources, "source"),
-            _group(text, other, targets, "target"),
-        )
-        if (
-            set(source.members) != set(target.members)
-            and one in source.names
-            and other in target.names
-        ):
-            source, target = _single(source, one), _single(target, other)
-        if (
-            set(source.members) != set(target.members)
-            or source.pattern in found
-            or target.pattern in found.values()
-        ):
-            twice = source.pattern in found or target.pattern in found.values()
-            why = (
-                "one of them is told twice"
-                if twice
-                else f"{source.folded} and {target.folded} have other layers"
-            )
-            raise refuse(
-                "LR211",
-                f"--map {text}: {why}.",
-                "Map a group to one with the same layers, each once.",
-            )
-        pairs = [(shape, target.members[numbers]) for numbers, shape in source.members.items()]
-        if any(
-            shape != wanted_shape and not grows(shape, wanted_shape)
-            for shape, wanted_shape in pairs
-        ):
-            raise refuse(
-                "LR211",
-                f"--map {text}: the shapes are {source.shape} and {target.shape}.",
-                "Map what has one shape.",
-            )
-        found[source.pattern] = target.pattern
-    return found
-
-
-def _group(text: str, name: str, groups: Sequence[Group], side: str) -> Group:
-    def bare(folded: str) -> str:
-        return re.sub(r"\{[^}]*\}", "#", folded)
-
-    for group in groups:
-        if name in group.names or bare(name) == bare(group.folded):
-            return group
-    near = difflib.get_close_matches(bare(name), [bare(group.folded) for group in groups], 1, 0.3)
-    raise refuse(
-        "LR211",
-        f"--map {text}: the {side} has no `{name}`.",
-        f"Did you mean `{near[0]}`?" if near else "",
-    )
-
-
-def _single(group: Group, name: str) -> Group:
-    return next(single for single in unfold(group) if single.names == [name])
-
-
 def _frame(
     given: Given, wanted: Wanted, found: Inference, modules: Mapping[str, str], output: Path
 ) -> tuple[Frame, str, list[Problem]]:
-    """What the file says beside the names, the kind of the language model, and what the file
-    can't say.
+    """The fields of the file beside the names, the kind of the language model, and the problems
+    that the file can't express.
     """
     main = given.main
-    source_name = main.path.stem if main.is_manifest else main.path.name
     notes: list[str] = []
     extends = [*CLEAN]
     constants: dict[str, tuple[Any, str]] = {}
     problems: list[Problem] = []
     processor, text_model = None, wanted.text_model
+    location = Path(wanted.location).name
     sources = ["model: {}", *_source_lines(given, found, modules, notes)]
     if given.names_alone:
         notes.append(
-            "shapes: only names are known, so nothing was held against them; `apply --dry-run` on "
+            "shapes: only names are known, so none were compared; `apply --dry-run` on "
             "the weights does that"
         )
     if wanted.class_name and _LANGUAGE in {name.split(".")[0] for name in wanted.shapes}:
         config = config_part(wanted.class_name)
         part = load_rule_file(shipped_folder() / config)
         extends += [config, LOOK_ALIKES]
-        if (main.config or {}).get("image_aspect_ratio") == "pad" and wanted.class_name in PADS:
-            extends.append(PADS[wanted.class_name])
         shape = (main.config or {}).get("image_aspect_ratio")
+        if shape == "pad" and wanted.class_name in PADS:
+            extends.append(PADS[wanted.class_name])
         if shape not in ("pad", "square", None) and not cuts_tiles(wanted.class_name):
             extends.append(ONE_SQUARE)
             notes.append(
@@ -390,7 +272,6 @@ def _frame(
                 "other sizes than a stock one"
             )
         extends += _chat(main, notes)
-        location = Path(wanted.location).name
         if inner(wanted.config, "text_config") and given.configs and not given.names_alone:
             text_model, constants, problems = carried(given, wanted, found, location)
         else:
@@ -413,44 +294,37 @@ def _frame(
         if part.text.processor and expected != part.text.processor.class_:
             processor = expected
             notes.append(f"the processor {expected}: taken from the name of the class")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).strip("-.") or "mine"
-    summary = f"{source_name} to {wanted.class_name or Path(wanted.location).stem}"
-    made_from = f"{source_name} to {Path(wanted.location).name}"
-    first = {name for name, source in given.owners.items() if source == FIRST}
+    source_name = main.path.stem if main.is_manifest else main.path.name
     frame = Frame(
-        name,
-        summary,
-        made_from,
-        extends,
-        notes,
-        _detect(main),
-        sources,
-        wanted.class_name,
-        constants,
-        processor,
-        first,
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).strip("-.") or "mine",
+        summary=f"{source_name} to {wanted.class_name or Path(wanted.location).stem}",
+        made_from=f"{source_name} to {location}",
+        extends=extends,
+        unsure=notes,
+        detect=_detect(main),
+        sources=sources,
+        class_name=wanted.class_name,
+        config=constants,
+        processor=processor,
+        first={name for name, source in given.owners.items() if source == FIRST},
     )
     return frame, text_model, problems
 
 
 def _detect(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Values of the config that tell the family apart; empty where it is no LLaVA's."""
+    """Values of the config that distinguish the family; empty for a config of no LLaVA."""
     config = checkpoint.config or {}
     if not any(key.startswith("mm_") for key in config):
         return {}
-    detect = {key: config.get(key) for key in _FAMILY}
-    detect |= {key: config[key] for key in _FAMILY_IF_THERE if key in config}
-    return {
-        key: value
-        for key, value in detect.items()
-        if isinstance(value, (str, int, float, bool, type(None)))
-    }
+    keys = [*_FAMILY, *(key for key in _FAMILY_IF_THERE if key in config)]
+    scalars = (str, int, float, bool, type(None))
+    return {key: config.get(key) for key in keys if isinstance(config.get(key), scalars)}
 
 
 def _source_lines(
     given: Given, found: Inference, modules: Mapping[str, str], notes: list[str]
 ) -> list[str]:
-    """The lines of `sources` for those beside the main one."""
+    """The lines of `sources` for all sources but the main one."""
     lines = []
     taken = {given.owners[name] for pair in found.matches for name in pair.source.names}
     for source, checkpoint in list(given.checkpoints.items())[1:]:
@@ -479,25 +353,21 @@ def _source_lines(
 
 
 def _chat(checkpoint: Checkpoint, notes: list[str]) -> list[str]:
-    """The parts with chat templates of the shipped rule file that takes the most of the names,
-    whatever stands before all.
+    """The parts with chat templates of the shipped rule file that takes the most names, without a
+    prefix that all names have.
     """
     bare = checkpoint
     for _ in range(_MOST_WRAPPED):
         best = next(fit for fit in fits(bare) if fit.rules != HF_LAYOUTS)  # that is for no family
-        heads = {name.partition(".")[0] for name in bare.catalog}
         near = best.mapped * 2 > best.total
-        if near or len(heads) > 1:
+        if near or len({name.partition(".")[0] for name in bare.catalog}) > 1:
             break
-        inside = [
-            replace(tensor, name=name.partition(".")[2]) for name, tensor in bare.catalog.items()
-        ]
-        bare = replace(bare, catalog={tensor.name: tensor for tensor in inside})
-    chat = (
-        [name for name, _ in load_rule_file(best.rules).texts if name in shipped_chat_parts()]
-        if near
-        else []
-    )
+        inside = {name.partition(".")[2]: tensor for name, tensor in bare.catalog.items()}
+        bare = replace(
+            bare, catalog={name: replace(tensor, name=name) for name, tensor in inside.items()}
+        )
+    texts = load_rule_file(best.rules).texts if near else ()
+    chat = [name for name, _ in texts if name in shipped_chat_parts()]
     if chat:
         notes.append(
             f"{', '.join(chat)}: as {best.rules} has them; tensors don't show how a model was "

@@ -1,12 +1,14 @@
-"""The checkpoints that a draft is made from: their names side by side, as the rules of the draft
-will see them.
+"""The checkpoints that a draft is made from: their names side by side, as the draft's rules will
+see them; and the user's answers about these names.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +16,7 @@ from llava_remap.authoring.names_alone import NAMES_ALONE, open_names
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.core.problem import refuse
 from llava_remap.rewrite import compile_rules
-from llava_remap.rewrite.infer import Segments, Shape
+from llava_remap.rewrite.infer import Group, Segments, Shape, fold, grows, unfold
 from llava_remap.rulefile import Source, load_rule_file, shipped_folder
 from llava_remap.source.sources import is_there
 
@@ -32,9 +34,9 @@ class Given:
 
     Attributes:
         checkpoints: each as it was opened.
-        prefixes: what stands before the names of each, so that none has a name of another.
-        tensors: of all of them, by the name that rules see: behind the prefix, without wrappers and
-            buffers.
+        prefixes: the prefix of each one's names, so that no two checkpoints share a name.
+        tensors: of all checkpoints, by the name that rules see: behind the prefix, without wrappers
+            and buffers.
         owners: the source of each of these names.
         buffers: how many names the shared parts drop.
     """
@@ -63,7 +65,7 @@ class Given:
 
     @property
     def names_alone(self) -> bool:
-        """Whether of one of them only the names are known; then shapes count for nothing."""
+        """Whether only the names are known of some checkpoint; then no shapes are compared."""
         return any(checkpoint.form == NAMES_ALONE for checkpoint in self.checkpoints.values())
 
     @property
@@ -73,12 +75,6 @@ class Given:
             if self.names_alone
             else {name: t.shape for name, t in self.tensors.items()}
         )
-
-    def without(self, names: Sequence[str]) -> Given:
-        """The same without tensors that are not to be taken."""
-        left = set(names)
-        tensors = {name: tensor for name, tensor in self.tensors.items() if name not in left}
-        return Given(self.checkpoints, self.prefixes, tensors, self.owners, self.buffers)
 
 
 def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: bool) -> Given:
@@ -120,58 +116,131 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
         )
         for name, location in named.items()
     }
-    prefixes: dict[str, str] = {}
-    tensors: dict[str, Tensor] = {}
-    owners: dict[str, str] = {}
-    buffers = 0
+    opened = Given(checkpoints, {}, {}, {}, 0)
     for source, checkpoint in checkpoints.items():
         bare, dropped = cleaned(checkpoint.unpaired)
-        prefixes[source] = "" if tensors.keys().isdisjoint(bare) else f"{source}."
-        tensors |= {prefixes[source] + name: tensor for name, tensor in bare.items()}
-        owners |= {prefixes[source] + name: source for name in bare}
-        buffers += dropped
-    return Given(checkpoints, prefixes, tensors, owners, buffers)
+        prefix = "" if opened.tensors.keys().isdisjoint(bare) else f"{source}."
+        opened = Given(
+            checkpoints,
+            {**opened.prefixes, source: prefix},
+            {**opened.tensors, **{prefix + name: tensor for name, tensor in bare.items()}},
+            {**opened.owners, **{prefix + name: source for name in bare}},
+            opened.buffers + dropped,
+        )
+    return opened
 
 
 def unknown_shapes(names: Iterable[str]) -> dict[str, Shape]:
-    """What stands for shapes where only names are known: no bias is a weight."""
+    """Stand-ins for shapes where only names are known. That of a bias differs from a weight's."""
     return {name: (0,) if name.endswith("bias") else () for name in names}
 
 
-def selected(
-    given: Given, source: str, taken: Sequence[str], left: Sequence[str]
-) -> Segments | None:
-    """The module of a source in which all lies that is taken of it, and nothing that is left; None
-    where there is none.
+def select_modules(
+    given: Given, taken: Iterable[str], left: Collection[str]
+) -> tuple[Given, dict[str, str]]:
+    """Leave out the tensors of further sources that aren't taken, if one module holds all taken
+    tensors of the source and no others.
+
+    CLIP's own checkpoint, for example, has a half for text, which no target misses.
 
     Args:
-        taken, left: names as rules see them, all of this source.
+        taken, left: names as rules see them, of all sources.
+
+    Returns:
+        The sources without the tensors left out, and the module by source.
     """
-    split = [tuple(name.removeprefix(given.prefixes[source]).split(".")) for name in taken]
-    depth = 0
-    while (
-        all(len(segments) > depth + 1 for segments in split)
-        and len({segments[depth] for segments in split}) == 1
-    ):
-        depth += 1
-    module = split[0][:depth]
-    inside = (
-        tuple(name.removeprefix(given.prefixes[source]).split("."))[:depth] == module
-        for name in left
+    modules: dict[str, str] = {}
+    for source in list(given.checkpoints)[1:]:
+        prefix = given.prefixes[source]
+        own, rest = (
+            {
+                name: tuple(name.removeprefix(prefix).split("."))
+                for name in names
+                if given.owners[name] == source
+            }
+            for names in (taken, left)
+        )
+        columns = zip(*(segments[:-1] for segments in own.values()), strict=False)
+        shared = takewhile(lambda column: len(set(column)) == 1, columns)
+        module = tuple(column[0] for column in shared)
+        inside = any(segments[: len(module)] == module for segments in rest.values())
+        if own and rest and module and not inside:
+            modules[source] = ".".join(module)
+            kept = {name: tensor for name, tensor in given.tensors.items() if name not in rest}
+            given = replace(given, tensors=kept)
+    return given, modules
+
+
+def read_answers(
+    given: Sequence[str], shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]
+) -> dict[Segments, Segments]:
+    """`FROM=TO` arguments as patterns of groups.
+
+    Args:
+        shapes, wanted: the names of the sources and of the target.
+
+    Raises:
+        RemapError: LR211 for an argument that names nothing, or names and shapes that don't fit.
+    """
+    sources, targets = fold(shapes), fold(wanted)
+    found: dict[Segments, Segments] = {}
+    for text in given:
+        one, equals, other = text.partition("=")
+        if not equals:
+            raise refuse(
+                "LR211",
+                f"--map {text}: it is FROM=TO.",
+                "Write names, or folded names: layers.{0..31}.up.weight.",
+            )
+        source = _group(text, one, sources, "source")
+        target = _group(text, other, targets, "target")
+        are_names = one in source.names and other in target.names
+        if set(source.members) != set(target.members) and are_names:
+            source, target = (
+                next(single for single in unfold(group) if single.names == [name])
+                for group, name in ((source, one), (target, other))
+            )
+        twice = source.pattern in found or target.pattern in found.values()
+        if twice or set(source.members) != set(target.members):
+            why = f"{source.folded} and {target.folded} have other layers"
+            raise refuse(
+                "LR211",
+                f"--map {text}: {'one of them is told twice' if twice else why}.",
+                "Map a group to one with the same layers, each once.",
+            )
+        if any(
+            shape != target.members[numbers] and not grows(shape, target.members[numbers])
+            for numbers, shape in source.members.items()
+        ):
+            raise refuse(
+                "LR211",
+                f"--map {text}: the shapes are {source.shape} and {target.shape}.",
+                "Map what has one shape.",
+            )
+        found[source.pattern] = target.pattern
+    return found
+
+
+def _group(text: str, name: str, groups: Sequence[Group], side: str) -> Group:
+    def bare(folded: str) -> str:
+        return re.sub(r"\{[^}]*\}", "#", folded)
+
+    for group in groups:
+        if name in group.names or bare(name) == bare(group.folded):
+            return group
+    near = difflib.get_close_matches(bare(name), [bare(group.folded) for group in groups], 1, 0.3)
+    raise refuse(
+        "LR211",
+        f"--map {text}: the {side} has no `{name}`.",
+        f"Did you mean `{near[0]}`?" if near else "",
     )
-    return module if module and not any(inside) else None
 
 
 def cleaned(named: Mapping[str, T]) -> tuple[dict[str, T], int]:
-    """Values by name without wrappers, but for stored buffers, and how many were dropped."""
+    """Values by name without wrappers and without stored buffers, and how many were dropped."""
     programs = [compile_rules(load_rule_file(shipped_folder() / part)) for part in CLEAN]
-    found = {}
-    for name, value in named.items():
-        prepared: str | None = name
-        for program in programs:
-            if prepared is not None:
-                rewrite = program.rewrite(prepared)
-                prepared = None if rewrite.reason is not None else rewrite.prepared
-        if prepared is not None:
-            found[prepared] = value
-    return found, len(named) - len(found)
+    clean = dict(named)
+    for program in programs:
+        rewrites = [(program.rewrite(name), value) for name, value in clean.items()]
+        clean = {to.prepared: value for to, value in rewrites if to.reason is None}
+    return clean, len(named) - len(clean)

@@ -1,5 +1,5 @@
-"""What a rule file is inferred for: names and shapes of a class, a config.json, a manifest or a
-converted checkpoint.
+"""The target of an inference: names and shapes of a class, a config.json, a manifest or a converted
+checkpoint.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,19 @@ PADS = {
     "LlavaForConditionalGeneration": "parts/pad.yaml",
     "VipLlavaForConditionalGeneration": "parts/pad-named.yaml",
 }
-#: The part that tells of a model which was trained on tiles, for classes that have none.
+#: The part with a notice for models that were trained on tiles, for classes without tiles.
 ONE_SQUARE = "parts/one-square.yaml"
-#: Shapes that tell a tower's sizes and the rows of a vocabulary, of a very small model.
+#: Shapes of a very small model that show its tower's sizes and the rows of its vocabulary, by the
+#: end of the name.
 _SMALL: Mapping[str, Shape] = {
     "embeddings.patch_embedding.weight": (8, 3, 2, 2),
     "embeddings.position_embedding.weight": (5, 8),
     ".mlp.fc1.weight": (8, 8),
     "embed_tokens.weight": (8, 8),
 }
-#: How the name ends that every tower has.
+#: The end of a name that every tower has.
 _TOWER_MARK = "embeddings.patch_embedding.weight"
-#: Where the tower is put to have its shapes read.
+#: The prefix under which the shapes of a tower are read.
 _TOWER = "vision_tower.vision_model."
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]*")
 _FORMS = (
@@ -65,15 +67,15 @@ _FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is wanted.
+    """The parameters that are wanted.
 
     Attributes:
-        location: where it was read from, in words.
+        location: where they were read from, in words.
         shapes: name → shape, in the classic layout where the layout is known.
         tied: names that need no source.
-        class_name, config: as far as the target says.
+        class_name, config: the target's, where they are known.
         text_model: the language model's `model_type`, where the source's config tells it.
-        unsaid: why nothing tells it, in words; empty where something does.
+        unsaid: why the `model_type` is unknown, in words; empty where it is known.
     """
 
     location: str
@@ -86,11 +88,11 @@ class Wanted:
 
 
 def read_wanted(target: str, given: Given, offline: bool) -> Wanted:
-    """What a TARGET wants.
+    """The parameters of a TARGET.
 
     Args:
         target: as the user gave it.
-        given: the sources, whose configs a class needs.
+        given: the sources; their configs are needed for a class.
 
     Raises:
         RemapError: LR211 for what is no TARGET; as `open_source`, `derive_config` and
@@ -101,15 +103,10 @@ def read_wanted(target: str, given: Given, offline: bool) -> Wanted:
         content = read_object(path, "LR102", "Download or copy it again.", unique=False)
         if "format" not in content and "weight_map" not in content:
             return _of_config(target, content)
-    if (
-        path.is_dir()
-        and has_file(path / "config.json")
-        and not any(path.glob("*.safetensors*"))
-        and not any(path.glob("*.bin*"))
-    ):
-        return _of_config(
-            target, read_object(path / "config.json", "LR113", "Download it again.", unique=False)
-        )
+    weights = chain(path.glob("*.safetensors*"), path.glob("*.bin*"))
+    if path.is_dir() and has_file(path / "config.json") and not any(weights):
+        content = read_object(path / "config.json", "LR113", "Download it again.", unique=False)
+        return _of_config(target, content)
     if _CLASS.fullmatch(target) and not is_there(path):
         return _of_class(target, given)
     if "/" not in target and not is_there(path):
@@ -118,8 +115,8 @@ def read_wanted(target: str, given: Given, offline: bool) -> Wanted:
     config = other.config or {}
     named = config.get("architectures")
     class_name = str(named[0]) if isinstance(named, list) and named else None
-    classic = _classic({name: tensor.shape for name, tensor in other.catalog.items()})
-    clean, _ = cleaned(classic)
+    shapes = {name: tensor.shape for name, tensor in other.catalog.items()}
+    clean, _ = cleaned(_classic(shapes))
     ties = any(
         c.get("tie_word_embeddings") is True
         for c in (config, inner(config, "text_config"), *given.configs)
@@ -135,9 +132,7 @@ def inner(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _classic(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
-    """Names of another layout as they are in the classic one. A layout is one that takes every
-    name.
-    """
+    """Names in the classic layout. The present layout is the one whose rules take every name."""
     for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
         program = compile_rules(load_rule_file(path))
         taken = {name: program.rewrite(name).target for name in shapes}
@@ -163,9 +158,8 @@ def _of_class(class_name: str, given: Given) -> Wanted:
     """The parameters of a class, with the config that the sources' own configs and the tower's
     tensors give.
 
-    Tower and embedding are found by how their names end, wherever they are, which is what the
-    config needs of the names. Where only names are known, so are those of the class: shapes are
-    stand-ins.
+    Tower and embedding are found by the ends of their names, wherever they are. Where only names
+    are known, the shapes are stand-ins.
     """
     if not given.configs:
         raise refuse(
@@ -181,8 +175,7 @@ def _of_class(class_name: str, given: Given) -> Wanted:
         name.endswith(".q_proj.bias") and not name.startswith(tuple(towers))
         for name in given.shapes
     )
-    # Where the kind isn't known, one whose tensors have the same names, as far as the biases of
-    # attention show.
+    # If the kind is unknown, a kind with the same names stands in; biases of attention show which.
     rules, text, unsaid = language_model(class_name, given.configs, "qwen2" if biased else "llama")
     table = ".".join(text.embedding.split(".")[-2:])
     embeddings = [name for name in given.shapes if table and name.endswith(table)]
@@ -195,15 +188,18 @@ def _of_class(class_name: str, given: Given) -> Wanted:
             "config can't be worked out.",
             fix + _FORMS,
         )
-    shapes = _made_up(given.shapes) if given.names_alone else given.shapes
-    found: dict[str, Tensor] = {}
-    for name, shape in shapes.items():
-        if name.startswith(towers[0]):
-            classic = _TOWER + name.removeprefix(towers[0])
-            found[classic] = Tensor.of(classic, given.tensors[name].dtype or "F32", shape, None)
-    found[text.embedding] = Tensor.of(
-        text.embedding, given.tensors[embeddings[0]].dtype or "F32", shapes[embeddings[0]], None
-    )
+    shapes = given.shapes
+    if given.names_alone:  # those of a very small model
+        shapes = {
+            name: next((shape for end, shape in _SMALL.items() if name.endswith(end)), (8,))
+            for name in shapes
+        }
+    tower = [name for name in shapes if name.startswith(towers[0])]
+    classic = {name: _TOWER + name.removeprefix(towers[0]) for name in tower}
+    found = {
+        new: Tensor.of(new, given.tensors[name].dtype or "F32", shapes[name], None)
+        for name, new in {**classic, embeddings[0]: text.embedding}.items()
+    }
     said = said_of_text(given.configs)
     tokens = place_tokens(rules.text.tokens, None, embedding_rows(found, text.embedding), said)
     try:
@@ -216,15 +212,13 @@ def _of_class(class_name: str, given: Given) -> Wanted:
     ) as error:  # what helps `apply`, another source, is nothing that can be given here
         fix = f"Give another TARGET. {_FORMS}"
         raise RemapError([replace(problem, fix=fix) for problem in error.problems]) from error
-    wanted = unknown_shapes(asked.shapes) if given.names_alone else asked.shapes
-    kind = "" if unsaid else text.kind
     return Wanted(
         class_name,
-        wanted,
+        unknown_shapes(asked.shapes) if given.names_alone else asked.shapes,
         frozenset(asked.tied),
         class_name,
         {"model_type": model_type_of(class_name)},
-        kind,
+        "" if unsaid else text.kind,
         unsaid,
     )
 
@@ -232,14 +226,13 @@ def _of_class(class_name: str, given: Given) -> Wanted:
 def language_model(
     class_name: str, configs: Sequence[Mapping[str, Any]], stand_in: str
 ) -> tuple[RuleFile, TextModel, str]:
-    """The language model that the sources' configs tell of, and the rule file without names that
-    finds it.
+    """The language model of the sources' configs, and the rule file without names that finds it.
 
-    Where they don't tell its kind, the language model is one whose tensors have the same names, so
-    that names can be compared, and the text says why the kind isn't known.
+    If the configs don't tell its kind, a language model with the same names stands in, so that
+    names can be compared. The text then says why the kind is unknown.
 
     Args:
-        stand_in: the `model_type` of that one.
+        stand_in: the `model_type` of that language model.
 
     Raises:
         RemapError: as `text_model_of`, for other reasons.
@@ -272,22 +265,14 @@ def config_part(class_name: str) -> str:
 
 
 def first_constants(class_name: str) -> dict[str, tuple[Any, str]]:
-    """What every draft for a class says of its config: the type, and null for each inherited key
-    that the class doesn't have.
+    """The config values of every draft for a class: the type, and null for each inherited key that
+    the class doesn't have.
     """
     part = load_rule_file(shipped_folder() / config_part(class_name))
     lacking = dict.fromkeys(
         keys_without_use(part, class_name), (None, f"{class_name} has no such key")
     )
     return {"model_type": (model_type_of(class_name), ""), **lacking}
-
-
-def _made_up(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Shapes of a very small model, by how names end, where only names are known."""
-    return {
-        name: next((shape for end, shape in _SMALL.items() if name.endswith(end)), (8,))
-        for name in shapes
-    }
 
 
 def model_type_of(class_name: str) -> str:
@@ -306,8 +291,8 @@ def model_type_of(class_name: str) -> str:
 
 
 def cuts_tiles(class_name: str) -> bool:
-    """Whether a class of the installed transformers cuts pictures into tiles: then its config
-    says into which.
+    """Whether a class of the installed transformers cuts pictures into tiles, which its config then
+    names.
     """
     import transformers
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_remap.core.problem import refuse
-from llava_remap.rewrite import Program, Rewrite
+from llava_remap.rewrite import Known, Program, Rewrite
 from llava_remap.rulefile import RuleFile
 
 
@@ -31,6 +31,12 @@ class NameSet:
     config: Mapping[str, Any] | None
     aside: Mapping[str, str]
     names_alone: bool = False
+
+    def known(self, rules: RuleFile) -> Known:
+        """The same as the program of a rule file sees it: all names behind their prefixes."""
+        prefixes = {name: source.prefix for name, source in rules.text.sources.items()}
+        taken = [prefixes[source] + name for source, own in self.names.items() for name in own]
+        return Known(tuple(self.stored), tuple(taken), self.config)
 
     def rewrites(self, rules: RuleFile, program: Program) -> Iterator[tuple[str, str, Rewrite]]:
         """Every name: its source, itself, and what becomes of it behind the source's prefix."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_remap.authoring.name_set import NameSet, read_names
+from llava_remap.authoring.name_set import read_names
 from llava_remap.authoring.snapshot import SnapshotResult, run_snapshots
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.rewrite import Known, Status, TestResult, new_test, run_tests, untested
@@ -107,20 +107,9 @@ def run_rule_tests(
                 for rule in missing
             ]
         else:
-            missing = _written(rules, missing, _known(rules, names))
+            missing = _written(rules, missing, names.known(rules) if names else Known())
     snapshots = run_snapshots(rules, names, update=update)
     return Tested(asked, tuple(tests), tuple(missing), tuple(snapshots))
-
-
-def _known(rules: RuleFile, names: NameSet | None) -> Known:
-    if names is None:
-        return Known()
-    taken = [
-        rules.text.sources[source].prefix + name
-        for source, own in names.names.items()
-        for name in own
-    ]
-    return Known(names.stored, taken, names.config)
 
 
 def _written(rules: RuleFile, missing: Sequence[Untested], known: Known) -> list[Untested]:

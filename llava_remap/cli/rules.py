@@ -187,7 +187,7 @@ def rules_lint(
     be led back.
     """
     with refusals("json" if output_format == "json" else "human", "lint"):
-        from llava_remap.authoring.lint.files import lint_files
+        from llava_remap.authoring.lint import lint_files
         from llava_remap.report.lint import lint_github, lint_json, print_lint
 
         files = lint_files(rules or (), source)

@@ -104,7 +104,7 @@ class Program:
         """The one name, after `prepare`, that `names` takes to `target`; None where no rule leads
         back, or rules to several.
 
-        What comes back is held against the way there: `rewrite` of it gives `target`.
+        The name is checked: `rewrite` takes it to `target`.
 
         Raises:
             RemapError: LR206 if a regex of the rule file hit its time limit on the way.

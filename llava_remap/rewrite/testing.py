@@ -69,8 +69,8 @@ class Known:
         config: the config of the first source.
     """
 
-    names: Sequence[str] = ()
-    taken: Sequence[str] = ()
+    names: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = None
 
 

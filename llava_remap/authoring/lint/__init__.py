@@ -1,5 +1,5 @@
-"""What is wrong with a rule file, found by trying it: on names made from its templates, on those of
-its tests and on real ones. Pure.
+"""Finds what is wrong with a rule file by trying it on names made from its templates, on the names
+of its tests and on real names.
 
 Every finding is seen, not inferred: a rule is shadowed if none of the names that were made from it
 reaches it, a regex runs away if it hit the time limit on a name that was tried. Nothing is made
@@ -8,22 +8,26 @@ from the text of a regex, so a regex is tried on the names that there are.
 
 from __future__ import annotations
 
-from llava_remap.authoring.lint.checks import CHECKS
-from llava_remap.authoring.lint.model import Finding, Linted, Names
-from llava_remap.authoring.lint.trial import Trial
-from llava_remap.core.problem import RemapError
-from llava_remap.rewrite import compile_all
-from llava_remap.rulefile import RuleFile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-__all__ = ["Finding", "Linted", "Names", "lint"]
+from llava_remap.authoring.lint.checks import CHECKS
+from llava_remap.authoring.lint.trial import Finding, Linted, Names, Trial
+from llava_remap.core.problem import Problem, RemapError, RunawayRuleError
+from llava_remap.post_load.run import load_post_load_rule
+from llava_remap.rewrite import compile_all
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
+from llava_remap.target_model import TEXT_KIND, unknown_target
+
+__all__ = ["Finding", "Linted", "Names", "lint", "lint_files"]
 
 
 def lint(rules: RuleFile, names: Names | None = None) -> Linted:
-    """Look for everything that can be wrong with a valid rule file. A time limit that is hit is a
-    finding as well.
+    """Look for all mistakes of a valid rule file. Hitting a time limit is a finding as well.
 
     Args:
-        names: real names that it is to be held against.
+        names: real names to try it on.
     """
     program = compile_all(rules)
     found: list[Finding] = []
@@ -54,4 +58,96 @@ def lint(rules: RuleFile, names: Names | None = None) -> Linted:
             else tuple(rule.label for rule in trial.rules if not trial.taken[rule.label])
         ),
         unknown=names.unknown if names is not None else "",
+    )
+
+
+def lint_files(rules: Sequence[str | Path] = (), sources: Sequence[str] = ()) -> list[Linted]:
+    """Lint rule files; without any, all that are shipped, parts and layouts too.
+
+    Args:
+        sources: `SRC` or `NAME=SRC` each, as `apply` takes them: real names to try every file on.
+            Only headers are read, and sources that aren't given aren't downloaded.
+
+    Raises:
+        RemapError: for a source that can't be read. All mistakes of a rule file are in its
+            findings.
+    """
+    return [_linted(file, sources) for file in rules or sorted(shipped_folder().rglob("*.yaml"))]
+
+
+def _linted(file: str | Path, sources: Sequence[str]) -> Linted:
+    try:
+        rules = load_rule_file(file)
+    except RemapError as error:
+        return Linted(str(file), tuple(map(Finding.of, error.problems)), loaded=False)
+    unfit = [*_plug_ins(rules), *_unsaid(rules), *map(Finding.of, unknown_target(rules))]
+    try:
+        linted = lint(rules, _real_names(rules, sources) if sources and not unfit else None)
+    except RunawayRuleError as error:
+        # A real name makes a regex run away, so none can be routed.
+        linted, unfit = lint(rules), [*unfit, *map(Finding.of, error.problems)]
+    found = sorted((*unfit, *linted.findings), key=lambda finding: finding.place(linted.file))
+    return replace(linted, findings=tuple(found))
+
+
+def _plug_ins(rules: RuleFile) -> list[Finding]:
+    """LR212 for each plug-in of `post_load` that isn't installed or doesn't take its options:
+    `apply` refuses the same.
+    """
+    findings: list[Finding] = []
+    for number, post_load in enumerate(rules.text.post_load):
+        try:
+            with rules.placed("post_load", number):
+                load_post_load_rule(post_load.use, post_load.with_)
+        except RemapError as error:
+            findings += map(Finding.of, error.problems)
+    return findings
+
+
+def _unsaid(rules: RuleFile) -> list[Finding]:
+    """LR201 for a draft whose author hasn't filled in the kind of the language model."""
+    value = rules.target_config.get(TEXT_KIND)
+    if value is None or "const" not in value.model_fields_set or value.const is not None:
+        return []
+    return [
+        Finding(
+            rules.tree.locate(("target", "config", TEXT_KIND)).mark,
+            Problem(
+                "LR201",
+                f"`{TEXT_KIND}` says nothing.",
+                "Write the model_type of the language model in transformers there, or take the "
+                "line out if the source's config tells it.",
+            ),
+        )
+    ]
+
+
+def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
+    """The names of the sources that are given, as the rules see them; for a file with a target
+    class also its parameters.
+    """
+    from llava_remap.authoring.name_set import read_names
+    from llava_remap.authoring.names_alone import open_names
+    from llava_remap.jobs.apply import HEADERS_ALONE, plan_mapping
+    from llava_remap.source.sources import name_sources
+
+    if not rules.text.sources:  # a part, for which the names are as they are
+        text = name_sources(["model"], given)["model"]
+        checkpoint = open_names("model", text, ("tensors", "config"), first=True)
+        stored = tuple(checkpoint.catalog)
+        return Names(stored, stored, checkpoint.config)
+    read = read_names(rules, given)
+    known = read.known(rules)
+    names = Names(known.names, known.taken, known.config)
+    if rules.text.target is None or not rules.text.target.is_said:
+        return names
+    if read.names_alone:
+        return replace(names, unknown="only names are known of the checkpoint")
+    plan = plan_mapping(rules.path, given, HEADERS_ALONE).plan
+    why = ", ".join(f"{problem.code} {problem.title}" for problem in plan.problems)
+    return replace(
+        names,
+        complete=True,
+        wanted=frozenset(plan.target_names) or None,
+        unknown="" if plan.target_names else why,
     )

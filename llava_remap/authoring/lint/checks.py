@@ -1,5 +1,5 @@
-"""What can be wrong with rules taken together: they take each other's names, or their own new
-ones; names don't come back.
+"""Checks of all rules together: rules that take each other's names or their own new names, and
+names that don't come back.
 """
 
 from __future__ import annotations
@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from llava_remap.authoring.lint.model import Finding
 from llava_remap.authoring.lint.rule_checks import loose, lost_fields
-from llava_remap.authoring.lint.trial import Ground, Trial
+from llava_remap.authoring.lint.trial import Finding, Ground, Trial
 from llava_remap.core.problem import Mark, Problem
 from llava_remap.rewrite import CompiledRule, Rewrite, outcome, run_tests
 from llava_remap.rulefile import Drop, Regex, Substitute
@@ -30,15 +29,10 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
         for name, rewrite in ground.rewrites.items():
             after = _made(rewrite)
             again = ground.program.rewrite(after)
-            if (
-                rewrite.reason is not None
-                or again.reason is not None
-                or not _renamed(rewrite, again)
-            ):
-                continue
-            first, second = _changing(rewrite)[-1], _changing(again)[0]
-            rule, _, chains = found.setdefault(first, (rules[first], second, []))
-            chains.append((name, f"→ {after} → {_made(again)}"))
+            if rewrite.reason is None and again.reason is None and _renamed(rewrite, again):
+                first, second = _changing(rewrite)[-1], _changing(again)[0]
+                chains = found.setdefault(first, (rules[first], second, []))[2]
+                chains.append((name, f"→ {after} → {_made(again)}"))
         for target in ground.targets:
             for rule in ground.program.leading_back(target):
                 if isinstance(rule.kind, Substitute) and (chain := _back_twice(rule, target)):
@@ -128,15 +122,13 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
     stolen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     marks = _marks(trial)
     for rule, takers in _shadowed(trial):
-        ground, drops = (
-            trial.assumed[rule.label],
-            {taker.label for taker in takers if isinstance(taker.kind, Drop)},
-        )
+        ground = trial.assumed[rule.label]
+        drops = {taker.label for taker in takers if isinstance(taker.kind, Drop)}
+        if _list(rule) != "names" or isinstance(rule.kind, Drop):
+            continue
         for name in trial.witnesses[rule.label]:
             taker = ground.rewrites[name].rules[-1]
-            if _list(rule) != "names" or isinstance(rule.kind, Drop) or taker not in drops:
-                continue
-            if ground.program.rewrite(name, without=taker).target is not None:
+            if taker in drops and ground.program.rewrite(name, without=taker).target is not None:
                 stolen[taker][rule.label].append(name)
     for taker, by_rule in stolen.items():
         rules = " and ".join(f"`{label}`" for label in by_rule)
@@ -183,7 +175,7 @@ def _takers(rule: CompiledRule, rewrite: Rewrite) -> list[str]:
     """
     if _list(rule) == "names" and rule(rewrite.prepared) is not None:
         return [rewrite.rules[-1]]
-    return [step.rule for step in rewrite.trace if step.after != step.before]
+    return _changing(rewrite)
 
 
 def _list(rule: CompiledRule) -> str:

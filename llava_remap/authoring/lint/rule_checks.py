@@ -1,13 +1,10 @@
-"""What can be wrong with one rule, looked at alone: its regex takes more than it seems to, or its
-new names leave out fields.
-"""
+"""Checks of single rules: regexes that take more than they seem to, new names that lack fields."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from llava_remap.authoring.lint.model import Finding
-from llava_remap.authoring.lint.trial import Trial
+from llava_remap.authoring.lint.trial import Finding, Trial
 from llava_remap.core.problem import Problem
 from llava_remap.rewrite import CompiledRule
 from llava_remap.rulefile import Drop, Regex, Rename, RunawayError, Substitute
@@ -26,8 +23,7 @@ def lost_fields(trial: Trial) -> Iterator[Finding]:
                 Problem(
                     "LR214",
                     f"`to` of `{rule.label}` leaves out {fields}: two names can become one, and "
-                    f"none "
-                    "comes back.",
+                    "none comes back.",
                     "Take it up into `to`, or say `one_way: true`.",
                 ),
             )
@@ -51,8 +47,7 @@ def _loose(
     rule: CompiledRule, what: str, regex: Regex, names: Collection[str]
 ) -> Iterator[Finding]:
     try:
-        before = next((n for name in names if (n := _before(rule, regex, name))), None)
-        behind = next((n for name in names if (n := _behind(rule, regex, name))), None)
+        before, behind = (_longer(rule, regex, names, end) for end in (0, 1))
     except RunawayError as error:
         cause = f"the regex `{regex.text}` of {what} {error.why}."
         yield Finding(rule.mark, Problem("LR206", cause, "Make it simpler.", (str(error),)))
@@ -69,30 +64,21 @@ def _loose(
                 "LR208",
                 cause,
                 r"Let it begin with `^` or `\.` and end with `\.` or `$`, or write a template, "
-                r"which "
-                r"takes whole names.",
+                "which takes whole names.",
             ),
         )
 
 
-def _before(rule: CompiledRule, regex: Regex, name: str) -> str | None:
-    """The name with a letter where the match begins, if the match still begins there, behind the
-    letter.
+def _longer(rule: CompiledRule, regex: Regex, names: Collection[str], end: int) -> str | None:
+    """The first of the names in which the regex also matches with a letter put where the match
+    begins (end 0) or ends (end 1), and that letter stays outside of the match.
     """
-    span = regex.span(name, rule.spent)
-    if span is None or span[0] == span[1] or name[span[0]] == ".":
-        return None
-    start, end = span
-    longer = name[:start] + _LETTER + name[start:]
-    return longer if regex.span(longer, rule.spent) == (start + 1, end + 1) else None
-
-
-def _behind(rule: CompiledRule, regex: Regex, name: str) -> str | None:
-    """The name with a letter where the match ends, if the match still ends there, before the
-    letter.
-    """
-    span = regex.span(name, rule.spent)
-    if span is None or span[0] == span[1] or name[span[1] - 1] == ".":
-        return None
-    longer = name[: span[1]] + _LETTER + name[span[1] :]
-    return longer if regex.span(longer, rule.spent) == span else None
+    for name in names:
+        span = regex.span(name, rule.spent)
+        if span is None or span[0] == span[1] or name[span[end] - end] == ".":
+            continue
+        longer = name[: span[end]] + _LETTER + name[span[end] :]
+        moved = 1 - end  # by the letter before the match
+        if regex.span(longer, rule.spent) == (span[0] + moved, span[1] + moved):
+            return longer
+    return None

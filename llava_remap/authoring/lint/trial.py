@@ -1,24 +1,109 @@
-"""A rule file's rules, tried: on names made from them, on those of its tests, and on real ones."""
+"""Tries the rules of a rule file on names made from them, on the names of its tests, and on real
+names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from llava_remap.authoring.lint.model import Finding, Names
-from llava_remap.core.problem import RemapError
-from llava_remap.rewrite import CompiledRule, Program, Rewrite
+from llava_remap.core.problem import Mark, Problem, RemapError
+from llava_remap.rewrite import CompiledRule, Known, Program, Rewrite
 from llava_remap.rulefile import Condition, RuleFile
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """A program and what it makes of names, each taken through it once.
+class Names(Known):
+    """Real names to try a rule file on.
 
     Attributes:
-        program: only rules that count together: of those with a `when`, those with one, or those
-            whose `when` holds.
-        rewrites: what became of each name.
+        wanted: the parameters of the target; None where the rule file has no target, or they are
+            unknown.
+        unknown: why they are unknown, in words.
+        complete: whether the rules must take every name, as those of a whole rule file must.
+    """
+
+    wanted: frozenset[str] | None = None
+    unknown: str = ""
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A problem of a rule file.
+
+    Attributes:
+        mark: the place of the problem; None where there is no file.
+        note: whether the problem has no influence on the exit code.
+        lost: new names that don't lead back to the names they were made from.
+    """
+
+    mark: Mark | None
+    problem: Problem
+    note: bool = False
+    lost: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, problem: Problem) -> Finding:
+        """The finding of a problem with a place."""
+        return cls(problem.place, replace(problem, place=None))
+
+    def place(self, file: str) -> tuple[bool, str, int, int, str]:
+        """The key by which findings are sorted: findings in `file` come first."""
+        mark = self.mark or Mark("", 0, 0)
+        return mark.file != file, mark.file, mark.line, mark.column, self.problem.code
+
+
+@dataclass(frozen=True, slots=True)
+class Linted:
+    """The findings of a rule file, and what was tried.
+
+    Attributes:
+        file: its name in messages.
+        findings: in order of place, the file's own first.
+        loaded: whether it is a valid rule file; if not, the findings say why, and nothing else is
+            known.
+        rules, tests, witnesses: how many it has; a witness is a name made from a template, or the
+            name of a test.
+        names: how many real names it was tried on; None without any.
+        targets: how many new names were led back and forth again, and came out the same.
+        one_way: the rules of `names` that have no way back, and why.
+        untried: rules whose regex takes none of the names, so that nothing is known about them.
+        unknown: why the target's parameters are unknown, where real names were given and the file
+            has a target.
+    """
+
+    file: str
+    findings: tuple[Finding, ...]
+    loaded: bool = True
+    rules: int = 0
+    tests: int = 0
+    witnesses: int = 0
+    names: int | None = None
+    targets: int = 0
+    one_way: tuple[tuple[str, str], ...] = ()
+    untried: tuple[str, ...] = ()
+    unknown: str = ""
+
+    @property
+    def reversible(self) -> bool:
+        """Whether every rename of `names` has a way back that led every tried name back."""
+        return not self.one_way and not any(finding.lost for finding in self.findings)
+
+    @property
+    def failed(self) -> bool:
+        """Whether any finding is more than a note."""
+        return not all(finding.note for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A program and what it makes of names.
+
+    Attributes:
+        program: rules that count together: without a `when`, and with one and the same `when` or
+            with one that holds.
+        rewrites: the outcome of each name.
     """
 
     program: Program
@@ -44,17 +129,18 @@ class Trial:
     """Rules and what they do.
 
     Attributes:
-        rules: those that are tried.
-        runaways: LR206 for each rule that hit the time limit on the name of a test; it isn't tried
-            any further.
-        witnesses: of each rule, by label: names made from its template, and those of tests, that it
-            takes when it is asked alone.
+        rules: the rules that are tried.
+        runaways: LR206 for each rule that hit the time limit on the name of a test; such a rule
+            isn't tried any further.
+        witnesses: of each rule, by label: names made from its template, and names of tests, that
+            the rule takes when it is asked alone.
         taken: of each rule, by label: its witnesses, and all names that came to it.
         assumed: of each rule, by label: all witnesses in the program in which its `when` holds, and
             no other.
         real: the real names in the program for their checkpoint; None without any.
+        grounds: every one of `assumed` and `real`, once.
         wanted: the target's parameters, where they are known.
-        complete: whether the rules have to take every real name.
+        complete: whether the rules must take every real name.
     """
 
     file: RuleFile
@@ -64,8 +150,9 @@ class Trial:
     taken: Mapping[str, Collection[str]]
     assumed: Mapping[str, Ground]
     real: Ground | None
+    grounds: tuple[Ground, ...]
     wanted: Collection[str] | None
-    complete: bool = False
+    complete: bool
 
     @classmethod
     def of(cls, file: RuleFile, program: Program, names: Names | None) -> Trial:
@@ -92,16 +179,21 @@ class Trial:
         }
         tried, real = [ground for _, ground in grounds], None
         if names is not None:
-            real = Ground.of(program.given(names.first, names.config), names.taken)
+            real = Ground.of(program.given(names.names, names.config), names.taken)
             tried.append(real)
+        taken = {label: dict.fromkeys(names) for label, names in witnesses.items()}
+        for rewrite in (rewrite for ground in tried for rewrite in ground.rewrites.values()):
+            for step in rewrite.trace:
+                taken.setdefault(step.rule, {})[step.before] = None
         return cls(
             file,
             program.rules,
             tuple(runaways.values()),
             witnesses,
-            _taken(witnesses, tried),
+            taken,
             assumed,
             real,
+            tuple(tried),
             names.wanted if names is not None else None,
             names is not None and names.complete,
         )
@@ -112,23 +204,15 @@ class Trial:
         return self.file.tree.mark.file
 
     @property
-    def grounds(self) -> list[Ground]:
-        """Each once."""
-        return [
-            *{id(ground): ground for ground in self.assumed.values()}.values(),
-            *([self.real] if self.real else []),
-        ]
-
-    @property
     def led_back(self) -> set[str]:
         """New names made by rules with a way back: of the real names, or without them of all
         witnesses.
         """
-        found = set()
+        targets = set()
         for ground in [self.real] if self.real else self.grounds:
             back = {rule.label for rule in ground.program.names if not rule.kind.one_way}
-            found |= {target for target, label in ground.targets.items() if label in back}
-        return found
+            targets |= {target for target, label in ground.targets.items() if label in back}
+        return targets
 
 
 def _witnesses(
@@ -144,15 +228,3 @@ def _witnesses(
             except RemapError as error:
                 runaways[rule.label] = Finding.of(error.problems[0])
     return made, runaways
-
-
-def _taken(
-    witnesses: Mapping[str, Collection[str]], tried: Iterable[Ground]
-) -> Mapping[str, Collection[str]]:
-    """Of each rule, by label, its witnesses and all names that came to it."""
-    taken = {label: dict.fromkeys(names) for label, names in witnesses.items()}
-    for ground in tried:
-        for rewrite in ground.rewrites.values():
-            for step in rewrite.trace:
-                taken.setdefault(step.rule, {})[step.before] = None
-    return taken
