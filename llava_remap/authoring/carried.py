@@ -1,10 +1,11 @@
-"""What a target's config says otherwise than a draft's rules would make it: the values that the
-draft has to carry.
+"""The values of a target's config that a draft's rules wouldn't make, so that the draft must carry
+them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from llava_remap.authoring.draft_sources import Given
@@ -25,8 +26,8 @@ from llava_remap.target_model import (
 )
 
 Constants = dict[str, tuple[Any, str]]
-#: What is made anew for each checkpoint, from its tensors and its tokenizer, and what only a
-#: training computes with.
+#: Keys that are made anew for each checkpoint, from its tensors and tokenizer; and keys that only
+#: matter in training.
 _MADE = {
     "vocab_size", "image_token_index", "image_token_id", "video_token_index", "video_token_id",
     "image_seq_length",
@@ -39,14 +40,14 @@ _MADE = {
 def carried(
     given: Given, wanted: Wanted, found: Inference, location: str
 ) -> tuple[str, Constants, list[Problem]]:
-    """Hold the target's config against the one that is derived by the draft's rules.
+    """Compare the target's config with the config that the draft's rules derive.
 
     Args:
-        location: of the target's config, for comments.
+        location: the place of the target's config, for comments.
 
     Returns:
-        The `model_type` of the language model; the constants that the draft needs, each with why;
-        and LR112 for what no constant can say.
+        The `model_type` of the language model; the constants that the draft needs, each with its
+        reason; and LR112 for differences that no constant can express.
 
     Raises:
         RemapError: as `text_model_of` and `derive_config`.
@@ -109,13 +110,13 @@ def carried(
 def _derived(
     rules: RuleFile, given: Given, found: Inference, text: TextModel, vision: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The config that the rules of a draft without constants make of the sources.
+    """The config that the rules of a draft without constants derive from the sources.
 
-    Where they don't tell what the tensors of the tower don't show, its config has what the tensors
-    show and no more.
+    If the sources don't say everything about the tower, the tower's config only has the values that
+    its tensors show.
 
     Args:
-        vision: the tower's config in the target's, for what a tower has to have then.
+        vision: the tower's config in the target's; it fills the gaps of the derivation.
     """
     tensors = {}
     for pair in found.matches:
@@ -146,16 +147,17 @@ def _derived(
 
 
 def _own_keys(class_name: str) -> set[str]:
-    """The keys of a class's config that are its own, and not of every config of transformers."""
-    from dataclasses import fields
-
+    """The keys of a class's config that not every config of transformers has."""
     import transformers
 
-    config_class = getattr(transformers, class_name).config_class
-    own = {field.name for field in fields(config_class)} - {
-        field.name for field in fields(transformers.PreTrainedConfig)
-    }
-    return own - {"text_config", "vision_config"}
+    own, general = (
+        {field.name for field in fields(config_class)}
+        for config_class in (
+            getattr(transformers, class_name).config_class,
+            transformers.PreTrainedConfig,
+        )
+    )
+    return own - general - {"text_config", "vision_config"}
 
 
 def _known(config: Mapping[str, Any], keys: Any) -> dict[str, Any]:
@@ -165,9 +167,7 @@ def _known(config: Mapping[str, Any], keys: Any) -> dict[str, Any]:
 def _differences(
     wanted: Mapping[str, Any], made: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Each key, with dots for nested ones, that has another value: the one wanted and the one
-    made (None: none).
-    """
+    """Each key with different values, and these values (None: absent). Nested keys have dots."""
     for key in [*wanted, *(key for key in made if prefix and key not in wanted)]:
         value, old = wanted.get(key), made.get(key)
         if key in _MADE or value == old:

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llava_remap.authoring.names_alone import NAMES_ALONE, open_names
+from llava_remap.authoring.name_set import NAMES_ALONE, open_names
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.core.problem import refuse
 from llava_remap.rewrite import compile_rules

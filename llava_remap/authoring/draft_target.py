@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.authoring.draft_sources import CLEAN, Given, cleaned, unknown_shapes
-from llava_remap.authoring.names_alone import open_names
+from llava_remap.authoring.name_set import open_names
 from llava_remap.checkpoint import Tensor, has_file, read_object
 from llava_remap.core.problem import ConfigError, RemapError, refuse
 from llava_remap.folder import scratch_folder
@@ -200,8 +200,8 @@ def _of_class(class_name: str, given: Given) -> Wanted:
         new: Tensor.of(new, given.tensors[name].dtype or "F32", shapes[name], None)
         for name, new in {**classic, embeddings[0]: text.embedding}.items()
     }
-    said = said_of_text(given.configs)
-    tokens = place_tokens(rules.text.tokens, None, embedding_rows(found, text.embedding), said)
+    rows = embedding_rows(found, text.embedding)
+    tokens = place_tokens(rules.text.tokens, None, rows, said_of_text(given.configs))
     try:
         configs = [*given.configs, {"vision_config": shapes_config(_TOWER, found)}]
         asked = wanted_parameters(
@@ -250,13 +250,15 @@ def language_model(
 
 def bare_rules(class_name: str, constants: Mapping[str, tuple[Any, str]] | None = None) -> RuleFile:
     """The rule file that a draft for a class is before any name is in it."""
-    said = {**first_constants(class_name), **(constants or {})}
-    extends = (*CLEAN, config_part(class_name))
-    return loaded(
-        rule_file(
-            Frame("draft", "draft", "", extends, (), None, (), class_name, said), infer({}, {})
-        )
+    frame = Frame(
+        "draft",
+        "draft",
+        "",
+        extends=(*CLEAN, config_part(class_name)),
+        class_name=class_name,
+        config={**first_constants(class_name), **(constants or {})},
     )
+    return loaded(rule_file(frame, infer({}, {})))
 
 
 def config_part(class_name: str) -> str:
@@ -269,10 +271,11 @@ def first_constants(class_name: str) -> dict[str, tuple[Any, str]]:
     the class doesn't have.
     """
     part = load_rule_file(shipped_folder() / config_part(class_name))
-    lacking = dict.fromkeys(
-        keys_without_use(part, class_name), (None, f"{class_name} has no such key")
-    )
-    return {"model_type": (model_type_of(class_name), ""), **lacking}
+    lacking = keys_without_use(part, class_name)
+    return {
+        "model_type": (model_type_of(class_name), ""),
+        **dict.fromkeys(lacking, (None, f"{class_name} has no such key")),
+    }
 
 
 def model_type_of(class_name: str) -> str:

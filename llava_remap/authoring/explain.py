@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from llava_remap.core.problem import refuse
-from llava_remap.rewrite import Program, Rewrite, compile_all, contradictions
+from llava_remap.rewrite import Rewrite, compile_all, contradictions
 from llava_remap.rulefile import RuleFile
 
 #: How many rules are named for a name that no rule took.
@@ -89,7 +89,19 @@ class Explainer:
     ) -> None:
         everything = compile_all(rules)
         self.program = everything.given(names, config)
-        self.left_out = tuple(_left_out(everything, self.program, names, config))
+        prepared = [self.program.rewrite(name).prepared for name in names]
+        counting = {rule.label for rule in self.program.rules}
+        self.left_out = tuple(
+            LeftOut(
+                rule.label,
+                tuple(
+                    contradictions(rule.when, names if stored else prepared, config, stored=stored)
+                ),
+            )
+            for listed, stored in ((everything.prepare, True), (everything.names, False))
+            for rule in listed
+            if rule.when is not None and rule.label not in counting
+        )
         # The program also has the rules of a layout.
         self._names = {rule.label: rule for rule in (*everything.names, *self.program.names)}
         self._described = {
@@ -107,8 +119,8 @@ class Explainer:
             ExplainedStep(step.rule, *self._described[step.rule], step.after)
             for step in rewrite.trace
         )
-        unmapped = rewrite.target is None and rewrite.reason is None
-        return Explanation(rewrite, steps, self._nearest(rewrite.prepared) if unmapped else ())
+        is_unmapped = rewrite.target is None and rewrite.reason is None
+        return Explanation(rewrite, steps, self._nearest(rewrite.prepared) if is_unmapped else ())
 
     def _nearest(self, name: str) -> tuple[NearRule, ...]:
         """Rules with anything in common with the name, by how far they match it and then by how
@@ -129,22 +141,6 @@ class Explainer:
                 scored.append((matched, shared, NearRule(rule.label, pattern.text, why)))
         scored.sort(key=lambda entry: entry[:2], reverse=True)
         return tuple(near for _, _, near in scored[:MOST_NEAREST])
-
-
-def _left_out(
-    everything: Program, program: Program, names: Collection[str], config: Mapping[str, Any] | None
-) -> list[LeftOut]:
-    prepared = [program.rewrite(name).prepared for name in names]
-    counting = {rule.label for rule in program.rules}
-    return [
-        LeftOut(
-            rule.label,
-            tuple(contradictions(rule.when, names if stored else prepared, config, stored=stored)),
-        )
-        for rules, stored in ((everything.prepare, True), (everything.names, False))
-        for rule in rules
-        if rule.when is not None and rule.label not in counting
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,15 @@
 """The rules as the dict that `from_pretrained(key_mapping=…)` of transformers takes, and what such
-a dict can't say. Pure.
+a dict can't express. Pure.
 
 How transformers 5.23 reads it (`WeightRenaming` in its core_model_loading.py), for each name of a
 checkpoint:
 
 - every pattern in turn is searched (`re.search`) in what the last one left: all that match fire,
 not the first alone;
-- of a replacement, `\\1` is the pattern's first group; no other group can be had;
+- in a replacement, `\\1` is the pattern's first group; no other group can be used;
 - then the model's own renamings follow, which take classic names to module names: the rules'
 targets are right as they are;
-- what comes out and isn't a parameter is reported as unexpected, unless the name that went in is
-one.
+- a result that isn't a parameter is reported as unexpected, unless the name that went in is one.
 
 So that the first match is the only one, a name that a later rule would take again gets an empty
 first segment, which no field of a template matches; the last pattern takes it away. Dropped names
@@ -22,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from llava_remap.core.problem import refuse
 from llava_remap.rewrite import CompiledRule, Program, compile_all
@@ -38,8 +38,8 @@ from llava_remap.rulefile import (
 
 _MARK = "."
 _DROPPED = ".dropped."
-#: A field's pattern, without groups. `{x...}` is told for names without empty segments, which those
-#: of tensors are.
+#: A field's pattern, without groups. That of `{x...}` is for names without empty segments, as those
+#: of tensors.
 _FIELDS = {"": "[^.]+", ":int": "[0-9]+", "...": "[^.].*"}
 _ENDS_IN_SEGMENT = "[^.](?:.*[^.])?"
 
@@ -50,8 +50,8 @@ class KeyMapping:
 
     Attributes:
         patterns: regex → replacement, in the order in which they have to be applied.
-        remarks: what the dict can't say, and what else has to be given to `from_pretrained`: one
-            sentence or two each.
+        remarks: what the dict can't express, and what else `from_pretrained` must be given: one or
+            two sentences each.
     """
 
     patterns: dict[str, str]
@@ -63,7 +63,7 @@ class _Renaming:
     """A rule for transformers.
 
     Attributes:
-        takes, makes: how every name that it matches, and every name that it makes, begins.
+        takes, makes: the beginning of every name that it matches, and of every name that it makes.
     """
 
     pattern: str
@@ -73,19 +73,18 @@ class _Renaming:
 
 
 class _InexpressibleError(Exception):
-    """A rule that no single renaming of transformers is equal to, with the reason."""
+    """A rule that equals no single renaming of transformers, with the reason."""
 
 
 def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
-    """The dict that leads `from_pretrained` from a checkpoint's own names to the target's, as far
+    """The dict with which `from_pretrained` takes a checkpoint's own names to the target's, as far
     as it can.
 
-    Args:
-        program: the rule file compiled for the checkpoint; rules of it whose `when` doesn't hold
-            are not in it.
+    The dict only renames: it proves nothing, reads one checkpoint and makes no new rows, and a name
+    that no rule takes is loaded where the model happens to have it.
 
-    The dict renames, and that is all: it proves nothing, reads one checkpoint, makes no new rows,
-    and a name that no rule takes is loaded where the model happens to have it.
+    Args:
+        program: the rule file compiled for the checkpoint, without rules whose `when` doesn't hold.
 
     Raises:
         RemapError: LR211 where the rules depend on the checkpoint's layout and none is known.
@@ -93,18 +92,11 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
     if rules.layouts and not program.names:
         raise refuse(
             "LR211",
-            f"the rules of {rules.name} depend on the layout that a checkpoint is in, and "
-            "none "
-            "is given.",
+            f"the rules of {rules.name} depend on the layout that a checkpoint is in, and none is "
+            "given.",
             "Give it: --source SRC.",
         )
-    patterns: dict[str, str] = {}
-    remarks, marked = [], False
-
-    def enter(pattern: str, replacement: str) -> None:
-        while pattern in patterns:  # two rules with one pattern are two steps
-            pattern += "(?:)"
-        patterns[pattern] = replacement
+    remarks: list[str] = []
 
     def renamings(of: Sequence[CompiledRule]) -> Iterator[_Renaming]:
         for compiled in of:
@@ -116,20 +108,27 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
                     "that follow."
                 )
 
-    for renaming in renamings(program.prepare):
-        enter(renaming.pattern, renaming.replacement)
-    names = list(renamings(program.names))
+    steps = [(renaming.pattern, renaming.replacement) for renaming in renamings(program.prepare)]
+    names, marked = list(renamings(program.names)), False
     for position, renaming in enumerate(names, 1):
-        again = any(_may_meet(renaming.makes, later.takes) for later in names[position:])
+        again = any(
+            renaming.makes.startswith(later.takes) or later.takes.startswith(renaming.makes)
+            for later in names[position:]
+        )
         mark = _MARK if again and not renaming.makes.startswith(_MARK) else ""
         marked |= bool(mark)
-        enter(renaming.pattern, mark + renaming.replacement)
+        steps.append((renaming.pattern, mark + renaming.replacement))
     if marked:
-        enter(r"^\.(?!dropped\.)", "")
+        steps.append((r"^\.(?!dropped\.)", ""))
         remarks.append(
             "A model loaded so can't be saved with its original names: save_pretrained puts a dot "
             "before each."
         )
+    patterns: dict[str, str] = {}
+    for pattern, replacement in steps:
+        while pattern in patterns:  # two rules with one pattern are two steps
+            pattern += "(?:)"
+        patterns[pattern] = replacement
     return KeyMapping(patterns, (*remarks, *_remarks(rules, program)))
 
 
@@ -186,8 +185,8 @@ def _renaming(kind: RuleKind) -> _Renaming:
         case Substitute():
             made = _of_regex(kind.pattern)
         case Drop(pattern=Template() as template):
-            takes = _tokens(template)
-            made = _Renaming(f"^(?={_regex(takes)}$)", _DROPPED, template.prefix, _DROPPED)
+            takes = _regex(_tokens(template))
+            made = _Renaming(f"^(?={takes}$)", _DROPPED, template.prefix, _DROPPED)
         case Drop(pattern=pattern):
             _check_groups(pattern.text)
             made = _Renaming(rf"^(?!\.)(?=.*?(?:{pattern.text}))", _DROPPED, "", _DROPPED)
@@ -206,17 +205,9 @@ def _renaming(kind: RuleKind) -> _Renaming:
 
 def _of_template(from_: Template, to: Template) -> _Renaming:
     source, target = _tokens(from_), _tokens(to)
-    # What follows the last change is only looked at: from the first field of the end that both have
-    # in common.
-    tail = next(
-        (
-            n
-            for n, (a, b) in enumerate(zip(source[::-1], target[::-1], strict=False))
-            if a[0] != b[0]
-        ),
-        None,
-    )
-    tail = min(len(source), len(target)) if tail is None else tail
+    # The pattern only looks at the end that both have in common, from the first field of that on.
+    pairs = zip(source[::-1], target[::-1], strict=False)
+    tail = len([*takewhile(lambda pair: pair[0][0] == pair[1][0], pairs)])
     while tail and not _is_field(source[-tail]):
         tail -= 1
     end = source[len(source) - tail :]
@@ -266,11 +257,6 @@ def _of_regex(regex: Regex) -> _Renaming:
         "(?:)" if re.search(r"[a-zA-Z0-9]$", match) else ""
     )  # else transformers would have a word end there
     return _Renaming(pattern + open_end, replace, regex.prefix, replace.partition("\\")[0])
-
-
-def _may_meet(makes: str, takes: str) -> bool:
-    """Whether a name that begins with `makes` may be one that begins with `takes`."""
-    return makes.startswith(takes) or takes.startswith(makes)
 
 
 #: A field or a character of a template: its spelling without the kind, and its regex.

@@ -1,5 +1,5 @@
-"""The tests of a rule file, run, and written where they are missing: those in the file, and the
-snapshots beside it.
+"""Runs the tests of a rule file, those in the file and the snapshots beside it, and writes missing
+ones.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from llava_remap.authoring.snapshot import SnapshotResult, run_snapshots
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.rewrite import Known, Status, TestResult, new_test, run_tests, untested
 from llava_remap.rulefile import NameTest, RuleFile, load_rule_file
+from llava_remap.rulefile.yaml_write import with_tests
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,8 @@ class Untested:
     """A rule that no test in its file reached.
 
     Attributes:
-        test: what was written for it; None while it is missing.
-        why: why it is missing still, though tests were to be written.
+        test: the test that was written for it; None while it is missing.
+        why: why no test was written, though one was asked for.
     """
 
     rule: str
@@ -34,18 +35,18 @@ class Untested:
         return "missing" if self.test is None else "written"
 
     def to_json(self) -> dict[str, Any]:
-        name = None if self.test is None else self.test.from_
+        name = self.test.from_ if self.test is not None else None
         return {"rule": self.rule, "status": self.status, "name": name, "why": self.why}
 
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """What the tests of a rule file came to.
+    """The results of a rule file's tests.
 
     Attributes:
-        rules: the file, as it was asked for.
-        tests: those that stood in the file.
-        untested: rules written in the file that none of them reached.
+        rules: the file, as the user called it.
+        tests: the tests in the file.
+        untested: rules of the file itself that none of its tests reached.
     """
 
     rules: str
@@ -55,27 +56,24 @@ class Tested:
 
     @property
     def passed(self) -> bool:
-        """Nothing failed, and no snapshot is missing. A rule without a test is told and doesn't
-        count.
-        """
-        in_file = all(result.status != "failed" for result in self.tests)
+        """Whether nothing failed and no snapshot is missing. Rules without a test don't count."""
+        in_file = all(result.status == "passed" for result in self.tests)
         return in_file and all(result.status in ("passed", "written") for result in self.snapshots)
 
     def to_json(self) -> dict[str, Any]:
-        tests = [
-            {
-                "status": t.status,
-                "name": t.name,
-                "wanted": t.wanted,
-                "got": t.got,
-                "rules": list(t.rules),
-            }
-            for t in self.tests
-        ]
         return {
             "rules": self.rules,
             "passed": self.passed,
-            "tests": tests,
+            "tests": [
+                {
+                    "status": t.status,
+                    "name": t.name,
+                    "wanted": t.wanted,
+                    "got": t.got,
+                    "rules": list(t.rules),
+                }
+                for t in self.tests
+            ],
             "untested": [rule.to_json() for rule in self.untested],
             "snapshots": [snapshot.to_json() for snapshot in self.snapshots],
         }
@@ -100,8 +98,7 @@ def run_rule_tests(
     tests = run_tests(rules)
     missing = [Untested(label) for label in untested(rules)]
     if update and missing:
-        failed = any(test.status == "failed" for test in tests)
-        if failed:
+        if any(test.status == "failed" for test in tests):
             missing = [
                 Untested(rule.rule, why="nothing is added to a file whose tests fail")
                 for rule in missing
@@ -113,27 +110,23 @@ def run_rule_tests(
 
 
 def _written(rules: RuleFile, missing: Sequence[Untested], known: Known) -> list[Untested]:
-    """Each rule with a test, and these in the file; one test may do for several rules."""
-    found: dict[str, NameTest] = {}
-    for rule in missing:
-        if (test := new_test(rules, rule.rule, known)) is not None:
-            found[rule.rule] = test
-    if found:
-        tests = list(found.values())
-        _add(rules, [test for at, test in enumerate(tests) if test not in tests[:at]])
+    """Add a test for each rule to the file; one test may reach several rules."""
+    tests = [new_test(rules, rule.rule, known) for rule in missing]
+    made = [test for test in tests if test is not None]
+    if made:
+        _add(rules, [test for at, test in enumerate(made) if test not in made[:at]])
     why = "no name is known that it takes: give --source SRC, or write the test by hand"
     return [
-        Untested(r.rule, found[r.rule]) if r.rule in found else Untested(r.rule, why=why)
-        for r in missing
+        Untested(rule.rule, test, why if test is None else "")
+        for rule, test in zip(missing, tests, strict=True)
     ]
 
 
 def _add(rules: RuleFile, tests: Sequence[NameTest]) -> None:
-    """Add tests to the file. The new text is loaded and tested first, and has to say the same as
-    the old one otherwise.
+    """Add tests to the file. The new text is loaded and tested first; apart from the tests it must
+    say the same as the old text.
     """
     from llava_remap.core.files import replace_file  # tests that are only run start the sooner
-    from llava_remap.rulefile.edit import with_tests
 
     path = rules.path
     text = with_tests(path.read_bytes().decode("utf-8"), tests, str(path))

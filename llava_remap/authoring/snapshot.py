@@ -1,7 +1,7 @@
-"""Snapshots: what a rule file makes of every name of a checkpoint, as a JSON file that later
-versions are held against.
+"""Snapshots: what a rule file makes of every name of a checkpoint, as a JSON file with which later
+versions of the rule file are compared.
 
-Those of `mine.yaml` lie beside it in the folder `mine.snapshots`.
+The snapshots of `mine.yaml` lie beside it in the folder `mine.snapshots`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ _FIX = (
     "RULES --source SRC --update."
 )
 
+_AGAIN = (
+    "If it is what is wanted now, delete the file and run `rules test RULES --source SRC --update`."
+)
 #: The new name, or None; the rule that dropped the name, or None.
 Outcome = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A name set, and what became of its names.
+    """A name set, and the outcomes of its names.
 
     Attributes:
-        names: its `config` has the keys that were asked for when it was made, absent ones as None.
+        names: its `config` has the keys that rules asked for when it was made, absent ones as None.
         outcomes: by source and name.
         fits: whether the rule file's `detect` held.
     """
@@ -44,7 +47,7 @@ class Snapshot:
 
 
 class Difference(NamedTuple):
-    """A name of which something else became than a snapshot says."""
+    """A name whose outcome differs from the snapshot."""
 
     source: str
     name: str
@@ -54,12 +57,12 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotResult:
-    """What a snapshot came to.
+    """The result of a snapshot.
 
     Attributes:
-        names: how many it has.
-        differences: where it failed, by name.
-        why: what is to be said besides.
+        names: how many names it has.
+        differences: the names for which it failed.
+        why: why it is missing or was written, or what to do where it failed.
     """
 
     file: Path
@@ -69,13 +72,9 @@ class SnapshotResult:
     why: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        differences = [
-            {"source": d.source, "name": d.name, "wanted": d.wanted, "got": d.got}
-            for d in self.differences
-        ]
         return {
             "file": str(self.file), "status": self.status, "names": self.names, "why": self.why,
-            "differences": differences,
+            "differences": [difference._asdict() for difference in self.differences],
         }  # fmt: skip
 
 
@@ -86,11 +85,11 @@ def snapshot_folder(rules: RuleFile) -> Path:
 
 
 def run_snapshots(rules: RuleFile, live: NameSet | None, *, update: bool) -> list[SnapshotResult]:
-    """Hold a rule file against its snapshots, without the checkpoints that they were made from.
+    """Compare a rule file with its snapshots, without the checkpoints that they were made from.
 
     Args:
-        live: names for which a snapshot has to be there, with all of them in it.
-        update: whether it is written, and names that it hasn't are added; what is in it stays.
+        live: names for which a snapshot must exist that has all of them.
+        update: whether that snapshot is written, or missing names are added; its other names stay.
 
     Raises:
         RemapError: LR113 for a snapshot that can't be read, LR508 for one that can't be written.
@@ -99,27 +98,21 @@ def run_snapshots(rules: RuleFile, live: NameSet | None, *, update: bool) -> lis
     files = _files(folder, update=update)
     wanted = folder / _file_name(live) if live is not None else None
     results = [
-        _held(rules, file, live if file == wanted else None, update=update) for file in files
+        _compared(rules, file, live if file == wanted else None, update=update) for file in files
     ]
     if live is not None and wanted is not None and wanted not in files:
-        count = sum(map(len, live.names.values()))
         if update:
             _write(wanted, rules, _taken(rules, live))
-            results.append(SnapshotResult(wanted, "written", count))
-        else:
-            results.append(
-                SnapshotResult(wanted, "missing", count, why="it isn't there; --update writes it")
-            )
+        status: Status = "written" if update else "missing"
+        why = "" if update else "it isn't there; --update writes it"
+        count = sum(map(len, live.names.values()))
+        results.append(SnapshotResult(wanted, status, count, why=why))
     return results
 
 
-def _held(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool) -> SnapshotResult:
+def _compared(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool) -> SnapshotResult:
     old = _read(file)
     count = sum(map(len, old.outcomes.values()))
-    again = (
-        "If it is what is wanted now, delete the file and run `rules test RULES --source SRC "
-        "--update`."
-    )
     unknown = sorted(_asked(rules) - set(old.names.config)) if old.names.config is not None else []
     asked = (
         f"rules ask for `{'`, `'.join(unknown)}` of the config, which it doesn't have; "
@@ -127,15 +120,14 @@ def _held(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool) ->
     )
     if unknown and live is None:
         return SnapshotResult(file, "missing", count, why=asked)
-    new = _taken(rules, live) if live is not None else None
     differences = [] if unknown else _differences(old, _taken(rules, old.names))
-    if live is not None and live.config is not None:
+    new = old if live is None else _taken(rules, live)
+    if live is not None:
         differences += [
             Difference("", f"(config {key})", repr(value), repr(live.config.get(key)))
             for key, value in (old.names.config or {}).items()
-            if live.config.get(key) != value
+            if live.config is not None and live.config.get(key) != value
         ]
-    if new is not None:
         differences += [d for d in _differences(old, new) if d not in differences]
         differences += [
             Difference(source, name, _in_words(outcome), "(not in the checkpoint)")
@@ -144,30 +136,24 @@ def _held(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool) ->
             if source in new.outcomes and name not in new.outcomes[source]
         ]
     if differences:
-        return SnapshotResult(file, "failed", count, tuple(differences), again)
-    if new is not None:
-        names = {**old.outcomes, **new.outcomes}
-        added = {
-            source: {**new.outcomes.get(source, {}), **old.outcomes.get(source, {})}
-            for source in names
-        }
-        missing = sum(map(len, added.values())) - count
-        if (missing or unknown) and update:
-            sources = {**old.names.sources, **new.names.sources}
-            _write(
-                file,
-                rules,
-                Snapshot(NameSet(sources, {}, (), new.names.config, {}), added, new.fits),
-            )
-            return SnapshotResult(file, "written", count + missing, why=f"{missing} names added")
-        if missing or unknown:
-            why = f"{missing} names of the source aren't in it; --update adds them"
-            return SnapshotResult(file, "missing", count, why=why if missing else asked)
-    return SnapshotResult(file, "passed", count)
+        return SnapshotResult(file, "failed", count, tuple(differences), _AGAIN)
+    added = {
+        source: {**new.outcomes.get(source, {}), **old.outcomes.get(source, {})}
+        for source in {**old.outcomes, **new.outcomes}
+    }
+    missing = sum(map(len, added.values())) - count
+    if not missing and not unknown:
+        return SnapshotResult(file, "passed", count)
+    if not update:
+        why = f"{missing} names of the source aren't in it; --update adds them"
+        return SnapshotResult(file, "missing", count, why=why if missing else asked)
+    sources = {**old.names.sources, **new.names.sources}
+    _write(file, rules, Snapshot(NameSet(sources, {}, (), new.names.config, {}), added, new.fits))
+    return SnapshotResult(file, "written", count + missing, why=f"{missing} names added")
 
 
 def _taken(rules: RuleFile, names: NameSet) -> Snapshot:
-    """What becomes of every name now."""
+    """The present outcome of every name."""
     program = compile_rules(rules, names.stored, names.config)
     known = {source: own for source, own in names.names.items() if source in rules.text.sources}
     outcomes: dict[str, dict[str, Outcome]] = {
@@ -215,11 +201,9 @@ def _asked(rules: RuleFile) -> set[str]:
 
 
 def _file_name(names: NameSet) -> str:
-    """That of the checkpoints, first source first."""
-    return (
-        "+".join(part.removesuffix(".json") or "checkpoint" for part in names.sources.values())
-        + ".json"
-    )
+    """The name of the checkpoints' snapshot: first source first."""
+    parts = (part.removesuffix(".json") or "checkpoint" for part in names.sources.values())
+    return "+".join(parts) + ".json"
 
 
 def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
@@ -257,11 +241,11 @@ def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
 
 
 def _files(folder: Path, *, update: bool) -> list[Path]:
-    """The snapshots in a folder; none without it, or where one is to be written and can't: that is
-    told when it is.
+    """The snapshots in a folder; none without the folder. What is in the way of a folder is
+    reported when the folder is written.
 
     Raises:
-        RemapError: LR113 where it is there by name and can't be read.
+        RemapError: LR113 where it exists and can't be read.
     """
     try:
         return sorted(path for path in folder.iterdir() if path.suffix == ".json")
@@ -274,10 +258,10 @@ def _files(folder: Path, *, update: bool) -> list[Path]:
 
 
 def _read(file: Path) -> Snapshot:
-    """A snapshot, held against its form.
+    """A snapshot from its file.
 
     Raises:
-        RemapError: LR113.
+        RemapError: LR113 for a file in another form.
     """
     from llava_remap.checkpoint import read_object  # a rule file without snapshots needs none of it
 
@@ -312,8 +296,8 @@ def _read(file: Path) -> Snapshot:
         own |= {name: (target, None) for name, target in mapping.get(source, {}).items()}
         own |= {name: (None, rule) for name, rule in dropped.get(source, {}).items()}
     names = {source: tuple(own) for source, own in outcomes.items()}
-    first = next(iter(names.values()), ())
-    return Snapshot(NameSet(sources, names, first, config, {}), outcomes, fits)
+    stored = next(iter(names.values()), ())
+    return Snapshot(NameSet(sources, names, stored, config, {}), outcomes, fits)
 
 
 def _is_texts(value: Any, *, or_null: bool = False) -> bool:

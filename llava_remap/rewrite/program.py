@@ -78,8 +78,7 @@ class Program:
         """Take one name through the rules.
 
         Args:
-            without: the label of a rule that is passed over, to see what the rule keeps from
-                happening.
+            without: the label of a rule to leave out, to see what the rule prevents.
 
         Raises:
             RemapError: LR206 if a regex of the rule file hit its time limit on this name.
@@ -101,8 +100,8 @@ class Program:
         return Rewrite(name, target, reason, prepared, tuple(trace))
 
     def inverse(self, target: str) -> str | None:
-        """The one name, after `prepare`, that `names` takes to `target`; None where no rule leads
-        back, or rules to several.
+        """The one name, after `prepare`, that `names` takes to `target`; None where none or several
+        do.
 
         The name is checked: `rewrite` takes it to `target`.
 
@@ -122,7 +121,7 @@ class Program:
         return [self.names[number] for number in self._backs.asked(target)]
 
     def asked(self, name: str) -> list[CompiledRule]:
-        """Every rule that may take a name, if it is asked alone."""
+        """Every rule that may take a name when it is asked alone."""
         return [*self._prepare.asked(name), *self._names.asked(name)]
 
     def without(self, label: str) -> Program:
@@ -130,8 +129,8 @@ class Program:
         return self._only(lambda rule: rule.label != label)
 
     def given(self, names: Collection[str], config: Mapping[str, Any] | None) -> Program:
-        """The program for a checkpoint: of the rules with a `when` only those whose `when` holds
-        for it, of the layouts one.
+        """The program for a checkpoint, with one layout and without the rules whose `when` doesn't
+        hold.
         """
         if not self.layouts and all(rule.when is None for rule in self.rules):
             return self
@@ -143,7 +142,7 @@ class Program:
         return Program(prepare, (*own, *layout) if _taken(layout, prepared) else own)
 
     def assuming(self, condition: Condition | None) -> Program:
-        """The program in which, of the rules with a `when`, only those with this one count."""
+        """The program without the rules that have another `when`."""
         return self._only(lambda rule: rule.when is None or rule.when == condition)
 
     def _only(self, wanted: Callable[[CompiledRule], bool]) -> Program:
@@ -183,8 +182,8 @@ def compile_rules(
 
 
 def compile_all(rules: RuleFile) -> Program:
-    """Compile every rule of a rule file, whether its `when` holds or not: to look at the rules,
-    not at a checkpoint.
+    """Compile every rule of a rule file, whether its `when` holds or not, to look at the rules
+    themselves.
     """
     text, spent = rules.text, TimeSpent()
     return Program(

@@ -53,9 +53,10 @@ def untested(rules: RuleFile) -> list[str]:
     reaches, in order.
     """
     reached = {label for result in run_tests(rules) for label in result.rules}
-    own = rules.tree.mark.file
     return [
-        label for label, mark in rules.marks.items() if mark.file == own and label not in reached
+        label
+        for label, mark in rules.marks.items()
+        if mark.file == rules.tree.mark.file and label not in reached
     ]
 
 

@@ -200,20 +200,23 @@ def shipped_layouts() -> dict[str, Path]:
     """The shipped layouts by name. Classic comes first, so that it counts for names that are the
     same in several.
     """
-    files = (shipped_folder() / "layouts").glob("*.yaml")
-    in_order = sorted(files, key=lambda path: (path.stem != "classic", path.stem))
-    return {path.stem: path for path in in_order}
+    return {
+        path.stem: path
+        for path in sorted(
+            (shipped_folder() / "layouts").glob("*.yaml"),
+            key=lambda path: (path.stem != "classic", path.stem),
+        )
+    }
 
 
 def _layout(merged: Node, number: int, name: str) -> RuleFile:
     known, name = shipped_layouts(), name.removesuffix(".yaml")
     if name not in known:
-        mark = merged.locate(("layouts", number)).mark
         raise refuse(
             "LR201",
             f"there is no layout `{name}`.",
             f"The shipped ones: {', '.join(known)}.",
-            place=mark,
+            place=merged.locate(("layouts", number)).mark,
         )
     return load_rule_file(known[name])
 
@@ -251,8 +254,7 @@ def _validate(merged: Node) -> RuleText:
     try:
         return RuleText.model_validate(merged.plain)
     except ValidationError as error:
-        found = list(islice(_problems(merged, error), _MOST_PROBLEMS))
-        raise RemapError(found) from None
+        raise RemapError(list(islice(_problems(merged, error), _MOST_PROBLEMS))) from None
 
 
 def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:

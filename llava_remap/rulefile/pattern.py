@@ -29,32 +29,31 @@ TIME_LIMIT = 0.5
 TOTAL_LIMIT = 30.0
 
 _SEGMENTS = re.compile(r"[^.\s{}]+(?:\.[^.\s{}]+)*")
-#: What an anchored regex begins with: letters, digits and escaped signs that no quantifier follows.
+#: The beginning of an anchored regex: letters, digits and escaped signs that no quantifier follows.
 _LITERALS = re.compile(r"\^((?:[A-Za-z0-9_-]|\\[.\-])*)(?![*+?{])")
-#: With these, the beginning of a regex says nothing: alternatives, flags that hold everywhere.
+#: Parts with which a name may begin otherwise than the regex: alternatives, flags for all of it.
 _NO_PREFIX = re.compile(r"\||\(\?(?!:|P?<[A-Za-z_])")
-#: Parts that are neither quantifier nor choice, whatever signs are in them: escaped signs, classes,
-#: the beginnings of groups.
+#: Parts that are neither quantifier nor choice, whatever characters they have: escaped characters,
+#: classes, beginnings of groups.
 _PLAIN = re.compile(r"\\.|\[\^?\]?[^\]]*\]|\(\?(?::|P?<[A-Za-z_])", re.DOTALL)
-#: Parts that can make a search long by themselves: quantifiers of groups, references, and whatever
-#: else a group can begin with.
+#: Parts that can make a search long by themselves: quantifiers of groups, references, and groups of
+#: all other kinds.
 _WILD = re.compile(r"\)[*+?{]|\(\?(?!:|P?<[A-Za-z_])|\\[1-9gpk]")
 #: Each of these multiplies the ways in which a name can be tried: by its length, or by the number
 #: of alternatives.
 _QUANTIFIER, _CHOICE = re.compile(r"[*+{]"), re.compile(r"[?|]")
-#: Without the time limit go searches of at most a million steps from every start, times eight.
+#: Limits below which a search needs no time limit: at most a million steps from every start, times
+#: eight.
 _TAME_QUANTIFIERS, _TAME_CHOICES, _TAME_LENGTH = 2, 3, 100
-#: The most signs of a regex, and the most that its counted repeats may repeat each other: it takes
-#: time to compile one, too.
+#: The most characters of a regex, and the largest product of its counted repeats, since compiling a
+#: regex takes time, too.
 _MOST_SIGNS, _MOST_REPEATS = 2000, 10_000
 _COUNT = re.compile(r"\{([0-9]{0,9}),?([0-9]{0,9})\}")
 _REFERENCE = re.compile(r"\\(?:g<([^>]*)>|([0-9]+)|(.?))", re.DOTALL)
 
 
 class RunawayError(Exception):
-    """A regex hit the time limit on a name; or, `together`, the regexes of a rule file hit theirs,
-    on this name.
-    """
+    """A regex hit the time limit on a name; or, `together`, all regexes of a rule file hit theirs."""
 
     def __init__(self, name: str, *, together: bool = False) -> None:
         super().__init__(name)
@@ -90,11 +89,11 @@ class TimeSpent:
 
 @dataclass(frozen=True)
 class Wrapper:
-    """Whole segments, to be taken out of a name: wherever others follow them, and as often as
-    they stand there.
+    """Whole segments that are taken out of a name wherever and as often as other segments follow
+    them.
 
     Raises:
-        PatternError: the text is no segments.
+        PatternError: the text isn't one or several segments.
     """
 
     text: str
@@ -117,8 +116,8 @@ class Wrapper:
 
     @property
     def candidates(self) -> str:
-        """A regex of whole names, for `re` with DOTALL: every name that has the wrapper on, and
-        others.
+        """A regex of whole names, for `re` with DOTALL. It matches every name that has the wrapper
+        on, and others.
         """
         return rf"(?:.*\.)?{re.escape(self.text)}\..+"
 
@@ -134,15 +133,13 @@ class Wrapper:
 
     @property
     def at_start(self) -> Template:
-        """The names that begin with the wrapper. Its field is what is left of them."""
+        """The names that begin with the wrapper. The field is the rest of the name."""
         return Template(f"{self.text}.{{rest...}}")
 
     def take_off(self, name: str) -> str | None:
         """The name without the wrapper, or None where it has none."""
         bare, before = self._pattern.sub("", name), name
-        while (
-            bare != before
-        ):  # one of several segments may come together only when another one between them is gone
+        while bare != before:  # the segments of a wrapper may meet when another wrapper is gone
             bare, before = self._pattern.sub("", bare), bare
         return bare if bare != name else None
 
@@ -186,7 +183,7 @@ class Regex:
 
     @cached_property
     def _signs(self) -> str:
-        """What is left of the regex without its plain parts."""
+        """The regex without its plain parts."""
         return _PLAIN.sub("", self.text)
 
     @cached_property
@@ -210,21 +207,21 @@ class Regex:
 
     @cached_property
     def prefix(self) -> str:
-        """What a name must begin with, as far as that is plain to see. This is asked first: it is
-        cheap, and the time limit isn't.
+        """The beginning of every name that matches, as far as it is plain to see. It is compared
+        first, since that is cheaper than a search with a time limit.
         """
         literals = None if _NO_PREFIX.search(self.text) else _LITERALS.match(self.text)
         return literals[1].replace("\\", "") if literals else ""
 
     @property
     def segments(self) -> frozenset[str]:
-        """Segments of every name that the regex matches, as far as that is plain to see."""
+        """Segments of every name that the regex matches, as far as they are plain to see."""
         return frozenset(self.prefix.split(".")[:-1])
 
     @property
     def candidates(self) -> str:
-        """A regex of whole names, for `re` with DOTALL: every name that this one matches, and
-        others that begin alike.
+        """A regex of whole names, for `re` with DOTALL. It matches every name that this regex
+        matches, and others with the same beginning.
         """
         return re.escape(self.prefix) + ".*"
 
@@ -235,7 +232,7 @@ class Regex:
 
     @property
     def examples(self) -> list[str]:
-        """None: which names a regex matches can't be told from its text. Tests have them."""
+        """No names: they can't be made from the text of a regex. Tests have them."""
         return []
 
     def search(self, name: str, spent: TimeSpent | None = None) -> str | None:

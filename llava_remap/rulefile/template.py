@@ -20,11 +20,11 @@ from typing import NamedTuple
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
 _FIELD_ALONE = re.compile(r"\{[^{}]*\}")
 _KINDS = {"": r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
-#: Fields with an open end: `{x...}`, and each but the first in one segment. The time of a search
-#: grows with the length of the name to this power.
+#: The most fields with an open end: `{x...}`, and each but the first of a segment. The time of a
+#: search grows with the length of the name to this power.
 _MOST_OPEN = 3
-#: For each example: the number of segments in `{x...}`, a word and a number. No rule knows the
-#: words, so no other rule takes an example by accident.
+#: For each example: the number of segments in `{x...}`, a word and a number. No rule has the words,
+#: so no other rule takes an example by accident.
 _EXAMPLES = ((1, "qz", 4093), (2, "kvj", 5087), (3, "wyq", 6011), (5, "jx", 7919))
 
 #: A literal text as (text, "", ""), or a field as ("", name, kind); the kind is `:int`, `...` or
@@ -43,7 +43,7 @@ class Mismatch(NamedTuple):
         matched: the number of characters of the pattern's literal text, from the left, that the
             name has too.
         why: what the pattern wants at the first place where it can't go on, and what the name has
-            there.
+            instead.
     """
 
     matched: int
@@ -121,7 +121,7 @@ class Template:
 
     @cached_property
     def _masked(self) -> str:
-        """The text, in which each dot that is left ends a segment; every place stays the same."""
+        """The text without the dots of `{x...}`, so that each dot ends a segment; places stay."""
         return self.text.replace("...}", "   }")
 
     @property
@@ -188,7 +188,7 @@ class Template:
         """How far the template matches a name, and why no further; None if it matches the whole.
 
         All ways in which the fields can take the name are followed from the left. The answer is
-        about the way that leads furthest.
+        about the way that gets furthest.
         """
         reached, matched, at, open_end = {0}, 0, 0, ""
         for literal, field, kind in self.pieces:
@@ -235,9 +235,8 @@ class Template:
             return f"`{wanted}` takes whole segments, and the name has an empty one there"
         if not has:
             return f"`{wanted}` is wanted where the name has an empty segment"
-        if field is not None and field[2] == ":int":
-            return f"`{wanted}` wants a number where the name has `{has}`"
-        return f"`{wanted}` is wanted where the name has `{has}`"
+        verb = "wants a number" if field is not None and field[2] == ":int" else "is wanted"
+        return f"`{wanted}` {verb} where the name has `{has}`"
 
 
 def reversed_template(source: Template, target: Template) -> Template:

@@ -23,11 +23,11 @@ from llava_remap.rulefile.yaml_hints import MEND, hint, place
 MAX_NBYTES = 1_000_000
 #: Levels of nesting; the rule language needs seven.
 MAX_DEPTH = 50
-#: Values, lists and mappings included. The largest shipped rule file has 500; a file of 3,000 rules
-#: with their tests has so many.
+#: Values, lists and mappings included. The largest shipped rule file has 500, a file of 3,000 rules
+#: with tests about 20,000.
 MAX_NODES = 20_000
 
-#: libyaml where it is there: ten times as fast as Python's own.
+#: libyaml where it is installed: ten times as fast as the loader in Python.
 LOADER = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 _CONSTANTS = {"": None, "null": None, "~": None, "true": True, "false": False}
 _YAML_1_1_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
@@ -40,7 +40,7 @@ Value = None | bool | int | float | str | tuple["Node", ...] | dict[str, "Node"]
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value, where it stands, and, inside a mapping, where its key stands."""
+    """A value and its place; inside a mapping, also the place of its key."""
 
     value: Value
     mark: Mark
@@ -70,9 +70,7 @@ class Node:
         return self.entries[key].items if key in self.entries else ()
 
     def locate(self, path: tuple[str | int, ...]) -> Node:
-        """The deepest node on `path` that exists: a missing field is shown where it should have
-        been.
-        """
+        """The deepest node on `path` that exists, so that a missing field has a place, too."""
         node = self
         for step in path:
             inside = node.entries.get(str(step))
@@ -157,7 +155,7 @@ def _mark(mark: Any, shown: str) -> Mark:
 
 
 def _counted(events: Iterator[Any], shown: str) -> Iterator[Any]:
-    """Events, as long as there aren't too many: a value has one, a list or mapping two."""
+    """The events, with a limit on their number. A value has one event, a list or mapping two."""
     for number, event in enumerate(events):
         if number > 2 * MAX_NODES:
             raise refuse(

@@ -126,8 +126,7 @@ def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
     """The names of the sources that are given, as the rules see them; for a file with a target
     class also its parameters.
     """
-    from llava_remap.authoring.name_set import read_names
-    from llava_remap.authoring.names_alone import open_names
+    from llava_remap.authoring.name_set import open_names, read_names
     from llava_remap.jobs.apply import HEADERS_ALONE, plan_mapping
     from llava_remap.source.sources import name_sources
 

@@ -22,7 +22,7 @@ _SETTLE = {
 
 
 def not_idempotent(trial: Trial) -> Iterator[Finding]:
-    """LR203: a new name that would be renamed once more if the rules ran again."""
+    """LR203: a new name that the rules would rename once more if they ran again."""
     found: dict[str, tuple[CompiledRule, str, list[tuple[str, str]]]] = {}
     for ground in trial.grounds:
         rules = {rule.label: rule for rule in ground.program.rules}
@@ -66,9 +66,7 @@ def _made(rewrite: Rewrite) -> str:
 
 
 def _renamed(once: Rewrite, twice: Rewrite) -> bool:
-    """Whether the second time makes something else; a new name that maps nowhere is as it should
-    be.
-    """
+    """Whether the second run changes the name again. A new name that no rule takes is right."""
     if once.target is None:
         return twice.prepared != once.prepared
     return twice.target is not None and twice.target != once.target
@@ -85,8 +83,8 @@ def _back_twice(rule: CompiledRule, target: str) -> tuple[str, str] | None:
 
 
 def shadowed(trial: Trial) -> Iterator[Finding]:
-    """LR204: a rule that none of the names made from it reaches. A regex is not judged: no names
-    can be made from it.
+    """LR204: a rule that none of the names made from it reaches. Regexes are left out, since no
+    names can be made from them.
     """
     for rule, takers in _shadowed(trial):
         names = trial.witnesses[rule.label]
@@ -113,9 +111,9 @@ def shadowed(trial: Trial) -> Iterator[Finding]:
 def dropped_renames(trial: Trial) -> Iterator[Finding]:
     """LR306, from the rules alone: a drop that leaves a rename no name.
 
-    A drop that takes some of a rename's names is an exception from it, which is what drops are for.
-    One that takes all of them takes what the rename is there to give the target. Where the target's
-    parameters are known, `dropped_parameters` is exact.
+    A drop that takes some of a rename's names is an exception from the rename, which is what drops
+    are for. A drop that takes all of them takes what the rename should give the target. Where the
+    target's parameters are known, `dropped_parameters` is exact.
     """
     if trial.wanted is not None:
         return
@@ -140,8 +138,8 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
 
 
 def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]:
-    """Each rule from which names can be made, that none of its witnesses and no real name reaches,
-    with the rules that keep them from it.
+    """Each template that none of its witnesses and no real name reaches, with the rules that take
+    or change these names first.
     """
     places = {rule.label: at for at, rule in enumerate(trial.rules)}
     really_reached = trial.real.reached if trial.real else set()
@@ -160,9 +158,7 @@ def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]
 
 
 def _is_settled(ground: Ground, rewrite: Rewrite) -> bool:
-    """Whether `prepare` leaves alone what it made. If not (LR203), names that it makes are none
-    that could be tried here.
-    """
+    """Whether `prepare` leaves its own result alone. Otherwise (LR203), it can't be tried here."""
     return (
         rewrite.reason is not None
         or ground.program.rewrite(rewrite.prepared).prepared == rewrite.prepared
@@ -170,8 +166,8 @@ def _is_settled(ground: Ground, rewrite: Rewrite) -> bool:
 
 
 def _takers(rule: CompiledRule, rewrite: Rewrite) -> list[str]:
-    """The rules that kept a name from this one: who took it, or who changed it so that this one
-    doesn't know it any more.
+    """The rules that kept a name from this rule: they took the name, or changed it so that this
+    rule doesn't match it any more.
     """
     if _list(rule) == "names" and rule(rewrite.prepared) is not None:
         return [rewrite.rules[-1]]
@@ -290,8 +286,8 @@ def not_back(trial: Trial) -> Iterator[Finding]:
 
 
 def untested(trial: Trial) -> Iterator[Finding]:
-    """LR213: a rule of the file itself that takes the name of none of its tests; an inherited
-    one is its own file's concern.
+    """LR213: a rule of the file itself that no test of the file reaches. Inherited rules are the
+    concern of their own files.
     """
     reached = {label for result in run_tests(trial.file) for label in result.rules}
     for rule in trial.rules:

@@ -4,9 +4,8 @@ read or printed.
 
 from __future__ import annotations
 
-from llava_remap.rewrite.infer.alike import nearest
 from llava_remap.rewrite.infer.engine import Inference, infer, suggest_rules
-from llava_remap.rewrite.infer.groups import Group, Segments, Shape, fill, fold, unfold
+from llava_remap.rewrite.infer.groups import Group, Segments, Shape, fill, fold, nearest, unfold
 from llava_remap.rewrite.infer.match import HOWS, How, Match, Question, grows
 from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, rule_line
 

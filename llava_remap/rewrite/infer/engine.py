@@ -10,8 +10,7 @@ from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fold
 from llava_remap.rewrite.infer.match import Match, Matching, match
 from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, make_rules, rule_line
 
-#: Pairs of groups that are looked at for a suggestion, which is nothing to wait for: a second or
-#: two.
+#: The most pairs of groups that are compared for a suggestion: that takes a second or two.
 _MOST_PAIRS = 40_000
 
 
@@ -33,7 +32,7 @@ class Inference(Matching):
     inside: tuple[Group, ...]
 
     def unsure(self, rule: InferredRule) -> str:
-        """Why a rule should be looked at; empty where it needn't be."""
+        """Why a person should look at a rule; empty for a rule that is sure."""
         if rule.to is None:
             return DROPPED
         alone = any(pair.how == "by shape alone" for pair in self._behind(rule))
@@ -72,12 +71,12 @@ def infer(
         source: name (after `prepare`) → shape.
         target: name → shape.
         tied: target names that need no source.
-        answers: source pattern → target pattern, as told by a person.
-        drop: whether what nothing in the target takes is dropped, where the target misses nothing.
-            Nobody but a person knows whether a model computes with it: with the tiles'
-            `image_newline`, for one, LLaVA-1.6 is complete without it as 1.5.
-        whole: a module of the target; what lies beside that which it takes is never dropped, since
-            it is computed with.
+        answers: source pattern → target pattern, from a person.
+        drop: whether groups that nothing in the target takes are dropped, if the target misses
+            nothing. Only a person knows whether a model computes with them: without the tiles'
+            `image_newline`, for example, LLaVA-1.6 is as complete as 1.5.
+        whole: a module of the target. Groups in the source's module for it are never dropped, since
+            the model computes with them.
     """
     found = match(source, target, tied, answers)
     inside = _inside(found, whole)
@@ -99,9 +98,7 @@ def infer(
 
 
 def _inside(found: Matching, module: str) -> tuple[Group, ...]:
-    """The unplaced groups in modules of the source that go into a module of the target, and
-    nowhere else.
-    """
+    """The unplaced groups in modules of the source that go into this module of the target only."""
     taken = [pair.source.pattern for pair in found.matches if pair.target.pattern[0] == module]
     lists = {
         pattern[:at]
@@ -125,11 +122,11 @@ def _inside(found: Matching, module: str) -> tuple[Group, ...]:
 def suggest_rules(
     unmapped: Mapping[str, Shape], missing: Mapping[str, Shape], untouched: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Lines to paste in front of `names`: they map names without a rule to parameters without a
-    source; empty where none is sure.
+    """Lines to paste in front of `names` that map names without a rule to parameters without a
+    source; empty where nothing is sure.
 
     Args:
-        unmapped, missing: name → shape. A source name is meant as it stands after `prepare`.
+        unmapped, missing: name → shape; source names as `prepare` leaves them.
         untouched: source names that rules take already.
     """
     if not unmapped or not missing or len(fold(unmapped)) * len(fold(missing)) > _MOST_PAIRS:
@@ -147,8 +144,8 @@ def _rules(
     unplaced: Collection[Group],
     untouched: Collection[Group] = (),
 ) -> list[InferredRule]:
-    """The rules for what was matched or is dropped; they take nothing of what is left, nor what
-    is untouched: others take it.
+    """The rules for all matched and dropped groups. They take no name of the other groups, nor of
+    those that are untouched.
     """
     pairs: list[tuple[Group, Group | None]] = [(pair.source, pair.target) for pair in found.matches]
     pairs += [(group, None) for group in dropped]
@@ -173,8 +170,8 @@ def _rules(
 
 
 def _mixed(groups: Collection[Group]) -> set[Segments]:
-    """Modules that have a layer's number below them in one group and a plain number in another:
-    those overlap.
+    """Modules with a layer's number below them in one group and a plain number in another, so that
+    their names overlap.
     """
     lists = {parent for group in groups for parent in _lists(group)}
     plain = {

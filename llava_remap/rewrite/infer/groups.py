@@ -1,4 +1,4 @@
-"""Names to groups: what differs only in the number of a layer is one thing.
+"""Groups names that differ only in the number of a layer, and finds the groups that are most alike.
 
 A number is that of a layer where the numbers beside it run from 0 without a gap;
 `mm_projector.{0,2}` are two modules.
@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from llava_remap.core.fold import fold_names
 
@@ -18,11 +19,16 @@ Segments = tuple[str, ...]
 #: What stands for a layer's number in a pattern. It has a dot, so it is no segment of any name.
 INDEX = "#."
 
+#: Names shown for one that has no counterpart.
+LIMIT = 3
+#: Groups of names that are compared, on each side. Where more are left over, it is the wrong rule
+#: file, and nobody reads what each is like.
+_MOST_GROUPS = 300
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _NUMBERED = re.compile(r"(.*?)_?([0-9]+)")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-#: Words that stand for the same thing in research code and in transformers. What means one thing
-#: here and another there is not in it: `w1` and `w3` of a gated MLP, for one.
+#: Words that mean the same in research code and in transformers. Words that mean different things
+#: are left out, for example `w1` and `w3` of a gated MLP.
 _SAME = {
     word: words.split()[0]
     for words in (
@@ -103,7 +109,7 @@ def unfold(group: Group) -> list[Group]:
 
 
 def tokens(groups: Iterable[Group]) -> dict[Segments, frozenset[str]]:
-    """The words of every group's pattern, with words that mean the same made one.
+    """The words of every group's pattern; words that mean the same become one.
 
     A number counts with the numbers beside it: `norm1` of norm1, norm2 agrees with `layer_norm1` of
     layer_norm1, layer_norm2, but the second of 0, 1 is not the first of 1, 2.
@@ -140,3 +146,44 @@ def ending(one: Segments, other: Segments) -> int:
     while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
         count += 1
     return count
+
+
+def nearest(names: Mapping[str, Shape], others: Mapping[str, Shape]) -> dict[str, tuple[str, ...]]:
+    """For each name up to three others of the same shape, the most alike first.
+
+    Names that differ only in the number of a layer are compared once, and each gets the names of
+    its own layer. Names of tensors differ in front and agree at the end, so the number of last
+    segments in common counts first, then the share of all segments.
+
+    Args:
+        names, others: name → shape.
+    """
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    if not names or not others:
+        return found
+    of_shape: dict[Shape, list[Group]] = defaultdict(list)
+    for other in fold(others):
+        for shape in dict.fromkeys(other.members.values()):
+            of_shape[shape].append(other)
+    for group in fold(names)[:_MOST_GROUPS]:
+        for shape in dict.fromkeys(group.members.values()):
+            scored = sorted(
+                (_distance(group.pattern, other.pattern), other.pattern, other)
+                for other in of_shape[shape][:_MOST_GROUPS]
+            )
+            ranked = [other for distance, _, other in scored if distance != (0, 0)]
+            elsewhere = tuple(
+                fill(other.pattern, min(n for n, own in other.members.items() if own == shape))
+                for other in ranked[:LIMIT]
+            )
+            for numbers in (numbers for numbers, own in group.members.items() if own == shape):
+                own_layer = (
+                    fill(o.pattern, numbers) for o in ranked if o.members.get(numbers) == shape
+                )
+                found[fill(group.pattern, numbers)] = tuple(islice(own_layer, LIMIT)) or elsewhere
+    return found
+
+
+def _distance(one: Segments, other: Segments) -> tuple[int, float]:
+    """Less for names that are more alike; (0, 0) for those with nothing in common."""
+    return -ending(one, other), -len(set(one) & set(other)) / len(set(one) | set(other))

@@ -190,9 +190,10 @@ def _rule(source: Sequence[str], target: Sequence[str] | None, moves: _Moves) ->
             replaced = fill((part.replace("\\", r"\\") for part in target), groups)
         return InferredRule("", "^" + r"\.".join(escaped) + "$", replaced, True, patterns)
     names = (*_FIELDS, *(f"n{i}" for i in range(4, len(source) + 4)))
-    template = fill(source, (f"{{{name}:int}}" for name in names))
-    new = None if target is None else fill(target, (f"{{{name}}}" for name in names))
-    return InferredRule("", template, new, False, patterns)
+    to = None if target is None else fill(target, (f"{{{name}}}" for name in names))
+    return InferredRule(
+        "", fill(source, (f"{{{name}:int}}" for name in names)), to, False, patterns
+    )
 
 
 def _with_ids(rules: Sequence[InferredRule]) -> list[InferredRule]:

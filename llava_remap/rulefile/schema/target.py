@@ -91,10 +91,6 @@ class ConfigValue(Part):
         return self
 
 
-def _named_by(key: str) -> ConfigValue:
-    return ConfigValue.model_validate({"from": key, "default": None})
-
-
 class Target(Part):
     """The model that is wanted."""
 
@@ -119,7 +115,11 @@ class Target(Part):
         "(LlavaGemmaForCausalLM) needn't stand here",
     )
     towers: dict[str, ConfigValue] = Field(
-        default_factory=lambda: {"vision_tower.vision_model.": _named_by("mm_vision_tower")},
+        default_factory=lambda: {
+            "vision_tower.vision_model.": ConfigValue.model_validate(
+                {"from": "mm_vision_tower", "default": None}
+            )
+        },
         min_length=1,
         description="prefix of each vision tower's names in the target: the hub repository that it "
         "was trained from; all have "

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llava_remap.rewrite import CompiledRule, Program
-from llava_remap.rewrite.infer import alike, match, nearest, suggest_rules
+from llava_remap.rewrite.infer import groups, match, nearest, suggest_rules
 from tests.conftest import CLIP, DATA, MANIFESTS, Run
 
 PART = """\
@@ -160,10 +160,10 @@ def test_of_very_many_names_only_some_are_compared(
 
         monkeypatch.setattr(target, name, counting)
 
-    count(alike, "_distance")
+    count(groups, "_distance")
     count(match._State, "_score")
     names, others = MANY[kind]
-    found = alike.nearest(names, others)
+    found = groups.nearest(names, others)
     assert set(found) == set(names)
     assert all(
         near in others and others[near] == names[name]
@@ -175,9 +175,9 @@ def test_of_very_many_names_only_some_are_compared(
 
 
 def test_nothing_is_compared_where_all_names_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alike, "fold", None)
-    assert alike.nearest({}, MANY["experts"][0]) == {}
-    assert alike.nearest({"a.b": (1,)}, {}) == {"a.b": ()}
+    monkeypatch.setattr(groups, "fold", None)
+    assert groups.nearest({}, MANY["experts"][0]) == {}
+    assert groups.nearest({"a.b": (1,)}, {}) == {"a.b": ()}
 
 
 @pytest.mark.torch

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_remap.core.problem import RemapError
-from llava_remap.rulefile import Given, NameTest, edit
-from llava_remap.rulefile.edit import with_tests
+from llava_remap.rulefile import Given, NameTest, yaml_write
 from llava_remap.rulefile.load import _validate
 from llava_remap.rulefile.yaml_text import parse_yaml
+from llava_remap.rulefile.yaml_write import with_tests
 
 NEW = NameTest.model_validate({"from": "new.name", "to": "b.c"})
 LINE = "- {from: new.name, to: b.c}\n"
@@ -60,7 +60,7 @@ def read_tests(text: str) -> tuple[NameTest, ...]:
 def test_what_is_inserted_and_where(
     loader: str, before: str, inserted: str, after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edit, "LOADER", getattr(yaml, loader))
+    monkeypatch.setattr(yaml_write, "LOADER", getattr(yaml, loader))
     for newline in ("\n", "\r\n"):
         if newline == "\r\n" and "\n" not in before + after:
             continue
