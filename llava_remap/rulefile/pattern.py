@@ -53,7 +53,7 @@ _REFERENCE = re.compile(r"\\(?:g<([^>]*)>|([0-9]+)|(.?))", re.DOTALL)
 
 
 class RunawayError(Exception):
-    """A regex hit the time limit on a name; or, `together`, all regexes of a rule file hit theirs."""
+    """A regex hit the time limit on a name; or, `together`, those of a rule file hit theirs."""
 
     def __init__(self, name: str, *, together: bool = False) -> None:
         super().__init__(name)
