@@ -67,7 +67,7 @@ def parse_object(
         )
         if not halves and _HALF.search(data) and not _is_text(found):
             raise ValueError("a text in it is not valid Unicode")
-    except (ValueError, RecursionError, MemoryError) as error:
+    except (ValueError, RecursionError) as error:
         raise refuse(
             code, f"{what} is not valid JSON ({error or type(error).__name__}).", fix
         ) from None

@@ -6,6 +6,7 @@ import io
 import os
 import platform
 import sys
+from traceback import walk_tb
 from typing import Any, NoReturn, TextIO
 
 from llava_remap.cli.signals import asked_to_end, leave, listen, with_contexts
@@ -38,24 +39,33 @@ def main() -> None:
         # After a signal, a library may have raised another error.
         if asked_to_end() or isinstance(error, KeyboardInterrupt):
             leave(error.code if isinstance(error, SystemExit) else None)
-        if isinstance(error, SystemExit) or os.environ.get("LLAVA_REMAP_TRACEBACK"):
+        left = isinstance(error, SystemExit) and not _is_in_import(error)
+        if left or os.environ.get("LLAVA_REMAP_TRACEBACK"):
             raise
-        _end_unforeseen(error)
+        try:
+            _end_unforeseen(error)
+        except MemoryError:
+            os.write(2, b"LR501 not enough memory: the process can take no more.\n")
+            sys.exit(Exit.RESOURCES)
 
 
 def _end_unforeseen(error: BaseException) -> NoReturn:
-    """End the process with an error that no command foresees: of a library that can't be
-    imported, or a fault of our own.
+    """End the process with an error that no command foresees: a limit of the system, a library
+    that can't be imported, or a fault of our own.
     """
     from llava_remap.core.libraries import broken, imported, raised_in
+    from llava_remap.core.limits import limit_reached
     from llava_remap.core.version import __version__
 
     if isinstance(error, UnprintedError):
         _end_unprinted(error)
-    if (module := imported(error)) is not None:
-        [problem] = broken(module, error).problems
+    refusal = limit_reached(error)
+    if refusal is None and (module := imported(error)) is not None:
+        refusal = broken(module, error)
+    if refusal is not None:
+        [problem] = refusal.problems
         _show(problem)
-        sys.exit(Exit.LIBRARY)
+        sys.exit(problem.exit)
     print(printable_lines(f"Internal error: {type(error).__name__}: {error}"), file=sys.stderr)
     whose = "This is a fault of llava-remap, not of the checkpoint."
     if (raised := raised_in(error)) is not None:
@@ -72,6 +82,11 @@ def _end_unforeseen(error: BaseException) -> NoReturn:
         file=sys.stderr,
     )
     sys.exit(Exit.INTERNAL)
+
+
+def _is_in_import(error: BaseException) -> bool:
+    """Whether an error arose while a module was imported."""
+    return any(f.f_code.co_name == "<module>" for f, _ in walk_tb(error.__traceback__))
 
 
 def _end_unprinted(error: UnprintedError) -> NoReturn:

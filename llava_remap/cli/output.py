@@ -61,13 +61,7 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
         raise  # shown where the process ends
     except RemapError as error:
         refusal = error
-    except MemoryError:
-        refusal = refuse(
-            "LR501",
-            "the machine has not enough free memory.",
-            "Close other programs, or use a larger machine.",
-        )
-    except (OSError, RuntimeError) as error:
+    except (MemoryError, ImportError, OSError, RuntimeError) as error:
         if (reached := limit_reached(error)) is not None:
             refusal = reached
         elif isinstance(error, OSError) and error.errno in UNWRITTEN:

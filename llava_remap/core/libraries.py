@@ -5,12 +5,18 @@ blamed on a config or a file.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import (
+    PackageNotFoundError,
+    distributions,
+    packages_distributions,
+    version,
+)
 from traceback import walk_tb
-from types import FrameType
+from types import FrameType, ModuleType
 
 from llava_remap.core.escaped import quote
 from llava_remap.core.limits import (
@@ -57,7 +63,7 @@ def import_asked(modules: Collection[str] = _ASKED) -> None:
     for module in modules:
         try:
             import_module(module)
-        except Exception as error:  # whatever goes wrong in somebody else's code
+        except (Exception, SystemExit) as error:  # whatever goes wrong in somebody else's code
             raise limit_reached(error) or broken(module, error) from error
 
 
@@ -168,17 +174,36 @@ def _refuse_without_room() -> None:
 
 
 def imported(error: BaseException) -> str | None:
-    """The library in whose import an error arose; None where it arose elsewhere.
+    """The library whose import failed, as a package can be installed; None if the error arose
+    elsewhere.
 
-    It is the one in which a name is missing, or the last whose module was being run, neither this
-    package's nor Python's own.
+    The library is the one that lacks a name; or, for an error of another kind and for a module
+    that no installed package is known to have, the innermost one whose module was being run.
+    This package and Python's own are none.
     """
+    lacking = ""
     if isinstance(error, ImportError) and error.name:
-        return None if error.name.partition(".")[0] == "llava_remap" else error.name
+        lacking = error.name
+    elif isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        lacking = error.obj.__name__
+    library = lacking.partition(".")[0]
+    if library == "llava_remap":
+        return None
     frames = [
         frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"
     ]
-    return next(_others(frames), None)
+    return library if library and _is_known(library) else next(_others(frames), library or None)
+
+
+def _is_known(library: str) -> bool:
+    """Whether a module belongs to an installed package, or has the name of one that an installed
+    package requires. A package with the name of any other module may be a stranger's.
+    """
+    if library in packages_distributions() or library in _PACKAGES:
+        return True
+    required = (line for package in distributions() for line in package.requires or ())
+    names = (re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required)
+    return library in {re.sub(r"[-.]", "_", name).lower() for name in names}
 
 
 def raised_in(error: BaseException) -> tuple[str, str] | None:
@@ -206,18 +231,20 @@ def _library(frame: FrameType) -> str:
 
 
 def _with_version(library: str) -> str:
-    package = _PACKAGES.get(library, library)
+    package = _package(library)
     try:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
         return package
 
 
+def _package(library: str) -> str:
+    """The package to which a top-level module belongs."""
+    return _PACKAGES.get(library) or packages_distributions().get(library, [library])[0]
+
+
 def _install(library: str) -> str:
-    return (
-        f"`{quote(sys.executable)} -m pip install --force-reinstall "
-        f"{_PACKAGES.get(library, library)}`"
-    )
+    return f"`{quote(sys.executable)} -m pip install --force-reinstall {_package(library)}`"
 
 
 def broken(module: str, error: BaseException, how: str = "can't be imported") -> RemapError:

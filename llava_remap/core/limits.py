@@ -20,6 +20,8 @@ ADDRESSES = "ulimit -v"
 #: Bytes that are mapped and not occupied: threads' stacks, their allocators' arenas, buffers of
 #: linear algebra.
 _BESIDE = 256 << 20
+#: What the system, and the loader of shared libraries, say where an allocation failed.
+_NO_MEMORY = (os.strerror(errno.ENOMEM), "failed to map segment from shared object")
 #: Errors that only writing gives.
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 #: Threads beside those for each core: of libraries, and of ours that read and write.
@@ -29,16 +31,38 @@ _MANY_PROCESSES = 1024
 
 
 def limit_reached(error: BaseException) -> RemapError | None:
-    """LR511 for an error that says that no file can be opened, or no thread started, any more;
-    None for any other.
+    """The refusal for an error that a limit of the system caused; None for any other error.
+
+    LR501: the process can take no more memory. LR511: it can open no more files, or start no more
+    threads.
     """
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
+        return no_more_memory()
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return refuse(
             "LR511", "this process can open no more files.", "Raise the limit: `ulimit -n 1024`."
         )
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-        return no_more_processes()
+        # A thread's stack takes address space.
+        narrow = any(what == ADDRESSES and free < _BESIDE for free, what in process_limits())
+        return no_more_memory() if narrow else no_more_processes()
     return None
+
+
+def no_more_memory() -> RemapError:
+    """LR501 for an allocation that failed."""
+    if not (by_process := list(process_limits())):
+        return refuse(
+            "LR501",
+            "the machine has not enough free memory.",
+            "Close other programs, or use a larger machine.",
+        )
+    free, what = min(by_process)
+    return refuse(
+        "LR501",
+        f"this process needs more memory than `{what}` leaves, {max(free, 0):,} bytes.",
+        f"Raise the limit: `{what} unlimited`.",
+    )
 
 
 def no_more_processes() -> RemapError:

@@ -318,11 +318,11 @@ def _sentencepiece(path: Path) -> dict[str, int]:
     from llava_remap.core.libraries import check_libraries, import_asked
 
     import_asked(["sentencepiece"])
-    import sentencepiece
+    from sentencepiece import SentencePieceProcessor
 
     try:
         name: Any = os.fsencode(path)  # a path that isn't UTF-8 can only be given as bytes
-        model = sentencepiece.SentencePieceProcessor(model_file=name)
+        model = SentencePieceProcessor(model_file=name)
     except (RuntimeError, OSError) as error:
         check_libraries()
         raise refuse("LR113", f"{path} is not a SentencePiece model: {error}.", _REPLACE) from None
