@@ -1,7 +1,7 @@
 """Files to a catalog: headers only, with nothing but the standard library."""
 
-from llava_remap.checkpoint.beside import BESIDE
 from llava_remap.checkpoint.catalog import (
+    BESIDE,
     Catalog,
     Checkpoint,
     Location,
@@ -15,8 +15,7 @@ from llava_remap.checkpoint.foreign import PartsApartError, gather_command, part
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError
 from llava_remap.checkpoint.shards import read_weight_map
-from llava_remap.checkpoint.small_file import has_file, read_file, read_text
-from llava_remap.checkpoint.strict_json import read_object
+from llava_remap.checkpoint.small_file import has_file, read_file, read_object, read_text
 
 __all__ = [
     "AbsentError",

@@ -1,15 +1,59 @@
-"""The words of this room: where a tensor lies, what it is, what a checkpoint holds."""
+"""The values of this room: where a tensor lies, what it is, what a checkpoint holds."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint.beside import BESIDE, files_for
 from llava_remap.core.dtypes import DTYPE_BITS
+
+#: The files of a checkpoint beside its weights, by what uses them.
+BESIDE: Mapping[str, tuple[str, ...]] = {
+    "config": ("config.json", "generation_config.json"),
+    "tokenizer": (
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+    ),
+    "processor": (
+        "preprocessor_config.json",
+        "processor_config.json",
+        "video_preprocessor_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ),
+}
+#: torch and numpy allow no more dimensions.
+_MOST_DIMENSIONS = 64
+#: Elements of at most 8 bytes each then have an address in 63 bits.
+_MOST_ELEMENTS = 2**60
+
+
+def files_for(use: Collection[str]) -> list[str]:
+    """The files that are read for the uses of a checkpoint: keys of `BESIDE`, and others that need
+    no file. `config.json` is read for every use.
+    """
+    used = (name for part, names in BESIDE.items() if part in use for name in names)
+    return list(dict.fromkeys(["config.json", *used]))
+
+
+def is_count(number: object) -> bool:
+    """Whether it is an integer (not a bool) that a signed 64-bit offset or size can hold."""
+    return type(number) is int and 0 <= number < 2**63
+
+
+def is_shape(sizes: Sequence[object]) -> bool:
+    """Whether a tensor of these sizes can exist."""
+    if len(sizes) > _MOST_DIMENSIONS or not all(map(is_count, sizes)):
+        return False
+    return prod(size for size in sizes if isinstance(size, int)) < _MOST_ELEMENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +90,7 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path) -> Stamp | None:
-        """None where there is nothing any more that could be looked at."""
+        """The stamp of a file; None if the file can't be looked at any more."""
         try:
             status = path.stat()
         except OSError:
@@ -88,7 +132,7 @@ class Tensor:
 
     @classmethod
     def of(cls, name: str, dtype: str, shape: tuple[int, ...], location: Location | None) -> Tensor:
-        """A tensor that lies in one piece, or, without a location, that of a manifest."""
+        """A tensor that lies in one piece; without a location, a tensor of a manifest."""
         whole = () if location is None else (Piece((0,) * len(shape), shape, location),)
         return cls(name, dtype, shape, whole)
 
@@ -108,13 +152,30 @@ Catalog = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class WeightFile:
+    """What one file holds.
+
+    Attributes:
+        kind: its format, for the report.
+        tensors: by offset.
+        inside: keys of the wrappers around the state dict, from the outside.
+        passed_over: keys beside the wrappers that hold tensors too.
+    """
+
+    kind: str
+    tensors: list[Tensor]
+    inside: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LoraPair:
     """Two matrices of an adapter. B times A, times `scale`, is added to a tensor of the base.
 
     Attributes:
         base: the tensor's name, behind the wrappers that the names of the matrices have.
         a, b: names of A, [rank, columns], and of B, [rows, rank].
-        scale: None in a manifest, which doesn't tell it.
+        scale: None in a manifest, which has no alpha.
     """
 
     base: str
@@ -133,17 +194,15 @@ class Checkpoint:
         catalog: its tensors.
         config: its `config.json` (or that of the manifest), or None.
         folder: where config, tokenizer and processor files lie, or None for a manifest.
-        passed_over: weight files or indexes in the folder that were not read since another form
-            takes precedence, and parts of a file with several that hold tensors besides the state
-            dict.
-        stamps: the files that it was read from, and those beside them that may be read, as they
-            were when it was opened.
-        origin: the hub id and the commit that it was downloaded from; empty for one that was on
-            this disk.
-        aliases: groups of names that are one and the same tensor: the same bytes, dtype and shape.
-        pairs: of an adapter, its pairs of matrices; both of each are in the catalog, too.
-        base: the model that it was trained from, as its own files name it: a hub id or a path;
-            empty where none does.
+        passed_over: weight files or indexes in the folder that were not read because another form
+            takes precedence, and entries of a file that hold tensors beside the state dict.
+        aliases: groups of names of one tensor: the same bytes, dtype and shape.
+        pairs: the pairs of matrices of an adapter; both matrices are in the catalog, too.
+        stamps: the stamps, at the time of opening, of the files that were read and of those beside
+            them that may be read.
+        origin: the hub id and the commit of a download; empty for a checkpoint on this disk.
+        base: the model that it was trained from, a hub id or a path, as its own files name it;
+            empty if no file does.
     """
 
     path: Path
@@ -160,7 +219,7 @@ class Checkpoint:
 
     @property
     def location(self) -> str:
-        """Where it is, in words that lead there again: its path, or the hub's id and commit."""
+        """Its path, or the hub's id and commit."""
         return self.origin or str(self.path)
 
     @property
@@ -178,26 +237,24 @@ class Checkpoint:
         return {name: tensor for name, tensor in self.catalog.items() if name not in matrices}
 
     def same_tensor(self, one: str, other: str) -> bool:
-        """Whether two names are one and the same tensor, so that their values need no comparing."""
+        """Whether two names are one tensor, so that their values need no comparing."""
         return any(one in group and other in group for group in self.aliases)
 
     def changed(self) -> list[Path]:
-        """The files that are no longer as they were when it was opened."""
+        """The files that have changed since the checkpoint was opened."""
         return [path for path, stamp in self.stamps.items() if Stamp.of(path) != stamp]
 
     def read(self, use: Collection[str]) -> dict[str, Path]:
-        """The files that are read of it, by their names in its folder.
+        """The files that the given uses read, by their names in the checkpoint's folder.
 
         Args:
-            use: for what it is used: keys of `BESIDE`, and `tensors`.
+            use: keys of `BESIDE`, and `tensors`.
         """
-        left = {name for names in BESIDE.values() for name in names} - set(files_for(use))
-        paths = (
-            {path.relative_to(self.folder).as_posix(): path for path in self.stamps}
-            if self.folder
-            else {}
-        )
-        return {name: path for name, path in sorted(paths.items()) if name not in left}
+        if self.folder is None:
+            return {}
+        unused = {name for names in BESIDE.values() for name in names} - set(files_for(use))
+        paths = {path.relative_to(self.folder).as_posix(): path for path in self.stamps}
+        return {name: path for name, path in sorted(paths.items()) if name not in unused}
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""What is there and can't be read."""
+"""Errors of files that are there and can't be read, or can't be used."""
 
 from __future__ import annotations
 
@@ -20,25 +20,35 @@ class UnreadableError(RemapError):
 
 
 class DamagedError(UnreadableError):
-    """The disk fails to read it, or other files beside it have faults of their own."""
+    """The disk fails to read the file, or other files beside it have faults of their own."""
 
 
 def unreadable(error: OSError, path: Path) -> RemapError:
-    """LR102 for what the disk fails to read, LR100 for what isn't there or mustn't be read,
-    LR511 where no file can be opened.
+    """LR102 if the disk fails to read the file, LR100 if the file isn't there or mustn't be read,
+    LR511 if no more files can be opened.
     """
     if (reached := limit_reached(error)) is not None:
         return reached
     where = str(error.filename or path)
     where = where if len(where) <= 120 else "..." + where[-117:]  # its end names the file
-    cause = f"{quoted(where)} can't be read: {printable(error.strerror or str(error))}."
-    fix = (
-        "Check the path and its permissions. What isn't to count, take away; links need what "
-        "they lead to (`cp -rL` copies it)."
+    damaged = error.errno == errno.EIO
+    return (DamagedError if damaged else UnreadableError).of(
+        "LR102" if damaged else "LR100",
+        f"{quoted(where)} can't be read: {printable(error.strerror or str(error))}.",
+        "Check the path and its permissions. Remove files that don't belong to the checkpoint; "
+        "copy links together with their targets (`cp -rL`).",
     )
-    if error.errno == errno.EIO:
-        return DamagedError.of("LR102", cause, fix)
-    return UnreadableError.of("LR100", cause, fix)
+
+
+def unknown_dtype(file: Path, name: str, dtype: str) -> RemapError:
+    """LR106: a dtype that a language model, tower or projector is not trained in."""
+    return refuse(
+        "LR106",
+        f"in {quoted(file.name)} the tensor {quoted(name)} has dtype {quoted(dtype)}, which "
+        "can't be converted.",
+        "Give the unquantised checkpoint, in F16, BF16 or F32.",
+        [name],
+    )
 
 
 def corrupt(file: Path, why: str, *names: str) -> RemapError:

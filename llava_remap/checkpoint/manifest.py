@@ -1,4 +1,4 @@
-"""A manifest: a catalog with its config as one JSON file, no bytes behind it.
+"""A manifest: a catalog and its config as one JSON file, without the tensors' bytes.
 
 `{"format": "llava-remap/manifest", "format_version": 1, "name": …, "config": {…}, "aliases":
 [[name, name]], "tensors": {name: {"dtype": "F16", "shape": [32000, 4096]}}}`; `config` and
@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint.bounds import is_shape, unknown_dtype
-from llava_remap.checkpoint.catalog import Checkpoint, Tensor
+from llava_remap.checkpoint.catalog import Checkpoint, Tensor, is_shape
+from llava_remap.checkpoint.errors import unknown_dtype
 from llava_remap.checkpoint.purpose import named_base
 from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
@@ -25,8 +25,7 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
     """The checkpoint that the JSON object `content` of the file `path` describes.
 
     Raises:
-        RemapError: LR106 for a version or dtype that is not known, LR102 where the content is no
-            manifest's.
+        RemapError: LR106 for an unknown version or dtype, LR102 if the content isn't a manifest's.
     """
     version = content.get("format_version")
     if type(version) is not int or version != VERSION:
@@ -44,9 +43,15 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
     aliases = content.get("aliases", [])
     if not isinstance(aliases, list) or not all(_is_group(group, catalog) for group in aliases):
         raise _broken(path, "`aliases` is not a list of lists of its tensors' names")
-    form = f"manifest ({path.name})"
-    groups = tuple(tuple(group) for group in aliases)
-    return Checkpoint(path, form, catalog, config, None, aliases=groups, base=named_base(config))
+    return Checkpoint(
+        path,
+        f"manifest ({path.name})",
+        catalog,
+        config,
+        None,
+        aliases=tuple(map(tuple, aliases)),
+        base=named_base(config),
+    )
 
 
 def _is_group(group: object, catalog: dict[str, Tensor]) -> bool:

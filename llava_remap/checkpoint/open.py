@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG, lora_pairs
-from llava_remap.checkpoint.beside import BESIDE
-from llava_remap.checkpoint.catalog import Catalog, Checkpoint, LoraPair, Stamp, Tensor
+from llava_remap.checkpoint.catalog import (
+    BESIDE,
+    Catalog,
+    Checkpoint,
+    LoraPair,
+    Stamp,
+    Tensor,
+    WeightFile,
+)
 from llava_remap.checkpoint.errors import AbsentError, unreadable
 from llava_remap.checkpoint.foreign import (
     Listing,
@@ -37,9 +44,7 @@ from llava_remap.checkpoint.purpose import (
     named_base,
 )
 from llava_remap.checkpoint.shards import read_index, read_shard_set, read_together
-from llava_remap.checkpoint.small_file import has_file
-from llava_remap.checkpoint.strict_json import LARGEST, read_object
-from llava_remap.checkpoint.weight_file import WeightFile
+from llava_remap.checkpoint.small_file import LARGEST, has_file, read_object
 from llava_remap.core.problem import refuse
 from llava_remap.core.wording import counted, quoted, several
 

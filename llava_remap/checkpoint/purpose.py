@@ -11,8 +11,7 @@ from typing import Any
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import Catalog
-from llava_remap.checkpoint.small_file import has_file
-from llava_remap.checkpoint.strict_json import read_object
+from llava_remap.checkpoint.small_file import has_file, read_object
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.core.wording import quoted, several

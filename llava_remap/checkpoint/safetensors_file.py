@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint.bounds import is_count, is_shape, unknown_dtype
-from llava_remap.checkpoint.catalog import Location, Tensor
-from llava_remap.checkpoint.strict_json import LARGEST, parse_object
+from llava_remap.checkpoint.catalog import Location, Tensor, is_count, is_shape
+from llava_remap.checkpoint.errors import unknown_dtype
+from llava_remap.checkpoint.small_file import LARGEST, parse_object
 from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.core.wording import quoted
@@ -23,8 +23,8 @@ def read_safetensors(file: Path) -> list[Tensor]:
     """The tensors of `file`, by offset. Only its header is read.
 
     Raises:
-        RemapError: LR102 where the header is broken or disagrees with the file, LR106 for a dtype
-            not in `DTYPE_BITS`.
+        RemapError: LR102 if the header is broken or disagrees with the file, LR106 for a dtype not
+            in `DTYPE_BITS`.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -44,11 +44,11 @@ def read_safetensors(file: Path) -> list[Tensor]:
             stream.read(length), "LR102", f"the header of {quoted(file.name)}", _AGAIN
         )
     header.pop("__metadata__", None)
-    start = 8 + length
-
-    tensors, end = [], start
-    for tensor in sorted((_tensor(file, start, *item) for item in header.items()), key=_range):
-        offset, nbytes = _range(tensor)
+    end = 8 + length
+    tensors = [_tensor(file, end, *item) for item in header.items()]
+    tensors.sort(key=lambda tensor: tensor.pieces[0].location.storage)
+    for tensor in tensors:
+        offset, nbytes = tensor.pieces[0].location.storage
         place = f"in {quoted(file.name)} the tensor {quoted(tensor.name)}"
         if offset != end:
             raise _corrupt(
@@ -60,7 +60,6 @@ def read_safetensors(file: Path) -> list[Tensor]:
                 f"{place} has {nbytes} bytes, by its shape and dtype it needs {tensor.nbytes}.",
                 tensor.name,
             )
-        tensors.append(tensor)
         end += nbytes
     if end != size:
         raise _corrupt(f"{quoted(file.name)} has {end} bytes by its header, the file has {size}.")
@@ -68,7 +67,7 @@ def read_safetensors(file: Path) -> list[Tensor]:
 
 
 def _tensor(file: Path, start: int, name: str, entry: Any) -> Tensor:
-    """One entry of the header, whose offsets count from `start`, as they stand there."""
+    """The tensor of one entry of the header, whose offsets count from `start`."""
     try:
         dtype, shape, (first, behind) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
@@ -89,11 +88,6 @@ def _tensor(file: Path, start: int, name: str, entry: Any) -> Tensor:
         raise unknown_dtype(file, name, dtype)
     location = Location(file, start + first, None, False, (start + first, behind - first))
     return Tensor.of(name, dtype, shape, location)
-
-
-def _range(tensor: Tensor) -> tuple[int, int]:
-    assert tensor.location is not None
-    return tensor.location.storage
 
 
 def _corrupt(cause: str, *names: str) -> RemapError:

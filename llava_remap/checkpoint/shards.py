@@ -8,10 +8,10 @@ from dataclasses import replace
 from os.path import lexists
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from llava_remap.checkpoint.catalog import WeightFile
 from llava_remap.checkpoint.form import choose_form, missing_shards, shard_sets
-from llava_remap.checkpoint.small_file import has_file
-from llava_remap.checkpoint.strict_json import read_object
-from llava_remap.checkpoint.weight_file import WeightFile, read_weight_files
+from llava_remap.checkpoint.small_file import has_file, read_object
+from llava_remap.checkpoint.weight_file import read_weight_files
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.core.wording import quoted, several

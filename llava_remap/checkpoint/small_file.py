@@ -1,21 +1,36 @@
-"""The files of a source that are looked up by name: absent, or readable, or refused."""
+"""The small files of a source, looked up by name: absent, or readable, or refused. JSON is read
+without any way to crash on it.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 from llava_remap.checkpoint.errors import unreadable
 from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import refuse
 from llava_remap.core.wording import quoted
 
+#: Bytes. The safetensors format's own limit for a header; indexes, manifests and configs stay far
+#: below it.
+LARGEST = 100_000_000
+#: Values in lists and objects; each takes up to 120 bytes of memory for as little as two bytes of
+#: the file. An index of 100,000 tensors has 100,000 values, a header of as many tensors 900,000,
+#: the tokenizers with the largest vocabularies 1,500,000.
+_MOST_VALUES = 2_000_000
+#: Half of a surrogate pair, as an escape. Without its other half, the text can't be written again.
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
 
 def has_file(path: Path) -> bool:
     """Whether a source has a file at `path`.
 
     Raises:
-        RemapError: LR100 or LR102 where the name is there and can't be read as a file, with the
-            system's reason.
+        RemapError: LR100 or LR102, with the system's reason, if something has this name and can't
+            be read as a file.
     """
     try:
         return is_regular_file(path)
@@ -27,7 +42,7 @@ def read_file(path: Path) -> bytes:
     """The content of a source's file.
 
     Raises:
-        RemapError: LR100 or LR102 where it can't be read.
+        RemapError: LR100 or LR102 if it can't be read.
     """
     try:
         if not is_regular_file(path):
@@ -41,7 +56,7 @@ def read_text(path: Path) -> str:
     """The text of a source's file.
 
     Raises:
-        RemapError: LR100 or LR102 where it can't be read, LR113 where it isn't UTF-8.
+        RemapError: LR100 or LR102 if it can't be read, LR113 if it isn't UTF-8.
     """
     try:
         return read_file(path).decode("utf-8")
@@ -51,3 +66,67 @@ def read_text(path: Path) -> str:
             f"{quoted(path.name)} isn't UTF-8 at byte {error.start}.",
             "Replace it by the original one.",
         ) from None
+
+
+def read_object(
+    file: Path, code: str, fix: str, *, unique: bool = True, halves: bool = False
+) -> dict[str, Any]:
+    """The JSON object in `file`; errors as in `parse_object` and `read_file`."""
+    if has_file(file) and (size := file.stat().st_size) > LARGEST:
+        raise refuse(
+            code, f"{quoted(file.name)} has {size} bytes, more than {LARGEST} for a JSON file.", fix
+        )
+    return parse_object(read_file(file), code, quoted(file.name), fix, unique=unique, halves=halves)
+
+
+def parse_object(
+    data: bytes, code: str, what: str, fix: str, *, unique: bool = True, halves: bool = False
+) -> dict[str, Any]:
+    """The JSON object in `data`.
+
+    Args:
+        code, fix: the error's code and advice, should `data` be no JSON object in UTF-8.
+        what: the name of `data` in the message.
+        unique: whether a repeated key of an object is an error; otherwise its last value counts.
+        halves: whether unpaired surrogates are allowed; Python has them for the bytes of a path
+            that aren't UTF-8.
+    """
+    if (values := sum(data.count(sign) for sign in (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise refuse(code, f"{what} has {values} values, more than {_MOST_VALUES}.", fix)
+    try:
+        found = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique if unique else None,
+            parse_constant=_no_number,
+        )
+        if not halves and _HALF.search(data):
+            _refuse_halves(found)
+    except (ValueError, RecursionError) as error:
+        raise refuse(
+            code, f"{what} is not valid JSON ({error or type(error).__name__}).", fix
+        ) from None
+    if not isinstance(found, dict):
+        raise refuse(
+            code, f"{what} holds a JSON {type(found).__name__} where an object is expected.", fix
+        )
+    return found
+
+
+def _refuse_halves(content: Any) -> None:
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text in it is not valid Unicode") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in known:
+            raise ValueError(f"the key {quoted(key)} stands in it twice")
+        known[key] = value
+    return known
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number in JSON")

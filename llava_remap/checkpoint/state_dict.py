@@ -4,13 +4,14 @@ inside its storage.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint.bounds import is_count, is_shape, unknown_dtype
-from llava_remap.checkpoint.catalog import Location, Tensor
+from llava_remap.checkpoint.catalog import Location, Tensor, WeightFile, is_count, is_shape
+from llava_remap.checkpoint.errors import corrupt, unknown_dtype
 from llava_remap.checkpoint.torch_pickle import BARE, BY_TORCH_NAME, STORAGES, Described
 from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import RemapError, refuse
@@ -25,7 +26,7 @@ class StateDict:
     """Described tensors by name.
 
     Attributes:
-        inside: the wrappers' keys, from the outside.
+        inside: the keys of the wrappers around them, from the outside.
         passed_over: keys beside the wrappers that hold tensors too.
     """
 
@@ -35,20 +36,19 @@ class StateDict:
 
 
 def find_state_dict(value: Any, file: Path) -> StateDict:
-    """The state dict in `value`, which is one or has one under `state_dict`, `model` or `module`,
-    these nested also.
+    """The state dict in `value`: `value` itself, or what lies under `state_dict`, `model` or
+    `module`, which may be nested.
 
     Raises:
-        RemapError: LR106 where there is none, more than one, or one that holds more than tensors.
+        RemapError: LR106 if there is none, more than one, or one that holds more than tensors.
     """
     inside: list[str] = []
     passed_over: list[str] = []
     seen: set[int] = set()
     while True:
         if not isinstance(value, dict):
-            raise refuse(
-                "LR106", f"{quoted(file.name)} holds one {_kind(value)} and no state dict.", BARE
-            )
+            kind = "tensor" if isinstance(value, Described) else type(value).__name__
+            raise refuse("LR106", f"{quoted(file.name)} holds one {kind} and no state dict.", BARE)
         # A dict that holds itself has no end.
         wrappers = [
             key
@@ -75,12 +75,11 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
             f"{quoted(file.name)} is the state of an optimizer (it has `param_groups`).",
             "Give the weights.",
         )
-    others = [
+    if others := [
         str(key)
         for key, item in value.items()
         if not isinstance(key, str) or not isinstance(item, Described)
-    ]
-    if others:
+    ]:
         count = f"{len(others)} of {len(value)} entries in {quoted(file.name)}"
         raise refuse(
             "LR106",
@@ -90,10 +89,6 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
             others,
         )
     return StateDict(value, tuple(inside), tuple(passed_over))
-
-
-def _kind(value: Any) -> str:
-    return "tensor" if isinstance(value, Described) else type(value).__name__
 
 
 def _holds_tensor(value: Any) -> bool:
@@ -109,17 +104,39 @@ def _holds_tensor(value: Any) -> bool:
     return False
 
 
-def place(
-    name: str, found: Described, file: Path, storage: tuple[int, int], *, big_endian: bool = False
-) -> Tensor:
-    """The tensor `found`, whose storage lies at `storage` (offset from the start of the file, size;
-    both in bytes).
+def place_tensors(
+    kind: str,
+    file: Path,
+    state: StateDict,
+    places: Mapping[str, tuple[int, int]],
+    *,
+    big_endian: bool = False,
+) -> WeightFile:
+    """A file with the tensors of a state dict, given where their storages lie.
+
+    Args:
+        kind: the file's format, for the report.
+        places: by the storage's key: offset from the start of the file and size, both in bytes.
 
     Raises:
-        RemapError: LR102 where tensor and storage don't fit, LR106 for a dtype not in `DTYPE_BITS`.
+        RemapError: LR102 if a storage is missing or doesn't fit a tensor, LR106 for a dtype not in
+            `DTYPE_BITS`.
     """
+    tensors = []
+    for name, described in state.tensors.items():
+        key = described.storage.key
+        if key not in places:
+            raise corrupt(file, f"the storage {quoted(key)} of {quoted(name)} is not in it", name)
+        tensors.append(_place(name, described, file, places[key], big_endian))
+    tensors.sort(key=lambda tensor: tensor.pieces[0].location.offset)
+    passed_over = tuple(f"{file.name}: {key}" for key in state.passed_over)
+    return WeightFile(kind, tensors, state.inside, passed_over)
 
-    def corrupt(why: str) -> RemapError:
+
+def _place(
+    name: str, found: Described, file: Path, storage: tuple[int, int], big_endian: bool
+) -> Tensor:
+    def misfit(why: str) -> RemapError:
         return refuse(
             "LR102",
             f"in {quoted(file.name)} the tensor {quoted(name)} {why}.",
@@ -131,14 +148,13 @@ def place(
     # A view is a part of its storage, in elements; without one all of it is meant.
     first, numel = found.storage.view or (0, found.storage.numel)
     if not is_count(first) or not is_count(numel):
-        raise corrupt("has a storage of a size that can't be")
+        raise misfit("has a storage of a size that can't be")
     if (first + numel) * itemsize > storage[1]:
-        raise corrupt(
+        raise misfit(
             f"has a storage of {(first + numel) * itemsize} bytes by the pickle, of {storage[1]} "
             "in the file"
         )
     start, nbytes = storage[0] + first * itemsize, numel * itemsize
-
     if found.dtype is not None:
         dtype = BY_TORCH_NAME[found.dtype]
     if dtype not in DTYPE_BITS:
@@ -153,31 +169,21 @@ def place(
     itemsize = DTYPE_BITS[dtype] // 8
     offset, shape, stride = found.offset, found.shape, found.stride
     if type(shape) is not tuple or type(stride) is not tuple or len(shape) != len(stride):
-        raise corrupt("has no shape and stride of one length")
+        raise misfit("has no shape and stride of one length")
     if not is_shape(shape) or not all(map(is_count, stride)) or not is_count(offset):
-        raise corrupt("has a shape, stride or offset that can't be")
-    reach = (
-        0
-        if 0 in shape
-        else 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    )
+        raise misfit("has a shape, stride or offset that can't be")
+    last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    reach = 0 if 0 in shape else 1 + last
     if (offset + reach) * itemsize > nbytes:
-        raise corrupt(
+        raise misfit(
             f"reaches to byte {(offset + reach) * itemsize} of its storage, which has {nbytes}"
         )
-    rows = None if is_row_major(shape, stride) else stride
-    return Tensor.of(
-        name, dtype, shape, Location(file, start + offset * itemsize, rows, big_endian, storage)
-    )
-
-
-def is_row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether the elements lie one behind the other. An empty tensor has none; a dimension of
-    size 1 never takes its step.
-    """
-    if 0 in shape:
-        return True
-    return all(
+    # An empty tensor has no elements that lie apart; a dimension of size 1 never takes its step.
+    is_row_major = 0 in shape or all(
         size == 1 or step == prod(shape[axis + 1 :])
         for axis, (size, step) in enumerate(zip(shape, stride, strict=True))
+    )
+    rows = None if is_row_major else stride
+    return Tensor.of(
+        name, dtype, shape, Location(file, start + offset * itemsize, rows, big_endian, storage)
     )

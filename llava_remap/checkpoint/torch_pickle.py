@@ -1,16 +1,16 @@
 """The pickles inside torch files, read as data.
 
-A pickle is a program for a small stack machine. This one has the machine's instructions for plain
-values, and in place of Python's constructors a fixed table that yields descriptions of tensors:
-there is nothing in it that could call anything else. `pickletools` decodes the instructions and
-their arguments; it executes none.
+A pickle is a program for a small stack machine. The machine here has the instructions for plain
+values. In place of Python's constructors it has a fixed table that yields descriptions of tensors,
+so it can't call anything else. `pickletools` decodes the instructions and their arguments; it
+executes none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pickletools import genops
+from pickletools import OpcodeInfo, genops
 from typing import IO, Any, BinaryIO, cast
 
 from llava_remap.core.dtypes import DTYPES, TORCH_DTYPES
@@ -20,9 +20,9 @@ from llava_remap.core.wording import quoted
 
 #: Bytes. 30,000 tensors take about 4 MB.
 LARGEST = 32 * 1024 * 1024
-#: Instructions, and items that a call copies out of its arguments. A tensor takes 33 in torch's own
-#: pickles, so this is enough for 30,000 of them; each can take some 70 bytes of memory, and a list
-#: that is copied again and again any amount.
+#: Instructions, and items that a call copies out of its arguments; each can take some 70 bytes of
+#: memory, and a list that is copied again and again any amount. A tensor takes 33 in torch's own
+#: pickles, so this is enough for 30,000 tensors.
 MOST_STEPS = 1_000_000
 
 
@@ -34,7 +34,8 @@ class Storage:
         kind: torch's name of its type, e.g. `HalfStorage`.
         key: its name in the file.
         numel: its size in elements of `kind`.
-        view: None, or first element and number of elements of the part meant (legacy files only).
+        view: None, or first element and number of elements of the part that is meant (legacy files
+            only).
     """
 
     kind: str
@@ -48,10 +49,10 @@ class Described:
     """The arguments with which torch would rebuild a tensor, unchecked.
 
     Attributes:
-        storage: whose bytes it shows.
+        storage: the storage of its bytes.
         offset: elements from the start of the storage to the first one.
         shape, stride: in elements.
-        dtype: torch's name, e.g. `float8_e4m3fn`, or None where the storage's kind says it.
+        dtype: torch's name, e.g. `float8_e4m3fn`, or None if the storage's kind gives it.
         altered: whether torch shows the stored values negated or conjugated.
     """
 
@@ -65,20 +66,10 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Something of Python's or torch's that the pickle names; never the thing itself."""
+    """The name of a class or function in a pickle; never the object itself."""
 
     module: str
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pickled:
-    """A value of plain Python types, `Described` and `Name`, and the storages it names, the
-    first mention of each key.
-    """
-
-    value: Any
-    storages: dict[str, Storage]
 
 
 def _tensor(storage: Storage, offset: Any, shape: Any, stride: Any) -> Described:
@@ -117,9 +108,7 @@ def _parameter(data: Described, grad: Any, hooks: Any, state: Any = None) -> Des
 
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    _fill(found, [item for key, value in pairs for item in (key, value)])
-    return found
+    return _filled([item for key, value in pairs for item in (key, value)])
 
 
 _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
@@ -134,8 +123,8 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("__builtin__", "set"): list,  # the same in protocol 2
 }
 
-#: Bytes per element and dtype by the type of a storage. Dtypes that safetensors has no name for
-#: keep torch's, in small letters.
+#: Bytes per element and dtype by the type of a storage. Dtypes without a name in safetensors have
+#: torch's, in small letters.
 STORAGES: dict[str, tuple[int, str]] = {
     **{dtype.storage: (dtype.bits // 8, name) for name, dtype in DTYPES.items() if dtype.storage},
     "UntypedStorage": (1, "U8"), "ComplexDoubleStorage": (16, "complex128"),
@@ -144,8 +133,8 @@ STORAGES: dict[str, tuple[int, str]] = {
     "TypedStorage": (1, "typed storage without a type"),
 }  # fmt: skip
 
-#: Dtype by its name in torch. Dtypes that have no place in a catalog are known too, so that the
-#: refusal can name them.
+#: Dtype by its name in torch. Dtypes that a catalog can't have are included, so that the refusal
+#: can name them.
 BY_TORCH_NAME: dict[str, str] = {
     **{torch_name: name for name, torch_name in TORCH_DTYPES.items()},
     **{name: name for name in (
@@ -154,7 +143,7 @@ BY_TORCH_NAME: dict[str, str] = {
     )},
 }  # fmt: skip
 
-#: What leads on where a file of torch's holds more than a state dict.
+#: The advice for a torch file that holds more than a state dict.
 BARE = "Save the bare state dict alone: `torch.save(model.state_dict(), FILE)`."
 #: Arguments that are values themselves.
 _VALUES = frozenset({
@@ -164,28 +153,34 @@ _VALUES = frozenset({
     "SHORT_BINBYTES", "BINBYTES8",
     "BYTEARRAY8",
 })  # fmt: skip
+_TUPLES = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"})
 _CONSTANTS: dict[str, object] = {
     "NONE": None,
     "NEWTRUE": True,
     "NEWFALSE": False,
     "EMPTY_TUPLE": (),
 }
-#: What the keys of a dict are, in words, where the type here isn't the one that was saved.
+#: Instructions that take the items since the last mark.
+_SINCE_MARK = frozenset({
+    "POP_MARK", "TUPLE", "FROZENSET", "LIST", "APPENDS", "ADDITEMS", "DICT", "SETITEMS",
+})  # fmt: skip
+#: Instructions that take a fixed number of items.
+_TAKEN = {"POP": 1, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
+#: What the keys of a dict are, in words, if their type here isn't the one that was saved.
 _KEYS: dict[type, str] = {
     Described: "tensor",
     Name: "class or function",
     int: "number of more than 64 bits",
 }
-_FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _OtherError(Exception):
-    """What the pickle holds is no state dict; nothing says that it is broken."""
+    """The pickle holds something else than a state dict; it may be whole."""
 
 
 class _Bounded:
-    """What `genops` asks of a file, limited to `left` bytes: a length in the pickle can't make
-    it read more.
+    """The file for `genops`, limited to `left` bytes: a length in the pickle can't make `genops`
+    read more.
     """
 
     def __init__(self, stream: BinaryIO, left: int) -> None:
@@ -205,24 +200,25 @@ class _Bounded:
         return data
 
 
-def unpickle(stream: BinaryIO, nbytes: int, file: str) -> Pickled:
-    """The pickle that starts where `stream` stands, and leaves it standing behind the pickle.
+def unpickle(stream: BinaryIO, nbytes: int, file: str) -> tuple[Any, dict[str, Storage]]:
+    """Read the pickle that starts where `stream` stands; `stream` then stands behind the pickle.
 
     Args:
-        nbytes: how many bytes it can have at most.
+        nbytes: the most bytes that the pickle can have.
         file: the file's name, for messages.
 
+    Returns:
+        a value of plain Python types, `Described` and `Name`; the storages that it names, by key,
+        as each was mentioned first.
+
     Raises:
-        RemapError: LR105 where it names anything outside the tables above, LR106 for a quantised
-            tensor and for what no state dict has in it, LR102 where it is no valid pickle.
+        RemapError: LR105 if it names anything outside the tables above, LR106 for a quantised
+            tensor and for anything that no state dict has in it, LR102 if it is no valid pickle.
     """
     storages: dict[str, Storage] = {}
+    operations = genops(cast("IO[bytes]", _Bounded(stream, nbytes)))
     try:
-        operations = genops(cast("IO[bytes]", _Bounded(stream, nbytes)))
-        return Pickled(
-            _run(((code.name, argument) for code, argument, _ in operations), storages, file),
-            storages,
-        )
+        return _run(operations, storages, file), storages
     except (RemapError, OSError):
         raise
     except _OtherError as error:
@@ -231,9 +227,7 @@ def unpickle(stream: BinaryIO, nbytes: int, file: str) -> Pickled:
             f"the pickle in {quoted(file)} holds something else than a state dict: {error}.",
             BARE,
         ) from None
-    except (
-        Exception
-    ) as error:  # the stack machine is at the mercy of the file, which can make any step of it fail
+    except Exception as error:  # the file can make any step of the stack machine fail
         raise refuse(
             "LR102",
             f"the pickle in {quoted(file)} is broken "
@@ -242,9 +236,13 @@ def unpickle(stream: BinaryIO, nbytes: int, file: str) -> Pickled:
         ) from None
 
 
-def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], file: str) -> Any:
-    """Executes the instructions of Python's `pickletools` by name and returns what is on the
-    stack at the end.
+def _run(
+    operations: Iterator[tuple[OpcodeInfo, Any, int | None]],
+    storages: dict[str, Storage],
+    file: str,
+) -> Any:
+    """Execute the instructions of Python's `pickletools` by name; returns what is on the stack at
+    the end.
     """
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks under each open mark
@@ -257,59 +255,33 @@ def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], fi
         if steps > MOST_STEPS:
             raise _OtherError(f"it takes more than {MOST_STEPS} steps, and a tensor takes 33")
 
-    def since_mark() -> list[Any]:
-        nonlocal stack
-        items, stack = stack, below.pop()
-        return items
-
-    for code, argument in operations:
+    for opcode, argument, _ in operations:
         counted(1)
+        code, items = opcode.name, list[Any]()
+        if code in _SINCE_MARK:
+            items, stack = stack, below.pop()
+        elif code in _TAKEN:
+            items = [stack.pop() for _ in range(_TAKEN[code])][::-1]
         if code in _VALUES:
             stack.append(argument)
         elif code in _CONSTANTS:
             stack.append(_CONSTANTS[code])
-        elif code in _FIXED_TUPLES:
-            stack.append(tuple([stack.pop() for _ in range(_FIXED_TUPLES[code])][::-1]))
-        elif code in ("PROTO", "FRAME"):
+        elif code in ("PROTO", "FRAME", "POP", "POP_MARK"):
             pass
         elif code == "MARK":
             below.append(stack)
             stack = []
-        elif code == "POP":
-            stack.pop()
-        elif code == "POP_MARK":
-            since_mark()
         elif code == "DUP":
             stack.append(stack[-1])
-        elif code in (
-            "TUPLE",
-            "FROZENSET",
-        ):  # sets stay sequences: hashing what a file says is not safe
-            items = since_mark()
+        elif code in _TUPLES:  # sets stay sequences: hashing what a file says is not safe
             stack.append(tuple(items))
-        elif code == "LIST":
-            items = since_mark()
+        elif code in ("LIST", "EMPTY_LIST", "EMPTY_SET"):
             stack.append(items)
-        elif code in ("EMPTY_LIST", "EMPTY_SET"):
-            stack.append([])
-        elif code == "APPEND":
-            item = stack.pop()
-            _extend(stack[-1], [item])
-        elif code in ("APPENDS", "ADDITEMS"):
-            items = since_mark()
+        elif code in ("APPEND", "APPENDS", "ADDITEMS"):
             _extend(stack[-1], items)
-        elif code == "EMPTY_DICT":
-            stack.append({})
-        elif code == "DICT":
-            items = since_mark()
-            stack.append({})
-            _fill(stack[-1], items)
-        elif code == "SETITEM":
-            pair = stack[-2:]
-            del stack[-2:]
-            _fill(stack[-1], pair)
-        elif code == "SETITEMS":
-            items = since_mark()
+        elif code in ("DICT", "EMPTY_DICT"):
+            stack.append(_filled(items))
+        elif code in ("SETITEM", "SETITEMS"):
             _fill(stack[-1], items)
         elif code in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
@@ -327,9 +299,7 @@ def _run(operations: Iterator[tuple[str, Any]], storages: dict[str, Storage], fi
             arguments = stack.pop()
             counted(sum(len(item) for item in arguments if hasattr(item, "__len__")))
             stack.append(_build(stack.pop(), arguments, file))
-        elif (
-            code == "BUILD"
-        ):  # attributes, as the `_metadata` that torch gives a state dict: not about its tensors
+        elif code == "BUILD":  # attributes such as a state dict's `_metadata`; none is a tensor's
             stack.pop()
         elif code == "BINPERSID":
             counted(len(stack[-1]))
@@ -349,9 +319,15 @@ def _extend(target: Any, items: list[Any]) -> None:
     target.extend(items)
 
 
+def _filled(items: list[Any]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    _fill(found, items)
+    return found
+
+
 def _fill(target: Any, items: list[Any]) -> None:
-    """Puts keys and values, which alternate in `items`, into a dict. To hash a key of nested
-    tuples could crash Python.
+    """Put keys and values, which alternate in `items`, into a dict. Hashing a key of nested tuples
+    could crash Python, so such a key is refused.
     """
     if type(target) is not dict or len(items) % 2:
         raise TypeError("keys and values for what is not a dict")
@@ -368,12 +344,11 @@ def _fill(target: Any, items: list[Any]) -> None:
 def _name(module: Any, name: Any, file: str) -> Name:
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("the name of a global is not a string")
-    known = (
+    if (
         (module, name) in _BUILDERS
         or (module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES)
         or (module == "torch" and name in BY_TORCH_NAME)
-    )
-    if known:
+    ):
         return Name(module, name)
     if module == "torch._utils" and name == "_rebuild_qtensor":
         raise refuse(
@@ -382,17 +357,14 @@ def _name(module: Any, name: Any, file: str) -> Name:
             "Give the unquantised checkpoint, in F16, BF16 or F32.",
         )
     if module.partition(".")[0] == "__torch__":
-        cause = (
-            f"{quoted(file)} is a program of TorchScript, as OpenAI's CLIP was released, and "
-            "no state dict."
-        )
         save = (
             f"import torch; torch.save(torch.jit.load({file!r}, 'cpu').state_dict(), "
             f"{f'{file}.state.pt'!r})"
         )
         raise refuse(
             "LR106",
-            cause,
+            f"{quoted(file)} is a program of TorchScript, as OpenAI's CLIP was released, and "
+            "no state dict.",
             f"If you trust it, take its weights out, in its folder: python -c {quote(save)}",
         )
     raise _refused(quoted(f"{module}.{name}"), file)
@@ -422,10 +394,10 @@ def _storage(persistent_id: Any) -> Storage:
         or not isinstance(key, str)
     ):
         raise TypeError("a persistent id that is not a storage's")
-    if view and view[0] is not None:
-        _view_key, first, size = view[0]
-        return Storage(kind.name, key, numel, (first, size))
-    return Storage(kind.name, key, numel)
+    if not view or view[0] is None:
+        return Storage(kind.name, key, numel)
+    _view_key, first, size = view[0]
+    return Storage(kind.name, key, numel, (first, size))
 
 
 def _refused(wanted: str, file: str) -> RemapError:

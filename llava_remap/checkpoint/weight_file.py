@@ -3,60 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from llava_remap.checkpoint.catalog import Tensor
+from llava_remap.checkpoint.catalog import WeightFile
 from llava_remap.checkpoint.errors import DamagedError, UnreadableError
 from llava_remap.checkpoint.safetensors_file import read_safetensors
-from llava_remap.checkpoint.small_file import has_file
-from llava_remap.checkpoint.state_dict import StateDict
-from llava_remap.checkpoint.strict_json import LARGEST
-from llava_remap.checkpoint.torch_legacy import read_torch_legacy
-from llava_remap.checkpoint.torch_zip import read_torch_zip
+from llava_remap.checkpoint.small_file import LARGEST, has_file
+from llava_remap.checkpoint.torch_file import read_torch_legacy, read_torch_zip
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.core.wording import quoted, several
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 
 
-@dataclass(frozen=True, slots=True)
-class WeightFile:
-    """What one file holds.
-
-    Attributes:
-        kind: its format, for the report.
-        tensors: by offset.
-        inside: keys of the wrappers around the state dict, from the outside.
-        passed_over: keys beside the wrappers that hold tensors too.
-    """
-
-    kind: str
-    tensors: list[Tensor]
-    inside: tuple[str, ...] = ()
-    passed_over: tuple[str, ...] = ()
-
-
 def read_weight_file(file: Path) -> WeightFile:
     """The tensors of `file`.
 
     Raises:
-        RemapError: LR100 where it can't be read, LR101, LR102, LR105, LR106.
+        RemapError: LR100 if it can't be read, LR101, LR102, LR105, LR106.
     """
-    has_file(file)  # to open a pipe would wait for ever
+    has_file(file)  # refuses a pipe, which would take for ever to open
     with file.open("rb") as stream:
         head = stream.read(512)
     if head.startswith(_LFS):
         raise _pointers([file])
-    # Before the test for a pickle: a safetensors file may start with any byte, as that is the
-    # lowest of its header's length.
+    # Before the test for a pickle: a safetensors file may start with any byte, the lowest of its
+    # header's length.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST:
         return WeightFile("safetensors", read_safetensors(file))
     if head.startswith(b"PK\3\4"):
-        return _torch_file("torch .bin", read_torch_zip, file)
+        return read_torch_zip(file)
     if head.startswith(b"\x80"):
-        return _torch_file("torch .bin from before 1.6", read_torch_legacy, file)
+        return read_torch_legacy(file)
     if head[257:262] == b"ustar":
         raise refuse(
             "LR102",
@@ -81,17 +59,8 @@ def read_weight_file(file: Path) -> WeightFile:
     )
 
 
-def _torch_file(
-    kind: str, read: Callable[[Path], tuple[list[Tensor], StateDict]], file: Path
-) -> WeightFile:
-    tensors, state = read(file)
-    return WeightFile(
-        kind, tensors, state.inside, tuple(f"{file.name}: {key}" for key in state.passed_over)
-    )
-
-
 def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
-    """Each of `files`; all problems in any of them are raised together, and LFS pointers as one.
+    """The tensors of several files. All problems are raised together, those of LFS pointers as one.
 
     Raises:
         RemapError: as `read_weight_file`.

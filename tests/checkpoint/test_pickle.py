@@ -36,7 +36,7 @@ class Calls:
 
 
 def machine(data: bytes) -> Any:
-    return unpickle(io.BytesIO(data), len(data), "x.bin").value
+    return unpickle(io.BytesIO(data), len(data), "x.bin")[0]
 
 
 @pytest.mark.parametrize("protocol", range(1, 6))

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from llava_remap.checkpoint.strict_json import LARGEST
+from llava_remap.checkpoint.small_file import LARGEST
 from llava_remap.core.problem import RemapError
 from llava_remap.core.wording import quoted
 from llava_remap.source.hub.guard import COMMIT, SHA256

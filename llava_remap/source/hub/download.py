@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Thread
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
-from llava_remap.checkpoint.beside import files_for
+from llava_remap.checkpoint.catalog import files_for
 from llava_remap.checkpoint.errors import AbsentError
 from llava_remap.checkpoint.foreign import Listing, explain_folder, whole_states
 from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_form

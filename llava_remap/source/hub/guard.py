@@ -17,7 +17,7 @@ from threading import Lock, local
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from llava_remap.checkpoint.strict_json import LARGEST
+from llava_remap.checkpoint.small_file import LARGEST
 from llava_remap.core.problem import refuse
 from llava_remap.core.wording import quoted
 

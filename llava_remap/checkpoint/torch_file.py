@@ -1,8 +1,12 @@
-"""One torch file since 1.6: a zip archive of `data.pkl`, which describes the tensors, and
-`data/KEY`, the storages.
+"""One file of `torch.save`. Since torch 1.6 it is a zip archive of `data.pkl`, which describes the
+tensors, and `data/KEY`, the storages. Before, it was five pickles, then the storages, each behind
+its number of elements.
 
-Written by torch's `PyTorchStreamWriter` (caffe2/serialize/inline_container.cc): each record
-uncompressed and in one piece.
+The archive is written by torch's `PyTorchStreamWriter` (caffe2/serialize/inline_container.cc): each
+record uncompressed and in one piece. The older format's pickles: a magic number, the protocol's
+version, facts about the machine, the value, the keys of the storages in their order in the file.
+See `_legacy_save` in torch/serialization.py, `THPStorage_writeFileRaw` in
+torch/csrc/serialization.cpp.
 """
 
 from __future__ import annotations
@@ -14,25 +18,27 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from llava_remap.checkpoint.catalog import Tensor
+from llava_remap.checkpoint.catalog import WeightFile
 from llava_remap.checkpoint.errors import corrupt
-from llava_remap.checkpoint.state_dict import StateDict, find_state_dict, place
-from llava_remap.checkpoint.torch_pickle import BARE, LARGEST, unpickle
+from llava_remap.checkpoint.state_dict import find_state_dict, place_tensors
+from llava_remap.checkpoint.torch_pickle import BARE, LARGEST, STORAGES, Storage, unpickle
 from llava_remap.core.problem import refuse
 from llava_remap.core.wording import quoted
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1
-#: Bytes of the table of contents, which has about 80 for each record. To read one record takes some
+#: Bytes of the table of contents, which has about 80 for each record. Reading one record takes some
 #: 700 bytes of memory.
 _LARGEST_TABLE = 8 * 1024 * 1024
 #: Bytes from the last record of an archive, a comment of at most 64 kB included, to its end.
 _LARGEST_END = 128 * 1024
+#: What the older format begins with.
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 class _Bounded:
-    """What `ZipFile` asks of a file. A size that the file tells can't make it read more than a
-    table of contents has.
+    """The file for `ZipFile`. A size that the file itself states can't make `ZipFile` read more
+    than a table of contents has.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -44,9 +50,8 @@ class _Bounded:
         return self._read(size if size >= 0 else _LARGEST_END)
 
 
-def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
-    """The tensors of `file`, by offset, and the state dict they stand in. Reads the table of
-    contents and `data.pkl`.
+def read_torch_zip(file: Path) -> WeightFile:
+    """The tensors of a file since torch 1.6. Reads the table of contents and `data.pkl`.
 
     Checksums are not compared: torch can be told to leave them out
     (`torch.serialization.set_crc32_options`).
@@ -77,26 +82,14 @@ def read_torch_zip(file: Path) -> tuple[list[Tensor], StateDict]:
             )
         big_endian = _is_big_endian(stream, file, size, records.get(f"{root}byteorder"))
         stream.seek(start)
-        state = find_state_dict(unpickle(stream, nbytes, file.name).value, file)
-
-        places: dict[str, tuple[int, int]] = {}
-        for name, found in state.tensors.items():
-            key = found.storage.key
-            record = records.get(f"{root}data/{key}")
-            if record is None:
-                raise corrupt(
-                    file, f"the storage {quoted(key)} of {quoted(name)} is not in it", name
-                )
-            if key not in places:
-                places[key] = _extent(stream, file, size, record)
+        state = find_state_dict(unpickle(stream, nbytes, file.name)[0], file)
+        places = {
+            key: _extent(stream, file, size, record)
+            for key in dict.fromkeys(tensor.storage.key for tensor in state.tensors.values())
+            if (record := records.get(f"{root}data/{key}")) is not None
+        }
     _refuse_overlap(file, {**places, "data.pkl": (start, nbytes)})
-    tensors = [
-        place(name, found, file, places[found.storage.key], big_endian=big_endian)
-        for name, found in state.tensors.items()
-    ]
-    return sorted(
-        tensors, key=lambda tensor: tensor.location.offset if tensor.location else 0
-    ), state
+    return place_tensors("torch .bin", file, state, places, big_endian=big_endian)
 
 
 def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
@@ -104,9 +97,8 @@ def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
         every = ZipFile(cast("IO[bytes]", _Bounded(stream))).infolist()
     except OSError:
         raise
-    except (
-        Exception
-    ) as error:  # zipfile lets struct's, Unicode's and arithmetic errors through, besides its own
+    # zipfile lets struct's, Unicode's and arithmetic errors through, besides its own.
+    except Exception as error:
         raise refuse(
             "LR102",
             f"{quoted(file.name)} is a zip archive of {size} bytes without a readable table "
@@ -122,8 +114,8 @@ def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
 def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[int, int]:
     """Offset from the start of the file and size of a record's bytes.
 
-    The offset depends on the record's own header, whose extra field (torch pads with it to 64
-    bytes) is not that of the table.
+    The offset depends on the extra field of the record's own header, which torch pads to 64 bytes;
+    the table's entry for the record has another extra field.
     """
     name = quoted(record.filename)
     if record.compress_type != ZIP_STORED or record.flag_bits & _ENCRYPTED:
@@ -159,7 +151,9 @@ def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[i
 
 
 def _refuse_overlap(file: Path, places: Mapping[str, tuple[int, int]]) -> None:
-    """LR102 for records that share bytes: of a small file, a few such make a large checkpoint."""
+    """LR102 for records that share bytes: with them, a small file can describe a large
+    checkpoint.
+    """
     ordered = sorted(places.items(), key=lambda item: item[1])
     for (one, (start, nbytes)), (other, (begin, _)) in pairwise(ordered):
         if begin < start + nbytes:
@@ -177,3 +171,69 @@ def _is_big_endian(stream: BinaryIO, file: Path, size: int, record: ZipInfo | No
             file, f"its byte order is {quoted(order.decode('latin-1'))}, not `little` or `big`"
         )
     return order == b"big"
+
+
+def read_torch_legacy(file: Path) -> WeightFile:
+    """The tensors of a file from before torch 1.6. Reads the pickles and 8 bytes of each storage.
+
+    Counts and elements of this format are never big-endian, whatever the machine.
+
+    Raises:
+        RemapError: LR102, LR105, LR106.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+
+        def pickled() -> tuple[object, dict[str, Storage]]:
+            return unpickle(stream, min(size - stream.tell(), LARGEST), file.name)
+
+        if pickled()[0] != _MAGIC:
+            raise refuse(
+                "LR106",
+                f"{quoted(file.name)} is a pickle, but not one of torch's: the magic number "
+                "is missing.",
+                "Give a file that was saved with `torch.save`.",
+            )
+        if pickled()[0] != _PROTOCOL:
+            raise corrupt(
+                file, f"the protocol's version in it is not {_PROTOCOL}, the only one there is"
+            )
+        pickled()  # the machine's byte order and sizes, which nothing in the file depends on
+        value, storages = pickled()
+        state = find_state_dict(value, file)
+        places = _places(stream, file, size, storages, pickled()[0])
+    return place_tensors("torch .bin from before 1.6", file, state, places)
+
+
+def _places(
+    stream: BinaryIO, file: Path, size: int, storages: dict[str, Storage], keys: object
+) -> dict[str, tuple[int, int]]:
+    """Offset from the start of the file and size in bytes of each storage; `stream` stands where
+    the storages begin.
+    """
+    if not isinstance(keys, list) or not all(
+        isinstance(key, str) and key in storages for key in keys
+    ):
+        raise corrupt(file, "its list of storages names one that no tensor has")
+    places: dict[str, tuple[int, int]] = {}
+    end = stream.tell()
+    for key in keys:
+        stream.seek(end)
+        prefix = stream.read(8)
+        count = int.from_bytes(prefix, "little")
+        # The unit is an element of the type with which the storage was mentioned first, both in
+        # torch's writer and its reader.
+        start, nbytes = end + 8, count * STORAGES[storages[key].kind][0]
+        end = start + nbytes
+        if end > size or len(prefix) < 8:
+            raise corrupt(
+                file, f"the storage {quoted(key)} ends at byte {end}, the file has {size}"
+            )
+        if count != storages[key].numel:
+            raise corrupt(
+                file, f"the storage {quoted(key)} has {count} elements, the pickle says otherwise"
+            )
+        if key in places:
+            raise corrupt(file, f"the storage {quoted(key)} is in it twice")
+        places[key] = (start, nbytes)
+    return places
