@@ -1,9 +1,9 @@
 """PEFT's LoRA adapters: which pairs of matrices change which tensor of a base, and by how much.
 
-An adapter's `adapter_config.json` has what its tensors don't show: alpha, and whether it is a
-variant of LoRA that computes something else. Whatever isn't known here to compute the same is
-refused. A tensor that belongs to no pair is an ordinary one (`modules_to_save`, biases, what
-LLaVA's training leaves in `non_lora_trainables.bin`), stored under its own name.
+An adapter's `adapter_config.json` says what its tensors don't show: alpha, and whether it is a
+variant of LoRA that computes something else. A variant that isn't known here to compute the same is
+refused. A tensor that belongs to no pair is an ordinary one (`modules_to_save`, biases, the content
+of LLaVA's `non_lora_trainables.bin`), stored under its own name.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ADAPTER_CONFIG = "adapter_config.json"
 #: `….q_proj.lora_A.weight`, or, taken from the model itself, `….q_proj.lora_A.default.weight`.
 _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<letter>[AB])(?:\.\w+)?\.weight")
 _LORA = re.compile(r"(?:^|\.)lora_")
-#: What PEFT puts before a module's name in the base.
+#: The prefix that PEFT puts before a module's name in the base.
 _WRAPPER = "base_model.model."
-#: Keys that say how an adapter was trained, where it belongs, or which modules it has, and so what
-#: the tensors show; and those that are read here. `fan_in_fan_out` is for GPT-2's Conv1D, which the
-#: plan knows by the target's class.
+#: Keys that are read here, and keys that say only how an adapter was trained, where it belongs, or
+#: which modules it has, as the tensors show. `fan_in_fan_out` is for GPT-2's Conv1D, which the plan
+#: knows by the target's class.
 _KNOWN = frozenset((
     "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
     "init_lora_weights",
@@ -41,8 +41,8 @@ _KNOWN = frozenset((
     "qalora_group_size", "revision",
     "runtime_config", "target_modules", "task_type",
 ))  # fmt: skip
-#: Ways to begin that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, …) take
-#: something out of it first.
+#: Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, …) change
+#: the base first.
 _KEEPING_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 _MERGE = "Merge it into its base with PEFT (`merge_and_unload`), save the model and give that."
 _AGAIN = "Copy the adapter again, all of its files from one training."
@@ -54,21 +54,19 @@ def lora_pairs(
     """The pairs in a catalog.
 
     Args:
-        file: what the tensors lie in, for messages.
-        config: the content of `adapter_config.json`; None for a manifest, which doesn't tell alpha.
+        file: the file of the tensors, for messages.
+        config: the content of `adapter_config.json`; None for a manifest, which has no alpha.
 
     Raises:
-        RemapError: LR104 for matrices without elements; LR115 where it isn't plain LoRA, or where
-            pairs are not whole or not of the rank that the config says.
+        RemapError: LR104 for matrices without elements; LR115 if it isn't plain LoRA, or if pairs
+            are incomplete or don't have the rank that the config says.
     """
     matrices: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"A": [], "B": []})
-    strange = []
     for name in catalog:
         if match := _MATRIX.fullmatch(name):
             matrices[match["module"]][match["letter"]].append(name)
-        elif _LORA.search(name):
-            strange.append(name)
-    if strange:
+    lora = [name for name in catalog if _LORA.search(name)]
+    if strange := [name for name in lora if not _MATRIX.fullmatch(name)]:
         raise refuse(
             "LR115",
             f"{quoted(file)} has more than LoRA's pairs of matrices: {_kind(strange[0])} "
@@ -76,9 +74,7 @@ def lora_pairs(
             _MERGE,
             strange,
         )
-    if stubs := [
-        name for name, tensor in catalog.items() if _LORA.search(name) and 0 in tensor.shape
-    ]:
+    if stubs := [name for name in lora if 0 in catalog[name].shape]:
         raise refuse(
             "LR104",
             f"{len(stubs)} of the adapter's matrices in {quoted(file)} have no elements.",
@@ -101,11 +97,11 @@ def lora_pairs(
     names = {module: (found["A"][0], found["B"][0]) for module, found in matrices.items()}
     if odd := [module for module, (a, b) in names.items() if not _is_pair(catalog, a, b)]:
         a, b = (catalog[name] for name in names[odd[0]])
-        said = f"lora_A is {a.dtype} {list(a.shape)}, lora_B {b.dtype} {list(b.shape)}"
         raise refuse(
             "LR115",
             f"{len(odd)} of {len(matrices)} pairs in {quoted(file)} are not those of linear "
-            f"layers: {quoted(odd[0])}, {said}.",
+            f"layers: {quoted(odd[0])}, lora_A is {a.dtype} {list(a.shape)}, lora_B {b.dtype} "
+            f"{list(b.shape)}.",
             _MERGE,
             odd,
         )
@@ -135,7 +131,7 @@ def _is_pair(catalog: Catalog, a: str, b: str) -> bool:
 
 
 def _refuse_variant(config: Mapping[str, Any]) -> None:
-    """LR115 for what isn't plain LoRA on the base as it is."""
+    """LR115 unless it is plain LoRA on the unchanged base."""
     kind, begin = config.get("peft_type"), config.get("init_lora_weights", True)
     variants = [f"{key}: {value!r}" for key, value in config.items() if value and key not in _KNOWN]
     if kind != "LORA":
@@ -154,15 +150,12 @@ def _scales(ranks: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, fl
     """The factor of each module's product, given the ranks of the matrices: alpha / rank, with
     rsLoRA alpha / sqrt(rank).
     """
-    said = {module: _of_module(config, "r", "rank_pattern", module) for module in ranks}
-    if wrong := [module for module, rank in ranks.items() if said[module] != rank]:
-        first = (
-            f"{quoted(wrong[0])} has rank {ranks[wrong[0]]}, the config says "
-            f"{quoted(repr(said[wrong[0]]))}"
-        )
+    planned = {module: _of_module(config, "r", "rank_pattern", module) for module in ranks}
+    if wrong := [module for module, rank in ranks.items() if planned[module] != rank]:
         raise refuse(
             "LR115",
-            f"{len(wrong)} pairs are not of the rank in {ADAPTER_CONFIG}: {first}.",
+            f"{len(wrong)} pairs are not of the rank in {ADAPTER_CONFIG}: {quoted(wrong[0])} has "
+            f"rank {ranks[wrong[0]]}, the config says {quoted(repr(planned[wrong[0]]))}.",
             _AGAIN,
             wrong,
         )
@@ -181,11 +174,11 @@ def _scales(ranks: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, fl
 
 
 def _of_module(config: Mapping[str, Any], key: str, patterns: str, module: str) -> Any:
-    """The value for a module: that of the first pattern that matches the end of its name in the
-    base, else the common one.
+    """The value for a module: the one of the first pattern that matches the end of the module's
+    name in the base, else the common one.
 
-    As PEFT's `get_pattern_key` has it: a pattern is a regex of the whole name or of what stands
-    behind one of its dots.
+    As in PEFT's `get_pattern_key`, a pattern is a regex of the whole name or of the rest behind one
+    of its dots.
     """
     exceptions = config.get(patterns) or {}
     if not isinstance(exceptions, dict):

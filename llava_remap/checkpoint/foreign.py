@@ -1,8 +1,8 @@
-"""What a folder or repository is whose weights don't lie there as a checkpoint, and what makes one
-of it.
+"""Folders and repositories whose weights don't lie there as a checkpoint: what they are, and what
+makes a checkpoint of them.
 
-Told by the names of its files alone, two folders deep: what trainers and their sharding write, a
-folder for each part of a model, and the formats of other programs.
+They are recognised by the names of their files alone, two folders deep: the files of trainers and
+their sharding, a folder for each part of a model, and the formats of other programs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -22,7 +22,7 @@ from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.core.wording import quoted, several
 
-#: Files that are looked at. A training folder has some thousand at the most.
+#: The most files that are looked at. A training folder has some thousand.
 _MOST = 20_000
 #: Folders with the parts of one model, as VILA, xtuner and TinyLLaVA write them, and the sources
 #: that they are for.
@@ -36,7 +36,7 @@ _PARTS = {
 _WHOLE = "mp_rank_00_model_states.pt"
 _SCRIPT = "zero_to_fp32.py"
 _DEEPSPEED = re.compile(r"[\w-]*(?:mp_rank_\d+_(?:model|optim)|model_\d+-model)_states\.pt")
-#: What one rank has of ZeRO's, and of verl's.
+#: The files of one rank, as ZeRO and verl name them.
 _RANK = re.compile(r"\w*zero_pp_rank_\d+_mp_rank_\d+_(?:model|optim)_states\.pt")
 _WORLD = re.compile(r"model_world_size_\d+_rank_\d+\.pt")
 #: A file of another program: what it is, and what to do.
@@ -66,7 +66,7 @@ _MADE_FROM = "Give the checkpoint that it was made from."
 
 
 class PartsApartError(AbsentError):
-    """A folder has no checkpoint, and its sub-folders hold the parts of one.
+    """A folder holds no checkpoint, but its sub-folders hold the parts of one.
 
     Attributes:
         parts: where the checkpoint of each source lies.
@@ -82,11 +82,11 @@ class Listing:
     """The files of a folder, or of a repository.
 
     Attributes:
-        where: as the user named it.
-        files: paths from there, with slashes, of two folders' depth at the most.
-        root: where they lie; of a repository, where it will lie once it is downloaded.
-        download: the command that downloads it; empty for a folder.
-        latest: what the file `latest`, DeepSpeed's, says; empty without it.
+        where: the folder or repository as the user named it.
+        files: paths from there, with slashes, at most two folders deep.
+        root: where the files lie; for a repository, where they will lie after the download.
+        download: the command that downloads the repository; empty for a folder.
+        latest: the content of DeepSpeed's file `latest`; empty without it.
     """
 
     where: str
@@ -110,72 +110,69 @@ class Listing:
             if len(files) > _MOST:
                 break
         latest = folder / "latest"
-        said = (
-            latest.read_bytes()[:200].decode(errors="replace").strip() if latest.is_file() else ""
-        )
-        return Listing(str(folder), frozenset(files[:_MOST]), folder, latest=said)
+        step = latest.read_bytes()[:200].decode(errors="replace") if latest.is_file() else ""
+        return Listing(str(folder), frozenset(files[:_MOST]), folder, latest=step.strip())
 
     @staticmethod
     def of_repository(name: str, revision: str | None, files: Iterable[str]) -> Listing:
         """The files of a repository, `ORG/NAME`."""
         root = Path(name.rpartition("/")[2])
-        command = (
-            f"hf download {name}{f' --revision {quote(revision)}' if revision else ''} "
-            f"--local-dir {quote(str(root))}"
-        )
+        option = f" --revision {quote(revision)}" if revision else ""
         return Listing(
-            name, frozenset(file for file in files if file.count("/") <= 2), root, f"{command} && "
+            name,
+            frozenset(file for file in files if file.count("/") <= 2),
+            root,
+            f"hf download {name}{option} --local-dir {quote(str(root))} && ",
         )
 
     @cached_property
     def folders(self) -> Mapping[str, frozenset[str]]:
         """The names of the files in each folder; the top is the empty string."""
-        found: dict[str, set[str]] = defaultdict(set)
+        folders: dict[str, set[str]] = defaultdict(set)
         for file in sorted(self.files):
             folder, _, name = file.rpartition("/")
-            found[folder].add(name)
-        return {folder: frozenset(names) for folder, names in found.items()}
+            folders[folder].add(name)
+        return {folder: frozenset(names) for folder, names in folders.items()}
 
     def near(self, is_form: Callable[[frozenset[str]], object]) -> list[str]:
-        """The top, or those of its sub-folders, whose files are of a form."""
+        """The folders, the top or its sub-folders, whose files have a form."""
         return [
             folder for folder, names in self.folders.items() if "/" not in folder and is_form(names)
         ]
 
 
 def whole_states(listing: Listing) -> str:
-    """The file with the whole model of a DeepSpeed checkpoint, of the step that counts; empty
-    where there is none.
+    """The file with the whole model in the step of a DeepSpeed checkpoint that counts; empty if
+    there is none.
     """
     steps = _steps(listing)
-    step = (
-        listing.latest
-        if listing.latest in steps
-        else steps[0]
-        if len(steps) == 1 and not listing.latest
-        else None
+    if listing.latest not in steps and (listing.latest or len(steps) != 1):
+        return ""
+    step = _last(listing, steps)
+    names = listing.folders[step]
+    # Further files of DeepSpeed's beside it are those of several ranks of one model.
+    is_cut = any(
+        _DEEPSPEED.fullmatch(name) and not name.endswith("optim_states.pt")
+        for name in names - {_WHOLE}
     )
-    names = frozenset() if step is None else listing.folders[step]
-    return f"{step}/{_WHOLE}".lstrip("/") if _WHOLE in names and not _is_cut(names) else ""
+    return f"{step}/{_WHOLE}".lstrip("/") if _WHOLE in names and not is_cut else ""
 
 
 def is_states(name: str) -> bool:
-    """Whether a file of this name has the whole model of a step."""
+    """Whether a file of this name holds the whole model of a step."""
     return PurePosixPath(name).name == _WHOLE
 
 
 def explain_folder(listing: Listing) -> RemapError | None:
-    """What is there in place of a checkpoint and what makes one of it; None for what isn't
-    known.
+    """What is there in place of a checkpoint, and what makes a checkpoint of it; None for an
+    unknown form.
     """
-    for known in (_deepspeed, _distributed, _verl, _parts, _programs, _below):
-        if error := known(listing):
-            return error
-    return None
+    forms = (_deepspeed, _distributed, _verl, _parts, _programs, _below)
+    return next(filter(None, (explain(listing) for explain in forms)), None)
 
 
 def explain_file(path: Path) -> RemapError | None:
-    """The same for a file that is a piece of such a form; None for any other."""
+    """As `explain_folder`, for a file that is a piece of such a form; None for any other file."""
     if (
         _RANK.fullmatch(path.name)
         or _WORLD.fullmatch(path.name)
@@ -187,8 +184,8 @@ def explain_file(path: Path) -> RemapError | None:
 
 
 def parts_of(listing: Listing) -> dict[str, str]:
-    """Where the parts of a model lie that has a sub-folder for each, by source; a model that
-    lies on top is among them.
+    """Where the parts of a model lie, by source, if each has a sub-folder; a model on top is
+    included.
     """
     parts = {"model": str(listing.root)} if choose_form(listing.folders.get("", ())) else {}
     for folder, source in _PARTS.items():
@@ -199,78 +196,67 @@ def parts_of(listing: Listing) -> dict[str, str]:
 
 
 def parts_beside(folder: Path) -> dict[str, str]:
-    """Where further parts of the model lie whose weights are in a folder, by source."""
+    """Where the other parts of a model lie, by source, whose weights are in a folder."""
     return {
         source: place for source, place in parts_of(Listing.of(folder)).items() if source != "model"
     }
 
 
 def gather_command(folder: Path) -> str:
-    """The command that makes whole weights of the DeepSpeed files in a training's folder; empty
-    where there are none.
+    """The command that makes whole weights of the DeepSpeed files in a training's folder; empty if
+    there are none.
     """
     listing = Listing.of(folder)
     steps = [step for step in _steps(listing) if step]
-    return (
-        _zero_to_fp32(listing, listing.latest if listing.latest in steps else steps[-1])
-        if steps
-        else ""
-    )
+    return _zero_to_fp32(listing, _last(listing, steps)) if steps else ""
 
 
 def _steps(listing: Listing) -> list[str]:
-    """The folders with DeepSpeed's files, one for each step that was saved, the last one at the
-    end.
-    """
+    """The folders with DeepSpeed's files, one for each saved step, in order."""
     return sorted(listing.near(lambda names: any(map(_DEEPSPEED.fullmatch, names))), key=_by_number)
 
 
-def _is_cut(names: frozenset[str]) -> bool:
-    """Whether DeepSpeed's files are those of several ranks of one model."""
-    return any(
-        _DEEPSPEED.fullmatch(name) and not name.endswith("optim_states.pt")
-        for name in names - {_WHOLE}
-    )
+def _last(listing: Listing, steps: Sequence[str]) -> str:
+    return listing.latest if listing.latest in steps else steps[-1]
 
 
 def _deepspeed(listing: Listing) -> RemapError | None:
-    """DeepSpeed's files where none has the whole model, or nothing says which of several steps
+    """DeepSpeed's files if none holds the whole model, or if nothing says which of several steps
     is meant.
     """
     steps = _steps(listing)
     if not steps:
         return None
-    step = listing.latest if listing.latest in steps else steps[-1]
+    step = _last(listing, steps)
     names, at = listing.folders[step], str(listing.root / step)
     cause = f"{quoted(listing.where)} is a DeepSpeed checkpoint"
-    if listing.latest in steps or (len(steps) == 1 and not listing.latest):
-        pass
-    elif listing.latest:
-        cause += (
-            f"; its file `latest` names the step {quoted(listing.latest)}, which isn't "
-            "there. "
-            f"There is {several(steps)}."
-        )
-        return refuse("LR106", cause, f"If that is the one, give it: {quoted(at)}.")
-    else:
-        cause += (
-            f" of {len(steps)} steps ({several(steps)}), without the file `latest` that says "
-            "which counts."
-        )
-        return refuse("LR106", cause, f"Give the one that is meant, such as {quoted(at)}.")
-    ranks = sorted(name for name in names if _RANK.fullmatch(name))
-    if not ranks:
-        cause += (
-            ", and its model is cut up by layers or tensors: "
-            f"{several(sorted(filter(_DEEPSPEED.fullmatch, names)), 2)}."
-        )
-        return refuse("LR106", cause, "Save it whole with the code that trained it, and give that.")
-    cause += f" (ZeRO), cut up by ranks: {several(ranks, 2)}."
-    if not any(name.endswith("optim_states.pt") for name in ranks):
-        cause += " The values are in files `…_optim_states.pt`, and there are none."
+    if listing.latest and listing.latest not in steps:
         return refuse(
             "LR106",
-            cause,
+            f"{cause}; its file `latest` names the step {quoted(listing.latest)}, which isn't "
+            f"there. There is {several(steps)}.",
+            f"If that is the one, give it: {quoted(at)}.",
+        )
+    if listing.latest not in steps and len(steps) > 1:
+        return refuse(
+            "LR106",
+            f"{cause} of {len(steps)} steps ({several(steps)}), without the file `latest` that "
+            "says which counts.",
+            f"Give the one that is meant, such as {quoted(at)}.",
+        )
+    ranks = sorted(filter(_RANK.fullmatch, names))
+    if not ranks:
+        return refuse(
+            "LR106",
+            f"{cause}, and its model is cut up by layers or tensors: "
+            f"{several(sorted(filter(_DEEPSPEED.fullmatch, names)), 2)}.",
+            "Save it whole with the code that trained it, and give that.",
+        )
+    cause += f" (ZeRO), cut up by ranks: {several(ranks, 2)}."
+    if not any(name.endswith("optim_states.pt") for name in ranks):
+        return refuse(
+            "LR106",
+            f"{cause} The values are in files `…_optim_states.pt`, and there are none.",
             f"Copy those files into {quoted(at)}, from every machine of the training.",
         )
     made = str(listing.root if step else _above(listing.root))
@@ -283,29 +269,21 @@ def _deepspeed(listing: Listing) -> RemapError | None:
 
 
 def _zero_to_fp32(listing: Listing, step: str) -> str:
-    """The command with which DeepSpeed makes whole weights of the files of a step, in the folder
-    of its training.
+    """The command with which DeepSpeed makes whole weights of a step's files, run in the folder of
+    the training.
     """
-    training = (
-        listing
-        if step
-        else Listing(listing.where, frozenset(), _above(listing.root), listing.download)
-    )
-    if not step and not listing.download:
-        training = Listing.of(training.root)
-    script = training.root / _SCRIPT
-    if listing.download or not script.is_file():  # a script of strangers is not to be run
-        program, target = "python -m deepspeed.utils.zero_to_fp32", "."
-    else:
-        # It was written to make a file up to DeepSpeed 0.15, and a folder since.
+    root = listing.root if step else _above(listing.root)
+    latest = listing.latest if step or listing.download else Listing.of(root).latest
+    script = root / _SCRIPT
+    program, target = "python -m deepspeed.utils.zero_to_fp32", "."
+    if not listing.download and script.is_file():  # a script of strangers must not be run
+        # Up to DeepSpeed 0.15, the script writes a file; since then, a folder.
         text = script.read_text(errors="replace")
-        program, target = (
-            f"python {_SCRIPT}",
-            "." if "output_dir" in text or "output_file" not in text else "pytorch_model.bin",
-        )
-    name = step or training.root.joinpath(listing.root).resolve().name
-    tag = "" if training.latest == name else f" --tag {quote(name)}"
-    return f"{listing.download}cd {quote(str(training.root))} && {program} . {target}{tag}"
+        is_folder = "output_dir" in text or "output_file" not in text
+        program, target = f"python {_SCRIPT}", "." if is_folder else "pytorch_model.bin"
+    name = step or root.joinpath(listing.root).resolve().name
+    tag = "" if latest == name else f" --tag {quote(name)}"
+    return f"{listing.download}cd {quote(str(root))} && {program} . {target}{tag}"
 
 
 def _above(folder: Path) -> Path:
@@ -326,22 +304,19 @@ def _distributed(listing: Listing) -> RemapError | None:
         f"by ranks: {files}."
     )
     if ".metadata" not in names:
-        cause += " Its file `.metadata` is missing, which says what lies where."
-        return refuse("LR106", cause, f"Copy that file into {quoted(str(at))}.")
-    home = (
-        at
-        if not folder and ("config.json" in names or not (above / "config.json").is_file())
-        else above
-    )
-    made = home / "pytorch_model.bin"
-    command = (
-        f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {quote(str(at))} "
-        f"{quote(str(made))}"
-    )
+        return refuse(
+            "LR106",
+            f"{cause} Its file `.metadata` is missing, which says what lies where.",
+            f"Copy that file into {quoted(str(at))}.",
+        )
+    on_top = "config.json" in names or not (above / "config.json").is_file()
+    home = at if not folder and on_top else above
     return refuse(
         "LR106",
         cause,
-        f"torch puts it together: {listing.download}{command}. Then give {quoted(str(home))}.",
+        f"torch puts it together: {listing.download}python -m "
+        f"torch.distributed.checkpoint.format_utils dcp_to_torch {quote(str(at))} "
+        f"{quote(str(home / 'pytorch_model.bin'))}. Then give {quoted(str(home))}.",
     )
 
 
@@ -353,16 +328,12 @@ def _verl(listing: Listing) -> RemapError | None:
     at = listing.root / found[0]
     made = f"{at}-merged"
     ranks = sorted(filter(_WORLD.fullmatch, listing.folders[found[0]]))
-    cause = f"{quoted(str(at))} is a checkpoint of verl, cut up by ranks: {several(ranks, 2)}."
-    command = (
-        f"python -m verl.model_merger merge --backend fsdp --local_dir {quote(str(at))} "
-        f"--target_dir {quote(made)}"
-    )
     return refuse(
         "LR106",
-        cause,
-        f"verl puts it together, where that is installed: {listing.download}{command}. Then give "
-        f"{quoted(made)}.",
+        f"{quoted(str(at))} is a checkpoint of verl, cut up by ranks: {several(ranks, 2)}.",
+        f"verl puts it together, where that is installed: {listing.download}python -m "
+        f"verl.model_merger merge --backend fsdp --local_dir {quote(str(at))} "
+        f"--target_dir {quote(made)}. Then give {quoted(made)}.",
     )
 
 
@@ -383,14 +354,8 @@ def _parts(listing: Listing) -> RemapError | None:
 
 
 def _programs(listing: Listing) -> RemapError | None:
-    return next(
-        (
-            error
-            for name in sorted(listing.folders.get("", ()))
-            if (error := _program(name, listing.where))
-        ),
-        None,
-    )
+    names = sorted(listing.folders.get("", ()))
+    return next(filter(None, (_program(name, listing.where) for name in names)), None)
 
 
 def _program(name: str, where: str) -> RemapError | None:
@@ -414,22 +379,24 @@ def _below(listing: Listing) -> RemapError | None:
 
     def holds(below: Listing) -> bool:
         top = below.folders.get("", frozenset())
-        forms = (_steps, _distributed, _verl, _parts)
         return (
             choose_form(top) is not None
             or ADAPTER_CONFIG in top
-            or any(form(below) for form in forms)
+            or any(form(below) for form in (_steps, _distributed, _verl, _parts))
         )
 
     every = {file.partition("/")[0] for file in listing.files if "/" in file}
     found = sorted((folder for folder in every if holds(inside(folder))), key=_by_number)
     if not found:
         return None
-    cause = f"{quoted(listing.where)} has no weights on top; they lie in {several(found, 6)}."
-    command = f"{listing.download}llava-remap inspect {quote(str(listing.root / found[-1]))}"
-    return AbsentError.of("LR100", cause, f"Give the folder that is meant: {command}")
+    return AbsentError.of(
+        "LR100",
+        f"{quoted(listing.where)} has no weights on top; they lie in {several(found, 6)}.",
+        f"Give the folder that is meant: {listing.download}llava-remap inspect "
+        f"{quote(str(listing.root / found[-1]))}",
+    )
 
 
 def _by_number(name: str) -> tuple[str | int, ...]:
-    """An order in which 1000 comes behind 500."""
+    """A sort key by which 1000 comes behind 500."""
     return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d{1,18})", name))

@@ -1,4 +1,4 @@
-"""Which of the weights in a folder or repository are read, told from the names of its files
+"""Which of the weights in a folder or repository are read, decided by the names of its files
 alone.
 """
 
@@ -26,9 +26,10 @@ _KNOWN = (
     "pytorch_model.bin",
     "model_state_dict.bin",
 )
-#: What is no model by its name.
+#: Names of files that are only a part of a model.
 _ASIDE = (*ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE)
-#: What transformers' Trainer leaves beside the weights; what DeepSpeed and verl write for one rank.
+#: Files that transformers' Trainer leaves beside the weights; files that DeepSpeed, verl and
+#: Megatron-LM write for one rank.
 _TRAINER = re.compile(
     r"training_args\.bin|(optimizer|scheduler|scaler|sampler)(_\d+)?\.(pt|bin)|rng_state(_\d+)?\.pth|"
     r"\w*zero_pp_rank_\d+_mp_rank_\d+_(model|optim)_states\.pt|\w+_world_size_\d+_rank_\d+\.pt|model_optim_rng\.pt"
@@ -40,10 +41,10 @@ class Form:
     """One way in which the weights are stored.
 
     Attributes:
-        file: what it is named after in messages: the one file, the index, or the first shard.
+        file: the name in messages: the one file, the index, or the first shard.
         is_index: whether `file` is an index, which says itself where the shards are.
         shards: the shards of a set without an index, in their order; otherwise empty.
-        total: how many of them their names promise.
+        total: the number of shards that their names promise.
         beside: another file whose tensors are read too; empty without one.
     """
 
@@ -60,34 +61,33 @@ class Form:
 
 
 def is_trainers(name: str) -> bool:
-    """Whether a file of this name is the trainer's own and no weights."""
+    """Whether a file of this name is the trainer's own, not weights."""
     return _TRAINER.fullmatch(name) is not None
 
 
 def has_fixed_name(name: str) -> bool:
-    """Whether what has this name has to be a file of a checkpoint; folders may be called
+    """Whether only a file of a checkpoint may have this name; a folder may be called
     `iter_500.pth`.
     """
-    known = (*_KNOWN, *ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE, ADAPTER_CONFIG)
-    return name in known or (name.endswith(_SUFFIXES) and bool(shard_sets([name])))
+    return name in (*_KNOWN, *_ASIDE, ADAPTER_CONFIG) or (
+        name.endswith(_SUFFIXES) and _SHARD.fullmatch(name) is not None
+    )
 
 
 def choose_form(names: Collection[str]) -> Form | None:
-    """The form that is read where these files lie side by side; None if there are no weights or
+    """The form that is read if these files lie side by side; None if there are no weights or
     nothing says which are meant.
 
-    The first of these: the index of safetensors shards, `model.safetensors`, the index of torch
-    shards, `pytorch_model.bin`, `model_state_dict.bin`, a set of shards without one of these
+    It is the first of these: the index of safetensors shards, `model.safetensors`, the index of
+    torch shards, `pytorch_model.bin`, `model_state_dict.bin`, a set of shards without one of these
     indexes, a single weight file of any other name, an adapter with what lies beside it, a
-    projector. Where a model is wanted, the last two are refused when they are read, unless their
-    tensors are a model's after all.
+    projector. If a model is wanted, the last two are refused when they are read, unless their
+    tensors turn out to be a model's.
     """
     weights, indexes = _weights(names), _indexes(names)
     for name in _KNOWN:
-        if name in indexes:
-            return Form(name, is_index=True)
-        if name in weights:
-            return Form(name)
+        if name in weights | indexes:
+            return Form(name, is_index=name in indexes)
     if sets := shard_sets(weights):
         # safetensors before torch here as well
         (stem, suffix, total), shards = min(
@@ -116,14 +116,13 @@ def choose_form(names: Collection[str]) -> Form | None:
 
 
 def every_form(names: Collection[str]) -> Set[str]:
-    """All weights and indexes among these files, a set of shards named by its index where it has
-    one.
+    """All weights and indexes among these files; a set of shards with an index is named by the
+    index.
     """
     weights, indexes = _weights(names), _indexes(names)
-    sets = shard_sets(weights).items()
     indexed = {
         name
-        for (stem, suffix, _), shards in sets
+        for (stem, suffix, _), shards in shard_sets(weights).items()
         if f"{stem}{suffix}{_INDEX}" in indexes
         for name in shards.values()
     }
@@ -131,18 +130,18 @@ def every_form(names: Collection[str]) -> Set[str]:
 
 
 def shard_sets(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str]]:
-    """File names by number, of each set of shards: its name without number, its suffix, how many
-    it should have.
+    """The file names, by number, of each set of shards. The key of a set is its name without
+    number, its suffix, and the number of shards that it should have.
     """
     sets: dict[tuple[str, str, int], dict[int, str]] = defaultdict(dict)
     for name in sorted(names):
         if match := _SHARD.fullmatch(name):
             sets[match["stem"], match["suffix"], int(match["total"])][int(match["number"])] = name
-    return dict(sets)
+    return sets
 
 
 def missing_shards(shards: Sequence[str], total: int) -> list[str]:
-    """The names that a set of shards without an index lacks, if there are to be `total` of them."""
+    """The names that are missing from a set of `total` shards without an index."""
     match = _SHARD.fullmatch(shards[0])
     assert match is not None
     every = (
@@ -153,7 +152,7 @@ def missing_shards(shards: Sequence[str], total: int) -> list[str]:
 
 
 def no_form(where: str, names: Collection[str], every: Collection[str]) -> RemapError:
-    """LR100, for files of which `choose_form` chose none.
+    """LR100 for files among which `choose_form` found no form.
 
     Args:
         where: the folder or repository.

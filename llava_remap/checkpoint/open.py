@@ -1,8 +1,8 @@
-"""What a person has, whichever form it takes, as a `Checkpoint`."""
+"""Folders, files and manifests, read as a `Checkpoint`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,18 @@ from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
 from llava_remap.checkpoint.purpose import (
     ADAPTER_FILES,
     BESIDE_ADAPTER,
-    adapter_config,
     adapter_only,
     has_pairs,
     is_unmerged,
     named_base,
 )
 from llava_remap.checkpoint.shards import read_index, read_shard_set, read_together
-from llava_remap.checkpoint.small_file import LARGEST, has_file, read_object
+from llava_remap.checkpoint.small_file import LARGEST, has_file, json_beside, read_object
 from llava_remap.core.problem import refuse
 from llava_remap.core.wording import counted, quoted, several
 
-#: `Checkpoint.form` of a folder that is taken for its config and tokenizer alone.
-NO_WEIGHTS = "config and tokenizer alone"
-#: Characters. Released models stay below 150; what compares names takes time with the square of it.
+#: Characters. Released models stay below 150; comparing names takes time with the square of the
+#: length.
 LONGEST_NAME = 500
 
 
@@ -58,7 +56,7 @@ def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> 
     """The checkpoint at `path`, read from headers alone: a folder, one file of weights, an index or
     a manifest.
 
-    Where a folder holds several forms, `choose_form` says which is read; the rest are named in
+    If a folder holds several forms, `choose_form` decides which is read; the others are named in
     `passed_over`.
 
     Args:
@@ -71,7 +69,8 @@ def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> 
     """
     try:
         if not weights and path.is_dir():
-            return Checkpoint(path, NO_WEIGHTS, {}, _config(path), path, stamps=_stamps(path, ()))
+            form, config = "config and tokenizer alone", json_beside(path, "config.json")
+            return Checkpoint(path, form, {}, config, path, stamps=_stamps(path, ()))
         return _open(path, part)
     except OSError as error:
         raise unreadable(error, path) from None
@@ -134,7 +133,7 @@ def _open_file(path: Path, part: bool) -> Checkpoint:
 
 
 def _is_json(path: Path) -> bool:
-    """Whether it can only be JSON: no format of weights starts so without a zero byte nearby."""
+    """Whether it can only be JSON: in formats of weights, a zero byte follows such a start."""
     with path.open("rb") as stream:
         head = stream.read(64)
     return path.suffix == ".json" or (head.lstrip().startswith(b"{") and b"\0" not in head)
@@ -142,8 +141,8 @@ def _is_json(path: Path) -> bool:
 
 def _open_folder(folder: Path, part: bool) -> Checkpoint:
     every = [entry.name for entry in folder.iterdir()]
-    # A link to nowhere and a pipe count as well: told when they are read, not passed over for
-    # another form.
+    # A link to nowhere and a pipe count as well: they are refused when they are read, not passed
+    # over for another form.
     files = {name for name in every if has_fixed_name(name) or not (folder / name).is_dir()}
     if form := choose_form(files):
         return _checkpoint(folder, *_with_config(folder, form), part, every_form(files))
@@ -156,7 +155,7 @@ def _open_folder(folder: Path, part: bool) -> Checkpoint:
 
 
 def _with_config(folder: Path, form: Form) -> tuple[Path, Form]:
-    """Where config and tokenizer lie, and the form as seen from there: of a step of DeepSpeed's,
+    """Where config and tokenizer lie, and the form as seen from there. For a step of DeepSpeed's,
     that is the folder above.
     """
     above = folder.resolve().parent
@@ -184,7 +183,8 @@ def _checkpoint(
     catalog = {tensor.name: tensor for file in read.values() for tensor in file.tensors}
     _refuse_unless_sound(folder / form.file, catalog)
     paired = has_pairs(folder / form.file, catalog, folder, part=part)
-    pairs = _pairs(folder, form.file, catalog) if paired else ()
+    adapter = json_beside(folder, ADAPTER_CONFIG) if paired else None
+    pairs = _pairs(folder, form.file, catalog, adapter) if paired else ()
     if part:
         _refuse_half(path, folder, form, bool(pairs))
     kind = " and ".join(sorted({file.kind for file in read.values()}))
@@ -199,27 +199,25 @@ def _checkpoint(
             which if form.is_index else " without an index"
         )
     inside = sorted({" / ".join(file.inside) for file in read.values() if file.inside})
-    label = kind + which + (f", inside {several(inside)}" if inside else "")
-    passed_over = [*sorted(forms - {form.file} - {file.name for file in read})]
-    passed_over += [key for file in read.values() for key in file.passed_over]
-    config = _config(folder)
+    passed_over = sorted(forms - {form.file} - {file.name for file in read})
+    config = json_beside(folder, "config.json")
     stamped = [folder / form.file] * form.is_index + [folder / ADAPTER_CONFIG] * bool(pairs)
     return Checkpoint(
         path,
-        label,
+        kind + which + (f", inside {several(inside)}" if inside else ""),
         catalog,
         config,
         folder,
-        tuple(passed_over),
+        (*passed_over, *(key for file in read.values() for key in file.passed_over)),
         _aliases(catalog.values()),
         pairs,
         _stamps(folder, [*read, *stamped]),
-        base=named_base(adapter_config(folder) if pairs else None, config),
+        base=named_base(adapter if pairs else None, config),
     )
 
 
 def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
-    """LR115 for one half of what LoRA's training left: the model would be neither the base nor
+    """LR115 for one half of the result of a LoRA training: the model would be neither the base nor
     the trained one.
     """
     file = quoted(form.file)
@@ -245,16 +243,14 @@ def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
         )
 
 
-def _pairs(folder: Path, file: str, catalog: Catalog) -> tuple[LoraPair, ...]:
-    config = adapter_config(folder)
+def _pairs(
+    folder: Path, file: str, catalog: Catalog, config: Mapping[str, Any] | None
+) -> tuple[LoraPair, ...]:
     if config is None and is_unmerged(catalog):
-        cause = (
-            f"{quoted(file)} is the state of a PEFT model that wasn't merged: LoRA pairs "
-            "beside the layers that they change"
-        )
         raise refuse(
             "LR115",
-            f"{cause}, and no {ADAPTER_CONFIG} that says their alpha.",
+            f"{quoted(file)} is the state of a PEFT model that wasn't merged: LoRA pairs "
+            f"beside the layers that they change, and no {ADAPTER_CONFIG} that says their alpha.",
             f"Put the {ADAPTER_CONFIG} of the training into {quoted(str(folder))}, and they are "
             "merged; or let PEFT merge them "
             "(`merge_and_unload`), save the model and give that.",
@@ -285,12 +281,6 @@ def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
     return stamps
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
-    if not has_file(folder / "config.json"):
-        return None
-    return read_object(folder / "config.json", "LR113", "Download or copy it again.", unique=False)
-
-
 def _aliases(tensors: Iterable[Tensor]) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple[object, ...], list[str]] = {}
     for tensor in tensors:
@@ -300,21 +290,16 @@ def _aliases(tensors: Iterable[Tensor]) -> tuple[tuple[str, ...], ...]:
 
 
 def _refuse_unless_sound(file: Path, catalog: Catalog) -> None:
-    if long := [name for name in catalog if len(name) > LONGEST_NAME]:
-        raise refuse(
-            "LR102",
-            f"{len(long)} tensor names in {quoted(file.name)} are longer than {LONGEST_NAME} "
-            f"characters: {several(long)}.",
-            "Download or copy it again.",
-        )
-    # JSON and pickles can spell halves of characters, which no UTF-8 file, report or header can
-    # hold.
-    if broken := [
-        name for name in catalog if any("\ud800" <= letter <= "\udfff" for letter in name)
-    ]:
-        raise refuse(
-            "LR102",
-            f"{len(broken)} tensor names in {quoted(file.name)} are not valid Unicode: "
-            f"{several(broken)}.",
-            "Download or copy it again.",
-        )
+    long = [name for name in catalog if len(name) > LONGEST_NAME]
+    # JSON and pickles can hold unpaired surrogates, which no UTF-8 file, report or header can.
+    broken = [name for name in catalog if any("\ud800" <= letter <= "\udfff" for letter in name)]
+    for names, what in (
+        (long, f"longer than {LONGEST_NAME} characters"),
+        (broken, "not valid Unicode"),
+    ):
+        if names:
+            raise refuse(
+                "LR102",
+                f"{len(names)} tensor names in {quoted(file.name)} are {what}: {several(names)}.",
+                "Download or copy it again.",
+            )

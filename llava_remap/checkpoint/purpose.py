@@ -1,4 +1,4 @@
-"""Whether tensors are a model's weights: by their names they may also be an adapter, a projector
+"""Whether tensors are a model's weights. By their names they may also be an adapter, a projector
 or quantised.
 """
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import Catalog
-from llava_remap.checkpoint.small_file import has_file, read_object
+from llava_remap.checkpoint.small_file import json_beside
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.core.wording import quoted, several
 
-#: What PEFT writes, one or the other, and what LLaVA's LoRA training puts beside it.
+#: The file that PEFT writes, one or the other, and the file of LLaVA's LoRA training beside it.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 BESIDE_ADAPTER = "non_lora_trainables.bin"
-#: What LLaVA's pretraining writes.
+#: The file that LLaVA's pretraining writes.
 PROJECTOR_FILE = "mm_projector.bin"
 
-#: Segments of names that ways to quantise give to what they store beside or instead of a weight.
+#: Segments in the names of tensors that ways to quantise store beside or instead of a weight.
 _QUANTISED = {
     "bitsandbytes": "absmax|nested_absmax|quant_map|nested_quant_map|quant_state|SCB",
     "GPTQ": "g_idx",
@@ -36,8 +36,8 @@ _QUANTISED = {
 _QUANTISED_NAME = re.compile(
     rf"(?:^|\.)(?:{'|'.join(f'({segments})' for segments in _QUANTISED.values())})(?:\.|$)"
 )
-#: The names of OpenAI's own CLIP, and the towers of transformers that are equal to its released
-#: ones, by width, patch, positions.
+#: The prefix of names in OpenAI's own CLIP, and the towers of transformers that equal its released
+#: towers, by width, patch size and number of positions.
 _OPENAI = "visual.transformer.resblocks."
 _OPENAI_STOCK = {
     (768, 32, 50): "openai/clip-vit-base-patch32",
@@ -46,16 +46,16 @@ _OPENAI_STOCK = {
     (1024, 14, 577): "openai/clip-vit-large-patch14-336",
 }
 _LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
-#: What a projector's file may hold besides: embeddings of tokens that pretraining adds, the row
+#: Further tensors of a projector's file: embeddings of tokens that pretraining adds, the row
 #: separator.
 _BESIDE_PROJECTOR = re.compile(r"(?:^|\.)(?:embed_tokens\.weight|image_newline)$")
 
 
 class PartOnlyError(RemapError):
-    """It is a part of a model, where a model is wanted.
+    """The checkpoint is a part of a model, and a model is wanted.
 
     Attributes:
-        source: what it can be given as: `adapter` or `projector`.
+        source: the source that it can be given as: `adapter` or `projector`.
     """
 
     def __init__(self, problem: Problem, source: str) -> None:
@@ -64,13 +64,13 @@ class PartOnlyError(RemapError):
 
 
 def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) -> bool:
-    """Whether LoRA pairs are in `catalog`: it is an adapter, or a model that one wasn't merged
-    into.
+    """Whether LoRA pairs are in `catalog`: it is an adapter, or a model with an adapter that wasn't
+    merged.
 
     Args:
-        path: what was named by the user, or the file chosen in that folder.
+        path: the path that the user named, or the file chosen in that folder.
         folder: where an adapter's config may lie.
-        part: whether less than a model will do.
+        part: whether a part of a model is enough.
 
     Raises:
         RemapError: LR106 (empty, quantised); without `part` LR107 (adapter only), LR108 (projector
@@ -83,39 +83,35 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
             "Give the checkpoint with the weights.",
         )
     if quantised := {name: found for name in catalog if (found := _QUANTISED_NAME.search(name))}:
-        ways = list(_QUANTISED)
-        how = ways[min((found.lastindex or 1) - 1 for found in quantised.values())]
+        first = min((found.lastindex or 1) - 1 for found in quantised.values())
         raise refuse(
             "LR106",
-            f"{quoted(path.name)} is quantised by {how}: {several(quantised)}.",
+            f"{quoted(path.name)} is quantised by {list(_QUANTISED)[first]}: {several(quantised)}.",
             "Give the unquantised checkpoint that it was made from, in F16, BF16 or F32.",
             quantised,
         )
     if any(name.startswith(_OPENAI) for name in catalog):
         raise _openai_clip(path, catalog)
+    if part:
+        return any(".lora_" in name for name in catalog)
     projector_only = any("mm_projector" in name for name in catalog) and all(
         "mm_projector" in name or _BESIDE_PROJECTOR.search(name) for name in catalog
     )
-    pairs = [(name, match.start()) for name in catalog if (match := _LORA.search(name))]
     based = [
-        any(f"{name[:end]}{middle}.weight" in catalog for middle in ("", ".base_layer"))
-        for name, end in pairs
+        any(f"{name[: match.start()]}{layer}.weight" in catalog for layer in ("", ".base_layer"))
+        for name in catalog
+        if (match := _LORA.search(name))
     ]
     beside_lora = projector_only and all(name.startswith("base_model.") for name in catalog)
-    if part:
-        return any(".lora_" in name for name in catalog)
-    if (pairs and not any(based)) or beside_lora or path.name in (*ADAPTER_FILES, BESIDE_ADAPTER):
+    if (based and not any(based)) or beside_lora or path.name in (*ADAPTER_FILES, BESIDE_ADAPTER):
         raise adapter_only(path, catalog, folder)
     if projector_only:
-        cause = (
-            f"{quoted(path.name)} holds the projector alone ({len(catalog)} tensors), no "
-            "language model and no vision tower."
-        )
-        base = named_base(_json_beside(folder, "config.json")) or "LANGUAGE_MODEL"
+        base = named_base(json_beside(folder, "config.json")) or "LANGUAGE_MODEL"
         raise PartOnlyError(
             Problem(
                 "LR108",
-                cause,
+                f"{quoted(path.name)} holds the projector alone ({len(catalog)} tensors), no "
+                "language model and no vision tower.",
                 f"Give its language model too: {_options(base, 'projector', folder or path)}",
                 tuple(catalog),
             ),
@@ -128,10 +124,6 @@ def _openai_clip(path: Path, catalog: Catalog) -> RemapError:
     """LR106 for CLIP as OpenAI and open_clip store it, with queries, keys and values of a layer
     in one tensor.
     """
-    cause = (
-        f"{quoted(path.name)} has a CLIP under OpenAI's own names (`{_OPENAI}…`), not under "
-        "those of transformers."
-    )
     patches, places = (
         catalog.get(f"visual.{name}") for name in ("conv1.weight", "positional_embedding")
     )
@@ -147,11 +139,12 @@ def _openai_clip(path: Path, catalog: Catalog) -> RemapError:
         if stock
         else "Convert"
     )
-    convert = "python -m transformers.models.clip.convert_clip_original_pytorch_to_hf"
     return refuse(
         "LR106",
-        cause,
-        f"{same} it with transformers 4.47 and OpenAI's package `clip`: {convert} "
+        f"{quoted(path.name)} has a CLIP under OpenAI's own names (`{_OPENAI}…`), not under "
+        "those of transformers.",
+        f"{same} it with transformers 4.47 and OpenAI's package `clip`: python -m "
+        "transformers.models.clip.convert_clip_original_pytorch_to_hf "
         f"--checkpoint_path {quote(str(path))} "
         "--config_path CONFIG_OF_THE_SAME_SIZES --pytorch_dump_folder_path clip-hf. Then give "
         "clip-hf.",
@@ -168,10 +161,8 @@ def is_unmerged(catalog: Catalog) -> bool:
 
 
 def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> PartOnlyError:
-    """LR107, with what the adapter's tensors and the `adapter_config.json` in `folder` say about
-    it.
-    """
-    config = adapter_config(folder) or {}
+    """LR107, with facts from the adapter's tensors and from `adapter_config.json` in `folder`."""
+    config = json_beside(folder, ADAPTER_CONFIG) or {}
     lora = [tensor for name, tensor in catalog.items() if _LORA.search(name)]
     rank = config.get("r", lora[0].shape[0] if lora and lora[0].shape else None)
     facts = f"rank {rank}, " if isinstance(rank, int) and rank < 2**31 else ""
@@ -193,8 +184,8 @@ def _options(model: str, source: str, place: Path) -> str:
 
 
 def named_base(*configs: Mapping[str, Any] | None) -> str:
-    """The model that a part was trained from, as the first of these configs that names one has
-    it; empty where none does.
+    """The model that a part was trained from, by the first of these configs that names one; empty
+    if none does.
     """
     named = (
         config.get(key)
@@ -203,18 +194,3 @@ def named_base(*configs: Mapping[str, Any] | None) -> str:
         for key in ("base_model_name_or_path", "_name_or_path")
     )
     return next((name for name in named if isinstance(name, str) and name), "")
-
-
-def adapter_config(folder: Path | None) -> dict[str, Any] | None:
-    """The `adapter_config.json` in a folder; None without one.
-
-    Raises:
-        RemapError: LR113.
-    """
-    return _json_beside(folder, ADAPTER_CONFIG)
-
-
-def _json_beside(folder: Path | None, name: str) -> dict[str, Any] | None:
-    if folder is None or not has_file(folder / name):
-        return None
-    return read_object(folder / name, "LR113", "Download it again.", unique=False)

@@ -1,10 +1,11 @@
-"""A checkpoint in several files: with an index, or told by `-00001-of-00002` in their names."""
+"""A checkpoint in several files: with an index, or recognised by `-00001-of-00002` in their
+names.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from os.path import lexists
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -23,11 +24,11 @@ _OUTSIDE = "Put the shards beside the index and correct their names in it."
 
 
 def read_index(index: Path) -> dict[Path, WeightFile]:
-    """The shards that the JSON file `index` names, by file name, once they prove to hold what it
-    says, and nothing else.
+    """The shards that the JSON file `index` names, by path. They hold exactly the tensors that the
+    index lists.
 
     Raises:
-        RemapError: LR103 where index and shards disagree, otherwise as `read_weight_file`.
+        RemapError: LR103 if index and shards disagree, otherwise as `read_weight_file`.
     """
     weight_map = shards_beside(
         read_weight_map(index, _instead(index) or _OUTSIDE),
@@ -48,11 +49,11 @@ def read_index(index: Path) -> dict[Path, WeightFile]:
 
 
 def read_weight_map(index: Path, outside: str = _OUTSIDE) -> dict[str, str]:
-    """What the JSON file `index` says: tensor names to shards, all of them in the index's folder or
+    """The tensor names of the JSON file `index` with their shards, all in the index's folder or
     below it.
 
     Args:
-        outside: what to do about an index that names files elsewhere.
+        outside: the advice for an index that names files elsewhere.
 
     Raises:
         RemapError: LR103.
@@ -82,23 +83,23 @@ def read_weight_map(index: Path, outside: str = _OUTSIDE) -> dict[str, str]:
 
 
 def shards_beside(weight_map: Mapping[str, str], is_there: Callable[[str], bool]) -> dict[str, str]:
-    """A `weight_map` in which a shard that isn't there is the one of the same name beside the
-    index, if that is there.
+    """A `weight_map` in which each absent shard is replaced by the file of the same name beside the
+    index, if there is one.
 
     An index may have been written for the folder above,
-    `checkpoint-500/model-00001-of-00002.safetensors`, or be copied from it. What the shards hold is
+    `checkpoint-500/model-00001-of-00002.safetensors`, or be copied from it. The shards' tensors are
     compared with the index all the same.
     """
     places = {}
     for name in set(weight_map.values()):
-        alone = PureWindowsPath(name).name  # of the paths of any system
+        alone = PureWindowsPath(name).name  # understands the paths of any system
         places[name] = alone if not is_there(name) and is_there(alone) else name
     return {tensor: places[name] for tensor, name in weight_map.items()}
 
 
 def _elsewhere(index: Path, absent: Sequence[str]) -> str:
-    """How to move shards that lie in one sub-folder of the index's folder to where it is; empty
-    where they don't.
+    """How to move shards that lie in one sub-folder of the index's folder beside the index; empty
+    if they lie elsewhere.
     """
     names = [PureWindowsPath(name).name for name in absent]
     for folder in sorted(path for path in index.parent.iterdir() if path.is_dir()):
@@ -114,8 +115,8 @@ def _elsewhere(index: Path, absent: Sequence[str]) -> str:
 
 
 def _instead(index: Path) -> str:
-    """How to read what lies beside an index that isn't its index; empty where that is nothing
-    whole.
+    """How to read complete weights that lie beside an index and don't belong to it; empty if there
+    are none.
     """
     names = {path.name for path in index.parent.iterdir() if path.is_file()}
     form = choose_form(names - {index.name})
@@ -139,7 +140,7 @@ def _instead(index: Path) -> str:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a file name leads nowhere but down, on any system."""
+    """Whether a file name leads only downwards, on any system."""
     paths = (PurePosixPath(name), PureWindowsPath(name))
     return (
         name.isprintable()
@@ -151,68 +152,63 @@ def _is_inside(name: str) -> bool:
 def _refuse_disagreement(
     index: Path, weight_map: Mapping[str, str], shards: Mapping[Path, WeightFile]
 ) -> None:
-    listed = {name: index.parent / file for name, file in weight_map.items()}
-    found = _files_by_name(shards)
-    absent = [name for name, file in listed.items() if file not in found.get(name, [])]
-    problems = _in_two_shards(found)
-    lost = [name for name in absent if name not in found]
-    if lost:
-        where = several({weight_map[name]: None for name in lost})
-        cause = (
+    files = _files_by_name(shards)
+    absent = [n for n, file in weight_map.items() if index.parent / file not in files.get(n, [])]
+    lost = [name for name in absent if name not in files]
+    shards_of_lost = several(dict.fromkeys(weight_map[name] for name in lost))
+    moved = [name for name in absent if name in files]
+    first_moved = [
+        f"{quoted(name)} lies in {several(f.name for f in files[name])}, not in "
+        f"{quoted(weight_map[name])}"
+        for name in moved[:1]
+    ]
+    unlisted = [name for name in files if name not in weight_map]
+    causes = (
+        (
             f"{len(lost)} tensors that {quoted(index.name)} lists are not in their shards "
-            f"({where}): {several(lost)}."
-        )
-        problems.append(Problem("LR103", cause, _FETCH, tuple(lost)))
-    if moved := [name for name in absent if name in found]:
-        first = (
-            f"{quoted(moved[0])} lies in {several(f.name for f in found[moved[0]])}, not in "
-            f"{quoted(weight_map[moved[0]])}"
-        )
-        cause = (
-            f"{len(moved)} tensors lie in another shard than {quoted(index.name)} says: {first}."
-        )
-        problems.append(Problem("LR103", cause, _FETCH, tuple(moved)))
-    if unlisted := [name for name in found if name not in listed]:
-        cause = (
+            f"({shards_of_lost}): {several(lost)}.",
+            lost,
+        ),
+        (
+            f"{len(moved)} tensors lie in another shard than {quoted(index.name)} says: "
+            f"{''.join(first_moved)}.",
+            moved,
+        ),
+        (
             f"{len(unlisted)} tensors in the shards are not listed in {quoted(index.name)}: "
-            f"{several(unlisted)}."
-        )
-        problems.append(Problem("LR103", cause, _FETCH, tuple(unlisted)))
-    if problems:
-        # What the shards lack or have twice is no fault of the index.
-        if not lost and not _in_two_shards(found) and (instead := _instead(index)):
-            problems = [replace(problem, fix=instead) for problem in problems]
+            f"{several(unlisted)}.",
+            unlisted,
+        ),
+    )
+    twice = _in_two_shards(files)
+    # Tensors that the shards lack or have twice are no fault of the index.
+    fix = _FETCH if lost or twice or not (moved or unlisted) else _instead(index) or _FETCH
+    if problems := twice + [Problem("LR103", c, fix, tuple(names)) for c, names in causes if names]:
         raise RemapError(problems)
 
 
 def _files_by_name(shards: Mapping[Path, WeightFile]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = defaultdict(list)
+    files: dict[str, list[Path]] = defaultdict(list)
     for file, shard in shards.items():
         for tensor in shard.tensors:
-            found[tensor.name].append(file)
-    return dict(found)
+            files[tensor.name].append(file)
+    return files
 
 
-def _in_two_shards(found: Mapping[str, list[Path]]) -> list[Problem]:
-    twice = [name for name, files in found.items() if len(files) > 1]
+def _in_two_shards(files: Mapping[str, list[Path]]) -> list[Problem]:
+    twice = [name for name, places in files.items() if len(places) > 1]
     if not twice:
         return []
-    first = f"{quoted(twice[0])} in {several(file.name for file in found[twice[0]])}"
-    return [
-        Problem(
-            "LR103",
-            f"{len(twice)} tensors are in more than one file: {first}.",
-            _FETCH,
-            tuple(twice),
-        )
-    ]
+    first = f"{quoted(twice[0])} in {several(file.name for file in files[twice[0]])}"
+    cause = f"{len(twice)} tensors are in more than one file: {first}."
+    return [Problem("LR103", cause, _FETCH, tuple(twice))]
 
 
 def read_shard_set(folder: Path, shards: Sequence[str], total: int) -> dict[Path, WeightFile]:
-    """The shards of a set without an index, of which there are to be `total`.
+    """The shards of a set of `total` files without an index.
 
     Raises:
-        RemapError: LR103 where a shard is missing or a tensor in two of them, otherwise as
+        RemapError: LR103 if a shard is missing or a tensor is in two of them, otherwise as
             `read_weight_file`.
     """
     if len(shards) != total or missing_shards(shards, total):
@@ -226,10 +222,10 @@ def read_shard_set(folder: Path, shards: Sequence[str], total: int) -> dict[Path
 
 
 def read_together(files: list[Path]) -> dict[Path, WeightFile]:
-    """Files that are one checkpoint.
+    """The files of one checkpoint.
 
     Raises:
-        RemapError: LR103 where a tensor is in two of them, otherwise as `read_weight_file`.
+        RemapError: LR103 if a tensor is in two of them, otherwise as `read_weight_file`.
     """
     read = read_weight_files(files)
     if problems := _in_two_shards(_files_by_name(read)):

@@ -68,6 +68,17 @@ def read_text(path: Path) -> str:
         ) from None
 
 
+def json_beside(folder: Path | None, name: str) -> dict[str, Any] | None:
+    """The JSON object in a folder's file of this name; None without folder or file.
+
+    Raises:
+        RemapError: LR113.
+    """
+    if folder is None or not has_file(folder / name):
+        return None
+    return read_object(folder / name, "LR113", "Download or copy it again.", unique=False)
+
+
 def read_object(
     file: Path, code: str, fix: str, *, unique: bool = True, halves: bool = False
 ) -> dict[str, Any]:
