@@ -1,14 +1,14 @@
-"""Answers of the installed libraries, kept on disk: whoever asks the same again needn't import
-torch and transformers.
+"""Answers of the installed libraries, kept on disk, so that the same question can be answered again
+without importing torch and transformers.
 
 A key holds everything that an answer depends on: the question's own facts, the versions of the
-libraries asked, and the bytes of this package's code. So an entry is never out of date; it is only
-no longer asked for, and goes when there are too many. `LLAVA_REMAP_CACHE` names another folder than
-the user's cache folder.
+libraries, and the bytes of this package's code. So an entry is never out of date. Old entries are
+removed when there are too many. `LLAVA_REMAP_CACHE` names another folder than the user's cache
+folder.
 
-An entry is taken only if this user alone can have written it, and if it is whole, the answer to
-this very question, and of the form that the question's own code expects. Whatever else lies there
-is asked for again: it costs time, nothing else.
+An entry is used only if this user alone can have written it, and if it is whole, the answer to this
+very question, and of the form that the question's own code expects. Otherwise the libraries are
+asked again, which costs nothing but time.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from llava_remap.core.limits import limit_reached
 
 #: The libraries whose answers are kept.
 _ASKED = ("transformers", "tokenizers", "sentencepiece", "torch", "pillow", "jinja2")
-#: Entries kept of one question. The largest, a tokenizer with its processor, has about 3 MB.
+#: The most entries of one question. The largest, a tokenizer with its processor, has about 3 MB.
 _MOST = 64
-#: Bytes of an answer, and how many contents it has: what is larger isn't kept, and isn't one of
-#: ours.
+#: Bytes of an answer, and its number of contents. A larger answer isn't kept, and a larger entry
+#: isn't ours.
 _LARGEST, _MOST_CONTENTS = 2**28, 32
 
 T = TypeVar("T")
@@ -50,22 +50,19 @@ def cached(
     ask: Callable[[], dict[str, bytes]],
     read: Callable[[Mapping[str, bytes]], T],
 ) -> T:
-    """The answer to a question, from disk where it was given before. What `ask` raises is never
-    kept.
+    """The answer to a question, from disk if it was given before. Errors of `ask` are never kept.
 
     Args:
-        question: its name, that of a folder in the cache.
+        question: its name, which is also the name of a folder in the cache.
         facts: everything that the answer depends on, as JSON.
         ask: gives the answer, as contents by name.
-        read: makes of it what is wanted; it raises whatever it likes where an answer isn't of the
-            form that `ask` gives it.
+        read: turns the answer into the result; raises any exception for an answer that doesn't have
+            the form of `ask`'s answers.
     """
     if _in_development():
         return read(_asked(ask))
     key = _key(facts)
-    with contextlib.suppress(
-        Exception
-    ):  # whatever somebody else's file makes the libraries stumble over
+    with contextlib.suppress(Exception):  # somebody else's file may make libraries fail anyhow
         return read(_find(question, key))
     answer = _asked(ask)
     with contextlib.suppress(OSError):
@@ -79,7 +76,7 @@ def cached_value(
     """As `cached`, for an answer that is one JSON value.
 
     Args:
-        kind: a dataclass or another type that says of which form it is.
+        kind: the type of the value, a dataclass or another one that pydantic knows.
     """
     name, adapter = f"{question}.json", TypeAdapter(kind)
     return cached(
@@ -91,13 +88,13 @@ def cached_value(
 
 
 def _asked(ask: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
-    """A fresh answer, of libraries that can be imported and that work: what else goes wrong in
-    them is the question's fault.
+    """A fresh answer, of libraries that can be imported and that work: other errors are the
+    question's fault.
     """
     import_asked()
     try:
         return ask()
-    except Exception as error:  # it may blame a file of the user's for what a library doesn't do
+    except Exception as error:  # it may blame a file of the user's for a library's fault
         if (reached := limit_reached(error)) is not None:
             raise reached from error
         check_libraries()
@@ -105,16 +102,14 @@ def _asked(ask: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
 
 
 def is_kept(question: str, facts: Mapping[str, Any]) -> bool:
-    """Whether the answer to a question was given before; `cached` may find that it can't be read
-    all the same.
-    """
+    """Whether an entry for a question exists; `cached` may still find that it can't be used."""
     with contextlib.suppress(OSError), _open(_path(question, _key(facts))):
         return not _in_development()
     return False
 
 
 def cache_folder() -> Path:
-    """Where the entries are; it needn't exist.
+    """The folder of the entries, which needn't exist.
 
     Raises:
         FileNotFoundError: this user has no home.
@@ -127,14 +122,13 @@ def cache_folder() -> Path:
 
 
 def _in_development() -> bool:
-    """Whether a library that is asked can be in two states under one number."""
+    """Whether one version number of a library can stand for two states of its code."""
     return any("dev" in number for number in _versions().values())
 
 
 def _key(facts: Mapping[str, Any]) -> bytes:
-    return json.dumps(
-        [facts, _versions(), code_digest()]
-    ).encode()  # in the order given: an answer may have it too
+    # In the given order, as the answer may depend on it.
+    return json.dumps([facts, _versions(), code_digest()]).encode()
 
 
 def _path(question: str, key: bytes) -> Path:
@@ -142,7 +136,7 @@ def _path(question: str, key: bytes) -> Path:
 
 
 def _find(question: str, key: bytes) -> dict[str, bytes]:
-    """A kept answer; raises anything where there is none that can be believed."""
+    """A kept answer; raises any exception if there is no trustworthy one."""
     path = _path(question, key)
     with _open(path) as file, zipfile.ZipFile(file) as entry:
         names = entry.namelist()
@@ -162,16 +156,15 @@ def _find(question: str, key: bytes) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
-    """An entry, if nobody but this user can have written it, nor have put it there.
+    """Open an entry that only this user can have written and put there.
 
     Raises:
-        OSError: another may have, or there is none.
+        OSError: another user may have, or there is no entry.
     """
     _refuse_foreign(path.parents[1])
     _refuse_foreign(path.parent)
-    descriptor = os.open(
-        path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-    )  # neither a link nor a pipe holds it up
+    # A link isn't followed, a pipe isn't waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or is_foreign(status):
@@ -185,7 +178,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _keep(question: str, key: bytes, answer: Mapping[str, bytes]) -> None:
-    """Raises OSError where it can't be kept, or others could change it."""
+    """Keep an answer; raises OSError if that fails, or if others could change it."""
     if sum(map(len, answer.values())) > _LARGEST:
         return
     path = _path(question, key)
@@ -204,18 +197,14 @@ def _keep(question: str, key: bytes, answer: Mapping[str, bytes]) -> None:
         write_all(file, packed.getvalue())
 
     write_whole(path, unique_partial(path), fill)
-    entries = sorted(path.parent.glob("*.zip"), key=lambda entry: entry.stat().st_mtime)
-    for old in entries[:-_MOST]:
+    for old in sorted(path.parent.glob("*.zip"), key=lambda entry: entry.stat().st_mtime)[:-_MOST]:
         old.unlink(missing_ok=True)
 
 
 def _digest(key: bytes, answer: Mapping[str, bytes]) -> bytes:
-    """Of question and answer together, so that an entry under another one's name is none."""
+    """The digest of question and answer together, so that a renamed entry isn't used."""
     digest = hashlib.sha256()
-    for part in (
-        key,
-        *(part for name, content in answer.items() for part in (name.encode(), content)),
-    ):
+    for part in (key, *(part for item in answer.items() for part in (item[0].encode(), item[1]))):
         digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest().encode()
 
@@ -227,8 +216,6 @@ def _versions() -> dict[str, str]:
 
 @cache
 def code_digest() -> str:
-    """Digest of this package's code: while it is worked on, its version stays the same."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """Digest of this package's code, whose version stays the same during development."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

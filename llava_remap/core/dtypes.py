@@ -1,4 +1,4 @@
-"""The dtypes of stored tensors: one table, and their numbers to float64 and back.
+"""The dtypes of stored tensors: one table, and conversions of their numbers to float64 and back.
 
 Dtypes have the names that safetensors gives them. numpy is imported only where values are computed.
 """
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Dtype(NamedTuple):
-    """What is known of one dtype.
+    """The facts of one dtype.
 
     Attributes:
         bits: bits of one element.
         torch: its name in torch.
-        storage: the typed storage that has it in a file of `torch.save`; empty where none has.
-        numpy: the numpy dtype in which its bits are read; empty where numpy can't compute with it.
-        exponent: for floats, the bits of the exponent. All of them are set in inf and NaN, and in
-            no other number.
+        storage: its typed storage in a file of `torch.save`; empty if there is none.
+        numpy: the numpy dtype in which its bits are read; empty if numpy can't compute with it.
+        exponent: for floats, the bits of the exponent. All these bits are set in inf and NaN, and
+            in no other number.
     """
 
     bits: int
@@ -52,7 +52,7 @@ DTYPES: Mapping[str, Dtype] = {
 }
 DTYPE_BITS = {name: dtype.bits for name, dtype in DTYPES.items()}
 TORCH_DTYPES = {name: dtype.torch for name, dtype in DTYPES.items()}
-#: Floating-point numbers that can be computed with. A model's parameters have one of these.
+#: The floats that allow computations. A model's parameters have one of these dtypes.
 FLOATS = tuple(name for name, dtype in DTYPES.items() if dtype.exponent)
 #: For each float, the floats that hold every one of its numbers exactly.
 HELD_BY = {
@@ -64,8 +64,8 @@ HELD_BY = {
 
 
 def numbers(raw: bytes | memoryview, dtype: str) -> NDArray[Any]:
-    """Little-endian elements as numpy has them, in one dimension: those of BF16, which it hasn't,
-    as float32.
+    """Little-endian elements as a numpy array of one dimension; BF16, which numpy doesn't have, as
+    float32.
 
     Raises:
         ValueError: for a dtype without a number format here (complex, 8-bit floats).
@@ -89,7 +89,7 @@ def to_float64(raw: bytes | memoryview, dtype: str) -> NDArray[np.float64]:
 
 
 def is_finite(raw: bytes | memoryview, dtype: str) -> NDArray[np.bool_]:
-    """Which elements are neither inf nor NaN, told by their bits.
+    """Which elements are neither inf nor NaN, decided by their bits.
 
     Raises:
         ValueError: as `numbers`.
@@ -116,9 +116,9 @@ def cast(raw: bytes | memoryview, stored: str, dtype: str) -> bytes:
 
     if not {stored, dtype} <= set(FLOATS):
         raise ValueError(f"can't cast dtype {stored} to {dtype}")
-    if stored == "F64":
-        return from_float64(numbers(raw, stored), dtype)
     values = numbers(raw, stored)
+    if stored == "F64":
+        return from_float64(values, dtype)
     if dtype == "BF16":  # a float32 holds every value of the other dtypes
         return _upper_half(values.astype(np.float32).view(np.uint32))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -130,7 +130,7 @@ def _upper_half(bits: NDArray[np.uint32]) -> bytes:
     import numpy as np
 
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    # A NaN stays one. Where nothing is cut off, its bits stay, too: BF16 has it exactly.
+    # A NaN stays a NaN. If no bits are cut off, its bits stay, too: BF16 has it exactly.
     is_cut_nan = ((bits & 0x7FFFFFFF) > 0x7F800000) & ((bits & 0xFFFF) != 0)
     return np.where(is_cut_nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
 
@@ -146,13 +146,12 @@ def from_float64(values: NDArray[np.float64], dtype: str) -> bytes:
 
     if dtype not in FLOATS:
         raise ValueError(f"can't round to dtype {dtype}")
-    with np.errstate(over="ignore"):  # what is too large becomes inf, as rounding to nearest has it
+    with np.errstate(over="ignore"):  # too large values become inf, as in rounding to nearest
         if dtype != "BF16":
             return values.astype(DTYPES[dtype].numpy).tobytes()
         single = values.astype(np.float32)
-    # Rounding twice (to float32, then to its upper half) errs where the first step lands on a tie
-    # of the second: there the float32 is moved one step back to the side on which the value really
-    # lies.
+    # Rounding twice (to float32, then to its upper half) errs if the first step lands on a tie of
+    # the second. The float32 is then moved one step back to the side on which the value lies.
     bits = single.view(np.uint32)
     tie = (bits & 0xFFFF) == 0x8000
     grew, shrank = np.abs(single) > np.abs(values), np.abs(single) < np.abs(values)

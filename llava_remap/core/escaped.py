@@ -1,9 +1,9 @@
-"""Text from outside, made harmless to a terminal: the one function for it, and streams that let
-nothing pass without it.
+"""Text from outside, made harmless to a terminal: one function, and streams that apply the function
+to everything.
 
 Names of tensors, paths, values of configs, tokens, answers of a hub and messages of libraries can
-hold anything. What a terminal would obey (control characters), what turns the direction of a line,
-and what isn't seen at all, is shown as an escape.
+hold anything. Characters that a terminal obeys (control characters), that turn the direction of a
+line, or that are invisible, are shown as escapes.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-#: Characters that `str.isprintable` lets pass, and that nobody sees: joiners, fillers and selectors
-#: of variants.
+#: Invisible characters that `str.isprintable` lets pass: joiners, fillers, selectors of variants.
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
 class UnprintedError(OSError):
-    """What was printed can't be written: stdout leads to a full disk, for one."""
+    """The printed text can't be written, for example to a full disk."""
 
 
 def printable(text: str) -> str:
@@ -36,7 +35,12 @@ def printable(text: str) -> str:
     """
     if text.isprintable() and not _UNSEEN.search(text):
         return text
-    return "".join(_escape(letter) for letter in text)
+    return "".join(
+        letter
+        if letter.isprintable() and not _UNSEEN.match(letter)
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def quote(text: str) -> str:
@@ -56,23 +60,23 @@ def quote(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, but for the ends of lines."""
+    """As `printable`, but ends of lines are kept."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def raw(stream: TextIO) -> TextIO:
-    """The stream that an escaping one writes to: for what draws on a terminal itself, and
-    escapes what it is given.
+    """The stream behind an escaping stream, for code that draws on a terminal and escapes its texts
+    itself.
     """
     return stream.rich_proxied_file if isinstance(stream, EscapingStream) else stream
 
 
 class EscapingStream(io.TextIOBase):
-    """A stream in front of another one, which gets every text escaped.
+    """A stream in front of another stream, which gets every text escaped.
 
     Attributes:
-        rich_proxied_file: the other one. rich writes to it, as styles are control sequences;
-            `report.terminal` escapes what it is given.
+        rich_proxied_file: the other stream. rich writes to it directly, as styles are control
+            sequences; `report.terminal` escapes its texts itself.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -101,15 +105,10 @@ class EscapingStream(io.TextIOBase):
 
 @contextmanager
 def escaped_output() -> Iterator[None]:
-    """Whatever is printed meanwhile, by whichever library, is escaped."""
+    """Within the block, everything that any library prints is escaped."""
     out, err = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = EscapingStream(out), EscapingStream(err)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = out, err
-
-
-def _escape(letter: str) -> str:
-    harmless = letter.isprintable() and not _UNSEEN.match(letter)
-    return letter if harmless else letter.encode("unicode_escape").decode()

@@ -24,17 +24,17 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-#: What the system says of a name that nothing has, or that nothing can have.
+#: The system's errors for a name that nothing has, or that nothing can have.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def is_regular_file(path: Path) -> bool:
-    """Whether a regular file that can be read is at `path`, links followed; False only where
-    nothing has this name.
+    """Whether a readable regular file is at `path`, links followed; False only if nothing has this
+    name.
 
     Raises:
-        OSError: for a link to nowhere or in a circle, for what isn't a file, and for a file that
-            mustn't be read; `filename` and `strerror` say it in words.
+        OSError: for a link to nowhere or in a circle, for anything else than a file, and for a file
+            that mustn't be read; `filename` and `strerror` say it in words.
     """
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
@@ -150,11 +150,7 @@ def replace_file(
         raise refuse(
             "LR508",
             f"{path} can't be written: {error.strerror or error}.",
-            (
-                fix
-                or (
-                    "Make it writable, or work on a copy; a copy of a shipped file can extend "
-                    "what the file does."
-                )
-            ),
+            fix
+            or "Make it writable, or work on a copy; a copy of a shipped file can extend what the "
+            "file does.",
         ) from None

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from llava_remap.core.escaped import printable
 
-#: As a program writes it: `01` is another name than `1`.
+#: A number as a program writes it: `01` is another name than `1`.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -51,8 +51,4 @@ def _runs(numbers: list[int]) -> str:
             runs[-1][1:] = [number]
         else:
             runs.append([number])
-    return (
-        "{"
-        + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
-        + "}"
-    )
+    return "{" + ",".join("..".join(map(str, run)) for run in runs) + "}"

@@ -1,6 +1,4 @@
-"""Libraries that don't work here: told as that, before anything that they are asked can be
-blamed on a config or a file.
-"""
+"""Libraries that don't work here. They are reported before a config or a file is blamed."""
 
 from __future__ import annotations
 
@@ -28,8 +26,8 @@ from llava_remap.core.limits import (
 )
 from llava_remap.core.problem import RemapError, refuse
 
-#: What is asked of libraries needs these; the last, which brings most of transformers with it,
-#: fails where that can't be used.
+#: The modules that questions to libraries need. The last one imports most of transformers, and
+#: fails if transformers can't be used.
 _ASKED = (
     "jinja2",
     "PIL.Image",
@@ -39,21 +37,19 @@ _ASKED = (
     "transformers",
     "transformers.models.llava.modeling_llava",
 )
-#: Where a module is called otherwise than its package.
+#: The package of a module with another name.
 _PACKAGES = {"PIL": "pillow", "yaml": "PyYAML"}
-
-
-#: Bytes of address space and of data that they take; those of a build for GPUs are more.
+#: Bytes of address space and of data that the imports take; a build for GPUs takes more.
 _MAPPED, _DATA = 800 << 20, 340 << 20
 
 
 def import_asked(modules: Collection[str] = _ASKED) -> None:
-    """Import the libraries that are asked about models and tokenizers.
+    """Import the libraries that know models and tokenizers.
 
     Raises:
-        RemapError: LR510 for one that can't be imported, or where the current folder is gone; LR501
-            and LR511 where a limit of the system is in the way, at which torch would end the
-            process in the midst of it.
+        RemapError: LR510 for a library that can't be imported, or if the current folder is gone;
+            LR501 and LR511 for a limit of the system at which torch would end the process during
+            the import.
     """
     if "torch" in modules and "torch" not in sys.modules:
         _refuse_without_folder()
@@ -68,9 +64,7 @@ def import_asked(modules: Collection[str] = _ASKED) -> None:
 
 
 def check_libraries() -> None:
-    """LR510 where a library fails in a trivial task: then no file is to blame for what went
-    wrong in it.
-    """
+    """LR510 if a library fails in a trivial task: then no file is to blame for its errors."""
     for module, task in _TASKS.items():
         try:
             task()
@@ -136,7 +130,7 @@ def _make_a_model() -> None:
         )
 
 
-#: For each library a task that it can do, whatever the files are.
+#: For each library a task that doesn't depend on any file.
 _TASKS: Mapping[str, Callable[[], None]] = {
     "jinja2": _fill_a_template,
     "PIL": _shrink_a_picture,
@@ -148,11 +142,9 @@ _TASKS: Mapping[str, Callable[[], None]] = {
 
 
 def _refuse_without_folder() -> None:
-    """LR510 in a folder that was deleted: oneMKL, which torch has inside, ends the process
-    there.
-    """
+    """LR510 in a folder that was deleted: there oneMKL, a part of torch, ends the process."""
     try:
-        os.getcwd()  # noqa: PTH109 - the system's answer is what is asked for
+        os.getcwd()  # noqa: PTH109 - the system itself is asked
     except OSError as error:
         raise refuse(
             "LR510",
@@ -207,10 +199,8 @@ def _is_known(library: str) -> bool:
 
 
 def raised_in(error: BaseException) -> tuple[str, str] | None:
-    """The library from whose code an error came, as its package with version, and the command that
-    installs it anew.
-
-    None for an error of this package's own code.
+    """The library whose code raised an error, as its package with version, and the command that
+    installs it anew; None for an error of this package's own code.
     """
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     ours = [i for i, frame in enumerate(frames) if _library(frame) == "llava_remap"]
@@ -219,8 +209,8 @@ def raised_in(error: BaseException) -> tuple[str, str] | None:
 
 
 def _others(frames: Sequence[FrameType]) -> Iterator[str]:
-    """The libraries whose code was being run, the innermost first; neither this package nor
-    Python's own.
+    """The libraries whose code was being run, the innermost first, except this package and Python
+    itself.
     """
     names = map(_library, reversed(frames))
     return (name for name in names if name not in {*sys.stdlib_module_names, "llava_remap"})
@@ -248,25 +238,17 @@ def _install(library: str) -> str:
 
 
 def broken(module: str, error: BaseException, how: str = "can't be imported") -> RemapError:
-    """LR510 for a library that doesn't work, with its own words.
+    """LR510 for a library that doesn't work, with its own message.
 
     Args:
-        module: the one that was to be imported or used; `error` may know better.
-        error: what came of it.
-        how: what it doesn't do.
+        module: the module that was to be imported or used; `error` may know better.
+        error: the error that this raised.
+        how: the failure in words.
     """
     module = imported(error) or module
-    name = module.partition(".")[0]
-    which = _with_version(name)
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    library = module.partition(".")[0]
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    fix = f"Install it anew: {_install(library)}. Then give the same command again."
     if sys.flags.optimize > 1:
-        return refuse(
-            "LR510",
-            f"{which} {how}: {said}.",
-            "Python runs without docstrings here: unset PYTHONOPTIMIZE, leave out -OO.",
-        )
-    return refuse(
-        "LR510",
-        f"{which} {how}: {said}.",
-        f"Install it anew: {_install(name)}. Then give the same command again.",
-    )
+        fix = "Python runs without docstrings here: unset PYTHONOPTIMIZE, leave out -OO."
+    return refuse("LR510", f"{_with_version(library)} {how}: {text}.", fix)

@@ -1,5 +1,5 @@
-"""Limits that the system sets: memory of the machine, its control groups and `ulimit`; open
-files, threads, temporary files.
+"""Limits of the system: the memory of the machine, of control groups and by `ulimit`; open files,
+threads, temporary files.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _BESIDE = 256 << 20
 _NO_MEMORY = (os.strerror(errno.ENOMEM), "failed to map segment from shared object")
 #: Errors that only writing gives.
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-#: Threads beside those for each core: of libraries, and of ours that read and write.
+#: Threads beside one for each core: those of libraries, and ours that read and write.
 _MORE_THREADS = 4
-#: A limit on processes from which on nobody comes near it in one job.
+#: A limit on processes that no job comes near.
 _MANY_PROCESSES = 1024
 
 
@@ -66,7 +66,7 @@ def no_more_memory() -> RemapError:
 
 
 def no_more_processes() -> RemapError:
-    """LR511 where no thread, or no process, can be started; the system counts both together."""
+    """LR511 if no thread or process can be started; the system counts both together."""
     return refuse(
         "LR511",
         "this process can start no more threads or processes.",
@@ -75,10 +75,10 @@ def no_more_processes() -> RemapError:
 
 
 def refuse_without_threads() -> None:
-    """LR511 where as many threads as the libraries for linear algebra use can't be started: some of
-    them end the process then.
+    """LR511 if the threads of libraries for linear algebra can't be started: some of these
+    libraries would end the process.
 
-    It is tried only where a limit is low, as the threads leave parts of the address space mapped.
+    This is tried only if a limit is low, as the threads leave parts of the address space mapped.
     """
     if all(left >= _MANY_PROCESSES for left in _process_limits()):
         return
@@ -98,7 +98,7 @@ def refuse_without_threads() -> None:
 
 
 def _process_limits() -> Iterator[int]:
-    """Limits on the number of processes and threads, where they are set."""
+    """The limits on the number of processes and threads that are set."""
     soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     if soft != resource.RLIM_INFINITY:
         yield soft
@@ -108,7 +108,7 @@ def _process_limits() -> Iterator[int]:
 
 
 def refuse_without_temporary_files() -> None:
-    """LR511 where there is no folder for temporary files."""
+    """LR511 if there is no folder for temporary files."""
     try:
         tempfile.gettempdir()
     except OSError as error:
@@ -120,23 +120,23 @@ def refuse_without_temporary_files() -> None:
 
 
 def status(key: str) -> int | None:
-    """Bytes that Linux tells of this process; None on other systems."""
+    """Bytes from Linux's status of this process; None on other systems."""
     return _table(Path("/proc/self/status")).get(key)
 
 
 def _table(path: Path) -> dict[str, int]:
-    """The numbers of a file like `/proc/meminfo`, in bytes; empty where there is none."""
-    found = {}
+    """The numbers of a file like `/proc/meminfo`, in bytes; empty without the file."""
+    numbers = {}
     with contextlib.suppress(OSError, ValueError):
         for line in path.read_text().splitlines():
             words = line.replace(":", " ").split()
             if len(words) >= 2 and words[1].isdecimal():
-                found[words[0]] = int(words[1]) * (1024 if words[-1] == "kB" else 1)
-    return found
+                numbers[words[0]] = int(words[1]) * (1024 if words[-1] == "kB" else 1)
+    return numbers
 
 
 def limits() -> Iterator[tuple[int, str]]:
-    """How much more memory there is, by each limit that can be read, and what sets it."""
+    """The memory that is left by each limit that can be read, and what sets the limit."""
     machine = _table(Path("/proc/meminfo"))
     swap = machine.get("SwapFree", 0)
     if "MemAvailable" in machine:
@@ -148,9 +148,7 @@ def limits() -> Iterator[tuple[int, str]]:
 
 
 def process_limits() -> Iterator[tuple[int, str]]:
-    """How much more this process may map, and how much more data it may have, where `ulimit`
-    sets that.
-    """
+    """The address space and data that this process has left, if `ulimit` sets limits."""
     for limit, key, what in (
         (resource.RLIMIT_AS, "VmSize", ADDRESSES),
         (resource.RLIMIT_DATA, "VmData", "ulimit -d"),
@@ -163,8 +161,8 @@ def process_limits() -> Iterator[tuple[int, str]]:
 def _control_groups(
     swap: int, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> Iterator[int]:
-    """What is left in this process's control groups and those around them; files that are only
-    cached can make room.
+    """The memory that is left in this process's control groups and those around them; cached files
+    can make room.
     """
     with contextlib.suppress(OSError, ValueError):
         for line in own.read_text().splitlines():

@@ -31,7 +31,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding. As a note (exit 0) it has the same form; who collects it decides which it is.
+    """One finding: a problem or a note, as its collector decides.
 
     Attributes:
         code: a key of `CODES`.
@@ -39,7 +39,7 @@ class Problem:
         fix: one line of what to do.
         names: every tensor name concerned, unfolded and complete.
         table: each name with a fact of its own, for problems that need it.
-        place: where in a rule file the problem is, if it is in one.
+        place: the problem's place in a rule file, if it has one.
         side: whether `names` and `table` name tensors of a source or of the target.
         lacks: as a note, whether the output lacks something that users may expect of it. Such a
             note is shown again when the job is done.
@@ -64,12 +64,12 @@ class Problem:
 
     @property
     def placed_cause(self) -> str:
-        """The cause behind its place, if it has one."""
+        """The cause, after its place if it has one."""
         return f"{self.place} {self.cause}" if self.place else self.cause
 
     @property
     def message(self) -> str:
-        """Cause and fix in one string, as it stands in the JSON plan."""
+        """Title, cause and fix in one string, as in the JSON plan."""
         return f"{self.title}: {self.placed_cause}" + (f" {self.fix}" if self.fix else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -103,7 +103,9 @@ class RemapError(Exception):
 
     @property
     def exit(self) -> Exit:
-        """The gravest exit code: what can't be read or written outweighs what doesn't map."""
+        """The gravest exit code: files that can't be read or written outweigh names without a
+        rule.
+        """
         return max(problem.exit for problem in self.problems)
 
 
@@ -111,7 +113,7 @@ refuse = RemapError.of
 
 
 class ConfigError(RemapError):
-    """A source's config doesn't say what is needed of it, or contradicts itself or the tensors."""
+    """A source's config lacks something necessary, or contradicts itself or the tensors."""
 
 
 class RunawayRuleError(RemapError):

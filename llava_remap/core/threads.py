@@ -1,4 +1,4 @@
-"""To wait for other threads so that Ctrl-C ends it at once."""
+"""Waiting for other threads that Ctrl-C interrupts at once."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import TypeVar
 
 Value = TypeVar("Value")
 
-#: Seconds after which a signal is heard, should it be another thread that the system woke for it.
+#: Seconds until the main thread notices a signal that the system delivered to another thread.
 _LOOKS_UP = 0.1
 
 
 def finished(futures: Iterable[Future[Value]]) -> Iterator[Future[Value]]:
-    """The futures as they come to their end.
+    """The futures in the order in which they finish.
 
-    A signal interrupts the wait of the thread that it is delivered to, which may be one that is
-    just being started. But only the main thread acts on it, and would sleep on. So it looks up now
-    and then.
+    A signal interrupts only the thread that it is delivered to, which may be a new one. But only
+    the main thread acts on it, and would sleep on. So it wakes up now and then.
     """
     left = set(futures)
     while left:
@@ -26,6 +25,6 @@ def finished(futures: Iterable[Future[Value]]) -> Iterator[Future[Value]]:
 
 
 def result(future: Future[Value]) -> Value:
-    """What a future gives, or raises, once it is there."""
+    """Wait for a future's result or exception."""
     [done] = finished([future])
     return done.result()

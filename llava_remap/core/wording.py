@@ -17,7 +17,7 @@ def counted(number: int, what: str) -> str:
 
 
 def size(nbytes: int) -> str:
-    """Bytes in the unit a person would choose (powers of 1000, as disks are sold)."""
+    """Bytes in a suitable unit (powers of 1000, as disks are sold)."""
     amount, unit = float(nbytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if amount < 999.5:
@@ -27,7 +27,7 @@ def size(nbytes: int) -> str:
 
 
 def amounts(part: int, whole: int) -> str:
-    """Of how many bytes how many, in the unit of the whole: `3.1 of 14.1 GB`."""
+    """A part of a number of bytes, in the unit of the whole: `3.1 of 14.1 GB`."""
     power, unit = next(
         (p, u)
         for p, u in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB"), (0, "B"))
@@ -38,8 +38,8 @@ def amounts(part: int, whole: int) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` in backticks; control characters escaped and at most 120 characters of it, as a file
-    may hold any text.
+    """`text` in backticks, with control characters escaped and cut to 120 characters, as a file may
+    hold any text.
 
     >>> quoted("a\\nb")
     '`a\\\\nb`'
@@ -49,7 +49,7 @@ def quoted(text: str) -> str:
 
 
 def several(names: Iterable[str], most: int = 3) -> str:
-    """The first `most` names and how many there are besides, e.g. "`a`, `b`, `c` and 4 more"."""
+    """The first `most` names and the number of the others, e.g. "`a`, `b`, `c` and 4 more"."""
     every = list(names)
     rest = len(every) - most
     return ", ".join(map(quoted, every[:most])) + (f" and {rest} more" if rest > 0 else "")

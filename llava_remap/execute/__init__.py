@@ -17,7 +17,6 @@ from llava_remap.execute.write import (
     INDEX,
     JOBS,
     shard_nbytes,
-    weight_nbytes,
     write_index,
     write_shards,
 )
@@ -49,7 +48,6 @@ __all__ = [
     "run_value_checks",
     "shard_nbytes",
     "too_short",
-    "weight_nbytes",
     "working_nbytes",
     "write_index",
     "write_shards",

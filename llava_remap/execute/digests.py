@@ -1,7 +1,7 @@
-"""Digests of files: XXH3, taken while a file is written, or of files that are there, two at a time.
+"""Digests of files by XXH3, computed while a file is written, or of existing files, two at a time.
 
-A digest tells damage, not malice: who can change a file can change the record beside it as well. So
-it need not be a cryptographic one, and XXH3 takes a tenth of the time of SHA-256.
+A digest shows damage, not malice: who can change a file can change the record beside it as well. So
+it need not be a cryptographic digest, and XXH3 takes a tenth of the time of SHA-256.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FileDigest:
 
     @classmethod
     def of(cls, content: bytes) -> FileDigest:
-        """That of a file with this content."""
+        """The digest of a file with this content."""
         return cls(len(content), xxh3_128(content).hexdigest())
 
 
@@ -38,7 +38,7 @@ def digest_files(
     paths: Iterable[Path],
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[Path, FileDigest]:
-    """Digest files. The libraries let go of the interpreter's lock, so two threads keep two cores
+    """Digest files. The libraries release the interpreter's lock, so two threads keep two cores
     busy.
 
     Args:
@@ -65,9 +65,7 @@ def digest_files(
         try:
             futures = {path: pool.submit(digest, path) for path in paths}
             return {path: result(future) for path, future in futures.items()}
-        except (
-            BaseException
-        ):  # on Ctrl-C too, the threads end before the files that they read go away
+        except BaseException:  # on Ctrl-C too: the threads must end before their files go away
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -1,5 +1,5 @@
-"""Files that are whole or not there: written under another name, flushed to disk, renamed. A
-folder filled or left as it was.
+"""Files that are either complete or absent: written under another name, flushed to disk, renamed.
+A folder that is either filled or left as it was.
 """
 
 from __future__ import annotations
@@ -30,19 +30,18 @@ from llava_remap.execute.unfinished import (
 
 
 class Gate:
-    """Entered by every thread that writes a file. Once one has failed nobody gets in; once it is
-    closed, all have left, too.
+    """Entered by every thread that writes a file. After a thread has failed, no other gets in.
+    After `close`, all threads have left.
     """
 
     def __init__(self) -> None:
         self.is_closed = False
-        self._inside: set[int] = set()  # by their numbers
+        self._inside: set[int] = set()  # numbers of threads
         self._changes = Condition()
 
     def __enter__(self) -> None:
         with self._changes:
-            if self.is_closed:
-                raise Closed
+            self.check()
             self._inside.add(get_ident())
 
     def __exit__(
@@ -51,26 +50,26 @@ class Gate:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if (
-            kind is not None
-        ):  # by the one that failed: until others hear of it, its thread might begin the next file
+        # The failing thread closes the gate itself: before others hear of the failure, it might
+        # begin the next file.
+        if kind is not None:
             self.is_closed = True
         with self._changes:
             self._inside.discard(get_ident())
             self._changes.notify_all()
 
     def check(self) -> None:
-        """Raise `Closed` if nothing may be written any more; asked again and again while a file
-        is written.
+        """Raise `Closed` if nothing may be written any more. Called often while a file is
+        written.
         """
         if self.is_closed:
             raise Closed
 
     def close(self) -> None:
-        """Let no file be begun any more, and wait until the other threads have given theirs up."""
+        """Let no file be begun any more, and wait until the other threads have left."""
         self.is_closed = True
         with self._changes:
-            # The one that closes may have been interrupted on its own way out.
+            # The closing thread may have been interrupted on its own way out.
             self._changes.wait_for(lambda: self._inside <= {get_ident()})
 
 
@@ -83,9 +82,8 @@ class Folder:
     """A folder that is being filled.
 
     Attributes:
-        digests: of the files that were written, and of weight files that were there already, by
-            path.
-        gate: through which all go that write into it.
+        digests: digests of the written files, and of weight files that were there already, by path.
+        gate: the gate for all threads that write into the folder.
     """
 
     path: Path
@@ -111,19 +109,16 @@ class Folder:
         self.write(name, fill)
 
     def write(self, name: str, fill: Callable[[FileIO], FileDigest]) -> None:
-        """Write a file. `fill` writes into a file that is opened without a buffer, and gives its
-        digest.
+        """Write a file as `*.partial`, flush it to disk and rename it; if anything fails, the file
+        is removed.
+
+        Args:
+            fill: writes into a file that is opened without a buffer, and returns its digest.
 
         Raises:
-            RemapError: as `fresh_folder`. The file is written as `*.partial`, flushed to disk and
-                renamed at the end; if anything fails, it is removed.
+            RemapError: as `fresh_folder`.
         """
-        with self.gate:
-            self._write_whole(self.path / name, fill)
-
-    def _write_whole(self, path: Path, fill: Callable[[FileIO], FileDigest]) -> None:
-        partial = path.with_name(path.name + ".partial")
-        _refuse_there(partial)
+        path, partial = self.path / name, self.path / f"{name}.partial"
 
         def enter(digest: FileDigest) -> None:
             _refuse_there(path)
@@ -132,22 +127,24 @@ class Folder:
             # Before the rename, because an interruption may come between the two.
             self.digests[path] = digest
 
-        try:
-            write_whole(path, partial, fill, enter)
-            sync_folder(path.parent)
-        except OSError as error:
-            raise _write_error(error, path) from error
+        with self.gate:
+            _refuse_there(partial)
+            try:
+                write_whole(path, partial, fill, enter)
+                sync_folder(path.parent)
+            except OSError as error:
+                raise _write_error(error, path) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Resumable:
-    """What makes a job one that can be gone on with.
+    """A job that can be resumed.
 
     Attributes:
-        facts: gives the facts of the job as they are when it is called.
+        facts: gives the facts of the job at the time of the call.
         weights: names of its weight files.
-        others: names of the other files that it writes, in the order in which it does.
-        resume: whether it is to be gone on with, if it was begun.
+        others: names of its other files, in the order of writing.
+        resume: whether to resume the job, if it was begun.
         on_progress: called with the number of bytes of finished files that were read since the last
             call, from any thread.
     """
@@ -163,21 +160,21 @@ class Resumable:
 def fresh_folder(
     path: Path, inside: Sequence[str] = (), job: Resumable | None = None
 ) -> Iterator[Folder]:
-    """Fill an empty folder, made with its parents where it isn't there; no other job can meanwhile.
+    """Fill an empty folder, made with its parents if it is absent; no other job can meanwhile.
 
-    Whatever fails or interrupts: the files that were written and the folders that were made go
-    again. Only where the job could be gone on with, and has weight files that are finished, these
-    stay, with the claim that tells of them.
+    After a failure or an interruption, the written files and the new folders are removed. Only if
+    the job can be resumed and has finished weight files, these files stay, with the claim that
+    lists them.
 
     Args:
         inside: names of folders to be made in it.
-        job: what makes it a job that can be gone on with; None for one that starts anew.
+        job: the job, if it can be resumed.
 
     Raises:
-        RemapError: LR503 where the folder isn't empty or another job writes into it, LR504 where
-            the job isn't the one that was begun in it, LR505 where one was and isn't to be gone on
-            with, LR508 where the folder can't be made or a file in it can't be written, LR502 for a
-            full disk, LR501 where no memory is left.
+        RemapError: LR503 if the folder isn't empty or another job writes into it, LR504 if another
+            job was begun in it, LR505 if a job was begun in it and isn't to be resumed, LR508 if
+            the folder can't be made or a file in it can't be written, LR502 for a full disk, LR501
+            if no memory is left.
     """
     made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
     folder: Folder | None = None
@@ -201,9 +198,9 @@ def fresh_folder(
             (path / name).mkdir()
         yield folder
     except BaseException as error:
-        kept = True  # should the clearing up be interrupted as well
+        kept = True  # in case the clearing up is interrupted as well
         try:
-            # One that was there stays, though it may be the reading of it that failed.
+            # An existing claim is kept, even if reading it failed.
             kept = (
                 claim is not None and not claim.is_new
                 if folder is None
@@ -221,16 +218,16 @@ def fresh_folder(
         raise
     try:
         claim.release(remove=True)
-    except BaseException:  # a signal: the job is done, so nothing of it may say that it isn't
+    except BaseException:  # a signal: the job is done, so no claim may say that it isn't
         claim.release(remove=True)
         raise
 
 
 def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None:
-    """LR505 for a folder in which a job was begun, LR503 for one that isn't empty.
+    """LR505 for a folder in which a job was begun, LR503 for a folder that isn't empty.
 
     Args:
-        killed: whether the folder has a claim, if only one that says nothing.
+        killed: whether the folder has a claim, which may be empty.
     """
     if begun is not None:
         raise refuse(
@@ -249,8 +246,8 @@ def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None
 
 
 def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
-    """LR504 where a job isn't the one that was begun; what it writes wouldn't fit. Or where
-    others may have written the claim.
+    """LR504 if a job isn't the one that was begun, as its files wouldn't fit, or if other users may
+    have written the claim.
     """
     refuse_foreign_claim(path)
     if changed := begun.changed(facts):
@@ -263,7 +260,9 @@ def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
 
 
 def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dict[Path, FileDigest]:
-    """The finished weight files; all else that the job left is removed, to be written again."""
+    """The finished weight files. Everything else that the job left is removed, to be written
+    again.
+    """
     refuse_changed_job(path, begun, facts)
     weights = {name: path / name for name in job.weights}
     ours = {CLAIM, *begun.files, *(f"{name}.partial" for name in (*job.weights, *job.others))}
@@ -279,48 +278,43 @@ def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dic
     )
     whole = {file: digest for file, digest in digests.items() if digest == begun.files[file.name]}
     left = there - {CLAIM} - {file.name for file in whole}
-    for name in (
-        *reversed(job.others),
-        *left,
-    ):  # the record first, the index next: what is left never looks whole
+    # The record first, the index next, so that the rest never looks complete.
+    for name in (*reversed(job.others), *left):
         if name in left:
             (path / name).unlink(missing_ok=True)
     return whole
 
 
 def _clear(folder: Folder, job: Resumable | None, facts: Facts, error: BaseException) -> bool:
-    """Remove what was written, but for finished weight files that are good for another try;
-    whether there are any.
+    """Remove the written files, except finished weight files that are good for another try; whether
+    there are such files.
     """
     folder.gate.close()
     weights = [folder.path / name for name in job.weights] if job is not None else []
     whole = {file for file in weights if file in folder.digests and file.exists()}
     kept = job is not None and bool(whole) and _is_good(error, job, facts)
-    for file in reversed(
-        folder.digests
-    ):  # the record first, the index next: what is left never looks whole
+    # The record first, the index next, so that the rest never looks complete.
+    for file in reversed(folder.digests):
         if not kept or file not in whole:
-            with contextlib.suppress(OSError):  # what is told is why it failed
+            with contextlib.suppress(OSError):  # the first error is the one that is reported
                 file.unlink()
     return kept
 
 
 def _is_good(error: BaseException, job: Resumable, facts: Facts) -> bool:
-    """Whether what was written is good for another try: the disk was full, say, or somebody
-    pressed Ctrl-C.
-    """
+    """Whether the written files are good for another try: after a full disk, say, or Ctrl-C."""
     if isinstance(error, RemapError):
         if error.exit not in (Exit.INPUT, Exit.RESOURCES):
-            return False  # it is wrong
+            return False  # the files are wrong
     elif isinstance(error, Exception) and not isinstance(error, (OSError, MemoryError)):
-        return False  # nobody knows
+        return False  # the files may be wrong
     with contextlib.suppress(OSError, RemapError):
         return job.facts() == facts
     return False
 
 
 def _refuse_there(path: Path) -> None:
-    """LR508 for a file that is somebody else's: it stays."""
+    """LR508 for a file that is somebody else's, which is kept."""
     if os.path.lexists(path):
         raise refuse(
             "LR508", f"{path} is there, and no job of ours wrote it.", "Give another --output."

@@ -1,5 +1,5 @@
-"""A tensor of a base with what an adapter adds to it: W + scale · B A, the same to the last bit on
-every machine.
+"""A tensor of a base plus the product of an adapter's pair: W + scale · B A, the same to the last
+bit on every machine.
 
 A matrix product adds in the order that suits the processor, so its last bits differ. Sums of small
 integers are exact in any order. So each row of B and each column of A is scaled with a power of two
@@ -23,8 +23,7 @@ from llava_remap.execute.values import rows
 
 Matrix = NDArray[np.float64]
 
-#: Elements computed at once: so many that a product is fast, 8 MB each in the half dozen arrays
-#: that it takes.
+#: Elements computed at once: enough for a fast product, at 8 MB for each of its half dozen arrays.
 _BLOCK_ELEMENTS = 1 << 20
 
 
@@ -35,11 +34,11 @@ def merged_bytes(
 
     Args:
         w, a, b: [rows, columns], [rank, columns] and [rows, rank].
-        dtype: what the sum is rounded to.
+        dtype: the dtype that the sum is rounded to.
         start, stop: the run, counted in that dtype, in row-major order, from the first byte.
 
     Raises:
-        RemapError: LR406 for values that are inf or NaN, or become so in the dtype; LR102 where a
+        RemapError: LR406 for values that are inf or NaN, or become so in the dtype; LR102 if a
             source has become shorter.
     """
     if start == stop:
@@ -65,7 +64,7 @@ def merged_bytes(
 
 
 def _judged_later() -> np.errstate:
-    """What is inf or NaN is seen in what is made."""
+    """No warnings: inf and NaN are looked for in the result."""
     return np.errstate(over="ignore", invalid="ignore")
 
 
@@ -74,8 +73,8 @@ class _Product:
 
     def __init__(self, a: Matrix, scale: float, *, fine: bool) -> None:
         self._fine = fine
-        #: So many bits that the products of two integers, `rank` of them or twice as many, sum up
-        #: to at most 2^53.
+        #: As many bits as let the products of two integers, `rank` of them or twice as many, sum
+        #: up to at most 2^53.
         self._bits = (53 - (len(a) * (1 + fine) - 1).bit_length()) // 2
         high, low, unit = _cut(a.T, self._bits)
         self._high, self._crossed = high.T, np.concatenate((low, high), axis=1).T if fine else None

@@ -1,5 +1,5 @@
-"""How much memory the work on a plan takes, told from its shapes. None of it grows with the number
-of tensors or their size, but for the width of those that are computed.
+"""How much memory the work on a plan takes, computed from its shapes. It doesn't grow with the
+number of tensors or their size, only with the width of computed tensors.
 """
 
 from __future__ import annotations
@@ -11,22 +11,20 @@ from llava_remap.execute.values import CHUNK_ELEMENTS
 from llava_remap.execute.writer import BUFFER_NBYTES
 from llava_remap.plan import Mapped, Plan
 
-#: What is copied goes through two buffers, and two threads handle them.
+#: Copied bytes go through two buffers, which two threads handle.
 _COPYING = 2 * BUFFER_NBYTES + (1 << 20)
-#: A chunk of values as it is stored, as float32, as float64, and what is compared of it.
+#: A chunk of values as stored, as float32, as float64, and for a comparison.
 _CHUNK = CHUNK_ELEMENTS * 24
-#: Rows that a post-load rule reads at once, in three arrays of float64 where they are stored so;
-#: new ones are made in four, no more at a time.
+#: Rows that a post-load rule reads at once, in three arrays of float64 if they are stored so; as
+#: many new rows are made at once, in four arrays.
 _ROWS, _READ_IN, _MADE_IN = 512, 3, 4
 #: Elements of a merged tensor that are computed at once, in five arrays of float64; A and a block
-#: of B are held in four each.
+#: of B take four arrays each.
 _MERGED, _MERGED_IN, _FACTORS_IN = 1 << 20, 5, 4
 
 
 def computes(plan: Plan, recipe: Recipe) -> bool:
-    """Whether values are checked or computed, for which numpy is needed; what is only renamed is
-    not looked at.
-    """
+    """Whether values are checked or computed, which needs numpy."""
     return bool(plan.value_checks) or any(map(recipe.computes, recipe.mapped))
 
 
@@ -59,6 +57,6 @@ def _computed(entry: Mapped) -> int:
         nbytes += (
             8 * width * (_READ_IN * min(before[0], _ROWS) + _MADE_IN * min(max(new, 1), _ROWS))
         )
-        if entry.is_made:  # one that a plug-in makes may come in one piece
+        if entry.is_made:  # a tensor made by a plug-in may come in one piece
             nbytes += entry.nbytes
     return nbytes

@@ -1,5 +1,5 @@
-"""What each tensor of the output is made of: ranges of source files, and bytes that are
-computed. To be written, or compared.
+"""What each tensor of the output is made of: ranges of source files, and computed bytes. They are
+written, or compared.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import Checkpoint, Tensor
-from llava_remap.core.dtypes import DTYPE_BITS
+from llava_remap.core.dtypes import DTYPE_BITS, cast, numbers
 from llava_remap.execute.values import (
     CHUNK_NBYTES,
     chunks,
@@ -37,17 +37,6 @@ class Range:
     offset: int
     nbytes: int
 
-    def blocks(self) -> Iterator[bytes]:
-        """The bytes, `CHUNK_NBYTES` at a time.
-
-        Raises:
-            RemapError: LR102 where the file ends before the range does.
-        """
-        for start in range(0, self.nbytes, CHUNK_NBYTES):
-            yield read_exactly(
-                self.file, self.offset + start, min(CHUNK_NBYTES, self.nbytes - start)
-            )
-
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -57,7 +46,7 @@ class Recipe:
         mapped: entries of the plan by target name.
         post_load: changes of the plan by target name.
         checkpoints: the sources by name.
-        on_read: called before every read for what is computed; what it raises ends the computation.
+        on_read: called before every read for a computation; an exception ends the computation.
     """
 
     mapped: Mapping[str, Mapped]
@@ -89,19 +78,17 @@ class Recipe:
         )
 
     def copied(self, target: str) -> Range | None:
-        """Where the bytes of a target tensor are copied from, if nothing is computed and they are
+        """The range that a target tensor is copied from, if nothing is computed and its bytes are
         contiguous there.
         """
         entry = self.mapped[target]
         if len(entry.parts) != 1 or self.computes(target):
             return None
         [part] = entry.parts
-        run = next(part.runs(), None)  # none of an empty tensor
+        run = next(part.runs(), None)  # None for an empty tensor
         tensor = self._tensor(part)
         where = tensor.location
-        if where is None or run is None or len(tensor.pieces) > 1:
-            return None
-        if run.size != prod(entry.shape):
+        if where is None or run is None or len(tensor.pieces) > 1 or run.size != prod(entry.shape):
             return None
         return Range(where.file, where.offset + run.taken * _width(entry.dtype), entry.nbytes)
 
@@ -109,8 +96,8 @@ class Recipe:
         """The bytes of a target tensor, in order.
 
         Raises:
-            RemapError: LR102 where a source has become shorter, LR212 without the plug-in, and
-                whatever a plug-in refuses.
+            RemapError: LR102 if a source has become shorter, LR212 without the plug-in, and any
+                refusal of a plug-in.
         """
         entry = self.mapped[target]
         if target not in self.post_load:
@@ -129,7 +116,7 @@ class Recipe:
         if entry.lora is not None:
             from llava_remap.execute.merge import merged_bytes
 
-            assert entry.lora.scale is not None, "a manifest alone doesn't tell it"
+            assert entry.lora.scale is not None, "only a manifest has no scale"
             w = self._tensor(entry.parts[0])
             a, b = (find(self.checkpoints, matrix) for matrix in (entry.lora.a, entry.lora.b))
             yield from merged_bytes(w, a, b, entry.lora.scale, entry.dtype, start, stop)
@@ -138,16 +125,14 @@ class Recipe:
             yield from _run(self._tensor(part), first, last, entry.dtype)
 
     def _read(self, target: str, start: int, stop: int, *, as_stored: bool = False) -> NDArray[Any]:
-        from llava_remap.core.dtypes import numbers
-
         self.on_read()
         entry = self.mapped[target]
         lora = tuple(step for step in entry.then if step is entry.lora)
         stored = replace(entry, dtype=entry.stored_dtype, then=lora)
         row = entry.shape_before[1:]
         width = prod(row) * _width(stored.dtype)
-        found = gathered(self._moved(stored, start * width, stop * width), (stop - start) * width)
-        values = numbers(memoryview(found), stored.dtype).reshape(stop - start, *row)
+        raw = gathered(self._moved(stored, start * width, stop * width), (stop - start) * width)
+        values = numbers(memoryview(raw), stored.dtype).reshape(stop - start, *row)
         return values if as_stored else values.astype("f8")
 
     def _tensor(self, part: Part) -> Tensor:
@@ -156,23 +141,29 @@ class Recipe:
 
 
 def blocks(pieces: Iterable[Range | bytes]) -> Iterator[bytes]:
-    """The bytes of pieces, no more than `CHUNK_NBYTES` of a range at a time."""
+    """The bytes of pieces, at most `CHUNK_NBYTES` of a range at a time.
+
+    Raises:
+        RemapError: LR102 if a file ends before a range of it does.
+    """
     for piece in pieces:
-        if isinstance(piece, Range):
-            yield from piece.blocks()
-        else:
+        if not isinstance(piece, Range):
             yield piece
+            continue
+        for start in range(0, piece.nbytes, CHUNK_NBYTES):
+            nbytes = min(CHUNK_NBYTES, piece.nbytes - start)
+            yield read_exactly(piece.file, piece.offset + start, nbytes)
 
 
 def gathered(pieces: Iterable[Range | bytes], nbytes: int) -> bytearray:
     """The bytes of pieces, which are `nbytes`, in one buffer."""
-    found, end = bytearray(nbytes), 0
+    buffer, end = bytearray(nbytes), 0
     for block in blocks(pieces):
-        found[end : end + len(block)] = block
+        buffer[end : end + len(block)] = block
         end += len(block)
     if end != nbytes:  # no `assert`, which -O takes out
         raise AssertionError(f"{end} bytes made, {nbytes} planned")
-    return found
+    return buffer
 
 
 def _width(dtype: str) -> int:
@@ -187,8 +178,8 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
-    """A run of a source tensor's elements in row-major, little-endian order and in a dtype, in
-    which start and stop count bytes: a range of its file, if that is how they lie there.
+    """A run of a source tensor's elements in row-major, little-endian order and in the given dtype,
+    in which start and stop count bytes: a range of the file, if the elements lie there like this.
     """
     if tensor.dtype == dtype:
         for piece, first, last in pieces_between(tensor, start, stop):
@@ -199,8 +190,6 @@ def _run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | 
             else:
                 yield from chunks(piece, first, last)
         return
-    from llava_remap.core.dtypes import cast
-
     old, new = _width(tensor.dtype), _width(dtype)
     at = start - start % new
     for chunk in chunks(tensor, at // new * old, -(-stop // new) * old):

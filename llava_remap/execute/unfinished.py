@@ -1,8 +1,9 @@
-"""The claim: what lies in a folder while a job fills it. It keeps other jobs away, and tells
+"""The claim: a file in a folder while a job fills it. It keeps other jobs away, and tells
 `--resume` what is finished.
 
-A line of JSON says what the job is, and one for each file that was flushed to disk what it has to
-be. A killed process lets go of its lock on the file, so whether a job still runs is never guessed.
+Its first line of JSON describes the job; each further line has the name, size and digest of a file
+that was flushed to disk. The system releases a killed process's lock on the claim, so whether a job
+still runs is never guessed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from llava_remap.core.files import is_foreign, is_regular_file
+from llava_remap.core.files import is_foreign, is_regular_file, write_all
 from llava_remap.core.problem import refuse
 from llava_remap.core.wording import counted
 from llava_remap.execute.digests import FileDigest
@@ -27,10 +28,10 @@ from llava_remap.execute.digests import FileDigest
 CLAIM = "llava_remap.partial"
 _FORMAT = "llava-remap/unfinished"
 _FORMAT_VERSION = 1
-#: Bytes that are read of a claim; those of the largest jobs have a few hundred kB.
+#: Bytes that are read of a claim; the claims of the largest jobs have a few hundred kB.
 _LARGEST = 32 << 20
 
-#: The fact that sums up what others may say better.
+#: The fact that is reported only if no other fact has changed.
 PLAN = "plan"
 
 Facts = Mapping[str, Any]
@@ -43,7 +44,7 @@ class Unfinished:
 
     Attributes:
         facts: of the job.
-        weights: names of the weight files that there will be.
+        weights: names of all weight files of the job.
         files: the files that are finished, by name.
     """
 
@@ -64,19 +65,19 @@ class Unfinished:
         )
 
     def changed(self, facts: Facts) -> list[str]:
-        """What is no longer as it was, in words."""
+        """The facts that have changed, in words."""
         now = json.loads(json.dumps(facts))
         changed = [
             name
             for name in sorted(self.facts.keys() | now.keys())
             if self.facts.get(name) != now.get(name)
         ]
-        told = [name for name in changed if name != PLAN] or changed
-        return [_difference(name, self.facts.get(name), now.get(name)) for name in told]
+        reported = [name for name in changed if name != PLAN] or changed
+        return [_difference(name, self.facts.get(name), now.get(name)) for name in reported]
 
 
 class Claim:
-    """A claim on a folder, held until it is let go of or the process ends. Entries may come from
+    """A claim on a folder, held until its release or the end of the process. Entries may come from
     several threads.
     """
 
@@ -85,7 +86,7 @@ class Claim:
 
         Raises:
             RemapError: LR503 where another job has it.
-            OSError: where it can't be written.
+            OSError: if the claim can't be written.
         """
         self.path = folder / CLAIM
         self.is_new = not self.path.exists()
@@ -115,11 +116,11 @@ class Claim:
         )
 
     def enter(self, name: str, digest: FileDigest) -> None:
-        """A file is whole and on the disk; it gets its name only after this."""
+        """Note that a file is whole and on the disk; it gets its name only after this."""
         self._append({"file": name, "nbytes": digest.nbytes, "xxh3_128": digest.xxh3_128})
 
     def release(self, *, remove: bool) -> None:
-        """Let go of the folder. What is left tells `--resume` how far the job came."""
+        """Release the folder. A claim that isn't removed tells `--resume` how far the job came."""
         if remove:
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
@@ -128,17 +129,16 @@ class Claim:
     def _append(self, entry: Mapping[str, Any]) -> None:
         line = b"\n" + json.dumps(entry).encode()  # the line before may have been cut off
         with self._lock:
-            while line:
-                line = line[self._file.write(line) :]
+            write_all(self._file, line)
             os.fsync(self._file.fileno())
 
 
 def read_claim(folder: Path) -> Unfinished | None:
-    """What a claim in a folder says; None where there is none, or one that was killed before it
-    said anything.
+    """The content of a claim in a folder; None if there is no claim, or if its job was killed
+    before the first line was written.
 
     Raises:
-        OSError: where it can't be read.
+        OSError: if the claim can't be read.
     """
     path = folder / CLAIM
     if not _is_there(path):
@@ -147,9 +147,8 @@ def read_claim(folder: Path) -> Unfinished | None:
     with path.open("rb") as file:
         content = file.read(_LARGEST)
     for line in content.split(b"\n"):
-        with contextlib.suppress(
-            ValueError, RecursionError
-        ):  # its writing was cut off, or it was never ours
+        # A line may have been cut off, or be somebody else's.
+        with contextlib.suppress(ValueError, RecursionError):
             if isinstance(entry := json.loads(line), dict):
                 entries.append(entry)
     if not entries or (entries[0].get("format"), entries[0].get("format_version")) != (
@@ -161,7 +160,7 @@ def read_claim(folder: Path) -> Unfinished | None:
         files = {
             str(e["file"]): FileDigest(int(e["nbytes"]), str(e["xxh3_128"])) for e in entries[1:]
         }
-        # One is entered before it gets its name, and may never have got it.
+        # A file is entered before it gets its name, and may never have got it.
         named = {name: file for name, file in files.items() if (folder / name).exists()}
         return Unfinished(dict(entries[0]["facts"]), tuple(map(str, entries[0]["weights"])), named)
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -169,8 +168,8 @@ def read_claim(folder: Path) -> Unfinished | None:
 
 
 def refuse_foreign_claim(folder: Path) -> None:
-    """LR504 for a claim that another user can have written: nobody knows whether what it says is
-    finished is what we wrote.
+    """LR504 for a claim that another user can have written: the files that it lists as finished may
+    not be ours.
     """
     path = folder / CLAIM
     if is_foreign(path.lstat()):
@@ -192,15 +191,14 @@ def is_held(folder: Path) -> bool:
     """Whether a job that still runs has a claim on a folder.
 
     Raises:
-        OSError: where it can't be read.
+        OSError: if the claim can't be read.
     """
     path = folder / CLAIM
     if not _is_there(path):
         return False
-    with FileIO(path) as file:  # closing it lets go
-        return not _lock(
-            file, fcntl.LOCK_SH
-        )  # over NFS, one that is opened to be read can't be locked for writing
+    with FileIO(path) as file:  # closing the file releases the lock
+        # Over NFS, a file that is opened for reading can't be locked exclusively.
+        return not _lock(file, fcntl.LOCK_SH)
 
 
 def _open(path: Path) -> FileIO:
@@ -210,9 +208,7 @@ def _open(path: Path) -> FileIO:
 
 
 def _lock(file: FileIO, kind: int = fcntl.LOCK_EX) -> bool:
-    """Whether nobody else has it. Where a file system knows no locks, it is believed that nobody
-    has.
-    """
+    """Lock a file; whether that worked. On a file system without locks it counts as locked."""
     try:
         fcntl.flock(file.fileno(), kind | fcntl.LOCK_NB)
     except BlockingIOError:

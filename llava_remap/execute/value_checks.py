@@ -8,17 +8,18 @@ from itertools import zip_longest
 from math import prod
 
 from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.core.dtypes import cast, is_finite, to_float64
 from llava_remap.core.problem import Problem
 from llava_remap.execute.values import chunks, find
 from llava_remap.plan import Plan
 
-#: Mean size of a norm's weights. In a model some layers' are as small, never all; fine-tuning
-#: changes them by less.
+#: Mean size of a norm's weights. In a model the weights of some layers' norms are as small, never
+#: those of all; fine-tuning changes them by less.
 _ABOUT_ZERO = 0.2
 
 
 def nbytes_to_check(plan: Plan, checkpoints: Mapping[str, Checkpoint]) -> int:
-    """Bytes of which `run_value_checks` reports progress."""
+    """The bytes that `run_value_checks` reads and reports as progress."""
     return sum(
         find(checkpoints, origin).nbytes for check in plan.value_checks for origin in check.from_
     )
@@ -29,22 +30,22 @@ def run_value_checks(
     checkpoints: Mapping[str, Checkpoint],
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> tuple[list[Problem], list[Problem]]:
-    """Run every value check of a plan; gives problems and notes.
+    """Run every value check of a plan.
 
     Args:
         on_progress: called with the number of bytes read since the last call, `nbytes_to_check` in
-            all; fewer where two tensors differ.
+            all, or fewer if two tensors differ.
 
-    Problems: LR106 for delta weights, LR405 where tied tensors differ, LR406 for inf or NaN, and
-    for what is too large for the dtype that is written. Note: LR310 with the number of tensors that
-    differ.
+    Returns:
+        problems: LR106 for delta weights, LR405 if tied tensors differ, LR406 for inf or NaN and
+        for values that are too large for the dtype that is written. Notes: LR310 with the number of
+        tensors that differ.
     """
     problems = []
-    pairs: dict[str, int] = Counter()  # by source that isn't used
+    pairs: dict[str, int] = Counter()  # by the source that isn't used
     differing: dict[str, list[str]] = defaultdict(list)
-    beyond: dict[str, list[tuple[str, str]]] = defaultdict(
-        list
-    )  # by dtype, each tensor and what of it doesn't fit
+    # By dtype, each tensor and its values that don't fit.
+    beyond: dict[str, list[tuple[str, str]]] = defaultdict(list)
     dtypes = {entry.target: entry.dtype for entry in plan.mapped}
     for check in plan.value_checks:
         if check.check == "norms":
@@ -56,8 +57,7 @@ def run_value_checks(
                 beyond[dtype].append((check.from_[0].name, found))
             continue
         if check.check == "finite":
-            bad = _non_finite(find(checkpoints, check.from_[0]), on_progress)
-            if bad:
+            if bad := _non_finite(find(checkpoints, check.from_[0]), on_progress):
                 problems.append(
                     Problem(
                         "LR406",
@@ -115,65 +115,51 @@ def _read(tensor: Tensor, on_progress: Callable[[int], None]) -> Iterator[bytes]
 
 
 def _delta(norms: Sequence[Tensor], on_progress: Callable[[int], None]) -> list[Problem]:
-    """LR106 where the weights of all norms are about 0: these are differences to a base."""
-    import numpy as np
-
-    from llava_remap.core.dtypes import to_float64
+    """LR106 if the weights of all norms are about 0: these are differences to a base."""
 
     def mean_size(norm: Tensor) -> float:
         return sum(
-            float(np.abs(to_float64(chunk, norm.dtype)).sum()) for chunk in _read(norm, on_progress)
+            float(abs(to_float64(chunk, norm.dtype)).sum()) for chunk in _read(norm, on_progress)
         ) / prod(norm.shape)
 
-    sizes = {norm.name: mean_size(norm) for norm in norms}
-    largest = max(sizes.values())
+    largest = max(map(mean_size, norms))
     if not largest < _ABOUT_ZERO:
         return []
     return [
         Problem(
             "LR106",
             "these look like delta weights, the differences to a base: the weights of all "
-            f"{len(sizes)} norms of the language model "
+            f"{len(norms)} norms of the language model "
             f"are about 0 (at most {largest:.2g} in the mean), where those of a model are about 1.",
             "Add the base first, and give the result: python -m llava.model.apply_delta --base "
             "BASE "
             "--target DIR --delta SRC, of the "
             "research code.",
-            tuple(sizes),
+            tuple(norm.name for norm in norms),
         )
     ]
 
 
 def _non_finite(tensor: Tensor, on_progress: Callable[[int], None]) -> int:
-    import numpy as np
-
-    from llava_remap.core.dtypes import is_finite
-
-    return sum(
-        int(np.count_nonzero(~is_finite(chunk, tensor.dtype)))
-        for chunk in _read(tensor, on_progress)
-    )
+    chunks_read = _read(tensor, on_progress)
+    return sum(int((~is_finite(chunk, tensor.dtype)).sum()) for chunk in chunks_read)
 
 
 def _beyond(tensor: Tensor, dtype: str, on_progress: Callable[[int], None]) -> str:
-    """What of a tensor can't be written in another dtype, in words; empty where all of it can."""
-    import numpy as np
-
-    from llava_remap.core.dtypes import cast, is_finite, to_float64
-
+    """The values of a tensor that can't be written in another dtype, in words; empty if all can."""
     broken, large, largest = 0, 0, 0.0
     for chunk in _read(tensor, on_progress):
         fits = is_finite(cast(chunk, tensor.dtype, dtype), dtype)
         if fits.all():
             continue
-        values = to_float64(chunk, tensor.dtype)
-        finite = np.isfinite(values)
-        broken += int(np.count_nonzero(~finite))
-        large += int(np.count_nonzero(finite & ~fits))
-        largest = max(largest, float(np.abs(values[finite]).max(initial=0.0)))
+        finite = is_finite(chunk, tensor.dtype)
+        broken += int((~finite).sum())
+        large += int((finite & ~fits).sum())
+        values = to_float64(chunk, tensor.dtype)[finite]
+        largest = max(largest, float(abs(values).max(initial=0.0)))
     numbers = f"of {prod(tensor.shape):,} values"
-    found = [f"{large:,} {numbers} too large, the largest {largest:.6g}"] * bool(large)
-    return "; ".join([*found, *[f"{broken:,} {numbers} inf or NaN"] * bool(broken)])
+    too_large = [f"{large:,} {numbers} too large, the largest {largest:.6g}"] * bool(large)
+    return "; ".join([*too_large, *[f"{broken:,} {numbers} inf or NaN"] * bool(broken)])
 
 
 def equal(
@@ -185,9 +171,6 @@ def equal(
     pairs = zip_longest(_read(one, on_progress), _read(other, on_progress))
     if one.dtype == other.dtype:
         return all(left == right for left, right in pairs)
-
-    from llava_remap.core.dtypes import to_float64
-
     return all(
         to_float64(left, one.dtype).tobytes() == to_float64(right, other.dtype).tobytes()
         for left, right in pairs

@@ -1,5 +1,5 @@
-"""Values of source tensors, for what is computed or checked. Everything that is only renamed
-goes past this, as byte ranges.
+"""Values of source tensors, for computations and checks. Tensors that are only renamed are copied
+as byte ranges and don't come here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import Checkpoint, Tensor, unreadable
-from llava_remap.core.dtypes import DTYPE_BITS
+from llava_remap.core.dtypes import DTYPE_BITS, to_float64
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.plan import Box, Part, runs_in_order
 from llava_remap.routing import SourceName
@@ -36,8 +36,8 @@ def chunks(tensor: Tensor, start: int = 0, stop: int | None = None) -> Iterator[
     """The elements in row-major, little-endian order, `CHUNK_ELEMENTS` at a time.
 
     Args:
-        start, stop: the run of bytes wanted, counted in that order from the tensor's first byte;
-            all of them by default.
+        start, stop: the run of bytes, counted in that order from the tensor's first byte; by
+            default all bytes.
     """
     stop = tensor.nbytes if stop is None else stop
     width = CHUNK_ELEMENTS * DTYPE_BITS[tensor.dtype] // 8
@@ -47,12 +47,10 @@ def chunks(tensor: Tensor, start: int = 0, stop: int | None = None) -> Iterator[
 
 def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:
     """Rows start..stop along the first dimension, [stop - start, …], as float64."""
-    from llava_remap.core.dtypes import to_float64
-
     inner = tensor.shape[1:]
     width = prod(inner) * DTYPE_BITS[tensor.dtype] // 8
-    found = to_float64(_bytes(tensor, start * width, stop * width), tensor.dtype)
-    return found.reshape(stop - start, *inner)
+    values = to_float64(_bytes(tensor, start * width, stop * width), tensor.dtype)
+    return values.reshape(stop - start, *inner)
 
 
 def pieces_between(tensor: Tensor, start: int, stop: int) -> Iterator[tuple[Tensor, int, int]]:
@@ -76,8 +74,8 @@ def pieces_between(tensor: Tensor, start: int, stop: int) -> Iterator[tuple[Tens
 def taken_between(
     parts: Sequence[Part], width: int, start: int, stop: int
 ) -> Iterator[tuple[Part, int, int]]:
-    """What parts take for a run of the tensor that they are placed in: for each piece of it the
-    part, and the run of bytes in the tensor that the part is taken from.
+    """What parts take for a run of the tensor that they are placed in: for each piece of the run
+    the part, and the run of bytes in the tensor that the part is taken from.
 
     Args:
         width: bytes of an element, on both sides.
@@ -92,7 +90,7 @@ def taken_between(
 
 def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
     """A run of the elements in row-major, little-endian order; start and stop count bytes from
-    the first one. Reads no others.
+    the first element. Only these bytes are read.
     """
     if len(tensor.pieces) > 1:
         return b"".join(_bytes(*piece) for piece in pieces_between(tensor, start, stop))
@@ -116,8 +114,8 @@ def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
 
 
 def _stored(tensor: Tensor) -> np.dtype[Any]:
-    """Elements as they are stored, without what their bits mean; but of a complex number, each
-    half has a byte order.
+    """The elements as they are stored, whatever their bits mean. Complex numbers have a kind of
+    their own, because each half has a byte order.
     """
     import numpy as np
 
@@ -149,7 +147,7 @@ def _view(tensor: Tensor) -> NDArray[Any]:
         storage = np.memmap(where.file, np.uint8, "r", offset=start, shape=(nbytes,))
     except OSError as error:
         raise unreadable(error, where.file) from None
-    except ValueError:  # between the two
+    except ValueError:  # it became shorter after its length was looked at
         raise too_short(where.file, start + nbytes - where.file.stat().st_size) from None
     strides = tuple(step * stored.itemsize for step in where.stride)
     return np.ndarray(tensor.shape, stored, storage, where.offset - start, strides)
@@ -159,7 +157,7 @@ def read_exactly(file: Path, offset: int, nbytes: int) -> bytes:
     """A run of bytes of a file.
 
     Raises:
-        RemapError: LR102 where the file ends before, LR100 or LR102 where it can't be read.
+        RemapError: LR102 if the file ends before the run does, LR100 or LR102 if it can't be read.
     """
     try:
         with file.open("rb", buffering=0) as opened:

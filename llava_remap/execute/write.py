@@ -1,7 +1,7 @@
-"""A plan to safetensors files. What is only renamed goes from file to file as byte ranges and never
-enters Python's heap.
+"""A plan to safetensors files. Tensors that are only renamed go from file to file as byte ranges
+and never enter Python's heap.
 
-The index is written by a call of its own, to come after everything else.
+The index is written by a call of its own, so that it comes after everything else.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from llava_remap.execute.writer import BLOCK, Writer
 from llava_remap.plan import Shard
 
 INDEX = "model.safetensors.index.json"
-#: How many files are written at a time, if nothing else is said.
+#: The default number of files that are written at a time.
 JOBS = 2
-#: The tensors of a safetensors file start at a multiple of this: then each is aligned, if those
-#: before it are.
+#: The tensors of a safetensors file start at a multiple of this. Each tensor is then aligned, if
+#: those before it are.
 _ALIGNMENT = 8
 
 
@@ -39,8 +39,8 @@ def write_shards(
     on_progress: Callable[[int], None] = lambda nbytes: None,
     jobs: int = JOBS,
 ) -> None:
-    """Write the weight files of a complete plan, but for those that the folder has already. After
-    one fails, none is begun.
+    """Write the weight files of a complete plan, except those that the folder has already. After
+    one fails, no other is begun.
 
     Args:
         recipe: how the tensors in `shards` are made.
@@ -48,23 +48,20 @@ def write_shards(
         jobs: how many files are written at a time.
 
     Raises:
-        RemapError: LR102 where a source has become shorter or can't be read, LR502 for a full disk,
-            LR508 for any other write error; and what a post-load rule refuses.
+        RemapError: LR102 if a source has become shorter or can't be read, LR502 for a full disk,
+            LR508 for any other write error; and any refusal of a post-load rule.
     """
-    recipe = replace(
-        recipe, on_read=folder.gate.check
-    )  # once: what two files share is computed once for a recipe
+    # One recipe for all files: a value that two files share is computed once for a recipe.
+    recipe = replace(recipe, on_read=folder.gate.check)
     left = [shard for shard in shards if folder.path / shard.file not in folder.digests]
-    # In threads even where there is one job: then this one is free to be interrupted, whatever the
-    # disk is busy with.
+    # Even one job has a thread of its own: this thread can then be interrupted, whatever the disk
+    # is busy with.
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for done in finished(
                 [pool.submit(_write_shard, recipe, shard, folder, on_progress) for shard in left]
             ):
-                if not isinstance(
-                    done.exception(), Closed
-                ):  # which only says that another one failed
+                if not isinstance(done.exception(), Closed):  # `Closed`: another file failed
                     done.result()
             folder.gate.check()
         except BaseException:
@@ -73,20 +70,15 @@ def write_shards(
             raise
 
 
-def weight_nbytes(recipe: Recipe, shards: Sequence[Shard]) -> int:
-    """Bytes of the weight files, of which `write_shards` reports progress."""
-    return sum(shard_nbytes(shard, recipe) for shard in shards)
-
-
 def shard_nbytes(shard: Shard, recipe: Recipe) -> int:
-    """Bytes of a weight file."""
+    """Bytes of a weight file, all of which `write_shards` reports as progress."""
     return len(shard_header(shard, recipe)) + sum(
         recipe.mapped[name].nbytes for name in shard.tensors
     )
 
 
 def write_index(recipe: Recipe, shards: Sequence[Shard], folder: Folder) -> None:
-    """Write the index. With it the folder can be loaded, so it comes after everything else."""
+    """Write the index. It makes the folder loadable, so it comes after everything else."""
     files = {name: shard.file for shard in shards for name in shard.tensors}
     total = sum(recipe.mapped[name].nbytes for name in files)
     content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
@@ -96,15 +88,14 @@ def write_index(recipe: Recipe, shards: Sequence[Shard], folder: Folder) -> None
 def shard_header(shard: Shard, recipe: Recipe) -> bytes:
     """The head of a safetensors file: 8 bytes of length, then JSON, padded with spaces.
 
-    Where most of the bytes behind it can get the place within a block that they have in the source,
-    it ends so that they do: a file system that can share blocks then needn't copy them. In a torch
-    file tensors lie apart, and hardly any two would. None of it depends on the file system, so the
-    same bytes are written everywhere.
+    If most of the bytes behind the head can have the same offset within a block as in the source,
+    the head is padded for it: a file system that can share blocks then needn't copy them. In a
+    torch file tensors lie apart, so hardly any two would fit. The padding doesn't depend on the
+    file system, so the same bytes are written everywhere.
     """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    shifts: dict[int, int] = defaultdict(
-        int
-    )  # by how far source and target are apart within a block, bytes
+    # Bytes by the distance of source and target within a block.
+    shifts: dict[int, int] = defaultdict(int)
     end = 0
     for name in shard.tensors:
         entry = recipe.mapped[name]

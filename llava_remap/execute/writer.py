@@ -1,10 +1,10 @@
-"""One new file, written from front to back: read into one buffer while the other is digested and
+"""One new file, written from front to back: one buffer is filled while the other is digested and
 written.
 
-Where the file system can, writing goes past the page cache: what a job writes, nobody will read
-soon, and it would drive out what others do. It takes a fraction of the kernel's time, leaves
-nothing for the flush at the end, and so ends at once on Ctrl-C. Runs of a source that lie at the
-same place within a block, on a file system that can share blocks, aren't written at all.
+If the file system allows, writing bypasses the page cache: nobody will read the file soon, and it
+would drive out other files. That takes a fraction of the kernel's time, leaves nothing for the
+flush at the end, and so ends at once on Ctrl-C. On a file system that can share blocks, runs of a
+source with the same offset within a block aren't written at all.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from llava_remap.execute.values import too_short
 
 #: Bytes of each of the two buffers.
 BUFFER_NBYTES = 1 << 20
-#: What goes past the page cache starts and ends at multiples of this; so does what two files share.
+#: Writes that bypass the page cache start and end at multiples of this; so do shared runs.
 BLOCK = 4096
-#: Where writing can't go past the cache: bytes after which what was written is flushed, so that no
-#: flush takes long.
+#: If writing can't bypass the cache: bytes after which the file is flushed, so that no flush takes
+#: long.
 _FLUSH_NBYTES = 32 << 20
 #: Linux' FICLONERANGE, _IOW(0x94, 13, struct file_clone_range).
 _CLONE_RANGE = 0x4020940D
 
 
 class Writer:
-    """Appends to an empty file (opened without a buffer). Used as a context manager; `finish` tells
-    size and digest.
+    """Appends to an empty file (opened without a buffer). Used as a context manager; `finish`
+    returns size and digest.
 
     Args:
         on_progress: called with the number of bytes that were handled since the last call, from any
             thread.
-        on_buffer: called before every buffer that is written; what it raises ends the writing.
+        on_buffer: called before every buffer that is written; an exception ends the writing.
     """
 
     def __init__(
@@ -60,15 +60,13 @@ class Writer:
         self._direct = _past_the_cache(self._file)
         self._clones = sys.platform == "linux"
         self._digest = xxh3_128()
-        self._full: SimpleQueue[tuple[mmap, int, int, bool] | None] = (
-            SimpleQueue()
-        )  # buffer, where it goes, how full, if written
+        # Buffer, its offset in the file, its bytes, whether they are written.
+        self._full: SimpleQueue[tuple[mmap, int, int, bool] | None] = SimpleQueue()
         self._free: SimpleQueue[mmap | BaseException] = SimpleQueue()
         self._free.put(mmap(-1, BUFFER_NBYTES))
         self._buffer = mmap(-1, BUFFER_NBYTES)
-        self._start = self._filled = (
-            0  # where in the file the buffer starts that is being filled, and how far it is
-        )
+        # Of the buffer that is being filled: its offset in the file, and its bytes so far.
+        self._start = self._filled = 0
         self._since_flush = 0
         self._thread = Thread(target=self._empty_buffers, daemon=True)
         self._thread.start()
@@ -83,7 +81,7 @@ class Writer:
         trace: TracebackType | None,
     ) -> None:
         self._full.put(None)
-        self._thread.join()  # of what is being written, at most one buffer is waited for
+        self._thread.join()  # waits for at most one buffer
 
     @property
     def nbytes(self) -> int:
@@ -103,11 +101,11 @@ class Writer:
         """Append a run of another file.
 
         Args:
-            source, path: the other file, opened, and what it is called.
+            source, path: the other file, opened, and its path.
             offset: where the run starts in it.
 
         Raises:
-            RemapError: LR102 where it ends before the run does, or can't be read.
+            RemapError: LR102 if it ends before the run does, or can't be read.
         """
         shared = self._share(source, offset, nbytes)
         self._read(source, path, offset, shared.start)
@@ -118,16 +116,16 @@ class Writer:
         self._read(source, path, offset + shared.stop, nbytes - shared.stop)
 
     def finish(self) -> FileDigest:
-        """Write what is left; the file then has its length. Flushing it to disk is the caller's."""
+        """Write the last buffer and set the file's length. The caller flushes the file to disk."""
         nbytes = self.nbytes
         self._flush()
-        self._take()  # so both are free
+        self._take()  # now both buffers are free
         os.ftruncate(self._file, nbytes)  # the last block may have been written whole
         return FileDigest(nbytes, self._digest.hexdigest())
 
     def _share(self, source: int, offset: int, nbytes: int) -> range:
-        """The part of a run, counted from its start, that is shared with the file it comes from;
-        empty where none is.
+        """Share blocks of a run with the source; the shared part, counted from the start of the
+        run, may be empty.
         """
         first = -self.nbytes % BLOCK
         last = nbytes - (self.nbytes + nbytes) % BLOCK
@@ -136,7 +134,7 @@ class Writer:
         run = struct.pack("qQQQ", source, offset + first, last - first, self.nbytes + first)
         try:
             fcntl.ioctl(self._file, _CLONE_RANGE, run)
-        except OSError:  # another file system, or one that shares nothing: then it is copied
+        except OSError:  # another file system, or one that shares nothing
             self._clones = False
             return range(0)
         return range(first, last)
@@ -166,14 +164,14 @@ class Writer:
             self._flush(write=write)
 
     def _flush(self, *, write: bool = True) -> None:
-        """Hand the buffer over to the other thread, and take the other one."""
+        """Hand the buffer over to the other thread, and take the other buffer."""
         self._on_buffer()
         self._full.put((self._buffer, self._start, self._filled, write))
         self._start, self._filled = self.nbytes, 0
         self._buffer = self._take()
 
     def _take(self) -> mmap:
-        """A free buffer, once there is one. What went wrong with the last one is raised here."""
+        """Wait for a free buffer. An error of the last one is raised here."""
         free = self._free.get()
         if isinstance(free, BaseException):
             raise free
@@ -194,9 +192,8 @@ class Writer:
             self._digest.update(view[:nbytes])
             if not write:
                 return
-            end = (
-                -(-nbytes // BLOCK) * BLOCK if self._direct else nbytes
-            )  # whole blocks only; what is too much is cut off
+            # Whole blocks only; the excess is cut off at the end.
+            end = -(-nbytes // BLOCK) * BLOCK if self._direct else nbytes
             done = 0
             while done < end:
                 try:
@@ -204,9 +201,7 @@ class Writer:
                 except OSError as error:
                     if not self._direct or error.errno != errno.EINVAL:
                         raise
-                    _through_the_cache(
-                        self._file
-                    )  # a file system that takes the flag and not the write
+                    _through_the_cache(self._file)  # the file system takes the flag, not the write
                     self._direct = False
         self._since_flush += nbytes
         if not self._direct and self._since_flush >= _FLUSH_NBYTES:
@@ -215,7 +210,7 @@ class Writer:
 
 
 def _past_the_cache(file: int) -> bool:
-    """Have a file written past the page cache; whether its file system can."""
+    """Let writes to a file bypass the page cache; whether its file system can."""
     if not hasattr(os, "O_DIRECT"):
         return False
     with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ from llava_remap.execute import (
     Recipe,
     Resumable,
     fresh_folder,
-    weight_nbytes,
+    shard_nbytes,
     write_index,
     write_shards,
 )
@@ -49,7 +49,7 @@ class Written:
     @property
     def nbytes(self) -> int:
         """Bytes of the weight files."""
-        return weight_nbytes(self.recipe, self.shards)
+        return sum(shard_nbytes(shard, self.recipe) for shard in self.shards)
 
     @property
     def tensor_nbytes(self) -> int:

@@ -125,7 +125,7 @@ def _values(tensor: Tensor, wanted: Iterator[bytes], on_progress: Callable[[int]
     assert where is not None
     offset, differing, furthest = where.offset, 0, 0.0
     for block in wanted:
-        have = b"".join(Range(where.file, offset, len(block)).blocks())
+        have = b"".join(blocks([Range(where.file, offset, len(block))]))
         offset += len(block)
         on_progress(len(block))
         if have != block:
