@@ -1,4 +1,4 @@
-"""Sources as a user names them: which checkpoint is meant, on this disk or on the hub."""
+"""From the sources that a user names to checkpoints, on this disk or on the hub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llava_remap.core.wording import quoted
 from llava_remap.rulefile import NamedDefault, RuleFile, Source
 from llava_remap.source.hub import HubError, download, parse_repository, repository_of_cache
 
-#: A part of the name of what was released in 2023 as differences to LLaMA.
+#: A part of the names of models that were released in 2023 as differences to LLaMA.
 _DELTA = re.compile(r"(?:^|[-_.])delta(?:[-_.]|$)", re.IGNORECASE)
 
 
@@ -48,13 +48,13 @@ def open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict
 def open_first(
     rules: RuleFile, checkpoints: Mapping[str, Checkpoint], offline: bool
 ) -> dict[str, Checkpoint]:
-    """The checkpoints with the first source, where that isn't given.
+    """The checkpoints with the first source, even if that isn't given.
 
-    It is the model that an adapter or a projector among them was trained from, as their own files
-    name it; only where there is neither, it is the rule file's default.
+    The first source is then the model that a given adapter or projector was trained from, as its
+    own files name it; without adapter and projector, it is the rule file's default.
 
     Raises:
-        RemapError: LR211 where nothing says which it is; whatever keeps it from being opened.
+        RemapError: LR211 if nothing names it; any error of opening it.
     """
     first = rules.first_source
     if first in checkpoints:
@@ -104,47 +104,43 @@ def open_needed(
     config: Mapping[str, Any] | None,
     offline: bool,
 ) -> tuple[dict[str, Checkpoint], list[Problem], list[Problem]]:
-    """The checkpoints, with the defaults of those that are needed and not given; problems and
+    """The checkpoints, with the defaults of the sources that are needed and not given; problems and
     notes.
 
-    The problems say why one can't be had: LR302 where it has no default, else whatever keeps that
-    from being opened. A note, LR316, says where another one was taken than the config names, of the
-    same name.
+    A problem says why a default can't be opened, or, LR302, that there is none. A note, LR316, says
+    that the config names another checkpoint, and the default of the same name was taken.
 
     Args:
-        config: the one that describes the language model; it may name a default.
+        config: the config that describes the language model; it may name a default.
     """
-    found = dict(checkpoints)
+    opened = dict(checkpoints)
     problems: list[Problem] = []
     notes: list[Problem] = []
     for name in needed:
         try:
-            found[name], note = _open_default(rules, name, config, offline)
+            opened[name], note = _open_default(rules, name, config, offline)
             notes += note
         except RemapError as error:
             problems += error.problems
-    return {name: found[name] for name in rules.text.sources if name in found}, problems, notes
+    return {name: opened[name] for name in rules.text.sources if name in opened}, problems, notes
 
 
 def named_by_config(rules: RuleFile, name: str, config: Mapping[str, Any] | None) -> str | None:
-    """What a config names for a source, as a repository or a path; None where it names none."""
-    says = _named_default(rules, rules.text.sources[name])
-    named = (config or {}).get(says.from_) if says else None
-    return says.map.get(named, named) if says and isinstance(named, str) and named else None
+    """The repository or path that a config names for a source; None if it names none."""
+    key = _named_default(rules, rules.text.sources[name])
+    named = (config or {}).get(key.from_) if key else None
+    return key.map.get(named, named) if key and isinstance(named, str) and named else None
 
 
 def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str | None:
-    """What a config names for a source, where that ends in another name than the rule file's
-    default; else None.
+    """The repository or path that a config names for a source, if it ends in another name than the
+    rule file's default; else None.
     """
     default = source.default
-    named = (config or {}).get(default.from_) if isinstance(default, NamedDefault) else None
-    if (
-        not isinstance(default, NamedDefault)
-        or default.default is None
-        or not isinstance(named, str)
-        or not named
-    ):
+    if not isinstance(default, NamedDefault) or default.default is None:
+        return None
+    named = (config or {}).get(default.from_)
+    if not isinstance(named, str) or not named:
         return None
     return named if last_part(default.map.get(named, named)) != last_part(default.default) else None
 
@@ -152,33 +148,32 @@ def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str 
 def _open_default(
     rules: RuleFile, name: str, config: Mapping[str, Any] | None, offline: bool
 ) -> tuple[Checkpoint, list[Problem]]:
-    """What the config names for a source, else the rule file's own default; and a note where the
-    latter stands for the former.
+    """The checkpoint that the config names for a source, else the rule file's own default; and a
+    note if the default replaces the named one.
     """
-    source, why, give = (
-        rules.text.sources[name],
-        _not_given(rules, name),
-        f"Give it: --source {name}=DIR.",
-    )
-    says = _named_default(rules, source)
-    default = source.default if isinstance(source.default, str) else says.default if says else None
-    value = (config or {}).get(says.from_) if says else None
+    source, give = rules.text.sources[name], f"Give it: --source {name}=DIR."
+    why = f"source `{name}` is not given"
+    if source.used_if_absent:
+        why += f", and `{rules.first_source}` has no `{source.used_if_absent}`"
+    key = _named_default(rules, source)
+    default = source.default if isinstance(source.default, str) else key.default if key else None
+    value = (config or {}).get(key.from_) if key else None
     value = value[0] if isinstance(value, list) and value else value
-    if says is None or value in (None, ""):
+    if key is None or value in (None, ""):
         if default is None:
             raise refuse(
                 "LR302",
-                f"{why}.{f' The config has no {says.from_} to name it.' if says else ''}",
+                f"{why}.{f' The config has no {key.from_} to name it.' if key else ''}",
                 give,
             )
         with _wanted(f"{why}, so its default is wanted", give):
             return _open_named(name, default, source, offline, "the rule file's default"), []
-    why = f"{why}. The config names it, {says.from_}: {quoted(str(value))}"
+    why = f"{why}. The config names it, {key.from_}: {quoted(str(value))}"
     if not isinstance(value, str):
         raise refuse(
             "LR302", f"{why}, and that is neither a repository of the hub nor a path.", give
         )
-    called = says.map.get(value, value)
+    called = key.map.get(value, value)
     named = _repository_or_path(called)
     alike = (
         default is not None and last_part(named) == last_part(default) and not is_there(Path(named))
@@ -191,15 +186,13 @@ def _open_default(
     with _wanted(why, give + own):
         try:
             checkpoint = _open_named(
-                name, named, source, offline, f"named by the config, {says.from_}"
+                name, named, source, offline, f"named by the config, {key.from_}"
             )
         except (AbsentError, UnreadableError) as error:
             if default is None or not alike or isinstance(error, DamagedError):
                 raise
-            checkpoint, named = (
-                _open_named(name, default, source, offline, "the rule file's default"),
-                default,
-            )
+            named = default
+            checkpoint = _open_named(name, named, source, offline, "the rule file's default")
     if named == called:
         return checkpoint, []
     return checkpoint, [
@@ -213,8 +206,8 @@ def _open_default(
 
 
 def _named_default(rules: RuleFile, source: Source) -> NamedDefault | None:
-    """What of a config names a source. For a tower whose default is a repository alone it is
-    what `target.towers` reads.
+    """The key of a config that names a source. For a tower whose default is only a repository, it
+    is the key that `target.towers` reads.
     """
     if isinstance(source.default, NamedDefault):
         return source.default
@@ -227,8 +220,8 @@ def _named_default(rules: RuleFile, source: Source) -> NamedDefault | None:
 
 
 def _repository_or_path(named: str) -> str:
-    """What a config names, as it can be opened here: for a path in another machine's hub cache,
-    the repository.
+    """The path or repository that a config names, as it can be opened here: a path in another
+    machine's hub cache becomes the repository.
     """
     return named if is_there(Path(named)) else repository_of_cache(named) or named
 
@@ -236,7 +229,7 @@ def _repository_or_path(named: str) -> str:
 def _open_named(
     name: str, text: str, source: Source, offline: bool, why: str, *, first: bool = False
 ) -> Checkpoint:
-    """What a rule file or a config names: a path on this disk or a repository.
+    """Open what a rule file or a config names: a path on this disk or a repository.
 
     Args:
         why: who names it, for the report.
@@ -255,9 +248,7 @@ def _open_named(
 
 @contextlib.contextmanager
 def _wanted(why: str, give: str) -> Iterator[None]:
-    """What keeps a source that isn't given from being opened, told with why it is wanted and how
-    to give it.
-    """
+    """Add to the errors of opening a source why the source is wanted and how to give it."""
     try:
         yield
     except RemapError as error:
@@ -275,11 +266,11 @@ def name_sources(
     """The SRC of each source from `[NAME=]SRC` arguments; a bare SRC is the first name's.
 
     Args:
-        names: the sources that there are.
+        names: the names of all sources.
         option: the command line's option, for messages.
 
     Raises:
-        RemapError: LR211 for a name that isn't there, one given twice, or one without a SRC.
+        RemapError: LR211 for an unknown name, a name given twice, or a name without a SRC.
     """
     sources: dict[str, str] = {}
     for text in map(str, given):  # from Python, a path will do
@@ -322,12 +313,12 @@ def open_source(
 
     Args:
         text: the SRC.
-        use: what is wanted of it, as in a rule file's `use`.
-        first: whether it is the source that a job is about. A further one may be a folder with a
-            config alone, for a part that the first has already.
-        part: whether less than a model will do, an adapter or a projector; but not a config alone.
-        offline: whether only what was downloaded before is taken from the hub.
-        default: whether it is what a rule file says, so that it is no path with a mistake in it.
+        use: the uses of the source, as in a rule file's `use`.
+        first: whether it is the job's main source. Another source may be a folder with only a
+            config, for a part that the first source has already.
+        part: whether a part of a model is enough, an adapter or a projector; but not only a config.
+        offline: whether only earlier downloads are taken from the hub.
+        default: whether a rule file names it, so that it is no mistyped path.
 
     Raises:
         RemapError: as `open_checkpoint` and `download`; LR106 for delta weights, LR211 for a home
@@ -347,7 +338,7 @@ def open_source(
             "Add the base (python -m llava.model.apply_delta, of the research code) and give "
             f"the result: --source {name}=DIR.",
         )
-    if not default and is_there(path.parent):  # more likely a slip of the pen than a hub id
+    if not default and is_there(path.parent):  # more likely a mistyped path than a hub id
         raise AbsentError.of(
             "LR100",
             f"there is no {text} in the folder {path.parent}.",
@@ -373,12 +364,12 @@ def open_again(
 
     Args:
         locations: where they were, by name.
-        unused: further sources that may be given and aren't opened, as no tensor was taken from
+        unused: further sources that may be given. They aren't opened, as no tensor was taken from
             them.
 
     Raises:
-        RemapError: as `name_sources` and `open_source`; LR111 for a manifest, LR211 where one isn't
-            given.
+        RemapError: as `name_sources` and `open_source`; LR111 for a manifest, LR211 for a source
+            that isn't given.
     """
     texts = name_sources([*locations, *unused], given, "--against")
     if absent := [name for name in locations if name not in texts]:
@@ -403,8 +394,8 @@ def open_again(
 
 
 def last_part(text: str) -> str:
-    """The name that a hub id or a path ends in; of a path inside a hub's cache that of the
-    repository.
+    """The last part of a hub id or a path; for a path inside a hub's cache, the repository's
+    name.
 
     >>> last_part("/home/me/hub/models--openai--clip-vit-large-patch14-336/snapshots/ce19dc9/")
     'clip-vit-large-patch14-336'
@@ -414,17 +405,10 @@ def last_part(text: str) -> str:
 
 
 def short_name(text: str) -> str:
-    """The last part of a SRC, without a hub id's revision: what an output is named after."""
+    """The last part of a SRC, without a hub id's revision, for the name of an output."""
     repository = None if is_there(Path(text)) else parse_repository(text)
     return (
         repository.id.rpartition("/")[2] if repository else Path(text).expanduser().resolve().name
-    )
-
-
-def _not_given(rules: RuleFile, name: str) -> str:
-    absent = rules.text.sources[name].used_if_absent
-    return f"source `{name}` is not given" + (
-        f", and `{rules.first_source}` has no `{absent}`" if absent else ""
     )
 
 
@@ -438,8 +422,8 @@ def _open(path: Path, weights: bool, first: bool, part: bool) -> Checkpoint:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path names something here, be it a link to nowhere or what mustn't be looked at:
-    then no hub id is meant.
+    """Whether a path names something here, even a link to nowhere or something that mustn't be
+    read: then no hub id is meant.
     """
     try:
         path.lstat()

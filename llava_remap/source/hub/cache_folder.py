@@ -1,5 +1,5 @@
-"""A repository's folder in the hub's cache, looked through before it is used: anybody may have
-put something there.
+"""A repository's folder in the hub's cache, checked before it is used: anybody may have put
+something there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llava_remap.source.hub.repository import Repository
 
 
 def repository_folder(repository: Repository) -> Path:
-    """Where the library keeps the repository, whether there is anything or not."""
+    """The library's folder for the repository, which needn't exist."""
     return _cache() / f"models--{repository.id.replace('/', '--')}"
 
 
@@ -28,8 +28,8 @@ def snapshot_folder(repository: Repository, commit: str) -> Path:
 
 
 def check_cache(repository: Repository, name: str) -> None:
-    """Refuse what leads the library, or us, out of the cache: links, and a listing from which it
-    takes the names of files.
+    """Refuse anything that leads the library, or us, out of the cache: links, and a listing from
+    which the library takes the names of files.
 
     Args:
         name: the source that the repository is for.
@@ -53,11 +53,11 @@ def check_cache(repository: Repository, name: str) -> None:
 
 
 def check_noted(repository: Repository, name: str) -> None:
-    """Refuse a note of what commit a branch is that doesn't hold a commit: the library takes it for
-    a folder's name.
+    """Refuse a note of a branch's commit that doesn't hold a commit: the library uses the note as a
+    folder's name.
 
     Raises:
-        RemapError: LR114; OSError where it can't be read.
+        RemapError: LR114; OSError if the note can't be read.
     """
     note = repository_folder(repository) / "refs" / (repository.revision or "main")
     if note.is_file():
@@ -68,7 +68,7 @@ def check_noted(repository: Repository, name: str) -> None:
 
 
 def check_inside(repository: Repository, name: str, path: Path) -> None:
-    """Refuse a file that doesn't lie in the cache once all links are followed.
+    """Refuse a file that doesn't lie in the cache after all links are followed.
 
     Raises:
         RemapError: LR114.
@@ -84,7 +84,7 @@ def _cache() -> Path:
 
 
 def _all(top: Path) -> Iterator[Path]:
-    """A folder and everything in it, links not followed; nothing where it isn't there."""
+    """A folder and everything in it, links not followed; nothing if it isn't there."""
     if os.path.lexists(top):
         yield top
     if not top.is_symlink():
@@ -93,8 +93,8 @@ def _all(top: Path) -> Iterator[Path]:
 
 
 def _is_sound(listing: Path) -> bool:
-    """Whether a listing that the library keeps has hashes for hashes; one that can't be read is
-    made anew by the library.
+    """Whether the hashes in a listing of the library are hashes. The library replaces a listing
+    that can't be read.
     """
     try:
         files = (

@@ -42,11 +42,11 @@ class Snapshot:
     """Files of one commit of a repository.
 
     Attributes:
-        folder: where they lie, in the hub's cache; others of the same commit may lie beside them.
+        folder: their folder in the hub's cache; other files of the commit may lie beside them.
         id: `ORG/NAME`.
         commit: the full hash.
-        files: those that were asked for, by name.
-        cached: whether the cache alone was looked at, so that the hub may have a newer commit.
+        files: the names of the files that were asked for.
+        cached: whether only the cache was used, so that the hub may have a newer commit.
     """
 
     folder: Path
@@ -61,20 +61,20 @@ def download(
 ) -> Snapshot:
     """The files of `repository` that are needed, downloaded unless they are in the hub's cache.
 
-    Of the weights one form is taken, by the rule for folders (`choose_form`). The config is always
-    among the files. If the hub is out of reach, the cache will do, provided that it has what is
-    needed. What `huggingface_hub` reads from the environment holds: HF_TOKEN, HF_ENDPOINT, HF_HOME,
+    One form of the weights is taken, by the rule for folders (`choose_form`). The config is always
+    among the files. If the hub is out of reach, the cache is used, provided that it has the needed
+    files. The environment variables of `huggingface_hub` apply: HF_TOKEN, HF_ENDPOINT, HF_HOME,
     HF_HUB_OFFLINE.
 
     Args:
         use: some of `tensors`, `config`, `tokenizer`, `processor`.
-        name: the source that it is for, as messages give it back in `--source NAME=DIR`.
-        offline: whether only the cache is looked at.
+        name: the source's name, for messages with `--source NAME=DIR`.
+        offline: whether only the cache is used.
 
     Raises:
-        RemapError: LR100 for a repository without weights, LR103 for an index at odds with the
-            repository, LR114 for anything that keeps the hub from giving the files, for answers
-            that no hub gives, and for what leads out of the cache; LR502 for a full disk.
+        RemapError: LR100 for a repository without weights, LR103 for an index that disagrees with
+            the repository, LR114 if the hub can't give the files, gives answers that no hub gives,
+            or if something leads out of the cache; LR502 for a full disk.
     """
     if offline:
         return _from_cache(repository, use, name)
@@ -84,8 +84,8 @@ def download(
     except RemapError:
         raise
     except Exception as error:
-        # The library's own, its HTTP library's (another one in version 2), and whatever an odd
-        # answer makes them stumble over.
+        # An error of the library, of its HTTP library (another one in version 2), or any error that
+        # an odd answer causes in them.
         refusal, may_be_cached = explain(error, repository, name)
         if not may_be_cached:
             raise refusal from None
@@ -93,10 +93,10 @@ def download(
 
 
 def _interruptible(call: Callable[[], Snapshot]) -> Snapshot:
-    """What a call gives, made in a thread of its own.
+    """The result of a call in a thread of its own.
 
-    The library downloads several files at a time, and waits for all of them before it lets an
-    exception pass, Ctrl-C too.
+    The library downloads several files at a time, and waits for all of them before it raises an
+    exception, even for Ctrl-C.
     """
     answer: Future[Snapshot] = Future()
 
@@ -121,14 +121,13 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
             raise ValueError("the answer names no commit")
 
         def fetch(file: str) -> Path:
-            # In the place where it has to lie by its name, and nowhere else.
             hf_hub_download(repository.id, file, revision=commit)
+            # The file's place by its name, not the place that the library returns.
             return snapshot_folder(repository, commit) / file
 
         beside = [file for file in files_for(use) if file in there]
-        # This notes in the cache which commit the revision is, and what there is, for a job without
-        # a network. Should the branch have moved just now, the note is of another commit; what is
-        # taken here is not.
+        # For a job without a network, this notes in the cache the commit of the revision, and its
+        # files. If the branch has moved just now, only the note is of another commit.
         snapshot_download(
             repository.id, revision=repository.revision, allow_patterns=_literally(beside)
         )
@@ -155,13 +154,10 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
             )
         )
     if absent := [file for file in weights if file not in there]:
-        cause = (
-            f"{len(absent)} of the {len(weights)} files that the weights of "
-            f"{quoted(str(repository))} lie in are not there: "
-        )
         raise refuse(
             "LR103",
-            f"{cause}{several(absent)}.",
+            f"{len(absent)} of the {len(weights)} files that the weights of "
+            f"{quoted(str(repository))} lie in are not there: {several(absent)}.",
             f"Give a revision that is whole (--source {name}={repository.id}@REVISION) or "
             "another repository.",
         )
@@ -191,7 +187,7 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
 def _from_cache(
     repository: Repository, use: Collection[str], name: str, why: str | None = None
 ) -> Snapshot:
-    """As `_from_hub`, of what the cache has alone; `why` says what keeps the hub from giving it."""
+    """As `_from_hub`, from the cache alone; `why` says why the hub can't give the files."""
     from huggingface_hub import snapshot_download
 
     beside, revision = files_for(use), repository.revision
@@ -199,12 +195,16 @@ def _from_cache(
     try:
         check_noted(repository, name)
         with _quiet(bars=False):
-            patterns = _literally(beside)
-            found = snapshot_download(
-                repository.id, revision=revision, allow_patterns=patterns, local_files_only=True
+            snapshot = snapshot_download(
+                repository.id,
+                revision=revision,
+                allow_patterns=_literally(beside),
+                local_files_only=True,
             )
-        folder = snapshot_folder(repository, Path(found).name)
-        there = _names(folder)
+        folder = snapshot_folder(repository, Path(snapshot).name)
+        # Links to deleted files are included: a name that is there isn't absent.
+        paths = (Path(above, file) for above, _, files in os.walk(folder) for file in files)
+        there = {path.relative_to(folder).as_posix() for path in paths}
         weights = _weights(there, lambda file: folder / file) if "tensors" in use else []
     except OSError as error:  # the library's LocalEntryNotFoundError is one too
         raise not_cached(repository, name, why, error) from None
@@ -217,22 +217,14 @@ def _from_cache(
     return Snapshot(folder, repository.id, folder.name, tuple(files), cached=True)
 
 
-def _names(folder: Path) -> Set[str]:
-    """The files in a snapshot, those too that are links to what was deleted: what is there by
-    name isn't absent.
-    """
-    found = (Path(above, file) for above, _, files in os.walk(folder) for file in files)
-    return {path.relative_to(folder).as_posix() for path in found}
-
-
 def _weights(there: Set[str], fetch: Callable[[str], Path]) -> list[str] | None:
-    """The files of the form that is read, or None where there is none.
+    """The files of the form that is read, or None if there is none.
 
     Args:
-        there: what there is; the files that come back need not be all in it.
+        there: the names of the existing files; returned files may be absent.
         fetch: gives an index as a local file.
     """
-    # Needed with an adapter, and read where it is refused, which may be all that there is.
+    # Needed with an adapter, and for its refusal, even without weights.
     adapter = [ADAPTER_CONFIG] if ADAPTER_CONFIG in there else []
     form = choose_form(_top(there))
     if form is None and (states := whole_states(Listing("", frozenset(there), Path()))):
@@ -258,8 +250,8 @@ def _literally(files: Collection[str]) -> list[str]:
 
 @contextmanager
 def _quiet(*, bars: bool) -> Iterator[None]:
-    """Keep the library's log and warnings to itself; what goes wrong is in the exception.
-    Progress bars only if `bars`.
+    """Silence the library's log and warnings; errors are in the exception. Progress bars only if
+    `bars`.
     """
     from huggingface_hub.utils import (
         are_progress_bars_disabled,

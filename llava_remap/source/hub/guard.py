@@ -1,8 +1,8 @@
 """A hub's answers, checked before `huggingface_hub` makes a path, a request or a file from them.
 
-The library names a file in the cache after its ETag, and a folder after the commit; it asks
-wherever a redirect leads, and writes as many bytes as are sent. The checks hang on the library's
-HTTP client, so they see every answer, a second one as well as the first.
+The library names a file in the cache after its ETag, and a folder after the commit. It follows
+every redirect, and writes as many bytes as are sent. The checks are hooks of the library's HTTP
+client, so they see every answer, also a repeated one.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from llava_remap.core.wording import quoted
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-#: The hub's own ETags are hashes; those of mirrors may have signs in them, but nothing that means
-#: something in a path.
+#: The hub's own ETags are hashes; those of mirrors may have signs in them, but no sign that has a
+#: meaning in a path.
 _WORD = re.compile(r"\w[\w+=~-]*(?:\.[\w+=~-]+)*", re.ASCII)
 #: Characters. The library appends `.incomplete`, `.lock` and a number to an ETag, and a name has at
 #: most 255 bytes.
 _LONGEST_WORD = 128
 #: Bytes of a file's name with its folders, and of one part of it.
 _LONGEST_NAME, _LONGEST_PART = 1024, 255
-#: The commit that a file was asked of.
+#: The commit in the address of a file.
 _ASKED = re.compile(r"/resolve(?:-cache/models/[^/]+/[^/]+)?/([0-9a-f]{40})/")
 _REVISION = re.compile(r"/revision/([0-9a-f]{40})$")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 #: Bytes: a petabyte.
 _ABSURD = 10**15
-#: Redirects and pages of a listing behind each other, without a file between them.
+#: Redirects and pages of a listing in a row, without a file between them.
 _MOST_IN_A_ROW = 100
 #: Seconds. The library sleeps for as long as an answer says.
 _LONGEST_WAIT = 300
-#: Where the library itself sends the token, besides the endpoint that is set.
+#: The servers to which the library itself sends the token, besides the endpoint that is set.
 _HUBS = ("https://huggingface.co", "https://hf.co")
 
 
@@ -52,12 +52,11 @@ class BadAnswerError(Exception):
 
 
 class _Thread(local):
-    """What the last answers to this thread were.
+    """Facts of the last answers to this thread.
 
     Attributes:
-        row: how many there were since the last file's.
-        size: bytes of the file that was asked about last, as the answer says; None where it
-            doesn't.
+        row: the number of answers since the last file's.
+        size: bytes of the file in the last answer to HEAD; None if that answer doesn't state them.
     """
 
     row = 0
@@ -71,7 +70,7 @@ _downloads = 0
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Within the block, an answer that isn't sound ends what the library does with a
+    """Within the block, an unsound answer makes the library's call fail with a
     `BadAnswerError`.
     """
     global _downloads
@@ -87,8 +86,8 @@ def guarded() -> Iterator[None]:
 
 
 class _Checked:
-    """Makes the clients that another factory makes, with the checks on them. They do nothing
-    outside `guarded`.
+    """A factory that adds the checks to another factory's clients. The checks do nothing outside
+    `guarded`.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -105,8 +104,8 @@ class _Checked:
 
 
 def _hang_checks_on_the_client() -> None:
-    """Once for all: to change the factory closes connections. One that an application has set
-    (proxies, certificates) counts.
+    """Done once, as a change of the factory closes connections. A factory that an application has
+    set (proxies, certificates) is kept inside.
     """
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
@@ -117,19 +116,12 @@ def _hang_checks_on_the_client() -> None:
 
 
 def _check_request(request: Any) -> None:
-    """Refuse to follow where a redirect must not lead, and ask for nothing compressed: how large
-    it is would not be known.
+    """Refuse an address to which a redirect must not lead. Ask for uncompressed content, whose size
+    is known.
     """
-    if not _downloads:
-        return
-    where, hub = str(request.url), _endpoint()
-    if not _is_web(where):
-        raise BadAnswerError(f"leads to {quoted(where)}")
-    if "authorization" in request.headers and _origin(where) not in map(_origin, (hub, *_HUBS)):
-        raise BadAnswerError(
-            f"leads to {quoted(where)}, another server, which would be told the token"
-        )
-    request.headers["Accept-Encoding"] = "identity"
+    if _downloads:
+        _check_address(str(request.url), gets_token="authorization" in request.headers)
+        request.headers["Accept-Encoding"] = "identity"
 
 
 def _check_response(response: Any) -> None:
@@ -145,12 +137,8 @@ def _check_response(response: Any) -> None:
         )
     _check_commit(headers.get("x-repo-commit"), _ASKED.search(url.path))
     _shorten_waits(headers)
-    if (
-        response.is_redirect
-        and (leads := headers.get("location"))
-        and not _is_web(urljoin(str(url), leads))
-    ):
-        raise BadAnswerError(f"leads to {quoted(leads)}")
+    if response.is_redirect and (target := headers.get("location")):
+        _check_address(urljoin(str(url), target), shown=target)
     sizes = {name: _size(headers, name) for name in ("content-length", "x-linked-size")}
     if response.status_code < 400:
         _check_xet(response)
@@ -173,13 +161,15 @@ def _check_response(response: Any) -> None:
 
 
 def _check_content(response: Any, nbytes: int | None) -> None:
-    """A file's content: as many bytes as the answer before said, and the disk has room for them."""
+    """A file's content has as many bytes as the answer before said, and the disk has room for
+    them.
+    """
     from huggingface_hub import constants
 
     total = nbytes
     if response.status_code == 206:
-        said = response.headers.get("content-range", "").rpartition("/")[2]
-        total = int(said) if said.isdecimal() and len(said) < 20 else None
+        whole = response.headers.get("content-range", "").rpartition("/")[2]
+        total = int(whole) if whole.isdecimal() and len(whole) < 20 else None
     if total is not None and _thread.size is not None and total != _thread.size:
         raise BadAnswerError(f"says that a file has {_thread.size} bytes, and sends one of {total}")
     folder = next(
@@ -199,9 +189,9 @@ def _check_content(response: Any, nbytes: int | None) -> None:
 
 
 def _at_most(stream: Any, limit: int) -> Any:
-    """The stream of an answer's body, ended with an error where it is longer than `limit` bytes."""
+    """The stream of an answer's body; a body of more than `limit` bytes ends with an error."""
 
-    class Bounded(type(stream)):  # type: ignore[misc]  # the client wants one of its own classes, httpx's or httpx2's
+    class Bounded(type(stream)):  # type: ignore[misc]  # the client wants its own class, httpx's or httpx2's
         def __init__(self) -> None:
             pass
 
@@ -241,12 +231,12 @@ def _check_etag(headers: Any) -> None:
 
 
 def _size(headers: Any, name: str) -> int | None:
-    said = headers.get(name)
-    if said is None:
+    text = headers.get(name)
+    if text is None:
         return None
-    if not (said.isascii() and said.isdecimal()) or len(said) > 20 or int(said) > _ABSURD:
-        raise BadAnswerError(f"says {quoted(said)} for the bytes of a file ({name})")
-    return int(said)
+    if not (text.isascii() and text.isdecimal()) or len(text) > 20 or int(text) > _ABSURD:
+        raise BadAnswerError(f"says {quoted(text)} for the bytes of a file ({name})")
+    return int(text)
 
 
 def _refuse_large(file: str, nbytes: int | None) -> None:
@@ -258,26 +248,24 @@ def _refuse_large(file: str, nbytes: int | None) -> None:
 
 
 def _check_xet(response: Any) -> None:
-    """What leads to the hub's other storage: a hash that becomes a file's name, where the token
-    is sent, what is asked then.
+    """The headers that lead to the hub's other storage: a hash that becomes a file's name, the
+    address that gets the token, the address of the storage.
     """
     headers, links = response.headers, response.links
     if (digest := headers.get("x-xet-hash")) is not None and not SHA256.fullmatch(digest):
         raise BadAnswerError(f"gives {quoted(digest)} for a hash")
     route = links.get("xet-auth", {}).get("url") or headers.get("x-xet-refresh-route")
-    if route is not None and _origin(route) not in map(_origin, (_endpoint(), *_HUBS)):
-        raise BadAnswerError(
-            f"leads to {quoted(route)}, another server, which would be told the token"
-        )
-    if (store := headers.get("x-xet-cas-url")) is not None and not _is_web(store):
-        raise BadAnswerError(f"leads to {quoted(store)}")
+    if route is not None:
+        _check_address(route, gets_token=True)
+    if (store := headers.get("x-xet-cas-url")) is not None:
+        _check_address(store)
 
 
 def _check_listing(body: bytes, asked: re.Match[str] | None) -> None:
     """A repository's facts, or a page of its files."""
     try:
         content = json.loads(body)
-    except (ValueError, RecursionError):  # the library says so
+    except (ValueError, RecursionError):  # the library reports it
         return
     if isinstance(content, dict):
         _check_commit(content.get("sha"), asked)
@@ -295,11 +283,11 @@ def _check_listing(body: bytes, asked: re.Match[str] | None) -> None:
 
 
 def check_name(name: object) -> None:
-    """A file's name in a repository: parts with `/` between them, each the name of something on
-    any system.
+    """A file's name in a repository consists of parts with `/` between them, each of which is a
+    valid name on any system.
     """
-    said = name if isinstance(name, str) else repr(name)
-    parts = said.split("/")
+    text = name if isinstance(name, str) else repr(name)
+    parts = text.split("/")
     if (
         not isinstance(name, str)
         or not {"", ".", ".."}.isdisjoint(parts)
@@ -311,12 +299,12 @@ def check_name(name: object) -> None:
         or len(name.encode()) > _LONGEST_NAME
         or any(len(part.encode()) > _LONGEST_PART for part in parts)
     ):
-        raise BadAnswerError(f"lists a file {quoted(said)}, which no repository has")
+        raise BadAnswerError(f"lists a file {quoted(text)}, which no repository has")
 
 
 def _shorten_waits(headers: Any) -> None:
-    """Take away how long the hub wants to be left alone where that is too long: the library
-    tries again on its own then.
+    """Remove the waiting time that the hub asks for if it is too long: the library then tries again
+    after its own time.
     """
     for name in ("retry-after", "ratelimit"):
         if any(
@@ -326,12 +314,21 @@ def _shorten_waits(headers: Any) -> None:
             del headers[name]
 
 
-def _is_web(url: str) -> bool:
-    """Whether an address is one of the web's, and no less protected than the hub's own."""
-    scheme, host, _ = _origin(url)
-    if not host:
-        return False
-    return scheme == "https" or (scheme == "http" and urlsplit(_endpoint()).scheme == "http")
+def _check_address(url: str, *, gets_token: bool = False, shown: str = "") -> None:
+    """An address has to be one of the web, as protected as the hub's own.
+
+    Args:
+        gets_token: whether the token is sent there, so that it has to be a hub's.
+        shown: the address as the answer has it, for the message.
+    """
+    origin, hub = _origin(url), _origin(_endpoint())
+    scheme, host, _ = origin
+    if not host or scheme not in ("https", "http") or (scheme == "http" and hub[0] != "http"):
+        raise BadAnswerError(f"leads to {quoted(shown or url)}")
+    if gets_token and origin not in (hub, *map(_origin, _HUBS)):
+        raise BadAnswerError(
+            f"leads to {quoted(url)}, another server, which would be told the token"
+        )
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

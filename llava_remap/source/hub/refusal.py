@@ -1,4 +1,4 @@
-"""Why the hub gives nothing, in words: one message for each cause, with what to do."""
+"""Why a download from the hub failed, in words: one message for each cause, with advice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from llava_remap.source.hub.guard import BadAnswerError
 from llava_remap.source.hub.repository import Repository
 
 _LOG_IN = "log in: `hf auth login`, or set HF_TOKEN"
-
-
-#: What keeps a file from being made, apart from a full disk.
+#: Errors of creating a file, apart from a full disk.
 _UNWRITABLE = (
     errno.EACCES,
     errno.EPERM,
@@ -31,10 +29,10 @@ class HubError(AbsentError):
 
 
 def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapError, bool]:
-    """What `error`, raised while `repository` was downloaded, means.
+    """Explain an error of the download of `repository`.
 
     Returns:
-        the refusal, and whether the hub was out of reach only, so that the cache may do instead.
+        the refusal, and whether the hub was only out of reach, so that the cache may be used.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -105,12 +103,12 @@ def not_cached(
     error: Exception | None = None,
     lacking: Sequence[str] = (),
 ) -> RemapError:
-    """LR114 for what the cache lacks as well.
+    """LR114 for files that the cache lacks as well.
 
     Args:
-        why: what keeps the hub from giving it; None if the hub isn't to be asked.
-        error: the library's, if the library has found it out.
-        lacking: the files, if it is known which.
+        why: why the hub can't give them; None if the hub isn't to be asked.
+        error: the library's error, if the library has noticed it.
+        lacking: the files, if they are known.
     """
     why = why or f"{quoted(str(repository))} can't be downloaded in a job without a network."
     cause = "The hub's cache doesn't have it" + (" whole" if error is None else "")
@@ -118,9 +116,7 @@ def not_cached(
         cause = f"The hub's cache lacks {several(lacking)} of it"
     elif isinstance(error, OSError) and error.errno is not None:
         cause = f"The hub's cache can't be read: {_line(error)}"
-    elif hasattr(
-        error, "snapshot_path"
-    ):  # newer versions of the library know what is missing, and say it
+    elif hasattr(error, "snapshot_path"):  # newer versions of the library say what is missing
         cause = f"The hub's cache doesn't have it whole: {_line(error)}"
     return HubError.of("LR114", f"{why} {cause}.", _elsewhere(name))
 
@@ -142,7 +138,7 @@ def _of_the_disk(error: Exception) -> RemapError | None:
                 "the disk that the hub's cache lies on is full.",
                 "Free some, or set HF_HOME to a folder on a larger disk.",
             )
-        if file and number in _UNWRITABLE:  # a connection may be forbidden too, and has no file
+        if file and number in _UNWRITABLE:  # a forbidden connection has no file
             return HubError.of(
                 "LR114",
                 f"the hub's cache can't be written: {_line(each)}.",
@@ -152,7 +148,7 @@ def _of_the_disk(error: Exception) -> RemapError | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """`error`, what caused it, what caused that."""
+    """`error` and the chain of its causes."""
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:

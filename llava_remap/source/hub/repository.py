@@ -34,8 +34,8 @@ class Repository:
 
 
 def parse_repository(text: str) -> Repository | None:
-    """The repository that `text` names, or None where it can't name one. A path may look the same:
-    ask for that first.
+    """The repository that `text` names, or None if it can't name one. A path may look the same, so
+    look for a path first.
 
     >>> parse_repository("liuhaotian/llava-v1.5-7b@main")
     Repository(id='liuhaotian/llava-v1.5-7b', revision='main')
@@ -51,8 +51,8 @@ def parse_repository(text: str) -> Repository | None:
 
 
 def repository_of_cache(path: str) -> str | None:
-    """The hub id of the repository whose folder in a hub's cache a path leads to, on whatever
-    machine; None for another path.
+    """The hub id of the repository to whose folder in a hub's cache a path leads, on any machine;
+    None for another path.
 
     >>>
     repository_of_cache("/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14/snapshots/32bd640")
