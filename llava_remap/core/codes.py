@@ -29,8 +29,8 @@ class Code:
         title: a few words, the same every time.
         exit: the exit code that it leads to, unless it is a note.
         about: what it means, and what to do: the entry in docs/reference/messages.md.
-        unmatched: whether its names are left over on one side, so that a report says which names of
-            the other side they are near to.
+        unmatched: whether its names have no counterpart on the other side, so that a report
+            suggests similar names from there.
     """
 
     title: str
@@ -43,22 +43,20 @@ class Code:
 CODES: dict[str, Code] = {
     # Input
     "LR100": Code("checkpoint not found or not readable", Exit.INPUT,
-        "Nothing is at the path, or nothing that holds weights. Give the folder that the weights "
-        "lie in, a file of weights, "
-        "an index or a manifest. Or a file is there by name and can't be read: a link to nowhere, "
-        "a pipe, a folder in its "
-        "place, no permission. None is taken for absent."),
+        "The path doesn't exist or holds no weights. Give the folder that the weights lie in, a "
+        "file of weights, an index or a manifest. Or a file exists and can't be read: a link to "
+        "nowhere, a pipe, a folder in its place, no permission. Such a file never counts as "
+        "absent."),
     "LR101": Code("Git LFS pointer in place of weights", Exit.INPUT,
         "The file is the text that Git LFS keeps in place of a large file. Run `git lfs pull`, or "
         "download the file itself."),
     "LR102": Code("truncated, corrupt or changed file", Exit.INPUT,
-        "A file is shorter, longer or other inside than its own header says: download or copy it "
-        "again. Or it was changed "
-        "after it was opened: leave the sources alone while a job runs."),
+        "A file's size or content contradicts its own header: download or copy it again. Or it was "
+        "changed after it was opened: leave the sources alone while a job runs."),
     "LR103": Code("index and shards disagree", Exit.INPUT,
         "The index names a shard or a tensor that isn't there, a tensor is in two shards, or "
         "shards without an index are "
-        "incomplete. Where other weights lie whole beside an index, the message has the command "
+        "incomplete. If other weights lie complete beside an index, the message has the command "
         "that puts the index aside."),
     # LR104 is a finding in a file that can be read, so it counts as a mapping problem.
     "LR104": Code("DeepSpeed ZeRO-3 stubs", Exit.PROBLEMS,
@@ -72,8 +70,7 @@ CODES: dict[str, Code] = {
         "Optimizer state, a trainer's file, a checkpoint cut up by ranks (DeepSpeed's ZeRO-3, "
         "FSDP, verl), a quantised model, "
         "delta weights, another program's format, or JSON that is neither manifest nor index. The "
-        "message has what makes "
-        "one of it."),
+        "message says how to make a model checkpoint of it."),
     "LR107": Code("adapter only", Exit.INPUT,
         "Only the pairs of a LoRA adapter are there; they change a base model that is needed too: "
         "`--source model=BASE --source adapter=DIR`."),
@@ -118,9 +115,9 @@ CODES: dict[str, Code] = {
     "LR200": Code("rule file not found or not readable", Exit.USAGE,
         "No such file, and no shipped rule file of that name: see `llava-remap rules list`."),
     "LR201": Code("invalid rule file", Exit.USAGE,
-        "YAML that can't be read, an unknown or missing field, a value of another kind, or one "
-        "that the target doesn't know. "
-        "The place is told as file:line:column."),
+        "YAML that can't be read, an unknown or missing field, a value of the wrong kind, or a "
+        "value that the target doesn't know. "
+        "The message has the place as file:line:column."),
     "LR202": Code("invalid pattern", Exit.USAGE,
         "A template or regex can't be compiled, or uses a field or group that isn't there."),
     "LR203": Code("not idempotent", Exit.USAGE,
@@ -135,7 +132,7 @@ CODES: dict[str, Code] = {
         "where that is expected."),
     "LR206": Code("pattern ran into the time limit", Exit.USAGE,
         "A regex took too long on a name, or those of a file together did. Make it simpler, or "
-        "write a template, which can't."),
+        "write a template, which never takes long."),
     "LR208": Code("pattern takes more than it seems to", Exit.USAGE,
         "`rules lint`: a regex begins or ends inside a segment of a name that was tried: `^model` "
         "takes `modelx.a` as it takes `model.a`."),
@@ -165,9 +162,8 @@ CODES: dict[str, Code] = {
     "LR301": Code("source names that no rule maps", Exit.PROBLEMS,
         "No rule of `names` takes these tensors: their names are new, or a tower is of another "
         "kind. Map them, infer a rule "
-        "file with `rules new`, or drop them with a reason; leaving them out in silence is what "
-        "this tool is there to "
-        "prevent.", unmatched=True),
+        "file with `rules new`, or drop them with a reason; they are never left out silently.",
+        unmatched=True),
     "LR302": Code("target parameters that get nothing", Exit.PROBLEMS,
         "Parameters for which no source has a tensor, or a source that is needed and wasn't "
         "given.", unmatched=True),
@@ -194,9 +190,8 @@ CODES: dict[str, Code] = {
         "it, a refusal where "
         "something that they can't show is unknown."),
     "LR310": Code("tower both in the checkpoint and given apart", Exit.PROBLEMS,
-        "Note. The checkpoint has a tower and another one was given beside it: the checkpoint's is "
-        "used, and it is told how "
-        "many tensors differ."),
+        "Note. The checkpoint has a tower, and another tower was given beside it. The checkpoint's "
+        "is used; the note has the number of tensors that differ."),
     "LR311": Code("wrong family", Exit.PROBLEMS,
         "Names or config contradict the rule file's `detect`, or, with `revert --rules`, its "
         "target class: the checkpoint is of "
@@ -224,13 +219,11 @@ CODES: dict[str, Code] = {
         "one would be taken. A note where "
         "the adapter's files don't show whether one was trained."),
     "LR318": Code("keys of the config that nothing reads", Exit.PROBLEMS,
-        "Note. The source's config.json says something that the research code may compute with; "
-        "the rule file knows of it and "
-        "doesn't use it, and the new folder doesn't say it."),
+        "Note. The source's config.json has keys that the research code may compute with. The rule "
+        "file knows these keys and doesn't use them, and the new folder doesn't have them."),
     "LR319": Code("language model", Exit.PROBLEMS,
-        "Note. Which kind of language model it is was known by the end of a name alone, or "
-        "versions of transformers compute it "
-        "differently."),
+        "Note. The kind of language model was recognised by the end of a name alone, or versions "
+        "of transformers compute it differently."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. The message says which keys of the config "
@@ -266,7 +259,7 @@ CODES: dict[str, Code] = {
     "LR411": Code("weights alone", Exit.PROBLEMS,
         "Note. `revert --rules` writes weights: config and tokenizer files can't be derived, and "
         "what a rule drops doesn't come back. "
-        "It is told what to copy."),
+        "The note says what to copy."),
     "LR412": Code("tokenizer can't be reproduced", Exit.PROBLEMS,
         "The tokenizer that would be written makes other ids of some text than the source's own "
         "does. The message has the first "
@@ -300,7 +293,8 @@ CODES: dict[str, Code] = {
     "LR505": Code("unfinished folder", Exit.RESOURCES,
         "A job was begun in the folder and not ended: it still runs, was interrupted or killed, or "
         "the disk was full. The same "
-        "command with `--resume` goes on; what was finished is held against its digest and kept."),
+        "command with `--resume` goes on; finished files are compared with their digests and "
+        "kept."),
     "LR506": Code("shared storage", Exit.PROBLEMS,
         "Note. Names that lie on the same bytes: one tensor, or views of one storage; and whether "
         "it was written once or for "
@@ -309,14 +303,13 @@ CODES: dict[str, Code] = {
         "Output or report can't be made where they should be, or would lie inside a source or in "
         "each other."),
     "LR510": Code("library that doesn't work", Exit.LIBRARY,
-        "A library that is needed can't be imported: it is broken, doesn't go with another one, or "
-        "isn't there. Neither rule "
-        "file nor checkpoint has to do with it. The message has the library's own words, and the "
-        "command that installs it anew."),
+        "A library that is needed can't be imported: it is broken, doesn't work with another "
+        "library, or isn't there. Rule file and checkpoint are not the cause. The message has the "
+        "library's own error, and the command that installs it anew."),
     "LR511": Code("limit of the system", Exit.RESOURCES,
         "The system lets this process open no more files, start no more threads or processes, or "
         "write no temporary files. The "
-        "message names the limit. It says nothing of the checkpoint."),
+        "message names the limit. The checkpoint is not the cause."),
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS,
         "The installed transformers would not load exactly these names and shapes, or, after "
@@ -339,8 +332,8 @@ CODES: dict[str, Code] = {
     "LR606": Code("no record", Exit.INPUT,
         "`verify` and `revert` need the record that `apply` writes, and the folder has none."),
     "LR607": Code("original bytes not kept", Exit.PROBLEMS,
-        "`--dtype` rounded tensors, a post-load rule or a merged adapter changed them so that what "
-        "they were isn't in the folder "
+        "`--dtype` rounded tensors, a post-load rule or a merged adapter changed them so that the "
+        "original values aren't in the folder "
         "any more, or a tied tensor had another dtype than the one that was written. Take them "
         "from the original checkpoint."),
     "LR608": Code("video processor not tried", Exit.PROBLEMS,
