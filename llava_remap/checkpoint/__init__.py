@@ -1,5 +1,6 @@
 """Files to a catalog: headers only, with nothing but the standard library."""
 
+from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import (
     BESIDE,
     Catalog,
@@ -9,19 +10,33 @@ from llava_remap.checkpoint.catalog import (
     Piece,
     Stamp,
     Tensor,
+    files_for,
 )
-from llava_remap.checkpoint.errors import AbsentError, UnreadableError, unreadable
-from llava_remap.checkpoint.foreign import PartsApartError, gather_command, parts_beside
+from llava_remap.checkpoint.errors import AbsentError, DamagedError, UnreadableError, unreadable
+from llava_remap.checkpoint.foreign import (
+    Listing,
+    PartsApartError,
+    explain_folder,
+    gather_command,
+    parts_beside,
+    whole_states,
+)
+from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_form
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError
-from llava_remap.checkpoint.shards import read_weight_map
-from llava_remap.checkpoint.small_file import has_file, read_file, read_object, read_text
+from llava_remap.checkpoint.shards import read_weight_map, shards_beside
+from llava_remap.checkpoint.small_file import LARGEST, has_file, read_file, read_object, read_text
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "AbsentError",
     "BESIDE",
     "Catalog",
     "Checkpoint",
+    "DamagedError",
+    "Form",
+    "LARGEST",
+    "Listing",
     "Location",
     "LoraPair",
     "PartOnlyError",
@@ -30,14 +45,21 @@ __all__ = [
     "Stamp",
     "Tensor",
     "UnreadableError",
+    "choose_form",
+    "explain_folder",
+    "files_for",
     "gather_command",
     "has_file",
+    "missing_shards",
+    "no_form",
     "open_checkpoint",
     "parts_beside",
     "read_file",
     "read_object",
     "read_text",
     "read_weight_map",
+    "shards_beside",
     "tensor_names",
     "unreadable",
+    "whole_states",
 ]

@@ -15,10 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llava_remap.checkpoint.catalog import Catalog, LoraPair
-from llava_remap.core.dtypes import FLOATS
-from llava_remap.core.escaped import printable
-from llava_remap.core.problem import refuse
-from llava_remap.core.wording import quoted, several
+from llava_remap.core import FLOATS, printable, quoted, refuse, several
 
 ADAPTER_CONFIG = "adapter_config.json"
 

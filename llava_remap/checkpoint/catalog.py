@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from llava_remap.core.dtypes import DTYPE_BITS
+from llava_remap.core import DTYPE_BITS
 
 #: The files of a checkpoint beside its weights, by what uses them.
 BESIDE: Mapping[str, tuple[str, ...]] = {

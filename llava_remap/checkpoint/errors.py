@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from llava_remap.core.escaped import printable
+from llava_remap.core import RemapError, printable, quoted, refuse
 from llava_remap.core.limits import limit_reached
-from llava_remap.core.problem import RemapError, refuse
-from llava_remap.core.wording import quoted
 
 
 class AbsentError(RemapError):

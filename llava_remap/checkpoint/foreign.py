@@ -18,9 +18,7 @@ from pathlib import Path, PurePosixPath
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.errors import AbsentError
 from llava_remap.checkpoint.form import choose_form
-from llava_remap.core.escaped import quote
-from llava_remap.core.problem import Problem, RemapError, refuse
-from llava_remap.core.wording import quoted, several
+from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 
 #: The most files that are looked at. A training folder has some thousand.
 _MOST = 20_000

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.errors import AbsentError
 from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE
-from llava_remap.core.problem import RemapError
-from llava_remap.core.wording import quoted, several
+from llava_remap.core import RemapError, quoted, several
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".index.json"

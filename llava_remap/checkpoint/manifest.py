@@ -13,9 +13,7 @@ from typing import Any
 from llava_remap.checkpoint.catalog import Checkpoint, Tensor, is_shape
 from llava_remap.checkpoint.errors import unknown_dtype
 from llava_remap.checkpoint.purpose import named_base
-from llava_remap.core.dtypes import DTYPE_BITS
-from llava_remap.core.problem import RemapError, refuse
-from llava_remap.core.wording import quoted
+from llava_remap.core import DTYPE_BITS, RemapError, quoted, refuse
 
 FORMAT = "llava-remap/manifest"
 VERSION = 1

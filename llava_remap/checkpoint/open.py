@@ -44,8 +44,7 @@ from llava_remap.checkpoint.purpose import (
 )
 from llava_remap.checkpoint.shards import read_index, read_shard_set, read_together
 from llava_remap.checkpoint.small_file import LARGEST, has_file, json_beside, read_object
-from llava_remap.core.problem import refuse
-from llava_remap.core.wording import counted, quoted, several
+from llava_remap.core import counted, quoted, refuse, several
 
 #: Characters. Released models stay below 150; comparing names takes time with the square of the
 #: length.

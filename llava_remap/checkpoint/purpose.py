@@ -12,9 +12,7 @@ from typing import Any
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import Catalog
 from llava_remap.checkpoint.small_file import json_beside
-from llava_remap.core.escaped import quote
-from llava_remap.core.problem import Problem, RemapError, refuse
-from llava_remap.core.wording import quoted, several
+from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 
 #: The file that PEFT writes, one or the other, and the file of LLaVA's LoRA training beside it.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")

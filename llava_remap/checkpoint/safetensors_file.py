@@ -12,9 +12,7 @@ from typing import Any
 from llava_remap.checkpoint.catalog import Location, Tensor, is_count, is_shape
 from llava_remap.checkpoint.errors import unknown_dtype
 from llava_remap.checkpoint.small_file import LARGEST, parse_object
-from llava_remap.core.dtypes import DTYPE_BITS
-from llava_remap.core.problem import RemapError, refuse
-from llava_remap.core.wording import quoted
+from llava_remap.core import DTYPE_BITS, RemapError, quoted, refuse
 
 _AGAIN = "Download or copy the file again."
 

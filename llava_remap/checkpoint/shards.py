@@ -13,9 +13,7 @@ from llava_remap.checkpoint.catalog import WeightFile
 from llava_remap.checkpoint.form import choose_form, missing_shards, shard_sets
 from llava_remap.checkpoint.small_file import has_file, read_object
 from llava_remap.checkpoint.weight_file import read_weight_files
-from llava_remap.core.escaped import quote
-from llava_remap.core.problem import Problem, RemapError, refuse
-from llava_remap.core.wording import quoted, several
+from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 
 #: The largest mixtures of experts published have about 150,000.
 MOST_TENSORS = 300_000

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.errors import unreadable
+from llava_remap.core import quoted, refuse
 from llava_remap.core.files import is_regular_file
-from llava_remap.core.problem import refuse
-from llava_remap.core.wording import quoted
 
 #: Bytes. The safetensors format's own limit for a header; indexes, manifests and configs stay far
 #: below it.

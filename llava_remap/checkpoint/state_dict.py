@@ -13,9 +13,7 @@ from typing import Any
 from llava_remap.checkpoint.catalog import Location, Tensor, WeightFile, is_count, is_shape
 from llava_remap.checkpoint.errors import corrupt, unknown_dtype
 from llava_remap.checkpoint.torch_pickle import BARE, BY_TORCH_NAME, STORAGES, Described
-from llava_remap.core.dtypes import DTYPE_BITS
-from llava_remap.core.problem import RemapError, refuse
-from llava_remap.core.wording import quoted, several
+from llava_remap.core import DTYPE_BITS, RemapError, quoted, refuse, several
 
 #: Keys under which training code puts a state dict into a larger one.
 _WRAPPERS = ("state_dict", "model", "module")

@@ -22,8 +22,7 @@ from llava_remap.checkpoint.catalog import WeightFile
 from llava_remap.checkpoint.errors import corrupt
 from llava_remap.checkpoint.state_dict import find_state_dict, place_tensors
 from llava_remap.checkpoint.torch_pickle import BARE, LARGEST, STORAGES, Storage, unpickle
-from llava_remap.core.problem import refuse
-from llava_remap.core.wording import quoted
+from llava_remap.core import quoted, refuse
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pickletools import OpcodeInfo, genops
 from typing import IO, Any, BinaryIO, cast
 
+from llava_remap.core import RemapError, quote, quoted, refuse
 from llava_remap.core.dtypes import DTYPES, TORCH_DTYPES
-from llava_remap.core.escaped import quote
-from llava_remap.core.problem import RemapError, refuse
-from llava_remap.core.wording import quoted
 
 #: Bytes. 30,000 tensors take about 4 MB.
 LARGEST = 32 * 1024 * 1024

@@ -10,8 +10,7 @@ from llava_remap.checkpoint.errors import DamagedError, UnreadableError
 from llava_remap.checkpoint.safetensors_file import read_safetensors
 from llava_remap.checkpoint.small_file import LARGEST, has_file
 from llava_remap.checkpoint.torch_file import read_torch_legacy, read_torch_zip
-from llava_remap.core.problem import RemapError, refuse
-from llava_remap.core.wording import quoted, several
+from llava_remap.core import RemapError, quoted, refuse, several
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 

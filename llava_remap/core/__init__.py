@@ -3,6 +3,7 @@ limits of the system.
 """
 
 from llava_remap.core.codes import CODES, Exit
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS
 from llava_remap.core.escaped import printable, quote
 from llava_remap.core.fold import fold_groups, fold_names
 from llava_remap.core.problem import Mark, Problem, RemapError, refuse
@@ -10,7 +11,9 @@ from llava_remap.core.wording import amounts, counted, quoted, several, size
 
 __all__ = [
     "CODES",
+    "DTYPE_BITS",
     "Exit",
+    "FLOATS",
     "Mark",
     "Problem",
     "RemapError",

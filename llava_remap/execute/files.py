@@ -14,10 +14,9 @@ from pathlib import Path
 from threading import Condition, get_ident
 from types import TracebackType
 
-from llava_remap.core.codes import Exit
+from llava_remap.core import Exit, RemapError, refuse
 from llava_remap.core.files import sync_folder, write_all, write_whole
 from llava_remap.core.limits import limit_reached
-from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute.digests import FileDigest, digest_files
 from llava_remap.execute.unfinished import (
     CLAIM,

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava_remap.checkpoint import Tensor
-from llava_remap.core.dtypes import DTYPE_BITS, from_float64, is_finite
-from llava_remap.core.problem import refuse
+from llava_remap.core import DTYPE_BITS, refuse
+from llava_remap.core.dtypes import from_float64, is_finite
 from llava_remap.execute.values import rows
 
 Matrix = NDArray[np.float64]

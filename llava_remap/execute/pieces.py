@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import Checkpoint, Tensor
-from llava_remap.core.dtypes import DTYPE_BITS, cast, numbers
+from llava_remap.core import DTYPE_BITS
+from llava_remap.core.dtypes import cast, numbers
 from llava_remap.execute.values import (
     CHUNK_NBYTES,
     chunks,

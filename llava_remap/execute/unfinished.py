@@ -20,9 +20,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from llava_remap.core import counted, refuse
 from llava_remap.core.files import is_foreign, is_regular_file, write_all
-from llava_remap.core.problem import refuse
-from llava_remap.core.wording import counted
 from llava_remap.execute.digests import FileDigest
 
 CLAIM = "llava_remap.partial"

@@ -8,8 +8,8 @@ from itertools import zip_longest
 from math import prod
 
 from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.core import Problem
 from llava_remap.core.dtypes import cast, is_finite, to_float64
-from llava_remap.core.problem import Problem
 from llava_remap.execute.values import chunks, find
 from llava_remap.plan import Plan
 

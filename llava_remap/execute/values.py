@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import Checkpoint, Tensor, unreadable
-from llava_remap.core.dtypes import DTYPE_BITS, to_float64
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core import DTYPE_BITS, RemapError, refuse
+from llava_remap.core.dtypes import to_float64
 from llava_remap.plan import Box, Part, runs_in_order
 from llava_remap.routing import SourceName
 

@@ -14,13 +14,12 @@ from typing import Any
 from llava_remap.checkpoint import (
     AbsentError,
     Checkpoint,
+    DamagedError,
     UnreadableError,
     has_file,
     open_checkpoint,
 )
-from llava_remap.checkpoint.errors import DamagedError
-from llava_remap.core.problem import Problem, RemapError, refuse
-from llava_remap.core.wording import quoted
+from llava_remap.core import Problem, RemapError, quoted, refuse
 from llava_remap.rulefile import NamedDefault, RuleFile, Source
 from llava_remap.source.hub import HubError, download, parse_repository, repository_of_cache
 

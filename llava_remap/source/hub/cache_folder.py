@@ -10,9 +10,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from llava_remap.checkpoint.small_file import LARGEST
-from llava_remap.core.problem import RemapError
-from llava_remap.core.wording import quoted
+from llava_remap.checkpoint import LARGEST
+from llava_remap.core import RemapError, quoted
 from llava_remap.source.hub.guard import COMMIT, SHA256
 from llava_remap.source.hub.refusal import HubError
 from llava_remap.source.hub.repository import Repository

@@ -13,16 +13,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 
-from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
-from llava_remap.checkpoint.catalog import files_for
-from llava_remap.checkpoint.errors import AbsentError
-from llava_remap.checkpoint.foreign import Listing, explain_folder, whole_states
-from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_form
-from llava_remap.checkpoint.shards import read_weight_map, shards_beside
+from llava_remap.checkpoint import (
+    ADAPTER_CONFIG,
+    AbsentError,
+    Form,
+    Listing,
+    choose_form,
+    explain_folder,
+    files_for,
+    missing_shards,
+    no_form,
+    read_weight_map,
+    shards_beside,
+    whole_states,
+)
+from llava_remap.core import RemapError, quoted, refuse, several
 from llava_remap.core.escaped import raw
-from llava_remap.core.problem import RemapError, refuse
 from llava_remap.core.threads import result
-from llava_remap.core.wording import quoted, several
 from llava_remap.source.hub.cache_folder import (
     check_cache,
     check_inside,

@@ -17,9 +17,8 @@ from threading import Lock, local
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from llava_remap.checkpoint.small_file import LARGEST
-from llava_remap.core.problem import refuse
-from llava_remap.core.wording import quoted
+from llava_remap.checkpoint import LARGEST
+from llava_remap.core import quoted, refuse
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 
-from llava_remap.checkpoint.errors import AbsentError
-from llava_remap.core.problem import RemapError, refuse
-from llava_remap.core.wording import quoted, several
+from llava_remap.checkpoint import AbsentError
+from llava_remap.core import RemapError, quoted, refuse, several
 from llava_remap.source.hub.guard import BadAnswerError
 from llava_remap.source.hub.repository import Repository
 
