@@ -24,8 +24,8 @@ from llava_remap.checkpoint.foreign import (
 from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_form
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError
-from llava_remap.checkpoint.shards import read_weight_map, shards_beside
 from llava_remap.checkpoint.small_file import LARGEST, has_file, read_file, read_object, read_text
+from llava_remap.checkpoint.weight_file import read_weight_map, shards_beside
 
 __all__ = [
     "ADAPTER_CONFIG",

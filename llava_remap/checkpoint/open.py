@@ -42,8 +42,8 @@ from llava_remap.checkpoint.purpose import (
     is_unmerged,
     named_base,
 )
-from llava_remap.checkpoint.shards import read_index, read_shard_set, read_together
 from llava_remap.checkpoint.small_file import LARGEST, has_file, json_beside, read_object
+from llava_remap.checkpoint.weight_file import read_index, read_shard_set, read_together
 from llava_remap.core import counted, quoted, refuse, several
 
 #: Characters. Released models stay below 150; comparing names takes time with the square of the
