@@ -21,7 +21,7 @@ from llava_remap.checkpoint.foreign import (
     parts_beside,
     whole_states,
 )
-from llava_remap.checkpoint.form import Form, choose_form, missing_shards, no_form
+from llava_remap.checkpoint.form import Form, choose_form, no_form
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError
 from llava_remap.checkpoint.small_file import LARGEST, has_file, read_file, read_object, read_text
@@ -50,7 +50,6 @@ __all__ = [
     "files_for",
     "gather_command",
     "has_file",
-    "missing_shards",
     "no_form",
     "open_checkpoint",
     "parts_beside",

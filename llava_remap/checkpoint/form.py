@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 
 from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
@@ -40,23 +40,38 @@ class Form:
     """One way in which the weights are stored.
 
     Attributes:
-        file: the name in messages: the one file, the index, or the first shard.
-        is_index: whether `file` is an index, which says itself where the shards are.
-        shards: the shards of a set without an index, in their order; otherwise empty.
-        total: the number of shards that their names promise.
-        beside: another file whose tensors are read too; empty without one.
+        files: the files, in their order; of an index, the index alone, which says itself where the
+            shards are.
+        is_index: whether it is an index.
+        total: for a set of shards without an index, the number of shards that their names promise;
+            otherwise None.
     """
 
-    file: str
+    files: tuple[str, ...]
     is_index: bool = False
-    shards: tuple[str, ...] = ()
-    total: int = 0
-    beside: str = ""
+    total: int | None = None
+
+    @property
+    def file(self) -> str:
+        """The file that stands for the form in messages."""
+        return self.files[0]
 
     @property
     def is_aside(self) -> bool:
         """Whether its name is that of an adapter or a projector."""
         return self.file in _ASIDE
+
+    @property
+    def missing(self) -> list[str]:
+        """The names that are missing from a set of shards without an index."""
+        match = _SHARD.fullmatch(self.file)
+        if match is None or self.total is None:
+            return []
+        every = (
+            f"{match['stem']}-{number:05}-of-{self.total:05}{match['suffix']}"
+            for number in range(1, self.total + 1)
+        )
+        return [name for name in every if name not in self.files]
 
 
 def is_trainers(name: str) -> bool:
@@ -86,7 +101,7 @@ def choose_form(names: Collection[str]) -> Form | None:
     weights, indexes = _weights(names), _indexes(names)
     for name in _KNOWN:
         if name in weights | indexes:
-            return Form(name, is_index=name in indexes)
+            return Form((name,), is_index=name in indexes)
     if sets := shard_sets(weights):
         # safetensors before torch here as well
         (stem, suffix, total), shards = min(
@@ -94,23 +109,15 @@ def choose_form(names: Collection[str]) -> Form | None:
         )
         index = f"{stem}{suffix}{_INDEX}"
         if index in indexes:
-            return Form(index, is_index=True)
-        return Form(
-            min(shards.values()),
-            shards=tuple(shards[number] for number in sorted(shards)),
-            total=total,
-        )
+            return Form((index,), is_index=True)
+        return Form(tuple(shards.values()), total=total)
     others = weights.difference(_ASIDE)
     if len(others) == 1:
-        return Form(others.pop())
+        return Form((others.pop(),))
     for name in _ASIDE:
         if name in weights:
-            return Form(
-                name,
-                beside=BESIDE_ADAPTER
-                if name in ADAPTER_FILES and BESIDE_ADAPTER in weights
-                else "",
-            )
+            is_trained_with = name in ADAPTER_FILES and BESIDE_ADAPTER in weights
+            return Form((name, BESIDE_ADAPTER) if is_trained_with else (name,))
     return None
 
 
@@ -137,17 +144,6 @@ def shard_sets(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str
         if match := _SHARD.fullmatch(name):
             sets[match["stem"], match["suffix"], int(match["total"])][int(match["number"])] = name
     return sets
-
-
-def missing_shards(shards: Sequence[str], total: int) -> list[str]:
-    """The names that are missing from a set of `total` shards without an index."""
-    match = _SHARD.fullmatch(shards[0])
-    assert match is not None
-    every = (
-        f"{match['stem']}-{number:05}-of-{total:05}{match['suffix']}"
-        for number in range(1, total + 1)
-    )
-    return [name for name in every if name not in shards]
 
 
 def no_form(where: str, names: Collection[str], every: Collection[str]) -> RemapError:

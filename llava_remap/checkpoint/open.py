@@ -15,7 +15,6 @@ from llava_remap.checkpoint.catalog import (
     LoraPair,
     Stamp,
     Tensor,
-    WeightFile,
 )
 from llava_remap.checkpoint.errors import AbsentError, unreadable
 from llava_remap.checkpoint.foreign import (
@@ -43,7 +42,7 @@ from llava_remap.checkpoint.purpose import (
     named_base,
 )
 from llava_remap.checkpoint.small_file import LARGEST, has_file, json_beside, read_object
-from llava_remap.checkpoint.weight_file import read_index, read_shard_set, read_together
+from llava_remap.checkpoint.weight_file import read_form, read_index, read_weight_file
 from llava_remap.core import counted, quoted, refuse, several
 
 #: Characters. Released models stay below 150; comparing names takes time with the square of the
@@ -82,7 +81,7 @@ def tensor_names(file: Path) -> list[str]:
         RemapError: LR100 to LR102, LR105.
     """
     try:
-        return [tensor.name for read in read_together([file]).values() for tensor in read.tensors]
+        return [tensor.name for tensor in read_weight_file(file).tensors]
     except OSError as error:
         raise unreadable(error, file) from None
 
@@ -112,7 +111,7 @@ def _open_file(path: Path, part: bool) -> Checkpoint:
             if path.name in ADAPTER_FILES and has_file(path.parent / BESIDE_ADAPTER)
             else set()
         )
-        return _checkpoint(path, *_with_config(path.parent, Form(path.name)), part, left)
+        return _checkpoint(path, *_with_config(path.parent, Form((path.name,))), part, left)
     content = read_object(path, "LR102", "Download or copy it again.")
     if content.get("format") == FORMAT:
         manifest = parse_manifest(path, content)
@@ -122,7 +121,7 @@ def _open_file(path: Path, part: bool) -> Checkpoint:
             manifest, pairs=lora_pairs(path.name, manifest.catalog, None) if paired else ()
         )
     if "weight_map" in content:
-        return _checkpoint(path, path.parent, Form(path.name, is_index=True), part)
+        return _checkpoint(path, path.parent, Form((path.name,), is_index=True), part)
     raise refuse(
         "LR106",
         f"{quoted(path.name)} is JSON, but neither a manifest nor the index of a sharded "
@@ -149,7 +148,7 @@ def _open_folder(folder: Path, part: bool) -> Checkpoint:
         raise adapter_only(folder, {}, folder)
     listing = Listing.of(folder)
     if states := whole_states(listing):
-        return _checkpoint(folder, folder, Form(states), part, every_form(files))
+        return _checkpoint(folder, folder, Form((states,)), part, every_form(files))
     raise explain_folder(listing) or no_form(str(folder), files, every)
 
 
@@ -164,21 +163,13 @@ def _with_config(folder: Path, form: Form) -> tuple[Path, Form]:
         or not has_file(above / "config.json")
     ):
         return folder, form
-    return above, Form(f"{folder.resolve().name}/{form.file}")
-
-
-def _read(folder: Path, form: Form) -> dict[Path, WeightFile]:
-    if form.is_index:
-        return read_index(folder / form.file)
-    if form.shards:
-        return read_shard_set(folder, form.shards, form.total)
-    return read_together([folder / name for name in (form.file, form.beside) if name])
+    return above, Form((f"{folder.resolve().name}/{form.file}",))
 
 
 def _checkpoint(
     path: Path, folder: Path, form: Form, part: bool, forms: Set[str] = frozenset()
 ) -> Checkpoint:
-    read = _read(folder, form)
+    read = read_index(folder / form.file) if form.is_index else read_form(folder, form)
     catalog = {tensor.name: tensor for file in read.values() for tensor in file.tensors}
     _refuse_unless_sound(folder / form.file, catalog)
     paired = has_pairs(folder / form.file, catalog, folder, part=part)
@@ -187,16 +178,15 @@ def _checkpoint(
     if part:
         _refuse_half(path, folder, form, bool(pairs))
     kind = " and ".join(sorted({file.kind for file in read.values()}))
-    which = f" ({form.file}{' and ' * bool(form.beside)}{form.beside})"
+    which = f" ({' and '.join(form.files)})"
     if is_states(form.file):
         which = (
             "; of DeepSpeed's files the model states are taken, in the dtype of the training: "
             f"{form.file}"
         )
-    if form.is_index or form.shards:
-        which = f", {counted(len(read), 'shard')}" + (
-            which if form.is_index else " without an index"
-        )
+    if form.is_index or form.total is not None:
+        index = which if form.is_index else " without an index"
+        which = f", {counted(len(read), 'shard')}{index}"
     inside = sorted({" / ".join(file.inside) for file in read.values() if file.inside})
     passed_over = sorted(forms - {form.file} - {file.name for file in read})
     config = json_beside(folder, "config.json")

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from llava_remap.checkpoint.catalog import WeightFile
 from llava_remap.checkpoint.errors import DamagedError, UnreadableError
-from llava_remap.checkpoint.form import choose_form, missing_shards, shard_sets
+from llava_remap.checkpoint.form import Form, choose_form, shard_sets
 from llava_remap.checkpoint.safetensors_file import read_safetensors
 from llava_remap.checkpoint.small_file import LARGEST, has_file, read_object
 from llava_remap.checkpoint.torch_file import read_torch_legacy, read_torch_zip
@@ -211,16 +211,11 @@ def _instead(index: Path) -> str:
     """
     names = {path.name for path in index.parent.iterdir() if path.is_file()}
     form = choose_form(names - {index.name})
-    if (
-        form is None
-        or form.is_aside
-        or form.is_index
-        or (form.shards and len(form.shards) != form.total)
-    ):
+    if form is None or form.is_aside or form.is_index or form.total not in (None, len(form.files)):
         return ""
     what = (
-        f"a complete set, {quoted(form.shards[0])} to {quoted(form.shards[-1])},"
-        if form.shards
+        f"a complete set, {quoted(form.file)} to {quoted(form.files[-1])},"
+        if form.total is not None
         else quoted(form.file)
     )
     aside = f"mv {quote(str(index))} {quote(str(index))}.old"
@@ -295,30 +290,21 @@ def _in_two_shards(files: Mapping[str, list[Path]]) -> list[Problem]:
     return [Problem("LR103", cause, _FETCH, tuple(twice))]
 
 
-def read_shard_set(folder: Path, shards: Sequence[str], total: int) -> dict[Path, WeightFile]:
-    """The shards of a set of `total` files without an index.
+def read_form(folder: Path, form: Form) -> dict[Path, WeightFile]:
+    """The files of a form without an index.
 
     Raises:
-        RemapError: LR103 if a shard is missing or a tensor is in two of them, otherwise as
+        RemapError: LR103 if a shard is missing or a tensor is in two files, otherwise as
             `read_weight_file`.
     """
-    if len(shards) != total or missing_shards(shards, total):
+    if form.total not in (None, len(form.files)) or form.missing:
         raise refuse(
             "LR103",
-            f"{len(shards)} of the {total} shards that names like {quoted(shards[0])} promise "
-            "are there, and no index.",
+            f"{len(form.files)} of the {form.total} shards that names like {quoted(form.file)} "
+            "promise are there, and no index.",
             "Download the missing shards, and the index.",
         )
-    return read_together([folder / name for name in shards])
-
-
-def read_together(files: list[Path]) -> dict[Path, WeightFile]:
-    """The files of one checkpoint.
-
-    Raises:
-        RemapError: LR103 if a tensor is in two of them, otherwise as `read_weight_file`.
-    """
-    read = read_weight_files(files)
+    read = read_weight_files([folder / name for name in form.files])
     if problems := _in_two_shards(_files_by_name(read)):
         raise RemapError(problems)
     return read

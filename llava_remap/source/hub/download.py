@@ -21,7 +21,6 @@ from llava_remap.checkpoint import (
     choose_form,
     explain_folder,
     files_for,
-    missing_shards,
     no_form,
     read_weight_map,
     shards_beside,
@@ -235,15 +234,13 @@ def _weights(there: Set[str], fetch: Callable[[str], Path]) -> list[str] | None:
     adapter = [ADAPTER_CONFIG] if ADAPTER_CONFIG in there else []
     form = choose_form(_top(there))
     if form is None and (states := whole_states(Listing("", frozenset(there), Path()))):
-        form = Form(states)
+        form = Form((states,))
     if form is None:
         return adapter or None
     if form.is_index:
         named = shards_beside(read_weight_map(fetch(form.file)), lambda name: name in there)
         return [form.file, *sorted(set(named.values())), *adapter]
-    if form.shards:
-        return [*form.shards, *missing_shards(form.shards, form.total), *adapter]
-    return [form.file, *([form.beside] if form.beside else []), *adapter]
+    return [*form.files, *form.missing, *adapter]
 
 
 def _top(there: Set[str]) -> Set[str]:
