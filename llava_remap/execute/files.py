@@ -178,7 +178,6 @@ def fresh_folder(
     made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
     folder: Folder | None = None
     claim: Claim | None = None
-    begun: Unfinished | None = None
     facts = job.facts() if job is not None else {}
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -16,11 +16,10 @@ import os
 import struct
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from mmap import mmap
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from types import TracebackType
 
 from xxhash import xxh3_128
@@ -60,16 +59,13 @@ class Writer:
         self._direct = _past_the_cache(self._file)
         self._clones = sys.platform == "linux"
         self._digest = xxh3_128()
-        # Buffer, its offset in the file, its bytes, whether they are written.
-        self._full: SimpleQueue[tuple[mmap, int, int, bool] | None] = SimpleQueue()
-        self._free: SimpleQueue[mmap | BaseException] = SimpleQueue()
-        self._free.put(mmap(-1, BUFFER_NBYTES))
-        self._buffer = mmap(-1, BUFFER_NBYTES)
+        self._buffer, self._other = mmap(-1, BUFFER_NBYTES), mmap(-1, BUFFER_NBYTES)
         # Of the buffer that is being filled: its offset in the file, and its bytes so far.
         self._start = self._filled = 0
         self._since_flush = 0
-        self._thread = Thread(target=self._empty_buffers, daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1)
+        self._emptied: Future[None] = Future()  # of the other buffer
+        self._emptied.set_result(None)
 
     def __enter__(self) -> Writer:
         return self
@@ -80,8 +76,7 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._full.put(None)
-        self._thread.join()  # waits for at most one buffer
+        self._thread.shutdown()  # waits for at most one buffer
 
     @property
     def nbytes(self) -> int:
@@ -119,7 +114,7 @@ class Writer:
         """Write the last buffer and set the file's length. The caller flushes the file to disk."""
         nbytes = self.nbytes
         self._flush()
-        self._take()  # now both buffers are free
+        self._emptied.result()
         os.ftruncate(self._file, nbytes)  # the last block may have been written whole
         return FileDigest(nbytes, self._digest.hexdigest())
 
@@ -164,28 +159,13 @@ class Writer:
             self._flush(write=write)
 
     def _flush(self, *, write: bool = True) -> None:
-        """Hand the buffer over to the other thread, and take the other buffer."""
+        """Hand the buffer over to the other thread; wait until the other buffer is emptied."""
         self._on_buffer()
-        self._full.put((self._buffer, self._start, self._filled, write))
+        emptied, full = self._emptied, (self._buffer, self._start, self._filled, write)
+        self._emptied = self._thread.submit(self._empty, *full)
         self._start, self._filled = self.nbytes, 0
-        self._buffer = self._take()
-
-    def _take(self) -> mmap:
-        """Wait for a free buffer. An error of the last one is raised here."""
-        free = self._free.get()
-        if isinstance(free, BaseException):
-            raise free
-        return free
-
-    def _empty_buffers(self) -> None:
-        """The other thread."""
-        while (item := self._full.get()) is not None:
-            try:
-                self._empty(*item)
-            except BaseException as error:
-                self._free.put(error)
-                return
-            self._free.put(item[0])
+        self._buffer, self._other = self._other, self._buffer
+        emptied.result()
 
     def _empty(self, buffer: mmap, start: int, nbytes: int, write: bool) -> None:
         with memoryview(buffer) as view:
