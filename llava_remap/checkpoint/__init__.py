@@ -12,7 +12,7 @@ from llava_remap.checkpoint.catalog import (
     Tensor,
     files_for,
 )
-from llava_remap.checkpoint.errors import AbsentError, DamagedError, UnreadableError, unreadable
+from llava_remap.checkpoint.errors import AbsentError, DamagedError, UnreadableError, readable
 from llava_remap.checkpoint.foreign import (
     Listing,
     PartsApartError,
@@ -57,8 +57,8 @@ __all__ = [
     "read_object",
     "read_text",
     "read_weight_map",
+    "readable",
     "shards_beside",
     "tensor_names",
-    "unreadable",
     "whole_states",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from llava_remap.core import RemapError, printable, quoted, refuse
@@ -21,12 +23,21 @@ class DamagedError(UnreadableError):
     """The disk fails to read the file, or other files beside it have faults of their own."""
 
 
-def unreadable(error: OSError, path: Path) -> RemapError:
-    """LR102 if the disk fails to read the file, LR100 if the file isn't there or mustn't be read,
-    LR511 if no more files can be opened.
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Refuse a file that the block fails to read: LR102 if the disk fails, LR100 if the file isn't
+    there or mustn't be read, LR511 if no more files can be opened.
+
+    Args:
+        path: the file, for errors that don't name it.
     """
-    if (reached := limit_reached(error)) is not None:
-        return reached
+    try:
+        yield
+    except OSError as error:
+        raise limit_reached(error) or _unreadable(error, path) from None
+
+
+def _unreadable(error: OSError, path: Path) -> RemapError:
     where = str(error.filename or path)
     where = where if len(where) <= 120 else "..." + where[-117:]  # its end names the file
     damaged = error.errno == errno.EIO

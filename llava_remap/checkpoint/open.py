@@ -16,7 +16,7 @@ from llava_remap.checkpoint.catalog import (
     Stamp,
     Tensor,
 )
-from llava_remap.checkpoint.errors import AbsentError, unreadable
+from llava_remap.checkpoint.errors import AbsentError, readable
 from llava_remap.checkpoint.foreign import (
     Listing,
     explain_file,
@@ -65,13 +65,11 @@ def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> 
     Raises:
         RemapError: LR100 to LR103, LR105 to LR108, LR113, LR115.
     """
-    try:
+    with readable(path):
         if not weights and path.is_dir():
             form, config = "config and tokenizer alone", json_beside(path, "config.json")
             return Checkpoint(path, form, {}, config, path, stamps=_stamps(path, ()))
         return _open(path, part)
-    except OSError as error:
-        raise unreadable(error, path) from None
 
 
 def tensor_names(file: Path) -> list[str]:
@@ -80,10 +78,8 @@ def tensor_names(file: Path) -> list[str]:
     Raises:
         RemapError: LR100 to LR102, LR105.
     """
-    try:
+    with readable(file):
         return [tensor.name for tensor in read_weight_file(file).tensors]
-    except OSError as error:
-        raise unreadable(error, file) from None
 
 
 def _open(path: Path, part: bool) -> Checkpoint:

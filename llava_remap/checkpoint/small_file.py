@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint.errors import unreadable
+from llava_remap.checkpoint.errors import readable
 from llava_remap.core import quoted, refuse
 from llava_remap.core.files import is_regular_file
 
@@ -31,10 +31,8 @@ def has_file(path: Path) -> bool:
         RemapError: LR100 or LR102, with the system's reason, if something has this name and can't
             be read as a file.
     """
-    try:
+    with readable(path):
         return is_regular_file(path)
-    except OSError as error:
-        raise unreadable(error, path) from None
 
 
 def read_file(path: Path) -> bytes:
@@ -43,12 +41,10 @@ def read_file(path: Path) -> bytes:
     Raises:
         RemapError: LR100 or LR102 if it can't be read.
     """
-    try:
+    with readable(path):
         if not is_regular_file(path):
             raise FileNotFoundError(2, "nothing is there", str(path))
         return path.read_bytes()
-    except OSError as error:
-        raise unreadable(error, path) from None
 
 
 def read_text(path: Path) -> str:

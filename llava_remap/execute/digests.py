@@ -14,7 +14,7 @@ from threading import Event
 
 from xxhash import xxh3_128
 
-from llava_remap.checkpoint import unreadable
+from llava_remap.checkpoint import readable
 from llava_remap.core.threads import result
 
 #: Bytes read at once: larger ones leave the processor's cache between reading and digesting.
@@ -51,14 +51,11 @@ def digest_files(
 
     def digest(path: Path) -> FileDigest:
         state, nbytes = xxh3_128(), 0
-        try:
-            with path.open("rb", buffering=0) as file:
-                while (block := file.read(_BLOCK_NBYTES)) and not stop.is_set():
-                    state.update(block)
-                    nbytes += len(block)
-                    on_progress(len(block))
-        except OSError as error:
-            raise unreadable(error, path) from None
+        with readable(path), path.open("rb", buffering=0) as file:
+            while (block := file.read(_BLOCK_NBYTES)) and not stop.is_set():
+                state.update(block)
+                nbytes += len(block)
+                on_progress(len(block))
         return FileDigest(nbytes, state.hexdigest())
 
     with ThreadPoolExecutor(max_workers=2) as pool:

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_remap.checkpoint import Checkpoint, Tensor, unreadable
+from llava_remap.checkpoint import Checkpoint, Tensor, readable
 from llava_remap.core import DTYPE_BITS, RemapError, refuse
 from llava_remap.core.dtypes import to_float64
 from llava_remap.plan import Box, Part, runs_in_order
@@ -141,14 +141,13 @@ def _view(tensor: Tensor) -> NDArray[Any]:
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, stored)
     start, nbytes = where.storage
-    try:
+    with readable(where.file):
         if (missing := start + nbytes - where.file.stat().st_size) > 0:
             raise too_short(where.file, missing)
-        storage = np.memmap(where.file, np.uint8, "r", offset=start, shape=(nbytes,))
-    except OSError as error:
-        raise unreadable(error, where.file) from None
-    except ValueError:  # it became shorter after its length was looked at
-        raise too_short(where.file, start + nbytes - where.file.stat().st_size) from None
+        try:
+            storage = np.memmap(where.file, np.uint8, "r", offset=start, shape=(nbytes,))
+        except ValueError:  # it became shorter after its length was looked at
+            raise too_short(where.file, start + nbytes - where.file.stat().st_size) from None
     strides = tuple(step * stored.itemsize for step in where.stride)
     return np.ndarray(tensor.shape, stored, storage, where.offset - start, strides)
 
@@ -159,16 +158,13 @@ def read_exactly(file: Path, offset: int, nbytes: int) -> bytes:
     Raises:
         RemapError: LR102 if the file ends before the run does, LR100 or LR102 if it can't be read.
     """
-    try:
-        with file.open("rb", buffering=0) as opened:
-            data = os.pread(opened.fileno(), nbytes, offset)
-            while len(data) < nbytes:
-                more = os.pread(opened.fileno(), nbytes - len(data), offset + len(data))
-                if not more:
-                    raise too_short(file, nbytes - len(data))
-                data += more
-    except OSError as error:
-        raise unreadable(error, file) from None
+    with readable(file), file.open("rb", buffering=0) as opened:
+        data = os.pread(opened.fileno(), nbytes, offset)
+        while len(data) < nbytes:
+            more = os.pread(opened.fileno(), nbytes - len(data), offset + len(data))
+            if not more:
+                raise too_short(file, nbytes - len(data))
+            data += more
     return data
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
-from llava_remap.checkpoint import unreadable
+from llava_remap.checkpoint import readable
 from llava_remap.core.threads import finished
 from llava_remap.execute.digests import FileDigest
 from llava_remap.execute.files import Closed, Folder
@@ -136,7 +136,8 @@ def _write_shard(
                     writer.write(piece)
                     continue
                 if piece.file not in opened:
-                    opened[piece.file] = _open(piece.file)
+                    with readable(piece.file):
+                        opened[piece.file] = os.open(piece.file, os.O_RDONLY)
                     sources.callback(os.close, opened[piece.file])
                 writer.copy(opened[piece.file], piece.file, piece.offset, piece.nbytes)
             planned = shard_nbytes(shard, recipe)
@@ -147,13 +148,6 @@ def _write_shard(
             return writer.finish()
 
     folder.write(shard.file, fill)
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise unreadable(error, path) from None
 
 
 def _coalesced(pieces: Iterator[Range | bytes]) -> Iterator[Range | bytes]:

@@ -24,7 +24,7 @@ from types import TracebackType
 
 from xxhash import xxh3_128
 
-from llava_remap.checkpoint import unreadable
+from llava_remap.checkpoint import readable
 from llava_remap.execute.digests import FileDigest
 from llava_remap.execute.values import too_short
 
@@ -138,15 +138,9 @@ class Writer:
         self, source: int, path: Path, offset: int, nbytes: int, *, write: bool = True
     ) -> None:
         while nbytes:
-            view = memoryview(self._buffer)[
-                self._filled : min(self._filled + nbytes, BUFFER_NBYTES)
-            ]
-            try:
+            end = min(self._filled + nbytes, BUFFER_NBYTES)
+            with readable(path), memoryview(self._buffer)[self._filled : end] as view:
                 count = os.preadv(source, [view], offset)
-            except OSError as error:
-                raise unreadable(error, path) from None
-            finally:
-                view.release()
             if count == 0:
                 raise too_short(path, nbytes)
             self._fill(count, write=write)

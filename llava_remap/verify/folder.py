@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object, unreadable
+from llava_remap.checkpoint import Catalog, Checkpoint, open_checkpoint, read_object, readable
 from llava_remap.core.codes import Exit
 from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import Problem, RemapError
@@ -148,13 +148,11 @@ def file_problems(
     Raises:
         RemapError: LR100 where a file can't be read at all.
     """
-    try:
+    with readable(folder):
         every = {path.name for path in folder.iterdir()}
         gone = {
             name: reason for name in record.outputs if (reason := _gone(folder / name)) is not None
         }
-    except OSError as error:
-        raise unreadable(error, folder) from None
     files = [folder / name for name in record.outputs if name not in gone]
     digests = {path.name: digest for path, digest in digest_files(files, on_progress).items()}
     rows = []

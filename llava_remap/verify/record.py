@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import xxhash
 from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
-from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object, unreadable
+from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object, readable
 from llava_remap.core.problem import refuse
 from llava_remap.core.version import __version__
 from llava_remap.execute import INDEX, FileDigest, read_claim
@@ -181,7 +181,7 @@ def read_record(folder: Path) -> Record:
             LR505 or LR606 without a record, LR100 or LR102 where nothing can be read.
     """
     path = folder / RECORD
-    try:
+    with readable(path):
         if (begun := read_claim(folder)) is not None:
             raise refuse(
                 "LR505",
@@ -192,8 +192,6 @@ def read_record(folder: Path) -> Record:
         if not has_file(path):
             raise _no_record(folder)
         content = read_object(path, "LR113", _FIX, halves=True)
-    except OSError as error:
-        raise unreadable(error, path) from None
     if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
         said = f"{content.get('format')!r}, version {content.get('format_version')!r}"
         raise refuse(
