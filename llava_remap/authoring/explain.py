@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from llava_remap.authoring.name_set import NameSet, read_names
 from llava_remap.core.problem import refuse
 from llava_remap.rewrite import Rewrite, compile_all, contradictions
 from llava_remap.rulefile import RuleFile
@@ -23,9 +24,8 @@ class ExplainedStep(NamedTuple):
 
     Attributes:
         rule: `prepare/ID` or `names/ID`.
-        pattern, makes: as the rule file has them; `makes` is None for a drop, empty for what is
-            taken out.
-        after: what it left; None for a drop.
+        pattern, makes: as the rule file has them; `makes` is None for a drop, empty for a wrapper.
+        after: the name behind the rule; None for a drop.
     """
 
     rule: str
@@ -51,10 +51,10 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What became of a name.
+    """The outcome of a name, and how it came about.
 
     Attributes:
-        nearest: for an unmapped name the rules that came nearest, the nearest first.
+        nearest: for an unmapped name, the rules that nearly match it, the nearest first.
     """
 
     rewrite: Rewrite
@@ -145,7 +145,7 @@ class Explainer:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedName:
-    """A name, as its source spells it; `source` is empty for one that is in none that was given."""
+    """A name, as its source spells it; `source` is empty for a name in no given source."""
 
     source: str
     name: str
@@ -157,12 +157,11 @@ class ExplainedName:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedNames:
-    """What becomes of names.
+    """The explanations of names.
 
     Attributes:
-        left_out: rules that don't count, as their `when` doesn't hold for these names and their
-            config.
-        aside: of a source from which not all names are taken: how many are, and why, in words.
+        left_out: rules whose `when` doesn't hold for these names and their config.
+        aside: for a source from which not all names are taken: how many are, and why, in words.
     """
 
     rules: RuleFile
@@ -184,21 +183,17 @@ class ExplainedNames:
 
 
 def explainer_for(rules: RuleFile, given: Sequence[str], *, offline: bool = False) -> Explainer:
-    """The rules for the checkpoints that `--source` arguments give; without any, for one of
-    which nothing is known.
+    """The rules for the checkpoints that `--source` arguments give; without any, for a checkpoint
+    of which nothing is known.
     """
-    if not given:
-        return Explainer(rules, (), None)
-    from llava_remap.authoring.name_set import read_names
-
-    known = read_names(rules, given, offline=offline)
+    known = _read(rules, given, (), offline)
     return Explainer(rules, known.stored, known.config)
 
 
 def explain_names(
     rules: RuleFile, names: Sequence[str], given: Sequence[str], *, offline: bool = False
 ) -> ExplainedNames:
-    """Explain names, or all that are taken of checkpoints.
+    """Explain names, or all names that are taken from checkpoints.
 
     Args:
         names: as their source spells them, or, where no source is given or none has them, as they
@@ -221,25 +216,24 @@ def explain_names(
             "Give the name of a tensor, as the checkpoint has it.",
         )
     wanted = list(dict.fromkeys(names))
-    if not given:
-        explainer = Explainer(rules, wanted, None)
-        alone = tuple(
-            ExplainedName("", name, explainer.explain(explainer.program.rewrite(name)))
-            for name in wanted
-        )
-        return ExplainedNames(rules, alone, explainer.left_out, {})
-    from llava_remap.authoring.name_set import read_names
-
-    known = read_names(rules, given, offline=offline)
+    known = _read(rules, given, wanted, offline)
     explainer = Explainer(rules, known.stored, known.config)
-    found = list(known.rewrites(rules, explainer.program))
+    rewrites = list(known.rewrites(rules, explainer.program))
     if wanted:
-        there = {name for _, name, _ in found}
-        found = [entry for entry in found if entry[1] in wanted]
-        found += [
+        there = {name for _, name, _ in rewrites}
+        rewrites = [entry for entry in rewrites if entry[1] in wanted]
+        rewrites += [
             ("", name, explainer.program.rewrite(name)) for name in wanted if name not in there
         ]
     entries = tuple(
-        ExplainedName(source, name, explainer.explain(rewrite)) for source, name, rewrite in found
+        ExplainedName(source, name, explainer.explain(rewrite))
+        for source, name, rewrite in rewrites
     )
     return ExplainedNames(rules, entries, explainer.left_out, known.aside)
+
+
+def _read(rules: RuleFile, given: Sequence[str], names: Sequence[str], offline: bool) -> NameSet:
+    """The names of checkpoints; without any checkpoint, one with these names and no config."""
+    if given:
+        return read_names(rules, given, offline=offline)
+    return NameSet({}, {}, names, None, {})

@@ -338,16 +338,10 @@ def _written(node: Node) -> str:
 
 def _fields_at(path: tuple[str | int, ...]) -> list[str]:
     """The names of the fields that a mapping at this place can have."""
-    model: Any = RuleText
+    model: type[BaseModel] = RuleText
     for step in path:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            found = next(
-                (f for name, f in model.model_fields.items() if step in (name, f.alias)), None
-            )
-            annotation: Any = found.annotation if found else None
-        else:
-            annotation = model
-        model = _model_in(annotation) or model
+        found = next((f for name, f in model.model_fields.items() if step in (name, f.alias)), None)
+        model = _model_in(found.annotation if found else None) or model
     return [field.alias or name for name, field in model.model_fields.items()]
 
 

@@ -8,14 +8,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from llava_remap.authoring.lint.rule_checks import loose, lost_fields
-from llava_remap.authoring.lint.trial import Finding, Ground, Trial
-from llava_remap.core.problem import Mark, Problem
+from llava_remap.authoring.lint.trial import Finding, Trial
+from llava_remap.core.problem import Problem
 from llava_remap.rewrite import CompiledRule, Rewrite, outcome, run_tests
 from llava_remap.rulefile import Drop, Regex, Substitute
 
 _NARROW = "Let it take only names that aren't renamed yet"
-#: By list: a rule of `names` before others keeps a name from them, one of `prepare` doesn't.
+#: By list, or for a way back. A rule of `names` keeps a name from later ones, one of `prepare`
+#: doesn't.
 _SETTLE = {
+    "back": "Anchor the `match` of its `reverse`.",
     "prepare": f"{_NARROW}.",
     "names": f"{_NARROW}, or put a rule before it that keeps the new one ({{from: X, to: X}}).",
 }
@@ -23,7 +25,7 @@ _SETTLE = {
 
 def not_idempotent(trial: Trial) -> Iterator[Finding]:
     """LR203: a new name that the rules would rename once more if they ran again."""
-    found: dict[str, tuple[CompiledRule, str, list[tuple[str, str]]]] = {}
+    found: dict[tuple[str, str], tuple[CompiledRule, str, list[tuple[str, str]]]] = {}
     for ground in trial.grounds:
         rules = {rule.label: rule for rule in ground.program.rules}
         for name, rewrite in ground.rewrites.items():
@@ -31,33 +33,26 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
             again = ground.program.rewrite(after)
             if rewrite.reason is None and again.reason is None and _renamed(rewrite, again):
                 first, second = _changing(rewrite)[-1], _changing(again)[0]
-                chains = found.setdefault(first, (rules[first], second, []))[2]
+                cause = (
+                    f"what `{first}` makes is renamed by `{second}` where the rules are run twice."
+                )
+                if first == second:
+                    cause = f"`{first}` takes its own new names: run twice, it renames them again."
+                chains = found.setdefault((first, "there"), (rules[first], cause, []))[2]
                 chains.append((name, f"→ {after} → {_made(again)}"))
         for target in ground.targets:
             for rule in ground.program.leading_back(target):
-                if isinstance(rule.kind, Substitute) and (chain := _back_twice(rule, target)):
-                    found.setdefault(f"{rule.label} back", (rule, "", []))[2].append(chain)
-    for rule, second, chains in found.values():
-        if not second:
-            cause, fix = (
-                f"the way back of `{rule.label}` takes its own names.",
-                r"Anchor the `match` of its `reverse`.",
-            )
-        elif second == rule.label:
-            cause, fix = (
-                f"`{rule.label}` takes its own new names: run twice, it renames them again.",
-                _SETTLE[_list(rule)],
-            )
-        else:
-            cause, fix = (
-                f"what `{rule.label}` makes is renamed by `{second}` where the rules are run "
-                "twice.",
-                _SETTLE[_list(rule)],
-            )
+                once = rule.lead_back(target) if isinstance(rule.kind, Substitute) else None
+                twice = rule.lead_back(once) if once is not None else None
+                if twice not in (None, once):
+                    cause = f"the way back of `{rule.label}` takes its own names."
+                    chains = found.setdefault((rule.label, "back"), (rule, cause, []))[2]
+                    chains.append((target, f"→ {once} → {twice}"))
+    for (_, way), (rule, cause, chains) in found.items():
+        fix = _SETTLE["back" if way == "back" else _list(rule)]
         table = tuple(dict.fromkeys(chains))
-        yield Finding(
-            rule.mark, Problem("LR203", cause, fix, tuple(name for name, _ in table), table)
-        )
+        names = tuple(name for name, _ in table)
+        yield Finding(rule.mark, Problem("LR203", cause, fix, names, table))
 
 
 def _made(rewrite: Rewrite) -> str:
@@ -76,36 +71,27 @@ def _changing(rewrite: Rewrite) -> list[str]:
     return [step.rule for step in rewrite.trace if step.after != step.before]
 
 
-def _back_twice(rule: CompiledRule, target: str) -> tuple[str, str] | None:
-    once = rule.lead_back(target)
-    twice = rule.lead_back(once) if once is not None else None
-    return (target, f"→ {once} → {twice}") if twice is not None and twice != once else None
-
-
 def shadowed(trial: Trial) -> Iterator[Finding]:
     """LR204: a rule that none of the names made from it reaches. Regexes are left out, since no
     names can be made from them.
     """
     for rule, takers in _shadowed(trial):
-        names = trial.witnesses[rule.label]
         by = " and ".join(f"`{taker.label}`" for taker in takers)
-        cause = f"`{rule.label}` can take no name: {by} has them before it."
-        movable = all(_list(taker) == _list(rule) for taker in takers)
-        fix = (
-            f"Put it before {by}, or take it out."
-            if movable
-            else f"Make {by} narrower, or take `{rule.label}` out."
-        )
         inherited = rule.mark.file != trial.own
         mine = next((taker for taker in takers if inherited and taker.mark.file == trial.own), None)
-        if mine is not None:
-            cause = f"`{rule.label}` of {rule.mark.file} can take no name: {by} has them before it."
+        whose = f"`{rule.label}`" if mine is None else f"`{rule.label}` of {rule.mark.file}"
+        if mine is None:
+            fix = f"Make {by} narrower, or take `{rule.label}` out."
+            if all(_list(taker) == _list(rule) for taker in takers):
+                fix = f"Put it before {by}, or take it out."
+        elif _list(mine) == _list(rule) and not isinstance(mine.kind, Drop):
+            fix = f"Give `{mine.label}` the id `{rule.id}`: then it replaces the inherited rule."
+        else:
             fix = f"Make `{mine.label}` narrower."
-            if _list(mine) == _list(rule) and not isinstance(mine.kind, Drop):
-                fix = (
-                    f"Give `{mine.label}` the id `{rule.id}`: then it replaces the inherited rule."
-                )
-        yield Finding((mine or rule).mark, Problem("LR204", cause, fix, names))
+        cause = f"{whose} can take no name: {by} has them before it."
+        yield Finding(
+            (mine or rule).mark, Problem("LR204", cause, fix, trial.witnesses[rule.label])
+        )
 
 
 def dropped_renames(trial: Trial) -> Iterator[Finding]:
@@ -118,7 +104,6 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
     if trial.wanted is not None:
         return
     stolen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    marks = _marks(trial)
     for rule, takers in _shadowed(trial):
         ground = trial.assumed[rule.label]
         drops = {taker.label for taker in takers if isinstance(taker.kind, Drop)}
@@ -133,7 +118,8 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
         cause = f"the drop `{taker}` takes every name that {rules} would give the target."
         lost = tuple(dict.fromkeys(name for names in by_rule.values() for name in names))
         yield Finding(
-            marks[taker], Problem("LR306", cause, "Make it narrower, or take the rename out.", lost)
+            trial.file.marks[taker],
+            Problem("LR306", cause, "Make it narrower, or take the rename out.", lost),
         )
 
 
@@ -149,20 +135,20 @@ def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]
         reached = rule.label in really_reached or any(
             rule.label in rewrite.rules for rewrite in rewrites
         )
-        made = not isinstance(rule.kind.pattern, Regex)
-        if made and not reached and all(_is_settled(ground, rewrite) for rewrite in rewrites):
+        # Where `prepare` doesn't leave its own result alone (LR203), it can't be tried here.
+        if (
+            not isinstance(rule.kind.pattern, Regex)
+            and not reached
+            and all(
+                rewrite.reason is not None
+                or ground.program.rewrite(rewrite.prepared).prepared == rewrite.prepared
+                for rewrite in rewrites
+            )
+        ):
             labels = dict.fromkeys(
                 label for rewrite in rewrites for label in _takers(rule, rewrite)
             )
             yield rule, [trial.rules[places[label]] for label in labels if places[label] < at]
-
-
-def _is_settled(ground: Ground, rewrite: Rewrite) -> bool:
-    """Whether `prepare` leaves its own result alone. Otherwise (LR203), it can't be tried here."""
-    return (
-        rewrite.reason is not None
-        or ground.program.rewrite(rewrite.prepared).prepared == rewrite.prepared
-    )
 
 
 def _takers(rule: CompiledRule, rewrite: Rewrite) -> list[str]:
@@ -232,10 +218,9 @@ def dropped_parameters(trial: Trial) -> Iterator[Finding]:
             target = trial.real.program.rewrite(name, without=rewrite.rules[-1]).target
             if target in trial.wanted and target not in provided:
                 stolen[rewrite.rules[-1]].append(name)
-    marks = _marks(trial)
     for label, names in stolen.items():
         yield Finding(
-            marks[label],
+            trial.file.marks[label],
             Problem(
                 "LR306",
                 f"the drop `{label}` takes what the target wants.",
@@ -243,10 +228,6 @@ def dropped_parameters(trial: Trial) -> Iterator[Finding]:
                 tuple(names),
             ),
         )
-
-
-def _marks(trial: Trial) -> dict[str, Mark]:
-    return {rule.label: rule.mark for rule in trial.rules}
 
 
 def not_back(trial: Trial) -> Iterator[Finding]:

@@ -2,8 +2,6 @@
 read or printed.
 """
 
-from __future__ import annotations
-
 from llava_remap.rewrite.infer.engine import Inference, infer, suggest_rules
 from llava_remap.rewrite.infer.groups import Group, Segments, Shape, fill, fold, nearest, unfold
 from llava_remap.rewrite.infer.match import HOWS, How, Match, Question, grows

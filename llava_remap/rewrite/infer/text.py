@@ -16,6 +16,9 @@ from llava_remap.rulefile.yaml_write import flow, quoted
 
 #: The most lines of each kind on names without a rule.
 MOST_LINES = 40
+#: The end of a target name that checkpoints of one family may lack, so that `detect` doesn't ask for
+#: it.
+_OPTIONAL = "lm_head.weight"
 #: Width of comments and of lines that are broken.
 _WIDTH = 120
 
@@ -50,13 +53,8 @@ class Frame:
     first: Collection[str] | None = None
 
 
-def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.weight",)) -> str:
-    """The whole file.
-
-    Args:
-        ends: endings of target names that a checkpoint of the same family may lack, so that
-            `detect` doesn't ask for them.
-    """
+def rule_file(frame: Frame, found: Inference) -> str:
+    """The whole file."""
     lines = [
         *_comment(
             f"Inferred from names and shapes: {frame.made_from}. Look at what is marked `unsure`."
@@ -72,7 +70,7 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
         lines += [f"extends: [{', '.join(frame.extends)}]"]
     for guess in frame.unsure:
         lines += _comment(f"unsure: {guess}")
-    lines += ["", *_detect(frame, found, ends)]
+    lines += ["", *_detect(frame, found)]
     if frame.sources:
         lines += ["", "sources:", *(f"  {line}" for line in frame.sources)]
     if frame.class_name:
@@ -89,7 +87,7 @@ def rule_file(frame: Frame, found: Inference, ends: Collection[str] = ("lm_head.
     )
 
 
-def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
+def _detect(frame: Frame, found: Inference) -> list[str]:
     """One name of each renamed module. A name inside a layer is taken only if there is no other."""
     names: list[str] = []
     of_layers: list[str] = []
@@ -97,7 +95,7 @@ def _detect(frame: Frame, found: Inference, ends: Collection[str]) -> list[str]:
         name, target = found.names_of(rule)[0]
         if frame.first is not None and name not in frame.first:
             continue
-        if target is not None and not target.endswith(tuple(ends)) and not rule.is_regex:
+        if target is not None and not target.endswith(_OPTIONAL) and not rule.is_regex:
             (of_layers if INDEX in rule.patterns[0] else names).append(name)
     shown = names or of_layers[:1]
     lines = ["detect:", "  present:" if shown else "  present: []"]
