@@ -16,7 +16,7 @@ from llava_remap.rulefile.yaml_write import flow, quoted
 
 #: The most lines of each kind on names without a rule.
 MOST_LINES = 40
-#: The end of a target name that checkpoints of one family may lack, so that `detect` doesn't ask for
+#: The end of a target name that a checkpoint may lack, so that `detect` doesn't ask for
 #: it.
 _OPTIONAL = "lm_head.weight"
 #: Width of comments and of lines that are broken.
