@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
@@ -64,31 +65,33 @@ class Template:
     text: str
 
     def __post_init__(self) -> None:
-        text, before = self.text, ""
-        seen: set[str] = set()
-        for _, field, _ in self.pieces:
-            if field in seen:
-                raise PatternError(f"field `{{{field}}}` stands twice in `{text}`")
-            if field and before:
-                raise PatternError(
-                    f"two fields touch in `{text}`: where one ends and the next begins is open"
-                )
-            seen |= {field} - {""}
-            before = field
-        if "{" in self.literals or "}" in self.literals:
-            raise PatternError(
-                f"`{text}` has a brace that isn't part of a field; fields are {{x}}, {{x:int}} and "
-                "{x...}"
-            )
-        if not text or any(character.isspace() for character in text):
-            raise PatternError(f"`{text}` is empty or has white space; tensor names have none")
+        text, names = self.text, [field for _, field, _ in self.pieces if field]
+        twice = next((name for name in names if names.count(name) > 1), "")
         open_ends = sum(kind == "..." for kind in self.fields.values())
         open_ends += sum(max(0, segment.count("{") - 1) for segment in self._segments)
-        if open_ends > _MOST_OPEN:
-            raise PatternError(
+        for is_wrong, why in (
+            (twice, f"field `{{{twice}}}` stands twice in `{text}`"),
+            (
+                any(one[1] and other[1] for one, other in pairwise(self.pieces)),
+                f"two fields touch in `{text}`: where one ends and the next begins is open",
+            ),
+            (
+                "{" in self.literals or "}" in self.literals,
+                f"`{text}` has a brace that isn't part of a field; fields are {{x}}, {{x:int}} and "
+                "{x...}",
+            ),
+            (
+                not text or any(character.isspace() for character in text),
+                f"`{text}` is empty or has white space; tensor names have none",
+            ),
+            (
+                open_ends > _MOST_OPEN,
                 f"`{text}` can match a name in too many ways: more than {_MOST_OPEN} fields whose "
-                "end is open"
-            )
+                "end is open",
+            ),
+        ):
+            if is_wrong:
+                raise PatternError(why)
 
     def __str__(self) -> str:
         return self.text

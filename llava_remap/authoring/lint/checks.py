@@ -101,7 +101,7 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
     are for. A drop that takes all of them takes what the rename should give the target. Where the
     target's parameters are known, `dropped_parameters` is exact.
     """
-    if trial.wanted is not None:
+    if trial.names.wanted is not None:
         return
     stolen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for rule, takers in _shadowed(trial):
@@ -185,7 +185,7 @@ def matched_nothing(trial: Trial) -> Iterator[Finding]:
 
 def unmapped(trial: Trial) -> Iterator[Finding]:
     """LR301: real names that no rule of a whole rule file takes; `apply` refuses the same."""
-    if trial.real is None or not trial.complete:
+    if trial.real is None or not trial.names.complete:
         return
     names = tuple(
         name
@@ -209,14 +209,14 @@ def dropped_parameters(trial: Trial) -> Iterator[Finding]:
     """LR306: a real name that is dropped and would give a parameter of the target that nothing
     else gives.
     """
-    if trial.real is None or trial.wanted is None:
+    if trial.real is None or trial.names.wanted is None:
         return
     provided = trial.real.targets
     stolen: dict[str, list[str]] = defaultdict(list)
     for name, rewrite in trial.real.rewrites.items():
         if rewrite.reason is not None:
             target = trial.real.program.rewrite(name, without=rewrite.rules[-1]).target
-            if target in trial.wanted and target not in provided:
+            if target in trial.names.wanted and target not in provided:
                 stolen[rewrite.rules[-1]].append(name)
     for label, names in stolen.items():
         yield Finding(

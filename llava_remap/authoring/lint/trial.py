@@ -139,8 +139,7 @@ class Trial:
             no other.
         real: the real names in the program for their checkpoint; None without any.
         grounds: every one of `assumed` and `real`, once.
-        wanted: the target's parameters, where they are known.
-        complete: whether the rules must take every real name.
+        names: the real names.
     """
 
     file: RuleFile
@@ -151,8 +150,7 @@ class Trial:
     assumed: Mapping[str, Ground]
     real: Ground | None
     grounds: tuple[Ground, ...]
-    wanted: Collection[str] | None
-    complete: bool
+    names: Names
 
     @classmethod
     def of(cls, file: RuleFile, program: Program, names: Names | None) -> Trial:
@@ -194,8 +192,7 @@ class Trial:
             assumed,
             real,
             tuple(tried),
-            names.wanted if names is not None else None,
-            names is not None and names.complete,
+            names or Names(),
         )
 
     @property
