@@ -127,8 +127,7 @@ def _conversations(tokens: Sequence[PlacedToken]) -> Iterator[list[dict[str, Any
 
 @lru_cache(maxsize=64)
 def _rendered(request: str) -> list[dict[str, Any]]:
-    answer: list[dict[str, Any]] = bounded("llava_remap.folder.render", json.loads(request))
-    return answer
+    return list(bounded("llava_remap.folder.render", json.loads(request)))
 
 
 def _turn_end(prompt: str) -> str | None:

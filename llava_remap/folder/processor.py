@@ -87,9 +87,8 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
                     _REPLACE,
                 )
             ]
-    size = content.get("crop_size") or content.get("size")
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
+    sides = content.get("crop_size") or content.get("size")
+    size = sides.get("height") or sides.get("shortest_edge") if isinstance(sides, dict) else sides
     if size is None or size == tower.facts["image_size"]:
         return []
     if not isinstance(size, int):

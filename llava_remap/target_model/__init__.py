@@ -17,12 +17,6 @@ from llava_remap.target_model.config import (
 from llava_remap.target_model.config_keys import unread_keys
 from llava_remap.target_model.constants import bad_constants
 from llava_remap.target_model.known_keys import keys_without_use, unknown_target, unread_of_towers
-from llava_remap.target_model.layouts import (
-    CLASSIC,
-    WRITTEN,
-    check_layout,
-    layout_program,
-)
 from llava_remap.target_model.presets import IMAGE_PROCESSORS, SCALED_PICTURES, TOKENIZERS
 from llava_remap.target_model.source_files import odd_values, read_beside
 from llava_remap.target_model.text_model import TextModel
@@ -34,7 +28,15 @@ from llava_remap.target_model.vocabulary import (
     read_vocabulary,
     vocabulary_problems,
 )
-from llava_remap.target_model.wanted import Target, build_on_meta, wanted_parameters
+from llava_remap.target_model.wanted import (
+    CLASSIC,
+    WRITTEN,
+    Target,
+    build_on_meta,
+    check_layout,
+    layout_program,
+    wanted_parameters,
+)
 
 __all__ = [
     "CLASSIC",

@@ -119,17 +119,17 @@ _Source = _object(
 )
 
 
-class _AddedToken(_Strict):
-    """A token with the flags that say where it is found in a text."""
-
-    content: str
-    lstrip: bool = False
-    normalized: bool = True
-    rstrip: bool = False
-    single_word: bool = False
-    special: bool = False
-
-
+#: A token with the flags that say where it is found in a text.
+_AddedToken: Any = create_model(
+    "_AddedToken",
+    __base__=_Strict,
+    content=(str, ...),
+    lstrip=(bool, False),
+    normalized=(bool, True),
+    rstrip=(bool, False),
+    single_word=(bool, False),
+    special=(bool, False),
+)
 _Token = _needed(str | _AddedToken | None, "a text, or an object with the text as `content`")
 _Tokens = _needed(
     list[str | _AddedToken] | dict[str, str | _AddedToken] | None,

@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import ConfigError, refuse
-from llava_remap.target_model.layouts import CLASSIC, layout_program, layout_rules, names_in
+from llava_remap.rewrite import Program, compile_rules
+from llava_remap.rulefile import RuleFile, load_rule_file, shipped_layouts
 
+#: The layout of all plans. It is written unless the user asks for another one.
+CLASSIC = "classic"
+#: The layouts that can be written. `classic-5.6` and `mixed-5.4` can only be read: they are
+#: accidents of some versions' `save_pretrained`.
+WRITTEN = (CLASSIC, "module-4.52", "module-5.6")
 #: The layout in which the installed transformers (5.6 or later) saves a model that was built from
 #: scratch.
 DISK_LAYOUT = "classic-5.6"
@@ -25,6 +32,45 @@ DISK_LAYOUT = "classic-5.6"
 _MOST_LAYERS = 1000
 #: A list of more than six words: transformers lists all names that it knows.
 _LIST = re.compile(r"((?:[^\s,]+, ){6})(?:[^\s,]+, )*[^\s,]+")
+
+
+@cache
+def layout_rules(layout: str) -> RuleFile:
+    """The rule file of a shipped layout."""
+    return load_rule_file(shipped_layouts()[layout])
+
+
+@cache
+def layout_program(layout: str) -> Program:
+    """The program that takes names of a shipped layout to classic ones."""
+    return compile_rules(layout_rules(layout))
+
+
+def check_layout(layout: str) -> None:
+    """LR211 for a layout that can't be written."""
+    if layout not in WRITTEN:
+        raise refuse(
+            "LR211", f"--layout {layout}: it is one of {', '.join(WRITTEN)}.", "Write one of them."
+        )
+
+
+def names_in(layout: str, classic: Collection[str]) -> dict[str, str]:
+    """The names of parameters in a layout, by classic name: one name each, which leads back to the
+    classic name and no other.
+
+    Raises:
+        RemapError: LR601 for parameters that the layout has no name for.
+    """
+    back = layout_program(layout).inverse
+    found = {name: other for name in classic if (other := back(name)) is not None}
+    if lost := [name for name in classic if name not in found]:
+        raise refuse(
+            "LR601",
+            f"layout {layout} has no name for {len(lost)} parameters.",
+            "Write the classic layout.",
+            lost,
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,12 @@
 """Strict load of what was written; digests; bit equality with the sources."""
 
-from llava_remap.verify.compare import compare
-from llava_remap.verify.folder import Verification, file_problems, header_problems, verify_folder
+from llava_remap.verify.folder import (
+    Verification,
+    compare,
+    file_problems,
+    header_problems,
+    verify_folder,
+)
 from llava_remap.verify.strict import is_known, loading_problems, strict_load
 
 __all__ = [

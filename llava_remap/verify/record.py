@@ -193,10 +193,10 @@ def read_record(folder: Path) -> Record:
             raise _no_record(folder)
         content = read_object(path, "LR113", _FIX, halves=True)
     if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
-        said = f"{content.get('format')!r}, version {content.get('format_version')!r}"
         raise refuse(
             "LR113",
-            f"{path} is of the format {said}; this version reads {FORMAT!r}, version "
+            f"{path} is of the format {content.get('format')!r}, version "
+            f"{content.get('format_version')!r}; this version reads {FORMAT!r}, version "
             f"{FORMAT_VERSION}.",
             "Use the version of llava-remap that wrote it.",
         )

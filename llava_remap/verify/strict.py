@@ -44,10 +44,13 @@ def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -
         for checkpoint in map(open_checkpoint, files)
         for name, tensor in checkpoint.catalog.items()
     }
-    facts = _facts(tensors, class_name, config)
-    return loading_problems(
-        asdict(cached_value(_QUESTION, facts, lambda: _ask(tensors, class_name, config), _Info))
+    info = cached_value(
+        _QUESTION,
+        _facts(tensors, class_name, config),
+        lambda: _ask(tensors, class_name, config),
+        _Info,
     )
+    return loading_problems(asdict(info))
 
 
 def is_known(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from llava_remap.checkpoint import open_checkpoint
 from llava_remap.jobs.apply import apply
 from llava_remap.source.sources import open_again
 from llava_remap.verify import verify_folder
-from llava_remap.verify.compare import _distance
+from llava_remap.verify.folder import _distance
 from llava_remap.verify.record import read_record
 from tests.conftest import CLIP, RELEASED, TINY, Run, heavy, lose_last_byte, with_own_digest
 
