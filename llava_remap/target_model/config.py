@@ -411,21 +411,17 @@ def text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
 
     The values of a `text_config` in it are put on top of those around it: rules ask for both.
     """
-    found = _describing(configs)
+    found = next(filter(_has_text, configs), None)
     if found is None or not isinstance(inner := found.get("text_config"), Mapping):
         return found
     return {**without(found, "text_config", "vision_config"), **inner}
 
 
-def _describing(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The config that describes the language model, as it is."""
-    for config in configs:
-        if isinstance(config.get("text_config"), Mapping):
-            if not _is_tower(config):
-                return config
-        elif "vocab_size" in config or ("hidden_size" in config and _vision_config(config) is None):
-            return config
-    return None
+def _has_text(config: Mapping[str, Any]) -> bool:
+    """Whether a config describes a language model."""
+    if isinstance(config.get("text_config"), Mapping):
+        return not _is_tower(config)
+    return "vocab_size" in config or ("hidden_size" in config and _vision_config(config) is None)
 
 
 def said_of_text(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -456,7 +452,7 @@ def text_model_of(
         if kind is None
         else _Values(merged, {}, (), (), {}).of(".".join(("target", *place)), kind)
     )
-    whole = _describing(configs) or {}
+    whole: Mapping[str, Any] = next(filter(_has_text, configs), {})
     inner, around = whole.get("text_config"), None
     if isinstance(inner, Mapping) and (inner.get("model_type") or inner.get("architectures")):
         merged, around = inner, without(whole, "text_config", "vision_config", *over)
