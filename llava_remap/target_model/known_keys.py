@@ -275,22 +275,22 @@ def _no_key(whose: str, walked: list[str], part: str, keys: Keys, version: str) 
 def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[str, Any]:
     """The fields of `_Known`, from the installed transformers."""
     import transformers
-    from transformers import CONFIG_MAPPING, PreTrainedModel
     from transformers.modeling_rope_utils import RopeParameters
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     from llava_remap.target_model.text_model import class_names
 
-    version = transformers.__version__
+    version, classes = transformers.__version__, transformers.CONFIG_MAPPING
     found: Any = getattr(transformers, class_name, None)
-    is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     config_class: Any = found.config_class if is_model else None
     own = _fields(config_class) if config_class is not None else {}
     if not own or not found.can_generate() or not {"text_config", "vision_config"} <= own.keys():
-        named = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
         stems = {
-            str(name).removesuffix(_ENDING): name for name in named if str(name).endswith(_ENDING)
+            str(name).removesuffix(_ENDING): name
+            for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+            if str(name).endswith(_ENDING)
         }
         near = difflib.get_close_matches(re.sub(r"(Model|For[A-Z].*)$", "", class_name), stems, 2)
         return {"version": version, "classes": [stems[name] for name in near]}
@@ -307,19 +307,17 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
     keys = {
         **own,
         "text_config": {
-            **_fields(*(CONFIG_MAPPING[name] for name in ([kind] if kind in kinds else kinds))),
+            **_fields(*(classes[name] for name in ([kind] if kind in kinds else kinds))),
             "rope_theta": {},
             **dict.fromkeys(_ROPE, rope),
         },
-        "vision_config": _fields(*(CONFIG_MAPPING[name] for name in TOWER_DEFAULTS)),
+        "vision_config": _fields(*(classes[name] for name in TOWER_DEFAULTS)),
     }
     images, videos = (
         [name for name in dir(transformers) if name.endswith(end)]
         for end in ("ImageProcessor", "VideoProcessor")
     )
-    others = {name for name in dir(transformers) if name.endswith("Processor")}.difference(
-        images, videos
-    )
+    others = {name for name in dir(transformers) if name.endswith("Processor")}
     return {
         "version": version,
         "model_type": config_class.model_type,
@@ -327,7 +325,9 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
         "keys": keys,
         "refused": refused_constants(class_name, config, words),
         "processors": {
-            "processor": sorted({*others, *PROCESSOR_MAPPING_NAMES.values()}),
+            "processor": sorted(
+                others.difference(images, videos).union(PROCESSOR_MAPPING_NAMES.values())
+            ),
             "image_processor": images,
             "video_processor": videos,
         },

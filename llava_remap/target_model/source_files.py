@@ -23,8 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llava_remap.checkpoint import has_file, read_object
-from llava_remap.core.problem import Problem, RemapError
-from llava_remap.core.wording import quoted
+from llava_remap.core import Problem, RemapError, quoted
 from llava_remap.target_model.config_keys import shortened
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint import has_file
-from llava_remap.core.problem import Problem, refuse
-from llava_remap.core.wording import quoted
+from llava_remap.core import Problem, quoted, refuse
 from llava_remap.rulefile import Token
 from llava_remap.target_model.source_files import read_beside
 

@@ -20,11 +20,9 @@ from llava_remap.checkpoint import (
     read_object,
     readable,
 )
-from llava_remap.core.codes import Exit
+from llava_remap.core import Exit, Problem, RemapError, counted
 from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, to_float64
 from llava_remap.core.files import is_regular_file
-from llava_remap.core.problem import Problem, RemapError
-from llava_remap.core.wording import counted
 from llava_remap.execute import INDEX, Range, Recipe, blocks, digest_files, equal, find
 from llava_remap.plan import Alias, Mapped
 from llava_remap.routing import SourceName
