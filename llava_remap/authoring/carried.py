@@ -20,7 +20,7 @@ from llava_remap.target_model import (
     derive_config,
     embedding_rows,
     place_tokens,
-    said_of_text,
+    require_text_config,
     shapes_config,
     text_model_of,
 )
@@ -127,7 +127,7 @@ def _derived(
         rules.text.tokens,
         None,
         embedding_rows(tensors, text.embedding),
-        said_of_text(given.configs),
+        require_text_config(given.configs),
     )
     try:
         return dict(derive_config(rules, given.configs, tensors, tokens, text).config)

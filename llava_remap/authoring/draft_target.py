@@ -28,7 +28,7 @@ from llava_remap.target_model import (
     embedding_rows,
     keys_without_use,
     place_tokens,
-    said_of_text,
+    require_text_config,
     shapes_config,
     text_model_of,
     wanted_parameters,
@@ -201,7 +201,7 @@ def _of_class(class_name: str, given: Given) -> Wanted:
         for name, new in {**classic, embeddings[0]: text.embedding}.items()
     }
     rows = embedding_rows(found, text.embedding)
-    tokens = place_tokens(rules.text.tokens, None, rows, said_of_text(given.configs))
+    tokens = place_tokens(rules.text.tokens, None, rows, require_text_config(given.configs))
     try:
         configs = [*given.configs, {"vision_config": shapes_config(_TOWER, found)}]
         asked = wanted_parameters(

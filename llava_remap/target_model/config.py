@@ -142,7 +142,7 @@ def derive_config(
         RemapError: LR112 where neither configs nor tensors say what is needed; LR302 without a
             tower.
     """
-    text_source = said_of_text(configs)
+    text_source = require_text_config(configs)
     prefix, name = next(iter(rules.target.towers.items()))
     named = _Values(text_source, {}, tokens, words or (), {}).of(f"target.towers.{prefix}", name)
     tower = read_tower(
@@ -424,7 +424,7 @@ def _has_text(config: Mapping[str, Any]) -> bool:
     return "vocab_size" in config or ("hidden_size" in config and _vision_config(config) is None)
 
 
-def said_of_text(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def require_text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Like `text_config`, but LR112 where no config describes the language model."""
     if (found := text_config(configs)) is None:
         raise ConfigError.of(
@@ -444,7 +444,7 @@ def text_model_of(
     Raises:
         RemapError: as `read_text_model`; LR112 where no config describes it.
     """
-    merged, target = said_of_text(configs), rules.target
+    merged, target = require_text_config(configs), rules.target
     kind = target.config.get(TEXT_KIND)
     place = ("text_models",) if kind is None else ("config", TEXT_KIND)
     said = (

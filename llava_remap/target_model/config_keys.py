@@ -36,20 +36,20 @@ def unread_keys(
     problem = Problem(
         "LR112",
         f"the config has keys that neither a rule of {rules.name} nor the language model's class "
-        f"in transformers knows: {told(source, strange)}.",
+        f"in transformers knows: {list_values(source, strange)}.",
         "If nothing that the model computes depends on it, write a rule file with "
         f"`extends: [{rules.name}.yaml]` and `config_keys: {{{lines}}}`. Otherwise transformers "
         "computes something else.",
     )
     note = Problem(
         "LR318",
-        f"the config says {told(source, listed)}; no rule of {rules.name} reads it, and it "
+        f"the config says {list_values(source, listed)}; no rule of {rules.name} reads it, and it "
         "isn't written.",
     )
     return [problem] if strange else [], [note] if listed else []
 
 
-def told(source: Mapping[str, Any], keys: Iterable[str]) -> str:
+def list_values(source: Mapping[str, Any], keys: Iterable[str]) -> str:
     """Keys with their values, for a message."""
     return ", ".join(f"{key}: {shortened(source[key])}" for key in keys)
 

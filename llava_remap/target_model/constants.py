@@ -88,7 +88,7 @@ def bad_constants(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
     ]
 
 
-def meant(
+def suggest(
     word: str,
     known: Collection[str],
     otherwise: str = "Take it out, or write the name that it has there.",
@@ -116,7 +116,7 @@ def _nearest(value: str, reason: str) -> str:
     from transformers.activations import ACT2FN
 
     words = {*re.findall(r"[\w-]+(?:\.[\w-]+)*", reason), *ACT2FN} - {value}
-    return meant(value, words, "Take it out, or write a value that the class knows.")
+    return suggest(value, words, "Take it out, or write a value that the class knows.")
 
 
 def set_value(config: dict[str, Any], key: str, value: Any) -> None:

@@ -14,13 +14,13 @@ from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import Problem
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
 from llava_remap.target_model.config import TEXT_KIND, own_vision_configs
-from llava_remap.target_model.config_keys import sort_keys, told
+from llava_remap.target_model.config_keys import list_values, sort_keys
 from llava_remap.target_model.constants import (
     Place,
     constants_of,
-    meant,
     refused_constants,
     set_value,
+    suggest,
 )
 from llava_remap.target_model.presets import TOWER_DEFAULTS
 
@@ -106,8 +106,8 @@ def unread_of_towers(
     _, unread = sort_keys(rules, said, [key for key in said if key[:1] != "_"])
     note = Problem(
         "LR318",
-        f"the tower's config says {told(said, unread)}; no vision config of transformers has it, "
-        "and it isn't written.",
+        f"the tower's config says {list_values(said, unread)}; no vision config of transformers "
+        "has it, and it isn't written.",
     )
     return [note] if unread else []
 
@@ -186,7 +186,7 @@ def _unknown(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]
             yield (
                 (*place, "class"),
                 f"transformers {version} has no {place[-1].replace('_', ' ')} `{part.class_}`.",
-                meant(part.class_, names),
+                suggest(part.class_, names),
             )
 
 
@@ -212,7 +212,7 @@ def _unknown_kinds(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str,
             yield (
                 where,
                 f"transformers {known.version} has no language model of the type `{kind}`.",
-                meant(
+                suggest(
                     str(kind), known.kinds, "Write the `model_type` that it has in transformers."
                 ),
             )
@@ -269,7 +269,7 @@ def _no_key(whose: str, walked: list[str], part: str, keys: Keys, version: str) 
             f"called `{part}`.",
             f"Write `{'.'.join(walked)}` alone.",
         )
-    return f"`{part}` is no key of {whose}{inside} in transformers {version}.", meant(part, keys)
+    return f"`{part}` is no key of {whose}{inside} in transformers {version}.", suggest(part, keys)
 
 
 def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[str, Any]:

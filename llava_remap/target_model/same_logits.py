@@ -81,7 +81,7 @@ def compare_classes(config: Any, target_class: str) -> Compared:
         raise ConfigError.of(
             "LR112",
             "transformers can't build the language model that the config describes "
-            f"({_said(error)}).",
+            f"({_describe(error)}).",
             "Mend the source's config.json.",
         ) from error
     try:
@@ -121,11 +121,11 @@ def compare_classes(config: Any, target_class: str) -> Compared:
     except Exception as error:  # the class may never have been meant as a part of another one
         return replace(
             found,
-            differs=f"whether {target_class} computes the same can't be tried ({_said(error)})",
+            differs=f"whether {target_class} computes the same can't be tried ({_describe(error)})",
         )
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')[:200]}"
 
 

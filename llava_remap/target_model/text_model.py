@@ -426,14 +426,14 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
         raise ConfigError.of(
             "LR112",
             f"the rule file says that the language model is {said}, and by the source's "
-            f"config {_are(other)}.",
+            f"config {_list_kinds(other)}.",
             f"If the rule file is right, say so there: `target: {{text_models: {{{every}}}}}`.",
         )
     if len(set(found.values())) == 1:
         name, kind = next(iter(found.items()))
         return kind, "" if sure else name
     if found:
-        cause = f"the source's config contradicts itself: {_are(found)}."
+        cause = f"the source's config contradicts itself: {_list_kinds(found)}."
         line = f"target: {{text_models: {{{every}}}}}"
     else:
         names = ", ".join(f"`{name}`" for name in named) or "neither model_type nor architectures"
@@ -447,7 +447,7 @@ def _kind(source: Mapping[str, Any], forks: Mapping[str, str], said: str | None)
     )
 
 
-def _are(kinds: Mapping[str, str]) -> str:
+def _list_kinds(kinds: Mapping[str, str]) -> str:
     return " and ".join(f"`{name}` is {kind}" for name, kind in kinds.items())
 
 

@@ -219,25 +219,26 @@ def _known(
     if known is None and given is not None:
         raise ConfigError.of(
             "LR309",
-            f"the tower's own config ({_said(given)}) isn't that of its tensors ({_said(seen)}).",
+            f"the tower's own config ({_describe(given)}) isn't that of its tensors "
+            f"({_describe(seen)}).",
             "Give a whole tower with its own config.json.",
         )
     if known is None:
         raise ConfigError.of(
             "LR112",
             "nothing tells the number of attention heads and the activation of the vision tower "
-            f"({_said(seen)}): tensors "
+            f"({_describe(seen)}): tensors "
             f"don't show them, and {'it' if named is None else f'`{named}`'} is none of the stock "
             f"towers of these sizes ({', '.join(TOWERS)}).",
             _GIVE,
         )
     notes = []
-    believed = f"The tensors are believed: {_said(seen)}."
+    believed = f"The tensors are believed: {_describe(seen)}."
     if given is not None and known is not given:
         notes.append(
             Problem(
                 "LR309",
-                f"the config given for the tower is that of another one ({_said(given)}).",
+                f"the config given for the tower is that of another one ({_describe(given)}).",
                 believed,
             )
         )
@@ -280,7 +281,7 @@ def _fits(config: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
     )
 
 
-def _said(sizes: Mapping[str, Any]) -> str:
+def _describe(sizes: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{key} {sizes[key]}"
         for key in ("model_type", *_SIZES[:4], "image_size", "positions")

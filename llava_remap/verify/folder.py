@@ -142,14 +142,18 @@ def header_problems(written: Catalog, record: Record) -> list[Problem]:
     said = {entry.target: (entry.dtype, entry.shape) for entry in record.mapped}
     have = {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()}
     rows = [
-        (name, f"is {_said(have.get(name))} in the files, {_said(said.get(name))} in the record")
+        (
+            name,
+            f"is {_describe(have.get(name))} in the files, "
+            f"{_describe(said.get(name))} in the record",
+        )
         for name in sorted(said.keys() | have.keys())
         if have.get(name) != said.get(name)
     ]
     return tabled("LR603", f"the record and the files disagree on {len(rows)} tensors.", _FIX, rows)
 
 
-def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+def _describe(tensor: tuple[str, tuple[int, ...]] | None) -> str:
     return f"{tensor[0]} {list(tensor[1])}" if tensor is not None else "not there"
 
 
