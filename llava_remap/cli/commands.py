@@ -208,9 +208,11 @@ def verify_command(
         from llava_remap.verify.record import read_record
 
         record = read_record(folder)
-        sources = None
-        if against:
-            sources = open_again(record.locations, against, unused=record.unused, offline=offline)
+        sources = (
+            open_again(record.locations, against, unused=record.unused, offline=offline)
+            if against
+            else None
+        )
         nbytes_to_read = record.nbytes_to_read(compared=sources is not None)
         with progress("comparing digests", nbytes_to_read) as shown:
             found = verify_folder(folder, record, sources, shown.advance, shown.phase)
@@ -276,8 +278,12 @@ def revert_command(
                 jobs=jobs,
             )
             return
-        given: dict[str, object] = {"--dry-run": dry_run, "--report": report}
-        given |= {"--offline": offline, "--verify": verify}
+        given = {
+            "--dry-run": dry_run,
+            "--report": report,
+            "--offline": offline,
+            "--verify": verify,
+        }
         if unfit := [name for name, value in given.items() if value]:
             raise refuse(
                 "LR211",

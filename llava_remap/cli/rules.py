@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -12,9 +12,6 @@ from rich.console import Console
 from llava_remap.cli.options import Offline, ResultFormat, Rules
 from llava_remap.cli.output import print_json, refusals, show_result
 from llava_remap.core import Exit, refuse
-
-if TYPE_CHECKING:
-    from llava_remap.rulefile import RuleFile
 
 rules_app = typer.Typer(help="Look at rule files and test them.", no_args_is_help=True)
 
@@ -109,40 +106,33 @@ def rules_explain(
     is 0 whatever becomes of the names.
     """
     with refusals(output_format, printed_as or "explanation"):
-        from llava_remap.authoring.explain import explain_names
-        from llava_remap.report.rules import explanation_json, print_explanation
+        from llava_remap.authoring.explain import explain_names, explainer_for
         from llava_remap.rulefile import load_rule_file
 
         file = load_rule_file(rules)
-        if printed_as is not None:
-            _print_key_mapping(file, names, source, offline=offline)
+        if printed_as is None:
+            from llava_remap.report.rules import explanation_json, print_explanation
+
+            explained = explain_names(file, names or [], source, offline=offline)
+            show_result(output_format, explanation_json, print_explanation, explained)
             return
-        explained = explain_names(file, names or [], source, offline=offline)
-        show_result(output_format, explanation_json, print_explanation, explained)
+        if names:
+            raise refuse(
+                "LR211",
+                "--as key-mapping is about the whole rule file, not about names.",
+                "Leave the names out.",
+            )
+        from llava_remap.authoring.key_mapping import key_mapping
 
-
-def _print_key_mapping(
-    rules: RuleFile, names: list[str] | None, source: list[str], *, offline: bool
-) -> None:
-    """Print the dict to stdout, and what it can't say to stderr."""
-    from llava_remap.authoring.explain import explainer_for
-    from llava_remap.authoring.key_mapping import key_mapping
-
-    if names:
-        raise refuse(
-            "LR211",
-            "--as key-mapping is about the whole rule file, not about names.",
-            "Leave the names out.",
+        explainer = explainer_for(file, source, offline=offline)
+        mapping = key_mapping(file, explainer.program)
+        print_json(mapping.patterns)
+        left_out = (
+            f"`{left.rule}` is left out, since its `when` doesn't hold: {'; '.join(left.why)}."
+            for left in explainer.left_out
         )
-    explainer = explainer_for(rules, source, offline=offline)
-    found = key_mapping(rules, explainer.program)
-    print_json(found.patterns)
-    left_out = (
-        f"`{left.rule}` is left out, since its `when` doesn't hold: {'; '.join(left.why)}."
-        for left in explainer.left_out
-    )
-    for remark in (*left_out, *found.remarks):
-        print(remark, file=sys.stderr)
+        for remark in (*left_out, *mapping.remarks):
+            print(remark, file=sys.stderr)
 
 
 @rules_app.command("schema")

@@ -222,7 +222,8 @@ def _route(
 def _fit_problems(file: RuleFile, routed: _Routed, given: Collection[str]) -> list[Problem]:
     """Signs that the rule file is not for these sources."""
     checkpoints, text = routed.checkpoints, routed.text
-    return identify(file, routed.routes, checkpoints, text, given, layout_refusals)
+    checks = identify(file, routed.routes, checkpoints, text, given, layout_refusals)
+    return next(filter(None, checks), [])
 
 
 def _with_needed_sources(

@@ -161,13 +161,14 @@ def _class_for(checkpoint: Checkpoint, found: Sequence[Fit], asked: str) -> str:
     if families[0].is_near:
         nearest = [fit for fit in families if fit.mapped == families[0].mapped]
         return min(nearest, key=lambda fit: fit.rules != asked).class_name
-    agreeing = []
-    for fit in families:
+
+    def agrees(fit: Fit) -> bool:
         wanted = load_rule_file(fit.rules).text.detect.config
         others = {key: value for key, value in wanted.items() if key != "architectures"}
-        if not contradictions(Condition(config=others), (), checkpoint.config or {}):
-            agreeing.append(fit.class_name)
-    return Counter(agreeing or [families[0].class_name]).most_common(1)[0][0]
+        return not contradictions(Condition(config=others), (), checkpoint.config or {})
+
+    agreeing = [fit.class_name for fit in families if agrees(fit)] or [families[0].class_name]
+    return Counter(agreeing).most_common(1)[0][0]
 
 
 def missing_source_advice(

@@ -42,12 +42,11 @@ def identify(
     config: Mapping[str, Any] | None,
     given: Collection[str],
     refusals: Callable[[Checkpoint], Sequence[Problem]],
-) -> list[Problem]:
-    """The reasons not to believe that this rule file is for these checkpoints; empty if there are
-    none.
+) -> Iterator[list[Problem]]:
+    """The reasons not to believe that this rule file is for these checkpoints, check by check.
 
-    Each reason makes the later ones meaningless, so the first is returned alone; but if no shipped
-    file fits, also what the target would compute differently.
+    A reason makes the later checks meaningless, so only the first list that isn't empty counts. If
+    no shipped file fits, that list also says what the target would compute differently.
 
     Args:
         checkpoints: the sources. All are searched for stubs, and compared with `detect`, as
@@ -58,21 +57,9 @@ def identify(
         given: the sources that were given, not taken as a default.
         refusals: what the plan of `hf-layouts` finds against a checkpoint.
     """
-    if rules.target.as_ is not None:  # the language model's config is inside
-        config = checkpoints[rules.first_source].config
-    return next(filter(None, _reasons(rules, routes, checkpoints, config, given, refusals)), [])
-
-
-def _reasons(
-    rules: RuleFile,
-    routes: Routes,
-    checkpoints: Mapping[str, Checkpoint],
-    config: Mapping[str, Any] | None,
-    given: Collection[str],
-    refusals: Callable[[Checkpoint], Sequence[Problem]],
-) -> Iterator[list[Problem]]:
-    """What each check finds, one after the other."""
     taken, first, checkpoint = routes.taken, rules.first_source, checkpoints[rules.first_source]
+    if rules.target.as_ is not None:  # the language model's config is inside
+        config = checkpoint.config
     for name, other in checkpoints.items():
         yield _stubs([r for r in taken if r.source == name], other)
     routed = [r for r in taken if r.source == first]
@@ -84,7 +71,7 @@ def _reasons(
             [r.tensor.name for r in routed],
             mapped,
             refusals,
-            lambda problem: _with_parts(rules, routes, checkpoints, problem),
+            lambda problem: _with_parts(rules, checkpoints, problem),
         )
     yield _wrapped(rules, routed, checkpoint)
     yield _nothing_matched(rules, routed, checkpoint)
@@ -217,7 +204,7 @@ def already_converted(
 
 
 def _with_parts(
-    rules: RuleFile, routes: Routes, checkpoints: Mapping[str, Checkpoint], problem: Problem
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], problem: Problem
 ) -> Problem:
     """LR109 for a converted model that is to be the base of an adapter or a projector, which isn't
     in it.
@@ -298,9 +285,7 @@ def _nothing_matched(
 def _unknown_sources(
     rules: RuleFile, routes: Routes, checkpoints: Mapping[str, Checkpoint]
 ) -> list[Problem]:
-    """LR305 for each further source of which no name is known, with the names that are wanted
-    instead.
-    """
+    """LR305 for each further source without a known name; it says which names are wanted."""
     every = [*routes.taken, *routes.beside, *(routed for routed, _ in routes.replaced)]
     known = {
         r.source for r in every if r.rewrite.target is not None or r.rewrite.reason is not None

@@ -63,9 +63,7 @@ def naming_notes(
 
 def _last_part(checkpoint: Checkpoint) -> str:
     """The last part of a checkpoint's hub id or path."""
-    path = checkpoint.folder or checkpoint.path
-    if checkpoint.is_manifest:
-        path = checkpoint.path.with_suffix("")
+    path = checkpoint.folder or checkpoint.path.with_suffix("")  # a manifest has no folder
     return last_part(checkpoint.origin or str(path.resolve()))
 
 
@@ -244,20 +242,16 @@ def projector_place(rules: RuleFile, program: Program, name: str, adapter: Check
         for path in folder.iterdir()
         if (number := _NUMBER.fullmatch(path.name)) and has_file(path / _STATES)
     }
-    if steps and has_one(last := steps[max(steps)]):
-        return f"It lies in {last}. Put it beside the pairs: {_extract(last, folder)}"
-    for path in (
-        folder / "mm_projector.bin",
-        folder.parent / "mm_projector" / f"{folder.name}.bin",
-    ):
-        if has_one(path):
-            return f"It lies in {path}. Give it: --source projector={quote(str(path))}."
-    if has_one(folder.parent / "non_lora_trainables.bin"):
-        return (
-            f"That of the training's end lies in {folder.parent}. Give it: --source "
-            f"{name}={quote(str(folder.parent))}."
-        )
-    return ""
+    last = [steps[max(steps)]] if steps else []
+    alone = (folder / "mm_projector.bin", folder.parent / "mm_projector" / f"{folder.name}.bin")
+    end = folder.parent / "non_lora_trainables.bin"
+    advice = {
+        **{path: f"Put it beside the pairs: {_extract(path, folder)}" for path in last},
+        **{path: f"Give it: --source projector={quote(str(path))}." for path in alone},
+        end: f"Give the training's end: --source {name}={quote(str(end.parent))}.",
+    }
+    there = (f"It lies in {path}. {text}" for path, text in advice.items() if has_one(path))
+    return next(there, "")
 
 
 def _extract(states: Path, folder: Path) -> str:
