@@ -171,17 +171,31 @@ def _class_for(checkpoint: Checkpoint, found: Sequence[Fit], asked: str) -> str:
     return Counter(agreeing).most_common(1)[0][0]
 
 
-def missing_source_advice(
+def source_advice(
     rules: RuleFile,
     taken: Sequence[Routed],
     checkpoints: Mapping[str, Checkpoint],
+    others: Sequence[str],
     found: Sequence[Fit],
 ) -> str:
-    """Which source to give if names are missing that a further source may bring; else empty.
+    """Which sources to leave out if the first source alone fits, or which one to give if names are
+    missing that a further source may bring; else empty.
 
-    Such sources stand in the order of a training: if one is given, an earlier one brings what is
-    missing, and none behind it does.
+    Sources that override stand in the order of a training: if one is given, an earlier one brings
+    what is missing, and none behind it does.
+
+    Args:
+        others: the further sources that were given.
+        found: the `fits` of the first source.
     """
+    if fitting := [fit.rules for fit in found if fit.fits]:
+        if not others or rules.name not in fitting:
+            return ""
+        return (
+            f"`{rules.first_source}` alone fits {rules.name}: leave out "
+            f"{' and '.join(f'`{name}`' for name in others)}, or give what belongs to this "
+            "checkpoint."
+        )
     names = [r.rewrite.prepared for r in taken]
     missing = [
         f"`{text}`"
@@ -190,7 +204,7 @@ def missing_source_advice(
     ]
     # The missing names may be there under names that the rule file doesn't know.
     unknown = any(r.rewrite.target is None and r.rewrite.reason is None for r in taken)
-    if not missing or unknown or any(fit.fits for fit in found):
+    if not missing or unknown:
         return ""
     parts = [name for name, source in rules.text.sources.items() if source.overrides]
     given = [number for number, name in enumerate(parts) if name in checkpoints]
@@ -220,14 +234,3 @@ def _give_too(checkpoint: Checkpoint, names: Sequence[str]) -> str:
         )
     options = [f"--source {name}=DIR" for name in names]
     return f"If what is missing lies elsewhere, give that too: {' or '.join(options)}."
-
-
-def extra_source_advice(rules: RuleFile, others: Sequence[str], found: Sequence[Fit]) -> str:
-    """Which other sources to leave out if the first source alone fits; else empty."""
-    if not others or not any(fit.fits and fit.rules == rules.name for fit in found):
-        return ""
-    named = " and ".join(f"`{name}`" for name in others)
-    return (
-        f"`{rules.first_source}` alone fits {rules.name}: leave out {named}, or give what "
-        "belongs to this checkpoint."
-    )

@@ -8,12 +8,7 @@ from typing import Any
 from llava_remap.checkpoint import Checkpoint, gather_command
 from llava_remap.core import Problem, counted, quote
 from llava_remap.rewrite import compile_rules, contradictions
-from llava_remap.routing.advice import (
-    advice,
-    behind_prefix,
-    extra_source_advice,
-    missing_source_advice,
-)
+from llava_remap.routing.advice import advice, behind_prefix, source_advice
 from llava_remap.routing.fits import EMPTY, draft_command, fits, other_tower_problem, unmet
 from llava_remap.routing.route import Routed, Routes, route
 from llava_remap.routing.trained_with import PROJECTOR
@@ -95,9 +90,7 @@ def identify(
             if name != first and name in given
         ]
         found = fits(checkpoint)
-        give = missing_source_advice(rules, taken, checkpoints, found) or extra_source_advice(
-            rules, others, found
-        )
+        give = source_advice(rules, taken, checkpoints, others, found)
         wrong = Problem(
             "LR311",
             f"{these} {are} for {rules.name}: {'; '.join(reasons)}.",
