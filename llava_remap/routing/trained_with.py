@@ -246,12 +246,18 @@ def projector_place(rules: RuleFile, program: Program, name: str, adapter: Check
     alone = (folder / "mm_projector.bin", folder.parent / "mm_projector" / f"{folder.name}.bin")
     end = folder.parent / "non_lora_trainables.bin"
     advice = {
-        **{path: f"Put it beside the pairs: {_extract(path, folder)}" for path in last},
-        **{path: f"Give it: --source projector={quote(str(path))}." for path in alone},
-        end: f"Give the training's end: --source {name}={quote(str(end.parent))}.",
+        **{
+            path: f"It lies in {path}. Put it beside the pairs: {_extract(path, folder)}"
+            for path in last
+        },
+        **{
+            path: f"It lies in {path}. Give it: --source projector={quote(str(path))}."
+            for path in alone
+        },
+        end: f"That of the training's end lies in {end.parent}. Give it: --source "
+        f"{name}={quote(str(end.parent))}.",
     }
-    there = (f"It lies in {path}. {text}" for path, text in advice.items() if has_one(path))
-    return next(there, "")
+    return next((text for path, text in advice.items() if has_one(path)), "")
 
 
 def _extract(states: Path, folder: Path) -> str:
