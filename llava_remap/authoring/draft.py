@@ -91,8 +91,8 @@ class Draft:
             (
                 "LR301",
                 questions,
-                f"{len(self.found.questions)} groups of names could become several things; "
-                "neither names nor shapes tell which.",
+                f"{len(self.found.questions)} groups of names could each become several groups of "
+                "the target; neither names nor shapes tell which.",
                 "Answer with --map FROM=TO and another --output, or write the rules.",
             ),
             (
@@ -114,8 +114,8 @@ class Draft:
             (
                 "LR302",
                 missing,
-                f"{counted(len(missing), 'parameter')} of the target that nothing in the "
-                "checkpoint is found for.",
+                f"{counted(len(missing), 'parameter')} of the target for which nothing is found in "
+                "the checkpoint.",
                 "If another checkpoint has them, give it too: --from NAME=SRC.",
             ),
         )
@@ -261,10 +261,9 @@ def _frame(
         if shape not in ("pad", "square", None) and not cuts_tiles(wanted.class_name):
             extends.append(ONE_SQUARE)
             notes.append(
-                f"image_aspect_ratio: {shape} cuts pictures into tiles, and to {wanted.class_name} "
-                "a picture is one square. "
-                "Classes with tiles are LlavaNextForConditionalGeneration and "
-                "LlavaOnevisionForConditionalGeneration"
+                f"image_aspect_ratio: {shape} cuts pictures into tiles, and for "
+                f"{wanted.class_name} a picture is one square. Classes with tiles are "
+                "LlavaNextForConditionalGeneration and LlavaOnevisionForConditionalGeneration"
             )
         if "vision_tower" not in given.checkpoints:
             sources.append(
@@ -335,15 +334,15 @@ def _source_lines(
         if source in modules:
             said["select"] = quoted(f"{modules[source]}.{{rest...}}")
             notes.append(
-                f"sources.{source}: only `{modules[source]}` is taken of it; the target misses "
-                "nothing else"
+                f"sources.{source}: only its module `{modules[source]}` is taken; the target "
+                "misses nothing else"
             )
         if given.prefixes[source] and source in taken:
             said["prefix"] = quoted(given.prefixes[source])
         if source not in taken and checkpoint.catalog:
             notes.append(
-                f"sources.{source}: nothing that the target misses is in it, so none of its "
-                "tensors is taken"
+                f"sources.{source}: it has nothing that the target misses, so none of its tensors "
+                "is taken"
             )
         lines.append(
             f"{source}: {{optional: false, "

@@ -202,11 +202,11 @@ def read_answers(
             )
         twice = source.pattern in found or target.pattern in found.values()
         if twice or set(source.members) != set(target.members):
-            why = f"{source.folded} and {target.folded} have other layers"
+            why = f"{source.folded} and {target.folded} have different layers"
             raise refuse(
                 "LR211",
-                f"--map {text}: {'one of them is told twice' if twice else why}.",
-                "Map a group to one with the same layers, each once.",
+                f"--map {text}: {'one of them is mapped twice' if twice else why}.",
+                "Map a group to a group with the same layers, each group once.",
             )
         if any(
             shape != target.members[numbers] and not grows(shape, target.members[numbers])
@@ -215,7 +215,7 @@ def read_answers(
             raise refuse(
                 "LR211",
                 f"--map {text}: the shapes are {source.shape} and {target.shape}.",
-                "Map what has one shape.",
+                "Map tensors of the same shape.",
             )
         found[source.pattern] = target.pattern
     return found

@@ -25,7 +25,7 @@ _FIX = (
 )
 
 _AGAIN = (
-    "If it is what is wanted now, delete the file and run `rules test RULES --source SRC --update`."
+    "If the new result is right, delete the file and run `rules test RULES --source SRC --update`."
 )
 #: The new name, or None; the rule that dropped the name, or None.
 Outcome = tuple[str | None, str | None]
@@ -104,7 +104,7 @@ def run_snapshots(rules: RuleFile, live: NameSet | None, *, update: bool) -> lis
         if update:
             _write(wanted, rules, _taken(rules, live))
         status: Status = "written" if update else "missing"
-        why = "" if update else "it isn't there; --update writes it"
+        why = "" if update else "it is missing; --update writes it"
         count = sum(map(len, live.names.values()))
         results.append(SnapshotResult(wanted, status, count, why=why))
     return results
@@ -115,7 +115,7 @@ def _compared(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool
     count = sum(map(len, old.outcomes.values()))
     unknown = sorted(_asked(rules) - set(old.names.config)) if old.names.config is not None else []
     asked = (
-        f"rules ask for `{'`, `'.join(unknown)}` of the config, which it doesn't have; "
+        f"rules ask for `{'`, `'.join(unknown)}` of the config, which the snapshot lacks; "
         "--source SRC --update adds it"
     )
     if unknown and live is None:
@@ -145,7 +145,7 @@ def _compared(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool
     if not missing and not unknown:
         return SnapshotResult(file, "passed", count)
     if not update:
-        why = f"{missing} names of the source aren't in it; --update adds them"
+        why = f"the snapshot lacks {missing} names of the source; --update adds them"
         return SnapshotResult(file, "missing", count, why=why if missing else asked)
     sources = {**old.names.sources, **new.names.sources}
     _write(file, rules, Snapshot(NameSet(sources, {}, (), new.names.config, {}), added, new.fits))

@@ -267,7 +267,7 @@ def test_a_snapshot_that_was_asked_for_is_missing(run: Run) -> None:
     assert told(ran) == [
         (
             "missing",
-            "mine.snapshots/llava-v1.5-7b.released.json: it isn't there; --update writes it",
+            "mine.snapshots/llava-v1.5-7b.released.json: it is missing; --update writes it",
         )
     ]
     assert list(files()) == ["mine.yaml"]
@@ -347,7 +347,7 @@ def test_a_difference_is_shown_folded_and_never_overwritten(run: Run) -> None:
         ran = run("rules", "test", rules, *more)
         assert ran.code == 1
         assert (
-            "FAILED mine.snapshots/llava-v1.5-7b.released.json: If it is what is wanted now, "
+            "FAILED mine.snapshots/llava-v1.5-7b.released.json: If the new result is right, "
             "delete the file" in ran.out
         )
         assert (
@@ -375,7 +375,7 @@ def test_names_that_a_snapshot_lacks_are_added(run: Run) -> None:
     path.write_text(json.dumps(content))
     ran = run("rules", "test", "mine.yaml", "--source", RELEASED_7B)
     assert ran.code == 1
-    assert "2 names of the source aren't in it; --update adds them" in ran.out
+    assert "the snapshot lacks 2 names of the source; --update adds them" in ran.out
     assert run("rules", "test", "mine.yaml").code == 0
     ran = run("rules", "test", "mine.yaml", "--source", RELEASED_7B, "--update")
     assert ran.code == 0
@@ -398,7 +398,7 @@ def test_a_new_when_asks_for_what_a_snapshot_does_not_say(run: Run) -> None:
     rules = mine(when.partition("tests:")[0])
     ran = run("rules", "test", rules)
     assert ran.code == 1
-    assert "rules ask for `mm_hidden_size` of the config, which it doesn't have" in ran.out
+    assert "rules ask for `mm_hidden_size` of the config, which the snapshot lacks" in ran.out
     assert run("rules", "test", rules, "--source", RELEASED_7B, "--update").code == 0
     assert json.loads(path.read_text())["config"]["mm_hidden_size"] == 1024
     assert run("rules", "test", rules).code == 0
