@@ -118,11 +118,11 @@ def _derived(
     Args:
         vision: the tower's config in the target's; it fills the gaps of the derivation.
     """
-    tensors = {}
-    for pair in found.matches:
-        for name, target in zip(pair.source.names, pair.target.names, strict=True):
-            tensor = given.tensors[name]
-            tensors[target] = Tensor.of(target, tensor.dtype, tensor.shape, None)
+    tensors = {
+        target: Tensor.of(target, given.tensors[name].dtype, given.tensors[name].shape, None)
+        for pair in found.matches
+        for name, target in zip(pair.source.names, pair.target.names, strict=True)
+    }
     tokens = place_tokens(
         rules.text.tokens,
         None,

@@ -276,14 +276,11 @@ def _is_field(token: _Token) -> bool:
 
 def _regex(tokens: Sequence[_Token], follow: Sequence[_Token] = ()) -> str:
     """The regex of tokens that others follow."""
-    following = [*tokens, *follow][1:]
-    pieces = []
-    for position, (_, piece) in enumerate(tokens):
-        inside = (
-            piece == _FIELDS["..."] and position < len(following) and following[position][0] != "."
-        )
-        pieces.append(_ENDS_IN_SEGMENT if inside else piece)
-    return "".join(pieces)
+    following = [*tokens, *follow, (".", "")][1:]
+    return "".join(
+        _ENDS_IN_SEGMENT if piece == _FIELDS["..."] and after != "." else piece
+        for (_, piece), (after, _) in zip(tokens, following, strict=False)
+    )
 
 
 def _text(tokens: Sequence[_Token]) -> str:

@@ -53,16 +53,18 @@ class NameSet:
 
     def known(self, rules: RuleFile) -> Known:
         """The same as the program of a rule file sees it: all names behind their prefixes."""
-        prefixes = {name: source.prefix for name, source in rules.text.sources.items()}
-        taken = [prefixes[source] + name for source, own in self.names.items() for name in own]
+        taken = [
+            source.prefix + name
+            for key, source in rules.text.sources.items()
+            for name in self.names.get(key, ())
+        ]
         return Known(tuple(self.stored), tuple(taken), self.config)
 
     def rewrites(self, rules: RuleFile, program: Program) -> Iterator[tuple[str, str, Rewrite]]:
-        """Each source and name, and the rewrite of the name behind the source's prefix."""
-        for source, names in self.names.items():
-            prefix = rules.text.sources[source].prefix
-            for name in names:
-                yield source, name, program.rewrite(prefix + name)
+        """Each source and name of it, and the rewrite of the name behind the source's prefix."""
+        for key, source in rules.text.sources.items():
+            for name in self.names.get(key, ()):
+                yield key, name, program.rewrite(source.prefix + name)
 
 
 def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) -> NameSet:

@@ -155,13 +155,12 @@ def _compared(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool
 def _taken(rules: RuleFile, names: NameSet) -> Snapshot:
     """The present outcome of every name."""
     program = compile_rules(rules, names.stored, names.config)
-    known = {source: own for source, own in names.names.items() if source in rules.text.sources}
     outcomes: dict[str, dict[str, Outcome]] = {
         source: dict.fromkeys(own, ("(no such source)", None))
         for source, own in names.names.items()
     }
     prepared = []
-    for source, name, rewrite in NameSet({}, known, (), None, {}).rewrites(rules, program):
+    for source, name, rewrite in names.rewrites(rules, program):
         select = rules.text.sources[source].selected
         taken = not select or any(
             template.match(program.rewrite(name).prepared) is not None for template in select

@@ -305,19 +305,17 @@ def _rule_id(node: Node) -> str | None:
 def _check_ids(root: Node) -> None:
     """LR209: within one file an id names one rule; over files it replaces."""
     for kind in RULES:
-        seen: dict[str, Mark] = {}
+        seen: dict[str | None, Node] = {}
         for node in root.list_at(kind):
             name = _rule_id(node)
-            if name is None:
-                continue
-            if name in seen:
+            first = seen.setdefault(name, node)
+            if name is not None and first is not node:
                 raise refuse(
                     "LR209",
-                    f"the id `{name}` in `{kind}` is taken by the rule at line {seen[name].line}.",
+                    f"the id `{name}` in `{kind}` is taken by the rule at line {first.mark.line}.",
                     "Give one of them another id.",
                     place=node.mark,
                 )
-            seen[name] = node.mark
 
 
 def _merges(path: tuple[str, ...], old: Node, new: Node) -> bool:

@@ -158,12 +158,16 @@ def shipped_list() -> list[Listed]:
     Raises:
         RemapError: LR200, LR201.
     """
-    found = []
-    for name, path in shipped_rule_files().items():
-        own = read_yaml(path, str(path)).plain
-        version, summary = (str(own.get(key, "")) for key in ("version", "summary"))
-        found.append(Listed(name, version, summary, tuple(own.get("extends", ()))))
-    return found
+    heads = {name: read_yaml(path, str(path)).plain for name, path in shipped_rule_files().items()}
+    return [
+        Listed(
+            name,
+            str(head.get("version", "")),
+            str(head.get("summary", "")),
+            tuple(head.get("extends", ())),
+        )
+        for name, head in heads.items()
+    ]
 
 
 def load_rule_file(rules: str | Path) -> RuleFile:
