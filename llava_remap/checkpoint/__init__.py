@@ -1,7 +1,7 @@
 """Files to a catalog: headers only, with nothing but the standard library."""
 
-from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
 from llava_remap.checkpoint.catalog import (
+    ADAPTER_CONFIG,
     BESIDE,
     Catalog,
     Checkpoint,

@@ -14,10 +14,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from llava_remap.checkpoint.catalog import Catalog, LoraPair
+from llava_remap.checkpoint.catalog import ADAPTER_CONFIG, Catalog, LoraPair
 from llava_remap.core import FLOATS, printable, quoted, refuse, several
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 #: `….q_proj.lora_A.weight`, or, taken from the model itself, `….q_proj.lora_A.default.weight`.
 _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<letter>[AB])(?:\.\w+)?\.weight")

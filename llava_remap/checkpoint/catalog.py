@@ -30,6 +30,12 @@ BESIDE: Mapping[str, tuple[str, ...]] = {
         "chat_template.json",
     ),
 }
+ADAPTER_CONFIG = "adapter_config.json"
+#: The file that PEFT writes, one or the other, and the file of LLaVA's LoRA training beside it.
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+BESIDE_ADAPTER = "non_lora_trainables.bin"
+#: The file that LLaVA's pretraining writes.
+PROJECTOR_FILE = "mm_projector.bin"
 #: torch and numpy allow no more dimensions.
 _MOST_DIMENSIONS = 64
 #: Elements of at most 8 bytes each then have an address in 63 bits.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
+from llava_remap.checkpoint.catalog import ADAPTER_CONFIG
 from llava_remap.checkpoint.errors import AbsentError
 from llava_remap.checkpoint.form import choose_form
 from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several

@@ -9,9 +9,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 
-from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
+from llava_remap.checkpoint.catalog import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    BESIDE_ADAPTER,
+    PROJECTOR_FILE,
+)
 from llava_remap.checkpoint.errors import AbsentError
-from llava_remap.checkpoint.purpose import ADAPTER_FILES, BESIDE_ADAPTER, PROJECTOR_FILE
 from llava_remap.core import RemapError, quoted, several
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

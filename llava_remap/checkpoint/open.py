@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint.adapter import ADAPTER_CONFIG, lora_pairs
+from llava_remap.checkpoint.adapter import lora_pairs
 from llava_remap.checkpoint.catalog import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
     BESIDE,
+    BESIDE_ADAPTER,
     Catalog,
     Checkpoint,
     LoraPair,
@@ -34,8 +37,6 @@ from llava_remap.checkpoint.form import (
 )
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
 from llava_remap.checkpoint.purpose import (
-    ADAPTER_FILES,
-    BESIDE_ADAPTER,
     adapter_only,
     has_pairs,
     is_unmerged,

@@ -9,16 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint.adapter import ADAPTER_CONFIG
-from llava_remap.checkpoint.catalog import Catalog
+from llava_remap.checkpoint.catalog import ADAPTER_CONFIG, ADAPTER_FILES, BESIDE_ADAPTER, Catalog
 from llava_remap.checkpoint.small_file import json_beside
 from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
-
-#: The file that PEFT writes, one or the other, and the file of LLaVA's LoRA training beside it.
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-BESIDE_ADAPTER = "non_lora_trainables.bin"
-#: The file that LLaVA's pretraining writes.
-PROJECTOR_FILE = "mm_projector.bin"
 
 #: Segments in the names of tensors that ways to quantise store beside or instead of a weight.
 _QUANTISED = {

@@ -5,9 +5,16 @@ limits of the system.
 from llava_remap.core.codes import CODES, Exit
 from llava_remap.core.dtypes import DTYPE_BITS, FLOATS
 from llava_remap.core.escaped import printable, quote
-from llava_remap.core.fold import fold_groups, fold_names
 from llava_remap.core.problem import Mark, Problem, RemapError, refuse
-from llava_remap.core.wording import amounts, counted, quoted, several, size
+from llava_remap.core.wording import (
+    amounts,
+    counted,
+    fold_groups,
+    fold_names,
+    quoted,
+    several,
+    size,
+)
 
 __all__ = [
     "CODES",

@@ -97,8 +97,7 @@ def is_finite(raw: bytes | memoryview, dtype: str) -> NDArray[np.bool_]:
     import numpy as np
 
     if dtype not in FLOATS:
-        integers: NDArray[np.bool_] = np.isfinite(numbers(raw, dtype))
-        return integers
+        return np.ones(len(numbers(raw, dtype)), np.bool_)
     exponent = DTYPES[dtype].exponent
     bits = np.frombuffer(raw, DTYPES[dtype].numpy.replace("f", "u"))
     finite: NDArray[np.bool_] = (bits & exponent) != exponent

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_remap.core.fold import fold_names
+from llava_remap.core.wording import fold_names
 
 RUNS = settings(deadline=None)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from llava_remap.core.fold import fold_names
+from llava_remap.core.wording import fold_names
 
 Shape = tuple[int, ...]
 Segments = tuple[str, ...]

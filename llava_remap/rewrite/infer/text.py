@@ -8,7 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from llava_remap.core.escaped import printable
-from llava_remap.core.fold import fold_names
+from llava_remap.core.wording import fold_names
 from llava_remap.rewrite.infer.engine import Inference
 from llava_remap.rewrite.infer.groups import INDEX
 from llava_remap.rewrite.infer.rules import rule_line
