@@ -72,10 +72,16 @@ def guarded() -> Iterator[None]:
     """Within the block, an unsound answer makes the library's call fail with a
     `BadAnswerError`.
     """
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
     global _downloads
-    _hang_checks_on_the_client()
     _thread.row, _thread.size = 0, None
     with _lock:
+        # Done once, as a change of the factory closes connections. A factory that an application
+        # has set (proxies, certificates) is kept inside.
+        if not isinstance(_http._GLOBAL_CLIENT_FACTORY, _Checked):
+            set_client_factory(_Checked(_http._GLOBAL_CLIENT_FACTORY))
         _downloads += 1
     try:
         yield
@@ -100,18 +106,6 @@ class _Checked:
             "response": [*hooks.get("response", ()), _check_response],
         }
         return client
-
-
-def _hang_checks_on_the_client() -> None:
-    """Done once, as a change of the factory closes connections. A factory that an application has
-    set (proxies, certificates) is kept inside.
-    """
-    from huggingface_hub import set_client_factory
-    from huggingface_hub.utils import _http
-
-    with _lock:
-        if not isinstance(_http._GLOBAL_CLIENT_FACTORY, _Checked):
-            set_client_factory(_Checked(_http._GLOBAL_CLIENT_FACTORY))
 
 
 def _check_request(request: Any) -> None:
