@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from threading import Condition, get_ident
-from types import TracebackType
 
 from llava_remap.core import Exit, RemapError, refuse
 from llava_remap.core.files import sync_folder, write_all, write_whole
@@ -43,12 +42,7 @@ class Gate:
             self.check()
             self._inside.add(get_ident())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # The failing thread closes the gate itself: before others hear of the failure, it might
         # begin the next file.
         if kind is not None:

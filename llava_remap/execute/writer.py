@@ -20,7 +20,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from mmap import mmap
 from pathlib import Path
-from types import TracebackType
 
 from xxhash import xxh3_128
 
@@ -70,12 +69,7 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._thread.shutdown()  # waits for at most one buffer
 
     @property
