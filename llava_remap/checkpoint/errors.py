@@ -12,7 +12,7 @@ from llava_remap.core.limits import limit_reached
 
 
 class AbsentError(RemapError):
-    """No checkpoint is where one was named."""
+    """No checkpoint is at the given place."""
 
 
 class UnreadableError(RemapError):

@@ -233,14 +233,14 @@ def _deepspeed(listing: Listing) -> RemapError | None:
             "LR106",
             f"{cause}; its file `latest` names the step {quoted(listing.latest)}, which isn't "
             f"there. There is {several(steps)}.",
-            f"If that is the one, give it: {quoted(at)}.",
+            f"If that step is meant, give it: {quoted(at)}.",
         )
     if listing.latest not in steps and len(steps) > 1:
         return refuse(
             "LR106",
             f"{cause} of {len(steps)} steps ({several(steps)}), without the file `latest` that "
             "says which counts.",
-            f"Give the one that is meant, such as {quoted(at)}.",
+            f"Give the step that is meant, such as {quoted(at)}.",
         )
     ranks = sorted(filter(_RANK.fullmatch, names))
     if not ranks:
@@ -261,7 +261,7 @@ def _deepspeed(listing: Listing) -> RemapError | None:
     return refuse(
         "LR106",
         cause,
-        f"DeepSpeed puts it together, where that is installed: {_zero_to_fp32(listing, step)}. "
+        f"DeepSpeed, where it is installed, puts it together: {_zero_to_fp32(listing, step)}. "
         f"Then give {quoted(made)}.",
     )
 
@@ -304,7 +304,7 @@ def _distributed(listing: Listing) -> RemapError | None:
     if ".metadata" not in names:
         return refuse(
             "LR106",
-            f"{cause} Its file `.metadata` is missing, which says what lies where.",
+            f"{cause} Its file `.metadata`, which says where each tensor lies, is missing.",
             f"Copy that file into {quoted(str(at))}.",
         )
     on_top = "config.json" in names or not (above / "config.json").is_file()
@@ -329,7 +329,7 @@ def _verl(listing: Listing) -> RemapError | None:
     return refuse(
         "LR106",
         f"{quoted(str(at))} is a checkpoint of verl, cut up by ranks: {several(ranks, 2)}.",
-        f"verl puts it together, where that is installed: {listing.download}python -m "
+        f"verl, where it is installed, puts it together: {listing.download}python -m "
         f"verl.model_merger merge --backend fsdp --local_dir {quote(str(at))} "
         f"--target_dir {quote(made)}. Then give {quoted(made)}.",
     )
@@ -348,7 +348,7 @@ def _parts(listing: Listing) -> RemapError | None:
     if listing.download:
         cause += f" Download it: {listing.download.removesuffix(' && ')}."
     given = " ".join(f"--source {quote(f'{source}={place}')}" for source, place in parts.items())
-    return PartsApartError(Problem("LR100", cause, f"Give each for what it is: {given}"), parts)
+    return PartsApartError(Problem("LR100", cause, f"Give each part as its source: {given}"), parts)
 
 
 def _programs(listing: Listing) -> RemapError | None:

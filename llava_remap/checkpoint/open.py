@@ -212,8 +212,7 @@ def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
             "LR115",
             f"{quoted(str(folder))} has an {ADAPTER_CONFIG}, and {file} has no LoRA pairs: "
             "the adapter itself isn't read.",
-            f"Give the folder with {' or '.join(ADAPTER_FILES)}; where there is none, copy it "
-            "again.",
+            f"Give the folder with {' or '.join(ADAPTER_FILES)}; if there is none, copy it again.",
         )
     if (
         paired

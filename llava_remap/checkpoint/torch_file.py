@@ -213,7 +213,7 @@ def _places(
     if not isinstance(keys, list) or not all(
         isinstance(key, str) and key in storages for key in keys
     ):
-        raise corrupt(file, "its list of storages names one that no tensor has")
+        raise corrupt(file, "its list of storages names a storage that no tensor has")
     places: dict[str, tuple[int, int]] = {}
     end = stream.tell()
     for key in keys:

@@ -97,7 +97,7 @@ def _tensor_v3(
     metadata: Any = None,
 ) -> Described:
     if dtype.module != "torch" or dtype.name not in BY_TORCH_NAME:
-        raise TypeError("a tensor of what is no dtype")
+        raise TypeError("a tensor of something that is no dtype")
     return Described(storage, offset, shape, stride, dtype.name, bool(metadata))
 
 
@@ -313,7 +313,7 @@ def _run(
 
 def _extend(target: Any, items: list[Any]) -> None:
     if type(target) is not list:
-        raise TypeError("items for what is not a list")
+        raise TypeError("items for something that is not a list")
     target.extend(items)
 
 
@@ -328,7 +328,7 @@ def _fill(target: Any, items: list[Any]) -> None:
     could crash Python, so such a key is refused.
     """
     if type(target) is not dict or len(items) % 2:
-        raise TypeError("keys and values for what is not a dict")
+        raise TypeError("keys and values for something that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, (str, float, type(None))) and not (
             isinstance(key, int) and key.bit_length() <= 64
@@ -370,7 +370,7 @@ def _name(module: Any, name: Any, file: str) -> Name:
 
 def _build(callee: Any, arguments: Any, file: str) -> Any:
     if not isinstance(callee, Name) or type(arguments) is not tuple:
-        raise TypeError("it calls what is not a name")
+        raise TypeError("it calls something that is not a name")
     builder = _BUILDERS.get((callee.module, callee.name))
     if builder is None:
         raise _refused(quoted(f"{callee.module}.{callee.name}"), file)

@@ -62,8 +62,7 @@ def read_weight_file(file: Path) -> WeightFile:
     start = f"its first bytes are {head[:8].hex(' ')}" if head else "it has 0 bytes"
     raise refuse(
         "LR102",
-        f"{quoted(file.name)} is neither a safetensors file nor one that `torch.save` wrote: "
-        f"{start}.",
+        f"{quoted(file.name)} is neither a safetensors file nor a file of `torch.save`: {start}.",
         "Download or copy it again, or give another file.",
     )
 
@@ -131,7 +130,7 @@ def read_index(index: Path) -> dict[Path, WeightFile]:
             "LR103",
             f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: "
             f"{several(absent)}.",
-            _elsewhere(index, absent) or _instead(index) or "Copy or download what is missing.",
+            _elsewhere(index, absent) or _instead(index) or "Copy or download the missing shards.",
             [n for n, file in weight_map.items() if file in absent],
         )
     shards = read_weight_files([index.parent / name for name in names])
@@ -221,7 +220,7 @@ def _instead(index: Path) -> str:
     aside = f"mv {quote(str(index))} {quote(str(index))}.old"
     return (
         f"Beside it lies {what} to which this index doesn't belong. Put the index aside, and "
-        f"that is read: {aside}"
+        f"those weights are read: {aside}"
     )
 
 

@@ -174,7 +174,7 @@ def refuse_foreign_claim(folder: Path) -> None:
     if is_foreign(path.lstat()):
         raise refuse(
             "LR504",
-            f"{path} belongs to another user, or others may write to it, so what it says of "
+            f"{path} belongs to another user, or others may write to it, so its list of "
             "finished files isn't trusted.",
             "Delete the folder and start anew.",
         )

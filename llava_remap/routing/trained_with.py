@@ -230,8 +230,10 @@ def projector_place(rules: RuleFile, program: Program, name: str, adapter: Check
     prefix = rules.text.sources[name].prefix
 
     def has_one(file: Path) -> bool:
+        if not has_file(file):
+            return False
         try:
-            names = tensor_names(file) if has_file(file) else []
+            names = tensor_names(file)
         except RemapError:  # a file of something else
             return False
         return any(_of_projector(program.rewrite(prefix + name)) for name in names)

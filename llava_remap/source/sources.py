@@ -199,7 +199,7 @@ def _open_default(
             "LR316",
             f"the config names {quoted(value)} for `{name}`, which isn't here; {named}, of the "
             "same name, is taken.",
-            f"If the one that it names was trained since, give it: --source {name}=DIR.",
+            f"If the named one was trained since, give it: --source {name}=DIR.",
         )
     ]
 

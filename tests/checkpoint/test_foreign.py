@@ -120,7 +120,7 @@ def test_several_steps_and_nothing_says_which(training: Path) -> None:
     (training / "latest").unlink()
     problem = told(training)
     assert "DeepSpeed checkpoint of 2 steps (`global_step5`, `global_step10`)" in problem.cause
-    assert problem.fix == f"Give the one that is meant, such as `{training}/global_step10`."
+    assert problem.fix == f"Give the step that is meant, such as `{training}/global_step10`."
     (training / "latest").write_text("global_step20\n")
     problem = told(training)
     assert "`latest` names the step `global_step20`, which isn't there" in problem.cause

@@ -102,9 +102,14 @@ def test_the_count_is_in_elements_of_the_first_mention(tmp_path: Path) -> None:
             Rebuilt(six(), 0, (6,), (1,)),
             ["k", "other"],
             [(6, BYTES)],
-            "names one that no tensor has",
+            "names a storage that no tensor has",
         ),
-        (Rebuilt(six(), 0, (6,), (1,)), {"k": 1}, [(6, BYTES)], "names one that no tensor has"),
+        (
+            Rebuilt(six(), 0, (6,), (1,)),
+            {"k": 1},
+            [(6, BYTES)],
+            "names a storage that no tensor has",
+        ),
         (Rebuilt(six(), 0, (6,), (1,)), ["k", "k"], [(6, BYTES), (6, BYTES)], "is in it twice"),
         (
             Rebuilt(six(), 0, (6,), (1,)),

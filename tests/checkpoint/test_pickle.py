@@ -297,7 +297,10 @@ def test_the_description_as_such_is_read(tmp_path: Path) -> None:
         (Description(4, 0, (2, 2), (1,)), "no shape and stride of one length"),
         (Description(4, 0, [2], [1]), "no shape and stride"),
         (Description(4, 0, 3, 1), "no shape and stride"),
-        (Description(16, 0, (2,), (1,), torch.UntypedStorage, torch.Size), "what is no dtype"),
+        (
+            Description(16, 0, (2,), (1,), torch.UntypedStorage, torch.Size),
+            "something that is no dtype",
+        ),
         (Description(16, 0, (2,), (1,), torch.UntypedStorage, "float32"), "is broken"),
     ],
 )

@@ -113,7 +113,7 @@ def test_a_folder_for_each_part(layout: str, whole: Tensors, run: Run, tmp_path:
             whole[f"model.mm_projector.{layer}.weight"],
         )
     refused = run("apply", "llava-v1.5", "--source", top)
-    [options] = re.findall(r"Give each for what it is: (.+)", refused.err)
+    [options] = re.findall(r"Give each part as its source: (.+)", refused.err)
     assert refused.code == 3
     assert run("apply", "llava-v1.5", *shlex.split(options), "--output", "again").code == 0
 

@@ -114,6 +114,6 @@ def _refused(repository: Repository, name: str, path: Path, what: str) -> RemapE
     return HubError.of(
         "LR114",
         f"{quoted(str(repository))} isn't taken from the hub's cache: {path} {what}.",
-        "Delete it, and what is needed is downloaded again; or give a folder that you trust: "
+        "Delete it, and the needed files are downloaded again; or give a folder that you trust: "
         f"--source {name}=DIR.",
     )

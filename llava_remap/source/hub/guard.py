@@ -267,7 +267,7 @@ def _check_listing(body: bytes, asked: re.Match[str] | None) -> None:
         entries, key = content, "path"
     for entry in entries if isinstance(entries, list) else ():
         if not isinstance(entry, dict):
-            raise BadAnswerError("lists what are no files")
+            raise BadAnswerError("lists entries that are no files")
         check_name(entry.get(key))
         lfs = entry.get("lfs")
         for digest in (lfs.get("oid") if isinstance(lfs, dict) else None, entry.get("xetHash")):
