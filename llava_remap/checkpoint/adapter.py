@@ -121,8 +121,11 @@ def _kind(name: str) -> str:
 def _is_pair(catalog: Catalog, a: str, b: str) -> bool:
     """Whether B times A is a matrix of real numbers."""
     one, other = catalog[a], catalog[b]
-    fits = len(one.shape) == len(other.shape) == 2 and one.shape[0] == other.shape[1] > 0
-    return fits and one.dtype in FLOATS and other.dtype in FLOATS
+    return (
+        len(one.shape) == len(other.shape) == 2
+        and one.shape[0] == other.shape[1] > 0
+        and {one.dtype, other.dtype} <= set(FLOATS)
+    )
 
 
 def _refuse_variant(config: Mapping[str, Any]) -> None:

@@ -304,7 +304,7 @@ def _distributed(listing: Listing) -> RemapError | None:
     if ".metadata" not in names:
         return refuse(
             "LR106",
-            f"{cause} Its file `.metadata`, which says where each tensor lies, is missing.",
+            f"{cause} Its file `.metadata` is missing; it says where each tensor lies.",
             f"Copy that file into {quoted(str(at))}.",
         )
     on_top = "config.json" in names or not (above / "config.json").is_file()
@@ -325,10 +325,10 @@ def _verl(listing: Listing) -> RemapError | None:
         return None
     at = listing.root / found[0]
     made = f"{at}-merged"
-    ranks = sorted(filter(_WORLD.fullmatch, listing.folders[found[0]]))
     return refuse(
         "LR106",
-        f"{quoted(str(at))} is a checkpoint of verl, cut up by ranks: {several(ranks, 2)}.",
+        f"{quoted(str(at))} is a checkpoint of verl, cut up by ranks: "
+        f"{several(sorted(filter(_WORLD.fullmatch, listing.folders[found[0]])), 2)}.",
         f"verl, where it is installed, puts it together: {listing.download}python -m "
         f"verl.model_merger merge --backend fsdp --local_dir {quote(str(at))} "
         f"--target_dir {quote(made)}. Then give {quoted(made)}.",
@@ -340,10 +340,9 @@ def _parts(listing: Listing) -> RemapError | None:
     parts = parts_of(listing)
     if not parts or parts.get("model") == str(listing.root):
         return None
-    places = several(parts.values(), len(parts))
     cause = (
         f"{quoted(listing.where)} has no weights on top; its folders hold the parts of a "
-        f"model: {places}."
+        f"model: {several(parts.values(), len(parts))}."
     )
     if listing.download:
         cause += f" Download it: {listing.download.removesuffix(' && ')}."

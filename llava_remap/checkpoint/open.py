@@ -113,10 +113,9 @@ def _open_file(path: Path, part: bool) -> Checkpoint:
     if content.get("format") == FORMAT:
         manifest = parse_manifest(path, content)
         _refuse_unless_sound(path, manifest.catalog)
-        paired = has_pairs(path, manifest.catalog, None, part=part)
-        return replace(
-            manifest, pairs=lora_pairs(path.name, manifest.catalog, None) if paired else ()
-        )
+        if has_pairs(path, manifest.catalog, None, part=part):
+            return replace(manifest, pairs=lora_pairs(path.name, manifest.catalog, None))
+        return manifest
     if "weight_map" in content:
         return _checkpoint(path, path.parent, Form((path.name,), is_index=True), part)
     raise refuse(
@@ -253,8 +252,8 @@ def _pairs(
 
 def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
     beside = [folder / name for names in BESIDE.values() for name in names]
-    there = [*weights, *filter(has_file, beside)]
-    stamps = {path: stamp for path in there if (stamp := Stamp.of(path)) is not None}
+    paths = (*weights, *filter(has_file, beside))
+    stamps = {path: stamp for path in paths if (stamp := Stamp.of(path)) is not None}
     for path in beside:
         if path in stamps and (nbytes := stamps[path].nbytes) > LARGEST:
             raise refuse(

@@ -78,11 +78,10 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
         for key, item in value.items()
         if not isinstance(key, str) or not isinstance(item, Described)
     ]:
-        count = f"{len(others)} of {len(value)} entries in {quoted(file.name)}"
         raise refuse(
             "LR106",
-            f"{count} are no tensors with a name ({several(others)}): a trainer's or a "
-            "quantised file.",
+            f"{len(others)} of {len(value)} entries in {quoted(file.name)} are no tensors with a "
+            f"name ({several(others)}): a trainer's or a quantised file.",
             BARE,
             others,
         )
@@ -181,7 +180,5 @@ def _place(
         size == 1 or step == prod(shape[axis + 1 :])
         for axis, (size, step) in enumerate(zip(shape, stride, strict=True))
     )
-    rows = None if is_row_major else stride
-    return Tensor.of(
-        name, dtype, shape, Location(file, start + offset * itemsize, rows, big_endian, storage)
-    )
+    begin, gaps = start + offset * itemsize, None if is_row_major else stride
+    return Tensor.of(name, dtype, shape, Location(file, begin, gaps, big_endian, storage))

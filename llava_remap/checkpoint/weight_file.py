@@ -196,10 +196,9 @@ def _elsewhere(index: Path, absent: Sequence[str]) -> str:
         sets = shard_sets(name for name in names if has_file(folder / name))
         if len(sets) == 1 and sum(map(len, sets.values())) == len(names):
             ((stem, suffix, total),) = sets
-            files = f"{quote(str(folder / stem))}-*-of-{total:05}{suffix}"
             return (
-                f"They lie in {quoted(str(folder))}. Move them beside the index: mv {files} "
-                f"{quote(str(index.parent))}"
+                f"They lie in {quoted(str(folder))}. Move them beside the index: mv "
+                f"{quote(str(folder / stem))}-*-of-{total:05}{suffix} {quote(str(index.parent))}"
             )
     return ""
 
@@ -217,10 +216,9 @@ def _instead(index: Path) -> str:
         if form.total is not None
         else quoted(form.file)
     )
-    aside = f"mv {quote(str(index))} {quote(str(index))}.old"
     return (
         f"Beside it lies {what} to which this index doesn't belong. Put the index aside, and "
-        f"those weights are read: {aside}"
+        f"those weights are read: mv {quote(str(index))} {quote(str(index))}.old"
     )
 
 

@@ -77,8 +77,9 @@ def bounded(module: str, request: Any) -> Any:
         _NO_MEMORY: f"takes more than {NBYTES // 1_000_000} MB of memory",
     }
     if ran.returncode in bounds or ran.returncode < 0:
-        signalled = f"ends the process by signal {-ran.returncode}"
-        raise BeyondBoundsError(bounds.get(ran.returncode, signalled))
+        raise BeyondBoundsError(
+            bounds.get(ran.returncode, f"ends the process by signal {-ran.returncode}")
+        )
     raise RuntimeError(f"{module} failed: {ran.stderr.decode(errors='replace')[-2000:]}")
 
 

@@ -227,8 +227,7 @@ def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None
             f"a job was begun in {path} and not ended: {begun}.",
             "Add --resume to the same command to go on, or delete the folder.",
         )
-    there = {entry.name for entry in path.iterdir()}
-    if there - {CLAIM}:
+    if any(entry.name != CLAIM for entry in path.iterdir()):
         why = f": a job was killed in it (it has {CLAIM})" if killed else ""
         raise refuse(
             "LR503",

@@ -39,8 +39,7 @@ def working_nbytes(plan: Plan, recipe: Recipe, jobs: int = 1) -> int:
         (_computed(recipe.mapped[name]) for name in recipe.mapped if recipe.computes(name)),
         default=0,
     )
-    checked = _CHUNK * bool(plan.value_checks)
-    return max(checked, jobs * (_COPYING + computed))
+    return max(_CHUNK * bool(plan.value_checks), jobs * (_COPYING + computed))
 
 
 def _computed(entry: Mapped) -> int:

@@ -128,8 +128,11 @@ class Recipe:
     def _read(self, target: str, start: int, stop: int, *, as_stored: bool = False) -> NDArray[Any]:
         self.on_read()
         entry = self.mapped[target]
-        lora = tuple(step for step in entry.then if step is entry.lora)
-        stored = replace(entry, dtype=entry.stored_dtype, then=lora)
+        stored = replace(
+            entry,
+            dtype=entry.stored_dtype,
+            then=tuple(step for step in entry.then if step is entry.lora),
+        )
         row = entry.shape_before[1:]
         width = prod(row) * _width(stored.dtype)
         raw = gathered(self._moved(stored, start * width, stop * width), (stop - start) * width)
@@ -152,8 +155,9 @@ def blocks(pieces: Iterable[Range | bytes]) -> Iterator[bytes]:
             yield piece
             continue
         for start in range(0, piece.nbytes, CHUNK_NBYTES):
-            nbytes = min(CHUNK_NBYTES, piece.nbytes - start)
-            yield read_exactly(piece.file, piece.offset + start, nbytes)
+            yield read_exactly(
+                piece.file, piece.offset + start, min(CHUNK_NBYTES, piece.nbytes - start)
+            )
 
 
 def gathered(pieces: Iterable[Range | bytes], nbytes: int) -> bytearray:

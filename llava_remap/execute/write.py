@@ -80,8 +80,10 @@ def shard_nbytes(shard: Shard, recipe: Recipe) -> int:
 def write_index(recipe: Recipe, shards: Sequence[Shard], folder: Folder) -> None:
     """Write the index. It makes the folder loadable, so it comes after everything else."""
     files = {name: shard.file for shard in shards for name in shard.tensors}
-    total = sum(recipe.mapped[name].nbytes for name in files)
-    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+    content = {
+        "metadata": {"total_size": sum(recipe.mapped[name].nbytes for name in files)},
+        "weight_map": dict(sorted(files.items())),
+    }
     folder.put(INDEX, (json.dumps(content, indent=2) + "\n").encode())
 
 

@@ -29,13 +29,12 @@ _DELTA = re.compile(r"(?:^|[-_.])delta(?:[-_.]|$)", re.IGNORECASE)
 
 def open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict[str, Checkpoint]:
     """The checkpoints of the sources that are given, in the rule file's order."""
-    first = rules.first_source
     return {
         name: open_source(
             name,
             given[name],
             source.use,
-            first=name == first,
+            first=name == rules.first_source,
             part=source.overrides,
             offline=offline,
         )
@@ -252,11 +251,10 @@ def _wanted(why: str, give: str) -> Iterator[None]:
         yield
     except RemapError as error:
         of_hub = isinstance(error, HubError)
-        problems = [
+        raise RemapError(
             replace(p, cause=f"{why}: {p.cause}", fix=p.fix if of_hub else give)
             for p in error.problems
-        ]
-        raise RemapError(problems) from None
+        ) from None
 
 
 def name_sources(
