@@ -110,12 +110,10 @@ class LlamaTokenizer:
         """The ids of a text without added tokens."""
         if self.legacy:
             return list(self._with_prefix.encode(text))
-        if not text.startswith((SPACE, " ")):
-            return list(self._without_prefix.encode(text))
         # With a piece before the text, SentencePiece leaves spaces at its start alone.
-        unknown = self.roles["unk"]
-        length = len(self._without_prefix.encode(unknown))
-        return list(self._without_prefix.encode(unknown + text))[length:]
+        piece = self.roles["unk"] if text.startswith((SPACE, " ")) else ""
+        length = len(self._without_prefix.encode(piece))
+        return list(self._without_prefix.encode(piece + text))[length:]
 
     def _id(self, token: str) -> int:
         return self._added[token][0] if token in self._added else self.ids[token]

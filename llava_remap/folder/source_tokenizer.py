@@ -244,8 +244,7 @@ def _added(
                 for flag in FLAGS[1:]
                 if flag in token and (known or flag != "normalized")
             }
-            flags.setdefault("normalized", False)
-            tokens[text] = AddedToken(text, **flags)
+            tokens[text] = AddedToken(text, **{"normalized": False, **flags})
     for text in (*read_beside(vocabulary.folder, "added_tokens.json"), *sorted(special)):
         if text not in tokens:
             tokens[text] = AddedToken(text, normalized=False, special=text in special)
