@@ -139,6 +139,12 @@ def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _make(parts: Parts, scratch: Path) -> list[Problem]:
+    """Make the files in a scratch folder.
+
+    Returns:
+        Notes: LR609 where generation stops at one more token, and those of the processor and the
+        tokenizer.
+    """
     notes: list[Problem] = []
     config, vocabulary, template = parts.target.config, parts.vocabulary, parts.target.chat_template
     write_json(scratch / "config.json", config)
@@ -170,23 +176,21 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
             )
         generation = stopping
     write_json(scratch / "generation_config.json", generation)
-    if processor is None or processor.class_ is None:
-        return notes
-    write_pixel_processors(parts.image_processor, parts.target, processor, scratch)
-    if parts.pads:
-        notes += padding_notes(scratch)
-    if vocabulary is None:
-        return notes
-    notes += write_tokenizer(
-        vocabulary,
-        config["text_config"]["model_type"],
-        parts.tokens,
-        scratch,
-        processor.class_,
-        tried.prompts,
-    )
-    write_processor(scratch, processor.class_, parts.target, parts.tokens)
-    check_processor(scratch, processor, parts.target, parts.tokens, tried.question)
+    if processor is not None and processor.class_ is not None:
+        write_pixel_processors(parts.image_processor, parts.target, processor, scratch)
+        if parts.pads:
+            notes += padding_notes(scratch)
+        if vocabulary is not None:
+            notes += write_tokenizer(
+                vocabulary,
+                config["text_config"]["model_type"],
+                parts.tokens,
+                scratch,
+                processor.class_,
+                tried.prompts,
+            )
+            write_processor(scratch, processor.class_, parts.target, parts.tokens)
+            check_processor(scratch, processor, parts.target, parts.tokens, tried.question)
     return notes
 
 
