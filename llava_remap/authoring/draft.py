@@ -239,13 +239,12 @@ def _frame(
     that the file can't express.
     """
     main = given.main
-    notes: list[str] = []
     extends = [*CLEAN]
     constants: dict[str, tuple[Any, str]] = {}
     problems: list[Problem] = []
     processor, text_model = None, wanted.text_model
     location = Path(wanted.location).name
-    sources = ["model: {}", *_source_lines(given, found, modules, notes)]
+    sources, notes = _source_lines(given, found, modules)
     if given.names_alone:
         notes.append(
             "shapes: only names are known, so none were compared; `apply --dry-run` on "
@@ -254,45 +253,48 @@ def _frame(
     if wanted.class_name and _LANGUAGE in {name.split(".")[0] for name in wanted.shapes}:
         config = config_part(wanted.class_name)
         part = load_rule_file(shipped_folder() / config)
-        extends += [config, LOOK_ALIKES]
         shape = (main.config or {}).get("image_aspect_ratio")
-        if shape == "pad" and wanted.class_name in PADS:
-            extends.append(PADS[wanted.class_name])
-        if shape not in ("pad", "square", None) and not cuts_tiles(wanted.class_name):
-            extends.append(ONE_SQUARE)
-            notes.append(
-                f"image_aspect_ratio: {shape} cuts pictures into tiles, and for "
-                f"{wanted.class_name} a picture is one square. Classes with tiles are "
-                "LlavaNextForConditionalGeneration and LlavaOnevisionForConditionalGeneration"
-            )
+        pad = [PADS[wanted.class_name]] if shape == "pad" and wanted.class_name in PADS else []
+        is_square = shape in ("pad", "square", None) or cuts_tiles(wanted.class_name)
+        chat, chat_note = _chat(main)
+        extends += [config, LOOK_ALIKES, *pad, *([] if is_square else [ONE_SQUARE]), *chat]
         if "vision_tower" not in given.checkpoints:
             sources.append(
                 "vision_tower: {optional: true, use: [config, processor]}      # for a tower of "
                 "other sizes than a stock one"
             )
-        extends += _chat(main, notes)
-        if inner(wanted.config, "text_config") and given.configs and not given.names_alone:
+        is_whole = inner(wanted.config, "text_config") and given.configs and not given.names_alone
+        if is_whole:
             text_model, constants, problems = carried(given, wanted, found, location)
         else:
             constants = first_constants(wanted.class_name)
             if wanted.unsaid:
                 constants[TEXT_KIND] = (None, f"unsure: {wanted.unsaid} Write its type here.")
-                notes.append(f"target.config.{TEXT_KIND}: {wanted.unsaid}")
-            elif not wanted.text_model:
-                notes.append(
-                    f"target.config: {location} has no whole config whose values could be taken "
-                    "over"
-                )
         shipped = (load_rule_file(path).target.class_ for path in shipped_rule_files().values())
-        if wanted.class_name not in shipped:
-            notes.append(
-                f"no shipped file is for {wanted.class_name}: what {config} doesn't say of its "
-                "config is the class's default"
-            )
         expected = wanted.class_name.removesuffix("ForConditionalGeneration") + "Processor"
         if part.text.processor and expected != part.text.processor.class_:
             processor = expected
-            notes.append(f"the processor {expected}: taken from the name of the class")
+        remarks = (
+            (
+                not is_square,
+                f"image_aspect_ratio: {shape} cuts pictures into tiles, and for "
+                f"{wanted.class_name} a picture is one square. Classes with tiles are "
+                "LlavaNextForConditionalGeneration and LlavaOnevisionForConditionalGeneration",
+            ),
+            (True, chat_note),
+            (not is_whole and wanted.unsaid, f"target.config.{TEXT_KIND}: {wanted.unsaid}"),
+            (
+                not is_whole and not wanted.unsaid and not wanted.text_model,
+                f"target.config: {location} has no whole config whose values could be taken over",
+            ),
+            (
+                wanted.class_name not in shipped,
+                f"no shipped file is for {wanted.class_name}: what {config} doesn't say of its "
+                "config is the class's default",
+            ),
+            (processor, f"the processor {expected}: taken from the name of the class"),
+        )
+        notes += [remark for is_so, remark in remarks if is_so]
     source_name = main.path.stem if main.is_manifest else main.path.name
     frame = Frame(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).strip("-.") or "mine",
@@ -321,10 +323,10 @@ def _detect(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _source_lines(
-    given: Given, found: Inference, modules: Mapping[str, str], notes: list[str]
-) -> list[str]:
-    """The lines of `sources` for all sources but the main one."""
-    lines = []
+    given: Given, found: Inference, modules: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """The lines of `sources`, and what is a guess in them."""
+    lines, notes = ["model: {}"], []
     taken = {given.owners[name] for pair in found.matches for name in pair.source.names}
     for source, checkpoint in list(given.checkpoints.items())[1:]:
         if checkpoint.pairs and source not in taken:
@@ -348,12 +350,12 @@ def _source_lines(
             f"{source}: {{optional: false, "
             f"{', '.join(f'{key}: {value}' for key, value in said.items())}}}"
         )
-    return lines
+    return lines, notes
 
 
-def _chat(checkpoint: Checkpoint, notes: list[str]) -> list[str]:
+def _chat(checkpoint: Checkpoint) -> tuple[list[str], str]:
     """The parts with chat templates of the shipped rule file that takes the most names, without a
-    prefix that all names have.
+    prefix that all names have; and a note on that guess.
     """
     bare = checkpoint
     for _ in range(_MOST_WRAPPED):
@@ -368,14 +370,12 @@ def _chat(checkpoint: Checkpoint, notes: list[str]) -> list[str]:
     texts = load_rule_file(best.rules).texts if near else ()
     chat = [name for name, _ in texts if name in shipped_chat_parts()]
     if chat:
-        notes.append(
+        return chat, (
             f"{', '.join(chat)}: as {best.rules} has them; tensors don't show how a model was "
             "trained to chat"
         )
-    else:
-        notes.append(
-            "no chat template: no shipped family is near. Add the part for how the model was "
-            "trained to `extends` "
-            f"({', '.join(shipped_chat_parts())}), or write processor.chat_template"
-        )
-    return chat
+    return chat, (
+        "no chat template: no shipped family is near. Add the part for how the model was "
+        f"trained to `extends` ({', '.join(shipped_chat_parts())}), or write "
+        "processor.chat_template"
+    )

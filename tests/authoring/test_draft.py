@@ -323,7 +323,7 @@ def test_nothing_is_overwritten(run: Run) -> None:
             "target.json",
             ["--map", "lm_head.weight=language_model.model.layers.{0..31}.mlp.up_proj.weight"],
             2,
-            "other layers",
+            "different layers",
         ),
         ("other.json", [], 1, "LR305"),
         ("target.json", ["--output", "no/such/folder/x.yaml"], 4, "LR508"),
