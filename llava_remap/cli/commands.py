@@ -215,9 +215,9 @@ def verify_command(
         )
         nbytes_to_read = record.nbytes_to_read(compared=sources is not None)
         with progress("comparing digests", nbytes_to_read) as shown:
-            found = verify_folder(folder, record, sources, shown.advance, shown.phase)
-        show_result(output_format, Verification.to_json, print_verification, found)
-        raise typer.Exit(exit_code(found.problems))
+            verification = verify_folder(folder, record, sources, shown.advance, shown.phase)
+        show_result(output_format, Verification.to_json, print_verification, verification)
+        raise typer.Exit(exit_code(verification.problems))
 
 
 @app.command("revert")
@@ -366,9 +366,9 @@ def inspect(source: Checkpoint, offline: Offline = False) -> None:
         from llava_remap.target_model import CLASSIC
 
         with progress("planning"):
-            found = inspect_source(source, offline=offline)
-        if found.problems and (found.layout == CLASSIC or not found.fits[0].fits):
-            raise RemapError(found.problems)
-        print_inspection(Console(soft_wrap=True), found)
-        if not found.fits[0].fits:
+            inspection = inspect_source(source, offline=offline)
+        if inspection.problems and (inspection.layout == CLASSIC or not inspection.fits[0].fits):
+            raise RemapError(inspection.problems)
+        print_inspection(Console(soft_wrap=True), inspection)
+        if not inspection.fits[0].fits:
             raise typer.Exit(Exit.PROBLEMS)

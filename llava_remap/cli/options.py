@@ -49,13 +49,13 @@ Jobs = Annotated[
 
 def nbytes(text: str) -> int:
     """The bytes of `5GB`, `500MB`, `5GiB` or `1000000`."""
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"(\d{1,12}(?:\.\d{1,6})?) ?(?:([kMGT])(i?)B?)?", text.strip(), re.IGNORECASE
     )
     amount = 0
-    if found is not None:
-        power = " KMGT".index((found[2] or " ").upper())
-        amount = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if match is not None:
+        power = " KMGT".index((match[2] or " ").upper())
+        amount = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
     if not amount:
         raise typer.BadParameter(f"{text!r} is no size. Write 5GB or 500MB.")
     return amount

@@ -39,37 +39,37 @@ def print_draft(console: Console, draft: Draft) -> None:
 
 
 def _rules(draft: Draft) -> Iterator[Text]:
-    found = draft.found
-    width = max(len(rule.match) for rule in found.rules[:MOST_RULES])
-    for rule in found.rules[:MOST_RULES]:
+    inference = draft.found
+    width = max(len(rule.match) for rule in inference.rules[:MOST_RULES])
+    for rule in inference.rules[:MOST_RULES]:
         outcome = f"→ {rule.to}" if rule.to is not None else "dropped"
-        names = {name for name, _ in found.names_of(rule)}
-        ways = {pair.how for pair in found.matches if not names.isdisjoint(pair.source.names)}
+        names = {name for name, _ in inference.names_of(rule)}
+        ways = {pair.how for pair in inference.matches if not names.isdisjoint(pair.source.names)}
         hows = ", ".join(how for how in HOWS if how in ways)
         yield Text.assemble(
             f"  {rule.match:<{width}}  {outcome}",
-            (f"  {len(found.names_of(rule))}{f': {hows}' if hows else ''}", "dim"),
-            ("  unsure" if found.unsure(rule) else "", "yellow"),
+            (f"  {len(inference.names_of(rule))}{f': {hows}' if hows else ''}", "dim"),
+            ("  unsure" if inference.unsure(rule) else "", "yellow"),
         )
-    yield more(len(found.rules) - MOST_RULES, f"in {draft.output}", "  ")
+    yield more(len(inference.rules) - MOST_RULES, f"in {draft.output}", "  ")
 
 
 def _certainty(draft: Draft) -> Iterator[str | Text]:
     """How many names were matched in which way, and what is unsure or open."""
-    found, where = draft.found, f"in {draft.output}"
-    counts = Counter(pair.how for pair in found.matches for _ in pair.source.members)
+    inference, where = draft.found, f"in {draft.output}"
+    counts = Counter(pair.how for pair in inference.matches for _ in pair.source.members)
     yield from (f"  {counts[how]:>5} {how}" for how in HOWS if counts[how])
-    if found.dropped:
-        dropped = sum(len(group.members) for group in found.dropped)
+    if inference.dropped:
+        dropped = sum(len(group.members) for group in inference.dropped)
         yield Text(f"  {dropped:>5} dropped, since nothing in the target takes them", "yellow")
     for note in draft.notes[:MOST_RULES]:
         yield Text.assemble(("  unsure", "yellow"), f" {note}")
     yield more(len(draft.notes) - MOST_RULES, where, "  ")
-    for question in found.questions[:MOST_LINES]:
+    for question in inference.questions[:MOST_LINES]:
         asked = f" {question.source.folded} {list(question.source.shape)} is one of"
         yield Text.assemble(("  asked", "yellow"), asked)
         yield from (f"      {other.folded}" for other in question.candidates)
-    yield more(len(found.questions) - MOST_LINES, where, "  ")
+    yield more(len(inference.questions) - MOST_LINES, where, "  ")
 
 
 def _next(draft: Draft) -> list[str]:

@@ -72,21 +72,21 @@ def print_result(console: Console, result: Result, plan: Plan) -> None:
     )
 
 
-def print_verification(console: Console, found: Verification) -> None:
+def print_verification(console: Console, checked: Verification) -> None:
     """What was checked in a folder, and what is wrong with it."""
-    as_written = "" if found.as_written else "not "
+    written = f"{'' if checked.as_written else 'not '}as they were written"
     same = "equal, bit by bit, to what the sources give"
-    if found.differing:
-        same = f"compared with what the sources give, {found.differing} differ"
+    if checked.differing:
+        same = f"compared with what the sources give, {checked.differing} differ"
     write(
         console,
-        Text(shown(found.folder), "bold"),
-        f"  {counted(found.files, 'file')}, {size(found.nbytes)}: {as_written}as they were written",
-        f"  {_LOADED[found.strict]}",
-        f"  {found.tensors} tensors {same}" if found.tensors is not None else "",
+        Text(shown(checked.folder), "bold"),
+        f"  {counted(checked.files, 'file')}, {size(checked.nbytes)}: {written}",
+        f"  {_LOADED[checked.strict]}",
+        f"  {checked.tensors} tensors {same}" if checked.tensors is not None else "",
     )
-    print_problems(console, found.problems)
-    if not found.problems:
+    print_problems(console, checked.problems)
+    if not checked.problems:
         write(console, Text("Verified", "bold green"))
 
 
@@ -175,17 +175,17 @@ def print_shrunk(console: Console, done: Shrunk) -> None:
         write(console, f"  {tower}: {what}; give it as --source vision_tower={tower}")
 
 
-def print_inspection(console: Console, found: Inspection) -> None:
+def print_inspection(console: Console, inspection: Inspection) -> None:
     """What a checkpoint is, which rule files fit it, why the nearest don't, and what to do."""
-    for part in found.parts or [found.checkpoint]:
+    for part in inspection.parts or [inspection.checkpoint]:
         write(console, Text(shown(part.location), "bold"), *_part(part))
-    if found.layout:
-        names = f"{found.named} of {len(found.checkpoint.catalog)} names"
-        write(console, f"  saved by transformers: {names} are in layout {found.layout}")
-    write_section(console, "Rule files", _rule_files(found))
-    write(console, *(f"\n{_command(found, fit)}" for fit in found.fits if fit.fits))
-    if found.advice:
-        write(console, f"\n{found.advice}")
+    if inspection.layout:
+        names = f"{inspection.named} of {len(inspection.checkpoint.catalog)} names"
+        write(console, f"  saved by transformers: {names} are in layout {inspection.layout}")
+    write_section(console, "Rule files", _rule_files(inspection))
+    write(console, *(f"\n{_command(inspection, fit)}" for fit in inspection.fits if fit.fits))
+    if inspection.advice:
+        write(console, f"\n{inspection.advice}")
 
 
 def _part(part: Checkpoint) -> list[str]:
@@ -204,17 +204,19 @@ def _part(part: Checkpoint) -> list[str]:
     ]
 
 
-def _rule_files(found: Inspection) -> list[str | Text]:
+def _rule_files(inspection: Inspection) -> list[str | Text]:
     """The rule files that fit, or else the near ones, each with its reasons; last the others."""
-    fitting = [fit for fit in found.fits if fit.fits]
-    near = fitting or [fit for fit in found.fits if fit.is_near]
-    others = [f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in found.fits if fit not in near]
+    fitting = [fit for fit in inspection.fits if fit.fits]
+    near = fitting or [fit for fit in inspection.fits if fit.is_near]
+    others = [
+        f"{fit.rules} ({fit.mapped} of {fit.total})" for fit in inspection.fits if fit not in near
+    ]
     what = "don't fit" if fitting else "know less than a tenth of the names"
     return [
         *(
             line
             for number, fit in enumerate(near)
-            for line in _fit(fit, found.planned, in_full=fit.fits or number < _NEAREST)
+            for line in _fit(fit, inspection.planned, in_full=fit.fits or number < _NEAREST)
         ),
         f"  {what}: {', '.join(others)}" if others else "",
     ]
@@ -254,13 +256,13 @@ def _fit(fit: Fit, planned: bool, in_full: bool) -> list[str | Text]:
     ]
 
 
-def _command(found: Inspection, fit: Fit) -> str:
+def _command(inspection: Inspection, fit: Fit) -> str:
     """The command that converts the checkpoint by a rule file."""
-    if found.sources:
-        return f"llava-remap apply {fit.rules} {found.sources}"
+    if inspection.sources:
+        return f"llava-remap apply {fit.rules} {inspection.sources}"
     also = f" {_sources_to_give(fit)}" if fit.also else ""
-    dry = " --dry-run" if found.checkpoint.is_manifest else ""
-    location = found.checkpoint.location
+    dry = " --dry-run" if inspection.checkpoint.is_manifest else ""
+    location = inspection.checkpoint.location
     # With the source's name, a path with `=` in it isn't taken for one.
     source = quote(f"{fit.source}={location}" if "=" in location else location)
     return f"llava-remap apply {fit.rules} --source {source}{also}{dry}"

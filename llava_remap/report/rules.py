@@ -112,7 +112,7 @@ def tests_json(files: Sequence[Tested]) -> dict[str, Any]:
     return document("tests", {"passed": passed, "files": tests, "problems": []})
 
 
-def print_explanation(console: Console, found: ExplainedNames) -> None:
+def print_explanation(console: Console, explained: ExplainedNames) -> None:
     """The rules that took the names, in order, and what each left; unmapped names last, with the
     nearest rules.
 
@@ -120,29 +120,31 @@ def print_explanation(console: Console, found: ExplainedNames) -> None:
     """
     write(
         console,
-        Text(f"{found.rules.name} {found.rules.text.version or ''}".strip(), "bold"),
-        *(f"  {source}: {why}" for source, why in found.aside.items()),
+        Text(f"{explained.rules.name} {explained.rules.text.version or ''}".strip(), "bold"),
+        *(f"  {source}: {why}" for source, why in explained.aside.items()),
         *(
             f"  {left.rule} is left out, since its `when` doesn't hold: {'; '.join(left.why)}"
-            for left in found.left_out
+            for left in explained.left_out
         ),
     )
     chains: dict[_Names, list[ExplainedName]] = {}
-    for entry in sorted(found.names, key=lambda entry: _OUTCOMES.index(entry.explanation.outcome)):
+    for entry in sorted(
+        explained.names, key=lambda entry: _OUTCOMES.index(entry.explanation.outcome)
+    ):
         rewrite = entry.explanation.rewrite
         prefixed = entry.source if rewrite.source != entry.name else ""
         chains.setdefault((prefixed, entry.explanation.outcome, *rewrite.rules), []).append(entry)
     for entries in chains.values():
         console.print()
         write(console, *_chain(entries))
-    counts = Counter[str](entry.explanation.outcome for entry in found.names)
+    counts = Counter[str](entry.explanation.outcome for entry in explained.names)
     outcomes = [f"{counts[outcome]} {outcome}" for outcome in _OUTCOMES if counts[outcome]]
     write(console, f"\n{', '.join(outcomes) or 'no names'}")
 
 
-def explanation_json(found: ExplainedNames) -> dict[str, Any]:
+def explanation_json(explained: ExplainedNames) -> dict[str, Any]:
     """Every name by itself (`llava-remap/explanation`, version 1)."""
-    return document("explanation", {**found.to_json(), "problems": []})
+    return document("explanation", {**explained.to_json(), "problems": []})
 
 
 def _chain(entries: Sequence[ExplainedName]) -> Iterator[str | Text]:

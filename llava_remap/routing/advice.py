@@ -16,22 +16,22 @@ from llava_remap.routing.trained_with import projector_place
 from llava_remap.rulefile import Condition, RuleFile, load_rule_file
 
 
-def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str:
+def advice(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str = "") -> str:
     """What to do with a checkpoint: the rule file that fits, or how to get one.
 
     Args:
-        found: the checkpoint's `fits`.
+        ranked: the checkpoint's `fits`, the nearest first.
         asked: the rule file that the user asked for.
     """
     # If several map as many names as the nearest, the rule file that was asked for comes first.
-    nearest = found[0]
-    found = sorted(
-        found,
+    nearest = ranked[0]
+    ranked = sorted(
+        ranked,
         key=lambda fit: (
             fit.fits < nearest.fits or fit.rules != asked or fit.mapped < nearest.mapped
         ),
     )
-    best = found[0]
+    best = ranked[0]
     if best.fits:
         return (
             f"By names and config, this rule file fits: {best.rules} ({best.mapped} of "
@@ -39,8 +39,8 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
         )
     if best.mapped == 0:
         some = _without_prefix(checkpoint, "", names_alike(checkpoint))
-        parts = (_part(load_rule_file(fit.rules), some) for fit in found)
-        if part := next(filter(None, parts), ""):
+        names = (_part(load_rule_file(fit.rules), some) for fit in ranked)
+        if part := next(filter(None, names), ""):
             beside = f"--source {best.source}=DIR --source {part}={quote(checkpoint.location)}"
             return (
                 f"It is no model but a part of one, a `{part}`. Give it beside the model: "
@@ -48,16 +48,15 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
             )
     if best.is_near and best.remedy:
         return best.remedy
-    if planned := next((fit for fit in found if fit.refusals), None):
+    if planned := next((fit for fit in ranked if fit.refusals), None):
         command = f"llava-remap apply {planned.rules} --source {quote(checkpoint.location)}"
         return (
             f"{planned.rules} takes every name, and refuses the checkpoint for the reasons above. "
             f"When these are corrected: {command}"
         )
-    whole = [fit for fit in found if not fit.unknown and fit.mapped == best.mapped]
-    refusing = sorted((fit for fit in whole if fit.guard), key=lambda fit: fit.rules != asked)
-    if refusing:
-        near = refusing[0]
+    whole = [fit for fit in ranked if not fit.unknown and fit.mapped == best.mapped]
+    refusing = (fit for fit in whole if fit.guard)
+    if near := min(refusing, key=lambda fit: fit.rules != asked, default=None):
         return (
             f"None of the shipped rule files fits. {near.rules} takes every name, and its "
             f"`{near.guard}` refuses this config since a model with it computes something else: "
@@ -65,11 +64,11 @@ def advice(checkpoint: Checkpoint, found: Sequence[Fit], asked: str = "") -> str
         )
     if whole:
         sources = load_rule_file(whole[0].rules).text.sources
-        give = _give_too(checkpoint, [name for name, source in sources.items() if source.overrides])
-        return f"Every name is known, and something is missing. {give}"
+        parts = [name for name, source in sources.items() if source.overrides]
+        return f"Every name is known, and something is missing. {_give_too(checkpoint, parts)}"
     if behind := behind_prefix(checkpoint):
         return behind
-    command = draft_command(_class_for(checkpoint, found, asked), checkpoint.location)
+    command = draft_command(_class_for(checkpoint, ranked, asked), checkpoint.location)
     return f"None of the shipped rule files fits. Infer one from names and shapes: {command}"
 
 
@@ -149,7 +148,7 @@ def _without_prefix(checkpoint: Checkpoint, prefix: str, names: Iterable[str]) -
     return replace(checkpoint, catalog=catalog)
 
 
-def _class_for(checkpoint: Checkpoint, found: Sequence[Fit], asked: str) -> str:
+def _class_for(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str) -> str:
     """The class that most probably computes what a checkpoint does: the nearest rule file's, if one
     is near.
 
@@ -157,7 +156,7 @@ def _class_for(checkpoint: Checkpoint, found: Sequence[Fit], asked: str) -> str:
     near, it is the most common class of the rule files whose `detect`, without the architecture,
     agrees with the config.
     """
-    families = [fit for fit in found if fit.class_name]
+    families = [fit for fit in ranked if fit.class_name]
     if families[0].is_near:
         nearest = [fit for fit in families if fit.mapped == families[0].mapped]
         return min(nearest, key=lambda fit: fit.rules != asked).class_name
@@ -176,7 +175,7 @@ def source_advice(
     taken: Sequence[Routed],
     checkpoints: Mapping[str, Checkpoint],
     others: Sequence[str],
-    found: Sequence[Fit],
+    ranked: Sequence[Fit],
 ) -> str:
     """Which sources to leave out if the first source alone fits, or which one to give if names are
     missing that a further source may bring; else empty.
@@ -186,9 +185,9 @@ def source_advice(
 
     Args:
         others: the further sources that were given.
-        found: the `fits` of the first source.
+        ranked: the `fits` of the first source, the nearest first.
     """
-    if fitting := [fit.rules for fit in found if fit.fits]:
+    if fitting := [fit.rules for fit in ranked if fit.fits]:
         if not others or rules.name not in fitting:
             return ""
         return (

@@ -89,15 +89,15 @@ def identify(
             for name in dict.fromkeys((described_by, *sources))
             if name != first and name in given
         ]
-        found = fits(checkpoint)
-        give = source_advice(rules, taken, checkpoints, others, found)
+        ranked = fits(checkpoint)
+        give = source_advice(rules, taken, checkpoints, others, ranked)
         wrong = Problem(
             "LR311",
             f"{these} {are} for {rules.name}: {'; '.join(reasons)}.",
-            give or advice(checkpoint, found, rules.name),
+            give or advice(checkpoint, ranked, rules.name),
         )
         yield (
-            [wrong] if found[0].fits and not give else [wrong, *unmet(rules, names, config, whose)]
+            [wrong] if ranked[0].fits and not give else [wrong, *unmet(rules, names, config, whose)]
         )
     other_tower = other_tower_problem(rules, main, checkpoint, config)
     yield [other_tower] if other_tower is not None else unmet(rules, names, config, whose)

@@ -74,11 +74,11 @@ class Routes:
     @property
     def produced(self) -> dict[str, Tensor]:
         """Target name → tensor; the first one, if several have the same target."""
-        found: dict[str, Tensor] = {}
+        produced: dict[str, Tensor] = {}
         for routed in self.taken:
             if routed.rewrite.target is not None:
-                found.setdefault(routed.rewrite.target, routed.tensor)
-        return found
+                produced.setdefault(routed.rewrite.target, routed.tensor)
+        return produced
 
     def origin(self, target: str) -> SourceName | None:
         """The source name that `produced` has for a target name; None without one."""
