@@ -66,7 +66,7 @@ APPLY = (
 STAGES = {
     "planning": ("llava_remap.jobs.apply.build_plan", 0, "none"),
     "checking values": ("llava_remap.jobs.job.run_value_checks", 0, "none"),
-    "writing the first weights": ("llava_remap.execute.write._open", 1, "none"),
+    "writing the first weights": ("llava_remap.execute.write.readable", 1, "none"),
     "loading strictly": ("llava_remap.jobs.job.strict_load", 3, "meta"),
     "before the index": ("llava_remap.jobs.run.write_index", 3, "none"),
     "between index and record": ("llava_remap.jobs.job.record_json", 3, "none"),

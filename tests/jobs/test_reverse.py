@@ -453,7 +453,7 @@ def test_a_header_that_is_not_the_one_planned(out: Path, monkeypatch: pytest.Mon
     "stage",
     [
         "llava_remap.jobs.reverse.build_plan",
-        "llava_remap.execute.write._open",
+        "llava_remap.execute.write.readable",
         "llava_remap.jobs.run.write_index",
     ],
 )

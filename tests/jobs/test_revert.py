@@ -555,7 +555,7 @@ def test_outputs_that_can_not_be(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         "llava_remap.jobs.revert.output_problems",
         "llava_remap.jobs.revert.file_problems",
-        "llava_remap.execute.write._open",
+        "llava_remap.execute.write.readable",
         "llava_remap.execute.files.write_all",
         "llava_remap.jobs.run.write_index",
     ],
