@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from threading import Lock, local
+from time import monotonic
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -36,7 +37,12 @@ _REVISION = re.compile(r"/revision/([0-9a-f]{40})$")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 #: Bytes: a petabyte.
 _ABSURD = 10**15
-#: Redirects and pages of a listing in a row, without a file between them.
+#: Files that one answer may list; the hub asks its users to stay below that in a repository.
+_MOST_FILES = 100_000
+#: An answer's body has to bring so many bytes in so many seconds. The library's own time limit is
+#: for each piece of it, of which one byte is enough.
+_LEAST_NBYTES, _IN_SECONDS = 6_000, 60
+#: Redirects and pages of a listing behind each other, without a file between them.
 _MOST_IN_A_ROW = 100
 #: Seconds. The library sleeps for as long as an answer says.
 _LONGEST_WAIT = 300
@@ -182,21 +188,29 @@ def _check_content(response: Any, nbytes: int | None) -> None:
 
 
 def _at_most(stream: Any, limit: int) -> Any:
-    """The stream of an answer's body; a body of more than `limit` bytes ends with an error."""
+    """The stream of an answer's body, ended with an error if it is longer than `limit` bytes or
+    slower than the least speed.
+    """
 
     class Bounded(type(stream)):  # type: ignore[misc]  # the client wants its own class, httpx's or httpx2's
         def __init__(self) -> None:
             pass
 
         def __iter__(self) -> Iterator[bytes]:
-            left = limit
+            nbytes, since, then = 0, monotonic(), 0
             for part in stream:
-                left -= len(part)
-                if left < 0:
+                nbytes += len(part)
+                if nbytes > limit:
                     raise BadAnswerError(
                         f"sends more than {limit} bytes, which is all that there should be"
                     )
                 yield part
+                if (now := monotonic()) - since > _IN_SECONDS:
+                    if nbytes - then < _LEAST_NBYTES:
+                        raise BadAnswerError(
+                            f"sends less than {_LEAST_NBYTES} bytes in {_IN_SECONDS} seconds"
+                        )
+                    since, then = now, nbytes
 
         def close(self) -> None:
             stream.close()
@@ -265,6 +279,8 @@ def _check_listing(body: bytes, asked: re.Match[str] | None) -> None:
         entries, key = content.get("siblings"), "rfilename"
     else:
         entries, key = content, "path"
+    if isinstance(entries, list) and len(entries) > _MOST_FILES:
+        raise BadAnswerError(f"lists {len(entries)} files, more than {_MOST_FILES}")
     for entry in entries if isinstance(entries, list) else ():
         if not isinstance(entry, dict):
             raise BadAnswerError("lists entries that are no files")

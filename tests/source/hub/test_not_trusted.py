@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -290,6 +291,19 @@ def test_a_list_without_end(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPat
     hub.add("org/name", RELEASED / "safetensors")
     hub.garbage = bytes(200_000)
     refused_here(hub, cache, "sends more than 100000 bytes")
+
+
+def test_an_answer_that_drips(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a minute passes with every look at it."""
+    hub.add("org/name", RELEASED / "safetensors")
+    monkeypatch.setattr(guard, "monotonic", count(0, 61).__next__)
+    refused_here(hub, cache, "sends less than 6000 bytes in 60 seconds")
+
+
+def test_a_list_of_too_many(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_MOST_FILES", 3)
+    hub.add("org/name", RELEASED / "safetensors")
+    refused_here(hub, cache, "files, more than 3")
 
 
 def test_compressed_content(hub: Hub, cache: Path) -> None:
