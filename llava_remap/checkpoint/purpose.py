@@ -37,7 +37,10 @@ _OPENAI_STOCK = {
     (1024, 14, 577): "openai/clip-vit-large-patch14-336",
 }
 _LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
-#: Further tensors of a projector's file: embeddings of tokens that pretraining adds, the row
+#: The names of a projector: those inside a model of the research code, and those of its layers in a
+#: file of their own, as other training code saves them.
+_PROJECTOR = re.compile(r"mm_projector|^(?:model|_connector)\.\d+\.(?:weight|bias)$")
+#: What a projector's file may hold besides: embeddings of tokens that pretraining adds, the row
 #: separator.
 _BESIDE_PROJECTOR = re.compile(r"(?:^|\.)(?:embed_tokens\.weight|image_newline)$")
 
@@ -85,8 +88,8 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
         raise _openai_clip(path, catalog)
     if part:
         return any(".lora_" in name for name in catalog)
-    projector_only = any("mm_projector" in name for name in catalog) and all(
-        "mm_projector" in name or _BESIDE_PROJECTOR.search(name) for name in catalog
+    projector_only = any(map(_PROJECTOR.search, catalog)) and all(
+        _PROJECTOR.search(name) or _BESIDE_PROJECTOR.search(name) for name in catalog
     )
     based = [
         any(f"{name[: match.start()]}{layer}.weight" in catalog for layer in ("", ".base_layer"))

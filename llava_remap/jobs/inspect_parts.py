@@ -14,7 +14,7 @@ from llava_remap.jobs.apply import HEADERS_ALONE, plan_checkpoints
 from llava_remap.jobs.inspection import Inspection, inspect_checkpoint
 from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing import draft_command, route
-from llava_remap.routing.fits import EMPTY, Fit
+from llava_remap.routing.fits import EMPTY, Fit, agreeing
 from llava_remap.rulefile import Condition, RuleFile, Source, load_rule_file, shipped_rule_files
 from llava_remap.source.hub.repository import parse_repository
 from llava_remap.source.sources import last_part, open_source
@@ -100,6 +100,7 @@ def inspect_parts(parts: Mapping[str, str], *, offline: bool = False) -> Inspect
             fit.other_default,
             -fit.mapped,
             len(fit.contradictions),
+            -fit.agreeing,
             fit.rules,
         )
     )
@@ -137,9 +138,8 @@ def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool =
     routes = route(rules, compile_rules(rules, names, config), checkpoints)
     every = [(name, r.rewrite) for r in routes.taken for name in (r.tensor.name,)]
     every += [(pair.a.name, pair.rewrite) for pair in routes.pairs]
-    unknown = tuple(
-        name for name, rewrite in every if rewrite.target is None and rewrite.reason is None
-    )
+    unknown = [name for name, rewrite in every if rewrite.target is None and not rewrite.reason]
+    unknown += [name for source in routes.unselected for name in checkpoints[source].catalog]
     detect, reasons, absent = rules.text.detect, [], 0
     if not whole:
         prepared = [rewrite.prepared for _, rewrite in every]
@@ -169,13 +169,13 @@ def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool =
         _MODEL,
         mapped,
         mapped + len(unknown),
-        unknown,
+        tuple(unknown),
         tuple(reasons),
         "",
         (),
         other,
         summary,
-        0,
+        agreeing(rules, config or {}),
         class_name,
     )
 

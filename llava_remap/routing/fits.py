@@ -126,6 +126,8 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[
     if contradictions(detect.model_copy(update={"config": {}, "config_not": {}}), names, None):
         guard = ""
     other_tower = other_tower_problem(rules, taken, checkpoint, config)
+    if rules.target.as_ is not None and reasons:  # another model, not this one with another tower
+        other_tower = None
     if other_tower is not None:
         guard = ""
         every = [
@@ -160,13 +162,18 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[
             for name in routes.not_given
         ),
         summary=rules.text.summary or "",
-        agreeing=sum(
-            not contradictions(Condition(config={key: wanted}), (), config)
-            for key, wanted in detect.config.items()
-            if (config or {}).get(key) is not None
-        ),
+        agreeing=agreeing(rules, config or {}),
         class_name=rules.target.class_ or "",
         remedy=other_tower.fix if other_tower else "",
+    )
+
+
+def agreeing(rules: RuleFile, config: Mapping[str, Any]) -> int:
+    """How many values of a config are those that `detect` of a rule file asks for."""
+    return sum(
+        not contradictions(Condition(config={key: wanted}), (), config)
+        for key, wanted in rules.text.detect.config.items()
+        if config.get(key) is not None
     )
 
 

@@ -13,6 +13,7 @@ from llava_remap.routing.fits import EMPTY, draft_command, fits, other_tower_pro
 from llava_remap.routing.route import Routed, Routes, route
 from llava_remap.routing.trained_with import PROJECTOR
 from llava_remap.rulefile import (
+    Condition,
     Rename,
     RuleFile,
     Unwrap,
@@ -150,13 +151,17 @@ def already_converted(
     layouts. A layout unknown here (the mixtures that some versions saved) still has its language
     model, nearly half of the names, in a known one.
 
-    Names prove nothing: LR109 is what the plan of `hf-layouts` proves. If that plan is refused, its
+    A config that names another class than those of transformers is no converted model's. Names
+    prove nothing: LR109 is what the plan of `hf-layouts` proves. If that plan is refused, its
     problems stand behind an LR311.
 
     Args:
         complete: adds to the LR109.
     """
-    if mapped >= len(names):
+    converted = load_rule_file(HF_LAYOUTS).text.detect
+    if mapped >= len(names) or contradictions(
+        Condition(config=converted.config), (), checkpoint.config or {}
+    ):
         return []
     layout, classic = nearest_layout(names)
     if len(classic) <= max(mapped, len(names) // 4):
