@@ -39,7 +39,7 @@ _OPENAI_STOCK = {
 _LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
 #: The names of a projector: those inside a model of the research code, and those of its layers in a
 #: file of their own, as other training code saves them.
-_PROJECTOR = re.compile(r"mm_projector|^(?:model|_connector)\.\d+\.(?:weight|bias)$")
+_PROJECTOR = re.compile(r"mm_projector|^(?:layers|model|_connector)\.\d+\.(?:weight|bias)$")
 #: What a projector's file may hold besides: embeddings of tokens that pretraining adds, the row
 #: separator.
 _BESIDE_PROJECTOR = re.compile(r"(?:^|\.)(?:embed_tokens\.weight|image_newline)$")

@@ -54,6 +54,10 @@ class Problem:
     side: Literal["source", "target"] = "source"
     lacks: bool = False
 
+    def __post_init__(self) -> None:
+        # What a cause quotes may be anybody's text, of several lines.
+        object.__setattr__(self, "cause", r"\n".join(self.cause.splitlines()))
+
     @property
     def title(self) -> str:
         return CODES[self.code].title

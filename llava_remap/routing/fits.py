@@ -48,7 +48,7 @@ class Fit:
         other_default: whether the config names another default for some of `also` than the rule
             file does.
         summary: what the rule file is for.
-        agreeing: how many values of the config are those that its `detect` asks for.
+        agreeing: how many values of the config `detect` asks for, less those that it refuses.
         class_name: its target; empty if that is the source's own class.
         remedy: what would help against the contradictions, if that is known; else empty.
         refusals: the problems of a plan from the same headers; empty before it is planned.
@@ -169,12 +169,17 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[
 
 
 def agreeing(rules: RuleFile, config: Mapping[str, Any]) -> int:
-    """How many values of a config are those that `detect` of a rule file asks for."""
-    return sum(
+    """How many values of a config are those that `detect` of a rule file asks for, less those that
+    it refuses.
+    """
+    detect = rules.text.detect
+    agree = sum(
         not contradictions(Condition(config={key: wanted}), (), config)
-        for key, wanted in rules.text.detect.config.items()
+        for key, wanted in detect.config.items()
         if config.get(key) is not None
     )
+    conditions = Condition(config=detect.config, config_not=detect.config_not)
+    return agree - len(contradictions(conditions, (), config))
 
 
 def unmet(

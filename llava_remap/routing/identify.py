@@ -151,20 +151,20 @@ def already_converted(
     layouts. A layout unknown here (the mixtures that some versions saved) still has its language
     model, nearly half of the names, in a known one.
 
-    A config that names another class than those of transformers is no converted model's. Names
-    prove nothing: LR109 is what the plan of `hf-layouts` proves. If that plan is refused, its
-    problems stand behind an LR311.
+    If the config names another class, it has to take all of them. Names prove nothing: LR109 is
+    what the plan of `hf-layouts` proves. If that plan is refused, its problems stand behind an
+    LR311.
 
     Args:
         complete: adds to the LR109.
     """
-    converted = load_rule_file(HF_LAYOUTS).text.detect
-    if mapped >= len(names) or contradictions(
-        Condition(config=converted.config), (), checkpoint.config or {}
-    ):
+    if mapped >= len(names):
         return []
     layout, classic = nearest_layout(names)
-    if len(classic) <= max(mapped, len(names) // 4):
+    classes = Condition(config=load_rule_file(HF_LAYOUTS).text.detect.config)
+    of_another_class = contradictions(classes, (), checkpoint.config or {})
+    least = len(names) - 1 if of_another_class else len(names) // 4
+    if len(classic) <= max(mapped, least):
         return []
     there = f"{len(classic)} of {len(names)} names in {checkpoint.location} are in layout {layout}"
     command = f"llava-remap apply {HF_LAYOUTS} --source {quote(checkpoint.location)}"

@@ -230,7 +230,7 @@ def projector_place(rules: RuleFile, program: Program, name: str, adapter: Check
     prefix = rules.text.sources[name].prefix
 
     def has_one(file: Path) -> bool:
-        if not has_file(file):
+        if not has_file(file):  # which refuses one that can't be read
             return False
         try:
             names = tensor_names(file)

@@ -97,6 +97,57 @@ def in_parts(top: Path, layout: str, whole: Tensors, *, model_on_top: bool = Fal
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_folder_of_the_projector_alone(
+    layout: str, whole: Tensors, run: Run, tmp_path: Path
+) -> None:
+    """Its names are those of its layers. It isn't taken for a model that lacks the rest."""
+    projector = in_parts(tmp_path / "parts", layout, whole) / LAYOUTS[layout][2]
+    found = told(run("inspect", projector))
+    assert f"--source model=DIR --source projector={projector}" in found
+    refused = run("apply", "llava-v1.5", "--source", projector)
+    assert (refused.code, "LR108" in refused.err) == (3, True)
+    sources = (f"model={LLAVA}", f"projector={projector}", f"vision_tower={CLIP}")
+    options = [option for source in sources for option in ("--source", source)]
+    assert run("apply", "llava-v1.5", *options, "--output", "new").code == 0
+
+
+def test_a_tower_with_names_that_nothing_knows(whole: Tensors, run: Run, tmp_path: Path) -> None:
+    """No rule file is said to take every name, and the one that is named agrees with the config."""
+    top = in_parts(tmp_path / "parts", "TinyLLaVA", whole)
+    tower = top / "vision_tower" / "model.safetensors"
+    named = {f"_vision_tower.{name}": tensor for name, tensor in load_file(tower).items()}
+    save_file(named, tower, {"format": "pt"})
+    ran = run("inspect", top)
+    assert (ran.code, "takes every name" in ran.out) == (1, False)
+    assert "llava-v1.5: doesn't fit, maps 25 of " in ran.out
+    assert ran.out.index("llava-v1.5:") < ran.out.index("bakllava:")
+
+
+def test_tinyllava_in_one_file(whole: Tensors, run: Run, tmp_path: Path) -> None:
+    """A part of its names are those of a layout of transformers; it is no model of transformers
+    for that, and the rule file that is inferred takes all of its names.
+    """
+    tower = load_file(CLIP / "model.safetensors")
+    tensors = {
+        f"vision_tower._vision_tower.{name}": tensor
+        for name, tensor in tower.items()
+        if name.startswith("vision_model.")
+    }
+    for name, tensor in whole.items():
+        text, _, layer = name.partition("model.mm_projector.")
+        tensors[f"connector._connector.{layer}" if layer else f"language_model.{text}"] = tensor
+    config = json.loads((LLAVA / "config.json").read_text())
+    config |= {"architectures": ["TinyLlavaForConditionalGeneration"], "model_type": "tinyllava"}
+    source = saved(tmp_path / "tiny", tensors, config)
+    for ran in (run("inspect", source), run("apply", "llava-v1.5", "--source", source)):
+        assert "hf-layouts --source" not in told(ran)
+        [new] = re.findall(r"llava-remap (rules new .+)", ran.out + ran.err)
+    drafted = told(run(*shlex.split(new)))
+    assert "LR112" in drafted
+    assert "LR301" not in drafted
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_folder_for_each_part(layout: str, whole: Tensors, run: Run, tmp_path: Path) -> None:
     top = in_parts(tmp_path / "it's in parts", layout, whole)
     ran = run("inspect", top)
