@@ -129,13 +129,13 @@ def tokens(groups: Iterable[Group]) -> dict[Segments, frozenset[str]]:
     for pattern in patterns:
         words: set[str] = set()
         for at, segment in enumerate(pattern):
-            plain = [word.lower() for word in _WORD.findall(segment)]
-            words |= {_SAME.get(word, word) for word in plain or [segment]} - {""}
             found = _NUMBERED.fullmatch(segment)
+            plain = [word.lower() for word in _WORD.findall(segment)] or (
+                [] if found else [segment]
+            )
+            words |= {_SAME.get(word, word) for word in plain} - {""}
             if found and (numbers := numbered.get((pattern[:at], found[1]))):
                 words.add(f"{found[2]} of {numbers}")
-            if not plain and found:
-                words.discard(segment)
         result[pattern] = frozenset(words)
     return result
 
