@@ -12,7 +12,6 @@ from llava_remap.checkpoint.catalog import (
     Tensor,
     files_for,
 )
-from llava_remap.checkpoint.errors import AbsentError, DamagedError, UnreadableError, readable
 from llava_remap.checkpoint.foreign import (
     Listing,
     PartsApartError,
@@ -24,7 +23,17 @@ from llava_remap.checkpoint.foreign import (
 from llava_remap.checkpoint.form import Form, choose_form, no_form
 from llava_remap.checkpoint.open import open_checkpoint, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError
-from llava_remap.checkpoint.small_file import LARGEST, has_file, read_file, read_object, read_text
+from llava_remap.checkpoint.source_file import (
+    LARGEST,
+    AbsentError,
+    DamagedError,
+    UnreadableError,
+    has_file,
+    read_file,
+    read_object,
+    read_text,
+    readable,
+)
 from llava_remap.checkpoint.weight_file import read_weight_map, shards_beside
 
 __all__ = [

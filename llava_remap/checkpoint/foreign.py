@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from llava_remap.checkpoint.catalog import ADAPTER_CONFIG
-from llava_remap.checkpoint.errors import AbsentError
 from llava_remap.checkpoint.form import choose_form
+from llava_remap.checkpoint.source_file import AbsentError
 from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 
 #: The most files that are looked at. A training folder has some thousand.

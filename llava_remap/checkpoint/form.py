@@ -15,7 +15,7 @@ from llava_remap.checkpoint.catalog import (
     BESIDE_ADAPTER,
     PROJECTOR_FILE,
 )
-from llava_remap.checkpoint.errors import AbsentError
+from llava_remap.checkpoint.source_file import AbsentError
 from llava_remap.core import RemapError, quoted, several
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

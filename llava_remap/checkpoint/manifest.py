@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.catalog import Checkpoint, Tensor, is_shape
-from llava_remap.checkpoint.errors import unknown_dtype
 from llava_remap.checkpoint.purpose import named_base
+from llava_remap.checkpoint.source_file import unknown_dtype
 from llava_remap.core import DTYPE_BITS, RemapError, quoted, refuse
 
 FORMAT = "llava-remap/manifest"

@@ -19,7 +19,6 @@ from llava_remap.checkpoint.catalog import (
     Stamp,
     Tensor,
 )
-from llava_remap.checkpoint.errors import AbsentError, readable
 from llava_remap.checkpoint.foreign import (
     Listing,
     explain_file,
@@ -42,7 +41,14 @@ from llava_remap.checkpoint.purpose import (
     is_unmerged,
     named_base,
 )
-from llava_remap.checkpoint.small_file import LARGEST, has_file, json_beside, read_object
+from llava_remap.checkpoint.source_file import (
+    LARGEST,
+    AbsentError,
+    has_file,
+    json_beside,
+    read_object,
+    readable,
+)
 from llava_remap.checkpoint.weight_file import read_form, read_index, read_weight_file
 from llava_remap.core import counted, quoted, refuse, several
 

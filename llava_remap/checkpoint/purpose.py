@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.catalog import ADAPTER_CONFIG, ADAPTER_FILES, BESIDE_ADAPTER, Catalog
-from llava_remap.checkpoint.small_file import json_beside
+from llava_remap.checkpoint.source_file import json_beside
 from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 
 #: Segments in the names of tensors that ways to quantise store beside or instead of a weight.

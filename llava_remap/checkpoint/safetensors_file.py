@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.catalog import Location, Tensor, is_count, is_shape
-from llava_remap.checkpoint.errors import unknown_dtype
-from llava_remap.checkpoint.small_file import LARGEST, parse_object
+from llava_remap.checkpoint.source_file import LARGEST, parse_object, unknown_dtype
 from llava_remap.core import DTYPE_BITS, RemapError, quoted, refuse
 
 _AGAIN = "Download or copy the file again."

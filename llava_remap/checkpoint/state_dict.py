@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_remap.checkpoint.catalog import Location, Tensor, WeightFile, is_count, is_shape
-from llava_remap.checkpoint.errors import corrupt, unknown_dtype
+from llava_remap.checkpoint.source_file import corrupt, unknown_dtype
 from llava_remap.checkpoint.torch_pickle import BARE, BY_TORCH_NAME, STORAGES, Described
 from llava_remap.core import DTYPE_BITS, RemapError, quoted, refuse, several
 

@@ -19,7 +19,7 @@ from typing import IO, BinaryIO, cast
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from llava_remap.checkpoint.catalog import WeightFile
-from llava_remap.checkpoint.errors import corrupt
+from llava_remap.checkpoint.source_file import corrupt
 from llava_remap.checkpoint.state_dict import find_state_dict, place_tensors
 from llava_remap.checkpoint.torch_pickle import BARE, LARGEST, STORAGES, Storage, unpickle
 from llava_remap.core import quoted, refuse

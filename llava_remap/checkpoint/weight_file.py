@@ -11,10 +11,15 @@ from os.path import lexists
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from llava_remap.checkpoint.catalog import WeightFile
-from llava_remap.checkpoint.errors import DamagedError, UnreadableError
 from llava_remap.checkpoint.form import Form, choose_form, shard_sets
 from llava_remap.checkpoint.safetensors_file import read_safetensors
-from llava_remap.checkpoint.small_file import LARGEST, has_file, read_object
+from llava_remap.checkpoint.source_file import (
+    LARGEST,
+    DamagedError,
+    UnreadableError,
+    has_file,
+    read_object,
+)
 from llava_remap.checkpoint.torch_file import read_torch_legacy, read_torch_zip
 from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 
