@@ -42,7 +42,7 @@ class DamagedError(UnreadableError):
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Refuse a file that the block fails to read: LR102 if the disk fails, LR100 if the file isn't
-    there or mustn't be read, LR511 if no more files can be opened.
+    there or mustn't be read, LR501 or LR511 at a limit of the system.
 
     Args:
         path: the file, for errors that don't name it.
