@@ -321,12 +321,6 @@ def _write_error(error: OSError, path: Path) -> RemapError:
             f"{path} became larger than a file may be there, by its file system or by `ulimit -f`.",
             "Give a smaller --max-shard-size, or another --output.",
         )
-    if error.errno == errno.ENOMEM:
-        return refuse(
-            "LR501",
-            f"none was left while {path} was written.",
-            "Close other programs, or use a larger machine.",
-        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return refuse(
             "LR502",

@@ -197,7 +197,9 @@ def test_no_memory_for_a_buffer(
         patch.setattr(writer, "mmap", none)
         ran = run(*COMMAND, "--output", "out")
     assert ran.code == 4
-    assert "none was left while" in re.sub(r"\s+", " ", ran.err)
+    assert "LR501 not enough memory the machine has not enough free memory." in re.sub(
+        r"\s+", " ", ran.err
+    )
     refuse_stray(Path("out"), ran)
     ends_well(run, whole)
 
