@@ -14,7 +14,7 @@ FAST := tests/plan tests/routing/test_route.py tests/routing/test_rows.py tests/
 VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install versions demo test test-fast check docs reference compat text-models bench fuzz
+.PHONY: help install versions demo test test-versions test-fast check docs reference compat text-models bench fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -40,8 +40,11 @@ demo: install  ## convert a small genuine LLaVA-1.5 checkpoint into demo/ and lo
 	  --source vision_tower=$(TINY)/clip-vit-tiny-patch14-28 --output demo
 	$(BIN)/python tools/load.py demo
 
-test: install versions  ## run all tests, in as many processes as there are cores (WORKERS=2)
-	$(BIN)/python -m pytest -n $(WORKERS)
+test: install  ## the tests, in as many processes as there are cores (WORKERS=2)
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not long and not compat'
+
+test-versions: install versions  ## the tests that ask other versions of transformers
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'compat and not long' tests/original tests/compat tests/text_models
 
 test-fast: install  ## the tests that need neither torch nor transformers, in less than a minute
 	$(BIN)/python -m pytest -n $(WORKERS) --without-torch -m 'not torch and not long' $(FAST)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core import Exit, Problem, RemapError, refuse
 from llava_remap.core.wording import quoted
 from llava_remap.execute import JOBS
 from llava_remap.folder import Parts, keep_files, make_files, read_generation_config
@@ -274,7 +274,7 @@ def _derived(
             options.vocab,
         )
     except RemapError as error:
-        problems += error.problems
+        problems += _of_sources(error)
         return None
 
 
@@ -308,10 +308,19 @@ def _small_files(
         )
         made, told = make_files(parts)
     except RemapError as error:
-        problems += error.problems
+        problems += _of_sources(error)
         return {}
     notes += told
     return made
+
+
+def _of_sources(error: RemapError) -> tuple[Problem, ...]:
+    """The problems of a refusal. A refusal by this machine says nothing about the sources, and is
+    raised again.
+    """
+    if any(problem.exit in (Exit.RESOURCES, Exit.LIBRARY) for problem in error.problems):
+        raise error
+    return error.problems
 
 
 def layout_refusals(checkpoint: Checkpoint) -> tuple[Problem, ...]:
