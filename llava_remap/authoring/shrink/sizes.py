@@ -44,7 +44,7 @@ Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Sizes:
     """A language model or a tower.
 
     Attributes:
@@ -139,7 +139,7 @@ def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
     return before
 
 
-def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Part:
+def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Sizes:
     """A language model made small. It keeps grouped heads, and heads that are longer or shorter
     than usual.
 
@@ -167,7 +167,7 @@ def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Part:
         )
         after |= dict(zip(kept, (HEADS, groups, int(hidden // HEADS * times)), strict=True))
     sizes = {prod(before[key] for key in role): prod(after[key] for key in role) for role in _ROLES}
-    return Part(before, after, sizes)
+    return Sizes(before, after, sizes)
 
 
 def tower_before(tensors: Tensors) -> dict[str, int]:
@@ -197,7 +197,7 @@ def tower_before(tensors: Tensors) -> dict[str, int]:
     }
 
 
-def small_tower(before: Mapping[str, int], layers: int) -> Part:
+def small_tower(before: Mapping[str, int], layers: int) -> Sizes:
     """A tower made small, for images of two by two patches. The number of heads is free, since
     tensors don't show it.
     """
@@ -214,7 +214,9 @@ def small_tower(before: Mapping[str, int], layers: int) -> Part:
         "image_size": small_side * before["patch_size"],
         "positions": before["positions"] - side * side + small_side * small_side,
     }
-    return Part(before, after, {before["intermediate_size"]: widened, before["hidden_size"]: width})
+    return Sizes(
+        before, after, {before["intermediate_size"]: widened, before["hidden_size"]: width}
+    )
 
 
 def has_class_token(tensors: Tensors) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llava_remap.authoring.shrink.sizes import (
     HIDDEN,
-    Part,
+    Sizes,
     has_class_token,
     layer_of,
     small_text,
@@ -55,14 +55,14 @@ class Twin:
     tensors: Mapping[str, Tensor]
     tower_apart: Mapping[str, Tensor]
     aliases: tuple[tuple[str, ...], ...]
-    text: Part
-    towers: Mapping[str, Part]
-    projector: Part
+    text: Sizes
+    towers: Mapping[str, Sizes]
+    projector: Sizes
     tower_kind: str
     last_layer_deleted: bool
 
     @property
-    def tower(self) -> Part:
+    def tower(self) -> Sizes:
         """The first tower; several are made small alike."""
         return next(iter(self.towers.values()))
 
@@ -125,7 +125,7 @@ def make_twin(
     hidden = widths.get(text["hidden_size"], min(text["hidden_size"], HIDDEN))
     parts = {
         TEXT: small_text(text, hidden, layers),
-        PROJECTOR: Part({}, {}, {text["hidden_size"]: hidden, **widths}),
+        PROJECTOR: Sizes({}, {}, {text["hidden_size"]: hidden, **widths}),
         **towers,
     }
     tensors = {
