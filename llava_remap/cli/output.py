@@ -160,14 +160,14 @@ def carry_out(
     from llava_remap.jobs.job import check_values as checked
     from llava_remap.jobs.job import refused
     from llava_remap.jobs.output import refuse_report
-    from llava_remap.jobs.resources import memory_problems, predict
+    from llava_remap.jobs.resources import memory_problems
     from llava_remap.jobs.run import run
     from llava_remap.report import plan_json, print_plan, print_problems, print_result
 
     in_json, predicted, result = output_format == "json", None, None
     with resumable(job.output if resume and not dry_run else None):
         if job.plan.complete:
-            predicted = predict(job, verify, jobs)
+            predicted = job.predict(verify, jobs)
             if not job.from_manifest:
                 job = refused(job, memory_problems(predicted))
         if check_values or not dry_run:

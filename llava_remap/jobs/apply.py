@@ -15,7 +15,6 @@ from llava_remap.folder import Parts, keep_files, make_files, read_generation_co
 from llava_remap.jobs.derive import Derived, configs_by_source, derive, source_configs
 from llava_remap.jobs.job import Job, manifest_problems, refused
 from llava_remap.jobs.output import output_folder, output_problems
-from llava_remap.jobs.resources import job_disk_nbytes
 from llava_remap.jobs.run import Result, Verify, run
 from llava_remap.jobs.suggest import with_suggestions
 from llava_remap.plan import Layout, build_plan
@@ -137,7 +136,7 @@ def plan_job(
     options = Options(layout, dtype, vocab, max_shard_nbytes, dry_run, offline)
     job = plan_mapping(rules, sources, options)
     job = replace(job, output=folder or job.output, resume=resume)
-    nbytes = None if job.from_manifest else job_disk_nbytes(job)
+    nbytes = None if job.from_manifest else job.disk_nbytes
     return refused(
         job, output_problems(job.output, nbytes, job.checkpoints, job.facts() if resume else None)
     )

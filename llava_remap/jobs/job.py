@@ -28,12 +28,18 @@ from llava_remap.execute import (
 )
 from llava_remap.jobs.derive import Derived
 from llava_remap.jobs.output import refuse_changed
-from llava_remap.jobs.resources import memory_problems, predict
+from llava_remap.jobs.resources import (
+    Predicted,
+    disk_nbytes,
+    memory_problems,
+    predict,
+    record_nbytes,
+)
 from llava_remap.jobs.run import OnPhase, OnProgress, Verify, Written
 from llava_remap.plan import Plan
 from llava_remap.post_load.run import provenance
 from llava_remap.rulefile import RuleFile
-from llava_remap.verify import compare, strict_load
+from llava_remap.verify import compare, is_known, strict_load
 from llava_remap.verify.record import RECORD, read_texts, record_json
 
 #: Parts of a plan that determine the bytes of the weight files.
@@ -84,6 +90,26 @@ class Job:
         return Recipe.of(self.plan.mapped, self.plan.post_load, self.checkpoints)
 
     @property
+    def disk_nbytes(self) -> int:
+        """Disk that the output will occupy, in bytes."""
+        others = list(map(len, self.small_files.values()))
+        if self.derived is not None:
+            others.append(record_nbytes(self.plan, (text for _, text in self.rules.texts)))
+        return disk_nbytes(self.plan.shards, self.recipe, others)
+
+    def predict(self, verify: Verify, jobs: int = JOBS) -> Predicted:
+        """What the job will need, from here on in this process; arguments as for `run`."""
+        strict = verify != "none" and self.derived is not None and not self._is_known(self.derived)
+        return predict(self.plan, self.recipe, self.disk_nbytes, jobs, strict_load=strict)
+
+    def _is_known(self, derived: Derived) -> bool:
+        """Whether the cache has the strict load's answer."""
+        mapped = {entry.target: entry for entry in self.plan.mapped}
+        names = [name for shard in self.plan.shards for name in shard.tensors]
+        headers = {name: (mapped[name].dtype, mapped[name].shape) for name in names}
+        return is_known(headers, self.plan.target_class, derived.config.config)
+
+    @property
     def nbytes_to_check(self) -> int:
         """Bytes that `check_values` reads in all."""
         return nbytes_to_check(self.plan, self.checkpoints)
@@ -128,7 +154,7 @@ class Job:
             )
         job = check_values(self)
         problems = [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]
-        if problems := problems or memory_problems(predict(job, verify, jobs)):
+        if problems := problems or memory_problems(job.predict(verify, jobs)):
             raise RemapError(dict.fromkeys(problems))
         refuse_changed(job.checkpoints)
         return job

@@ -7,16 +7,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llava_remap.core.limits import limits, status
 from llava_remap.core.problem import Problem
 from llava_remap.execute import JOBS, Recipe, computes, shard_nbytes, working_nbytes
-from llava_remap.plan import Shard
-from llava_remap.verify import is_known
-
-if TYPE_CHECKING:
-    from llava_remap.jobs.job import Job
+from llava_remap.plan import Plan, Shard
 
 _MIB = 1 << 20
 #: Memory of libraries after their import: numpy; torch (a CPU build) with transformers' loader; and
@@ -70,40 +66,21 @@ class Used:
         return cls(peak_nbytes(), sum(path.stat().st_blocks * 512 for path in files))
 
 
-def predict(job: Job, verify: str, jobs: int = JOBS) -> Predicted:
+def predict(
+    plan: Plan, recipe: Recipe, disk: int, jobs: int = JOBS, *, strict_load: bool
+) -> Predicted:
     """What a planned job will need, from here on in this process.
 
     Args:
-        verify: how the output will be checked, as in `run`.
+        disk: bytes of all files of the output.
         jobs: number of weight files that are written at the same time.
+        strict_load: whether the output will be loaded by transformers.
     """
-    recipe = job.recipe
-    libraries = _NUMPY * (computes(job.plan, recipe) and "numpy" not in sys.modules)
-    if verify != "none" and job.derived is not None and not _is_known(job):
+    libraries = _NUMPY * (computes(plan, recipe) and "numpy" not in sys.modules)
+    if strict_load:
         libraries = _TORCH * ("transformers.modeling_utils" not in sys.modules) + _STRICT_LOAD
-    return Predicted(
-        peak_nbytes(),
-        libraries,
-        working_nbytes(job.plan, recipe, min(jobs, len(job.plan.shards))),
-        job_disk_nbytes(job),
-    )
-
-
-def _is_known(job: Job) -> bool:
-    """Whether the cache has the strict load's answer."""
-    assert job.derived is not None
-    mapped = {entry.target: entry for entry in job.plan.mapped}
-    names = [name for shard in job.plan.shards for name in shard.tensors]
-    headers = {name: (mapped[name].dtype, mapped[name].shape) for name in names}
-    return is_known(headers, job.plan.target_class, job.derived.config.config)
-
-
-def job_disk_nbytes(job: Job) -> int:
-    """Disk that the output of a job will occupy, in bytes."""
-    others = (
-        [] if job.derived is None else [*map(len, job.small_files.values()), _record_nbytes(job)]
-    )
-    return disk_nbytes(job.plan.shards, job.recipe, others)
+    working = working_nbytes(plan, recipe, min(jobs, len(plan.shards)))
+    return Predicted(peak_nbytes(), libraries, working, disk)
 
 
 def disk_nbytes(shards: Sequence[Shard], recipe: Recipe, others: Iterable[int]) -> int:
@@ -116,8 +93,12 @@ def disk_nbytes(shards: Sequence[Shard], recipe: Recipe, others: Iterable[int]) 
     return sum(nbytes + nbytes // 4096 + 4096 for nbytes in (*weights, index, *others))
 
 
-def _record_nbytes(job: Job) -> int:
-    plan = job.plan
+def record_nbytes(plan: Plan, rule_files: Iterable[str]) -> int:
+    """The size of a job's record in bytes, at most.
+
+    Args:
+        rule_files: the texts of the rule file and of those that it extends.
+    """
     mapped = sum(
         _RECORDED + len(e.target) + sum(len(o.name) for o in e.origins) + sum(map(len, e.rules))
         for e in plan.mapped
@@ -132,7 +113,7 @@ def _record_nbytes(job: Job) -> int:
         for a in plan.aliases
     )
     dropped = sum(_RECORDED + len(d.name) + len(d.reason) for d in plan.dropped)
-    return _RECORD + mapped + dropped + sum(len(text) for _, text in job.rules.texts)
+    return _RECORD + mapped + dropped + sum(map(len, rule_files))
 
 
 def memory_problems(needed: Predicted) -> list[Problem]:

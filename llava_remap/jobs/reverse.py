@@ -13,7 +13,6 @@ from llava_remap.core.problem import Problem, RemapError
 from llava_remap.execute import Folder, Resumable
 from llava_remap.jobs.job import Job, manifest_problems, written_tensors
 from llava_remap.jobs.output import output_folder, output_problems
-from llava_remap.jobs.resources import job_disk_nbytes
 from llava_remap.jobs.run import OnPhase, OnProgress, Verify
 from llava_remap.jobs.suggest import with_suggestions
 from llava_remap.plan import Layout, build_plan
@@ -127,7 +126,7 @@ def plan_reverse(
     )
     plan = with_suggestions(plan, routes, with_rules=False)
     job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
-    room = output_problems(folder, None if job.from_manifest else job_disk_nbytes(job), checkpoints)
+    room = output_problems(folder, None if job.from_manifest else job.disk_nbytes, checkpoints)
     return replace(job, plan=replace(plan, problems=(*plan.problems, *room)))
 
 

@@ -134,7 +134,7 @@ def test_a_limit_that_is_too_low() -> None:
     program = (
         f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({220 * MIB}, {220 * MIB}))\n"
     )
-    program += "from llava_remap.jobs import resources; resources.is_known = lambda *asked: False\n"
+    program += "from llava_remap.jobs import job; job.is_known = lambda *asked: False\n"
     program += "from llava_remap.cli import main; main()"
     command = [
         sys.executable,

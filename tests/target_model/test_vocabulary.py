@@ -21,7 +21,7 @@ from llava_remap import apply_job
 from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import apply, plan_job
 from llava_remap.post_load import Before
-from llava_remap.post_load.plugins import expand_embeddings, new_rows
+from llava_remap.post_load.plugins import expand_embeddings
 from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings
 from tests.compat.checkpoints import QWEN2, SIGLIP, qwen_tokenizer
 from tests.conftest import CLIP, RELEASED, Run, Tensors
@@ -507,8 +507,7 @@ def test_many_new_rows_are_made_some_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     for init in ways:
         made = {}
         for group in (4, 512):
-            for module in (expand_embeddings, new_rows):
-                monkeypatch.setattr(module, "GROUP_ROWS", group)
+            monkeypatch.setattr(expand_embeddings, "GROUP_ROWS", group)
             rule = ExpandEmbeddings(init=init, vocab=50)
             [change] = rule.plan(Before({EMBEDDING: ("F64", (40, 8))}, 41)).changes
             _, *pieces = rule.pieces([change], reader)[change.target]

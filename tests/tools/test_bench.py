@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench.bench import Tensors, _check_conversions, _tensors, rounds_of, size_of
+from tools.bench.bench import Tensors, _check_conversions, _tensors
 from tools.bench.measure import CommandError, cached_share, evict, file_system, run, warm
+from tools.bench.options import rounds_of, size_of
 from tools.bench.results import APPLY, CLASSIC, LOADED, RENAME
 
 

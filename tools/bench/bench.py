@@ -23,20 +23,18 @@ more. There are no pass marks here; the table of goals says what was met.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools.bench.copying import make_file, measure_copying
 from tools.bench.measure import CommandError, cached_share, evict, machine, run, warm
+from tools.bench.options import rounds_of, say, scratch_folder, size_of
 from tools.bench.results import (
     APPLY,
     CLASSIC,
@@ -289,27 +287,6 @@ def measure_short(remap: str, scratch: Path, rounds: int) -> Rounds:
     return results
 
 
-@contextlib.contextmanager
-def scratch_folder(parent: Path, nbytes: int) -> Iterator[Path]:
-    """A new folder in `parent` with room for `nbytes`, removed at the end however it comes;
-    `parent` too if it was made here.
-    """
-    made = not parent.exists()
-    parent.mkdir(parents=True, exist_ok=True)
-    try:
-        free = shutil.disk_usage(parent).free
-        if free < nbytes:
-            raise CommandError(
-                f"{nbytes / 1e9:.1f} GB are needed in {parent}, {free / 1e9:.1f} GB are free; give "
-                "another --scratch"
-            )
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as name:
-            yield Path(name).resolve()
-    finally:
-        if made and not any(parent.iterdir()):
-            parent.rmdir()
-
-
 def _tensors(output: Path) -> Tensors:
     """All tensors in a folder's safetensors files; each file must be as long as its header says."""
     found: Tensors = {}
@@ -374,22 +351,6 @@ def _console_script() -> str:
     return found
 
 
-def size_of(text: str) -> int:
-    """Bytes for `500MB`, `2.5GB` (decimal units) or `7b` (the whole model)."""
-    if text.lower() == "7b":
-        return total_nbytes(shapes_for(1 << 62))
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])B", text, re.IGNORECASE)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 1GB, 2.5GB or 7b")
-    return int(float(found[1]) * {"M": 10**6, "G": 10**9}[found[2].upper()])
-
-
-def rounds_of(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds; write 1 or more")
-    return int(text)
-
-
 def _forms(text: str) -> list[str]:
     forms = text.split(",")
     if not set(forms) <= set(FORMS) or len(set(forms)) < len(forms):
@@ -427,10 +388,6 @@ def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
                         help="where 2.5 times the size can be written; all is removed at the end "
                              "(default: build)")  # fmt: skip
     return parser.parse_args(given)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -140,8 +140,8 @@ def main(given: Sequence[str] | None = None) -> None:
         name, source, target = sys.argv[2:5]
         WAYS[name](Path(source), Path(target))
         return
-    from tools.bench.bench import rounds_of, say, scratch_folder, size_of
     from tools.bench.measure import machine, run
+    from tools.bench.options import rounds_of, say, scratch_folder, size_of
     from tools.bench.results import Results
     from tools.bench.tables import print_tables, tables
 

@@ -162,7 +162,7 @@ class ExpandEmbeddings(BaseModel):
         """
         from llava_remap.post_load.plugins.new_rows import NewRows
 
-        made = NewRows(self, read)
+        made = NewRows(self.init, self.std, self.scale, self.seed, GROUP_ROWS, read)
         return {change.target: made.pieces(change) for change in changes}
 
 

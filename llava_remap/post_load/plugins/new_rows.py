@@ -12,20 +12,27 @@ from threadpoolctl import threadpool_limits
 
 from llava_remap.post_load import DTYPE_BITS, Change, OldBytes, Reader, from_float64
 from llava_remap.post_load.plugins.exact_sums import CHUNK_ROWS, ExactSums
-from llava_remap.post_load.plugins.expand_embeddings import GROUP_ROWS, ExpandEmbeddings
 from llava_remap.post_load.plugins.normals import normals
 
 
 class NewRows:
     """The new rows of one job.
 
+    Args:
+        init, std, scale, seed: options of `expand_embeddings`.
+        group_rows: how many rows are made at a time.
+        read: reads old rows.
+
     Two matrices may be made in two threads. The lock lets one thread at a time sum over the old
     rows: the first draws the rows of both matrices, and the number of threads of a product is set
     for the whole process.
     """
 
-    def __init__(self, rule: ExpandEmbeddings, read: Reader) -> None:
-        self._rule, self._read, self._lock = rule, read, RLock()
+    def __init__(
+        self, init: str, std: float, scale: float, seed: int, group_rows: int, read: Reader
+    ) -> None:
+        self._init, self._std, self._scale, self._seed = init, std, scale, seed
+        self._group_rows, self._read, self._lock = group_rows, read, RLock()
         self._both: NDArray[np.float64] | None = None
 
     def pieces(self, change: Change) -> Iterator[OldBytes | bytes]:
@@ -35,10 +42,10 @@ class NewRows:
         new = change.shape_after[0] - rows
         row_nbytes = columns * DTYPE_BITS[change.dtype] // 8
         yield OldBytes(0, rows * row_nbytes)
-        if self._rule.init == "copy":
+        if self._init == "copy":
             yield from [OldBytes(change.facts["row"] * row_nbytes, row_nbytes)] * new
-        elif self._rule.init == "zeros":
-            yield from (bytes(count * row_nbytes) for count in _groups(new))
+        elif self._init == "zeros":
+            yield from (bytes(count * row_nbytes) for count in self._groups(new))
         else:
             yield from (from_float64(made, change.dtype) for made in self._made(change, new))
 
@@ -48,15 +55,15 @@ class NewRows:
         # The two matrices get different rows, as in the scripts. The end of a name is the same in
         # every layout.
         stream = int(change.target.endswith("lm_head.weight"))
-        if self._rule.init == "normal":
+        if self._init == "normal":
             bits = self._bits(stream)
             yield from (
-                self._rule.std * normals(bits, some * columns).reshape(some, columns)
-                for some in _groups(new)
+                self._std * normals(bits, some * columns).reshape(some, columns)
+                for some in self._groups(new)
             )
-        elif self._rule.init == "mean":
+        elif self._init == "mean":
             mean = self._sums(change).mean(change.dtype)
-            yield from (np.tile(mean, (some, 1)) for some in _groups(new))
+            yield from (np.tile(mean, (some, 1)) for some in self._groups(new))
         elif change.facts.get("together"):
             with self._lock:
                 if self._both is None:
@@ -64,12 +71,12 @@ class NewRows:
             yield self._both[stream * new :][:new]
         else:
             bits = self._bits(stream)
-            for some in _groups(new):
+            for some in self._groups(new):
                 yield self._drawn(change, some, [bits])
 
     def _bits(self, stream: int) -> np.random.Philox:
         """The random bits for a matrix: stream 0 for embed_tokens, 1 for lm_head."""
-        return np.random.Philox(key=self._rule.seed + (stream << 64))
+        return np.random.Philox(key=self._seed + (stream << 64))
 
     def _drawn(
         self, change: Change, new: int, streams: Sequence[np.random.Philox]
@@ -77,9 +84,7 @@ class NewRows:
         """`new` rows from each stream of bits, [streams·new, columns]."""
         assert change.shape_before is not None
         sums = self._sums(change, new, streams)
-        return sums.mean(change.dtype) + sums.spread(
-            sqrt(self._rule.scale / change.shape_before[0])
-        )
+        return sums.mean(change.dtype) + sums.spread(sqrt(self._scale / change.shape_before[0]))
 
     def _sums(
         self, change: Change, new: int = 0, streams: Sequence[np.random.Philox] = ()
@@ -98,7 +103,7 @@ class NewRows:
                 sums.add(x, np.concatenate([*z, np.empty((len(x), 0))], axis=1))
         return sums
 
-
-def _groups(new: int) -> list[int]:
-    """The number of new rows in each group, so that memory doesn't grow with their number."""
-    return [min(GROUP_ROWS, new - start) for start in range(0, new, GROUP_ROWS)]
+    def _groups(self, new: int) -> list[int]:
+        """The number of new rows in each group, so that memory doesn't grow with their number."""
+        size = self._group_rows
+        return [min(size, new - start) for start in range(0, new, size)]
