@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from llava_remap.core.problem import EndedBySignal
+
 #: The signals that have come.
 _came: list[int] = []
 
@@ -68,7 +70,7 @@ def _end(number: int, frame: Any) -> None:
 def _raise() -> NoReturn:
     if _came[0] == signal.SIGINT:
         raise KeyboardInterrupt
-    raise SystemExit(128 + _came[0])
+    raise EndedBySignal(128 + _came[0])
 
 
 def with_contexts(error: BaseException | None) -> Iterator[BaseException]:

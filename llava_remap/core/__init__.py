@@ -5,7 +5,7 @@ limits of the system.
 from llava_remap.core.codes import CODES, Exit
 from llava_remap.core.dtypes import DTYPE_BITS, FLOATS
 from llava_remap.core.escaped import printable, quote
-from llava_remap.core.problem import Mark, Problem, RemapError, refuse
+from llava_remap.core.problem import EndedBySignal, Mark, Problem, RemapError, refuse
 from llava_remap.core.wording import (
     amounts,
     counted,
@@ -19,6 +19,7 @@ from llava_remap.core.wording import (
 __all__ = [
     "CODES",
     "DTYPE_BITS",
+    "EndedBySignal",
     "Exit",
     "FLOATS",
     "Mark",

@@ -24,7 +24,7 @@ from llava_remap.core.limits import (
     refuse_without_temporary_files,
     refuse_without_threads,
 )
-from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.problem import EndedBySignal, RemapError, refuse
 
 #: The modules that questions to libraries need. The last one imports most of transformers, and
 #: fails if transformers can't be used.
@@ -59,6 +59,8 @@ def import_asked(modules: Collection[str] = _ASKED) -> None:
     for module in modules:
         try:
             import_module(module)
+        except EndedBySignal:
+            raise
         except (Exception, SystemExit) as error:  # whatever goes wrong in somebody else's code
             raise limit_reached(error) or broken(module, error) from error
 
@@ -179,7 +181,8 @@ def imported(error: BaseException) -> str | None:
     elif isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
         lacking = error.obj.__name__
     library = lacking.partition(".")[0]
-    if library == "llava_remap":
+    ours = isinstance(error, AttributeError) and library in sys.stdlib_module_names
+    if ours or library == "llava_remap":
         return None
     frames = [
         frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"

@@ -81,6 +81,10 @@ class Problem:
         return {"code": self.code, "message": self.message, "names": sorted(self.names), **details}
 
 
+class EndedBySignal(SystemExit):
+    """The process was asked to end; no library is to blame, wherever the signal came."""
+
+
 class RemapError(Exception):
     """A job was refused. Carries every problem found, in the order in which they were found."""
 

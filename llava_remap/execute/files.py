@@ -295,7 +295,7 @@ def _clear(folder: Folder, job: Resumable | None, facts: Facts, error: BaseExcep
 def _is_good(error: BaseException, job: Resumable, facts: Facts) -> bool:
     """Whether the written files are good for another try: after a full disk, say, or Ctrl-C."""
     if isinstance(error, RemapError):
-        if error.exit not in (Exit.INPUT, Exit.RESOURCES):
+        if error.exit not in (Exit.INPUT, Exit.RESOURCES, Exit.LIBRARY):
             return False  # the files are wrong
     elif isinstance(error, Exception) and not isinstance(error, (OSError, MemoryError)):
         return False  # the files may be wrong

@@ -138,7 +138,7 @@ def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool =
     routes = route(rules, compile_rules(rules, names, config), checkpoints)
     every = [(name, r.rewrite) for r in routes.taken for name in (r.tensor.name,)]
     every += [(pair.a.name, pair.rewrite) for pair in routes.pairs]
-    unknown = [name for name, rewrite in every if rewrite.target is None and not rewrite.reason]
+    unknown = [name for name, rewrite in every if rewrite.target is None and rewrite.reason is None]
     unknown += [name for source in routes.unselected for name in checkpoints[source].catalog]
     detect, reasons, absent = rules.text.detect, [], 0
     if not whole:

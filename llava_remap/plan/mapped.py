@@ -210,11 +210,11 @@ def refuse_uncovered(mapped: Collection[Mapped]) -> None:
     Raises:
         ValueError: if they don't, or if there are more parts than any job writes.
     """
-    placed = {entry.target: [part.placed for part in entry.parts] for entry in mapped}
-    if sum(map(coverage_steps, placed.values())) > MOST_STEPS:
+    placed = [(entry, [part.placed for part in entry.parts]) for entry in mapped]
+    if sum(coverage_steps(boxes) for _, boxes in placed) > MOST_STEPS:
         raise ValueError("the parts in it are too many")
-    for entry in mapped:
-        if entry.parts and any(coverage_gaps(entry.shape_before, placed[entry.target])):
+    for entry, boxes in placed:
+        if boxes and any(coverage_gaps(entry.shape_before, boxes)):
             raise ValueError(f"the parts of `{entry.target}` don't cover it")
 
 

@@ -397,7 +397,8 @@ def layers(names: Iterable[str]) -> int:
 
 def component(name: str) -> str:
     """The part of the model to which a parameter belongs: `vision_tower`, `language_model`, …"""
-    return name.removeprefix("model.").split(".")[0]
+    first = name.removeprefix("model.").split(".")[0]
+    return "language_model" if first == "lm_head" else first
 
 
 def _broken(name: str) -> bool:

@@ -12,6 +12,7 @@ one or more segments:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,7 +67,7 @@ class Template:
 
     def __post_init__(self) -> None:
         text, names = self.text, [field for _, field, _ in self.pieces if field]
-        twice = next((name for name in names if names.count(name) > 1), "")
+        twice = next((name for name, count in Counter(names).items() if count > 1), "")
         open_ends = sum(kind == "..." for kind in self.fields.values())
         open_ends += sum(max(0, segment.count("{") - 1) for segment in self._segments)
         for is_wrong, why in (

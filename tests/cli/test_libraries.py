@@ -179,6 +179,26 @@ def test_a_name_that_cannot_be_imported(module: str, library: str | None) -> Non
     assert imported(caught.value) == library
 
 
+def test_a_fault_of_our_own_in_pythons_library() -> None:
+    """No package is advised: there is none, or it is a stranger's."""
+    with pytest.raises(AttributeError) as caught:
+        os.no_such_name  # type: ignore[attr-defined]  # noqa: B018
+    assert imported(caught.value) is None
+
+
+@pytest.mark.parametrize("module", ["torch", "transformers"])
+def test_a_signal_during_an_import(module: str, tmp_path: Path) -> None:
+    """It ends the process; the library isn't blamed."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / f"{module}.py").write_text(
+        "import os, signal, threading\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\nthreading.Event().wait()\n"
+    )
+    found = ran(*JOB, PYTHONPATH=str(tmp_path / "slow"))
+    assert (found.returncode, "LR510" in found.stderr) == (143, False), found.stderr
+    assert found.stderr.startswith("Terminated.")
+
+
 def test_without_docstrings(tmp_path: Path) -> None:
     """transformers can't build its classes then."""
     found = ran(*JOB, PYTHONOPTIMIZE="2")

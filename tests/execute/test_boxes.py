@@ -163,6 +163,19 @@ def test_json_and_back(
         refuse_uncovered([replace(entry, parts=(*parts, parts[0]))])
 
 
+def test_each_of_two_tensors_of_one_name_is_covered_by_its_own_parts() -> None:
+    """As two towers have them, restored into two folders."""
+    one, other = (
+        Mapped("t", "F32", shape, (Part.whole("converted", "a", "t", shape),), (), ())
+        for shape in ((2, 3), (4, 5))
+    )
+    refuse_uncovered([one, other])
+    rows = ((2, 3), (0, 1), (0, 0), (1, 3))
+    half = Part("converted", (2, 3), Box("a", *rows), Box("t", *rows))
+    with pytest.raises(ValueError, match="don't cover it"):
+        refuse_uncovered([replace(one, parts=(half,)), one])
+
+
 def in_pieces(folder: Path, tensor: Floats, rows: int, columns: int) -> Checkpoint:
     """A matrix in files of their own for each block of so many rows and columns, as sharded
     checkpoints have them; the blocks at the end are smaller.

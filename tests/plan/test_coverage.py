@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llava_remap.plan import Alias, Box, Mapped, Part
 from llava_remap.plan.coverage import placement_problems
+from llava_remap.plan.problems import component
 from llava_remap.routing import SourceName
 
 WQKV = (6144, 4096)
@@ -85,3 +86,8 @@ def test_boxes_that_can_not_be_compared() -> None:
     [(code, rows)] = told([Mapped("t", "F16", (6, 4), (odd,), (), ())])
     assert code == "LR302"
     assert "another number of elements" in rows["t"]
+
+
+def test_the_head_is_a_part_of_the_language_model_in_every_layout() -> None:
+    names = ("language_model.lm_head.weight", "lm_head.weight", "model.language_model.norm.weight")
+    assert {component(name) for name in names} == {"language_model"}

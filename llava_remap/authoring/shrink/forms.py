@@ -64,7 +64,8 @@ def made_up(
     """
     import torch
 
-    given = config.get("rope_theta")
+    text = config.get("text_config")
+    given = {**config, **(text if isinstance(text, Mapping) else {})}.get("rope_theta")
     theta = given if isinstance(given, (int, float)) and given > 0 else _ROPE_THETA
     made = {}
     for name, tensor in tensors.items():

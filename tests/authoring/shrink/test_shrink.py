@@ -566,6 +566,10 @@ def test_odd_configs_and_tensors(manifest: Changed) -> None:
         "bool",
     )
     assert not stored(open_checkpoint(Path("bool")).catalog[frequencies]).item()
+    inside = lambda config: config.update(text_config={"rope_theta": 1e6})  # noqa: E731
+    shrink(manifest(LLAMA, inside), "inside")
+    found = stored(open_checkpoint(Path("inside")).catalog[frequencies])
+    assert found[1].item() == pytest.approx(1e6 ** (-1 / len(found)), rel=1e-3)
     table = "model.embed_tokens.weight"
     for shape in ([0], [0, 4096], [2, 32000, 4096]):
         assert "`embed_tokens.weight`" in refusal(
