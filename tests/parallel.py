@@ -8,19 +8,30 @@ from xdist.scheduler import LoadScopeScheduling
 
 #: Folders whose tests share what is made once for all of them, at length.
 TOGETHER = ("tests/original",)
-#: What takes minutes on its own, the longest first; begun last, one of them would keep one worker
-#: busy while the others have nothing left to do.
+#: What takes long on its own, the longest first; begun last, one of them would keep one worker busy
+#: while the others have nothing left to do.
 FIRST = (
+    "tests/text_models/test_matrix.py",
     "tests/original",
     "tests/compat/test_versions.py",
-    "tests/text_models/test_matrix.py",
-    "tests/hostile/test_hostile.py",
-    "tests/folder/test_tokenizer.py",
     "tests/cli/test_libraries.py",
-    "tests/hostile/test_memory.py",
-    "tests/end_to_end/test_killed.py",
-    "tests/compat/test_saved.py",
     "tests/core/test_cache.py",
+    "tests/jobs/test_inspection.py",
+    "tests/folder/test_tokenizer.py",
+    "tests/compat/test_saved.py",
+    "tests/checkpoint/test_foreign.py",
+    "tests/hostile/test_hostile.py",
+    "tests/hostile/test_memory.py",
+    "tests/authoring/test_draft.py",
+    "tests/end_to_end/test_broken_off.py",
+    "tests/source/hub/test_not_trusted.py",
+    "tests/source/hub/test_command.py",
+    "tests/authoring/lint/test_command.py",
+    "tests/folder/test_prompts.py",
+    "tests/end_to_end/test_interrupt.py",
+    "tests/source/test_parts.py",
+    "tests/cli/test_terminal.py",
+    "tests/end_to_end/test_killed.py",
 )
 
 
