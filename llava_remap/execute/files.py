@@ -66,8 +66,10 @@ class Gate:
             self._changes.wait_for(lambda: self._inside <= {get_ident()})
 
 
-class Closed(Exception):  # noqa: N818
-    """Writing ended early, as was asked for."""
+class Closed(BaseException):
+    """Writing ended early, as was asked for. Not an `Exception`: no plug-in in between, and nothing
+    that answers for one, may catch it.
+    """
 
 
 @dataclass(frozen=True, slots=True)

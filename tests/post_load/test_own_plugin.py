@@ -9,11 +9,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava_remap.execute.files import Closed
+from llava_remap.post_load import Before
+from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings
+from llava_remap.post_load.run import make_pieces
 from tests.conftest import CLIP, DATA, RELEASED
 
 ROOT = Path(__file__).parents[2]
@@ -127,3 +132,17 @@ def test_not_installed() -> None:
         in ran.stdout + ran.stderr
     )
     assert not Path("out").exists()
+
+
+def test_a_plug_in_is_not_blamed_for_the_end_of_writing() -> None:
+    """It reads while another file fails: then reading ends it."""
+    rule = ExpandEmbeddings(init="mean", vocab=50)
+    table = "language_model.model.embed_tokens.weight"
+    effect = rule.plan(Before({table: ("F32", (40, 8))}, 41, {}, None, table))
+
+    def closed(*arguments: object, **named: object) -> NoReturn:
+        raise Closed
+
+    pieces = make_pieces("expand_embeddings", {"init": "mean", "vocab": 50}, effect.changes, closed)
+    with pytest.raises(Closed):
+        [*pieces[table]]
