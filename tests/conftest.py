@@ -69,7 +69,7 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "saf
 #: What a run `--without-torch` can't import.
 WITHOUT = {"torch", "transformers", "peft"}
 
-#: Folders whose tests ask other versions of transformers than the installed one.
+#: Folders whose tests all ask other versions of transformers than the installed one.
 COMPAT = ("tests/compat/", "tests/original/", "tests/text_models/")
 
 

@@ -34,7 +34,7 @@ from tests.folder.sentencepieces import (
     tokenizer,
     trained,
 )
-from tests.folder.versions import Question, ask_versions
+from tests.folder.versions import Question, ask_versions, of_version
 
 #: The oldest and the newest version with the slow class.
 SLOW = ("4.46.3", "4.57.6")
@@ -82,7 +82,7 @@ def token_json(token: AddedToken) -> str:
     return json.dumps({flag: getattr(token, flag) for flag in flags})
 
 
-@pytest.mark.parametrize("version", SLOW)
+@pytest.mark.parametrize("version", [of_version(version) for version in SLOW])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_encode_is_the_slow_class(
     name: str, version: str, asked: tuple[list[Question], dict[str, Any]]

@@ -32,7 +32,13 @@ from tests.compat.checkpoints import QWEN2, SIGLIP, SQUARE, change, qwen_tokeniz
 from tests.compat.run import missing
 from tests.conftest import CLIP, RELEASED, Run
 from tests.folder.sentencepieces import IMAGE, Kind, size, trained
-from tests.folder.versions import ALL_VERSIONS, INSTALLED, ask_versions
+from tests.folder.versions import (
+    ALL_VERSIONS,
+    INSTALLED,
+    ask_versions,
+    chosen_versions,
+    of_version,
+)
 
 Encode = Callable[[str], list[int]]
 
@@ -387,10 +393,14 @@ Answers = dict[str, dict[tuple[str, str], dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
-def answers(converted: dict[str, Converted], tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    """By version, then by source and way."""
+def answers(
+    converted: dict[str, Converted],
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Answers:
+    """By version, of those that the chosen tests name, then by source and way."""
     asked = {}
-    for version in ALL_VERSIONS:
+    for version in chosen_versions(request) & {*ALL_VERSIONS}:
         old = version.startswith("4.")
         ways = {
             name: ("fast", *(("slow", one.source.slow) if old else ()))
@@ -416,7 +426,7 @@ def answer_of(answers: Answers, version: str, name: str, way: str) -> dict[str, 
 
 
 ALL_WAYS = [
-    pytest.param(version, way, id=f"{version}-{way}")
+    of_version(version, way)
     for version in ALL_VERSIONS
     for way in (("fast", "slow") if version.startswith("4.") else ("fast",))
 ]
@@ -437,7 +447,7 @@ def test_it_encodes_as_the_source_does(
 
 
 @pytest.mark.parametrize(
-    "version", [version for version in ALL_VERSIONS if version.startswith("4.")]
+    "version", [of_version(version) for version in ALL_VERSIONS if version.startswith("4.")]
 )
 @pytest.mark.parametrize("name", [name for name in NAMES if name == "qwen" or SOURCES[name]().slow])
 def test_the_slow_class_by_its_name(
@@ -468,7 +478,7 @@ def test_the_slow_class_by_its_name(
     assert dict(zip(one.texts, found["ids"], strict=True)) == wanted
 
 
-@pytest.mark.parametrize("version", ALL_VERSIONS)
+@pytest.mark.parametrize("version", [of_version(version) for version in ALL_VERSIONS])
 @pytest.mark.parametrize(
     "name", [name for name in NAMES if name == "qwen" or SOURCES[name]().lossless]
 )

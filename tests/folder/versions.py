@@ -12,6 +12,8 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.compat.run import VERSIONS, missing, place
 from tests.conftest import HANGS
 
@@ -19,6 +21,20 @@ INSTALLED = version_of("transformers")
 ALL_VERSIONS = (*VERSIONS, INSTALLED)
 
 Question = tuple[Path, str, Sequence[str]]
+
+
+def of_version(version: str, *others: object) -> Any:
+    """A case of a test that asks this version: its values, and the mark `compat` if the version
+    isn't the installed one.
+    """
+    marks = () if version == INSTALLED else pytest.mark.compat
+    return pytest.param(version, *others, marks=marks, id="-".join(map(str, (version, *others))))
+
+
+def chosen_versions(request: pytest.FixtureRequest) -> set[str]:
+    """The versions that the chosen tests name."""
+    named = [getattr(item, "callspec", None) for item in request.session.items]
+    return {found.params["version"] for found in named if found and "version" in found.params}
 
 
 def ask_versions(
