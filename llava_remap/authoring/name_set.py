@@ -75,7 +75,7 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
         RemapError: as `name_sources` and `open_source`; LR211 where the first source isn't given,
             or the rule file is a part.
     """
-    from llava_remap.jobs.derive import source_configs
+    from llava_remap.jobs.source_configs import source_configs
     from llava_remap.routing import main_names, route
     from llava_remap.target_model import text_config
 

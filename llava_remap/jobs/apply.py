@@ -12,10 +12,11 @@ from llava_remap.core import Exit, Problem, RemapError, refuse
 from llava_remap.core.wording import quoted
 from llava_remap.execute import JOBS
 from llava_remap.folder import Parts, keep_files, make_files, read_generation_config
-from llava_remap.jobs.derive import Derived, configs_by_source, derive, source_configs
+from llava_remap.jobs.derive import Derived, derive
 from llava_remap.jobs.job import Job, manifest_problems, refused
 from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.jobs.run import Result, Verify, run
+from llava_remap.jobs.source_configs import configs_by_source, source_configs
 from llava_remap.jobs.suggest import with_suggestions
 from llava_remap.plan import Layout, build_plan
 from llava_remap.rewrite import Program, compile_rules

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem, RemapError, refuse
@@ -16,17 +16,24 @@ from llava_remap.folder import (
     stock_notes,
     video_processor_notes,
 )
+from llava_remap.jobs.derived_problems import (
+    activation_problems,
+    config_problems,
+    no_tokenizer_note,
+    notices,
+    text_notes,
+    text_problems,
+)
+from llava_remap.jobs.source_configs import overriding
 from llava_remap.plan import PostLoadChange, written_dtype
 from llava_remap.post_load import Before
 from llava_remap.post_load.run import plan_changes, takes
-from llava_remap.rewrite import contradictions
 from llava_remap.routing import Routes
 from llava_remap.routing.trained_with import rows_problems
-from llava_remap.rulefile import Condition, RuleFile
+from llava_remap.rulefile import RuleFile
 from llava_remap.target_model import (
     CLASSIC,
     HEAD,
-    SCALED_PICTURES,
     PlacedToken,
     Target,
     TargetConfig,
@@ -40,7 +47,6 @@ from llava_remap.target_model import (
     place_tokens,
     read_vocabulary,
     text_config,
-    text_differences,
     text_model_of,
     unknown_target,
     unread_keys,
@@ -69,31 +75,6 @@ class Derived:
     norms_about_one: bool = False
 
 
-def configs_by_source(
-    rules: RuleFile, checkpoints: Mapping[str, Checkpoint]
-) -> dict[str, Mapping[str, Any]]:
-    """The configs of the sources with `config` in their `use`, by the source's name."""
-    return {
-        name: c.config
-        for name, c in checkpoints.items()
-        if "config" in rules.text.sources[name].use and c.config is not None
-    }
-
-
-def source_configs(
-    rules: RuleFile, checkpoints: Mapping[str, Checkpoint]
-) -> list[Mapping[str, Any]]:
-    """The configs of the sources with `config` in their `use`, in order of precedence.
-
-    Configs of overriding sources come first, the last source's first, if they have LLaVA's own
-    keys: the language model below a projector or an adapter has none of these. The other configs
-    follow in the rule file's order.
-    """
-    found = configs_by_source(rules, checkpoints)
-    own = _believed(rules, checkpoints)
-    return [found[name] for name in (*own, *(name for name in found if name not in own))]
-
-
 def derive(
     rules: RuleFile,
     checkpoints: Mapping[str, Checkpoint],
@@ -113,137 +94,60 @@ def derive(
     """
     if rules.target.as_ is not None:
         return _derive_as_source(checkpoints[rules.first_source], routes, layout, dtype, vocab)
-    # Overriding sources come first: their training may have added tokens.
-    over = _overriding(rules, checkpoints)
-    order = [*over, *(name for name in checkpoints if name not in over)]
-    folders = {
-        kind: [
-            folder
-            for name in order
-            if kind in rules.text.sources[name].use
-            and (folder := checkpoints[name].folder) is not None
-        ]
-        for kind in ("tokenizer", "processor")
-    }
-    produced = routes.produced
-    text = text_model_of(rules, configs)
-    rows = embedding_rows(produced, text.embedding)
-    vocabulary = next(
-        (v for folder in folders["tokenizer"] if (v := read_vocabulary(folder)) is not None), None
-    )
     said = text_config(configs) or {}
+    text = text_model_of(rules, configs)
+    rows = embedding_rows(routes.produced, text.embedding)
+    vocabulary = next(
+        (
+            found
+            for folder in _folders(rules, checkpoints, "tokenizer")
+            if (found := read_vocabulary(folder)) is not None
+        ),
+        None,
+    )
     tokens = place_tokens(rules.text.tokens, vocabulary, rows, said)
-    towers = tuple(rules.target.towers)
-    others = {
-        name
-        for name, source in rules.text.sources.items()
-        if name != rules.first_source and not source.overrides
-    }
-    apart = any(
-        (r.rewrite.target or "").startswith(towers) for r in routes.taken if r.source in others
-    )
-    one_tensor = _head_is_embedding(checkpoints, routes, text.embedding)
-    words = (
-        frozenset([*vocabulary.ids, *(token.text for token in tokens)])
-        if vocabulary is not None
-        else None
-    )
     config = derive_config(
         rules,
         configs,
-        produced,
+        routes.produced,
         tokens,
         text,
-        words=words,
-        tower_apart=apart,
-        head_is_embedding=one_tensor,
+        words=frozenset([*vocabulary.ids, *(t.text for t in tokens)]) if vocabulary else None,
+        tower_apart=_is_tower_apart(rules, routes),
+        head_is_embedding=_head_is_embedding(checkpoints, routes, text.embedding),
     )
-    if unknown := unknown_target(rules, text.kind):
-        raise RemapError(unknown)
     text = config.text or text
-    if differing := _text_problems(text):
-        raise RemapError([*differing, *unread_keys(rules, said, text.unknown)[0]])
+    _refuse_other_classes(rules, text, said)
     if dtype is not None:
         config = config.with_dtype(dtype)
-    try:
-        with rules.placed("target", "class"):
-            target = wanted_parameters(str(rules.target.class_), config.config, layout)
-    except RemapError as error:
-        raise RemapError(bad_constants(rules, config.config) or error.problems) from error
-    needed = max((token.id + 1 for token in tokens), default=0)
-    tensors = {
-        name: (written_dtype(tensor.dtype, dtype), tensor.shape)
-        for name, tensor in produced.items()
-        if name in target.shapes and name not in target.tied
-    }
-    token_ids = (
-        None
-        if vocabulary is None
-        else {**vocabulary.ids, **{token.text: token.id for token in tokens}}
-    )
-    missing = {
-        name: shape
-        for name, shape in target.shapes.items()
-        if name not in tensors and name not in target.tied
-    }
-    before = Before(tensors, needed, missing, token_ids, target.embedding)
-    changes: list[PostLoadChange] = []
-    notes = [*config.notes, *unread_of_towers(rules, text.kind, configs)]
-    for number, post_load in enumerate(rules.text.post_load):
-        with rules.placed("post_load", number):
-            options = post_load.with_
-            if vocab != "pad" and takes(post_load.use, "vocab"):
-                options = {**options, "vocab": vocab}
-            effect = plan_changes(post_load.use, options, before)
-            new = [PostLoadChange(post_load.use, options, change) for change in effect.changes]
-            if twice := {entry.change.target for entry in changes} & {
-                entry.change.target for entry in new
-            }:
-                raise refuse(
-                    "LR212",
-                    f"two rules of `post_load` change `{min(twice)}`.",
-                    "Take one of them out.",
-                )
-        changes += new
-        notes += effect.notes
+    target = _target(rules, config, layout)
+    before = _before(routes, target, vocabulary, tokens, dtype)
+    changes, post_load_notes = _post_load(rules, before, vocab)
     target, config = _changed(target, config, changes)
-    rows_after = target.shapes.get(target.embedding, (0,))[0]
-    adds_rows = any(takes(post_load.use, "vocab") for post_load in rules.text.post_load)
-    base = _rows_of_base(rules, routes, target.embedding)
-    problems = rows_problems(
-        rules, checkpoints, routes, target.embedding, said
-    ) or vocabulary_problems(
-        vocabulary, tokens, said, rows, rows_after, vocab, adds_rows=adds_rows, rows_of_base=base
-    )
-    unread, told = unread_keys(rules, said, text.unknown)
-    problems += unread
-    problems += _config_problems(rules, checkpoints) + _activation_problems(
-        rules, checkpoints, config
-    )
-    notes += told + _text_notes(text, target)
-    images = find_image_processor(folders["processor"])
-    problems += image_processor_problems(images, config.tower)
+
+    images = find_image_processor(_folders(rules, checkpoints, "processor"))
+    unread, unread_notes = unread_keys(rules, said, text.unknown)
+    problems = [
+        *_rows_problems(rules, checkpoints, routes, target, vocabulary, tokens, said, rows, vocab),
+        *unread,
+        *config_problems(rules, checkpoints),
+        *activation_problems(rules, checkpoints, config),
+        *image_processor_problems(images, config.tower),
+    ]
+    notes = [
+        *config.notes,
+        *unread_of_towers(rules, text.kind, configs),
+        *post_load_notes,
+        *unread_notes,
+        *text_notes(text, target),
+    ]
     if images is None:
         notes += stock_notes(rules.text.processor, config)
     if vocabulary is not None:
         notes += video_processor_notes(rules.text.processor)
     elif rules.text.processor is not None:
-        notes.append(
-            Problem(
-                "LR408",
-                "no source has a tokenizer. The folder goes without the tokenizer (tokenizer.json, "
-                "tokenizer_config.json), the "
-                "processor (processor_config.json) and the chat template (chat_template.jinja, "
-                "chat_template.json): the model "
-                "opens, AutoProcessor doesn't. The ids of new tokens are those behind the last row "
-                "of embed_tokens.",
-                "To have them, convert with --source language_model=DIR, the folder with the "
-                "language model's tokenizer files.",
-                lacks=True,
-            )
-        )
-    notes += _notices(rules, said)
-    about_one = text.norms_about_one
+        notes.append(no_tokenizer_note())
+    notes += notices(rules, said)
     return Derived(
         target,
         config,
@@ -253,81 +157,8 @@ def derive(
         tuple(changes),
         tuple(problems),
         tuple(notes),
-        about_one,
+        text.norms_about_one,
     )
-
-
-def _text_problems(text: TextModel) -> list[Problem]:
-    """LR314 if the target's class computes other logits than the language model's own class."""
-    if not text.differs:
-        return []
-    fix = "No rule file can change that: the class for text and pictures can't compute it."
-    if text.known_by:
-        fix = (
-            f"The language model is taken for {text.kind}, since `{text.known_by}` ends so. "
-            f"{_another(text)}"
-        )
-    return [Problem("LR314", f"the language model, of type {text.kind}: {text.differs}.", fix)]
-
-
-def _another(text: TextModel) -> str:
-    line = f"target: {{text_models: {{{text.known_by}: TYPE}}}}"
-    return f"If its type is another one, name it in a rule file that extends this one: `{line}`."
-
-
-def _text_notes(text: TextModel, target: Target) -> list[Problem]:
-    """LR319 for a language model that was recognised by the end of a name, or that some versions
-    of transformers don't open or compute differently.
-    """
-    notes = []
-    if text.known_by:
-        cause = (
-            f"the language model is taken for {text.kind} of transformers, since the config's "
-            f"`{text.known_by}` ends so."
-        )
-        notes.append(
-            Problem(
-                "LR319",
-                cause,
-                f"If its code computes something of its own, this folder doesn't. {_another(text)}",
-            )
-        )
-    if text.newer:
-        notes.append(Problem("LR319", f"the language model, of type {text.kind}: {text.newer}."))
-    if text.kind in SCALED_PICTURES:
-        cause = (
-            f"the language model, of type {text.kind}: transformers up to 5.0 multiplies the "
-            "features of pictures, like the "
-            "embeddings of words, by the root of hidden_size. A newer one, 5.23 at the latest, "
-            "multiplies those of words alone, "
-            "so with pictures the two compute different logits."
-        )
-        notes.append(
-            Problem(
-                "LR319",
-                cause,
-                "Load the folder with a version that computes as the version did with which the "
-                "model was trained.",
-            )
-        )
-    if target.joined:
-        cause = (
-            f"{target.joined} tensors (experts, mostly) are made parts of larger parameters by the "
-            "loader of transformers 5. Version 5.0 doesn't do so inside this class, and makes up "
-            "numbers. Use 4.x, which loads the tensors as they are, or a version after 5.0."
-        )
-        notes.append(Problem("LR319", cause))
-    return notes
-
-
-def _notices(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
-    """LR315 for each notice of the rule file that concerns a checkpoint with this config."""
-    told = (
-        n.text
-        for n in rules.text.notices.values()
-        if not contradictions(Condition(config=n.when), (), config)
-    )
-    return [Problem("LR315", text) for text in told]
 
 
 def _derive_as_source(
@@ -353,6 +184,122 @@ def _derive_as_source(
     return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes, about_one)
 
 
+def _folders(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], use: Literal["tokenizer", "processor"]
+) -> list[Path]:
+    """The folders of the sources with this `use`. Overriding sources come first: their training
+    may have added tokens.
+    """
+    over = overriding(rules, checkpoints)
+    return [
+        folder
+        for name in (*over, *(name for name in checkpoints if name not in over))
+        if use in rules.text.sources[name].use and (folder := checkpoints[name].folder) is not None
+    ]
+
+
+def _is_tower_apart(rules: RuleFile, routes: Routes) -> bool:
+    """Whether a source that overrides nothing, and isn't the first, has the tower's tensors."""
+    beside = {
+        name
+        for name, source in rules.text.sources.items()
+        if name != rules.first_source and not source.overrides
+    }
+    towers = tuple(rules.target.towers)
+    return any(
+        (r.rewrite.target or "").startswith(towers) for r in routes.taken if r.source in beside
+    )
+
+
+def _refuse_other_classes(rules: RuleFile, text: TextModel, said: Mapping[str, Any]) -> None:
+    """Refuse a target whose class isn't known, or computes other logits than the language model's
+    own class.
+    """
+    if unknown := unknown_target(rules, text.kind):
+        raise RemapError(unknown)
+    if differing := text_problems(text):
+        raise RemapError([*differing, *unread_keys(rules, said, text.unknown)[0]])
+
+
+def _target(rules: RuleFile, config: TargetConfig, layout: str) -> Target:
+    try:
+        with rules.placed("target", "class"):
+            return wanted_parameters(str(rules.target.class_), config.config, layout)
+    except RemapError as error:
+        raise RemapError(bad_constants(rules, config.config) or error.problems) from error
+
+
+def _before(
+    routes: Routes,
+    target: Target,
+    vocabulary: Vocabulary | None,
+    tokens: Sequence[PlacedToken],
+    dtype: str | None,
+) -> Before:
+    """What post-load rules are asked about: the tensors after the rename."""
+    tensors = {
+        name: (written_dtype(tensor.dtype, dtype), tensor.shape)
+        for name, tensor in routes.produced.items()
+        if name in target.shapes and name not in target.tied
+    }
+    missing = {
+        name: shape
+        for name, shape in target.shapes.items()
+        if name not in tensors and name not in target.tied
+    }
+    ids = {**vocabulary.ids, **{token.text: token.id for token in tokens}} if vocabulary else None
+    needed = max((token.id + 1 for token in tokens), default=0)
+    return Before(tensors, needed, missing, ids, target.embedding)
+
+
+def _post_load(
+    rules: RuleFile, before: Before, vocab: str | int
+) -> tuple[list[PostLoadChange], list[Problem]]:
+    """The changes that the rule file's post-load rules ask for, and their notes."""
+    changes: list[PostLoadChange] = []
+    notes: list[Problem] = []
+    for number, rule in enumerate(rules.text.post_load):
+        with rules.placed("post_load", number):
+            options = rule.with_
+            if vocab != "pad" and takes(rule.use, "vocab"):
+                options = {**options, "vocab": vocab}
+            effect = plan_changes(rule.use, options, before)
+            changed = {entry.change.target for entry in changes}
+            if twice := changed & {change.target for change in effect.changes}:
+                raise refuse(
+                    "LR212",
+                    f"two rules of `post_load` change `{min(twice)}`.",
+                    "Take one of them out.",
+                )
+        changes += [PostLoadChange(rule.use, options, change) for change in effect.changes]
+        notes += effect.notes
+    return changes, notes
+
+
+def _rows_problems(
+    rules: RuleFile,
+    checkpoints: Mapping[str, Checkpoint],
+    routes: Routes,
+    target: Target,
+    vocabulary: Vocabulary | None,
+    tokens: Sequence[PlacedToken],
+    said: Mapping[str, Any],
+    rows: int,
+    vocab: str | int,
+) -> list[Problem]:
+    """Tokens and rows of the embedding that don't fit each other."""
+    return rows_problems(rules, checkpoints, routes, target.embedding, said) or vocabulary_problems(
+        vocabulary,
+        tokens,
+        said,
+        rows,
+        target.shapes.get(target.embedding, (0,))[0],
+        vocab,
+        adds_rows=any(takes(rule.use, "vocab") for rule in rules.text.post_load),
+        rows_of_base=_rows_of_base(rules, routes, target.embedding),
+    )
+
+
 def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None:
     """Rows of the embedding that an overriding source replaces; None if none is replaced."""
     origin = routes.origin(embedding)
@@ -361,75 +308,6 @@ def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None
     return next(
         (r.tensor.shape[0] for r, _ in routes.replaced if r.rewrite.target == embedding), None
     )
-
-
-def _config_problems(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
-    """LR112 if the config of an overriding source changes what the first source's layers
-    compute.
-    """
-    base = checkpoints[rules.first_source].config or {}
-    problems = []
-    for name in _believed(rules, checkpoints):
-        own = checkpoints[name].config or {}
-        if (
-            "hidden_size" in base
-            and "hidden_size" in own
-            and (found := text_differences(rules, own, base))
-        ):
-            problems.append(
-                Problem(
-                    "LR112",
-                    f"the configs of `{name}` and `{rules.first_source}` disagree on the language "
-                    f"model: {'; '.join(found)}.",
-                    "Find out how the layers were trained, and correct the other config.json.",
-                )
-            )
-    return problems
-
-
-def _activation_problems(
-    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: TargetConfig
-) -> list[Problem]:
-    """LR112 if a projector's own config names another activation than the target's config.
-
-    A config with the sizes of a language model is not the projector's own.
-    """
-    wanted = config.config.get("projector_hidden_act")
-    problems = []
-    for name in _overriding(rules, checkpoints):
-        own = checkpoints[name].config or {}
-        said = own.get("hidden_act")
-        if "hidden_size" not in own and None not in (said, wanted) and said != wanted:
-            cause = (
-                f"the config of `{name}` says hidden_act: {said!r}, and {rules.name} writes a "
-                f"projector with {wanted!r}."
-            )
-            line = f"target: {{config: {{projector_hidden_act: {{const: {said}}}}}}}"
-            problems.append(
-                Problem(
-                    "LR112",
-                    cause,
-                    f"Write a rule file with `extends: [{rules.name}.yaml]` and `{line}`.",
-                )
-            )
-    return problems
-
-
-def _believed(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[str]:
-    """Names of the overriding sources whose config has LLaVA's own keys."""
-    over = [
-        name for name in _overriding(rules, checkpoints) if "config" in rules.text.sources[name].use
-    ]
-    return [
-        name
-        for name in over
-        if any(key.startswith("mm_") for key in checkpoints[name].config or {})
-    ]
-
-
-def _overriding(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[str]:
-    """Names of the overriding sources that were given, the last first: the last one wins."""
-    return [name for name in reversed(list(checkpoints)) if rules.text.sources[name].overrides]
 
 
 def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes, table: str) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem
@@ -88,118 +89,55 @@ def build_plan(
         routes, target = layout.routes(routes), target and layout.target(target)
         post_load = [layout.change(entry) for entry in post_load]
         problems, notes = layout.problems(problems), layout.problems(notes)
-    shapes = dict(target.shapes) if target else {}
-    tied = target.tied if target else {}
-    providers: dict[str, list[Routed]] = defaultdict(list)
-    unclaimed = []
-    for routed in routes.taken:
-        if routed.rewrite.target in shapes:
-            providers[str(routed.rewrite.target)].append(routed)
-        elif routed.rewrite.reason is None:
-            unclaimed.append(routed)
-    changes = {change.change.target: change for change in post_load}
-    single = {name: found[0] for name, found in providers.items() if len(found) == 1}
-    pairs = {str(pair.rewrite.target): pair for pair in routes.pairs}
-    mapped = [
-        _mapped(name, routed, changes.get(name), dtype, pairs.get(name))
-        for name, routed in single.items()
-        if name not in tied
+    match = _Match.of(routes, target, post_load)
+    mapped = _mapped_of_sources(match, dtype) + _made(match)
+    aliases = _aliases(match)
+    missing = [
+        Missing(name, shape, ())
+        for name, shape in match.shapes.items()
+        if name not in match.providers and name not in match.tied and name not in match.makes
     ]
-    aliases = [
-        Alias(name, tied[name], r.origin, r.tensor.dtype, r.tensor.shape, r.rewrite.rules)
-        for name, r in single.items()
-        if name in tied
-    ]
-    makes = {name: entry for name, entry in changes.items() if entry.change.shape_before is None}
-    mapped += [
-        Mapped(
-            name,
-            entry.change.dtype,
-            entry.change.shape_after,
-            (),
-            (PostLoad(entry.use, None),),
-            (),
-        )
-        for name, entry in makes.items()
-        if name not in providers
-    ]
-    missing = {
-        name: shape
-        for name, shape in shapes.items()
-        if name not in providers and name not in tied and name not in makes
-    }
-    # An alias has no tensor of its own: a change of the tensor changes the alias too.
-    given = {m.target: m.shape for m in mapped} | {
-        a.target: changes[a.of].change.shape_after
-        if a.of in changes and a.of in single and single[a.of].tensor.shape == a.shape
-        else a.shape
-        for a in aliases
-    }
-    mismatched = [
-        Mismatched(name, shape, shapes[name])
-        for name, shape in given.items()
-        if shape != shapes[name]
-    ]
-    plan_missing = [Missing(name, shape, ()) for name, shape in missing.items()]
-    plan_unmapped = [
-        Unmapped(
-            r.source,
-            r.tensor.name,
-            r.tensor.dtype,
-            r.tensor.shape,
-            r.rewrite.target,
-            r.rewrite.rules,
-            (),
-        )
-        for r in unclaimed
-    ]
+    unmapped = _unmapped(routes, match)
+    mismatched = _mismatched(match, mapped, aliases)
     collisions = [
-        Collision(name, tuple(r.origin for r in found), makes[name].use if name in makes else None)
-        for name, found in providers.items()
-        if len(found) > 1 or name in makes
+        Collision(
+            name,
+            tuple(routed.origin for routed in found),
+            match.makes[name].use if name in match.makes else None,
+        )
+        for name, found in match.providers.items()
+        if len(found) > 1 or name in match.makes
     ]
-    dropped = [
-        Dropped(r.source, r.tensor.name, r.rewrite.rules[-1], r.rewrite.reason)
-        for r in routes.taken
-        if r.rewrite.reason is not None
-    ]
+    class_name = target.class_name if target else rules.target.class_
+    first = checkpoints[rules.first_source]
     found_problems = list(problems)
     if recognised:
-        class_name = target.class_name if target else rules.target.class_ or "CLASS"
-        draft = draft_command(class_name, checkpoints[rules.first_source].location)
-        found_problems += unmapped_problems(plan_unmapped, target is not None, draft)
+        draft = draft_command(class_name or "CLASS", first.location)
+        found_problems += unmapped_problems(unmapped, target is not None, draft)
     if target is not None:
-        # If an adapter agrees with the model on a shape, the base is the wrong one. `pair_problems`
-        # reports it.
-        agreeing = {
-            name
-            for name, pair in pairs.items()
-            if (pair.b.shape[0], pair.a.shape[1]) == shapes.get(name)
-        }
+        agreeing = _agreeing_pairs(match)
         found_problems += coverage_problems(
-            plan_missing,
+            missing,
             [m for m in mismatched if m.target not in agreeing],
             collisions,
             routes,
-            layers(shapes),
-            layers(providers),
-            {component(name) for name in providers},
-            checkpoints[rules.first_source].config or {},
+            layers(match.shapes),
+            layers(match.providers),
+            {component(name) for name in match.providers},
+            first.config or {},
             as_source=rules.target.as_ is not None,
         )
-        provided = {name: r[0].tensor.shape for name, r in providers.items()}
-        found_problems += pair_problems(routes.pairs, provided, tied, target.transposed)
+        provided = {name: found[0].tensor.shape for name, found in match.providers.items()}
+        found_problems += pair_problems(routes.pairs, provided, match.tied, target.transposed)
         found_problems += placement_problems(mapped, aliases)
         found_problems += dtype_problems(mapped, aliases, dtype)
-        found_problems += drop_problems(program, routes.taken, set(missing), target.names)
-    read = sum(single[m.target].tensor.nbytes for m in mapped if not m.is_made) + sum(
-        p.a.nbytes + p.b.nbytes for p in routes.pairs
-    )
-    beside = _beside_notes(rules, routes, single)
+        absent = {entry.target for entry in missing}
+        found_problems += drop_problems(program, routes.taken, absent, target.names)
+    single = match.single
     all_notes = (
         *notes,
-        *_sharing_notes(tied, single, checkpoints),
-        *beside,
+        *_sharing_notes(match.tied, single, checkpoints),
+        *_beside_notes(rules, routes, single),
         *_replaced_notes(routes),
     )
     return Plan(
@@ -210,17 +148,15 @@ def build_plan(
         sources={
             name: _summary(name, checkpoint, routes) for name, checkpoint in checkpoints.items()
         },
-        target_class=target.class_name
-        if target
-        else rules.target.class_ or "the source's own class",
+        target_class=class_name or "the source's own class",
         layout=layout.name if layout else CLASSIC,
-        target_names=tuple(sorted(shapes)),
-        tied_absent=tuple(sorted(name for name in tied if name not in providers)),
+        target_names=tuple(sorted(match.shapes)),
+        tied_absent=tuple(sorted(name for name in match.tied if name not in match.providers)),
         mapped=tuple(sorted(mapped, key=lambda m: m.target)),
         aliases=tuple(sorted(aliases, key=lambda a: a.target)),
-        dropped=tuple(sorted(dropped, key=lambda d: (d.source, d.name))),
-        unmapped=tuple(sorted(plan_unmapped, key=lambda u: (u.source, u.name))),
-        missing=tuple(sorted(plan_missing, key=lambda m: m.target)),
+        dropped=tuple(sorted(_dropped(routes), key=lambda d: (d.source, d.name))),
+        unmapped=tuple(sorted(unmapped, key=lambda u: (u.source, u.name))),
+        missing=tuple(sorted(missing, key=lambda m: m.target)),
         suggested_rules=(),
         mismatched=tuple(sorted(mismatched, key=lambda m: m.target)),
         collisions=tuple(sorted(collisions, key=lambda c: c.target)),
@@ -231,9 +167,146 @@ def build_plan(
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=tuple(sorted(all_notes, key=lambda note: note.code)),
         shards=_shards(mapped, single, max_shard_nbytes),
-        nbytes_read=read,
+        nbytes_read=_nbytes_read(routes, match, mapped),
         nbytes_write=sum(m.nbytes for m in mapped),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """The parameters of the target, and what there is for each.
+
+    Attributes:
+        shapes: the target's parameters; none if there is no target.
+        tied: by the alias, the parameter that it shares its tensor with.
+        providers: by parameter, the tensors that are renamed to it: one, if all is well.
+        single: by parameter, its only provider.
+        pairs: by parameter, the pair of LoRA matrices that is added to it.
+        changes: by parameter, the post-load change of it.
+        makes: those changes that make the parameter.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    tied: Mapping[str, str]
+    providers: Mapping[str, list[Routed]]
+    single: Mapping[str, Routed]
+    pairs: Mapping[str, RoutedPair]
+    changes: Mapping[str, PostLoadChange]
+    makes: Mapping[str, PostLoadChange]
+
+    @classmethod
+    def of(
+        cls, routes: Routes, target: Target | None, post_load: Sequence[PostLoadChange]
+    ) -> _Match:
+        shapes = dict(target.shapes) if target else {}
+        providers: dict[str, list[Routed]] = defaultdict(list)
+        for routed in routes.taken:
+            if routed.rewrite.target in shapes:
+                providers[str(routed.rewrite.target)].append(routed)
+        changes = {entry.change.target: entry for entry in post_load}
+        return cls(
+            shapes,
+            target.tied if target else {},
+            dict(providers),
+            {name: found[0] for name, found in providers.items() if len(found) == 1},
+            {str(pair.rewrite.target): pair for pair in routes.pairs},
+            changes,
+            {name: entry for name, entry in changes.items() if entry.change.shape_before is None},
+        )
+
+
+def _mapped_of_sources(match: _Match, dtype: str | None) -> list[Mapped]:
+    """The parameters that have one provider and a tensor of their own."""
+    return [
+        _mapped(name, routed, match.changes.get(name), dtype, match.pairs.get(name))
+        for name, routed in match.single.items()
+        if name not in match.tied
+    ]
+
+
+def _made(match: _Match) -> list[Mapped]:
+    """The parameters that post-load rules make."""
+    return [
+        Mapped(
+            name,
+            entry.change.dtype,
+            entry.change.shape_after,
+            (),
+            (PostLoad(entry.use, None),),
+            (),
+        )
+        for name, entry in match.makes.items()
+        if name not in match.providers
+    ]
+
+
+def _aliases(match: _Match) -> list[Alias]:
+    """The names that the target ties, of those that the sources store."""
+    return [
+        Alias(name, match.tied[name], r.origin, r.tensor.dtype, r.tensor.shape, r.rewrite.rules)
+        for name, r in match.single.items()
+        if name in match.tied
+    ]
+
+
+def _unmapped(routes: Routes, match: _Match) -> list[Unmapped]:
+    """The tensors that no rule drops, and whose names are none of the target's."""
+    return [
+        Unmapped(
+            r.source,
+            r.tensor.name,
+            r.tensor.dtype,
+            r.tensor.shape,
+            r.rewrite.target,
+            r.rewrite.rules,
+            (),
+        )
+        for r in routes.taken
+        if r.rewrite.reason is None and r.rewrite.target not in match.shapes
+    ]
+
+
+def _dropped(routes: Routes) -> list[Dropped]:
+    return [
+        Dropped(r.source, r.tensor.name, r.rewrite.rules[-1], r.rewrite.reason)
+        for r in routes.taken
+        if r.rewrite.reason is not None
+    ]
+
+
+def _mismatched(
+    match: _Match, mapped: Sequence[Mapped], aliases: Sequence[Alias]
+) -> list[Mismatched]:
+    """The parameters that get another shape than the target's."""
+    given = {entry.target: entry.shape for entry in mapped}
+    for alias in aliases:
+        # An alias has no tensor of its own: a change of the tensor changes the alias too.
+        changed, tensor = match.changes.get(alias.of), match.single.get(alias.of)
+        follows = changed and tensor and tensor.tensor.shape == alias.shape
+        given[alias.target] = changed.change.shape_after if changed and follows else alias.shape
+    return [
+        Mismatched(name, shape, match.shapes[name])
+        for name, shape in given.items()
+        if shape != match.shapes[name]
+    ]
+
+
+def _agreeing_pairs(match: _Match) -> set[str]:
+    """The parameters on whose shape an adapter agrees with the target.
+
+    If the base differs there, the base is the wrong one. `pair_problems` reports it.
+    """
+    return {
+        name
+        for name, pair in match.pairs.items()
+        if (pair.b.shape[0], pair.a.shape[1]) == match.shapes.get(name)
+    }
+
+
+def _nbytes_read(routes: Routes, match: _Match, mapped: Sequence[Mapped]) -> int:
+    tensors = [match.single[entry.target].tensor for entry in mapped if not entry.is_made]
+    matrices = [matrix for pair in routes.pairs for matrix in (pair.a, pair.b)]
+    return sum(tensor.nbytes for tensor in (*tensors, *matrices))
 
 
 def _mapped(

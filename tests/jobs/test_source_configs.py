@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.jobs.derive import configs_by_source, source_configs
 from llava_remap.jobs.job import manifest_problems
+from llava_remap.jobs.source_configs import configs_by_source, source_configs
 from llava_remap.rulefile import load_rule_file
 
 RULES = """
