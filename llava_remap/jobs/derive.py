@@ -28,7 +28,7 @@ from llava_remap.jobs.source_configs import overriding
 from llava_remap.plan import PostLoadChange, written_dtype
 from llava_remap.post_load import Before
 from llava_remap.post_load.run import plan_changes, takes
-from llava_remap.routing import Routes
+from llava_remap.routing import Routes, is_one_tensor
 from llava_remap.routing.trained_with import rows_problems
 from llava_remap.rulefile import RuleFile
 from llava_remap.target_model import (
@@ -316,9 +316,9 @@ def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes, ta
     Then the two were trained as one, whatever the config says.
     """
     head, embedding = routes.origin(HEAD), routes.origin(table)
-    if head is None or embedding is None or head.source != embedding.source:
-        return False
-    return checkpoints[head.source].same_tensor(head.name, embedding.name)
+    return (
+        head is not None and embedding is not None and is_one_tensor(checkpoints, head, embedding)
+    )
 
 
 def _changed(

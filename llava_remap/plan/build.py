@@ -5,12 +5,11 @@ parameter, and everything that doesn't fit. Pure.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem
-from llava_remap.core.wording import counted
 from llava_remap.plan.boxes import Part
 from llava_remap.plan.coverage import placement_problems
 from llava_remap.plan.layout import Layout
@@ -34,8 +33,8 @@ from llava_remap.plan.model import (
     Shard,
     SourceSummary,
     Unmapped,
-    ValueCheck,
 )
+from llava_remap.plan.notes import beside_notes, replaced_notes, sharing_notes
 from llava_remap.plan.problems import (
     component,
     coverage_problems,
@@ -45,6 +44,7 @@ from llava_remap.plan.problems import (
     pair_problems,
     unmapped_problems,
 )
+from llava_remap.plan.value_checks import value_checks
 from llava_remap.rewrite import Program
 from llava_remap.routing import Routed, RoutedPair, Routes, draft_command
 from llava_remap.rulefile import RuleFile
@@ -136,9 +136,9 @@ def build_plan(
     single = match.single
     all_notes = (
         *notes,
-        *_sharing_notes(match.tied, single, checkpoints),
-        *_beside_notes(rules, routes, single),
-        *_replaced_notes(routes),
+        *sharing_notes(match.tied, single, checkpoints),
+        *beside_notes(rules, routes, single),
+        *replaced_notes(routes),
     )
     return Plan(
         rules_name=rules.name,
@@ -162,7 +162,7 @@ def build_plan(
         collisions=tuple(sorted(collisions, key=lambda c: c.target)),
         post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
         value_checks=tuple(
-            _value_checks(mapped, aliases, single, checkpoints, post_load, routes, norms_about_one)
+            value_checks(mapped, aliases, single, checkpoints, post_load, routes, norms_about_one)
         ),
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=tuple(sorted(all_notes, key=lambda note: note.code)),
@@ -328,144 +328,6 @@ def _mapped(
     shape = tensor.shape if changed is None else changed.change.shape_after
     part = Part.whole(routed.source, tensor.name, name, tensor.shape)
     return Mapped(name, written, shape, (part,), tuple(then), routed.rewrite.rules)
-
-
-def _value_checks(
-    mapped: Sequence[Mapped],
-    aliases: Sequence[Alias],
-    single: Mapping[str, Routed],
-    checkpoints: Mapping[str, Checkpoint],
-    post_load: Sequence[PostLoadChange],
-    routes: Routes,
-    norms_about_one: bool,
-) -> list[ValueCheck]:
-    checks = []
-    norms = [entry for entry in mapped if _is_norm(entry)] if norms_about_one else []
-    if norms:
-        origins = tuple(origin for entry in norms for origin in entry.origins)
-        checks.append(ValueCheck("norms", norms[0].target, origins))
-    for name in sorted({read for change in post_load for read in change.change.reads}):
-        if name in single:
-            checks.append(ValueCheck("finite", name, (single[name].origin,)))
-    checks += [
-        ValueCheck("range", entry.target, (origin,))
-        for entry in mapped
-        if entry.is_rounded
-        for origin in entry.origins
-    ]
-    checks += [
-        ValueCheck("finite", entry.target, (matrix,))
-        for entry in mapped
-        if entry.lora is not None
-        for matrix in (entry.lora.a, entry.lora.b)
-    ]
-    for alias in aliases:
-        other = single.get(alias.of)
-        if other is not None and not _one_tensor(checkpoints, single[alias.target], other):
-            checks.append(ValueCheck("equal", alias.target, (alias.source, other.origin)))
-    for routed in routes.beside:
-        used = single.get(routed.rewrite.target or "")
-        if used is not None and used.tensor.shape == routed.tensor.shape:
-            checks.append(
-                ValueCheck("compare", str(routed.rewrite.target), (used.origin, routed.origin))
-            )
-    return checks
-
-
-def _is_norm(entry: Mapped) -> bool:
-    """Whether an entry is the weight of a norm of the language model, by the module's name."""
-    *_, module, kind = ("", *entry.target.split("."))
-    is_norm = kind == "weight" and "norm" in module and component(entry.target) == "language_model"
-    return is_norm and len(entry.shape) == 1 and not entry.is_made
-
-
-def _sharing_notes(
-    tied: Collection[str], single: Mapping[str, Routed], checkpoints: Mapping[str, Checkpoint]
-) -> list[Problem]:
-    """LR506 for names that share a storage of a source: one tensor, or views of one storage."""
-    groups: dict[object, list[str]] = defaultdict(list)
-    for name, routed in single.items():
-        where = routed.tensor.location
-        shared = next(
-            (group for group in checkpoints[routed.source].aliases if routed.tensor.name in group),
-            None,
-        )
-        key = shared if where is None else (where.file, where.storage)
-        if key is not None and routed.tensor.nbytes:
-            groups[key].append(name)
-    notes = []
-    for names in (group for group in groups.values() if len(group) > 1):
-        first, *rest = (single[name] for name in names)
-        how = (
-            "are one tensor"
-            if all(_one_tensor(checkpoints, first, r) for r in rest)
-            else "are views of one storage"
-        )
-        done = (
-            "the model ties them, so one tensor is written"
-            if any(name in tied for name in names)
-            else "the model doesn't tie them, so each is written"
-        )
-        notes.append(
-            Problem(
-                "LR506",
-                f"{len(names)} names {how} in the checkpoint; {done}.",
-                names=tuple(names),
-                side="target",
-            )
-        )
-    return notes
-
-
-def _beside_notes(rules: RuleFile, routes: Routes, single: Mapping[str, Routed]) -> list[Problem]:
-    """LR310 for each source that isn't used, with the number of its tensors whose shape differs
-    from the tensor in their place. The other tensors are compared by value.
-    """
-    notes = []
-    for source in dict.fromkeys(r.source for r in routes.beside):
-        there = [r for r in routes.beside if r.source == source and r.rewrite.reason is None]
-        used = [single.get(r.rewrite.target or "") for r in there]
-        odd = sum(
-            u is None or u.tensor.shape != r.tensor.shape for r, u in zip(there, used, strict=True)
-        )
-        shapes = (
-            f" {odd} of its {len(there)} tensors have another shape, or nothing in their place."
-            if odd
-            else ""
-        )
-        notes.append(
-            Problem(
-                "LR310",
-                f"`{rules.first_source}` has these tensors itself, so `{source}` is not used."
-                f"{shapes}",
-            )
-        )
-    return notes
-
-
-def _replaced_notes(routes: Routes) -> list[Problem]:
-    """LR312 for each source whose tensors replace those of another one."""
-    notes = []
-    for source in dict.fromkeys(source for _, source in routes.replaced):
-        places = [routed for routed, by in routes.replaced if by == source]
-        whose = " and ".join(
-            f"`{name}`" for name in dict.fromkeys(routed.source for routed in places)
-        )
-        taken = "is taken, not that" if len(places) == 1 else "are taken, not those"
-        notes.append(
-            Problem(
-                "LR312",
-                f"{counted(len(places), 'tensor')} of `{source}` {taken} of {whose}.",
-                names=tuple(str(routed.rewrite.target) for routed in places),
-            )
-        )
-    return notes
-
-
-def _one_tensor(checkpoints: Mapping[str, Checkpoint], one: Routed, other: Routed) -> bool:
-    return one.source == other.source and checkpoints[one.source].same_tensor(
-        one.tensor.name, other.tensor.name
-    )
 
 
 def _shards(

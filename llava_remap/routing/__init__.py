@@ -1,6 +1,23 @@
 """Source names through the program; does this rule file fit this checkpoint, and which one does."""
 
 from llava_remap.routing.fits import draft_command
-from llava_remap.routing.route import Routed, RoutedPair, Routes, SourceName, main_names, route
+from llava_remap.routing.route import (
+    Routed,
+    RoutedPair,
+    Routes,
+    SourceName,
+    is_one_tensor,
+    main_names,
+    route,
+)
 
-__all__ = ["Routed", "RoutedPair", "Routes", "SourceName", "draft_command", "main_names", "route"]
+__all__ = [
+    "Routed",
+    "RoutedPair",
+    "Routes",
+    "SourceName",
+    "draft_command",
+    "is_one_tensor",
+    "main_names",
+    "route",
+]

@@ -87,6 +87,13 @@ class Routes:
         )
 
 
+def is_one_tensor(
+    checkpoints: Mapping[str, Checkpoint], one: SourceName, other: SourceName
+) -> bool:
+    """Whether a source stores both names as one tensor."""
+    return one.source == other.source and checkpoints[one.source].same_tensor(one.name, other.name)
+
+
 def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoint]) -> Routes:
     """Take the names of every given source, selected and prefixed as the rule file says, through
     the program.

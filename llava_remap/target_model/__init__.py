@@ -4,17 +4,19 @@ from llava_remap.target_model.as_source import config_as_source, norms_about_one
 from llava_remap.target_model.config import (
     EMBEDDING,
     HEAD,
-    TEXT_KIND,
     ChosenTemplate,
     TargetConfig,
     derive_config,
     embedding_rows,
+)
+from llava_remap.target_model.config_keys import unread_keys
+from llava_remap.target_model.config_parts import (
+    TEXT_KIND,
     require_text_config,
     text_config,
     text_differences,
     text_model_of,
 )
-from llava_remap.target_model.config_keys import unread_keys
 from llava_remap.target_model.constants import bad_constants
 from llava_remap.target_model.known_keys import keys_without_use, unknown_target, unread_of_towers
 from llava_remap.target_model.presets import IMAGE_PROCESSORS, SCALED_PICTURES, TOKENIZERS

@@ -13,18 +13,21 @@ from typing import Any
 from llava_remap.checkpoint import Tensor
 from llava_remap.core.dtypes import FLOATS, TORCH_DTYPES
 from llava_remap.core.problem import ConfigError, Problem, RemapError, refuse
-from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
-from llava_remap.target_model.pinpoints import grid_pinpoints
-from llava_remap.target_model.presets import TOWER_DEFAULTS
-from llava_remap.target_model.text_model import IDLE, OLD_ROPE, TextModel, read_text_model, without
+from llava_remap.rulefile import PixelProcessor, Processor, RuleFile
+from llava_remap.target_model.config_parts import (
+    TEXT_KIND,
+    own_vision_configs,
+    require_text_config,
+    text_model_of,
+)
+from llava_remap.target_model.text_model import TextModel
 from llava_remap.target_model.tower import Tower, read_tower
+from llava_remap.target_model.values import Values, put
 from llava_remap.target_model.vocabulary import PlacedToken
 
 #: What most language models call their table of token embeddings.
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
-#: Where a rule file says which kind of language model it is for, if it does.
-TEXT_KIND = "text_config.model_type"
 #: Kinds of projectors whose computation is known.
 _PROJECTORS = ("linear", "mlp2x_gelu")
 #: A projector that is one linear layer doesn't have this weight.
@@ -32,7 +35,6 @@ _SECOND_LAYER = "multi_modal_projector.linear_2.weight"
 
 _RULE = "Mend the rule file there."
 _MEND = "Mend the source's config.json."
-_GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
 #: A token that may part the turns of a conversation, and how many of them a message shows.
 _TURN, _SHOWN_WORDS = re.compile(r"</?s>|<\|[^|<>\s]+\|>|<(start|end)_of_turn>|\[/?INST\]"), 8
 
@@ -144,7 +146,7 @@ def derive_config(
     """
     text_source = require_text_config(configs)
     prefix, name = next(iter(rules.target.towers.items()))
-    named = _Values(text_source, {}, tokens, words or (), {}).of(f"target.towers.{prefix}", name)
+    named = Values(text_source, {}, tokens, words or (), {}).of(f"target.towers.{prefix}", name)
     tower = read_tower(
         prefix,
         tensors,
@@ -182,10 +184,10 @@ def derive_config(
         },
         "vision_config": dict(tower.config),
     }
-    values = _Values(text_source, tower.facts, tokens, words or (), config)
+    values = Values(text_source, tower.facts, tokens, words or (), config)
     for key, value in rules.target.config.items():
         with rules.placed("target", "config", key):
-            _put(config, key, values.of(f"target.config.{key}", value))
+            put(config, key, values.of(f"target.config.{key}", value))
     own_keys = [
         key for key in rules.target.config if key.startswith("text_config.") and key != TEXT_KIND
     ]
@@ -221,13 +223,13 @@ def derive_config(
     )
 
 
-def _pixel_processor(values: _Values, kind: str, part: PixelProcessor | None) -> dict[str, Any]:
+def _pixel_processor(values: Values, kind: str, part: PixelProcessor | None) -> dict[str, Any]:
     if part is None or not values.hold(f"processor.{kind}.when", part.when):
         return {}
     return {f"{kind}_type": part.class_} | values.of_all(f"processor.{kind}.config", part.config)
 
 
-def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenTemplate | None:
+def _chat_template(values: Values, rules: RuleFile, made: Processor) -> ChosenTemplate | None:
     """The one template for every tokenizer, or the first whose `when` holds.
 
     Raises:
@@ -269,126 +271,6 @@ def _chat_template(values: _Values, rules: RuleFile, made: Processor) -> ChosenT
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """Looks up the values that a rule file asks for. `target` is the config that is being made,
-    with the values of the keys before.
-    """
-
-    source: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    tokens: Sequence[PlacedToken]
-    words: Collection[str]
-    target: Mapping[str, Any]
-
-    def of(self, where: str, value: ConfigValue) -> Any:
-        if value.cases:
-            for case in value.cases:
-                if self.hold(where, case.when):
-                    return self.of(where, case)
-            raise ConfigError.of(
-                "LR112", f"no case of `{where}` holds for this tower ({dict(self.facts)})."
-            )
-        if value.tower is not None:
-            fact = self._fact(where, value.tower)
-            return fact if value.times == 1 else int(fact * value.times)
-        if value.token is not None:
-            found = next((token.id for token in self.tokens if token.role == value.token), None)
-            if found is None and value.token != "pad":
-                raise refuse(
-                    "LR201",
-                    f"`{where}` is the id of the {value.token} token, and `tokens` has none with "
-                    "this role.",
-                    _RULE,
-                )
-            return self.source.get("pad_token_id") if found is None else found
-        if value.target is not None:
-            return self.target.get(value.target)
-        const = list(value.const) if isinstance(value.const, tuple) else value.const
-        given = const if value.from_ is None else self._from(where, value.from_, value)
-        return (
-            given
-            if value.as_ is None
-            else grid_pinpoints(where, given, int(self._fact(where, "image_size")))
-        )
-
-    def of_all(self, where: str, values: Mapping[str, ConfigValue]) -> dict[str, Any]:
-        """The values of a group, by key."""
-        return {key: self.of(f"{where}.{key}", value) for key, value in values.items()}
-
-    def hold(self, where: str, when: Mapping[str, Any]) -> bool:
-        """Whether all of a `when` holds."""
-        return all(self._holds(where, key, wanted) for key, wanted in when.items())
-
-    def _holds(self, where: str, key: str, wanted: Any) -> bool:
-        if key == "token":
-            return wanted in self.words
-        if key.startswith("source."):
-            return bool(self.source.get(key.removeprefix("source.")) == wanted)
-        found: Any = self.target
-        for part in key.split("."):
-            if not isinstance(found, Mapping) or part not in found:
-                return bool(self._fact(where, key) == wanted)
-            found = found[part]
-        return bool(found == wanted)
-
-    def _from(self, where: str, key: str, value: ConfigValue) -> Any:
-        found = self.source.get(key)
-        if isinstance(found, list) and value.map is not None:
-            found = found[0] if found else None
-        if isinstance(found, (list, dict)) and value.as_ is None:
-            raise ConfigError.of(
-                "LR112",
-                f"the source's config has a {'list' if isinstance(found, list) else 'mapping'} for "
-                f"`{key}`; `{where}` is one value.",
-                "Give one value.",
-            )
-        if found is None:
-            if "default" in value.model_fields_set:
-                return value.default
-            raise ConfigError.of(
-                "LR112",
-                f"`{where}` is read from `{key}`, which the source's config doesn't have.",
-                "Add it to the source's config.json.",
-            )
-        if value.map is None:
-            return found
-        if found not in value.map:
-            raise ConfigError.of(
-                "LR112",
-                f"the source's config says {key}: {found!r}; `{where}` knows "
-                f"{', '.join(value.map)}.",
-                f"Add it to the `map` of `{where}` in a rule file that extends this one.",
-            )
-        return value.map[found]
-
-    def _fact(self, where: str, fact: str) -> Any:
-        if fact not in self.facts:
-            raise refuse(
-                "LR201",
-                f"`{where}` asks for `{fact}`, which is no fact of the tower "
-                f"({', '.join(self.facts)}).",
-                _RULE,
-            )
-        return self.facts[fact]
-
-
-def _put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value, unless it is None, under a key with dots for nested ones."""
-    place: Any = config
-    *parents, last = key.split(".")
-    for parent in parents:
-        place = place.setdefault(parent, {}) if isinstance(place, dict) else None
-    if not isinstance(place, dict) or isinstance(place.get(last), dict):
-        raise refuse(
-            "LR201",
-            f"`target.config.{key}`: a value and a group of values can't have one name.",
-            _RULE,
-        )
-    if value is not None:
-        place[last] = value
-
-
 def _check_feature_layer(layers: Any, tower: Tower) -> None:
     """LR112 for layers of features that the tower doesn't have, and for 0, the embeddings alone,
     which no version of transformers takes.
@@ -403,122 +285,6 @@ def _check_feature_layer(layers: Any, tower: Tower) -> None:
                 f"`vision_feature_layer` is {layer!r}, and the tower has {count} layers.",
                 _MEND,
             )
-
-
-def text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The source's config that describes the language model: the first that has sizes and isn't a
-    tower's.
-
-    The values of a `text_config` in it are put on top of those around it: rules ask for both.
-    """
-    found = next(filter(_has_text, configs), None)
-    if found is None or not isinstance(inner := found.get("text_config"), Mapping):
-        return found
-    return {**without(found, "text_config", "vision_config"), **inner}
-
-
-def _has_text(config: Mapping[str, Any]) -> bool:
-    """Whether a config describes a language model."""
-    if isinstance(config.get("text_config"), Mapping):
-        return not _is_tower(config)
-    return "vocab_size" in config or ("hidden_size" in config and _vision_config(config) is None)
-
-
-def require_text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Like `text_config`, but LR112 where no config describes the language model."""
-    if (found := text_config(configs)) is None:
-        raise ConfigError.of(
-            "LR112", "no source has a config.json that describes the language model.", _GIVE
-        )
-    return found
-
-
-def text_model_of(
-    rules: RuleFile, configs: Sequence[Mapping[str, Any]], over: Mapping[str, Any] = {}
-) -> TextModel:
-    """The language model that the sources' configs describe, read by its class in transformers.
-
-    Args:
-        over: the rule file's own values, which count more.
-
-    Raises:
-        RemapError: as `read_text_model`; LR112 where no config describes it.
-    """
-    merged, target = require_text_config(configs), rules.target
-    kind = target.config.get(TEXT_KIND)
-    place = ("text_models",) if kind is None else ("config", TEXT_KIND)
-    said = (
-        None
-        if kind is None
-        else _Values(merged, {}, (), (), {}).of(".".join(("target", *place)), kind)
-    )
-    whole: Mapping[str, Any] = next(filter(_has_text, configs), {})
-    inner, around = whole.get("text_config"), None
-    if isinstance(inner, Mapping) and (inner.get("model_type") or inner.get("architectures")):
-        merged, around = inner, without(whole, "text_config", "vision_config", *over)
-    with rules.placed("target", *place):
-        return read_text_model(
-            _laid_over(merged, over), str(target.class_), target.text_models, said, around
-        )
-
-
-def _laid_over(source: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with other values. Rope has two spellings: where one is written, the other goes."""
-    gone: set[str] = set()
-    if "rope_parameters" in over:
-        gone = OLD_ROPE - over.keys()
-    elif not OLD_ROPE.isdisjoint(over):
-        gone = {"rope_parameters"}
-    return without(source, *gone) | dict(over)
-
-
-def text_differences(
-    rules: RuleFile, one: Mapping[str, Any], other: Mapping[str, Any]
-) -> list[str]:
-    """Differences between two configs that change the language model's computation.
-
-    Keys missing from either config are ignored, except rope: without its keys, it is the class's
-    default.
-
-    Raises:
-        RemapError: as `text_model_of`.
-    """
-    first, second = text_model_of(rules, [one]).config, text_model_of(rules, [other]).config
-    said = (one.keys() & other.keys()) | {"model_type", "rope_parameters"}
-    return [
-        f"{key} {first.get(key)!r} and {second.get(key)!r}"
-        for key in first
-        if key in said and first[key] != second.get(key) and not IDLE.search(key)
-    ]
-
-
-def _is_tower(config: Mapping[str, Any]) -> bool:
-    """Whether a config is that of a two-part model (CLIP), whose text half is no language model."""
-    return (
-        f"{config.get('model_type')}_vision_model" in TOWER_DEFAULTS
-        or str(config["text_config"].get("model_type")).endswith("_text_model")
-        or "projection_dim" in config
-    )
-
-
-def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The tower's config: the `vision_config` of a larger model's config, or a checkpoint's whole
-    config.
-    """
-    if isinstance(inner := config.get("vision_config"), Mapping):
-        return inner if "hidden_size" in inner or "model_type" in inner else None
-    return config if str(config.get("model_type", "")).endswith("_vision_model") else None
-
-
-def own_vision_configs(configs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The towers' own configs: those of separate tower checkpoints before one inside the language
-    model's config.
-    """
-    towers_first = sorted(
-        configs,
-        key=lambda config: isinstance(config.get("text_config"), Mapping) and not _is_tower(config),
-    )
-    return [own for config in towers_first if (own := _vision_config(config)) is not None]
 
 
 def _hold_towers_together(

@@ -12,7 +12,7 @@ from typing import Any
 
 from llava_remap.core.problem import Problem, RemapError
 from llava_remap.rulefile import ConfigValue, RuleFile
-from llava_remap.target_model.config import TEXT_KIND
+from llava_remap.target_model.config_parts import TEXT_KIND
 from llava_remap.target_model.wanted import build_on_meta
 
 Place = tuple[str | int, ...]

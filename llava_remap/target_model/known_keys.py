@@ -13,8 +13,8 @@ from typing import Any
 from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import Problem
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
-from llava_remap.target_model.config import TEXT_KIND, own_vision_configs
 from llava_remap.target_model.config_keys import list_values, sort_keys
+from llava_remap.target_model.config_parts import TEXT_KIND, own_vision_configs
 from llava_remap.target_model.constants import (
     Place,
     constants_of,
@@ -279,7 +279,7 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-    from llava_remap.target_model.text_model import class_names
+    from llava_remap.target_model.text_kind import class_names
 
     version, classes = transformers.__version__, transformers.CONFIG_MAPPING
     found: Any = getattr(transformers, class_name, None)

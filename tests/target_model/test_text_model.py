@@ -15,7 +15,8 @@ import transformers
 from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import plan_job
 from llava_remap.target_model import SCALED_PICTURES
-from llava_remap.target_model.text_model import TextModel, _kind, class_names, read_text_model
+from llava_remap.target_model.text_kind import class_names, text_kind
+from llava_remap.target_model.text_model import TextModel, read_text_model
 from tests.conftest import CLIP, RELEASED, Changed, Run
 from tests.text_models.matrix import Own, checkpoint
 
@@ -83,7 +84,7 @@ def test_the_kind_comes_from_the_config(config: dict[str, Any], kind: str, known
 @pytest.mark.parametrize(("kind", "name"), class_names().items(), ids=class_names())
 def test_type_and_class_as_transformers_saves_them(kind: str, name: str) -> None:
     """Several kinds may have one class: InternLM 3 has Llama's."""
-    assert _kind({"model_type": kind, "architectures": [name]}, {}, None) == (kind, "")
+    assert text_kind({"model_type": kind, "architectures": [name]}, {}, None) == (kind, "")
 
 
 def build(kind: str, **values: Any) -> Any:

@@ -1,0 +1,97 @@
+"""What a plan says of tensors that share their bytes, of sources that aren't used, and of tensors
+that replace others.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+
+from llava_remap.checkpoint import Checkpoint
+from llava_remap.core.problem import Problem
+from llava_remap.core.wording import counted
+from llava_remap.routing import Routed, Routes, is_one_tensor
+from llava_remap.rulefile import RuleFile
+
+
+def sharing_notes(
+    tied: Collection[str], single: Mapping[str, Routed], checkpoints: Mapping[str, Checkpoint]
+) -> list[Problem]:
+    """LR506 for names that share a storage of a source: one tensor, or views of one storage."""
+    groups: dict[object, list[str]] = defaultdict(list)
+    for name, routed in single.items():
+        where = routed.tensor.location
+        shared = next(
+            (group for group in checkpoints[routed.source].aliases if routed.tensor.name in group),
+            None,
+        )
+        key = shared if where is None else (where.file, where.storage)
+        if key is not None and routed.tensor.nbytes:
+            groups[key].append(name)
+    notes = []
+    for names in (group for group in groups.values() if len(group) > 1):
+        first, *rest = (single[name] for name in names)
+        how = (
+            "are one tensor"
+            if all(is_one_tensor(checkpoints, first.origin, r.origin) for r in rest)
+            else "are views of one storage"
+        )
+        done = (
+            "the model ties them, so one tensor is written"
+            if any(name in tied for name in names)
+            else "the model doesn't tie them, so each is written"
+        )
+        notes.append(
+            Problem(
+                "LR506",
+                f"{len(names)} names {how} in the checkpoint; {done}.",
+                names=tuple(names),
+                side="target",
+            )
+        )
+    return notes
+
+
+def beside_notes(rules: RuleFile, routes: Routes, single: Mapping[str, Routed]) -> list[Problem]:
+    """LR310 for each source that isn't used, with the number of its tensors whose shape differs
+    from the tensor in their place. The other tensors are compared by value.
+    """
+    notes = []
+    for source in dict.fromkeys(r.source for r in routes.beside):
+        there = [r for r in routes.beside if r.source == source and r.rewrite.reason is None]
+        used = [single.get(r.rewrite.target or "") for r in there]
+        odd = sum(
+            u is None or u.tensor.shape != r.tensor.shape for r, u in zip(there, used, strict=True)
+        )
+        shapes = (
+            f" {odd} of its {len(there)} tensors have another shape, or nothing in their place."
+            if odd
+            else ""
+        )
+        notes.append(
+            Problem(
+                "LR310",
+                f"`{rules.first_source}` has these tensors itself, so `{source}` is not used."
+                f"{shapes}",
+            )
+        )
+    return notes
+
+
+def replaced_notes(routes: Routes) -> list[Problem]:
+    """LR312 for each source whose tensors replace those of another one."""
+    notes = []
+    for source in dict.fromkeys(source for _, source in routes.replaced):
+        places = [routed for routed, by in routes.replaced if by == source]
+        whose = " and ".join(
+            f"`{name}`" for name in dict.fromkeys(routed.source for routed in places)
+        )
+        taken = "is taken, not that" if len(places) == 1 else "are taken, not those"
+        notes.append(
+            Problem(
+                "LR312",
+                f"{counted(len(places), 'tensor')} of `{source}` {taken} of {whose}.",
+                names=tuple(str(routed.rewrite.target) for routed in places),
+            )
+        )
+    return notes

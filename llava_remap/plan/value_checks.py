@@ -1,0 +1,60 @@
+"""The checks of a plan that need the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llava_remap.checkpoint import Checkpoint
+from llava_remap.plan.mapped import Alias, Mapped
+from llava_remap.plan.model import PostLoadChange, ValueCheck
+from llava_remap.plan.problems import component
+from llava_remap.routing import Routed, Routes, is_one_tensor
+
+
+def value_checks(
+    mapped: Sequence[Mapped],
+    aliases: Sequence[Alias],
+    single: Mapping[str, Routed],
+    checkpoints: Mapping[str, Checkpoint],
+    post_load: Sequence[PostLoadChange],
+    routes: Routes,
+    norms_about_one: bool,
+) -> list[ValueCheck]:
+    checks = []
+    norms = [entry for entry in mapped if _is_norm(entry)] if norms_about_one else []
+    if norms:
+        origins = tuple(origin for entry in norms for origin in entry.origins)
+        checks.append(ValueCheck("norms", norms[0].target, origins))
+    for name in sorted({read for change in post_load for read in change.change.reads}):
+        if name in single:
+            checks.append(ValueCheck("finite", name, (single[name].origin,)))
+    checks += [
+        ValueCheck("range", entry.target, (origin,))
+        for entry in mapped
+        if entry.is_rounded
+        for origin in entry.origins
+    ]
+    checks += [
+        ValueCheck("finite", entry.target, (matrix,))
+        for entry in mapped
+        if entry.lora is not None
+        for matrix in (entry.lora.a, entry.lora.b)
+    ]
+    for alias in aliases:
+        other = single.get(alias.of)
+        if other is not None and not is_one_tensor(checkpoints, alias.source, other.origin):
+            checks.append(ValueCheck("equal", alias.target, (alias.source, other.origin)))
+    for routed in routes.beside:
+        used = single.get(routed.rewrite.target or "")
+        if used is not None and used.tensor.shape == routed.tensor.shape:
+            checks.append(
+                ValueCheck("compare", str(routed.rewrite.target), (used.origin, routed.origin))
+            )
+    return checks
+
+
+def _is_norm(entry: Mapped) -> bool:
+    """Whether an entry is the weight of a norm of the language model, by the module's name."""
+    *_, module, kind = ("", *entry.target.split("."))
+    is_norm = kind == "weight" and "norm" in module and component(entry.target) == "language_model"
+    return is_norm and len(entry.shape) == 1 and not entry.is_made
