@@ -13,6 +13,9 @@ FAST := tests/plan tests/routing/test_route.py tests/routing/test_rows.py tests/
   tests/test_rooms.py tests/test_without_torch.py
 VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
 
+# The tests start some hundred processes: each would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install versions demo test test-versions test-fast check docs reference compat text-models bench fuzz
 

@@ -313,11 +313,11 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
         },
         "vision_config": _fields(*(classes[name] for name in TOWER_DEFAULTS)),
     }
+    processors = {name for name in dir(transformers) if name.endswith("Processor")}
     images, videos = (
-        [name for name in dir(transformers) if name.endswith(end)]
+        sorted(name for name in processors if name.endswith(end))
         for end in ("ImageProcessor", "VideoProcessor")
     )
-    others = {name for name in dir(transformers) if name.endswith("Processor")}
     return {
         "version": version,
         "model_type": config_class.model_type,
@@ -326,7 +326,7 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
         "refused": refused_constants(class_name, config, words),
         "processors": {
             "processor": sorted(
-                others.difference(images, videos).union(PROCESSOR_MAPPING_NAMES.values())
+                processors.difference(images, videos).union(PROCESSOR_MAPPING_NAMES.values())
             ),
             "image_processor": images,
             "video_processor": videos,
