@@ -11,13 +11,14 @@ FAST := tests/plan tests/routing/test_route.py tests/routing/test_rows.py tests/
   tests/jobs/test_source_configs.py tests/jobs/test_used.py tests/rulefile tests/rewrite tests/authoring/lint tests/authoring/test_explain.py \
   tests/core/test_fold.py tests/post_load/test_old_bytes.py \
   tests/test_rooms.py tests/test_without_torch.py
+PROGRAMS := $(shell sed -n 's/^\([a-z][^ ]*\) .*/\1/p' .ci/programs.txt)
 VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
 
 # The tests start some hundred processes: each would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install versions demo test test-versions test-fast check docs reference compat text-models bench fuzz
+.PHONY: help install versions programs demo test test-versions test-programs test-fast check docs reference compat text-models bench fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -37,6 +38,18 @@ versions: $(VERSIONS:%=.venv/transformers-%/installed)  ## other versions of tra
 	  transformers==$* $$(sed -n 's/^$* //p' .ci/versions.txt)
 	@touch $@
 
+programs: install $(PROGRAMS:%=.venv/%/installed)  ## install the programs of .ci/programs.txt, and ask each about every family
+	LLAVA_REMAP_PROGRAMS=required $(BIN)/python -m pytest -rs -m 'programs and not long'
+
+# A new line in programs.txt installs its own program again, and no other.
+$(PROGRAMS:%=.venv/%/installed): .venv/%/installed: .ci/programs.txt | $(INSTALLED)
+	line="$$(sed -n 's/^$* //p' .ci/programs.txt)"; \
+	if [ "$$(cat $@ 2>/dev/null)" != "$$line" ]; then \
+	  $(PYTHON) -m venv --clear $(@D) && \
+	  $(@D)/bin/pip install --quiet --disable-pip-version-check $$line && echo "$$line" >$@; \
+	fi
+	@touch $@
+
 demo: install  ## convert a small genuine LLaVA-1.5 checkpoint into demo/ and load the result
 	rm -rf demo
 	$(BIN)/llava-remap apply rules/llava-v1.5.yaml --source $(TINY)/llava-v1.5/released/sharded \
@@ -44,10 +57,13 @@ demo: install  ## convert a small genuine LLaVA-1.5 checkpoint into demo/ and lo
 	$(BIN)/python tools/load.py demo
 
 test: install  ## the tests, in as many processes as there are cores (WORKERS=2)
-	LLAVA_REMAP_VERSIONS=/dev/null $(BIN)/python -m pytest -n $(WORKERS) -m 'not long and not compat'
+	LLAVA_REMAP_VERSIONS=/dev/null $(BIN)/python -m pytest -n $(WORKERS) -m 'not long and not compat and not programs'
 
 test-versions: install versions  ## the tests that ask other versions of transformers
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'compat and not long'
+
+test-programs: install  ## the tests that ask programs; those of one that is not installed are skipped
+	$(BIN)/python -m pytest -rs -m 'programs and not long'
 
 test-fast: install  ## the tests that need neither torch nor transformers, in less than a minute
 	$(BIN)/python -m pytest -n $(WORKERS) --without-torch -m 'not torch and not long' $(FAST)

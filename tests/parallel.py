@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from xdist.scheduler import LoadScopeScheduling
 
 #: Folders whose tests share what is made once for all of them, at length.
-TOGETHER = ("tests/original",)
+TOGETHER = ("tests/original", "tests/programs")
 #: What takes long on its own, the longest first; begun last, one of them would keep one worker busy
 #: while the others have nothing left to do.
 FIRST = (

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from llava_remap.authoring.shrink import shrink
-from llava_remap.jobs.apply import apply
+from llava_remap.jobs.apply import Dtype, apply
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Tensors
 from tests.families import RULES_OF
 
@@ -194,12 +194,12 @@ def convert(case: Case, work: Path, output: Path) -> None:
     apply(case.rules, sources, output)
 
 
-def convert_family(name: str, work: Path, output: Path) -> None:
+def convert_family(name: str, work: Path, output: Path, dtype: Dtype = "keep") -> None:
     """Make one of the small twins in `work` and convert it."""
-    convert_twin(FAMILIES[name], work, output)
+    convert_twin(FAMILIES[name], work, output, dtype)
 
 
-def convert_twin(twin: Twin, work: Path, output: Path) -> None:
+def convert_twin(twin: Twin, work: Path, output: Path, dtype: Dtype = "keep") -> None:
     """Make a small twin in `work` and convert it."""
     shrink(MANIFESTS / f"{twin.manifest}.json", work)
     change(work / "config.json", **(twin.config or {}))
@@ -208,7 +208,7 @@ def convert_twin(twin: Twin, work: Path, output: Path) -> None:
             file.unlink()
         for file in STATE_DICT.glob("*token*"):
             shutil.copy(file, work)
-    apply(twin.rules, [str(work), f"vision_tower={work / 'vision_tower'}"], output)
+    apply(twin.rules, [str(work), f"vision_tower={work / 'vision_tower'}"], output, dtype=dtype)
 
 
 def change(path: Path, **entries: Any) -> None:
