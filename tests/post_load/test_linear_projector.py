@@ -125,7 +125,7 @@ def test_it_computes_what_one_linear_layer_does(stored: str, twin: Path, tmp_pat
             features = (size * torch.randn(50, weight.shape[1])).to(dtype)
             alone = torch.nn.functional.linear(features, weight, bias)
             assert torch.equal(model.model.multi_modal_projector(features), alone)
-        pixels = torch.randn(1, 3, 28, 28).to(dtype)
+        pixels = torch.randn(1, 3, 196, 196).to(dtype)
         features = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         image = torch.nn.functional.linear(features, weight, bias)
         found = model.get_image_features(pixel_values=pixels).pooler_output
@@ -149,7 +149,7 @@ def test_another_activation_computes_something_else(out: Path, tmp_path: Path) -
     projectors = [
         loaded(folder, torch.float32).model.multi_modal_projector for folder in (out, copy)
     ]
-    features = torch.randn(5, 32)
+    features = torch.randn(5, 64)
     with torch.no_grad():
         linear, gelu = (projector(features) for projector in projectors)
     assert not torch.allclose(linear, gelu, atol=1e-2)
@@ -157,8 +157,8 @@ def test_another_activation_computes_something_else(out: Path, tmp_path: Path) -
 
 def test_what_is_made(out: Path) -> None:
     written = tensors_of(out)
-    assert torch.equal(written[f"{SECOND}.weight"], torch.eye(64, dtype=torch.float16))
-    assert torch.equal(written[f"{SECOND}.bias"], torch.zeros(64, dtype=torch.float16))
+    assert torch.equal(written[f"{SECOND}.weight"], torch.eye(128, dtype=torch.float16))
+    assert torch.equal(written[f"{SECOND}.bias"], torch.zeros(128, dtype=torch.float16))
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(written)
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in written.values())
@@ -182,13 +182,13 @@ def test_the_plan_says_it(twin: Path, run: Run) -> None:
             "then": [{"post_load": {"use": "identity_layer", "before": None}}],
             "rules": [],
         }
-        for part, shape in (("bias", [64]), ("weight", [64, 64]))
+        for part, shape in (("bias", [128]), ("weight", [128, 128]))
     ]
     changes = {
         change["target"]: (change["shape_before"], change["shape_after"])
         for change in plan["post_load"]
     }
-    assert changes[f"{SECOND}.weight"] == (None, [64, 64])
+    assert changes[f"{SECOND}.weight"] == (None, [128, 128])
     text = run("apply", "llava-v1", *arguments(twin), "--dry-run").out
     assert "multi_modal_projector   4/4   from identity_layer (2), model (2)\n" in text
     assert f"Made\n  {SECOND}.bias (identity_layer)\n  {SECOND}.weight (identity_layer)\n" in text
@@ -343,7 +343,7 @@ def test_other_dtypes_and_layouts(more: tuple[str, str], twin: Path, run: Run) -
     written = tensors_of(Path("out"))
     prefix = "model." if more[0] == "--layout" else ""
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}.get(more[1], torch.float16)
-    assert torch.equal(written[f"{prefix}{SECOND}.weight"], torch.eye(64, dtype=dtype))
+    assert torch.equal(written[f"{prefix}{SECOND}.weight"], torch.eye(128, dtype=dtype))
     if more[1] != "bfloat16":
         assert run("revert", "out", "--output", "back").code == 0
 
@@ -380,7 +380,7 @@ def test_a_source_that_has_what_is_made(twin: Path, tmp_path: Path, run: Run) ->
         "names: [{id: second, from: 'model.mm_projector.2.{p}', to: "
         "'multi_modal_projector.linear_2.{p}'}]\n"
     )
-    more = {"model.mm_projector.2.weight": torch.eye(64, dtype=torch.float16)}
+    more = {"model.mm_projector.2.weight": torch.eye(128, dtype=torch.float16)}
     source = changed(twin, tmp_path / "source", lambda tensors: tensors | more)
     ran = run("apply", "mine.yaml", *arguments(source), "--output", "out", "--format", "json")
     [problem] = ran.json["problems"]
@@ -425,7 +425,7 @@ def test_no_matrix_to_follow(twin: Path, run: Run) -> None:
     ran = run("apply", "mine.yaml", *arguments(twin), "--dry-run", "--format", "json")
     [problem] = ran.json["problems"]
     assert (ran.code, problem["code"]) == (2, "LR212")
-    assert f"`identity_layer`: `{ONE}.bias` is [64]" in problem["message"]
+    assert f"`identity_layer`: `{ONE}.bias` is [128]" in problem["message"]
 
 
 @pytest.mark.parametrize("contradiction", ["no change", "read", "copied", "shape before"])
@@ -443,7 +443,7 @@ def test_records_that_can_not_be(contradiction: str, out: Path, tmp_path: Path, 
     elif contradiction == "copied":
         next(e for e in plan["mapped"] if e["target"] == f"{SECOND}.weight")["then"] = []
     else:
-        made["shape_before"] = [64, 64]
+        made["shape_before"] = [128, 128]
     (copy / RECORD).write_text(with_own_digest(record))
     for command in (("revert", copy, "--output", "back"), ("verify", copy)):
         ran = run(*command, "--format", "json")

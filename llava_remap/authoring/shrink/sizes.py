@@ -18,8 +18,11 @@ from llava_remap.checkpoint import Tensor
 from llava_remap.core.problem import refuse
 
 #: The small sizes; the second line has those of a tower. A size that is no larger stays.
-HIDDEN, INTERMEDIATE, ROWS, HEADS = 64, 112, 320, 4
-WIDTH, TOWER_INTERMEDIATE, SIDE = 32, 80, 2
+HIDDEN, INTERMEDIATE, ROWS = 128, 224, 320
+WIDTH, TOWER_INTERMEDIATE, SIDE = 64, 160, 14
+#: The size of a head, of language model and tower: programs for serving have no kernels for smaller
+#: ones. For the same reason pictures have 14 by 14 patches: a pooler of video needs as many.
+HEAD = 32
 #: Any other size up to this one stays: channels, patches, frames, kernels, positions of a short
 #: text.
 _KEPT = 128
@@ -158,14 +161,13 @@ def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Sizes:
     if hidden == before["hidden_size"]:
         after |= {key: before[key] for key in kept}
     else:
-        groups = {1: 1, before["num_attention_heads"]: HEADS}.get(
-            before["num_key_value_heads"], HEADS // 2
+        query, wide = before["head_dim"] * before["num_attention_heads"], before["hidden_size"]
+        heads = max(hidden // HEAD // (2 if query < wide else 1), 1)
+        groups = {1: 1, before["num_attention_heads"]: heads}.get(
+            before["num_key_value_heads"], max(heads // 2, 1)
         )
-        query = before["head_dim"] * before["num_attention_heads"]
-        times = (
-            2.0 if query > before["hidden_size"] else 0.5 if query < before["hidden_size"] else 1.0
-        )
-        after |= dict(zip(kept, (HEADS, groups, int(hidden // HEADS * times)), strict=True))
+        head = hidden // heads // (2 if query < wide else 1) * (2 if query > wide else 1)
+        after |= dict(zip(kept, (heads, groups, head), strict=True))
     sizes = {prod(before[key] for key in role): prod(after[key] for key in role) for role in _ROLES}
     return Sizes(before, after, sizes)
 
@@ -198,7 +200,7 @@ def tower_before(tensors: Tensors) -> dict[str, int]:
 
 
 def small_tower(before: Mapping[str, int], layers: int) -> Sizes:
-    """A tower made small, for images of two by two patches. The number of heads is free, since
+    """A tower made small, for images of 14 by 14 patches. The number of heads is free, since
     tensors don't show it.
     """
     side = before["image_size"] // before["patch_size"]
@@ -210,7 +212,7 @@ def small_tower(before: Mapping[str, int], layers: int) -> Sizes:
         "hidden_size": width,
         "intermediate_size": widened,
         "num_hidden_layers": min(before["num_hidden_layers"], layers),
-        "num_attention_heads": HEADS if width % HEADS == 0 else 1,
+        "num_attention_heads": width // HEAD if width % HEAD == 0 else 1,
         "image_size": small_side * before["patch_size"],
         "positions": before["positions"] - side * side + small_side * small_side,
     }

@@ -101,7 +101,7 @@ def test_names_dtypes_and_ties_are_those_of_the_large_one(name: str) -> None:
     assert {n: len(t.shape) for n, t in small.catalog.items()} == {
         n: len(large.catalog[n].shape) for n in kept
     }
-    assert small.nbytes < 1_000_000
+    assert small.nbytes < 4_000_000
     assert done.tensors_before == len(large.catalog)
 
 
@@ -149,21 +149,21 @@ def test_unlike_sizes_of_one_number_are_told_apart() -> None:
     """
     twin("bakllava-v1")
     found = shapes()
-    assert found["model.layers.1.self_attn.q_proj.weight"] == (64, 64)
-    assert found["model.layers.1.self_attn.k_proj.weight"] == (32, 64)
+    assert found["model.layers.1.self_attn.q_proj.weight"] == (128, 128)
+    assert found["model.layers.1.self_attn.k_proj.weight"] == (64, 128)
     tower = "model.vision_tower.vision_tower.vision_model."
-    assert found[tower + "encoder.layers.2.mlp.fc1.weight"] == (80, 32)
-    assert found[tower + "embeddings.patch_embedding.weight"] == (32, 3, 14, 14)
-    assert found[tower + "embeddings.position_embedding.weight"] == (5, 32)
-    assert found["model.mm_projector.0.weight"] == (64, 32)
+    assert found[tower + "encoder.layers.2.mlp.fc1.weight"] == (160, 64)
+    assert found[tower + "embeddings.patch_embedding.weight"] == (64, 3, 14, 14)
+    assert found[tower + "embeddings.position_embedding.weight"] == (14 * 14 + 1, 64)
+    assert found["model.mm_projector.0.weight"] == (128, 64)
 
 
 def test_a_projector_over_several_layers() -> None:
     twin(VIP)
     found = shapes()
-    assert found["model.mm_projector.clip_layernorm.weight"] == (5 * 32,)
-    assert found["model.mm_projector.final_linear.0.weight"] == (64, 5 * 32)
-    assert read(Path("out/config.json"))["mm_hidden_size"] == 5 * 32
+    assert found["model.mm_projector.clip_layernorm.weight"] == (5 * 64,)
+    assert found["model.mm_projector.final_linear.0.weight"] == (128, 5 * 64)
+    assert read(Path("out/config.json"))["mm_hidden_size"] == 5 * 64
     assert read(Path("out/vision_tower/config.json"))["vision_config"]["num_hidden_layers"] == 12
 
 
@@ -179,10 +179,10 @@ def test_a_language_model_as_wide_as_what_the_projector_takes(manifest: Changed)
 
     shrink(manifest(VIP, lambda config: config.update(hidden_size=5120), widened), "out")
     found = shapes()
-    assert found["model.mm_projector.final_linear.0.weight"] == (160, 160)
-    assert found["model.mm_projector.clip_layernorm.weight"] == (160,)
-    assert found["model.layers.0.mlp.gate_proj.weight"] == (112, 160)
-    assert found["model.vision_tower.vision_tower.vision_model.pre_layrnorm.weight"] == (32,)
+    assert found["model.mm_projector.final_linear.0.weight"] == (320, 320)
+    assert found["model.mm_projector.clip_layernorm.weight"] == (320,)
+    assert found["model.layers.0.mlp.gate_proj.weight"] == (224, 320)
+    assert found["model.vision_tower.vision_tower.vision_model.pre_layrnorm.weight"] == (64,)
 
 
 def test_heads_longer_than_usual(manifest: Changed) -> None:
@@ -201,10 +201,10 @@ def test_heads_longer_than_usual(manifest: Changed) -> None:
         manifest("bakllava-v1.released", lambda config: config.update(head_dim=256), doubled), "out"
     )
     found = shapes()
-    assert found["model.layers.0.self_attn.q_proj.weight"] == (128, 64)
-    assert found["model.layers.0.self_attn.k_proj.weight"] == (64, 64)
-    assert found["model.layers.0.self_attn.o_proj.weight"] == (64, 128)
-    assert read(Path("out/config.json"))["head_dim"] == 32
+    assert found["model.layers.0.self_attn.q_proj.weight"] == (256, 128)
+    assert found["model.layers.0.self_attn.k_proj.weight"] == (128, 128)
+    assert found["model.layers.0.self_attn.o_proj.weight"] == (128, 256)
+    assert read(Path("out/config.json"))["head_dim"] == 64
 
 
 def test_two_runs_give_equal_bytes_and_another_seed_other_values() -> None:
@@ -297,7 +297,7 @@ def test_values() -> None:
     assert abs(norm.mean() - 1) < 0.03
     assert 0.03 < norm.std() < 0.07
     assert abs(found["model.mm_projector.0.bias"].mean()) < 0.03
-    frequencies = 1.0 / 10000 ** (np.arange(0, 16, 2) / 16)
+    frequencies = 1.0 / 10000 ** (np.arange(0, 32, 2) / 32)
     assert (
         found["model.layers.0.self_attn.rotary_emb.inv_freq"].tolist()
         == frequencies.astype(np.float32).tolist()
@@ -311,7 +311,9 @@ def test_values() -> None:
 def test_positions_count() -> None:
     twin("clip-vit-large-patch14-336")
     catalog = open_checkpoint(Path("out")).catalog
-    assert stored(catalog["vision_model.embeddings.position_ids"]).tolist() == [list(range(5))]
+    assert stored(catalog["vision_model.embeddings.position_ids"]).tolist() == [
+        list(range(14 * 14 + 1))
+    ]
     assert stored(catalog["text_model.embeddings.position_ids"]).tolist() == [list(range(77))]
 
 
@@ -412,7 +414,7 @@ def test_ids_of_a_config_follow_their_tokens(manifest: Changed) -> None:
 def test_rows_that_the_config_knows_nothing_of_are_there_too(manifest: Changed) -> None:
     shrink(manifest(LLAMA, lambda config: config.update(vocab_size=31997)), "out")
     assert read(Path("out/config.json"))["vocab_size"] == 317
-    assert shapes()["model.embed_tokens.weight"] == (320, 64)
+    assert shapes()["model.embed_tokens.weight"] == (320, 128)
     assert refusal(manifest(LLAMA, lambda config: config.update(vocab_size=64000))).startswith(
         "LR112 "
     )
@@ -421,8 +423,8 @@ def test_rows_that_the_config_knows_nothing_of_are_there_too(manifest: Changed) 
 @pytest.mark.parametrize(
     ("pinpoints", "small"),
     [
-        ([[336, 672], [672, 336], [1008, 336]], [[28, 56], [56, 28], [84, 28]]),
-        ("[(384, 768), (768, 384)]", "[(28, 56), (56, 28)]"),
+        ([[336, 672], [672, 336], [1008, 336]], [[196, 392], [392, 196], [588, 196]]),
+        ("[(384, 768), (768, 384)]", "[(196, 392), (392, 196)]"),
         ("(1x1),...,(6x6)", "(1x1),...,(6x6)"),
         ([], []),
     ],
@@ -459,8 +461,8 @@ def test_a_tower_that_is_not_in_the_checkpoint() -> None:
     }
     assert done.tower == Path("out/vision_tower")
     assert read(Path("out/vision_tower/preprocessor_config.json"))["crop_size"] == {
-        "height": 28,
-        "width": 28,
+        "height": 196,
+        "width": 196,
     }
 
 
@@ -481,8 +483,8 @@ def test_which_tower_is_not_in_the_checkpoint(manifest: Changed) -> None:
     )
     assert "vision_model.embeddings.patch_embedding.bias" in shapes("siglip/vision_tower")
     shrink(manifest(LLAMA, named("my_tower", 2048), taking(2048)), "unnamed")
-    assert shapes("unnamed/vision_tower")["vision_model.embeddings.class_embedding"] == (32,)
-    assert shapes("unnamed")["model.mm_projector.0.weight"] == (64, 64)
+    assert shapes("unnamed/vision_tower")["vision_model.embeddings.class_embedding"] == (64,)
+    assert shapes("unnamed")["model.mm_projector.0.weight"] == (128, 128)
     cause = refusal(manifest(LLAMA, named("my_tower", 1000), taking(1000)))
     assert cause.startswith("LR112 there is no vision tower")
 
@@ -498,7 +500,7 @@ def test_layers_enough_for_the_features(taken: Any, needed: int, manifest: Chang
 def test_a_checkpoint_that_describes_its_tower_itself() -> None:
     shrink(MANIFESTS / "siglip-so400m-patch14-384.json", "out")
     config = read(Path("out/config.json"))
-    assert config["vision_config"]["hidden_size"] == 32
+    assert config["vision_config"]["hidden_size"] == 64
     assert not Path("out/vision_tower").exists()
     assert Path("out/preprocessor_config.json").is_file()
 
@@ -609,7 +611,7 @@ def test_command(run: Run) -> None:
         3,
     )
     assert ran.code == 0
-    assert "language_model  num_hidden_layers 32 → 1, hidden_size 4096 → 64" in ran.out
+    assert "language_model  num_hidden_layers 32 → 1, hidden_size 4096 → 128" in ran.out
     assert "Done: ./out written" in ran.out
     assert "--source vision_tower=./out/vision_tower" in ran.out
     assert sorted(Path("out").glob("*.bin")) == [
