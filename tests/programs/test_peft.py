@@ -244,6 +244,7 @@ def test_the_merged_model_gets_the_names_of_the_folder_again(tuned: Tuned, tmp_p
     assert meaning(tmp_path / "out") == meaning(tuned.folder)
 
 
+@pytest.mark.filterwarnings("ignore:.*embeddings:UserWarning")  # PEFT's, about what is tried here
 def test_tied_embeddings_that_were_trained_apart_are_refused(twins: Twins, tmp_path: Path) -> None:
     """Until the config says that they are tied no longer."""
     folder, question = twins.folders[TIED], twins.questions[TIED]["padded"]
