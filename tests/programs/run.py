@@ -28,6 +28,8 @@ PROGRAMS: dict[str, str] = {
 }
 #: With the value `required`, a program that is not installed is a failure; else a skipped test.
 SWITCH = "LLAVA_REMAP_PROGRAMS"
+#: Has a sitecustomize.py, by which a program's Python can import torchvision without CUDA.
+ON_PATH = Path(__file__).with_name("on_path")
 #: How much of a failed program's output a test shows.
 _SHOWN = 8000
 
@@ -74,7 +76,7 @@ def ask(program: str, script: Path, questions: Any, work: Path) -> Any:
 def ask_transformers(script: Path, questions: Any, work: Path) -> Any:
     """`ask`, with the transformers beside which llava-remap is installed, and torchvision."""
     (packages,) = place("torchvision").glob("lib/python*/site-packages")
-    return _run(Path(sys.executable), str(packages), script, questions, work)
+    return _run(Path(sys.executable), f":{packages}", script, questions, work)
 
 
 def _run(python: Path, packages: str, script: Path, questions: Any, work: Path) -> Any:
@@ -83,8 +85,8 @@ def _run(python: Path, packages: str, script: Path, questions: Any, work: Path) 
     )
     given.write_text(json.dumps(questions))
     answered.unlink(missing_ok=True)
-    more = {"PYTHONPATH": packages, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    command = [python, Path(__file__).with_name("launch.py"), script.resolve(), given, answered]
+    more = {"PYTHONPATH": f"{ON_PATH}{packages}", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    command = [python, script.resolve(), given, answered]
     with printed.open("wb") as log:
         ended = subprocess.run(
             list(map(str, command)),
