@@ -41,10 +41,10 @@ versions: $(VERSIONS:%=.venv/transformers-%/installed)  ## other versions of tra
 programs: install $(PROGRAMS:%=.venv/%/installed)  ## install the programs of .ci/programs.txt, and ask each about every family
 	LLAVA_REMAP_PROGRAMS=required $(BIN)/python -m pytest -rs -m 'programs and not long'
 
-# A new line in programs.txt installs its own program again, and no other.
-$(PROGRAMS:%=.venv/%/installed): .venv/%/installed: .ci/programs.txt | $(INSTALLED)
+# A new line in programs.txt, or a new list, installs its own program again, and no other.
+$(PROGRAMS:%=.venv/%/installed): .venv/%/installed: .ci/programs.txt $(wildcard .ci/programs/*.txt) | $(INSTALLED)
 	line="$$(sed -n 's/^$* //p' .ci/programs.txt)"; \
-	if [ "$$(cat $@ 2>/dev/null)" != "$$line" ]; then \
+	if [ "$$(cat $@ 2>/dev/null)" != "$$line" ] || [ .ci/programs/$*.txt -nt $@ ]; then \
 	  $(PYTHON) -m venv --clear $(@D) && \
 	  $(@D)/bin/pip install --quiet --disable-pip-version-check $$line && echo "$$line" >$@; \
 	fi

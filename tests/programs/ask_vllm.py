@@ -15,11 +15,12 @@ from typing import Any
 os.environ |= {
     # The engine runs in this process: what it refuses is caught here, and its memory is freed here.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     # Nothing that an earlier run left behind counts.
     "VLLM_CACHE_ROOT": str(Path.cwd() / "vllm-cache"),
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "INFO",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    # Compiling a sampler for a few tokens takes longer than all else.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 
 import numpy as np
@@ -28,6 +29,7 @@ from vllm import LLM, SamplingParams  # type: ignore[import-not-found, unused-ig
 
 #: Longer than any prompt here with all tokens of a picture or a video.
 LONGEST = 2048
+KV_CACHE = 64 * 2**20
 
 
 def ask(folder: str, tokens: int, questions: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def ask(folder: str, tokens: int, questions: dict[str, Any]) -> dict[str, Any]:
         max_num_batched_tokens=LONGEST,
         enable_prefix_caching=False,
         disable_log_stats=True,
+        kv_cache_memory_bytes=KV_CACHE,
         seed=0,
     )
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=1)
