@@ -26,6 +26,9 @@ os.environ |= {
 import numpy as np
 from PIL import Image
 from vllm import LLM, SamplingParams  # type: ignore[import-not-found, unused-ignore]
+from vllm.entrypoints.openai.chat_completion.protocol import (  # type: ignore[import-not-found, unused-ignore]
+    ChatCompletionRequest,
+)
 
 #: Longer than any prompt here with all tokens of a picture or a video.
 LONGEST = 2048
@@ -47,7 +50,25 @@ def ask(folder: str, tokens: int, questions: dict[str, Any]) -> dict[str, Any]:
         seed=0,
     )
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=1)
-    return {kind: answer(model, sampling, question) for kind, question in questions.items()}
+    answers = {kind: answer(model, sampling, question) for kind, question in questions.items()}
+    return {**answers, "chat": chat(model, questions["text"]["messages"])}
+
+
+def chat(model: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The prompt ids that the chat API makes of a conversation, with the API's own setting for
+    special tokens and with the other one.
+    """
+    default = ChatCompletionRequest(messages=messages).add_special_tokens
+    ids = {}
+    for name, special in (("default", default), ("other", not default)):
+        (made,) = model.chat(
+            messages,
+            SamplingParams(max_tokens=1),
+            use_tqdm=False,
+            tokenization_kwargs={"add_special_tokens": special},
+        )
+        ids[name] = list(made.prompt_token_ids)
+    return {"add_special_tokens": default, **ids}
 
 
 def answer(model: Any, sampling: Any, question: dict[str, Any]) -> dict[str, Any]:
