@@ -102,6 +102,17 @@ def apply_command(
             "so new tokens have to fit; N: so many.",
         ),
     ] = "pad",
+    projector_form: Annotated[
+        Literal["identity", "gelu"] | None,
+        typer.Option(
+            "--projector-form",
+            help="How a projector of one linear layer is written (LLaVA 1.0). identity: for "
+            "programs that take the activation from the config, as transformers does; gelu: for "
+            "programs that always put a GELU there, as vLLM and llama.cpp. By default as the rule "
+            "file says.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: DryRun = False,
     check_values: Annotated[
         bool,
@@ -166,6 +177,7 @@ def apply_command(
                     resume=resume,
                     dry_run=dry_run,
                     offline=offline,
+                    projector_form=projector_form,
                 )
         carry_out(
             job,

@@ -106,7 +106,8 @@ class Recipe:
             return
         for piece in self._rules.pieces(target):
             if isinstance(piece, OldBytes):
-                yield from self._moved(entry, piece.offset, piece.offset + piece.nbytes)
+                old = self._moved(entry, piece.offset, piece.offset + piece.nbytes)
+                yield from _negated(old, entry.dtype) if piece.negated else old
             else:
                 yield piece
 
@@ -158,6 +159,18 @@ def blocks(pieces: Iterable[Range | bytes]) -> Iterator[bytes]:
             yield read_exactly(
                 piece.file, piece.offset + start, min(CHUNK_NBYTES, piece.nbytes - start)
             )
+
+
+def _negated(pieces: Iterable[Range | bytes], dtype: str) -> Iterator[bytes]:
+    """Numbers with the other sign. Its bit is the highest one of an element's last byte."""
+    import numpy as np
+
+    width, at = _width(dtype), 0
+    for block in blocks(pieces):
+        turned = np.frombuffer(block, "u1").copy()
+        turned[(width - 1 - at) % width :: width] ^= 0x80
+        at += len(block)
+        yield turned.tobytes()
 
 
 def gathered(pieces: Iterable[Range | bytes], nbytes: int) -> bytearray:

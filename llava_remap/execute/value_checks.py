@@ -79,8 +79,8 @@ def run_value_checks(
                 Problem(
                     "LR405",
                     f"the config ties `{one.name}` and `{other.name}`, but their values differ.",
-                    "Set tie_word_embeddings to false in the source's config.json if both were "
-                    "trained.",
+                    "If both were trained, set tie_word_embeddings to false in the source's "
+                    "config.json, and in its text_config where there is one.",
                     (one.name, other.name),
                 )
             )

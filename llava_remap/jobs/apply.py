@@ -29,6 +29,7 @@ from llava_remap.target_model import CLASSIC, check_layout, odd_values, text_con
 
 Dtype = Literal["keep", "bfloat16", "float16", "float32"]
 Vocab = Literal["keep", "pad"] | int
+ProjectorForm = Literal["identity", "gelu"]
 _STORED_AS = {"keep": None, "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -42,6 +43,7 @@ class Options:
     max_shard_nbytes: int | None = None
     dry_run: bool = False
     offline: bool = False
+    projector_form: ProjectorForm | None = None
 
     @property
     def stored_as(self) -> str | None:
@@ -62,6 +64,12 @@ class Options:
             raise refuse(
                 "LR211",
                 f"vocab={rows!r}: vocab is keep, pad or a number of rows.",
+                "Write one of them.",
+            )
+        if self.projector_form not in (None, "identity", "gelu"):
+            raise refuse(
+                "LR211",
+                f"projector_form={self.projector_form!r}: projector_form is identity or gelu.",
                 "Write one of them.",
             )
         if self.max_shard_nbytes is not None and self.max_shard_nbytes < 1:
@@ -107,6 +115,7 @@ def plan_job(
     resume: bool = False,
     dry_run: bool = False,
     offline: bool = False,
+    projector_form: ProjectorForm | None = None,
 ) -> Job:
     """Plan a job from headers alone. Only downloads and the cache are written.
 
@@ -128,13 +137,16 @@ def plan_job(
         resume: whether to continue a job that was begun in the output.
         dry_run: whether the job is only planned. Then a manifest can be a source.
         offline: whether to take from the hub only what was downloaded before.
+        projector_form: how a projector of one linear layer is written: `identity` for programs
+            that take the activation from the config, `gelu` for programs that always put a GELU
+            between two layers. None follows the rule file.
 
     Raises:
         RemapError: for a rule file, a source or a command line that can't be read; LR211 for a
             value that an option can't have. Tensors that don't map are in `plan.problems`.
     """
     folder = None if output is None else output_folder(output)
-    options = Options(layout, dtype, vocab, max_shard_nbytes, dry_run, offline)
+    options = Options(layout, dtype, vocab, max_shard_nbytes, dry_run, offline, projector_form)
     job = plan_mapping(rules, sources, options)
     job = replace(job, output=folder or job.output, resume=resume)
     nbytes = None if job.from_manifest else job.disk_nbytes
@@ -192,7 +204,7 @@ def plan_checkpoints(
         file,
         routed.program,
         routed.checkpoints,
-        routed.routes,
+        derived.routes if derived else routed.routes,
         derived.target if derived else None,
         derived.post_load if derived else (),
         (*problems, *incomplete, *(derived.problems if derived else ())),
@@ -272,6 +284,7 @@ def _derived(
             options.layout,
             options.stored_as,
             options.vocab,
+            options.projector_form,
         )
     except RemapError as error:
         problems += _of_sources(error)
@@ -345,6 +358,7 @@ def apply(
     verify: Verify = "meta",
     jobs: int = JOBS,
     offline: bool = False,
+    projector_form: ProjectorForm | None = None,
 ) -> Result:
     """Plan a job and carry it out: `plan_job`, then `run`."""
     job = plan_job(
@@ -357,5 +371,6 @@ def apply(
         max_shard_nbytes=max_shard_nbytes,
         resume=resume,
         offline=offline,
+        projector_form=projector_form,
     )
     return run(job, verify=verify, jobs=jobs)

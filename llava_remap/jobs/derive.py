@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem, RemapError, refuse
@@ -61,10 +61,12 @@ class Derived:
     """The target, derived from rule file and sources.
 
     Attributes:
+        routes: the sources' tensors, moved as post-load rules say.
         norms_about_one: whether the language model's norms are known to have weights of about 1.
     """
 
     target: Target
+    routes: Routes
     config: TargetConfig
     tokens: tuple[PlacedToken, ...]
     vocabulary: Vocabulary | None
@@ -83,6 +85,7 @@ def derive(
     layout: str = CLASSIC,
     dtype: str | None = None,
     vocab: str | int = "pad",
+    projector_form: str | None = None,
 ) -> Derived:
     """Derive tokens, config, parameters and post-load changes from the sources.
 
@@ -91,7 +94,15 @@ def derive(
         dtype: the dtype of every parameter that is written; None keeps the dtype of each.
         vocab: the rows of the embedding: `pad` follows the rule file; `keep` or a number takes the
             place of the rule file's option.
+        projector_form: the form of a projector of one linear layer; None follows the rule file.
     """
+    if projector_form and not any(takes(rule.use, "form") for rule in rules.text.post_load):
+        raise refuse(
+            "LR211",
+            f"--projector-form {projector_form}: {rules.name} is for checkpoints whose projector "
+            "isn't one linear layer.",
+            "Leave the option out.",
+        )
     if rules.target.as_ is not None:
         return _derive_as_source(checkpoints[rules.first_source], routes, layout, dtype, vocab)
     said = text_config(configs) or {}
@@ -122,8 +133,11 @@ def derive(
         config = config.with_dtype(dtype)
     target = _target(rules, config, layout)
     before = _before(routes, target, vocabulary, tokens, dtype)
-    changes, post_load_notes = _post_load(rules, before, vocab)
-    target, config = _changed(target, config, changes)
+    given = {"vocab": None if vocab == "pad" else vocab, "form": projector_form}
+    post_load = _post_load(rules, before, given)
+    changes, routes = post_load.changes, routes.moved(post_load.moved)
+    source_config = config
+    target, config = _changed(target, config, post_load)
 
     images = find_image_processor(_folders(rules, checkpoints, "processor"))
     unread, unread_notes = unread_keys(rules, said, text.unknown)
@@ -131,13 +145,13 @@ def derive(
         *_rows_problems(rules, checkpoints, routes, target, vocabulary, tokens, said, rows, vocab),
         *unread,
         *config_problems(rules, checkpoints),
-        *activation_problems(rules, checkpoints, config),
+        *activation_problems(rules, checkpoints, source_config),
         *image_processor_problems(images, config.tower),
     ]
     notes = [
         *config.notes,
         *unread_of_towers(rules, text.kind, configs),
-        *post_load_notes,
+        *post_load.notes,
         *unread_notes,
         *text_notes(text, target),
     ]
@@ -150,6 +164,7 @@ def derive(
     notes += notices(rules, said)
     return Derived(
         target,
+        routes,
         config,
         tokens,
         vocabulary,
@@ -181,7 +196,9 @@ def _derive_as_source(
     problems = vocabulary_problems(vocabulary, (), said, rows, rows_after, vocab, adds_rows=False)
     notes = (*config.notes, *kept_notes(checkpoint.folder, vocabulary))
     about_one = norms_about_one(config.config)
-    return Derived(target, config, (), vocabulary, None, (), tuple(problems), notes, about_one)
+    return Derived(
+        target, routes, config, (), vocabulary, None, (), tuple(problems), notes, about_one
+    )
 
 
 def _folders(
@@ -252,28 +269,43 @@ def _before(
     return Before(tensors, needed, missing, ids, target.embedding)
 
 
-def _post_load(
-    rules: RuleFile, before: Before, vocab: str | int
-) -> tuple[list[PostLoadChange], list[Problem]]:
-    """The changes that the rule file's post-load rules ask for, and their notes."""
-    changes: list[PostLoadChange] = []
-    notes: list[Problem] = []
+class _PostLoad(NamedTuple):
+    """All that the rule file's post-load rules will do; as in `Effect`."""
+
+    changes: list[PostLoadChange]
+    notes: list[Problem]
+    moved: dict[str, str]
+    config: dict[str, Any]
+
+
+def _post_load(rules: RuleFile, before: Before, given: Mapping[str, Any]) -> _PostLoad:
+    """Ask the rule file's post-load rules.
+
+    Args:
+        given: options that were given beside the rule file, for the plug-ins that have them; None
+            for those that weren't.
+
+    Raises:
+        RemapError: as `plan_changes`; LR212 where two rules change one tensor.
+    """
+    done = _PostLoad([], [], {}, {})
     for number, rule in enumerate(rules.text.post_load):
         with rules.placed("post_load", number):
-            options = rule.with_
-            if vocab != "pad" and takes(rule.use, "vocab"):
-                options = {**options, "vocab": vocab}
+            own = {k: v for k, v in given.items() if v is not None and takes(rule.use, k)}
+            options = {**rule.with_, **own}
             effect = plan_changes(rule.use, options, before)
-            changed = {entry.change.target for entry in changes}
+            changed = {entry.change.target for entry in done.changes}
             if twice := changed & {change.target for change in effect.changes}:
                 raise refuse(
                     "LR212",
                     f"two rules of `post_load` change `{min(twice)}`.",
                     "Take one of them out.",
                 )
-        changes += [PostLoadChange(rule.use, options, change) for change in effect.changes]
-        notes += effect.notes
-    return changes, notes
+        done.changes.extend(PostLoadChange(rule.use, options, one) for one in effect.changes)
+        done.notes.extend(effect.notes)
+        done.moved.update(effect.moved)
+        done.config.update(effect.config)
+    return done
 
 
 def _rows_problems(
@@ -322,11 +354,14 @@ def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes, ta
 
 
 def _changed(
-    target: Target, config: TargetConfig, changes: Sequence[PostLoadChange]
+    target: Target, config: TargetConfig, post_load: _PostLoad
 ) -> tuple[Target, TargetConfig]:
     """Target and config after the changes of post-load rules."""
     shapes = dict(target.shapes)
-    for change in (entry.change for entry in changes if entry.change.shape_before is not None):
+    config = replace(config, config={**config.config, **post_load.config})
+    for change in (
+        entry.change for entry in post_load.changes if entry.change.shape_before is not None
+    ):
         if shapes.get(change.target) == change.shape_before:
             shapes[change.target] = change.shape_after
     for name, other in target.tied.items():

@@ -5,7 +5,7 @@ later.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from llava_remap.core.problem import Problem
@@ -42,10 +42,20 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """All that a post-load rule will do, and notes on it for the user."""
+    """All that a post-load rule will do.
+
+    Attributes:
+        changes: the tensors that it changes or makes.
+        notes: what the user has to know.
+        moved: target name → the other target name that its tensor gets first. `changes` has the
+            names after the move.
+        config: values of the target's config that the changes need, by key.
+    """
 
     changes: tuple[Change, ...]
     notes: tuple[Problem, ...] = ()
+    moved: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +80,28 @@ class Before:
     embedding: str = "language_model.model.embed_tokens.weight"
     head: str = "language_model.lm_head.weight"
 
+    def after(self, moved: Mapping[str, str]) -> Before:
+        """The same model once tensors have got other names."""
+        stay = {name: tensor for name, tensor in self.tensors.items() if name not in moved}
+        tensors = stay | {moved[name]: self.tensors[name] for name in moved}
+        left = {name: self.tensors[name][1] for name in moved}
+        missing = {n: shape for n, shape in {**self.missing, **left}.items() if n not in tensors}
+        return replace(self, tensors=tensors, missing=missing)
+
 
 @dataclass(frozen=True, slots=True)
 class OldBytes:
-    """A run of the tensor's own bytes, row-major, in the dtype that is written. `offset` counts
-    from the tensor's first byte.
+    """A run of the tensor's own bytes, row-major, in the dtype that is written.
+
+    Attributes:
+        offset: counted from the tensor's first byte.
+        nbytes: a number of whole elements.
+        negated: whether each number has the other sign.
     """
 
     offset: int
     nbytes: int
+    negated: bool = False
 
 
 class Reader(Protocol):

@@ -71,6 +71,7 @@ def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect
             replace(change, facts=json.loads(json.dumps(dict(change.facts))))
             for change in effect.changes
         )
+        before = _moved(use, effect.moved, before)
     for change in changes:
         have = before.tensors.get(change.target)
         if change.shape_before is None:
@@ -89,6 +90,21 @@ def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect
         if unknown := [name for name in change.reads if name not in before.tensors]:
             raise _fault(use, f"wants to read `{unknown[0]}`, which the model doesn't have")
     return replace(effect, changes=changes)
+
+
+def _moved(use: str, moved: Mapping[str, str], before: Before) -> Before:
+    """The model with its tensors moved.
+
+    Raises:
+        RemapError: LR212 for a tensor or a parameter that isn't there. Whether another tensor has
+            the name already, the plan checks (LR304).
+    """
+    for name, place in moved.items():
+        if name not in before.tensors or place not in {**before.missing, **before.tensors}:
+            raise _fault(
+                use, f"wants to move `{name}` to `{place}`, and the model doesn't have both"
+            )
+    return before.after(moved)
 
 
 def make_pieces(
@@ -282,7 +298,7 @@ def find_old_bytes(
     reached = at = 0
     with contextlib.suppress(_NotAtHandError):
         for piece in make_pieces(use, options, [change], _not_at_hand)[change.target]:
-            if isinstance(piece, OldBytes):
+            if isinstance(piece, OldBytes) and not piece.negated:
                 heappush(waiting, (piece.offset, piece.nbytes, at))
             at += piece.nbytes if isinstance(piece, OldBytes) else len(piece)
             while waiting and waiting[0][0] <= reached:

@@ -184,8 +184,10 @@ def _new_values(job: Job) -> dict[str, list[str]]:
         title, rows = "Other values", ""
         if before is None:
             title = "Made"
-        elif before != after:
+        elif before[1:] == after[1:] and before != after:
             title, rows = "Vocabulary", f": {before[0]} → {after[0]} rows"
+        elif before != after:
+            rows = f": {list(before)} → {list(after)}"
         sections[title].append(f"  {entry.change.target}{rows} ({entry.use})")
     return sections
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.rewrite import Program, Rewrite, compile_rules
@@ -48,6 +49,9 @@ class RoutedPair:
         return SourceName(self.source, self.a.name), SourceName(self.source, self.b.name)
 
 
+_AnyRouted = TypeVar("_AnyRouted", Routed, RoutedPair)
+
+
 @dataclass(frozen=True, slots=True)
 class Routes:
     """All source tensors.
@@ -70,6 +74,21 @@ class Routes:
     not_given: tuple[str, ...] = ()
     pairs: tuple[RoutedPair, ...] = ()
     replaced: tuple[tuple[Routed, str], ...] = ()
+
+    def moved(self, names: Mapping[str, str]) -> Routes:
+        """The same tensors, of which some have other target names: old target name → new one."""
+
+        def move(routed: _AnyRouted) -> _AnyRouted:
+            target = names.get(routed.rewrite.target or "", routed.rewrite.target)
+            return replace(routed, rewrite=routed.rewrite._replace(target=target))
+
+        return replace(
+            self,
+            taken=tuple(map(move, self.taken)),
+            beside=tuple(map(move, self.beside)),
+            pairs=tuple(map(move, self.pairs)),
+            replaced=tuple((move(routed), source) for routed, source in self.replaced),
+        )
 
     @property
     def produced(self) -> dict[str, Tensor]:

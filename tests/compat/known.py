@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from tests.original.faults import WITHOUT_TORCHVISION
 #: Rule files whose checkpoints here have a config that says `image_aspect_ratio: pad`; `llava` is
 #: their model's type.
 PADDED = ("llava-v1.5", "bakllava", "llava-med-v1.5")
+#: Of the pictures that the towers of small twins take: 14 by 14 patches of 14 pixels.
+TWIN_SIDE = 196
 #: Rule files whose classes take videos.
 WITH_VIDEOS = ("llava-next-video", "llava-onevision", "llava-interleave-onevision", "video-llava")
 
@@ -61,13 +63,16 @@ def _made_as_known(name: str, seen: Seen, installed: Seen) -> Iterator[str]:
     """4.46's pixels are the middle of the picture, the installed version's the whole of it,
     filled up to a square.
     """
-    tower = CASES[name].tower if name in CASES else CLIP  # a twin's tower makes the same pixels
+    tower = CASES[name].tower if name in CASES else CLIP  # a twin's: the same numbers, another side
     recipe = pixels.recipe_of(
         {"image_aspect_ratio": "pad"}, json.loads((tower / "preprocessor_config.json").read_text())
     )
+    if name in FAMILIES:
+        recipe = replace(recipe, side=TWIN_SIDE)
+    shown = picture(recipe.side)
     for of, wanted in (
-        (seen, pixels.cropped(recipe, picture())),
-        (installed, pixels.original(recipe, picture(), "single")),
+        (seen, pixels.cropped(recipe, shown)),
+        (installed, pixels.original(recipe, shown, "single")),
     ):
         got = of.arrays.get(f"{name}/pixel_values")
         if got is None or got.shape != (1, *wanted.shape) or np.abs(got[0] - wanted).max() > PIXELS:
@@ -90,22 +95,15 @@ TORCHVISION = Known(
     lambda name, seen: rules_of(name) in WITH_VIDEOS and not seen.said["has_torchvision"],
     closes=WITHOUT_TORCHVISION,
 )
-#: 4.46 pools videos only of towers whose side is at least the patch's area (196 px).
-SMALL_VIDEO = Known(
-    "yes ³",
-    lambda version: version <= (4, 46),
-    lambda name, seen: rules_of(name) == "llava-next-video",
-    shows=frozenset({"video_generated", "video_logits"}),
-)
 #: 4.46 knows no image processor that pads, and none at all for this model's type.
 UNKNOWN_CLASS = Known(
-    "model and tokenizer ⁴",
+    "model and tokenizer ³",
     lambda version: version <= (4, 46),
     lambda name, seen: rules_of(name) == "vip-llava",
     shows=_PICTURE | {"picture_generated"},
     closes=("ValueError: Unrecognized image processor in ",),
 )
-KNOWN = (CROPPING, TORCHVISION, SMALL_VIDEO, UNKNOWN_CLASS)
+KNOWN = (CROPPING, TORCHVISION, UNKNOWN_CLASS)
 
 
 def known(name: str, seen: Seen) -> Known | None:

@@ -67,17 +67,22 @@ class Heard(logging.Handler):
         self.said.append(record.getMessage())
 
 
-def picture() -> Image.Image:
+def picture(side: int) -> Image.Image:
     """Of a size that is padded evenly when it is tiled: up to 4.51, an odd pixel is lost, and
     all tiles behind it are shifted.
+
+    Args:
+        side: of the pictures that the tower takes, 28 or 196 pixels.
     """
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (42, 56, 3), dtype=np.uint8))
+    size = (side * 11 // 7, side * 2, 3)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
 
 
 def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What one folder is to this version: plain values, and arrays."""
     arrays: dict[str, Any] = {}
     written = json.loads((folder / "config.json").read_text())
+    seen = picture(written["vision_config"]["image_size"])
     dtype = {
         "dtype" if int(transformers.__version__.split(".")[0]) > 4 else "torch_dtype": torch.float32
     }
@@ -108,7 +113,7 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
             text, images = prompt, {}
             if name == "picture" and processor.image_processor is not None:
-                images = {"images": picture()}
+                images = {"images": seen}
             elif name == "picture":  # as the processor does it
                 text = prompt.replace("<image>", "<image>" * written["image_seq_length"])
             # Up to 4.51 Video-LLaVA's processor fails without pictures and videos.
@@ -124,7 +129,7 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         tokens = torch.full((1, model.config.image_seq_length), model.config.image_token_index)
         opened = AutoImageProcessor.from_pretrained(folder)
         said["image_processor"] = name_of(opened)
-        pixels = opened(picture(), return_tensors="pt")["pixel_values"]
+        pixels = opened(seen, return_tensors="pt")["pixel_values"]
         inputs = {
             "words": {"input_ids": ids},
             "picture": {
@@ -143,13 +148,6 @@ def look(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     # its language model is asked.
     inner = getattr(model, "language_model", model)
     classic = inner if hasattr(inner, "lm_head") else model
-    # 4.46 divides by the tower's side over the patch's area, which is 0 for small towers.
-    small = (
-        getattr(model.config, "spatial_pool_stride", None)
-        and model.config.vision_config.image_size < 196
-    )
-    if small and transformers.__version__.startswith("4.46."):
-        del inputs["video"]
     with torch.no_grad():
         for name, given in inputs.items():
             model_or_text = classic if name == "words" else model

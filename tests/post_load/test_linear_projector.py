@@ -23,8 +23,11 @@ from transformers import (
 
 from llava_remap.authoring.shrink import shrink
 from llava_remap.core.dtypes import TORCH_DTYPES
+from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import apply, plan_job
 from llava_remap.jobs.load import load_model
+from llava_remap.post_load import Before
+from llava_remap.post_load.run import load_post_load_rule
 from llava_remap.source import sources
 from llava_remap.verify.record import RECORD
 from tests.conftest import CLIP, DATA, MANIFESTS, RELEASED, Run, Tensors, with_own_digest
@@ -535,3 +538,195 @@ def test_others_are_not_taken(run: Run) -> None:
     )
     assert [problem["code"] for problem in ran.json["problems"]][:1] == ["LR311"]
     assert "this rule file fits: llava-v1 " in json.dumps(ran.json["problems"])
+
+
+# The second form
+
+
+@pytest.fixture(scope="module")
+def gelu(twin: Path) -> Path:
+    """The twin, converted for programs that always put a GELU between two layers."""
+    folder = twin.parent / "gelu"
+    apply("llava-v1", given(twin), folder, verify="full", projector_form="gelu")
+    return folder
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+def test_with_a_gelu_it_computes_what_one_linear_layer_does(
+    stored: str, twin: Path, tmp_path: Path
+) -> None:
+    """But for rounding, and whatever the GELU: exact, or by tanh."""
+    dtype = getattr(torch, TORCH_DTYPES[stored])
+    source = changed(twin, tmp_path / "source", as_dtype(dtype))
+    tower = changed(twin / "vision_tower", tmp_path / "tower", as_dtype(dtype))
+    apply("llava-v1", given(source, tower), "out", verify="full", projector_form="gelu")
+    original = load_file(source / "model.safetensors")
+    weight, bias = (original[f"model.mm_projector.{part}"] for part in ("weight", "bias"))
+    projector = loaded(Path("out"), dtype).model.multi_modal_projector
+    torch.manual_seed(0)
+    for kind in ("none", "tanh"):
+        projector.act = torch.nn.GELU(approximate=kind)
+        for size in (1e-3, 1.0, 1e2):
+            features = (size * torch.randn(50, weight.shape[1])).to(dtype)
+            exact = torch.nn.functional.linear(*(t.double() for t in (features, weight, bias)))
+            with torch.no_grad():
+                found = projector(features).double()
+            assert (found - exact).abs().max() < 4 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "linear", "two"),
+    [
+        (torch.float32, 6e-7, 6e-7),
+        (torch.bfloat16, 3e-3, 4e-3),
+        (torch.float16, 4e-4, 5e-4),
+    ],
+)
+def test_the_errors_that_the_documentation_gives(
+    dtype: torch.dtype, linear: float, two: float
+) -> None:
+    """Of the largest value, with layers as large as LLaVA's; docs/families.md rounds them."""
+    columns, rows = 1024, 4096
+    generator = torch.Generator().manual_seed(0)
+    features, weight, bias = (
+        (torch.randn(*shape, dtype=torch.float64, generator=generator) * scale).to(dtype)
+        for shape, scale in (((576, columns), 1), ((rows, columns), columns**-0.5), ((rows,), 0.1))
+    )
+    exact = torch.nn.functional.linear(features.double(), weight.double(), bias.double())
+    both = torch.nn.functional.gelu(torch.cat([features, -features], 1))
+    for found, most in (
+        (torch.nn.functional.linear(features, weight, bias), linear),
+        (torch.nn.functional.linear(both, torch.cat([weight, -weight], 1), bias), two),
+    ):
+        error = (found.double() - exact).abs().max() / exact.abs().max()
+        assert most / 3 < error < most * 1.25
+
+
+def test_the_logits_of_both_forms(out: Path, gelu: Path) -> None:
+    one, two = (loaded(folder, torch.float32) for folder in (out, gelu))
+    assert two.config.projector_hidden_act == "gelu"
+    torch.manual_seed(0)
+    image = [one.config.image_token_id] * (196 // 14) ** 2
+    inputs = {"input_ids": torch.tensor([[1, 5, *image, 7, 11]])}
+    inputs["pixel_values"] = torch.randn(1, 3, 196, 196)
+    with torch.no_grad():
+        torch.testing.assert_close(one(**inputs).logits, two(**inputs).logits, rtol=0, atol=1e-5)
+
+
+def test_what_is_made_for_a_gelu(twin: Path, gelu: Path) -> None:
+    written, original = tensors_of(gelu), load_file(twin / "model.safetensors")
+    weight, bias = (original[f"model.mm_projector.{part}"] for part in ("weight", "bias"))
+    rows, columns = weight.shape
+    one = torch.eye(columns, dtype=torch.float16)
+    rest = torch.zeros(rows - 2 * columns, columns, dtype=torch.float16)
+    assert torch.equal(written[f"{ONE}.weight"], torch.cat([one, -one, rest]))
+    assert torch.equal(written[f"{ONE}.bias"], torch.zeros(rows, dtype=torch.float16))
+    assert torch.equal(
+        written[f"{SECOND}.weight"],
+        torch.cat([weight, -weight, rest.new_zeros(rows, rows - 2 * columns)], 1),
+    )
+    assert torch.equal(written[f"{SECOND}.bias"], bias)
+
+
+@pytest.mark.parametrize("more", [(), ("--layout", "module-5.6"), ("--dtype", "float32")])
+def test_the_way_back_from_a_gelu(more: tuple[str, ...], twin: Path, run: Run) -> None:
+    form = ("--projector-form", "gelu", *more)
+    ran = run("apply", "llava-v1", *arguments(twin), "--output", "out", *form)
+    assert ran.code == 0, ran.out
+    assert "linear_2.weight: [128, 64] → [128, 128] (identity_layer)" in ran.out
+    against = [argument for source in given(twin) for argument in ("--against", source)]
+    assert run("verify", "out", *against).code == 0
+    assert run("revert", "out", "--output", "back").code == 0
+    original, back = load_file(twin / "model.safetensors"), tensors_of(Path("back/model"))
+    assert set(original) - set(back) == {name for name in original if name.endswith("inv_freq")}
+    assert all(torch.equal(back[name], original[name]) for name in back)
+
+
+def test_a_changed_sign_is_seen(twin: Path, gelu: Path, tmp_path: Path, run: Run) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(gelu, copy)
+    [file] = [path for path in copy.glob("*.safetensors") if f"{SECOND}.weight" in load_file(path)]
+    tensors = load_file(file)
+    tensors[f"{SECOND}.weight"][3, 64 + 4] *= -1
+    save_file(tensors, file, {"format": "pt"})
+    against = [argument for source in given(twin) for argument in ("--against", source)]
+    ran = run("verify", copy, *against, "--format", "json")
+    [problem] = [found for found in ran.json["problems"] if found["code"] == "LR602"]
+    assert (ran.code, problem["names"]) == (1, [f"{SECOND}.weight"])
+
+
+def test_the_plan_of_a_gelu(twin: Path) -> None:
+    job = plan_job("llava-v1", given(twin), dry_run=True, projector_form="gelu")
+    assert job.derived is not None
+    assert job.derived.config.config["projector_hidden_act"] == "gelu"
+    assert {entry.target for entry in job.plan.mapped if entry.is_made} == {
+        f"{ONE}.weight",
+        f"{ONE}.bias",
+    }
+
+
+def test_the_form_of_a_rule_file(twin: Path, gelu: Path, run: Run) -> None:
+    """The same bytes as by the option, which goes before it."""
+    Path("mine.yaml").write_text(
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\npost_load:\n"
+        "  - {use: expand_embeddings, with: {pad_to_multiple_of: 64, init: multivariate_normal, "
+        "scale: 1.0e-5, seed: 0}}\n"
+        f"  - use: identity_layer\n    with: {{form: gelu, after: {ONE}.weight, "
+        f"weight: {SECOND}.weight, bias: {SECOND}.bias}}\n"
+    )
+    assert run("rules", "lint", "mine.yaml").code == 0
+    for output, form, wanted in (
+        ("a", (), "gelu"),
+        ("b", ("--projector-form", "identity"), "linear"),
+    ):
+        assert run("apply", "mine.yaml", *arguments(twin), "--output", output, *form).code == 0
+        assert json.loads(Path(output, "config.json").read_text())["projector_hidden_act"] == wanted
+    ours, theirs = tensors_of(Path("a")), tensors_of(gelu)
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_report_says_which_programs_take_which_form(twin: Path, run: Run) -> None:
+    plain, form = (
+        run("apply", "llava-v1", *arguments(twin), "--dry-run", *more).out
+        for more in ((), ("--projector-form", "gelu"))
+    )
+    assert "vLLM refuses it; llama.cpp and mlx-vlm put a GELU there" in plain
+    assert "--projector-form gelu" in plain
+    assert "that always put a GELU there" in form
+
+
+def test_a_form_for_another_projector(run: Run) -> None:
+    sources = ("--source", RELEASED / "safetensors", "--source", f"vision_tower={CLIP}")
+    form = ("--projector-form", "gelu")
+    ran = run("apply", "llava-v1.5", *sources, "--dry-run", *form, "--format", "json")
+    [problem] = ran.json["problems"]
+    assert (ran.code, problem["code"]) == (2, "LR211")
+    assert "projector isn't one linear layer" in problem["message"]
+    assert run("apply", "llava-v1.5", *sources, "--projector-form", "relu").code == 2
+
+
+def test_a_source_that_has_the_place_of_the_trained_layer(
+    twin: Path, tmp_path: Path, run: Run
+) -> None:
+    Path("mine.yaml").write_text(
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\n"
+        "detect: {absent: []}\n"
+        "names: [{id: second, from: 'model.mm_projector.2.{p}', to: "
+        "'multi_modal_projector.linear_2.{p}'}]\n"
+    )
+    more = {"model.mm_projector.2.weight": torch.eye(128, dtype=torch.float16)}
+    source = changed(twin, tmp_path / "source", lambda tensors: tensors | more)
+    form = ("--projector-form", "gelu", "--format", "json")
+    ran = run("apply", "mine.yaml", *arguments(source), "--output", "out", *form)
+    assert [problem["code"] for problem in ran.json["problems"]] == ["LR304"]
+    assert not Path("out").exists()
+
+
+def test_a_language_model_that_is_too_narrow_for_a_gelu() -> None:
+    rule = load_post_load_rule(
+        "identity_layer",
+        {"form": "gelu", "after": f"{ONE}.weight", "weight": "w", "bias": "b"},
+    )
+    with pytest.raises(RemapError, match="needs 128 rows, two for each column"):
+        rule.plan(Before({f"{ONE}.weight": ("F16", (127, 64))}, 0))

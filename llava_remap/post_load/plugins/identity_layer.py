@@ -1,19 +1,46 @@
-"""A second linear layer that changes nothing, for a model whose class has one and whose checkpoints
-don't.
+"""A linear layer more that changes nothing, for a model whose class has two and whose checkpoints
+have one.
 
 LLaVA 1.0 has one linear layer between tower and language model; transformers' LLaVA has two with an
-activation between them. With the trained first layer, the identity as activation, and a second
-layer with ones on the diagonal and zeros elsewhere, both compute the same: products with 0 or 1 and
-sums with 0 are exact. Only the sign of a zero is lost, and inf becomes NaN.
+activation between them. There are two forms in which both compute the same:
+
+- identity: the trained layer is the first, the activation is the identity, and the second layer has
+  ones on the diagonal and zeros elsewhere. Products with 0 or 1 and sums with 0 are exact. Only the
+  sign of a zero is lost, and inf becomes NaN.
+- gelu: for programs that put a GELU there, whatever the config says. gelu(x) - gelu(-x) = x, since
+  gelu(x) = x * F(x) with F(x) + F(-x) = 1; this holds for its usual approximations too. The first
+  layer gives x and -x, and the trained layer is the second: its weight for x, the negated weight
+  for -x. The result is rounded a few times more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llava_remap.post_load import Before, Change, Effect, OldBytes, Reader, from_float64, refuse
+from llava_remap.post_load import (
+    Before,
+    Change,
+    Effect,
+    OldBytes,
+    Problem,
+    Reader,
+    from_float64,
+    refuse,
+)
+
+_IDENTITY = (
+    "the projector is one linear layer, so the config names the activation `linear`. transformers "
+    "takes it. vLLM refuses it; llama.cpp and mlx-vlm put a GELU there and compute something else "
+    "without a word."
+)
+_OTHER_FORM = "For these programs, convert with --projector-form gelu."
+_GELU = (
+    "the projector is one linear layer, written as two with a GELU between them that compute the "
+    "same but for rounding: for vLLM, llama.cpp and other programs that always put a GELU there."
+)
 
 
 class IdentityLayer(BaseModel):
@@ -23,19 +50,29 @@ class IdentityLayer(BaseModel):
 
     after: str = Field(
         min_length=1,
-        description="the weight of the layer before; the new layer has its dtype and as many rows",
+        description="the weight of the first layer, which the trained weight is renamed to",
     )
-    weight: str = Field(
-        min_length=1, description="the weight that is made: ones on the diagonal, zeros elsewhere"
+    weight: str = Field(min_length=1, description="the weight of the second layer")
+    bias: str = Field(min_length=1, description="the bias of the second layer")
+    form: Literal["identity", "gelu"] = Field(
+        "identity",
+        description="identity: the second layer is made, for programs that take the activation "
+        "from the config; gelu: the first layer is made, and the trained layer is the second, for "
+        "programs that always put a GELU between the two. On the command line: `--projector-form`",
     )
-    bias: str = Field(min_length=1, description="the bias that is made: zeros")
+    activation: str = Field(
+        "projector_hidden_act",
+        min_length=1,
+        description="the key of the activation in the config; `form: gelu` sets it to gelu",
+    )
 
     def plan(self, before: Before) -> Effect:
-        """Both tensors. Without the layer before, the rule makes none, and the plan reports the
-        layer as missing.
+        """All tensors of the layer that is made. Without the trained one, the rule makes none, and
+        the plan reports the layer as missing.
 
         Raises:
-            RemapError: LR212 where the weight of the layer before isn't a matrix.
+            RemapError: LR212 where the trained weight isn't a matrix, or has too few rows for
+                `form: gelu`.
         """
         if self.after not in before.tensors:
             return Effect(())
@@ -47,13 +84,32 @@ class IdentityLayer(BaseModel):
                 "linear layer has two dimensions.",
                 "Name the weight of a linear layer.",
             )
-        rows = shape[0]
-        return Effect(
-            (
+        rows, columns = shape
+        if self.form == "identity":
+            made = (
                 Change(self.weight, dtype, None, (rows, rows), ()),
                 Change(self.bias, dtype, None, (rows,), ()),
             )
+            return Effect(made, (Problem("LR315", _IDENTITY, _OTHER_FORM),))
+        if rows < 2 * columns:
+            raise refuse(
+                "LR212",
+                f"`identity_layer` with `form: gelu` needs {2 * columns} rows, two for each column "
+                f"of `{self.after}`, which is {list(shape)}.",
+                "Take `form: identity`, and a program that knows the activation `linear`.",
+            )
+        bias = self.after.removesuffix("weight") + "bias"
+        moved = {
+            name: to
+            for name, to in ((self.after, self.weight), (bias, self.bias))
+            if name in before.tensors
+        }
+        changes = (
+            Change(self.weight, dtype, shape, (rows, rows), (self.weight,)),
+            Change(self.after, dtype, None, shape, ()),
+            Change(bias, dtype, None, (rows,), ()),
         )
+        return Effect(changes, (Problem("LR315", _GELU),), moved, {self.activation: "gelu"})
 
     def pieces(
         self, changes: Sequence[Change], read: Reader
@@ -61,8 +117,8 @@ class IdentityLayer(BaseModel):
         """Row by row."""
         return {change.target: self._rows(change) for change in changes}
 
-    def _rows(self, change: Change) -> Iterator[bytes]:
-        """The rows of weight or bias. The shape tells which, since names differ between layouts."""
+    def _rows(self, change: Change) -> Iterator[OldBytes | bytes]:
+        """The rows of weight or bias. The shapes tell which, since names differ between layouts."""
         import numpy as np
 
         one = from_float64(np.ones(1), change.dtype)
@@ -70,5 +126,17 @@ class IdentityLayer(BaseModel):
         size = change.shape_after[0]
         if len(change.shape_after) == 1:
             yield zero * size
+        elif change.shape_before is not None:
+            taken = change.shape_before[1]
+            nbytes, rest = taken * len(one), zero * (size - 2 * taken)
+            for row in range(size):
+                yield OldBytes(row * nbytes, nbytes)
+                yield OldBytes(row * nbytes, nbytes, negated=True)
+                yield rest
         else:
-            yield from (zero * row + one + zero * (size - 1 - row) for row in range(size))
+            columns = change.shape_after[1]
+            minus = from_float64(-np.ones(1), change.dtype)
+            for row in range(size):
+                number = one if row < columns else minus if row < 2 * columns else zero
+                at = row % columns
+                yield zero * at + number + zero * (columns - 1 - at)
