@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from llava_remap.authoring.shrink import shrink
 from llava_remap.jobs.apply import Dtype, apply
+from llava_remap.target_model.wanted import CLASSIC
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Tensors
 from tests.families import RULES_OF
 
@@ -194,12 +195,16 @@ def convert(case: Case, work: Path, output: Path) -> None:
     apply(case.rules, sources, output)
 
 
-def convert_family(name: str, work: Path, output: Path, dtype: Dtype = "keep") -> None:
+def convert_family(
+    name: str, work: Path, output: Path, dtype: Dtype = "keep", layout: str = CLASSIC
+) -> None:
     """Make one of the small twins in `work` and convert it."""
-    convert_twin(FAMILIES[name], work, output, dtype)
+    convert_twin(FAMILIES[name], work, output, dtype, layout)
 
 
-def convert_twin(twin: Twin, work: Path, output: Path, dtype: Dtype = "keep") -> None:
+def convert_twin(
+    twin: Twin, work: Path, output: Path, dtype: Dtype = "keep", layout: str = CLASSIC
+) -> None:
     """Make a small twin in `work` and convert it."""
     shrink(MANIFESTS / f"{twin.manifest}.json", work)
     change(work / "config.json", **(twin.config or {}))
@@ -208,7 +213,8 @@ def convert_twin(twin: Twin, work: Path, output: Path, dtype: Dtype = "keep") ->
             file.unlink()
         for file in STATE_DICT.glob("*token*"):
             shutil.copy(file, work)
-    apply(twin.rules, [str(work), f"vision_tower={work / 'vision_tower'}"], output, dtype=dtype)
+    sources = [str(work), f"vision_tower={work / 'vision_tower'}"]
+    apply(twin.rules, sources, output, dtype=dtype, layout=layout)
 
 
 def change(path: Path, **entries: Any) -> None:

@@ -25,8 +25,8 @@ os.environ |= {
 
 import numpy as np
 from PIL import Image
-from vllm import LLM, SamplingParams  # type: ignore[import-not-found, unused-ignore]
-from vllm.entrypoints.openai.chat_completion.protocol import (  # type: ignore[import-not-found, unused-ignore]
+from vllm import LLM, SamplingParams
+from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
 )
 
