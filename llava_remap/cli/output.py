@@ -191,7 +191,7 @@ def carry_out(
         if in_json:
             print_json(plan_json(job, result, predicted))
         elif result is not None:
-            print_result(Console(soft_wrap=True), result, job.plan)
+            print_result(Console(soft_wrap=True), result, job)
         if result is None:
             print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
             print(f"\n{kept(job.output) or 'Nothing of it is left.'}", file=sys.stderr)

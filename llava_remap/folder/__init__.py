@@ -15,6 +15,7 @@ from llava_remap.folder.processor import (
     stock_notes,
     video_processor_notes,
 )
+from llava_remap.folder.programs import program_notes, serving
 from llava_remap.folder.scratch import scratch_folder
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "keep_files",
     "kept_notes",
     "make_files",
+    "program_notes",
     "read_generation_config",
     "scratch_folder",
+    "serving",
     "stock_notes",
     "video_processor_notes",
 ]

@@ -11,7 +11,13 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.core import Exit, Problem, RemapError, refuse
 from llava_remap.core.wording import quoted
 from llava_remap.execute import JOBS
-from llava_remap.folder import Parts, keep_files, make_files, read_generation_config
+from llava_remap.folder import (
+    Parts,
+    keep_files,
+    make_files,
+    program_notes,
+    read_generation_config,
+)
 from llava_remap.jobs.derive import Derived, derive
 from llava_remap.jobs.job import Job, manifest_problems, refused
 from llava_remap.jobs.output import output_folder, output_problems
@@ -308,7 +314,9 @@ def _small_files(
         generation = read_generation_config(folders)
         if file.target.as_ is not None:
             folder = routed.checkpoints[file.first_source].folder
-            return keep_files(folder, derived.config.config, derived.vocabulary, generation)
+            kept = keep_files(folder, derived.config.config, derived.vocabulary, generation)
+            notes += program_notes(kept)
+            return kept
         pads = (routed.text or {}).get("image_aspect_ratio") == "pad"
         parts = Parts(
             file,
@@ -323,7 +331,7 @@ def _small_files(
     except RemapError as error:
         problems += _of_sources(error)
         return {}
-    notes += told
+    notes += [*told, *program_notes(made)]
     return made
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.core import counted, quote, size
+from llava_remap.folder import serving
 from llava_remap.report.plan import note_line
 from llava_remap.report.terminal import (
     folded_above,
@@ -23,9 +24,9 @@ if TYPE_CHECKING:  # all reports are imported together
     from llava_remap.authoring.shrink import Shrunk
     from llava_remap.checkpoint import Checkpoint
     from llava_remap.jobs.inspection import Inspection
+    from llava_remap.jobs.job import Job
     from llava_remap.jobs.revert import Restored, Reversion
     from llava_remap.jobs.run import Result
-    from llava_remap.plan import Plan
     from llava_remap.routing.fits import Fit
     from llava_remap.verify import Verification
 
@@ -55,9 +56,11 @@ _NEAREST = 3
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "image_size")
 
 
-def print_result(console: Console, result: Result, plan: Plan) -> None:
-    """What was written and how it was checked."""
-    checked = _CHECKED_BACK if plan.layout == "original" else _CHECKED
+def print_result(console: Console, result: Result, job: Job) -> None:
+    """What was written, how it was checked, and which programs load it with which command."""
+    plan, back = job.plan, job.plan.layout == "original"
+    checked = _CHECKED_BACK if back else _CHECKED
+    programs = {} if back else serving(shown(result.output), job.small_files, plan.layout)
     write(
         console,
         Text.assemble(
@@ -70,6 +73,12 @@ def print_result(console: Console, result: Result, plan: Plan) -> None:
         *(note_line(note) for note in result.notes if note not in plan.notes or note.lacks),
         f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}",
     )
+    width = max(map(len, programs), default=0)
+    lines = [
+        Text.assemble("  ", (program.ljust(width), "bold"), f"  {command}")
+        for program, command in programs.items()
+    ]
+    write_section(console, "Load and serve", lines)
 
 
 def print_verification(console: Console, checked: Verification) -> None:

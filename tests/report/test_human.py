@@ -29,7 +29,7 @@ from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run
 )
 def test_names_in_a_sentence(number: int, told: str) -> None:
     """Four lines of folded names, and how many more there are."""
-    plan = plan_job("llava-v1.5", [MANIFESTS / "llava-v1.5-7b.json"], "out", dry_run=True).plan
+    job = plan_job("llava-v1.5", [MANIFESTS / "llava-v1.5-7b.json"], "out", dry_run=True)
     note = Problem(
         "LR312",
         "the facts.",
@@ -37,7 +37,7 @@ def test_names_in_a_sentence(number: int, told: str) -> None:
     )
     text = StringIO()
     print_result(
-        Console(file=text), Result(Path("out"), (), 0, 0.0, "meta", (note,), Used(0, 0)), plan
+        Console(file=text), Result(Path("out"), (), 0, 0.0, "meta", (note,), Used(0, 0)), job
     )
     [line] = [line for line in text.getvalue().splitlines() if "LR312" in line]
     assert line.endswith(told)

@@ -1,0 +1,90 @@
+"""What programs other than transformers need of a folder, and the commands with which they take it.
+
+docs/programs.md has what was tried, with which versions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llava_remap.core.escaped import quote
+from llava_remap.core.problem import Problem
+
+#: Text models whose tokenizers llama.cpp's converter reads from `tokenizer.model`, if they are
+#: SentencePiece's.
+_SENTENCEPIECE = ("llama", "mistral")
+_BYTE_FALLBACK = re.compile(rb'"byte_fallback"\s*:\s*true')
+#: vLLM has no such class, and SGLang knows its parameters by the names of this layout alone.
+_VIDEO_LLAVA, _VIDEO_LAYOUT = "VideoLlavaForConditionalGeneration", "module-5.6"
+
+
+def program_notes(files: Mapping[str, bytes]) -> list[Problem]:
+    """LR315 for what vLLM and llama.cpp do otherwise with a folder, and what helps.
+
+    Args:
+        files: the folder's small files, by name.
+    """
+    notes: list[Problem] = []
+    if (tokenizer := files.get("tokenizer.json")) is None:
+        return notes
+    kind = json.loads(files["config.json"])["text_config"]["model_type"]
+    by_model = kind in _SENTENCEPIECE and _BYTE_FALLBACK.search(tokenizer) is not None
+    if by_model and "tokenizer.model" not in files:
+        cause = (
+            "llama.cpp reads the tokenizer of this language model from tokenizer.model, and no "
+            "source has that file. What its converter makes of tokenizer.json doesn't load."
+        )
+        fix = "For llama.cpp, put the base model's tokenizer.model beside the source's tokenizer."
+        notes.append(Problem("LR315", cause, fix))
+    if begins := _first_token(tokenizer):
+        cause = (
+            f"vLLM's chat API leaves out `{begins}` at the beginning of a prompt, with which the "
+            "model was trained."
+        )
+        notes.append(Problem("LR315", cause, 'Send "add_special_tokens": true with each request.'))
+    return notes
+
+
+def _first_token(tokenizer: bytes) -> str:
+    """The token that a `tokenizer.json` puts in front of every text; empty for none."""
+    text = tokenizer.decode("utf-8")
+    if (at := text.find('"post_processor"')) < 0:
+        return ""
+    value = text[at:].partition(":")[2].lstrip()
+    return next(_templates(json.JSONDecoder().raw_decode(value)[0]), "")
+
+
+def _templates(processor: Any) -> Iterator[str]:
+    """The first tokens of the templates in a post-processor, which may be several in one."""
+    if isinstance(processor, Mapping):
+        for inner in processor.get("processors") or ():
+            yield from _templates(inner)
+        first: Mapping[str, Any] = next(iter(processor.get("single") or ()), {})
+        if "SpecialToken" in first:
+            yield first["SpecialToken"]["id"]
+
+
+def serving(folder: str, files: Mapping[str, bytes], layout: str) -> dict[str, str]:
+    """By program, the command or the call that takes a folder; none for a program that can't.
+
+    Args:
+        folder: its path, as it is shown.
+        files: its small files, by name.
+        layout: the layout of its names.
+    """
+    config, quoted = json.loads(files["config.json"]), quote(folder)
+    made = {"transformers": f"AutoModelForImageTextToText.from_pretrained({folder!r})"}
+    if "tokenizer.json" not in files:
+        return made
+    is_video_llava = config["architectures"] == [_VIDEO_LLAVA]
+    if not is_video_llava and config.get("projector_hidden_act") != "linear":
+        made["vLLM"] = f"vllm serve {quoted}"
+    if not is_video_llava or layout == _VIDEO_LAYOUT:
+        made["SGLang"] = (
+            f"python -m sglang.launch_server --model-path {quoted} --model-impl transformers"
+        )
+    made["llama.cpp"] = f"python convert_hf_to_gguf.py {quoted} (the language model alone)"
+    return made
