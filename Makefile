@@ -45,8 +45,15 @@ programs: install $(PROGRAMS:%=.venv/%/installed)  ## install the programs of .c
 $(PROGRAMS:%=.venv/%/installed): .venv/%/installed: .ci/programs.txt $(wildcard .ci/programs/*.txt) | $(INSTALLED)
 	line="$$(sed -n 's/^$* //p' .ci/programs.txt)"; \
 	if [ "$$(cat $@ 2>/dev/null)" != "$$line" ] || [ .ci/programs/$*.txt -nt $@ ]; then \
-	  $(PYTHON) -m venv --clear $(@D) && \
-	  $(@D)/bin/pip install --quiet --disable-pip-version-check $$line && echo "$$line" >$@; \
+	  rm -rf $(@D) && \
+	  case "$$line" in \
+	  source\ *) \
+	    $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(@D) $${line#source } && \
+	    tar -xzf $(@D)/*.tar.gz -C $(@D) --strip-components 1 && rm $(@D)/*.tar.gz ;; \
+	  *) \
+	    $(PYTHON) -m venv $(@D) && \
+	    $(@D)/bin/pip install --quiet --disable-pip-version-check $$line ;; \
+	  esac && echo "$$line" >$@; \
 	fi
 	@touch $@
 

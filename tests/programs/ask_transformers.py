@@ -18,13 +18,14 @@ QUESTION = "Name 3 things in it, and say which of them is nearest: the cat, the 
 FRAMES = 8
 
 
-def ask(folder: Path, tokens: int, shown: Path) -> dict[str, Any]:
+def ask(folder: Path, tokens: int, shown: Path, kinds: list[str] | None = None) -> dict[str, Any]:
     """All questions about one folder and their answers, by kind.
 
     Args:
         folder: the converted folder.
         tokens: how many tokens are generated.
         shown: a new folder for pictures and videos.
+        kinds: the kinds of questions; None for all.
     """
     config = json.loads((folder / "config.json").read_text())
     model_class = getattr(transformers, config["architectures"][0])
@@ -34,6 +35,7 @@ def ask(folder: Path, tokens: int, shown: Path) -> dict[str, Any]:
     return {
         kind: {"question": question, "answer": answer(model, processor, question, tokens)}
         for kind, question in questions.items()
+        if kinds is None or kind in kinds
     }
 
 
@@ -96,7 +98,8 @@ def main(given: Path, answered: Path) -> None:
     torch.set_num_threads(1)
     asked = json.loads(given.read_text())
     answers = {
-        name: ask(Path(of["folder"]), of["tokens"], Path(of["shown"])) for name, of in asked.items()
+        name: ask(Path(of["folder"]), of["tokens"], Path(of["shown"]), of.get("kinds"))
+        for name, of in asked.items()
     }
     answered.write_text(json.dumps(answers))
 
