@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from llava_remap.authoring.shrink import shrink
-from llava_remap.jobs.apply import Dtype, apply
-from llava_remap.target_model.wanted import CLASSIC
+from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Tensors
 from tests.families import RULES_OF
 
@@ -195,17 +194,13 @@ def convert(case: Case, work: Path, output: Path) -> None:
     apply(case.rules, sources, output)
 
 
-def convert_family(
-    name: str, work: Path, output: Path, dtype: Dtype = "keep", layout: str = CLASSIC
-) -> None:
-    """Make one of the small twins in `work` and convert it."""
-    convert_twin(FAMILIES[name], work, output, dtype, layout)
+def convert_family(name: str, work: Path, output: Path, **options: Any) -> None:
+    """Make one of the small twins in `work` and convert it, with `options` of `apply`."""
+    convert_twin(FAMILIES[name], work, output, **options)
 
 
-def convert_twin(
-    twin: Twin, work: Path, output: Path, dtype: Dtype = "keep", layout: str = CLASSIC
-) -> None:
-    """Make a small twin in `work` and convert it."""
+def convert_twin(twin: Twin, work: Path, output: Path, **options: Any) -> None:
+    """Make a small twin in `work` and convert it, with `options` of `apply`."""
     shrink(MANIFESTS / f"{twin.manifest}.json", work)
     change(work / "config.json", **(twin.config or {}))
     if not any(kind in twin.manifest for kind in _ONE_FILE):
@@ -214,7 +209,7 @@ def convert_twin(
         for file in STATE_DICT.glob("*token*"):
             shutil.copy(file, work)
     sources = [str(work), f"vision_tower={work / 'vision_tower'}"]
-    apply(twin.rules, sources, output, dtype=dtype, layout=layout)
+    apply(twin.rules, sources, output, **options)
 
 
 def change(path: Path, **entries: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.compat.checkpoints import FAMILIES
+from tests.compat.checkpoints import FAMILIES, convert_family
 from tests.compat.known import WITH_VIDEOS
 from tests.programs.outcomes import (
     EQUAL,
@@ -39,6 +39,8 @@ LIMITS = (
         "'VideoLlavaProcessor' object has no attribute '_get_num_multimodal_tokens'",
     ),
 )
+#: Has a linear projector, and vLLM's limit is met by another form of the projector.
+LINEAR, GELU = "llava-lightning-7b-v1-1.released", "gelu"
 KINDS = ("text", "picture", "padded", "video")
 ASKED = [
     (name, kind)
@@ -55,8 +57,12 @@ LOADED = [
 
 @pytest.fixture(scope="module")
 def said(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("ask_vllm.py")
-    answers: dict[str, Any] = ask("vllm", script, twins.asked(), tmp_path_factory.mktemp("vllm"))
+    """What vLLM says of the twins, and of the second form of a linear projector."""
+    work = tmp_path_factory.mktemp("vllm")
+    convert_family(LINEAR, work / "twin", work / GELU, dtype="float32", projector_form=GELU)
+    asked = twins.asked()
+    asked[GELU] = {**asked[LINEAR], "folder": str(work / GELU)}
+    answers: dict[str, Any] = ask("vllm", Path(__file__).with_name("ask_vllm.py"), asked, work)
     return answers
 
 
@@ -69,6 +75,14 @@ def outcomes(twins: Twins, said: dict[str, Any]) -> Outcomes:
 def test_it_answers_as_transformers_does(name: str, kind: str, outcomes: Outcomes) -> None:
     """Prompt ids and greedy tokens equal, log-probabilities within `LOGPROBS`."""
     assert explain(name, kind, outcomes[name][kind], LIMITS) is None
+
+
+@pytest.mark.parametrize("kind", [kind for name, kind in ASKED if name == LINEAR])
+def test_the_second_form_of_a_linear_projector_lifts_the_limit(
+    kind: str, twins: Twins, said: dict[str, Any]
+) -> None:
+    """It answers what transformers answers of the first form."""
+    assert judge(twins.answers[LINEAR][kind], said[GELU][kind]) == EQUAL
 
 
 def test_every_question_is_asked(outcomes: Outcomes) -> None:
