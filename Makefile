@@ -40,6 +40,7 @@ versions: $(VERSIONS:%=.venv/transformers-%/installed)  ## other versions of tra
 
 programs: install $(PROGRAMS:%=.venv/%/installed)  ## install the programs of .ci/programs.txt, and ask each about every family
 	LLAVA_REMAP_PROGRAMS=required $(BIN)/python -m pytest -rs -m 'programs and not long'
+	$(BIN)/python -m tools.programs_table
 
 # A new line in programs.txt, or a new list, installs its own program again, and no other.
 $(PROGRAMS:%=.venv/%/installed): .venv/%/installed: .ci/programs.txt $(wildcard .ci/programs/*.txt) | $(INSTALLED)
