@@ -8,7 +8,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,27 @@ def kind_of(name: str) -> str:
     return "qwen2" if "qwen" in manifest else "llama3" if "llama3" in manifest else "sentencepiece"
 
 
-def read_vocabularies() -> dict[str, Vocabulary]:
-    return {kind: read_vocabulary(SOURCE, name) for kind, name in VOCABULARIES.items()}
+@cache
+def vocabulary_of(kind: str) -> Vocabulary:
+    """The vocabulary of a kind of tokenizer."""
+    return read_vocabulary(SOURCE, VOCABULARIES[kind])
+
+
+def make_folders(work: Path) -> dict[str, Path]:
+    """Every family's twin with its real tokenizer, converted; in two processes.
+
+    Args:
+        work: an existing folder.
+    """
+    folders = {name: work / "out" / name for name in FAMILIES}
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        list(pool.map(_make_folder, FAMILIES, (work / name for name in FAMILIES), folders.values()))
+    return folders
+
+
+def _make_folder(name: str, checkpoint: Path, output: Path) -> None:
+    make_checkpoint(name, vocabulary_of(kind_of(name)), checkpoint)
+    convert(name, checkpoint, output)
 
 
 def make_checkpoint(name: str, vocabulary: Vocabulary, checkpoint: Path) -> None:

@@ -18,21 +18,22 @@ from transformers import AutoTokenizer
 from llava_remap.jobs.apply import apply
 from tests.compat.checkpoints import FAMILIES, change
 from tests.conftest import CLIP, RELEASED, TINY
-from tests.programs import gguf_files
 from tests.programs.gguf_files import (
     CONVERTER,
     Ended,
     Mmproj,
     encoder_config,
     kind_of,
+    make_folders,
     make_mmproj,
     read_gguf,
     run_scripts,
     text_command,
+    vocabulary_of,
 )
 from tests.programs.run import ask, ask_transformers, demand
 from tests.programs.twins import TOKENS
-from tests.programs.vocabularies import Vocabulary, read_fields
+from tests.programs.vocabularies import read_fields
 
 pytestmark = [pytest.mark.programs, pytest.mark.llama_cpp]
 
@@ -67,21 +68,17 @@ class Asked:
     """All families.
 
     Attributes:
-        checkpoints: small twins with real tokenizers, in the research code's format.
-        folders: the same, converted.
+        folders: small twins with real tokenizers, converted.
         files: GGUF files of their language models.
         ended: how the converter ended.
-        vocabularies: of the real tokenizers, by kind.
         wanted: transformers' questions and answers.
         said: llama.cpp's answers.
         work: a folder for more.
     """
 
-    checkpoints: dict[str, Path]
     folders: dict[str, Path]
     files: dict[str, Path]
     ended: dict[str, Ended]
-    vocabularies: dict[str, Vocabulary]
     wanted: dict[str, Any]
     said: dict[str, Any]
     work: Path
@@ -92,13 +89,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     demand("llama_cpp_source")
     demand("llama_cpp_transformers")
     work = tmp_path_factory.mktemp("llama_cpp")
-    vocabularies = gguf_files.read_vocabularies()
-    checkpoints = {name: work / name for name in FAMILIES}
-    folders = {name: work / "out" / name for name in FAMILIES}
+    folders = make_folders(work)
     files = {name: work / f"{name}.gguf" for name in FAMILIES}
-    for name, checkpoint in checkpoints.items():
-        gguf_files.make_checkpoint(name, vocabularies[kind_of(name)], checkpoint)
-        gguf_files.convert(name, checkpoint, folders[name])
     folders["no tokenizer.model"] = work / "out" / "no tokenizer.model"
     shutil.copytree(folders[LLAVA], folders["no tokenizer.model"])
     (folders["no tokenizer.model"] / "tokenizer.model").unlink()
@@ -117,7 +109,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
             "model": str(file),
             "tokens": TOKENS,
             "prompts": {"text": wanted[name]["text"]["question"]["prompt"]},
-            "cases": [text for text, _ in vocabularies[kind_of(name)].cases]
+            "cases": [text for text, _ in vocabulary_of(kind_of(name)).cases]
             if name in TOKENIZERS.values()
             else [],
         }
@@ -125,7 +117,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
         if name in FAMILIES and not ended[name].code
     }
     said = ask("llama_cpp", HERE / "ask_llama_cpp.py", questions, work)
-    return Asked(checkpoints, folders, files, ended, vocabularies, wanted, said, work)
+    return Asked(folders, files, ended, wanted, said, work)
 
 
 def _ask_transformers(folders: dict[str, Path], work: Path) -> Any:
@@ -160,7 +152,7 @@ def test_tokenizers_are_the_genuine_ones(kind: str, asked: Asked) -> None:
     """The folder's tokenizer, and llama.cpp's from the GGUF file, make of each text the ids that
     llama.cpp recorded of the genuine tokenizer.
     """
-    cases = asked.vocabularies[kind].cases
+    cases = vocabulary_of(kind).cases
     tokenizer = AutoTokenizer.from_pretrained(asked.folders[TOKENIZERS[kind]])
     wanted = [ids for _, ids in cases]
     assert len(wanted) > 40
