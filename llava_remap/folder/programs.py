@@ -17,6 +17,8 @@ from llava_remap.core.problem import Problem
 #: SentencePiece's.
 _SENTENCEPIECE = ("llama", "mistral")
 _BYTE_FALLBACK = re.compile(rb'"byte_fallback"\s*:\s*true')
+#: vLLM has it for videos alone.
+_NEXT_VIDEO = "LlavaNextVideoForConditionalGeneration"
 #: vLLM has no such class, and SGLang knows its parameters by the names of this layout alone.
 _VIDEO_LLAVA, _VIDEO_LAYOUT = "VideoLlavaForConditionalGeneration", "module-5.6"
 
@@ -81,7 +83,8 @@ def serving(folder: str, files: Mapping[str, bytes], layout: str) -> dict[str, s
         return made
     is_video_llava = config["architectures"] == [_VIDEO_LLAVA]
     if not is_video_llava and config.get("projector_hidden_act") != "linear":
-        made["vLLM"] = f"vllm serve {quoted}"
+        some = " (text and videos, no pictures)" * (config["architectures"] == [_NEXT_VIDEO])
+        made["vLLM"] = f"vllm serve {quoted}{some}"
     if not is_video_llava or layout == _VIDEO_LAYOUT:
         made["SGLang"] = (
             f"python -m sglang.launch_server --model-path {quoted} --model-impl transformers"

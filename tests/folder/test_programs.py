@@ -84,6 +84,11 @@ def test_which_programs_take_it(made: dict[str, bytes], layout: str, programs: l
     assert list(serving("./out", made, layout)) == programs
 
 
+def test_what_vllm_takes_of_a_class() -> None:
+    made = serving("./out", files(model="LlavaNextVideoForConditionalGeneration"), "classic")
+    assert made["vLLM"] == "vllm serve ./out (text and videos, no pictures)"
+
+
 def test_a_path_is_quoted() -> None:
     made = serving("./my model's", files(), "classic")
     assert made["transformers"].endswith('("./my model\'s")')
