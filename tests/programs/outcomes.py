@@ -40,12 +40,13 @@ class Limit:
         return FAMILIES[name].rules in self.rules and (not self.kinds or kind in self.kinds)
 
 
-def judge(wanted: Answer, said: Mapping[str, Any]) -> str:
+def judge(wanted: Answer, said: Mapping[str, Any], within: float = LOGPROBS) -> str:
     """Compare a program's answer with transformers'.
 
     Args:
         wanted: what transformers answers.
         said: `ids`, `tokens` and `logprobs` of the program, or its `error`.
+        within: how far the log-probabilities may be away.
     """
     if "error" in said:
         return str(said["error"])
@@ -54,7 +55,7 @@ def judge(wanted: Answer, said: Mapping[str, Any]) -> str:
     if said["tokens"] != wanted.tokens:
         return f"other tokens: {said['tokens']} for {wanted.tokens}"
     away = max(abs(a - b) for a, b in zip(said["logprobs"], wanted.logprobs, strict=True))
-    return EQUAL if away <= LOGPROBS else f"log-probabilities are {away:.1e} away"
+    return EQUAL if away <= within else f"log-probabilities are {away:.1e} away"
 
 
 def judge_all(twins: Twins, said: Mapping[str, Any]) -> Outcomes:
