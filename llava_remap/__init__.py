@@ -1,5 +1,5 @@
-"""llava-remap: research LLaVA checkpoints into ones that transformers, vLLM, SGLang and
-llama.cpp load.
+"""llava-remap: research LLaVA checkpoints into ones that transformers, vLLM and SGLang load
+and that llama.cpp converts.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ from llava_remap.core import Exit, RemapError, refuse
 from llava_remap.core.version import __version__
 
 app = typer.Typer(
-    help="Turn research LLaVA checkpoints into ones that transformers, vLLM, SGLang and llama.cpp "
-    "load.",
+    help="Turn research LLaVA checkpoints into ones that transformers, vLLM and SGLang load and "
+    "that llama.cpp converts.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
