@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +87,8 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    """Two gigabytes of files, which do not stay."""
     demand("llama_cpp_source")
     demand("llama_cpp_transformers")
     work = tmp_path_factory.mktemp("llama_cpp")
@@ -118,7 +120,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
         if name in FAMILIES and not ended[name].code
     }
     said = ask("llama_cpp", HERE / "ask_llama_cpp.py", questions, work)
-    return Asked(folders, files, ended, wanted, said, work)
+    yield Asked(folders, files, ended, wanted, said, work)
+    shutil.rmtree(work)
 
 
 def _ask_transformers(folders: dict[str, Path], work: Path) -> Any:
