@@ -41,7 +41,9 @@ def program_notes(files: Mapping[str, bytes]) -> list[Problem]:
         )
         fix = "For llama.cpp, put the base model's tokenizer.model beside the source's tokenizer."
         notes.append(Problem("LR315", cause, fix))
-    if begins := _first_token(tokenizer):
+    template = files.get("chat_template.jinja", b"").decode()
+    begins = next(_first_tokens(json.loads(tokenizer).get("post_processor")), "")
+    if begins and template and begins not in template and "bos_token" not in template:
         cause = (
             f"vLLM's chat API leaves out `{begins}` at the beginning of a prompt, with which the "
             "model was trained."
@@ -50,30 +52,23 @@ def program_notes(files: Mapping[str, bytes]) -> list[Problem]:
     return notes
 
 
-def _first_token(tokenizer: bytes) -> str:
-    """The token that a `tokenizer.json` puts in front of every text; empty for none."""
-    text = tokenizer.decode("utf-8")
-    if (at := text.find('"post_processor"')) < 0:
-        return ""
-    value = text[at:].partition(":")[2].lstrip()
-    return next(_templates(json.JSONDecoder().raw_decode(value)[0]), "")
-
-
-def _templates(processor: Any) -> Iterator[str]:
-    """The first tokens of the templates in a post-processor, which may be several in one."""
+def _first_tokens(processor: Any) -> Iterator[str]:
+    """The tokens that the post-processors of a `tokenizer.json` put in front of every text."""
     if isinstance(processor, Mapping):
         for inner in processor.get("processors") or ():
-            yield from _templates(inner)
+            yield from _first_tokens(inner)
         first: Mapping[str, Any] = next(iter(processor.get("single") or ()), {})
         if "SpecialToken" in first:
             yield first["SpecialToken"]["id"]
+        elif "cls" in processor:
+            yield processor["cls"][0]
 
 
 def serving(folder: str, files: Mapping[str, bytes], layout: str) -> dict[str, str]:
     """By program, the command or the call that takes a folder; none for a program that can't.
 
     Args:
-        folder: its path, as it is shown.
+        folder: its path; one in the current folder begins with `./`.
         files: its small files, by name.
         layout: the layout of its names.
     """

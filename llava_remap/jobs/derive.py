@@ -96,7 +96,8 @@ def derive(
             place of the rule file's option.
         projector_form: the form of a projector of one linear layer; None follows the rule file.
     """
-    if projector_form and not any(takes(rule.use, "form") for rule in rules.text.post_load):
+    uses = [rule.use for rule in rules.text.post_load]
+    if projector_form and not any(takes(use, "projector_form") for use in uses):
         raise refuse(
             "LR211",
             f"--projector-form {projector_form}: {rules.name} is for checkpoints whose projector "
@@ -132,8 +133,8 @@ def derive(
     if dtype is not None:
         config = config.with_dtype(dtype)
     target = _target(rules, config, layout)
-    before = _before(routes, target, vocabulary, tokens, dtype)
-    given = {"vocab": None if vocab == "pad" else vocab, "form": projector_form}
+    before = _before(routes, target, vocabulary, tokens, dtype, config)
+    given = {"vocab": None if vocab == "pad" else vocab, "projector_form": projector_form}
     post_load = _post_load(rules, before, given)
     changes, routes = post_load.changes, routes.moved(post_load.moved)
     source_config = config
@@ -252,6 +253,7 @@ def _before(
     vocabulary: Vocabulary | None,
     tokens: Sequence[PlacedToken],
     dtype: str | None,
+    config: TargetConfig,
 ) -> Before:
     """What post-load rules are asked about: the tensors after the rename."""
     tensors = {
@@ -266,7 +268,7 @@ def _before(
     }
     ids = {**vocabulary.ids, **{token.text: token.id for token in tokens}} if vocabulary else None
     needed = max((token.id + 1 for token in tokens), default=0)
-    return Before(tensors, needed, missing, ids, target.embedding)
+    return Before(tensors, needed, missing, ids, target.embedding, config=dict(config.config))
 
 
 class _PostLoad(NamedTuple):
@@ -294,13 +296,18 @@ def _post_load(rules: RuleFile, before: Before, given: Mapping[str, Any]) -> _Po
             own = {k: v for k, v in given.items() if v is not None and takes(rule.use, k)}
             options = {**rule.with_, **own}
             effect = plan_changes(rule.use, options, before)
+            used = {n for e in done.changes for n in (e.change.target, *e.change.reads)}
             changed = {entry.change.target for entry in done.changes}
-            if twice := changed & {change.target for change in effect.changes}:
+            twice = changed & {change.target for change in effect.changes}
+            twice |= used & {*effect.moved, *effect.moved.values()}
+            twice |= done.config.keys() & effect.config.keys()
+            if twice:
                 raise refuse(
                     "LR212",
                     f"two rules of `post_load` change `{min(twice)}`.",
                     "Take one of them out.",
                 )
+            before = before.after(effect.moved)
         done.changes.extend(PostLoadChange(rule.use, options, one) for one in effect.changes)
         done.notes.extend(effect.notes)
         done.moved.update(effect.moved)

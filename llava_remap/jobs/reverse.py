@@ -16,6 +16,7 @@ from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.jobs.run import OnPhase, OnProgress, Verify
 from llava_remap.jobs.suggest import with_suggestions
 from llava_remap.plan import Layout, build_plan
+from llava_remap.post_load.run import takes
 from llava_remap.rewrite import Program, Rewrite, compile_all
 from llava_remap.routing import Routed, Routes
 from llava_remap.routing.identify import nearest_layout
@@ -170,6 +171,8 @@ def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
             )
         ]
     said = [("architectures", config.get("architectures"), [wanted])]
+    if any(takes(rule.use, "projector_form") for rule in rules.text.post_load):
+        config = {key: value for key, value in config.items() if key != "projector_hidden_act"}
     for key, value in rules.target.config.items():
         const = list(value.const) if isinstance(value.const, tuple) else value.const
         if const is not None and (

@@ -49,7 +49,8 @@ class Effect:
         notes: what the user has to know.
         moved: target name → the other target name that its tensor gets first. `changes` has the
             names after the move.
-        config: values of the target's config that the changes need, by key.
+        config: values of the target's config that the changes need, by key: texts, numbers, true
+            or false.
     """
 
     changes: tuple[Change, ...]
@@ -71,6 +72,7 @@ class Before:
         token_ids: the id of every token, new tokens included; None where no source has a tokenizer.
         embedding: name of the table of token embeddings.
         head: name of the matrix that turns hidden states into logits.
+        config: the target's config.
     """
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
@@ -79,6 +81,7 @@ class Before:
     token_ids: Mapping[str, int] | None = None
     embedding: str = "language_model.model.embed_tokens.weight"
     head: str = "language_model.lm_head.weight"
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def after(self, moved: Mapping[str, str]) -> Before:
         """The same model once tensors have got other names."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 from importlib.metadata import EntryPoint, entry_points
-from math import prod
+from math import isfinite, prod
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GROUP = "llava_remap.post_load"
+#: Keys of the config that decide what the model is.
+_CLASS_KEYS = ("architectures", "model_type", "text_config", "vision_config")
 
 
 def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
@@ -71,6 +73,7 @@ def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect
             replace(change, facts=json.loads(json.dumps(dict(change.facts))))
             for change in effect.changes
         )
+        _check_config(use, effect)
         before = _moved(use, effect.moved, before)
     for change in changes:
         have = before.tensors.get(change.target)
@@ -90,6 +93,18 @@ def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect
         if unknown := [name for name in change.reads if name not in before.tensors]:
             raise _fault(use, f"wants to read `{unknown[0]}`, which the model doesn't have")
     return replace(effect, changes=changes)
+
+
+def _check_config(use: str, effect: Effect) -> None:
+    """LR212 for values of the config that decide the class or are no plain values, and for an
+    effect that the record wouldn't show, since it changes no tensor.
+    """
+    for key, value in effect.config.items():
+        plain = isinstance(value, (str, int)) or (isinstance(value, float) and isfinite(value))
+        if not isinstance(key, str) or key in _CLASS_KEYS or "." in key or not plain:
+            raise _fault(use, f"wants to set `{key}` of the config to {value!r}, which can't be")
+    if (effect.moved or effect.config) and not effect.changes:
+        raise _fault(use, "moves tensors or sets the config, and changes no tensor")
 
 
 def _moved(use: str, moved: Mapping[str, str], before: Before) -> Before:
@@ -141,6 +156,9 @@ def _checked(
                     f"wants bytes {piece.offset} to {piece.offset + piece.nbytes} of "
                     f"`{change.target}`, which has {old}",
                 )
+            whole = not (piece.offset % width or piece.nbytes % width)
+            if piece.negated and not (whole and change.dtype in FLOATS):
+                raise _fault(use, f"wants to negate what are no whole numbers of `{change.target}`")
             made += piece.nbytes
         else:
             _check_made(use, piece, change)

@@ -21,6 +21,8 @@ from llava_remap.report.terminal import (
 )
 
 if TYPE_CHECKING:  # all reports are imported together
+    from pathlib import Path
+
     from llava_remap.authoring.shrink import Shrunk
     from llava_remap.checkpoint import Checkpoint
     from llava_remap.jobs.inspection import Inspection
@@ -60,7 +62,7 @@ def print_result(console: Console, result: Result, job: Job) -> None:
     """What was written, how it was checked, and which programs load it with which command."""
     plan, back = job.plan, job.plan.layout == "original"
     checked = _CHECKED_BACK if back else _CHECKED
-    programs = {} if back else serving(shown(result.output), job.small_files, plan.layout)
+    programs = {} if back else serving(_path(result.output), job.small_files, plan.layout)
     write(
         console,
         Text.assemble(
@@ -79,6 +81,11 @@ def print_result(console: Console, result: Result, job: Job) -> None:
         for program, command in programs.items()
     ]
     write_section(console, "Load and serve", lines)
+
+
+def _path(folder: Path) -> str:
+    """A path for commands, which nothing takes for an option or a name on the hub."""
+    return str(folder) if folder.is_absolute() else f"./{folder}"
 
 
 def print_verification(console: Console, checked: Verification) -> None:

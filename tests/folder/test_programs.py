@@ -26,6 +26,7 @@ def files(
         tokenizer.post_processor = processor
     config = {"text_config": {"model_type": kind}, "architectures": [model], **more}
     return {
+        "chat_template.jinja": b"USER: {{ messages[0].content }}",
         "config.json": json.dumps(config).encode(),
         "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
     }
@@ -34,6 +35,7 @@ def files(
 BOS = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
 NONE = processors.TemplateProcessing("$A", "$A $B", [])
 BYTES = processors.ByteLevel()
+ROBERTA = processors.RobertaProcessing(("</s>", 2), ("<s>", 1))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,10 @@ BYTES = processors.ByteLevel()
         (files("qwen2", processor=processors.Sequence([BYTES, NONE])), []),
         (files("qwen2", processor=BYTES), []),
         (files(processor=BOS), ["tokenizer.model", "`<s>`"]),
+        (files("qwen2", processor=ROBERTA), ["`<s>`"]),
+        # The template writes it itself, so one more would be too many.
+        (files("qwen2", processor=BOS) | {"chat_template.jinja": b"{{ bos_token }}USER:"}, []),
+        (files("qwen2", processor=BOS) | {"chat_template.jinja": b"<s>USER:"}, []),
     ],
 )
 def test_what_is_told(made: dict[str, bytes], said: list[str]) -> None:

@@ -34,6 +34,8 @@ from tests.conftest import CLIP, DATA, MANIFESTS, RELEASED, Run, Tensors, with_o
 
 LIGHTNING = "llava-lightning-7b-v1-1.released"
 ONE, SECOND = (f"multi_modal_projector.linear_{n}" for n in (1, 2))
+ACT = "projector_hidden_act"
+LINEAR = {ACT: "linear"}
 DTYPES = ("F16", "BF16", "F32")
 PARTS = MANIFESTS / "parts"
 
@@ -671,7 +673,7 @@ def test_the_form_of_a_rule_file(twin: Path, gelu: Path, run: Run) -> None:
         "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\npost_load:\n"
         "  - {use: expand_embeddings, with: {pad_to_multiple_of: 64, init: multivariate_normal, "
         "scale: 1.0e-5, seed: 0}}\n"
-        f"  - use: identity_layer\n    with: {{form: gelu, after: {ONE}.weight, "
+        f"  - use: identity_layer\n    with: {{projector_form: gelu, after: {ONE}.weight, "
         f"weight: {SECOND}.weight, bias: {SECOND}.bias}}\n"
     )
     assert run("rules", "lint", "mine.yaml").code == 0
@@ -726,7 +728,32 @@ def test_a_source_that_has_the_place_of_the_trained_layer(
 def test_a_language_model_that_is_too_narrow_for_a_gelu() -> None:
     rule = load_post_load_rule(
         "identity_layer",
-        {"form": "gelu", "after": f"{ONE}.weight", "weight": "w", "bias": "b"},
+        {"projector_form": "gelu", "after": f"{ONE}.weight", "weight": "w", "bias": "b"},
     )
     with pytest.raises(RemapError, match="needs 128 rows, two for each column"):
-        rule.plan(Before({f"{ONE}.weight": ("F16", (127, 64))}, 0))
+        rule.plan(Before({f"{ONE}.weight": ("F16", (127, 64))}, 0, config=LINEAR))
+    with pytest.raises(RemapError, match=r"says projector_hidden_act: linear.*'gelu'"):
+        rule.plan(Before({f"{ONE}.weight": ("F16", (128, 64))}, 0, config={ACT: "gelu"}))
+
+
+def test_an_activation_that_is_kept(twin: Path, run: Run) -> None:
+    """A GELU behind the one layer is another model: the form `gelu` would take it away, and no note
+    says that the config has none.
+    """
+    Path("mine.yaml").write_text(
+        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\n"
+        f"target: {{config: {{{ACT}: {{const: gelu}}}}}}\n"
+    )
+    plain = run("apply", "mine.yaml", *arguments(twin), "--dry-run")
+    assert (plain.code, "the activation `linear`" in plain.out) == (0, False)
+    form = ("--projector-form", "gelu", "--dry-run", "--format", "json")
+    ran = run("apply", "mine.yaml", *arguments(twin), *form)
+    [problem] = ran.json["problems"]
+    assert (ran.code, problem["code"]) == (2, "LR212")
+    assert f"in a config that says {ACT}: linear" in problem["message"]
+
+
+def test_no_way_back_from_a_gelu_without_the_record(gelu: Path, run: Run) -> None:
+    ran = run("revert", gelu, "--rules", "llava-v1", "--output", "back", "--format", "json")
+    assert ran.code == 1
+    assert "tensors that `identity_layer` made" in ran.json["problems"][0]["message"]

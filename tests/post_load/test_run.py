@@ -189,3 +189,35 @@ def test_a_plug_in_is_asked_once_for_all_its_changes() -> None:
         assert asked == [("a", "b")]
         assert list(rules.pieces("a")) == [bytes(4)]
         assert asked == [("a", "b")] * 2, "a tensor that is wanted again is made again"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"config": {"model_type": "x"}}, "wants to set `model_type`"),
+        ({"config": {"a.b": 1}}, "wants to set `a.b`"),
+        ({"config": {"a": float("nan")}}, "wants to set `a` of the config to nan"),
+        ({"config": {"a": [1]}}, "wants to set `a`"),
+        ({"config": {1: "a"}}, "wants to set `1`"),
+        ({"moved": {"b": "a"}}, "wants to move `b` to `a`"),
+        ({"moved": {"a": "b"}}, "wants to move `a` to `b`"),
+    ],
+)
+def test_what_moves_and_sets_is_checked(
+    more: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = Change(NORM, "F16", (4,), (4,), ())
+    monkeypatch.setattr(Plug, "plan", lambda self, before: Effect((change,), **more))
+    assert words in refused(lambda: plan_changes("plug", {}, Before(HAVE, 0)))
+
+
+def test_an_effect_that_changes_no_tensor_moves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record would not name the plug-in."""
+    monkeypatch.setattr(Plug, "plan", lambda self, before: Effect((), moved={"a": NORM, NORM: "a"}))
+    assert "changes no tensor" in refused(lambda: plan_changes("plug", {}, Before(HAVE, 0)))
+
+
+@pytest.mark.parametrize("piece", [OldBytes(1, 6, negated=True), OldBytes(0, 7, negated=True)])
+def test_numbers_are_negated_as_a_whole(piece: OldBytes) -> None:
+    Plug.makes = lambda read: iter([piece, bytes(8)])
+    assert "no whole numbers" in refused(lambda: made(CHANGE))

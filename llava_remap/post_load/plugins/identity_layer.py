@@ -43,6 +43,10 @@ _GELU = (
 )
 
 
+#: The key of the activation in the config of every class that has such a projector.
+_ACTIVATION = "projector_hidden_act"
+
+
 class IdentityLayer(BaseModel):
     """Options of `use: identity_layer`: names of parameters of the model."""
 
@@ -54,16 +58,11 @@ class IdentityLayer(BaseModel):
     )
     weight: str = Field(min_length=1, description="the weight of the second layer")
     bias: str = Field(min_length=1, description="the bias of the second layer")
-    form: Literal["identity", "gelu"] = Field(
+    projector_form: Literal["identity", "gelu"] = Field(
         "identity",
         description="identity: the second layer is made, for programs that take the activation "
         "from the config; gelu: the first layer is made, and the trained layer is the second, for "
         "programs that always put a GELU between the two. On the command line: `--projector-form`",
-    )
-    activation: str = Field(
-        "projector_hidden_act",
-        min_length=1,
-        description="the key of the activation in the config; `form: gelu` sets it to gelu",
     )
 
     def plan(self, before: Before) -> Effect:
@@ -71,8 +70,8 @@ class IdentityLayer(BaseModel):
         the plan reports the layer as missing.
 
         Raises:
-            RemapError: LR212 where the trained weight isn't a matrix, or has too few rows for
-                `form: gelu`.
+            RemapError: LR212 where the trained weight isn't a matrix; for the form `gelu` also
+                where it has too few rows, or the config has an activation to be kept.
         """
         if self.after not in before.tensors:
             return Effect(())
@@ -85,18 +84,27 @@ class IdentityLayer(BaseModel):
                 "Name the weight of a linear layer.",
             )
         rows, columns = shape
-        if self.form == "identity":
+        linear = before.config.get(_ACTIVATION) == "linear"
+        if self.projector_form == "identity":
             made = (
                 Change(self.weight, dtype, None, (rows, rows), ()),
                 Change(self.bias, dtype, None, (rows,), ()),
             )
-            return Effect(made, (Problem("LR315", _IDENTITY, _OTHER_FORM),))
+            return Effect(made, (Problem("LR315", _IDENTITY, _OTHER_FORM),) * linear)
+        if not linear or not self.after.endswith(".weight"):
+            raise refuse(
+                "LR212",
+                "`identity_layer`: the form `gelu` is for a layer whose weight is named "
+                f"`….weight`, in a config that says {_ACTIVATION}: linear. Here they are "
+                f"`{self.after}` and {before.config.get(_ACTIVATION)!r}.",
+                "Take the form `identity`.",
+            )
         if rows < 2 * columns:
             raise refuse(
                 "LR212",
-                f"`identity_layer` with `form: gelu` needs {2 * columns} rows, two for each column "
-                f"of `{self.after}`, which is {list(shape)}.",
-                "Take `form: identity`, and a program that knows the activation `linear`.",
+                f"`identity_layer` in the form `gelu` needs {2 * columns} rows, two for each "
+                f"column of `{self.after}`, which is {list(shape)}.",
+                "Take the form `identity`, and a program that knows the activation `linear`.",
             )
         bias = self.after.removesuffix("weight") + "bias"
         moved = {
@@ -109,7 +117,7 @@ class IdentityLayer(BaseModel):
             Change(self.after, dtype, None, shape, ()),
             Change(bias, dtype, None, (rows,), ()),
         )
-        return Effect(changes, (Problem("LR315", _GELU),), moved, {self.activation: "gelu"})
+        return Effect(changes, (Problem("LR315", _GELU),), moved, {_ACTIVATION: "gelu"})
 
     def pieces(
         self, changes: Sequence[Change], read: Reader
