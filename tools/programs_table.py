@@ -52,7 +52,7 @@ def _cell(names: list[str], outcomes: Outcomes, words: dict[str, int]) -> str:
     parts = []
     for outcome, kinds in sorted(said.items(), key=lambda item: item[0] != EQUAL):
         mark = "" if outcome == EQUAL else f" ({words.setdefault(outcome, len(words) + 1)})"
-        parts.append(f"{'' if outcome == EQUAL else 'not '}{', '.join(kinds)}{mark}")
+        parts.append(f"{'' if outcome == EQUAL else 'not: '}{', '.join(kinds)}{mark}")
     return "; ".join(parts)
 
 
