@@ -184,7 +184,10 @@ def test_a_tie_and_another_head(run: Run, tmp_path: Path) -> None:
         "LR405",
         ["lm_head.weight", "model.embed_tokens.weight"],
     )
-    assert "Set tie_word_embeddings to false" in problem["message"]
+    assert (
+        "set tie_word_embeddings to false in the source's config.json, and in its text_config"
+        in problem["message"]
+    )
     assert not Path("out").exists()
 
 
