@@ -631,12 +631,12 @@ def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch)
         f"model.layers.{layer}.mlp.experts.{number}.{part}.weight": Tensor.of(
             f"{layer}.{number}.{part}", "F16", (1,), None
         )
-        for layer in range(60)
-        for number in range(100)
+        for layer in range(20)
+        for number in range(50)
         for part in ("w1", "w2", "w3")
     } | {
         f"m.{number:032x}.{number % 7}.weight": Tensor.of(str(number), "F16", (1,), None)
-        for number in range(20_000)
+        for number in range(5_000)
     }
     tensors = {name: replace(tensor, name=name) for name, tensor in tensors.items()}
     checkpoint = Checkpoint(Path("big"), "safetensors", tensors, None, None)
@@ -649,7 +649,7 @@ def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Program, "rewrite", counted)
     found = fits(checkpoint)
-    assert len(rewritten) < 5000
+    assert len(rewritten) < 4000 < len(tensors)
     monkeypatch.setattr(
         "llava_remap.routing.fits.names_alike",
         lambda one: {name: [name] for name in one.catalog},
