@@ -136,7 +136,7 @@ def derive(
     before = _before(routes, target, vocabulary, tokens, dtype, config)
     given = {"vocab": None if vocab == "pad" else vocab, "projector_form": projector_form}
     post_load = _post_load(rules, before, given)
-    changes, routes = post_load.changes, routes.moved(post_load.moved)
+    changes, routes = post_load.changes, routes.renamed(post_load.moved)
     source_config = config
     target, config = _changed(target, config, post_load)
 

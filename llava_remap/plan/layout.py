@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from llava_remap.core.problem import Problem
 from llava_remap.plan.model import PostLoadChange
-from llava_remap.routing import Routed, RoutedPair, Routes
+from llava_remap.routing import Routes
 from llava_remap.target_model import CLASSIC, Target
 
 
@@ -39,20 +39,7 @@ class Layout:
 
     def routes(self, routes: Routes) -> Routes:
         """The same routes, to the names of this layout."""
-
-        def routed(entry: Routed) -> Routed:
-            return replace(entry, rewrite=entry.rewrite.renamed(self.names))
-
-        def pair(entry: RoutedPair) -> RoutedPair:
-            return replace(entry, rewrite=entry.rewrite.renamed(self.names))
-
-        return replace(
-            routes,
-            taken=tuple(map(routed, routes.taken)),
-            beside=tuple(map(routed, routes.beside)),
-            pairs=tuple(map(pair, routes.pairs)),
-            replaced=tuple((routed(entry), by) for entry, by in routes.replaced),
-        )
+        return routes.renamed(self.names)
 
     def change(self, entry: PostLoadChange) -> PostLoadChange:
         """The same change of a parameter under its name in this layout."""

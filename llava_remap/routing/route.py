@@ -75,19 +75,18 @@ class Routes:
     pairs: tuple[RoutedPair, ...] = ()
     replaced: tuple[tuple[Routed, str], ...] = ()
 
-    def moved(self, names: Mapping[str, str]) -> Routes:
+    def renamed(self, names: Mapping[str, str]) -> Routes:
         """The same tensors, of which some have other target names: old target name → new one."""
 
-        def move(routed: _AnyRouted) -> _AnyRouted:
-            target = names.get(routed.rewrite.target or "", routed.rewrite.target)
-            return replace(routed, rewrite=routed.rewrite._replace(target=target))
+        def rename(routed: _AnyRouted) -> _AnyRouted:
+            return replace(routed, rewrite=routed.rewrite.renamed(names))
 
         return replace(
             self,
-            taken=tuple(map(move, self.taken)),
-            beside=tuple(map(move, self.beside)),
-            pairs=tuple(map(move, self.pairs)),
-            replaced=tuple((move(routed), source) for routed, source in self.replaced),
+            taken=tuple(map(rename, self.taken)),
+            beside=tuple(map(rename, self.beside)),
+            pairs=tuple(map(rename, self.pairs)),
+            replaced=tuple((rename(routed), source) for routed, source in self.replaced),
         )
 
     @property

@@ -377,8 +377,8 @@ def test_no_way_back_without_the_record(rules: str, words: str, out: Path, run: 
     assert not Path("back").exists()
 
 
-def test_a_source_that_has_what_is_made(twin: Path, tmp_path: Path, run: Run) -> None:
-    """It is told, and neither takes the other's place."""
+def with_both_layers(twin: Path, copy: Path) -> Path:
+    """A copy with a second layer of its own, and `mine.yaml`, which takes it."""
     Path("mine.yaml").write_text(
         "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\n"
         "detect: {absent: []}\n"
@@ -386,7 +386,12 @@ def test_a_source_that_has_what_is_made(twin: Path, tmp_path: Path, run: Run) ->
         "'multi_modal_projector.linear_2.{p}'}]\n"
     )
     more = {"model.mm_projector.2.weight": torch.eye(128, dtype=torch.float16)}
-    source = changed(twin, tmp_path / "source", lambda tensors: tensors | more)
+    return changed(twin, copy, lambda tensors: tensors | more)
+
+
+def test_a_source_that_has_what_is_made(twin: Path, tmp_path: Path, run: Run) -> None:
+    """It is told, and neither takes the other's place."""
+    source = with_both_layers(twin, tmp_path / "source")
     ran = run("apply", "mine.yaml", *arguments(source), "--output", "out", "--format", "json")
     [problem] = ran.json["problems"]
     assert (ran.code, problem["code"]) == (1, "LR304")
@@ -711,14 +716,7 @@ def test_a_form_for_another_projector(run: Run) -> None:
 def test_a_source_that_has_the_place_of_the_trained_layer(
     twin: Path, tmp_path: Path, run: Run
 ) -> None:
-    Path("mine.yaml").write_text(
-        "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.yaml]\n"
-        "detect: {absent: []}\n"
-        "names: [{id: second, from: 'model.mm_projector.2.{p}', to: "
-        "'multi_modal_projector.linear_2.{p}'}]\n"
-    )
-    more = {"model.mm_projector.2.weight": torch.eye(128, dtype=torch.float16)}
-    source = changed(twin, tmp_path / "source", lambda tensors: tensors | more)
+    source = with_both_layers(twin, tmp_path / "source")
     form = ("--projector-form", "gelu", "--format", "json")
     ran = run("apply", "mine.yaml", *arguments(source), "--output", "out", *form)
     assert [problem["code"] for problem in ran.json["problems"]] == ["LR304"]

@@ -34,16 +34,16 @@ class _Declaring(MetaPathFinder):
 
 def declare_operators(package: Path) -> None:
     """Declare all operators that a torchvision describes, if its binary does not load."""
-    import torch
+    from torch import library
 
     try:
         ctypes.CDLL(str(package / "_C.so"))
     except OSError:
         described = (package / "_meta_registrations.py").read_text()
-        library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        declared: Any = library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for operator in re.findall(r'register_fake\("torchvision::(\w+)"\)', described):
-            library.define(f"{operator}() -> ()")
-        _declared.append(library)
+            declared.define(f"{operator}() -> ()")
+        _declared.append(declared)
 
 
 sys.meta_path.insert(0, _Declaring())
