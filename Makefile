@@ -7,7 +7,7 @@ TINY := tests/data/tiny
 INSTALLED := .venv/installed
 WORKERS ?= logical
 #: What needs neither torch nor transformers; `--without-torch` makes sure of it.
-FAST := tests/plan tests/routing/test_route.py tests/routing/test_rows.py tests/jobs/test_output_problems.py \
+FAST := tests/planning tests/routing/test_route.py tests/routing/test_rows.py tests/jobs/test_output_problems.py \
   tests/jobs/test_source_configs.py tests/jobs/test_used.py tests/rulefile tests/rewrite tests/authoring/lint tests/authoring/test_explain.py \
   tests/core/test_fold.py tests/post_load/test_old_bytes.py \
   tests/test_rooms.py tests/test_without_torch.py

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from llava_remap.cli.commands import app
 from llava_remap.execute import Folder
 from llava_remap.rulefile import pattern
-from llava_remap.verify.record import own_digest
+from llava_remap.verification.record import own_digest
 
 if TYPE_CHECKING:
     import torch

@@ -23,17 +23,17 @@ ROOMS = (
     "target_model",
     "routing",
     "post_load",
-    "plan",
+    "planning",
     "execute",
     "folder",
-    "verify",
+    "verification",
     "jobs",
     "authoring",
     "report",
     "cli",
 )
 #: Rooms that may import transformers, torch and numpy.
-ASK_TRANSFORMERS = {"target_model", "folder", "verify", "jobs", "authoring"}
+ASK_TRANSFORMERS = {"target_model", "folder", "verification", "jobs", "authoring"}
 
 
 def imported(module: Path) -> Iterator[str]:

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 LIGHT = (
     "tests.conftest",
     "tests.small_llava",
-    "tests.plan.conftest",
-    "tests.plan.test_build",
+    "tests.planning.conftest",
+    "tests.planning.test_build",
     "tests.rewrite.conftest",
     "tests.routing.test_route",
     "tests.jobs.test_output_problems",

@@ -216,8 +216,8 @@ def verify_command(
     with refusals(output_format, "verification"):
         from llava_remap.report import print_verification
         from llava_remap.source.sources import open_again
-        from llava_remap.verify import Verification, verify_folder
-        from llava_remap.verify.record import read_record
+        from llava_remap.verification import Verification, verify_folder
+        from llava_remap.verification.record import read_record
 
         record = read_record(folder)
         sources = (

@@ -9,7 +9,7 @@ from math import prod
 from llava_remap.execute.pieces import Recipe
 from llava_remap.execute.values import CHUNK_ELEMENTS
 from llava_remap.execute.writer import BUFFER_NBYTES
-from llava_remap.plan import Mapped, Plan
+from llava_remap.planning import Mapped, Plan
 
 #: Copied bytes go through two buffers, which two threads handle.
 _COPYING = 2 * BUFFER_NBYTES + (1 << 20)

@@ -21,7 +21,7 @@ from llava_remap.execute.values import (
     read_exactly,
     taken_between,
 )
-from llava_remap.plan import Mapped, Part, PostLoadChange
+from llava_remap.planning import Mapped, Part, PostLoadChange
 from llava_remap.post_load import OldBytes
 from llava_remap.post_load.run import PostLoadRules
 from llava_remap.routing import SourceName

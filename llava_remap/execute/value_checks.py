@@ -11,7 +11,7 @@ from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.core import Problem
 from llava_remap.core.dtypes import cast, is_finite, to_float64
 from llava_remap.execute.values import chunks, find
-from llava_remap.plan import Plan
+from llava_remap.planning import Plan
 
 #: Mean size of a norm's weights. In a model the weights of some layers' norms are as small, never
 #: those of all; fine-tuning changes them by less.

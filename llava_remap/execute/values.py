@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llava_remap.checkpoint import Checkpoint, Tensor, readable
 from llava_remap.core import DTYPE_BITS, RemapError, refuse
 from llava_remap.core.dtypes import to_float64
-from llava_remap.plan import Box, Part, runs_in_order
+from llava_remap.planning import Box, Part, runs_in_order
 from llava_remap.routing import SourceName
 
 if TYPE_CHECKING:

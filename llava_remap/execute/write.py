@@ -22,7 +22,7 @@ from llava_remap.execute.digests import FileDigest
 from llava_remap.execute.files import Closed, Folder
 from llava_remap.execute.pieces import Range, Recipe
 from llava_remap.execute.writer import BLOCK, Writer
-from llava_remap.plan import Shard
+from llava_remap.planning import Shard
 
 INDEX = "model.safetensors.index.json"
 #: The default number of files that are written at a time.

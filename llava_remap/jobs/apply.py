@@ -24,7 +24,7 @@ from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.jobs.run import Result, Verify, run
 from llava_remap.jobs.source_configs import configs_by_source, source_configs
 from llava_remap.jobs.suggest import with_suggestions
-from llava_remap.plan import Layout, build_plan
+from llava_remap.planning import Layout, build_plan
 from llava_remap.rewrite import Program, compile_rules
 from llava_remap.routing import Routes, main_names, route
 from llava_remap.routing.identify import HF_LAYOUTS, identify

@@ -25,7 +25,7 @@ from llava_remap.jobs.derived_problems import (
     text_problems,
 )
 from llava_remap.jobs.source_configs import overriding
-from llava_remap.plan import PostLoadChange, written_dtype
+from llava_remap.planning import PostLoadChange, written_dtype
 from llava_remap.post_load import Before
 from llava_remap.post_load.run import plan_changes, takes
 from llava_remap.routing import Routes, is_one_tensor

@@ -36,11 +36,11 @@ from llava_remap.jobs.resources import (
     record_nbytes,
 )
 from llava_remap.jobs.run import OnPhase, OnProgress, Verify, Written
-from llava_remap.plan import Plan
+from llava_remap.planning import Plan
 from llava_remap.post_load.run import provenance
 from llava_remap.rulefile import RuleFile
-from llava_remap.verify import compare, is_known, strict_load
-from llava_remap.verify.record import RECORD, read_texts, record_json
+from llava_remap.verification import compare, is_known, strict_load
+from llava_remap.verification.record import RECORD, read_texts, record_json
 
 #: Parts of a plan that determine the bytes of the weight files.
 _WRITTEN = ("mapped", "post_load", "shards")

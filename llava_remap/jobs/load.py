@@ -18,8 +18,8 @@ from llava_remap.execute import Recipe, gathered, too_short
 from llava_remap.jobs.apply import Options, plan_mapping
 from llava_remap.jobs.job import Job
 from llava_remap.jobs.output import refuse_changed
-from llava_remap.plan import Mapped
-from llava_remap.verify import loading_problems
+from llava_remap.planning import Mapped
+from llava_remap.verification import loading_problems
 
 if TYPE_CHECKING:
     import torch

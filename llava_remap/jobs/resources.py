@@ -12,7 +12,7 @@ from typing import Any
 from llava_remap.core.limits import limits, status
 from llava_remap.core.problem import Problem
 from llava_remap.execute import JOBS, Recipe, computes, shard_nbytes, working_nbytes
-from llava_remap.plan import Plan, Shard
+from llava_remap.planning import Plan, Shard
 
 _MIB = 1 << 20
 #: Memory of libraries after their import: numpy; torch (a CPU build) with transformers' loader; and

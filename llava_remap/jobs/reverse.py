@@ -15,7 +15,7 @@ from llava_remap.jobs.job import Job, manifest_problems, written_tensors
 from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.jobs.run import OnPhase, OnProgress, Verify
 from llava_remap.jobs.suggest import with_suggestions
-from llava_remap.plan import Layout, build_plan
+from llava_remap.planning import Layout, build_plan
 from llava_remap.post_load.run import takes
 from llava_remap.rewrite import Program, Rewrite, compile_all
 from llava_remap.routing import Routed, Routes

@@ -22,7 +22,7 @@ from llava_remap.execute import (
 from llava_remap.jobs.output import output_folder, output_problems, refuse_changed
 from llava_remap.jobs.resources import disk_nbytes
 from llava_remap.jobs.run import OnPhase, OnProgress, Result, Verify, Written, run
-from llava_remap.plan import (
+from llava_remap.planning import (
     Box,
     Cast,
     Dropped,
@@ -36,8 +36,8 @@ from llava_remap.plan import (
 )
 from llava_remap.post_load.run import find_old_bytes
 from llava_remap.routing import SourceName
-from llava_remap.verify import file_problems, header_problems
-from llava_remap.verify.record import RECORD, Record, read_record
+from llava_remap.verification import file_problems, header_problems
+from llava_remap.verification.record import RECORD, Record, read_record
 
 #: The source name of the converted folder.
 CONVERTED = "converted"

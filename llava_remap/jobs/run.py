@@ -22,7 +22,7 @@ from llava_remap.execute import (
 )
 from llava_remap.jobs.output import refuse_changed
 from llava_remap.jobs.resources import Used
-from llava_remap.plan import Shard
+from llava_remap.planning import Shard
 
 Verify = Literal["meta", "full", "none"]
 #: Called from any thread with the number of bytes handled since the last call.

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from llava_remap.plan import Layout, Plan
+from llava_remap.planning import Layout, Plan
 from llava_remap.rewrite.infer import nearest, suggest_rules
 from llava_remap.routing import Routes
 

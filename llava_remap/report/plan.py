@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.core import Problem, counted, fold_names, size
-from llava_remap.plan.problems import component
+from llava_remap.planning.problems import component
 from llava_remap.report.terminal import (
     folded_above,
     names_by_fact,
@@ -23,7 +23,7 @@ from llava_remap.report.terminal import (
 if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of a job
     from llava_remap.jobs.job import Job
     from llava_remap.jobs.resources import Predicted
-    from llava_remap.plan import AddLora, Mapped, Plan
+    from llava_remap.planning import AddLora, Mapped, Plan
 
 #: Folded names in a sentence.
 _SHOWN = 4

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # all reports are imported together
     from llava_remap.jobs.revert import Restored, Reversion
     from llava_remap.jobs.run import Result
     from llava_remap.routing.fits import Fit
-    from llava_remap.verify import Verification
+    from llava_remap.verification import Verification
 
 _STRICT = "strict load by transformers: nothing missing, unexpected or mismatched"
 #: What was checked after writing, by `--verify`.

@@ -13,7 +13,7 @@ from rich.text import Text
 from llava_remap.core import CODES, Problem, fold_groups, fold_names, printable
 
 if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of a plan
-    from llava_remap.plan import Plan
+    from llava_remap.planning import Plan
 
 #: Folded lines shown for one problem. The others are counted here, and listed in the JSON report.
 MOST_LINES = 12

@@ -234,7 +234,7 @@ def test_planning_knows_no_torch() -> None:
     """The rooms up to the plan, the target's question to transformers excepted."""
     assert (
         imported(
-            "import llava_remap.plan, llava_remap.execute, llava_remap.folder, "
+            "import llava_remap.planning, llava_remap.execute, llava_remap.folder, "
             "llava_remap.jobs.apply"
         )
         == set()

@@ -19,7 +19,7 @@ from llava_remap.core.cache import cached
 from llava_remap.core.files import is_foreign
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.jobs.apply import apply
-from llava_remap.verify import strict, strict_load
+from llava_remap.verification import strict, strict_load
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run, heavy
 
 SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")

@@ -526,7 +526,7 @@ def test_strict_load_sees_what_is_wrong(tmp_path: Path) -> None:
     """The check after writing isn't a formality: a name taken away, one too many and a wrong
     shape are each reported.
     """
-    from llava_remap.verify import strict_load
+    from llava_remap.verification import strict_load
 
     convert(RELEASED / "bin", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -25,7 +25,7 @@ from llava_remap.core.problem import RemapError
 from llava_remap.execute import writer
 from llava_remap.execute.unfinished import CLAIM
 from llava_remap.jobs.apply import apply
-from llava_remap.verify.record import RECORD, read_record
+from llava_remap.verification.record import RECORD, read_record
 from tests.conftest import CLIP, HANGS, RELEASED, Ran, Run, beside_progress, ended, largest_file
 
 SOURCES = ("--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}")

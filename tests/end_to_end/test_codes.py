@@ -611,7 +611,7 @@ def lr601(scene: Scene) -> Arguments:
     from transformers import conversion_mapping
 
     scene.patch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: [])
-    fresh = "llava_remap.verify.strict.cached_value"  # what it said before is kept
+    fresh = "llava_remap.verification.strict.cached_value"  # what it said before is kept
     scene.patch.setattr(fresh, lambda question, facts, ask, kind: kind(**ask()))
     return applied()
 

@@ -178,7 +178,7 @@ def test_an_interrupted_verification_leaves_the_folder() -> None:
     apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out")
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
     code, errors, _ = signalled(
-        "llava_remap.verify.folder.strict_load", signal.SIGINT, "verify", "out"
+        "llava_remap.verification.folder.strict_load", signal.SIGINT, "verify", "out"
     )
     assert code == 130
     assert "Traceback" not in errors

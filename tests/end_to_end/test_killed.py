@@ -22,8 +22,8 @@ import pytest
 
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import INDEX
-from llava_remap.verify import verify_folder
-from llava_remap.verify.record import RECORD, read_record
+from llava_remap.verification import verify_folder
+from llava_remap.verification.record import RECORD, read_record
 from tests.conftest import CLIP, HANGS, RELEASED
 from tests.end_to_end.killed import Try
 

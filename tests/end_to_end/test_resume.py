@@ -23,7 +23,7 @@ from llava_remap.execute import INDEX, files
 from llava_remap.execute.unfinished import CLAIM, Claim, read_claim
 from llava_remap.jobs.apply import apply, plan_job
 from llava_remap.jobs.run import Result
-from llava_remap.verify.record import RECORD
+from llava_remap.verification.record import RECORD
 from tests.conftest import CLIP, RELEASED, Run, beside_progress
 
 WEIGHTS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]

@@ -18,7 +18,7 @@ import pytest
 import llava_remap.jobs.run as whole_job
 from llava_remap.execute import INDEX, writer
 from llava_remap.jobs.apply import apply
-from llava_remap.verify.record import RECORD
+from llava_remap.verification.record import RECORD
 from tests.conftest import CLIP, RELEASED
 
 FORMS = ("safetensors", "bin", "sharded")

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from llava_remap.checkpoint import Checkpoint, Location, Piece, Tensor
 from llava_remap.execute import Range, Recipe, blocks
-from llava_remap.plan import Box, Cast, Mapped, Part
-from llava_remap.plan.mapped import refuse_uncovered
+from llava_remap.planning import Box, Cast, Mapped, Part
+from llava_remap.planning.mapped import refuse_uncovered
 
 Floats = NDArray[np.float32]
 

@@ -23,7 +23,7 @@ from llava_remap.core.problem import RemapError
 from llava_remap.execute import Recipe, values
 from llava_remap.execute.values import CHUNK_ELEMENTS
 from llava_remap.jobs.apply import apply, plan_job
-from llava_remap.plan import Cast, Mapped, Part
+from llava_remap.planning import Cast, Mapped, Part
 from llava_remap.post_load import Change
 from llava_remap.post_load.run import make_pieces
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors

@@ -14,7 +14,7 @@ EXPAND = """
 import sys
 import numpy as np
 from llava_remap.execute.needs import _computed
-from llava_remap.plan import Mapped, Part, PostLoad
+from llava_remap.planning import Mapped, Part, PostLoad
 from llava_remap.post_load import Change
 from llava_remap.post_load.plugins import exact_sums, normals
 from llava_remap.post_load.run import make_pieces
@@ -43,7 +43,7 @@ from llava_remap.checkpoint import Tensor
 from llava_remap.core.dtypes import to_float64
 from llava_remap.execute import merge
 from llava_remap.execute.needs import _computed
-from llava_remap.plan import AddLora, Mapped, Part
+from llava_remap.planning import AddLora, Mapped, Part
 from llava_remap.routing import SourceName
 from llava_remap.jobs.resources import peak_nbytes
 

@@ -16,7 +16,7 @@ from llava_remap.cli.commands import apply_command
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import JOBS
 from llava_remap.jobs.apply import apply, plan_job
-from llava_remap.plan import Mapped, Part, aligned
+from llava_remap.planning import Mapped, Part, aligned
 from llava_remap.routing import SourceName
 from tests.conftest import CLIP, RELEASED, Run
 

@@ -28,8 +28,8 @@ from llava_remap.execute import writer
 from llava_remap.execute.digests import FileDigest
 from llava_remap.execute.writer import BLOCK, Writer
 from llava_remap.jobs.apply import apply
-from llava_remap.verify import verify_folder
-from llava_remap.verify.record import read_record
+from llava_remap.verification import verify_folder
+from llava_remap.verification.record import read_record
 from tests.conftest import CLIP, Changed, Tensors
 
 BUFFER = 4 * BLOCK

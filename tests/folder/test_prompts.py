@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoProcessor
 
 from llava_remap.jobs.apply import apply, plan_job
-from llava_remap.plan import Plan
+from llava_remap.planning import Plan
 from tests.conftest import CLIP, RELEASED, TINY, Changed, Run
 from tests.original.convert import assemble
 from tests.original.facts import family

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoImageProcessor, AutoProcessor
 
 from llava_remap.jobs.apply import apply
-from llava_remap.verify.record import RECORD
+from llava_remap.verification.record import RECORD
 from tests.compat.checkpoints import (
     LINEAR,
     LLAMA,

@@ -16,8 +16,8 @@ from llava_remap.core.problem import RemapError
 from llava_remap.jobs import job as job_module
 from llava_remap.jobs.apply import apply, plan_job
 from llava_remap.jobs.job import Job
-from llava_remap.verify import strict_load, verify_folder
-from llava_remap.verify.record import read_record
+from llava_remap.verification import strict_load, verify_folder
+from llava_remap.verification.record import read_record
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Run
 
 TOWER = f"vision_tower={CLIP}"

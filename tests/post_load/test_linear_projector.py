@@ -29,7 +29,7 @@ from llava_remap.jobs.load import load_model
 from llava_remap.post_load import Before
 from llava_remap.post_load.run import load_post_load_rule
 from llava_remap.source import sources
-from llava_remap.verify.record import RECORD
+from llava_remap.verification.record import RECORD
 from tests.conftest import CLIP, DATA, MANIFESTS, RELEASED, Run, Tensors, with_own_digest
 
 LIGHTNING = "llava-lightning-7b-v1-1.released"

@@ -20,7 +20,7 @@ from llava_remap import apply_job
 from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import plan_job
 from llava_remap.jobs.job import Job
-from llava_remap.plan import PostLoadChange
+from llava_remap.planning import PostLoadChange
 from llava_remap.post_load import OldBytes
 from llava_remap.post_load.run import make_pieces
 from tests.conftest import CLIP, RELEASED, TINY, Changed, Run, Tensors

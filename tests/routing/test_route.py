@@ -13,7 +13,7 @@ from llava_remap.checkpoint import Checkpoint, LoraPair
 from llava_remap.rewrite import compile_rules
 from llava_remap.routing import Routed, Routes, SourceName, main_names, route
 from llava_remap.rulefile import load_rule_file
-from tests.plan.conftest import checkpoint
+from tests.planning.conftest import checkpoint
 
 Routing = Callable[..., Routes]
 

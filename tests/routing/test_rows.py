@@ -14,7 +14,7 @@ from llava_remap.rewrite import compile_rules
 from llava_remap.routing import route
 from llava_remap.routing.trained_with import rows_problems
 from llava_remap.rulefile import load_rule_file
-from tests.plan.conftest import checkpoint
+from tests.planning.conftest import checkpoint
 
 RULES = """
 schema: 1

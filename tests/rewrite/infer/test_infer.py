@@ -389,7 +389,7 @@ def test_rules_do_what_was_decided(source: dict[str, Shape], data: st.DataObject
 def test_the_room_is_pure() -> None:
     code = "import sys, llava_remap.rewrite.infer\n"
     code += (
-        "print([m for m in ('torch', 'transformers', 'rich', 'llava_remap.plan') if m in "
+        "print([m for m in ('torch', 'transformers', 'rich', 'llava_remap.planning') if m in "
         "sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem
-from llava_remap.plan.boxes import Part
-from llava_remap.plan.coverage import placement_problems
-from llava_remap.plan.layout import Layout
-from llava_remap.plan.mapped import (
+from llava_remap.planning.boxes import Part
+from llava_remap.planning.coverage import placement_problems
+from llava_remap.planning.layout import Layout
+from llava_remap.planning.mapped import (
     AddLora,
     Alias,
     Cast,
@@ -23,7 +23,7 @@ from llava_remap.plan.mapped import (
     aligned,
     written_dtype,
 )
-from llava_remap.plan.model import (
+from llava_remap.planning.model import (
     Collision,
     Dropped,
     Mismatched,
@@ -34,8 +34,8 @@ from llava_remap.plan.model import (
     SourceSummary,
     Unmapped,
 )
-from llava_remap.plan.notes import beside_notes, replaced_notes, sharing_notes
-from llava_remap.plan.problems import (
+from llava_remap.planning.notes import beside_notes, replaced_notes, sharing_notes
+from llava_remap.planning.problems import (
     component,
     coverage_problems,
     drop_problems,
@@ -44,7 +44,7 @@ from llava_remap.plan.problems import (
     pair_problems,
     unmapped_problems,
 )
-from llava_remap.plan.value_checks import value_checks
+from llava_remap.planning.value_checks import value_checks
 from llava_remap.rewrite import Program
 from llava_remap.routing import Routed, RoutedPair, Routes, draft_command
 from llava_remap.rulefile import RuleFile

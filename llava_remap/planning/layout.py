@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from llava_remap.core.problem import Problem
-from llava_remap.plan.model import PostLoadChange
+from llava_remap.planning.model import PostLoadChange
 from llava_remap.routing import Routes
 from llava_remap.target_model import CLASSIC, Target
 

@@ -18,9 +18,9 @@ from xxhash import xxh3_128_hexdigest
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.jobs.apply import apply
 from llava_remap.source.sources import open_again
-from llava_remap.verify import verify_folder
-from llava_remap.verify.folder import _distance
-from llava_remap.verify.record import read_record
+from llava_remap.verification import verify_folder
+from llava_remap.verification.folder import _distance
+from llava_remap.verification.record import read_record
 from tests.conftest import CLIP, RELEASED, TINY, Run, heavy, lose_last_byte, with_own_digest
 
 FORMS = {form: RELEASED / form for form in ("bin", "sharded", "safetensors")}

@@ -5,10 +5,10 @@ without torch.
 from __future__ import annotations
 
 from llava_remap.checkpoint import LoraPair, Tensor
-from llava_remap.plan import AddLora, Cast, Plan, PostLoad, PostLoadChange
+from llava_remap.planning import AddLora, Cast, Plan, PostLoad, PostLoadChange
 from llava_remap.post_load import Change
 from llava_remap.routing import SourceName
-from tests.plan.conftest import Planned, checkpoint
+from tests.planning.conftest import Planned, checkpoint
 
 BODY = {"model.a": (2, 3), "model.b": (5,)}
 WANTED = {"language_model.a": (2, 3), "language_model.b": (5,)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.plan.mapped import Alias, Mapped
-from llava_remap.plan.model import PostLoadChange, ValueCheck
-from llava_remap.plan.problems import component
+from llava_remap.planning.mapped import Alias, Mapped
+from llava_remap.planning.model import PostLoadChange, ValueCheck
+from llava_remap.planning.problems import component
 from llava_remap.routing import Routed, Routes, is_one_tensor
 
 

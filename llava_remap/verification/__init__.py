@@ -1,13 +1,13 @@
 """Strict load of what was written; digests; bit equality with the sources."""
 
-from llava_remap.verify.folder import (
+from llava_remap.verification.folder import (
     Verification,
     compare,
     file_problems,
     header_problems,
     verify_folder,
 )
-from llava_remap.verify.strict import is_known, loading_problems, strict_load
+from llava_remap.verification.strict import is_known, loading_problems, strict_load
 
 __all__ = [
     "Verification",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llava_remap.checkpoint import Checkpoint, Location, LoraPair, Tensor
-from llava_remap.plan import Plan, PostLoadChange, build_plan
+from llava_remap.planning import Plan, PostLoadChange, build_plan
 from llava_remap.rewrite import compile_rules
 from llava_remap.routing import route
 from llava_remap.rulefile import load_rule_file

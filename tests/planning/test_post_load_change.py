@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llava_remap.plan import PostLoadChange
+from llava_remap.planning import PostLoadChange
 from llava_remap.post_load import Change
 
 CHANGE = PostLoadChange(

@@ -2,10 +2,10 @@
 torch, no printing.
 """
 
-from llava_remap.plan.boxes import Box, Part, Run, coverage_gaps, runs_in_order
-from llava_remap.plan.build import build_plan
-from llava_remap.plan.layout import Layout
-from llava_remap.plan.mapped import (
+from llava_remap.planning.boxes import Box, Part, Run, coverage_gaps, runs_in_order
+from llava_remap.planning.build import build_plan
+from llava_remap.planning.layout import Layout
+from llava_remap.planning.mapped import (
     AddLora,
     Alias,
     Cast,
@@ -17,7 +17,7 @@ from llava_remap.plan.mapped import (
     refuse_uncovered,
     written_dtype,
 )
-from llava_remap.plan.model import (
+from llava_remap.planning.model import (
     Dropped,
     Plan,
     PostLoadChange,

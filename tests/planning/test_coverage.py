@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from llava_remap.plan import Alias, Box, Mapped, Part
-from llava_remap.plan.coverage import placement_problems
-from llava_remap.plan.problems import component
+from llava_remap.planning import Alias, Box, Mapped, Part
+from llava_remap.planning.coverage import placement_problems
+from llava_remap.planning.problems import component
 from llava_remap.routing import SourceName
 
 WQKV = (6144, 4096)

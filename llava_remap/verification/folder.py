@@ -24,10 +24,10 @@ from llava_remap.core import Exit, Problem, RemapError, counted
 from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, to_float64
 from llava_remap.core.files import is_regular_file
 from llava_remap.execute import INDEX, Range, Recipe, blocks, digest_files, equal, find
-from llava_remap.plan import Alias, Mapped
+from llava_remap.planning import Alias, Mapped
 from llava_remap.routing import SourceName
-from llava_remap.verify.record import RECORD, Record
-from llava_remap.verify.strict import strict_load
+from llava_remap.verification.record import RECORD, Record
+from llava_remap.verification.strict import strict_load
 
 #: Files that a loader would take for a part of the model, its config, tokenizer or processor. Other
 #: files may be added.

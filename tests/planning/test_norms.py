@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llava_remap.plan import Mapped, Part
-from llava_remap.plan.value_checks import _is_norm
+from llava_remap.planning import Mapped, Part
+from llava_remap.planning.value_checks import _is_norm
 
 
 @pytest.mark.parametrize(

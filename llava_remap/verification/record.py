@@ -25,7 +25,7 @@ from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object, rea
 from llava_remap.core.problem import refuse
 from llava_remap.core.version import __version__
 from llava_remap.execute import INDEX, FileDigest, read_claim
-from llava_remap.plan import (
+from llava_remap.planning import (
     Alias,
     Dropped,
     Mapped,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llava_remap.plan import Box, Part, coverage_gaps, runs_in_order
+from llava_remap.planning import Box, Part, coverage_gaps, runs_in_order
 
 Numbers = NDArray[np.int64]
 

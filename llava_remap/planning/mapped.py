@@ -10,7 +10,7 @@ from math import isfinite, prod
 from typing import Any
 
 from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, HELD_BY
-from llava_remap.plan.boxes import (
+from llava_remap.planning.boxes import (
     MOST_STEPS,
     Box,
     Part,

@@ -11,8 +11,8 @@ from typing import Any
 from llava_remap.core.dtypes import FLOATS
 from llava_remap.core.problem import Problem
 from llava_remap.core.wording import counted
-from llava_remap.plan.mapped import Alias, Mapped, written_dtype
-from llava_remap.plan.model import Collision, Mismatched, Missing, Unmapped
+from llava_remap.planning.mapped import Alias, Mapped, written_dtype
+from llava_remap.planning.model import Collision, Mismatched, Missing, Unmapped
 from llava_remap.rewrite import Program
 from llava_remap.routing import Routed, RoutedPair, Routes
 

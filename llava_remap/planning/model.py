@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llava_remap.core.problem import Problem
-from llava_remap.plan.boxes import Shape
-from llava_remap.plan.mapped import Alias, Mapped, source_names
+from llava_remap.planning.boxes import Shape
+from llava_remap.planning.mapped import Alias, Mapped, source_names
 from llava_remap.post_load import Change
 from llava_remap.routing import SourceName
 from llava_remap.target_model import ChosenTemplate

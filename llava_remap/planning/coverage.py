@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from llava_remap.core.problem import Problem
 from llava_remap.core.wording import counted
-from llava_remap.plan.boxes import Box, Shape, coverage_gaps
-from llava_remap.plan.mapped import Alias, Mapped
+from llava_remap.planning.boxes import Box, Shape, coverage_gaps
+from llava_remap.planning.mapped import Alias, Mapped
 from llava_remap.routing import SourceName
 
 _FIX = "Correct the sizes in the rule that places the tensor."
