@@ -132,18 +132,25 @@ class Twin:
         manifest: its name.
         rules: the rule file.
         config: what is put into its config.
+        before: the rule file that makes the checkpoint, in a layout of transformers, that `rules`
+            is for; empty if `rules` is for the twin itself.
     """
 
     manifest: str
     rules: str
     config: dict[str, Any] | None = None
+    before: str = ""
 
 
-#: A manifest has a second twin here, by another rule file.
+#: Twins of manifests that have another one by their own name.
 _SECOND = {
     "interleave-as-onevision": Twin(
         "llava-interleave-qwen-0.5b.released", "llava-interleave-onevision"
-    )
+    ),
+    "sharegpt4v": Twin(
+        "llava-v1.5-7b.released", "sharegpt4v", {"architectures": ["Share4VLlamaForCausalLM"]}
+    ),
+    "hf-layouts": Twin("llava-v1.5-7b.released", "hf-layouts", before="llava-v1.5"),
 }
 #: Twins of the manifests that differ in text model or stored names, by the manifest's name or their
 #: own.
@@ -165,6 +172,8 @@ FAMILIES: dict[str, Twin] = {
         "llava-onevision-qwen2-7b.released",
         "vip-llava-7b",
         "video-llava-7b",
+        "sharegpt4v",
+        "hf-layouts",
     )
 }
 #: They keep the twin's own tokenizer, of one file: as their text models have, or since it has
@@ -208,7 +217,16 @@ def convert_twin(twin: Twin, work: Path, output: Path, **options: Any) -> None:
             file.unlink()
         for file in STATE_DICT.glob("*token*"):
             shutil.copy(file, work)
-    sources = [str(work), f"vision_tower={work / 'vision_tower'}"]
+    convert_made(twin, work, output, **options)
+
+
+def convert_made(twin: Twin, checkpoint: Path, output: Path, **options: Any) -> None:
+    """Convert a small twin that was made before, with `options` of `apply`."""
+    sources = [str(checkpoint), f"vision_tower={checkpoint / 'vision_tower'}"]
+    if twin.before:
+        layout = output.with_name(f"{output.name}-before")
+        apply(twin.before, sources, layout, layout="module-5.6")
+        sources = [str(layout)]
     apply(twin.rules, sources, output, **options)
 
 

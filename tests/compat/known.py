@@ -22,7 +22,7 @@ from tests.original.faults import WITHOUT_TORCHVISION
 
 #: Rule files whose checkpoints here have a config that says `image_aspect_ratio: pad`; `llava` is
 #: their model's type.
-PADDED = ("llava-v1.5", "bakllava", "llava-med-v1.5")
+PADDED = ("llava-v1.5", "sharegpt4v", "hf-layouts", "bakllava", "llava-med-v1.5")
 #: Of the pictures that the towers of small twins take: 14 by 14 patches of 14 pixels.
 TWIN_SIDE = 196
 #: Rule files whose classes take videos.

@@ -19,8 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_remap.authoring.shrink import shrink
-from llava_remap.jobs.apply import apply
-from tests.compat.checkpoints import FAMILIES, change
+from tests.compat.checkpoints import FAMILIES, change, convert_made
 from tests.conftest import HANGS, MANIFESTS
 from tests.programs.run import place
 from tests.programs.vocabularies import (
@@ -68,7 +67,7 @@ def make_folders(work: Path) -> dict[str, Path]:
 
 def _make_folder(name: str, checkpoint: Path, output: Path) -> None:
     make_checkpoint(name, vocabulary_of(kind_of(name)), checkpoint)
-    convert(name, checkpoint, output)
+    convert_made(FAMILIES[name], checkpoint, output)
 
 
 def make_checkpoint(name: str, vocabulary: Vocabulary, checkpoint: Path) -> None:
@@ -99,15 +98,6 @@ def make_checkpoint(name: str, vocabulary: Vocabulary, checkpoint: Path) -> None
     else:
         added = ADDED[: rows - len(vocabulary.fields["tokens"])]
         write_sentencepiece(vocabulary, checkpoint, added)
-
-
-def convert(name: str, checkpoint: Path, output: Path) -> None:
-    """Convert a twin with its rule file."""
-    apply(
-        FAMILIES[name].rules,
-        [str(checkpoint), f"vision_tower={checkpoint / 'vision_tower'}"],
-        output,
-    )
 
 
 def _enlarge(file: Path, rows: int) -> None:

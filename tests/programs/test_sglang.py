@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.compat.checkpoints import FAMILIES, convert_family
+from tests.compat.known import PADDED
 from tests.programs.outcomes import EQUAL, Limit, Outcomes, explain, record
 from tests.programs.run import ask
 from tests.programs.twins import Twins
@@ -19,7 +20,7 @@ IMPLEMENTATIONS = ("transformers", "sglang")
 LIMITS = (
     # Its own class makes a text model of the vision tower.
     Limit(
-        ("llava-v1", "llava-v1.5", "bakllava", "llava-med-v1.5", "llava-interleave"),
+        ("llava-v1", *PADDED, "llava-interleave"),
         "'Conv2d' object has no attribute 'num_embeddings'",
         ("sglang",),
     ),
