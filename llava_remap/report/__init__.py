@@ -1,9 +1,9 @@
 """Plan and result to a terminal or to JSON."""
 
+from llava_remap.report.inspection import print_inspection
 from llava_remap.report.machine import plan_json, refusal_json
 from llava_remap.report.plan import print_plan
 from llava_remap.report.results import (
-    print_inspection,
     print_result,
     print_reverted,
     print_shrunk,
