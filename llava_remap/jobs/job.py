@@ -203,12 +203,15 @@ class Job:
         whole = plan.to_json()
         dtypes = ", ".join(sorted({entry.dtype for entry in plan.mapped}))
         rows = ", ".join(
-            str(entry.change.shape_after[0]) for entry in plan.post_load if entry.change.shape_after
+            str(entry.change.shape_after[0])
+            for entry in plan.post_load
+            if (before := entry.change.shape_before) and before[0] != entry.change.shape_after[0]
         )
         return {
             "llava-remap": f"{__version__} ({code_digest()[:12]})",
             "rule file": f"{plan.rules_name} {plan.rules_version} ({plan.rules_sha256[:12]})",
             "post-load rules": {change.use: provenance(change.use) for change in plan.post_load},
+            **{f"options of {entry.use}": entry.options for entry in plan.post_load},
             "layout": plan.layout,
             "dtypes written": dtypes,
             "rows of what grows": rows,

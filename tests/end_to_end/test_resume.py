@@ -24,6 +24,7 @@ from llava_remap.execute.unfinished import CLAIM, Claim, read_claim
 from llava_remap.jobs.apply import apply, plan_job
 from llava_remap.jobs.run import Result
 from llava_remap.verification.record import RECORD
+from tests.compat.checkpoints import FAMILIES, convert_twin
 from tests.conftest import CLIP, RELEASED, Run, beside_progress
 
 WEIGHTS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
@@ -231,7 +232,11 @@ CHANGES: dict[str, tuple[Callable[..., dict[str, Any]], str]] = {
     "--dtype": (option(dtype="float32"), r"dtypes written: F16, F32 then, F32 now$"),
     "--layout": (option(layout="module-5.6"), r"layout: classic then, module-5\.6 now$"),
     "--max-shard-size": (option(max_shard_nbytes=90000), r"weight files: 3 then, \d now$"),
-    "--vocab": (option(vocab=512), r"rows of what grows: 384, 384 then, 512, 512 now$"),
+    "--vocab": (
+        option(vocab=512),
+        r"options of expand_embeddings: vocab; "
+        r"rows of what grows: 384, 384 then, 512, 512 now$",
+    ),
     "version": (version, r"llava-remap: \d\S+ \(\w{12}\) then, 99\.0 \(\w{12}\) now$"),
     "plug-in": (plugin, r"post-load rules: expand_embeddings$"),
 }
@@ -248,6 +253,17 @@ def test_another_job_is_refused(
     cause, changed = said.split(" What has changed: ")
     assert cause == "LR504 the job that was begun in out is another one."
     assert re.match(named, changed.removesuffix("."))
+
+
+def test_another_form_of_the_projector_is_refused(tmp_path: Path) -> None:
+    twin, made, output = FAMILIES["llava-lightning-7b-v1-1.released"], tmp_path / "made", "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llava_remap.jobs.job.strict_load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert_twin(twin, made, Path(output))
+    sources = [str(made), f"vision_tower={made / 'vision_tower'}"]
+    with pytest.raises(RemapError, match=r"changed: options of identity_layer: projector_form\."):
+        apply(twin.rules, sources, output, resume=True, projector_form="gelu")
 
 
 def test_another_rule_file_is_refused_and_the_first_goes_on(
