@@ -10,32 +10,62 @@ from llava_remap.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from llava_remap.core.problem import Problem, RemapError
-    from llava_remap.jobs.apply import plan_job
+    from llava_remap.jobs.apply import apply, plan
+    from llava_remap.jobs.inspect_parts import inspect_source as inspect
+    from llava_remap.jobs.inspection import Inspection
     from llava_remap.jobs.job import Job
     from llava_remap.jobs.load import load_model
+    from llava_remap.jobs.revert import revert
     from llava_remap.jobs.run import Result
-    from llava_remap.jobs.run import run as apply_job
+    from llava_remap.jobs.verify import verify
+    from llava_remap.planning import Plan
+    from llava_remap.verification import Verification
 
-__all__ = ["Job", "Problem", "RemapError", "Result", "apply_job", "load_model", "plan_job"]
-#: Where the public names are defined.
+#: Where the public names are defined: the module, and the name there if it is another one.
 _HOMES = {
+    "Inspection": "jobs.inspection",
     "Job": "jobs.job",
+    "Plan": "planning",
     "Problem": "core.problem",
     "RemapError": "core.problem",
     "Result": "jobs.run",
-    "apply_job": "jobs.run:run",
+    "Verification": "verification",
+    "apply": "jobs.apply",
+    "inspect": "jobs.inspect_parts:inspect_source",
     "load_model": "jobs.load",
-    "plan_job": "jobs.apply",
+    "plan": "jobs.apply",
+    "revert": "jobs.revert",
+    "verify": "jobs.verify",
 }
+__all__ = [
+    "Inspection",
+    "Job",
+    "Plan",
+    "Problem",
+    "RemapError",
+    "Result",
+    "Verification",
+    "__version__",
+    "apply",
+    "inspect",
+    "load_model",
+    "plan",
+    "revert",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
     """The public names, imported when they are first asked for: importing the package alone
     costs nothing.
     """
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     module, _, own_name = _HOMES[name].partition(":")
     return getattr(import_module(f"llava_remap.{module}"), own_name or name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

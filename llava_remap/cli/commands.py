@@ -161,12 +161,12 @@ def apply_command(
     with refusals(output_format):
         with resumable(output if resume and not dry_run else None):
             refuse_other_reports(report)
-            from llava_remap.jobs.apply import plan_job
+            from llava_remap.jobs.apply import plan
 
             is_number = vocab.isascii() and vocab.isdecimal() and len(vocab) < 10
             rows: Any = int(vocab) if is_number else vocab
             with progress("planning"):
-                job = plan_job(
+                job = plan(
                     rules,
                     source,
                     output,
@@ -214,17 +214,11 @@ def verify_command(
     shapes strictly, and with --against every value is compared with what the sources give.
     """
     with refusals(output_format, "verification"):
+        from llava_remap.jobs.verify import open_recorded
         from llava_remap.report import print_verification
-        from llava_remap.source.sources import open_again
         from llava_remap.verification import Verification, verify_folder
-        from llava_remap.verification.record import read_record
 
-        record = read_record(folder)
-        sources = (
-            open_again(record.locations, against, unused=record.unused, offline=offline)
-            if against
-            else None
-        )
+        record, sources = open_recorded(folder, against, offline=offline)
         nbytes_to_read = record.nbytes_to_read(compared=sources is not None)
         with progress("comparing digests", nbytes_to_read) as shown:
             verification = verify_folder(folder, record, sources, shown.advance, shown.phase)
@@ -302,8 +296,6 @@ def revert_command(
                 f"{unfit[0]} is for the way back by a rule file.",
                 f"Give --rules RULES, or leave {unfit[0]} out.",
             )
-        if output is None:
-            raise refuse("LR211", "revert needs --output.", "Give the folder to write.")
         from llava_remap.jobs.revert import Reversion, plan_revert
         from llava_remap.jobs.run import run
         from llava_remap.report import print_reverted

@@ -7,6 +7,7 @@ import json
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
@@ -162,25 +163,25 @@ def carry_out(
     from llava_remap.jobs.output import refuse_report
     from llava_remap.jobs.resources import memory_problems
     from llava_remap.jobs.run import run
-    from llava_remap.report import plan_json, print_plan, print_problems, print_result
+    from llava_remap.report import print_plan, print_problems, print_result
 
-    in_json, predicted, result = output_format == "json", None, None
+    in_json, result = output_format == "json", None
     with resumable(job.output if resume and not dry_run else None):
         if job.plan.complete:
-            predicted = job.predict(verify, jobs)
+            job = replace(job, predicted=(predicted := job.predict(verify, jobs)))
             if not job.from_manifest:
                 job = refused(job, memory_problems(predicted))
         if check_values or not dry_run:
             with progress("checking values", job.nbytes_to_check) as shown:
                 job = checked(job, shown.advance)
         if not in_json:
-            print_plan(Console(soft_wrap=True), job, predicted)
+            print_plan(Console(soft_wrap=True), job, job.predicted)
         if report is not None:
             refuse_report(report, job.output, job.checkpoints)
-            write_report(report, plan_json(job, predicted=predicted))
+            write_report(report, job.to_json())
         if dry_run or not job.plan.complete:
             if in_json:
-                print_json(plan_json(job, predicted=predicted))
+                print_json(job.to_json())
             raise typer.Exit(exit_code(job.plan.problems))
     with resumable(job.output):
         with progress("writing", job.nbytes_to_handle(verify)) as shown:
@@ -189,7 +190,7 @@ def carry_out(
             except RemapError as error:  # found since the plan was shown
                 job = refused(job, error.problems)
         if in_json:
-            print_json(plan_json(job, result, predicted))
+            print_json(job.to_json(result))
         elif result is not None:
             print_result(Console(soft_wrap=True), result, job)
         if result is None:
@@ -197,6 +198,6 @@ def carry_out(
             print(f"\n{kept(job.output) or 'Nothing of it is left.'}", file=sys.stderr)
         if report is not None:
             with refusals("human"):
-                write_report(report, plan_json(job, result, predicted))
+                write_report(report, job.to_json(result))
         if result is None:
             raise typer.Exit(exit_code(job.plan.problems))

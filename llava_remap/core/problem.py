@@ -73,12 +73,25 @@ class Problem:
 
     @property
     def message(self) -> str:
-        """Title, cause and fix in one string, as in the JSON plan."""
+        """Title, place, cause and fix in one string."""
         return f"{self.title}: {self.placed_cause}" + (f" {self.fix}" if self.fix else "")
 
     def to_json(self) -> dict[str, Any]:
+        """The problem in every JSON document: each fact in a field of its own, and `message` for
+        people. `place` is null without a place, and `details` is there only with a table.
+        """
+        place = self.place
         details = {"details": dict(self.table)} if self.table else {}
-        return {"code": self.code, "message": self.message, "names": sorted(self.names), **details}
+        return {
+            "code": self.code,
+            "title": self.title,
+            "cause": self.cause,
+            "fix": self.fix,
+            "place": place and {"file": place.file, "line": place.line, "column": place.column},
+            "message": self.message,
+            "names": sorted(self.names),
+            **details,
+        }
 
 
 class EndedBySignal(SystemExit):

@@ -41,7 +41,7 @@ _STORED_AS = {"keep": None, "bfloat16": "BF16", "float16": "F16", "float32": "F3
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of a conversion. `plan_job` explains each."""
+    """The options of a conversion. `plan` explains each."""
 
     layout: str = CLASSIC
     dtype: Dtype = "keep"
@@ -109,7 +109,7 @@ class _Routed:
         return text_config(self.configs)
 
 
-def plan_job(
+def plan(
     rules: str | Path,
     sources: Sequence[str | Path] = (),
     output: str | Path | None = None,
@@ -164,7 +164,7 @@ def plan_job(
 def plan_mapping(
     rules: str | Path, sources: Sequence[str | Path] = (), options: Options | None = None
 ) -> Job:
-    """Like `plan_job`, but without checking the output folder."""
+    """Like `plan`, but without checking the output folder."""
     options = options or Options()
     options.refuse_impossible()
     file = load_rule_file(rules)
@@ -368,8 +368,8 @@ def apply(
     offline: bool = False,
     projector_form: ProjectorForm | None = None,
 ) -> Result:
-    """Plan a job and carry it out: `plan_job`, then `run`."""
-    job = plan_job(
+    """Plan a job and carry it out: `plan`, then `run`."""
+    job = plan(
         rules,
         sources,
         output,

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from llava_remap.checkpoint import Catalog, Checkpoint, Stamp, open_checkpoint, read_file
 from llava_remap.core.cache import code_digest
@@ -35,7 +35,7 @@ from llava_remap.jobs.resources import (
     predict,
     record_nbytes,
 )
-from llava_remap.jobs.run import OnPhase, OnProgress, Verify, Written
+from llava_remap.jobs.run import OnPhase, OnProgress, Result, Verify, Written, run
 from llava_remap.planning import Plan
 from llava_remap.post_load.run import provenance
 from llava_remap.rulefile import RuleFile
@@ -57,6 +57,7 @@ class Job:
         small_files: the files of the output folder other than weights, by name; empty if a problem
             kept them from being made.
         resume: whether to continue a job that was begun in the output.
+        predicted: what the job will need; None until that was asked.
     """
 
     rules: RuleFile
@@ -66,6 +67,7 @@ class Job:
     derived: Derived | None
     small_files: Mapping[str, bytes]
     resume: bool = field(default=False, kw_only=True)
+    predicted: Predicted | None = field(default=None, kw_only=True)
 
     @property
     def from_manifest(self) -> bool:
@@ -154,10 +156,33 @@ class Job:
             )
         job = check_values(self)
         problems = [*job.plan.problems, *manifest_problems(job.checkpoints, dry_run=False)]
-        if problems := problems or memory_problems(job.predict(verify, jobs)):
+        predicted = job.predicted or job.predict(verify, jobs)
+        if problems := problems or memory_problems(predicted):
             raise RemapError(dict.fromkeys(problems))
         refuse_changed(job.checkpoints)
-        return job
+        return replace(job, predicted=predicted)
+
+    def run(
+        self,
+        on_progress: OnProgress = lambda nbytes: None,
+        on_phase: OnPhase = lambda what: None,
+        *,
+        verify: Verify = "meta",
+        jobs: int = JOBS,
+    ) -> Result:
+        """Carry the job out, as `apply` does after planning: see `jobs.run.run`."""
+        return run(self, on_progress, on_phase, verify=verify, jobs=jobs)
+
+    def to_json(self, result: Result | None = None) -> dict[str, Any]:
+        """The document of `apply --format json`: the plan (`llava-remap/plan`, version 1), what the
+        job will need, and the result if it was carried out.
+        """
+        predicted = self.predicted or (self.predict("meta") if self.plan.complete else None)
+        return {
+            **self.plan.to_json(),
+            **({"predicted": predicted.to_json()} if predicted is not None else {}),
+            **({"result": result.facts()} if result is not None else {}),
+        }
 
     def resumable(self, on_progress: OnProgress) -> Resumable | None:
         names = [shard.file for shard in self.plan.shards]

@@ -43,7 +43,7 @@ def load_model(
     elements' size. The source files must not change while the model is in use.
 
     Args:
-        rules, sources, offline: as for `plan_job`.
+        rules, sources, offline: as for `plan`.
 
     Raises:
         RemapError: with every problem of the plan, LR111 for a manifest, LR102 for a source that

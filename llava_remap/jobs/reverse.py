@@ -67,10 +67,10 @@ def plan_reverse(
     """Plan the way back from headers alone; nothing is written.
 
     Args:
-        source: the checkpoint, given like a source of `plan_job`.
+        source: the checkpoint, given like a source of `plan`.
         output: the folder to write. The default is the last part of the source's path with
             `-original`, in the current folder.
-        rules, dry_run, offline: as in `plan_job`.
+        rules, dry_run, offline: as in `plan`.
 
     Raises:
         RemapError: for a rule file, a source or a command line that can't be read. Names without a

@@ -21,6 +21,7 @@ from llava_remap.execute import (
 )
 from llava_remap.jobs.output import output_folder, output_problems, refuse_changed
 from llava_remap.jobs.resources import disk_nbytes
+from llava_remap.jobs.reverse import plan_reverse
 from llava_remap.jobs.run import OnPhase, OnProgress, Result, Verify, Written, run
 from llava_remap.planning import (
     Box,
@@ -160,7 +161,7 @@ class Reversion:
         return {}
 
     def to_json(self, result: Result) -> dict[str, Any]:
-        """The result, once the job was carried out."""
+        """The document of `revert --format json`, once the job was carried out."""
         return {
             "format": "llava-remap/reversion",
             "format_version": 2,
@@ -176,7 +177,7 @@ class Reversion:
         }
 
 
-def plan_revert(folder: Path, output: str | Path) -> Reversion:
+def plan_revert(folder: Path, output: str | Path | None) -> Reversion:
     """Plan the way back from record and headers alone; nothing is written.
 
     A single source is restored into `output` itself; several sources each into a folder of their
@@ -185,8 +186,10 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
     Raises:
         RemapError: as `read_record`; LR113 for a record that contradicts itself, LR603 for a record
             of other files, LR607 if the folder doesn't hold a source tensor as it was, LR502, LR503
-            or LR508 for an output that can't be written.
+            or LR508 for an output that can't be written, LR211 without one.
     """
+    if output is None:
+        raise refuse("LR211", "revert needs --output.", "Give the folder to write.")
     record = read_record(folder)
     output = output_folder(output)
     try:
@@ -216,9 +219,43 @@ def plan_revert(folder: Path, output: str | Path) -> Reversion:
     return job
 
 
-def revert(folder: str | Path, output: str | Path) -> Result:
-    """Plan the way back and carry it out: `plan_revert`, then `run`."""
-    return run(plan_revert(Path(folder), output), verify="none")
+def revert(
+    folder: str | Path,
+    output: str | Path | None = None,
+    *,
+    rules: str | Path | None = None,
+    verify: Verify | None = None,
+    jobs: int = JOBS,
+    offline: bool = False,
+) -> Result:
+    """Take a converted folder back to the original names, bytes and configs.
+
+    Nothing is written unless every file of the folder is as it was written.
+
+    Args:
+        folder: a folder that `apply` wrote. With `rules`, a checkpoint in a layout of transformers,
+            given like a source of `plan`.
+        output: the folder to write; new or empty. With `rules`, the default is the last part of
+            `folder` with `-original`, in the current folder.
+        rules: a rule file, to go back by it alone, without a record: only weights are written.
+        verify: with `rules`, how the output is checked, as for `apply`; `meta` by default.
+        jobs: number of weight files that are written at the same time.
+        offline: whether to take from the hub only what was downloaded before.
+
+    Raises:
+        RemapError: with every reason not to write, as `plan_revert`; LR211 without `output`, or for
+            `verify` without `rules`.
+    """
+    if rules is not None:
+        job = plan_reverse(rules, folder, output, offline=offline)
+        return job.run(verify=verify or "meta", jobs=jobs)
+    if verify is not None:
+        raise refuse(
+            "LR211",
+            f"verify={verify!r} is for the way back by a rule file.",
+            "Give rules too, or leave verify out.",
+        )
+    return run(plan_revert(Path(folder), output), verify="none", jobs=jobs)
 
 
 def _restored(

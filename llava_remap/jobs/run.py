@@ -100,12 +100,17 @@ class Runnable(Protocol):
         """The files that are written after the index."""
         ...
 
+    def to_json(self, result: Result) -> dict[str, Any]:
+        """The document of the command that carries the job out, with its result."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """The result of a job that was carried out.
 
     Attributes:
+        job: the job, with the notes of its value checks.
         files: paths relative to the output.
         nbytes: bytes of the tensors written.
         seconds: duration of the run.
@@ -114,6 +119,7 @@ class Result:
         reused: number of weight files that an earlier run had finished.
     """
 
+    job: Runnable = field(repr=False)
     output: Path
     files: tuple[str, ...]
     nbytes: int
@@ -124,6 +130,11 @@ class Result:
     reused: int = 0
 
     def to_json(self) -> dict[str, Any]:
+        """The document that the command prints with `--format json`."""
+        return self.job.to_json(self)
+
+    def facts(self) -> dict[str, Any]:
+        """What the run alone determines, for a part of that document."""
         return {
             "output": str(self.output),
             "files": list(self.files),
@@ -149,7 +160,7 @@ def run(
 
     The order is: value checks, weights, a check of the weights, small files, index, record. After a
     failure or an interruption everything that this call wrote is removed, except for finished
-    weight files from which the same job can continue: `plan_job(resume=True)`.
+    weight files from which the same job can continue: `plan(resume=True)`.
 
     Args:
         on_progress: called with the number of bytes handled since the last call; in all the job's
@@ -191,6 +202,7 @@ def run(
         for name, content in job.last_files(folder, verify).items():
             folder.put(name, content)
     return Result(
+        job,
         job.output,
         tuple(sorted(path.relative_to(job.output).as_posix() for path in folder.digests)),
         sum(part.tensor_nbytes for part in written),

@@ -1,7 +1,7 @@
 """Plan and result to a terminal or to JSON."""
 
 from llava_remap.report.inspection import print_inspection
-from llava_remap.report.machine import plan_json, refusal_json
+from llava_remap.report.machine import refusal_json
 from llava_remap.report.plan import print_plan
 from llava_remap.report.results import (
     print_result,
@@ -12,7 +12,6 @@ from llava_remap.report.results import (
 from llava_remap.report.terminal import print_problems, shown
 
 __all__ = [
-    "plan_json",
     "print_inspection",
     "print_plan",
     "print_problems",

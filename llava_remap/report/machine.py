@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llava_remap.core import Problem
-
-if TYPE_CHECKING:
-    from llava_remap.jobs.job import Job
-    from llava_remap.jobs.resources import Predicted
-    from llava_remap.jobs.run import Result
-
 
 #: Further fields of each kind of document, if the command was refused.
 _REFUSED: dict[str, dict[str, bool]] = {
@@ -29,17 +23,6 @@ _REFUSED: dict[str, dict[str, bool]] = {
 def document(kind: str, content: dict[str, Any]) -> dict[str, Any]:
     """A document `llava-remap/KIND`, version 1."""
     return {"format": f"llava-remap/{kind}", "format_version": 1, **content}
-
-
-def plan_json(
-    job: Job, result: Result | None = None, predicted: Predicted | None = None
-) -> dict[str, Any]:
-    """The plan (`llava-remap/plan`, version 1), with what it will need, and the result if it was
-    carried out.
-    """
-    further = {"predicted": predicted, "result": result}
-    given = {key: part.to_json() for key, part in further.items() if part is not None}
-    return job.plan.to_json() | given
 
 
 def refusal_json(problems: Sequence[Problem], kind: str) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def test_no_traceback_reaches_the_terminal(tmp_path: Path) -> None:
     """Even of a fault of our own: one line, and how to report it."""
     program = (
         "import llava_remap.jobs.apply as a\n"
-        "def broken(*x, **y): raise RuntimeError('a fault')\na.plan_job = broken\n"
+        "def broken(*x, **y): raise RuntimeError('a fault')\na.plan = broken\n"
     )
     program += (
         "import sys\nsys.argv = ['llava-remap', 'apply', 'llava-v1.5', '--source', 'x']\n"

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from llava_remap.cli.progress import Progress
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan
 from llava_remap.jobs.job import check_values
 from tests.conftest import CLIP, RELEASED, beside_progress
 
@@ -251,7 +251,7 @@ def test_refused() -> None:
 
 
 def test_checks_of_values_report_every_byte(tmp_path: Path) -> None:
-    job = plan_job(
+    job = plan(
         "llava-v1.5",
         [RELEASED / "sharded", f"vision_tower={CLIP}"],
         tmp_path / "out",

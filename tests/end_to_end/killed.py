@@ -120,17 +120,17 @@ def watch(attempt: Try) -> list[str]:
 
 def main() -> None:
     """Arguments: bytes of a weight file at most, rule file, sources."""
-    from llava_remap import apply_job, plan_job
+    from llava_remap import plan
     from llava_remap.core.problem import RemapError
     from llava_remap.jobs.job import check_values
 
     job = check_values(
-        plan_job(sys.argv[2], sys.argv[3:], "nowhere", max_shard_nbytes=int(sys.argv[1]))
+        plan(sys.argv[2], sys.argv[3:], "nowhere", max_shard_nbytes=int(sys.argv[1]))
     )
     with tempfile.TemporaryDirectory() as folder:
-        apply_job(
-            replace(job, output=Path(folder))
-        )  # the strict load's answer is kept; it would make every job slow
+        replace(
+            job, output=Path(folder)
+        ).run()  # the strict load's answer is kept; it would make every job slow
     print(json.dumps([[], []]), flush=True)
     for line in sys.stdin:
         attempt = Try(**json.loads(line))
@@ -143,7 +143,7 @@ def main() -> None:
             passed, said = watch(attempt), []
             done = replace(job, output=Path(attempt.output), resume=attempt.resume)
             try:
-                apply_job(done, verify=attempt.verify, jobs=attempt.jobs)  # type: ignore[arg-type]
+                done.run(verify=attempt.verify, jobs=attempt.jobs)  # type: ignore[arg-type]
             except RemapError as error:
                 passed, said = [], [problem.code for problem in error.problems]
             except (KeyboardInterrupt, SystemExit) as error:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from llava_remap import Job, apply_job, plan_job
+from llava_remap import Job, plan
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import writer
 from llava_remap.execute.unfinished import CLAIM
@@ -459,7 +459,7 @@ def interrupted_on_line(planned: Job, number: int) -> bool:
 
     sys.settrace(trace)
     try:
-        apply_job(planned, verify="none", jobs=1)
+        planned.run(verify="none", jobs=1)
     except KeyboardInterrupt:
         return True
     finally:
@@ -470,7 +470,7 @@ def interrupted_on_line(planned: Job, number: int) -> bool:
 def test_interrupted_between_any_two_lines(whole: dict[str, str]) -> None:
     """In what is left nothing looks finished that isn't, and it can be gone on with."""
     sources, out = [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], Path("out")
-    planned = plan_job("llava-v1.5", sources, out)
+    planned = plan("llava-v1.5", sources, out)
     number = 1
     while interrupted_on_line(planned, number):
         there = {path.name for path in out.iterdir()} if out.exists() else set()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan
 from llava_remap.jobs.job import Job
 from tests.conftest import CLIP, TINY, Run, Tensors
 
@@ -220,7 +220,7 @@ def test_a_tower_of_another_shape_beside_it(tmp_path: Path) -> None:
     save_file(tensors, tower / "model.safetensors", {"format": "pt"})
     state = trained()
     source = folder(tmp_path / "source", state, "bin")
-    job = plan_job("llava-v1.5", [source, f"vision_tower={tower}"], "out")
+    job = plan("llava-v1.5", [source, f"vision_tower={tower}"], "out")
     assert told(job) == [
         "`model` has these tensors itself, so `vision_tower` is not used. 2 of its 56 tensors have "
         "another shape, or nothing in their "
@@ -241,7 +241,7 @@ def test_half_a_tower_is_not_made_whole_with_another(beside: bool, tmp_path: Pat
     for name in [name for name in state if ".layers.1.mlp." in name and name.startswith(PREFIX)]:
         del state[name]
     source = folder(tmp_path / "source", state, "bin")
-    job = plan_job("llava-v1.5", [source, *[f"vision_tower={CLIP}"] * beside], "out")
+    job = plan("llava-v1.5", [source, *[f"vision_tower={CLIP}"] * beside], "out")
     assert not job.plan.complete
     assert {problem.code for problem in job.plan.problems} <= {"LR302", "LR309", "LR112"}
     assert not any(
@@ -279,7 +279,7 @@ def test_a_tower_under_names_that_no_rule_knows(
         change(name).replace(PREFIX, "model.vision_tower.own."): tensor
         for name, tensor in trained().items()
     }
-    job = plan_job(
+    job = plan(
         "llava-v1.5", [folder(tmp_path / "source", state, "bin"), f"vision_tower={CLIP}"], "out"
     )
     assert not job.plan.complete

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from llava_remap.core.problem import RemapError
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply
+from llava_remap.jobs.apply import plan as plan_job
 from tests.conftest import CLIP, RELEASED, Changed, Tensors
 from tests.text_models.matrix import Own, checkpoint
 

@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 
-from llava_remap import apply_job
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import INDEX, files
 from llava_remap.execute.unfinished import CLAIM, Claim, read_claim
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan
 from llava_remap.jobs.run import Result
 from llava_remap.verification.record import RECORD
 from tests.compat.checkpoints import FAMILIES, convert_twin
@@ -184,9 +183,7 @@ def refused(**options: Any) -> str:
     """Code and cause of what a job is refused for, when it is planned; nothing changes."""
     before = contents(), kept()
     rules, source = options.pop("rules", "llava-v1.5"), options.pop("source", RELEASED / "sharded")
-    [problem] = plan_job(
-        rules, [str(source), f"vision_tower={CLIP}"], "out", **options
-    ).plan.problems
+    [problem] = plan(rules, [str(source), f"vision_tower={CLIP}"], "out", **options).plan.problems
     assert (contents(), kept()) == before
     return f"{problem.code} {problem.cause}"
 
@@ -332,13 +329,13 @@ def test_a_job_that_still_runs(resume: bool, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_one_that_began_after_this_was_planned(resume: bool) -> None:
-    planned = plan_job(
+    planned = plan(
         "llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=resume
     )
     Path("out").mkdir()
     claim = Claim(Path("out"))
     with pytest.raises(RemapError, match=r"^LR503.* another job writes into out\."):
-        apply_job(planned, verify="none")
+        planned.run(verify="none")
     assert contents().keys() == {CLAIM}
     claim.release(remove=True)
     assert list(Path("out").iterdir()) == []
@@ -368,7 +365,7 @@ def test_a_claim_that_cant_be_read_just_now(
 ) -> None:
     break_off(monkeypatch)
     before = contents()
-    planned = plan_job(
+    planned = plan(
         "llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=True
     )
 
@@ -378,7 +375,7 @@ def test_a_claim_that_cant_be_read_just_now(
     with monkeypatch.context() as patch:
         patch.setattr(files, "read_claim", failing)
         with pytest.raises((RemapError, KeyboardInterrupt)):
-            apply_job(planned, verify="none")
+            planned.run(verify="none")
     assert contents() == before
     assert job(resume=True).reused == 3
     assert contents() == whole
@@ -404,7 +401,7 @@ def test_what_a_killed_job_left_makes_room(monkeypatch: pytest.MonkeyPatch) -> N
     Path("out", f"{WEIGHTS[2]}.partial").write_bytes(bytes(900_000))
     free = shutil.disk_usage(".")._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    planned = plan_job(
+    planned = plan(
         "llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", resume=True
     )
     assert planned.plan.problems == ()

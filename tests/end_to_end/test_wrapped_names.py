@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan
 from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import load_rule_file, shipped_folder
 from tests.conftest import CLIP, TINY, Run, Tensors
@@ -154,7 +154,7 @@ def test_wrapped_stubs_are_refused(tmp_path: Path) -> None:
     torch.save(
         {name: tensor[:0] for name, tensor in state.items()}, source / "model_state_dict.bin"
     )
-    [problem] = plan_job("llava-v1.5", [source], "out").plan.problems
+    [problem] = plan("llava-v1.5", [source], "out").plan.problems
     assert problem.code == "LR104"
 
 
@@ -201,7 +201,7 @@ def test_a_rule_file_that_leaves_them_on(wrap: Wrap, said: str, tmp_path: Path) 
     rules = tmp_path / "rules.yaml"
     rules.write_text(RULES)
     source = checkpoint(tmp_path / "source", wrap)
-    [problem] = plan_job(rules, [source], "out").plan.problems
+    [problem] = plan(rules, [source], "out").plan.problems
     assert problem.code == "LR110"
     assert said in problem.cause
     assert "which no-wrappers leaves there" in problem.cause

@@ -22,7 +22,8 @@ from llava_remap.core.dtypes import from_float64, to_float64
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import Recipe, values
 from llava_remap.execute.values import CHUNK_ELEMENTS
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply
+from llava_remap.jobs.apply import plan as plan_job
 from llava_remap.planning import Cast, Mapped, Part
 from llava_remap.post_load import Change
 from llava_remap.post_load.run import make_pieces

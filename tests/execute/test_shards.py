@@ -15,7 +15,8 @@ from llava_remap.checkpoint import open_checkpoint
 from llava_remap.cli.commands import apply_command
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import JOBS
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply
+from llava_remap.jobs.apply import plan as plan_job
 from llava_remap.planning import Mapped, Part, aligned
 from llava_remap.routing import SourceName
 from tests.conftest import CLIP, RELEASED, Run

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from transformers import AutoProcessor
 
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply
+from llava_remap.jobs.apply import plan as plan_job
 from llava_remap.planning import Plan
 from tests.conftest import CLIP, RELEASED, TINY, Changed, Run
 from tests.original.convert import assemble

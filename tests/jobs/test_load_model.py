@@ -333,6 +333,4 @@ def test_it_is_public_and_costs_nothing_until_it_is_used() -> None:
 
 
 def test_a_source_can_be_a_path() -> None:
-    assert llava_remap.plan_job(
-        "llava-v1.5", [RELEASED / "bin", f"vision_tower={CLIP}"]
-    ).plan.complete
+    assert llava_remap.plan("llava-v1.5", [RELEASED / "bin", f"vision_tower={CLIP}"]).plan.complete

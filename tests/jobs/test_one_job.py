@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from llava_remap import apply_job
 from llava_remap.core.problem import RemapError
 from llava_remap.jobs import job as job_module
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan
 from llava_remap.jobs.job import Job
 from llava_remap.verification import strict_load, verify_folder
 from llava_remap.verification.record import read_record
@@ -30,12 +29,12 @@ def source(tmp_path: Path) -> Path:
 
 
 def planned(source: Path) -> Job:
-    return plan_job("llava-v1.5", [str(source), TOWER], "out")
+    return plan("llava-v1.5", [str(source), TOWER], "out")
 
 
 def refusal(job: Job, code: str) -> str:
     with pytest.raises(RemapError) as caught:
-        apply_job(job)
+        job.run()
     assert [problem.code for problem in caught.value.problems] == [code]
     return caught.value.problems[0].cause
 
@@ -60,10 +59,10 @@ def test_two_jobs_on_one_output(source: Path, monkeypatch: pytest.MonkeyPatch) -
     """Both were planned when the folder wasn't there. The second is refused, the first isn't
     disturbed.
     """
-    second = plan_job("llava-v1.5", [str(RELEASED / "safetensors"), TOWER], "out")
+    second = plan("llava-v1.5", [str(RELEASED / "safetensors"), TOWER], "out")
     causes = []
     during_the_load(monkeypatch, lambda: causes.append(refusal(second, "LR503")))
-    apply_job(planned(source))
+    planned(source).run()
     assert causes == ["another job writes into out."]
     assert not list(Path("out").glob("*.partial"))
     assert not verify_folder(Path("out"), read_record(Path("out"))).problems
@@ -71,7 +70,7 @@ def test_two_jobs_on_one_output(source: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_job_carried_out_twice(source: Path) -> None:
     job = planned(source)
-    apply_job(job)
+    job.run()
     before = contents(Path("out"))
     assert "is there and isn't an empty folder" in refusal(job, "LR503")
     assert contents(Path("out")) == before
@@ -129,7 +128,7 @@ def test_a_source_that_changes_while_a_job_runs(
 
 
 def test_a_job_planned_from_a_manifest(source: Path) -> None:
-    job = plan_job("llava-v1.5", [str(MANIFESTS / "llava-v1.5-7b.json")], "out", dry_run=True)
+    job = plan("llava-v1.5", [str(MANIFESTS / "llava-v1.5-7b.json")], "out", dry_run=True)
     assert job.plan.complete
     refusal(job, "LR111")
 
@@ -137,22 +136,22 @@ def test_a_job_planned_from_a_manifest(source: Path) -> None:
 @pytest.mark.parametrize("verify", ["Full", "some", None])
 def test_a_check_that_there_is_not(verify: Any, source: Path) -> None:
     with pytest.raises(RemapError, match="verify is one of meta, full, none"):
-        apply_job(planned(source), verify=verify)
+        planned(source).run(verify=verify)
     assert not Path("out").exists()
 
 
 def test_one_source_as_a_text(source: Path) -> None:
     assert (
-        plan_job("llava-v1.5", f"{RELEASED / 'bin'}", "out").checkpoints["model"].path
+        plan("llava-v1.5", f"{RELEASED / 'bin'}", "out").checkpoints["model"].path
         == RELEASED / "bin"
     )
 
 
 @pytest.mark.parametrize("verify", ["meta", "full", "none"])
 def test_progress_adds_up(verify: Any) -> None:
-    job = plan_job("llava-v1.5", [str(RELEASED / "sharded"), TOWER], "out")
+    job = plan("llava-v1.5", [str(RELEASED / "sharded"), TOWER], "out")
     told: list[int] = []
-    apply_job(job, told.append, verify=verify)
+    job.run(told.append, verify=verify)
     assert sum(told) == job.nbytes_to_handle(verify)
 
 

@@ -17,7 +17,7 @@ import pytest
 from llava_remap.core import limits
 from llava_remap.core.problem import RemapError
 from llava_remap.jobs import resources
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan
 from llava_remap.jobs.resources import Predicted, memory_problems, peak_nbytes
 from llava_remap.jobs.reverse import plan_reverse
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Run
@@ -77,7 +77,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("converted") / "out"
     apply("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], folder)
-    plan_job("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], "out", dtype="bfloat16")
+    plan("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], "out", dtype="bfloat16")
     plan_reverse("llava-v1.5", folder)
     return folder
 
@@ -169,7 +169,7 @@ def test_from_python_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(RemapError, match="LR501"):
         apply("llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert plan_job(
+    assert plan(
         "llava-v1.5", [RELEASED / "sharded", f"vision_tower={CLIP}"], tmp_path / "out"
     ).plan.complete
 

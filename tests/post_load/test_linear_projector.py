@@ -24,7 +24,8 @@ from transformers import (
 from llava_remap.authoring.shrink import shrink
 from llava_remap.core.dtypes import TORCH_DTYPES
 from llava_remap.core.problem import RemapError
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply
+from llava_remap.jobs.apply import plan as plan_job
 from llava_remap.jobs.load import load_model
 from llava_remap.post_load import Before
 from llava_remap.post_load.run import load_post_load_rule

@@ -16,9 +16,8 @@ import torch
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 
-from llava_remap import apply_job
 from llava_remap.core.problem import RemapError
-from llava_remap.jobs.apply import plan_job
+from llava_remap.jobs.apply import plan
 from llava_remap.jobs.job import Job
 from llava_remap.planning import PostLoadChange
 from llava_remap.post_load import OldBytes
@@ -42,7 +41,7 @@ def rule_file(options: dict[str, Any], name: str = "llava-v1.5") -> Path:
 
 
 def planned(rules: Path, source: Path = RELEASED / "safetensors", tower: Path = CLIP) -> Job:
-    return plan_job(rules, [str(source), f"vision_tower={tower}"], "out")
+    return plan(rules, [str(source), f"vision_tower={tower}"], "out")
 
 
 def written() -> Tensors:
@@ -64,7 +63,7 @@ def test_copy_of_a_token_as_in_the_docs() -> None:
         if "init: copy" in block
     )
     Path("mine.yaml").write_text(text)
-    apply_job(planned(Path("mine.yaml")))
+    planned(Path("mine.yaml")).run()
     source, found = load_file(RELEASED / "safetensors" / "model.safetensors"), written()
     row = SentencePieceProcessor(
         model_file=str(RELEASED / "safetensors" / "tokenizer.model")
@@ -90,7 +89,7 @@ def test_copy_of_a_token_as_in_the_docs() -> None:
 def test_rows_that_nothing_is_drawn_for(
     options: dict[str, Any], wanted: Callable[..., Any]
 ) -> None:
-    apply_job(planned(rule_file(options)))
+    planned(rule_file(options)).run()
     source, found = load_file(RELEASED / "safetensors" / "model.safetensors"), written()
     for name, row in zip(
         (EMBED, HEAD),
@@ -161,11 +160,11 @@ def test_inf_is_refused_where_rows_are_made_from_it(
         changed(tensors=poison),
     )
     if not refused:
-        apply_job(job)
+        job.run()
         assert torch.isfinite(written()[EMBED][320:]).all()
         return
     with pytest.raises(RemapError) as caught:
-        apply_job(job)
+        job.run()
     assert [problem.code for problem in caught.value.problems] == ["LR406"]
     assert not Path("out").exists()
 
@@ -188,7 +187,7 @@ def test_a_tied_head_is_not_changed_apart(statistics: str, changed: Changed) -> 
             ),
         ).rename(f"stored-{stored}")
         rules = rule_file({"statistics": statistics}, "llava-interleave")
-        job = plan_job(
+        job = plan(
             rules, [str(source), f"vision_tower={TINY / 'siglip-tiny-patch14-28'}"], f"out-{stored}"
         )
         assert [entry.change.target for entry in job.plan.post_load] == [EMBED]
@@ -199,7 +198,7 @@ def test_a_tied_head_is_not_changed_apart(statistics: str, changed: Changed) -> 
         assert [(a.of, a.shape) for a in job.plan.aliases if a.target == HEAD] == (
             [(EMBED, (320, 64))] if stored else []
         )
-        apply_job(job)
+        job.run()
     one, other = (
         {
             n: bits(t)
@@ -220,7 +219,7 @@ def test_the_plan_as_json_is_enough_to_make_the_rows_again(
 ) -> None:
     """Without rule file and tokenizer: from what the plan says and the matrices."""
     source = changed()
-    apply_job(job := planned(rule_file(options), source))
+    (job := planned(rule_file(options), source)).run()
     matrices = load_file(source / "model.safetensors")
     old = {EMBED: matrices["model.embed_tokens.weight"], HEAD: matrices["lm_head.weight"]}
 
@@ -241,7 +240,7 @@ def test_the_plan_as_json_is_enough_to_make_the_rows_again(
 
 def test_embeddings_that_lie_column_by_column_get_the_same_rows(tmp_path: Path) -> None:
     """Gathered by chunks, the old rows and the new ones are those of the plain checkpoint."""
-    apply_job(planned(rule_file({}), RELEASED / "bin"))
+    planned(rule_file({}), RELEASED / "bin").run()
     plain = {name: bits(tensor) for name, tensor in written().items()}
     source = tmp_path / "source"
     source.mkdir()
@@ -251,7 +250,7 @@ def test_embeddings_that_lie_column_by_column_get_the_same_rows(tmp_path: Path) 
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         state[name] = state[name].T.contiguous().T
     torch.save(state, source / "pytorch_model.bin")
-    apply_job(plan_job("mine.yaml", [str(source), f"vision_tower={CLIP}"], "again"))
+    plan("mine.yaml", [str(source), f"vision_tower={CLIP}"], "again").run()
     again = {
         n: bits(t)
         for file in Path("again").glob("*.safetensors")

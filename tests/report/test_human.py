@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from llava_remap.core.problem import Problem
-from llava_remap.jobs.apply import plan_job
+from llava_remap.jobs.apply import plan
 from llava_remap.jobs.resources import Used
 from llava_remap.jobs.run import Result
 from llava_remap.report import print_result
@@ -29,7 +29,7 @@ from tests.conftest import CLIP, MANIFESTS, RELEASED, Changed, Run
 )
 def test_names_in_a_sentence(number: int, told: str) -> None:
     """Four lines of folded names, and how many more there are."""
-    job = plan_job("llava-v1.5", [MANIFESTS / "llava-v1.5-7b.json"], "out", dry_run=True)
+    job = plan("llava-v1.5", [MANIFESTS / "llava-v1.5-7b.json"], "out", dry_run=True)
     note = Problem(
         "LR312",
         "the facts.",
@@ -37,7 +37,7 @@ def test_names_in_a_sentence(number: int, told: str) -> None:
     )
     text = StringIO()
     print_result(
-        Console(file=text), Result(Path("out"), (), 0, 0.0, "meta", (note,), Used(0, 0)), job
+        Console(file=text), Result(job, Path("out"), (), 0, 0.0, "meta", (note,), Used(0, 0)), job
     )
     [line] = [line for line in text.getvalue().splitlines() if "LR312" in line]
     assert line.endswith(told)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan
 from tests.conftest import CLIP, DATA, Changed, Run
 from tests.folder.test_prompts import mine, source
 
@@ -157,15 +157,15 @@ def test_what_changes_nothing_for_the_target_is_taken(
     """The research code's later training writes such keys into every config. The folder's config
     doesn't depend on them.
     """
-    plain = plan_job(rules, source(name, tmp_path / "plain"), "out", dry_run=True)
-    job = plan_job(rules, source(name, tmp_path / "source", **config), "out", dry_run=True)
+    plain = plan(rules, source(name, tmp_path / "plain"), "out", dry_run=True)
+    job = plan(rules, source(name, tmp_path / "source", **config), "out", dry_run=True)
     assert plain.plan.problems == job.plan.problems == ()
     assert plain.small_files == job.small_files
 
 
 def test_videos_are_said_to_be_missing(tmp_path: Path) -> None:
     sources = source("llava-1.6-vicuna", tmp_path / "source", mm_spatial_pool_mode="bilinear")
-    notes = plan_job("llava-next", sources, "out", dry_run=True).plan.notes
+    notes = plan("llava-next", sources, "out", dry_run=True).plan.notes
     assert "The folder is for pictures." in " ".join(
         note.cause for note in notes if note.code == "LR315"
     )
@@ -177,7 +177,7 @@ def test_a_requirement_that_does_not_matter_is_allowed_by_a_rule_file(tmp_path: 
     rules = mine(
         "llava-onevision.yaml", "requires: {newline: {config: {mm_newline_position: grid}}}"
     )
-    assert plan_job(rules, sources, "out", dry_run=True).plan.complete
+    assert plan(rules, sources, "out", dry_run=True).plan.complete
 
 
 @pytest.mark.parametrize("merge", ["flat", "spatial"])
@@ -191,7 +191,7 @@ def test_a_fine_tune_of_1_6_on_whole_pictures_computes_what_1_5_does(
     sources = source("llava-1.6-vicuna", tmp_path / "source", **whole)
     [dropped] = [
         d
-        for d in plan_job("llava-v1.5", sources, "out", dry_run=True).plan.dropped
+        for d in plan("llava-v1.5", sources, "out", dry_run=True).plan.dropped
         if "newline" in d.name
     ]
     assert "not cut into tiles" in str(dropped.reason)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_remap.core.problem import RemapError
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply, plan
 from llava_remap.rulefile import shipped_layouts
 from llava_remap.target_model import WRITTEN, layout_program
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Run, Tensors
@@ -320,8 +320,8 @@ def test_an_original_to_every_layout(layout: str, classic: Path, run: Run) -> No
 
 def test_the_rows_stay(classic: Path) -> None:
     """`--vocab N` with the number of rows is no change; another can't be had."""
-    assert plan_job("hf-layouts", [classic], "out", vocab=384).plan.complete
-    [problem] = plan_job("hf-layouts", [classic], "out", vocab=500).plan.problems
+    assert plan("hf-layouts", [classic], "out", vocab=384).plan.complete
+    [problem] = plan("hf-layouts", [classic], "out", vocab=500).plan.problems
     assert (
         problem.cause
         == "--vocab 500: embed_tokens has 384 rows, and none can be added: no rule of `post_load` "

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from llava_remap.core.problem import RemapError
-from llava_remap.jobs.apply import plan_job
+from llava_remap.jobs.apply import plan
 from llava_remap.target_model import SCALED_PICTURES
 from llava_remap.target_model.text_kind import class_names, text_kind
 from llava_remap.target_model.text_model import TextModel, read_text_model
@@ -568,7 +568,7 @@ def test_a_scale_of_pictures_that_differs_between_versions_is_told(
     assert not torch.equal(table(ids), table.weight[ids])
     assert (kind in SCALED_PICTURES) == (kind == "gemma")
     source = checkpoint(Own(kind, model, (), ()), tmp_path / "source")
-    job = plan_job("llava-v1.5", [source, f"vision_tower={CLIP}"], tmp_path / "out", dry_run=True)
+    job = plan("llava-v1.5", [source, f"vision_tower={CLIP}"], tmp_path / "out", dry_run=True)
     assert job.plan.complete, job.plan.problems
     told = [
         note.cause for note in job.plan.notes if note.code == "LR319" and "pictures" in note.cause

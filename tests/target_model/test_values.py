@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llava_remap.jobs.apply import plan_job
+from llava_remap.jobs.apply import plan
 from tests.compat.checkpoints import qwen_tokenizer
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run
 
@@ -30,7 +30,7 @@ def config(text: str, source: Path = LLAMA) -> Any:
     """What the processor would be made with by a rule file that says this of it: values of all
     configs are found in one way.
     """
-    job = plan_job(mine(PROBE + text), [str(source), f"vision_tower={CLIP}"], dry_run=True)
+    job = plan(mine(PROBE + text), [str(source), f"vision_tower={CLIP}"], dry_run=True)
     assert job.derived is not None, job.plan.problems
     return job.derived.config.processor.get("probe")
 
@@ -123,7 +123,7 @@ def test_a_key_that_the_config_does_not_have(changed: Changed) -> None:
     key, fix = "image_grid_pinpoints", "Add it to the source's config.json."
     source = changed(TILED, config=lambda c: c.pop(key, None))
     rules = mine(f"{PROBE}{{from: {key}}}", "llava-next")
-    [problem] = plan_job(rules, [str(source), f"vision_tower={CLIP}"], dry_run=True).plan.problems
+    [problem] = plan(rules, [str(source), f"vision_tower={CLIP}"], dry_run=True).plan.problems
     assert (problem.code, f"is read from `{key}`" in problem.cause, problem.fix) == (
         "LR112",
         True,
@@ -139,7 +139,7 @@ def test_the_chat_template_goes_by_the_tokenizer(changed: Changed, tmp_path: Pat
     )
 
     def template() -> str:
-        job = plan_job("llava-next", [str(source), f"vision_tower={CLIP}", *more], dry_run=True)
+        job = plan("llava-next", [str(source), f"vision_tower={CLIP}", *more], dry_run=True)
         assert job.derived is not None, job.plan.problems
         assert job.derived.config.chat_template is not None
         return job.derived.config.chat_template.name
@@ -206,7 +206,7 @@ def test_siglip_is_read_from_its_last_layer_whatever_its_config_says(layers: int
         ("interleave", "interleave-qwen-0.5b"),
     ):
         source = str(MANIFESTS / f"llava-{manifest}.released.json")
-        job = plan_job(f"llava-{rules}", [source, f"vision_tower={tower}"], dry_run=True)
+        job = plan(f"llava-{rules}", [source, f"vision_tower={tower}"], dry_run=True)
         assert job.derived is not None, job.plan.problems
         written = job.derived.config.config
         assert (written["vision_feature_layer"], written["vision_feature_select_strategy"]) == (

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from llava_remap import apply_job
 from llava_remap.core.problem import RemapError
-from llava_remap.jobs.apply import apply, plan_job
+from llava_remap.jobs.apply import apply
+from llava_remap.jobs.apply import plan as plan_job
 from llava_remap.post_load import Before
 from llava_remap.post_load.plugins import expand_embeddings
 from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings
@@ -329,7 +329,7 @@ def test_a_tie_and_two_matrices(tmp_path: Path) -> None:
     vocab: Any
     for vocab in ("pad", 500):
         with pytest.raises(RemapError, match="LR405"):
-            apply_job(plan_job("llava-v1.5", [source, f"vision_tower={CLIP}"], "out", vocab=vocab))
+            plan_job("llava-v1.5", [source, f"vision_tower={CLIP}"], "out", vocab=vocab).run()
 
 
 @pytest.mark.parametrize(

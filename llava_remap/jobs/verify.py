@@ -1,0 +1,44 @@
+"""Check a folder, on its own or against its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llava_remap.checkpoint import Checkpoint
+from llava_remap.source.sources import open_again
+from llava_remap.verification import Verification, verify_folder
+from llava_remap.verification.record import Record, read_record
+
+
+def verify(
+    folder: str | Path, against: Sequence[str | Path] = (), *, offline: bool = False
+) -> Verification:
+    """Check a folder that `apply` wrote.
+
+    The files are compared with the digests in the folder's record, and transformers loads names and
+    shapes strictly. With `against`, every value is compared with what the sources give.
+
+    Args:
+        folder: the folder.
+        against: the sources that it was made from, given as to `plan`; none for no comparison.
+        offline: whether to take from the hub only what was downloaded before.
+
+    Returns:
+        What was checked. The folder is sound if there are no `problems`.
+
+    Raises:
+        RemapError: if the folder has no readable record, or a source can't be opened.
+    """
+    folder = Path(folder)
+    return verify_folder(folder, *open_recorded(folder, against, offline=offline))
+
+
+def open_recorded(
+    folder: Path, against: Sequence[str | Path], *, offline: bool = False
+) -> tuple[Record, Mapping[str, Checkpoint] | None]:
+    """The record of a folder, and the sources to compare it with; arguments as for `verify`."""
+    record = read_record(folder)
+    if not against:
+        return record, None
+    return record, open_again(record.locations, against, unused=record.unused, offline=offline)
