@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -11,14 +11,23 @@ from rich.console import Console
 from llava_remap.cli.options import (
     VERIFY,
     Checkpoint,
+    CheckValues,
     DryRun,
+    Dtype,
     Jobs,
+    MaxShardSize,
+    NameLayout,
     Offline,
+    Output,
+    ProjectorForm,
     Report,
     ReportFormat,
+    Resume,
     Rules,
+    Sources,
     Verify,
-    nbytes,
+    Vocab,
+    rows,
 )
 from llava_remap.cli.output import (
     carry_out,
@@ -64,92 +73,19 @@ def _root(
 @app.command("apply")
 def apply_command(
     rules: Rules,
-    source: Annotated[
-        list[str],
-        typer.Option(
-            "--source",
-            metavar="[NAME=]SRC",
-            help="A checkpoint: folder, file, manifest, or ORG/NAME[@REVISION] on the hub. Without "
-            "NAME, the rule file's first source. Can be given several times. What isn't given is "
-            "downloaded as the rule file says.",
-        ),
-    ] = [],  # noqa: B006
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            metavar="DIR",
-            help="The folder to write; new or empty. By default ./<last part of the first "
-            "source>-hf.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        Literal["keep", "bfloat16", "float16", "float32"],
-        typer.Option(
-            "--dtype",
-            help="The dtype of every weight that is written; keep: the dtype that each is stored "
-            "in. Values are rounded to nearest; those that don't fit are found before anything is "
-            "written. Revert can't give back what was rounded.",
-        ),
-    ] = "keep",
-    vocab: Annotated[
-        str,
-        typer.Option(
-            "--vocab",
-            metavar="keep|pad|N",
-            help="How many rows the vocabulary will have. pad: as the rule file says, mostly as "
-            "many as new tokens need, rounded up to a multiple of 64; keep: as many as there are, "
-            "so new tokens have to fit; N: so many.",
-        ),
-    ] = "pad",
-    projector_form: Annotated[
-        Literal["identity", "gelu"] | None,
-        typer.Option(
-            "--projector-form",
-            help="How a projector of one linear layer is written (LLaVA 1.0). identity: for "
-            "programs that take the activation from the config, as transformers does; gelu: for "
-            "programs that always put a GELU there, as vLLM and llama.cpp. By default as the rule "
-            "file says.",
-            show_default=False,
-        ),
-    ] = None,
+    source: Sources = [],  # noqa: B006
+    output: Output = None,
+    dtype: Dtype = "keep",
+    vocab: Vocab = "pad",
+    projector_form: ProjectorForm = None,
     dry_run: DryRun = False,
-    check_values: Annotated[
-        bool,
-        typer.Option(
-            "--check-values", help="With --dry-run: also run the checks that read tensors."
-        ),
-    ] = False,
+    check_values: CheckValues = False,
     output_format: ReportFormat = "human",
-    layout: Annotated[
-        str,
-        typer.Option(
-            "--layout",
-            metavar="LAYOUT",
-            help="The names that are written. classic: those that every transformers loads; "
-            "module-4.52, module-5.6: the module names of transformers 4.52 to 5.5 and of 5.6 and "
-            "later, for programs that want those.",
-        ),
-    ] = "classic",
+    layout: NameLayout = "classic",
     report: Report = None,
-    max_shard_size: Annotated[
-        int | None,
-        typer.Option(
-            "--max-shard-size",
-            metavar="SIZE",
-            parser=nbytes,
-            help="Bytes of tensors that a weight file may have (5GB, 500MB). A larger tensor gets "
-            "a file of its own. Without it, weight files are divided as the sources' are.",
-        ),
-    ] = None,
+    max_shard_size: MaxShardSize = None,
     jobs: Jobs = 2,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with a job that was interrupted or killed: finished weight files are kept.",
-        ),
-    ] = False,
+    resume: Resume = False,
     verify: Annotated[Verify, VERIFY] = "meta",
     offline: Offline = False,
 ) -> None:
@@ -163,8 +99,6 @@ def apply_command(
             refuse_other_reports(report)
             from llava_remap.jobs.apply import plan
 
-            is_number = vocab.isascii() and vocab.isdecimal() and len(vocab) < 10
-            rows: Any = int(vocab) if is_number else vocab
             with progress("planning"):
                 job = plan(
                     rules,
@@ -172,7 +106,7 @@ def apply_command(
                     output,
                     layout=layout,
                     dtype=dtype,
-                    vocab=rows,
+                    vocab=rows(vocab),
                     max_shard_nbytes=max_shard_size,
                     resume=resume,
                     dry_run=dry_run,

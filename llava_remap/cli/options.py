@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -59,3 +59,91 @@ def nbytes(text: str) -> int:
     if not amount:
         raise typer.BadParameter(f"{text!r} is no size. Write 5GB or 500MB.")
     return amount
+
+
+Sources = Annotated[
+    list[str],
+    typer.Option(
+        "--source",
+        metavar="[NAME=]SRC",
+        help="A checkpoint: folder, file, manifest, or ORG/NAME[@REVISION] on the hub. Without "
+        "NAME, the rule file's first source. Can be given several times. What isn't given is "
+        "downloaded as the rule file says.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="The folder to write; new or empty. By default ./<last part of the first source>-hf.",
+    ),
+]
+Dtype = Annotated[
+    Literal["keep", "bfloat16", "float16", "float32"],
+    typer.Option(
+        "--dtype",
+        help="The dtype of every weight that is written; keep: the dtype that each is stored "
+        "in. Values are rounded to nearest; those that don't fit are found before anything is "
+        "written. Revert can't give back what was rounded.",
+    ),
+]
+Vocab = Annotated[
+    str,
+    typer.Option(
+        "--vocab",
+        metavar="keep|pad|N",
+        help="How many rows the vocabulary will have. pad: as the rule file says, mostly as "
+        "many as new tokens need, rounded up to a multiple of 64; keep: as many as there are, "
+        "so new tokens have to fit; N: so many.",
+    ),
+]
+ProjectorForm = Annotated[
+    Literal["identity", "gelu"] | None,
+    typer.Option(
+        "--projector-form",
+        help="How a projector of one linear layer is written (LLaVA 1.0). identity: for "
+        "programs that take the activation from the config, as transformers does; gelu: for "
+        "programs that always put a GELU there, as vLLM and llama.cpp. By default as the rule "
+        "file says.",
+        show_default=False,
+    ),
+]
+CheckValues = Annotated[
+    bool,
+    typer.Option("--check-values", help="With --dry-run: also run the checks that read tensors."),
+]
+NameLayout = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        metavar="LAYOUT",
+        help="The names that are written. classic: those that every transformers loads; "
+        "module-4.52, module-5.6: the module names of transformers 4.52 to 5.5 and of 5.6 and "
+        "later, for programs that want those.",
+    ),
+]
+MaxShardSize = Annotated[
+    int | None,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        parser=nbytes,
+        help="Bytes of tensors that a weight file may have (5GB, 500MB). A larger tensor gets "
+        "a file of its own. Without it, weight files are divided as the sources' are.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with a job that was interrupted or killed: finished weight files are kept.",
+    ),
+]
+
+
+def rows(vocab: str) -> Any:
+    """The value of `--vocab` as `plan_job` takes it: a number of rows, or the word as it is."""
+    is_number = vocab.isascii() and vocab.isdecimal() and len(vocab) < 10
+    return int(vocab) if is_number else vocab
