@@ -12,7 +12,7 @@ from llava_remap.execute.needs import computes, working_nbytes
 from llava_remap.execute.pieces import Range, Recipe, blocks, gathered
 from llava_remap.execute.unfinished import CLAIM, PLAN, Facts, Unfinished, is_held, read_claim
 from llava_remap.execute.value_checks import equal, nbytes_to_check, run_value_checks
-from llava_remap.execute.values import find, too_short
+from llava_remap.execute.values import chunks, find, too_short
 from llava_remap.execute.write import (
     INDEX,
     JOBS,
@@ -34,6 +34,7 @@ __all__ = [
     "Resumable",
     "Unfinished",
     "blocks",
+    "chunks",
     "computes",
     "digest_files",
     "equal",

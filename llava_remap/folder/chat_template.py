@@ -71,7 +71,7 @@ def try_template(
         ([{"role": "user", "content": question}], True),
         *(
             (conversation, begins)
-            for conversation in _conversations(tokens)
+            for conversation in conversations(tokens)
             for begins in (True, False)
         ),
     ]
@@ -106,7 +106,10 @@ def try_template(
     return Tried(prompts, _turn_end(of_answer.get("prompt", "")), of_question["prompt"])
 
 
-def _conversations(tokens: Sequence[PlacedToken]) -> Iterator[list[dict[str, Any]]]:
+def conversations(tokens: Sequence[PlacedToken]) -> Iterator[list[dict[str, Any]]]:
+    """Conversations of one and several turns, with what the tokens stand for (pictures, videos)
+    and without, with a system message and without.
+    """
     text = {"type": "text", "text": "What is  shown here?"}
     yield [{"role": "user", "content": [text]}]
     for part in ({"type": token.role} for token in tokens if token.role in ("image", "video")):

@@ -1,0 +1,178 @@
+"""`llava-remap diff`: two checkpoints, or two plans, compared in all that they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.core.problem import refuse
+from llava_remap.execute import equal
+from llava_remap.jobs.output import refuse_changed
+from llava_remap.source.sources import open_source
+from llava_remap.verification.compare_files import compare_files
+from llava_remap.verification.compare_headers import Headers, compare_headers
+from llava_remap.verification.compare_plans import PlanFile, compare_plans, read_plan
+from llava_remap.verification.compare_templates import compare_templates
+from llava_remap.verification.compare_tokenizers import compare_tokenizers
+from llava_remap.verification.compare_values import compare_values
+from llava_remap.verification.difference import Difference, Side, Tie
+
+#: What is read of a checkpoint.
+_USE = ("tensors", "config", "tokenizer", "processor")
+_NO_FILES = "tokenizer, processor and chat template were not compared: {} is a manifest"
+
+
+def diff(
+    a: str | Path,
+    b: str | Path,
+    *,
+    values: bool = True,
+    offline: bool = False,
+    on_progress: Callable[[int], None] = lambda nbytes: None,
+    on_phase: Callable[[str], None] = lambda what: None,
+) -> Difference:
+    """Compare two checkpoints or two plans.
+
+    Memory doesn't grow with the checkpoints: values are read a chunk at a time.
+
+    Args:
+        a, b: two checkpoints (a folder, a file, a manifest, or ORG/NAME[@REVISION] on the hub), or
+            two plans (the JSON of `--report`, or a record, llava_remap.json).
+        values: whether the values of tensors are compared, where both sides have values.
+        offline: whether only earlier downloads are taken from the hub.
+        on_progress: called with the number of bytes read since the last call.
+        on_phase: called with the name of each phase when it begins.
+
+    Raises:
+        RemapError: as `open_source`; LR113 for a plan or a small file that can't be read, LR211 for
+            a checkpoint and a plan.
+    """
+    return prepare(a, b, values=values, offline=offline).run(on_progress, on_phase)
+
+
+def prepare(
+    a: str | Path, b: str | Path, *, values: bool = True, offline: bool = False
+) -> Comparison | PlanComparison:
+    """Open both sides and compare their headers. Arguments and errors as for `diff`."""
+    plans = [read_plan(Path(side)) for side in (a, b)]
+    if plans[0] is not None and plans[1] is not None:
+        return PlanComparison(plans[0], plans[1])
+    if any(plan is not None for plan in plans):
+        which = {True: "a plan", False: "a checkpoint"}
+        of_a, of_b = (which[plan is not None] for plan in plans)
+        raise refuse(
+            "LR211",
+            f"A ({a}) is {of_a}, and B ({b}) is {of_b}.",
+            "Give two checkpoints or two plans. A folder's own plan is the llava_remap.json in it.",
+        )
+    sides = [
+        open_source(name, str(side), _USE, first=True, part=True, offline=offline)
+        for name, side in (("A", a), ("B", b))
+    ]
+    reason = "headers alone were asked for" if not values else ""
+    for name, side in zip("AB", sides, strict=True):
+        reason = f"{name} is a manifest" if side.is_manifest else reason
+    return Comparison(sides[0], sides[1], compare_headers(*sides), reason)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanComparison:
+    """Two plans, opened."""
+
+    a: PlanFile
+    b: PlanFile
+    nbytes: int = 0
+
+    def run(
+        self,
+        on_progress: Callable[[int], None] = lambda nbytes: None,
+        on_phase: Callable[[str], None] = lambda what: None,
+    ) -> Difference:
+        return compare_plans(self.a, self.b)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two checkpoints, opened and compared by their headers.
+
+    Attributes:
+        reason: why values aren't compared; empty if they are.
+    """
+
+    a: Checkpoint
+    b: Checkpoint
+    headers: Headers
+    reason: str
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that `run` reads of tensors and reports as progress."""
+        if self.reason:
+            return 0
+        both = (
+            tensor
+            for name in self.headers.comparable
+            for tensor in (self.headers.a[name], self.headers.b[name])
+        )
+        heads = (tensor for pair in self._perhaps_tied().values() for tensor in pair)
+        return sum(tensor.nbytes for tensor in (*both, *heads))
+
+    def run(
+        self,
+        on_progress: Callable[[int], None] = lambda nbytes: None,
+        on_phase: Callable[[str], None] = lambda what: None,
+    ) -> Difference:
+        """Compare values, configs, tokenizers and chat templates."""
+        headers, ties, found, compared = self.headers, list(self.headers.ties), [], 0
+        if not self.reason:
+            on_phase("comparing values")
+            for name in headers.comparable:
+                values = compare_values(name, headers.a[name], headers.b[name], on_progress)
+                found += [] if values is None else [values]
+                compared += 1
+            for name, pair in self._perhaps_tied().items():
+                if equal(*pair, on_progress):
+                    which, table = headers.perhaps_tied[name]
+                    names = tuple(sorted((name, table)))
+                    in_a = which == "a"
+                    ties.append(
+                        Tie(names, "equal", "alone") if in_a else Tie(names, "alone", "equal")
+                    )
+        on_phase("comparing configs and tokenizers")
+        tied = {name for tie in ties for name in tie.names}
+        manifests = [name for name, c in (("A", self.a), ("B", self.b)) if c.is_manifest]
+        difference = Difference(
+            "checkpoints",
+            _side(self.a),
+            _side(self.b),
+            sum(name in headers.b for name in headers.a),
+            headers.layout,
+            headers.only_in("a", tied),
+            headers.only_in("b", tied),
+            headers.shapes,
+            headers.dtypes,
+            tuple(ties),
+            compared,
+            self.reason,
+            tuple(found),
+            tuple(compare_files(self.a, self.b)),
+            compare_tokenizers(self.a, self.b),
+            tuple(compare_templates(self.a, self.b)),
+            notes=tuple(_NO_FILES.format(name) for name in manifests[:1]),
+        )
+        refuse_changed({"a": self.a, "b": self.b})
+        return difference
+
+    def _perhaps_tied(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """For the head of one side, that head and the table of embeddings beside it."""
+        catalog = self.headers.catalog
+        return {
+            name: (catalog(which)[name], catalog(which)[table])
+            for name, (which, table) in self.headers.perhaps_tied.items()
+        }
+
+
+def _side(checkpoint: Checkpoint) -> Side:
+    return Side(checkpoint.location, checkpoint.form, len(checkpoint.catalog), checkpoint.nbytes)

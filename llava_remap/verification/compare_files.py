@@ -1,0 +1,186 @@
+"""Configs and other small JSON files of two checkpoints, compared key by key."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llava_remap.checkpoint import ADAPTER_CONFIG, BESIDE, Checkpoint, has_file, read_object
+from llava_remap.core.limits import limit_reached
+from llava_remap.target_model.wanted import from_json, refuse_endless
+from llava_remap.verification.difference import File, Row
+
+_CONFIG, _GENERATION = BESIDE["config"]
+#: Files that hold nothing but a chat template; see `compare_templates`.
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+#: Configs and processor files.
+_NAMES = (
+    _CONFIG,
+    _GENERATION,
+    ADAPTER_CONFIG,
+    *(name for name in BESIDE["processor"] if name not in _TEMPLATES),
+)
+_FIX = "Replace it by the original one."
+
+
+def compare_files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
+    """The configs and processor files that differ, or are spelt otherwise.
+
+    Raises:
+        RemapError: LR100, LR102 or LR113 for a file that can't be read.
+    """
+    for name in _NAMES:
+        found = compare_objects(name, _content(a, name), _content(b, name))
+        if found is not None:
+            yield found
+
+
+def compare_objects(
+    name: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None
+) -> File | None:
+    """Two JSON objects of a file of this name; None for no difference, or where there is none."""
+    if a is None or b is None:
+        return None if a is b else File(name, "b" if a is None else "a")
+    found = rows(a, b)
+    if not found:
+        return None
+    read = _reader(name, a, b)
+    return File(name, None, found) if read is None else _as_read(name, a, b, found, *read)
+
+
+def _content(checkpoint: Checkpoint, name: str) -> Mapping[str, Any] | None:
+    """The JSON object of a small file; a manifest has `config.json` alone."""
+    if name == _CONFIG:
+        return checkpoint.config
+    return read_json(checkpoint, name)
+
+
+def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
+    """The JSON object in a checkpoint's folder; None if it isn't there."""
+    folder = checkpoint.folder
+    if folder is None or not has_file(folder / name):
+        return None
+    return read_object(folder / name, "LR113", _FIX, unique=False)
+
+
+def rows(a: Any, b: Any) -> tuple[Row, ...]:
+    """The values that differ between two JSON values. Objects are compared key by key, lists of one
+    length item by item.
+
+    `1` and `1.0` are one value, `1` and `true` are two.
+    """
+    return tuple(row for _, row in _rows(a, b, ()))
+
+
+_Path = tuple[str | int, ...]
+"""The keys, and positions in lists, that lead to a value."""
+
+
+def _rows(a: Any, b: Any, path: _Path) -> Iterator[tuple[_Path, Row]]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for name in dict.fromkeys((*a, *b)):
+            inner = (*path, name)
+            if name not in b:
+                yield inner, Row(_key(inner), a[name], None, "a")
+            elif name not in a:
+                yield inner, Row(_key(inner), None, b[name], "b")
+            else:
+                yield from _rows(a[name], b[name], inner)
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for number, (one, other) in enumerate(zip(a, b, strict=True)):
+            yield from _rows(one, other, (*path, number))
+    elif a != b or isinstance(a, bool) is not isinstance(b, bool):
+        yield path, Row(_key(path), a, b)
+
+
+def _key(path: _Path) -> str:
+    return "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in path).lstrip(".")
+
+
+class _Reader:
+    """Reads a config as its class in transformers does."""
+
+    def __init__(self, kind: Any, of_model: bool) -> None:
+        self._kind, self._of_model = kind, of_model
+
+    def __call__(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """All values of the config, in the spelling and with the defaults of the class."""
+        if self._of_model:
+            refuse_endless(content)
+        found: dict[str, Any] = self._kind.from_dict(from_json(content)).to_dict()
+        return found
+
+
+def _reader(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[_Reader, str] | None:
+    """The class of transformers that reads both configs, with its name; None if no class is known
+    to be meant, or transformers can't be imported.
+
+    A config of research code says a `model_type` that transformers doesn't have, or one that it
+    has with a class that it hasn't.
+    """
+    if name not in (_CONFIG, _GENERATION):
+        return None
+    try:
+        import transformers
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return None
+    version = f"of transformers {transformers.__version__}"
+    if name == _GENERATION:
+        kind: Any = transformers.GenerationConfig
+        return _Reader(kind, of_model=False), f"{kind.__name__} {version}"
+    kinds = {str(config.get("model_type")) for config in (a, b)}
+    classes = [c for config in (a, b) for c in _listed(config.get("architectures"))]
+    if len(kinds) > 1 or not kinds <= set(CONFIG_MAPPING) or "auto_map" in {*a, *b}:
+        return None
+    if not all(isinstance(c, str) and hasattr(transformers, c) for c in classes):
+        return None
+    kind = CONFIG_MAPPING[kinds.pop()]
+    return _Reader(kind, of_model=True), f"{kind.__name__} {version}"
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _as_read(
+    name: str,
+    a: Mapping[str, Any],
+    b: Mapping[str, Any],
+    found: tuple[Row, ...],
+    read: _Reader,
+    read_by: str,
+) -> File:
+    """Divide the values that differ into those that the class reads as different and those that it
+    reads as the same.
+
+    A value that differs under a key of its own after reading, too, is different. The other ones
+    are spelt otherwise only if the class reads the two configs as the same once the different ones
+    are exchanged. If it doesn't, what it reads differently is told in its own spelling.
+    """
+    try:
+        paths = {path for path, _ in _rows(read(a), read(b), ())}
+        different = [(path, row) for path, row in _rows(a, b, ()) if path in paths]
+        like_b = copy.deepcopy(dict(a))
+        for path, row in different:
+            _put(like_b, path, row)
+        left = rows(read(like_b), read(b))
+    except Exception as error:  # whatever a class raises: the configs are the user's
+        if limit_reached(error) is not None:
+            raise
+        return File(name, None, found)
+    kept = [row for _, row in different]
+    spelling = tuple(row for row in found if row not in kept)
+    return File(name, None, (*kept, *left), spelling, read_by)
+
+
+def _put(config: Any, path: _Path, row: Row) -> None:
+    """Give a config the value that B has in a row."""
+    *parents, last = path
+    for parent in parents:
+        config = config[parent]
+    if row.only_in == "a":
+        del config[last]
+    else:
+        config[last] = copy.deepcopy(row.b)

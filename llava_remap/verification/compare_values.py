@@ -1,0 +1,177 @@
+"""The values of two tensors of one shape, compared chunk by chunk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from llava_remap.checkpoint import Tensor
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, TORCH_DTYPES, numbers
+from llava_remap.execute import chunks
+from llava_remap.verification.difference import Element, Place, Values
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+
+
+def compare_values(
+    name: str, a: Tensor, b: Tensor, on_progress: Callable[[int], None] = lambda nbytes: None
+) -> Values | None:
+    """How the values of two tensors of one shape differ; None for no difference.
+
+    Elements of one dtype are equal if their bits are. Elements of different dtypes are equal if
+    they are exactly the same number; zeros with their sign, and NaNs with the bits that a float64
+    keeps of them.
+
+    Raises:
+        RemapError: LR100 or LR102 if a file can't be read.
+    """
+    found: _Found | None = None
+    at = 0
+    for left, right in zip(chunks(a), chunks(b), strict=True):
+        on_progress(len(left) + len(right))
+        if a.dtype != b.dtype or left != right:
+            found = _chunk(found or _Found(), at, (left, a.dtype), (right, b.dtype))
+        at += len(left) * 8 // DTYPE_BITS[a.dtype]
+    if found is None or found.first is None:
+        return None
+    index = []
+    place, here, there = found.first
+    for size in reversed(a.shape):
+        index.append(place % size)
+        place //= size
+    return Values(
+        name,
+        prod(a.shape),
+        found.differing,
+        found.max_abs,
+        found.not_finite,
+        found.nan_bits,
+        found.zero_signs,
+        Place(tuple(reversed(index)), here, there),
+    )
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was found so far; `first` has the number of an element, counted in row-major order."""
+
+    differing: int = 0
+    max_abs: Any = None
+    not_finite: int = 0
+    nan_bits: int = 0
+    zero_signs: int = 0
+    first: tuple[int, Element, Element] | None = None
+
+
+_Raw = tuple[bytes, str]
+"""Little-endian elements and their dtype."""
+
+
+def _chunk(found: _Found, at: int, a: _Raw, b: _Raw) -> _Found:
+    """Count the differences of a chunk, whose first element has the number `at`."""
+    import numpy as np
+
+    bits = [np.frombuffer(raw, f"<u{DTYPE_BITS[dtype] // 8}") for raw, dtype in (a, b)]
+    if a[1] == b[1]:
+        other = np.flatnonzero(bits[0] != bits[1])
+    else:
+        other = np.flatnonzero(_apart(_values(*a), _values(*b)))
+    if not len(other):
+        return found
+    # Only the elements that differ are looked at more closely.
+    (left, x), (right, y) = (
+        (bits[side][other], _values(bits[side][other].tobytes(), dtype))
+        for side, (_, dtype) in enumerate((a, b))
+    )
+    if found.first is None:
+        elements = (
+            Element(_shown(value[0]), f"0x{int(one[0]):0{DTYPE_BITS[dtype] // 4}x}")
+            for one, value, dtype in ((left, x, a[1]), (right, y, b[1]))
+        )
+        found.first = (at + int(other[0]), *elements)  # type: ignore[assignment]
+    nans, zeros = _is_nan(x) & _is_nan(y), (x == 0) & (y == 0)
+    finite = _is_finite(x) & _is_finite(y)
+    found.differing += len(other)
+    found.nan_bits += int(np.count_nonzero(nans))
+    found.zero_signs += int(np.count_nonzero(zeros))
+    found.not_finite += int(np.count_nonzero(~finite))
+    if finite.any():
+        furthest = _furthest(x[finite], y[finite])
+        found.max_abs = furthest if found.max_abs is None else max(found.max_abs, furthest)
+    return found
+
+
+def _values(raw: bytes, dtype: str) -> NDArray[Any]:
+    """The numbers of elements, exactly: float64, complex128, or integers of their own dtype."""
+    import numpy as np
+
+    if dtype in _EIGHT_BITS:
+        return np.asarray(_eight_bits(dtype)[np.frombuffer(raw, "u1")])
+    if dtype == "C64":
+        return np.frombuffer(raw, "<c8").astype("c16")
+    found = numbers(raw, dtype)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return found.astype("f8") if dtype in FLOATS else found
+
+
+@cache
+def _eight_bits(dtype: str) -> NDArray[Any]:
+    """The numbers of all 256 elements of an 8-bit float, as torch reads them."""
+    import torch
+
+    every = torch.arange(256, dtype=torch.uint8).view(getattr(torch, TORCH_DTYPES[dtype]))
+    table: NDArray[Any] = every.double().numpy()
+    return table
+
+
+def _apart(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """Which numbers of different dtypes differ."""
+    import numpy as np
+
+    if a.dtype.kind == b.dtype.kind == "f":
+        return np.asarray(a.view("u8") != b.view("u8"))
+    if "c" in (a.dtype.kind, b.dtype.kind):
+        return np.asarray(a.astype("c16") != b.astype("c16"), bool)
+    # A float64 doesn't hold every integer, and numpy would round: Python compares exactly.
+    return np.asarray(a.astype(object) != b.astype(object), bool)
+
+
+def _is_nan(values: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    return np.asarray(values != values)  # true of NaN alone, for every dtype
+
+
+def _is_finite(values: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    return np.asarray(np.isfinite(values), bool)
+
+
+def _furthest(a: NDArray[Any], b: NDArray[Any]) -> float | int:
+    """The largest distance of finite numbers."""
+    import numpy as np
+
+    if a.dtype.kind in "fc" or b.dtype.kind in "fc":
+        with np.errstate(over="ignore"):
+            return min(float(np.abs(a - b).max()), sys.float_info.max)
+    if a.dtype != b.dtype:
+        return int(np.abs(a.astype(object) - b.astype(object)).max())
+    # Distances of 64-bit integers fit into 64 bits without a sign, and wrap around to it.
+    left, right = a.astype("u8"), b.astype("u8")
+    return int(np.where(a > b, left - right, right - left).max())
+
+
+def _shown(value: Any) -> float | int | str:
+    """A number as JSON can have it."""
+    found = value.item()
+    if isinstance(found, complex) or found != found or abs(found) == float("inf"):
+        return str(found)
+    return found if not isinstance(found, bool) else int(found)
