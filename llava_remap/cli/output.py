@@ -6,7 +6,7 @@ import contextlib
 import json
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
@@ -22,8 +22,24 @@ from llava_remap.core.limits import UNWRITTEN, limit_reached
 
 if TYPE_CHECKING:
     from llava_remap.jobs.job import Job
+    from llava_remap.jobs.resources import Predicted
+    from llava_remap.jobs.run import Result
+
+    ShowPlan = Callable[[Console, Job, Predicted | None], None]
 
 _Values = ParamSpec("_Values")
+
+
+class Ended(typer.Exit):
+    """The end of a command, or of one of its jobs.
+
+    Attributes:
+        problems: why it ended, unless all is well.
+    """
+
+    def __init__(self, code: Exit, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(code)
+        self.problems = tuple(problems)
 
 
 def show_result(
@@ -46,11 +62,15 @@ def exit_code(problems: Iterable[Problem]) -> Exit:
 
 
 @contextlib.contextmanager
-def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
+def refusals(output_format: Format, kind: str = "plan", *, lines: bool = False) -> Iterator[None]:
     """Show a refusal and end with its exit code.
 
     Args:
         kind: of the JSON document that the command prints: `plan`, `verification`, …
+        lines: whether the document is one line of several.
+
+    Raises:
+        Ended: after a refusal.
     """
     try:
         yield
@@ -73,9 +93,9 @@ def refusals(output_format: Format, kind: str = "plan") -> Iterator[None]:
     from llava_remap.report import print_problems, refusal_json
 
     if output_format == "json":
-        print_json(refusal_json(refusal.problems, kind))
+        print_json(refusal_json(refusal.problems, kind), lines=lines)
     print_problems(Console(stderr=True, soft_wrap=True), refusal.problems)
-    raise typer.Exit(refusal.exit)
+    raise Ended(refusal.exit, refusal.problems)
 
 
 def kept(output: Path) -> str:
@@ -127,8 +147,9 @@ def write_report(path: Path, content: dict[str, Any]) -> None:
     replace_file(path, text.encode(), "Give another --report.")
 
 
-def print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content, indent=2))
+def print_json(content: dict[str, Any], *, lines: bool = False) -> None:
+    """Print a document; with `lines`, on one line."""
+    print(json.dumps(content, indent=None if lines else 2))
 
 
 def refuse_other_reports(report: Path | None) -> None:
@@ -151,12 +172,18 @@ def carry_out(
     jobs: int,
     check_values: bool = False,
     resume: bool = False,
-) -> None:
+    lines: bool = False,
+    show_plan: ShowPlan | None = None,
+) -> Result:
     """Check a job's values and show its plan; unless only that was asked for, carry it out and
     show the result.
 
+    Args:
+        lines: whether a JSON document is one line of several.
+        show_plan: how the plan is printed for people; by default as a whole.
+
     Raises:
-        typer.Exit: where the job isn't carried out, with the exit code that says why.
+        Ended: where the job isn't carried out, with the exit code that says why.
     """
     from llava_remap.jobs.job import check_values as checked
     from llava_remap.jobs.job import refused
@@ -175,14 +202,14 @@ def carry_out(
             with progress("checking values", job.nbytes_to_check) as shown:
                 job = checked(job, shown.advance)
         if not in_json:
-            print_plan(Console(soft_wrap=True), job, job.predicted)
+            (show_plan or print_plan)(Console(soft_wrap=True), job, job.predicted)
         if report is not None:
             refuse_report(report, job.output, job.checkpoints)
             write_report(report, job.to_json())
         if dry_run or not job.plan.complete:
             if in_json:
-                print_json(job.to_json())
-            raise typer.Exit(exit_code(job.plan.problems))
+                print_json(job.to_json(), lines=lines)
+            raise Ended(exit_code(job.plan.problems), job.plan.problems)
     with resumable(job.output):
         with progress("writing", job.nbytes_to_handle(verify)) as shown:
             try:
@@ -190,7 +217,7 @@ def carry_out(
             except RemapError as error:  # found since the plan was shown
                 job = refused(job, error.problems)
         if in_json:
-            print_json(job.to_json(result))
+            print_json(job.to_json(result), lines=lines)
         elif result is not None:
             print_result(Console(soft_wrap=True), result, job)
         if result is None:
@@ -200,4 +227,5 @@ def carry_out(
             with refusals("human"):
                 write_report(report, job.to_json(result))
         if result is None:
-            raise typer.Exit(exit_code(job.plan.problems))
+            raise Ended(exit_code(job.plan.problems), job.plan.problems)
+        return result
