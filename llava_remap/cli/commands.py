@@ -34,6 +34,7 @@ from llava_remap.cli.output import (
     exit_code,
     refusals,
     refuse_other_reports,
+    reported,
     resumable,
     show_result,
 )
@@ -99,7 +100,7 @@ def apply_command(
             refuse_other_reports(report)
             from llava_remap.jobs.apply import plan
 
-            with progress("planning"):
+            with progress("planning"), reported(report, output, source):
                 job = plan(
                     rules,
                     source,
@@ -207,7 +208,7 @@ def revert_command(
             refuse_other_reports(report)
             from llava_remap.jobs.reverse import plan_reverse
 
-            with progress("planning"):
+            with progress("planning"), reported(report, output, [folder]):
                 job = plan_reverse(rules, folder, output, dry_run=dry_run, offline=offline)
             carry_out(
                 job,

@@ -35,8 +35,9 @@ Report = Annotated[
     Path | None,
     typer.Option(
         "--report",
-        metavar="FILE.json",
-        help="Also write the plan as JSON to a file; an existing file is replaced.",
+        metavar="FILE",
+        help="Also write plan and result to a file: FILE.html as a page for a browser, FILE.json "
+        "for programs. An existing file is replaced.",
     ),
 ]
 Jobs = Annotated[

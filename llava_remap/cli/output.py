@@ -131,11 +131,11 @@ def resumable(output: Path | None) -> Iterator[None]:
         raise
 
 
-def write_report(path: Path, content: dict[str, Any]) -> None:
-    """Write a report as a whole; if that fails, an earlier one stays."""
+def write_report(path: Path, content: dict[str, Any] | str) -> None:
+    """Write a report as a whole, JSON or the text of a page; if that fails, an earlier one stays."""
     from llava_remap.core.files import replace_file
 
-    text = json.dumps(content, indent=2) + "\n"
+    text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe, or /dev/stdout
             path.write_text(text, encoding="utf-8")
@@ -153,13 +153,47 @@ def print_json(content: dict[str, Any], *, lines: bool = False) -> None:
 
 
 def refuse_other_reports(report: Path | None) -> None:
-    """LR211 for a report that isn't JSON."""
-    if report is not None and report.suffix != ".json":
+    """LR211 for a report that is neither a page nor JSON."""
+    if report is not None and report.suffix not in (".html", ".json"):
         raise refuse(
             "LR211",
-            f"--report {report}: the name has to end in .json.",
-            "Write --report NAME.json.",
+            f"--report {report}: the name has to end in .html or .json.",
+            "Write --report NAME.html or --report NAME.json.",
         )
+
+
+@contextlib.contextmanager
+def reported(report: Path | None, output: Path | None, given: Iterable[str]) -> Iterator[None]:
+    """If a job is refused before there is a plan, write the refusal to the report.
+
+    Args:
+        given: the sources as the user names them.
+    """
+    try:
+        yield
+    except RemapError as error:
+        if report is None:
+            raise
+        from llava_remap.jobs.output import refuse_report_unopened
+        from llava_remap.report import refusal_json
+        from llava_remap.report.html import refusal_html
+
+        in_page = report.suffix == ".html"
+        try:
+            refuse_report_unopened(report, output, given)
+            write_report(
+                report, (refusal_html if in_page else refusal_json)(error.problems, "plan")
+            )
+        except RemapError as unwritten:
+            error.problems += unwritten.problems
+        raise
+
+
+def _content(report: Path, job: Job, result: Result | None = None) -> dict[str, Any] | str:
+    """What a report holds, as its name asks for."""
+    from llava_remap.report.html import plan_html
+
+    return plan_html(job, result) if report.suffix == ".html" else job.to_json(result)
 
 
 def carry_out(
@@ -205,7 +239,7 @@ def carry_out(
             (show_plan or print_plan)(Console(soft_wrap=True), job, job.predicted)
         if report is not None:
             refuse_report(report, job.output, job.checkpoints)
-            write_report(report, job.to_json())
+            write_report(report, _content(report, job))
         if dry_run or not job.plan.complete:
             if in_json:
                 print_json(job.to_json(), lines=lines)
@@ -225,7 +259,7 @@ def carry_out(
             print(f"\n{kept(job.output) or 'Nothing of it is left.'}", file=sys.stderr)
         if report is not None:
             with refusals("human"):
-                write_report(report, job.to_json(result))
+                write_report(report, _content(report, job, result))
         if result is None:
             raise Ended(exit_code(job.plan.problems), job.plan.problems)
         return result

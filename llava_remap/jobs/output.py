@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from llava_remap.checkpoint import BESIDE, Checkpoint
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.core.wording import quoted
 from llava_remap.execute import CLAIM, Facts, is_held, read_claim, refuse_changed_job, refuse_filled
 from llava_remap.verification.record import RECORD
 
@@ -50,6 +51,34 @@ def refuse_report(report: Path, output: Path, checkpoints: Mapping[str, Checkpoi
         raise refuse(
             "LR508",
             f"{report} is inside source `{name}`, and sources are never written to.",
+            "Give another --report.",
+        )
+
+
+def refuse_report_unopened(report: Path, output: Path | None, given: Iterable[str]) -> None:
+    """As `refuse_report`, for sources that couldn't be opened. What isn't a report already is not
+    replaced: it may be a file of a source that nobody named.
+
+    Args:
+        given: the sources as the user names them, with or without `NAME=`.
+    """
+    if output is not None:
+        refuse_report(report, output, {})
+    beside = [name for part in BESIDE.values() for name in part]
+    for text in given:
+        for path in map(_real, {Path(text), Path(text.partition("=")[2] or text)}):
+            in_folder = path.is_dir() and _real(report).is_relative_to(path)
+            as_part = _real(report).parent == path.parent and report.name in (path.name, *beside)
+            if in_folder or as_part:
+                raise refuse(
+                    "LR508",
+                    f"{report} is inside source {quoted(text)}, and sources are never written to.",
+                    "Give another --report.",
+                )
+    if report.is_file() and b"llava-remap" not in report.read_bytes()[:1000]:
+        raise refuse(
+            "LR508",
+            f"{report} is there, and is no report.",
             "Give another --report.",
         )
 

@@ -12,6 +12,7 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem, RemapError
 from llava_remap.execute import (
     JOBS,
+    FileDigest,
     Folder,
     Recipe,
     Resumable,
@@ -111,7 +112,7 @@ class Result:
 
     Attributes:
         job: the job, with the notes of its value checks.
-        files: paths relative to the output.
+        digests: size and digest of each file that was written, by its path relative to the output.
         nbytes: bytes of the tensors written.
         seconds: duration of the run.
         verified: how the output was checked.
@@ -121,13 +122,17 @@ class Result:
 
     job: Runnable = field(repr=False)
     output: Path
-    files: tuple[str, ...]
+    digests: Mapping[str, FileDigest]
     nbytes: int
     seconds: float
     verified: Verify
     notes: tuple[Problem, ...]
     used: Used
     reused: int = 0
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(self.digests)
 
     def to_json(self) -> dict[str, Any]:
         """The document that the command prints with `--format json`."""
@@ -204,7 +209,12 @@ def run(
     return Result(
         job,
         job.output,
-        tuple(sorted(path.relative_to(job.output).as_posix() for path in folder.digests)),
+        dict(
+            sorted(
+                (path.relative_to(job.output).as_posix(), digest)
+                for path, digest in folder.digests.items()
+            )
+        ),
         sum(part.tensor_nbytes for part in written),
         time.monotonic() - started,
         verify,

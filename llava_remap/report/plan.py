@@ -45,10 +45,7 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
         "Parameters": _components(plan),
         "Merged": (text for fact, names in merged.items() for text in folded_above(fact, names)),
         "Dropped": (text for fact, names in dropped.items() for text in folded_above(fact, names)),
-        "Dtypes": _casts(plan),
-        "Model": _model(job),
-        **_new_values(job),
-        "Prompt": _prompt(plan),
+        **facts(job),
         "Notes": map(note_line, plan.notes),
     }
     for heading, texts in sections.items():
@@ -72,6 +69,17 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
     if predicted is not None:
         memory, disk = size(predicted.memory), size(predicted.disk)
         write(console, f"  needs at most {memory} of memory and {disk} of disk")
+
+
+def facts(job: Job) -> dict[str, list[str]]:
+    """Sections with the facts of a plan beside its names: dtypes, model, vocabulary, prompt."""
+    plan = job.plan
+    return {
+        "Dtypes": _casts(plan),
+        "Model": _model(job),
+        **_new_values(job),
+        "Prompt": _prompt(plan),
+    }
 
 
 def _sources(plan: Plan) -> Iterator[str | Text]:

@@ -55,16 +55,19 @@ _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size",
 
 def print_result(console: Console, result: Result, job: Job) -> None:
     """What was written, how it was checked, and which programs load it with which command."""
-    plan, back = job.plan, job.plan.layout == "original"
-    checked = _CHECKED_BACK if back else _CHECKED
-    programs = {} if back else serving(_path(result.output), job.small_files, plan.layout)
+    plan = job.plan
+    programs = (
+        {}
+        if plan.layout == "original"
+        else serving(_path(result.output), job.small_files, plan.layout)
+    )
     write(
         console,
         Text.assemble(
             ("Done", "bold green"), f": {shown(result.output)} written in {result.seconds:.1f} s"
         ),
         f"  {size(result.nbytes)} of weights in {counted(len(plan.shards), 'file')}; "
-        f"{checked[result.verified]}",
+        f"{checked(result, job)}",
         f"  {result.reused} of them finished before, as their digests say" if result.reused else "",
         f"  took {size(result.used.memory)} of memory at most, {size(result.used.disk)} of disk",
         *(note_line(note) for note in result.notes if note not in plan.notes or note.lacks),
@@ -76,6 +79,11 @@ def print_result(console: Console, result: Result, job: Job) -> None:
         for program, command in programs.items()
     ]
     write_section(console, "Load and serve", lines)
+
+
+def checked(result: Result, job: Job) -> str:
+    """What was checked after writing."""
+    return (_CHECKED_BACK if job.plan.layout == "original" else _CHECKED)[result.verified]
 
 
 def _path(folder: Path) -> str:

@@ -105,6 +105,10 @@ class RuleFile:
             )
             raise
 
+    def called(self, mark: Mark) -> str:
+        """The name in `texts` of the file of a mark."""
+        return _called(Path(mark.file).resolve(), self.path)
+
     @property
     def first_source(self) -> str:
         """The source that a bare `--source` names."""

@@ -478,7 +478,7 @@ def test_an_image_processor_for_another_image_size(run: Run, tmp_path: Path) -> 
     [
         (("--source", "a", "--source", "b"), "source `model` is given twice"),
         (("--source", "vision_towr=a"), "Did you mean `vision_tower=a`?"),
-        (("--source", RELEASED / "bin", "--report", "plan.txt"), "has to end in .json"),
+        (("--source", RELEASED / "bin", "--report", "plan.txt"), "has to end in .html or .json"),
     ],
     ids=["twice", "misspelt", "report"],
 )

@@ -1,0 +1,1 @@
+"""The charting library of the HTML report, built from the npm registry."""
