@@ -132,7 +132,7 @@ def resumable(output: Path | None) -> Iterator[None]:
 
 
 def write_report(path: Path, content: dict[str, Any] | str) -> None:
-    """Write a report as a whole, JSON or the text of a page; if that fails, an earlier one stays."""
+    """Write a report as a whole, as JSON or a page; if that fails, an earlier one stays."""
     from llava_remap.core.files import replace_file
 
     text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
