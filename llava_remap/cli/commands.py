@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from llava_remap.cli.diff import diff_command
 from llava_remap.cli.options import (
     VERIFY,
     Checkpoint,
@@ -311,3 +312,6 @@ def inspect(source: Checkpoint, offline: Offline = False) -> None:
         print_inspection(Console(soft_wrap=True), inspection)
         if not inspection.fits[0].fits:
             raise typer.Exit(Exit.PROBLEMS)
+
+
+app.command("diff")(diff_command)

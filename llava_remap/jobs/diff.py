@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_remap.checkpoint import Checkpoint, Tensor
+from llava_remap.checkpoint import Checkpoint, Tensor, has_file
+from llava_remap.core.escaped import quote
 from llava_remap.core.problem import refuse
 from llava_remap.execute import equal
 from llava_remap.jobs.output import refuse_changed
@@ -18,10 +19,10 @@ from llava_remap.verification.compare_templates import compare_templates
 from llava_remap.verification.compare_tokenizers import compare_tokenizers
 from llava_remap.verification.compare_values import compare_values
 from llava_remap.verification.difference import Difference, Side, Tie
+from llava_remap.verification.record import RECORD
 
 #: What is read of a checkpoint.
 _USE = ("tensors", "config", "tokenizer", "processor")
-_NO_FILES = "tokenizer, processor and chat template were not compared: {} is a manifest"
 
 
 def diff(
@@ -142,7 +143,6 @@ class Comparison:
                     )
         on_phase("comparing configs and tokenizers")
         tied = {name for tie in ties for name in tie.names}
-        manifests = [name for name, c in (("A", self.a), ("B", self.b)) if c.is_manifest]
         difference = Difference(
             "checkpoints",
             _side(self.a),
@@ -160,10 +160,29 @@ class Comparison:
             tuple(compare_files(self.a, self.b)),
             compare_tokenizers(self.a, self.b),
             tuple(compare_templates(self.a, self.b)),
-            notes=tuple(_NO_FILES.format(name) for name in manifests[:1]),
+            notes=tuple(self._notes()),
         )
         refuse_changed({"a": self.a, "b": self.b})
         return difference
+
+    def _notes(self) -> Iterator[str]:
+        """What was not compared, and what compares two sides with few names in common."""
+        sides = (("A", self.a, self.b), ("B", self.b, self.a))
+        for name, side, other in sides:
+            if side.is_manifest:
+                yield (
+                    "tokenizer, processor and chat template were not compared: "
+                    f"{name} is a manifest."
+                )
+                return
+            if side.folder is not None and has_file(side.folder / RECORD):
+                common = sum(tensor in self.headers.b for tensor in self.headers.a)
+                if common < len(other.catalog) // 2:
+                    yield (
+                        f"A and B have other names. If {name} was made from the other one: "
+                        f"llava-remap verify {quote(side.location)} --against "
+                        f"{quote(other.location)}"
+                    )
 
     def _perhaps_tied(self) -> dict[str, tuple[Tensor, Tensor]]:
         """For the head of one side, that head and the table of embeddings beside it."""

@@ -12,6 +12,7 @@ _REFUSED: dict[str, dict[str, bool]] = {
     "plan": {"complete": False},
     "verification": {"verified": False},
     "reversion": {"reverted": False},
+    "diff": {"equal": False},
     "lint": {"clean": False},
     "tests": {"passed": False},
     "rule-files": {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llava_remap.checkpoint import ADAPTER_CONFIG, BESIDE, Checkpoint, has_file, read_object
@@ -12,14 +13,20 @@ from llava_remap.target_model.wanted import from_json, refuse_endless
 from llava_remap.verification.difference import File, Row
 
 _CONFIG, _GENERATION = BESIDE["config"]
-#: Files that hold nothing but a chat template; see `compare_templates`.
-_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+#: The keys of `processor_config.json` under which transformers 5 keeps what has a file of its own
+#: otherwise. It reads either.
+_NESTED = {
+    "preprocessor_config.json": "image_processor",
+    "video_preprocessor_config.json": "video_processor",
+}
+_PROCESSOR = "processor_config.json"
 #: Configs and processor files.
 _NAMES = (
     _CONFIG,
     _GENERATION,
     ADAPTER_CONFIG,
-    *(name for name in BESIDE["processor"] if name not in _TEMPLATES),
+    *_NESTED,
+    _PROCESSOR,  # behind those that may be in it
 )
 _FIX = "Replace it by the original one."
 
@@ -30,10 +37,33 @@ def compare_files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
     Raises:
         RemapError: LR100, LR102 or LR113 for a file that can't be read.
     """
+    contents = [{name: _content(side, name) for name in _NAMES} for side in (a, b)]
     for name in _NAMES:
-        found = compare_objects(name, _content(a, name), _content(b, name))
+        moved = _moved(name, *contents)
+        found = compare_objects(name, contents[0][name], contents[1][name])
+        if moved is not None:
+            found = replace(found or File(name), spelling=(moved,), read_by="transformers 5")
         if found is not None:
             yield found
+
+
+def _moved(name: str, a: _Contents, b: _Contents) -> Row | None:
+    """If one side alone has a file and the other side has it inside `processor_config.json`, put
+    the inner one into its place.
+    """
+    key = _NESTED.get(name, "")
+    inner = [(side[_PROCESSOR] or {}).get(key) for side in (a, b)]
+    sides = ((a, b, inner[0], inner[1]), (b, a, inner[1], inner[0]))
+    for own, other, own_inner, other_inner in sides:
+        processor = other[_PROCESSOR]
+        if own[name] is None or other[name] is not None or own_inner is not None:
+            continue
+        if isinstance(other_inner, Mapping) and processor is not None:
+            other[name] = other_inner
+            other[_PROCESSOR] = {k: v for k, v in processor.items() if k != key}
+            places = (name if side is own else f"{_PROCESSOR}: {key}" for side in (a, b))
+            return Row("place", next(places), next(places))
+    return None
 
 
 def compare_objects(
@@ -73,6 +103,8 @@ def rows(a: Any, b: Any) -> tuple[Row, ...]:
     return tuple(row for _, row in _rows(a, b, ()))
 
 
+_Contents = dict[str, Mapping[str, Any] | None]
+"""The JSON objects of one side's files, by name."""
 _Path = tuple[str | int, ...]
 """The keys, and positions in lists, that lead to a value."""
 

@@ -85,6 +85,9 @@ def _common_names(
 ) -> tuple[Layouts | None, Mapping[str, str], Mapping[str, str]]:
     """The two layouts, if the names have more in common as classic names than as they are; and for
     either side its names with the common ones.
+
+    A layout counts only if it takes a quarter of the names; an original shares `lm_head.weight`
+    with some of them.
     """
     as_they_are = None, {name: name for name in a}, {name: name for name in b}
     if a.keys() == b.keys() or not a or not b:
@@ -94,7 +97,8 @@ def _common_names(
     spelled_b = {name: classic_b.get(name, name) for name in b}
     common = set(spelled_a.values()) & set(spelled_b.values())
     unique = all(len(set(names.values())) == len(names) for names in (spelled_a, spelled_b))
-    if layout_a == layout_b or not unique or len(common) <= len(a.keys() & b.keys()):
+    known = all(len(c) > len(n) // 4 for c, n in ((classic_a, a), (classic_b, b)))
+    if layout_a == layout_b or not (known and unique) or len(common) <= len(a.keys() & b.keys()):
         return as_they_are
     names_a = {classic: name for name, classic in spelled_a.items()}
     renamed = sum(

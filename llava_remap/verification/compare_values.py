@@ -10,9 +10,10 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import Tensor
-from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, TORCH_DTYPES, numbers
+from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, TORCH_DTYPES, cast, numbers
 from llava_remap.execute import chunks
-from llava_remap.verification.difference import Element, Place, Values
+from llava_remap.planning import holds
+from llava_remap.verification.difference import Element, Place, Values, Which
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,9 +34,12 @@ def compare_values(
         RemapError: LR100 or LR102 if a file can't be read.
     """
     found: _Found | None = None
+    rounded = _Rounded.of(a.dtype, b.dtype)
     at = 0
     for left, right in zip(chunks(a), chunks(b), strict=True):
         on_progress(len(left) + len(right))
+        if rounded is not None:
+            rounded.check(left, right)
         if a.dtype != b.dtype or left != right:
             found = _chunk(found or _Found(), at, (left, a.dtype), (right, b.dtype))
         at += len(left) * 8 // DTYPE_BITS[a.dtype]
@@ -55,7 +59,41 @@ def compare_values(
         found.nan_bits,
         found.zero_signs,
         Place(tuple(reversed(index)), here, there),
+        None if rounded is None else rounded.which,
     )
+
+
+@dataclass(slots=True)
+class _Rounded:
+    """Whether one side holds the other's numbers, rounded to its dtype.
+
+    Attributes:
+        dtypes: of A and B.
+        sides: the sides for which that is still possible.
+    """
+
+    dtypes: tuple[str, str]
+    sides: list[Which]
+
+    @classmethod
+    def of(cls, a: str, b: str) -> _Rounded | None:
+        """For tensors of these dtypes; None if neither of them is the other one, rounded."""
+        if a == b or not {a, b} <= set(FLOATS):
+            return None
+        able: dict[Which, bool] = {"a": not holds(a, b), "b": not holds(b, a)}
+        return cls((a, b), [side for side, can in able.items() if can])
+
+    def check(self, a: bytes, b: bytes) -> None:
+        """Look at the next elements."""
+        of_a, of_b = self.dtypes
+        if "a" in self.sides and cast(b, of_b, of_a) != a:
+            self.sides.remove("a")
+        if "b" in self.sides and cast(a, of_a, of_b) != b:
+            self.sides.remove("b")
+
+    @property
+    def which(self) -> Which | None:
+        return next(iter(self.sides), None)
 
 
 @dataclass(slots=True)

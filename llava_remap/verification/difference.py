@@ -122,6 +122,8 @@ class Values:
         not_finite: how many of the differing elements are inf or NaN on one side or both.
         nan_bits: how many of them are NaN on both sides, with other bits.
         zero_signs: how many of them are zero on both sides, with another sign.
+        rounded_in: the side whose elements are all those of the other one, rounded to nearest to
+            its dtype; None for any other difference.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Values:
     nan_bits: int
     zero_signs: int
     first: Place
+    rounded_in: Which | None = None
 
 
 @dataclass(frozen=True, slots=True)
