@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from llava_remap.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from llava_remap.checkpoint import InMemory
     from llava_remap.core.problem import Problem, RemapError
     from llava_remap.jobs.apply import apply, plan
+    from llava_remap.jobs.diff import diff
     from llava_remap.jobs.inspect_parts import inspect_source as inspect
     from llava_remap.jobs.inspection import Inspection
     from llava_remap.jobs.job import Job
@@ -20,9 +22,12 @@ if TYPE_CHECKING:
     from llava_remap.jobs.verify import verify
     from llava_remap.planning import Plan
     from llava_remap.verification import Verification
+    from llava_remap.verification.difference import Difference
 
 #: Where the public names are defined: the module, and the name there if it is another one.
 _HOMES = {
+    "Difference": "verification.difference",
+    "InMemory": "checkpoint",
     "Inspection": "jobs.inspection",
     "Job": "jobs.job",
     "Plan": "planning",
@@ -31,6 +36,7 @@ _HOMES = {
     "Result": "jobs.run",
     "Verification": "verification",
     "apply": "jobs.apply",
+    "diff": "jobs.diff",
     "inspect": "jobs.inspect_parts:inspect_source",
     "load_model": "jobs.load",
     "plan": "jobs.apply",
@@ -38,6 +44,8 @@ _HOMES = {
     "verify": "jobs.verify",
 }
 __all__ = [
+    "Difference",
+    "InMemory",
     "Inspection",
     "Job",
     "Plan",
@@ -47,6 +55,7 @@ __all__ = [
     "Verification",
     "__version__",
     "apply",
+    "diff",
     "inspect",
     "load_model",
     "plan",

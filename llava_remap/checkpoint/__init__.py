@@ -21,7 +21,8 @@ from llava_remap.checkpoint.foreign import (
     whole_states,
 )
 from llava_remap.checkpoint.form import Form, choose_form, no_form
-from llava_remap.checkpoint.open import open_checkpoint, tensor_names
+from llava_remap.checkpoint.memory import IN_MEMORY, InMemory, is_tensor
+from llava_remap.checkpoint.open import open_checkpoint, open_in_memory, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError
 from llava_remap.checkpoint.source_file import (
     LARGEST,
@@ -44,6 +45,8 @@ __all__ = [
     "Checkpoint",
     "DamagedError",
     "Form",
+    "IN_MEMORY",
+    "InMemory",
     "LARGEST",
     "Listing",
     "Location",
@@ -59,8 +62,10 @@ __all__ = [
     "files_for",
     "gather_command",
     "has_file",
+    "is_tensor",
     "no_form",
     "open_checkpoint",
+    "open_in_memory",
     "parts_beside",
     "read_file",
     "read_object",

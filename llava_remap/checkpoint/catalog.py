@@ -6,9 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava_remap.core import DTYPE_BITS
+
+if TYPE_CHECKING:
+    from llava_remap.checkpoint.memory import Memory
 
 #: The files of a checkpoint beside its weights, by what uses them.
 BESIDE: Mapping[str, tuple[str, ...]] = {
@@ -75,6 +78,8 @@ class Location:
         storage: the storage it is a view of: bytes from the start of the file to the storage, and
             the storage's size in bytes. Two tensors of one file with the same `storage` share
             memory.
+        memory: the elements of a tensor in memory. The other attributes then describe the file in
+            which safetensors would write it, except that `storage` is an address in memory.
     """
 
     file: Path
@@ -82,6 +87,7 @@ class Location:
     stride: tuple[int, ...] | None
     big_endian: bool
     storage: tuple[int, int]
+    memory: Memory | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +215,7 @@ class Checkpoint:
         origin: the hub id and the commit of a download; empty for a checkpoint on this disk.
         base: the model that it was trained from, a hub id or a path, as its own files name it;
             empty if no file does.
+        in_memory: whether its tensors are in memory; then a folder has only the files beside them.
     """
 
     path: Path
@@ -222,15 +229,16 @@ class Checkpoint:
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     origin: str = ""
     base: str = ""
+    in_memory: bool = False
 
     @property
     def location(self) -> str:
-        """Its path, or the hub's id and commit."""
+        """Its path, the hub's id and commit, or that it is in memory."""
         return self.origin or str(self.path)
 
     @property
     def is_manifest(self) -> bool:
-        return self.folder is None
+        return self.folder is None and not self.in_memory
 
     @property
     def nbytes(self) -> int:
@@ -246,9 +254,17 @@ class Checkpoint:
         """Whether two names are one tensor, so that their values need no comparing."""
         return any(one in group and other in group for group in self.aliases)
 
-    def changed(self) -> list[Path]:
-        """The files that have changed since the checkpoint was opened."""
-        return [path for path, stamp in self.stamps.items() if Stamp.of(path) != stamp]
+    def changed(self) -> list[str]:
+        """The files, and the tensors in memory, that have changed since the checkpoint was
+        opened.
+        """
+        files = [str(path) for path, stamp in self.stamps.items() if Stamp.of(path) != stamp]
+        if not self.in_memory:
+            return files
+        memories = {
+            name: tensor.location.memory for name, tensor in self.catalog.items() if tensor.location
+        }
+        return files + [name for name, memory in memories.items() if memory and memory.has_changed]
 
     def read(self, use: Collection[str]) -> dict[str, Path]:
         """The files that the given uses read, by their names in the checkpoint's folder.

@@ -35,6 +35,7 @@ from llava_remap.checkpoint.form import (
     no_form,
 )
 from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
+from llava_remap.checkpoint.memory import IN_MEMORY, InMemory, catalog_of
 from llava_remap.checkpoint.purpose import (
     adapter_only,
     has_pairs,
@@ -77,6 +78,52 @@ def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> 
             form, config = "config and tokenizer alone", json_beside(path, "config.json")
             return Checkpoint(path, form, {}, config, path, stamps=_stamps(path, ()))
         return _open(path, part)
+
+
+def open_in_memory(name: str, given: InMemory, *, part: bool = False) -> Checkpoint:
+    """The checkpoint of tensors in memory.
+
+    Args:
+        name: what the tensors are called in messages.
+        part: as for `open_checkpoint`.
+
+    Raises:
+        RemapError: LR100 for a folder that isn't there, and as `catalog_of` and `open_checkpoint`.
+    """
+    folder = None if given.folder is None else Path(given.folder).expanduser()
+    if folder is not None and not folder.is_dir():
+        raise AbsentError.of(
+            "LR100", f"there is no folder {quoted(str(folder))}.", "Give the tokenizer's folder."
+        )
+    file = Path(f"{name} ({IN_MEMORY})")
+    catalog = catalog_of(file, given.tensors)
+    _refuse_unless_sound(file, catalog)
+    paired = has_pairs(file, catalog, folder, part=part)
+    adapter = json_beside(folder, ADAPTER_CONFIG) if paired else None
+    pairs = _pairs(folder or file, file.name, catalog, adapter) if paired else ()
+    stamps = {} if folder is None else _stamps(folder, [folder / ADAPTER_CONFIG] * bool(pairs))
+    if (config := given.config_object()) is None:
+        config = json_beside(folder, "config.json")
+    elif folder is not None:
+        stamps.pop(folder / "config.json", None)
+    groups: dict[object, list[str]] = {}
+    for tensor in catalog.values():
+        if tensor.nbytes and tensor.location is not None and tensor.location.memory is not None:
+            groups.setdefault(tensor.location.memory.key, []).append(tensor.name)
+    beside = "" if folder is None else f", with the files of {folder}"
+    return Checkpoint(
+        folder or file,
+        IN_MEMORY,
+        catalog,
+        config,
+        folder,
+        aliases=tuple(tuple(names) for names in groups.values() if len(names) > 1),
+        pairs=pairs,
+        stamps=stamps,
+        origin=IN_MEMORY + beside,
+        base=named_base(adapter if pairs else None, config),
+        in_memory=True,
+    )
 
 
 def tensor_names(file: Path) -> list[str]:

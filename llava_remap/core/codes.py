@@ -142,7 +142,7 @@ CODES: dict[str, Code] = {
         "A file that `extends` names isn't there, extends this one again, or says something else "
         "than another one that is "
         "extended."),
-    "LR211": Code("wrong command line", Exit.USAGE,
+    "LR211": Code("wrong arguments", Exit.USAGE,
         "Arguments that don't go together: a source named twice or unknown, or none where one is "
         "needed."),
     "LR212": Code("a post-load rule can't be used", Exit.USAGE,

@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bytes to copy: `offset` counts from the start of `file`."""
+    """Bytes to copy: `offset` counts from the start of `file`. If they are in memory, the file is
+    the one that safetensors would write.
+    """
 
     file: Path
     offset: int
     nbytes: int
+    in_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,8 @@ class Recipe:
         where = tensor.location
         if where is None or run is None or len(tensor.pieces) > 1 or run.size != prod(entry.shape):
             return None
-        return Range(where.file, where.offset + run.taken * _width(entry.dtype), entry.nbytes)
+        offset = where.offset + run.taken * _width(entry.dtype)
+        return Range(where.file, offset, entry.nbytes, where.memory is not None)
 
     def pieces(self, target: str) -> Iterator[Range | bytes]:
         """The bytes of a target tensor, in order.
@@ -203,7 +207,7 @@ def _run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | 
         for piece, first, last in pieces_between(tensor, start, stop):
             where = piece.location
             assert where is not None
-            if _is_plain(piece):
+            if _is_plain(piece) and where.memory is None:
                 yield Range(where.file, where.offset + first, last - first)
             else:
                 yield from chunks(piece, first, last)

@@ -96,6 +96,8 @@ def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
         return b"".join(_bytes(*piece) for piece in pieces_between(tensor, start, stop))
     where = tensor.location
     assert where is not None
+    if where.memory is not None:
+        return where.memory.read(start, stop)
     if where.stride is None and not where.big_endian:
         return read_exactly(where.file, where.offset + start, stop - start)
     size = DTYPE_BITS[tensor.dtype] // 8

@@ -30,7 +30,14 @@ from llava_remap.routing import Routes, main_names, route
 from llava_remap.routing.identify import HF_LAYOUTS, identify
 from llava_remap.routing.trained_with import naming_notes, projector_findings, tower_problems
 from llava_remap.rulefile import RuleFile, load_rule_file
-from llava_remap.source.sources import name_sources, open_first, open_given, open_needed, short_name
+from llava_remap.source.sources import (
+    Sources,
+    name_sources,
+    open_first,
+    open_given,
+    open_needed,
+    short_name,
+)
 from llava_remap.target_model import CLASSIC, check_layout, odd_values, text_config, unknown_target
 
 Dtype = Literal["keep", "bfloat16", "float16", "float32"]
@@ -78,7 +85,8 @@ class Options:
                 f"projector_form={self.projector_form!r}: projector_form is identity or gelu.",
                 "Write one of them.",
             )
-        if self.max_shard_nbytes is not None and self.max_shard_nbytes < 1:
+        limit = self.max_shard_nbytes
+        if limit is not None and not (type(limit) is int and limit >= 1):
             raise refuse(
                 "LR211",
                 f"max_shard_nbytes={self.max_shard_nbytes!r}: the limit is a number of bytes.",
@@ -111,7 +119,7 @@ class _Routed:
 
 def plan(
     rules: str | Path,
-    sources: Sequence[str | Path] = (),
+    sources: Sources = (),
     output: str | Path | None = None,
     *,
     layout: str = CLASSIC,
@@ -127,11 +135,13 @@ def plan(
 
     Args:
         rules: path of a rule file, or the name of a shipped one.
-        sources: `SRC` or `NAME=SRC` each; a bare SRC is the rule file's first source. A SRC is a
-            folder, a file, a manifest or a hub id with an optional `@revision`. A source that is
-            needed and not given is the rule file's default.
+        sources: a SRC, a list of `[NAME=]SRC`, or a dict {name: SRC}; a bare SRC is the rule file's
+            first source. A SRC is a folder, a file, a manifest or a hub id with an optional
+            `@revision`; or tensors in memory, a dict {tensor name: tensor}, with config and
+            tokenizer as `InMemory(tensors, config, folder)`. A source that is needed and not given
+            is the rule file's default.
         output: the folder to write. The default is the last part of the first source's path with
-            `-hf`, in the current folder.
+            `-hf`, in the current folder; tensors in memory have none.
         layout: the names to write: `classic`, which every version of transformers loads, or
             `module-4.52` or `module-5.6`, the module names of some versions.
         dtype: the dtype of every parameter that is written; `keep` writes each parameter in the
@@ -154,6 +164,7 @@ def plan(
     folder = None if output is None else output_folder(output)
     options = Options(layout, dtype, vocab, max_shard_nbytes, dry_run, offline, projector_form)
     job = plan_mapping(rules, sources, options)
+    _refuse_unfit_for_memory(job, named=folder is not None, resume=resume)
     job = replace(job, output=folder or job.output, resume=resume)
     nbytes = None if job.from_manifest else job.disk_nbytes
     return refused(
@@ -161,16 +172,35 @@ def plan(
     )
 
 
-def plan_mapping(
-    rules: str | Path, sources: Sequence[str | Path] = (), options: Options | None = None
-) -> Job:
+def _refuse_unfit_for_memory(job: Job, *, named: bool, resume: bool) -> None:
+    """Raise LR211 for a job with tensors in memory that has no output or would be resumed.
+
+    Args:
+        named: whether the output was named.
+    """
+    in_memory = [name for name, source in job.checkpoints.items() if source.in_memory]
+    if resume and in_memory:
+        raise refuse(
+            "LR211",
+            f"source `{in_memory[0]}` is in memory, so nothing says whether its values are still "
+            "those of the job that was begun.",
+            "Leave resume out, and remove what that job left.",
+        )
+    if not named and job.rules.first_source in in_memory:
+        raise refuse(
+            "LR211",
+            f"source `{in_memory[0]}` is in memory, and has no path to name the output after.",
+            "Give output.",
+        )
+
+
+def plan_mapping(rules: str | Path, sources: Sources = (), options: Options | None = None) -> Job:
     """Like `plan`, but without checking the output folder."""
     options = options or Options()
     options.refuse_impossible()
     file = load_rule_file(rules)
     _ = file.target
-    every = [sources] if isinstance(sources, str) else sources
-    given = name_sources(list(file.text.sources), every)
+    given = name_sources(list(file.text.sources), sources)
     checkpoints = open_first(file, open_given(file, given, options.offline), options.offline)
     return plan_checkpoints(file, checkpoints, given, options)
 
@@ -355,7 +385,7 @@ def layout_refusals(checkpoint: Checkpoint) -> tuple[Problem, ...]:
 
 def apply(
     rules: str | Path,
-    sources: Sequence[str | Path] = (),
+    sources: Sources = (),
     output: str | Path | None = None,
     *,
     layout: str = CLASSIC,

@@ -11,7 +11,7 @@ from llava_remap.core.escaped import quote
 from llava_remap.core.problem import refuse
 from llava_remap.execute import equal
 from llava_remap.jobs.output import refuse_changed
-from llava_remap.source.sources import open_source
+from llava_remap.source.sources import AnySource, as_source, open_source, shown
 from llava_remap.verification.compare_files import compare_files
 from llava_remap.verification.compare_headers import Headers, compare_headers
 from llava_remap.verification.compare_plans import PlanFile, compare_plans, read_plan
@@ -26,8 +26,8 @@ _USE = ("tensors", "config", "tokenizer", "processor")
 
 
 def diff(
-    a: str | Path,
-    b: str | Path,
+    a: AnySource,
+    b: AnySource,
     *,
     values: bool = True,
     offline: bool = False,
@@ -39,8 +39,9 @@ def diff(
     Memory doesn't grow with the checkpoints: values are read a chunk at a time.
 
     Args:
-        a, b: two checkpoints (a folder, a file, a manifest, or ORG/NAME[@REVISION] on the hub), or
-            two plans (the JSON of `--report`, or a record, llava_remap.json).
+        a, b: two checkpoints (a folder, a file, a manifest, ORG/NAME[@REVISION] on the hub, or
+            tensors in memory), or two plans (the JSON of `--report`, or a record,
+            llava_remap.json).
         values: whether the values of tensors are compared, where both sides have values.
         offline: whether only earlier downloads are taken from the hub.
         on_progress: called with the number of bytes read since the last call.
@@ -54,10 +55,11 @@ def diff(
 
 
 def prepare(
-    a: str | Path, b: str | Path, *, values: bool = True, offline: bool = False
+    a: AnySource, b: AnySource, *, values: bool = True, offline: bool = False
 ) -> Comparison | PlanComparison:
     """Open both sides and compare their headers. Arguments and errors as for `diff`."""
-    plans = [read_plan(Path(side)) for side in (a, b)]
+    given = [as_source(side) for side in (a, b)]
+    plans = [read_plan(Path(side)) if isinstance(side, str) else None for side in given]
     if plans[0] is not None and plans[1] is not None:
         return PlanComparison(plans[0], plans[1])
     if any(plan is not None for plan in plans):
@@ -65,12 +67,12 @@ def prepare(
         of_a, of_b = (which[plan is not None] for plan in plans)
         raise refuse(
             "LR211",
-            f"A ({a}) is {of_a}, and B ({b}) is {of_b}.",
+            f"A ({shown(given[0])}) is {of_a}, and B ({shown(given[1])}) is {of_b}.",
             "Give two checkpoints or two plans. A folder's own plan is the llava_remap.json in it.",
         )
     sides = [
-        open_source(name, str(side), _USE, first=True, part=True, offline=offline)
-        for name, side in (("A", a), ("B", b))
+        open_source(name, side, _USE, first=True, part=True, offline=offline)
+        for name, side in zip("AB", given, strict=True)
     ]
     reason = "headers alone were asked for" if not values else ""
     for name, side in zip("AB", sides, strict=True):
@@ -169,10 +171,10 @@ class Comparison:
         """What was not compared, and what compares two sides with few names in common."""
         sides = (("A", self.a, self.b), ("B", self.b, self.a))
         for name, side, other in sides:
-            if side.is_manifest:
+            if side.folder is None:
+                why = "a manifest" if side.is_manifest else "in memory, without a folder"
                 yield (
-                    "tokenizer, processor and chat template were not compared: "
-                    f"{name} is a manifest."
+                    f"tokenizer, processor and chat template were not compared: {name} is {why}."
                 )
                 return
             if side.folder is not None and has_file(side.folder / RECORD):

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from llava_remap.checkpoint import Checkpoint, PartOnlyError, PartsApartError, parts_beside
+from llava_remap.checkpoint import (
+    Checkpoint,
+    InMemory,
+    PartOnlyError,
+    PartsApartError,
+    parts_beside,
+)
 from llava_remap.core.escaped import quote
 from llava_remap.jobs.apply import HEADERS_ALONE, plan_checkpoints
 from llava_remap.jobs.inspection import Inspection, inspect_checkpoint
@@ -17,24 +23,30 @@ from llava_remap.routing import draft_command, route
 from llava_remap.routing.fits import EMPTY, Fit, agreeing
 from llava_remap.rulefile import Condition, RuleFile, Source, load_rule_file, shipped_rule_files
 from llava_remap.source.hub.repository import parse_repository
-from llava_remap.source.sources import last_part, open_source
+from llava_remap.source.sources import AnySource, as_source, last_part, open_source
 
 #: The source beside which every other source is a part.
 _MODEL = "model"
 
 
-def inspect_source(source: str, *, offline: bool = False) -> Inspection:
-    """Inspect a SRC: a checkpoint, a part of one, or a folder with several parts.
+def inspect_source(source: AnySource, *, offline: bool = False) -> Inspection:
+    """Say what a checkpoint is, and which shipped rule files fit it, from headers alone.
+
+    Args:
+        source: a checkpoint, a part of one, or a folder with several parts; given like a source of
+            `plan`.
+        offline: whether to take from the hub only what was downloaded before.
 
     Raises:
         RemapError: as `open_source`.
     """
+    given = as_source(source)
     try:
-        checkpoint = open_source(_MODEL, source, Source().use, first=True, offline=offline)
+        checkpoint = open_source(_MODEL, given, Source().use, first=True, offline=offline)
     except PartsApartError as apart:
         return inspect_parts(apart.parts, offline=offline)
     except PartOnlyError as only:
-        return inspect_parts({only.source: source}, offline=offline)
+        return inspect_parts({only.source: given}, offline=offline)
     found = inspect_checkpoint(checkpoint)
     beside = (
         parts_beside(checkpoint.folder)
@@ -42,12 +54,12 @@ def inspect_source(source: str, *, offline: bool = False) -> Inspection:
         else {}
     )
     if beside and not found.fits[0].fits:
-        together = inspect_parts({_MODEL: source, **beside}, offline=offline)
+        together = inspect_parts({_MODEL: given, **beside}, offline=offline)
         return together if together.fits[0].fits else found
     return found
 
 
-def inspect_parts(parts: Mapping[str, str], *, offline: bool = False) -> Inspection:
+def inspect_parts(parts: Mapping[str, str | InMemory], *, offline: bool = False) -> Inspection:
     """Find the shipped rule files that take these parts together.
 
     If the model is among the parts, or if the files of an adapter or projector name a local one,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -148,7 +148,7 @@ class Job:
             raise refuse(
                 "LR211", f"verify={verify!r}: verify is one of {choices}.", "Write one of them."
             )
-        if jobs < 1:
+        if not (type(jobs) is int and jobs >= 1):
             raise refuse(
                 "LR211",
                 f"jobs={jobs!r}: at least one file is written at a time.",
@@ -185,6 +185,8 @@ class Job:
         }
 
     def resumable(self, on_progress: OnProgress) -> Resumable | None:
+        if any(checkpoint.in_memory for checkpoint in self.checkpoints.values()):
+            return None  # nothing says whether another process has the same values
         names = [shard.file for shard in self.plan.shards]
         others = (*self.small_files, INDEX, RECORD)
         return Resumable(self.facts, names, others, self.resume, on_progress)
@@ -218,9 +220,26 @@ class Job:
         sources = {
             source: _read_files(self.checkpoints[source], files) for source, files in read.items()
         }
+        for source, config in self._configs_in_memory(read).items():
+            texts[source]["config.json"] = config.decode()
+            sources[source]["config.json"] = FileDigest.of(config)
         outputs = {path.name: digest for path, digest in folder.digests.items()}
         record = record_json(self.plan, self.rules, sources, texts, outputs, verify)
         return {RECORD: (json.dumps(record, indent=2) + "\n").encode()}
+
+    def _configs_in_memory(self, read: Mapping[str, Collection[str]]) -> dict[str, bytes]:
+        """The text of each config that was given in memory, by source.
+
+        Args:
+            read: the names of the files that are read of each source.
+        """
+        return {
+            source: (json.dumps(checkpoint.config, indent=2) + "\n").encode()
+            for source, checkpoint in self.checkpoints.items()
+            if checkpoint.in_memory
+            and checkpoint.config is not None
+            and "config.json" not in read[source]
+        }
 
     def facts(self) -> Facts:
         """Everything that the bytes of the weight files depend on, in its present state."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import json
 import mmap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from llava_remap.jobs.apply import Options, plan_mapping
 from llava_remap.jobs.job import Job
 from llava_remap.jobs.output import refuse_changed
 from llava_remap.planning import Mapped
+from llava_remap.source.sources import Sources
 from llava_remap.verification import loading_problems
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    rules: str | Path, sources: Sequence[str | Path] = (), *, offline: bool = False
+    rules: str | Path, sources: Sources = (), *, offline: bool = False
 ) -> PreTrainedModel:
     """Load the model that `apply` would write, without writing it.
 
@@ -40,7 +40,8 @@ def load_model(
     change of it changes no file. Only computed tensors take memory: those that post-load rules
     change, that have another dtype than the config's (a float32 tower beside a float16 language
     model), that are strided or big-endian in their file, or that don't begin at a multiple of their
-    elements' size. The source files must not change while the model is in use.
+    elements' size, and all tensors of a source in memory, so that a change of the model changes
+    nothing there. The source files must not change while the model is in use.
 
     Args:
         rules, sources, offline: as for `plan`.
@@ -88,7 +89,7 @@ def _tensor(entry: Mapped, recipe: Recipe, mappings: dict[Path, mmap.mmap]) -> t
         return torch.empty(entry.shape, dtype=dtype)
     run = recipe.copied(entry.target)
     # torch doesn't promise to compute with elements that aren't aligned to their size.
-    if run is not None and run.offset % dtype.itemsize == 0:
+    if run is not None and not run.in_memory and run.offset % dtype.itemsize == 0:
         mapping = _mapping(run.file, mappings)
         if len(mapping) < run.offset + run.nbytes:
             raise too_short(run.file, run.offset + run.nbytes - len(mapping))

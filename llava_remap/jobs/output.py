@@ -10,7 +10,7 @@ from pathlib import Path
 from llava_remap.checkpoint import BESIDE, Checkpoint
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
-from llava_remap.core.wording import quoted
+from llava_remap.core.wording import quoted, several
 from llava_remap.execute import CLAIM, Facts, is_held, read_claim, refuse_changed_job, refuse_filled
 from llava_remap.verification.record import RECORD
 
@@ -28,13 +28,11 @@ def output_folder(text: str | Path) -> Path:
 
 
 def refuse_changed(checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Raise LR102 if a file of a source changed since it was opened."""
-    if changed := [
-        str(path) for checkpoint in checkpoints.values() for path in checkpoint.changed()
-    ]:
+    """Raise LR102 if a file or a tensor of a source changed since it was opened."""
+    if changed := [name for checkpoint in checkpoints.values() for name in checkpoint.changed()]:
         raise refuse(
             "LR102",
-            f"{', '.join(changed)}: changed since it was opened.",
+            f"{several(changed, 6)}: changed since it was opened.",
             "Leave the sources alone while a job runs.",
         )
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.source.sources import open_again
+from llava_remap.source.sources import Sources, open_again
 from llava_remap.verification import Verification, verify_folder
 from llava_remap.verification.record import Record, read_record
 
 
-def verify(
-    folder: str | Path, against: Sequence[str | Path] = (), *, offline: bool = False
-) -> Verification:
+def verify(folder: str | Path, against: Sources = (), *, offline: bool = False) -> Verification:
     """Check a folder that `apply` wrote.
 
     The files are compared with the digests in the folder's record, and transformers loads names and
@@ -35,7 +33,7 @@ def verify(
 
 
 def open_recorded(
-    folder: Path, against: Sequence[str | Path], *, offline: bool = False
+    folder: Path, against: Sources, *, offline: bool = False
 ) -> tuple[Record, Mapping[str, Checkpoint] | None]:
     """The record of a folder, and the sources to compare it with; arguments as for `verify`."""
     record = read_record(folder)

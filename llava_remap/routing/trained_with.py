@@ -64,7 +64,8 @@ def naming_notes(
 def _last_part(checkpoint: Checkpoint) -> str:
     """The last part of a checkpoint's hub id or path."""
     path = checkpoint.folder or checkpoint.path.with_suffix("")  # a manifest has no folder
-    return last_part(checkpoint.origin or str(path.resolve()))
+    here = checkpoint.in_memory or not checkpoint.origin
+    return last_part(str(path.resolve()) if here else checkpoint.origin)
 
 
 def tower_problems(

@@ -9,25 +9,36 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 from llava_remap.checkpoint import (
+    IN_MEMORY,
     AbsentError,
     Checkpoint,
     DamagedError,
+    InMemory,
     UnreadableError,
     has_file,
+    is_tensor,
     open_checkpoint,
+    open_in_memory,
 )
 from llava_remap.core import Problem, RemapError, quoted, refuse
 from llava_remap.rulefile import NamedDefault, RuleFile, Source
 from llava_remap.source.hub import HubError, download, parse_repository, repository_of_cache
 
+#: One source, as Python gives it: a path or hub id, tensors in memory with their config, or
+#: {tensor name: tensor} alone.
+AnySource: TypeAlias = str | Path | InMemory | Mapping[str, Any]
+#: The sources of a job: the first one alone, a list of `[NAME=]SRC`, or {source name: source}.
+Sources: TypeAlias = AnySource | Sequence[AnySource] | Mapping[str, AnySource]
 #: A part of the names of models that were released in 2023 as differences to LLaMA.
 _DELTA = re.compile(r"(?:^|[-_.])delta(?:[-_.]|$)", re.IGNORECASE)
 
 
-def open_given(rules: RuleFile, given: Mapping[str, str], offline: bool) -> dict[str, Checkpoint]:
+def open_given(
+    rules: RuleFile, given: Mapping[str, str | InMemory], offline: bool
+) -> dict[str, Checkpoint]:
     """The checkpoints of the sources that are given, in the rule file's order."""
     return {
         name: open_source(
@@ -257,34 +268,66 @@ def _wanted(why: str, give: str) -> Iterator[None]:
         ) from None
 
 
+def as_source(given: object) -> str | InMemory:
+    """One SRC as Python gives it: a path or hub id, or tensors in memory.
+
+    Raises:
+        RemapError: LR211 for anything else.
+    """
+    if isinstance(given, str | Path):
+        return str(given)
+    if isinstance(given, InMemory):
+        return given
+    if isinstance(given, Mapping) and any(map(is_tensor, given.values())):
+        return InMemory(given)
+    raise refuse(
+        "LR211",
+        f"a source is of type {type(given).__name__}.",
+        "Give a path, a hub id, a dict {tensor name: tensor}, or InMemory(tensors, config, "
+        "folder).",
+    )
+
+
+@overload
 def name_sources(
-    names: Sequence[str], given: Sequence[str | Path], option: str = "--source"
-) -> dict[str, str]:
-    """The SRC of each source from `[NAME=]SRC` arguments; a bare SRC is the first name's.
+    names: Sequence[str], given: Sequence[str], option: str = ...
+) -> Mapping[str, str]: ...
+
+
+@overload
+def name_sources(
+    names: Sequence[str], given: Sources, option: str = ...
+) -> Mapping[str, str | InMemory]: ...
+
+
+def name_sources(
+    names: Sequence[str], given: Sources, option: str = "--source"
+) -> Mapping[str, str | InMemory]:
+    """The SRC of each source; of several without names, a bare SRC is the first name's.
 
     Args:
         names: the names of all sources.
+        given: the sources, see `Sources`.
         option: the command line's option, for messages.
 
     Raises:
-        RemapError: LR211 for an unknown name, a name given twice, or a name without a SRC.
+        RemapError: LR211 for an unknown name, a name given twice, a name without a SRC, and as
+            `as_source`.
     """
-    sources: dict[str, str] = {}
-    for text in map(str, given):  # from Python, a path will do
-        name, equals, rest = text.partition("=")
-        if not equals or (name not in names and is_there(Path(text))):
-            name, rest = names[0], text
+    sources: dict[str, str | InMemory] = {}
+    for name, source in _named(names, given):
+        rest = as_source(source)
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             raise refuse(
                 "LR211",
                 f"there is no source `{name}`; there are {', '.join(names)}.",
-                f"Did you mean `{near[0]}={rest}`?" if near else f"Write {option} NAME=SRC.",
+                f"Did you mean `{near[0]}={shown(rest)}`?" if near else f"Write {option} NAME=SRC.",
             )
         if name in sources:
             raise refuse(
                 "LR211",
-                f"source `{name}` is given twice: {sources[name]} and {rest}.",
+                f"source `{name}` is given twice: {shown(sources[name])} and {shown(rest)}.",
                 "Give it once.",
             )
         if not rest:
@@ -295,9 +338,42 @@ def name_sources(
     return sources
 
 
+def _named(names: Sequence[str], given: Sources) -> Iterator[tuple[str, object]]:
+    """The name and the SRC of each source."""
+    if isinstance(given, str | Path | InMemory) or (
+        isinstance(given, Mapping) and any(map(is_tensor, given.values()))
+    ):
+        given = [given]
+    if isinstance(given, Mapping):
+        yield from given.items()
+        return
+    if not isinstance(given, Sequence):
+        raise refuse(
+            "LR211",
+            f"the sources are of type {type(given).__name__}.",
+            "Give a path, a list of [NAME=]SRC, a dict {name: source}, or a dict {tensor name: "
+            "tensor}.",
+        )
+    for source in given:
+        name, equals, rest = str(source).partition("=") if _is_text(source) else ("", "", "")
+        if not equals or (name not in names and is_there(Path(str(source)))):
+            yield names[0], source
+        else:
+            yield name, rest
+
+
+def _is_text(source: object) -> bool:
+    return isinstance(source, str | Path)
+
+
+def shown(source: str | InMemory) -> str:
+    """A source in a message."""
+    return source if isinstance(source, str) else IN_MEMORY
+
+
 def open_source(
     name: str,
-    text: str,
+    text: str | InMemory,
     use: Collection[str],
     *,
     first: bool,
@@ -305,8 +381,8 @@ def open_source(
     offline: bool = False,
     default: bool = False,
 ) -> Checkpoint:
-    """Open a source: a folder, a file or a manifest on this disk, or else a repository on the hub,
-    which is downloaded.
+    """Open a source: a folder, a file or a manifest on this disk, tensors in memory, or else a
+    repository on the hub, which is downloaded.
 
     Args:
         text: the SRC.
@@ -321,6 +397,8 @@ def open_source(
         RemapError: as `open_checkpoint` and `download`; LR106 for delta weights, LR211 for a home
             folder that isn't known.
     """
+    if isinstance(text, InMemory):
+        return open_in_memory(name, text, part=part)
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:
@@ -352,7 +430,7 @@ def open_source(
 
 def open_again(
     locations: Mapping[str, str],
-    given: Sequence[str | Path],
+    given: Sources,
     *,
     unused: Sequence[str] = (),
     offline: bool = False,

@@ -1,0 +1,233 @@
+"""Tensors in memory as a checkpoint: the state dict of a model that is being trained.
+
+Nothing is copied when it is opened. Each tensor keeps its own memory and has the place that
+`safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})` would give it in a file, so
+that the same plan and the same output follow as from that file.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_remap.checkpoint.catalog import Location, Tensor
+from llava_remap.checkpoint.source_file import unknown_dtype
+from llava_remap.core import quoted, refuse
+from llava_remap.core.dtypes import TORCH_DTYPES
+
+if TYPE_CHECKING:
+    import torch
+
+#: Where a checkpoint in memory is, as reports and records say.
+IN_MEMORY = "tensors in memory"
+_GIVE = "Give {tensor name: tensor}, as `model.state_dict()` does."
+#: safetensors writes wide dtypes first, in this order; tensors of one dtype by name.
+_ORDER = (
+    *("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
+    *("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """Tensors in memory, with what stands beside them in a checkpoint's folder.
+
+    Attributes:
+        tensors: tensor name → `torch.Tensor` or numpy array, under the names of the research code.
+            A tensor on another device is copied to the CPU a megabyte at a time.
+        config: the config of the model: a dict, or a config object of transformers. None takes the
+            `config.json` in `folder`.
+        folder: where tokenizer, processor and generation config lie; weights in it are not read.
+    """
+
+    tensors: Mapping[str, Any] = field(repr=False)
+    config: Any = field(default=None, repr=False)
+    folder: str | Path | None = None
+
+    def config_object(self) -> dict[str, Any] | None:
+        """The config as the JSON object that transformers writes; None if none is given.
+
+        Raises:
+            RemapError: LR211 for a config that isn't a dict of JSON values.
+        """
+        try:
+            written = getattr(self.config, "to_json_string", None)
+            found = json.loads(written() if written else json.dumps(self.config))
+        except (TypeError, ValueError) as error:
+            raise refuse(
+                "LR211",
+                f"the config of the {IN_MEMORY} can't be written as JSON: {error}.",
+                "Give a dict, or the config of the model (`model.config`).",
+            ) from None
+        if not isinstance(found, dict | None):
+            raise refuse(
+                "LR211",
+                f"the config of the {IN_MEMORY} is a {type(self.config).__name__}.",
+                "Give a dict, or the config of the model (`model.config`).",
+            )
+        return found
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a value is a tensor of torch or an array of numpy, neither of which is imported."""
+    return hasattr(value, "dtype") and hasattr(value, "shape")
+
+
+class Memory:
+    """The elements of one tensor in memory. Two are the same if they have the same elements at the
+    same addresses.
+    """
+
+    __slots__ = ("_address", "_given", "_version", "tensor")
+
+    def __init__(self, given: torch.Tensor) -> None:
+        self._given = given
+        self.tensor = given.detach()
+        self._version, self._address = self._state()
+
+    def _state(self) -> tuple[int | None, int]:
+        """What changes when torch writes into the tensor, or gives it another storage."""
+        tensor = self._given
+        return None if tensor.is_inference() else tensor._version, tensor.data_ptr()
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether torch wrote into the tensor since it was opened."""
+        return self._state() != (self._version, self._address)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for two names of one tensor."""
+        tensor = self.tensor
+        return tensor.device, self._address, tensor.dtype, tensor.shape, tensor.stride()
+
+    @property
+    def storage(self) -> tuple[int, int]:
+        """Address and bytes of the storage that the tensor is a view of."""
+        storage = self.tensor.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
+
+    def read(self, start: int, stop: int) -> bytes:
+        """A run of the elements in row-major, little-endian order; start and stop count bytes from
+        the first element. Only the rows with these bytes are copied.
+        """
+        import torch
+
+        tensor, size = self.tensor, self.tensor.element_size()
+        first, last = start // size, -(-stop // size)
+        if tensor.is_contiguous():
+            run = tensor.view(-1)[first:last]
+        else:
+            row = max(1, prod(tensor.shape[1:]))
+            rows = tensor[first // row : -(-last // row)].reshape(-1)
+            run = rows[first % row :][: last - first]
+        data = run.cpu().contiguous().view(torch.uint8).numpy()
+        return data[start - first * size : stop - first * size].tobytes()
+
+
+def catalog_of(file: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The catalog of tensors in memory, in the order of a safetensors file.
+
+    Args:
+        file: the name that stands for the file in messages.
+
+    Raises:
+        RemapError: LR211 for something that isn't a tensor, LR106 for a tensor without bytes that
+            can be read (on the meta device, sparse, distributed) or of another dtype.
+    """
+    if not isinstance(tensors, Mapping):
+        raise refuse("LR211", f"{quoted(file.name)} is of type {type(tensors).__name__}.", _GIVE)
+    memories = {name: _memory(file, name, value) for name, value in tensors.items()}
+    dtypes = {name: _dtype(file, name, memory.tensor.dtype) for name, memory in memories.items()}
+    names = sorted(memories, key=lambda name: (_ORDER.index(dtypes[name]), name.encode()))
+    shapes = {name: tuple(memories[name].tensor.shape) for name in names}
+    ends, end = {}, 0
+    for name in names:
+        start, end = end, end + memories[name].tensor.nbytes
+        ends[name] = (start, end)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    for name in names:
+        header[name] = {"dtype": dtypes[name], "shape": shapes[name], "data_offsets": ends[name]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )
+    begin = 8 + len(text) + -len(text) % 8
+    return {
+        name: Tensor.of(
+            name,
+            dtypes[name],
+            shapes[name],
+            Location(
+                file,
+                begin + ends[name][0],
+                None,
+                False,
+                memories[name].storage,
+                memories[name],
+            ),
+        )
+        for name in names
+    }
+
+
+def _memory(file: Path, name: object, value: object) -> Memory:
+    """The elements of what was given as a tensor."""
+    import torch
+
+    if not isinstance(name, str) or not is_tensor(value):
+        key = quoted(name) if isinstance(name, str) else f"a key of type {type(name).__name__}"
+        raise refuse(
+            "LR211",
+            f"in {quoted(file.name)} {key} has a value of type {type(value).__name__}, and tensors "
+            "by their names are expected.",
+            _GIVE,
+        )
+    if not isinstance(value, torch.Tensor):
+        value = _from_numpy(file, name, value)
+    if why := _unreadable(value):
+        place = f"in {quoted(file.name)} the tensor {quoted(name)}"
+        raise refuse("LR106", f"{place} {why[0]}.", why[1], [name])
+    return Memory(value.resolve_conj().resolve_neg())
+
+
+def _unreadable(tensor: torch.Tensor) -> tuple[str, str] | None:
+    """Why the bytes of a tensor can't be read, and what to do; None if they can."""
+    import torch
+
+    if hasattr(tensor, "full_tensor"):
+        return "is distributed over processes", "Give `tensor.full_tensor()`."
+    if tensor.device.type == "meta":
+        return "is on the meta device, without values", "Load the model's values first."
+    if tensor.layout != torch.strided:
+        return f"is {tensor.layout}, not dense", "Give `tensor.to_dense()`."
+    # Subclasses of their own dispatch (quantised, fake) keep no elements where a tensor has them.
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"is a {type(tensor).__name__}, whose values lie elsewhere", "Give a torch.Tensor."
+    return None
+
+
+def _from_numpy(file: Path, name: str, value: Any) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch can't mark an array as one not to be written
+            return torch.from_numpy(
+                value if all(step >= 0 for step in value.strides) else np.ascontiguousarray(value)
+            )
+    except (AttributeError, TypeError, ValueError):
+        raise unknown_dtype(file, name, str(value.dtype)) from None
+
+
+def _dtype(file: Path, name: str, dtype: torch.dtype) -> str:
+    said = str(dtype).removeprefix("torch.")
+    found = next((ours for ours, torchs in TORCH_DTYPES.items() if torchs == said), None)
+    if found is None:
+        raise unknown_dtype(file, name, said)
+    return found
