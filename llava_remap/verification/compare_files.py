@@ -28,6 +28,8 @@ _NAMES = (
     *_NESTED,
     _PROCESSOR,  # behind those that may be in it
 )
+#: The key for the version that wrote a config; nothing is computed with it.
+_WRITER = "transformers_version"
 _FIX = "Replace it by the original one."
 
 
@@ -187,13 +189,18 @@ def _as_read(
     """Divide the values that differ into those that the class reads as different and those that it
     reads as the same.
 
-    A value that differs under a key of its own after reading, too, is different. The other ones
-    are spelt otherwise only if the class reads the two configs as the same once the different ones
-    are exchanged. If it doesn't, what it reads differently is told in its own spelling.
+    A value that differs after reading, too, is different, and so are two values of one key: another
+    version of transformers may read just that key. The other ones are spelt otherwise only if the
+    class reads the two configs as the same once the different ones are exchanged. If it doesn't,
+    what it reads differently is told in its own spelling.
     """
     try:
         paths = {path for path, _ in _rows(read(a), read(b), ())}
-        different = [(path, row) for path, row in _rows(a, b, ()) if path in paths]
+        different = [
+            (path, row)
+            for path, row in _rows(a, b, ())
+            if path in paths or (row.only_in is None and path[-1] != _WRITER)
+        ]
         like_b = copy.deepcopy(dict(a))
         for path, row in different:
             _put(like_b, path, row)
