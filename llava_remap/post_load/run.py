@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from heapq import heappop, heappush
 from importlib.metadata import EntryPoint, entry_points
 from math import isfinite, prod
@@ -221,8 +223,16 @@ def provenance(use: str) -> str:
     return f"{package.name} {package.version}" if package is not None else ""
 
 
+@lru_cache(maxsize=1)
+def _installed(path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """The plug-ins of the packages on the search path. Finding them means reading the metadata of
+    every installed package, and a job needs them for each of its rules.
+    """
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
 def _entry(use: str) -> EntryPoint:
-    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    installed = _installed(tuple(sys.path))
     if use not in installed:
         near = difflib.get_close_matches(use, installed, 1)
         raise refuse(

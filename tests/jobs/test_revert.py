@@ -210,7 +210,9 @@ def with_rule(monkeypatch: pytest.MonkeyPatch, rule: Any, text: str) -> None:
     """Convert with a rule file whose post-load rule is this plug-in besides that for new rows."""
     entries = [SimpleNamespace(name="expand_embeddings", load=lambda: ExpandEmbeddings, dist=None)]
     entries.append(SimpleNamespace(name="mine", load=lambda: rule, dist=None))
-    monkeypatch.setattr(post_load_run, "entry_points", lambda group: entries)
+    monkeypatch.setattr(
+        post_load_run, "_installed", lambda path: {entry.name: entry for entry in entries}
+    )
     Path("mine.yaml").write_text(
         "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.5.yaml]\n"
         f"post_load:\n{text}"

@@ -25,7 +25,7 @@ def found(pieces: Any, before: int, after: int) -> list[tuple[int, int]] | None:
     )
     entry = SimpleNamespace(name="plug", load=lambda: rule, dist=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "entry_points", lambda group: [entry])
+        patch.setattr(run, "_installed", lambda path: {"plug": entry})
         return find_old_bytes("plug", {}, Change("a", "U8", (before,), (after,), ("a",)))
 
 
