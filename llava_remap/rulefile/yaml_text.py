@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -111,8 +112,9 @@ def read_yaml(path: Path, shown: str) -> Node:
     return parse_yaml(text, shown)
 
 
+@lru_cache(maxsize=64)
 def parse_yaml(text: str, shown: str) -> Node:
-    """As `read_yaml`, from text."""
+    """As `read_yaml`, from text. Many rule files extend the same parts, so trees are kept."""
     try:
         root = _document(_counted(yaml.parse(text, Loader=LOADER), shown), shown)
     except yaml.MarkedYAMLError as error:
