@@ -313,7 +313,7 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
         },
         "vision_config": _fields(*(classes[name] for name in TOWER_DEFAULTS)),
     }
-    processors = {name for name in dir(transformers) if name.endswith("Processor")}
+    processors = {name for name in transformers.__all__ if name.endswith("Processor")}
     images, videos = (
         sorted(name for name in processors if name.endswith(end))
         for end in ("ImageProcessor", "VideoProcessor")

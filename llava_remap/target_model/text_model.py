@@ -312,7 +312,8 @@ def _is_older(
     without these a class may take its own default for all of them.
     """
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    for beside in (known, without(known, "rope_parameters"), {**known, **without(old, key)}):
+    configs = [known, without(known, "rope_parameters"), {**known, **without(old, key)}]
+    for beside in (one for at, one in enumerate(configs) if one not in configs[:at]):
         plain = without(_values(_build(config_class, beside)), key)
         for tried in [value, value * 2 + 1] if numeric else [value]:
             try:
