@@ -117,33 +117,46 @@ def _chunk(found: _Found, at: int, a: _Raw, b: _Raw) -> _Found:
     import numpy as np
 
     bits = [np.frombuffer(raw, f"<u{DTYPE_BITS[dtype] // 8}") for raw, dtype in (a, b)]
-    if a[1] == b[1]:
-        other = np.flatnonzero(bits[0] != bits[1])
-    else:
-        other = np.flatnonzero(_apart(_values(*a), _values(*b)))
-    if not len(other):
+    x, y = _values(*a), _values(*b)
+    apart = bits[0] != bits[1] if a[1] == b[1] else _apart(x, y)
+    if not (count := int(np.count_nonzero(apart))):
         return found
-    # Only the elements that differ are looked at more closely.
-    (left, x), (right, y) = (
-        (bits[side][other], _values(bits[side][other].tobytes(), dtype))
-        for side, (_, dtype) in enumerate((a, b))
-    )
+    found.differing += count
     if found.first is None:
-        elements = (
-            Element(_shown(value[0]), f"0x{int(one[0]):0{DTYPE_BITS[dtype] // 4}x}")
-            for one, value, dtype in ((left, x, a[1]), (right, y, b[1]))
+        first = int(apart.argmax())
+        here, there = (
+            Element(_shown(value[first]), f"0x{int(one[first]):0{DTYPE_BITS[dtype] // 4}x}")
+            for one, value, dtype in ((bits[0], x, a[1]), (bits[1], y, b[1]))
         )
-        found.first = (at + int(other[0]), *elements)  # type: ignore[assignment]
-    nans, zeros = _is_nan(x) & _is_nan(y), (x == 0) & (y == 0)
+        found.first = at + first, here, there
+    if count < len(apart):
+        x, y = x[apart], y[apart]
+    if not x.dtype.kind == y.dtype.kind == "f":
+        _count_slowly(found, x, y)
+        return found
+    with np.errstate(invalid="ignore", over="ignore"):
+        distances = np.subtract(x, y)
+    np.abs(distances, out=distances)
+    furthest = float(distances.max())
+    if not np.isfinite(furthest):  # few tensors have numbers for which this is so
+        _count_slowly(found, x, y)
+        return found
+    found.max_abs = furthest if found.max_abs is None else max(found.max_abs, furthest)
+    found.zero_signs += count - int(np.count_nonzero(distances))
+    return found
+
+
+def _count_slowly(found: _Found, x: NDArray[Any], y: NDArray[Any]) -> None:
+    """Count differing elements of any kind, inf and NaN among them."""
+    import numpy as np
+
     finite = _is_finite(x) & _is_finite(y)
-    found.differing += len(other)
-    found.nan_bits += int(np.count_nonzero(nans))
-    found.zero_signs += int(np.count_nonzero(zeros))
+    found.nan_bits += int(np.count_nonzero(_is_nan(x) & _is_nan(y)))
+    found.zero_signs += int(np.count_nonzero((x == 0) & (y == 0)))
     found.not_finite += int(np.count_nonzero(~finite))
     if finite.any():
         furthest = _furthest(x[finite], y[finite])
         found.max_abs = furthest if found.max_abs is None else max(found.max_abs, furthest)
-    return found
 
 
 def _values(raw: bytes, dtype: str) -> NDArray[Any]:
