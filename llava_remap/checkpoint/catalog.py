@@ -220,13 +220,13 @@ class Checkpoint:
 
     path: Path
     form: str
-    catalog: Catalog
-    config: Mapping[str, Any] | None
+    catalog: Catalog = field(repr=False)
+    config: Mapping[str, Any] | None = field(repr=False)
     folder: Path | None
     passed_over: tuple[str, ...] = ()
     aliases: tuple[tuple[str, ...], ...] = ()
-    pairs: tuple[LoraPair, ...] = ()
-    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    pairs: tuple[LoraPair, ...] = field(default=(), repr=False)
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict, repr=False)
     origin: str = ""
     base: str = ""
     in_memory: bool = False

@@ -57,7 +57,7 @@ class InMemory:
         """
         try:
             written = getattr(self.config, "to_json_string", None)
-            found = json.loads(written() if written else json.dumps(self.config))
+            found = json.loads(written() if written else json.dumps(self.config, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise refuse(
                 "LR211",
@@ -126,7 +126,10 @@ class Memory:
             row = max(1, prod(tensor.shape[1:]))
             rows = tensor[first // row : -(-last // row)].reshape(-1)
             run = rows[first % row :][: last - first]
-        data = run.cpu().contiguous().view(torch.uint8).numpy()
+        run = run.cpu()
+        if run.stride() != (1,):  # for torch, fewer than two elements are contiguous with any step
+            run = run.clone(memory_format=torch.contiguous_format)
+        data = run.view(torch.uint8).numpy()
         return data[start - first * size : stop - first * size].tobytes()
 
 
@@ -144,7 +147,7 @@ def catalog_of(file: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         raise refuse("LR211", f"{quoted(file.name)} is of type {type(tensors).__name__}.", _GIVE)
     memories = {name: _memory(file, name, value) for name, value in tensors.items()}
     dtypes = {name: _dtype(file, name, memory.tensor.dtype) for name, memory in memories.items()}
-    names = sorted(memories, key=lambda name: (_ORDER.index(dtypes[name]), name.encode()))
+    names = sorted(memories, key=lambda name: (_ORDER.index(dtypes[name]), name))
     shapes = {name: tuple(memories[name].tensor.shape) for name in names}
     ends, end = {}, 0
     for name in names:

@@ -60,12 +60,12 @@ class Job:
         predicted: what the job will need; None until that was asked.
     """
 
-    rules: RuleFile
+    rules: RuleFile = field(repr=False)
     checkpoints: Mapping[str, Checkpoint]
     output: Path
-    plan: Plan
-    derived: Derived | None
-    small_files: Mapping[str, bytes]
+    plan: Plan = field(repr=False)
+    derived: Derived | None = field(repr=False)
+    small_files: Mapping[str, bytes] = field(repr=False)
     resume: bool = field(default=False, kw_only=True)
     predicted: Predicted | None = field(default=None, kw_only=True)
 

@@ -8,13 +8,15 @@ import errno
 import json
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from llava_remap.core.dtypes import TORCH_DTYPES
 from llava_remap.core.libraries import import_asked
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute import Recipe, gathered, too_short
+from llava_remap.folder.scratch import AS_DATA, scratch_folder
 from llava_remap.jobs.apply import Options, plan_mapping
+from llava_remap.jobs.derived_problems import no_tokenizer_note
 from llava_remap.jobs.job import Job
 from llava_remap.jobs.output import refuse_changed
 from llava_remap.planning import Mapped
@@ -23,12 +25,28 @@ from llava_remap.verification import loading_problems
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+@overload
+def load_model(
+    rules: str | Path,
+    sources: Sources = ...,
+    *,
+    processor: Literal[False] = ...,
+    offline: bool = ...,
+) -> PreTrainedModel: ...
+
+
+@overload
+def load_model(
+    rules: str | Path, sources: Sources = ..., *, processor: Literal[True], offline: bool = ...
+) -> tuple[PreTrainedModel, ProcessorMixin]: ...
 
 
 def load_model(
-    rules: str | Path, sources: Sources = (), *, offline: bool = False
-) -> PreTrainedModel:
+    rules: str | Path, sources: Sources = (), *, processor: bool = False, offline: bool = False
+) -> PreTrainedModel | tuple[PreTrainedModel, ProcessorMixin]:
     """Load the model that `apply` would write, without writing it.
 
     Class, config, names, dtypes and values are those of
@@ -45,15 +63,28 @@ def load_model(
 
     Args:
         rules, sources, offline: as for `plan`.
+        processor: whether to return the processor too: that of
+            `AutoProcessor.from_pretrained(folder)`.
+
+    Returns:
+        The model; with `processor`, the model and the processor.
 
     Raises:
         RemapError: with every problem of the plan, LR111 for a manifest, LR102 for a source that
-            changed meanwhile, LR501 where a file can't be mapped, LR601 where the loader disagrees.
+            changed meanwhile, LR501 where a file can't be mapped, LR601 where the loader disagrees,
+            LR408 for a processor without a tokenizer.
     """
     import_asked()
-    import transformers
 
     job = plan_mapping(rules, sources, Options(offline=offline)).prove()
+    made = _processor(job) if processor else None
+    model = _model(job)
+    return model if made is None else (model, made)
+
+
+def _model(job: Job) -> PreTrainedModel:
+    import transformers
+
     model_class = getattr(transformers, job.plan.target_class)
     config, generation = (
         json.loads(job.small_files[name]) for name in ("config.json", "generation_config.json")
@@ -72,6 +103,21 @@ def load_model(
     model.name_or_path = model.config.name_or_path = ""  # the model comes from no folder
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _processor(job: Job) -> ProcessorMixin:
+    """The processor of the files that `apply` would write."""
+    import transformers
+
+    if "tokenizer_config.json" not in job.small_files:
+        raise RemapError(no_tokenizer_note())
+    with scratch_folder() as scratch:
+        for name, content in job.small_files.items():
+            (scratch / name).write_bytes(content)
+        processor: ProcessorMixin = transformers.AutoProcessor.from_pretrained(scratch, **AS_DATA)
+    if (tokenizer := getattr(processor, "tokenizer", None)) is not None:
+        tokenizer.name_or_path = ""  # that folder is gone
+    return processor
 
 
 def _state_dict(job: Job) -> dict[str, torch.Tensor]:
