@@ -32,6 +32,7 @@ FIRST = (
     "tests/source/test_parts.py",
     "tests/cli/test_terminal.py",
     "tests/end_to_end/test_killed.py",
+    "tests/jobs/test_in_memory.py",
 )
 
 
