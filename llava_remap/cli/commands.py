@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from llava_remap.cli.convert import convert_command
 from llava_remap.cli.diff import diff_command
 from llava_remap.cli.options import (
     VERIFY,
@@ -72,6 +73,9 @@ def _root(
     pass
 
 
+app.command("convert")(convert_command)
+
+
 @app.command("apply")
 def apply_command(
     rules: Rules,
@@ -100,8 +104,10 @@ def apply_command(
         with resumable(output if resume and not dry_run else None):
             refuse_other_reports(report)
             from llava_remap.jobs.apply import plan
+            from llava_remap.jobs.convert import refuse_checkpoint
 
             with progress("planning"), reported(report, output, source):
+                refuse_checkpoint(rules, source, offline)
                 job = plan(
                     rules,
                     source,

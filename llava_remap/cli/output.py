@@ -37,7 +37,7 @@ class Ended(typer.Exit):
         problems: why it ended, unless all is well.
     """
 
-    def __init__(self, code: Exit, problems: Sequence[Problem] = ()) -> None:
+    def __init__(self, code: int, problems: Sequence[Problem] = ()) -> None:
         super().__init__(code)
         self.problems = tuple(problems)
 

@@ -158,6 +158,9 @@ CODES: dict[str, Code] = {
     "LR215": Code("doesn't come back", Exit.USAGE,
         "`rules lint`: a rule has a way back, and it doesn't lead from the new name to one that "
         "becomes the new name again."),
+    "LR216": Code("several rule files fit", Exit.USAGE,
+        "`convert`: the checkpoint can become one of several models, and nothing in it says "
+        "which. The message says what distinguishes the rule files, and has the command for each."),
     # Mapping
     "LR301": Code("source names that no rule maps", Exit.PROBLEMS,
         "No rule of `names` takes these tensors: their names are new, or a tower is of another "
@@ -224,6 +227,10 @@ CODES: dict[str, Code] = {
     "LR319": Code("language model", Exit.PROBLEMS,
         "Note. The kind of language model was recognised by the end of a name alone, or versions "
         "of transformers compute it differently."),
+    "LR320": Code("no rule file fits", Exit.PROBLEMS,
+        "`convert`: no shipped rule file takes every name of the checkpoint and agrees with its "
+        "config. `inspect` gives every reason; `rules new` makes a rule file for names that none "
+        "knows."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. The message says which keys of the config "

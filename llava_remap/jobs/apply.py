@@ -267,6 +267,14 @@ def _route(
     return _Routed(checkpoints, configs, program, route(file, program, checkpoints))
 
 
+def needed_sources(
+    file: RuleFile, checkpoints: Mapping[str, Checkpoint]
+) -> tuple[tuple[str, ...], Mapping[str, Any] | None]:
+    """The sources that a rule file needs beside these, and the config that may name them."""
+    routed = _route(file, checkpoints)
+    return routed.routes.not_given, routed.text
+
+
 def _fit_problems(file: RuleFile, routed: _Routed, given: Collection[str]) -> list[Problem]:
     """Signs that the rule file is not for these sources."""
     checkpoints, text = routed.checkpoints, routed.text

@@ -27,6 +27,14 @@ def output_folder(text: str | Path) -> Path:
         raise refuse("LR211", f"--output {text}: {error}", "Write the path out.") from None
 
 
+def holds_others(folder: Path) -> bool:
+    """Whether a path is a file, or a folder with files that no job wrote."""
+    if not folder.is_dir():
+        return folder.exists()
+    names = {entry.name for entry in folder.iterdir()}
+    return bool(names) and not names & {RECORD, CLAIM}
+
+
 def refuse_changed(checkpoints: Mapping[str, Checkpoint]) -> None:
     """Raise LR102 if a file or a tensor of a source changed since it was opened."""
     if changed := [name for checkpoint in checkpoints.values() for name in checkpoint.changed()]:

@@ -35,6 +35,9 @@ Sources: TypeAlias = AnySource | Sequence[AnySource] | Mapping[str, AnySource]
 #: A part of the names of models that were released in 2023 as differences to LLaMA.
 _DELTA = re.compile(r"(?:^|[-_.])delta(?:[-_.]|$)", re.IGNORECASE)
 
+#: Names that trainers give to the folder of a step.
+TRAINING_STEP = re.compile(r"(?:checkpoint|global_step|step|epoch|iter)[-_]?\d+", re.IGNORECASE)
+
 
 def open_given(
     rules: RuleFile, given: Mapping[str, str | InMemory], offline: bool
@@ -139,6 +142,15 @@ def named_by_config(rules: RuleFile, name: str, config: Mapping[str, Any] | None
     key = _named_default(rules, rules.text.sources[name])
     named = (config or {}).get(key.from_) if key else None
     return key.map.get(named, named) if key and isinstance(named, str) and named else None
+
+
+def named_for(rules: RuleFile, name: str, config: Mapping[str, Any] | None) -> str:
+    """The repository or path that a config names for a source, else the rule file's default; empty
+    if there is neither.
+    """
+    default = rules.text.sources[name].default
+    stock = default.default if isinstance(default, NamedDefault) else default
+    return named_by_config(rules, name, config) or stock or ""
 
 
 def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str | None:
@@ -480,11 +492,16 @@ def last_part(text: str) -> str:
 
 
 def short_name(text: str) -> str:
-    """The last part of a SRC, without a hub id's revision, for the name of an output."""
+    """The last part of a SRC, without a hub id's revision, for the name of an output. A step of a
+    training (`checkpoint-500`), which every training has, follows the name of the training's
+    folder.
+    """
     repository = None if is_there(Path(text)) else parse_repository(text)
-    return (
-        repository.id.rpartition("/")[2] if repository else Path(text).expanduser().resolve().name
-    )
+    if repository:
+        return repository.id.rpartition("/")[2]
+    path = Path(text).expanduser().resolve()
+    training = path.parent.name if TRAINING_STEP.fullmatch(path.name) else ""
+    return f"{training}-{path.name}" if training else path.name
 
 
 def _open(path: Path, weights: bool, first: bool, part: bool) -> Checkpoint:

@@ -290,6 +290,10 @@ def lr215(scene: Scene) -> Arguments:
     return lint(names, "from: norm.w, to: text.w")
 
 
+def lr216(scene: Scene) -> Arguments:
+    return "convert", MANIFESTS / "llava-interleave-qwen-0.5b.released.json", "--dry-run"
+
+
 # --- mapping
 
 
@@ -432,6 +436,10 @@ def lr319(scene: Scene) -> Arguments:
         "llava-v1.5",
         "--dry-run",
     )
+
+
+def lr320(scene: Scene) -> Arguments:
+    return "convert", CLIP
 
 
 def lr401(scene: Scene) -> Arguments:

@@ -2,7 +2,7 @@
 `huggingface_hub` when it downloads.
 """
 
-from llava_remap.source.hub.download import Snapshot, download
+from llava_remap.source.hub.download import Snapshot, download, downloading_once
 from llava_remap.source.hub.refusal import HubError
 from llava_remap.source.hub.repository import Repository, parse_repository, repository_of_cache
 
@@ -11,6 +11,7 @@ __all__ = [
     "Repository",
     "Snapshot",
     "download",
+    "downloading_once",
     "parse_repository",
     "repository_of_cache",
 ]

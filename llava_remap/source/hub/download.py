@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Set
 from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stderr
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -62,6 +63,12 @@ class Snapshot:
     cached: bool
 
 
+#: What `download` has returned within `downloading_once`, by its arguments.
+_ANSWERS: ContextVar[dict[tuple[Repository, frozenset[str], bool], Snapshot] | None] = ContextVar(
+    "_ANSWERS", default=None
+)
+
+
 def download(
     repository: Repository, use: Collection[str], *, name: str, offline: bool = False
 ) -> Snapshot:
@@ -82,6 +89,29 @@ def download(
             the repository, LR114 if the hub can't give the files, gives answers that no hub gives,
             or if something leads out of the cache; LR502 for a full disk.
     """
+    asked = (repository, frozenset(use), offline)
+    answers = _ANSWERS.get()
+    if answers is not None and asked in answers:
+        return answers[asked]
+    snapshot = _download(repository, use, name, offline)
+    if answers is not None:
+        answers[asked] = snapshot
+    return snapshot
+
+
+@contextmanager
+def downloading_once() -> Iterator[None]:
+    """Within the block, `download` asks the hub once for the same files, and returns the same
+    snapshot again.
+    """
+    token = _ANSWERS.set({})
+    try:
+        yield
+    finally:
+        _ANSWERS.reset(token)
+
+
+def _download(repository: Repository, use: Collection[str], name: str, offline: bool) -> Snapshot:
     if offline:
         return _from_cache(repository, use, name)
     check_cache(repository, name)

@@ -1,0 +1,382 @@
+"""`llava-remap convert`: from checkpoints alone to converted folders."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from llava_remap.cli.log import Log, open_log
+from llava_remap.cli.options import (
+    VERIFY,
+    CheckValues,
+    DryRun,
+    Dtype,
+    Format,
+    Jobs,
+    MaxShardSize,
+    NameLayout,
+    Offline,
+    ProjectorForm,
+    Report,
+    ReportFormat,
+    Resume,
+    Verify,
+    Vocab,
+    rows,
+)
+from llava_remap.cli.output import (
+    Ended,
+    carry_out,
+    print_json,
+    refusals,
+    refuse_other_reports,
+    reported,
+    resumable,
+)
+from llava_remap.cli.progress import Progress, progress
+from llava_remap.core import Exit, Problem, refuse
+from llava_remap.core.version import __version__
+
+if TYPE_CHECKING:
+    from llava_remap.jobs.conversions import Converted, State
+    from llava_remap.jobs.further_sources import Ask
+
+#: Stands in `--report` for the name of each of several outputs.
+_NAME = "{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What holds for every checkpoint of the command.
+
+    Attributes:
+        plan: options of `plan`.
+        lines: whether JSON documents are lines, as there are several checkpoints.
+    """
+
+    rules: str | None
+    sources: Sequence[str]
+    plan: dict[str, Any]
+    output_format: Format
+    dry_run: bool
+    check_values: bool
+    verify: Verify
+    jobs: int
+    resume: bool
+    offline: bool
+    lines: bool
+
+
+def convert_command(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC [OUT]",
+            help="A checkpoint, an adapter, a projector or a folder with parts: folder, file, "
+            "manifest, or ORG/NAME[@REVISION] on the hub; and the folder to write, by default "
+            "./<last part of SRC>-hf. With --output-dir, any number of SRC.",
+        ),
+    ],
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            "--rules",
+            metavar="RULES",
+            help="A rule file, or the name of a shipped one. By default the shipped one that fits.",
+        ),
+    ] = None,
+    source: Annotated[
+        list[str],
+        typer.Option(
+            "--source",
+            metavar="NAME=SRC",
+            help="What the checkpoint needs besides: vision_tower=DIR, model=BASE for an adapter, "
+            "language_model=DIR for a tokenizer. Can be given several times. What isn't given is "
+            "looked for beside the checkpoint, then taken as its own files name it.",
+        ),
+    ] = [],  # noqa: B006
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="The folder to write, in the place of OUT."
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-dir",
+            metavar="DIR",
+            help="Convert every SRC, each into a folder of its name in DIR, with its plan as JSON "
+            "beside it.",
+        ),
+    ] = None,
+    dtype: Dtype = "keep",
+    vocab: Vocab = "pad",
+    projector_form: ProjectorForm = None,
+    dry_run: DryRun = False,
+    check_values: CheckValues = False,
+    output_format: ReportFormat = "human",
+    layout: NameLayout = "classic",
+    report: Report = None,
+    max_shard_size: MaxShardSize = None,
+    jobs: Jobs = 2,
+    resume: Resume = False,
+    verify: Annotated[Verify, VERIFY] = "meta",
+    offline: Offline = False,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log",
+            metavar="FILE",
+            help="Also add plain lines to a file: what was done and when, and every problem.",
+        ),
+    ] = None,
+) -> None:
+    """Convert a checkpoint by the rule file that fits it.
+
+    The checkpoint is recognised, as by `inspect`; what it needs besides is found or asked for. If
+    several rule files fit, or none, nothing is written. With --output-dir, several checkpoints are
+    converted one after another; one that is refused doesn't stop the others.
+    """
+    with refusals(output_format), open_log(log) as opened:
+        sources, outputs = _outputs(checkpoints, output, output_dir)
+        reports = _reports(report, outputs, output_dir, dry_run)
+        options = _Options(
+            rules=rules,
+            sources=source,
+            plan={
+                "layout": layout,
+                "dtype": dtype,
+                "vocab": rows(vocab),
+                "max_shard_nbytes": max_shard_size,
+                "projector_form": projector_form,
+            },
+            output_format=output_format,
+            dry_run=dry_run,
+            check_values=check_values,
+            verify=verify,
+            jobs=jobs,
+            resume=resume,
+            offline=offline,
+            lines=output_dir is not None,
+        )
+        opened.write(f"llava-remap {__version__} convert: {' '.join(sources)}")
+        if output_dir is None:
+            done = _convert(sources[0], outputs[0], reports[0], options, opened)
+            raise Ended(done.exit, done.problems)
+        _convert_all(sources, outputs, reports, options, opened)
+
+
+def _outputs(
+    arguments: Sequence[str], output: Path | None, output_dir: Path | None
+) -> tuple[list[str], list[Path | None]]:
+    """The SRC of each checkpoint, and the folder to write it to; None for the default.
+
+    Raises:
+        RemapError: LR211 for arguments that contradict each other.
+    """
+    from llava_remap.jobs.conversions import outputs_in
+    from llava_remap.jobs.output import holds_others, output_folder
+
+    if output_dir is not None:
+        if output is not None:
+            raise refuse(
+                "LR211",
+                "--output is the folder of one checkpoint, --output-dir that of several.",
+                "Give one of them.",
+            )
+        return [*arguments], [*outputs_in(output_folder(output_dir), arguments)]
+    first, *others = arguments
+    places: list[str | Path] = [*others, *([output] if output is not None else [])]
+    if len(places) > 1 or (others and holds_others(output_folder(others[0]))):
+        raise refuse(
+            "LR211",
+            f"{' '.join(arguments)}: a checkpoint and the folder to write are wanted"
+            + (f", and {others[0]} holds other files." if len(places) < 2 else "."),
+            "To convert all of them: --output-dir DIR.",
+        )
+    return [first], [output_folder(place) for place in places] or [None]
+
+
+def _reports(
+    report: Path | None,
+    outputs: Sequence[Path | None],
+    output_dir: Path | None,
+    dry_run: bool,
+) -> list[Path | None]:
+    """The report of each checkpoint; None for none."""
+    if output_dir is None:
+        refuse_other_reports(report)
+        return [report]
+    if report is None:
+        # A dry run writes what it was asked for and nothing else.
+        return [
+            None if dry_run or output is None else output.with_name(f"{output.name}.json")
+            for output in outputs
+        ]
+    if _NAME not in str(report):
+        raise refuse(
+            "LR211",
+            f"--report {report}: each checkpoint has a report of its own.",
+            f"Put {_NAME} in the place of the output's name: --report 'reports/{_NAME}.json'.",
+        )
+    refuse_other_reports(report)
+    return [
+        None if output is None else Path(str(report).replace(_NAME, output.name))
+        for output in outputs
+    ]
+
+
+def _convert(
+    source: str,
+    output: Path | None,
+    report: Path | None,
+    options: _Options,
+    log: Log,
+) -> Converted:
+    """Convert one checkpoint, and show its plan and result or its refusal."""
+    from llava_remap.jobs.apply import plan
+    from llava_remap.jobs.conversions import Converted
+    from llava_remap.jobs.convert import choose, default_output
+    from llava_remap.report import print_short_plan
+    from llava_remap.source.sources import shown as shown_source
+
+    started = time.monotonic()
+    given = [source, *options.sources]
+    if report is not None and options.lines:
+        _make_folder(report.parent)
+    done = Converted(source, output or default_output(source), "refused")
+    try:
+        with refusals(options.output_format, lines=options.lines):
+            with resumable(done.output if options.resume and not options.dry_run else None):
+                with progress("recognising") as shown, reported(report, done.output, given):
+                    choice = choose(
+                        source,
+                        rules=options.rules,
+                        sources=options.sources,
+                        offline=options.offline,
+                        ask=_asking(shown, options),
+                    )
+                log.write(f"{source}: {choice.rules}, as it {choice.reason}")
+                for name, place in choice.sources.items():
+                    how = choice.found.get(name, "given")
+                    log.write(f"{source}: source {name}: {shown_source(place)} ({how})")
+                with progress("planning"), reported(report, done.output, given):
+                    job = plan(
+                        choice.rules,
+                        choice.sources,
+                        done.output,
+                        resume=options.resume,
+                        dry_run=options.dry_run,
+                        offline=options.offline,
+                        **options.plan,
+                    )
+            done = replace(done, rules=job.plan.rules_name)
+            result = carry_out(
+                job,
+                output_format=options.output_format,
+                report=report,
+                dry_run=options.dry_run,
+                verify=options.verify,
+                jobs=options.jobs,
+                check_values=options.check_values,
+                resume=options.resume,
+                lines=options.lines,
+                show_plan=partial(print_short_plan, choice=choice),
+            )
+            done = replace(done, state="converted", result=result)
+    except Ended as ended:
+        state: State = "refused" if ended.exit_code else "planned"
+        done = replace(done, state=state, exit=ended.exit_code, problems=ended.problems)
+    except typer.Exit as ended:
+        done = replace(done, state="interrupted", exit=ended.exit_code)
+    done = replace(done, seconds=time.monotonic() - started, report=report)
+    log.write(f"{source}: {done.state}, exit {done.exit}, {done.seconds:.1f} s, {done.output}")
+    log.problems(done.problems if done.result is None else done.result.notes)
+    return done
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder for reports.
+
+    Raises:
+        RemapError: LR508.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refuse("LR508", f"{folder}: {error.strerror}.", "Give another folder.") from None
+
+
+def _convert_all(
+    sources: Sequence[str],
+    outputs: Sequence[Path | None],
+    reports: Sequence[Path | None],
+    options: _Options,
+    log: Log,
+) -> NoReturn:
+    """Convert several checkpoints, and show how each ended.
+
+    Raises:
+        Ended: with the gravest exit code.
+        BaseException: the first error that no command foresees, or that of a signal.
+    """
+    from llava_remap.jobs.conversions import Converted
+    from llava_remap.report import print_heading, print_summary, summary_json
+    from llava_remap.source.hub import downloading_once
+
+    done: list[Converted] = []
+    fault: BaseException | None = None
+    with downloading_once():
+        for source, output, report in zip(sources, outputs, reports, strict=True):
+            assert output is not None
+            if options.output_format == "human":
+                print_heading(Console(soft_wrap=True), source, len(done) + 1, len(sources))
+            try:
+                done.append(_convert(source, output, report, options, log))
+            except BaseException as error:  # the others' results are shown first
+                fault = fault or error
+                ended = not isinstance(error, Exception)
+                state: State = "interrupted" if ended else "refused"
+                done.append(Converted(source, output, state, Exit.INTERNAL))
+                log.write(f"{source}: {type(error).__name__}: {error}")
+            if done[-1].state == "interrupted":
+                break
+    left = list(zip(sources, outputs, strict=True))[len(done) :]
+    done += [Converted(source, output or Path(), "not begun") for source, output in left]
+    code = max(one.exit for one in done)
+    if options.output_format == "json":
+        print_json(summary_json(done, code), lines=True)
+    else:
+        print_summary(Console(soft_wrap=True), done)
+    log.write(f"exit {code}: {sum(one.is_well for one in done)} of {len(done)} are well")
+    if fault is not None:
+        raise fault
+    raise Ended(code)
+
+
+def _asking(shown: Progress, options: _Options) -> Ask | None:
+    """Asks on the terminal for a source; None if there is no terminal, or nobody looks at it."""
+    if options.lines or options.output_format == "json":
+        return None
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+
+    def ask(name: str, problems: Sequence[Problem]) -> str:
+        from llava_remap.report import print_problems
+
+        shown.clear()
+        print_problems(Console(stderr=True, soft_wrap=True), problems)
+        print(f"{name} (a folder, a file or ORG/NAME; Enter for none): ", end="", file=sys.stderr)
+        sys.stderr.flush()
+        return sys.stdin.readline()
+
+    return ask

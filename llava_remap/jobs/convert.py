@@ -1,0 +1,340 @@
+"""From a checkpoint alone to its conversion: which rule file fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llava_remap.checkpoint import (
+    Checkpoint,
+    InMemory,
+    PartOnlyError,
+    PartsApartError,
+    parts_beside,
+)
+from llava_remap.core import Problem, RemapError, counted, quote, refuse
+from llava_remap.execute import JOBS
+from llava_remap.jobs.apply import (
+    HEADERS_ALONE,
+    Dtype,
+    ProjectorForm,
+    Vocab,
+    plan,
+    plan_checkpoints,
+)
+from llava_remap.jobs.further_sources import Ask, Further, Request, further_sources
+from llava_remap.jobs.inspect_parts import inspect_parts
+from llava_remap.jobs.inspection import Inspection, inspect_checkpoint
+from llava_remap.jobs.run import Result, Verify, run
+from llava_remap.rewrite import contradictions
+from llava_remap.routing.fits import Fit
+from llava_remap.rulefile import (
+    Condition,
+    Source,
+    load_rule_file,
+    shipped_folder,
+    shipped_rule_files,
+)
+from llava_remap.source.hub import parse_repository
+from llava_remap.source.sources import (
+    AnySource,
+    Sources,
+    as_source,
+    is_there,
+    name_sources,
+    open_source,
+    short_name,
+    shown,
+)
+from llava_remap.target_model import CLASSIC
+
+#: The source that a whole checkpoint is.
+_MODEL = "model"
+#: Keys of a config that a reason shows.
+_KEYS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a checkpoint is converted.
+
+    Attributes:
+        rules: path of a rule file, or the name of a shipped one.
+        sources: the SRC of each source that is given to `plan`, by its name. A source that is
+            needed besides has a default, which `plan` opens.
+        reason: why this rule file.
+        found: how each of `sources` was found that the user didn't give, by its name.
+    """
+
+    rules: str
+    sources: Mapping[str, str | InMemory]
+    reason: str
+    found: Mapping[str, str] = field(default_factory=dict)
+
+
+def convert(
+    source: AnySource,
+    output: str | Path | None = None,
+    *,
+    rules: str | Path | None = None,
+    sources: Sources = (),
+    layout: str = CLASSIC,
+    dtype: Dtype = "keep",
+    vocab: Vocab = "pad",
+    max_shard_nbytes: int | None = None,
+    resume: bool = False,
+    verify: Verify = "meta",
+    jobs: int = JOBS,
+    offline: bool = False,
+    projector_form: ProjectorForm | None = None,
+) -> Result:
+    """Convert a checkpoint by the rule file that fits it: `choose`, `plan`, then `run`.
+
+    Args:
+        source: a checkpoint, an adapter, a projector or a folder with several parts: a folder, a
+            file, a hub id with an optional `@revision`, or tensors in memory.
+        output: the folder to write. The default is the last part of the source's path with `-hf`,
+            in the current folder.
+        rules: a rule file, if the shipped one that fits is not wanted.
+        sources: further sources, by name. What is needed and not given is looked for (`choose`).
+        layout, dtype, vocab, max_shard_nbytes, resume, offline, projector_form: as for `plan`.
+        verify, jobs: as for `run`.
+
+    Raises:
+        RemapError: as `choose` and `plan`; with the plan's problems, or with those found while
+            running.
+    """
+    choice = choose(source, rules=rules, sources=sources, offline=offline)
+    job = plan(
+        choice.rules,
+        choice.sources,
+        default_output(source) if output is None else output,
+        layout=layout,
+        dtype=dtype,
+        vocab=vocab,
+        max_shard_nbytes=max_shard_nbytes,
+        resume=resume,
+        offline=offline,
+        projector_form=projector_form,
+    )
+    return run(job, verify=verify, jobs=jobs)
+
+
+def default_output(source: AnySource) -> Path:
+    """The folder that a SRC is written to if the user names none."""
+    return Path(f"{short_name(shown(as_source(source)))}-hf")
+
+
+def choose(
+    source: AnySource,
+    *,
+    rules: str | Path | None = None,
+    sources: Sources = (),
+    offline: bool = False,
+    ask: Ask | None = None,
+) -> Choice:
+    """Choose the rule file for a checkpoint, and find the sources that it needs besides
+    (`further_sources`).
+
+    Raises:
+        RemapError: LR109 for a checkpoint that needs no conversion, LR216 if several rule files
+            fit, LR320 if none does; as `open_source` and `further_sources`.
+    """
+    places = [rules] if rules is not None else [*shipped_rule_files().values()]
+    files = [load_rule_file(place) for place in places]
+    names = list(dict.fromkeys(name for file in files for name in file.text.sources))
+    given = name_sources(names, sources)
+    asked = as_source(source)
+    first = files[0].first_source if rules is not None else _MODEL
+    parts, checkpoint = _recognised(asked, first, offline)
+    if twice := [name for name in parts if name in given]:
+        raise refuse(
+            "LR211",
+            f"source `{twice[0]}` is given twice: {shown(parts[twice[0]])} and "
+            f"{shown(given[twice[0]])}.",
+            "With --source NAME=SRC, give what the checkpoint needs besides.",
+        )
+    request = Request(shown(asked), rules, {**parts, **given}, given, offline)
+    if rules is not None:
+        further = further_sources(files[0], request, ask=ask)
+        return Choice(str(rules), further.sources, "the rule file that was named", further.found)
+    inspection = _inspected(request, checkpoint)
+    fit, further = _fitting(request, inspection, ask)
+    return Choice(fit.rules, further.sources, _reason(fit, inspection), further.found)
+
+
+def _recognised(
+    source: str | InMemory, first: str, offline: bool
+) -> tuple[Mapping[str, str | InMemory], Checkpoint | None]:
+    """What a SRC is: the SRC of each part by its source's name, and the checkpoint if it is a
+    whole one.
+    """
+    try:
+        checkpoint = open_source(first, source, Source().use, first=True, offline=offline)
+    except PartsApartError as apart:
+        return apart.parts, None
+    except PartOnlyError as only:
+        return {only.source: source}, None
+    return {first: source}, checkpoint
+
+
+def _inspected(request: Request, checkpoint: Checkpoint | None) -> Inspection:
+    """Compare the shipped rule files with everything that was given.
+
+    Raises:
+        RemapError: LR109 or its like for a checkpoint that needs no conversion.
+    """
+    overriding = {
+        name
+        for file in map(load_rule_file, shipped_rule_files().values())
+        for name, source in file.text.sources.items()
+        if source.overrides
+    }
+    if checkpoint is None or overriding & set(request.parts):
+        return inspect_parts(request.parts, offline=request.offline)
+    inspection = inspect_checkpoint(checkpoint)
+    if not _candidates(inspection) and checkpoint.folder is not None:
+        beside = {**parts_beside(checkpoint.folder), **request.parts}
+        together = inspect_parts(beside, offline=request.offline)
+        if _candidates(together):
+            return together
+    if inspection.problems and (inspection.layout == CLASSIC or not inspection.fits[0].fits):
+        raise RemapError(inspection.problems)
+    return inspection
+
+
+def _candidates(inspection: Inspection) -> list[Fit]:
+    """The rule files that fit; if none does, those that take every name and that only the plan
+    refuses, maybe for the lack of a further source.
+    """
+    return [fit for fit in inspection.fits if fit.fits] or [
+        fit for fit in inspection.fits if fit.mapped == fit.total > 0 and not fit.contradictions
+    ]
+
+
+def _fitting(request: Request, inspection: Inspection, ask: Ask | None) -> tuple[Fit, Further]:
+    """The rule file that fits, with the sources that it needs.
+
+    Raises:
+        RemapError: LR216 or LR320; as `further_sources`.
+    """
+    candidates = _candidates(inspection)
+    if not candidates:
+        nearest = inspection.fits[0]
+        maps = f"{nearest.mapped} of {counted(nearest.total, 'name')}"
+        near = f" The nearest, {nearest.rules}, maps {maps}: {nearest.reasons[0]}"
+        raise refuse(
+            "LR320",
+            f"no shipped rule file fits {request.source}.{near if nearest.is_near else ''}",
+            inspection.advice,
+        )
+    proven = inspection.planned and candidates[0].fits
+    if len(candidates) > 1 and not proven:
+        complete = [fit for fit in candidates if _is_complete(fit, request)]
+        candidates, proven = complete or candidates[:1], True
+    if len(candidates) > 1:
+        raise _undecided(request, candidates)
+    [fit] = candidates
+    return fit, further_sources(load_rule_file(fit.rules), request, fit, ask)
+
+
+def _is_complete(fit: Fit, request: Request) -> bool:
+    """Whether a rule file's plan is complete with the sources that can be found."""
+    rules = load_rule_file(fit.rules)
+    try:
+        further = further_sources(rules, request, fit)
+    except RemapError:
+        return False
+    return plan_checkpoints(
+        rules, further.opened, list(further.sources), HEADERS_ALONE
+    ).plan.complete
+
+
+def _undecided(request: Request, fitting: Sequence[Fit]) -> RemapError:
+    """LR216, with what distinguishes the rule files and the command for each."""
+    commands = (request.command(rules=fit.rules) for fit in fitting)
+    return RemapError(
+        Problem(
+            "LR216",
+            f"{' and '.join(fit.rules for fit in fitting)} both fit {request.source}; nothing in "
+            "it says which of the models below it is to become.",
+            f"Choose one: {' or '.join(commands)}",
+            table=tuple((fit.rules, f"{fit.class_name}: {fit.summary}") for fit in fitting),
+        )
+    )
+
+
+def _reason(fit: Fit, inspection: Inspection) -> str:
+    """Why a rule file is the one: its names, and the values of the config that exclude the other
+    rule files that take every name.
+    """
+    takes = f"takes {fit.mapped} of {counted(fit.total, 'name')}"
+    others = [
+        other
+        for other in inspection.fits
+        if other is not fit and other.mapped == other.total and other.total > 0
+    ]
+    config = next((c.config for c in (*inspection.parts, inspection.checkpoint) if c.config), None)
+    if not others or config is None:
+        return takes
+    keys: dict[str, None] = {}
+    for other in others:
+        detect = load_rule_file(other.rules).text.detect
+        for key in (*detect.config, *detect.config_not):
+            condition = Condition(
+                config={k: v for k, v in detect.config.items() if k == key},
+                config_not={k: v for k, v in detect.config_not.items() if k == key},
+            )
+            if contradictions(condition, (), config):
+                keys[key] = None
+                break
+    if not keys:
+        return takes
+    values = {key: config.get(key) for key in keys}
+    first = {key: v[0] if isinstance(v, list) and v else v for key, v in values.items()}
+    said = ", ".join(f"{key} {'absent' if v is None else v}" for key, v in first.items())
+    return f"{takes}; so do {len(others)} others, which the config excludes: {said}"
+
+
+def refuse_checkpoint(rules: str, sources: Sequence[str], offline: bool) -> None:
+    """Raise LR200 if a checkpoint stands where `apply` has its rule file, with the commands that
+    convert it.
+    """
+    path = Path(rules)
+    called = rules.removeprefix("rules/")
+    if path.suffix in (".yaml", ".yml") or (shipped_folder() / f"{called}.yaml").is_file():
+        return
+    options = "".join(f" --source {quote(text)}" for text in sources)
+    command = f"llava-remap convert {quote(rules)}{options}"
+    if not is_there(path):
+        if parse_repository(rules) is not None and not is_there(path.parent):
+            raise refuse(
+                "LR200",
+                f"{rules} is no rule file, but may be a checkpoint on the hub.",
+                f"If it is: {command}",
+            )
+        return
+    try:
+        parts, checkpoint = _recognised(rules, _MODEL, offline)
+        request = Request(rules, None, parts, {}, offline)
+        fitting = _candidates(_inspected(request, checkpoint))
+    except RemapError:
+        if path.is_dir():
+            raise refuse(
+                "LR200",
+                f"{rules} is a folder, and no rule file.",
+                f"To see what lies in it: llava-remap inspect {quote(rules)}",
+            ) from None
+        return  # a file without a known ending may be a rule file
+    either = ""
+    if len(fitting) == 1:
+        own = "".join(
+            f" --source {quote(f'{name}={shown(place)}')}" for name, place in parts.items()
+        )
+        lacks = (n for n in fitting[0].also if not any(s.startswith(f"{n}=") for s in sources))
+        also = "".join(f" --source {name}=DIR" for name in lacks)
+        either = f" Or: llava-remap apply {fitting[0].rules}{own}{options}{also}"
+    raise refuse(
+        "LR200", f"{rules} is a checkpoint, and no rule file.", f"Convert it: {command}{either}"
+    )

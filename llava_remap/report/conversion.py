@@ -1,0 +1,120 @@
+"""What `convert` prints for people: the plan in short, and the summary of several conversions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from llava_remap.core import Problem, counted, size
+from llava_remap.planning.problems import component
+from llava_remap.report.machine import document
+from llava_remap.report.terminal import print_problems, shown, write, write_section
+
+if TYPE_CHECKING:
+    from llava_remap.jobs.conversions import Converted
+    from llava_remap.jobs.convert import Choice
+    from llava_remap.jobs.job import Job
+    from llava_remap.jobs.resources import Predicted
+    from llava_remap.planning import Plan
+
+
+def print_short_plan(
+    console: Console, job: Job, predicted: Predicted | None, *, choice: Choice
+) -> None:
+    """The plan in a few lines: the rule file and why, sources, components, what is merged and
+    dropped, notes; the problems in full.
+    """
+    plan = job.plan
+    title = f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout"
+    write(console, Text(title, "bold"), f"  {plan.rules_name} {choice.reason}")
+    write_section(console, "Sources", _sources(plan, choice))
+    wanted = sorted(Counter(map(component, plan.target_names)).items())
+    parameters = ", ".join(f"{name} {count}" for name, count in wanted)
+    dropped = Counter(entry.reason for entry in plan.dropped)
+    merged = Counter(entry.lora.a.source for entry in plan.mapped if entry.lora is not None)
+    write_section(
+        console,
+        "Plan",
+        [
+            f"  parameters  {parameters}" if parameters else "",
+            *(
+                f"  merged      pairs of {name} into {counted(count, 'tensor')}"
+                for name, count in merged.items()
+            ),
+            *(
+                f"  dropped     {counted(count, 'tensor')}: {reason}"
+                for reason, count in dropped.items()
+            ),
+            f"  output      {shown(job.output)}",
+        ],
+    )
+    write_section(console, "Notes", map(_note, plan.notes))
+    print_problems(console, plan.problems, plan)
+    if not plan.complete:
+        kinds = dict.fromkeys(f"{problem.code} {problem.title}" for problem in plan.problems)
+        refusal = f": {', '.join(kinds)}. Nothing was written."
+        write(console, Text.assemble(("\nRefused", "bold red"), refusal))
+        return
+    needs = (
+        f", at most {size(predicted.memory)} of memory and {size(predicted.disk)} of disk"
+        if predicted is not None
+        else ""
+    )
+    amount = f"{size(plan.nbytes_write)} to write{needs}"
+    complete = f": nothing unmapped, missing or mismatched. {amount}."
+    write(console, Text.assemble(("\nPlan complete", "bold green"), complete))
+
+
+def _sources(plan: Plan, choice: Choice) -> Iterator[str | Text]:
+    width = max(map(len, plan.sources))
+    for name, source in plan.sources.items():
+        facts = f"{source.form}; {size(source.nbytes)}" if source.tensors else source.form
+        found = choice.found.get(name)
+        yield Text.assemble("  ", (name.ljust(width), "bold"), f"  {shown(source.location)}")
+        yield f"  {' ' * width}  {facts}{f'; {found}' if found else ''}"
+
+
+def _note(note: Problem) -> Text:
+    """The first sentence of a note."""
+    first, more, _ = note.placed_cause.partition(". ")
+    sentence = f"{first}. …" if more else first
+    return Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {sentence}")
+
+
+def print_heading(console: Console, source: str, number: int, count: int) -> None:
+    """Which of several checkpoints comes now."""
+    above = "\n" if number > 1 else ""
+    write(console, Text(f"{above}{number} of {count}: {shown(source)}", "bold cyan"))
+
+
+def print_summary(console: Console, done: Sequence[Converted]) -> None:
+    """How each of several conversions ended, and how many of them are well."""
+    width = max(len(shown(one.source)) for one in done)
+    lines = [
+        Text.assemble(
+            "  ",
+            (shown(one.source).ljust(width), "bold"),
+            "  ",
+            (one.state, "green" if one.is_well else "red"),
+            _outcome(one),
+        )
+        for one in done
+    ]
+    write_section(console, "Summary", lines)
+    well = sum(one.is_well for one in done)
+    write(console, f"  {well} of {counted(len(done), 'checkpoint')}")
+
+
+def _outcome(one: Converted) -> str:
+    if one.problems:
+        return f"  {one.problems[0].code} {one.problems[0].title}"
+    return f"  {shown(one.output)}" if one.is_well else ""
+
+
+def summary_json(done: Sequence[Converted], exit_code: int) -> dict[str, Any]:
+    """The document `llava-remap/summary` of several conversions."""
+    return document("summary", {"exit": exit_code, "checkpoints": [one.to_json() for one in done]})
