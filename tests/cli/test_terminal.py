@@ -176,6 +176,33 @@ def test_apply_verify_and_back(here: Path, main: Main) -> None:
     assert harmless(main("shrink", here, "--output", f"{EVIL_PATH}-small"), "\\x1b[31m").code == 0
 
 
+def test_differences(here: Path, main: Main) -> None:
+    """In names, configs, words, special tokens, chat templates and plans."""
+    other = Path(f"{EVIL_PATH}-other")
+    shutil.copytree(here, other)
+    spoil(here, {EVIL: {EVIL: EVIL}})
+    (here / "added_tokens.json").write_text(json.dumps({EVIL: 500}))
+    roles = json.loads((here / "special_tokens_map.json").read_text())
+    (here / "special_tokens_map.json").write_text(json.dumps({**roles, "eos_token": EVIL}))
+    for folder, text in ((here, EVIL), (other, "b\nDone")):
+        (folder / "chat_template.jinja").write_text(f"{{{{ raise_exception('x') }}}}{text}")
+        (folder / "additional_chat_templates").mkdir()
+    (here / "additional_chat_templates" / f"{EVIL_PATH}.jinja").write_text(EVIL)
+    plans = []
+    for source in (here, other):
+        plans.append(f"{source}.json")
+        options = ("--source", f"model={source}", *TOWER, "--dry-run", "--report", plans[-1])
+        harmless(main("apply", "llava-v1.5", *options))
+    for form in ("human", "json"):
+        ran = harmless(
+            main("diff", here, other, "--format", form), "u001b" if form == "json" else "\\x1b[31m"
+        )
+        assert ran.code == 1
+        assert harmless(main("diff", *plans, "--format", form)).code == 1
+        assert harmless(main("diff", here, plans[0], "--format", form)).code == 2
+        assert harmless(main("diff", here, EVIL, "--format", form)).code == 3
+
+
 @pytest.mark.parametrize("form", ["human", "json"])
 def test_plans_that_are_refused(form: str, here: Path, main: Main) -> None:
     spoil(here, {"mm_vision_tower": EVIL, "architectures": [EVIL], EVIL: EVIL})
