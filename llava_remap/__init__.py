@@ -64,16 +64,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first asked for: importing the package alone
-    costs nothing.
-    """
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # type checkers would take any name to exist
 
-    module, _, own_name = _HOMES[name].partition(":")
-    return getattr(import_module(f"llava_remap.{module}"), own_name or name)
+    def __getattr__(name: str) -> Any:
+        """The public names, imported when they are first asked for: importing the package alone
+        costs nothing.
+        """
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        module, _, own_name = _HOMES[name].partition(":")
+        return getattr(import_module(f"llava_remap.{module}"), own_name or name)
 
 
 def __dir__() -> list[str]:

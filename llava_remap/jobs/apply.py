@@ -133,6 +133,13 @@ def plan(
 ) -> Job:
     """Plan a job from headers alone. Only downloads and the cache are written.
 
+    >>> job = plan("llava-v1.5", {"model": "llava-v1.5-7b",
+    ...                           "vision_tower": "clip-vit-large-patch14-336"})
+    >>> job.plan.complete, job.plan.problems, str(job.output)
+    (True, (), 'llava-v1.5-7b-hf')
+
+    `job.run()` carries it out, `job.to_json()` is the document of `apply --dry-run --format json`.
+
     Args:
         rules: path of a rule file, or the name of a shipped one.
         sources: a SRC, a list of `[NAME=]SRC`, or a dict {name: SRC}; a bare SRC is the rule file's
@@ -406,7 +413,41 @@ def apply(
     offline: bool = False,
     projector_form: ProjectorForm | None = None,
 ) -> Result:
-    """Plan a job and carry it out: `plan`, then `run`."""
+    """Convert a checkpoint by a rule file: `plan`, then `Job.run`.
+
+    >>> result = apply("llava-v1.5", ["llava-v1.5-7b", "vision_tower=clip-vit-large-patch14-336"],
+    ...                "llava-hf")
+    >>> "config.json" in result.files, result.verified
+    (True, 'meta')
+
+    Of a model in memory, for example in a callback of a training, with the folder that its
+    tokenizer lies in:
+
+    >>> import torch
+    >>> from pathlib import Path
+    >>> from llava_remap import InMemory
+    >>> tensors = {}  # in a training: model.state_dict()
+    >>> for file in Path("llava-v1.5-7b").glob("*.bin"):
+    ...     tensors |= torch.load(file)
+    >>> model = InMemory(tensors, folder="llava-v1.5-7b")
+    >>> result = apply("llava-v1.5", {"model": model,
+    ...                               "vision_tower": "clip-vit-large-patch14-336"}, "step-100-hf")
+
+    Nothing is written unless every tensor and every parameter has its place.
+
+    Args:
+        rules, sources, output, layout, dtype, vocab, max_shard_nbytes, resume, offline,
+            projector_form: as for `plan`.
+        verify: `meta` lets transformers load the written names and shapes strictly. `full` also
+            reads every tensor back and compares it with its source. `none` checks nothing.
+        jobs: number of weight files that are written at the same time.
+
+    Returns:
+        What was written. `result.to_json()` is the document of `apply --format json`.
+
+    Raises:
+        RemapError: with every problem that was found.
+    """
     job = plan(
         rules,
         sources,

@@ -36,6 +36,9 @@ def diff(
 ) -> Difference:
     """Compare two checkpoints or two plans.
 
+    >>> diff("llava-v1.5-7b", "llava-v1.5-7b").equal
+    True
+
     Memory doesn't grow with the checkpoints: values are read a chunk at a time.
 
     Args:

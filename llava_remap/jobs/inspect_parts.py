@@ -32,6 +32,10 @@ _MODEL = "model"
 def inspect_source(source: AnySource, *, offline: bool = False) -> Inspection:
     """Say what a checkpoint is, and which shipped rule files fit it, from headers alone.
 
+    >>> found = inspect_source("llava-v1.5-7b")
+    >>> found.fits[0].fits, found.fits[0].rules
+    (True, 'llava-v1.5')
+
     Args:
         source: a checkpoint, a part of one, or a folder with several parts; given like a source of
             `plan`.

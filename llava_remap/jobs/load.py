@@ -49,6 +49,11 @@ def load_model(
 ) -> PreTrainedModel | tuple[PreTrainedModel, ProcessorMixin]:
     """Load the model that `apply` would write, without writing it.
 
+    >>> model, processor = load_model("llava-v1.5", {"model": "llava-v1.5-7b",
+    ...     "vision_tower": "clip-vit-large-patch14-336"}, processor=True)
+    >>> type(model).__name__, type(processor).__name__
+    ('LlavaForConditionalGeneration', 'LlavaProcessor')
+
     Class, config, names, dtypes and values are those of
     `AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")`, in eval mode, on the CPU.
     The checks are those of `apply`, from headers and from values; then transformers' loader must

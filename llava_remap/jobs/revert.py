@@ -230,6 +230,10 @@ def revert(
 ) -> Result:
     """Take a converted folder back to the original names, bytes and configs.
 
+    >>> result = revert("llava-hf", "original")
+    >>> "model/config.json" in result.files
+    True
+
     Nothing is written unless every file of the folder is as it was written.
 
     Args:

@@ -14,6 +14,11 @@ from llava_remap.verification.record import Record, read_record
 def verify(folder: str | Path, against: Sources = (), *, offline: bool = False) -> Verification:
     """Check a folder that `apply` wrote.
 
+    >>> checked = verify("llava-hf", {"model": "llava-v1.5-7b",
+    ...                               "vision_tower": "clip-vit-large-patch14-336"})
+    >>> checked.problems, checked.strict
+    ((), True)
+
     The files are compared with the digests in the folder's record, and transformers loads names and
     shapes strictly. With `against`, every value is compared with what the sources give.
 
