@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from llava_remap.checkpoint import InMemory
     from llava_remap.core.problem import Problem, RemapError
     from llava_remap.jobs.apply import apply, plan
+    from llava_remap.jobs.convert import convert
     from llava_remap.jobs.diff import diff
     from llava_remap.jobs.inspect_parts import inspect_source as inspect
     from llava_remap.jobs.inspection import Inspection
@@ -36,6 +37,7 @@ _HOMES = {
     "Result": "jobs.run",
     "Verification": "verification",
     "apply": "jobs.apply",
+    "convert": "jobs.convert",
     "diff": "jobs.diff",
     "inspect": "jobs.inspect_parts:inspect_source",
     "load_model": "jobs.load",
@@ -55,6 +57,7 @@ __all__ = [
     "Verification",
     "__version__",
     "apply",
+    "convert",
     "diff",
     "inspect",
     "load_model",

@@ -21,7 +21,7 @@ from llava_remap.folder import (
 from llava_remap.jobs.derive import Derived, derive
 from llava_remap.jobs.job import Job, manifest_problems, refused
 from llava_remap.jobs.output import output_folder, output_problems
-from llava_remap.jobs.run import Result, Verify, run
+from llava_remap.jobs.run import Result, Verify
 from llava_remap.jobs.source_configs import configs_by_source, source_configs
 from llava_remap.jobs.suggest import with_suggestions
 from llava_remap.planning import Layout, build_plan
@@ -460,4 +460,4 @@ def apply(
         offline=offline,
         projector_form=projector_form,
     )
-    return run(job, verify=verify, jobs=jobs)
+    return job.run(verify=verify, jobs=jobs)

@@ -26,7 +26,7 @@ from llava_remap.jobs.apply import (
 from llava_remap.jobs.further_sources import Ask, Further, Request, further_sources
 from llava_remap.jobs.inspect_parts import inspect_parts
 from llava_remap.jobs.inspection import Inspection, inspect_checkpoint
-from llava_remap.jobs.run import Result, Verify, run
+from llava_remap.jobs.run import Result, Verify
 from llava_remap.rewrite import contradictions
 from llava_remap.routing.fits import Fit
 from llava_remap.rulefile import (
@@ -89,27 +89,33 @@ def convert(
     offline: bool = False,
     projector_form: ProjectorForm | None = None,
 ) -> Result:
-    """Convert a checkpoint by the rule file that fits it: `choose`, `plan`, then `run`.
+    """Convert a checkpoint by the rule file that fits it: `choose`, `plan`, then `Job.run`.
+
+    >>> result = convert("llava-v1.5-7b", "llava-converted",
+    ...                  sources={"vision_tower": "clip-vit-large-patch14-336"})
+    >>> str(result.output), "config.json" in result.files
+    ('llava-converted', True)
 
     Args:
         source: a checkpoint, an adapter, a projector or a folder with several parts: a folder, a
             file, a hub id with an optional `@revision`, or tensors in memory.
         output: the folder to write. The default is the last part of the source's path with `-hf`,
-            in the current folder.
+            in the current folder; tensors in memory have none.
         rules: a rule file, if the shipped one that fits is not wanted.
         sources: further sources, by name. What is needed and not given is looked for (`choose`).
         layout, dtype, vocab, max_shard_nbytes, resume, offline, projector_form: as for `plan`.
-        verify, jobs: as for `run`.
+        verify, jobs: as for `apply`.
 
     Raises:
         RemapError: as `choose` and `plan`; with the plan's problems, or with those found while
             running.
     """
-    choice = choose(source, rules=rules, sources=sources, offline=offline)
+    asked = as_source(source)
+    choice = choose(asked, rules=rules, sources=sources, offline=offline)
     job = plan(
         choice.rules,
         choice.sources,
-        default_output(source) if output is None else output,
+        default_output(source) if output is None and isinstance(asked, str) else output,
         layout=layout,
         dtype=dtype,
         vocab=vocab,
@@ -118,7 +124,7 @@ def convert(
         offline=offline,
         projector_form=projector_form,
     )
-    return run(job, verify=verify, jobs=jobs)
+    return job.run(verify=verify, jobs=jobs)
 
 
 def default_output(source: AnySource) -> Path:

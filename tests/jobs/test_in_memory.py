@@ -235,8 +235,16 @@ def test_an_adapter_in_memory_is_merged() -> None:
     assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
 
 
-def test_inspect_and_diff_take_it() -> None:
+def test_convert_inspect_and_diff_take_it() -> None:
     in_memory = InMemory(tensors_of(SOURCE), folder=SOURCE)
+    llava_remap.convert(in_memory, "memory", sources={"vision_tower": CLIP})
+    llava_remap.apply("llava-v1.5", {"model": SOURCE, "vision_tower": CLIP}, "disk")
+    assert contents(Path("memory")) == contents(Path("disk"))
+    said = refusal(lambda: llava_remap.convert(in_memory, sources={"vision_tower": CLIP}))
+    assert said == (
+        "LR211",
+        "source `model` is in memory, and has no path to name the output after.",
+    )
     found, wanted = (llava_remap.inspect(source) for source in (in_memory, SOURCE))
     assert found.fits == wanted.fits
     assert llava_remap.diff(in_memory, SOURCE).equal

@@ -27,6 +27,7 @@ from llava_remap import (
     Result,
     Verification,
     apply,
+    convert,
     diff,
     load_model,
     plan,
@@ -42,7 +43,7 @@ SOURCES = {"model": SOURCE, "vision_tower": CLIP}
 #: The same for the command line.
 GIVEN = ("--source", SOURCE, "--source", f"vision_tower={CLIP}")
 #: The functions, in an order in which their examples can be run in one folder.
-FUNCTIONS = ("plan", "apply", "verify", "revert", "inspect", "diff", "load_model")
+FUNCTIONS = ("plan", "apply", "convert", "verify", "revert", "inspect", "diff", "load_model")
 
 
 def test_dir_lists_what_is_public_and_nothing_else() -> None:
@@ -148,6 +149,11 @@ def test_results_are_the_documents_of_the_commands(run: Run) -> None:
     ran = run(*way_back, "--format", "json")
     Path("by-rules").rename("another")
     done = revert("out", "by-rules", rules="llava-v1.5")
+    assert steady(as_json(done.to_json())) == steady(ran.json)
+
+    ran = run("convert", SOURCE, *GIVEN[2:], "--output", "again", "--format", "json")
+    Path("again").rename("yet-again")
+    done = convert(SOURCE, "again", sources=[f"vision_tower={CLIP}"])
     assert steady(as_json(done.to_json())) == steady(ran.json)
 
     ran = run("diff", "out", "first", "--format", "json")
