@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from llava_remap.cli.commands import app
+from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, DATA, HANGS, RELEASED, TINY, beside_progress, ended
 from tests.end_to_end.test_interrupt import ELSEWHERE
 
@@ -21,6 +24,15 @@ from .server import Hub, serve
 
 MODEL, TOWER = "liuhaotian/llava-v1.5-7b", "openai/clip-vit-large-patch14-336"
 NOWHERE = "http://127.0.0.1:9"  # the port that discards; nothing listens there
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The libraries' answers are in the cache, so that the processes need not import torch."""
+    for source in (RELEASED / "sharded", TINY / "llava-v1.5" / "full_state_dict"):
+        out = tmp_path_factory.mktemp("warm") / "out"
+        apply("llava-v1.5", [str(source), f"vision_tower={CLIP}"], out)
+    CliRunner().invoke(app, ["inspect", str(RELEASED / "sharded")])
 
 
 @pytest.fixture
