@@ -65,7 +65,12 @@ def prepare(
     plans = [read_plan(Path(side)) if isinstance(side, str) else None for side in given]
     if plans[0] is not None and plans[1] is not None:
         return PlanComparison(plans[0], plans[1])
-    if any(plan is not None for plan in plans):
+    sides = [
+        open_source(name, side, _USE, first=True, part=True, offline=offline)
+        for name, side, plan in zip("AB", given, plans, strict=True)
+        if plan is None
+    ]
+    if len(sides) == 1:
         which = {True: "a plan", False: "a checkpoint"}
         of_a, of_b = (which[plan is not None] for plan in plans)
         raise refuse(
@@ -73,10 +78,6 @@ def prepare(
             f"A ({shown(given[0])}) is {of_a}, and B ({shown(given[1])}) is {of_b}.",
             "Give two checkpoints or two plans. A folder's own plan is the llava_remap.json in it.",
         )
-    sides = [
-        open_source(name, side, _USE, first=True, part=True, offline=offline)
-        for name, side in zip("AB", given, strict=True)
-    ]
     reason = "headers alone were asked for" if not values else ""
     for name, side in zip("AB", sides, strict=True):
         reason = f"{name} is a manifest" if side.is_manifest else reason

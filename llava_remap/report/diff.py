@@ -13,7 +13,6 @@ from rich.text import Text
 from llava_remap.core import counted, fold_groups, fold_names, printable, quoted, size
 from llava_remap.report.terminal import (
     MOST_LINES,
-    folded_above,
     more,
     names_by_fact,
     shown,
@@ -113,12 +112,18 @@ def _bounded(lines: Sequence[str | Text]) -> list[str | Text]:
 
 
 def _by_fact(facts: Iterable[tuple[str, str]]) -> list[str | Text]:
-    lines = [
-        line
-        for fact, names in names_by_fact(facts).items()
-        for line in folded_above(printable(fact), names)
-    ]
-    return _bounded(lines)
+    """Each fact below the names that it holds for; there are few different ones."""
+    groups = list(names_by_fact(facts).items())
+    rest = more(len(groups) - MOST_LINES, _MORE, "  ")
+    return [*(line for fact, names in groups[:MOST_LINES] for line in _group(names, [fact])), rest]
+
+
+def _group(names: Iterable[str], facts: Iterable[str]) -> Iterator[str | Text]:
+    """Folded names, and below them the facts that hold for them."""
+    lines = fold_names(names)
+    yield from (f"  {line}" for line in lines[:MOST_LINES])
+    yield more(len(lines) - MOST_LINES, _MORE, "  ")
+    yield from (Text(f"    {printable(fact)}", "dim") for fact in facts)
 
 
 def _only_in(side: str, tensors: Sequence[OnlyIn]) -> list[str | Text]:
@@ -336,26 +341,31 @@ def _entries(entries: Sequence[Entry]) -> dict[str, list[str | Text]]:
             if entry.part == part:
                 keys = () if entry.only_in else tuple(row.key for row in entry.rows)
                 groups.setdefault((entry.only_in, keys), []).append(entry)
-        lines = [line for (only_in, _), alike in groups.items() for line in _alike(only_in, alike)]
-        sections["Plan" if part == "plan" else part.replace("_", " ").capitalize()] = _bounded(
-            lines
-        )
+        shown_groups = list(groups.items())[:MOST_LINES]
+        title = "Plan" if part == "plan" else part.replace("_", " ").capitalize()
+        sections[title] = [
+            line
+            for (only_in, _), alike in shown_groups
+            for line in _group((entry.name for entry in alike), _changes(only_in, alike))
+        ]
+        sections[title].append(more(len(groups) - MOST_LINES, _MORE, "  "))
     return sections
 
 
-def _alike(only_in: str | None, entries: Sequence[Entry]) -> Iterator[str | Text]:
-    for line in fold_names(entry.name for entry in entries):
-        yield f"  {line}"
+def _changes(only_in: str | None, entries: Sequence[Entry]) -> Iterator[str]:
+    """In what entries differ whose values of the same keys do."""
     if only_in is not None:
-        yield Text(f"    only in {only_in.upper()}", "dim")
+        yield f"only in {only_in.upper()}"
         return
-    for row in entries[0].rows:
+    for row in entries[0].rows[:MOST_LINES]:
         texts = {
             _sides(each, _value) for entry in entries for each in entry.rows if each.key == row.key
         }
         a, b = _sides(row, _value)
         first = " (of the first)" * (len(texts) > 1)
-        yield Text(printable(f"    {row.key}: {a} in A, {b} in B{first}"), "dim")
+        yield f"{row.key}: {a} in A, {b} in B{first}"
+    if (rest := len(entries[0].rows) - MOST_LINES) > 0:
+        yield f"and {rest} more values"
 
 
 def _spelling(found: Difference) -> list[str]:

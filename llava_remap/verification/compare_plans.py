@@ -36,6 +36,8 @@ _NAMED: Mapping[str, tuple[str, ...]] = {
     "notes": ("code", "message"),
     "shards": ("file",),
 }
+#: Values of an entry that aren't compared: whether a value check has been run.
+_PASSING = ("checked",)
 #: The values of an entry that are names of the target, or lists of them.
 _TARGETS = ("target", "of", "reads", "tensors")
 
@@ -204,5 +206,6 @@ def _named(part: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Mapping
     for entry in entries:
         name = " ".join(str(entry[key]) for key in _NAMED[part])
         seen[name] += 1
-        named[f"{name} ({seen[name]})" if seen[name] > 1 else name] = entry
+        name = f"{name} ({seen[name]})" if seen[name] > 1 else name
+        named[name] = {key: value for key, value in entry.items() if key not in _PASSING}
     return named
