@@ -1,3 +1,3 @@
-"""The order of a whole job: apply, load in memory, reverse, revert; with its output, its memory
-and disk.
+"""The order of a whole job: apply, load in memory, reverse, revert, diff; with its output, its
+memory and disk.
 """

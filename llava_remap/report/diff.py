@@ -342,7 +342,8 @@ def _entries(entries: Sequence[Entry]) -> dict[str, list[str | Text]]:
                 keys = () if entry.only_in else tuple(row.key for row in entry.rows)
                 groups.setdefault((entry.only_in, keys), []).append(entry)
         shown_groups = list(groups.items())[:MOST_LINES]
-        title = "Plan" if part == "plan" else part.replace("_", " ").capitalize()
+        count = sum(map(len, groups.values()))
+        title = f"{part.replace('_', ' ').capitalize()}: {count} differ"
         sections[title] = [
             line
             for (only_in, _), alike in shown_groups

@@ -1,4 +1,6 @@
-"""Strict load of what was written; digests; bit equality with the sources."""
+"""Strict load of what was written; digests; bit equality with the sources; comparison of two
+checkpoints or plans.
+"""
 
 from llava_remap.verification.folder import (
     Verification,
