@@ -50,7 +50,7 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
     }
     for heading, texts in sections.items():
         write_section(console, heading, texts)
-    write(console, _value_checks(job))
+    write(console, value_checks(job))
     print_problems(console, plan.problems, plan)
     if not plan.complete:
         kinds = dict.fromkeys(f"{problem.code} {problem.title}" for problem in plan.problems)
@@ -215,7 +215,7 @@ def _prompt(plan: Plan) -> list[str]:
     return [f"  {chosen.name}: {why}", system if chosen.system else ""]
 
 
-def _value_checks(job: Job) -> str:
+def value_checks(job: Job) -> str:
     """How many value checks there are of each kind, and whether they were run; empty for none."""
     plan = job.plan
     if not plan.value_checks:

@@ -79,14 +79,8 @@ def folded_above(fact: str, names: Iterable[str], indent: str = "  ") -> list[st
 
 def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | None = None) -> None:
     """Each problem; for a plan also the rules that might mend it."""
-    near: dict[str, tuple[str, ...]] = {}
-    rules: Sequence[str] = ()
-    if plan is not None:
-        near = {
-            unmapped.produced or unmapped.name: unmapped.suggestions for unmapped in plan.unmapped
-        }
-        near |= {missing.target: missing.suggestions for missing in plan.missing}
-        rules = plan.suggested_rules
+    near = {} if plan is None else near_names(plan)
+    rules: Sequence[str] = () if plan is None else plan.suggested_rules
     for problem in problems:
         print_problem(
             console,
@@ -125,7 +119,8 @@ def print_problem(
     if len(cause) > _LONGEST_CAUSE:
         cause = cause[:_LONGEST_CAUSE] + "…"
     lines = [f"{name}  {fact}" for name, fact in problem.table] or [
-        text + _nearest(names, near) for text, names in fold_groups(problem.names).items()
+        f"{text}   {nearest(names, near)}".rstrip()
+        for text, names in fold_groups(problem.names).items()
     ]
     write(
         console,
@@ -137,7 +132,13 @@ def print_problem(
     )
 
 
-def _nearest(names: Sequence[str], near: Mapping[str, tuple[str, ...]]) -> str:
+def near_names(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """For each name without a match, the names that may have been meant."""
+    near = {unmapped.produced or unmapped.name: unmapped.suggestions for unmapped in plan.unmapped}
+    return near | {missing.target: missing.suggestions for missing in plan.missing}
+
+
+def nearest(names: Sequence[str], near: Mapping[str, tuple[str, ...]]) -> str:
     """The nearest names to the names of one line, folded too."""
     lines = fold_names(near[name][0] for name in names if near.get(name))
-    return f"   nearest: {', '.join(lines)}" if lines else ""
+    return f"nearest: {', '.join(lines)}" if lines else ""

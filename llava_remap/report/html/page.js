@@ -34,8 +34,8 @@ async function unpacked() {
 // ---- the table ----
 
 const COLUMNS = [
-  ['status', 'Status', 9], ['source', 'Source', 8], ['names', 'Source name', 26], ['target', 'Target name', 26],
-  ['rules', 'Rule', 12], ['dtype', 'Dtype', 8], ['shape', 'Shape', 11], ['nbytes', 'Size', 7],
+  ['status', 'Status', 8], ['source', 'Source', 7], ['names', 'Source name', 26], ['target', 'Target name', 26],
+  ['rules', 'Rule', 10], ['dtype', 'Dtype', 7], ['shape', 'Shape', 10], ['nbytes', 'Size', 6],
 ];
 
 class Table {
@@ -152,11 +152,13 @@ class Table {
     if (number === this.chosen) row.className = 'chosen';
     for (const [column] of COLUMNS) {
       const value = this.at(column, number);
-      const cell = element('td');
+      const cell = element('td', '', { title: value });
       if (column === 'status') cell.append(element('span', value, { class: `status ${value.replace(' ', '-')}` }));
       else if (column === 'nbytes') cell.textContent = value ? size(value) : '';
-      else cell.textContent = value.replaceAll('\n', column === 'rules' ? ' → ' : ' + ');
-      if (column === 'names' || column === 'target') cell.className = 'name';
+      else if (column === 'names' || column === 'target') {
+        cell.className = 'name';   // a name that is too long shows its end
+        cell.append(element('bdi', value.replaceAll('\n', ' + '), { dir: 'ltr' }));
+      } else cell.textContent = value.replaceAll('\n', ' → ');
       if (column === 'nbytes') cell.className = 'number';
       row.append(cell);
     }
@@ -191,6 +193,12 @@ function space(rows) {
 const MODULES = ['#4c7bd9', '#2f9e8f', '#8a63d2', '#c9772b', '#3f8fc4', '#6a994e', '#b05a9b', '#5b6ee1', '#a08325'];
 const TONES = { rule: '#8f9bb0', quiet: '#b3a27a', bad: '#d93838' };
 const LEAST = 0.004;   // of all bytes: what is drawn at least
+
+/** A name for so many pixels; one that is too long keeps its end, in which names differ. */
+function shortened(name, room) {
+  const letters = Math.max(Math.floor(room / 6.6), 4);
+  return name.length > letters ? `…${name.slice(1 - letters)}` : name;
+}
 
 function picture(flow, table) {
   const total = Math.max(flow.links.reduce((sum, link) => sum + link[2], 0), 1);
@@ -229,12 +237,11 @@ function picture(flow, table) {
         type: 'sankey',
         left: side, right: side, top: 8, bottom: 8, nodeWidth: 14, nodeGap: 12, draggable: false, layoutIterations: 64,
         emphasis: { focus: 'adjacency' },
-        lineStyle: { color: 'source', opacity: 0.32, curveness: 0.5 },
-        label: { formatter: ({ data }) => data.node.label, fontSize: 12, overflow: 'truncate' },
+        lineStyle: { color: 'source', opacity: 0.4, curveness: 0.5 },
+        label: { formatter: ({ data }) => shortened(data.node.label, data.room), fontSize: 12 },
         data: nodes.map((node) => ({
-          name: String(node.number), node, depth: node.column,
-          itemStyle: { color: colour(node), borderWidth: 0 },
-          label: node.column === 1 ? { position: 'right', width: Math.max((width - 2 * side) / 2 - 30, 40) } : { position: node.column ? 'right' : 'left', width: side - 14 },
+          name: String(node.number), node, depth: node.column, room: node.column === 1 ? width / 2 - side - 30 : side - 14,
+          itemStyle: { color: colour(node), borderWidth: 0 }, label: { position: node.column ? 'right' : 'left' },
         })),
         links: flow.links.map(([from, to, nbytes, tensors]) => ({
           source: String(from), target: String(to), value: Math.max(nbytes, total * LEAST), from, to, nbytes, tensors,
@@ -250,7 +257,7 @@ function picture(flow, table) {
   };
   fit(place.clientWidth);
   addEventListener('resize', () => fit(place.clientWidth));
-  addEventListener('beforeprint', () => fit(680));
+  addEventListener('beforeprint', () => fit(1000));
   addEventListener('afterprint', () => fit(place.clientWidth));
   chart.on('click', ({ data }) => {
     const [column, value] = data.node?.filter ?? [];

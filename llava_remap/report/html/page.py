@@ -16,12 +16,14 @@ from llava_remap.core.version import __version__
 from llava_remap.report.html.flow import flow
 from llava_remap.report.html.rows import STATUSES, Row, rows
 from llava_remap.report.html.rule_lines import rule_lines
-from llava_remap.report.plan import facts
+from llava_remap.report.plan import facts, value_checks
 from llava_remap.report.results import checked
+from llava_remap.report.terminal import near_names, nearest
 
 if TYPE_CHECKING:
     from llava_remap.jobs.job import Job
     from llava_remap.jobs.run import Result
+    from llava_remap.planning import Plan
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("assets/echarts.min.js", "page.js")
@@ -49,12 +51,12 @@ def plan_html(job: Job, result: Result | None = None) -> str:
     return _page(
         headline=_headline(plan.problems, written=result is not None),
         title=f"{plan.rules_name} {plan.rules_version}",
-        problems=_with_names(plan.problems),
+        problems=_with_names(plan.problems, plan),
         suggested=plan.suggested_rules,
         notes=_with_names(result.notes if result is not None else plan.notes),
         plan=plan,
         provided=len(plan.mapped) + len(plan.aliases) + len(plan.tied_absent),
-        facts={title: [*map(str, lines)] for title, lines in facts(job).items()},
+        facts=facts(job) | {"Value checks": [value_checks(job).partition(": ")[2]]},
         result=result,
         predicted=job.predicted,
         checked="" if result is None else checked(result, job),
@@ -123,20 +125,27 @@ def _headline(problems: Sequence[Problem], *, written: bool) -> tuple[str, str, 
         return "bad", "Refused", f"{', '.join(kinds)}."
     if written:
         return "good", "Written", "Every tensor and every parameter has its place."
-    return "good", "Plan complete", "Nothing is written by a plan."
+    return (
+        "good",
+        "Plan complete",
+        "Every tensor and every parameter has its place. This is a plan: nothing was written.",
+    )
 
 
 def _with_names(
-    problems: Iterable[Problem],
+    problems: Iterable[Problem], plan: Plan | None = None
 ) -> list[tuple[Problem, list[tuple[str, str]], int]]:
     """Each problem with its names, folded, and what holds for each; and how many aren't shown."""
+    near = {} if plan is None else near_names(plan)
     found = []
     for problem in problems:
         groups: dict[str, list[str]] = defaultdict(list)
-        table = problem.table or tuple((name, "") for name in problem.names)
-        for name, fact in table:
+        for name, fact in problem.table:
             groups[fact].append(name)
-        lines = [(line, fact) for fact, names in groups.items() for line in fold_names(names)]
+        lines = [(line, fact) for fact, names in groups.items() for line in fold_names(names)] or [
+            (line, nearest(names, near if CODES[problem.code].unmatched else {}))
+            for line, names in fold_groups(problem.names).items()
+        ]
         found.append((problem, lines[:_MOST_NAMES], max(len(lines) - _MOST_NAMES, 0)))
     return found
 

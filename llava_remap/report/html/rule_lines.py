@@ -36,6 +36,10 @@ class File:
     lines: tuple[Line, ...]
 
     @property
+    def has_rules(self) -> bool:
+        return any(line.rule for line in self.lines)
+
+    @property
     def taken(self) -> int:
         return sum(line.taken for line in self.lines)
 
