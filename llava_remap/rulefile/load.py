@@ -55,6 +55,8 @@ class RuleFile:
         marks: place of each rule, by `prepare/ID` or `names/ID`.
         tree: the merged file with the place of everything in it.
         layouts: the files of its `layouts`, in that order.
+        called: by the file of a mark, which is relative to the folder in which the command runs:
+            the file's name in `texts`.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class RuleFile:
     marks: dict[str, Mark]
     tree: Node = field(repr=False)
     layouts: tuple[RuleFile, ...] = field(default=(), repr=False)
+    called: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -104,10 +107,6 @@ class RuleFile:
                 for p in error.problems
             )
             raise
-
-    def called(self, mark: Mark) -> str:
-        """The name in `texts` of the file of a mark."""
-        return _called(Path(mark.file).resolve(), self.path)
 
     @property
     def first_source(self) -> str:
@@ -201,7 +200,12 @@ def load_rule_file(rules: str | Path) -> RuleFile:
     for layout in layouts:
         digest.update(layout.sha256.encode())
         named += tuple(entry for entry in layout.texts if entry not in named)
-    return RuleFile(path, text, digest.hexdigest(), named, marks, merged, layouts)
+    marked = {
+        mark.file
+        for mark in (*marks.values(), *(node.mark for node in merged.list_at("post_load")))
+    }
+    called = {file: _called(Path(file).resolve(), path) for file in marked}
+    return RuleFile(path, text, digest.hexdigest(), named, marks, merged, layouts, called)
 
 
 def shipped_layouts() -> dict[str, Path]:

@@ -34,8 +34,8 @@ async function unpacked() {
 // ---- the table ----
 
 const COLUMNS = [
-  ['status', 'Status', 8], ['source', 'Source', 7], ['names', 'Source name', 26], ['target', 'Target name', 26],
-  ['rules', 'Rule', 10], ['dtype', 'Dtype', 7], ['shape', 'Shape', 10], ['nbytes', 'Size', 6],
+  ['status', 'Status', 8], ['source', 'Source', 7], ['names', 'Source name', 25], ['target', 'Target name', 25],
+  ['rules', 'Rule', 12], ['dtype', 'Dtype', 7], ['shape', 'Shape', 10], ['nbytes', 'Size', 6],
 ];
 
 class Table {
@@ -226,7 +226,6 @@ function picture(flow, table) {
   };
   const place = find('#picture');
   const most = Math.max(...[0, 1, 2].map((column) => nodes.filter((node) => node.column === column).length));
-  place.style.height = `${Math.max(most * 34 + 20, 160)}px`;
   const chart = echarts.init(place, null, { renderer: 'svg' });
   const option = (width) => {
     const side = Math.min(Math.max(width * 0.24, 70), 300);
@@ -251,14 +250,16 @@ function picture(flow, table) {
       }],
     };
   };
-  const fit = (width) => {
-    chart.resize({ width });
+  const fit = (width, height) => {
+    place.style.height = `${height}px`;
+    chart.resize({ width, height });
     chart.setOption(option(width));
   };
-  fit(place.clientWidth);
-  addEventListener('resize', () => fit(place.clientWidth));
-  addEventListener('beforeprint', () => fit(1000));
-  addEventListener('afterprint', () => fit(place.clientWidth));
+  const fill = () => fit(place.clientWidth, Math.max(most * 34 + 20, 160));
+  fill();
+  addEventListener('resize', fill);
+  addEventListener('beforeprint', () => fit(1000, Math.max(most * 24, 160)));   // a page in landscape
+  addEventListener('afterprint', fill);
   chart.on('click', ({ data }) => {
     const [column, value] = data.node?.filter ?? [];
     if (column) table.only(column, value);

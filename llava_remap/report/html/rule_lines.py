@@ -53,10 +53,10 @@ def rule_lines(rules: RuleFile, plan: Plan, rows: Iterable[Row]) -> list[File]:
         prefix = "" if file is rules else f"{file.name}/"
         for label, mark in file.marks.items():
             rule = label if not prefix else prefix + label.partition("/")[2]
-            begun.setdefault((file.called(mark), mark.line), rule)
+            begun.setdefault((file.called[mark.file], mark.line), rule)
         for node in file.tree.list_at("post_load"):
             use = node.locate(("use",))
-            begun[file.called(use.mark), use.mark.line] = f"post_load/{use.value}"
+            begun[file.called[use.mark.file], use.mark.line] = f"post_load/{use.value}"
     return [
         File(name, tuple(_lines(name, text.split("\n"), begun, taken)))
         for name, text in reversed(rules.texts)
