@@ -143,6 +143,9 @@ class Table {
   draw() {
     const first = Math.max(Math.floor(this.view.scrollTop / ROW) - BEYOND, 0);
     const last = Math.min(first + Math.ceil(this.view.clientHeight / ROW) + 2 * BEYOND, this.shown.length);
+    const drawn = [this.shown, this.chosen, first, last];
+    if (drawn.every((value, at) => value === this.drawn?.[at])) return;   // a row under a pressed button stays
+    this.drawn = drawn;
     const rows = this.shown.slice(first, last).map((row) => this.row(row));
     this.body.replaceChildren(space(first), ...rows, space(this.shown.length - Math.max(last, first)));
   }
