@@ -54,8 +54,8 @@ class Table {
     this.choices();
     this.view.addEventListener('scroll', () => this.draw());
     this.body.addEventListener('click', (event) => this.choose(event.target.closest('[data-row]')));
-    find('#search').addEventListener('input', () => this.filter());
-    find('#filters').addEventListener('change', () => this.filter());
+    // `input` comes at once; `change` would come when a click leaves the search, and cost it the row under it.
+    find('#filters').addEventListener('input', () => this.filter());
     find('#filters').addEventListener('submit', (event) => event.preventDefault());
     find('#filters').addEventListener('reset', () => setTimeout(() => this.filter()));
     new ResizeObserver(() => this.draw()).observe(this.view);
