@@ -18,7 +18,7 @@ VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install versions programs demo test test-versions test-programs test-fast check docs reference compat text-models bench fuzz
+.PHONY: help install versions programs chromium demo test test-versions test-programs test-fast check docs report-assets reference compat text-models bench fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -64,8 +64,14 @@ demo: install  ## convert a small genuine LLaVA-1.5 checkpoint into demo/ and lo
 	  --source vision_tower=$(TINY)/clip-vit-tiny-patch14-28 --output demo
 	$(BIN)/python tools/load.py demo
 
-test: install  ## the tests, in as many processes as there are cores (WORKERS=2)
-	LLAVA_REMAP_VERSIONS=/dev/null $(BIN)/python -m pytest -n $(WORKERS) -m 'not long and not compat and not programs'
+chromium:  ## Debian's Chromium, in which pages of reports are tested; without it those tests are skipped, and say so
+	@{ command -v chromium-headless-shell || command -v chromium || command -v google-chrome; } >/dev/null || { \
+	  root="$$([ "$$(id -u)" = 0 ] || echo 'sudo -n')"; \
+	  $$root apt-get -qq update && $$root apt-get -qq install --no-install-recommends --yes chromium-headless-shell; \
+	} || echo 'make chromium: there is no Chromium, and apt-get installs none: tests of pages in a browser are skipped.' >&2
+
+test: install chromium  ## the tests, in as many processes as there are cores (WORKERS=2)
+	LLAVA_REMAP_VERSIONS=/dev/null $(BIN)/python -m pytest -rs -n $(WORKERS) -m 'not long and not compat and not programs'
 
 test-versions: install versions  ## the tests that ask other versions of transformers
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'compat and not long'
@@ -83,6 +89,9 @@ check: install  ## style (ruff) and types (mypy, strict)
 
 docs: install  ## the documentation as a site in build/site; broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+report-assets: install  ## build the charting library of reports anew, from npm (tools/report/package-lock.json)
+	$(BIN)/python -m tools.report.build
 
 reference: install  ## write the pages that are made from the code, and the outputs of commands in all pages
 	$(BIN)/python -m tools.docs.reference

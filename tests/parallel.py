@@ -21,6 +21,8 @@ FIRST = (
     "tests/compat/test_saved.py",
     "tests/checkpoint/test_foreign.py",
     "tests/hostile/test_hostile.py",
+    "tests/report/test_html_in_browser.py",
+    "tests/report/test_html.py",
     "tests/hostile/test_memory.py",
     "tests/authoring/test_draft.py",
     "tests/end_to_end/test_broken_off.py",
