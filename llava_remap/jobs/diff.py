@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llava_remap.checkpoint import Checkpoint, Tensor, has_file
+from llava_remap.checkpoint import Checkpoint, InMemory, Tensor, has_file
 from llava_remap.core.escaped import quote
-from llava_remap.core.problem import refuse
+from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute import equal
 from llava_remap.jobs.output import refuse_changed
+from llava_remap.source.hub import HubError
 from llava_remap.source.sources import AnySource, as_source, open_source, shown
 from llava_remap.verification.compare_files import compare_files
 from llava_remap.verification.compare_headers import Headers, compare_headers
@@ -66,7 +67,7 @@ def prepare(
     if plans[0] is not None and plans[1] is not None:
         return PlanComparison(plans[0], plans[1])
     sides = [
-        open_source(name, side, _USE, first=True, part=True, offline=offline)
+        _open(name, side, offline)
         for name, side, plan in zip("AB", given, plans, strict=True)
         if plan is None
     ]
@@ -82,6 +83,15 @@ def prepare(
     for name, side in zip("AB", sides, strict=True):
         reason = f"{name} is a manifest" if side.is_manifest else reason
     return Comparison(sides[0], sides[1], compare_headers(*sides), reason)
+
+
+def _open(name: str, side: str | InMemory, offline: bool) -> Checkpoint:
+    """Open one side."""
+    try:
+        return open_source(name, side, _USE, first=True, part=True, offline=offline)
+    except HubError as error:  # its advice is for --source
+        fix = f"Download it elsewhere, and give its folder as {name}."
+        raise RemapError(replace(problem, fix=fix) for problem in error.problems) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,18 +187,19 @@ class Comparison:
         for name, side, other in sides:
             if side.folder is None:
                 why = "a manifest" if side.is_manifest else "in memory, without a folder"
+                config = "config, " * (side.config is None)
                 yield (
-                    f"tokenizer, processor and chat template were not compared: {name} is {why}."
+                    f"{config}generation config, tokenizer, processor and chat template were not "
+                    f"compared: {name} is {why}."
                 )
                 return
-            if side.folder is not None and has_file(side.folder / RECORD):
-                common = sum(tensor in self.headers.b for tensor in self.headers.a)
-                if common < len(other.catalog) // 2:
-                    yield (
-                        f"A and B have other names. If {name} was made from the other one: "
-                        f"llava-remap verify {quote(side.location)} --against "
-                        f"{quote(other.location)}"
-                    )
+            common = sum(tensor in self.headers.b for tensor in self.headers.a)
+            are_few = self.headers.layout is None and common < len(other.catalog) // 2
+            if are_few and side.path.is_dir() and has_file(side.folder / RECORD):
+                yield (
+                    f"A and B have other names. If {name} was made from the other one: "
+                    f"llava-remap verify {quote(side.location)} --against {quote(other.location)}"
+                )
 
     def _perhaps_tied(self) -> dict[str, tuple[Tensor, Tensor]]:
         """For the head of one side, that head and the table of embeddings beside it."""

@@ -55,6 +55,7 @@ def print_difference(console: Console, found: Difference) -> None:
     """Both sides, every difference, what is only written otherwise, and last the verdict."""
     write(console, *(_side(name, side) for name, side in (("A", found.a), ("B", found.b))))
     sections: dict[str, _Lines] = {
+        "Layout": _layout(found),
         "Names": [*_only_in("A", found.only_in_a), *_only_in("B", found.only_in_b)],
         "Shapes": _by_fact(
             (s.name, f"{_shape(s.a)} in A, {_shape(s.b)} in B") for s in found.shapes
@@ -68,7 +69,6 @@ def print_difference(console: Console, found: Difference) -> None:
                 Text(f"    A: {_STORED[tie.a]}; B: {_STORED[tie.b]}", "dim"),
             )
         ],
-        "Layout": _layout(found),
         _values_title(found): _values(console, found.values),
         **{file.name: _file(console, file) for file in found.files if file.differs},
         "Tokenizer": _tokenizers(console, found.tokenizer) if found.tokenizer else [],

@@ -39,6 +39,12 @@ def compare_files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
     Raises:
         RemapError: LR100, LR102 or LR113 for a file that can't be read.
     """
+    if a.folder is None or b.folder is None:  # in memory, or a manifest: there are no other files
+        found = None
+        if a.config is not None and b.config is not None:
+            found = compare_objects(_CONFIG, a.config, b.config)
+        yield from [] if found is None else [found]
+        return
     contents = [{name: _content(side, name) for name in _NAMES} for side in (a, b)]
     for name in _NAMES:
         moved = _moved(name, *contents)
@@ -82,10 +88,8 @@ def compare_objects(
 
 
 def _content(checkpoint: Checkpoint, name: str) -> Mapping[str, Any] | None:
-    """The JSON object of a small file; a manifest has `config.json` alone."""
-    if name == _CONFIG:
-        return checkpoint.config
-    return read_json(checkpoint, name)
+    """The JSON object of a small file."""
+    return checkpoint.config if name == _CONFIG else read_json(checkpoint, name)
 
 
 def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:

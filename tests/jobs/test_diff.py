@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_remap.checkpoint import open_checkpoint
+from llava_remap.checkpoint import InMemory, open_checkpoint
 from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import apply
 from llava_remap.jobs.diff import diff, prepare
@@ -373,6 +373,30 @@ def test_a_manifest_has_no_values(run: Run) -> None:
         "model.layers.31.mlp.up_proj.weight"
     }
     assert content["shapes"]
+    assert [file["name"] for file in content["files"]] == ["config.json"]
+    [note] = content["notes"]
+    assert note.startswith("generation config, tokenizer, processor and chat template were not")
+
+
+def test_tensors_in_memory_are_a_side(made: Path) -> None:
+    tensors = {
+        name: tensor
+        for file in made.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+    assert diff(tensors, made).equal
+    assert diff(InMemory(tensors, folder=made), made).notes == ()
+    tensors[NORM][5] = 7
+    found = diff(made, InMemory(tensors, config={"model_type": "llava"}))
+    assert set(found.differs) == {"values", "files"}
+    assert found.values[0].first.b.value == 7
+
+
+def test_a_converted_folder_and_its_source_are_compared_by_verify(made: Path) -> None:
+    found = diff(RELEASED / "bin", made, values=False)
+    [note] = found.notes
+    assert f"llava-remap verify {made} --against {RELEASED / 'bin'}" in note
+    assert found.layout is None
 
 
 def test_progress_counts_what_was_promised(made: Path, copy: Path) -> None:
