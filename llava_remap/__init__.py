@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llava_remap.jobs.apply import apply, plan
     from llava_remap.jobs.convert import convert
     from llava_remap.jobs.diff import diff
-    from llava_remap.jobs.inspect_parts import inspect_source as inspect
+    from llava_remap.jobs.inspect_parts import inspect
     from llava_remap.jobs.inspection import Inspection
     from llava_remap.jobs.job import Job
     from llava_remap.jobs.load import load_model
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llava_remap.verification import Verification
     from llava_remap.verification.difference import Difference
 
-#: Where the public names are defined: the module, and the name there if it is another one.
+#: The modules in which the public names are defined.
 _HOMES = {
     "Difference": "verification.difference",
     "InMemory": "checkpoint",
@@ -39,7 +39,7 @@ _HOMES = {
     "apply": "jobs.apply",
     "convert": "jobs.convert",
     "diff": "jobs.diff",
-    "inspect": "jobs.inspect_parts:inspect_source",
+    "inspect": "jobs.inspect_parts",
     "load_model": "jobs.load",
     "plan": "jobs.apply",
     "revert": "jobs.revert",
@@ -77,8 +77,7 @@ if not TYPE_CHECKING:  # type checkers would take any name to exist
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        module, _, own_name = _HOMES[name].partition(":")
-        return getattr(import_module(f"llava_remap.{module}"), own_name or name)
+        return getattr(import_module(f"llava_remap.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

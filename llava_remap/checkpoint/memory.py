@@ -49,7 +49,7 @@ class InMemory:
     config: Any = field(default=None, repr=False)
     folder: str | Path | None = None
 
-    def config_object(self) -> dict[str, Any] | None:
+    def read_config(self) -> dict[str, Any] | None:
         """The config as the JSON object that transformers writes; None if none is given.
 
         Raises:

@@ -102,7 +102,7 @@ def open_in_memory(name: str, given: InMemory, *, part: bool = False) -> Checkpo
     adapter = json_beside(folder, ADAPTER_CONFIG) if paired else None
     pairs = _pairs(folder or file, file.name, catalog, adapter) if paired else ()
     stamps = {} if folder is None else _stamps(folder, [folder / ADAPTER_CONFIG] * bool(pairs))
-    if (config := given.config_object()) is None:
+    if (config := given.read_config()) is None:
         config = json_beside(folder, "config.json")
     elif folder is not None:
         stamps.pop(folder / "config.json", None)

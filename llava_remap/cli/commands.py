@@ -307,7 +307,7 @@ def inspect(source: Checkpoint, offline: Offline = False) -> None:
     Also which rule files fit it, and the command to run.
     """
     with refusals("human"):
-        from llava_remap.jobs.inspect_parts import inspect_source
+        from llava_remap.jobs.inspect_parts import inspect as inspect_source
         from llava_remap.report import print_inspection
         from llava_remap.target_model import CLASSIC
 

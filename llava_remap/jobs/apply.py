@@ -436,8 +436,8 @@ def apply(
     Nothing is written unless every tensor and every parameter has its place.
 
     Args:
-        rules, sources, output, layout, dtype, vocab, max_shard_nbytes, resume, offline,
-            projector_form: as for `plan`.
+        rules, sources, output, layout, dtype, vocab: as for `plan`.
+        max_shard_nbytes, resume, offline, projector_form: as for `plan`.
         verify: `meta` lets transformers load the written names and shapes strictly. `full` also
             reads every tensor back and compares it with its source. `none` checks nothing.
         jobs: number of weight files that are written at the same time.

@@ -29,10 +29,10 @@ from llava_remap.source.sources import AnySource, as_source, last_part, open_sou
 _MODEL = "model"
 
 
-def inspect_source(source: AnySource, *, offline: bool = False) -> Inspection:
+def inspect(source: AnySource, *, offline: bool = False) -> Inspection:
     """Say what a checkpoint is, and which shipped rule files fit it, from headers alone.
 
-    >>> found = inspect_source("llava-v1.5-7b")
+    >>> found = inspect("llava-v1.5-7b")
     >>> found.fits[0].fits, found.fits[0].rules
     (True, 'llava-v1.5')
 

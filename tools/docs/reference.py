@@ -16,6 +16,7 @@ from llava_remap.cli.commands import app
 from llava_remap.core.codes import CODES
 from llava_remap.post_load.plugins.expand_embeddings import USED_BY, ExpandEmbeddings
 from tools.docs.pages import DOCS, ROOT, name_of
+from tools.docs.python_page import python_page
 from tools.docs.rooms_picture import room_table, rooms_svg
 
 MADE = "<!-- This page is written by `make reference`. Change the code, not the page. -->\n"
@@ -46,6 +47,7 @@ def made() -> dict[Path, str]:
         DOCS / "reference" / "messages.md": messages_page(),
         DOCS / "reference" / "command-line.md": command_line_page(),
         DOCS / "reference" / "rule-file.md": rule_file_page(),
+        DOCS / "reference" / "python.md": python_page(MADE),
         DOCS / "rooms.svg": rooms_svg(),
         DOCS / "guide" / "vocabulary.md": _with_section(
             DOCS / "guide" / "vocabulary.md", "options", option_table()
