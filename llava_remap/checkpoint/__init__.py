@@ -20,10 +20,10 @@ from llava_remap.checkpoint.foreign import (
     parts_beside,
     whole_states,
 )
-from llava_remap.checkpoint.form import Form, choose_form, no_form
+from llava_remap.checkpoint.form import Form, choose_form, is_trainers, no_form
 from llava_remap.checkpoint.memory import IN_MEMORY, InMemory, is_tensor
 from llava_remap.checkpoint.open import open_checkpoint, open_in_memory, tensor_names
-from llava_remap.checkpoint.purpose import PartOnlyError
+from llava_remap.checkpoint.purpose import PartOnlyError, is_projector_alone
 from llava_remap.checkpoint.source_file import (
     LARGEST,
     AbsentError,
@@ -62,7 +62,9 @@ __all__ = [
     "files_for",
     "gather_command",
     "has_file",
+    "is_projector_alone",
     "is_tensor",
+    "is_trainers",
     "no_form",
     "open_checkpoint",
     "open_in_memory",

@@ -5,7 +5,7 @@ or quantised.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,7 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
         raise _openai_clip(path, catalog)
     if part:
         return any(".lora_" in name for name in catalog)
-    projector_only = any(map(_PROJECTOR.search, catalog)) and all(
-        _PROJECTOR.search(name) or _BESIDE_PROJECTOR.search(name) for name in catalog
-    )
+    projector_only = is_projector_alone(catalog)
     based = [
         any(f"{name[: match.start()]}{layer}.weight" in catalog for layer in ("", ".base_layer"))
         for name in catalog
@@ -112,6 +110,13 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
             "projector",
         )
     return any(".lora_" in name for name in catalog)
+
+
+def is_projector_alone(names: Collection[str]) -> bool:
+    """Whether these are the names of a projector, and of what its file may hold besides."""
+    return any(map(_PROJECTOR.search, names)) and all(
+        _PROJECTOR.search(name) or _BESIDE_PROJECTOR.search(name) for name in names
+    )
 
 
 def _openai_clip(path: Path, catalog: Catalog) -> RemapError:

@@ -106,7 +106,7 @@ def fits(checkpoint: Checkpoint) -> list[Fit]:
         near = (-fit.mapped, len(fit.contradictions), -fit.agreeing)
         return (not fit.fits, (fit.other_default,) if fit.fits else near, fit.rules)
 
-    return sorted((_fit(rules, checkpoint, groups) for rules in _shipped()), key=order)
+    return sorted((_fit(rules, checkpoint, groups) for rules in shipped().values()), key=order)
 
 
 def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[str]]) -> Fit:
@@ -247,9 +247,10 @@ def names_alike(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 
 @cache
-def _shipped() -> tuple[RuleFile, ...]:
-    """The shipped rule files, which don't change while a process runs."""
-    return tuple(map(load_rule_file, shipped_rule_files().values()))
+def shipped() -> Mapping[str, RuleFile]:
+    """The shipped rule files by name, which don't change while a process runs."""
+    files = map(load_rule_file, shipped_rule_files().values())
+    return {rules.name: rules for rules in files}
 
 
 @cache
@@ -260,7 +261,7 @@ def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
     templates: list[Template] = []
     texts: list[str] = []
     partly: set[str] = set()
-    for rules in _shipped():
+    for rules in shipped().values():
         text, sources = rules.text, rules.text.sources.values()
         every = [
             *text.prepare,

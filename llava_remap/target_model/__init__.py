@@ -1,6 +1,15 @@
 """Class and config to the wanted parameters."""
 
 from llava_remap.target_model.as_source import config_as_source, norms_about_one
+from llava_remap.target_model.components import (
+    Adapter,
+    Component,
+    LanguageModel,
+    Projector,
+    VisionTower,
+    components,
+    embedding_and_head,
+)
 from llava_remap.target_model.config import (
     EMBEDDING,
     HEAD,
@@ -19,7 +28,13 @@ from llava_remap.target_model.config_parts import (
 )
 from llava_remap.target_model.constants import bad_constants
 from llava_remap.target_model.known_keys import keys_without_use, unknown_target, unread_of_towers
-from llava_remap.target_model.presets import IMAGE_PROCESSORS, SCALED_PICTURES, TOKENIZERS
+from llava_remap.target_model.presets import (
+    IMAGE_PROCESSORS,
+    SCALED_PICTURES,
+    STOCK,
+    TOKENIZERS,
+    stock_name,
+)
 from llava_remap.target_model.source_files import odd_values, read_beside
 from llava_remap.target_model.text_model import TextModel
 from llava_remap.target_model.tower import Tower, has_stock_sizes, shapes_config
@@ -41,6 +56,13 @@ from llava_remap.target_model.wanted import (
 )
 
 __all__ = [
+    "Adapter",
+    "Component",
+    "LanguageModel",
+    "Projector",
+    "VisionTower",
+    "components",
+    "embedding_and_head",
     "CLASSIC",
     "EMBEDDING",
     "HEAD",
@@ -48,6 +70,8 @@ __all__ = [
     "PlacedToken",
     "TEXT_KIND",
     "SCALED_PICTURES",
+    "STOCK",
+    "stock_name",
     "TOKENIZERS",
     "Target",
     "ChosenTemplate",

@@ -126,7 +126,7 @@ def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     seen = _sizes(prefix, tensors)
     return {
         **{key: seen[key] for key in ("model_type", *_SIZES)},
-        "image_size": isqrt(seen["patches"]) * seen["patch_size"],
+        "image_size": isqrt(max(seen["patches"], 0)) * seen["patch_size"],
         "num_attention_heads": 1,
     }
 
@@ -138,6 +138,16 @@ def has_stock_sizes(named: str, prefix: str, tensors: Mapping[str, Tensor]) -> b
         return called not in STOCK or _fits(STOCK[str(called)], _sizes(prefix, tensors))
     except RemapError:  # LR302: there is no whole tower
         return False
+
+
+def stock_tower(prefix: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """The hub id of the stock tower with the sizes of these tensors; None if there is none.
+
+    Raises:
+        RemapError: LR302 without a whole tower.
+    """
+    seen = _sizes(prefix, tensors)
+    return next((name for name, preset in TOWERS.items() if _fits(preset, seen)), None)
 
 
 def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
