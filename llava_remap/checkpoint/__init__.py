@@ -21,6 +21,7 @@ from llava_remap.checkpoint.foreign import (
     whole_states,
 )
 from llava_remap.checkpoint.form import Form, choose_form, is_trainers, no_form
+from llava_remap.checkpoint.manifest import manifest_text
 from llava_remap.checkpoint.memory import IN_MEMORY, InMemory, is_tensor
 from llava_remap.checkpoint.open import open_checkpoint, open_in_memory, tensor_names
 from llava_remap.checkpoint.purpose import PartOnlyError, is_projector_alone
@@ -65,6 +66,7 @@ __all__ = [
     "is_projector_alone",
     "is_tensor",
     "is_trainers",
+    "manifest_text",
     "no_form",
     "open_checkpoint",
     "open_in_memory",

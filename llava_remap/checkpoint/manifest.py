@@ -1,22 +1,25 @@
 """A manifest: a catalog and its config as one JSON file, without the tensors' bytes.
 
 `{"format": "llava-remap/manifest", "format_version": 1, "name": …, "config": {…}, "aliases":
-[[name, name]], "tensors": {name: {"dtype": "F16", "shape": [32000, 4096]}}}`; `config` and
-`aliases` may be absent.
+[[name, name]], "adapter_config": {…}, "tensors": {name: {"dtype": "F16", "shape": [32000,
+4096]}}}`; `config`, `aliases` and `adapter_config`, that of a LoRA adapter, may be absent.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint.catalog import Checkpoint, Tensor, is_shape
+from llava_remap.checkpoint.catalog import ADAPTER_CONFIG, Checkpoint, Tensor, is_shape
 from llava_remap.checkpoint.purpose import named_base
-from llava_remap.checkpoint.source_file import unknown_dtype
+from llava_remap.checkpoint.source_file import json_beside, read_object, unknown_dtype
 from llava_remap.core import DTYPE_BITS, RemapError, quoted, refuse
 
 FORMAT = "llava-remap/manifest"
 VERSION = 1
+#: The key of an adapter's own config.
+ADAPTER = "adapter_config"
 
 
 def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
@@ -38,6 +41,9 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
     if not isinstance(config, (dict, type(None))) or not isinstance(tensors, dict):
         raise _broken(path, "`tensors` or `config` is not an object")
     catalog = {name: _tensor(path, name, entry) for name, entry in tensors.items()}
+    adapter = content.get(ADAPTER)
+    if not isinstance(adapter, (dict, type(None))):
+        raise _broken(path, f"`{ADAPTER}` is not an object")
     aliases = content.get("aliases", [])
     if not isinstance(aliases, list) or not all(_is_group(group, catalog) for group in aliases):
         raise _broken(path, "`aliases` is not a list of lists of its tensors' names")
@@ -48,8 +54,34 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
         config,
         None,
         aliases=tuple(map(tuple, aliases)),
-        base=named_base(config),
+        base=named_base(adapter, config),
     )
+
+
+def manifest_text(checkpoint: Checkpoint) -> str:
+    """The manifest of a checkpoint, a tensor a line. `parse_manifest` reads it."""
+    head: dict[str, Any] = {"format": FORMAT, "format_version": VERSION}
+    head["name"] = checkpoint.origin or checkpoint.path.resolve().name
+    if checkpoint.config is not None:
+        head["config"] = checkpoint.config
+    if checkpoint.aliases:
+        head["aliases"] = checkpoint.aliases
+    if (adapter := _adapter_config(checkpoint)) is not None:
+        head[ADAPTER] = adapter
+    lines = [
+        f"{json.dumps(name)}: {json.dumps({'dtype': tensor.dtype, 'shape': tensor.shape})}"
+        for name, tensor in checkpoint.catalog.items()
+    ]
+    whole = json.dumps(head).removesuffix("}")
+    return f'{whole}, "tensors": {{\n' + ",\n".join(lines) + "\n}}\n"
+
+
+def _adapter_config(checkpoint: Checkpoint) -> Any:
+    if not checkpoint.pairs:
+        return None
+    if checkpoint.is_manifest:
+        return read_object(checkpoint.path, "LR102", "Make it again.").get(ADAPTER)
+    return json_beside(checkpoint.folder, ADAPTER_CONFIG)
 
 
 def _is_group(group: object, catalog: dict[str, Tensor]) -> bool:

@@ -34,7 +34,7 @@ from llava_remap.checkpoint.form import (
     is_trainers,
     no_form,
 )
-from llava_remap.checkpoint.manifest import FORMAT, parse_manifest
+from llava_remap.checkpoint.manifest import ADAPTER, FORMAT, parse_manifest
 from llava_remap.checkpoint.memory import IN_MEMORY, InMemory, catalog_of
 from llava_remap.checkpoint.purpose import (
     adapter_only,
@@ -167,7 +167,8 @@ def _open_file(path: Path, part: bool) -> Checkpoint:
         manifest = parse_manifest(path, content)
         _refuse_unless_sound(path, manifest.catalog)
         if has_pairs(path, manifest.catalog, None, part=part):
-            return replace(manifest, pairs=lora_pairs(path.name, manifest.catalog, None))
+            pairs = lora_pairs(path.name, manifest.catalog, content.get(ADAPTER))
+            return replace(manifest, pairs=pairs)
         return manifest
     if "weight_map" in content:
         return _checkpoint(path, path.parent, Form((path.name,), is_index=True), part)

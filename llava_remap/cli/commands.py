@@ -24,6 +24,7 @@ from llava_remap.cli.options import (
     ProjectorForm,
     Report,
     ReportFormat,
+    ResultFormat,
     Resume,
     Rules,
     Sources,
@@ -39,10 +40,11 @@ from llava_remap.cli.output import (
     reported,
     resumable,
     show_result,
+    write_text,
 )
 from llava_remap.cli.progress import progress
 from llava_remap.cli.rules import rules_app
-from llava_remap.core import Exit, RemapError, refuse
+from llava_remap.core import refuse
 from llava_remap.core.version import __version__
 
 app = typer.Typer(
@@ -301,23 +303,40 @@ def shrink_command(
 
 
 @app.command()
-def inspect(source: Checkpoint, offline: Offline = False) -> None:
+def inspect(
+    source: Checkpoint,
+    output_format: ResultFormat = "human",
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifest",
+            metavar="FILE.json",
+            help="Also write the checkpoint's manifest: names, dtypes, shapes and config, without "
+            "weights. An existing file is replaced.",
+        ),
+    ] = None,
+    offline: Offline = False,
+) -> None:
     """Say what a checkpoint is.
 
-    Also which rule files fit it, and the command to run.
+    Its components, their kinds and sizes, what is unusual about it, which rule files fit it, and
+    the command to run. It may also be an adapter, a projector, a tower or a language model alone.
     """
-    with refusals("human"):
+    with refusals(output_format, "inspection"):
         from llava_remap.jobs.inspect_parts import inspect as inspect_source
+        from llava_remap.jobs.inspection import Inspection
+        from llava_remap.jobs.output import refuse_inside
         from llava_remap.report import print_inspection
-        from llava_remap.target_model import CLASSIC
 
         with progress("planning"):
             inspection = inspect_source(source, offline=offline)
-        if inspection.problems and (inspection.layout == CLASSIC or not inspection.fits[0].fits):
-            raise RemapError(inspection.problems)
-        print_inspection(Console(soft_wrap=True), inspection)
-        if not inspection.fits[0].fits:
-            raise typer.Exit(Exit.PROBLEMS)
+        if manifest is not None:
+            checkpoints = {
+                facts.checkpoint.location: facts.checkpoint for facts in inspection.facts
+            }
+            refuse_inside(manifest, checkpoints, "--manifest")
+            write_text(manifest, inspection.manifest(), "--manifest")
+        show_result(output_format, Inspection.to_json, print_inspection, inspection)
 
 
 app.command("diff")(diff_command)

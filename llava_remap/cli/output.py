@@ -133,9 +133,19 @@ def resumable(output: Path | None) -> Iterator[None]:
 
 def write_report(path: Path, content: dict[str, Any] | str) -> None:
     """Write a report as a whole, as JSON or a page; if that fails, an earlier one stays."""
+    text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+    write_text(path, text, "--report")
+
+
+def write_text(path: Path, text: str, option: str) -> None:
+    """Write a file as a whole; if that fails, an earlier one stays.
+
+    Args:
+        option: the option that named the file.
+    """
     from llava_remap.core.files import replace_file
 
-    text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+    fix = f"Give another {option}."
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe, or /dev/stdout
             path.write_text(text, encoding="utf-8")
@@ -143,8 +153,8 @@ def write_report(path: Path, content: dict[str, Any] | str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise refuse("LR508", f"{path}: {error.strerror}.", "Give another --report.") from None
-    replace_file(path, text.encode(), "Give another --report.")
+        raise refuse("LR508", f"{path}: {error.strerror}.", fix) from None
+    replace_file(path, text.encode(), fix)
 
 
 def print_json(content: dict[str, Any], *, lines: bool = False) -> None:

@@ -163,7 +163,7 @@ class Facts:
         }
 
 
-def facts(checkpoint: Checkpoint) -> Facts:
+def describe(checkpoint: Checkpoint) -> Facts:
     """Describe a checkpoint, from its headers, its config and the files beside it."""
     catalog, config = checkpoint.catalog, checkpoint.config
     buffers, wrapped = _buffers_and_wrapped(catalog)

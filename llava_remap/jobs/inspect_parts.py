@@ -16,17 +16,22 @@ from llava_remap.checkpoint import (
     parts_beside,
 )
 from llava_remap.core.escaped import quote
-from llava_remap.jobs.apply import HEADERS_ALONE, plan_checkpoints
-from llava_remap.jobs.inspection import Inspection, inspect_checkpoint
+from llava_remap.jobs.facts import describe
+from llava_remap.jobs.fit_plans import planned, refusals
+from llava_remap.jobs.inspection import PLACEHOLDER, Inspection, inspect_checkpoint
+from llava_remap.jobs.source_configs import source_configs
 from llava_remap.rewrite import compile_rules, contradictions
-from llava_remap.routing import draft_command, route
-from llava_remap.routing.fits import EMPTY, Fit, agreeing
-from llava_remap.rulefile import Condition, RuleFile, Source, load_rule_file, shipped_rule_files
+from llava_remap.routing import draft_command, main_names, route
+from llava_remap.routing.fits import EMPTY, Fit, agreeing, shipped
+from llava_remap.rulefile import Condition, RuleFile, Source
 from llava_remap.source.hub.repository import parse_repository
 from llava_remap.source.sources import AnySource, as_source, last_part, open_source
+from llava_remap.target_model import text_config
 
 #: The source beside which every other source is a part.
 _MODEL = "model"
+#: The source as which a tower is given.
+_TOWER = "vision_tower"
 
 
 def inspect(source: AnySource, *, offline: bool = False) -> Inspection:
@@ -48,19 +53,20 @@ def inspect(source: AnySource, *, offline: bool = False) -> Inspection:
     try:
         checkpoint = open_source(_MODEL, given, Source().use, first=True, offline=offline)
     except PartsApartError as apart:
-        return inspect_parts(apart.parts, offline=offline)
+        return replace(inspect_parts(apart.parts, offline=offline), apart=len(apart.parts) > 1)
     except PartOnlyError as only:
         return inspect_parts({only.source: given}, offline=offline)
     found = inspect_checkpoint(checkpoint)
-    beside = (
-        parts_beside(checkpoint.folder)
-        if checkpoint.folder is not None and not checkpoint.is_manifest
-        else {}
-    )
-    if beside and not found.fits[0].fits:
+    if found.fits[0].fits:
+        return found
+    kinds = {part.kind for facts in found.facts for part in facts.components}
+    if "vision_tower" in kinds and kinds <= {"vision_tower", "text_encoder"}:
+        together = inspect_parts({_TOWER: given}, offline=offline)
+    elif checkpoint.folder is not None and (beside := parts_beside(checkpoint.folder)):
         together = inspect_parts({_MODEL: given, **beside}, offline=offline)
-        return together if together.fits[0].fits else found
-    return found
+    else:
+        return found
+    return together if together.fits[0].fits else found
 
 
 def inspect_parts(parts: Mapping[str, str | InMemory], *, offline: bool = False) -> Inspection:
@@ -76,10 +82,9 @@ def inspect_parts(parts: Mapping[str, str | InMemory], *, offline: bool = False)
     Raises:
         RemapError: as `open_source`.
     """
-    files = [load_rule_file(path) for path in shipped_rule_files().values()]
     files = [
         rules
-        for rules in files
+        for rules in shipped().values()
         if rules.first_source == _MODEL and {_MODEL, *parts} <= set(rules.text.sources)
     ]
     sources = files[0].text.sources
@@ -102,9 +107,12 @@ def inspect_parts(parts: Mapping[str, str | InMemory], *, offline: bool = False)
             _MODEL: open_source(_MODEL, base, sources[_MODEL].use, first=True, offline=offline),
             **given,
         }
-    if _MODEL not in named:
+    if _MODEL not in named:  # an empty path would be the current folder
+        base = base or PLACEHOLDER
         named = {
-            _MODEL: base if base and (Path(base).is_dir() or parse_repository(base)) else "DIR",
+            _MODEL: base
+            if base and (Path(base).is_dir() or parse_repository(base))
+            else PLACEHOLDER,
             **named,
         }
     fits = [
@@ -123,48 +131,48 @@ def inspect_parts(parts: Mapping[str, str | InMemory], *, offline: bool = False)
     command = " ".join(f"--source {quote(f'{name}={place}')}" for name, place in named.items())
     advice = "" if fits[0].fits else _advice(fits[0], named, command)
     return Inspection(
-        next(iter(given.values())),
+        next(given[name] for name in sources if name in parts),
         tuple(fits),
         "",
         0,
         (),
         advice,
-        tuple(given.values()),
-        command,
+        tuple(map(describe, given.values())),
+        named,
         _MODEL in given,
     )
 
 
 def _planned(rules: RuleFile, given: Mapping[str, Checkpoint]) -> Fit:
-    problems = plan_checkpoints(rules, given, list(given), HEADERS_ALONE).plan.problems
-    return replace(_compared(rules, given, whole=True), refusals=problems)
+    """Plan a rule file for parts with their model, unless the config contradicts it."""
+    fit = _compared(rules, given)
+    if fit.contradictions or fit.fits:
+        return planned(fit, given)
+    return replace(fit, refusals=refusals(rules, given, list(given)[1:]))
 
 
-def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool = False) -> Fit:
-    """Compare a rule file with the names of the parts; and with their configs, unless the parts
-    are `whole` and a plan does so.
+def _compared(rules: RuleFile, given: Mapping[str, Checkpoint]) -> Fit:
+    """Compare a rule file with the names of the parts, and with the config that describes the
+    language model. Without the model, what is missing may be in it.
     """
-    checkpoints = given if _MODEL in given else {_MODEL: EMPTY, **given}
-    names = [
-        rules.text.sources[name].prefix + tensor
-        for name, part in checkpoints.items()
-        for tensor in part.catalog
-    ]
-    config = next((part.config for part in given.values() if part.config), None)
-    routes = route(rules, compile_rules(rules, names, config), checkpoints)
-    every = [(name, r.rewrite) for r in routes.taken for name in (r.tensor.name,)]
+    whole = _MODEL in given
+    checkpoints = given if whole else {_MODEL: EMPTY, **given}
+    config = text_config(source_configs(rules, given))
+    if rules.target.as_ is not None and whole:
+        config = given[_MODEL].config
+    if config is None or given.keys() == {_TOWER}:
+        config = {}
+    program = compile_rules(rules, main_names(rules, checkpoints), config)
+    routes = route(rules, program, checkpoints)
+    every = [(r.tensor.name, r.rewrite) for r in routes.taken]
     every += [(pair.a.name, pair.rewrite) for pair in routes.pairs]
     unknown = [name for name, rewrite in every if rewrite.target is None and rewrite.reason is None]
     unknown += [name for source in routes.unselected for name in checkpoints[source].catalog]
-    detect, reasons, absent = rules.text.detect, [], 0
+    detect, absent = rules.text.detect, 0
+    of_config = Condition(config=detect.config, config_not=detect.config_not)
+    reasons = contradictions(of_config, (), config) if config else []
     if not whole:
         prepared = [rewrite.prepared for _, rewrite in every]
-        conditions = (
-            [Condition(config=detect.config, config_not=detect.config_not)] if config else []
-        )
-        reasons = [
-            reason for condition in conditions for reason in contradictions(condition, (), config)
-        ]
         reasons += contradictions(Condition(absent=detect.absent), prepared, None)
         # A name that the parts lack may be in the model. The more names the parts have, the nearer
         # is the rule file.
@@ -188,10 +196,10 @@ def _compared(rules: RuleFile, given: Mapping[str, Checkpoint], *, whole: bool =
         tuple(unknown),
         tuple(reasons),
         "",
-        (),
+        tuple(name for name in routes.not_given if name != _MODEL),
         other,
         summary,
-        agreeing(rules, config or {}),
+        agreeing(rules, config),
         class_name,
     )
 

@@ -4,28 +4,50 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import gcd
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, Tensor
-from llava_remap.core.problem import Problem, RemapError
-from llava_remap.jobs.apply import HEADERS_ALONE, layout_refusals, plan_checkpoints
-from llava_remap.rewrite import compile_rules, contradictions
-from llava_remap.routing import route
+from llava_remap.checkpoint import Checkpoint, manifest_text
+from llava_remap.core import Problem, quote, refuse, several
+from llava_remap.jobs.apply import layout_refusals
+from llava_remap.jobs.facts import Facts, describe
+from llava_remap.jobs.fit_plans import planned
 from llava_remap.routing.advice import advice
-from llava_remap.routing.fits import Fit, fits
+from llava_remap.routing.fits import Fit, fits, shipped
 from llava_remap.routing.identify import HF_LAYOUTS, already_converted, nearest_layout
-from llava_remap.routing.trained_with import PROJECTOR
-from llava_remap.rulefile import Condition, RuleFile, load_rule_file
-from llava_remap.target_model import shapes_config
+from llava_remap.source.sources import is_there, taken_by_default
+from llava_remap.target_model import CLASSIC, STOCK, Projector, stock_name
 
-#: A made-up tower's layers, more than any config takes features from, and the patches on each side
-#: of a tile.
-_LAYERS, _PATCHES = 48, 2
+#: Stands in a command for what only the user knows.
+PLACEHOLDER = "DIR"
+_ABSENT = "the checkpoint has no tower inside"
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """A source that a rule file needs beside what was inspected.
+
+    Attributes:
+        source: its name in the rule file.
+        place: the repository or path that `apply` would take; empty if the user has to say it.
+        download: whether `place` is a repository of the hub.
+        why: one line: why it is needed, and who names `place`.
+    """
+
+    source: str
+    place: str
+    download: bool
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "place": self.place or None,
+            "download": self.download,
+            "why": self.why,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +55,19 @@ class Inspection:
     """The result of inspecting a checkpoint.
 
     Attributes:
+        checkpoint: what was inspected; of several parts, the first.
         fits: every shipped rule file, the nearest first. Those whose names fit were planned.
         layout: a layout of transformers that has `named` of the names; empty for an original.
         problems: reasons not to convert a checkpoint in a layout of transformers; LR109 says that
             a conversion is not needed.
         advice: what to do if no rule file fits; empty if one does.
-        parts: the checkpoints, if parts of a model were inspected.
-        sources: the options that give the parts to `apply`.
+        facts: what it is; of several parts, what each is.
+        given: the SRC of each source, for the command, if parts were inspected; `DIR` for a model
+            that nothing names.
         planned: whether fitting rule files were planned. Parts without their model are only
             compared.
+        apart: whether the SRC is a folder with a folder for each part, of which `checkpoint` is
+            only the first.
     """
 
     checkpoint: Checkpoint
@@ -50,9 +76,128 @@ class Inspection:
     named: int
     problems: tuple[Problem, ...]
     advice: str
-    parts: tuple[Checkpoint, ...] = ()
-    sources: str = ""
+    facts: tuple[Facts, ...]
+    given: Mapping[str, str] = field(default_factory=dict)
     planned: bool = True
+    apart: bool = False
+
+    @property
+    def sources(self) -> str:
+        """The options that give the parts to `apply`."""
+        return " ".join(
+            f"--source {quote(f'{name}={place}')}" for name, place in self.given.items()
+        )
+
+    @property
+    def fitting(self) -> list[Fit]:
+        """The rule files that fit."""
+        return [fit for fit in self.fits if fit.fits]
+
+    @property
+    def converted(self) -> bool:
+        """Whether nothing is to be done: transformers loads it as it is."""
+        every = self.named == len(self.checkpoint.catalog)
+        return self.layout == CLASSIC and every and self.fits[0].fits
+
+    def needed(self, fit: Fit) -> list[Needed]:
+        """What a rule file needs beside what was inspected."""
+        found = (
+            []
+            if self.given.get(fit.source) != PLACEHOLDER
+            else [
+                Needed(
+                    fit.source, "", False, "the model that it was trained from; no file names it"
+                )
+            ]
+        )
+        return [*found, *(self._needed(fit, name) for name in fit.also)]
+
+    def command(self, fit: Fit) -> list[str]:
+        """The whole command that converts by a rule file, a word each. `DIR` stands for a place
+        that only the user knows.
+        """
+        location = PLACEHOLDER if self.checkpoint.in_memory else self.checkpoint.location
+        # With the source's name, a path with `=` in it isn't taken for one.
+        whole = f"{fit.source}={location}" if "=" in location else location
+        given = [f"{name}={place}" for name, place in self.given.items()] or [whole]
+        given += [
+            f"{one.source}={one.place or PLACEHOLDER}"
+            for one in self.needed(fit)
+            if one.source not in self.given
+        ]
+        dry = ["--dry-run"] if any(f.checkpoint.is_manifest for f in self.facts) else []
+        options = [word for text in given for word in ("--source", text)]
+        return ["llava-remap", "apply", fit.rules, *options, *dry]
+
+    def manifest(self) -> str:
+        """The text of the checkpoint's manifest.
+
+        Raises:
+            RemapError: LR211 for a folder with several checkpoints.
+        """
+        if self.apart:
+            places = [facts.checkpoint.location for facts in self.facts]
+            raise refuse(
+                "LR211",
+                f"a manifest is of one checkpoint, and there are {len(places)}: {several(places)}.",
+                f"Inspect one of them: llava-remap inspect {quote(places[0])} --manifest FILE.json",
+            )
+        return manifest_text(self.checkpoint)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document `llava-remap/inspection`, version 1."""
+        best = self.fitting[0] if len(self.fitting) == 1 and not self.converted else None
+        return {
+            "format": "llava-remap/inspection",
+            "format_version": 1,
+            "checkpoints": [facts.to_json() for facts in self.facts],
+            "layout": {"name": self.layout, "names": self.named} if self.layout else None,
+            "converted": self.converted,
+            "fitting": [fit.rules for fit in self.fitting],
+            "rule_files": [self._fit_json(fit) for fit in self.fits],
+            "command": self.command(best) if best else None,
+            "advice": self.advice or None,
+            "problems": [problem.to_json() for problem in self.problems],
+        }
+
+    def _fit_json(self, fit: Fit) -> dict[str, Any]:
+        return {
+            "name": fit.rules,
+            "fits": fit.fits,
+            "planned": fit.fits and self.planned,
+            "summary": fit.summary,
+            "class": fit.class_name or None,
+            "mapped": fit.mapped,
+            "names": fit.total,
+            "reasons": fit.reasons,
+            "needed": [one.to_json() for one in self.needed(fit)] if fit.fits else [],
+            "command": self.command(fit) if fit.fits else None,
+        }
+
+    def _needed(self, fit: Fit, name: str) -> Needed:
+        """A source, mostly a tower, and what `apply` would take for it."""
+        rules = shipped()[fit.rules]
+        config = next((f.checkpoint.config for f in self.facts if f.said_tower), None)
+        place, who = taken_by_default(rules, name, config or self.checkpoint.config)
+        unchecked = "what depends on its sizes isn't checked yet"
+        if fit.needs:
+            why = fit.needs[0].placed_cause
+            place = "" if stock_name(place) in STOCK else place
+        elif place and (reason := self._other_width(place)):
+            why, place = f"{_ABSENT}, and {place}, which the config names, {reason}", ""
+        else:
+            why = "; ".join(filter(None, (_ABSENT, who, unchecked)))
+        download = bool(place) and not is_there(Path(place))
+        return Needed(name, place, download, why)
+
+    def _other_width(self, tower: str) -> str:
+        """Why a stock tower can't be the projector's, by its width; empty if it can."""
+        stock = STOCK.get(stock_name(tower) or "")
+        for part in (part for facts in self.facts for part in facts.components):
+            if stock and isinstance(part, Projector) and part.widths:
+                width, wanted = int(stock["hidden_size"]), part.widths[0]
+                return f"is {width} wide: the projector takes {wanted}" if wanted % width else ""
+        return ""
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
@@ -66,7 +211,9 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     layout, classic = nearest_layout(names)
     others = max(fit.mapped for fit in found if fit.rules != HF_LAYOUTS)
     problems = already_converted(checkpoint, names, others, layout_refusals)
-    found = sorted((_planned(fit, checkpoint) for fit in found), key=lambda fit: not fit.fits)
+    found = sorted(
+        (planned(fit, {fit.source: checkpoint}) for fit in found), key=lambda fit: not fit.fits
+    )
     return Inspection(
         checkpoint,
         tuple(found),
@@ -74,130 +221,5 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         len(classic),
         tuple(problems),
         "" if found[0].fits else advice(checkpoint, found),
+        (describe(checkpoint),),
     )
-
-
-def _planned(fit: Fit, checkpoint: Checkpoint) -> Fit:
-    """A rule file that fits by names and config, with the refusals of its plan.
-
-    If the plan is not complete, a second one gets a made-up tower. A refusal of the first plan
-    alone concerns the tower's own folder, which the user still has to give.
-    """
-    if not fit.fits:
-        return fit
-    rules = load_rule_file(fit.rules)
-    given = {rules.first_source: checkpoint}
-    refusals = plan_checkpoints(rules, given, options=HEADERS_ALONE).plan.problems
-    if not refusals:
-        return replace(fit, also=())
-    source = next(
-        (
-            name
-            for name, source in rules.text.sources.items()
-            if name not in given and "processor" in source.use
-        ),
-        None,
-    )
-    if source is None:
-        return replace(fit, refusals=refusals)
-    given[source] = Checkpoint(Path("DIR"), "", {}, _tower_config(rules, checkpoint), None)
-    if source in fit.also:
-        given[source] = replace(given[source], catalog=_tower(rules, given, source))
-    of_tower = (*rules.target.towers, *({PROJECTOR} if source in fit.also else ()))
-    still = tuple(
-        problem
-        for problem in plan_checkpoints(rules, given, options=HEADERS_ALONE).plan.problems
-        if not problem.names or not all(name.startswith(of_tower) for name in problem.names)
-    )
-    if still:
-        return replace(fit, refusals=still)
-    return replace(
-        fit,
-        also=tuple(dict.fromkeys((*fit.also, source))),
-        needs=() if source in fit.also else refusals,
-    )
-
-
-def _tower_config(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Any]:
-    """A config for the tower inside a checkpoint; without one, for the made-up tower."""
-    prefix, tensors = next(iter(rules.target.towers)), _produced(rules, checkpoint)
-    try:
-        return {"vision_config": shapes_config(prefix, tensors)}
-    except RemapError:  # LR302
-        return {"vision_config": shapes_config(prefix, _seen(rules, checkpoint))}
-
-
-def _produced(rules: RuleFile, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
-    return route(rules, program, {rules.first_source: checkpoint}).produced
-
-
-def _seen(rules: RuleFile, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors that determine the sizes of a made-up tower: its width is the projector's, its
-    picture size divides every tiled size.
-    """
-    projector = _produced(rules, checkpoint).get(f"{PROJECTOR}linear_1.weight")
-    width = projector.shape[-1] if projector is not None and projector.shape else 1
-    patch = _tile(rules, checkpoint.config or {}) // _PATCHES
-    prefix = next(iter(rules.target.towers))
-    has_class = not _refuses(rules, checkpoint, f"{prefix}embeddings.class_embedding")
-    shapes = {
-        **(
-            {"embeddings.class_embedding": (width,)}
-            if has_class
-            else {"embeddings.patch_embedding.bias": (width,)}
-        ),
-        "embeddings.patch_embedding.weight": (width, 3, patch, patch),
-        "embeddings.position_embedding.weight": (has_class + _PATCHES**2, width),
-        f"encoder.layers.{_LAYERS - 1}.mlp.fc1.weight": (1, width),
-    }
-    return {
-        prefix + name: Tensor.of(prefix + name, "F16", shape, None)
-        for name, shape in shapes.items()
-    }
-
-
-def _refuses(rules: RuleFile, checkpoint: Checkpoint, target: str) -> bool:
-    """Whether `detect` of a rule file refuses every checkpoint with a target name, because the rule
-    file is for another kind of tower.
-    """
-    source = compile_rules(rules, checkpoint.catalog, checkpoint.config).inverse(target)
-    return bool(contradictions(Condition(absent=rules.text.detect.absent), (str(source),), None))
-
-
-def _tile(rules: RuleFile, config: Mapping[str, Any]) -> int:
-    """A side in pixels that divides all sizes of tiled pictures."""
-    keys = [
-        value.from_
-        for value in rules.target_config.values()
-        if value.as_ is not None and value.from_ is not None
-    ]
-    sides = gcd(
-        *(int(number) for key in keys for number in re.findall(r"\d{1,9}", str(config.get(key))))
-    )
-    return sides if sides and sides % _PATCHES == 0 else _PATCHES
-
-
-def _tower(rules: RuleFile, given: Mapping[str, Checkpoint], source: str) -> dict[str, Tensor]:
-    """All tensors of the made-up tower, under their names in the tower's own folder."""
-    checkpoint = given[rules.first_source]
-    program = compile_rules(rules, checkpoint.catalog, checkpoint.config)
-    taken_off = rules.text.sources[source].prefix
-    towers = tuple(rules.target.towers)
-    shapes = {name: tensor.shape for name, tensor in _seen(rules, checkpoint).items()}
-
-    def catalog() -> dict[str, Tensor]:
-        names = {
-            str(program.inverse(target)).removeprefix(taken_off): shape
-            for target, shape in shapes.items()
-        }
-        return {name: Tensor.of(name, "F16", shape, None) for name, shape in names.items()}
-
-    whole = {**given, source: replace(given[source], catalog=catalog())}
-    plan = plan_checkpoints(rules, whole, options=HEADERS_ALONE).plan
-    shapes |= {
-        missing.target: missing.shape
-        for missing in plan.missing
-        if missing.target.startswith(towers)
-    }
-    return catalog()

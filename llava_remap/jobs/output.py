@@ -53,11 +53,20 @@ def refuse_report(report: Path, output: Path, checkpoints: Mapping[str, Checkpoi
             f"{report} is inside the output, and would look like a part of it.",
             "Give another --report.",
         )
-    if (name := _source_with(report, checkpoints)) is not None:
+    refuse_inside(report, checkpoints, "--report")
+
+
+def refuse_inside(path: Path, checkpoints: Mapping[str, Checkpoint], option: str) -> None:
+    """Raise LR508 for a file to write inside a source.
+
+    Args:
+        option: the option that named the file.
+    """
+    if (name := _source_with(path, checkpoints)) is not None:
         raise refuse(
             "LR508",
-            f"{report} is inside source `{name}`, and sources are never written to.",
-            "Give another --report.",
+            f"{path} is inside source `{name}`, and sources are never written to.",
+            f"Give another {option}.",
         )
 
 

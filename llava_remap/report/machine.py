@@ -17,6 +17,7 @@ _REFUSED: dict[str, dict[str, bool]] = {
     "tests": {"passed": False},
     "rule-files": {},
     "explanation": {},
+    "inspection": {},
     "key-mapping": {},
 }
 

@@ -153,6 +153,35 @@ def named_for(rules: RuleFile, name: str, config: Mapping[str, Any] | None) -> s
     return named_by_config(rules, name, config) or stock or ""
 
 
+def taken_by_default(
+    rules: RuleFile, name: str, config: Mapping[str, Any] | None
+) -> tuple[str, str]:
+    """The repository or path that is taken for a source that isn't given, and why, in words.
+
+    The first is empty if the user has to give it: nothing names one, or what the config names
+    isn't here. What no repository has is found only when it is downloaded.
+
+    Args:
+        config: the config that describes the language model; it may name a default.
+    """
+    source = rules.text.sources[name]
+    key = _named_default(rules, source)
+    default = source.default if isinstance(source.default, str) else key.default if key else None
+    value = (config or {}).get(key.from_) if key else None
+    value = value[0] if isinstance(value, list) and value else value
+    if key is None or value in (None, ""):
+        return (default, "it is the rule file's default") if default else ("", "")
+    who = f"the config names it ({key.from_})"
+    if not isinstance(value, str):
+        return "", f"{key.from_} of the config is neither a repository of the hub nor a path"
+    named = _repository_or_path(key.map.get(value, value))
+    if is_there(Path(named)) or parse_repository(named) is not None:
+        return named, who
+    if default is not None and last_part(named) == last_part(default):
+        return default, f"the config names {quoted(named)}, of the same name, which isn't here"
+    return "", f"the config names {quoted(named)}, which isn't here"
+
+
 def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str | None:
     """The repository or path that a config names for a source, if it ends in another name than the
     rule file's default; else None.

@@ -45,7 +45,7 @@ def test_inspect_what_fits_nothing(run: Run, changed: Changed) -> None:
             config=lambda c: c.update(mm_patch_merge_type="flat"),
         ),
     )
-    assert ran.code == 1
+    assert ran.code == 0
     assert (
         "  llava-next: doesn't fit, maps 81 of 81 names\n"
         "    its config says mm_patch_merge_type: 'flat', not 'spatial_unpad'" in ran.out
@@ -79,9 +79,12 @@ def test_inspect_what_is_converted_already(run: Run) -> None:
         == 0
     )
     ran = run("inspect", "out")
-    assert ran.code == 1
-    assert "LR109" in ran.err
-    assert "80 of 80 names in out are in layout classic" in ran.err
+    assert ran.code == 0
+    assert "LR109" in ran.out
+    assert "80 of 80 names in out are in layout classic" in ran.out
+    assert "llava-remap apply" not in ran.out
+    said = json.loads(run("inspect", "out", "--format", "json").out)
+    assert (said["converted"], said["command"]) == (True, None)
 
 
 def test_rules_list(run: Run) -> None:

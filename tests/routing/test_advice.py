@@ -39,6 +39,7 @@ def told(ran: Ran) -> str:
 def command(ran: Ran) -> list[str]:
     """The arguments of the last command that was printed, for its dry run."""
     [*_, found] = re.findall(r"llava-remap (apply .+)", ran.out + ran.err)
+    found = found.replace("vision_tower=DIR", f"vision_tower={CLIP}")
     return [*shlex.split(found), "--output", "new"]
 
 
@@ -118,7 +119,7 @@ def test_a_tower_with_names_that_nothing_knows(whole: Tensors, run: Run, tmp_pat
     named = {f"_vision_tower.{name}": tensor for name, tensor in load_file(tower).items()}
     save_file(named, tower, {"format": "pt"})
     ran = run("inspect", top)
-    assert (ran.code, "takes every name" in ran.out) == (1, False)
+    assert (ran.code, "takes every name" in ran.out) == (0, False)
     assert "llava-v1.5: doesn't fit, maps 25 of " in ran.out
     assert ran.out.index("llava-v1.5:") < ran.out.index("bakllava:")
 
@@ -185,7 +186,7 @@ def test_parts_that_no_rule_file_takes_together(whole: Tensors, run: Run, tmp_pa
         {"layers.1.weight": torch.ones(4), "layers.2.weight": torch.ones(4, 4)},
     )
     ran = run("inspect", top)
-    assert (ran.code, "fits," in ran.out) == (1, False)
+    assert (ran.code, "fits," in ran.out) == (0, False)
     parts = (
         f"--from model={top}/llm --from projector={top}/mm_projector --from "
         f"vision_tower={top}/vision_tower"
@@ -198,14 +199,21 @@ def test_parts_that_no_rule_file_takes_together(whole: Tensors, run: Run, tmp_pa
 
 def test_an_adapter_says_its_rule_file_and_command(run: Run) -> None:
     ran = run("inspect", LORA)
-    assert (ran.code, "an adapter: 14 LoRA pairs" in ran.out) == (0, True)
+    assert (ran.code, "14 LoRA pairs of rank 4, scaled by 2" in ran.out) == (0, True)
     assert "llava-v1.5: takes it" in ran.out
     assert "fits," not in ran.out  # the model that it belongs to isn't here
     assert "llava-next: takes it" not in ran.out
-    wanted = ["apply", "llava-v1.5", "--source", "model=DIR", "--source", f"adapter={LORA}"]
-    assert command(ran)[:-2] == wanted
+    wanted = command(ran)
+    assert wanted[:6] == [
+        "apply",
+        "llava-v1.5",
+        "--source",
+        "model=DIR",
+        "--source",
+        f"adapter={LORA}",
+    ]
     wanted[3] = f"model={LLAVA}"
-    assert run(*wanted, "--source", f"vision_tower={CLIP}", "--output", "new").code == 0
+    assert run(*wanted).code == 0
 
 
 def test_an_adapter_whose_base_is_here_is_planned_with_it(run: Run, tmp_path: Path) -> None:
@@ -227,7 +235,7 @@ def test_a_projector_says_its_rule_file_and_command(run: Run) -> None:
     ran = run("inspect", PRETRAINED)
     assert (ran.code, "llava-v1.5: takes it" in ran.out) == (0, True)
     wanted = command(ran)
-    assert wanted[:-2] == [
+    assert wanted[:6] == [
         "apply",
         "llava-v1.5",
         "--source",
@@ -236,7 +244,7 @@ def test_a_projector_says_its_rule_file_and_command(run: Run) -> None:
         f"projector={PRETRAINED}",
     ]
     wanted[3] = f"model={LLAVA}"
-    assert run(*wanted, "--source", f"vision_tower={CLIP}").code == 0
+    assert run(*wanted).code == 0
 
 
 def test_a_projector_beside_which_the_missing_part_lies(
@@ -272,7 +280,7 @@ def test_of_rule_files_that_know_as_many_names_the_config_says_the_nearest(
     config = {**json.loads((LLAVA / "config.json").read_text()), "architectures": [architecture]}
     folder = saved(tmp_path / "in", {**whole, "model.own_part.weight": torch.ones(2)}, config)
     ran = run("inspect", folder)
-    assert ran.code == 1
+    assert ran.code == 0
     [first, *_] = re.findall(r"^  ([\w.-]+): doesn't fit", ran.out, re.MULTILINE)
     assert first == nearest
 
