@@ -57,7 +57,7 @@ def inspect(source: AnySource, *, offline: bool = False) -> Inspection:
     except PartOnlyError as only:
         return inspect_parts({only.source: given}, offline=offline)
     found = inspect_checkpoint(checkpoint)
-    if found.fits[0].fits:
+    if found.fits[0].fits or found.problems:
         return found
     kinds = {part.kind for facts in found.facts for part in facts.components}
     if "vision_tower" in kinds and kinds <= {"vision_tower", "text_encoder"}:
@@ -101,20 +101,18 @@ def inspect_parts(parts: Mapping[str, str | InMemory], *, offline: bool = False)
         if name in parts
     }
     base = next((part.base for part in given.values() if part.base), "")
-    named = {name: checkpoint.location for name, checkpoint in given.items()}
+    named = {
+        name: PLACEHOLDER if checkpoint.in_memory else checkpoint.location
+        for name, checkpoint in given.items()
+    }
     if _MODEL not in given and base and Path(base).is_dir():
         given = {
             _MODEL: open_source(_MODEL, base, sources[_MODEL].use, first=True, offline=offline),
             **given,
         }
-    if _MODEL not in named:  # an empty path would be the current folder
-        base = base or PLACEHOLDER
-        named = {
-            _MODEL: base
-            if base and (Path(base).is_dir() or parse_repository(base))
-            else PLACEHOLDER,
-            **named,
-        }
+    if _MODEL not in named:
+        is_known = base and (Path(base).is_dir() or parse_repository(base))
+        named = {_MODEL: base if is_known else PLACEHOLDER, **named}
     fits = [
         _planned(rules, given) if _MODEL in given else _compared(rules, given) for rules in files
     ]

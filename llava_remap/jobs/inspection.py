@@ -22,6 +22,7 @@ from llava_remap.target_model import CLASSIC, STOCK, Projector, stock_name
 
 #: Stands in a command for what only the user knows.
 PLACEHOLDER = "DIR"
+_NAMED = "its own files name it"
 _ABSENT = "the checkpoint has no tower inside"
 
 
@@ -101,16 +102,13 @@ class Inspection:
 
     def needed(self, fit: Fit) -> list[Needed]:
         """What a rule file needs beside what was inspected."""
-        found = (
-            []
-            if self.given.get(fit.source) != PLACEHOLDER
-            else [
-                Needed(
-                    fit.source, "", False, "the model that it was trained from; no file names it"
-                )
-            ]
-        )
-        return [*found, *(self._needed(fit, name) for name in fit.also)]
+        needed = [self._needed(fit, name) for name in fit.also]
+        if self.planned:
+            return needed
+        place = self.given[fit.source]
+        known = place != PLACEHOLDER
+        why = f"the model that it was trained from; {_NAMED if known else 'no file names it'}"
+        return [Needed(fit.source, place if known else "", known, why), *needed]
 
     def command(self, fit: Fit) -> list[str]:
         """The whole command that converts by a rule file, a word each. `DIR` stands for a place

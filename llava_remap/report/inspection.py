@@ -38,7 +38,9 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     if not commands:
         print_problems(console, inspection.problems)
     if _is_many(inspection):
-        commands = [["llava-remap", "apply", "RULES", *commands[0][3:]]]
+        options = " ".join(map(quote, commands[0][3:]))
+        write(console, f"\nGive it beside the model: llava-remap apply RULES {options}")
+        return
     write(console, *(f"\n{' '.join(map(quote, command))}" for command in commands))
     if inspection.advice and not inspection.problems:
         write(console, f"\n{inspection.advice}")

@@ -93,11 +93,12 @@ def converted(classic: Path) -> tuple[Tensors, Config]:
 
 
 def both(run: Run, source: Path, rules: str, *sources: str) -> tuple[str, str]:
-    """What `inspect` and `apply --dry-run` print of a checkpoint that both refuse."""
+    """What `inspect` and `apply --dry-run` print of a checkpoint for which no rule file is."""
     inspected = run("inspect", source)
     given = [argument for one in (source, *sources) for argument in ("--source", one)]
     applied = run("apply", rules, *given, "--dry-run")
-    assert inspected.code != 0, inspected.out
+    assert inspected.code == 0, inspected.err
+    assert "\nllava-remap apply" not in inspected.out
     assert applied.code != 0, applied.out
     return inspected.out + inspected.err, applied.out + applied.err
 
@@ -430,7 +431,8 @@ def test_a_refused_video_model_is_not_led_to_a_rule_file_for_another_tower(run: 
         "mm_newline_position": "no_token",
     }
     ran = run("inspect", written(bare, config))
-    assert ran.code == 1
+    assert ran.code == 0
+    assert "fits, maps" not in ran.out
     assert "llava-interleave takes every name" not in ran.out
 
 
@@ -466,7 +468,7 @@ def test_the_nearest_rule_file_keeps_as_much_as_the_one_that_was_asked_for(run: 
 
 def test_every_rule_file_that_does_not_fit_has_a_reason(whole: Tensors, run: Run) -> None:
     ran = run("inspect", written({**whole, "model.gate.weight": torch.ones(4)}, original()[1]))
-    assert ran.code == 1
+    assert ran.code == 0
     lines = ran.out.splitlines()
     verdicts = [(line, after) for line, after in pairwise(lines) if "doesn't fit" in line]
     assert verdicts[0] == (
@@ -631,12 +633,12 @@ def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch)
         f"model.layers.{layer}.mlp.experts.{number}.{part}.weight": Tensor.of(
             f"{layer}.{number}.{part}", "F16", (1,), None
         )
-        for layer in range(20)
-        for number in range(50)
+        for layer in range(8)
+        for number in range(30)
         for part in ("w1", "w2", "w3")
     } | {
         f"m.{number:032x}.{number % 7}.weight": Tensor.of(str(number), "F16", (1,), None)
-        for number in range(5_000)
+        for number in range(1_500)
     }
     tensors = {name: replace(tensor, name=name) for name, tensor in tensors.items()}
     checkpoint = Checkpoint(Path("big"), "safetensors", tensors, None, None)
@@ -649,7 +651,7 @@ def test_many_names_are_compared_by_their_kinds(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Program, "rewrite", counted)
     found = fits(checkpoint)
-    assert len(rewritten) < 4000 < len(tensors)
+    assert 3 * len(rewritten) < 2 * len(tensors)
     monkeypatch.setattr(
         "llava_remap.routing.fits.names_alike",
         lambda one: {name: [name] for name in one.catalog},
