@@ -281,7 +281,7 @@ def _reason(fit: Fit, inspection: Inspection) -> str:
         for other in inspection.fits
         if other is not fit and other.mapped == other.total and other.total > 0
     ]
-    config = next((c.config for c in (*inspection.parts, inspection.checkpoint) if c.config), None)
+    config = next((f.checkpoint.config for f in inspection.facts if f.checkpoint.config), None)
     if not others or config is None:
         return takes
     keys: dict[str, None] = {}

@@ -177,14 +177,14 @@ class Inspection:
         rules = shipped()[fit.rules]
         config = next((f.checkpoint.config for f in self.facts if f.said_tower), None)
         place, who = taken_by_default(rules, name, config or self.checkpoint.config)
-        unchecked = "what depends on its sizes isn't checked yet"
+        why = "; ".join(filter(None, (_ABSENT, who)))
         if fit.needs:
             why = fit.needs[0].placed_cause
             place = "" if stock_name(place) in STOCK else place
         elif place and (reason := self._other_width(place)):
             why, place = f"{_ABSENT}, and {place}, which the config names, {reason}", ""
-        else:
-            why = "; ".join(filter(None, (_ABSENT, who, unchecked)))
+        if not fit.needs:
+            why += "; what depends on the tower's sizes isn't checked yet"
         download = bool(place) and not is_there(Path(place))
         return Needed(name, place, download, why)
 
