@@ -30,7 +30,7 @@ from transformers import (
 
 from llava_remap.checkpoint import Checkpoint, Tensor, open_checkpoint
 from llava_remap.jobs.facts import Facts, describe
-from llava_remap.jobs.inspect_parts import inspect_source
+from llava_remap.jobs.inspect_parts import inspect as inspect_source
 from llava_remap.target_model import Adapter, Component, LanguageModel, Projector, VisionTower
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run
 
