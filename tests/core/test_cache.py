@@ -251,27 +251,43 @@ def test_what_is_no_file_of_ours_is_not_opened(
     assert ask.times == 2
 
 
+Kept = list[tuple[str, bytes, dict[str, bytes]]]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], Kept]:
+    """What a job writes that finds no answer, and the answers that it keeps."""
+    work, kept, keep = tmp_path_factory.mktemp("cold"), Kept(), cache._keep
+
+    def record(question: str, key: bytes, answer: dict[str, bytes]) -> None:
+        kept.append((question, key, answer))
+        keep(question, key, answer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAVA_REMAP_CACHE", str(work / "cache"))
+        patch.setattr(cache, "_keep", record)
+        apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], work / "out")
+    assert {question for question, _, _ in kept} == {
+        "folder", "known_keys", "strict_load", "target", "text_model"
+    }  # fmt: skip
+    return contents(work / "out"), kept
+
+
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"null", b"not JSON", b'{"shapes": 1}', b"\xff"])
 def test_an_answer_of_another_form_is_asked_for_again(
-    content: bytes, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    content: bytes, folder: Path, run: Run, cold: tuple[dict[str, bytes], Kept]
 ) -> None:
     """Whoever wrote it, with a digest that is right: every question looks at its own answer."""
-    command = ("apply", "llava-v1.5", *SOURCES)
-    with monkeypatch.context() as patch:
-        right = cache._keep
-        patch.setattr(
-            cache,
-            "_keep",
-            lambda question, key, answer: right(question, key, dict.fromkeys(answer, content)),
-        )
-        assert run(*command, "--output", "cold").code == 0
-    questions = {path.parent.name for path in folder.rglob("*.zip")}
-    assert questions == {"folder", "known_keys", "strict_load", "target", "text_model"}
-    assert run(*command, "--output", "warm").code == 0
-    cold, warm = (
-        {path.name: path.read_bytes() for path in Path(name).iterdir()} for name in ("cold", "warm")
-    )
-    assert warm == cold
+    written, kept = cold
+    for question, key, answer in kept:
+        cache._keep(question, key, dict.fromkeys(answer, content))
+    assert len(list(folder.rglob("*.zip"))) == len(kept)
+    assert run("apply", "llava-v1.5", *SOURCES, "--output", "warm").code == 0
+    assert contents(Path("warm")) == written
 
 
 def test_without_a_home_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
