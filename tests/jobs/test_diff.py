@@ -18,7 +18,7 @@ from llava_remap.jobs.apply import apply
 from llava_remap.jobs.diff import diff, prepare
 from llava_remap.verification.compare_tokenizers import TEXTS
 from llava_remap.verification.difference import Difference
-from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run, heavy
 
 SOURCES = (str(RELEASED / "bin"), f"vision_tower={CLIP}")
 NORM = "language_model.model.norm.weight"
@@ -334,6 +334,10 @@ def test_another_layout_is_the_only_difference(made: Path, tmp_path: Path, layou
     plans = diff(made / "llava_remap.json", tmp_path / "b" / "llava_remap.json")
     assert {entry.part for entry in plans.entries} <= {"shards"}
     assert plans.layout == found.layout
+
+
+def test_equal_checkpoints_need_no_heavy_library() -> None:
+    assert heavy("diff", RELEASED / "bin", RELEASED / "safetensors") == set()
 
 
 @pytest.mark.parametrize("form", ["sharded", "safetensors", "sharded_safetensors"])

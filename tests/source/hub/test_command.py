@@ -218,6 +218,15 @@ def test_inspect_a_repository(hub: Hub) -> None:
     )
 
 
+def test_differences_from_a_repository(hub: Hub) -> None:
+    ran = command(hub.url, "diff", RELEASED / "bin", MODEL)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"B  {MODEL}@" in ran.stdout
+    ran = command(NOWHERE, "diff", RELEASED / "bin", TOWER)
+    assert ran.returncode == 3
+    assert "Download it elsewhere, and give its folder as B." in ran.stderr
+
+
 def test_local_sources_need_no_hub_library() -> None:
     """It is imported for hub sources only; and by transformers, which is asked where a rule
     file's names fit.
