@@ -25,10 +25,9 @@ def browser() -> Iterator[Browser]:
     if chromium is None:
         why = f"none of {', '.join(CHROMIUM)} is installed: run `make chromium`, which tries to."
         (pytest.fail if os.environ.get(SWITCH) == "required" else pytest.skip)(why)
-    from playwright.sync_api import sync_playwright
-
+    driven = pytest.importorskip("playwright.sync_api", reason="run `make install` again")
     with (
-        sync_playwright() as driver,
+        driven.sync_playwright() as driver,
         driver.chromium.launch(executable_path=chromium) as launched,
     ):
         yield launched
