@@ -197,10 +197,12 @@ const MODULES = ['#4c7bd9', '#2f9e8f', '#8a63d2', '#c9772b', '#3f8fc4', '#6a994e
 const TONES = { rule: '#8f9bb0', quiet: '#b3a27a', bad: '#d93838' };
 const LEAST = 0.004;   // of all bytes: what is drawn at least
 
-/** A name for so many pixels; one that is too long keeps its end, in which names differ. */
-function shortened(name, room) {
+/** A label for so many pixels: the name of the source stays, and the end of a name, in which names differ. */
+function shortened(label, room) {
   const letters = Math.max(Math.floor(room / 6.6), 4);
-  return name.length > letters ? `…${name.slice(1 - letters)}` : name;
+  if (label.length <= letters) return label;
+  const source = label.match(/^[^:]{1,16}: /)?.[0] ?? '';
+  return `${source}…${label.slice(source.length + 1 - letters)}`;
 }
 
 function picture(flow, table) {
