@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from llava_remap.checkpoint import ADAPTER_CONFIG, BESIDE, Checkpoint, has_file, read_object
+from llava_remap.core import quoted, refuse
 from llava_remap.core.limits import limit_reached
 from llava_remap.target_model.wanted import from_json, refuse_endless
 from llava_remap.verification.difference import File, Row
@@ -30,6 +31,8 @@ _NAMES = (
 )
 #: The key for the version that wrote a config; nothing is computed with it.
 _WRITER = "transformers_version"
+#: Objects and lists inside of each other.
+_DEEPEST = 100
 _FIX = "Replace it by the original one."
 
 
@@ -78,6 +81,8 @@ def compare_objects(
     name: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None
 ) -> File | None:
     """Two JSON objects of a file of this name; None for no difference, or where there is none."""
+    for content in (a, b):
+        refuse_depth(name, content)
     if a is None or b is None:
         return None if a is b else File(name, "b" if a is None else "a")
     found = rows(a, b)
@@ -98,6 +103,19 @@ def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
     if folder is None or not has_file(folder / name):
         return None
     return read_object(folder / name, "LR113", _FIX, unique=False)
+
+
+def refuse_depth(name: str, content: Any) -> None:
+    """LR113 for JSON that is nested deeper than any config; Python would compare and print it by
+    calls as deep.
+    """
+    level: list[Any] = [] if content is None else [content]
+    for _ in range(_DEEPEST):
+        inner = (one.values() if isinstance(one, Mapping) else one for one in level)
+        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
+        if not level:
+            return
+    raise refuse("LR113", f"{quoted(name)} is nested more than {_DEEPEST} deep.", _FIX)
 
 
 def rows(a: Any, b: Any) -> tuple[Row, ...]:

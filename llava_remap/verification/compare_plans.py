@@ -15,7 +15,7 @@ from llava_remap.core.problem import refuse
 from llava_remap.planning.model import FORMAT, FORMAT_VERSION
 from llava_remap.rulefile import shipped_layouts
 from llava_remap.target_model import layout_program
-from llava_remap.verification.compare_files import rows
+from llava_remap.verification.compare_files import refuse_depth, rows
 from llava_remap.verification.difference import Difference, Entry, Layouts, Row, Side, Which
 from llava_remap.verification.record import FORMAT as RECORD_FORMAT
 from llava_remap.verification.record import FORMAT_VERSION as RECORD_VERSION
@@ -113,6 +113,7 @@ def read_plan(path: Path) -> PlanFile | None:
             f"{known[found]}. A command that was refused before it had a plan prints none.",
             _FIX,
         )
+    refuse_depth(path.name, content)
     form = "record of a conversion" if found == RECORD_FORMAT else "plan"
     try:
         plan = _Plan.model_validate(content["plan"] if found == RECORD_FORMAT else content)

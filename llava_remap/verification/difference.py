@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 Which = Literal["a", "b"]
@@ -325,8 +325,12 @@ class Difference:
         """The document `llava-remap/diff`, version 1: the fields of this class, and of those in
         it.
         """
-        from pydantic import TypeAdapter
-
-        fields: dict[str, Any] = TypeAdapter(Difference).dump_python(self, mode="json")
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        return {**head, "equal": self.equal, "differs": list(self.differs), **fields}
+        return {**head, "equal": self.equal, "differs": list(self.differs), **_json(self)}
+
+
+def _json(found: Any) -> Any:
+    """The fields of an object as JSON; values from files are JSON already."""
+    if is_dataclass(found):
+        return {field.name: _json(getattr(found, field.name)) for field in fields(found)}
+    return [_json(one) for one in found] if isinstance(found, tuple) else found

@@ -396,6 +396,32 @@ def test_tensors_in_memory_are_a_side(made: Path) -> None:
     assert found.values[0].first.b.value == 7
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "code"),
+    [
+        ("config.json", {"model_type": "llava", "text_config": 7, "vision_config": [1]}, 1),
+        ("config.json", {"model_type": {"a": 1}, "architectures": {"x": 1}}, 1),
+        ("config.json", {"model_type": "llava", "text_config": {"num_hidden_layers": 10**9}}, 1),
+        ("config.json", {"x": json.loads("[" * 300 + "]" * 300)}, 3),
+        ("config.json", [1], 3),
+        ("generation_config.json", {"temperature": {"a": 1}}, 1),
+        ("processor_config.json", {"image_processor": 3}, 1),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1], "chat_template": {"a": 3}}, 3),
+        ("tokenizer_config.json", {"chat_template": [1, {"name": 2}]}, 3),
+        ("tokenizer.json", {"model": {"vocab": {"a": 1}}, "added_tokens": []}, 1),
+        ("tokenizer.json", {"model": 3}, 3),
+        ("special_tokens_map.json", {"additional_special_tokens": {"a": [1]}}, 3),
+    ],
+)
+@pytest.mark.parametrize("form", ["human", "json"])
+def test_small_files_that_make_no_sense(
+    made: Path, copy: Path, file: str, content: Any, code: int, form: str, run: Run
+) -> None:
+    """They differ or are refused; none ends in an error of Python."""
+    (copy / file).write_text(json.dumps(content))
+    assert run("diff", made, copy, "--no-values", "--format", form).code == code
+
+
 def test_a_converted_folder_and_its_source_are_compared_by_verify(made: Path) -> None:
     found = diff(RELEASED / "bin", made, values=False)
     [note] = found.notes
