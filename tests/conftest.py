@@ -106,7 +106,7 @@ def beside_progress(errors: str) -> str:
     """What stands on standard error beside lines of progress; on a slow machine any job may last
     long enough for some.
     """
-    return re.sub(r"^[a-z ]+, \d+ %: .*\n", "", errors, flags=re.MULTILINE)
+    return re.sub(r"^[a-z ]+(, \d+ %: .*| …| \\\\u2026)\n", "", errors, flags=re.MULTILINE)
 
 
 @contextmanager
@@ -217,6 +217,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAVA_REMAP_CACHE", str(folder / "cache"))
         patch.setattr(import_module("llava_remap.source.hub.download"), "_TIMEOUT", HANGS)
+        patch.setattr(import_module("llava_remap.cli.progress"), "_PATIENCE", HANGS)
         yield
 
 

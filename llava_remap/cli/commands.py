@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from llava_remap.cli.app import READING, WRITING, App, Commands, examples
 from llava_remap.cli.convert import convert_command
 from llava_remap.cli.diff import diff_command
 from llava_remap.cli.options import (
@@ -30,10 +30,10 @@ from llava_remap.cli.options import (
     Sources,
     Verify,
     Vocab,
-    rows,
 )
 from llava_remap.cli.output import (
     carry_out,
+    console,
     exit_code,
     refusals,
     refuse_other_reports,
@@ -47,13 +47,15 @@ from llava_remap.cli.rules import rules_app
 from llava_remap.core import refuse
 from llava_remap.core.version import __version__
 
-app = typer.Typer(
+app = App(
     help="Turn research LLaVA checkpoints into ones that transformers, vLLM and SGLang load and "
     "that llama.cpp converts.",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    # The help is as wide as the terminal.
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 200},
 )
 app.add_typer(rules_app, name="rules")
 
@@ -75,10 +77,24 @@ def _root(
     pass
 
 
-app.command("convert")(convert_command)
+app.command(
+    "convert",
+    epilog=examples(
+        "llava-remap convert ./llava-v1.5-7b",
+        "llava-remap convert ./lora ./merged \\",
+        "  --source model=./vicuna-7b-v1.5",
+    ),
+)(convert_command)
 
 
-@app.command("apply")
+@app.command(
+    "apply",
+    epilog=examples(
+        "llava-remap apply llava-v1.5 --source ./llava-v1.5-7b",
+        "llava-remap apply llava-v1.5 --source ./base \\",
+        "  --source adapter=./lora --output merged --dry-run",
+    ),
+)
 def apply_command(
     rules: Rules,
     source: Sources = [],  # noqa: B006
@@ -116,7 +132,7 @@ def apply_command(
                     output,
                     layout=layout,
                     dtype=dtype,
-                    vocab=rows(vocab),
+                    vocab=vocab,
                     max_shard_nbytes=max_shard_size,
                     resume=resume,
                     dry_run=dry_run,
@@ -135,7 +151,14 @@ def apply_command(
         )
 
 
-@app.command("verify")
+@app.command(
+    "verify",
+    epilog=examples(
+        "llava-remap verify ./llava-v1.5-7b-hf",
+        "llava-remap verify ./llava-v1.5-7b-hf \\",
+        "  --against ./llava-v1.5-7b",
+    ),
+)
 def verify_command(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", readable=False, help="A folder that `apply` wrote.")
@@ -145,6 +168,7 @@ def verify_command(
         typer.Option(
             "--against",
             metavar="[NAME=]SRC",
+            rich_help_panel=READING,
             help="The source that it was made from: every tensor is compared, bit by bit. As "
             "--source of `apply`.",
         ),
@@ -170,7 +194,13 @@ def verify_command(
         raise typer.Exit(exit_code(verification.problems))
 
 
-@app.command("revert")
+@app.command(
+    "revert",
+    epilog=examples(
+        "llava-remap revert ./llava-v1.5-7b-hf --output back",
+        "llava-remap revert ./tuned-hf --rules llava-v1.5",
+    ),
+)
 def revert_command(
     folder: Annotated[
         str,
@@ -184,7 +214,9 @@ def revert_command(
         Path | None,
         typer.Option(
             "--output",
+            "-o",
             metavar="DIR",
+            rich_help_panel=WRITING,
             help="The folder to write; new or empty. With --rules by default ./<last part of "
             "DIR>-original.",
         ),
@@ -250,11 +282,12 @@ def revert_command(
         show_result(output_format, Reversion.to_json, print_reverted, planned, done)
 
 
-@app.command("shrink")
+@app.command("shrink", epilog=examples("llava-remap shrink ./llava-v1.5-7b --output small"))
 def shrink_command(
     source: Checkpoint,
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="The folder to write; new or empty.")
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="The folder to write; new or empty."),
     ],
     form: Annotated[
         Form,
@@ -299,10 +332,10 @@ def shrink_command(
                 tower_layers=tower_layers,
                 offline=offline,
             )
-        print_shrunk(Console(soft_wrap=True), done)
+        print_shrunk(console(), done)
 
 
-@app.command()
+@app.command(epilog=examples("llava-remap inspect ./llava-v1.5-7b --format json"))
 def inspect(
     source: Checkpoint,
     output_format: ResultFormat = "human",
@@ -339,4 +372,6 @@ def inspect(
         show_result(output_format, Inspection.to_json, print_inspection, inspection)
 
 
-app.command("diff")(diff_command)
+app.command("diff", epilog=examples("llava-remap diff ./llava-v1.5-7b ./llava-v1.5-7b-hf"))(
+    diff_command
+)

@@ -8,28 +8,62 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from llava_remap.cli.app import READING, SHOWING, WRITING
+
 Format = Literal["human", "json"]
 Verify = Literal["meta", "full", "none"]
 
+
+def shipped_rules(incomplete: str) -> list[tuple[str, str]]:
+    """Names of shipped rule files with their summaries, for a shell that completes a word."""
+    from llava_remap.rulefile import shipped_list
+
+    return [(f.name, f.summary) for f in shipped_list() if f.name.startswith(incomplete)]
+
+
 Rules = Annotated[
-    str, typer.Argument(help="A rule file, or the name of a shipped one: llava-v1.5.")
+    str,
+    typer.Argument(
+        metavar="RULES",
+        help="A rule file, or the name of a shipped one: llava-v1.5.",
+        autocompletion=shipped_rules,
+    ),
 ]
+RuleFiles = typer.Argument(
+    metavar="RULES...",
+    help="Rule files, or names of shipped ones.",
+    autocompletion=shipped_rules,
+)
 Checkpoint = Annotated[
     str, typer.Argument(metavar="SRC", help="A checkpoint: folder, file, manifest or hub id.")
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", help="Take from the hub only what was downloaded before.")
+    bool,
+    typer.Option(
+        "--offline",
+        help="Take from the hub only what was downloaded before.",
+        rich_help_panel=READING,
+    ),
 ]
-ReportFormat = Annotated[Format, typer.Option("--format", help="How the report is printed.")]
-ResultFormat = Annotated[Format, typer.Option("--format", help="How the result is printed.")]
+ReportFormat = Annotated[
+    Format, typer.Option("--format", help="How the report is printed.", rich_help_panel=SHOWING)
+]
+ResultFormat = Annotated[
+    Format, typer.Option("--format", help="How the result is printed.", rich_help_panel=SHOWING)
+]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Only plan, from headers: print what would be done or why not."),
+    typer.Option(
+        "--dry-run",
+        help="Only plan, from headers: print what would be done or why not.",
+        rich_help_panel=WRITING,
+    ),
 ]
 VERIFY = typer.Option(
     "--verify",
     help="What is checked after writing. meta: transformers loads names and shapes strictly; full: "
     "also every tensor is read back and compared with what its source gives; none: nothing.",
+    rich_help_panel=WRITING,
 )
 Report = Annotated[
     Path | None,
@@ -38,12 +72,18 @@ Report = Annotated[
         metavar="FILE",
         help="Also write plan and result to a file: FILE.html as a page for a browser, FILE.json "
         "for programs. An existing file is replaced.",
+        rich_help_panel=SHOWING,
     ),
 ]
 Jobs = Annotated[
     int,
     typer.Option(
-        "--jobs", metavar="N", min=1, max=64, help="How many weight files are written at a time."
+        "--jobs",
+        metavar="N",
+        min=1,
+        max=64,
+        help="How many weight files are written at a time.",
+        rich_help_panel=WRITING,
     ),
 ]
 
@@ -62,10 +102,20 @@ def nbytes(text: str) -> int:
     return amount
 
 
+def vocabulary_rows(text: str) -> int | str:
+    """`keep`, `pad`, or a number of rows."""
+    if text in ("keep", "pad"):
+        return text
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
+        raise typer.BadParameter(f"{text!r} is not one of 'keep', 'pad' or a number of rows.")
+    return int(text)
+
+
 Sources = Annotated[
     list[str],
     typer.Option(
         "--source",
+        rich_help_panel=READING,
         metavar="[NAME=]SRC",
         help="A checkpoint: folder, file, manifest, or ORG/NAME[@REVISION] on the hub. Without "
         "NAME, the rule file's first source. Can be given several times. What isn't given is "
@@ -77,6 +127,7 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
+        rich_help_panel=WRITING,
         metavar="DIR",
         help="The folder to write; new or empty. By default ./<last part of the first source>-hf.",
     ),
@@ -85,16 +136,20 @@ Dtype = Annotated[
     Literal["keep", "bfloat16", "float16", "float32"],
     typer.Option(
         "--dtype",
+        rich_help_panel=WRITING,
         help="The dtype of every weight that is written; keep: the dtype that each is stored "
         "in. Values are rounded to nearest; those that don't fit are found before anything is "
         "written. Revert can't give back what was rounded.",
     ),
 ]
 Vocab = Annotated[
-    str,
+    Any,
     typer.Option(
         "--vocab",
+        rich_help_panel=WRITING,
         metavar="keep|pad|N",
+        parser=vocabulary_rows,
+        autocompletion=lambda: ["keep", "pad"],
         help="How many rows the vocabulary will have. pad: as the rule file says, mostly as "
         "many as new tokens need, rounded up to a multiple of 64; keep: as many as there are, "
         "so new tokens have to fit; N: so many.",
@@ -104,6 +159,7 @@ ProjectorForm = Annotated[
     Literal["identity", "gelu"] | None,
     typer.Option(
         "--projector-form",
+        rich_help_panel=WRITING,
         help="How a projector of one linear layer is written (LLaVA 1.0). identity: for "
         "programs that take the activation from the config, as transformers does; gelu: for "
         "programs that always put a GELU there, as vLLM and llama.cpp. By default as the rule "
@@ -113,13 +169,17 @@ ProjectorForm = Annotated[
 ]
 CheckValues = Annotated[
     bool,
-    typer.Option("--check-values", help="With --dry-run: also run the checks that read tensors."),
+    typer.Option(
+        "--check-values",
+        rich_help_panel=WRITING,
+        help="With --dry-run: also run the checks that read tensors.",
+    ),
 ]
 NameLayout = Annotated[
-    str,
+    Literal["classic", "module-4.52", "module-5.6"],
     typer.Option(
         "--layout",
-        metavar="LAYOUT",
+        rich_help_panel=WRITING,
         help="The names that are written. classic: those that every transformers loads; "
         "module-4.52, module-5.6: the module names of transformers 4.52 to 5.5 and of 5.6 and "
         "later, for programs that want those.",
@@ -129,6 +189,7 @@ MaxShardSize = Annotated[
     int | None,
     typer.Option(
         "--max-shard-size",
+        rich_help_panel=WRITING,
         metavar="SIZE",
         parser=nbytes,
         help="Bytes of tensors that a weight file may have (5GB, 500MB). A larger tensor gets "
@@ -139,12 +200,8 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with a job that was interrupted or killed: finished weight files are kept.",
+        rich_help_panel=WRITING,
+        help="Go on with a job that was interrupted or killed: finished weight files are kept. "
+        "If all of it is finished, nothing is to be done.",
     ),
 ]
-
-
-def rows(vocab: str) -> Any:
-    """The value of `--vocab` as `plan_job` takes it: a number of rows, or the word as it is."""
-    is_number = vocab.isascii() and vocab.isdecimal() and len(vocab) < 10
-    return int(vocab) if is_number else vocab

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TextIO
 
 import typer
-from rich.console import Console
 
+from llava_remap.cli.app import command_without
 from llava_remap.cli.options import Format, Verify
 from llava_remap.cli.progress import progress
 from llava_remap.core import Exit, Problem, RemapError, refuse
-from llava_remap.core.escaped import UnprintedError
+from llava_remap.core.escaped import UnprintedError, raw
 from llava_remap.core.limits import UNWRITTEN, limit_reached
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from llava_remap.jobs.job import Job
     from llava_remap.jobs.resources import Predicted
     from llava_remap.jobs.run import Result
@@ -53,7 +57,7 @@ def show_result(
     if output_format == "json":
         print_json(as_json(*values, **options))
     else:
-        as_text(Console(soft_wrap=True), *values, **options)
+        as_text(console(), *values, **options)
 
 
 def exit_code(problems: Iterable[Problem]) -> Exit:
@@ -90,12 +94,26 @@ def refusals(output_format: Format, kind: str = "plan", *, lines: bool = False) 
             refusal, output_format = refuse("LR508", f"{file}: {error.strerror or error}."), "human"
         else:
             raise  # nobody foresaw it: it isn't known to be the output's
+    print_refusal(refusal.problems, output_format, kind, lines=lines)
+    raise Ended(refusal.exit, refusal.problems)
+
+
+def print_refusal(
+    problems: Sequence[Problem], output_format: Format, kind: str, *, lines: bool = False
+) -> None:
+    """Show on stderr why a command has no result, and in JSON on stdout if that was asked for."""
     from llava_remap.report import print_problems, refusal_json
 
     if output_format == "json":
-        print_json(refusal_json(refusal.problems, kind), lines=lines)
-    print_problems(Console(stderr=True, soft_wrap=True), refusal.problems)
-    raise Ended(refusal.exit, refusal.problems)
+        print_json(refusal_json(problems, kind), lines=lines)
+    print_problems(console(sys.stderr), problems)
+
+
+def console(file: TextIO | None = None) -> Console:
+    """The console that reports are written to: stdout, unless another file is given."""
+    from llava_remap.report.terminal import console_for
+
+    return console_for(raw(file or sys.stdout))
 
 
 def kept(output: Path) -> str:
@@ -206,6 +224,18 @@ def _content(report: Path, job: Job, result: Result | None = None) -> dict[str, 
     return plan_html(job, result) if report.suffix == ".html" else job.to_json(result)
 
 
+def command_that_writes(job: Job) -> str:
+    """The command of a dry run, as one that carries out the job."""
+    from llava_remap.jobs.output import output_notes
+
+    manifests = {source.location for source in job.checkpoints.values() if source.is_manifest}
+    free = None
+    if output_notes(job.output, job.facts() if job.resume else None):
+        names = (f"{job.output}-{number}" for number in itertools.count(2))
+        free = next(name for name in names if not os.path.lexists(name))
+    return command_without("--dry-run", "--check-values", free=free, manifests=manifests)
+
+
 def carry_out(
     job: Job,
     *,
@@ -234,7 +264,7 @@ def carry_out(
     from llava_remap.jobs.output import refuse_report
     from llava_remap.jobs.resources import memory_problems
     from llava_remap.jobs.run import run
-    from llava_remap.report import print_plan, print_problems, print_result
+    from llava_remap.report import print_next, print_plan, print_problems, print_result
 
     in_json, result = output_format == "json", None
     with resumable(job.output if resume and not dry_run else None):
@@ -246,7 +276,9 @@ def carry_out(
             with progress("checking values", job.nbytes_to_check) as shown:
                 job = checked(job, shown.advance)
         if not in_json:
-            (show_plan or print_plan)(Console(soft_wrap=True), job, job.predicted)
+            (show_plan or print_plan)(console(), job, job.predicted)
+            if job.plan.complete:
+                print_next(console(), job, command_that_writes(job) if dry_run else "")
         if report is not None:
             refuse_report(report, job.output, job.checkpoints)
             write_report(report, _content(report, job))
@@ -263,9 +295,9 @@ def carry_out(
         if in_json:
             print_json(job.to_json(result), lines=lines)
         elif result is not None:
-            print_result(Console(soft_wrap=True), result, job)
+            print_result(console(), result, job)
         if result is None:
-            print_problems(Console(stderr=True, soft_wrap=True), job.plan.problems)
+            print_problems(console(sys.stderr), job.plan.problems)
             print(f"\n{kept(job.output) or 'Nothing of it is left.'}", file=sys.stderr)
         if report is not None:
             with refusals("human"):

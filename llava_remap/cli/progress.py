@@ -1,28 +1,29 @@
-"""How far a job is, on stderr: one line that is drawn again and again on a terminal, a line now and
-then in a log.
-"""
+"""How far a job is, on stderr: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from threading import Lock
-from typing import TextIO
+from datetime import timedelta
+from threading import Lock, Timer
+from typing import TYPE_CHECKING, TextIO
 
 from llava_remap.cli.signals import end_if_asked
 from llava_remap.core import amounts, printable, size
 from llava_remap.core.escaped import raw
 
-#: Seconds between two drawings on a terminal; and between two lines elsewhere, and before the first
-#: line.
-_REDRAWN, _LOGGED = 0.1, 10.0
-#: The rate is measured over the last seconds, since parts of a job have different speeds: over at
-#: most the first number, and not at all over less than the second.
-_WINDOW, _LEAST = 15.0, 1.0
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+#: Seconds between two lines in a log, and before the first line; and the time after which a log
+#: hears of a job whose size isn't known.
+_LOGGED, _PATIENCE = 10.0, 1.0
+#: The rate is measured over the last seconds, since parts of a job have different speeds.
+_WINDOW = 15.0
+#: Columns of a terminal that has room for everything, and for all but the bar and the bytes.
+_WIDE, _MEDIUM = 80, 60
 
 
 class Progress:
@@ -38,13 +39,21 @@ class Progress:
     def __init__(
         self, out: TextIO, what: str, nbytes: int | None, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._out, self._what, self._total, self._now = raw(out), printable(what), nbytes, now
-        self._redraws = out.isatty() and os.environ.get("TERM") != "dumb"
-        self._done, self._shown = 0, now()
-        self._seen = deque([(now(), 0)])  # times, and how much was done by then
+        self._out, self._what, self._now = raw(out), printable(what), now
+        self._done, self._shown, self._began = 0, now(), now()
+        self._bar = _bar(self._out, nbytes, now)
+        self._task = self._bar.add_task(self._what, total=nbytes)
         self._lock = Lock()
-        if self._redraws:
-            self._draw(now())
+        self._first_line = Timer(_PATIENCE, self._log)
+        self._first_line.daemon = True
+        self.took: list[tuple[str, float]] = []
+
+    def start(self) -> None:
+        """Draw on a terminal. A log is told after a while, if the job's size isn't known."""
+        if not self._bar.console.soft_wrap:
+            self._bar.start()
+        elif self._bar.tasks[0].total is None:
+            self._first_line.start()
 
     def advance(self, nbytes: int) -> None:
         """Count bytes that are done.
@@ -55,95 +64,98 @@ class Progress:
         """
         end_if_asked()
         with self._lock:
-            now = self._now()
             # A file that is damaged since an earlier try is read and then written, so the sum can
             # exceed the total.
             self._done += nbytes
-            if now - self._seen[-1][0] >= _REDRAWN:
-                self._seen.append((now, self._done))
-            while len(self._seen) > 2 and self._seen[1][0] <= now - _WINDOW:
-                self._seen.popleft()
-            if now - self._shown >= (_REDRAWN if self._redraws else _LOGGED):
-                self._draw(now)
+            self._bar.update(self._task, completed=self._done)
+            if self._bar.console.soft_wrap and self._now() - self._shown >= _LOGGED:
+                self._log()
 
     def phase(self, what: str) -> None:
-        """Begin another phase of the job."""
+        """Begin another phase of the job, with a rate of its own."""
         end_if_asked()
         with self._lock:
-            now = self._now()
-            self._what, self._seen = printable(what), deque([(now, self._done)])
-            if self._redraws:
-                self._draw(now)
+            self._count()
+            self._what = printable(what)
+            total = self._bar.tasks[0].total
+            self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(self._what, total=total, completed=self._done)
 
     def clear(self) -> None:
-        """Remove the line from the terminal."""
-        if self._redraws:
-            self._write(f"\r{' ' * self._width()}\r")
+        """Remove the bar from the terminal."""
+        self._first_line.cancel()
+        if not self._bar.console.soft_wrap:
+            with contextlib.suppress(OSError, ValueError):  # a closed terminal stops no job
+                self._bar.stop()
+        self._count()
 
-    def _draw(self, now: float) -> None:
-        self._shown = now
-        if self._redraws:
-            width = self._width()
-            fitting = (text for text in self._texts(now) if len(text) <= width)
-            text = next(fitting, self._what)[:width]
-            self._write(f"\r{text.ljust(width)}\r{text}")
-        else:
-            self._write(self._texts(now)[0] + "\n")
+    def _count(self) -> None:
+        """Note how long the phase took."""
+        now = self._now()
+        self.took.append((self._what, now - self._began))
+        self._began = now
 
-    def _texts(self, now: float) -> list[str]:
-        """The whole line, then shorter and shorter ones."""
-        if not self._total:
-            return [f"{self._what} …"]
-        then, before = self._seen[0]
-        done = min(self._done, self._total)
-        part = f"{self._what}, {done * 100 // self._total} %"
-        rate = (self._done - before) / (now - then) if now - then >= _LEAST else 0.0
-        speed = f", {size(int(rate))}/s" if rate > 0 else ""
-        left = (
-            f", {_duration((self._total - done) / rate)} left"
-            if rate > 0 and done < self._total
-            else ""
-        )
-        return [
-            f"{part}: {amounts(done, self._total)}{speed}{left}",
-            f"{part}{speed}{left}",
-            f"{part}{left}",
-            part,
-        ]
-
-    def _width(self) -> int:
-        """Columns that can be filled without the terminal starting a new line."""
-        try:
-            columns = os.get_terminal_size(self._out.fileno()).columns
-        except (OSError, ValueError):
-            columns = 0
-        return (columns or 80) - 1
-
-    def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a closed terminal stops no job
-            self._out.write(text)
+    def _log(self) -> None:
+        self._shown = self._now()
+        task = self._bar.tasks[0]
+        line = f"{self._what} …"
+        if task.total:
+            done, total = min(self._done, int(task.total)), int(task.total)
+            line = f"{self._what}, {done * 100 // total} %: {amounts(done, total)}"
+            line += f", {size(int(task.speed))}/s" if task.speed else ""
+            if left := task.time_remaining:
+                line += f", {timedelta(seconds=left)} left"
+        with contextlib.suppress(OSError, ValueError):
+            self._out.write(line + "\n")
             self._out.flush()
+
+
+def _bar(out: TextIO, nbytes: int | None, now: Callable[[], float]) -> Bar:
+    """A bar with what a terminal of this width has room for."""
+    from rich import progress as rich
+
+    from llava_remap.report.terminal import console_for
+
+    console = console_for(out)
+    columns: list[rich.ProgressColumn] = [
+        rich.TextColumn("{task.description}", markup=False),
+        rich.TaskProgressColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    ]
+    if not nbytes:
+        columns = [rich.SpinnerColumn("line"), columns[0], rich.TimeElapsedColumn()]
+    elif console.width >= _WIDE:
+        columns.insert(1, rich.BarColumn(min(40, console.width - _WIDE + 10)))
+    else:
+        del columns[2 : 3 if console.width >= _MEDIUM else 4]
+    return rich.Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        speed_estimate_period=_WINDOW,
+        get_time=now,
+    )
 
 
 @contextlib.contextmanager
 def progress(what: str, nbytes: int | None = None) -> Iterator[Progress]:
     """Show on stderr how far a job is, while it lasts; nothing is left on a terminal afterwards.
 
-    A log gets a line every ten seconds at most, and none for a shorter job.
+    A log gets a line every ten seconds at most. With `-v`, the time of every phase is told.
     """
+    from llava_remap.report.terminal import DETAIL
+
     end_if_asked()
     shown = Progress(sys.stderr, what, nbytes)
     try:
+        shown.start()
         yield shown
     finally:
         shown.clear()
-
-
-def _duration(seconds: float) -> str:
-    """A time as a person would say it, in one or two units."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{round(whole / 60)} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        if DETAIL.get() == "verbose":
+            for phase, seconds in shown.took:
+                print(f"{phase}: {seconds:.1f} s", file=sys.stderr)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from llava_remap.cli.options import Offline, ResultFormat, Rules
-from llava_remap.cli.output import print_json, refusals, show_result
+from llava_remap.cli.app import App, examples
+from llava_remap.cli.options import Offline, ResultFormat, RuleFiles, Rules, shipped_rules
+from llava_remap.cli.output import console, print_json, refusals, show_result
 from llava_remap.core import Exit, refuse
 
-rules_app = typer.Typer(help="Look at rule files and test them.", no_args_is_help=True)
+rules_app = App(help="Look at rule files and test them.", no_args_is_help=True)
 
 
 @rules_app.command("list")
@@ -29,9 +29,15 @@ def rules_list(output_format: ResultFormat = "human") -> None:
         show_result(output_format, list_json, print_list, shipped_list())
 
 
-@rules_app.command("test")
+@rules_app.command(
+    "test",
+    epilog=examples(
+        "llava-remap rules test mine.yaml",
+        "llava-remap rules test mine.yaml --source ./ckpt --update",
+    ),
+)
 def rules_test(
-    rules: Annotated[list[str], typer.Argument(help="Rule files, or names of shipped ones.")],
+    rules: Annotated[list[str], RuleFiles],
     source: Annotated[
         list[str],
         typer.Option(
@@ -74,7 +80,13 @@ def rules_test(
             raise typer.Exit(Exit.PROBLEMS)
 
 
-@rules_app.command("explain")
+@rules_app.command(
+    "explain",
+    epilog=examples(
+        "llava-remap rules explain llava-v1.5 model.norm.weight",
+        "llava-remap rules explain llava-v1.5 --as key-mapping",
+    ),
+)
 def rules_explain(
     rules: Rules,
     names: Annotated[
@@ -135,7 +147,7 @@ def rules_explain(
             print(remark, file=sys.stderr)
 
 
-@rules_app.command("schema")
+@rules_app.command("schema", epilog=examples("llava-remap rules schema > rules.schema.json"))
 def rules_schema() -> None:
     """Print the rule language as JSON Schema.
 
@@ -148,13 +160,15 @@ def rules_schema() -> None:
         print(schema_json(), end="", flush=True)
 
 
-@rules_app.command("lint")
+@rules_app.command("lint", epilog=examples("llava-remap rules lint mine.yaml --source ./ckpt"))
 def rules_lint(
     rules: Annotated[
         list[str] | None,
         typer.Argument(
+            metavar="[RULES]...",
             help="Rule files, or names of shipped ones. Without any, all that are shipped.",
             show_default=False,
+            autocompletion=shipped_rules,
         ),
     ] = None,
     source: Annotated[
@@ -189,7 +203,13 @@ def rules_lint(
             raise typer.Exit(Exit.USAGE)
 
 
-@rules_app.command("new")
+@rules_app.command(
+    "new",
+    epilog=examples(
+        "llava-remap rules new --from ./ckpt \\",
+        "  --to LlavaForConditionalGeneration --output mine.yaml",
+    ),
+)
 def rules_new(
     sources: Annotated[
         list[str],
@@ -211,7 +231,8 @@ def rules_new(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", metavar="FILE", help="The rule file to write; a new one.")
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="The rule file to write; a new one."),
     ],
     answers: Annotated[
         list[str],
@@ -241,7 +262,7 @@ def rules_new(
         from llava_remap.report.inferred import ask_on_terminal, print_draft
 
         on_terminal = sys.stdin.isatty() and sys.stderr.isatty()
-        asking = Console(stderr=True, soft_wrap=True)
+        asking = console(sys.stderr)
         draft = draft_rules(
             sources,
             target,
@@ -251,6 +272,6 @@ def rules_new(
             drop_rest=drop_rest,
             offline=offline,
         )
-        print_draft(Console(soft_wrap=True), draft)
+        print_draft(console(), draft)
         if draft.problems:
             raise typer.Exit(Exit.PROBLEMS)

@@ -19,8 +19,8 @@ from llava_remap.folder import (
     read_generation_config,
 )
 from llava_remap.jobs.derive import Derived, derive
-from llava_remap.jobs.job import Job, manifest_problems, refused
-from llava_remap.jobs.output import output_folder, output_problems
+from llava_remap.jobs.job import Job, manifest_problems, noted, refused
+from llava_remap.jobs.output import output_folder, output_notes, output_problems
 from llava_remap.jobs.run import Result, Verify
 from llava_remap.jobs.source_configs import configs_by_source, source_configs
 from llava_remap.jobs.suggest import with_suggestions
@@ -174,8 +174,11 @@ def plan(
     _refuse_unfit_for_memory(job, named=folder is not None, resume=resume)
     job = replace(job, output=folder or job.output, resume=resume)
     nbytes = None if job.from_manifest else job.disk_nbytes
+    facts = job.facts() if resume else None
+    if dry_run:
+        job = noted(job, output_notes(job.output, facts))
     return refused(
-        job, output_problems(job.output, nbytes, job.checkpoints, job.facts() if resume else None)
+        job, output_problems(job.output, nbytes, job.checkpoints, facts, dry_run=dry_run)
     )
 
 

@@ -298,6 +298,11 @@ def refused(job: AnyJob, problems: Sequence[Problem]) -> AnyJob:
     return replace(job, plan=replace(job.plan, problems=(*job.plan.problems, *problems)))
 
 
+def noted(job: AnyJob, notes: Sequence[Problem]) -> AnyJob:
+    """The job with more notes in its plan."""
+    return replace(job, plan=replace(job.plan, notes=(*job.plan.notes, *notes)))
+
+
 def manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -> list[Problem]:
     """LR111 for sources that are manifests, unless the job is only planned."""
     manifests = [checkpoint.path for checkpoint in checkpoints.values() if checkpoint.is_manifest]

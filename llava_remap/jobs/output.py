@@ -116,11 +116,25 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def output_notes(output: Path, facts: Facts | None = None) -> list[Problem]:
+    """What a dry run tells of an output folder in which the job couldn't be carried out."""
+    try:
+        if os.path.lexists(output):
+            _left_to_write(output, None, facts)
+    except RemapError as error:
+        return list(error.problems)
+    except OSError:  # a problem for `output_problems`
+        pass
+    return []
+
+
 def output_problems(
     output: Path,
     nbytes: int | None,
     checkpoints: Mapping[str, Checkpoint],
     facts: Facts | None = None,
+    *,
+    dry_run: bool = False,
 ) -> list[Problem]:
     """Reasons not to write into an output folder.
 
@@ -132,10 +146,11 @@ def output_problems(
         nbytes: disk that the files will occupy; None for a job that can't be carried out.
         checkpoints: the sources, by name.
         facts: those of the job to continue; None for a new job.
+        dry_run: whether nothing will be written, so that the folder may have content.
     """
     another = "Give another --output."
     try:
-        if os.path.lexists(output):
+        if os.path.lexists(output) and not dry_run:
             nbytes = _left_to_write(output, nbytes, facts)
         parent = next(path for path in (output, *output.absolute().parents) if path.exists())
         links = [path for path in (output, *output.absolute().parents) if path.is_symlink()]

@@ -11,8 +11,8 @@ from pathlib import Path
 from llava_remap.checkpoint import Catalog, Checkpoint
 from llava_remap.core.problem import Problem, RemapError
 from llava_remap.execute import Folder, Resumable
-from llava_remap.jobs.job import Job, manifest_problems, written_tensors
-from llava_remap.jobs.output import output_folder, output_problems
+from llava_remap.jobs.job import Job, manifest_problems, noted, written_tensors
+from llava_remap.jobs.output import output_folder, output_notes, output_problems
 from llava_remap.jobs.run import OnPhase, OnProgress, Verify
 from llava_remap.jobs.suggest import with_suggestions
 from llava_remap.planning import Layout, build_plan
@@ -127,7 +127,10 @@ def plan_reverse(
     )
     plan = with_suggestions(plan, routes, with_rules=False)
     job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
-    room = output_problems(folder, None if job.from_manifest else job.disk_nbytes, checkpoints)
+    nbytes = None if job.from_manifest else job.disk_nbytes
+    room = output_problems(folder, nbytes, checkpoints, dry_run=dry_run)
+    if dry_run:
+        job = noted(job, output_notes(folder))
     return replace(job, plan=replace(plan, problems=(*plan.problems, *room)))
 
 

@@ -8,7 +8,7 @@ from llava_remap.report.conversion import (
 )
 from llava_remap.report.inspection import print_inspection
 from llava_remap.report.machine import refusal_json
-from llava_remap.report.plan import print_plan
+from llava_remap.report.plan import print_next, print_plan
 from llava_remap.report.results import (
     print_result,
     print_reverted,
@@ -20,6 +20,7 @@ from llava_remap.report.terminal import print_problems, shown
 __all__ = [
     "print_heading",
     "print_inspection",
+    "print_next",
     "print_plan",
     "print_problems",
     "print_result",

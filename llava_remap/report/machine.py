@@ -19,6 +19,7 @@ _REFUSED: dict[str, dict[str, bool]] = {
     "explanation": {},
     "inspection": {},
     "key-mapping": {},
+    "usage": {},
 }
 
 

@@ -12,11 +12,13 @@ from rich.text import Text
 from llava_remap.core import Problem, counted, fold_names, size
 from llava_remap.planning.problems import component
 from llava_remap.report.terminal import (
+    DETAIL,
     folded_above,
     names_by_fact,
     print_problems,
     shown,
     write,
+    write_command,
     write_section,
 )
 
@@ -30,18 +32,25 @@ _SHOWN = 4
 
 
 def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -> None:
-    """The whole plan: sources, components, drops, vocabulary, notes and problems; last, whether it
+    """The whole plan: problems, sources, components, drops, vocabulary and notes; last, whether it
     is complete and what it will need.
     """
     plan = job.plan
+    if DETAIL.get() == "quiet":
+        print_problems(console, plan.problems, plan)
+        write(console, *map(note_line, plan.notes))
+        if not plan.complete:
+            _print_refusal(console, plan)
+        return
     title = f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout"
     write(console, Text(title, "bold"))
+    print_problems(console, plan.problems, plan)
     merged = names_by_fact((e.target, _merge(e.lora)) for e in plan.mapped if e.lora is not None)
     dropped = names_by_fact(
         (entry.name, f"{entry.reason} ({entry.rule})") for entry in plan.dropped
     )
     sections: dict[str, Iterable[str | Text]] = {
-        "Sources": _sources(plan),
+        "Sources": _sources(console, plan),
         "Parameters": _components(plan),
         "Merged": (text for fact, names in merged.items() for text in folded_above(fact, names)),
         "Dropped": (text for fact, names in dropped.items() for text in folded_above(fact, names)),
@@ -51,17 +60,14 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
     for heading, texts in sections.items():
         write_section(console, heading, texts)
     write(console, value_checks(job))
-    print_problems(console, plan.problems, plan)
     if not plan.complete:
-        kinds = dict.fromkeys(f"{problem.code} {problem.title}" for problem in plan.problems)
-        refusal = f": {', '.join(kinds)}. Nothing was written."
-        write(console, Text.assemble(("\nRefused", "bold red"), refusal))
+        _print_refusal(console, plan)
         return
     provided = len(plan.mapped) + len(plan.aliases) + len(plan.tied_absent)
     write(
         console,
         Text.assemble(
-            ("\nComplete", "bold green"),
+            ("\nPlan complete", "bold green"),
             f": {provided} of {plan.target_tensors} parameters, {len(plan.dropped)} dropped, "
             f"nothing unmapped, missing or mismatched. {size(plan.nbytes_write)} to write.",
         ),
@@ -69,6 +75,21 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
     if predicted is not None:
         memory, disk = size(predicted.memory), size(predicted.disk)
         write(console, f"  needs at most {memory} of memory and {disk} of disk")
+
+
+def print_next(console: Console, job: Job, command: str = "") -> None:
+    """What follows a complete plan.
+
+    Args:
+        command: for a dry run, the command that carries out the plan.
+    """
+    if command:
+        instead = " with the checkpoint in the place of the manifest" if job.from_manifest else ""
+        what = f": nothing was written. To convert{instead}:"
+        write(console, Text.assemble(("\nDry run", "bold"), what))
+        write_command(console, command)
+    elif DETAIL.get() != "quiet":
+        write(console, f"\nWriting {shown(job.output)}")
 
 
 def facts(job: Job) -> dict[str, list[str]]:
@@ -82,17 +103,26 @@ def facts(job: Job) -> dict[str, list[str]]:
     }
 
 
-def _sources(plan: Plan) -> Iterator[str | Text]:
+def _print_refusal(console: Console, plan: Plan) -> None:
+    kinds = dict.fromkeys(f"{problem.code} {problem.title}" for problem in plan.problems)
+    refusal = f": {', '.join(kinds)}. Nothing was written."
+    write(console, Text.assemble(("\nRefused", "bold red"), refusal))
+
+
+def _sources(console: Console, plan: Plan) -> Iterator[str | Text]:
+    """Each source on one line, if the terminal has room for it."""
     width = max(map(len, plan.sources))
-    below = " " * (width + 4)
     for name, source in plan.sources.items():
         taken = f"{source.taken} of " if source.taken != source.tensors else ""
         tensors = f"; {taken}{counted(source.tensors, 'tensor')} taken; {size(source.nbytes)}"
-        yield from (
-            Text.assemble("  ", (name.ljust(width), "bold"), f"  {shown(source.location)}"),
-            f"{below}{source.form}{tensors if source.tensors else ''}",
-            f"{below}not read: {', '.join(source.passed_over)}" if source.passed_over else "",
+        place, form = shown(source.location), f"{source.form}{tensors if source.tensors else ''}"
+        together = not console.soft_wrap and width + len(place) + len(form) + 6 <= console.width
+        yield Text.assemble(
+            "  ", (name.ljust(width), "bold"), f"  {place}", f"  {form}" if together else ""
         )
+        passed_over = f"not read: {', '.join(source.passed_over)}" if source.passed_over else ""
+        for text in ("" if together else form, passed_over):
+            yield f"{' ' * (width + 4)}{text}" if text else ""
 
 
 def _components(plan: Plan) -> Iterator[Text]:
@@ -232,8 +262,10 @@ def value_checks(job: Job) -> str:
 
 def note_line(note: Problem) -> Text:
     """A note in one sentence, with the first of its names."""
-    folded = fold_names(note.names)
-    more = f" and {len(folded) - _SHOWN} more" if len(folded) > _SHOWN else ""
-    names = f" ({', '.join(folded[:_SHOWN])}{more})" if folded else ""
+    verbose = DETAIL.get() == "verbose"
+    folded = note.names if verbose else fold_names(note.names)
+    most = len(folded) if verbose else _SHOWN
+    more = f" and {len(folded) - most} more" if len(folded) > most else ""
+    names = f" ({', '.join(folded[:most])}{more})" if folded else ""
     sentence = f"{note.placed_cause}{names} {note.fix}".rstrip()
     return Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {sentence}")

@@ -12,6 +12,7 @@ from llava_remap.core import counted, size
 from llava_remap.folder import serving
 from llava_remap.report.plan import note_line
 from llava_remap.report.terminal import (
+    DETAIL,
     folded_above,
     names_by_fact,
     print_problems,
@@ -61,16 +62,21 @@ def print_result(console: Console, result: Result, job: Job) -> None:
         if plan.layout == "original"
         else serving(_path(result.output), job.small_files, plan.layout)
     )
+    notes = [note_line(n) for n in result.notes if n not in plan.notes or n.lacks]
+    done = Text.assemble(
+        ("Done", "bold green"), f": {shown(result.output)} written in {result.seconds:.1f} s"
+    )
+    if DETAIL.get() == "quiet":
+        write(console, *notes, done)
+        return
     write(
         console,
-        Text.assemble(
-            ("Done", "bold green"), f": {shown(result.output)} written in {result.seconds:.1f} s"
-        ),
+        done,
         f"  {size(result.nbytes)} of weights in {counted(len(plan.shards), 'file')}; "
         f"{checked(result, job)}",
         f"  {result.reused} of them finished before, as their digests say" if result.reused else "",
         f"  took {size(result.used.memory)} of memory at most, {size(result.used.disk)} of disk",
-        *(note_line(note) for note in result.notes if note not in plan.notes or note.lacks),
+        *notes,
         f"  {', '.join(name for name in result.files if not name.endswith('.safetensors'))}",
     )
     width = max(map(len, programs), default=0)

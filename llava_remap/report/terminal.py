@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -19,7 +23,34 @@ if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of
 MOST_LINES = 12
 #: Characters. Some causes quote a value from a file, which can have any length.
 _LONGEST_CAUSE = 2000
-_MORE_IN_PLAN = "lines; --report FILE.json has every one"
+#: The space between two columns of a line; a word with the space around it.
+_GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
+_WORD = re.compile(r"\s*\S+\s*")
+#: A word of a shell's command line, with the option before it.
+_WORDS = re.compile(
+    r"(?:--?[\w-]+ (?!-))?"
+    r"(?:\$'(?:\\.|[^'\\])*'|'[^']*'|\"[^\"]*\"|\\.|[^\s'\"\\])+"
+)
+_MORE_IN_PLAN = "lines; -v, or --report FILE.json, has every one"
+
+Detail = Literal["quiet", "normal", "verbose"]
+DETAIL: ContextVar[Detail] = ContextVar("detail", default="normal")
+"""How much reports tell. `quiet`: problems, notes and the last line. `verbose`: every name,
+unfolded.
+"""
+
+
+def console_for(file: TextIO) -> Console:
+    """A console that draws on a terminal and writes plain lines to everything else.
+
+    On a terminal, lines are wrapped at its width. Elsewhere (a pipe, a log, TERM=dumb) every line
+    stays whole, so that `grep` finds whole facts. NO_COLOR leaves out all styles.
+    """
+    wraps = file.isatty() and os.environ.get("TERM") != "dumb"
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Console(
+        file=file, soft_wrap=not wraps, highlight=False, color_system=None if plain else "auto"
+    )
 
 
 def shown(location: str | Path) -> str:
@@ -35,22 +66,61 @@ def shown(location: str | Path) -> str:
         return printable(str(location))
 
 
-def write(console: Console, *texts: str | Text) -> None:
+def write(console: Console, *texts: str | Text, whole: bool = False) -> None:
     """Write each text on a line of its own; empty texts are left out.
 
     Everything that reports print goes through this function. It escapes what a terminal would
     obey, and rich reads no markup. A text that starts with a line break has an empty line above it.
+    A console with `soft_wrap` gets every text as one line; on others, long texts are wrapped.
+
+    Args:
+        whole: whether no text is wrapped.
     """
+    whole = whole or console.soft_wrap
     for text in filter(None, texts):
         plain = str(text)
         harmless = "\n" * plain.startswith("\n") + printable(plain.removeprefix("\n"))
-        console.print(
-            text if harmless == plain else harmless,
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
+        line = text if isinstance(text, Text) and harmless == plain else Text(harmless)
+        for part in [line] if whole else _wrapped(line, console.width):
+            console.print(part, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def _wrapped(line: Text, width: int) -> Iterator[Text]:
+    """A line in parts of at most `width` columns, broken between words. A longer word stays whole.
+
+    Two or more spaces separate the columns of a table. What is wrapped stands under its own column
+    if that leaves it half of the width, else under the first word, indented by two more.
+    """
+    plain = line.plain
+    columns = [
+        gap.end() for gap in _GAP.finditer(plain) if cell_len(plain[: gap.end()]) * 2 <= width
+    ]
+    hanging = (
+        cell_len(plain[: columns[-1]])
+        if columns
+        else len(plain.strip("\n")) - len(plain.lstrip()) + 2
+    )
+    breaks, used = list[int](), 0
+    for word in _WORD.finditer(plain):
+        if used + cell_len(word[0].strip("\n").rstrip()) > width and used > hanging:
+            breaks.append(word.start())
+            used = hanging
+        used += cell_len(word[0].strip("\n"))
+    first, *rest = line.divide(breaks)
+    for part in (first, *(Text(" " * hanging) + part for part in rest)):
+        part.rstrip()
+        yield part
+
+
+def write_command(console: Console, command: str, indent: str = "  ") -> None:
+    """Write a command that can be copied. On a terminal, a line that is too long ends in `\\`."""
+    lines = [indent]
+    for words in _WORDS.findall(command):
+        if not console.soft_wrap and cell_len(lines[-1] + words) > console.width - 2:
+            lines[-1] += "\\"
+            lines.append(f"{indent}    ")
+        lines[-1] += f"{words} "
+    write(console, *(line.rstrip() for line in lines), whole=True)
 
 
 def write_section(console: Console, title: str, texts: Iterable[str | Text]) -> None:
@@ -74,7 +144,8 @@ def names_by_fact(facts: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def folded_above(fact: str, names: Iterable[str], indent: str = "  ") -> list[str | Text]:
     """Folded names, and below them the fact that holds for them."""
-    return [*(f"{indent}{line}" for line in fold_names(names)), Text(f"{indent}  {fact}", "dim")]
+    lines = sorted(names) if DETAIL.get() == "verbose" else fold_names(names)
+    return [*(f"{indent}{line}" for line in lines), Text(f"{indent}  {fact}", "dim")]
 
 
 def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | None = None) -> None:
@@ -118,16 +189,18 @@ def print_problem(
     cause = problem.placed_cause
     if len(cause) > _LONGEST_CAUSE:
         cause = cause[:_LONGEST_CAUSE] + "…"
+    verbose = DETAIL.get() == "verbose"
+    groups = {name: [name] for name in problem.names} if verbose else fold_groups(problem.names)
     lines = [f"{name}  {fact}" for name, fact in problem.table] or [
-        f"{text}   {nearest(names, near)}".rstrip()
-        for text, names in fold_groups(problem.names).items()
+        f"{text}   {nearest(names, near)}".rstrip() for text, names in groups.items()
     ]
+    most = len(lines) if verbose else MOST_LINES
     write(
         console,
         Text.assemble("\n", place, (problem.code, style), (f" {problem.title}", "bold")),
         f"  {cause}",
-        *(f"    {text}" for text in lines[:MOST_LINES]),
-        more(len(lines) - MOST_LINES, _MORE_IN_PLAN if in_plan else "lines"),
+        *(f"    {text}" for text in lines[:most]),
+        more(len(lines) - most, _MORE_IN_PLAN if in_plan else "lines; -v has every one"),
         Text.assemble(("  → ", "green"), printable(problem.fix)) if problem.fix else "",
     )
 

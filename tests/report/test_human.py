@@ -37,7 +37,9 @@ def test_names_in_a_sentence(number: int, told: str) -> None:
     )
     text = StringIO()
     print_result(
-        Console(file=text), Result(job, Path("out"), {}, 0, 0.0, "meta", (note,), Used(0, 0)), job
+        Console(file=text, soft_wrap=True),
+        Result(job, Path("out"), {}, 0, 0.0, "meta", (note,), Used(0, 0)),
+        job,
     )
     [line] = [line for line in text.getvalue().splitlines() if "LR312" in line]
     assert line.endswith(told)

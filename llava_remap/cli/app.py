@@ -1,0 +1,208 @@
+"""What all commands have in common: `-q` and `-v`, help in groups, and wrong usage as a problem
+with a code, in JSON where that was asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable, Collection, Sequence
+from contextvars import ContextVar
+from typing import Annotated, Any, NoReturn, TypeVar, cast
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from llava_remap.core import Problem, quote
+
+#: Headings of options in the help. Options without one stand under "Options".
+READING, WRITING, SHOWING = "What is read", "What is written", "What is shown"
+
+#: The words of the command line.
+_GIVEN: ContextVar[tuple[str, ...]] = ContextVar("given", default=())
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+#: The parent of every error that a wrong command line leads to.
+_UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
+#: The JSON document that a command prints, by the last words of its name.
+_DOCUMENTS = {
+    "apply": "plan",
+    "verify": "verification",
+    "revert": "reversion",
+    "list": "rule-files",
+    "test": "tests",
+    "explain": "explanation",
+    "lint": "lint",
+    "diff": "diff",
+    "inspect": "inspection",
+}
+
+_LEVELS = {
+    "quiet": ("-q", "Print problems, notes and the last line alone."),
+    "verbose": ("-v", "Print every name, unfolded, and the time that each phase took."),
+}
+#: Options of other programs, and what they are here.
+_ELSEWHERE = {
+    ("lora", "adapter", "peft", "lora-path"): "An adapter is a source: --source adapter=DIR.",
+    ("model", "model-path", "base", "base-model", "model-base", "input", "checkpoint"): (
+        "A checkpoint is a source: --source SRC, or --source NAME=SRC for a further one."
+    ),
+    ("tower", "vision-tower", "mm-tower"): "A tower is a source: --source vision_tower=DIR.",
+    ("projector", "mm-projector"): "A projector is a source: --source projector=DIR.",
+    ("out", "output-dir", "outdir", "save-path", "to"): "The folder to write is --output DIR.",
+    ("torch-dtype", "precision", "outtype", "type", "bf16", "fp16"): (
+        "The dtype that is written: --dtype bfloat16."
+    ),
+    ("force", "overwrite", "yes"): (
+        "Nothing is ever overwritten: give a new folder, or delete the old one."
+    ),
+    ("json",): "JSON is --format json.",
+    ("debug", "log-level"): "More is told by --verbose; a traceback by LLAVA_REMAP_TRACEBACK=1.",
+}
+#: Other words for a value.
+_MEANT = {
+    "bf16": "bfloat16", "fp16": "float16", "half": "float16", "f16": "float16",
+    "fp32": "float32", "float": "float32", "f32": "float32", "auto": "keep", "same": "keep",
+    "hf": "classic", "legacy": "classic", "yaml": "json", "text": "human", "strict": "meta",
+    "all": "full", "off": "none", "no": "none", "false": "none",
+}  # fmt: skip
+
+
+class App(typer.Typer):
+    """A group of commands."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[_Function], _Function]:
+        """As in typer. The command gets `-q` and `-v` too."""
+        register = super().command(name, **{"cls": _Command, **options})
+
+        def with_levels(function: _Function) -> _Function:
+            @functools.wraps(function)
+            def called(*, quiet: bool, verbose: bool, **given: Any) -> Any:
+                from llava_remap.report.terminal import DETAIL
+
+                DETAIL.set("quiet" if quiet else "verbose" if verbose else "normal")
+                return function(**given)
+
+            own = inspect.signature(function, eval_str=True)
+            levels = [_level(name, *level) for name, level in _LEVELS.items()]
+            parameters = [*own.parameters.values(), *levels]
+            called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+            register(called)
+            return function
+
+        return with_levels
+
+
+def command_without(*options: str, free: str | None = None, manifests: Collection[str] = ()) -> str:
+    """The command that was given, quoted for a shell, without these flags.
+
+    Args:
+        free: a name for the output, if the one that was given can't be used.
+        manifests: sources of which the command has to name the checkpoint instead.
+    """
+    words: list[str] = []
+    given = iter(_GIVEN.get())
+    for word in given:
+        if free and word in ("-o", "--output"):
+            next(given, None)
+        elif word not in options and not (free and word.startswith("--output=")):
+            name, _, value = word.rpartition("=")
+            named = word if word in manifests else value if value in manifests else ""
+            words.append(f"{name}={'CHECKPOINT'}".lstrip("=") if named else quote(word))
+    return " ".join(["llava-remap", *words, *(["--output", quote(free)] if free else [])])
+
+
+def _level(name: str, letter: str, about: str) -> inspect.Parameter:
+    option = typer.Option(f"--{name}", letter, help=about, rich_help_panel=SHOWING)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
+    )
+
+
+class _Command(TyperCommand):
+    """A command whose help has its options in groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[Any]] = {}
+        for parameter in self.get_params(ctx):
+            kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            panel = getattr(parameter, "rich_help_panel", None) or kind
+            if (record := parameter.get_help_record(ctx)) is not None:
+                groups.setdefault(SHOWING if parameter.name == "help" else panel, []).append(record)
+        most = 30 if formatter.width > 70 else 20
+        width = min(most, max(len(name) for rows in groups.values() for name, _ in rows))
+        for heading, [(first, about), *others] in groups.items():
+            with formatter.section(heading):  # the column of names is as wide in every group
+                formatter.write_dl([(first.ljust(width), about), *others], col_max=most)
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help. Lines of more than 58 columns don't fit everywhere."""
+    return "Examples:\n\n\b\n" + "\n".join(f"  {command}" for command in commands)
+
+
+class Commands(TyperGroup):
+    """The root of all commands."""
+
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]
+        """As in typer, but a wrong command line is shown as a problem."""
+        given = list(sys.argv[1:] if args is None else args)
+        _GIVEN.set(tuple(given))
+        try:
+            code = super().main(given, **{**options, "standalone_mode": False})
+        except _UsageError as error:
+            code = _refuse(error, given)
+        except typer.Abort:
+            code = 1
+        sys.exit(code or 0)
+
+
+def _refuse(error: Any, given: Sequence[str]) -> int:
+    """Show a wrong command line, and return its exit code."""
+    if error.ctx is not None and error.message == error.ctx.get_help():  # it had no arguments
+        print(error.message, file=sys.stderr)
+        return int(error.exit_code)
+    from llava_remap.cli.output import print_refusal
+
+    wanted = zip(given, [*given[1:], ""], strict=True)
+    in_json = ("--format", "json") in wanted or "--format=json" in given
+    command = "" if error.ctx is None else error.ctx.command.name
+    kind = _DOCUMENTS.get(command, "usage")
+    print_refusal([_problem(error, given)], "json" if in_json else "human", kind)
+    return int(error.exit_code)
+
+
+def _problem(error: Any, given: Sequence[str]) -> Problem:
+    """A wrong command line as LR211, with what may have been meant."""
+    message = " ".join(error.format_message().split()).replace("Value error, ", "")
+    path, usage = " ".join(["llava-remap", *given[: 1 + (given[:1] == ["rules"])]]), ""
+    if error.ctx is not None:
+        path, usage = error.ctx.command_path, " ".join(error.ctx.get_usage().split()) + "; "
+    fix = f"{usage}see {path} --help"
+    if message.startswith("No such option"):
+        message = f"{error.message.partition(' (')[0]}."
+        fix = f"{_nearest_option(error.option_name, error.ctx)} All of them: {path} --help".strip()
+    elif message.startswith("No such command"):
+        fix = f"All of them: {path} --help"
+    elif near := _nearest_value(message):
+        fix = f"Did you mean {near}?"
+    return Problem("LR211", message, fix)
+
+
+def _nearest_option(option: str, ctx: Any) -> str:
+    """A sentence about an option that may have been meant; empty if none is near."""
+    word = option.lstrip("-").replace("_", "-")
+    known = [name for p in ctx.command.get_params(ctx) for name in p.opts if name[:2] == "--"]
+    if near := difflib.get_close_matches(f"--{word}", known, 1, 0.75):
+        return f"Did you mean {near[0]}?"
+    return next((text for words, text in _ELSEWHERE.items() if word in words), "")
+
+
+def _nearest_value(message: str) -> str:
+    """The choice that may have been meant, of a message that names them; empty if none is near."""
+    value, _, choices = message.partition(" is not one of ")
+    word = value.rpartition(" ")[2].strip("'\"").lower().removeprefix("torch.")
+    near = difflib.get_close_matches(_MEANT.get(word, word), re.findall(r"'([^']+)'", choices), 1)
+    return "".join(near)
