@@ -106,7 +106,7 @@ def beside_progress(errors: str) -> str:
     """What stands on standard error beside lines of progress; on a slow machine any job may last
     long enough for some.
     """
-    return re.sub(r"^[a-z ]+(, \d+ %: .*| …| \\\\u2026)\n", "", errors, flags=re.MULTILINE)
+    return re.sub(r"^[a-z ]+(, \d+ %: .*| …| \\u2026)\n", "", errors, flags=re.MULTILINE)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 #: The JSON document that a command prints, by the last words of its name.
 _DOCUMENTS = {
     "apply": "plan",
+    "convert": "plan",
     "verify": "verification",
     "revert": "reversion",
     "list": "rule-files",
@@ -95,22 +96,26 @@ class App(typer.Typer):
         return with_levels
 
 
-def command_without(*options: str, free: str | None = None, manifests: Collection[str] = ()) -> str:
+def command_without(
+    *options: str, taken: str = "", free: str | None = None, manifests: Collection[str] = ()
+) -> str:
     """The command that was given, quoted for a shell, without these flags.
 
     Args:
-        free: a name for the output, if the one that was given can't be used.
+        taken: the output that was given, if it can't be used.
+        free: another name for it.
         manifests: sources of which the command has to name the checkpoint instead.
     """
     words: list[str] = []
     given = iter(_GIVEN.get())
     for word in given:
+        name, equals, value = word.rpartition("=")
         if free and word in ("-o", "--output"):
             next(given, None)
-        elif word not in options and not (free and word.startswith("--output=")):
-            name, _, value = word.rpartition("=")
-            named = word if word in manifests else value if value in manifests else ""
-            words.append(f"{name}={'CHECKPOINT'}".lstrip("=") if named else quote(word))
+        elif value in manifests:
+            words.append(f"{name}{equals}CHECKPOINT")
+        elif word not in (*options, taken) and not (free and name == "--output"):
+            words.append(quote(word))
     return " ".join(["llava-remap", *words, *(["--output", quote(free)] if free else [])])
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
+from llava_remap.cli.app import READING, SHOWING, WRITING
 from llava_remap.cli.log import Log, open_log
 from llava_remap.cli.options import (
     VERIFY,
@@ -30,11 +30,11 @@ from llava_remap.cli.options import (
     Resume,
     Verify,
     Vocab,
-    rows,
 )
 from llava_remap.cli.output import (
     Ended,
     carry_out,
+    console,
     print_json,
     refusals,
     refuse_other_reports,
@@ -89,6 +89,7 @@ def convert_command(
         str | None,
         typer.Option(
             "--rules",
+            rich_help_panel=READING,
             metavar="RULES",
             help="A rule file, or the name of a shipped one. By default the shipped one that fits.",
         ),
@@ -97,6 +98,7 @@ def convert_command(
         list[str],
         typer.Option(
             "--source",
+            rich_help_panel=READING,
             metavar="NAME=SRC",
             help="What the checkpoint needs besides: vision_tower=DIR, model=BASE for an adapter, "
             "language_model=DIR for a tokenizer. Can be given several times. What isn't given is "
@@ -106,13 +108,18 @@ def convert_command(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="The folder to write, in the place of OUT."
+            "--output",
+            "-o",
+            metavar="DIR",
+            rich_help_panel=WRITING,
+            help="The folder to write, in the place of OUT.",
         ),
     ] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option(
             "--output-dir",
+            rich_help_panel=WRITING,
             metavar="DIR",
             help="Convert every SRC, each into a folder of its name in DIR, with its plan as JSON "
             "beside it.",
@@ -135,6 +142,7 @@ def convert_command(
         Path | None,
         typer.Option(
             "--log",
+            rich_help_panel=SHOWING,
             metavar="FILE",
             help="Also add plain lines to a file: what was done and when, and every problem.",
         ),
@@ -155,7 +163,7 @@ def convert_command(
             plan={
                 "layout": layout,
                 "dtype": dtype,
-                "vocab": rows(vocab),
+                "vocab": vocab,
                 "max_shard_nbytes": max_shard_size,
                 "projector_form": projector_form,
             },
@@ -339,7 +347,7 @@ def _convert_all(
         for source, output, report in zip(sources, outputs, reports, strict=True):
             assert output is not None
             if options.output_format == "human":
-                print_heading(Console(soft_wrap=True), source, len(done) + 1, len(sources))
+                print_heading(console(), source, len(done) + 1, len(sources))
             try:
                 done.append(_convert(source, output, report, options, log))
             except BaseException as error:  # the others' results are shown first
@@ -356,7 +364,7 @@ def _convert_all(
     if options.output_format == "json":
         print_json(summary_json(done, code), lines=True)
     else:
-        print_summary(Console(soft_wrap=True), done)
+        print_summary(console(), done)
     log.write(f"exit {code}: {sum(one.is_well for one in done)} of {len(done)} are well")
     if fault is not None:
         raise fault
@@ -374,7 +382,7 @@ def _asking(shown: Progress, options: _Options) -> Ask | None:
         from llava_remap.report import print_problems
 
         shown.clear()
-        print_problems(Console(stderr=True, soft_wrap=True), problems)
+        print_problems(console(sys.stderr), problems)
         print(f"{name} (a folder, a file or ORG/NAME; Enter for none): ", end="", file=sys.stderr)
         sys.stderr.flush()
         return sys.stdin.readline()

@@ -229,11 +229,13 @@ def command_that_writes(job: Job) -> str:
     from llava_remap.jobs.output import output_notes
 
     manifests = {source.location for source in job.checkpoints.values() if source.is_manifest}
-    free = None
+    taken, free = "", None
     if output_notes(job.output, job.facts() if job.resume else None):
-        names = (f"{job.output}-{number}" for number in itertools.count(2))
+        taken = str(job.output)
+        names = (f"{taken}-{number}" for number in itertools.count(2))
         free = next(name for name in names if not os.path.lexists(name))
-    return command_without("--dry-run", "--check-values", free=free, manifests=manifests)
+    flags = ("--dry-run", "--check-values")
+    return command_without(*flags, taken=taken, free=free, manifests=manifests)
 
 
 def carry_out(
@@ -277,7 +279,7 @@ def carry_out(
                 job = checked(job, shown.advance)
         if not in_json:
             (show_plan or print_plan)(console(), job, job.predicted)
-            if job.plan.complete:
+            if job.plan.complete and not (dry_run and lines):
                 print_next(console(), job, command_that_writes(job) if dry_run else "")
         if report is not None:
             refuse_report(report, job.output, job.checkpoints)

@@ -100,7 +100,7 @@ def test_plan_output_and_config(
     wanted = plan["target"]["tensors"]
     sources = ("--source", source, "--source", f"vision_tower={CLIP}")
     again = run("apply", "llava-v1.5", *sources, "--dry-run").out
-    assert f"Complete: {wanted} of {wanted} parameters" in again
+    assert f"Plan complete: {wanted} of {wanted} parameters" in again
     ties = {alias["target"]: alias["of"] for alias in plan["aliases"]}
     assert EMBEDDING in expanded
     assert (HEAD in expanded) == (head is not absent and not tied)

@@ -219,7 +219,7 @@ def test_a_dry_run_and_a_report(out: Path, run: Run) -> None:
     ran = run(*arguments, "--dry-run")
     assert ran.code == 0
     assert "llava-v1.5 1.0.0 → LlavaForConditionalGeneration, original layout" in ran.out
-    assert "Complete: 80 of 80 parameters" in ran.out
+    assert "Plan complete: 80 of 80 parameters" in ran.out
     assert "LR410 rows of new tokens stay: all 384 rows of embed_tokens are kept" in ran.out
     assert not Path("back").exists()
     dry = run(*arguments, "--dry-run", "--format", "json", "--report", "plan.json").json
