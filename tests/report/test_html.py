@@ -91,6 +91,7 @@ def test_every_source_tensor_and_every_parameter_has_its_row(job: Job) -> None:
     assert set(taken) == stored
     assert len(taken) == len(stored)
     targets = [row.target for row in found if row.target]
+    assert {row.produced for row in found} == {""}
     assert sorted(targets) == list(job.plan.target_names)
     assert {row.status for row in found} <= STATUSES.keys()
 
@@ -187,6 +188,30 @@ def test_a_page_loads_nothing_and_names_every_script(job: Job) -> None:
     assert plan_html(job) == page
     verdict = "Plan complete" if job.plan.complete else "Refused"
     assert f"<h1><span>{verdict}</span> llava-v1.5 " in page
+
+
+def test_the_text_of_a_rule_file_is_only_text(tmp_path: Path) -> None:
+    """As are its name, its summary, and the reasons of its drops."""
+    mine = tmp_path / "mine.yaml"
+    plain = _Elements(plan_html(_small(mine, "", "plain")))
+    odd = "</script><script>window.hit = 1</script><img src=x onerror=alert(1)> {{ 7 * 7 }}"
+    page = plan_html(_small(mine, f"# {odd} \u202eback\n", odd))
+    read = _Elements(page)
+    assert read.tags["script"] == plain.tags["script"]
+    assert read.tags.keys() == plain.tags.keys()
+    assert "\u202e" not in page
+    said = "".join(read.texts)
+    assert f"# {odd} \\u202eback" in said
+    assert f"'{odd}'" in said
+
+
+def _small(rules: Path, comment: str, reason: str) -> Job:
+    rules.write_text(
+        f"{comment}schema: 1\nname: mine\nversion: 1.0.0\nsummary: x\nextends: [llava-v1.5.yaml]\n"
+        "target: {class: LlavaForConditionalGeneration}\n"
+        f"prepare: [{{id: gone, from: 'logit_scale', drop: '{reason}'}}]\n"
+    )
+    return plan(rules, [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], "out", dry_run=True)
 
 
 def _refused(tmp_path: Path) -> Iterator[tuple[list[object], int, str]]:

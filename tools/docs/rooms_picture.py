@@ -25,7 +25,7 @@ SAYS = {
     "verification": "strict load, digests, comparison",
     "jobs": "the order of a whole job",
     "authoring": "draft, lint, tests, snapshots, twins",
-    "report": "plan and result → terminal, JSON",
+    "report": "plan and result → terminal, JSON, HTML",
     "cli": "arguments in, exit code out",
 }
 

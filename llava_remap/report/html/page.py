@@ -171,7 +171,7 @@ def _short(found: Iterable[Row]) -> tuple[list[Names], int]:
     for row in found:
         rules = " → ".join(row.rules)
         key = (row.status, row.sources, row.component, rules, row.dtype, row.how)
-        groups[key][row.target or "".join(o.name for o, _ in row.taken)] = row
+        groups[key][row.new_name or "".join(o.name for o, _ in row.taken)] = row
     lines = [
         Names(
             status=status,
@@ -196,7 +196,7 @@ def _columns(found: Sequence[Row]) -> dict[str, Any]:
     """
     many = {
         "names": ["\n".join(printable(origin.name) for origin, _ in row.taken) for row in found],
-        "target": [printable(row.target) for row in found],
+        "target": [printable(row.new_name) for row in found],
         "nbytes": [row.nbytes for row in found],
     }
     few = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ class Row:
         status: a key of `STATUSES`.
         taken: the source tensors that it is made of, each with the bytes that are taken from it.
         target: the parameter's name; empty if there is none.
+        produced: the name that the rules made, if it isn't known to be a parameter's.
         rules: the rules that the name went through, in order.
         dtype, shape: as written, or as stored if nothing is written; `stored → written` if they
             differ; empty if unknown.
@@ -57,6 +58,7 @@ class Row:
     shape: str = ""
     nbytes: int = 0
     how: str = ""
+    produced: str = ""
 
     @property
     def is_bad(self) -> bool:
@@ -64,8 +66,12 @@ class Row:
 
     @property
     def component(self) -> str:
-        """The part of the target that the parameter belongs to; empty if there is none."""
-        return component(self.target) if self.target else ""
+        """The part of the target that the new name belongs to; empty if there is none."""
+        return component(self.new_name) if self.new_name else ""
+
+    @property
+    def new_name(self) -> str:
+        return self.target or self.produced
 
     @property
     def sources(self) -> str:
@@ -97,10 +103,11 @@ def _planned(job: Job) -> Iterator[Row]:
     for unmapped in plan.unmapped:
         # Without a target nobody knows whether a name that rules made is one of its names.
         is_known = bool(plan.target_names) or unmapped.produced is None
-        made = f"the rules make {unmapped.produced}" if unmapped.produced else "no rule takes it"
-        origin = SourceName(unmapped.source, unmapped.name)
+        how = "no rule takes it" if unmapped.produced is None else "no parameter has the new name"
         status = "unmapped" if is_known else "no target"
-        yield _stored(job, status, [origin], "", unmapped.rules, made)
+        origin = SourceName(unmapped.source, unmapped.name)
+        row = _stored(job, status, [origin], "", unmapped.rules, how if is_known else "")
+        yield replace(row, produced=unmapped.produced or "")
     for clash in plan.collisions:
         how = f"{clash.made_by} makes it, too" if clash.made_by else "each would be the parameter"
         yield _stored(job, "collision", clash.from_, clash.target, (), how)
