@@ -27,6 +27,7 @@ FIRST = (
     "tests/hostile/test_memory.py",
     "tests/authoring/test_draft.py",
     "tests/end_to_end/test_broken_off.py",
+    "tests/jobs/test_diff.py",
     "tests/source/hub/test_not_trusted.py",
     "tests/source/hub/test_command.py",
     "tests/authoring/lint/test_command.py",

@@ -437,6 +437,15 @@ def test_progress_counts_what_was_promised(made: Path, copy: Path) -> None:
     assert sum(read) == comparison.nbytes
 
 
+def test_a_file_that_changes_meanwhile_is_refused(made: Path, copy: Path) -> None:
+    def change(phase: str) -> None:
+        change_json(copy / "config.json", lambda content: content.update(new=phase))
+
+    with pytest.raises(RemapError) as refused:
+        prepare(made, copy).run(on_phase=change)
+    assert [problem.code for problem in refused.value.problems] == ["LR102"]
+
+
 @pytest.fixture
 def plans(made: Path, tmp_path: Path) -> tuple[Path, Path]:
     record = made / "llava_remap.json"

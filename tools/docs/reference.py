@@ -31,7 +31,7 @@ _GROUPS = {
 #: 130 is what shells say of a process that Ctrl-C ended.
 EXITS = {
     0: "done",
-    1: "the mapping or a verification found problems",
+    1: "the mapping or a verification found problems, or `diff` a difference",
     2: "wrong usage or rule file",
     3: "an input can't be read",
     4: "refused for want of disk, memory or an empty output folder",
