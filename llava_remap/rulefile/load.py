@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from llava_remap.core.codes import Exit
 from llava_remap.core.problem import Mark, Problem, RemapError, refuse
-from llava_remap.rulefile.extends import RULES, Extended, is_file
+from llava_remap.rulefile.extends import RULES, Extended, is_file, shown
 from llava_remap.rulefile.schema import NAMED, ConfigValue, RuleText, Target
 from llava_remap.rulefile.yaml_text import Node, read_yaml
 
@@ -183,6 +184,22 @@ def load_rule_file(rules: str | Path) -> RuleFile:
         RemapError: LR200–LR210, every problem of the file at once where they don't hide each other.
     """
     path = _find(str(rules))
+    if path.is_absolute() and path.is_relative_to(shipped_folder()):
+        return _load_shipped(path, shown(shipped_folder()))
+    return _load(path)
+
+
+@cache
+def _load_shipped(path: Path, folder: str) -> RuleFile:
+    """Load a shipped file; these don't change while a process runs.
+
+    Args:
+        folder: their folder as messages name it, which depends on the current folder.
+    """
+    return _load(path)
+
+
+def _load(path: Path) -> RuleFile:
     files = Extended(shipped_folder())
     merged = files.merge(path)
     digest = hashlib.sha256()
