@@ -375,7 +375,7 @@ def _asking(shown: Progress, options: _Options) -> Ask | None:
     """Asks on the terminal for a source; None if there is no terminal, or nobody looks at it."""
     if options.lines or options.output_format == "json":
         return None
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not _is_terminal():
         return None
 
     def ask(name: str, problems: Sequence[Problem]) -> str:
@@ -385,6 +385,16 @@ def _asking(shown: Progress, options: _Options) -> Ask | None:
         print_problems(console(sys.stderr), problems)
         print(f"{name} (a folder, a file or ORG/NAME; Enter for none): ", end="", file=sys.stderr)
         sys.stderr.flush()
-        return sys.stdin.readline()
+        return _answer()
 
     return ask
+
+
+def _is_terminal() -> bool:
+    """Whether a person can read a question and answer it."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _answer() -> str:
+    """The line that a person types; empty at the end of the input."""
+    return sys.stdin.readline()

@@ -1,0 +1,234 @@
+"""`llava-remap convert`: one checkpoint, several, a person who is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llava_remap.cli.convert as command
+from llava_remap.cli import output
+from llava_remap.core import RemapError
+from llava_remap.jobs.conversions import outputs_in
+from llava_remap.source.hub import Repository, Snapshot, download, downloading_once
+from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Ran, Run
+
+TOWER = ("--source", f"vision_tower={CLIP}")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ")
+
+
+def folders(*names: str, damaged: str = "") -> list[str]:
+    """Copies of a checkpoint; one of them is cut off."""
+    for name in names:
+        shutil.copytree(RELEASED / "safetensors", name)
+        if name == damaged:
+            os.truncate(Path(name, "model.safetensors"), 3000)
+    return [*names]
+
+
+def documents(ran: Ran) -> list[Any]:
+    return [json.loads(line) for line in ran.out.splitlines()]
+
+
+def test_one_checkpoint(run: Run) -> None:
+    [source] = folders("run/checkpoint-5")
+    ran = run("convert", source, *TOWER, "--log", "log")
+    assert ran.code == 0, ran.err
+    assert "llava-v1.5 takes 25 of 25 names" in ran.out
+    assert "nothing was written" not in ran.out
+    assert "vllm serve ./run-checkpoint-5-hf" in ran.out
+    assert Path("run-checkpoint-5-hf", "llava_remap.json").is_file()
+    lines = Path("log").read_text().splitlines()
+    assert all(map(TIME.match, lines))
+    assert "llava-v1.5" in lines[1]
+    assert "LR315" in lines[-1]
+
+
+def test_where_it_is_written(run: Run) -> None:
+    [source] = folders("in")
+    assert run("convert", source, "second", *TOWER, "--verify", "none").code == 0
+    assert run("convert", source, "-o", "option", *TOWER, "--verify", "none").code == 0
+    assert Path("second/config.json").read_bytes() == Path("option/config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a", "b"),
+        ("a", "b", "c"),
+        ("a", "out", "-o", "out"),
+        ("a", "-o", "out", "--output-dir", "o"),
+    ],
+)
+def test_arguments_that_contradict_each_other(arguments: tuple[str, ...], run: Run) -> None:
+    folders("a", "b")
+    ran = run("convert", *arguments, *TOWER)
+    assert ran.code == 2
+    assert "--output-dir" in ran.err
+    assert not Path("o").exists()
+
+
+def test_a_refused_one_has_a_report_too(run: Run) -> None:
+    ran = run("convert", CLIP, "--report", "r.json", "--format", "json")
+    assert ran.code == 1
+    assert ran.json == json.loads(Path("r.json").read_text())
+    assert [problem["code"] for problem in ran.json["problems"]] == ["LR320"]
+
+
+def test_a_damaged_one_does_not_stop_the_others(run: Run) -> None:
+    sources = folders("a", "b", "c", damaged="b")
+    ran = run(
+        "convert", *sources, *TOWER, "--output-dir", "out", "--format", "json", "--log", "log"
+    )
+    assert ran.code == 3
+    *plans, summary = documents(ran)
+    assert [plan["complete"] for plan in plans] == [True, False, True]
+    assert summary["format"] == "llava-remap/summary"
+    assert summary["exit"] == 3
+    states = {one["source"]: one["state"] for one in summary["checkpoints"]}
+    assert states == {"a": "converted", "b": "refused", "c": "converted"}
+    assert [one["exit"] for one in summary["checkpoints"]] == [0, 3, 0]
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "a-hf", "a-hf.json", "b-hf.json", "c-hf", "c-hf.json",
+    ]  # fmt: skip
+    assert json.loads(Path("out/b-hf.json").read_text()) == plans[1]
+    assert json.loads(Path("out/c-hf.json").read_text()) == plans[2]
+    log = Path("log").read_text()
+    assert "LR102" in log
+    assert "2 of 3" in log
+    human = run("convert", *sources, *TOWER, "--output-dir", "again", "--verify", "none")
+    assert human.code == 3
+    summary = human.out[human.out.index("Summary") :]
+    assert re.findall(r"converted|refused|LR\d+", summary) == [
+        "converted", "refused", "LR102", "converted",
+    ]  # fmt: skip
+
+
+def test_one_name_for_two_outputs_is_refused_before_anything_is_written(run: Run) -> None:
+    sources = folders("x/model", "y/model")
+    ran = run("convert", *sources, *TOWER, "--output-dir", "out")
+    assert ran.code == 2
+    assert "x/model and y/model" in ran.err
+    assert not Path("out").exists()
+    with pytest.raises(RemapError):  # as some file systems see them
+        outputs_in(Path("out"), ["a/Model", "b/model"])
+
+
+def test_reports_of_several_have_a_name_each(run: Run) -> None:
+    sources = folders("a", "b")
+    several = ("convert", *sources, *TOWER, "--output-dir", "out", "--dry-run", "--report")
+    ran = run(*several, "r.json")
+    assert ran.code == 2
+    assert "{name}" in ran.err
+    assert run(*several, "reports/{name}.html").code == 0
+    assert sorted(path.name for path in Path("reports").iterdir()) == ["a-hf.html", "b-hf.html"]
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_an_interruption_keeps_what_is_finished(
+    error: type[BaseException], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interruption ends the command; an error that nobody foresaw ends it after the others."""
+    sources, real = folders("a", "b", "c"), output.carry_out
+
+    def carry_out(job: Any, **options: Any) -> Any:
+        if job.output.name == "b-hf":
+            raise error(143)
+        return real(job, **options)
+
+    monkeypatch.setattr(command, "carry_out", carry_out)
+    several = ("convert", *sources, *TOWER, "--output-dir", "out", "--verify", "none")
+    if error is ValueError:
+        with pytest.raises(ValueError, match="143"):
+            run(*several, "--log", "log")
+    else:
+        ran = run(*several, "--log", "log")
+        assert ran.code == {KeyboardInterrupt: 130, SystemExit: 143}[error]
+        assert re.findall(r"converted|interrupted|not begun", ran.out) == [
+            "converted", "interrupted", "not begun",
+        ]  # fmt: skip
+    assert Path("out/a-hf/llava_remap.json").is_file()
+    assert Path("out/c-hf").is_dir() == (error is ValueError)
+    assert (
+        Path("log")
+        .read_text()
+        .splitlines()[-1]
+        .endswith(f"{1 + (error is ValueError)} of 3 are well")
+    )
+
+
+def test_a_person_is_asked_for_the_tower(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a real terminal; `run` itself has none, and is refused."""
+    [source] = folders("in")
+    ran = run("convert", source)
+    assert ran.code == 3
+    assert "llava-remap convert in --source vision_tower=DIR" in ran.err
+    keyboard, terminal = pty.openpty()
+    with os.fdopen(terminal, "r") as stdin:
+        monkeypatch.setattr(command, "_is_terminal", lambda: True)
+        os.write(keyboard, f"nowhere\n{CLIP}\n".encode())
+        monkeypatch.setattr(command, "_answer", stdin.readline)
+        ran = run("convert", source, "out")
+    os.close(keyboard)
+    assert ran.code == 0, ran.err
+    assert ran.err.count("vision_tower (") == 2
+    assert "LR100" in ran.err
+    record = json.loads(Path("out/llava_remap.json").read_text())
+    assert record["sources"]["vision_tower"]["location"] == str(CLIP)
+
+
+def test_apply_with_a_checkpoint_leads_to_it(run: Run) -> None:
+    [source] = folders("in")
+    ran = run("apply", source, *TOWER)
+    assert ran.code == 2
+    assert f"llava-remap convert in --source vision_tower={CLIP}" in ran.err
+    assert f"llava-remap apply llava-v1.5 --source model=in --source vision_tower={CLIP}" in ran.err
+    Path("empty").mkdir()
+    assert "llava-remap inspect empty" in run("apply", "empty").err
+    assert "llava-remap convert me/llava" in run("apply", "me/llava").err
+    assert "neither a file nor a shipped" in run("apply", "llava-v1.9").err
+
+
+def test_two_rule_files_that_fit(run: Run) -> None:
+    ran = run("convert", MANIFESTS / "llava-interleave-qwen-0.5b.released.json")
+    assert ran.code == 2
+    for rules in ("llava-interleave", "llava-interleave-onevision"):
+        assert f"--rules {rules}" in ran.err
+        assert f"    {rules}  Llava" in ran.err
+
+
+def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[download.__module__]
+    asked = []
+
+    def answer(repository: Repository, use: Any, name: str, offline: bool) -> Snapshot:
+        asked.append((repository.id, *sorted(use)))
+        return Snapshot(Path(), repository.id, "0" * 40, (), cached=False)
+
+    monkeypatch.setattr(module, "_download", answer)
+    me = Repository("me/tower")
+    with downloading_once():
+        for use in (("config",), ("config",), ("config", "tensors")):
+            download(me, use, name="vision_tower")
+    download(me, ("config",), name="vision_tower")
+    assert asked == [
+        ("me/tower", "config"),
+        ("me/tower", "config", "tensors"),
+        ("me/tower", "config"),
+    ]
+
+
+def test_an_adapter(run: Run) -> None:
+    ran = run(
+        "convert", TINY / "llava-v1.5-lora", "out", *TOWER, "--source", f"model={RELEASED}/bin"
+    )
+    assert ran.code == 0, ran.err
+    assert "pairs of adapter into 14 tensors" in ran.out
