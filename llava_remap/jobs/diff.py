@@ -79,9 +79,10 @@ def prepare(
             f"A ({shown(given[0])}) is {of_a}, and B ({shown(given[1])}) is {of_b}.",
             "Give two checkpoints or two plans. A folder's own plan is the llava_remap.json in it.",
         )
-    reason = "headers alone were asked for" if not values else ""
-    for name, side in zip("AB", sides, strict=True):
-        reason = f"{name} is a manifest" if side.is_manifest else reason
+    manifests = (
+        f"{name} is a manifest" for name, s in zip("AB", sides, strict=True) if s.is_manifest
+    )
+    reason = next(manifests, "" if values else "headers alone were asked for")
     return Comparison(sides[0], sides[1], compare_headers(*sides), reason)
 
 

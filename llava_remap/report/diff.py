@@ -97,12 +97,14 @@ def _verdict(found: Difference) -> Text:
         return Text.assemble(("\nDifferent", "bold red"), f": {only}{kinds}{values}")
     if found.of == "plans":
         return Text.assemble(("\nEqual", "bold green"), ": every entry of the plans")
-    tensors = counted(found.tensors, "tensor")
-    how = (
-        f"{tensors} by names, shapes and dtypes. Values were not compared: {found.values_reason}"
-        if found.values_reason
-        else f"{tensors}, bit by bit; configs, tokenizer and chat template too"
-    )
+    how = f"{counted(found.tensors, 'tensor')}, bit by bit"
+    if found.values_reason:
+        how = (
+            f"{counted(found.tensors, 'tensor')} by names, shapes and dtypes. Values were not "
+            f"compared: {found.values_reason}"
+        )
+    elif not found.notes:  # they say what was not compared
+        how += "; configs, tokenizer and chat template too"
     return Text.assemble(("\nEqual", "bold green"), f": {how}")
 
 

@@ -369,7 +369,7 @@ def test_a_manifest_has_no_values(run: Run) -> None:
     path = MANIFESTS / "llava-v1.5-7b.json"
     ran = run("diff", path, path)
     assert ran.code == 0
-    assert "Values were not compared: B is a manifest" in ran.out
+    assert "Values were not compared: A is a manifest" in ran.out
     content = run("diff", path, RELEASED / "bin", "--format", "json").json
     assert content["values_compared"] == 0
     assert content["values_reason"] == "A is a manifest"

@@ -92,6 +92,13 @@ def test_spelling_alone_is_equal() -> None:
     assert lines[-1].startswith("Equal: 40 tensors, bit by bit")
 
 
+@pytest.mark.parametrize(("notes", "more"), [((), "; configs, "), (("no tokenizer",), "")])
+def test_the_verdict_claims_only_what_was_compared(notes: tuple[str, ...], more: str) -> None:
+    last = told(checkpoints(notes=notes)).splitlines()[-1]
+    assert last.startswith(f"Equal: 40 tensors, bit by bit{more}")
+    assert ("tokenizer" in last) is bool(more)
+
+
 def test_entries_of_plans_that_differ_alike_stand_together() -> None:
     changed = tuple(
         Entry("mapped", f"m.{n}", None, (Row("rules[0]", "x", "y"), Row("from[0].name", n, 0)))
