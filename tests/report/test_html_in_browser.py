@@ -211,6 +211,18 @@ def test_the_picture_shows_what_is_missing_in_red(
         page.locator("#picture svg path[fill='#d93838']").last.hover()
 
 
+def test_a_browser_that_cannot_read_the_data_says_so(
+    browser: Browser, refused: tuple[Job, Path]
+) -> None:
+    """Every name is in the page all the same."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.add_init_script("delete window.DecompressionStream")
+        page.goto(refused[1].as_uri())
+        page.wait_for_selector("#tensors p:has-text('DecompressionStream is not defined')")
+        assert page.locator("#short").inner_text().count("unmapped") == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark_as_the_reader_has_it(
     scheme: Any, browser: Browser, refused: tuple[Job, Path]

@@ -33,9 +33,10 @@ async function unpacked() {
 
 // ---- the table ----
 
+// Each with its name in the data, its heading and its width; the columns of names share what is left.
 const COLUMNS = [
-  ['status', 'Status', 8], ['source', 'Source', 7], ['names', 'Source name', 25], ['target', 'Target name', 25],
-  ['rules', 'Rule', 12], ['dtype', 'Dtype', 7], ['shape', 'Shape', 10], ['nbytes', 'Size', 6],
+  ['status', 'Status', '118px'], ['source', 'Source', '106px'], ['names', 'Source name', 'auto'], ['target', 'Target name', 'auto'],
+  ['rules', 'Rule', '148px'], ['dtype', 'Dtype', '104px'], ['shape', 'Shape', '150px'], ['nbytes', 'Size', '88px'],
 ];
 
 class Table {
@@ -70,9 +71,10 @@ class Table {
 
   head() {
     for (const [column, label, width] of COLUMNS) {
-      const cell = element('th', label, { scope: 'col', style: `width: ${width}%` });
+      const cell = element('th', label, { scope: 'col', style: `width: ${width}`, tabindex: 0 });
       if (column === 'nbytes') cell.className = 'number';
       cell.addEventListener('click', () => this.sort(column, cell));
+      cell.addEventListener('keydown', ({ key }) => key === 'Enter' && this.sort(column, cell));
       find('#table thead tr').append(cell);
     }
   }
@@ -114,6 +116,7 @@ class Table {
     if (this.order) this.shown.sort(this.order);
     const nbytes = this.shown.reduce((sum, row) => sum + this.columns.nbytes[row], 0);
     find('#count').textContent = `${this.shown.length.toLocaleString('en')} of ${this.count.toLocaleString('en')} tensors, ${size(nbytes)}`;
+    this.view.style.setProperty('--rows', Math.max(this.shown.length, 6) + 2);
     this.view.scrollTop = 0;
     this.draw();
   }
@@ -282,4 +285,7 @@ unpacked().then(({ columns, flow }) => {
     });
   }
   document.documentElement.dataset.ready = 'yes';
+}).catch((error) => {
+  for (const section of ['#flow', '#tensors']) find(section).append(element('p', `This browser can't show it: ${error}`));
+  throw error;
 });

@@ -188,8 +188,13 @@ def _stored(
 
 
 def _usual_bits(plan: Plan) -> int:
-    """Bits of an element in the dtype that most parameters are written in; 16 if none is."""
-    dtypes = Counter(entry.dtype for entry in plan.mapped)
+    """Bits of an element in the dtype of most of the bytes that are written; 16 if there are none.
+
+    A parameter that is missing has no dtype; its size is estimated.
+    """
+    dtypes = Counter[str]()
+    for entry in plan.mapped:
+        dtypes[entry.dtype] += entry.nbytes
     return DTYPE_BITS[dtypes.most_common(1)[0][0]] if dtypes else 16
 
 
