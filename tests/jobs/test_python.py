@@ -156,6 +156,9 @@ def test_results_are_the_documents_of_the_commands(run: Run) -> None:
     done = convert(SOURCE, "again", sources=[f"vision_tower={CLIP}"])
     assert steady(as_json(done.to_json())) == steady(ran.json)
 
+    ran = run("inspect", SOURCE, "--format", "json")
+    assert as_json(llava_remap.inspect(SOURCE).to_json()) == ran.json
+
     ran = run("diff", "out", "first", "--format", "json")
     assert as_json(diff("out", "first").to_json()) == ran.json
 
