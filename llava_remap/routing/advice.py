@@ -65,7 +65,14 @@ def advice(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str = "") -> st
     if whole:
         sources = load_rule_file(whole[0].rules).text.sources
         parts = [name for name, source in sources.items() if source.overrides]
-        return f"Every name is known, and something is missing. {_give_too(checkpoint, parts)}"
+        give = f"Every name is known, and something is missing. {_give_too(checkpoint, parts)}"
+        if not parts or not give.endswith("."):  # the part lies beside it
+            return give
+        model = quote(f"{whole[0].source}={checkpoint.location}")
+        return (
+            f"{give} In full, with the rule file that `llava-remap inspect DIR` names for it: "
+            f"llava-remap apply RULES --source {model} --source {parts[0]}=DIR"
+        )
     if behind := behind_prefix(checkpoint):
         return behind
     command = draft_command(_class_for(checkpoint, ranked, asked), checkpoint.location)

@@ -520,6 +520,10 @@ def test_a_language_model_alone_lacks_a_projector(run: Run) -> None:
     }
     for printed in both(run, written(text, config), "llava-v1.5", TOWER):
         assert "give that too: --source projector=DIR or --source adapter=DIR." in printed
+    assert (
+        "llava-remap apply RULES --source model=in --source projector=DIR"
+        in run("inspect", "in").out
+    )
 
 
 def test_a_fine_tune_of_1_6_on_whole_pictures_is_led_to_a_rule_file_that_takes_it(run: Run) -> None:
