@@ -17,6 +17,7 @@ FIRST = (
     "tests/cli/test_libraries.py",
     "tests/core/test_cache.py",
     "tests/jobs/test_inspection.py",
+    "tests/jobs/test_facts.py",
     "tests/jobs/test_convert.py",
     "tests/folder/test_tokenizer.py",
     "tests/compat/test_saved.py",
