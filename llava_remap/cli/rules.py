@@ -20,7 +20,7 @@ rules_app = App(help="Look at rule files and test them.", no_args_is_help=True)
 def rules_list(output_format: ResultFormat = "human") -> None:
     """List the shipped rule files.
 
-    With name, version, what each is for, and what it extends.
+    With name, version and what each is for; with -v also what it extends.
     """
     with refusals(output_format, "rule-files"):
         from llava_remap.report.rules import list_json, print_list

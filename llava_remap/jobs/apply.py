@@ -19,6 +19,7 @@ from llava_remap.folder import (
     read_generation_config,
 )
 from llava_remap.jobs.derive import Derived, derive
+from llava_remap.jobs.finished import is_finished, other_job
 from llava_remap.jobs.job import Job, manifest_problems, noted, refused
 from llava_remap.jobs.output import output_folder, output_notes, output_problems
 from llava_remap.jobs.run import Result, Verify
@@ -175,11 +176,11 @@ def plan(
     job = replace(job, output=folder or job.output, resume=resume)
     nbytes = None if job.from_manifest else job.disk_nbytes
     facts = job.facts() if resume else None
+    found = other_job(job) if resume and is_finished(job.output) else []
     if dry_run:
-        job = noted(job, output_notes(job.output, facts))
-    return refused(
-        job, output_problems(job.output, nbytes, job.checkpoints, facts, dry_run=dry_run)
-    )
+        job, found = noted(job, [*found, *output_notes(job.output, facts)]), []
+    found += output_problems(job.output, nbytes, job.checkpoints, facts, dry_run=dry_run)
+    return refused(job, found)
 
 
 def _refuse_unfit_for_memory(job: Job, *, named: bool, resume: bool) -> None:

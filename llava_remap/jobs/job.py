@@ -244,25 +244,10 @@ class Job:
     def facts(self) -> Facts:
         """Everything that the bytes of the weight files depend on, in its present state."""
         plan = self.plan
-        whole = plan.to_json()
-        dtypes = ", ".join(sorted({entry.dtype for entry in plan.mapped}))
-        rows = ", ".join(
-            str(entry.change.shape_after[0])
-            for entry in plan.post_load
-            if (before := entry.change.shape_before) and before[0] != entry.change.shape_after[0]
-        )
         return {
             "llava-remap": f"{__version__} ({code_digest()[:12]})",
-            "rule file": f"{plan.rules_name} {plan.rules_version} ({plan.rules_sha256[:12]})",
             "post-load rules": {change.use: provenance(change.use) for change in plan.post_load},
-            **{f"options of {entry.use}": entry.options for entry in plan.post_load},
-            "layout": plan.layout,
-            "dtypes written": dtypes,
-            "rows of what grows": rows,
-            "weight files": str(len(plan.shards)),
-            PLAN: hashlib.sha256(
-                json.dumps([whole[part] for part in _WRITTEN]).encode()
-            ).hexdigest()[:12],
+            **self.plan_facts(plan.to_json()),
             **{
                 f"source `{name}`": {
                     os.path.relpath(path, checkpoint.folder): astuple(stamp)
@@ -272,6 +257,30 @@ class Job:
                 }
                 for name, checkpoint in self.checkpoints.items()
             },
+        }
+
+    @staticmethod
+    def plan_facts(plan: Mapping[str, Any]) -> Facts:
+        """The part of `facts` that a plan determines.
+
+        Args:
+            plan: its JSON, as in a record.
+        """
+        rules, changes = plan["rules"], plan["post_load"]
+        rows = (
+            str(change["shape_after"][0])
+            for change in changes
+            if (before := change["shape_before"]) and before[0] != change["shape_after"][0]
+        )
+        written = json.dumps([plan[part] for part in _WRITTEN]).encode()
+        return {
+            "rule file": f"{rules['name']} {rules['version']} ({rules['sha256'][:12]})",
+            **{f"options of {change['use']}": change["with"] for change in changes},
+            "layout": plan["target"]["layout"],
+            "dtypes written": ", ".join(sorted({entry["dtype"] for entry in plan["mapped"]})),
+            "rows of what grows": ", ".join(rows),
+            "weight files": str(len(plan["shards"])),
+            PLAN: hashlib.sha256(written).hexdigest()[:12],
         }
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from llava_remap.checkpoint import BESIDE, Checkpoint
-from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.core.wording import quoted, several
 from llava_remap.execute import CLAIM, Facts, is_held, read_claim, refuse_changed_job, refuse_filled
+from llava_remap.jobs.finished import is_finished
 from llava_remap.verification.record import RECORD
 
 
@@ -199,12 +199,8 @@ def _left_to_write(output: Path, nbytes: int | None, facts: Facts | None) -> int
         )
     if not (killed := (output / CLAIM).exists()):
         begun = None  # the job has ended meanwhile
-    if facts is not None and not killed and (output / RECORD).is_file():
-        raise refuse(
-            "LR503",
-            f"{output} is finished: there is nothing to continue.",
-            f"To see what the folder is: llava-remap verify {quote(str(output))}",
-        )
+    if facts is not None and is_finished(output):
+        return None
     if facts is None or begun is None:
         refuse_filled(output, begun, killed=killed)
         return nbytes

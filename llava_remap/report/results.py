@@ -66,7 +66,10 @@ def print_result(console: Console, result: Result, job: Job) -> None:
     done = Text.assemble(
         ("Done", "bold green"), f": {shown(result.output)} written in {result.seconds:.1f} s"
     )
-    if DETAIL.get() == "quiet":
+    if result.reused and not result.nbytes:
+        same = f": {shown(result.output)} is finished, and as this job would write it"
+        done = Text.assemble(("Nothing to do", "bold green"), same)
+    if DETAIL.get() == "quiet" or not result.nbytes:
         write(console, *notes, done)
         return
     write(

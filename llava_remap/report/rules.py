@@ -12,7 +12,7 @@ from rich.text import Text
 
 from llava_remap.core import fold_names
 from llava_remap.report.machine import document
-from llava_remap.report.terminal import write
+from llava_remap.report.terminal import DETAIL, write
 
 if TYPE_CHECKING:  # to list rule files, neither their tests nor their engine is needed
     from llava_remap.authoring.explain import ExplainedName, ExplainedNames
@@ -26,7 +26,7 @@ _STYLES: dict[Status, str] = {
     "missing": "yellow",
     "written": "cyan",
 }
-#: The longest line that shows a name beside what it became, in columns.
+#: The longest line of a log that shows a name beside what it became, in columns.
 _WIDTH = 120
 #: Outcomes of a name, in the order in which they are shown: what is wrong stands last, where it is
 #: seen.
@@ -38,16 +38,18 @@ _Names = tuple[str, ...]
 
 
 def print_list(console: Console, files: Sequence[Listed]) -> None:
-    """Each file: name, version and purpose; below, what it extends."""
+    """Each file on a line: name, version and purpose; with `-v` what it extends, below."""
     names = max(len(file.name) for file in files)
     versions = max(len(file.version) for file in files)
     for file in files:
-        purpose = f"  {file.version.ljust(versions)}  {file.summary}"
         extends = f"{' ' * (names + versions + 4)}extends {', '.join(file.extends)}"
         write(
             console,
-            Text.assemble((file.name.ljust(names), "bold"), purpose),
-            Text(extends if file.extends else "", "dim"),
+            Text.assemble(
+                (file.name.ljust(names), "bold"),
+                f"  {file.version.ljust(versions)}  {file.summary}",
+            ),
+            Text(extends if file.extends and DETAIL.get() == "verbose" else "", "dim"),
         )
 
 
@@ -136,7 +138,7 @@ def print_explanation(console: Console, explained: ExplainedNames) -> None:
         chains.setdefault((prefixed, entry.explanation.outcome, *rewrite.rules), []).append(entry)
     for entries in chains.values():
         console.print()
-        write(console, *_chain(entries))
+        write(console, *_chain(entries, _WIDTH if console.soft_wrap else console.width))
     counts = Counter[str](entry.explanation.outcome for entry in explained.names)
     outcomes = [f"{counts[outcome]} {outcome}" for outcome in _OUTCOMES if counts[outcome]]
     write(console, f"\n{', '.join(outcomes) or 'no names'}")
@@ -147,7 +149,7 @@ def explanation_json(explained: ExplainedNames) -> dict[str, Any]:
     return document("explanation", {**explained.to_json(), "problems": []})
 
 
-def _chain(entries: Sequence[ExplainedName]) -> Iterator[str | Text]:
+def _chain(entries: Sequence[ExplainedName], width: int) -> Iterator[str | Text]:
     """Names that the same rules took: the rules once, then each name with what the rules left."""
     first = entries[0].explanation
     prefix = first.rewrite.source.removesuffix(entries[0].name)
@@ -165,7 +167,7 @@ def _chain(entries: Sequence[ExplainedName]) -> Iterator[str | Text]:
     ):
         whole = f"  {' → '.join(names)}"
         steps = (f"  {names[0]}", *(f"    → {name}" for name in names[1:]))
-        yield from (whole,) if len(whole) <= _WIDTH else steps
+        yield from (whole,) if len(whole) <= width else steps
         yield from (f"    {near.rule} ({near.pattern}): {near.why}" for near in nearest)
 
 

@@ -390,8 +390,29 @@ def test_a_claim_of_terabytes(tmp_path: Path) -> None:
 
 def test_a_finished_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     job()
-    assert refused(resume=True) == "LR503 out is finished: there is nothing to continue."
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path("out").iterdir()}
     assert refused() == "LR503 out is there and isn't an empty folder."
+    result = job(resume=True)
+    assert (result.reused, result.nbytes) == (3, 0)
+    assert result.files == tuple(sorted(path.name for path in before))
+    said = refused(resume=True, dtype="bfloat16")
+    assert said.startswith("LR503 out is finished, and another job wrote it. What differs: dtypes")
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path("out").iterdir()}
+    assert after == before, "nothing is written"
+
+
+def test_a_finished_folder_whose_source_or_files_changed() -> None:
+    """Sizes and configs are the same: only the values differ."""
+    source = Path(shutil.copytree(RELEASED / "safetensors", "source"))
+    job(source)
+    weights, given = min(Path("out").glob("*.safetensors")), source / "model.safetensors"
+    for path, told in ((weights, f"not as it was written: {weights.name}"), (given, "changed")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        with pytest.raises(RemapError, match=f"LR503 .*out is finished, but .*{told}"):
+            job(source, resume=True)
+        path.write_bytes(whole)
+        assert job(source, resume=True).nbytes == 0
 
 
 def test_what_a_killed_job_left_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:

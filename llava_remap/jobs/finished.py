@@ -1,0 +1,85 @@
+"""A folder that is finished already, found by `--resume`: whether this job would write it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_remap.checkpoint import read_file
+from llava_remap.core.escaped import quote
+from llava_remap.core.problem import Problem, RemapError, refuse
+from llava_remap.execute import CLAIM, FileDigest, Unfinished, digest_files
+from llava_remap.jobs.resources import Used
+from llava_remap.verification.record import RECORD, read_record
+
+if TYPE_CHECKING:
+    from llava_remap.jobs.job import Job
+    from llava_remap.jobs.run import OnPhase, OnProgress, Result, Verify
+
+
+def is_finished(output: Path) -> bool:
+    """Whether a folder holds a whole job: its record is there, which is written last."""
+    return (output / RECORD).is_file() and not (output / CLAIM).exists()
+
+
+def other_job(job: Job) -> list[Problem]:
+    """LR503 if a finished folder is of another plan, or has other small files, than this job."""
+    try:
+        record = read_record(job.output)
+    except RemapError as error:
+        return list(error.problems)
+    plan = json.loads(read_file(job.output / RECORD))["plan"]
+    differences = Unfinished(job.plan_facts(plan), (), {}).changed(
+        job.plan_facts(job.plan.to_json())
+    )
+    files = [
+        name
+        for name, content in sorted(job.small_files.items())
+        if record.outputs.get(name) != FileDigest.of(content)
+    ]
+    if files and not differences:
+        differences.append(f"content of {', '.join(files)}")
+    if not differences:
+        return []
+    what = "; ".join(differences)
+    cause = f"{job.output} is finished, and another job wrote it. What differs: {what}."
+    return [Problem("LR503", cause, "Give another --output, or delete the folder.")]
+
+
+def nothing_to_do(job: Job, verify: Verify, on_progress: OnProgress, on_phase: OnPhase) -> Result:
+    """The result of a job whose folder is finished: every file is as it was written, and every
+    tensor as the sources give it now. Nothing is written.
+
+    Raises:
+        RemapError: LR503 if that isn't so, LR601 if transformers doesn't load the folder.
+    """
+    from llava_remap.jobs.run import Result
+
+    started = time.monotonic()
+    wanted = read_record(job.output).outputs
+    on_phase("comparing digests")
+    names = sorted((*wanted, RECORD))
+    there = [job.output / name for name in names if (job.output / name).is_file()]
+    digests = {path.name: digest for path, digest in digest_files(there, on_progress).items()}
+    if changed := sorted(name for name in wanted if digests.get(name) != wanted[name]):
+        raise refuse(
+            "LR503",
+            f"{job.output} is finished, but not as it was written: {', '.join(changed)}.",
+            f"To see what the folder is: llava-remap verify {quote(str(job.output))}",
+        )
+    weights = [job.output / shard.file for shard in job.plan.shards]
+    if differing := job.compared(weights, "full", on_progress, on_phase):
+        raise refuse(
+            "LR503",
+            f"{job.output} is finished, but its source has changed since: tensors differ from what "
+            "the sources give now.",
+            "Give another --output, or delete the folder.",
+            [name for problem in differing for name in problem.names],
+        )
+    if found := job.check(weights, "none" if verify == "none" else "meta", on_progress, on_phase):
+        raise RemapError(found)
+    seconds, used = time.monotonic() - started, Used.by(())
+    reused = len(job.plan.shards)
+    return Result(job, job.output, digests, 0, seconds, verify, job.notes, used, reused)
