@@ -66,8 +66,8 @@ def names_in(layout: str, classic: Collection[str]) -> dict[str, str]:
     if lost := [name for name in classic if name not in found]:
         raise refuse(
             "LR601",
-            f"layout {layout} has no name for {len(lost)} parameters.",
-            "Write the classic layout.",
+            f"--layout {layout}: these parameters have no name in that layout.",
+            "Leave --layout out: every version of transformers loads the classic names.",
             lost,
         )
     return found
@@ -220,8 +220,12 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
     if lost := [name for name, target in classic.items() if target is None]:
         raise refuse(
             "LR601",
-            f"layout {DISK_LAYOUT} has no classic name for parameters of {class_name}.",
-            names=lost,
+            f"{class_name} has parameters whose names aren't those of a LLaVA: a text model, a "
+            "vision tower and a projector between them. llava-remap knows no classic names for "
+            "them.",
+            "Give `target.class` a class of the LLaVA family, LlavaForConditionalGeneration for "
+            "one.",
+            lost,
         )
     named = {name: str(target) for name, target in classic.items()}
     names = names_in(layout, named.values()) if layout != CLASSIC else {}

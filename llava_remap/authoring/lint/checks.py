@@ -72,26 +72,34 @@ def _changing(rewrite: Rewrite) -> list[str]:
 
 
 def shadowed(trial: Trial) -> Iterator[Finding]:
-    """LR204: a rule that none of the names made from it reaches. Regexes are left out, since no
-    names can be made from them.
+    """LR204: rules that none of the names made from them reaches, together where one rule of the
+    file takes the names of several inherited ones. Regexes are left out, since no names can be made
+    from them.
     """
+    inherited: dict[str, list[tuple[CompiledRule, CompiledRule, str]]] = {}
     for rule, takers in _shadowed(trial):
         by = " and ".join(f"`{taker.label}`" for taker in takers)
-        inherited = rule.mark.file != trial.own
-        mine = next((taker for taker in takers if inherited and taker.mark.file == trial.own), None)
-        whose = f"`{rule.label}`" if mine is None else f"`{rule.label}` of {rule.mark.file}"
-        if mine is None:
-            fix = f"Make {by} narrower, or take `{rule.label}` out."
-            if all(_list(taker) == _list(rule) for taker in takers):
-                fix = f"Put it before {by}, or take it out."
+        mine = next((taker for taker in takers if taker.mark.file == trial.own), None)
+        if rule.mark.file != trial.own and mine is not None:
+            inherited.setdefault(mine.label, []).append((mine, rule, by))
+            continue
+        fix = f"Make {by} narrower, or take `{rule.label}` out."
+        if all(_list(taker) == _list(rule) for taker in takers):
+            fix = f"Put it before {by}, or take it out."
+        cause = f"`{rule.label}` can take no name: {by} has them before it."
+        yield Finding(rule.mark, Problem("LR204", cause, fix, trial.witnesses[rule.label]))
+    for taken in inherited.values():
+        [(mine, rule, by), *others] = taken
+        of = f"`{rule.label}` of {rule.mark.file}"
+        fix = f"Make `{mine.label}` narrower."
+        if others:
+            of, by = ", ".join(f"`{one.label}`" for _, one, _ in taken), f"`{mine.label}`"
+            of = f"{len(taken)} inherited rules ({of})"
         elif _list(mine) == _list(rule) and not isinstance(mine.kind, Drop):
             fix = f"Give `{mine.label}` the id `{rule.id}`: then it replaces the inherited rule."
-        else:
-            fix = f"Make `{mine.label}` narrower."
-        cause = f"{whose} can take no name: {by} has them before it."
-        yield Finding(
-            (mine or rule).mark, Problem("LR204", cause, fix, trial.witnesses[rule.label])
-        )
+        cause = f"{of} can take no name: {by} has them before {'them' if others else 'it'}."
+        names = [name for _, one, _ in taken for name in trial.witnesses[one.label]]
+        yield Finding(mine.mark, Problem("LR204", cause, fix, tuple(names)))
 
 
 def dropped_renames(trial: Trial) -> Iterator[Finding]:

@@ -228,6 +228,19 @@ def test_an_inherited_rule_is_replaced_by_id(tmp_path: Path) -> None:
     assert lint(load_rule_file(child)).findings == ()
 
 
+def test_inherited_rules_that_one_rule_shadows_are_told_together(tmp_path: Path) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text(
+        "schema: 1\nextends: [parts/llava.yaml]\n"
+        "names: [{id: all, from: 'model.{rest...}', to: 'x.{rest}'}]\n"
+    )
+    found = [f.problem for f in lint(load_rule_file(child)).findings if f.problem.code == "LR204"]
+    [problem] = found
+    assert "`names/projector-in`, `names/projector-out`" in problem.cause
+    assert problem.fix == "Make `names/all` narrower."
+    assert "model.mm_projector.0.qza" in problem.names
+
+
 # --- LR205
 
 
