@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -19,6 +20,8 @@ from llava_remap.report.html.flow import flow, modules
 from llava_remap.report.html.rows import BAD, STATUSES, rows
 from llava_remap.report.html.rule_lines import rule_lines
 from tests.conftest import CLIP, MANIFESTS, RELEASED, Run
+from tools.docs.pages import ROOT
+from tools.report.build import LIBRARY, LICENSES
 
 TOWER = f"vision_tower={MANIFESTS / 'clip-vit-large-patch14-336.json'}"
 LORA = [
@@ -269,6 +272,26 @@ def test_the_page_of_a_result_has_the_digests_of_its_files(run: Run) -> None:
         assert f'<td class="name">{path.name}</td>' in page
         assert f"{digest.nbytes:,}" in page
         assert digest.xxh3_128 in page
+
+
+def test_a_wheel_has_all_that_a_page_needs(tmp_path: Path) -> None:
+    """The charting library comes with the licences of its parts, in the version that is pinned."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    [wheel] = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with ZipFile(wheel) as opened:
+        names = opened.namelist()
+        library = opened.read(LIBRARY.relative_to(ROOT).as_posix()).decode()
+        licences = opened.read(LICENSES.relative_to(ROOT).as_posix()).decode()
+    assert any(name.endswith(f"licenses/{LICENSES.relative_to(ROOT)}") for name in names)
+    for file in ("page.html.jinja", "page.css", "page.js"):
+        assert f"llava_remap/report/html/{file}" in names
+    lock = json.loads((ROOT / "tools" / "report" / "package-lock.json").read_text())
+    for part in ("echarts", "zrender", "tslib"):
+        version = lock["packages"][f"node_modules/{part}"]["version"]
+        assert f"{part} {version}" in library.splitlines()[0]
+        assert f"==== {part} {version}: " in licences
+    assert "</script" not in library.lower()
 
 
 def test_statuses_of_problems_come_first() -> None:
