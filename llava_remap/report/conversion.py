@@ -12,7 +12,8 @@ from rich.text import Text
 from llava_remap.core import Problem, counted, size
 from llava_remap.planning.problems import component
 from llava_remap.report.machine import document
-from llava_remap.report.terminal import print_problems, shown, write, write_section
+from llava_remap.report.plan import print_plan, print_verdict, value_checks
+from llava_remap.report.terminal import DETAIL, print_problems, shown, write, write_section
 
 if TYPE_CHECKING:
     from llava_remap.jobs.conversions import Converted
@@ -29,8 +30,12 @@ def print_short_plan(
     dropped, notes; the problems in full.
     """
     plan = job.plan
+    if DETAIL.get() == "quiet":
+        print_plan(console, job, predicted)
+        return
     title = f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout"
     write(console, Text(title, "bold"), f"  {plan.rules_name} {choice.reason}")
+    print_problems(console, plan.problems, plan)
     write_section(console, "Sources", _sources(plan, choice))
     wanted = sorted(Counter(map(component, plan.target_names)).items())
     parameters = ", ".join(f"{name} {count}" for name, count in wanted)
@@ -53,20 +58,8 @@ def print_short_plan(
         ],
     )
     write_section(console, "Notes", map(_note, plan.notes))
-    print_problems(console, plan.problems, plan)
-    if not plan.complete:
-        kinds = dict.fromkeys(f"{problem.code} {problem.title}" for problem in plan.problems)
-        refusal = f": {', '.join(kinds)}. Nothing was written."
-        write(console, Text.assemble(("\nRefused", "bold red"), refusal))
-        return
-    needs = (
-        f", at most {size(predicted.memory)} of memory and {size(predicted.disk)} of disk"
-        if predicted is not None
-        else ""
-    )
-    amount = f"{size(plan.nbytes_write)} to write{needs}"
-    complete = f": nothing unmapped, missing or mismatched. {amount}."
-    write(console, Text.assemble(("\nPlan complete", "bold green"), complete))
+    write(console, value_checks(job))
+    print_verdict(console, plan, predicted)
 
 
 def _sources(plan: Plan, choice: Choice) -> Iterator[str | Text]:

@@ -60,6 +60,11 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
     for heading, texts in sections.items():
         write_section(console, heading, texts)
     write(console, value_checks(job))
+    print_verdict(console, plan, predicted)
+
+
+def print_verdict(console: Console, plan: Plan, predicted: Predicted | None) -> None:
+    """Whether a plan is complete, and what it will need."""
     if not plan.complete:
         _print_refusal(console, plan)
         return
