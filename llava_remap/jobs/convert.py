@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llava_remap.checkpoint import (
@@ -165,7 +165,7 @@ def choose(
     if rules is not None:
         further = further_sources(files[0], request, ask=ask)
         return Choice(str(rules), further.sources, "the rule file that was named", further.found)
-    inspection = _inspected(request, checkpoint)
+    request, inspection = _inspected(request, checkpoint)
     fit, further = _fitting(request, inspection, ask)
     return Choice(fit.rules, further.sources, _reason(fit, inspection), further.found)
 
@@ -185,8 +185,9 @@ def _recognised(
     return {first: source}, checkpoint
 
 
-def _inspected(request: Request, checkpoint: Checkpoint | None) -> Inspection:
-    """Compare the shipped rule files with everything that was given.
+def _inspected(request: Request, checkpoint: Checkpoint | None) -> tuple[Request, Inspection]:
+    """Compare the shipped rule files with everything that was given. The request is returned with
+    the parts that lie in folders inside the checkpoint and belong to it.
 
     Raises:
         RemapError: LR109 or its like for a checkpoint that needs no conversion.
@@ -198,16 +199,17 @@ def _inspected(request: Request, checkpoint: Checkpoint | None) -> Inspection:
         if source.overrides
     }
     if checkpoint is None or overriding & set(request.parts):
-        return inspect_parts(request.parts, offline=request.offline)
+        return request, inspect_parts(request.parts, offline=request.offline)
     inspection = inspect_checkpoint(checkpoint)
-    if not _candidates(inspection) and checkpoint.folder is not None:
-        beside = {**parts_beside(checkpoint.folder), **request.parts}
-        together = inspect_parts(beside, offline=request.offline)
+    inside = {} if checkpoint.folder is None else parts_beside(checkpoint.folder)
+    if inside and not _candidates(inspection):
+        parts = {**inside, **request.parts}
+        together = inspect_parts(parts, offline=request.offline)
         if _candidates(together):
-            return together
+            return replace(request, parts=parts), together
     if inspection.problems and (inspection.layout == CLASSIC or not inspection.fits[0].fits):
         raise RemapError(inspection.problems)
-    return inspection
+    return request, inspection
 
 
 def _candidates(inspection: Inspection) -> list[Fit]:
@@ -227,14 +229,7 @@ def _fitting(request: Request, inspection: Inspection, ask: Ask | None) -> tuple
     """
     candidates = _candidates(inspection)
     if not candidates:
-        nearest = inspection.fits[0]
-        maps = f"{nearest.mapped} of {counted(nearest.total, 'name')}"
-        near = f" The nearest, {nearest.rules}, maps {maps}: {nearest.reasons[0]}"
-        raise refuse(
-            "LR320",
-            f"no shipped rule file fits {request.source}.{near if nearest.is_near else ''}",
-            inspection.advice,
-        )
+        raise _none_fits(request, inspection)
     proven = inspection.planned and candidates[0].fits
     if len(candidates) > 1 and not proven:
         complete = [fit for fit in candidates if _is_complete(fit, request)]
@@ -242,7 +237,27 @@ def _fitting(request: Request, inspection: Inspection, ask: Ask | None) -> tuple
     if len(candidates) > 1:
         raise _undecided(request, candidates)
     [fit] = candidates
+    if fit.refusals and not inspection.given:
+        # Refused with a made-up tower, too: to ask for a source would help nobody.
+        try:
+            return fit, further_sources(load_rule_file(fit.rules), request, fit)
+        except RemapError:
+            raise _none_fits(request, inspection) from None
     return fit, further_sources(load_rule_file(fit.rules), request, fit, ask)
+
+
+def _none_fits(request: Request, inspection: Inspection) -> RemapError:
+    """LR320, with what speaks against the nearest rule file."""
+    nearest = inspection.fits[0]
+    maps = f"{nearest.mapped} of {counted(nearest.total, 'name')}"
+    near = f" The nearest, {nearest.rules}, maps {maps}" if nearest.is_near else ""
+    why = f"{': ' + '; '.join(nearest.contradictions) if nearest.contradictions else ''}."
+    no_fit = Problem(
+        "LR320",
+        f"no shipped rule file fits {request.source}.{near + why if near else ''}",
+        inspection.advice,
+    )
+    return RemapError([no_fit, *nearest.refusals])
 
 
 def _is_complete(fit: Fit, request: Request) -> bool:
@@ -324,7 +339,7 @@ def refuse_checkpoint(rules: str, sources: Sequence[str], offline: bool) -> None
     try:
         parts, checkpoint = _recognised(rules, _MODEL, offline)
         request = Request(rules, None, parts, {}, offline)
-        fitting = _candidates(_inspected(request, checkpoint))
+        fitting = _candidates(_inspected(request, checkpoint)[1])
     except RemapError:
         if path.is_dir():
             raise refuse(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from llava_remap.authoring.shrink import shrink
 from llava_remap.core import Problem, RemapError
@@ -41,6 +42,18 @@ def copied(source: Path, place: str, **config: Any) -> Path:
     path = Path(place, "config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     return Path(place)
+
+
+def language_model(place: str) -> None:
+    """A plain Llama, without a projector."""
+    shutil.copytree(RELEASED / "safetensors", place)
+    path = Path(place, "model.safetensors")
+    kept = {name: tensor for name, tensor in load_file(path).items() if "mm_" not in name}
+    save_file(kept, path, {"format": "pt"})
+    config = json.loads(Path(place, "config.json").read_text())
+    config = {key: value for key, value in config.items() if "mm_" not in key}
+    config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    Path(place, "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +99,23 @@ def test_a_tower_in_a_folder_of_its_own() -> None:
     source = copied(RELEASED / "bin", "mine")
     shutil.copytree(CLIP, source / "vision_tower")
     assert choose(source).sources["vision_tower"] == "mine/vision_tower"
+
+
+def test_a_projector_in_a_folder_of_its_own() -> None:
+    language_model("mine")
+    shutil.copytree(PROJECTOR, "mine/mm_projector")
+    chosen = choose("mine", sources={"vision_tower": CLIP})
+    assert chosen.rules == "llava-v1.5"
+    assert chosen.sources["projector"] == "mine/mm_projector"
+    assert plan(chosen.rules, chosen.sources, "out").plan.complete
+
+
+def test_no_tower_is_asked_for_where_the_projector_is_missing() -> None:
+    language_model("mine")
+    with pytest.raises(RemapError) as refused:
+        choose("mine", ask=lambda name, problems: pytest.fail(name))
+    assert refused.value.problems[0].code == "LR320"
+    assert "projector" in refused.value.problems[0].fix
 
 
 def test_a_folder_of_another_name_is_no_tower() -> None:
