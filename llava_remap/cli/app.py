@@ -199,10 +199,11 @@ def _problem(error: Any, given: Sequence[str]) -> Problem:
 def _nearest_option(option: str, ctx: Any) -> str:
     """A sentence about an option that may have been meant; empty if none is near."""
     word = option.lstrip("-").replace("_", "-")
+    if told := next((text for words, text in _ELSEWHERE.items() if word in words), ""):
+        return told
     known = [name for p in ctx.command.get_params(ctx) for name in p.opts if name[:2] == "--"]
-    if near := difflib.get_close_matches(f"--{word}", known, 1, 0.75):
-        return f"Did you mean {near[0]}?"
-    return next((text for words, text in _ELSEWHERE.items() if word in words), "")
+    near = difflib.get_close_matches(f"--{word}", known, 1, 0.75)
+    return f"Did you mean {near[0]}?" if near else ""
 
 
 def _nearest_value(message: str) -> str:
