@@ -293,8 +293,9 @@ def shrink_command(
         Form,
         typer.Option(
             "--form",
-            help="How the weights are stored; sharded: torch files, legacy: torch's format before "
-            "1.6.",
+            metavar="FORM",
+            help="How the weights are stored: safetensors, sharded_safetensors, bin, sharded "
+            "(torch files) or legacy (torch's format before 1.6).",
         ),
     ] = "safetensors",
     seed: Annotated[int, typer.Option("--seed", help="Another seed gives other values.")] = 0,
