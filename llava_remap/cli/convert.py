@@ -300,7 +300,8 @@ def _convert(
                 lines=options.lines,
                 show_plan=partial(print_short_plan, choice=choice),
             )
-            done = replace(done, state="converted", result=result)
+            is_new = result.nbytes or not result.reused
+            done = replace(done, state="converted" if is_new else "nothing to do", result=result)
     except Ended as ended:
         state: State = "refused" if ended.exit_code else "planned"
         done = replace(done, state=state, exit=ended.exit_code, problems=ended.problems)

@@ -12,7 +12,7 @@ from llava_remap.core import Problem, refuse
 from llava_remap.jobs.run import Result
 from llava_remap.source.sources import short_name
 
-State = Literal["converted", "planned", "refused", "interrupted", "not begun"]
+State = Literal["converted", "nothing to do", "planned", "refused", "interrupted", "not begun"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Converted:
     Attributes:
         source: the SRC.
         output: the folder that was written or would have been.
-        state: `planned` after a dry run, `not begun` after an interruption of an earlier one.
+        state: `planned` after a dry run, `nothing to do` if the folder was finished already,
+            `not begun` after an interruption of an earlier one.
         exit: the exit code that this one alone would have.
         rules: the name of the rule file; empty if none was chosen.
         seconds: how long it took, with its plan.
@@ -43,7 +44,7 @@ class Converted:
 
     @property
     def is_well(self) -> bool:
-        return self.state in ("converted", "planned")
+        return self.state in ("converted", "nothing to do", "planned")
 
     def to_json(self) -> dict[str, Any]:
         return {

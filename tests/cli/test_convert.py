@@ -111,6 +111,20 @@ def test_a_damaged_one_does_not_stop_the_others(run: Run) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_finished_is_not_done_again(run: Run) -> None:
+    sources = folders("a", "b", damaged="b")
+    again = ("convert", *sources, *TOWER, "--output-dir", "out", "--resume")
+    assert run(*again).code == 3
+    written = {path: path.stat().st_mtime_ns for path in Path("out/a-hf").iterdir()}
+    shutil.copy(RELEASED / "safetensors" / "model.safetensors", "b")
+    ran = run(*again)
+    assert ran.code == 0, ran.out + ran.err
+    summary = ran.out[ran.out.index("Summary") :]
+    assert re.findall(r"nothing to do|converted", summary) == ["nothing to do", "converted"]
+    assert {path: path.stat().st_mtime_ns for path in Path("out/a-hf").iterdir()} == written
+    assert Path("out/b-hf/llava_remap.json").is_file()
+
+
 def test_one_name_for_two_outputs_is_refused_before_anything_is_written(run: Run) -> None:
     sources = folders("x/model", "y/model")
     ran = run("convert", *sources, *TOWER, "--output-dir", "out")
