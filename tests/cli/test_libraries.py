@@ -19,7 +19,7 @@ import pytest
 from llava_remap.core import limits
 from llava_remap.core.libraries import check_libraries, imported
 from llava_remap.core.problem import RemapError
-from tests.conftest import CLIP, RELEASED, Run
+from tests.conftest import CLIP, RELEASED, Run, beside_progress
 
 COMMAND = Path(sys.executable).with_name("llava-remap")
 JOB = (
@@ -196,7 +196,7 @@ def test_a_signal_during_an_import(module: str, tmp_path: Path) -> None:
     )
     found = ran(*JOB, PYTHONPATH=str(tmp_path / "slow"))
     assert (found.returncode, "LR510" in found.stderr) == (143, False), found.stderr
-    assert found.stderr.startswith("Terminated.")
+    assert beside_progress(found.stderr).startswith("Terminated.")
 
 
 def test_without_docstrings(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_reader_that_goes_away(more: tuple[str, ...], tmp_path: Path) -> None:
         assert process.stdout
         assert process.stderr
         process.stdout.close()
-        said = process.stderr.read().decode()
+        said = beside_progress(process.stderr.read().decode())
         assert (process.wait(), said) == (0, "")
     assert Path("out/llava_remap.json").exists() == ("--dry-run" not in more)
 
