@@ -227,6 +227,18 @@ def test_plans_that_are_refused(form: str, here: Path, main: Main) -> None:
     harmless(main("apply", "llava-v1.5", "--source", here, *TOWER, "--output", here))
 
 
+def test_several_checkpoints_and_their_log(here: Path, main: Main) -> None:
+    shutil.copytree(here, "b")
+    (Path("b") / "model.safetensors").write_bytes(b"")
+    ran = harmless(
+        main("convert", here, "b", *TOWER, "--output-dir", f"out{EVIL_PATH}", "--log", "log"),
+        "Summary",
+    )
+    assert ran.code == 3
+    assert printable_lines(Path("log").read_text()) == Path("log").read_text()
+    harmless(main("apply", here), "llava-remap convert")
+
+
 def test_a_config_and_a_tokenizer(here: Path, main: Main) -> None:
     spoil(here, {"model_type": EVIL, "rope_scaling": {EVIL: EVIL}}, tensor=False)
     harmless(main("apply", "llava-v1.5", "--source", here, *TOWER, "--dry-run"))
