@@ -56,6 +56,10 @@ _HINTS = tuple(
             r"(?:^\s*(?:- +)?|[{,]\s*)[\w.-]+: +(?P<text>[^'\"\[{,}]*?: [^,}\]]*)",
             "Put a text with a colon in it in quotes: {text}.",
         ),
+        (
+            r"[{,] *[\w-]+: +(?P<text>\w[^'\"{},\[\]]*\[\w*\][^'\"{},\[\]]*)",
+            "Put a text with brackets in quotes: {text}.",
+        ),
         (r"[\[{].* #", "Put a text with ` #` in it in quotes; otherwise it begins a comment."),
     )
 )

@@ -294,6 +294,11 @@ SLIPS = {
         "3:",
         "Put a regex in quotes: '[a-z]+.weight'.",
     ),
+    "brackets": (
+        "names: [{id: a, from: x.w, drop: the [SEG] head}]\n",
+        "2:38",
+        "Put a text with brackets in quotes: 'the [SEG] head'.",
+    ),
     "backslash": (
         'names: [{id: a, match: "^model\\.(.*)"}]\n',
         "2:",
