@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -154,8 +155,10 @@ def convert_command(
     several rule files fit, or none, nothing is written. With --output-dir, several checkpoints are
     converted one after another; one that is refused doesn't stop the others.
     """
-    with refusals(output_format), open_log(log) as opened:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(refusals(output_format))
         sources, outputs = _outputs(checkpoints, output, output_dir)
+        opened = stack.enter_context(open_log(_logged(log, sources, outputs, source)))
         reports = _reports(report, outputs, output_dir, dry_run)
         options = _Options(
             rules=rules,
@@ -212,6 +215,27 @@ def _outputs(
             "To convert all of them: --output-dir DIR.",
         )
     return [first], [output_folder(place) for place in places] or [None]
+
+
+def _logged(
+    log: Path | None,
+    sources: Sequence[str],
+    outputs: Sequence[Path | None],
+    further: Sequence[str],
+) -> Path | None:
+    """The log, if it is no file of a source or of an output.
+
+    Raises:
+        RemapError: LR508.
+    """
+    from llava_remap.jobs.convert import default_output
+    from llava_remap.jobs.output import refuse_report_unopened
+
+    if log is not None:
+        for source, output in zip(sources, outputs, strict=True):
+            place = output or default_output(source)
+            refuse_report_unopened(log, place, [source, *further], "--log")
+    return log
 
 
 def _reports(

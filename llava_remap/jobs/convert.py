@@ -278,8 +278,8 @@ def _undecided(request: Request, fitting: Sequence[Fit]) -> RemapError:
     return RemapError(
         Problem(
             "LR216",
-            f"{' and '.join(fit.rules for fit in fitting)} both fit {request.source}; nothing in "
-            "it says which of the models below it is to become.",
+            f"{' and '.join(fit.rules for fit in fitting)} fit {request.source}; nothing in it "
+            "says which of the models below it is to become.",
             f"Choose one: {' or '.join(commands)}",
             table=tuple((fit.rules, f"{fit.class_name}: {fit.summary}") for fit in fitting),
         )

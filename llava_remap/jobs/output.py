@@ -45,15 +45,21 @@ def refuse_changed(checkpoints: Mapping[str, Checkpoint]) -> None:
         )
 
 
-def refuse_report(report: Path, output: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Raise LR508 for a report inside the output or inside a source."""
+def refuse_report(
+    report: Path, output: Path, checkpoints: Mapping[str, Checkpoint], option: str = "--report"
+) -> None:
+    """Raise LR508 for a report inside the output or inside a source.
+
+    Args:
+        option: the option that named the report.
+    """
     if _real(report).is_relative_to(_real(output)):
         raise refuse(
             "LR508",
             f"{report} is inside the output, and would look like a part of it.",
-            "Give another --report.",
+            f"Give another {option}.",
         )
-    refuse_inside(report, checkpoints, "--report")
+    refuse_inside(report, checkpoints, option)
 
 
 def refuse_inside(path: Path, checkpoints: Mapping[str, Checkpoint], option: str) -> None:
@@ -70,15 +76,17 @@ def refuse_inside(path: Path, checkpoints: Mapping[str, Checkpoint], option: str
         )
 
 
-def refuse_report_unopened(report: Path, output: Path | None, given: Iterable[str]) -> None:
-    """As `refuse_report`, for sources that couldn't be opened. What isn't a report already is not
-    replaced: it may be a file of a source that nobody named.
+def refuse_report_unopened(
+    report: Path, output: Path | None, given: Iterable[str], option: str = "--report"
+) -> None:
+    """As `refuse_report`, for sources that aren't open. A file that is there and isn't from
+    llava-remap is not touched either: it may be a file of a source that nobody named.
 
     Args:
         given: the sources as the user names them, with or without `NAME=`.
     """
     if output is not None:
-        refuse_report(report, output, {})
+        refuse_report(report, output, {}, option)
     beside = [name for part in BESIDE.values() for name in part]
     for text in given:
         for path in map(_real, {Path(text), Path(text.partition("=")[2] or text)}):
@@ -88,13 +96,13 @@ def refuse_report_unopened(report: Path, output: Path | None, given: Iterable[st
                 raise refuse(
                     "LR508",
                     f"{report} is inside source {quoted(text)}, and sources are never written to.",
-                    "Give another --report.",
+                    f"Give another {option}.",
                 )
     if report.is_file() and b"llava-remap" not in report.read_bytes()[:1000]:
         raise refuse(
             "LR508",
-            f"{report} is there, and is no report.",
-            "Give another --report.",
+            f"{report} is there, and was not written by llava-remap.",
+            f"Give another {option}.",
         )
 
 

@@ -246,3 +246,15 @@ def test_an_adapter(run: Run) -> None:
     )
     assert ran.code == 0, ran.err
     assert "pairs of adapter into 14 tensors" in ran.out
+
+
+@pytest.mark.parametrize("log", ["out/log", "llava/config.json", "llava/log", "foreign"])
+def test_a_log_is_no_file_of_a_source_or_of_the_output(run: Run, log: str) -> None:
+    shutil.copytree(RELEASED / "sharded", "llava")
+    Path("foreign").write_text("a file of somebody else")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    ran = run("convert", "llava", "out", *TOWER, "--log", log)
+    assert ran.code == 4
+    assert "LR508" in ran.err
+    assert "Give another --log." in ran.err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
