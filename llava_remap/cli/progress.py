@@ -16,6 +16,7 @@ from llava_remap.core.escaped import raw
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+    from rich.progress import ProgressColumn
 
 #: Seconds between two lines in a log, and before the first line; and the time after which a log
 #: hears of a job whose size isn't known.
@@ -41,7 +42,9 @@ class Progress:
     ) -> None:
         self._out, self._what, self._now = raw(out), printable(what), now
         self._done, self._shown, self._began = 0, now(), now()
-        self._bar = _bar(self._out, nbytes, now)
+        self._bar = _bar(self._out, now)
+        self._plain = self._bar.columns
+        self._counting = _counting(self._bar.console.width) if nbytes else self._plain
         self._task = self._bar.add_task(self._what, total=nbytes)
         self._lock = Lock()
         self._first_line = Timer(_PATIENCE, self._log)
@@ -67,17 +70,21 @@ class Progress:
             # A file that is damaged since an earlier try is read and then written, so the sum can
             # exceed the total.
             self._done += nbytes
+            self._bar.columns = self._counting
             self._bar.update(self._task, completed=self._done)
             if self._bar.console.soft_wrap and self._now() - self._shown >= _LOGGED:
                 self._log()
 
     def phase(self, what: str) -> None:
-        """Begin another phase of the job, with a rate of its own."""
+        """Begin another phase of the job, with a rate of its own. Numbers are shown as soon as it
+        counts bytes; not every phase does.
+        """
         end_if_asked()
         with self._lock:
             self._count()
             self._what = printable(what)
             total = self._bar.tasks[0].total
+            self._bar.columns = self._plain
             self._bar.remove_task(self._task)
             self._task = self._bar.add_task(self._what, total=total, completed=self._done)
 
@@ -110,35 +117,41 @@ class Progress:
             self._out.flush()
 
 
-def _bar(out: TextIO, nbytes: int | None, now: Callable[[], float]) -> Bar:
-    """A bar with what a terminal of this width has room for."""
+def _bar(out: TextIO, now: Callable[[], float]) -> Bar:
+    """A line that says what is being done and for how long."""
     from rich import progress as rich
 
     from llava_remap.report.terminal import console_for
 
-    console = console_for(out)
-    columns: list[rich.ProgressColumn] = [
-        rich.TextColumn("{task.description}", markup=False),
-        rich.TaskProgressColumn(),
-        rich.DownloadColumn(),
-        rich.TransferSpeedColumn(),
-        rich.TimeRemainingColumn(),
-    ]
-    if not nbytes:
-        columns = [rich.SpinnerColumn("line"), columns[0], rich.TimeElapsedColumn()]
-    elif console.width >= _WIDE:
-        columns.insert(1, rich.BarColumn(min(40, console.width - _WIDE + 10)))
-    else:
-        del columns[2 : 3 if console.width >= _MEDIUM else 4]
     return rich.Progress(
-        *columns,
-        console=console,
+        rich.SpinnerColumn("line"),
+        rich.TextColumn("{task.description}", markup=False),
+        rich.TimeElapsedColumn(),
+        console=console_for(out),
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,
         speed_estimate_period=_WINDOW,
         get_time=now,
     )
+
+
+def _counting(width: int) -> tuple[str | ProgressColumn, ...]:
+    """The columns of a phase that counts bytes, as many as a terminal has room for."""
+    from rich import progress as rich
+
+    columns: list[ProgressColumn] = [
+        rich.TextColumn("{task.description}", markup=False),
+        rich.TaskProgressColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    ]
+    if width >= _WIDE:
+        columns.insert(1, rich.BarColumn(min(40, width - _WIDE + 10)))
+    else:
+        del columns[2 : 3 if width >= _MEDIUM else 4]
+    return tuple(columns)
 
 
 @contextlib.contextmanager

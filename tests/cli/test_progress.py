@@ -180,6 +180,25 @@ def test_as_much_as_a_terminal_has_room_for(
     assert screen(out.getvalue()) == ["", ""]
 
 
+def test_a_phase_that_counts_no_bytes_has_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    shown = Progress(out, "writing", 10 * MB, Clock())
+    shown.advance(10 * MB)
+    shown.phase("loading strictly")
+    shown._bar.refresh()
+    shown.start()
+    [line] = screen(out.getvalue())
+    assert line.endswith(" loading strictly 0:00:00")
+    assert "%" not in line
+    shown.phase("comparing")
+    shown.advance(1)
+    shown._bar.refresh()
+    assert "100%" in screen(out.getvalue())[0]
+    shown.clear()
+
+
 #: Has the strict load last until it is interrupted.
 ENDLESS = """
 import time
