@@ -9,11 +9,12 @@ from pathlib import Path
 from llava_remap.checkpoint import Checkpoint, InMemory, Tensor, has_file
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import several
 from llava_remap.execute import equal
 from llava_remap.jobs.output import refuse_changed
 from llava_remap.source.hub import HubError
 from llava_remap.source.sources import AnySource, as_source, open_source, shown
-from llava_remap.verification.compare_files import compare_files
+from llava_remap.verification.compare_files import compare_files, files_not_compared
 from llava_remap.verification.compare_headers import Headers, compare_headers
 from llava_remap.verification.compare_plans import PlanFile, compare_plans, read_plan
 from llava_remap.verification.compare_templates import compare_templates
@@ -184,11 +185,17 @@ class Comparison:
 
     def _notes(self) -> Iterator[str]:
         """What was not compared, and what compares two sides with few names in common."""
-        sides = (("A", self.a, self.b), ("B", self.b, self.a))
-        for name, side, other in sides:
+        sides = (self.a, self.b)
+        for name, side in zip("AB", sides, strict=True):
+            if side.passed_over:
+                yield f"weights in {name} that are not read: {several(side.passed_over)}"
+        folders = [side.folder for side in sides if side.folder is not None and not side.origin]
+        if len(folders) == 2 and (others := files_not_compared(*folders)):
+            yield f"files that differ, and that were not compared: {several(others)}"
+        for name, side, other in zip("AB", sides, reversed(sides), strict=True):
             if side.folder is None:
                 why = "a manifest" if side.is_manifest else "in memory, without a folder"
-                config = "config, " * (side.config is None)
+                config = "config, " * any(s.folder is None and s.config is None for s in sides)
                 yield (
                     f"{config}generation config, tokenizer, processor and chat template were not "
                     f"compared: {name} is {why}."

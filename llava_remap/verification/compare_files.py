@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import ADAPTER_CONFIG, BESIDE, Checkpoint, has_file, read_object
+from llava_remap.checkpoint import (
+    ADAPTER_CONFIG,
+    BESIDE,
+    Checkpoint,
+    has_file,
+    read_object,
+    readable,
+)
 from llava_remap.core import quoted, refuse
 from llava_remap.core.limits import limit_reached
+from llava_remap.execute import FileDigest, digest_files
 from llava_remap.target_model.wanted import from_json, refuse_endless
 from llava_remap.verification.difference import File, Row
 
@@ -33,6 +43,11 @@ _NAMES = (
 _WRITER = "transformers_version"
 #: Objects and lists inside of each other.
 _DEEPEST = 100
+#: Files that may change what a checkpoint does, beside those that are compared: code, and
+#: vocabularies of other forms.
+_OTHER = re.compile(
+    r"(?!llava_remap\.json|trainer_state).+(?<!\.index)\.(py|model|tiktoken|txt|json)"
+)
 _FIX = "Replace it by the original one."
 
 
@@ -43,10 +58,9 @@ def compare_files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
         RemapError: LR100, LR102 or LR113 for a file that can't be read.
     """
     if a.folder is None or b.folder is None:  # in memory, or a manifest: there are no other files
-        found = None
-        if a.config is not None and b.config is not None:
+        if all(side.config is not None or side.folder is not None for side in (a, b)):
             found = compare_objects(_CONFIG, a.config, b.config)
-        yield from [] if found is None else [found]
+            yield from [] if found is None else [found]
         return
     contents = [{name: _content(side, name) for name in _NAMES} for side in (a, b)]
     for name in _NAMES:
@@ -56,6 +70,29 @@ def compare_files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
             found = replace(found or File(name), spelling=(moved,), read_by="transformers 5")
         if found is not None:
             yield found
+
+
+def files_not_compared(a: Path, b: Path) -> list[str]:
+    """The files with code, words or settings that differ, or that one folder alone has, and that
+    nothing here compares.
+
+    Raises:
+        RemapError: LR100 or LR102 for a file that can't be read.
+    """
+    of_a, of_b = _others(a), _others(b)
+    return sorted(name for name in {**of_a, **of_b} if of_a.get(name) != of_b.get(name))
+
+
+def _others(folder: Path) -> dict[str, FileDigest]:
+    """The digests of a folder's files that aren't compared."""
+    compared = {*_NAMES, *(name for names in BESIDE.values() for name in names)}
+    with readable(folder):
+        paths = [
+            path
+            for path in folder.iterdir()
+            if _OTHER.fullmatch(path.name) and path.name not in compared and path.is_file()
+        ]
+    return {path.name: digest for path, digest in digest_files(paths).items()}
 
 
 def _moved(name: str, a: _Contents, b: _Contents) -> Row | None:

@@ -16,6 +16,8 @@ from llava_remap.verification.difference import Rendered, Template
 
 #: The folder with further templates, one a file.
 _FURTHER = "additional_chat_templates"
+#: The files that may have the default one. Of several, the last one counts here.
+_FILES = ("tokenizer_config.json", "chat_template.json", "chat_template.jinja")
 #: The parts of messages that conversations have beside text.
 _PARTS = (PlacedToken("<image>", "image", 0, False), PlacedToken("<video>", "video", 0, False))
 
@@ -28,7 +30,14 @@ def compare_templates(a: Checkpoint, b: Checkpoint) -> Iterator[Template]:
     """
     if a.folder is None or b.folder is None:
         return
-    have_a, have_b = _templates(a, a.folder), _templates(b, b.folder)
+    (have_a, stored_a), (have_b, stored_b) = _templates(a, a.folder), _templates(b, b.folder)
+    for file in _FILES:  # a file without one stands for the same template as the other files
+        pair = [
+            stored.get(file, have.get("default"))
+            for stored, have in ((stored_a, have_a), (stored_b, have_b))
+        ]
+        if None not in pair and pair != [have_a["default"], have_b["default"]]:
+            have_a[f"default in {file}"], have_b[f"default in {file}"] = map(str, pair)
     for name in dict.fromkeys((*have_a, *have_b)):
         if name not in have_b:
             yield Template(name, "a")
@@ -38,14 +47,16 @@ def compare_templates(a: Checkpoint, b: Checkpoint) -> Iterator[Template]:
             yield _compare(name, (have_a[name], a.folder), (have_b[name], b.folder))
 
 
-def _templates(checkpoint: Checkpoint, folder: Path) -> dict[str, str]:
-    """The templates of a folder by name, read from where transformers reads them: a file of its
-    own counts before the tokenizer's config.
+def _templates(checkpoint: Checkpoint, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The templates of a folder by name, a file of its own before the tokenizer's config; and the
+    default one by the file in which it is stored. Versions of transformers, tokenizer and processor
+    read different ones of these files.
     """
     found: dict[str, str] = {}
-    configs = ("tokenizer_config.json", "chat_template.json")
-    for content in (read_json(checkpoint, name) for name in configs):
-        said = (content or {}).get("chat_template")
+    stored: dict[str, str] = {}
+    for file in _FILES[:2]:
+        said = (read_json(checkpoint, file) or {}).get("chat_template")
+        found.pop("default", None)
         if isinstance(said, str):
             found["default"] = said
         elif isinstance(said, Mapping):
@@ -53,11 +64,14 @@ def _templates(checkpoint: Checkpoint, folder: Path) -> dict[str, str]:
         elif isinstance(said, list):
             entries = (entry for entry in said if isinstance(entry, Mapping))
             found |= {str(e.get("name")): str(e.get("template")) for e in entries}
-    if has_file(folder / "chat_template.jinja"):
-        found["default"] = read_text(folder / "chat_template.jinja")
+        stored |= {file: found["default"]} if "default" in found else {}
+    if has_file(folder / _FILES[2]):
+        stored[_FILES[2]] = read_text(folder / _FILES[2])
+    if stored:
+        found["default"] = [*stored.values()][-1]
     with readable(folder / _FURTHER):
         further = sorted((folder / _FURTHER).glob("*.jinja"))
-    return found | {path.stem: read_text(path) for path in further}
+    return found | {path.stem: read_text(path) for path in further}, stored
 
 
 def _compare(name: str, a: tuple[str, Path], b: tuple[str, Path]) -> Template:

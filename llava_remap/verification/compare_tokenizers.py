@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from llava_remap.execute import FileDigest
 from llava_remap.folder.scratch import one_line, panics_as_errors
 from llava_remap.folder.source_tokenizer import FLAGS, open_source_tokenizer
 from llava_remap.target_model import Vocabulary, read_vocabulary, text_config
+from llava_remap.target_model.source_files import read_beside
 from llava_remap.target_model.text_kind import text_kind
 from llava_remap.verification.compare_files import compare_objects, read_json, rows
 from llava_remap.verification.difference import Encoded, File, Row, Tokenizers
@@ -33,6 +34,8 @@ TEXTS = (
 )
 #: Files that aren't JSON, or that hold the words alone.
 _PLAIN = ("tokenizer.model", "vocab.json", "merges.txt")
+#: Files that give roles (`bos_token`, …) to words.
+_WITH_ROLES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def compare_tokenizers(a: Checkpoint, b: Checkpoint) -> Tokenizers | None:
@@ -46,13 +49,18 @@ def compare_tokenizers(a: Checkpoint, b: Checkpoint) -> Tokenizers | None:
     if folder_a is None or folder_b is None or _same_files(folder_a, folder_b):
         return None
     words_a, words_b = read_vocabulary(folder_a), read_vocabulary(folder_b)
-    if words_a is None or words_b is None:
-        return None if words_a is words_b else Tokenizers(only_in="b" if words_a is None else "a")
-    texts, reason = _texts((a, words_a), (b, words_b))
+    if (words_a is None) is not (words_b is None):
+        return Tokenizers(only_in="b" if words_a is None else "a")
+    texts, reason = list[Encoded](), "neither side has a file of words that can be read"
+    if words_a is not None and words_b is not None:
+        texts, reason = _texts((a, words_a), (b, words_b))
+    words = [{} if one is None else one.ids for one in (words_a, words_b)]
+    special = [{} if one is None else one.special for one in (words_a, words_b)]
+    (ids_a, flags_a), (ids_b, flags_b) = _added(folder_a), _added(folder_b)
     found = Tokenizers(
-        words=rows(words_a.ids, words_b.ids),
-        added=tuple(_of_common(_added(a), _added(b))),
-        special=rows(words_a.special, words_b.special),
+        words=_rows(rows(*words), ids_a, ids_b),
+        added=_rows((), flags_a, flags_b),
+        special=_rows(rows(*special), _roles(a), _roles(b)),
         files=tuple(_files(a, b)),
         texts=tuple(text for text in texts if text.a != text.b),
         texts_tried=len(texts),
@@ -72,26 +80,50 @@ def _same_files(a: Path, b: Path) -> bool:
     return True
 
 
-def _added(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-    """The flags of the added tokens, by their text."""
-    whole = read_json(checkpoint, "tokenizer.json") or {}
-    config = read_json(checkpoint, "tokenizer_config.json") or {}
-    tokens = [
-        *(config.get("added_tokens_decoder") or {}).values(),
-        *(whole.get("added_tokens") or ()),
+_Files = list[dict[str, Any]]
+"""What each of several files says of tokens, by their text or role."""
+
+
+def _rows(found: Iterable[Row], a: _Files, b: _Files) -> tuple[Row, ...]:
+    """Rows that differ, and those that two files of one name say differently. If several files name
+    a token, versions of transformers read different ones.
+    """
+    every = {row.key: row for row in found}
+    for here, there in zip(a, b, strict=True):
+        for key in here:
+            if key in there and here[key] != there[key]:
+                every.setdefault(key, Row(key, here[key], there[key]))
+    return tuple(every.values())
+
+
+def _added(folder: Path) -> tuple[_Files, _Files]:
+    """The ids of the added tokens in each file, and their flags: first those that transformers
+    reads, then in each file.
+    """
+    whole = read_beside(folder, "tokenizer.json").get("added_tokens") or ()
+    config = read_beside(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
+    files = (
+        [(token.get("id"), token) for token in whole if isinstance(token, Mapping)],
+        [(int(number), token) for number, token in config.items()],
+    )
+    ids: _Files = [{str(t.get("content")): number for number, t in file} for file in files]
+    flags: _Files = [
+        {str(t.get("content")): {flag: t.get(flag) for flag in FLAGS[1:]} for _, t in file}
+        for file in files
     ]
-    return {
-        str(token.get("content")): {flag: token.get(flag) for flag in FLAGS[1:]}
-        for token in tokens
-        if isinstance(token, Mapping)
-    }
+    return [*ids, read_beside(folder, "added_tokens.json")], [flags[0] | flags[1], *flags]
 
 
-def _of_common(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
-    """The tokens of both sides that differ; the words tell the others."""
-    for text in a.keys() & b.keys():
-        if a[text] != b[text]:
-            yield Row(text, a[text], b[text])
+def _roles(checkpoint: Checkpoint) -> _Files:
+    """Role → word of each file that gives roles."""
+    return [
+        {
+            role: token.get("content") if isinstance(token, Mapping) else token
+            for role, token in (read_json(checkpoint, name) or {}).items()
+            if role.endswith("_token") and isinstance(token, (str, Mapping))
+        }
+        for name in _WITH_ROLES
+    ]
 
 
 def _files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
@@ -115,10 +147,14 @@ def _content(checkpoint: Checkpoint, name: str) -> Mapping[str, Any] | None:
 
 
 def _tokenizer(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A `tokenizer.json` without words; its merges by their text, with their rank."""
+    """A `tokenizer.json` without words, but with their scores; its merges by their text, with their
+    rank.
+    """
     found = {key: value for key, value in content.items() if key != "added_tokens"}
     if isinstance(model := content.get("model"), Mapping):
         found["model"] = {key: value for key, value in model.items() if key != "vocab"}
+        if isinstance(words := model.get("vocab"), list):
+            found["model"]["scores"] = {str(word): score for word, score in words}
         if isinstance(merges := model.get("merges"), list):
             texts = (" ".join(map(str, m)) if isinstance(m, list) else str(m) for m in merges)
             found["model"]["merges"] = {text: rank for rank, text in enumerate(texts)}
@@ -137,8 +173,7 @@ def _without_tokens(content: Mapping[str, Any]) -> dict[str, Any]:
 
 _TRIMMED = {
     "tokenizer.json": _tokenizer,
-    "tokenizer_config.json": _without_tokens,
-    "special_tokens_map.json": _without_tokens,
+    **dict.fromkeys(_WITH_ROLES, _without_tokens),
 }
 
 

@@ -16,6 +16,7 @@ from llava_remap.checkpoint import InMemory, open_checkpoint
 from llava_remap.core.problem import RemapError
 from llava_remap.jobs.apply import apply
 from llava_remap.jobs.diff import diff, prepare
+from llava_remap.jobs.inspect_parts import inspect
 from llava_remap.verification.compare_tokenizers import TEXTS
 from llava_remap.verification.difference import Difference
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run, heavy
@@ -282,6 +283,69 @@ def test_special_tokens_and_flags(made: Path, copy: Path) -> None:
     assert not found.words
 
 
+def test_tokens_of_a_file_that_another_file_hides(made: Path, copy: Path) -> None:
+    """Flags and ids in the tokenizer's config, which transformers reads before `tokenizer.json`;
+    words in the map, which older versions read.
+    """
+    from transformers import AutoTokenizer
+
+    def plant(content: Any) -> None:
+        flags = {token["content"]: token for token in content["added_tokens_decoder"].values()}
+        flags["<image>"]["lstrip"] = True
+
+    change_json(copy / "tokenizer_config.json", plant)
+    read = [AutoTokenizer.from_pretrained(folder).added_tokens_decoder for folder in (made, copy)]
+    assert read[0] != read[1]
+    change_json(copy / "special_tokens_map.json", lambda c: c.update(eos_token="<unk>"))
+
+    def renumber(content: Any) -> None:
+        next(t for t in content["added_tokens"] if t["content"] == "<pad>")["id"] = 7
+
+    change_json(copy / "tokenizer.json", renumber)
+    found = diff(made, copy).tokenizer
+    assert found is not None
+    assert [row.key for row in found.added] == ["<image>"]
+    assert [(row.key, row.a, row.b) for row in found.special] == [("eos_token", "</s>", "<unk>")]
+    assert [(row.key, row.b) for row in found.words] == [("<pad>", 7)]
+
+
+def test_scores_of_words_are_compared(made: Path, copy: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import Unigram
+
+    shutil.copytree(made, tmp_path / "x")
+    for folder, score in ((tmp_path / "x", -1.0), (copy, -1.5)):
+        model = Unigram([("<unk>", 0.0), ("rare", score)], 0, False)
+        Tokenizer(model).save(str(folder / "tokenizer.json"))
+    found = diff(tmp_path / "x", copy).tokenizer
+    assert found is not None
+    assert (found.words, found.texts) == ((), ())
+    [file] = found.files
+    assert [(row.key, row.a, row.b) for row in file.rows] == [("model.scores.rare", -1.0, -1.5)]
+
+
+def test_files_of_an_unknown_tokenizer_and_of_code(made: Path, tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        shutil.copytree(made, tmp_path / name)
+        for file in ("tokenizer.json", "tokenizer.model"):
+            (tmp_path / name / file).unlink()
+        (tmp_path / name / "words.tiktoken").write_text(name)
+        (tmp_path / name / "same.py").write_text("")
+    (tmp_path / "y" / "modeling.py").write_text("")
+    (tmp_path / "y" / "pytorch_model.bin").write_text("")
+    found = diff(tmp_path / "x", tmp_path / "y")
+    assert found.equal
+    assert found.notes == (
+        "weights in B that are not read: `pytorch_model.bin`",
+        "files that differ, and that were not compared: `modeling.py`, `words.tiktoken`",
+    )
+    change_json(tmp_path / "y" / "tokenizer_config.json", lambda c: c.update(model_max_length=7))
+    tokenizer = diff(tmp_path / "x", tmp_path / "y").tokenizer
+    assert tokenizer is not None
+    assert [row.key for file in tokenizer.files for row in file.rows] == ["model_max_length"]
+    assert tokenizer.reason
+
+
 @pytest.mark.parametrize("visible", [True, False])
 def test_a_letter_of_a_chat_template(made: Path, copy: Path, visible: bool) -> None:
     path = copy / "chat_template.jinja"
@@ -305,6 +369,29 @@ def test_where_a_chat_template_is_stored_is_no_difference(made: Path, copy: Path
     change_json(copy / "tokenizer_config.json", lambda c: c.update(chat_template=path.read_text()))
     path.unlink()
     assert findings(diff(made, copy)) == {}
+
+
+def test_a_template_behind_another_one_is_compared(made: Path, tmp_path: Path) -> None:
+    """transformers 5 reads `chat_template.json` for the processor even beside
+    `chat_template.jinja`, and the tokenizer's config for the tokenizer beside the former.
+    """
+    folders = [tmp_path / "x", tmp_path / "y"]
+    for folder in folders:
+        shutil.copytree(made, folder)
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": folder.name}))
+    found = diff(*folders)
+    assert found.differs == ("chat_template",)
+    assert [template.name for template in found.templates] == ["default in chat_template.json"]
+    assert diff(made, folders[0]).differs == ("chat_template",)
+    for folder in folders:
+        shutil.copy(made / "chat_template.json", folder)
+        (folder / "chat_template.jinja").unlink()
+    assert diff(*folders).equal
+    change_json(folders[0] / "tokenizer_config.json", lambda c: c.update(chat_template="other"))
+    [template] = diff(*folders).templates
+    assert template.name == "default in tokenizer_config.json"
+    assert template.first is not None
+    assert template.first.a == "other"
 
 
 def test_files_that_one_side_has(made: Path, copy: Path) -> None:
@@ -380,6 +467,18 @@ def test_a_manifest_has_no_values(run: Run) -> None:
     assert [file["name"] for file in content["files"]] == ["config.json"]
     [note] = content["notes"]
     assert note.startswith("generation config, tokenizer, processor and chat template were not")
+
+
+def test_a_manifest_beside_a_folder_without_config(made: Path, copy: Path) -> None:
+    manifest, without = copy.parent / "m.json", copy.parent / "without.json"
+    manifest.write_text(inspect(made).manifest())
+    (copy / "config.json").unlink()
+    assert [(f.name, f.only_in) for f in diff(manifest, copy).files] == [("config.json", "a")]
+    shutil.copy(manifest, without)
+    change_json(without, lambda content: content.pop("config"))
+    for a, b in ((manifest, without), (without, manifest)):
+        [note] = diff(a, b).notes
+        assert note.startswith("config, generation config,")
 
 
 def test_tensors_in_memory_are_a_side(made: Path) -> None:
