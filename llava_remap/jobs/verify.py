@@ -42,6 +42,6 @@ def open_recorded(
 ) -> tuple[Record, Mapping[str, Checkpoint] | None]:
     """The record of a folder, and the sources to compare it with; arguments as for `verify`."""
     record = read_record(folder)
-    if not against:
+    if not against and not isinstance(against, Mapping):  # an empty dict is refused
         return record, None
     return record, open_again(record.locations, against, unused=record.unused, offline=offline)

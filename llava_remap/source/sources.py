@@ -321,9 +321,12 @@ def as_source(given: object) -> str | InMemory:
         return given
     if isinstance(given, Mapping) and any(map(is_tensor, given.values())):
         return InMemory(given)
+    what = f"of type {type(given).__name__}"
+    if isinstance(given, Mapping):
+        what = "a dict without a tensor" if given else "an empty dict"
     raise refuse(
         "LR211",
-        f"a source is of type {type(given).__name__}.",
+        f"a source is {what}.",
         "Give a path, a hub id, a dict {tensor name: tensor}, or InMemory(tensors, config, "
         "folder).",
     )
@@ -386,6 +389,12 @@ def _named(names: Sequence[str], given: Sources) -> Iterator[tuple[str, object]]
     ):
         given = [given]
     if isinstance(given, Mapping):
+        if not given:  # the state dict of a process that holds no tensors, and no wish for defaults
+            raise refuse(
+                "LR211",
+                "the sources are an empty dict.",
+                "Leave them out for those that the rule file names, or give tensors or sources.",
+            )
         yield from given.items()
         return
     if not isinstance(given, Sequence):

@@ -156,6 +156,7 @@ def test_record_verify_and_revert_say_that_it_was_in_memory(tmp_path: Path) -> N
     assert record["plan"]["sources"]["model"]["location"] == said["location"]
 
     assert llava_remap.verify(result.output, sources).problems == ()
+    assert refusal(lambda: llava_remap.verify(result.output, {}))[0] == "LR211"
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
     [problem] = llava_remap.verify(result.output, sources).problems
     assert (problem.code, len(problem.names)) == ("LR602", 1)
@@ -258,7 +259,9 @@ def test_convert_inspect_and_diff_take_it() -> None:
         (torch.zeros(3), "the sources are of type Tensor"),
         ([torch.zeros(3)], "a source is of type Tensor"),
         ({"model": 7}, "a source is of type int"),
-        ({"model": {"a": 7}}, "a source is of type dict"),
+        ({"model": {"a": 7}}, "a source is a dict without a tensor"),
+        ({"model": {}}, "a source is an empty dict"),
+        ({}, "the sources are an empty dict"),
         ({"a": torch.zeros(3), "b": 7}, "`b` has a value of type int"),
         ({"modle": {"a": torch.zeros(3)}}, "there is no source `modle`"),
     ],
