@@ -216,6 +216,7 @@ class Checkpoint:
         base: the model that it was trained from, a hub id or a path, as its own files name it;
             empty if no file does.
         in_memory: whether its tensors are in memory; then a folder has only the files beside them.
+        named_by: who names it, in words, if the user didn't give it.
     """
 
     path: Path
@@ -230,6 +231,7 @@ class Checkpoint:
     origin: str = ""
     base: str = ""
     in_memory: bool = False
+    named_by: str = ""
 
     @property
     def location(self) -> str:

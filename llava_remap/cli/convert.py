@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -278,8 +277,6 @@ def _convert(
     from llava_remap.jobs.apply import plan
     from llava_remap.jobs.conversions import Converted
     from llava_remap.jobs.convert import choose, default_output
-    from llava_remap.report import print_short_plan
-    from llava_remap.source.sources import shown as shown_source
 
     started = time.monotonic()
     given = [source, *options.sources]
@@ -298,9 +295,6 @@ def _convert(
                         ask=_asking(shown, options),
                     )
                 log.write(f"{source}: {choice.rules}, as it {choice.reason}")
-                for name, place in choice.sources.items():
-                    how = choice.found.get(name, "given")
-                    log.write(f"{source}: source {name}: {shown_source(place)} ({how})")
                 with progress("planning"), reported(report, done.output, given):
                     job = plan(
                         choice.rules,
@@ -311,6 +305,10 @@ def _convert(
                         offline=options.offline,
                         **options.plan,
                     )
+            job = replace(job, choice=choice)
+            for name, how in job.found.items():
+                place = job.checkpoints[name].location
+                log.write(f"{source}: source {name}: {place} ({how})")
             done = replace(done, rules=job.plan.rules_name)
             result = carry_out(
                 job,
@@ -322,7 +320,6 @@ def _convert(
                 check_values=options.check_values,
                 resume=options.resume,
                 lines=options.lines,
-                show_plan=partial(print_short_plan, choice=choice),
             )
             is_new = result.nbytes or not result.reused
             done = replace(done, state="converted" if is_new else "nothing to do", result=result)

@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llava_remap.jobs.job import Job
-    from llava_remap.jobs.resources import Predicted
     from llava_remap.jobs.run import Result
-
-    ShowPlan = Callable[[Console, Job, Predicted | None], None]
 
 _Values = ParamSpec("_Values")
 
@@ -249,14 +246,12 @@ def carry_out(
     check_values: bool = False,
     resume: bool = False,
     lines: bool = False,
-    show_plan: ShowPlan | None = None,
 ) -> Result:
     """Check a job's values and show its plan; unless only that was asked for, carry it out and
     show the result.
 
     Args:
         lines: whether a JSON document is one line of several.
-        show_plan: how the plan is printed for people; by default as a whole.
 
     Raises:
         Ended: where the job isn't carried out, with the exit code that says why.
@@ -266,7 +261,13 @@ def carry_out(
     from llava_remap.jobs.output import refuse_report
     from llava_remap.jobs.resources import memory_problems
     from llava_remap.jobs.run import run
-    from llava_remap.report import print_next, print_plan, print_problems, print_result
+    from llava_remap.report import (
+        print_next,
+        print_plan,
+        print_problems,
+        print_result,
+        print_short_plan,
+    )
 
     in_json, result = output_format == "json", None
     with resumable(job.output if resume and not dry_run else None):
@@ -276,9 +277,12 @@ def carry_out(
                 job = refused(job, memory_problems(predicted))
         if check_values or not dry_run:
             with progress("checking values", job.nbytes_to_check) as shown:
-                job = checked(job, shown.advance)
+                try:
+                    job = checked(job, shown.advance)
+                except RemapError as error:  # a source can't be read, or changed
+                    job = refused(job, error.problems)
         if not in_json:
-            (show_plan or print_plan)(console(), job, job.predicted)
+            (print_plan if job.choice is None else print_short_plan)(console(), job)
             if job.plan.complete and not (dry_run and lines):
                 print_next(console(), job, command_that_writes(job) if dry_run else "")
         if report is not None:

@@ -124,7 +124,7 @@ def convert(
         offline=offline,
         projector_form=projector_form,
     )
-    return job.run(verify=verify, jobs=jobs)
+    return replace(job, choice=choice).run(verify=verify, jobs=jobs)
 
 
 def default_output(source: AnySource) -> Path:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from llava_remap.checkpoint import Catalog, Checkpoint, Stamp, open_checkpoint, read_file
 from llava_remap.core.cache import code_digest
@@ -42,6 +42,9 @@ from llava_remap.rulefile import RuleFile
 from llava_remap.verification import compare, is_known, strict_load
 from llava_remap.verification.record import RECORD, read_texts, record_json
 
+if TYPE_CHECKING:
+    from llava_remap.jobs.convert import Choice
+
 #: Parts of a plan that determine the bytes of the weight files.
 _WRITTEN = ("mapped", "post_load", "shards")
 Self = TypeVar("Self", bound="Job")
@@ -58,6 +61,7 @@ class Job:
             kept them from being made.
         resume: whether to continue a job that was begun in the output.
         predicted: what the job will need; None until that was asked.
+        choice: how the rule file and the sources were chosen; None if the user named them.
     """
 
     rules: RuleFile = field(repr=False)
@@ -68,6 +72,7 @@ class Job:
     small_files: Mapping[str, bytes] = field(repr=False)
     resume: bool = field(default=False, kw_only=True)
     predicted: Predicted | None = field(default=None, kw_only=True)
+    choice: Choice | None = field(default=None, kw_only=True)
 
     @property
     def from_manifest(self) -> bool:
@@ -173,6 +178,15 @@ class Job:
         """Carry the job out, as `apply` does after planning: see `jobs.run.run`."""
         return run(self, on_progress, on_phase, verify=verify, jobs=jobs)
 
+    @property
+    def found(self) -> dict[str, str]:
+        """How each source was found, in words: `given`, or who names it or where it lies."""
+        chosen: Mapping[str, str] = {} if self.choice is None else self.choice.found
+        return {
+            name: chosen.get(name) or checkpoint.named_by or "given"
+            for name, checkpoint in self.checkpoints.items()
+        }
+
     def to_json(self, result: Result | None = None) -> dict[str, Any]:
         """The document of `apply --format json`: the plan (`llava-remap/plan`, version 1), what the
         job will need, and the result if it was carried out.
@@ -180,6 +194,11 @@ class Job:
         predicted = self.predicted or (self.predict("meta") if self.plan.complete else None)
         return {
             **self.plan.to_json(),
+            **(
+                {"choice": {"reason": self.choice.reason, "found": self.found}}
+                if self.choice is not None
+                else {}
+            ),
             **({"predicted": predicted.to_json()} if predicted is not None else {}),
             **({"result": result.facts()} if result is not None else {}),
         }

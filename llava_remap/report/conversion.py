@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from llava_remap.core import Problem, counted, size
+from llava_remap.core import Problem, counted
 from llava_remap.planning.problems import component
 from llava_remap.report.machine import document
-from llava_remap.report.plan import print_plan, print_verdict, value_checks
+from llava_remap.report.plan import (
+    print_plan,
+    print_title,
+    print_verdict,
+    sources,
+    value_checks,
+)
 from llava_remap.report.terminal import DETAIL, print_problems, shown, write, write_section
 
 if TYPE_CHECKING:
     from llava_remap.jobs.conversions import Converted
-    from llava_remap.jobs.convert import Choice
     from llava_remap.jobs.job import Job
-    from llava_remap.jobs.resources import Predicted
-    from llava_remap.planning import Plan
 
 
-def print_short_plan(
-    console: Console, job: Job, predicted: Predicted | None, *, choice: Choice
-) -> None:
+def print_short_plan(console: Console, job: Job) -> None:
     """The plan in a few lines: the rule file and why, sources, components, what is merged and
     dropped, notes; the problems in full.
     """
     plan = job.plan
-    if DETAIL.get() == "quiet":
-        print_plan(console, job, predicted)
+    if DETAIL.get() != "normal":
+        print_plan(console, job)
         return
-    title = f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout"
-    write(console, Text(title, "bold"), f"  {plan.rules_name} {choice.reason}")
+    print_title(console, job)
     print_problems(console, plan.problems, plan)
-    write_section(console, "Sources", _sources(plan, choice))
+    write_section(console, "Sources", sources(console, job))
     wanted = sorted(Counter(map(component, plan.target_names)).items())
     parameters = ", ".join(f"{name} {count}" for name, count in wanted)
     dropped = Counter(entry.reason for entry in plan.dropped)
@@ -59,22 +59,13 @@ def print_short_plan(
     )
     write_section(console, "Notes", map(_note, plan.notes))
     write(console, value_checks(job))
-    print_verdict(console, plan, predicted)
-
-
-def _sources(plan: Plan, choice: Choice) -> Iterator[str | Text]:
-    width = max(map(len, plan.sources))
-    for name, source in plan.sources.items():
-        facts = f"{source.form}; {size(source.nbytes)}" if source.tensors else source.form
-        found = choice.found.get(name)
-        yield Text.assemble("  ", (name.ljust(width), "bold"), f"  {shown(source.location)}")
-        yield f"  {' ' * width}  {facts}{f'; {found}' if found else ''}"
+    print_verdict(console, job)
 
 
 def _note(note: Problem) -> Text:
-    """The first sentence of a note."""
+    """The first sentence of a note, with `…` if there is more."""
     first, more, _ = note.placed_cause.partition(". ")
-    sentence = f"{first}. …" if more else first
+    sentence = f"{first.rstrip('.')}. …" if more or note.fix or note.names else first
     return Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {sentence}")
 
 

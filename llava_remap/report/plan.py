@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -24,14 +24,13 @@ from llava_remap.report.terminal import (
 
 if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of a job
     from llava_remap.jobs.job import Job
-    from llava_remap.jobs.resources import Predicted
     from llava_remap.planning import AddLora, Mapped, Plan
 
 #: Folded names in a sentence.
 _SHOWN = 4
 
 
-def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -> None:
+def print_plan(console: Console, job: Job) -> None:
     """The whole plan: problems, sources, components, drops, vocabulary and notes; last, whether it
     is complete and what it will need.
     """
@@ -42,15 +41,14 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
         if not plan.complete:
             _print_refusal(console, plan)
         return
-    title = f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout"
-    write(console, Text(title, "bold"))
+    print_title(console, job)
     print_problems(console, plan.problems, plan)
     merged = names_by_fact((e.target, _merge(e.lora)) for e in plan.mapped if e.lora is not None)
     dropped = names_by_fact(
         (entry.name, f"{entry.reason} ({entry.rule})") for entry in plan.dropped
     )
     sections: dict[str, Iterable[str | Text]] = {
-        "Sources": _sources(console, plan),
+        "Sources": sources(console, job),
         "Parameters": _components(plan),
         "Merged": (text for fact, names in merged.items() for text in folded_above(fact, names)),
         "Dropped": (text for fact, names in dropped.items() for text in folded_above(fact, names)),
@@ -60,11 +58,20 @@ def print_plan(console: Console, job: Job, predicted: Predicted | None = None) -
     for heading, texts in sections.items():
         write_section(console, heading, texts)
     write(console, value_checks(job))
-    print_verdict(console, plan, predicted)
+    print_verdict(console, job)
 
 
-def print_verdict(console: Console, plan: Plan, predicted: Predicted | None) -> None:
+def print_title(console: Console, job: Job) -> None:
+    """The rule file and the target; for `convert` also why it is this rule file."""
+    plan = job.plan
+    title = f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout"
+    why = "" if job.choice is None else f"  {plan.rules_name} {job.choice.reason}"
+    write(console, Text(title, "bold"), why)
+
+
+def print_verdict(console: Console, job: Job) -> None:
     """Whether a plan is complete, and what it will need."""
+    plan, predicted = job.plan, job.predicted
     if not plan.complete:
         _print_refusal(console, plan)
         return
@@ -114,10 +121,15 @@ def _print_refusal(console: Console, plan: Plan) -> None:
     write(console, Text.assemble(("\nRefused", "bold red"), refusal))
 
 
-def _sources(console: Console, plan: Plan) -> Iterator[str | Text]:
-    """Each source on one line, if the terminal has room for it."""
-    width = max(map(len, plan.sources))
-    for name, source in plan.sources.items():
+def sources(console: Console, job: Job) -> Iterator[str | Text]:
+    """Each source on one line, if the terminal has room for it; for `convert` also how it was
+    found, and with `-v` the files that are read of it.
+    """
+    sources = job.plan.sources
+    width = max(map(len, sources))
+    chosen: Mapping[str, str] = {} if job.choice is None else job.choice.found
+    files = job.source_files if DETAIL.get() == "verbose" else {}
+    for name, source in sources.items():
         taken = f"{source.taken} of " if source.taken != source.tensors else ""
         tensors = f"; {taken}{counted(source.tensors, 'tensor')} taken; {size(source.nbytes)}"
         place, form = shown(source.location), f"{source.form}{tensors if source.tensors else ''}"
@@ -126,7 +138,8 @@ def _sources(console: Console, plan: Plan) -> Iterator[str | Text]:
             "  ", (name.ljust(width), "bold"), f"  {place}", f"  {form}" if together else ""
         )
         passed_over = f"not read: {', '.join(source.passed_over)}" if source.passed_over else ""
-        for text in ("" if together else form, passed_over):
+        read = f"read: {', '.join(sorted(files[name]))}" if name in files else ""
+        for text in ("" if together else form, chosen.get(name, ""), read, passed_over):
             yield f"{' ' * (width + 4)}{text}" if text else ""
 
 

@@ -293,7 +293,7 @@ def _open_named(
     checkpoint = open_source(
         name, text, source.use, first=first, part=source.overrides, offline=offline, default=True
     )
-    return replace(checkpoint, form=f"{checkpoint.form}; {why}")
+    return replace(checkpoint, form=f"{checkpoint.form}; {why}", named_by=why)
 
 
 @contextlib.contextmanager

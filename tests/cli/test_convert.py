@@ -15,7 +15,7 @@ import pytest
 
 import llava_remap.cli.convert as command
 from llava_remap.cli import output
-from llava_remap.core import RemapError
+from llava_remap.core import RemapError, refuse
 from llava_remap.jobs.conversions import outputs_in
 from llava_remap.source.hub import Repository, Snapshot, download, downloading_once
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Ran, Run
@@ -258,3 +258,45 @@ def test_a_log_is_no_file_of_a_source_or_of_the_output(run: Run, log: str) -> No
     assert "LR508" in ran.err
     assert "Give another --log." in ran.err
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_the_choice_is_in_every_report(run: Run) -> None:
+    """Why this rule file, and how each source was found."""
+    folders("a")
+    shutil.copytree(CLIP, "clip-vit-large-patch14-336")
+    reports = ("--report", "r.json", "--log", "log")
+    ran = run("convert", "a", "--dry-run", "--format", "json", *reports)
+    assert ran.json == json.loads(Path("r.json").read_text())
+    choice = ran.json["choice"]
+    assert choice["reason"].startswith("takes 25 of 25 names")
+    assert choice["found"]["model"] == "given"
+    beside = choice["found"]["vision_tower"]
+    assert beside.startswith("a folder beside the checkpoint")
+    for detail in (["-v"], ["--report", "r.html"]):
+        shown = run("convert", "a", "--dry-run", *detail).out
+        assert choice["reason"] in shown
+        assert beside in shown
+        assert ("read: config.json" in shown) == (detail == ["-v"])
+    page = Path("r.html").read_text()
+    assert choice["reason"] in page
+    assert beside in page
+    assert f"vision_tower: clip-vit-large-patch14-336 ({beside})" in Path("log").read_text()
+    given = ("--source", "a", "--source", "vision_tower=clip-vit-large-patch14-336")
+    assert "choice" not in run("apply", "llava-v1.5", *given, "--dry-run", "--format", "json").json
+
+
+@pytest.mark.parametrize("report", ["r.json", "r.html"])
+def test_a_refusal_while_values_are_checked_is_in_the_report(
+    report: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders("a")
+
+    def changed(*given: Any) -> Any:
+        raise refuse("LR102", "a/model.safetensors changed.")
+
+    monkeypatch.setattr("llava_remap.jobs.job.run_value_checks", changed)
+    ran = run("convert", "a", *TOWER, "--format", "json", "--report", report)
+    assert ran.code == 3
+    assert [problem["code"] for problem in ran.json["problems"]] == ["LR102"]
+    assert "LR102" in Path(report).read_text()
+    assert not Path("a-hf").exists()

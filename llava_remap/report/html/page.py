@@ -55,6 +55,7 @@ def plan_html(job: Job, result: Result | None = None) -> str:
         suggested=plan.suggested_rules,
         notes=_with_names(result.notes if result is not None else plan.notes),
         plan=plan,
+        choice=job.choice,
         provided=len(plan.mapped) + len(plan.aliases) + len(plan.tied_absent),
         facts=facts(job) | {"Value checks": [value_checks(job).partition(": ")[2]]},
         result=result,
