@@ -230,10 +230,19 @@ def _fitting(request: Request, inspection: Inspection, ask: Ask | None) -> tuple
     candidates = _candidates(inspection)
     if not candidates:
         raise _none_fits(request, inspection)
-    proven = inspection.planned and candidates[0].fits
-    if len(candidates) > 1 and not proven:
+    found: Mapping[str, str] = {}
+    if len(candidates) > 1 and not (inspection.planned and candidates[0].fits):
         complete = [fit for fit in candidates if _is_complete(fit, request)]
-        candidates, proven = complete or candidates[:1], True
+        if not complete and ask is not None and inspection.given:
+            # What is found and answered may fit several of them.
+            further = further_sources(
+                load_rule_file(candidates[0].rules), request, candidates[0], ask
+            )
+            found, places = further.found, further.sources
+            given = {**request.given, **{name: places[name] for name in found}}
+            request = replace(request, parts=places, given=given)
+            complete = [fit for fit in candidates if _is_complete(fit, request)]
+        candidates = complete or candidates[:1]
     if len(candidates) > 1:
         raise _undecided(request, candidates)
     [fit] = candidates
@@ -243,7 +252,8 @@ def _fitting(request: Request, inspection: Inspection, ask: Ask | None) -> tuple
             return fit, further_sources(load_rule_file(fit.rules), request, fit)
         except RemapError:
             raise _none_fits(request, inspection) from None
-    return fit, further_sources(load_rule_file(fit.rules), request, fit, ask)
+    further = further_sources(load_rule_file(fit.rules), request, fit, ask)
+    return fit, replace(further, found={**found, **further.found})
 
 
 def _none_fits(request: Request, inspection: Inspection) -> RemapError:
@@ -287,8 +297,8 @@ def _undecided(request: Request, fitting: Sequence[Fit]) -> RemapError:
 
 
 def _reason(fit: Fit, inspection: Inspection) -> str:
-    """Why a rule file is the one: its names, and the values of the config that exclude the other
-    rule files that take every name.
+    """Why a rule file is the one: its names, and the values of the config that exclude other rule
+    files that take every name.
     """
     takes = f"takes {fit.mapped} of {counted(fit.total, 'name')}"
     others = [
@@ -299,7 +309,7 @@ def _reason(fit: Fit, inspection: Inspection) -> str:
     config = next((f.checkpoint.config for f in inspection.facts if f.checkpoint.config), None)
     if not others or config is None:
         return takes
-    keys: dict[str, None] = {}
+    keys: list[str] = []
     for other in others:
         detect = load_rule_file(other.rules).text.detect
         for key in (*detect.config, *detect.config_not):
@@ -308,14 +318,15 @@ def _reason(fit: Fit, inspection: Inspection) -> str:
                 config_not={k: v for k, v in detect.config_not.items() if k == key},
             )
             if contradictions(condition, (), config):
-                keys[key] = None
+                keys.append(key)
                 break
     if not keys:
         return takes
-    values = {key: config.get(key) for key in keys}
+    values = {key: config.get(key) for key in dict.fromkeys(keys)}
     first = {key: v[0] if isinstance(v, list) and v else v for key, v in values.items()}
     said = ", ".join(f"{key} {'absent' if v is None else v}" for key, v in first.items())
-    return f"{takes}; so do {len(others)} others, which the config excludes: {said}"
+    do = "so does 1 other" if len(keys) == 1 else f"so do {len(keys)} others"
+    return f"{takes}; {do}, which the config excludes: {said}"
 
 
 def refuse_checkpoint(rules: str, sources: Sequence[str], offline: bool) -> None:

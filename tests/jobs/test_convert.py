@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from llava_remap.authoring.shrink import shrink
@@ -209,6 +210,25 @@ def test_of_two_that_fit_none_is_taken(rules: str) -> None:
         chosen = choose("twin", rules=name, sources={"vision_tower": str(twin.tower)})
         assert plan(chosen.rules, chosen.sources, "out").plan.complete
     assert not Path("out").exists()
+
+
+def test_of_two_that_fit_with_what_a_person_answers_none_is_taken() -> None:
+    """A projector alone fits both until its model is known, and with it, too."""
+    twin = shrink(MANIFESTS / "llava-interleave-qwen-0.5b.released.json", "twin")
+    projector = {
+        name: tensor
+        for name, tensor in load_file("twin/model.safetensors").items()
+        if "mm_projector" in name
+    }
+    Path("projector").mkdir()
+    torch.save(projector, "projector/mm_projector.bin")
+    shutil.copy("twin/config.json", "projector")
+    tower = {"vision_tower": str(twin.tower)}
+    with pytest.raises(RemapError) as refused:
+        choose("projector", sources=tower, ask=lambda name, problems: "twin")
+    assert codes(refused) == {"LR216"}
+    command = f"--rules llava-interleave --source vision_tower={twin.tower} --source model=twin"
+    assert command in refused.value.problems[0].fix
 
 
 def test_none_fits() -> None:
