@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import typer
@@ -47,9 +48,8 @@ _LEVELS = {
 #: Options of other programs, and what they are here.
 _ELSEWHERE = {
     ("lora", "adapter", "peft", "lora-path"): "An adapter is a source: --source adapter=DIR.",
-    ("model", "model-path", "base", "base-model", "model-base", "input", "checkpoint"): (
-        "A checkpoint is a source: --source SRC, or --source NAME=SRC for a further one."
-    ),
+    ("model", "model-path", "input", "checkpoint"): "A checkpoint is a source: --source SRC.",
+    ("base", "base-model", "model-base"): "A base is a source: --source model=DIR.",
     ("tower", "vision-tower", "mm-tower"): "A tower is a source: --source vision_tower=DIR.",
     ("projector", "mm-projector"): "A projector is a source: --source projector=DIR.",
     ("out", "output-dir", "outdir", "save-path", "to"): "The folder to write is --output DIR.",
@@ -97,13 +97,13 @@ class App(typer.Typer):
 
 
 def command_without(
-    *options: str, taken: str = "", free: str | None = None, manifests: Collection[str] = ()
+    *options: str, taken: Path | None = None, free: str = "", manifests: Collection[str] = ()
 ) -> str:
     """The command that was given, quoted for a shell, without these flags.
 
     Args:
         taken: the output that was given, if it can't be used.
-        free: another name for it.
+        free: another name for it; empty if it can.
         manifests: sources of which the command has to name the checkpoint instead.
     """
     words: list[str] = []
@@ -114,7 +114,7 @@ def command_without(
             next(given, None)
         elif value in manifests:
             words.append(f"{name}{equals}CHECKPOINT")
-        elif word not in (*options, taken) and not (free and name == "--output"):
+        elif word not in options and not (free and (Path(word) == taken or name == "--output")):
             words.append(quote(word))
     return " ".join(["llava-remap", *words, *(["--output", quote(free)] if free else [])])
 
@@ -175,7 +175,8 @@ def _refuse(error: Any, given: Sequence[str]) -> int:
     in_json = ("--format", "json") in wanted or "--format=json" in given
     command = "" if error.ctx is None else error.ctx.command.name
     kind = _DOCUMENTS.get(command, "usage")
-    print_refusal([_problem(error, given)], "json" if in_json else "human", kind)
+    lines = any(word.partition("=")[0] == "--output-dir" for word in given)
+    print_refusal([_problem(error, given)], "json" if in_json else "human", kind, lines=lines)
     return int(error.exit_code)
 
 
@@ -199,9 +200,14 @@ def _problem(error: Any, given: Sequence[str]) -> Problem:
 def _nearest_option(option: str, ctx: Any) -> str:
     """A sentence about an option that may have been meant; empty if none is near."""
     word = option.lstrip("-").replace("_", "-")
-    if told := next((text for words, text in _ELSEWHERE.items() if word in words), ""):
+    parameters = ctx.command.get_params(ctx)
+    known = [name for p in parameters for name in p.opts if name[:2] == "--"]
+    told = next((text for words, text in _ELSEWHERE.items() if word in words), "")
+    if told.endswith("--source SRC.") and any((p.metavar or "")[:3] == "SRC" for p in parameters):
+        return "The checkpoint is given without an option."
+    named = re.search(r"--[a-z-]+", told)
+    if told and (named is None or named[0] in known):
         return told
-    known = [name for p in ctx.command.get_params(ctx) for name in p.opts if name[:2] == "--"]
     near = difflib.get_close_matches(f"--{word}", known, 1, 0.75)
     return f"Did you mean {near[0]}?" if near else ""
 

@@ -155,7 +155,7 @@ def convert_command(
     converted one after another; one that is refused doesn't stop the others.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(refusals(output_format))
+        stack.enter_context(refusals(output_format, lines=output_dir is not None))
         sources, outputs = _outputs(checkpoints, output, output_dir)
         opened = stack.enter_context(open_log(_logged(log, sources, outputs, source)))
         reports = _reports(report, outputs, output_dir, dry_run)
@@ -376,7 +376,9 @@ def _convert_all(
                 fault = fault or error
                 ended = not isinstance(error, Exception)
                 state: State = "interrupted" if ended else "refused"
-                done.append(Converted(source, output, state, Exit.INTERNAL))
+                by_signal = getattr(error, "code", None)
+                exit_ = by_signal if isinstance(by_signal, int) else Exit.INTERNAL
+                done.append(Converted(source, output, state, exit_))
                 log.write(f"{source}: {type(error).__name__}: {error}")
             if done[-1].state == "interrupted":
                 break

@@ -226,13 +226,12 @@ def command_that_writes(job: Job) -> str:
     from llava_remap.jobs.output import output_notes
 
     manifests = {source.location for source in job.checkpoints.values() if source.is_manifest}
-    taken, free = "", None
+    free = ""
     if output_notes(job.output, job.facts() if job.resume else None):
-        taken = str(job.output)
-        names = (f"{taken}-{number}" for number in itertools.count(2))
+        names = (f"{job.output}-{number}" for number in itertools.count(2))
         free = next(name for name in names if not os.path.lexists(name))
     flags = ("--dry-run", "--check-values")
-    return command_without(*flags, taken=taken, free=free, manifests=manifests)
+    return command_without(*flags, taken=job.output, free=free, manifests=manifests)
 
 
 def carry_out(

@@ -127,9 +127,13 @@ def test_what_is_finished_is_not_done_again(run: Run) -> None:
 
 def test_one_name_for_two_outputs_is_refused_before_anything_is_written(run: Run) -> None:
     sources = folders("x/model", "y/model")
-    ran = run("convert", *sources, *TOWER, "--output-dir", "out")
+    several = ("convert", *sources, *TOWER, "--output-dir", "out")
+    ran = run(*several)
     assert ran.code == 2
     assert "x/model and y/model" in ran.err
+    for wrong in ((), ("--nothing",)):
+        [refused] = documents(run(*several, *wrong, "--format", "json"))
+        assert refused["complete"] is False
     assert not Path("out").exists()
     with pytest.raises(RemapError):  # as some file systems see them
         outputs_in(Path("out"), ["a/Model", "b/model"])
@@ -169,6 +173,8 @@ def test_an_interruption_keeps_what_is_finished(
         assert re.findall(r"converted|interrupted|not begun", ran.out) == [
             "converted", "interrupted", "not begun",
         ]  # fmt: skip
+        ended = run(*several, "--format", "json")
+        assert ended.code == ran.code == documents(ended)[-1]["exit"]
     assert Path("out/a-hf/llava_remap.json").is_file()
     assert Path("out/c-hf").is_dir() == (error is ValueError)
     assert (

@@ -69,6 +69,24 @@ def test_options_of_other_programs(option: str, advice: str, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "option", "advice", "not_said"),
+    [
+        ("inspect", "--model", "without an option", "--source"),
+        ("convert", "--checkpoint", "without an option", "--source"),
+        ("convert", "--model-base", "--source model=DIR", "without"),
+        ("verify", "--bf16", "All of them", "--dtype"),
+        ("inspect", "--out", "All of them", "--output"),
+        ("inspect", "--json", "--format json", "--source"),
+    ],
+)
+def test_no_option_is_advised_that_a_command_lacks(
+    command: str, option: str, advice: str, not_said: str, run: Run
+) -> None:
+    ran = run(command, "x", option, "y")
+    assert (ran.code, advice in ran.err, not_said in ran.err) == (2, True, False), ran.err
+
+
+@pytest.mark.parametrize(
     ("arguments", "document"),
     [
         (("apply",), "plan"),
@@ -104,6 +122,16 @@ def test_a_dry_run_gives_the_command_that_writes(run: Run) -> None:
     assert command[-2:] == ["--output", "my ckpt-hf-2"]
     done = run(*command[1:])
     assert (done.code, "Done: ./my ckpt-hf-2 written" in done.out) == (0, True), done.err
+
+
+@pytest.mark.parametrize("out", ["done/", "./done"])
+def test_a_dry_run_replaces_a_folder_however_it_is_spelled(out: str, run: Run) -> None:
+    given = ("convert", RELEASED / "sharded", out, *SOURCES[2:])
+    assert run(*given, "--verify", "none").code == 0
+    ran = run(*given, "--dry-run")
+    assert ran.code == 0, ran.err
+    command = shlex.split(ran.out[ran.out.index("\n  llava-remap") :].replace("\\", ""))
+    assert (out in command, command[-2:]) == (False, ["--output", "done-2"])
 
 
 def test_a_dry_run_of_a_manifest_asks_for_the_checkpoint(run: Run) -> None:
