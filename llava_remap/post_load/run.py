@@ -233,6 +233,9 @@ def _installed(path: tuple[str, ...]) -> dict[str, EntryPoint]:
 
 def _entry(use: str) -> EntryPoint:
     installed = _installed(tuple(sys.path))
+    if use not in installed:  # perhaps it was installed since, as from a notebook
+        _installed.cache_clear()
+        installed = _installed(tuple(sys.path))
     if use not in installed:
         near = difflib.get_close_matches(use, installed, 1)
         raise refuse(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from llava_remap.core.codes import Exit
 from llava_remap.core.problem import RemapError
 from llava_remap.post_load.plugins.expand_embeddings import ExpandEmbeddings
-from llava_remap.post_load.run import load_post_load_rule
+from llava_remap.post_load.run import GROUP, load_post_load_rule
 
 
 def test_the_shipped_rule_and_its_defaults() -> None:
@@ -49,6 +51,24 @@ def test_only_what_is_installed(use: str) -> None:
         problem.cause == f"`post_load` uses `{use}`; installed: expand_embeddings, identity_layer."
     )
     assert caught.value.exit is Exit.USAGE
+
+
+def test_a_plugin_that_is_installed_meanwhile_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook: the refusal says what to install, and the same process goes on."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RemapError, match="LR212"):
+        load_post_load_rule("meanwhile", {})
+    package = tmp_path / "meanwhile-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: meanwhile\nVersion: 1\n")
+    place = "llava_remap.post_load.plugins.expand_embeddings:ExpandEmbeddings"
+    (package / "entry_points.txt").write_text(f"[{GROUP}]\nmeanwhile = {place}\n")
+    importlib.invalidate_caches()
+    assert isinstance(load_post_load_rule("meanwhile", {}), ExpandEmbeddings)
+    monkeypatch.undo()
+    test_only_what_is_installed("meanwhile")
 
 
 WRONG: list[tuple[str, Any]] = [
