@@ -47,15 +47,21 @@ def import_asked(modules: Collection[str] = _ASKED) -> None:
     """Import the libraries that know models and tokenizers.
 
     Raises:
-        RemapError: LR510 for a library that can't be imported, or if the current folder is gone;
-            LR501 and LR511 for a limit of the system at which torch would end the process during
-            the import.
+        RemapError: LR510 for a library that can't be imported, if the current folder is gone, or
+            if Python runs without docstrings and transformers is among the modules; LR501 and
+            LR511 for a limit of the system at which torch would end the process during the import.
     """
     if "torch" in modules and "torch" not in sys.modules:
         _refuse_without_folder()
         _refuse_without_room()
         refuse_without_threads()
         refuse_without_temporary_files()
+    if "transformers" in modules and sys.flags.optimize > 1:
+        raise refuse(
+            "LR510",
+            "transformers builds its classes from docstrings, and Python runs without them here.",
+            "Unset PYTHONOPTIMIZE, leave out -OO.",
+        )
     for module in modules:
         try:
             import_module(module)
@@ -252,6 +258,4 @@ def broken(module: str, error: BaseException, how: str = "can't be imported") ->
     library = module.partition(".")[0]
     text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     fix = f"Install it anew: {_install(library)}. Then give the same command again."
-    if sys.flags.optimize > 1:
-        fix = "Python runs without docstrings here: unset PYTHONOPTIMIZE, leave out -OO."
     return refuse("LR510", f"{_with_version(library)} {how}: {text}.", fix)
