@@ -101,3 +101,10 @@ def _runs(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return "{" + ",".join("..".join(map(str, run)) for run in runs) + "}"
+
+
+def one_line(error: BaseException) -> str:
+    """The text of a library's error for a message: one line, at most 300 characters, without a full
+    stop.
+    """
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -13,7 +13,8 @@ from typing import Any
 
 from llava_remap.checkpoint import has_file
 from llava_remap.core.problem import Problem, refuse
-from llava_remap.folder.scratch import AS_DATA, one_line, panics_as_errors, write_json
+from llava_remap.core.wording import one_line
+from llava_remap.folder.scratch import AS_DATA, panics_as_errors, write_json
 from llava_remap.rulefile import Processor, shipped_chat_parts, shipped_class_part
 from llava_remap.target_model import IMAGE_PROCESSORS, PlacedToken, TargetConfig, Tower, read_beside
 

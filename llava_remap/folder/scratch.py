@@ -73,10 +73,3 @@ def panics_as_errors() -> Iterator[None]:
         raise
     except BaseException as panic:
         raise ValueError(str(panic)) from panic
-
-
-def one_line(error: BaseException) -> str:
-    """The text of a library's error for a message: one line, at most 300 characters, without a full
-    stop.
-    """
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

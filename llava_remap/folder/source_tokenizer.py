@@ -11,10 +11,10 @@ from typing import Any
 
 from llava_remap.checkpoint import BESIDE, has_file, read_file, read_text
 from llava_remap.core.problem import RemapError, refuse
+from llava_remap.core.wording import one_line
 from llava_remap.folder.llama_tokenizer import ROLES, LlamaTokenizer, token_text
 from llava_remap.folder.scratch import (
     AS_DATA,
-    one_line,
     panics_as_errors,
     scratch_folder,
     write_json,

@@ -13,8 +13,9 @@ from typing import Any
 
 from llava_remap.checkpoint import has_file, read_file
 from llava_remap.core.problem import Problem, refuse
+from llava_remap.core.wording import one_line
 from llava_remap.folder.llama_tokenizer import ROLES
-from llava_remap.folder.scratch import AS_DATA, one_line, panics_as_errors, write_json
+from llava_remap.folder.scratch import AS_DATA, panics_as_errors, write_json
 from llava_remap.folder.source_tokenizer import (
     FLAGS,
     LLAMA,

@@ -10,8 +10,9 @@ from typing import Any
 from llava_remap.checkpoint import BESIDE, Checkpoint, has_file, read_file
 from llava_remap.core.limits import limit_reached
 from llava_remap.core.problem import RemapError
+from llava_remap.core.wording import one_line
 from llava_remap.execute import FileDigest
-from llava_remap.folder.scratch import one_line, panics_as_errors
+from llava_remap.folder.scratch import panics_as_errors
 from llava_remap.folder.source_tokenizer import FLAGS, open_source_tokenizer
 from llava_remap.target_model import Vocabulary, read_vocabulary, text_config
 from llava_remap.target_model.source_files import read_beside

@@ -1,5 +1,6 @@
 """Renders a chat template as transformers does. `bounded` runs this module in a process of its own,
-since the template may be anybody's.
+since the template may be anybody's. It stands in this room because the process imports its room
+with it, and this one costs least.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llava_remap.folder.scratch import one_line
+from llava_remap.core.wording import one_line
 
 #: Characters of a prompt. Those of the shipped templates have under a thousand.
 LONGEST = 100_000
