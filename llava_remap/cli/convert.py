@@ -280,11 +280,11 @@ def _convert(
 
     started = time.monotonic()
     given = [source, *options.sources]
-    if report is not None and options.lines:
-        _make_folder(report.parent)
     done = Converted(source, output or default_output(source), "refused")
     try:
         with refusals(options.output_format, lines=options.lines):
+            if report is not None and options.lines:
+                _make_folder(report.parent)
             with resumable(done.output if options.resume and not options.dry_run else None):
                 with progress("recognising") as shown, reported(report, done.output, given):
                     choice = choose(

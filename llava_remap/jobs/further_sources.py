@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llava_remap.checkpoint import Checkpoint, InMemory, has_file, parts_beside
+from llava_remap.checkpoint import Checkpoint, InMemory, has_file, parts_beside, read_object
 from llava_remap.core import Problem, RemapError, quote
 from llava_remap.jobs.apply import needed_sources
 from llava_remap.jobs.derived_problems import no_tokenizer_note
@@ -23,7 +23,7 @@ from llava_remap.source.sources import (
     open_source,
     shown,
 )
-from llava_remap.target_model import read_vocabulary
+from llava_remap.target_model import STOCK, read_vocabulary, stock_name
 
 #: Asks a person for a source, by its name and the problems of finding it. Returns a SRC; an empty
 #: text from a person who gives none.
@@ -197,9 +197,21 @@ def _beside(checkpoint: Checkpoint, name: str, named: str, by: str) -> tuple[str
     around = folder.resolve() if folder.name in ("", "..") else folder
     for above in (around.parent, folder, Path()):
         place = above / last_part(named)
-        if has_file(place / "config.json") and place.resolve() != folder.resolve():
+        is_other = not has_file(place / "config.json") or place.resolve() == folder.resolve()
+        if not is_other and not _is_other_kind(place, named):
             return str(place), f"a folder beside the checkpoint with the name that {by}: {named}"
     return None
+
+
+def _is_other_kind(folder: Path, named: str) -> bool:
+    """Whether a folder has the config of another kind of tower than the stock tower that is named:
+    `siglip_vision_model` where it is `clip_vision_model`.
+    """
+    if (stock := STOCK.get(stock_name(named) or "")) is None:
+        return False
+    config = read_object(folder / "config.json", "LR113", "Download or copy it again.")
+    kinds = (str(values.get("model_type")).partition("_")[0] for values in (stock, config))
+    return len({*kinds}) > 1
 
 
 def _find_tokenizer(search: _Search) -> None:

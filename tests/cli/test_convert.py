@@ -139,6 +139,16 @@ def test_one_name_for_two_outputs_is_refused_before_anything_is_written(run: Run
         outputs_in(Path("out"), ["a/Model", "b/model"])
 
 
+def test_a_folder_for_all_that_cannot_be_made(run: Run) -> None:
+    sources = folders("a", "b")
+    Path("file").touch()
+    ran = run("convert", *sources, *TOWER, "--output-dir", "file", "--format", "json")
+    *plans, summary = documents(ran)
+    assert ran.code == summary["exit"] == 4
+    assert [plan["problems"][0]["code"] for plan in plans] == ["LR508", "LR508"]
+    assert [one["problems"] for one in summary["checkpoints"]] == [p["problems"] for p in plans]
+
+
 def test_reports_of_several_have_a_name_each(run: Run) -> None:
     sources = folders("a", "b")
     several = ("convert", *sources, *TOWER, "--output-dir", "out", "--dry-run", "--report")

@@ -119,9 +119,13 @@ def test_no_tower_is_asked_for_where_the_projector_is_missing() -> None:
     assert "projector" in refused.value.problems[0].fix
 
 
-def test_a_folder_of_another_name_is_no_tower() -> None:
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [(CLIP, "clip-vit-large-patch14"), (SIGLIP, "clip-vit-large-patch14-336")],
+)
+def test_a_folder_of_another_name_or_kind_is_no_tower(folder: Path, name: str) -> None:
     source = copied(RELEASED / "bin", "runs/mine")
-    shutil.copytree(CLIP, "runs/clip-vit-large-patch14")
+    shutil.copytree(folder, f"runs/{name}")
     with pytest.raises(RemapError) as refused:
         choose(source)
     assert codes(refused) == {"LR114"}
