@@ -83,13 +83,6 @@ class Inspection:
     apart: bool = False
 
     @property
-    def sources(self) -> str:
-        """The options that give the parts to `apply`."""
-        return " ".join(
-            f"--source {quote(f'{name}={place}')}" for name, place in self.given.items()
-        )
-
-    @property
     def fitting(self) -> list[Fit]:
         """The rule files that fit."""
         return [fit for fit in self.fits if fit.fits]

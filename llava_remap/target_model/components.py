@@ -211,8 +211,13 @@ def _places(catalog: Mapping[str, Tensor]) -> dict[str, tuple[Kind, str]]:
     """The kind of component that each tensor belongs to, and the start of that component's names
     where there may be several of the kind.
     """
-    if is_projector_alone(catalog):
-        return dict.fromkeys(catalog, ("projector", ""))
+    if is_projector_alone(catalog):  # with names that are those of other components elsewhere
+        return {
+            name: _place(name, ())
+            if _EMBEDDING.search(name) or _NEWLINE.fullmatch(name.rpartition(".")[2])
+            else ("projector", "")
+            for name in catalog
+        }
     towers = sorted(
         {name.removesuffix(_PATCHES) for name in catalog if name.endswith(f".{_PATCHES}")}
         | ({""} if _PATCHES in catalog else set()),

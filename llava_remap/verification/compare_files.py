@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,18 +191,8 @@ def _key(path: _Path) -> str:
     return "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in path).lstrip(".")
 
 
-class _Reader:
-    """Reads a config as its class in transformers does."""
-
-    def __init__(self, kind: Any, of_model: bool) -> None:
-        self._kind, self._of_model = kind, of_model
-
-    def __call__(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """All values of the config, in the spelling and with the defaults of the class."""
-        if self._of_model:
-            refuse_endless(content)
-        found: dict[str, Any] = self._kind.from_dict(from_json(content)).to_dict()
-        return found
+_Reader = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Gives all values of a config, in the spelling and with the defaults of its class."""
 
 
 def _reader(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[_Reader, str] | None:
@@ -221,8 +211,11 @@ def _reader(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[_Rea
         return None
     version = f"of transformers {transformers.__version__}"
     if name == _GENERATION:
-        kind: Any = transformers.GenerationConfig
-        return _Reader(kind, of_model=False), f"{kind.__name__} {version}"
+        generation: Any = transformers.GenerationConfig
+        return (
+            lambda content: dict(generation.from_dict(from_json(content)).to_dict()),
+            f"{generation.__name__} {version}",
+        )
     kinds = {str(config.get("model_type")) for config in (a, b)}
     classes = [c for config in (a, b) for c in _listed(config.get("architectures"))]
     if len(kinds) > 1 or not kinds <= set(CONFIG_MAPPING) or "auto_map" in {*a, *b}:
@@ -230,7 +223,12 @@ def _reader(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[_Rea
     if not all(isinstance(c, str) and hasattr(transformers, c) for c in classes):
         return None
     kind = CONFIG_MAPPING[kinds.pop()]
-    return _Reader(kind, of_model=True), f"{kind.__name__} {version}"
+
+    def read(content: Mapping[str, Any]) -> dict[str, Any]:
+        refuse_endless(content)
+        return dict(kind.from_dict(from_json(content)).to_dict())
+
+    return read, f"{kind.__name__} {version}"
 
 
 def _listed(value: Any) -> Sequence[Any]:

@@ -142,6 +142,25 @@ def test_the_form_of_a_projector(
     assert (found.form, found.widths, found.normed) == (form, widths, normed)
 
 
+def test_what_a_projectors_file_holds_besides_is_no_projector() -> None:
+    """Pretraining with `mm_use_im_start_end` saves the embeddings, too."""
+    alone = open_checkpoint(
+        MANIFESTS / "parts" / "llava-v1.5-7b-pretrain.mm_projector.json", part=True
+    )
+    more = {
+        name: Tensor.of(name, "F16", shape, None)
+        for name, shape in {
+            "model.embed_tokens.weight": (32002, 4096),
+            "model.image_newline": (4096,),
+        }.items()
+    }
+    found = describe(replace(alone, catalog={**alone.catalog, **more}))
+    assert [part.kind for part in found.components] == ["language_model", "projector", "newline"]
+    assert part(found, Projector) == part(describe(alone), Projector)
+    assert found.vocabulary is not None
+    assert found.vocabulary.rows == 32002
+
+
 def test_two_towers_are_two_components() -> None:
     towers = [
         part for part in of_manifest("video-llava-7b").components if part.kind == "vision_tower"
