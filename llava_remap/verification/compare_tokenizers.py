@@ -134,10 +134,22 @@ def _files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
         if name in _PLAIN:
             found = compare_objects(name, _content(a, name), _content(b, name))
         elif name in _TRIMMED:
-            whole = (read_json(one, name) for one in (a, b))
-            found = compare_objects(name, *(c if c is None else _TRIMMED[name](c) for c in whole))
+            whole = [read_json(one, name) for one in (a, b)]
+            trimmed = [c if c is None else _TRIMMED[name](c) for c in whole]
+            # The tokenizers library numbers added tokens by their order, whatever id they state.
+            orders = [_order(c or {}) for c in whole]
+            for content, order in zip(trimmed, orders, strict=True):
+                if content is not None:
+                    content["added_tokens"] = [t for t in order if all(t in o for o in orders)]
+            found = compare_objects(name, *trimmed)
         if found is not None:
             yield found
+
+
+def _order(content: Mapping[str, Any]) -> dict[str, None]:
+    """The added tokens of a `tokenizer.json` in their order."""
+    tokens = content.get("added_tokens") or ()
+    return {str(t.get("content")): None for t in tokens if isinstance(t, Mapping)}
 
 
 def _content(checkpoint: Checkpoint, name: str) -> Mapping[str, Any] | None:

@@ -309,6 +309,32 @@ def test_tokens_of_a_file_that_another_file_hides(made: Path, copy: Path) -> Non
     assert [(row.key, row.b) for row in found.words] == [("<pad>", 7)]
 
 
+def test_the_order_of_added_tokens_is_compared(made: Path, tmp_path: Path) -> None:
+    """The library gives them ids by their order, not those that the file says."""
+    from tokenizers import Tokenizer
+
+    ids = []
+    for name, step in (("x", 1), ("y", -1)):
+        file = shutil.copytree(made, tmp_path / name) / "tokenizer.json"
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.add_tokens(["<one>", "<two>"])
+        tokenizer.save(str(file))
+
+        def turn(content: Any, step: int = step) -> None:
+            content["added_tokens"] = (
+                content["added_tokens"][:-2] + (content["added_tokens"][-2:][::step])
+            )
+
+        change_json(file, turn)
+        ids.append(Tokenizer.from_file(str(file)).token_to_id("<one>"))
+    assert ids[0] != ids[1]
+    found = diff(tmp_path / "x", tmp_path / "y").tokenizer
+    assert found is not None
+    assert (found.words, found.texts) == ((), ())
+    [differing] = found.files
+    assert {(row.a, row.b) for row in differing.rows} == {("<one>", "<two>"), ("<two>", "<one>")}
+
+
 def test_scores_of_words_are_compared(made: Path, copy: Path, tmp_path: Path) -> None:
     from tokenizers import Tokenizer
     from tokenizers.models import Unigram
