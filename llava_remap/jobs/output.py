@@ -28,10 +28,15 @@ def output_folder(text: str | Path) -> Path:
 
 
 def holds_others(folder: Path) -> bool:
-    """Whether a path is a file, or a folder with files that no job wrote."""
-    if not folder.is_dir():
-        return folder.exists()
-    names = {entry.name for entry in folder.iterdir()}
+    """Whether a path is a file, or a folder with files that no job wrote. A path that the system
+    doesn't accept is neither; the plan refuses it.
+    """
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except NotADirectoryError:
+        return folder.is_file()
+    except OSError:
+        return False
     return bool(names) and not names & {RECORD, CLAIM}
 
 
@@ -90,7 +95,7 @@ def refuse_report_unopened(
     beside = [name for part in BESIDE.values() for name in part]
     for text in given:
         for path in map(_real, {Path(text), Path(text.partition("=")[2] or text)}):
-            in_folder = path.is_dir() and _real(report).is_relative_to(path)
+            in_folder = _real(report) != path and _real(report).is_relative_to(path)
             as_part = _real(report).parent == path.parent and report.name in (path.name, *beside)
             if in_folder or as_part:
                 raise refuse(
@@ -98,7 +103,11 @@ def refuse_report_unopened(
                     f"{report} is inside source {quoted(text)}, and sources are never written to.",
                     f"Give another {option}.",
                 )
-    if report.is_file() and b"llava-remap" not in report.read_bytes()[:1000]:
+    try:
+        is_other = b"llava-remap" not in report.read_bytes()[:1000]
+    except OSError as error:  # mostly there is none
+        is_other = isinstance(error, PermissionError)
+    if is_other:
         raise refuse(
             "LR508",
             f"{report} is there, and was not written by llava-remap.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -537,7 +538,11 @@ def short_name(text: str) -> str:
     repository = None if is_there(Path(text)) else parse_repository(text)
     if repository:
         return repository.id.rpartition("/")[2]
-    path = Path(text).expanduser().resolve()
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):  # a home that isn't known
+        path = path.expanduser()
+    # Unlike `Path.resolve`, `realpath` accepts links that lead in a circle.
+    path = Path(os.path.realpath(path))
     training = path.parent.name if TRAINING_STEP.fullmatch(path.name) else ""
     return f"{training}-{path.name}" if training else path.name
 

@@ -149,6 +149,17 @@ def test_a_folder_for_all_that_cannot_be_made(run: Run) -> None:
     assert [one["problems"] for one in summary["checkpoints"]] == [p["problems"] for p in plans]
 
 
+@pytest.mark.parametrize("source", ["circle", "~nobody-is-called-so/x", "x" * 5000])
+def test_paths_that_the_system_refuses(source: str, run: Run) -> None:
+    folders("in")
+    Path("circle").symlink_to("circle")
+    assert run("convert", source).code in (2, 3)
+    assert run("convert", "in", "-o", "out", "--log", source + "/log", "--dry-run").code == 4
+    assert run("convert", "in", source, *TOWER).code in (2, 4)
+    ran = run("convert", "in", *TOWER, "--dry-run", "--report", source + "/r.json")
+    assert (ran.code, "LR508" in ran.err) == (4, True)
+
+
 def test_reports_of_several_have_a_name_each(run: Run) -> None:
     sources = folders("a", "b")
     several = ("convert", *sources, *TOWER, "--output-dir", "out", "--dry-run", "--report")
