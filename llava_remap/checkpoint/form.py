@@ -126,14 +126,16 @@ def choose_form(names: Collection[str]) -> Form | None:
 
 
 def every_form(names: Collection[str]) -> Set[str]:
-    """All weights and indexes among these files; a set of shards with an index is named by the
-    index.
+    """All weights and indexes among these files. A set of shards with an index is named by the
+    index, but for an index that is read: it tells its shards from those of an earlier save.
     """
     weights, indexes = _weights(names), _indexes(names)
+    form = choose_form(names)
+    unread = indexes - {form.file if form is not None else ""}
     indexed = {
         name
         for (stem, suffix, _), shards in shard_sets(weights).items()
-        if f"{stem}{suffix}{_INDEX}" in indexes
+        if f"{stem}{suffix}{_INDEX}" in unread
         for name in shards.values()
     }
     return (weights - indexed) | indexes

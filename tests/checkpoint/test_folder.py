@@ -309,3 +309,13 @@ def test_real_shape_of_a_checkpoint_is_reported(tmp_path: Path) -> None:
     assert checkpoint.config == {"a": 2}
     assert names(checkpoint) == shards("pytorch_model", ".bin")
     assert checkpoint.nbytes == 16
+
+
+def test_shards_of_an_earlier_save_beside_an_index_are_passed_over(tmp_path: Path) -> None:
+    put_shards(tmp_path, "model", ".safetensors", index=True)
+    stale = shards("model", ".safetensors", total=3)
+    for name in stale:
+        put(tmp_path, name)
+    checkpoint = open_checkpoint(tmp_path)
+    assert list(checkpoint.catalog) == shards("model", ".safetensors")
+    assert checkpoint.passed_over == tuple(stale)
