@@ -34,11 +34,6 @@ ROOMS = (
 )
 #: Rooms that may import transformers, torch and numpy.
 ASK_TRANSFORMERS = {"target_model", "folder", "verification", "jobs", "authoring"}
-#: Modules of the ground floor that do so. The second runs in a process of its own.
-AT_THE_GROUND = {
-    "core/libraries.py imports transformers",
-    "core/render.py imports transformers.utils.chat_template_utils.render_jinja_template",
-}
 
 
 def imported(module: Path) -> Iterator[str]:
@@ -89,4 +84,4 @@ def test_only_some_rooms_import_transformers(room: str) -> None:
         for name in imported(module)
         if name.split(".")[0] == "transformers"
     }
-    assert room in ASK_TRANSFORMERS or not asking - AT_THE_GROUND
+    assert room in ASK_TRANSFORMERS or not asking - {"core/libraries.py imports transformers"}

@@ -15,7 +15,7 @@ from llava_remap.authoring.draft_sources import CLEAN, Given, cleaned, unknown_s
 from llava_remap.authoring.name_set import open_names
 from llava_remap.checkpoint import Tensor, has_file, read_object
 from llava_remap.core.problem import ConfigError, RemapError, refuse
-from llava_remap.folder import scratch_folder
+from llava_remap.folder.scratch import scratch_folder
 from llava_remap.rewrite import compile_rules
 from llava_remap.rewrite.infer import Shape, infer
 from llava_remap.rewrite.infer.text import Frame, rule_file

@@ -130,7 +130,7 @@ def conversations(tokens: Sequence[PlacedToken]) -> Iterator[list[dict[str, Any]
 
 @lru_cache(maxsize=64)
 def _rendered(request: str) -> list[dict[str, Any]]:
-    return list(bounded("llava_remap.core.render", json.loads(request)))
+    return list(bounded("llava_remap.folder.render", json.loads(request)))
 
 
 def _turn_end(prompt: str) -> str | None:

@@ -11,13 +11,8 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.core import Exit, Problem, RemapError, refuse
 from llava_remap.core.wording import quoted
 from llava_remap.execute import JOBS
-from llava_remap.folder import (
-    Parts,
-    keep_files,
-    make_files,
-    program_notes,
-    read_generation_config,
-)
+from llava_remap.folder.make import Parts, keep_files, make_files, read_generation_config
+from llava_remap.folder.programs import program_notes
 from llava_remap.jobs.derive import Derived, derive
 from llava_remap.jobs.finished import is_finished, other_job
 from llava_remap.jobs.job import Job, manifest_problems, noted, refused

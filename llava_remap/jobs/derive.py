@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem, RemapError, refuse
-from llava_remap.folder import (
+from llava_remap.folder.make import kept_notes
+from llava_remap.folder.processor import (
     find_image_processor,
     image_processor_problems,
-    kept_notes,
     stock_notes,
     video_processor_notes,
 )

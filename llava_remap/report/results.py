@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.core import counted, size
-from llava_remap.folder import serving
+from llava_remap.folder.programs import serving
 from llava_remap.report.plan import note_line
 from llava_remap.report.terminal import (
     DETAIL,

@@ -87,7 +87,7 @@ def _compare(name: str, a: tuple[str, Path], b: tuple[str, Path]) -> Template:
         special = dict(vocabulary.special) if vocabulary is not None else {}
         request = {"template": template, "special": special, "conversations": asked}
         try:
-            prompts.append(bounded("llava_remap.core.render", request))
+            prompts.append(bounded("llava_remap.folder.render", request))
         except BeyondBoundsError as error:
             return Template(name, line=line, reason=f"the one of {side} {error}")
     texts = [[_text(made) for made in side] for side in prompts]

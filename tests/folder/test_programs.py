@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, processors
 
-from llava_remap.folder import program_notes, serving
+from llava_remap.folder.programs import program_notes, serving
 
 
 def files(

@@ -1,6 +1,5 @@
 """Renders a chat template as transformers does. `bounded` runs this module in a process of its own,
-since the template may be anybody's. It stands in this room because the process imports its room
-with it, and this one costs least.
+since the template may be anybody's.
 """
 
 from __future__ import annotations
