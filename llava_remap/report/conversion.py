@@ -57,7 +57,9 @@ def print_short_plan(console: Console, job: Job) -> None:
             f"  output      {shown(job.output)}",
         ],
     )
-    write_section(console, "Notes", map(_note, plan.notes))
+    notes = [*map(_note, plan.notes)]
+    is_cut = any(str(note).endswith("…") for note in notes)
+    write_section(console, "Notes (-v has all of them)" if is_cut else "Notes", notes)
     write(console, value_checks(job))
     print_verdict(console, job)
 
