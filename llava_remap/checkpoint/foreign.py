@@ -261,8 +261,8 @@ def _deepspeed(listing: Listing) -> RemapError | None:
     return refuse(
         "LR106",
         cause,
-        f"DeepSpeed, where it is installed, puts it together: {_zero_to_fp32(listing, step)}. "
-        f"Then give {quoted(made)}.",
+        f"Put it together where DeepSpeed is installed, then give {quoted(made)}: "
+        f"{_zero_to_fp32(listing, step)}",
     )
 
 
@@ -312,9 +312,9 @@ def _distributed(listing: Listing) -> RemapError | None:
     return refuse(
         "LR106",
         cause,
-        f"torch puts it together: {listing.download}python -m "
+        f"Put it together by torch, then give {quoted(str(home))}: {listing.download}python -m "
         f"torch.distributed.checkpoint.format_utils dcp_to_torch {quote(str(at))} "
-        f"{quote(str(home / 'pytorch_model.bin'))}. Then give {quoted(str(home))}.",
+        f"{quote(str(home / 'pytorch_model.bin'))}",
     )
 
 
@@ -329,9 +329,9 @@ def _verl(listing: Listing) -> RemapError | None:
         "LR106",
         f"{quoted(str(at))} is a checkpoint of verl, cut up by ranks: "
         f"{several(sorted(filter(_WORLD.fullmatch, listing.folders[found[0]])), 2)}.",
-        f"verl, where it is installed, puts it together: {listing.download}python -m "
-        f"verl.model_merger merge --backend fsdp --local_dir {quote(str(at))} "
-        f"--target_dir {quote(made)}. Then give {quoted(made)}.",
+        f"Put it together where verl is installed, then give {quoted(made)}: "
+        f"{listing.download}python -m verl.model_merger merge --backend fsdp "
+        f"--local_dir {quote(str(at))} --target_dir {quote(made)}",
     )
 
 

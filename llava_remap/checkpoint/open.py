@@ -47,6 +47,7 @@ from llava_remap.checkpoint.source_file import (
     AbsentError,
     has_file,
     json_beside,
+    nearest_entry,
     read_object,
     readable,
 )
@@ -141,8 +142,11 @@ def _open(path: Path, part: bool) -> Checkpoint:
         return _open_folder(path, part)
     if has_file(path):
         return _open_file(path, part)
+    near = nearest_entry(path)
     raise AbsentError.of(
-        "LR100", f"there is no {quoted(str(path))}.", "Give a checkpoint's folder or file."
+        "LR100",
+        f"there is no {quoted(str(path))}.",
+        f"Did you mean {quoted(str(near))}?" if near else "Give a checkpoint's folder or file.",
     )
 
 

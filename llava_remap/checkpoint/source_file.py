@@ -4,6 +4,7 @@ read without any way to crash on it.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import re
@@ -81,6 +82,16 @@ def corrupt(file: Path, why: str, *names: str) -> RemapError:
     return refuse(
         "LR102", f"{quoted(file.name)} is corrupt: {why}.", "Download or copy it again.", names
     )
+
+
+def nearest_entry(path: Path) -> Path | None:
+    """The entry of the same folder with the nearest name, for a path that doesn't exist."""
+    try:
+        entries = [entry.name for entry in path.parent.iterdir()] if len(path.name) < 256 else []
+    except (OSError, ValueError):
+        return None
+    near = difflib.get_close_matches(path.name, entries, 1, 0.8)
+    return path.with_name(near[0]) if near else None
 
 
 def has_file(path: Path) -> bool:

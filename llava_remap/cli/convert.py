@@ -30,6 +30,7 @@ from llava_remap.cli.options import (
     Resume,
     Verify,
     Vocab,
+    shipped_rules,
 )
 from llava_remap.cli.output import (
     Ended,
@@ -91,6 +92,7 @@ def convert_command(
             "--rules",
             rich_help_panel=READING,
             metavar="RULES",
+            autocompletion=shipped_rules,
             help="A rule file, or the name of a shipped one. By default the shipped one that fits.",
         ),
     ] = None,
@@ -211,7 +213,8 @@ def _outputs(
             "LR211",
             f"{' '.join(arguments)}: a checkpoint and the folder to write are wanted"
             + (f", and {others[0]} holds other files." if len(places) < 2 else "."),
-            "To convert all of them: --output-dir DIR.",
+            "Give what the checkpoint needs besides as a source, such as --source "
+            "vision_tower=DIR. To convert all of them: --output-dir DIR.",
         )
     return [first], [output_folder(place) for place in places] or [None]
 

@@ -159,12 +159,13 @@ def choose(
             "LR211",
             f"source `{twice[0]}` is given twice: {shown(parts[twice[0]])} and "
             f"{shown(given[twice[0]])}.",
-            "With --source NAME=SRC, give what the checkpoint needs besides.",
+            "With --source NAME=SRC, give what the checkpoint needs besides: its tower, for "
+            "instance, with --source vision_tower=DIR.",
         )
     request = Request(shown(asked), rules, {**parts, **given}, given, offline)
     if rules is not None:
         further = further_sources(files[0], request, ask=ask)
-        return Choice(str(rules), further.sources, "the rule file that was named", further.found)
+        return Choice(str(rules), further.sources, "is the rule file that was named", further.found)
     request, inspection = _inspected(request, checkpoint)
     fit, further = _fitting(request, inspection, ask)
     return Choice(fit.rules, further.sources, _reason(fit, inspection), further.found)

@@ -205,7 +205,7 @@ class Comparison:
             are_few = self.headers.layout is None and common < len(other.catalog) // 2
             if are_few and side.path.is_dir() and has_file(side.folder / RECORD):
                 yield (
-                    f"A and B have other names. If {name} was made from the other one: "
+                    f"A and B have different names. If {name} was made from the other: "
                     f"llava-remap verify {quote(side.location)} --against {quote(other.location)}"
                 )
 

@@ -188,7 +188,7 @@ class Job:
         }
 
     def to_json(self, result: Result | None = None) -> dict[str, Any]:
-        """The document of `apply --format json`: the plan (`llava-remap/plan`, version 1), what the
+        """The document of `apply --format json`: the plan (`llava-remap/plan`, version 2), what the
         job will need, and the result if it was carried out.
         """
         predicted = self.predicted or (self.predict("meta") if self.plan.complete else None)

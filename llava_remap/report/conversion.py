@@ -13,6 +13,7 @@ from llava_remap.core import Problem, counted
 from llava_remap.planning.problems import component
 from llava_remap.report.machine import document
 from llava_remap.report.plan import (
+    note_line,
     print_plan,
     print_title,
     print_verdict,
@@ -65,7 +66,11 @@ def print_short_plan(console: Console, job: Job) -> None:
 
 
 def _note(note: Problem) -> Text:
-    """The first sentence of a note, with `…` if there is more."""
+    """The first sentence of a note, with `…` if there is more; all of it if the folder lacks
+    something.
+    """
+    if note.lacks:
+        return note_line(note)
     first, more, _ = note.placed_cause.partition(". ")
     sentence = f"{first.rstrip('.')}. …" if more or note.fix or note.names else first
     return Text.assemble("  ", (note.code, "cyan"), f" {note.title}: {sentence}")

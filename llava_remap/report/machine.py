@@ -7,11 +7,12 @@ from typing import Any
 
 from llava_remap.core import Problem
 
-#: Further fields of each kind of document, if the command was refused.
-_REFUSED: dict[str, dict[str, bool]] = {
-    "plan": {"complete": False},
+#: Further fields of each kind of document, if the command was refused; and its version, if that
+#: isn't 1.
+_REFUSED: dict[str, dict[str, bool | int]] = {
+    "plan": {"format_version": 2, "complete": False},
     "verification": {"verified": False},
-    "reversion": {"reverted": False},
+    "reversion": {"format_version": 2, "reverted": False},
     "diff": {"equal": False},
     "lint": {"clean": False},
     "tests": {"passed": False},
@@ -24,7 +25,7 @@ _REFUSED: dict[str, dict[str, bool]] = {
 
 
 def document(kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    """A document `llava-remap/KIND`, version 1."""
+    """A document `llava-remap/KIND`, version 1 if `content` has no other one."""
     return {"format": f"llava-remap/{kind}", "format_version": 1, **content}
 
 

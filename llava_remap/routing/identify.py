@@ -112,8 +112,8 @@ def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> list[Problem]:
     fix = "Run DeepSpeed's zero_to_fp32.py in the training folder and give its output."
     if checkpoint.folder is not None and (gather := gather_command(checkpoint.folder)):
         fix = (
-            f"DeepSpeed puts the values together: {gather}. Then give the pytorch_model.bin that "
-            "it writes, or its index."
+            "Put the values together by DeepSpeed, then give the pytorch_model.bin that it writes, "
+            f"or its index: {gather}"
         )
     return [
         Problem(

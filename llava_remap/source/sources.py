@@ -21,6 +21,7 @@ from llava_remap.checkpoint import (
     UnreadableError,
     has_file,
     is_tensor,
+    nearest_entry,
     open_checkpoint,
     open_in_memory,
 )
@@ -363,7 +364,8 @@ def name_sources(
     for name, source in _named(names, given):
         rest = as_source(source)
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
+            ends = [known for known in names if known.endswith(f"_{name}")]
+            near = ends or difflib.get_close_matches(name, names, 1)
             raise refuse(
                 "LR211",
                 f"there is no source `{name}`; there are {', '.join(names)}.",
@@ -465,10 +467,12 @@ def open_source(
             f"the result: --source {name}=DIR.",
         )
     if not default and is_there(path.parent):  # more likely a mistyped path than a hub id
+        near = nearest_entry(path)
+        mean = f"Did you mean {quoted(str(near))}?" if near else "Check the path."
         raise AbsentError.of(
             "LR100",
             f"there is no {text} in the folder {path.parent}.",
-            f"Check the path. If the hub's {text} is meant, start the command where there is no "
+            f"{mean} If the hub's {text} is meant, start the command where there is no "
             f"folder {path.parent}.",
         )
     snapshot = download(repository, use, offline=offline, name=name)

@@ -41,8 +41,8 @@ def told(path: Path) -> Problem:
 
 
 def ran(problem: Problem) -> None:
-    """Run the command in a fix: what stands between a colon and the sentence behind it."""
-    found = re.search(r": (.+?)\. Then give `", problem.fix)
+    """Run the command in a fix, as it is copied: everything behind the colon."""
+    found = re.search(r", then give `[^`]*`: (.+)$", problem.fix)
     assert found is not None, problem.fix
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(found[1], shell=True, check=True, env={**os.environ, "PATH": path})
@@ -161,7 +161,7 @@ def test_zero_3_is_put_together_by_its_script(
     assert problem.code == "LR106"
     assert "DeepSpeed checkpoint (ZeRO), cut up by ranks" in problem.cause
     ran(problem)
-    assert f"Then give `{cut_up}`." in problem.fix
+    assert f"then give `{cut_up}`: " in problem.fix
     assert list(open_checkpoint(cut_up).catalog) == ["a"]
 
 
@@ -201,7 +201,7 @@ def test_a_sharded_checkpoint_of_fsdp_is_put_together_by_torch(tmp_path: Path) -
         assert "is a checkpoint of torch.distributed, as FSDP writes it" in same.cause
         assert same.fix == problem.fix
     ran(problem)
-    assert f"Then give `{folder}`." in problem.fix
+    assert f"then give `{folder}`: " in problem.fix
     checkpoint = open_checkpoint(folder)
     assert set(checkpoint.catalog) == set(STATE)
     assert checkpoint.config is not None

@@ -58,6 +58,15 @@ def test_where_it_is_written(run: Run) -> None:
     assert Path("second/config.json").read_bytes() == Path("option/config.json").read_bytes()
 
 
+def test_a_note_on_what_the_folder_lacks_is_whole(run: Run) -> None:
+    [source] = folders("in")
+    for file in Path("in").glob("*token*"):
+        file.unlink()
+    ran = run("convert", source, *TOWER, "--dry-run")
+    [note] = [line for line in ran.out.splitlines() if "LR408" in line]
+    assert "--source language_model=" in note
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

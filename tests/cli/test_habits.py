@@ -48,11 +48,20 @@ def test_help_fits_the_terminal_and_has_examples(
         (("--vocab", "padd"), "pad"),
         (("--verify", "all"), "full"),
         (("--outptu", "x"), "--output"),
+        (("--source", "tower=x"), "`vision_tower=x`"),
     ],
 )
 def test_did_you_mean(given: tuple[str, str], advice: str, run: Run) -> None:
     ran = run("apply", "llava-v1.5", *given)
     assert (ran.code, f"Did you mean {advice}?" in ran.err) == (2, True), ran.err
+
+
+def test_a_path_with_a_wrong_letter(run: Run) -> None:
+    Path("runs/llava-v1.5-7b").mkdir(parents=True)
+    for command in (("convert",), ("inspect",), ("apply", "llava-v1.5", "--source")):
+        ran = run(*command, "runs/lava-v1.5-7b")
+        assert (ran.code, "Did you mean `runs/llava-v1.5-7b`?" in ran.err) == (3, True), ran.err
+    assert "Did you mean" not in run("inspect", "runs/else").err
 
 
 @pytest.mark.parametrize(
@@ -94,6 +103,7 @@ def test_no_option_is_advised_that_a_command_lacks(
         (("apply", "x", "--dtype", "bf16"), "plan"),
         (("apply", "x", "--jobs", "0"), "plan"),
         (("rules", "lint", "--nothing"), "lint"),
+        (("revert", "x"), "reversion"),
         (("nothing",), "usage"),
         (("apply", "x", "--jobs"), "plan"),
     ],
@@ -103,6 +113,7 @@ def test_wrong_usage_is_json_for_scripts(
 ) -> None:
     ran = run(*arguments, "--format=json")
     assert (ran.code, ran.json["format"]) == (2, f"llava-remap/{document}")
+    assert ran.json["format_version"] == (2 if document in ("plan", "reversion") else 1)
     assert [problem["code"] for problem in ran.json["problems"]] == ["LR211"]
     assert "LR211" in ran.err
 
@@ -163,6 +174,7 @@ def test_problems_stand_before_the_lists(run: Run) -> None:
     ("words", "offered"),
     [
         ("llava-remap apply llava-v1.", "llava-v1.5"),
+        ("llava-remap convert ./x --rules llava-v1.", "llava-v1.5"),
         ("llava-remap apply llava-v1.5 --layout m", "\n".join(WRITTEN[1:])),
         ("llava-remap apply llava-v1.5 --dtype b", "bfloat16"),
     ],
