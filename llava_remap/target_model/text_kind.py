@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import ConfigError, refuse
 
 #: The end of a class's name, behind the name of the model.
@@ -91,15 +93,25 @@ def _named(source: Mapping[str, Any]) -> list[str]:
 
 def class_names() -> dict[str, str]:
     """The classes of language models that transformers has, by `model_type`."""
+    return cached_value("language_models", {}, _ask_class_names, _Classes).classes
+
+
+@dataclass(frozen=True, slots=True)
+class _Classes:
+    classes: dict[str, str]
+
+
+def _ask_class_names() -> dict[str, dict[str, str]]:
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return {
+    classes = {
         kind: name
         for kind, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
         for name in [names if isinstance(names, str) else names[0]]
         if kind in CONFIG_MAPPING and name.endswith(("ForCausalLM", "LMHeadModel"))
     }
+    return {"classes": classes}
 
 
 def _of_class(name: str, beside: Collection[str]) -> str | None:

@@ -272,7 +272,7 @@ def cold(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], Ke
         patch.setattr(cache, "_keep", record)
         apply("llava-v1.5", [str(RELEASED / "sharded"), f"vision_tower={CLIP}"], work / "out")
     assert {question for question, _, _ in kept} == {
-        "folder", "known_keys", "strict_load", "target", "text_model"
+        "folder", "known_keys", "language_models", "strict_load", "target", "text_model"
     }  # fmt: skip
     return contents(work / "out"), kept
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from llava_remap.cli.commands import app
 from llava_remap.jobs.apply import apply
-from tests.conftest import CLIP, DATA, HANGS, RELEASED, TINY, beside_progress, ended
+from tests.conftest import CLIP, DATA, HANGS, RELEASED, TINY, Run, beside_progress, ended
 from tests.end_to_end.test_interrupt import ELSEWHERE
 
 from .server import Hub, serve
@@ -227,10 +227,11 @@ def test_differences_from_a_repository(hub: Hub) -> None:
     assert "Download it elsewhere, and give its folder as B." in ran.stderr
 
 
-def test_local_sources_need_no_hub_library() -> None:
-    """It is imported for hub sources only; and by transformers, which is asked where a rule
-    file's names fit.
+def test_local_sources_need_no_hub_library(run: Run) -> None:
+    """It is imported for hub sources only; and by transformers, which is asked once for what isn't
+    known yet.
     """
+    run("inspect", str(DATA / "fork"))
     program = (
         "import sys\nfrom llava_remap.cli import main\ntry: main()\n"
         "finally: print('huggingface_hub' in sys.modules)"
