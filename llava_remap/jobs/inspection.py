@@ -51,7 +51,7 @@ class Needed:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Inspection:
     """The result of inspecting a checkpoint.
 
@@ -81,6 +81,10 @@ class Inspection:
     given: Mapping[str, str] = field(default_factory=dict)
     planned: bool = True
     apart: bool = False
+
+    def __repr__(self) -> str:
+        fitting = [fit.rules for fit in self.fitting]
+        return f"<Inspection of {self.checkpoint.location!r}: fitting={fitting}>"
 
     @property
     def fitting(self) -> list[Fit]:

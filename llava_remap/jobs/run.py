@@ -126,7 +126,7 @@ class Result:
 
     job: Runnable = field(repr=False)
     output: Path
-    digests: Mapping[str, FileDigest]
+    digests: Mapping[str, FileDigest] = field(repr=False)
     nbytes: int
     seconds: float
     verified: Verify

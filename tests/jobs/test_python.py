@@ -190,6 +190,11 @@ def test_a_problem_has_a_field_for_each_fact() -> None:
     ]
 
 
+def test_the_repr_of_an_inspection_is_a_line() -> None:
+    found = llava_remap.inspect(RELEASED / "sharded")
+    assert repr(found) == f"<Inspection of {str(RELEASED / 'sharded')!r}: fitting=['llava-v1.5']>"
+
+
 def test_the_repr_of_a_job_holds_no_list_of_tensors() -> None:
     job = plan("llava-v1.5", SOURCES, "out")
     assert len(repr(job)) < 2000
