@@ -39,7 +39,7 @@ versions: $(VERSIONS:%=.venv/transformers-%/installed)  ## other versions of tra
 	@touch $@
 
 programs: install $(PROGRAMS:%=.venv/%/installed)  ## install the programs of .ci/programs.txt, and ask each about every family
-	LLAVA_REMAP_PROGRAMS=required $(BIN)/python -m pytest -rs -m 'programs and not long'
+	LLAVA_REMAP_PROGRAMS=required $(BIN)/python -m pytest -rfEs -m 'programs and not long'
 	$(BIN)/python -m tools.programs_table
 
 # A new line in programs.txt, or a new list, installs its own program again, and no other.
@@ -71,13 +71,13 @@ chromium:  ## Debian's Chromium, in which pages of reports are tested; without i
 	} || echo 'make chromium: there is no Chromium, and apt-get installs none: tests of pages in a browser are skipped.' >&2
 
 test: install chromium  ## the tests, in as many processes as there are cores (WORKERS=2)
-	LLAVA_REMAP_VERSIONS=/dev/null $(BIN)/python -m pytest -rs -n $(WORKERS) -m 'not long and not compat and not programs'
+	LLAVA_REMAP_VERSIONS=/dev/null $(BIN)/python -m pytest -rfEs -n $(WORKERS) -m 'not long and not compat and not programs'
 
 test-versions: install versions  ## the tests that ask other versions of transformers
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'compat and not long'
 
 test-programs: install  ## the tests that ask programs; those of one that is not installed are skipped
-	$(BIN)/python -m pytest -rs -m 'programs and not long'
+	$(BIN)/python -m pytest -rfEs -m 'programs and not long'
 
 test-fast: install  ## the tests that need neither torch nor transformers, in less than a minute
 	$(BIN)/python -m pytest -n $(WORKERS) --without-torch -m 'not torch and not long' $(FAST)

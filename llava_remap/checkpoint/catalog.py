@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llava_remap.core import DTYPE_BITS
 
 if TYPE_CHECKING:
-    from llava_remap.checkpoint.memory import Memory
+    from llava_remap.checkpoint.elements import Memory
 
 #: The files of a checkpoint beside its weights, by what uses them.
 BESIDE: Mapping[str, tuple[str, ...]] = {

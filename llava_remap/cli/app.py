@@ -9,21 +9,16 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
-from contextvars import ContextVar
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from llava_remap.core import Problem, quote
+from llava_remap.cli.given import GIVEN
+from llava_remap.cli.options import SHOWING
+from llava_remap.core import Problem
 
-#: Headings of options in the help. Options without one stand under "Options".
-READING, WRITING, SHOWING = "What is read", "What is written", "What is shown"
-
-#: The words of the command line.
-_GIVEN: ContextVar[tuple[str, ...]] = ContextVar("given", default=())
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 #: The parent of every error that a wrong command line leads to.
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
@@ -96,29 +91,6 @@ class App(typer.Typer):
         return with_levels
 
 
-def command_without(
-    *options: str, taken: Path | None = None, free: str = "", manifests: Collection[str] = ()
-) -> str:
-    """The command that was given, quoted for a shell, without these flags.
-
-    Args:
-        taken: the output that was given, if it can't be used.
-        free: another name for it; empty if it can.
-        manifests: sources of which the command has to name the checkpoint instead.
-    """
-    words: list[str] = []
-    given = iter(_GIVEN.get())
-    for word in given:
-        name, equals, value = word.rpartition("=")
-        if free and word in ("-o", "--output"):
-            next(given, None)
-        elif value in manifests:
-            words.append(f"{name}{equals}CHECKPOINT")
-        elif word not in options and not (free and (Path(word) == taken or name == "--output")):
-            words.append(quote(word))
-    return " ".join(["llava-remap", *words, *(["--output", quote(free)] if free else [])])
-
-
 def _level(name: str, letter: str, about: str) -> inspect.Parameter:
     option = typer.Option(f"--{name}", letter, help=about, rich_help_panel=SHOWING)
     return inspect.Parameter(
@@ -154,7 +126,7 @@ class Commands(TyperGroup):
     def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]
         """As in typer, but a wrong command line is shown as a problem."""
         given = list(sys.argv[1:] if args is None else args)
-        _GIVEN.set(tuple(given))
+        GIVEN.set(tuple(given))
         try:
             code = super().main(given, **{**options, "standalone_mode": False})
         except _UsageError as error:

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from llava_remap.cli.app import READING, WRITING, App, Commands, examples
+from llava_remap.cli.app import App, Commands, examples
 from llava_remap.cli.convert import convert_command
 from llava_remap.cli.diff import diff_command
 from llava_remap.cli.options import (
+    READING,
     VERIFY,
+    WRITING,
     Checkpoint,
     CheckValues,
     DryRun,

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from llava_remap.cli.app import READING, SHOWING, WRITING
 from llava_remap.cli.log import Log, open_log
 from llava_remap.cli.options import (
+    READING,
+    SHOWING,
     VERIFY,
+    WRITING,
     CheckValues,
     DryRun,
     Dtype,

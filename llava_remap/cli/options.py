@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llava_remap.cli.app import READING, SHOWING, WRITING
+#: Headings of options in the help. Options without one stand under "Options".
+READING, WRITING, SHOWING = "What is read", "What is written", "What is shown"
 
 Format = Literal["human", "json"]
 Verify = Literal["meta", "full", "none"]

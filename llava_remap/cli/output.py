@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TextIO
 
 import typer
 
-from llava_remap.cli.app import command_without
+from llava_remap.cli.given import command_without
 from llava_remap.cli.options import Format, Verify
 from llava_remap.cli.progress import progress
 from llava_remap.core import Exit, Problem, RemapError, refuse
@@ -259,7 +259,6 @@ def carry_out(
     from llava_remap.jobs.job import refused
     from llava_remap.jobs.output import refuse_report
     from llava_remap.jobs.resources import memory_problems
-    from llava_remap.jobs.run import run
     from llava_remap.report import (
         print_next,
         print_plan,
@@ -294,7 +293,7 @@ def carry_out(
     with resumable(job.output):
         with progress("writing", job.nbytes_to_handle(verify)) as shown:
             try:
-                result = run(job, shown.advance, shown.phase, verify=verify, jobs=jobs)
+                result = job.run(shown.advance, shown.phase, verify=verify, jobs=jobs)
             except RemapError as error:  # found since the plan was shown
                 job = refused(job, error.problems)
         if in_json:

@@ -14,7 +14,7 @@ from llava_remap.execute import JOBS
 from llava_remap.folder.make import Parts, keep_files, make_files, read_generation_config
 from llava_remap.folder.programs import program_notes
 from llava_remap.jobs.derive import Derived, derive
-from llava_remap.jobs.finished import is_finished, other_job
+from llava_remap.jobs.finished import other_job
 from llava_remap.jobs.job import Job, manifest_problems, noted, refused
 from llava_remap.jobs.output import output_folder, output_notes, output_problems
 from llava_remap.jobs.run import Result, Verify
@@ -35,6 +35,7 @@ from llava_remap.source.sources import (
     short_name,
 )
 from llava_remap.target_model import CLASSIC, check_layout, odd_values, text_config, unknown_target
+from llava_remap.verification.record import is_finished
 
 Dtype = Literal["keep", "bfloat16", "float16", "float32"]
 Vocab = Literal["keep", "pad"] | int

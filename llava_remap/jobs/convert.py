@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from llava_remap.checkpoint import (
@@ -23,6 +23,7 @@ from llava_remap.jobs.apply import (
     plan,
     plan_checkpoints,
 )
+from llava_remap.jobs.choice import Choice
 from llava_remap.jobs.further_sources import Ask, Further, Request, further_sources
 from llava_remap.jobs.inspect_parts import inspect_parts
 from llava_remap.jobs.inspection import Inspection, inspect_checkpoint
@@ -53,24 +54,6 @@ from llava_remap.target_model import CLASSIC
 _MODEL = "model"
 #: Keys of a config that a reason shows.
 _KEYS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """How a checkpoint is converted.
-
-    Attributes:
-        rules: path of a rule file, or the name of a shipped one.
-        sources: the SRC of each source that is given to `plan`, by its name. A source that is
-            needed besides has a default, which `plan` opens.
-        reason: why this rule file.
-        found: how each of `sources` was found that the user didn't give, by its name.
-    """
-
-    rules: str
-    sources: Mapping[str, str | InMemory]
-    reason: str
-    found: Mapping[str, str] = field(default_factory=dict)
 
 
 def convert(

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from llava_remap.checkpoint import read_file
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
-from llava_remap.execute import CLAIM, FileDigest, Unfinished, digest_files
+from llava_remap.execute import Facts, FileDigest, Unfinished, digest_files
 from llava_remap.jobs.resources import Used
+from llava_remap.jobs.run import OnPhase, OnProgress, Result, Runnable, Verify
+from llava_remap.planning import Plan
 from llava_remap.verification.record import RECORD, read_record
 
-if TYPE_CHECKING:
-    from llava_remap.jobs.job import Job
-    from llava_remap.jobs.run import OnPhase, OnProgress, Result, Verify
+
+class _Job(Runnable, Protocol):
+    """What is asked of a job here."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def small_files(self) -> Mapping[str, bytes]: ...
+
+    def plan_facts(self, plan: Mapping[str, Any], /) -> Facts: ...
+
+    def compared(
+        self, weights: Sequence[Path], verify: Verify, on_progress: OnProgress, on_phase: OnPhase
+    ) -> list[Problem]: ...
 
 
-def is_finished(output: Path) -> bool:
-    """Whether a folder holds a whole job: its record is there, which is written last."""
-    return (output / RECORD).is_file() and not (output / CLAIM).exists()
-
-
-def other_job(job: Job) -> list[Problem]:
+def other_job(job: _Job) -> list[Problem]:
     """LR503 if a finished folder is of another plan, or has other small files, than this job."""
     try:
         record = read_record(job.output)
@@ -48,15 +58,13 @@ def other_job(job: Job) -> list[Problem]:
     return [Problem("LR503", cause, "Give another --output, or delete the folder.")]
 
 
-def nothing_to_do(job: Job, verify: Verify, on_progress: OnProgress, on_phase: OnPhase) -> Result:
+def nothing_to_do(job: _Job, verify: Verify, on_progress: OnProgress, on_phase: OnPhase) -> Result:
     """The result of a job whose folder is finished: every file is as it was written, and every
     tensor as the sources give it now. Nothing is written.
 
     Raises:
         RemapError: LR503 if that isn't so, LR601 if transformers doesn't load the folder.
     """
-    from llava_remap.jobs.run import Result
-
     started = time.monotonic()
     wanted = read_record(job.output).outputs
     on_phase("comparing digests")

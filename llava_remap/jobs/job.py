@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from llava_remap.checkpoint import Catalog, Checkpoint, Stamp, open_checkpoint, read_file
 from llava_remap.core.cache import code_digest
@@ -26,7 +26,9 @@ from llava_remap.execute import (
     nbytes_to_check,
     run_value_checks,
 )
+from llava_remap.jobs.choice import Choice
 from llava_remap.jobs.derive import Derived
+from llava_remap.jobs.finished import nothing_to_do
 from llava_remap.jobs.output import refuse_changed
 from llava_remap.jobs.resources import (
     Predicted,
@@ -40,10 +42,7 @@ from llava_remap.planning import Plan
 from llava_remap.post_load.run import provenance
 from llava_remap.rulefile import RuleFile
 from llava_remap.verification import compare, is_known, strict_load
-from llava_remap.verification.record import RECORD, read_texts, record_json
-
-if TYPE_CHECKING:
-    from llava_remap.jobs.convert import Choice
+from llava_remap.verification.record import RECORD, is_finished, read_texts, record_json
 
 #: Parts of a plan that determine the bytes of the weight files.
 _WRITTEN = ("mapped", "post_load", "shards")
@@ -175,7 +174,12 @@ class Job:
         verify: Verify = "meta",
         jobs: int = JOBS,
     ) -> Result:
-        """Carry the job out, as `apply` does after planning: see `jobs.run.run`."""
+        """Carry the job out, as `apply` does after planning: see `jobs.run.run`. To resume a job
+        that is finished, its folder is compared with what the job would write.
+        """
+        if self.resume and is_finished(self.output):
+            proven = self.prove(verify, jobs, on_progress)
+            return nothing_to_do(proven, verify, on_progress, on_phase)
         return run(self, on_progress, on_phase, verify=verify, jobs=jobs)
 
     @property

@@ -11,8 +11,7 @@ from llava_remap.checkpoint import BESIDE, Checkpoint
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.core.wording import quoted, several
 from llava_remap.execute import CLAIM, Facts, is_held, read_claim, refuse_changed_job, refuse_filled
-from llava_remap.jobs.finished import is_finished
-from llava_remap.verification.record import RECORD
+from llava_remap.verification.record import RECORD, is_finished
 
 
 def output_folder(text: str | Path) -> Path:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem, RemapError
@@ -21,13 +21,9 @@ from llava_remap.execute import (
     write_index,
     write_shards,
 )
-from llava_remap.jobs.finished import is_finished, nothing_to_do
 from llava_remap.jobs.output import refuse_changed
 from llava_remap.jobs.resources import Used
 from llava_remap.planning import Shard
-
-if TYPE_CHECKING:
-    from llava_remap.jobs.job import Job
 
 Verify = Literal["meta", "full", "none"]
 #: Called from any thread with the number of bytes handled since the last call.
@@ -187,9 +183,6 @@ def run(
     job = job.prove(verify, jobs, on_progress)
     resumable = job.resumable(on_progress)
     if resumable is not None and resumable.resume:
-        if is_finished(job.output):
-            # The other kinds of jobs can't be resumed.
-            return nothing_to_do(cast("Job", job), verify, on_progress, on_phase)
         on_phase("comparing digests")
     written = job.written
     inside = [part.name for part in written if part.name]

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field, Va
 from llava_remap.checkpoint import BESIDE, has_file, read_file, read_object, readable
 from llava_remap.core.problem import refuse
 from llava_remap.core.version import __version__
-from llava_remap.execute import INDEX, FileDigest, read_claim
+from llava_remap.execute import CLAIM, INDEX, FileDigest, read_claim
 from llava_remap.planning import (
     Alias,
     Dropped,
@@ -171,6 +171,11 @@ def read_texts(files: Mapping[str, Path]) -> dict[str, str]:
         for name in BESIDE["config"]
         if name in files
     }
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a whole job: its record is there, which is written last."""
+    return (folder / RECORD).is_file() and not (folder / CLAIM).exists()
 
 
 def read_record(folder: Path) -> Record:

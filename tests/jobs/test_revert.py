@@ -9,6 +9,7 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,7 +212,7 @@ def with_rule(monkeypatch: pytest.MonkeyPatch, rule: Any, text: str) -> None:
     entries = [SimpleNamespace(name="expand_embeddings", load=lambda: ExpandEmbeddings, dist=None)]
     entries.append(SimpleNamespace(name="mine", load=lambda: rule, dist=None))
     monkeypatch.setattr(
-        post_load_run, "_installed", lambda path: {entry.name: entry for entry in entries}
+        post_load_run, "_installed", cache(lambda path: {entry.name: entry for entry in entries})
     )
     Path("mine.yaml").write_text(
         "schema: 1\nname: mine\nversion: 1.0.0\nsummary: s\nextends: [llava-v1.5.yaml]\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,7 @@ def found(pieces: Any, before: int, after: int) -> list[tuple[int, int]] | None:
     )
     entry = SimpleNamespace(name="plug", load=lambda: rule, dist=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_installed", lambda path: {"plug": entry})
+        patch.setattr(run, "_installed", cache(lambda path: {"plug": entry}))
         return find_old_bytes("plug", {}, Change("a", "U8", (before,), (after,), ("a",)))
 
 

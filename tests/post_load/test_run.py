@@ -5,6 +5,7 @@ a byte is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -41,7 +42,7 @@ class Plug(BaseModel):
 def plug(monkeypatch: pytest.MonkeyPatch) -> None:
     package = SimpleNamespace(name="llava-remap-plug", version="1.0")
     entry = SimpleNamespace(name="plug", load=lambda: Plug, dist=package)
-    monkeypatch.setattr(run, "_installed", lambda path: {"plug": entry})
+    monkeypatch.setattr(run, "_installed", cache(lambda path: {"plug": entry}))
 
 
 def failing(*rows: Any, **named: Any) -> Any:
@@ -183,7 +184,7 @@ def test_a_plug_in_is_asked_once_for_all_its_changes() -> None:
     entry = SimpleNamespace(name="plug", load=lambda: Two, dist=None)
     changes = [Change(name, "F16", None, (2,), ()) for name in ("a", "b")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_installed", lambda path: {"plug": entry})
+        patch.setattr(run, "_installed", cache(lambda path: {"plug": entry}))
         rules = run.PostLoadRules([("plug", {}, change) for change in changes], failing)
         assert [list(rules.pieces(name)) for name in ("b", "a")] == [[bytes(4)]] * 2
         assert asked == [("a", "b")]
