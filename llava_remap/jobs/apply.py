@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.core import Exit, Problem, RemapError, refuse
+from llava_remap.core import Exit, Problem, RemapError, quote, refuse
 from llava_remap.core.wording import quoted
 from llava_remap.execute import JOBS
 from llava_remap.folder.make import Parts, keep_files, make_files, read_generation_config
 from llava_remap.folder.programs import program_notes
+from llava_remap.jobs.beside import find_tower
 from llava_remap.jobs.derive import Derived, derive
 from llava_remap.jobs.finished import other_job
 from llava_remap.jobs.job import Job, manifest_problems, noted, refused
@@ -34,7 +35,14 @@ from llava_remap.source.sources import (
     open_needed,
     short_name,
 )
-from llava_remap.target_model import CLASSIC, check_layout, odd_values, text_config, unknown_target
+from llava_remap.target_model import (
+    CLASSIC,
+    UnknownTowerError,
+    check_layout,
+    odd_values,
+    text_config,
+    unknown_target,
+)
 from llava_remap.verification.record import is_finished
 
 Dtype = Literal["keep", "bfloat16", "float16", "float32"]
@@ -337,9 +345,20 @@ def _derived(
             options.vocab,
             options.projector_form,
         )
+    except UnknownTowerError as error:
+        found = find_tower(file, routed.checkpoints, routed.text)
+        problems += error.problems if found is None else _with_tower(error, *found)
+        return None
     except RemapError as error:
         problems += _of_sources(error)
         return None
+
+
+def _with_tower(error: RemapError, name: str, place: str, how: str) -> list[Problem]:
+    """The problems of a tower that isn't known, with the tower's own checkpoint that was found."""
+    option = f"--source {quote(f'{name}={place}')}"
+    fix = f"Give the tower's own checkpoint. This may be it ({how}): {option}"
+    return [replace(problem, fix=fix) for problem in error.problems]
 
 
 def _small_files(

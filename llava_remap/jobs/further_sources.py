@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, InMemory, has_file, parts_beside, read_object
+from llava_remap.checkpoint import Checkpoint, InMemory
 from llava_remap.core import Problem, RemapError, quote
-from llava_remap.jobs.apply import needed_sources
+from llava_remap.jobs.apply import HEADERS_ALONE, needed_sources, plan_checkpoints
+from llava_remap.jobs.beside import find_beside, find_tower
 from llava_remap.jobs.derived_problems import no_tokenizer_note
 from llava_remap.routing.fits import Fit
 from llava_remap.rulefile import RuleFile
 from llava_remap.source.sources import (
     TRAINING_STEP,
-    is_there,
-    last_part,
     named_for,
     open_first,
     open_given,
@@ -23,7 +23,7 @@ from llava_remap.source.sources import (
     open_source,
     shown,
 )
-from llava_remap.target_model import STOCK, read_vocabulary, stock_name
+from llava_remap.target_model import read_vocabulary
 
 #: Asks a person for a source, by its name and the problems of finding it. Returns a SRC; an empty
 #: text from a person who gives none.
@@ -138,7 +138,8 @@ def further_sources(
 
     A source is a folder beside the checkpoint that has the name of the part, or of what the
     checkpoint's own files name; else what these name, or the rule file's default, on this disk or
-    on the hub; else what `ask` returns. A tokenizer that a step of a training lacks is taken from
+    on the hub; else what `ask` returns. A tower that is inside the checkpoint is looked for too if
+    nothing else tells its config. A tokenizer that a step of a training lacks is taken from
     the training's folder.
 
     Args:
@@ -154,7 +155,7 @@ def further_sources(
     first = rules.first_source
     if first not in search.opened:
         named = next((c.base for c in reversed(search.opened.values()) if c.base), "")
-        if (near := _beside(checkpoint, first, named, "its own files give")) is not None:
+        if (near := find_beside(checkpoint, first, named, "its own files give")) is not None:
             search.take(first, *near)
         else:
             try:
@@ -166,7 +167,7 @@ def further_sources(
     for name in dict.fromkeys((*needed, *also)):
         if name in search.opened:
             continue
-        near = _beside(checkpoint, name, named_for(rules, name, config), "its config gives")
+        near = find_beside(checkpoint, name, named_for(rules, name, config), "its config gives")
         if near is not None:
             search.take(name, *near)
         elif name in needed:
@@ -175,43 +176,31 @@ def further_sources(
             )
             if problems:
                 search.demand(name, problems)
-        elif fit is not None and fit.needs:
+        elif fit is not None and fit.needs and not _find_tower(search, config):
             search.demand(name, fit.needs)
+    _find_tower(search, config)
     _find_tokenizer(search)
     return Further({**request.parts, **search.places}, search.found, search.opened)
 
 
-def _beside(checkpoint: Checkpoint, name: str, named: str, by: str) -> tuple[str, str] | None:
-    """Where a source lies near a checkpoint, and how it was found.
-
-    Args:
-        named: the path or hub id that the checkpoint's files name, or else the default; maybe
-            empty.
-        by: who names it.
+def _find_tower(search: _Search, config: Mapping[str, Any] | None) -> bool:
+    """Take the own checkpoint of a tower that is inside the model, if only its config makes the
+    plan complete: a tower of other sizes than the stock ones, for instance. Whether it was taken.
     """
-    folder = checkpoint.folder or checkpoint.path.parent
-    if checkpoint.folder is not None and name in (inside := parts_beside(folder)):
-        return inside[name], "a folder of the checkpoint's"
-    if not named or is_there(Path(named).expanduser()):
-        return None
-    around = folder.resolve() if folder.name in ("", "..") else folder
-    for above in (around.parent, folder, Path()):
-        place = above / last_part(named)
-        is_other = not has_file(place / "config.json") or place.resolve() == folder.resolve()
-        if not is_other and not _is_other_kind(place, named):
-            return str(place), f"a folder beside the checkpoint with the name that {by}: {named}"
-    return None
-
-
-def _is_other_kind(folder: Path, named: str) -> bool:
-    """Whether a folder has the config of another kind of tower than the stock tower that is named:
-    `siglip_vision_model` where it is `clip_vision_model`.
-    """
-    if (stock := STOCK.get(stock_name(named) or "")) is None:
+    found = find_tower(search.rules, search.opened, config)
+    if found is None or _is_complete(search):
         return False
-    config = read_object(folder / "config.json", "LR113", "Download or copy it again.")
-    kinds = (str(values.get("model_type")).partition("_")[0] for values in (stock, config))
-    return len({*kinds}) > 1
+    before = search.opened, dict(search.places), dict(search.found)
+    search.take(*found)
+    if not (complete := _is_complete(search)):
+        search.opened, search.places, search.found = before
+    return complete
+
+
+def _is_complete(search: _Search) -> bool:
+    """Whether the plan is complete with the sources that are open."""
+    given = {**search.request.parts, **search.places}
+    return plan_checkpoints(search.rules, search.opened, given, HEADERS_ALONE).plan.complete
 
 
 def _find_tokenizer(search: _Search) -> None:

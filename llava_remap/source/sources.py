@@ -155,6 +155,14 @@ def named_for(rules: RuleFile, name: str, config: Mapping[str, Any] | None) -> s
     return named_by_config(rules, name, config) or stock or ""
 
 
+def named_tower(rules: RuleFile, config: Mapping[str, Any] | None) -> str:
+    """The repository or path that a config names for the tower; empty if it names none."""
+    key = next(iter(rules.target.towers.values()))
+    value = (config or {}).get(key.from_) if key.from_ else None
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, str) else ""
+
+
 def taken_by_default(
     rules: RuleFile, name: str, config: Mapping[str, Any] | None
 ) -> tuple[str, str]:

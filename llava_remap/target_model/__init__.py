@@ -37,7 +37,7 @@ from llava_remap.target_model.presets import (
 )
 from llava_remap.target_model.source_files import odd_values, read_beside
 from llava_remap.target_model.text_model import TextModel
-from llava_remap.target_model.tower import Tower, has_stock_sizes, shapes_config
+from llava_remap.target_model.tower import Tower, UnknownTowerError, has_stock_sizes, shapes_config
 from llava_remap.target_model.vocabulary import (
     PlacedToken,
     Vocabulary,
@@ -78,6 +78,7 @@ __all__ = [
     "TargetConfig",
     "TextModel",
     "Tower",
+    "UnknownTowerError",
     "Vocabulary",
     "WRITTEN",
     "bad_constants",

@@ -33,6 +33,10 @@ _SIZES = (
 _GIVE = "Give the tower's own checkpoint, with its config.json: --source vision_tower=DIR."
 
 
+class UnknownTowerError(ConfigError):
+    """Neither tensors nor configs tell what a tower computes; its own checkpoint would."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tower:
     """A tower as its tensors show it.
@@ -234,7 +238,7 @@ def _known(
             "Give a whole tower with its own config.json.",
         )
     if known is None:
-        raise ConfigError.of(
+        raise UnknownTowerError.of(
             "LR112",
             "nothing tells the number of attention heads and the activation of the vision tower "
             f"({_describe(seen)}): tensors "

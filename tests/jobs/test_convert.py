@@ -22,6 +22,8 @@ from tests.families import AS_WELL, RULES_OF
 LORA = TINY / "llava-v1.5-lora"
 PROJECTOR = TINY / "llava-v1.5" / "pretrain_projector_only"
 SIGLIP = TINY / "siglip-tiny-patch14-28"
+#: With its tower inside.
+WHOLE = TINY / "llava-v1.5" / "full_state_dict"
 #: The twin of one manifest for each rule file.
 TWINS = {rules: manifest for manifest, rules in sorted(RULES_OF.items())}
 
@@ -94,6 +96,45 @@ def test_a_tower_beside_it_that_has_the_name_in_its_config() -> None:
     chosen = choose(source)
     assert chosen.sources["vision_tower"] == "runs/clip-vit-large-patch14-336"
     assert "openai/clip-vit-large-patch14-336" in chosen.found["vision_tower"]
+
+
+VARIANT = """\
+schema: 1
+name: variant
+version: 1.0.0
+summary: a variant of a user's own, with its tower inside
+extends: [llava-v1.5.yaml]
+sources: {vision_tower: {optional: true, use: [config, processor], used_if_absent: null}}
+"""
+
+
+@pytest.mark.parametrize("named", ["/train/towers/my-tower", "runs/my-tower"])
+@pytest.mark.parametrize("rules", ["llava-v1.5", "variant.yaml"])
+def test_the_own_checkpoint_of_a_tower_inside_that_nothing_else_describes(
+    rules: str, named: str
+) -> None:
+    source = copied(WHOLE, "runs/mine", mm_vision_tower=named)
+    Path("variant.yaml").write_text(VARIANT)
+    asked = None if rules == "llava-v1.5" else rules
+    [problem] = plan(rules, source, "out").plan.problems
+    assert problem.fix.endswith(": --source vision_tower=DIR.")
+    shutil.copytree(CLIP, "runs/my-tower")
+    [problem] = plan(rules, source, "out").plan.problems
+    assert problem.code == "LR112"
+    assert problem.fix.endswith(": --source vision_tower=runs/my-tower")
+    chosen = choose(source, rules=asked)
+    assert chosen.sources["vision_tower"] == "runs/my-tower"
+    assert named in chosen.found["vision_tower"]
+    assert plan(rules, chosen.sources, "out").plan.complete
+
+
+def test_a_tower_inside_that_is_known_needs_no_folder() -> None:
+    source = copied(WHOLE, "runs/mine", mm_vision_tower="/train/towers/my-tower")
+    shutil.copytree(CLIP, "runs/my-tower")
+    config = json.loads((CLIP / "config.json").read_text())
+    copied(source, "known/mine", vision_config=config.get("vision_config", config))
+    shutil.copytree(CLIP, "known/my-tower")
+    assert set(choose("known/mine").sources) == {"model"}
 
 
 def test_a_tower_in_a_folder_of_its_own() -> None:
