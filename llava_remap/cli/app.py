@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from llava_remap.cli.given import GIVEN
 from llava_remap.cli.options import SHOWING
 from llava_remap.core import Problem
+from llava_remap.core.arguments import nearest_choice
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 #: The parent of every error that a wrong command line leads to.
@@ -57,13 +58,6 @@ _ELSEWHERE = {
     ("json",): "JSON is --format json.",
     ("debug", "log-level"): "More is told by --verbose; a traceback by LLAVA_REMAP_TRACEBACK=1.",
 }
-#: Other words for a value.
-_MEANT = {
-    "bf16": "bfloat16", "fp16": "float16", "half": "float16", "f16": "float16",
-    "fp32": "float32", "float": "float32", "f32": "float32", "auto": "keep", "same": "keep",
-    "hf": "classic", "legacy": "classic", "yaml": "json", "text": "human", "strict": "meta",
-    "all": "full", "off": "none", "no": "none", "false": "none",
-}  # fmt: skip
 
 
 class App(typer.Typer):
@@ -164,6 +158,8 @@ def _problem(error: Any, given: Sequence[str]) -> Problem:
         fix = f"{_nearest_option(error.option_name, error.ctx)} All of them: {path} --help".strip()
     elif message.startswith("No such command"):
         fix = f"All of them: {path} --help"
+    elif "'--format'" in message and "'html'" in message.partition(" is not one of ")[0]:
+        fix = "A page for a browser is written by `convert` and `apply`, with --report FILE.html"
     elif near := _nearest_value(message):
         fix = f"Did you mean {near}?"
     return Problem("LR211", message, fix)
@@ -187,6 +183,5 @@ def _nearest_option(option: str, ctx: Any) -> str:
 def _nearest_value(message: str) -> str:
     """The choice that may have been meant, of a message that names them; empty if none is near."""
     value, _, choices = message.partition(" is not one of ")
-    word = value.rpartition(" ")[2].strip("'\"").lower().removeprefix("torch.")
-    near = difflib.get_close_matches(_MEANT.get(word, word), re.findall(r"'([^']+)'", choices), 1)
-    return "".join(near)
+    word = value.rpartition(" ")[2].strip("'\"")
+    return nearest_choice(word, re.findall(r"'([^']+)'", choices))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core import Exit, Problem, RemapError, quote, refuse
+from llava_remap.core.arguments import not_one_of
 from llava_remap.core.wording import quoted
 from llava_remap.execute import JOBS
 from llava_remap.folder.make import Parts, keep_files, make_files, read_generation_config
@@ -71,25 +72,13 @@ class Options:
     def refuse_impossible(self) -> None:
         """Raise LR211 for a value that an option can't have."""
         check_layout(self.layout)
-        if self.dtype not in _STORED_AS:
-            raise refuse(
-                "LR211",
-                f"dtype={self.dtype!r}: dtype is one of {', '.join(_STORED_AS)}.",
-                "Write one of them.",
-            )
+        if self.dtype not in (*_STORED_AS,):
+            raise not_one_of("dtype", self.dtype, _STORED_AS)
         rows = self.vocab
         if rows not in ("keep", "pad") and not (type(rows) is int and 0 < rows < 2**31):
-            raise refuse(
-                "LR211",
-                f"vocab={rows!r}: vocab is keep, pad or a number of rows.",
-                "Write one of them.",
-            )
-        if self.projector_form not in (None, "identity", "gelu"):
-            raise refuse(
-                "LR211",
-                f"projector_form={self.projector_form!r}: projector_form is identity or gelu.",
-                "Write one of them.",
-            )
+            raise not_one_of("vocab", rows, ("keep", "pad"), " or a number of rows")
+        if self.projector_form not in (None, *(forms := get_args(ProjectorForm))):
+            raise not_one_of("projector_form", self.projector_form, forms, " or None")
         limit = self.max_shard_nbytes
         if limit is not None and not (type(limit) is int and limit >= 1):
             raise refuse(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from llava_remap.checkpoint import Catalog, Checkpoint, Stamp, open_checkpoint, read_file
+from llava_remap.core.arguments import not_one_of
 from llava_remap.core.cache import code_digest
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.core.version import __version__
@@ -147,11 +148,8 @@ class Job:
             RemapError: with every reason not to carry the job out; LR211 for an unknown `verify`
                 or an impossible number of `jobs`.
         """
-        if verify not in get_args(Verify):
-            choices = ", ".join(get_args(Verify))
-            raise refuse(
-                "LR211", f"verify={verify!r}: verify is one of {choices}.", "Write one of them."
-            )
+        if verify not in (choices := get_args(Verify)):
+            raise not_one_of("verify", verify, choices)
         if not (type(jobs) is int and jobs >= 1):
             raise refuse(
                 "LR211",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from llava_remap.checkpoint import BESIDE, Checkpoint
+from llava_remap.core.arguments import as_path
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.core.wording import quoted, several
 from llava_remap.execute import CLAIM, Facts, is_held, read_claim, refuse_changed_job, refuse_filled
@@ -21,7 +22,7 @@ def output_folder(text: str | Path) -> Path:
         RemapError: LR211 for a home folder that isn't known.
     """
     try:
-        return Path(text).expanduser()
+        return as_path("output", text).expanduser()
     except RuntimeError as error:
         raise refuse("LR211", f"--output {text}: {error}", "Write the path out.") from None
 

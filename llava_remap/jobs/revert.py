@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_remap.checkpoint import BESIDE, Checkpoint, open_checkpoint
+from llava_remap.core.arguments import as_path
 from llava_remap.core.dtypes import DTYPE_BITS
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.execute import (
@@ -259,7 +260,7 @@ def revert(
             f"verify={verify!r} is for the way back by a rule file.",
             "Give rules too, or leave verify out.",
         )
-    return run(plan_revert(Path(folder), output), verify="none", jobs=jobs)
+    return run(plan_revert(as_path("folder", folder), output), verify="none", jobs=jobs)
 
 
 def _restored(

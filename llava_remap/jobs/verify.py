@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llava_remap.checkpoint import Checkpoint
+from llava_remap.core.arguments import as_path
 from llava_remap.source.sources import Sources, open_again
 from llava_remap.verification import Verification, verify_folder
 from llava_remap.verification.record import Record, read_record
@@ -33,7 +34,7 @@ def verify(folder: str | Path, against: Sources = (), *, offline: bool = False) 
     Raises:
         RemapError: if the folder has no readable record, or a source can't be opened.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     return verify_folder(folder, *open_recorded(folder, against, offline=offline))
 
 

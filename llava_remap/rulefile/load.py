@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from llava_remap.core.arguments import as_path
 from llava_remap.core.codes import Exit
 from llava_remap.core.problem import Mark, Problem, RemapError, refuse
 from llava_remap.rulefile.extends import RULES, Extended, is_file, shown
@@ -181,8 +182,10 @@ def load_rule_file(rules: str | Path) -> RuleFile:
     The `.yaml` of a name can be left out.
 
     Raises:
-        RemapError: LR200–LR210, every problem of the file at once where they don't hide each other.
+        RemapError: LR200–LR210, every problem of the file at once where they don't hide each other;
+            LR211 for what is no path.
     """
+    as_path("rules", rules)
     path = _find(str(rules))
     if path.is_absolute() and path.is_relative_to(shipped_folder()):
         return _load_shipped(path, shown(shipped_folder()))

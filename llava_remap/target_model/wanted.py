@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from llava_remap.core.arguments import not_one_of
 from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import ConfigError, refuse
 from llava_remap.rewrite import Program, compile_rules
@@ -49,9 +50,7 @@ def layout_program(layout: str) -> Program:
 def check_layout(layout: str) -> None:
     """LR211 for a layout that can't be written."""
     if layout not in WRITTEN:
-        raise refuse(
-            "LR211", f"--layout {layout}: it is one of {', '.join(WRITTEN)}.", "Write one of them."
-        )
+        raise not_one_of("layout", layout, WRITTEN)
 
 
 def names_in(layout: str, classic: Collection[str]) -> dict[str, str]:

@@ -56,6 +56,13 @@ def test_did_you_mean(given: tuple[str, str], advice: str, run: Run) -> None:
     assert (ran.code, f"Did you mean {advice}?" in ran.err) == (2, True), ran.err
 
 
+def test_a_page_is_a_report(run: Run) -> None:
+    for given in (("--format", "html"), ("--format=html",)):
+        ran = run("convert", "x", *given)
+        assert (ran.code, "--report FILE.html" in ran.err) == (2, True), ran.err
+        assert "human?" not in ran.err
+
+
 def test_a_path_with_a_wrong_letter(run: Run) -> None:
     Path("runs/llava-v1.5-7b").mkdir(parents=True)
     for command in (("convert",), ("inspect",), ("apply", "llava-v1.5", "--source")):

@@ -12,9 +12,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, assert_type, cast
 
 import pytest
+import torch
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 import llava_remap
@@ -244,6 +245,49 @@ def test_an_argument_of_another_kind_is_named(options: dict[str, Any], words: st
         apply("llava-v1.5", SOURCES, "out", **options)
     [problem] = caught.value.problems
     assert (problem.code, words in problem.cause) == ("LR211", True), problem.cause
+
+
+@pytest.mark.parametrize(
+    ("options", "meant"),
+    [
+        ({"dtype": "bf16"}, "bfloat16"),
+        ({"dtype": torch.bfloat16}, "bfloat16"),
+        ({"vocab": "padd"}, "pad"),
+        ({"projector_form": "identiy"}, "identity"),
+        ({"layout": "module5.6"}, "module-5.6"),
+        ({"verify": "all"}, "full"),
+    ],
+    ids=str,
+)
+def test_a_value_that_is_nearly_one(options: dict[str, Any], meant: str) -> None:
+    """As on the command line."""
+    with pytest.raises(RemapError) as caught:
+        apply("llava-v1.5", SOURCES, "out", **options)
+    [problem] = caught.value.problems
+    assert (problem.code, problem.fix) == ("LR211", f"Did you mean {meant}?")
+
+
+@pytest.mark.parametrize("given", [None, 5, b"folder"], ids=repr)
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (verify, "folder"),
+        (revert, "folder"),
+        (load_model, "rules"),
+        (lambda given: plan(given, SOURCES), "rules"),
+        (lambda given: convert(SOURCE, rules=cast(Any, given or 0)), "rules"),
+        (lambda given: plan("llava-v1.5", SOURCES, cast(Any, given or 0)), "output"),
+        (llava_remap.inspect, "a source"),
+        (convert, "a source"),
+        (lambda given: diff(SOURCE, given), "a source"),
+        (lambda given: apply("llava-v1.5", {"model": given}), "a source"),
+    ],
+)
+def test_what_is_no_path_is_named(call: Callable[[Any], Any], name: str, given: object) -> None:
+    with pytest.raises(RemapError) as caught:
+        call(given)
+    [problem] = caught.value.problems
+    assert (problem.code, problem.cause.startswith(f"{name} is of type ")) == ("LR211", True)
 
 
 def test_revert_names_what_is_missing() -> None:
