@@ -16,7 +16,7 @@ from llava_remap.folder.make import Parts, keep_files, make_files, read_generati
 from llava_remap.folder.programs import program_notes
 from llava_remap.jobs.beside import find_tower
 from llava_remap.jobs.derive import Derived, derive
-from llava_remap.jobs.finished import other_job
+from llava_remap.jobs.finished import to_begin, to_resume
 from llava_remap.jobs.job import Job, manifest_problems, noted, refused
 from llava_remap.jobs.output import output_folder, output_notes, output_problems
 from llava_remap.jobs.run import Result, Verify
@@ -169,10 +169,13 @@ def plan(
     job = replace(job, output=folder or job.output, resume=resume)
     nbytes = None if job.from_manifest else job.disk_nbytes
     facts = job.facts() if resume else None
-    found = other_job(job) if resume and is_finished(job.output) else []
+    found: list[Problem] = []
+    if is_finished(job.output) and (resume or job.plan.complete):
+        found = to_resume(job) if resume else to_begin(job)
+    filled = dry_run or bool(found)
     if dry_run:
-        job, found = noted(job, [*found, *output_notes(job.output, facts)]), []
-    found += output_problems(job.output, nbytes, job.checkpoints, facts, dry_run=dry_run)
+        job, found = noted(job, found or output_notes(job.output, facts)), []
+    found += output_problems(job.output, nbytes, job.checkpoints, facts, filled=filled)
     return refused(job, found)
 
 

@@ -1,21 +1,19 @@
-"""A folder that is finished already, found by `--resume`: whether this job would write it."""
+"""A folder that is finished already: whether this job would write it."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from llava_remap.checkpoint import read_file
 from llava_remap.core.escaped import quote
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.execute import Facts, FileDigest, Unfinished, digest_files
 from llava_remap.jobs.resources import Used
 from llava_remap.jobs.run import OnPhase, OnProgress, Result, Runnable, Verify
 from llava_remap.planning import Plan
-from llava_remap.verification.record import RECORD, read_record
+from llava_remap.verification.record import RECORD, Record, read_record
 
 
 class _Job(Runnable, Protocol):
@@ -34,14 +32,41 @@ class _Job(Runnable, Protocol):
     ) -> list[Problem]: ...
 
 
-def other_job(job: _Job) -> list[Problem]:
-    """LR503 if a finished folder is of another plan, or has other small files, than this job."""
+def to_resume(job: _Job) -> list[Problem]:
+    """Reasons not to resume a job whose folder is finished: LR503 if another job wrote the folder,
+    as `read_record` if its record can't be read.
+    """
     try:
-        record = read_record(job.output)
+        return _other_job(job, read_record(job.output))
     except RemapError as error:
         return list(error.problems)
-    plan = json.loads(read_file(job.output / RECORD))["plan"]
-    differences = Unfinished(job.plan_facts(plan), (), {}).changed(
+
+
+def to_begin(job: _Job) -> list[Problem]:
+    """LR503 for a job that would begin in a finished folder: whether this job or another one wrote
+    it. There is none for a folder whose record can't be read.
+    """
+    try:
+        record = read_record(job.output)
+    except RemapError:
+        return []
+    if other := _other_job(job, record):
+        return other
+    in_memory = any(checkpoint.in_memory for checkpoint in job.checkpoints.values())
+    again = (
+        "Give another --output, or delete the folder."
+        if in_memory
+        else "Add --resume to the same command to have the folder compared with what the job would "
+        "write: if they are equal, nothing is to be done. To write it anew, give another --output."
+    )
+    return [
+        Problem("LR503", f"{job.output} is finished: a job with the same plan wrote it.", again)
+    ]
+
+
+def _other_job(job: _Job, record: Record) -> list[Problem]:
+    """LR503 if a finished folder is of another plan, or has other small files, than this job."""
+    differences = Unfinished(job.plan_facts(record.plan), (), {}).changed(
         job.plan_facts(job.plan.to_json())
     )
     files = [

@@ -82,6 +82,11 @@ class Job:
         return any(checkpoint.is_manifest for checkpoint in self.checkpoints.values())
 
     @property
+    def is_done(self) -> bool:
+        """Whether the job is resumed and its folder is finished: then nothing is written."""
+        return self.resume and is_finished(self.output)
+
+    @property
     def source_files(self) -> dict[str, dict[str, Path]]:
         """The files that are read of each source, by path relative to its folder."""
         sources = self.rules.text.sources
@@ -175,7 +180,7 @@ class Job:
         """Carry the job out, as `apply` does after planning: see `jobs.run.run`. To resume a job
         that is finished, its folder is compared with what the job would write.
         """
-        if self.resume and is_finished(self.output):
+        if self.is_done:
             proven = self.prove(verify, jobs, on_progress)
             return nothing_to_do(proven, verify, on_progress, on_phase)
         return run(self, on_progress, on_phase, verify=verify, jobs=jobs)

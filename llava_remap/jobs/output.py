@@ -151,7 +151,7 @@ def output_problems(
     checkpoints: Mapping[str, Checkpoint],
     facts: Facts | None = None,
     *,
-    dry_run: bool = False,
+    filled: bool = False,
 ) -> list[Problem]:
     """Reasons not to write into an output folder.
 
@@ -163,11 +163,11 @@ def output_problems(
         nbytes: disk that the files will occupy; None for a job that can't be carried out.
         checkpoints: the sources, by name.
         facts: those of the job to continue; None for a new job.
-        dry_run: whether nothing will be written, so that the folder may have content.
+        filled: whether the folder may have content, as nothing will be written.
     """
     another = "Give another --output."
     try:
-        if os.path.lexists(output) and not dry_run:
+        if os.path.lexists(output) and not filled:
             nbytes = _left_to_write(output, nbytes, facts)
         parent = next(path for path in (output, *output.absolute().parents) if path.exists())
         links = [path for path in (output, *output.absolute().parents) if path.is_symlink()]

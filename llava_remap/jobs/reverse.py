@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava_remap.checkpoint import Catalog, Checkpoint
+from llava_remap.core.arguments import as_path
 from llava_remap.core.problem import Problem, RemapError
 from llava_remap.execute import Folder, Resumable
 from llava_remap.jobs.job import Job, manifest_problems, noted, written_tensors
@@ -78,7 +79,9 @@ def plan_reverse(
     """
     file = load_rule_file(rules)
     first = file.first_source
-    checkpoint = open_source(first, str(source), ("tensors", "config"), first=True, offline=offline)
+    checkpoint = open_source(
+        first, str(as_path("folder", source)), ("tensors", "config"), first=True, offline=offline
+    )
     checkpoints = {first: checkpoint}
     folder = output_folder(
         output if output is not None else f"{short_name(str(source))}-{ORIGINAL}"
@@ -128,7 +131,7 @@ def plan_reverse(
     plan = with_suggestions(plan, routes, with_rules=False)
     job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
     nbytes = None if job.from_manifest else job.disk_nbytes
-    room = output_problems(folder, nbytes, checkpoints, dry_run=dry_run)
+    room = output_problems(folder, nbytes, checkpoints, filled=dry_run)
     if dry_run:
         job = noted(job, output_notes(folder))
     return replace(job, plan=replace(plan, problems=(*plan.problems, *room)))

@@ -100,7 +100,7 @@ def print_next(console: Console, job: Job, command: str = "") -> None:
         what = f": nothing was written. To convert{instead}:"
         write(console, Text.assemble(("\nDry run", "bold"), what))
         write_command(console, command)
-    elif DETAIL.get() != "quiet":
+    elif DETAIL.get() != "quiet" and not job.is_done:
         write(console, f"\nWriting {shown(job.output)}")
 
 

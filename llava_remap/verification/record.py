@@ -11,9 +11,10 @@ own content tells whether it was changed by accident. A change on purpose can in
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -74,6 +75,7 @@ class Record:
         outputs: size and digest of every other file, by name.
         sources: the sources by their names in the rule file.
         mapped, aliases, dropped, post_load: as in the plan.
+        plan: the whole plan, as JSON.
     """
 
     rules: str
@@ -84,6 +86,7 @@ class Record:
     aliases: tuple[Alias, ...]
     dropped: tuple[Dropped, ...]
     post_load: tuple[PostLoadChange, ...]
+    plan: Mapping[str, Any] = field(repr=False)
 
     @property
     def locations(self) -> dict[str, str]:
@@ -174,8 +177,10 @@ def read_texts(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds a whole job: its record is there, which is written last."""
-    return (folder / RECORD).is_file() and not (folder / CLAIM).exists()
+    """Whether a folder holds a whole job: its record is there, which is written last. A path that
+    the system refuses holds none.
+    """
+    return os.path.isfile(folder / RECORD) and not os.path.exists(folder / CLAIM)
 
 
 def read_record(folder: Path) -> Record:
@@ -253,6 +258,7 @@ def read_record(folder: Path) -> Record:
         aliases,
         text.plan.dropped,
         post_load,
+        content["plan"],
     )
 
 

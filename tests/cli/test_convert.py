@@ -134,6 +134,19 @@ def test_what_is_finished_is_not_done_again(run: Run) -> None:
     assert Path("out/b-hf/llava_remap.json").is_file()
 
 
+def test_a_finished_one_is_given_again(run: Run) -> None:
+    [source] = folders("a")
+    again = ("convert", source, "out", *TOWER, "--verify", "none")
+    assert run(*again).code == 0
+    refused = run(*again)
+    assert (refused.code, "LR503" in refused.out, "add --resume" in refused.out.lower()) == (
+        4, True, True,
+    )  # fmt: skip
+    ran = run(*again, "--resume")
+    assert (ran.code, "Nothing to do" in ran.out, "Writing" in ran.out) == (0, True, False), ran.out
+    assert "Writing" in run("convert", source, "new", *TOWER, "--verify", "none", "--resume").out
+
+
 def test_one_name_for_two_outputs_is_refused_before_anything_is_written(run: Run) -> None:
     sources = folders("x/model", "y/model")
     several = ("convert", *sources, *TOWER, "--output-dir", "out")

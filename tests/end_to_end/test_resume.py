@@ -391,7 +391,10 @@ def test_a_claim_of_terabytes(tmp_path: Path) -> None:
 def test_a_finished_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     job()
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path("out").iterdir()}
-    assert refused() == "LR503 out is there and isn't an empty folder."
+    said = refused()
+    assert said.startswith("LR503 out is finished: a job with the same plan wrote it.")
+    said = refused(dtype="bfloat16")
+    assert said.startswith("LR503 out is finished, and another job wrote it. What differs: dtypes")
     result = job(resume=True)
     assert (result.reused, result.nbytes) == (3, 0)
     assert result.files == tuple(sorted(path.name for path in before))
