@@ -10,8 +10,8 @@ own content tells whether it was changed by accident. A change on purpose can in
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,7 +180,9 @@ def is_finished(folder: Path) -> bool:
     """Whether a folder holds a whole job: its record is there, which is written last. A path that
     the system refuses holds none.
     """
-    return os.path.isfile(folder / RECORD) and not os.path.exists(folder / CLAIM)
+    with contextlib.suppress(OSError):
+        return (folder / RECORD).is_file() and not (folder / CLAIM).exists()
+    return False
 
 
 def read_record(folder: Path) -> Record:
