@@ -36,6 +36,7 @@ from llava_remap.cli.options import (
 )
 from llava_remap.cli.output import (
     Ended,
+    Unreported,
     carry_out,
     console,
     print_json,
@@ -51,6 +52,7 @@ from llava_remap.core.version import __version__
 if TYPE_CHECKING:
     from llava_remap.jobs.conversions import Converted, State
     from llava_remap.jobs.further_sources import Ask
+    from llava_remap.jobs.run import Result
 
 #: Stands in `--report` for the name of each of several outputs.
 _NAME = "{name}"
@@ -254,10 +256,7 @@ def _reports(
         return [report]
     if report is None:
         # A dry run writes what it was asked for and nothing else.
-        return [
-            None if dry_run or output is None else output.with_name(f"{output.name}.json")
-            for output in outputs
-        ]
+        return [None if dry_run or output is None else _report_beside(output) for output in outputs]
     if _NAME not in str(report):
         raise refuse(
             "LR211",
@@ -269,6 +268,16 @@ def _reports(
         None if output is None else Path(str(report).replace(_NAME, output.name))
         for output in outputs
     ]
+
+
+def _report_beside(output: Path) -> Path | None:
+    """The report that is written without being asked for; None if the output is finished and has
+    the report of the run that wrote it.
+    """
+    from llava_remap.verification.record import is_finished
+
+    report = output.with_name(f"{output.name}.json")
+    return None if report.exists() and is_finished(output) else report
 
 
 def _convert(
@@ -326,8 +335,13 @@ def _convert(
                 resume=options.resume,
                 lines=options.lines,
             )
-            is_new = result.nbytes or not result.reused
-            done = replace(done, state="converted" if is_new else "nothing to do", result=result)
+            done = replace(done, state=_state(result), result=result)
+    except Unreported as ended:
+        result, code = ended.result, ended.exit_code
+        done = replace(
+            done, state=_state(result), result=result, exit=code, problems=ended.problems
+        )
+        report = None
     except Ended as ended:
         state: State = "refused" if ended.exit_code else "planned"
         done = replace(done, state=state, exit=ended.exit_code, problems=ended.problems)
@@ -335,8 +349,13 @@ def _convert(
         done = replace(done, state="interrupted", exit=ended.exit_code)
     done = replace(done, seconds=time.monotonic() - started, report=report)
     log.write(f"{source}: {done.state}, exit {done.exit}, {done.seconds:.1f} s, {done.output}")
-    log.problems(done.problems if done.result is None else done.result.notes)
+    log.problems((*(done.result.notes if done.result is not None else ()), *done.problems))
     return done
+
+
+def _state(result: Result) -> State:
+    """How a conversion that was carried out ended."""
+    return "converted" if result.nbytes or not result.reused else "nothing to do"
 
 
 def _make_folder(folder: Path) -> None:

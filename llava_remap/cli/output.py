@@ -43,6 +43,26 @@ class Ended(typer.Exit):
         self.problems = tuple(problems)
 
 
+class Unreported(Ended):
+    """The end of a job that was carried out and whose report can't be written.
+
+    Attributes:
+        result: what the job wrote.
+    """
+
+    def __init__(self, code: int, problems: Sequence[Problem], result: Result) -> None:
+        super().__init__(code, problems)
+        self.result = result
+
+
+class _ReportedError(RemapError):
+    """A refusal that is in a report, too."""
+
+    def __init__(self, problems: Sequence[Problem], report: Path) -> None:
+        super().__init__(problems)
+        self.report = report
+
+
 def show_result(
     output_format: Format,
     as_json: Callable[_Values, dict[str, Any]],
@@ -92,6 +112,8 @@ def refusals(output_format: Format, kind: str = "plan", *, lines: bool = False) 
         else:
             raise  # nobody foresaw it: it isn't known to be the output's
     print_refusal(refusal.problems, output_format, kind, lines=lines)
+    if isinstance(refusal, _ReportedError):
+        _print_place(refusal.report, output_format)
     raise Ended(refusal.exit, refusal.problems)
 
 
@@ -144,6 +166,15 @@ def resumable(output: Path | None) -> Iterator[None]:
         if left:
             print(left, file=sys.stderr)
         raise
+
+
+def _print_place(report: Path, output_format: Format) -> None:
+    """Tell a person where the report is."""
+    from llava_remap.report import shown
+    from llava_remap.report.terminal import DETAIL
+
+    if output_format == "human" and DETAIL.get() != "quiet":
+        print(f"\nReport: {shown(report)}", file=sys.stderr)
 
 
 def write_report(path: Path, content: dict[str, Any] | str) -> None:
@@ -211,7 +242,8 @@ def reported(report: Path | None, output: Path | None, given: Iterable[str]) -> 
             )
         except RemapError as unwritten:
             error.problems += unwritten.problems
-        raise
+            raise error from None
+        raise _ReportedError(error.problems, report) from error
 
 
 def _content(report: Path, job: Job, result: Result | None = None) -> dict[str, Any] | str:
@@ -254,6 +286,7 @@ def carry_out(
 
     Raises:
         Ended: where the job isn't carried out, with the exit code that says why.
+        Unreported: where it is, and the report can't be written.
     """
     from llava_remap.jobs.job import check_values as checked
     from llava_remap.jobs.job import refused
@@ -265,6 +298,7 @@ def carry_out(
         print_problems,
         print_result,
         print_short_plan,
+        shown,
     )
 
     in_json, result = output_format == "json", None
@@ -274,9 +308,9 @@ def carry_out(
             if not job.from_manifest:
                 job = refused(job, memory_problems(predicted))
         if check_values or not dry_run:
-            with progress("checking values", job.nbytes_to_check) as shown:
+            with progress("checking values", job.nbytes_to_check) as bar:
                 try:
-                    job = checked(job, shown.advance)
+                    job = checked(job, bar.advance)
                 except RemapError as error:  # a source can't be read, or changed
                     job = refused(job, error.problems)
         if not in_json:
@@ -289,11 +323,13 @@ def carry_out(
         if dry_run or not job.plan.complete:
             if in_json:
                 print_json(job.to_json(), lines=lines)
+            if report is not None:
+                _print_place(report, output_format)
             raise Ended(exit_code(job.plan.problems), job.plan.problems)
     with resumable(job.output):
-        with progress("writing", job.nbytes_to_handle(verify)) as shown:
+        with progress("writing", job.nbytes_to_handle(verify)) as bar:
             try:
-                result = job.run(shown.advance, shown.phase, verify=verify, jobs=jobs)
+                result = job.run(bar.advance, bar.phase, verify=verify, jobs=jobs)
             except RemapError as error:  # found since the plan was shown
                 job = refused(job, error.problems)
         if in_json:
@@ -303,9 +339,18 @@ def carry_out(
         if result is None:
             print_problems(console(sys.stderr), job.plan.problems)
             print(f"\n{kept(job.output) or 'Nothing of it is left.'}", file=sys.stderr)
+        unreported: Sequence[Problem] = ()
         if report is not None:
-            with refusals("human"):
+            try:
                 write_report(report, _content(report, job, result))
+                _print_place(report, output_format)
+            except RemapError as error:
+                unreported = error.problems
+                print_problems(console(sys.stderr), unreported)
         if result is None:
-            raise Ended(exit_code(job.plan.problems), job.plan.problems)
+            problems = (*job.plan.problems, *unreported)
+            raise Ended(exit_code(problems), problems)
+        if unreported:
+            print(f"\n{shown(job.output)} is finished; only its report isn't.", file=sys.stderr)
+            raise Unreported(exit_code(unreported), unreported, result)
         return result

@@ -27,7 +27,7 @@ class Converted:
         exit: the exit code that this one alone would have.
         rules: the name of the rule file; empty if none was chosen.
         seconds: how long it took, with its plan.
-        problems: why it was refused.
+        problems: why it was refused, or why its report can't be written.
         result: of a conversion that was carried out.
         report: the file with its plan and result, if one was written.
     """

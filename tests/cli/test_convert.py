@@ -134,6 +134,52 @@ def test_what_is_finished_is_not_done_again(run: Run) -> None:
     assert Path("out/b-hf/llava_remap.json").is_file()
 
 
+def test_the_report_of_a_finished_one_stays(run: Run) -> None:
+    sources = folders("a", "b", damaged="b")
+    several = ("convert", *sources, *TOWER, "--output-dir", "out", "--verify", "none")
+    assert run(*several).code == 3
+    whole, refused = Path("out/a-hf.json"), Path("out/b-hf.json")
+    before = whole.read_bytes()
+    assert "result" in json.loads(before)
+    for options in ((), ("--resume",), ("--resume", "--dtype", "float32")):
+        refused.unlink()
+        run(*several, *options)
+        assert whole.read_bytes() == before
+        assert json.loads(refused.read_text())["problems"][0]["code"] == "LR102"
+    whole.unlink()
+    run(*several, "--resume")
+    assert json.loads(whole.read_text())["result"]["reused"]
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_one_whose_report_fails_is_converted(
+    lines: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, tries = output.write_report, []
+
+    def failing(path: Path, content: Any) -> None:
+        tries.append(path)
+        if len(tries) % 2 == 0:
+            raise refuse("LR508", f"{path} can't be written.", "")
+        write(path, content)
+
+    monkeypatch.setattr(output, "write_report", failing)
+    [source] = folders("a")
+    given = ("convert", source, *TOWER, "--output-dir", "out", "--verify", "none", "--log", "log")
+    ran = run(*given, *(("--format", "json") if lines else ()))
+    assert ran.code == 4
+    assert "only its report isn't" in ran.err
+    assert "a: converted, exit 4" in Path("log").read_text()
+    assert "LR508" in Path("log").read_text()
+    if lines:
+        [one] = documents(ran)[-1]["checkpoints"]
+        assert (one["state"], one["exit"], one["report"]) == ("converted", 4, None)
+        assert [problem["code"] for problem in one["problems"]] == ["LR508"]
+    else:
+        summary = ran.out[ran.out.index("Summary") :]
+        assert re.findall(r"refused|converted|LR508", summary) == ["converted", "LR508"]
+
+
 def test_a_finished_one_is_given_again(run: Run) -> None:
     [source] = folders("a")
     again = ("convert", source, "out", *TOWER, "--verify", "none")

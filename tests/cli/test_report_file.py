@@ -118,6 +118,32 @@ def test_a_report_that_fails_at_the_end_hides_no_result(
         assert ("result" in json.loads(ran.out)) is done
     else:
         assert ("Done: ./out written" in ran.out) is done
+    assert "Report:" not in ran.err
+    assert ("./out is finished; only its report isn't." in ran.err) is done
     if not done:
         assert "LR602" in ran.err
         assert "Nothing of it is left." in ran.err
+
+
+@pytest.mark.parametrize("report", ["report.html", "reports/report.json"])
+def test_the_end_says_where_the_report_is(report: str, run: Run) -> None:
+    Path("reports").mkdir()
+    told = f"\nReport: ./{report}\n"
+    given = ("--source", f"vision_tower={CLIP}", "--verify", "none", "--report", report)
+    for command in (
+        ("convert", RELEASED / "bin", "--dry-run"),  # a plan
+        ("convert", RELEASED / "bin", "out"),  # a result
+        ("apply", "llava-v1.5", "--source", RELEASED / "bin", "-o", "out"),  # a refusal of a plan
+        ("convert", CLIP),  # no plan
+    ):
+        assert run(*command, *given).err.endswith(told)
+        assert "Report:" not in run(*command, *given, "--format", "json").err
+    assert run("apply", "llava-v1.5", "--source", "nowhere", *given).err.endswith(told)
+    assert "Report:" not in run("apply", "llava-v1.5", "--source", "nowhere", *given, "-q").err
+
+
+def test_a_place_where_no_report_can_be_is_not_named(run: Run) -> None:
+    given = ("--source", f"vision_tower={CLIP}", "--report", "gone/report.json")
+    for command in (("convert", RELEASED / "bin", "--dry-run"), ("convert", CLIP)):
+        ran = run(*command, *given)
+        assert ("LR508" in ran.err, "Report:" in ran.err) == (True, False), ran.err
