@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter
@@ -42,6 +42,8 @@ _MOST = 64
 _LARGEST, _MOST_CONTENTS = 2**28, 32
 
 T = TypeVar("T")
+#: Made once for a type: a job asks one question of many configs.
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def cached(
@@ -78,7 +80,7 @@ def cached_value(
     Args:
         kind: the type of the value, a dataclass or another one that pydantic knows.
     """
-    name, adapter = f"{question}.json", TypeAdapter(kind)
+    name, adapter = f"{question}.json", cast("TypeAdapter[T]", _adapter(kind))
     return cached(
         question,
         facts,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from llava_remap.core.problem import Mark, RunawayRuleError
+from llava_remap.core.problem import Mark, RemapError, RunawayRuleError
 from llava_remap.rulefile import Condition, RuleKind, RunawayError, TimeSpent
 
 #: Rules that are asked one by one.
@@ -45,7 +45,10 @@ class CompiledRule:
         Raises:
             RemapError: LR206 if a regex hit its time limit.
         """
-        return self._asked(self.kind.apply, name)
+        try:
+            return self.kind.apply(name, self.spent)
+        except RunawayError as error:
+            raise self._runaway(error) from None
 
     def lead_back(self, target: str) -> str | None:
         """The name from which the rule makes `target`; None where it doesn't lead back.
@@ -53,19 +56,19 @@ class CompiledRule:
         Raises:
             RemapError: LR206 if a regex hit its time limit.
         """
-        return self._asked(self.kind.back, target)
-
-    def _asked(self, way: Callable[[str, TimeSpent], str | None], name: str) -> str | None:
         try:
-            return way(name, self.spent)
+            return self.kind.back(target, self.spent)
         except RunawayError as error:
-            raise RunawayRuleError.of(
-                "LR206",
-                f"the regex of `{self.label}` {error.why}.",
-                "Write it as a template, or without nested repetition.",
-                [str(error)],
-                place=self.mark,
-            ) from None
+            raise self._runaway(error) from None
+
+    def _runaway(self, error: RunawayError) -> RemapError:
+        return RunawayRuleError.of(
+            "LR206",
+            f"the regex of `{self.label}` {error.why}.",
+            "Write it as a template, or without nested repetition.",
+            [str(error)],
+            place=self.mark,
+        )
 
 
 class Index:
@@ -80,13 +83,16 @@ class Index:
         for number, of_one in enumerate(segments):
             rarest = min(of_one, key=lambda segment: (counts[segment], segment), default=None)
             (self._always if rarest is None else self._having[rarest]).append(number)
+        # By the segments of a name that count: there are few such sets, and many names.
+        self._asked: dict[frozenset[str], list[int]] = {}
 
     def asked(self, name: str) -> list[int]:
         """The numbers of the patterns that may take a name, in their order."""
-        having = [
-            self._having[segment] for segment in {*name.split(".")} if segment in self._having
-        ]
-        return sorted(chain(self._always, *having))
+        counting = frozenset([one for one in name.split(".") if one in self._having])
+        if (found := self._asked.get(counting)) is None:
+            having = (self._having[segment] for segment in counting)
+            found = self._asked[counting] = sorted(chain(self._always, *having))
+        return found
 
 
 class RuleSequence:

@@ -12,7 +12,7 @@ from llava_remap.core.problem import ConfigError, RemapError
 from llava_remap.target_model.config import TargetConfig
 from llava_remap.target_model.text_model import old_rope, read_text_model
 from llava_remap.target_model.tower import Tower
-from llava_remap.target_model.wanted import from_json, model_class
+from llava_remap.target_model.wanted import make_config, model_class
 
 _GIVE = "Put the config.json beside the weights that transformers saved with them."
 _PARTS = ("text_config", "vision_config")
@@ -56,7 +56,7 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
             _GIVE,
         ) from error
     try:
-        read = kind.from_dict(from_json(own))
+        read = make_config(kind, own)
         whole = read.to_diff_dict()
     except Exception as error:  # whatever the class raises: the config is the user's
         raise ConfigError.of(

@@ -21,7 +21,7 @@ from typing import Any
 from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import ConfigError, RemapError
 from llava_remap.target_model.text_kind import class_names, text_kind
-from llava_remap.target_model.wanted import from_json, refuse_endless
+from llava_remap.target_model.wanted import make_config, refuse_endless
 
 _MEND = "Mend the source's config.json."
 #: Keys that don't change the computation.
@@ -283,7 +283,7 @@ def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a key is an older one
-            return config_class.from_dict(from_json(values))
+            return make_config(config_class, values)
     except Exception as error:  # whatever the class raises: the config is the user's
         raise ConfigError.of(
             "LR112",
@@ -317,7 +317,7 @@ def _is_older(
         plain = without(_values(_build(config_class, beside)), key)
         for tried in [value, value * 2 + 1] if numeric else [value]:
             try:
-                made = _values(config_class.from_dict(from_json({**beside, key: tried})))
+                made = _values(make_config(config_class, {**beside, key: tried}))
             except Exception:  # the class refuses the value, so it reads it
                 return True
             if without(made, key) != plain:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from llava_remap.core.arguments import not_one_of
@@ -31,6 +32,8 @@ WRITTEN = (CLASSIC, "module-4.52", "module-5.6")
 DISK_LAYOUT = "classic-5.6"
 #: The deepest language model published has 126.
 _MOST_LAYERS = 1000
+#: Held while no config is formatted.
+_UNSHOWN = Lock()
 #: A list of more than six words: transformers lists all names that it knows.
 _LIST = re.compile(r"((?:[^\s,]+, ){6})(?:[^\s,]+, )*[^\s,]+")
 
@@ -135,7 +138,7 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
     refuse_endless(config)
     try:
         with torch.device("meta"):
-            return kind(kind.config_class.from_dict(from_json(config)))
+            return kind(make_config(kind.config_class, config))
     except Exception as error:  # whatever the class raises: the config is the user's
         said = _LIST.sub(r"\1…", " ".join(str(error).split())).rstrip(".")
         reason = f"it knows no {said}" if isinstance(error, KeyError) else said
@@ -159,6 +162,22 @@ def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
     found: dict[str, Any] = json.loads(json.dumps(values), object_hook=read)
     return found
+
+
+def make_config(config_class: Any, values: Mapping[str, Any]) -> Any:
+    """The config that a class of transformers makes of the values of a config.json.
+
+    `from_dict` formats every config for a log, most of the time that it takes. The text isn't made.
+    """
+    from transformers import PreTrainedConfig
+
+    with _UNSHOWN:
+        shown = PreTrainedConfig.__repr__
+        PreTrainedConfig.__repr__ = object.__repr__
+        try:
+            return config_class.from_dict(from_json(values))
+        finally:
+            PreTrainedConfig.__repr__ = shown
 
 
 def refuse_endless(config: Mapping[str, Any]) -> None:
