@@ -12,12 +12,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,6 +30,7 @@ from llava_remap.cli.commands import app
 from llava_remap.execute import Folder
 from llava_remap.rulefile import pattern
 from llava_remap.verification.record import own_digest
+from tests.forks import HANGS, OF_COMMANDS, Forks
 
 if TYPE_CHECKING:
     import torch
@@ -60,10 +62,6 @@ settings.register_profile(
     "fuzz", settings.get_profile("no clock"), derandomize=False, max_examples=_EXAMPLES
 )
 settings.load_profile("no clock")
-
-#: Seconds after which a process is taken to hang. No test depends on them: what ends does so long
-#: before, on any machine.
-HANGS = 1800
 
 #: Modules that are slow to import, and that what needs none of them must not import.
 HEAVY = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors"}
@@ -226,6 +224,36 @@ def _one_command() -> Iterator[None]:
     """Typer makes the command of an app anew for each run in a process; here it is made once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("typer.testing._get_command", cache(get_command))
+        yield
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """A process for whole commands in processes of their own."""
+    with Forks(*OF_COMMANDS) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _rendering() -> Iterator[None]:
+    """Chat templates are rendered in forks of one process: transformers, which renders them, would
+    be imported for each. tests/core/test_bounded.py renders in a process that isn't one.
+    """
+    bounded = import_module("llava_remap.core.bounded")
+    module = "llava_remap.folder.render"
+    with ExitStack() as started, pytest.MonkeyPatch.context() as patch:
+
+        @cache
+        def rendering() -> Forks:
+            return started.enter_context(Forks(module))
+
+        def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+            if module not in command:
+                return subprocess.run(command, **options)
+            ended = rendering().run(*command[2:], more=options["input"])
+            return subprocess.CompletedProcess(command, ended.code, ended.out, ended.err)
+
+        patch.setattr(bounded, "subprocess", SimpleNamespace(run=run))
         yield
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import HANGS
+from ..forks import HANGS
 from .stored import TINY
 
 SCRIPT = """

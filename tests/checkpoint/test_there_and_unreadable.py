@@ -19,7 +19,8 @@ import pytest
 from llava_remap.checkpoint import BESIDE, open_checkpoint
 from llava_remap.core.files import is_regular_file
 from llava_remap.core.problem import RemapError
-from tests.conftest import CLIP, HANGS, RELEASED, TINY, Run
+from tests.conftest import CLIP, RELEASED, TINY, Run
+from tests.forks import HANGS
 
 LORA = TINY / "llava-v1.5-lora"
 

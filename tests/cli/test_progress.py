@@ -26,7 +26,8 @@ import pytest
 from llava_remap.cli.progress import Progress
 from llava_remap.jobs.apply import apply, plan
 from llava_remap.jobs.job import check_values
-from tests.conftest import CLIP, HANGS, RELEASED, beside_progress
+from tests.conftest import CLIP, RELEASED, beside_progress
+from tests.forks import HANGS
 
 SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")
 MB = 10**6

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tests.compat.checkpoints import CASES, FAMILIES, ROPED, convert, convert_family, without_rope
-from tests.conftest import HANGS
+from tests.forks import HANGS
 
 ROOT = Path(__file__).parents[2]
 #: Where `make versions` puts them, each in `transformers-VERSION`.

@@ -19,7 +19,7 @@ from llava_remap.jobs.apply import apply
 from llava_remap.routing.identify import nearest_layout
 from tests.compat.run import LOGITS, VERSIONS, missing, place
 from tests.compat.save import logits, models
-from tests.conftest import HANGS
+from tests.forks import HANGS
 
 #: On disk, by version; what the installed one saves of a model built from scratch has no
 #: `vision_model` level.

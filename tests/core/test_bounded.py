@@ -66,3 +66,18 @@ def test_nothing_of_the_current_folder_is_imported(tmp_path: Path) -> None:
     for name in ("json", "importlib", "llava_remap", "jinja2", "subprocess"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
     assert bounded(WORK, {"do": "echo"}) == {"do": "echo"}
+
+
+def test_templates_are_rendered_as_by_a_process_that_is_no_fork() -> None:
+    """Tests render in forks of one process."""
+    turns = [{"role": "user", "content": "Hello"}]
+    request = {
+        "template": "{{ start }}{{ messages[0].content }}{{ messages | length }}",
+        "special": {"start": "<s>"},
+        "conversations": [[turns, True], [[*turns, *turns], False]],
+    }
+    forked = bounded("llava_remap.folder.render", request)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bounds, "subprocess", subprocess)
+        assert bounded("llava_remap.folder.render", request) == forked
+    assert forked == [{"prompt": "<s>Hello1"}, {"prompt": "<s>Hello2"}]

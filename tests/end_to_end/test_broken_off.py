@@ -26,7 +26,8 @@ from llava_remap.execute import writer
 from llava_remap.execute.unfinished import CLAIM
 from llava_remap.jobs.apply import apply
 from llava_remap.verification.record import RECORD, read_record
-from tests.conftest import CLIP, HANGS, RELEASED, Ran, Run, beside_progress, ended, largest_file
+from tests.conftest import CLIP, RELEASED, Ran, Run, beside_progress, ended, largest_file
+from tests.forks import HANGS
 
 SOURCES = ("--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}")
 COMMAND = ("apply", "llava-v1.5", *SOURCES, "--verify", "none")

@@ -17,7 +17,8 @@ import pytest
 from llava_remap.core.threads import finished
 from llava_remap.execute import write
 from llava_remap.jobs.apply import apply
-from tests.conftest import CLIP, HANGS, RELEASED, beside_progress, ended
+from tests.conftest import CLIP, RELEASED, beside_progress, ended
+from tests.forks import HANGS
 
 #: Runs the command line with one function replaced by one that reports that it is reached, and
 #: waits: until it is interrupted or there is a file `go on`; in another thread, as on a busy disk,

@@ -24,8 +24,9 @@ from llava_remap.core.problem import RemapError
 from llava_remap.execute import INDEX
 from llava_remap.verification import verify_folder
 from llava_remap.verification.record import RECORD, read_record
-from tests.conftest import CLIP, HANGS, RELEASED
+from tests.conftest import CLIP, RELEASED
 from tests.end_to_end.killed import Try
+from tests.forks import HANGS
 
 CLAIM = "llava_remap.partial"
 RULES = "llava-v1.5"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.compat.run import VERSIONS, missing, place
-from tests.conftest import HANGS
+from tests.forks import HANGS
 
 INSTALLED = version_of("transformers")
 ALL_VERSIONS = (*VERSIONS, INSTALLED)

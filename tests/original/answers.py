@@ -12,7 +12,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 from tests.compat.run import ROOT, VERSIONS, missing, place
-from tests.conftest import HANGS
+from tests.forks import HANGS
 from tests.original.answer import FolderAnswer, read
 from tests.original.convert import Target, convert
 

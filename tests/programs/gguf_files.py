@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from llava_remap.authoring.shrink import shrink
 from tests.compat.checkpoints import FAMILIES, change, convert_made
-from tests.conftest import HANGS, MANIFESTS
+from tests.conftest import MANIFESTS
+from tests.forks import HANGS
 from tests.programs.run import place
 from tests.programs.vocabularies import (
     Vocabulary,

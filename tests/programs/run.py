@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import HANGS
+from tests.forks import HANGS
 
 ROOT = Path(__file__).parents[2]
 #: What `make programs` installs, by the program's name: the requirements, separated by spaces.

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from llava_remap.cli.commands import app
 from llava_remap.jobs.apply import apply
-from tests.conftest import CLIP, DATA, HANGS, RELEASED, TINY, Run, beside_progress, ended
+from tests.conftest import CLIP, DATA, RELEASED, TINY, Run, beside_progress, ended
 from tests.end_to_end.test_interrupt import ELSEWHERE
+from tests.forks import HANGS
 
 from .server import Hub, serve
 

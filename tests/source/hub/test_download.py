@@ -15,7 +15,8 @@ import pytest
 from llava_remap.checkpoint import Tensor, open_checkpoint
 from llava_remap.core.problem import RemapError
 from llava_remap.source.hub import Repository, Snapshot, download
-from tests.conftest import HANGS, RELEASED, TINY
+from tests.conftest import RELEASED, TINY
+from tests.forks import HANGS
 
 from .server import Hub, Repo
 
