@@ -94,11 +94,12 @@ class Explainer:
         self.left_out = tuple(
             LeftOut(
                 rule.label,
-                tuple(
-                    contradictions(rule.when, names if stored else prepared, config, stored=stored)
-                ),
+                tuple(contradictions(rule.when, seen, config, where=where)),
             )
-            for listed, stored in ((everything.prepare, True), (everything.names, False))
+            for listed, seen, where in (
+                (everything.prepare, names, "as it is stored"),
+                (everything.names, prepared, "after `prepare`"),
+            )
             for rule in listed
             if rule.when is not None and rule.label not in counting
         )

@@ -13,8 +13,10 @@ from llava_remap.checkpoint.catalog import (
     files_for,
 )
 from llava_remap.checkpoint.foreign import (
+    TRAINING_STEP,
     Listing,
     PartsApartError,
+    StepsError,
     explain_folder,
     gather_command,
     parts_beside,
@@ -42,6 +44,8 @@ from llava_remap.checkpoint.weight_file import read_weight_map, shards_beside
 __all__ = [
     "ADAPTER_CONFIG",
     "AbsentError",
+    "StepsError",
+    "TRAINING_STEP",
     "BESIDE",
     "Catalog",
     "Checkpoint",

@@ -20,6 +20,8 @@ from llava_remap.checkpoint.form import choose_form
 from llava_remap.checkpoint.source_file import AbsentError
 from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 
+#: Names that trainers give to the folder of a step.
+TRAINING_STEP = re.compile(r"(?:checkpoint|global_step|step|epoch|iter)[-_]?\d+", re.IGNORECASE)
 #: The most files that are looked at. A training folder has some thousand.
 _MOST = 20_000
 #: Folders with the parts of one model, as VILA, xtuner and TinyLLaVA write them, and the sources
@@ -73,6 +75,19 @@ class PartsApartError(AbsentError):
     def __init__(self, problem: Problem, parts: Mapping[str, str]) -> None:
         super().__init__(problem)
         self.parts = dict(parts)
+
+
+class StepsError(AbsentError):
+    """A folder holds no checkpoint, but those of the steps of a training.
+
+    Attributes:
+        newest: where the newest of them lies.
+        download: the beginning of a command that downloads it; empty for a folder.
+    """
+
+    def __init__(self, problem: Problem, newest: str, download: str) -> None:
+        super().__init__(problem)
+        self.newest, self.download = newest, download
 
 
 @dataclass(frozen=True)
@@ -386,12 +401,34 @@ def _below(listing: Listing) -> RemapError | None:
     found = sorted((folder for folder in every if holds(inside(folder))), key=_by_number)
     if not found:
         return None
+    cause = f"{quoted(listing.where)} has no weights on top; they lie in {several(found, 6)}."
+    steps = [folder for folder in found if TRAINING_STEP.fullmatch(folder)]
+    if len({folder.rstrip("0123456789") for folder in steps}) == 1:  # else nothing orders them
+        newest = inside(steps[-1]) if listing.download else Listing.of(listing.root / steps[-1])
+        return _newest(listing, cause, newest)
     return AbsentError.of(
         "LR100",
-        f"{quoted(listing.where)} has no weights on top; they lie in {several(found, 6)}.",
+        cause,
         f"Give the folder that is meant: {listing.download}llava-remap inspect "
         f"{quote(str(listing.root / found[-1]))}",
     )
+
+
+def _newest(listing: Listing, cause: str, newest: Listing) -> RemapError:
+    """The steps of a training, and how the newest of them is converted."""
+    names = newest.folders.get("", frozenset())
+    is_whole = choose_form(names) is not None or ADAPTER_CONFIG in names or whole_states(newest)
+    if not is_whole and (cut := explain_folder(newest)) is not None and cut.problems[0].fix:
+        [problem] = cut.problems
+        told = f"{cause} The newest of these steps of a training: {problem.cause}"
+        return refuse(problem.code, told, problem.fix)
+    kind = "an adapter" if ADAPTER_CONFIG in names else "a checkpoint"
+    told = (
+        f"{cause} These are steps of a training; the newest, {quoted(newest.root.name)}, is {kind}."
+    )
+    command = f"{listing.download}llava-remap convert {quote(str(newest.root))}"
+    fix = f"Convert the newest: {command}"
+    return StepsError(Problem("LR100", told, fix), str(newest.root), listing.download)
 
 
 def _by_number(name: str) -> tuple[str | int, ...]:

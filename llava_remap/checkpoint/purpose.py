@@ -134,19 +134,19 @@ def _openai_clip(path: Path, catalog: Catalog) -> RemapError:
     stock = next((name for known, name in _OPENAI_STOCK.items() if known == sizes), "")
     same = (
         "If it is OpenAI's and wasn't trained since, this is the same: --source "
-        f"vision_tower={stock}. Otherwise convert"
+        f"vision_tower={stock}. Otherwise make"
         if stock
-        else "Convert"
+        else "Make"
     )
     return refuse(
         "LR106",
         f"{quoted(path.name)} has a CLIP under OpenAI's own names (`{_OPENAI}…`), not under "
         "those of transformers.",
-        f"{same} it with transformers 4.47 and OpenAI's package `clip`: python -m "
+        f"{same} clip-hf of it with transformers 4.47 and OpenAI's package `clip`, and give "
+        "--source vision_tower=clip-hf: python -m "
         "transformers.models.clip.convert_clip_original_pytorch_to_hf "
         f"--checkpoint_path {quote(str(path))} "
-        "--config_path CONFIG_OF_THE_SAME_SIZES --pytorch_dump_folder_path clip-hf. Then give "
-        "clip-hf.",
+        "--config_path CONFIG_OF_THE_SAME_SIZES --pytorch_dump_folder_path clip-hf",
     )
 
 

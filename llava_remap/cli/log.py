@@ -26,7 +26,7 @@ class Log:
 
     def problems(self, problems: Iterable[Problem]) -> None:
         for problem in problems:
-            self.write(f"{problem.code} {problem.message}")
+            self.write(" ".join(f"{problem.code} {problem.message}".splitlines()))
 
 
 @contextlib.contextmanager

@@ -257,5 +257,5 @@ def broken(module: str, error: BaseException, how: str = "can't be imported") ->
     module = imported(error) or module
     library = module.partition(".")[0]
     text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    fix = f"Install it anew: {_install(library)}. Then give the same command again."
+    fix = f"Install it anew, then give the same command again: {_install(library)}"
     return refuse("LR510", f"{_with_version(library)} {how}: {text}.", fix)

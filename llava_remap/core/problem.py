@@ -36,7 +36,7 @@ class Problem:
     Attributes:
         code: a key of `CODES`.
         cause: one line with the facts (file, rule, both values), without place and names.
-        fix: one line of what to do.
+        fix: what to do; one line, and a line for each command if there are several.
         names: every tensor name concerned, unfolded and complete.
         table: each name with a fact of its own, for problems that need it.
         place: the problem's place in a rule file, if it has one.

@@ -11,6 +11,7 @@ from llava_remap.checkpoint import (
     InMemory,
     PartOnlyError,
     PartsApartError,
+    StepsError,
     parts_beside,
 )
 from llava_remap.core import Problem, RemapError, counted, quote, refuse
@@ -136,7 +137,12 @@ def choose(
     given = name_sources(names, sources)
     asked = as_source(source)
     first = files[0].first_source if rules is not None else _MODEL
-    parts, checkpoint = _recognised(asked, first, offline)
+    try:
+        parts, checkpoint = _recognised(asked, first, offline)
+    except StepsError as steps:
+        command = Request(steps.newest, rules, {}, given, offline).command()
+        fix = f"Convert the newest: {steps.download}{command}"
+        raise RemapError(replace(problem, fix=fix) for problem in steps.problems) from None
     if twice := [name for name in parts if name in given]:
         raise refuse(
             "LR211",
@@ -244,13 +250,11 @@ def _none_fits(request: Request, inspection: Inspection) -> RemapError:
     """LR320, with what speaks against the nearest rule file."""
     nearest = inspection.fits[0]
     maps = f"{nearest.mapped} of {counted(nearest.total, 'name')}"
-    near = f" The nearest, {nearest.rules}, maps {maps}" if nearest.is_near else ""
+    near = f"The nearest rule file to {request.source} is {nearest.rules}, which maps {maps}"
     why = f"{': ' + '; '.join(nearest.contradictions) if nearest.contradictions else ''}."
-    no_fit = Problem(
-        "LR320",
-        f"no shipped rule file fits {request.source}.{near + why if near else ''}",
-        inspection.advice,
-    )
+    unknown = f"{request.source}: every shipped rule file knows less than a tenth of its names."
+    cause = near + why if nearest.is_near else unknown
+    no_fit = Problem("LR320", cause, inspection.advice)
     return RemapError([no_fit, *nearest.refusals])
 
 
@@ -274,7 +278,7 @@ def _undecided(request: Request, fitting: Sequence[Fit]) -> RemapError:
             "LR216",
             f"{' and '.join(fit.rules for fit in fitting)} fit {request.source}; nothing in it "
             "says which of the models below it is to become.",
-            f"Choose one: {' or '.join(commands)}",
+            "\n".join(("Choose one:", *commands)),
             table=tuple((fit.rules, f"{fit.class_name}: {fit.summary}") for fit in fitting),
         )
     )
@@ -350,7 +354,7 @@ def refuse_checkpoint(rules: str, sources: Sequence[str], offline: bool) -> None
         )
         lacks = (n for n in fitting[0].also if not any(s.startswith(f"{n}=") for s in sources))
         also = "".join(f" --source {name}=DIR" for name in lacks)
-        either = f" Or: llava-remap apply {fitting[0].rules}{own}{options}{also}"
+        either = f"\nllava-remap apply {fitting[0].rules}{own}{options}{also}"
     raise refuse(
-        "LR200", f"{rules} is a checkpoint, and no rule file.", f"Convert it: {command}{either}"
+        "LR200", f"{rules} is a checkpoint, and no rule file.", f"Convert it:\n{command}{either}"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llava_remap.checkpoint import Checkpoint, InMemory
+from llava_remap.checkpoint import TRAINING_STEP, Checkpoint, InMemory
 from llava_remap.core import Problem, RemapError, quote
 from llava_remap.jobs.apply import HEADERS_ALONE, needed_sources, plan_checkpoints
 from llava_remap.jobs.beside import find_beside, find_tower
@@ -15,7 +15,6 @@ from llava_remap.jobs.derived_problems import no_tokenizer_note
 from llava_remap.routing.fits import Fit
 from llava_remap.rulefile import RuleFile
 from llava_remap.source.sources import (
-    TRAINING_STEP,
     named_for,
     open_first,
     open_given,
@@ -117,7 +116,8 @@ class _Search:
         if not self.asked(name, problems):
             command = self.request.command(**{name: "DIR"})
             raise RemapError(
-                replace(p, fix=f"{p.fix} The whole command: {command}".strip()) for p in problems
+                replace(p, fix="\n".join(filter(None, (p.fix, f"The whole command: {command}"))))
+                for p in problems
             )
 
     def asked(self, name: str, problems: Sequence[Problem]) -> bool:

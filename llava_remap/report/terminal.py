@@ -201,7 +201,10 @@ def print_problem(
         f"  {cause}",
         *(f"    {text}" for text in lines[:most]),
         more(len(lines) - most, _MORE_IN_PLAN if in_plan else "lines; -v has every one"),
-        Text.assemble(("  → ", "green"), printable(problem.fix)) if problem.fix else "",
+        *(
+            Text.assemble(("    " if number else "  → ", "green"), printable(line))
+            for number, line in enumerate(problem.fix.splitlines())
+        ),
     )
 
 

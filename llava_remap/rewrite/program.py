@@ -220,7 +220,7 @@ def contradictions(
     names: Collection[str],
     config: Mapping[str, Any] | None,
     *,
-    stored: bool = False,
+    where: str = "",
     whose: str = "its config",
 ) -> list[str]:
     """Why a condition of a rule file (`detect`, or the `when` of a rule) doesn't hold for a
@@ -230,12 +230,12 @@ def contradictions(
         names: of the first source: after `prepare`, or, for the `when` of a rule of `prepare`, as
             they are stored.
         config: the source's config; None where it has none.
-        stored: whether the names are as they are stored, for the words.
+        where: at which step the names are these, for the words.
         whose: what the words call the config.
     """
-    where = "as it is stored" if stored else "after `prepare`"
-    reasons = [f"{where} it has no `{t}`" for t in condition.present if not _matches(t, names)]
-    reasons += [f"{where} it has `{t}`" for t in condition.absent if _matches(t, names)]
+    it = f"{where} it" if where else "it"
+    reasons = [f"{it} has no `{t}`" for t in condition.present if not _matches(t, names)]
+    reasons += [f"{it} has `{t}`" for t in condition.absent if _matches(t, names)]
     for key, wanted in condition.config.items():
         value, allowed = _value(config, key), wanted if isinstance(wanted, tuple) else (wanted,)
         if not _is_one_of(value, allowed):

@@ -76,7 +76,7 @@ class Fit:
         """Everything that speaks against the rule file."""
         unknown = [f"it has no rule for {_some(self.unknown)}"] if self.unknown else []
         refusals = [
-            f"{problem.code} {problem.placed_cause} {problem.fix}".strip()
+            " ".join(f"{problem.code} {problem.placed_cause} {problem.fix}".split("\n")).strip()
             for problem in self.refusals
         ]
         return [*(self.contradictions or unknown), *refusals]

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, overload
 
 from llava_remap.checkpoint import (
     IN_MEMORY,
+    TRAINING_STEP,
     AbsentError,
     Checkpoint,
     DamagedError,
@@ -36,9 +37,6 @@ AnySource: TypeAlias = str | Path | InMemory | Mapping[str, Any]
 Sources: TypeAlias = AnySource | Sequence[AnySource] | Mapping[str, AnySource]
 #: A part of the names of models that were released in 2023 as differences to LLaMA.
 _DELTA = re.compile(r"(?:^|[-_.])delta(?:[-_.]|$)", re.IGNORECASE)
-
-#: Names that trainers give to the folder of a step.
-TRAINING_STEP = re.compile(r"(?:checkpoint|global_step|step|epoch|iter)[-_]?\d+", re.IGNORECASE)
 
 
 def open_given(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from llava_remap.checkpoint import PartsApartError, gather_command, open_checkpoint
+from llava_remap.checkpoint import PartsApartError, StepsError, gather_command, open_checkpoint
 from llava_remap.checkpoint.foreign import Listing, explain_folder
 from llava_remap.core.problem import Problem, RemapError
 
@@ -342,10 +342,48 @@ def test_steps_below(tmp_path: Path) -> None:
         "they lie in `checkpoint-500`, `checkpoint-1000`, `checkpoint-1500`, `checkpoint-2000`"
         in problem.cause
     )
-    assert (
-        problem.fix
-        == f"Give the folder that is meant: llava-remap inspect {tmp_path}/checkpoint-2000"
+    assert "The newest of these steps of a training" in problem.cause
+    assert "is a checkpoint of torch.distributed" in problem.cause
+    assert "dcp_to_torch" in problem.fix
+
+
+def test_the_newest_step_below(tmp_path: Path) -> None:
+    touched(
+        tmp_path,
+        *(f"checkpoint-{number}/model.safetensors" for number in (500, 1000)),
+        "checkpoint-2000/trainer_state.json",
+        "old/model.safetensors",
     )
+    with pytest.raises(StepsError) as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.newest == f"{tmp_path}/checkpoint-1000"
+    [problem] = caught.value.problems
+    assert "the newest, `checkpoint-1000`, is a checkpoint" in problem.cause
+    assert problem.fix.endswith(f": llava-remap convert {tmp_path}/checkpoint-1000")
+    adapter = "checkpoint-2500/adapter_config.json", "checkpoint-2500/adapter_model.safetensors"
+    touched(tmp_path, *adapter)
+    assert "the newest, `checkpoint-2500`, is an adapter" in told(tmp_path).cause
+    touched(
+        tmp_path,
+        *(
+            f"checkpoint-3000/global_step3000/zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt"
+            for rank in (0, 1)
+            for kind in ("model", "optim")
+        ),
+        "checkpoint-3000/latest",
+    )
+    (tmp_path / "checkpoint-3000/latest").write_text("global_step3000")
+    problem = told(tmp_path)
+    assert "checkpoint-3000` is a DeepSpeed checkpoint (ZeRO), cut up by ranks" in problem.cause
+    assert problem.fix.endswith("python -m deepspeed.utils.zero_to_fp32 . .")
+
+
+def test_checkpoints_below_that_are_no_steps(tmp_path: Path) -> None:
+    touched(tmp_path, "one/model.safetensors", "two/model.safetensors")
+    fix = f"Give the folder that is meant: llava-remap inspect {tmp_path}/two"
+    assert told(tmp_path).fix == fix
+    touched(tmp_path, "epoch-3/model.safetensors", "step-200/model.safetensors")
+    assert told(tmp_path).fix == fix, "nothing orders these"
 
 
 def test_what_is_not_known_stays_so(tmp_path: Path) -> None:

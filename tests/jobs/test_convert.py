@@ -195,6 +195,20 @@ def test_the_base_beside_an_adapter_that_names_it() -> None:
     assert "lmsys/vicuna-tiny" in chosen.found["model"]
 
 
+@pytest.mark.parametrize("rules", [None, "llava-v1.5"])
+def test_the_folder_of_a_training(rules: str | None) -> None:
+    """The whole command for its newest step, which then works."""
+    for number in (5, 10):
+        copied(RELEASED / "bin", f"run/checkpoint-{number}")
+    with pytest.raises(RemapError) as refused:
+        choose("run", rules=rules, sources={"vision_tower": CLIP})
+    named = f" --rules {rules}" if rules else ""
+    command = f"llava-remap convert run/checkpoint-10{named} --source vision_tower={CLIP}"
+    assert refused.value.problems[0].fix == f"Convert the newest: {command}"
+    chosen = choose("run/checkpoint-10", rules=rules, sources={"vision_tower": CLIP})
+    assert chosen.rules == "llava-v1.5"
+
+
 def test_a_part_whose_base_nothing_names_is_refused_with_the_command() -> None:
     with pytest.raises(RemapError, match="--source model=DIR") as refused:
         choose(LORA, sources={"vision_tower": CLIP})

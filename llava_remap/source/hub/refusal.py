@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator, Sequence
 
 from llava_remap.checkpoint import AbsentError
-from llava_remap.core import RemapError, quoted, refuse, several
+from llava_remap.core import RemapError, quote, quoted, refuse, several
 from llava_remap.source.hub.guard import BadAnswerError
 from llava_remap.source.hub.repository import Repository
 
@@ -42,11 +42,12 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapE
     )
 
     hub, text = HfApi().endpoint, quoted(str(repository))
+    elsewhere = _elsewhere(repository, name)
     if bad := next((each for each in _chain(error) if isinstance(each, BadAnswerError)), None):
         return HubError.of(
             "LR114",
             f"{text} can't be downloaded: {hub} {bad}.",
-            f"See what HF_ENDPOINT is set to, and who runs that server. {_elsewhere(name)}",
+            f"See what HF_ENDPOINT is set to, and who runs that server. {elsewhere}",
         ), False
     if local := _of_the_disk(error):
         return local, False
@@ -76,13 +77,15 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapE
         return HubError.of(
             "LR114",
             f"{text} can't be downloaded: {hub} answers {status}, {says}.",
-            _elsewhere(name),
+            elsewhere,
         ), status >= 500 or status in (408, 429)
     # By name, as these are httpx's classes or httpx2's, depending on the library's version.
     kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     if "OfflineModeIsEnabled" in kinds:
         return HubError.of(
-            "LR114", f"{text} can't be downloaded: HF_HUB_OFFLINE is set.", _elsewhere(name)
+            "LR114",
+            f"{text} can't be downloaded: HF_HUB_OFFLINE is set.",
+            elsewhere,
         ), True
     reason = _line(next((each for each in _chain(error) if str(each)), error))
     what = (
@@ -91,7 +94,9 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapE
         else "no usable answer from"
     )
     return HubError.of(
-        "LR114", f"{text} can't be downloaded: {what} {hub}: {reason}.", _elsewhere(name)
+        "LR114",
+        f"{text} can't be downloaded: {what} {hub}: {reason}.",
+        elsewhere,
     ), True
 
 
@@ -117,13 +122,15 @@ def not_cached(
         cause = f"The hub's cache can't be read: {_line(error)}"
     elif hasattr(error, "snapshot_path"):  # newer versions of the library say what is missing
         cause = f"The hub's cache doesn't have it whole: {_line(error)}"
-    return HubError.of("LR114", f"{why} {cause}.", _elsewhere(name))
+    return HubError.of("LR114", f"{why} {cause}.", _elsewhere(repository, name))
 
 
-def _elsewhere(name: str) -> str:
+def _elsewhere(repository: Repository, name: str) -> str:
+    folder = repository.id.rpartition("/")[2]
+    revision = f" --revision {quote(repository.revision)}" if repository.revision else ""
     return (
-        f"Download it elsewhere and give its folder: --source {name}=DIR; `make demo` needs no "
-        "network."
+        f"Give its folder: --source {name}=DIR. To download it on a machine with a network: "
+        f"hf download {repository.id}{revision} --local-dir {folder}"
     )
 
 

@@ -262,7 +262,7 @@ def test_offline_with_an_empty_cache(hub: Hub) -> None:
     assert code == "LR114"
     assert "`org/name`" in message
     assert "--source model=DIR" in message
-    assert "`make demo`" in message
+    assert "hf download org/name --local-dir name" in message
     assert not hub.asked
 
 

@@ -40,8 +40,8 @@ def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert CODES[code].exit == Exit.INPUT
     assert f"`org/name` can't be downloaded: no connection to {NOWHERE}: " in message
     assert "refused" in message
-    assert "give its folder: --source model=DIR" in message
-    assert "`make demo` needs no network" in message
+    assert "Give its folder: --source model=DIR" in message
+    assert "hf download org/name --local-dir name" in message
 
 
 def test_no_network_but_everything_in_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,4 +244,4 @@ def test_connection_that_is_forbidden(hub: Hub, monkeypatch: pytest.MonkeyPatch)
     message = refused()[1]
     assert "Operation not permitted" in message
     assert "HF_HOME" not in message
-    assert "`make demo`" in message
+    assert "hf download org/name --local-dir name" in message
