@@ -41,6 +41,7 @@ from llava_remap.target_model import (
     Vocabulary,
     bad_constants,
     config_as_source,
+    config_size,
     derive_config,
     embedding_rows,
     norms_about_one,
@@ -132,7 +133,7 @@ def derive(
     _refuse_other_classes(rules, text, said)
     if dtype is not None:
         config = config.with_dtype(dtype)
-    target = _target(rules, config, layout)
+    target = _target(rules, config, layout, routes)
     before = _before(routes, target, vocabulary, tokens, dtype, config)
     given = {"vocab": None if vocab == "pad" else vocab, "projector_form": projector_form}
     post_load = _post_load(rules, before, given)
@@ -239,12 +240,27 @@ def _refuse_other_classes(rules: RuleFile, text: TextModel, said: Mapping[str, A
         raise RemapError([*differing, *unread_keys(rules, said, text.unknown)[0]])
 
 
-def _target(rules: RuleFile, config: TargetConfig, layout: str) -> Target:
+def _target(rules: RuleFile, config: TargetConfig, layout: str, routes: Routes) -> Target:
+    class_name = str(rules.target.class_)
     try:
         with rules.placed("target", "class"):
-            return wanted_parameters(str(rules.target.class_), config.config, layout)
+            target = wanted_parameters(class_name, config.config, layout)
     except RemapError as error:
         raise RemapError(bad_constants(rules, config.config) or error.problems) from error
+    return replace(target, sizes=_sizes(rules, class_name, config.config, routes))
+
+
+def _sizes(
+    rules: RuleFile, class_name: str, config: Mapping[str, Any], routes: Routes
+) -> dict[str, int]:
+    """The values of the target's config that operations on the sources' tensors need."""
+    sizes = {}
+    ids = [rule.id for rule in rules.text.tensors]
+    for compiled in {applied.rule.label: applied.rule for applied in routes.operations}.values():
+        with rules.placed("tensors", ids.index(compiled.id), "let"):
+            for key in compiled.operation.sizes.values():
+                sizes[key] = config_size(class_name, config, key)
+    return sizes
 
 
 def _before(
@@ -261,6 +277,11 @@ def _before(
         for name, tensor in routes.produced.items()
         if name in target.shapes and name not in target.tied
     }
+    for applied in routes.operations:
+        dtype_stored = next(applied.tensors).tensor.dtype
+        for name in applied.made_of(target.shapes).values():
+            if name in target.shapes:
+                tensors[name] = (written_dtype(dtype_stored, dtype), target.shapes[name])
     missing = {
         name: shape
         for name, shape in target.shapes.items()

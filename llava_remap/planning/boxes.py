@@ -84,6 +84,30 @@ class Box:
         """Whether the region is all of a tensor of this shape, as it is."""
         return self == Box.whole(self.name, shape)
 
+    def divided(self, at: int, sizes: Shape) -> Box:
+        """The same region, with one axis divided into several.
+
+        Args:
+            at: the axis, in the order of `axes`.
+            sizes: of the region along the new axes.
+
+        Raises:
+            ValueError: the axis can't be divided there.
+        """
+        inner, axis = prod(sizes[1:]), self.axes[at]
+        start, stop, whole = self.start[at], self.stop[at], self.view[axis]
+        if not inner or start % inner or whole % inner or stop - start != inner * sizes[0]:
+            raise ValueError(f"{start}..{stop - 1} of {whole} isn't divided by {inner}")
+        new = len(sizes) - 1
+        moved = [other + new if other > axis else other for other in self.axes]
+        return Box(
+            self.name,
+            (*self.view[:axis], whole // inner, *sizes[1:], *self.view[axis + 1 :]),
+            (*moved[:at], *range(axis, axis + new + 1), *moved[at + 1 :]),
+            (*self.start[:at], start // inner, *(0 for _ in sizes[1:]), *self.start[at + 1 :]),
+            (*self.stop[:at], stop // inner, *sizes[1:], *self.stop[at + 1 :]),
+        )
+
     def strides(self) -> Shape:
         """For each axis, in the order of `axes`, the distance of neighbours in elements."""
         steps = _strides(self.view)

@@ -5,7 +5,7 @@ parameter, and everything that doesn't fit. Pure.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llava_remap.checkpoint import Checkpoint
@@ -35,6 +35,7 @@ from llava_remap.planning.model import (
     Unmapped,
 )
 from llava_remap.planning.notes import beside_notes, replaced_notes, sharing_notes
+from llava_remap.planning.operations import Operations, Provided, place_operations
 from llava_remap.planning.problems import (
     component,
     coverage_problems,
@@ -91,11 +92,12 @@ def build_plan(
         problems, notes = layout.problems(problems), layout.problems(notes)
     match = _Match.of(routes, target, post_load)
     mapped = _mapped_of_sources(match, dtype) + _made(match)
+    dropped = [*_dropped(routes), *match.operations.dropped]
     aliases = _aliases(match)
     missing = [
         Missing(name, shape, ())
         for name, shape in match.shapes.items()
-        if name not in match.providers and name not in match.tied and name not in match.makes
+        if name not in match.given and name not in match.tied and name not in match.makes
     ]
     unmapped = _unmapped(routes, match)
     mismatched = _mismatched(match, mapped, aliases)
@@ -105,8 +107,8 @@ def build_plan(
             tuple(routed.origin for routed in found),
             match.makes[name].use if name in match.makes else None,
         )
-        for name, found in match.providers.items()
-        if len(found) > 1 or name in match.makes
+        for name, found in match.all_providers.items()
+        if (name not in match.single and name not in match.placed) or name in match.makes
     ]
     class_name = target.class_name if target else rules.target.class_
     first = checkpoints[rules.first_source]
@@ -122,14 +124,15 @@ def build_plan(
             collisions,
             routes,
             layers(match.shapes),
-            layers(match.providers),
-            {component(name) for name in match.providers},
+            layers(match.given),
+            {component(name) for name in match.given},
             first.config or {},
             as_source=rules.target.as_ is not None,
         )
         provided = {name: found[0].tensor.shape for name, found in match.providers.items()}
         found_problems += pair_problems(routes.pairs, provided, match.tied, target.transposed)
-        found_problems += placement_problems(mapped, aliases)
+        found_problems += match.operations.problems
+        found_problems += placement_problems(mapped, aliases, dropped)
         found_problems += dtype_problems(mapped, aliases, dtype)
         absent = {entry.target for entry in missing}
         found_problems += drop_problems(program, routes.taken, absent, target.names)
@@ -151,10 +154,10 @@ def build_plan(
         target_class=class_name or "the source's own class",
         layout=layout.name if layout else CLASSIC,
         target_names=tuple(sorted(match.shapes)),
-        tied_absent=tuple(sorted(name for name in match.tied if name not in match.providers)),
+        tied_absent=tuple(sorted(name for name in match.tied if name not in match.given)),
         mapped=tuple(sorted(mapped, key=lambda m: m.target)),
         aliases=tuple(sorted(aliases, key=lambda a: a.target)),
-        dropped=tuple(sorted(_dropped(routes), key=lambda d: (d.source, d.name))),
+        dropped=tuple(sorted(dropped, key=lambda d: (d.source, d.name))),
         unmapped=tuple(sorted(unmapped, key=lambda u: (u.source, u.name))),
         missing=tuple(sorted(missing, key=lambda m: m.target)),
         suggested_rules=(),
@@ -166,7 +169,7 @@ def build_plan(
         ),
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=tuple(sorted(all_notes, key=lambda note: note.code)),
-        shards=_shards(mapped, single, max_shard_nbytes),
+        shards=_shards(mapped, match, max_shard_nbytes),
         nbytes_read=_nbytes_read(routes, match, mapped),
         nbytes_write=sum(m.nbytes for m in mapped),
     )
@@ -181,18 +184,24 @@ class _Match:
         tied: by the alias, the parameter that it shares its tensor with.
         providers: by parameter, the tensors that are renamed to it: one, if all is well.
         single: by parameter, its only provider.
+        operations: what tensor operations provide.
+        placed: by parameter, the only operation that provides it.
         pairs: by parameter, the pair of LoRA matrices that is added to it.
         changes: by parameter, the post-load change of it.
         makes: those changes that make the parameter.
+        taken: all source tensors that count, in order.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
     providers: Mapping[str, list[Routed]]
     single: Mapping[str, Routed]
+    operations: Operations
+    placed: Mapping[str, Provided]
     pairs: Mapping[str, RoutedPair]
     changes: Mapping[str, PostLoadChange]
     makes: Mapping[str, PostLoadChange]
+    taken: Sequence[Routed]
 
     @classmethod
     def of(
@@ -201,26 +210,68 @@ class _Match:
         shapes = dict(target.shapes) if target else {}
         providers: dict[str, list[Routed]] = defaultdict(list)
         for routed in routes.taken:
-            if routed.rewrite.target in shapes:
+            if routed.rewrite.operated is None and routed.rewrite.target in shapes:
                 providers[str(routed.rewrite.target)].append(routed)
         changes = {entry.change.target: entry for entry in post_load}
+        tied = target.tied if target else {}
+        operations = (
+            place_operations(routes, target.shapes, tied, target.sizes)
+            if target
+            else Operations({}, (), frozenset(), ())
+        )
         return cls(
             shapes,
-            target.tied if target else {},
+            tied,
             dict(providers),
-            {name: found[0] for name, found in providers.items() if len(found) == 1},
+            {
+                name: found[0]
+                for name, found in providers.items()
+                if len(found) == 1 and name not in operations.provided
+            },
+            operations,
+            {
+                name: found[0]
+                for name, found in operations.provided.items()
+                if len(found) == 1 and name not in providers
+            },
             {str(pair.rewrite.target): pair for pair in routes.pairs},
             changes,
             {name: entry for name, entry in changes.items() if entry.change.shape_before is None},
+            routes.taken,
         )
+
+    @property
+    def given(self) -> Collection[str]:
+        """The parameters that sources provide, or would if the sizes added up."""
+        return {*self.providers, *self.operations.provided, *self.operations.claimed}
+
+    @property
+    def all_providers(self) -> dict[str, list[Routed]]:
+        """By parameter, all tensors that provide it."""
+        found = {name: list(routed) for name, routed in self.providers.items()}
+        for name, entries in self.operations.provided.items():
+            for entry in entries:
+                found.setdefault(name, []).extend(entry.tensors)
+        return found
+
+    def tensors(self, name: str) -> Sequence[Routed]:
+        """The tensors of which a parameter is made that has one provider."""
+        return self.placed[name].tensors if name in self.placed else [self.single[name]]
 
 
 def _mapped_of_sources(match: _Match, dtype: str | None) -> list[Mapped]:
     """The parameters that have one provider and a tensor of their own."""
-    return [
-        _mapped(name, routed, match.changes.get(name), dtype, match.pairs.get(name))
+    renamed = {
+        name: Provided(
+            (Part.whole(routed.source, routed.tensor.name, name, routed.tensor.shape),),
+            (routed,),
+            routed.rewrite.rules,
+        )
         for name, routed in match.single.items()
         if name not in match.tied
+    }
+    return [
+        _mapped(name, entry, match, dtype) for name, entry in {**renamed, **match.placed}.items()
     ]
 
 
@@ -262,7 +313,9 @@ def _unmapped(routes: Routes, match: _Match) -> list[Unmapped]:
             (),
         )
         for r in routes.taken
-        if r.rewrite.reason is None and r.rewrite.target not in match.shapes
+        if r.rewrite.reason is None
+        and r.rewrite.operated is None
+        and r.rewrite.target not in match.shapes
     ]
 
 
@@ -304,47 +357,47 @@ def _agreeing_pairs(match: _Match) -> set[str]:
 
 
 def _nbytes_read(routes: Routes, match: _Match, mapped: Sequence[Mapped]) -> int:
-    tensors = [match.single[entry.target].tensor for entry in mapped if not entry.is_made]
+    of_operations = {r.origin: r.tensor for entry in match.placed.values() for r in entry.tensors}
+    tensors = [
+        match.single[entry.target].tensor
+        for entry in mapped
+        if not entry.is_made and entry.target in match.single
+    ]
     matrices = [matrix for pair in routes.pairs for matrix in (pair.a, pair.b)]
-    return sum(tensor.nbytes for tensor in (*tensors, *matrices))
+    return sum(tensor.nbytes for tensor in (*tensors, *of_operations.values(), *matrices))
 
 
-def _mapped(
-    name: str,
-    routed: Routed,
-    changed: PostLoadChange | None,
-    dtype: str | None,
-    pair: RoutedPair | None,
-) -> Mapped:
-    tensor = routed.tensor
-    written = written_dtype(tensor.dtype, dtype)
+def _mapped(name: str, provided: Provided, match: _Match, dtype: str | None) -> Mapped:
+    pair, changed = match.pairs.get(name), match.changes.get(name)
+    stored = provided.dtype
+    shape = match.shapes[name] if name in match.placed else provided.parts[0].shape
+    written = written_dtype(stored, dtype)
     then: list[Step] = []
     if pair is not None:
         then.append(AddLora(*pair.origins, pair.a.shape[0], pair.scale))
-    if written != tensor.dtype:
-        then.append(Cast(tensor.dtype))
+    if written != stored:
+        then.append(Cast(stored))
     if changed is not None:
-        then.append(PostLoad(changed.use, tensor.shape))
-    shape = tensor.shape if changed is None else changed.change.shape_after
-    part = Part.whole(routed.source, tensor.name, name, tensor.shape)
-    return Mapped(name, written, shape, (part,), tuple(then), routed.rewrite.rules)
+        then.append(PostLoad(changed.use, shape))
+        shape = changed.change.shape_after
+    return Mapped(name, written, shape, provided.parts, tuple(then), provided.rules)
 
 
-def _shards(
-    written: Sequence[Mapped], single: Mapping[str, Routed], max_nbytes: int | None
-) -> tuple[Shard, ...]:
+def _shards(written: Sequence[Mapped], match: _Match, max_nbytes: int | None) -> tuple[Shard, ...]:
     """One output file for each source file, or as many as `max_nbytes` asks for.
 
     The tensors keep the sources' order, so runs of bytes stay whole. A manifest has no files; it
     counts as one. Tensors that post-load rules make lie at the end.
     """
-    order = {id(routed): position for position, routed in enumerate(single.values())}
+    order = {routed.origin: position for position, routed in enumerate(match.taken)}
     files: dict[object, list[Mapped]] = defaultdict(list)
     for entry in sorted(
-        (m for m in written if not m.is_made), key=lambda m: order[id(single[m.target])]
+        (m for m in written if not m.is_made),
+        key=lambda m: order[match.tensors(m.target)[0].origin],
     ):
-        where = single[entry.target].tensor.location
-        files[where.file if where else single[entry.target].source].append(entry)
+        first = match.tensors(entry.target)[0]
+        where = first.tensor.location
+        files[where.file if where else first.source].append(entry)
     files[next(reversed(files), "")] += [entry for entry in written if entry.is_made]
     groups = list(files.values())
     if max_nbytes is not None:

@@ -11,18 +11,22 @@ from llava_remap.core.problem import Problem
 from llava_remap.core.wording import counted
 from llava_remap.planning.boxes import Box, Shape, coverage_gaps
 from llava_remap.planning.mapped import Alias, Mapped
+from llava_remap.planning.model import Dropped
 from llava_remap.routing import SourceName
 
 _FIX = "Correct the sizes in the rule that places the tensor."
 
 
-def placement_problems(mapped: Sequence[Mapped], aliases: Iterable[Alias]) -> list[Problem]:
+def placement_problems(
+    mapped: Sequence[Mapped], aliases: Iterable[Alias], dropped: Iterable[Dropped] = ()
+) -> list[Problem]:
     """Rows of tensors that go nowhere (LR301), come from nowhere (LR302), or are placed or taken
     twice (LR304).
 
     Args:
         mapped: the target tensors that are written.
         aliases: names that aren't written. Each takes all of its source tensor.
+        dropped: what is left out.
     """
     rows: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for entry in mapped:
@@ -30,7 +34,7 @@ def placement_problems(mapped: Sequence[Mapped], aliases: Iterable[Alias]) -> li
             boxes = [part.placed for part in entry.parts]
             for code, told in _told(entry.shape_before, boxes, "LR302", "come from nowhere"):
                 rows[code].append((entry.target, told))
-    for origin, (shape, boxes) in _taken(mapped, aliases).items():
+    for origin, (shape, boxes) in _taken(mapped, aliases, dropped).items():
         for code, told in _told(shape, boxes, "LR301", "go nowhere"):
             rows[code].append((origin.name, told))
     return [
@@ -52,7 +56,7 @@ def _is_renamed(entry: Mapped) -> bool:
 
 
 def _taken(
-    mapped: Sequence[Mapped], aliases: Iterable[Alias]
+    mapped: Sequence[Mapped], aliases: Iterable[Alias], dropped: Iterable[Dropped]
 ) -> dict[SourceName, tuple[Shape, list[Box]]]:
     """Shape and boxes of every source tensor that is taken in part, or more than once."""
     found: dict[SourceName, tuple[Shape, list[Box]]] = {}
@@ -64,6 +68,9 @@ def _taken(
         found.setdefault(alias.source, (alias.shape, []))[1].append(
             Box.whole(alias.source.name, alias.shape)
         )
+    for left_out in dropped:
+        if left_out.box is not None:  # a part of a tensor whose other parts are mapped
+            found[SourceName(left_out.source, left_out.name)][1].append(left_out.box)
     return {
         origin: (shape, boxes)
         for origin, (shape, boxes) in found.items()

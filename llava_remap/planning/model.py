@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llava_remap.core.problem import Problem
-from llava_remap.planning.boxes import Shape
+from llava_remap.planning.boxes import Box, Shape
 from llava_remap.planning.mapped import Alias, Mapped, source_names
 from llava_remap.post_load import Change
 from llava_remap.routing import SourceName
@@ -24,10 +24,22 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
+    """A source tensor that is left out, or with `box` a region of one."""
+
     source: str
     name: str
     rule: str
     reason: str
+    box: Box | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        whole = {
+            "source": self.source,
+            "name": self.name,
+            "rule": self.rule,
+            "reason": self.reason,
+        }
+        return whole if self.box is None else {**whole, "box": self.box.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,10 +280,7 @@ class Plan:
             "complete": self.complete,
             "mapped": [entry.to_json() for entry in self.mapped],
             "aliases": [alias.to_json() for alias in self.aliases],
-            "dropped": [
-                {"source": d.source, "name": d.name, "rule": d.rule, "reason": d.reason}
-                for d in self.dropped
-            ],
+            "dropped": [entry.to_json() for entry in self.dropped],
             "unmapped": [
                 {
                     "source": u.source,

@@ -2,8 +2,9 @@
 files, no tensors.
 """
 
-from llava_remap.rewrite.compiled import CompiledRule
+from llava_remap.rewrite.compiled import CompiledOperation, CompiledRule
 from llava_remap.rewrite.program import (
+    Operated,
     Program,
     Rewrite,
     Step,
@@ -23,7 +24,7 @@ from llava_remap.rewrite.testing import (
 )
 
 __all__ = [
-    "UNMAPPED", "CompiledRule", "Known", "Program", "Rewrite", "Status", "Step", "TestResult",
-    "compile_all", "compile_rules",
-    "contradictions", "new_test", "outcome", "run_tests", "untested",
+    "UNMAPPED", "CompiledOperation", "CompiledRule", "Known", "Operated", "Program", "Rewrite",
+    "Status", "Step", "TestResult", "compile_all", "compile_rules", "contradictions", "new_test",
+    "outcome", "run_tests", "untested",
 ]  # fmt: skip

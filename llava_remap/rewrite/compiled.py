@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from llava_remap.core.problem import Mark, RemapError, RunawayRuleError
-from llava_remap.rulefile import Condition, RuleKind, RunawayError, TimeSpent
+from llava_remap.rulefile import (
+    Condition,
+    Operation,
+    RuleKind,
+    RunawayError,
+    Taken,
+    TimeSpent,
+)
 
 #: Rules that are asked one by one.
 _MOST_ASKED = 8
@@ -69,6 +76,51 @@ class CompiledRule:
             [str(error)],
             place=self.mark,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledOperation:
+    """A tensor operation of a program.
+
+    Attributes:
+        label: `tensors/ID`.
+        operation: what it does.
+        mark, when, optional: as of a rule.
+    """
+
+    label: str
+    operation: Operation
+    mark: Mark
+    when: Condition | None
+    optional: bool
+
+    @property
+    def id(self) -> str:
+        return self.label.partition("/")[2]
+
+
+class OperationIndex:
+    """Tensor operations in order, to find the first that takes a name."""
+
+    def __init__(self, operations: Sequence[CompiledOperation]) -> None:
+        self._entries = [
+            (number, segments)
+            for number, compiled in enumerate(operations)
+            for segments in compiled.operation.segments
+        ]
+        self._operations = operations
+        self._index = Index([segments for _, segments in self._entries])
+
+    def first(self, name: str, without: str = "") -> tuple[CompiledOperation, Taken] | None:
+        """The first operation that takes a name, except the one with the label `without`, and what
+        it takes it for.
+        """
+        asked = dict.fromkeys(self._entries[at][0] for at in self._index.asked(name))
+        for number in asked:
+            compiled = self._operations[number]
+            if compiled.label != without and (taken := compiled.operation.take(name)) is not None:
+                return compiled, taken
+        return None
 
 
 class Index:

@@ -2,7 +2,8 @@
 no tensors.
 
 A name goes through every rule of `prepare` in turn (wrappers off, buffers dropped), each at most
-once, and then to the first rule of `names` that matches. Only a name that a rule of `names` matched
+once, and then to the first rule of `names` that matches. The first operation of `tensors` that
+matches takes the tensor under that name. Only a name that a rule of `names` or `tensors` matched
 counts as mapped.
 """
 
@@ -13,12 +14,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from llava_remap.rewrite.compiled import CompiledRule, Index, RuleSequence
+from llava_remap.rewrite.compiled import (
+    CompiledOperation,
+    CompiledRule,
+    Index,
+    OperationIndex,
+    RuleSequence,
+)
 from llava_remap.rulefile import (
     Condition,
     Drop,
     Rule,
     RuleFile,
+    Taken,
     Template,
     TimeSpent,
 )
@@ -35,15 +43,29 @@ class Step(NamedTuple):
     after: str | None
 
 
+class Operated(NamedTuple):
+    """The operation that takes a tensor, and what it takes the tensor for."""
+
+    rule: CompiledOperation
+    taken: Taken
+
+    @property
+    def makes(self) -> list[str]:
+        """The new names in words: of a list, with the field that numbers it."""
+        return self.rule.operation.described(self.taken.fields)
+
+
 class Rewrite(NamedTuple):
     """What became of a name.
 
     Attributes:
         source: the name that went in.
-        target: the name that came out, or None if it was dropped or no rule of `names` matched it.
+        target: the name that came out, or None if it was dropped or no rule of `names` or `tensors`
+            matched it. Of a tensor that an operation takes, the name by which it is taken.
         reason: why it was dropped, or None.
         prepared: the name after `prepare`; for a dropped one, as it stood before the drop.
         trace: the rules that matched, in order.
+        operated: the operation of `tensors` that takes the tensor; None without one.
     """
 
     source: str
@@ -51,13 +73,18 @@ class Rewrite(NamedTuple):
     reason: str | None
     prepared: str
     trace: tuple[Step, ...]
+    operated: Operated | None = None
 
     @property
     def rules(self) -> tuple[str, ...]:
         return tuple(step.rule for step in self.trace)
 
     def renamed(self, names: Mapping[str, str]) -> Rewrite:
-        """The same, with the target's name exchanged where `names` has another for it."""
+        """The same, with the target's name exchanged where `names` has another for it. Names that
+        operations take aren't those of parameters.
+        """
+        if self.operated is not None:
+            return self
         return self._replace(target=names.get(self.target or "", self.target))
 
 
@@ -66,6 +93,7 @@ class Program:
     """Compiled rules, in order.
 
     Attributes:
+        tensors: operations, by the names that `names` makes.
         layouts: rules of layouts. Those of one of them stand behind `names` in the program for a
             checkpoint (`given`).
     """
@@ -73,6 +101,7 @@ class Program:
     prepare: tuple[CompiledRule, ...]
     names: tuple[CompiledRule, ...]
     layouts: tuple[tuple[CompiledRule, ...], ...] = ()
+    tensors: tuple[CompiledOperation, ...] = ()
 
     def rewrite(self, name: str, without: str = "") -> Rewrite:
         """Take one name through the rules.
@@ -92,12 +121,19 @@ class Program:
                 return Rewrite(name, None, rule.kind.reason, prepared, tuple(trace))
             trace.append(Step(rule.label, prepared, after))
             prepared = after
-        if (found := self._names.first(prepared, 0, without)) is None:
-            return Rewrite(name, None, None, prepared, tuple(trace))
-        _, rule, after = found
-        target, reason = (None, rule.kind.reason) if isinstance(rule.kind, Drop) else (after, None)
-        trace.append(Step(rule.label, prepared, target))
-        return Rewrite(name, target, reason, prepared, tuple(trace))
+        target: str | None = None
+        if (found := self._names.first(prepared, 0, without)) is not None:
+            _, rule, target = found
+            if isinstance(rule.kind, Drop):
+                trace.append(Step(rule.label, prepared, None))
+                return Rewrite(name, None, rule.kind.reason, prepared, tuple(trace))
+            trace.append(Step(rule.label, prepared, target))
+        by_name = target or prepared
+        if self.tensors and (operated := self._tensors.first(by_name, without)) is not None:
+            done = Operated(*operated)
+            trace.append(Step(done.rule.label, by_name, " and ".join(done.makes)))
+            return Rewrite(name, by_name, None, prepared, tuple(trace), done)
+        return Rewrite(name, target, None, prepared, tuple(trace))
 
     def inverse(self, target: str) -> str | None:
         """The one name, after `prepare`, that `names` takes to `target`; None where none or several
@@ -132,22 +168,28 @@ class Program:
         """The program for a checkpoint, with one layout and without the rules whose `when` doesn't
         hold.
         """
-        if not self.layouts and all(rule.when is None for rule in self.rules):
+        conditions = [rule.when for rule in self.rules] + [rule.when for rule in self.tensors]
+        if not self.layouts and not any(conditions):
             return self
         prepare = tuple(rule for rule in self.prepare if _holds(rule.when, names, config))
         first = Program(prepare, ())
         prepared = [first.rewrite(name).prepared for name in names]
         own = tuple(rule for rule in self.names if _holds(rule.when, prepared, config))
         layout = max(self.layouts, key=lambda rules: _taken(rules, prepared), default=())
-        return Program(prepare, (*own, *layout) if _taken(layout, prepared) else own)
+        tensors = tuple(rule for rule in self.tensors if _holds(rule.when, prepared, config))
+        all_names = (*own, *layout) if _taken(layout, prepared) else own
+        return Program(prepare, all_names, tensors=tensors)
 
     def assuming(self, condition: Condition | None) -> Program:
         """The program without the rules that have another `when`."""
         return self._only(lambda rule: rule.when is None or rule.when == condition)
 
-    def _only(self, wanted: Callable[[CompiledRule], bool]) -> Program:
+    def _only(self, wanted: Callable[[CompiledRule | CompiledOperation], bool]) -> Program:
         return Program(
-            tuple(filter(wanted, self.prepare)), tuple(filter(wanted, self.names)), self.layouts
+            tuple(filter(wanted, self.prepare)),
+            tuple(filter(wanted, self.names)),
+            self.layouts,
+            tuple(filter(wanted, self.tensors)),
         )
 
     @property
@@ -162,6 +204,10 @@ class Program:
     @cached_property
     def _names(self) -> RuleSequence:
         return RuleSequence(self.names)
+
+    @cached_property
+    def _tensors(self) -> OperationIndex:
+        return OperationIndex(self.tensors)
 
     @cached_property
     def _backs(self) -> Index:
@@ -195,6 +241,16 @@ def compile_all(rules: RuleFile) -> Program:
                 for rule in compile_all(layout).names
             )
             for layout in rules.layouts
+        ),
+        tuple(
+            CompiledOperation(
+                label := f"tensors/{rule.id}",
+                rule.operation,
+                rules.marks[label],
+                rule.when,
+                rule.optional,
+            )
+            for rule in text.tensors
         ),
     )
 

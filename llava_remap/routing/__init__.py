@@ -2,6 +2,7 @@
 
 from llava_remap.routing.fits import draft_command
 from llava_remap.routing.route import (
+    Applied,
     Routed,
     RoutedPair,
     Routes,
@@ -12,6 +13,7 @@ from llava_remap.routing.route import (
 )
 
 __all__ = [
+    "Applied",
     "Routed",
     "RoutedPair",
     "Routes",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from llava_remap.checkpoint import Checkpoint, Tensor
-from llava_remap.rewrite import Program, Rewrite, compile_rules
+from llava_remap.rewrite import CompiledOperation, Program, Rewrite, compile_rules
 from llava_remap.rulefile import RuleFile, Source
 
 
@@ -49,6 +50,48 @@ class RoutedPair:
         return SourceName(self.source, self.a.name), SourceName(self.source, self.b.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """An operation on the tensors that belong together, since the fields of their names are equal.
+
+    Attributes:
+        sources: by the number of the end and the number in a list, the tensors.
+        fields: the values of the fields.
+        renamed: new name by the rule file → its name in the layout that is written.
+    """
+
+    rule: CompiledOperation
+    sources: Mapping[tuple[int, int], tuple[Routed, ...]]
+    fields: Mapping[str, str]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def made(self, end: int, number: int = 0) -> str | None:
+        """The name of a new tensor; None for a part that is dropped."""
+        name = self.rule.operation.made(end, self.fields, number)
+        return None if name is None else self.renamed.get(name, name)
+
+    def made_of(self, wanted: Collection[str]) -> dict[tuple[int, int], str]:
+        """The names of all new tensors, by the number of the end and the number in a list, of which
+        there are as many as the target has parameters of these names.
+        """
+        names: dict[tuple[int, int], str] = {}
+        for end, made in enumerate(self.rule.operation.targets):
+            number = 0
+            while (name := self.made(end, number)) is not None:
+                if made.each and name not in wanted:
+                    break
+                names[end, number] = name
+                number += 1
+                if not made.each:
+                    break
+        return names
+
+    @property
+    def tensors(self) -> Iterator[Routed]:
+        """All tensors that it takes."""
+        return (routed for found in self.sources.values() for routed in found)
+
+
 _AnyRouted = TypeVar("_AnyRouted", Routed, RoutedPair)
 
 
@@ -66,6 +109,7 @@ class Routes:
         pairs: the pairs of adapters, and of sources that an adapter wasn't merged into.
         replaced: tensors in whose place a tensor of a source that overrides is taken, each with
             that source.
+        operations: the operations on tensors of `taken`.
     """
 
     taken: tuple[Routed, ...]
@@ -74,6 +118,7 @@ class Routes:
     not_given: tuple[str, ...] = ()
     pairs: tuple[RoutedPair, ...] = ()
     replaced: tuple[tuple[Routed, str], ...] = ()
+    operations: tuple[Applied, ...] = ()
 
     def renamed(self, names: Mapping[str, str]) -> Routes:
         """The same tensors, of which some have other target names: old target name → new one."""
@@ -87,14 +132,20 @@ class Routes:
             beside=tuple(map(rename, self.beside)),
             pairs=tuple(map(rename, self.pairs)),
             replaced=tuple((rename(routed), source) for routed, source in self.replaced),
+            operations=tuple(
+                replace(applied, renamed=_followed(applied.renamed, names))
+                for applied in self.operations
+            ),
         )
 
     @property
     def produced(self) -> dict[str, Tensor]:
-        """Target name → tensor; the first one, if several have the same target."""
+        """Target name → tensor; the first one, if several have the same target. What operations
+        make isn't among them, since its sizes are those of the target.
+        """
         produced: dict[str, Tensor] = {}
         for routed in self.taken:
-            if routed.rewrite.target is not None:
+            if routed.rewrite.target is not None and routed.rewrite.operated is None:
                 produced.setdefault(routed.rewrite.target, routed.tensor)
         return produced
 
@@ -173,7 +224,33 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
             for pair in checkpoints[name].pairs
         ),
         replaced=tuple(replaced),
+        operations=_operations(taken),
     )
+
+
+def _operations(taken: Sequence[Routed]) -> tuple[Applied, ...]:
+    """The operations on these tensors: one for each operation and values of fields."""
+    groups: dict[object, list[Routed]] = defaultdict(list)
+    for routed in taken:
+        if (operated := routed.rewrite.operated) is not None:
+            groups[operated.rule.label, tuple(sorted(operated.taken.fields.items()))].append(routed)
+    found = []
+    for group in groups.values():
+        sources: dict[tuple[int, int], tuple[Routed, ...]] = {}
+        for routed in group:
+            operated = routed.rewrite.operated
+            assert operated is not None
+            place = (operated.taken.end, operated.taken.number)
+            sources[place] = (*sources.get(place, ()), routed)
+        first = group[0].rewrite.operated
+        assert first is not None
+        found.append(Applied(first.rule, dict(sorted(sources.items())), first.taken.fields))
+    return tuple(found)
+
+
+def _followed(renamed: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """First `renamed`, then `names`."""
+    return {**names, **{old: names.get(new, new) for old, new in renamed.items()}}
 
 
 def _program_for(

@@ -12,6 +12,7 @@ from llava_remap.rulefile.load import (
     shipped_list,
     shipped_rule_files,
 )  # fmt: skip
+from llava_remap.rulefile.operation import AS_STORED, REST, End, Join, Operation, Seen, Size, Taken
 from llava_remap.rulefile.pattern import Regex, RunawayError, TimeSpent, Wrapper
 from llava_remap.rulefile.schema import (
     Condition,
@@ -29,9 +30,10 @@ from llava_remap.rulefile.schema import (
 from llava_remap.rulefile.template import PatternError, Template, reversed_template
 
 __all__ = [
-    "Condition", "ConfigValue", "Drop", "Given", "Listed", "NameTest", "NamedDefault",
-    "PatternError", "PixelProcessor", "Processor", "Regex", "Rename", "Requirement", "Rule",
-    "RuleFile", "RuleKind", "RunawayError", "Source", "Substitute", "Template", "TimeSpent",
-    "Token", "Unwrap", "Wrapper", "load_rule_file", "reversed_template", "shipped_chat_parts",
-    "shipped_class_part", "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
+    "AS_STORED", "REST", "Condition", "ConfigValue", "Drop", "End", "Given", "Join", "Listed",
+    "NameTest", "NamedDefault", "Operation", "PatternError", "PixelProcessor", "Processor",
+    "Regex", "Rename", "Requirement", "Rule", "RuleFile", "RuleKind", "RunawayError", "Seen",
+    "Size", "Source", "Substitute", "Taken", "Template", "TimeSpent", "Token", "Unwrap", "Wrapper",
+    "load_rule_file", "reversed_template", "shipped_chat_parts", "shipped_class_part",
+    "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

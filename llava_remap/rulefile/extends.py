@@ -15,7 +15,7 @@ from llava_remap.rulefile.schema import ORIGINS, SCHEMA_VERSIONS
 from llava_remap.rulefile.yaml_text import Node, read_yaml
 
 #: The lists of rules.
-RULES = ("prepare", "names")
+RULES = ("prepare", "names", "tensors")
 #: Fields about the file itself, which files that extend it don't inherit.
 _OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
 #: Bytes of a file of Jinja.
@@ -331,7 +331,8 @@ def _merges(path: tuple[str, ...], old: Node, new: Node) -> bool:
 
 def _is_rules(path: tuple[str, ...], old: Node, new: Node) -> bool:
     return (
-        path in (("prepare",), ("names",))
+        len(path) == 1
+        and path[0] in RULES
         and isinstance(old.value, tuple)
         and isinstance(new.value, tuple)
     )

@@ -6,6 +6,7 @@ The kind of a rule is chosen once, when the rule is validated. Code that differs
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -15,6 +16,33 @@ from llava_remap.rulefile.template import PatternError, Template, reversed_templ
 
 P = TypeVar("P", bound=Template | Regex | Wrapper)
 _DECLARED = "it says `one_way: true`"
+
+
+def check_fields(
+    sources: Sequence[Template], targets: Sequence[Template], numbered: Collection[str] = ()
+) -> None:
+    """Check that new names can be filled with the fields of old ones.
+
+    Args:
+        numbered: fields that new names have of their own.
+
+    Raises:
+        PatternError: a new name has a field that no old one has, or computes with one that is no
+            number; or an old name computes.
+    """
+    known = {name: kind for template in sources for name, kind in template.fields.items()}
+    for template in targets:
+        for name in template.fields:
+            if name in numbered:
+                continue
+            if name not in known:
+                raise PatternError(f"field `{{{name}}}` of `to` is not in `from`")
+            if name in template.computed and known[name] != ":int":
+                raise PatternError(
+                    f"`to` computes with `{{{name}}}`: write `{{{name}:int}}` in `from`"
+                )
+    if computed := [kind for template in sources for kind in template.computed]:
+        raise PatternError(f"`from` computes with `{{{computed[0]}}}`; only new names compute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +88,10 @@ class Rename(_Rule[Template]):
     declared: bool = False
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.target.fields if name not in self.pattern.fields]:
-            raise PatternError(f"field `{{{unknown[0]}}}` of `to` is not in `from`")
+        check_fields([self.pattern], [self.target])
+        for template in (self.pattern, self.target):
+            if each := [name for name, kind in template.fields.items() if kind == ":each"]:
+                raise PatternError(f"`{{{each[0]}:each}}` is for tensor operations (`tensors`)")
 
     @cached_property
     def _backward(self) -> tuple[Template | None, str]:
@@ -90,7 +120,9 @@ class Rename(_Rule[Template]):
 
     def apply(self, name: str, spent: TimeSpent) -> str | None:
         fields = self.pattern.match(name)
-        return None if fields is None else self.target.fill(fields)
+        if fields is None or not self.target.can_compute(fields):
+            return None
+        return self.target.fill(fields)
 
     def back(self, target: str, spent: TimeSpent) -> str | None:
         source = self._backward[0]

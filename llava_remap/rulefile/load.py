@@ -21,7 +21,7 @@ from llava_remap.core.arguments import as_path
 from llava_remap.core.codes import Exit
 from llava_remap.core.problem import Mark, Problem, RemapError, refuse
 from llava_remap.rulefile.extends import RULES, Extended, is_file, shown
-from llava_remap.rulefile.schema import NAMED, ConfigValue, RuleText, Target
+from llava_remap.rulefile.schema import LISTED, NAMED, SEEN, ConfigValue, RuleText, Target
 from llava_remap.rulefile.yaml_text import Node, read_yaml
 
 #: How many mistakes of one file are reported at once.
@@ -30,8 +30,8 @@ _MEND = "Mend it there; the shipped rule files show every field."
 #: A step of pydantic's path that names one of several types that were tried, and no field.
 _TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
 _PATTERNS = (
-    "In a template, fields are {x}, {x:int} and {x...}; in a regex, a sign that stands "
-    "for itself has a \\ before it."
+    "In a template, fields are {x}, {x:int} and {x...}, in `tensors` {x:each} too; in a regex, a "
+    "sign that stands for itself has a \\ before it."
 )
 #: pydantic's kinds of error in the words of YAML.
 _KINDS = {
@@ -54,7 +54,7 @@ class RuleFile:
         sha256: digest of the bytes of the file and of all files it extends, in the order of
             merging, and of its layouts.
         texts: the name and the text of each of these files, in that order.
-        marks: place of each rule, by `prepare/ID` or `names/ID`.
+        marks: place of each rule, by `prepare/ID`, `names/ID` or `tensors/ID`.
         tree: the merged file with the place of everything in it.
         layouts: the files of its `layouts`, in that order.
         called: by the file of a mark, which is relative to the folder in which the command runs:
@@ -295,7 +295,7 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
     """
     told = set()
     for detail in error.errors():
-        path = tuple(step for step in detail["loc"] if step != NAMED)
+        path = tuple(step for step in detail["loc"] if step not in (NAMED, SEEN, LISTED))
         node = merged.locate(path)
         name = path[-1] if path else ""
         if (kind := detail["type"]) not in ("extra_forbidden", "missing"):

@@ -1,12 +1,21 @@
 """Templates: names with fields. A template matches a whole name.
 
 Its dots are literal. `{x}` is one segment or a part of one, `{x:int}` is a number, and `{x...}` is
-one or more segments:
+one or more segments. `{x:each}` is the number of a tensor in a list, for a tensor operation that
+takes or makes the whole list:
 
     >>> Template("model.layers.{n:int}.{rest...}").match("model.layers.3.mlp.up_proj.weight")
     {'n': '3', 'rest': 'mlp.up_proj.weight'}
     >>> Template("layers.{n}.{rest}").fill({'n': '3', 'rest': 'mlp.up_proj.weight'})
     'layers.3.mlp.up_proj.weight'
+
+A new name may compute with a number (`{n+1}`, `{2*n}`, `{2*n-1}`). Then the old number is a plain
+one, without zeros before it, so that the way back gives the same name:
+
+    >>> Template("blocks.{2*n+1}.weight").fill({'n': '3'})
+    'blocks.7.weight'
+    >>> Template("blocks.{2*n+1}.weight").match("blocks.7.weight")
+    {'n': '3'}
 """
 
 from __future__ import annotations
@@ -19,9 +28,15 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-_FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|:int)?\}")
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_FIELD = re.compile(
+    rf"\{{(?:({_NAME})(\.\.\.|:int|:each)?|((?:[1-9][0-9]{{0,3}}\*)?{_NAME}(?:[+-][0-9]{{1,4}})?))\}}"
+)
 _FIELD_ALONE = re.compile(r"\{[^{}]*\}")
-_KINDS = {"": r"[^.]+", ":int": r"[0-9]+", "...": r"[^.]+(?:\.[^.]+)*"}
+_PLAIN_NUMBER = r"(?:0|[1-9][0-9]*)"
+_KINDS = {
+    "": r"[^.]+", ":int": r"[0-9]+", ":each": _PLAIN_NUMBER, "...": r"[^.]+(?:\.[^.]+)*"
+}  # fmt: skip
 #: The most fields with an open end: `{x...}`, and each but the first of a segment. The time of a
 #: search grows with the length of the name to this power.
 _MOST_OPEN = 3
@@ -29,8 +44,8 @@ _MOST_OPEN = 3
 #: so no other rule takes an example by accident.
 _EXAMPLES = ((1, "qz", 4093), (2, "kvj", 5087), (3, "wyq", 6011), (5, "jx", 7919))
 
-#: A literal text as (text, "", ""), or a field as ("", name, kind); the kind is `:int`, `...` or
-#: empty.
+#: A literal text as (text, "", ""), or a field as ("", name, kind); the kind is `:int`, `:each`,
+#: `...`, the calculation of a computed number (`2*n+1`), or empty.
 Piece = tuple[str, str, str]
 
 
@@ -78,8 +93,8 @@ class Template:
             ),
             (
                 "{" in self.literals or "}" in self.literals,
-                f"`{text}` has a brace that isn't part of a field; fields are {{x}}, {{x:int}} and "
-                "{x...}",
+                f"`{text}` has a brace that isn't part of a field; fields are {{x}}, {{x:int}}, "
+                "{x:each} and {x...}, and in a new name a calculation such as {2*x+1}",
             ),
             (
                 not text or any(character.isspace() for character in text),
@@ -100,18 +115,30 @@ class Template:
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
         """The template from left to right."""
-        parts = [*_FIELD.split(self.text), "", ""]  # text, name, kind, text, …
-        return tuple(
-            piece
-            for text, field, kind in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-            for piece in ((text, "", ""), ("", field, kind or ""))
-            if piece[0] or piece[1]
-        )
+        found: list[Piece] = []
+        at = 0
+        for field in _FIELD.finditer(self.text):
+            name, kind, computed = field.groups()
+            found.append((self.text[at : field.start()], "", ""))
+            found.append(("", name or re.findall(_NAME, computed)[0], kind or computed or ""))
+            at = field.end()
+        found.append((self.text[at:], "", ""))
+        return tuple(piece for piece in found if piece[0] or piece[1])
 
     @cached_property
     def fields(self) -> Mapping[str, str]:
-        """The kind of each field: `:int`, `...` or empty."""
+        """The kind of each field."""
         return {field: kind for _, field, kind in self.pieces if field}
+
+    @cached_property
+    def computed(self) -> Mapping[str, tuple[int, int]]:
+        """The fields that are computed: factor and summand of each."""
+        found = {}
+        for field, kind in self.fields.items():
+            if kind not in _KINDS:
+                times, _, plus = kind.partition(field)
+                found[field] = (int(times.rstrip("*") or 1), int(plus or 0))
+        return found
 
     @cached_property
     def literals(self) -> str:
@@ -147,7 +174,8 @@ class Template:
     def candidates(self) -> str:
         """A regex, without groups, of all names that the template matches."""
         return "".join(
-            _KINDS[kind] if field else re.escape(text) for text, field, kind in self.pieces
+            _KINDS.get(kind, _PLAIN_NUMBER) if field else re.escape(text)
+            for text, field, kind in self.pieces
         )
 
     @cached_property
@@ -155,7 +183,7 @@ class Template:
         """Compiled for the first name with the prefix, which few templates of a rule file get."""
         return re.compile(
             "".join(
-                f"(?P<{field}>{_KINDS[kind]})" if field else re.escape(text)
+                f"(?P<{field}>{_KINDS.get(kind, _PLAIN_NUMBER)})" if field else re.escape(text)
                 for text, field, kind in self.pieces
             )
         )
@@ -165,15 +193,36 @@ class Template:
         if not name.startswith(self.prefix):
             return None
         found = self._pattern.fullmatch(name)
-        return found.groupdict() if found else None
+        if found is None:
+            return None
+        values = found.groupdict()
+        for field, (times, plus) in self.computed.items():
+            number, rest = divmod(int(values[field]) - plus, times)
+            if rest or number < 0:
+                return None
+            values[field] = str(number)
+        return values
 
     @cached_property
     def _filled(self) -> str:
         return "".join(f"{{{field}}}" if field else text for text, field, _ in self.pieces)
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The text with every field replaced by its value."""
+        """The text with every field replaced by its value, and computed with it."""
+        if self.computed:
+            numbers = {
+                field: str(times * int(values[field]) + plus)
+                for field, (times, plus) in self.computed.items()
+            }
+            values = {**values, **numbers}
         return self._filled.format_map(values)
+
+    def can_compute(self, values: Mapping[str, str]) -> bool:
+        """Whether every number that is computed is a plain one, and becomes one."""
+        return all(
+            re.fullmatch(_PLAIN_NUMBER, values[field]) and times * int(values[field]) + plus >= 0
+            for field, (times, plus) in self.computed.items()
+        )
 
     @property
     def examples(self) -> list[str]:
@@ -184,7 +233,8 @@ class Template:
             for at, (field, kind) in enumerate(self.fields.items()):
                 segment = f"{word}{chr(ord('a') + at % 26)}"
                 segments = [segment + "x" * n for n in range(length if kind == "..." else 1)]
-                values[field] = str(number + at) if kind == ":int" else ".".join(segments)
+                is_number = kind not in ("", "...")
+                values[field] = str(number + at) if is_number else ".".join(segments)
             names.append(self.fill(values))
         return list(dict.fromkeys(names))
 
@@ -210,11 +260,12 @@ class Template:
                     return Mismatch(matched + same, self._stopped(at + same, name, place + same))
                 matched, open_end = matched + len(literal), ""
             else:
-                after = _ends(re.compile(_KINDS[kind]), name, reached)
+                after = _ends(re.compile(_KINDS.get(kind, _PLAIN_NUMBER)), name, reached)
                 if not after:
                     return Mismatch(matched, self._stopped(at, name, max(reached)))
                 open_end = f"{{{field}...}}" if kind == "..." else ""
-            reached, at = after, at + (len(literal) or len(field) + len(kind) + 2)
+            spelt = kind if field in self.computed else field + kind
+            reached, at = after, at + (len(literal) or len(spelt) + 2)
         return (
             None
             if len(name) in reached
@@ -232,14 +283,15 @@ class Template:
         if place == len(name) and at in (start, end):
             return f"the name ends where `{self.text[at:]}` is wanted"
         if at == len(self.text) and name.startswith(".", place):
-            if field is not None and not field[2]:
+            if field is not None and field[1] and not field[2]:
                 return f"`{wanted}` is one segment, and the name has `{name[has_start:]}` there"
             if field is None or field[2] != "...":
                 return f"it ends with `{wanted}`, and the name goes on with `{name[place:]}`"
             return f"`{wanted}` takes whole segments, and the name has an empty one there"
         if not has:
             return f"`{wanted}` is wanted where the name has an empty segment"
-        verb = "wants a number" if field is not None and field[2] == ":int" else "is wanted"
+        is_number = field is not None and (field[3] or field[2] in (":int", ":each"))
+        verb = "wants a number" if is_number else "is wanted"
         return f"`{wanted}` {verb} where the name has `{has}`"
 
 
@@ -250,9 +302,13 @@ def reversed_template(source: Template, target: Template) -> Template:
     Raises:
         PatternError: where two fields touch in `target`, so that it can't be told where one ends.
     """
-    return Template(
-        "".join(text or f"{{{field}{source.fields[field]}}}" for text, field, _ in target.pieces)
-    )
+
+    def spelt(text: str, field: str, kind: str) -> str:
+        if text:
+            return text
+        return f"{{{kind if field in target.computed else field + source.fields[field]}}}"
+
+    return Template("".join(spelt(*piece) for piece in target.pieces))
 
 
 def _ends(piece: re.Pattern[str], name: str, starts: set[int]) -> set[int]:

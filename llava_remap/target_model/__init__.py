@@ -51,6 +51,7 @@ from llava_remap.target_model.wanted import (
     Target,
     build_on_meta,
     check_layout,
+    config_size,
     layout_program,
     wanted_parameters,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "build_on_meta",
     "check_layout",
     "config_as_source",
+    "config_size",
     "derive_config",
     "embedding_rows",
     "has_stock_sizes",

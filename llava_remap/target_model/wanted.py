@@ -88,6 +88,7 @@ class Target:
         joined: number of tensors that the installed loader makes parts of larger parameters.
         transposed: names of matrices that are stored as [inputs, outputs]; linear layers store
             [outputs, inputs].
+        sizes: key of the config → its value, for the tensor operations of a rule file.
     """
 
     class_name: str
@@ -97,6 +98,7 @@ class Target:
     embedding: str = ""
     joined: int = 0
     transposed: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def model_class(class_name: str, config: Mapping[str, Any]) -> Any:
@@ -148,6 +150,25 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
             f"{reason}.",
             "Mend the source's config.json.",
         ) from error
+
+
+def config_size(class_name: str, config: Mapping[str, Any], key: str) -> int:
+    """A whole number of a class's config, such as `text_config.num_attention_heads`.
+
+    Raises:
+        RemapError: as `model_class`; LR201 where the config has no such number.
+    """
+    value: Any = model_class(class_name, config).config_class.from_dict(from_json(config))
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    if type(value) is not int or value < 1:
+        raise refuse(
+            "LR201",
+            f"the config of {class_name} has no whole number `{key}`"
+            + (f"; it says {value!r}." if value is not None else "."),
+            "Write a key of the target's config that has one.",
+        )
+    return value
 
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:

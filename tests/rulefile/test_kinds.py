@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from llava_remap.rulefile import Drop, Rename, Rule, RuleKind, Substitute, TimeSpent, Unwrap
+from llava_remap.rulefile import (
+    Drop,
+    PatternError,
+    Rename,
+    Rule,
+    RuleKind,
+    Substitute,
+    Template,
+    TimeSpent,
+    Unwrap,
+)
 
 RENAME = {"from": "h.{n:int}.{p}", "to": "layers.{n}.{p}"}
 SUBSTITUTE = {"match": r"^a\.", "replace": "b."}
@@ -97,3 +107,34 @@ def test_it_takes_its_own_examples(fields: dict[str, object], some: bool) -> Non
     rule = kind(fields)
     assert bool(rule.pattern.examples) is some
     assert all(rule.apply(name, TimeSpent()) is not None for name in rule.pattern.examples)
+
+
+@pytest.mark.parametrize(
+    ("made", "old", "new"),
+    [
+        ("b.{n+1}.{rest}", "a.3.x.y", "b.4.x.y"),
+        ("b.{2*n}.{rest}", "a.3.x", "b.6.x"),
+        ("b.{2*n+1}.{rest}", "a.0.x", "b.1.x"),
+        ("b.{n-1}.{rest}", "a.1.x", "b.0.x"),
+        ("b.{n-1}.{rest}", "a.0.x", None),
+        ("b.{n+1}.{rest}", "a.03.x", None),
+    ],
+)
+def test_a_new_name_computes_with_a_number(made: str, old: str, new: str | None) -> None:
+    rule = Rename(Template("a.{n:int}.{rest...}"), Template(made))
+    assert rule.apply(old, TimeSpent()) == new
+    if new is not None:
+        assert rule.back(new, TimeSpent()) == old
+
+
+def test_a_number_that_no_old_one_gives_is_not_taken_back() -> None:
+    rule = Rename(Template("a.{n:int}"), Template("b.{2*n+1}"))
+    assert [rule.back(f"b.{n}", TimeSpent()) for n in (0, 1, 2, 3)] == [None, "a.0", None, "a.1"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("a.{n}", "b.{n+1}"), ("a.{n+1}", "b.{n}"), ("a.{n:each}", "b.{n}")]
+)
+def test_what_computes_is_a_number_of_the_old_name(old: str, new: str) -> None:
+    with pytest.raises(PatternError):
+        Rename(Template(old), Template(new))

@@ -7,6 +7,7 @@ from llava_remap.rulefile.schema.file import (
     RuleText,
     Source,
 )
+from llava_remap.rulefile.schema.operations import LISTED, SEEN, TensorRule
 from llava_remap.rulefile.schema.part import Condition, Notice, Requirement
 from llava_remap.rulefile.schema.rules import Given, NameTest, Rule
 from llava_remap.rulefile.schema.target import (
@@ -19,7 +20,7 @@ from llava_remap.rulefile.schema.target import (
 )
 
 __all__ = [
-    "NAMED", "ORIGINS", "SCHEMA_VERSIONS", "Condition", "ConfigValue", "Given", "NameTest",
-    "NamedDefault", "Notice", "PixelProcessor", "Processor", "Requirement", "Rule", "RuleText",
-    "Source", "Target", "Token",
+    "LISTED", "NAMED", "ORIGINS", "SCHEMA_VERSIONS", "SEEN", "Condition", "ConfigValue", "Given",
+    "NameTest", "NamedDefault", "Notice", "PixelProcessor", "Processor", "Requirement", "Rule",
+    "RuleText", "Source", "Target", "TensorRule", "Token",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from llava_remap.rulefile.kinds import Unwrap
+from llava_remap.rulefile.schema.operations import TensorRule
 from llava_remap.rulefile.schema.part import (
     Condition,
     Notice,
@@ -176,6 +177,11 @@ class RuleText(Part):
         (),
         description="translation: the first rule that matches takes the name; one that none "
         "matches is an error",
+    )
+    tensors: tuple[TensorRule, ...] = Field(
+        (),
+        description="operations on tensors, by the names that `names` made: divide, join, reorder "
+        "axes. The first that matches takes the tensor",
     )
     layouts: tuple[str, ...] = Field(
         (),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.rewrite import CompiledRule, Program
+from llava_remap.rewrite import CompiledOperation, CompiledRule, Program
 from llava_remap.rewrite.infer import groups, match, nearest, suggest_rules
 from tests.conftest import CLIP, DATA, MANIFESTS, Run
 
@@ -194,7 +194,9 @@ def test_a_drop_of_very_many_names_compiles_no_rules_anew(
     made: list[Program] = []
     only = Program._only
 
-    def counting(self: Program, wanted: Callable[[CompiledRule], bool]) -> Program:
+    def counting(
+        self: Program, wanted: Callable[[CompiledRule | CompiledOperation], bool]
+    ) -> Program:
         made.append(self)
         return only(self, wanted)
 

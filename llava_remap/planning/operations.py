@@ -1,0 +1,203 @@
+"""What tensor operations give the target: the boxes of each parameter, or why sizes don't add up.
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from llava_remap.core.problem import Problem
+from llava_remap.core.wording import counted
+from llava_remap.planning.boxes import Box, Part, Shape
+from llava_remap.planning.model import Dropped
+from llava_remap.planning.place import MisfitError, PartShape, Placed, place
+from llava_remap.routing import Applied, Routed, Routes
+
+
+@dataclass(frozen=True, slots=True)
+class Provided:
+    """A parameter that operations provide.
+
+    Attributes:
+        parts: where its numbers come from.
+        tensors: the source tensors, each once.
+        rules: the rules that made its name.
+    """
+
+    parts: tuple[Part, ...]
+    tensors: tuple[Routed, ...]
+    rules: tuple[str, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the source tensors; all have one."""
+        return self.tensors[0].tensor.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """All operations of a plan.
+
+    Attributes:
+        provided: by parameter, what each operation gives; one entry, if all is well.
+        dropped: the parts that are left out.
+        claimed: the parameters that operations would make whose sizes don't add up.
+        problems: LR321, with the reason for each tensor.
+    """
+
+    provided: Mapping[str, tuple[Provided, ...]]
+    dropped: tuple[Dropped, ...]
+    claimed: frozenset[str]
+    problems: tuple[Problem, ...]
+
+
+def place_operations(
+    routes: Routes,
+    shapes: Mapping[str, Shape],
+    tied: Collection[str],
+    sizes: Mapping[str, int],
+) -> Operations:
+    """Put sizes to every operation.
+
+    Args:
+        shapes: the parameters of the target.
+        tied: those that share the tensor of another one.
+        sizes: key of the target's config → its value, for the names in views.
+    """
+    provided: dict[str, tuple[Provided, ...]] = {}
+    dropped: list[Dropped] = []
+    claimed: set[str] = set()
+    misfits: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for applied in routes.operations:
+        names = applied.made_of(shapes)
+        try:
+            made, left_out = _placed(applied, names, shapes, tied, sizes)
+        except MisfitError as error:
+            claimed |= {name for name in names.values() if name in shapes}
+            first = next(applied.tensors).tensor.name
+            misfits[applied.rule.label].append((first, str(error)))
+            continue
+        dropped += left_out
+        for name, entry in made.items():
+            provided[name] = (*provided.get(name, ()), entry)
+    problems = tuple(
+        Problem(
+            "LR321",
+            f"`{label}` takes {counted(len(rows), 'tensor')} whose sizes don't add up: "
+            f"{rows[0][1]}.",
+            "Correct the rule's sizes, or its `when` if the rule isn't for this checkpoint.",
+            tuple(name for name, _ in rows),
+            tuple(rows),
+        )
+        for label, rows in misfits.items()
+    )
+    return Operations(provided, tuple(dropped), frozenset(claimed), problems)
+
+
+def _placed(
+    applied: Applied,
+    names: Mapping[tuple[int, int], str],
+    shapes: Mapping[str, Shape],
+    tied: Collection[str],
+    sizes: Mapping[str, int],
+) -> tuple[dict[str, Provided], list[Dropped]]:
+    """The new tensors of one operation, and the parts that are left out.
+
+    Args:
+        names: the new names, by the number of the end and the number in a list.
+
+    Raises:
+        MisfitError: a tensor is lacking or there twice, or sizes don't add up.
+    """
+    operation, sources = applied.rule.operation, _one_each(applied)
+    for name in names.values():
+        if name not in shapes:
+            raise MisfitError(f"the model has no `{name}`")
+        if name in tied:
+            raise MisfitError(f"the model ties `{name}` to another parameter")
+    values = {name: sizes[key] for name, key in operation.sizes.items()}
+    old = {place: (r.tensor.name, r.tensor.shape) for place, r in sources.items()}
+    new = {place: (name, shapes[name]) for place, name in names.items()}
+    parts, wholes = (new, old) if operation.divides else (old, new)
+    ends = [
+        [
+            PartShape(*parts[end, number], number=number, seen=part.seen)
+            for at, number in sorted(parts)
+            if at == end
+        ]
+        if part.names is not None
+        else [PartShape("a dropped part", None, size=part.size)]
+        for end, part in enumerate(operation.parts)
+    ]
+    if empty := [end for end, tensors in enumerate(ends) if not tensors]:
+        raise MisfitError(f"there is no tensor for `{operation.parts[empty[0]].names}`")
+    for tensors in ends:
+        if [tensor.number for tensor in tensors] != list(range(len(tensors))):
+            absent = min({*range(len(tensors))} - {tensor.number for tensor in tensors})
+            raise MisfitError(f"number {absent} is absent beside `{tensors[0].name}`")
+    [(whole_name, whole_shape)] = wholes.values()
+    placed = place(whole_name, whole_shape, operation.seen, operation.join, ends, values)
+    by_place = {
+        (end, tensor.number): region
+        for end, (tensors, regions) in enumerate(zip(ends, placed, strict=True))
+        for tensor, region in zip(tensors, regions, strict=True)
+    }
+    if operation.divides:
+        return _divided(applied, names, by_place)
+    [name] = names.values()
+    found = [_part(sources[at], region.in_part, region.in_whole) for at, region in by_place.items()]
+    return {name: _provided(found, [*sources.values()])}, []
+
+
+def _one_each(applied: Applied) -> dict[tuple[int, int], Routed]:
+    for found in applied.sources.values():
+        if len(found) > 1:
+            raise MisfitError(f"`{found[0].tensor.name}` and `{found[1].tensor.name}` are one part")
+    return {place: found[0] for place, found in applied.sources.items()}
+
+
+def _divided(
+    applied: Applied,
+    names: Mapping[tuple[int, int], str],
+    placed: Mapping[tuple[int, int], Placed],
+) -> tuple[dict[str, Provided], list[Dropped]]:
+    [whole] = applied.tensors
+    made: dict[str, Provided] = {}
+    left_out = []
+    for at, region in placed.items():
+        if region.in_part is None:
+            reason = applied.rule.operation.parts[at[0]].reason
+            left_out.append(
+                Dropped(
+                    whole.source, whole.tensor.name, applied.rule.label, reason, region.in_whole
+                )
+            )
+        elif names[at] in made:
+            raise MisfitError(f"two parts become `{names[at]}`")
+        else:
+            made[names[at]] = _provided([_part(whole, region.in_whole, region.in_part)], [whole])
+    return made, left_out
+
+
+def _part(routed: Routed, taken: Box | None, placed: Box | None) -> Part:
+    assert taken is not None  # only a part of a whole that is divided is dropped
+    assert placed is not None
+    return Part(routed.source, routed.tensor.shape, taken, placed)
+
+
+def _provided(parts: Sequence[Part], tensors: Sequence[Routed]) -> Provided:
+    """
+    Raises:
+        MisfitError: the tensors have different dtypes.
+    """
+    first, *others = tensors
+    for other in others:
+        if other.tensor.dtype != first.tensor.dtype:
+            raise MisfitError(
+                f"`{first.tensor.name}` is {first.tensor.dtype} and `{other.tensor.name}` "
+                f"{other.tensor.dtype}"
+            )
+    rules = dict.fromkeys(rule for routed in tensors for rule in routed.rewrite.rules)
+    return Provided(tuple(parts), tuple(tensors), tuple(rules))

@@ -1,0 +1,253 @@
+"""Tensor operations: which tensors become which, joined, divided or with their axes in another
+order. Names and symbols alone; `planning/place.py` puts sizes to them.
+
+One tensor is the whole, the others are its parts. Each is seen through a `view`, which divides an
+axis, and through `axes`, an order of the axes. As they are seen, the parts lie side by side in the
+whole. So one form serves both directions: a tensor that is divided is the whole of its new ones,
+and a tensor that is put together is the whole of its old ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from llava_remap.rulefile.kinds import check_fields
+from llava_remap.rulefile.template import PatternError, Template
+
+#: A size in a view: a number, a name of `let`, or `*` for what the other sizes leave.
+Size = int | str
+REST = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How a tensor is seen.
+
+    Attributes:
+        axis: the axis that `view` divides.
+        view: the sizes of the axes that take its place, at most one of them `*`; empty if no axis
+            is divided.
+        axes: the order of the axes after that. It may name the first axes alone; the others follow.
+    """
+
+    axis: int = 0
+    view: tuple[Size, ...] = ()
+    axes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.view.count(REST) > 1:
+            raise PatternError("a `view` has one `*` at most")
+        if sorted(self.axes) != list(range(len(self.axes))):
+            raise PatternError(f"`axes` is an order of 0 to {len(self.axes) - 1}")
+        if self.axes and len(self.axes) < self.axis + len(self.view):
+            raise PatternError("`axes` names all axes that `view` makes")
+
+    @property
+    def symbols(self) -> set[str]:
+        """The names of `let` in it."""
+        return {size for size in self.view if isinstance(size, str) and size != REST}
+
+
+AS_STORED = Seen()
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One tensor of an operation, or with a field `{x:each}` a list of them.
+
+    Attributes:
+        names: the template of its name; None for a part of the whole that is dropped.
+        seen: how it is seen.
+        reason: why it is dropped, in words that a user reads.
+        size: of a dropped part along the axis; `*` for what the others leave.
+    """
+
+    names: Template | None
+    seen: Seen = AS_STORED
+    reason: str = ""
+    size: Size = REST
+
+    @property
+    def each(self) -> str:
+        """The field that numbers a list of tensors; empty without one."""
+        fields = {} if self.names is None else self.names.fields
+        return next((name for name, kind in fields.items() if kind == ":each"), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """How the parts lie in the whole, on the axes of the whole as it is seen.
+
+    Attributes:
+        along: the axis along which the parts follow one another; None if they don't.
+        stacked: the axis that numbers the tensors of a list, or the parts; None without one. The
+            parts don't have it.
+    """
+
+    along: int | None = None
+    stacked: int | None = None
+
+
+class Taken(NamedTuple):
+    """A tensor that an operation takes.
+
+    Attributes:
+        end: the number of its end in `sources`.
+        fields: the values of the fields of its name, without that of `{x:each}`.
+        number: the value of `{x:each}`, or 0.
+    """
+
+    end: int
+    fields: Mapping[str, str]
+    number: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A tensor operation, compiled.
+
+    Attributes:
+        sources, targets: the tensors that are taken, and those that they become; one side has one
+            tensor, which is the whole.
+        seen: how the whole is seen.
+        sizes: the names in views → keys of the target's config.
+
+    Raises:
+        PatternError: the templates, the sizes and the way to join them don't go together.
+    """
+
+    sources: tuple[End, ...]
+    targets: tuple[End, ...]
+    join: Join
+    seen: Seen = AS_STORED
+    sizes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        taken = [end.names for end in self.sources if end.names is not None]
+        made = [end.names for end in self.targets if end.names is not None]
+        if len(taken) < len(self.sources):
+            raise PatternError("`from` drops nothing; a part that is dropped stands in `to`")
+        if len(self.sources) > 1 and len(self.targets) > 1:
+            raise PatternError("`from` or `to` is a single tensor: divide it, or join others")
+        if not made:
+            raise PatternError("every part is dropped: write a rule of `names` with `drop`")
+        self._check_names(taken, made)
+        self._check_lists()
+        self._check_sizes()
+
+    def _check_names(self, taken: list[Template], made: list[Template]) -> None:
+        first, *others = taken
+        wanted = _own_fields(first)
+        for other in others:
+            if {*_own_fields(other)} != {*wanted}:
+                raise PatternError(
+                    f"`{first}` and `{other}` have different fields, so nothing says which tensors "
+                    "belong together"
+                )
+        check_fields(taken, made, numbered={end.each for end in self.targets})
+        for template in made:
+            if lost := [name for name in wanted if name not in template.fields]:
+                raise PatternError(
+                    f"`{template}` leaves out the field `{{{lost[0]}}}`, so different tensors "
+                    "would become one"
+                )
+
+    def _check_lists(self) -> None:
+        each = [bool(end.each) for end in self.parts if end.names is not None]
+        whole = self.whole.names
+        if self.whole.each:
+            raise PatternError(f"`{whole}` is a single tensor, and `{{x:each}}` numbers several")
+        if self.whole.seen != AS_STORED:
+            raise PatternError(f"how the single tensor `{whole}` is seen stands in `how`")
+        if any(each) and not all(each):
+            raise PatternError("all parts are lists (`{x:each}`), or none is")
+        count, axes = len(self.parts), (self.join.along, self.join.stacked)
+        if axes == (None, None) and (count > 1 or any(each)):
+            raise PatternError(
+                "`how` says along which axis: concat or stack for several tensors of `from`, split "
+                "or unstack for several of `to`"
+            )
+        if any(each) and self.join.stacked is None:
+            raise PatternError("a list (`{x:each}`) is stacked or unstacked: give that axis")
+        if any(each) and count > 1 and self.join.along is None:
+            raise PatternError("several lists follow one another along an axis: concat or split")
+        if not any(each) and None not in axes:
+            raise PatternError("`concat` or `split` goes with `stack` or `unstack` for lists alone")
+        if not any(each) and count == 1 and axes != (None, None):
+            raise PatternError("there is a single tensor on both sides: nothing to join or divide")
+        if axes == (None, None) and self.seen == self.parts[0].seen == AS_STORED:
+            raise PatternError("`how` changes nothing: write a rule of `names`")
+        if axes[0] is not None and axes[0] == axes[1]:
+            raise PatternError("lists are stacked along one axis and follow along another one")
+        dropped = [end for end in self.targets if end.names is None]
+        if dropped and self.join.along is None:
+            raise PatternError("a part can be dropped of what is split along an axis")
+        if sum(end.size == REST for end in dropped) > 1:
+            raise PatternError("of several parts that are dropped, all but one have a `size`")
+
+    def _check_sizes(self) -> None:
+        used = set().union(self.seen.symbols, *(end.seen.symbols for end in self.parts))
+        used |= {end.size for end in self.targets if isinstance(end.size, str)} - {REST}
+        if unknown := used - {*self.sizes}:
+            raise PatternError(f"`{min(unknown)}` is no name of `let`")
+        if unused := {*self.sizes} - used:
+            raise PatternError(f"no view has the name `{min(unused)}` of `let`")
+
+    @property
+    def divides(self) -> bool:
+        """Whether the whole is taken, and the parts are made; else it is the other way round."""
+        return len(self.sources) == 1 and not self.sources[0].each
+
+    @property
+    def whole(self) -> End:
+        return self.sources[0] if self.divides else self.targets[0]
+
+    @property
+    def parts(self) -> tuple[End, ...]:
+        return self.targets if self.divides else self.sources
+
+    def take(self, name: str) -> Taken | None:
+        """What the operation takes a name for; None if it doesn't take it."""
+        for number, end in enumerate(self.sources):
+            fields = None if end.names is None else end.names.match(name)
+            if fields is not None and self._can_be_made(fields):
+                each = fields.pop(end.each, "0")
+                return Taken(number, fields, int(each))
+        return None
+
+    def _can_be_made(self, fields: Mapping[str, str]) -> bool:
+        return all(end.names is None or end.names.can_compute(fields) for end in self.targets)
+
+    @cached_property
+    def segments(self) -> list[frozenset[str]]:
+        """For each source, segments of every name that it takes."""
+        return [end.names.segments if end.names else frozenset() for end in self.sources]
+
+    def made(self, end: int, fields: Mapping[str, str], number: int = 0) -> str | None:
+        """The name of a new tensor; None for a part that is dropped.
+
+        Args:
+            end: its number in `targets`.
+            number: its number in a list.
+        """
+        names = self.targets[end].names
+        if names is None:
+            return None
+        each = self.targets[end].each
+        return names.fill({**fields, each: str(number)} if each else fields)
+
+    def described(self, fields: Mapping[str, str]) -> list[str]:
+        """The new names in words: of a list, with the field that numbers it."""
+        return [
+            end.names.fill({**fields, end.each: f"{{{end.each}}}"} if end.each else fields)
+            for end in self.targets
+            if end.names is not None
+        ]
+
+
+def _own_fields(template: Template) -> list[str]:
+    """The fields without that which numbers a list."""
+    return [name for name, kind in template.fields.items() if kind != ":each"]

@@ -1,0 +1,208 @@
+"""Tensor operations of a rule file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
+
+from llava_remap.rulefile.operation import AS_STORED, REST, End, Join, Operation, Seen
+from llava_remap.rulefile.schema.part import (
+    Condition,
+    Id,
+    Part,
+    TemplateText,
+    check,
+)
+from llava_remap.rulefile.template import PatternError, Template
+
+Axis = Annotated[int, Field(ge=0, lt=8)]
+Count = Annotated[int, Field(ge=1)]
+SizeName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*|\*)$")]
+
+#: What an entry of `from` or `to` that is a mapping is called in the place of an error.
+SEEN = "{name}"
+#: What a list of tensors is called there.
+LISTED = "[tensors]"
+
+
+class _View(Part):
+    """How a tensor is seen."""
+
+    view: tuple[Count | SizeName, ...] = Field(
+        (),
+        description="the sizes of the axes into which one axis is divided: numbers, names of "
+        "`let`, and one * for what the others leave",
+    )
+    axis: Axis = Field(0, description="the axis that `view` divides")
+    axes: tuple[Axis, ...] = Field(
+        (), description="the order of the axes after that; axes that it doesn't name follow"
+    )
+
+    @property
+    def seen(self) -> Seen:
+        return Seen(self.axis, self.view, self.axes)
+
+    @model_validator(mode="after")
+    def _sound(self) -> _View:
+        check(
+            "form", ("axis" in self.model_fields_set and not self.view, "`axis` goes with `view`")
+        )
+        try:
+            _ = self.seen
+        except PatternError as error:
+            check("form", (True, str(error)))
+        return self
+
+
+class SeenTensor(_View):
+    """A part that is seen otherwise than it is stored, or a part that is dropped."""
+
+    name: TemplateText | None = Field(None, description="template of its name")
+    drop: str | None = Field(
+        None, min_length=1, description="in `to`: the part is left out; the reason, for the report"
+    )
+    size: Count | SizeName = Field(
+        REST, description="of a part that is dropped, along the axis; * for what the others leave"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> SeenTensor:
+        dropped = self.drop is not None
+        check(
+            "form",
+            (dropped is (self.name is not None), "give `name` or `drop`"),
+            (
+                dropped and self.seen != AS_STORED,
+                "a part that is dropped has neither `view` nor `axes`",
+            ),
+            (not dropped and self.size != REST, "`size` goes with `drop`"),
+        )
+        return self
+
+    @property
+    def end(self) -> End:
+        return End(self.name, self.seen, self.drop or "", self.size)
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, (dict, SeenTensor)):
+        return SEEN
+    return "str" if isinstance(value, (str, Template)) else None
+
+
+Tensor = Annotated[
+    Annotated[TemplateText, Tag("str")] | Annotated[SeenTensor, Tag(SEEN)],
+    Discriminator(
+        _kind,
+        custom_error_type="form",
+        custom_error_message="a tensor is a template of names, {name: TEMPLATE, view: …, axes: …} "
+        "or {drop: REASON}",
+    ),
+]
+Tensors = Annotated[
+    Annotated[TemplateText, Tag("str")]
+    | Annotated[SeenTensor, Tag(SEEN)]
+    | Annotated[tuple[Tensor, ...], Field(min_length=1), Tag(LISTED)],
+    Discriminator(
+        lambda value: LISTED if isinstance(value, (list, tuple)) else _kind(value),
+        custom_error_type="form",
+        custom_error_message="`from` and `to` have a tensor or a list of tensors",
+    ),
+]
+
+
+class How(_View):
+    """What an operation does. `view` and `axes` say how the one tensor is seen that is divided, or
+    that the others are put together to.
+    """
+
+    split: Axis | None = Field(
+        None, description="the axis along which the tensor is divided, in the order of `to`"
+    )
+    concat: Axis | None = Field(
+        None, description="the axis along which tensors follow one another, in the order of `from`"
+    )
+    stack: Axis | None = Field(
+        None, description="the new axis that numbers the tensors, by {x:each} or in their order"
+    )
+    unstack: Axis | None = Field(
+        None, description="the axis that is taken away: each of its indices is a tensor"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> How:
+        divides = {"split", "unstack"} & self.model_fields_set
+        joins = {"concat", "stack"} & self.model_fields_set
+        check(
+            "form", (divides and joins, "`split` and `unstack` divide, `concat` and `stack` join")
+        )
+        return self
+
+    @property
+    def join(self) -> Join:
+        along = self.split if self.split is not None else self.concat
+        return Join(along, self.unstack if self.unstack is not None else self.stack)
+
+
+class TensorRule(Part):
+    """One tensor operation: tensors of `from`, by the names that `names` made, become those of
+    `to`. Sizes come from the tensors and from `let`, and have to add up.
+    """
+
+    id: Id = Field(
+        description="its name in reports, unlike any other in the list; a rule with the id of one "
+        "of an extended file replaces it"
+    )
+    from_: Tensors = Field(
+        alias="from", description="the tensor, or the list of tensors, that it takes"
+    )
+    to: Tensors = Field(description="the tensor, or the list of tensors, that it makes")
+    how: How = Field(description="how the numbers are placed")
+    let: dict[str, Annotated[str, Field(pattern=r"^target\.[A-Za-z_][A-Za-z0-9_.]*$")]] = Field(
+        {}, description="names for sizes: keys of the target's config (target.text_config.…)"
+    )
+    when: Condition | None = Field(
+        None,
+        description="the rule counts only for checkpoints for which this holds; names are those of "
+        "the first source and of the ones that override it, as `prepare` left them",
+    )
+    optional: bool = Field(
+        False,
+        description="whether it is expected that a checkpoint has no name for it (lint's LR205)",
+    )
+
+    _operation: Operation = PrivateAttr()
+
+    @property
+    def operation(self) -> Operation:
+        """The rule, compiled."""
+        return self._operation
+
+    @model_validator(mode="after")
+    def _compile(self) -> TensorRule:
+        sources, targets = _ends(self.from_), _ends(self.to)
+        takes_apart = {"split", "unstack"} & self.how.model_fields_set
+        puts_together = {"concat", "stack"} & self.how.model_fields_set
+        check(
+            "form",
+            (self.when == Condition(), "`when` is empty, so it always holds: leave it out"),
+            (takes_apart and len(sources) > 1, "`split` and `unstack` take one tensor of `from`"),
+            (puts_together and len(targets) > 1, "`concat` and `stack` make one tensor of `to`"),
+        )
+        try:
+            self._operation = Operation(
+                sources,
+                targets,
+                self.how.join,
+                self.how.seen,
+                {name: key.removeprefix("target.") for name, key in self.let.items()},
+            )
+        except PatternError as error:
+            check("form", (True, str(error)))
+        return self
+
+
+def _ends(given: Template | SeenTensor | tuple[Template | SeenTensor, ...]) -> tuple[End, ...]:
+    tensors = given if isinstance(given, tuple) else (given,)
+    return tuple(End(one) if isinstance(one, Template) else one.end for one in tensors)

@@ -1,0 +1,162 @@
+"""Whole jobs with tensor operations: numpy and torch fuse, permute and stack the tensors of a
+genuine checkpoint, and the operations give those of the plain checkpoint back.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llava_remap import apply, load_model, plan, revert, verify
+from llava_remap.core.problem import RemapError
+from tests.conftest import CLIP, RELEASED, Tensors
+
+PLAIN = RELEASED / "safetensors"
+
+RULES = """\
+schema: 1
+name: fused
+version: 1.0.0
+summary: LLaVA-1.5 with fused and turned matrices
+extends: [llava-v1.5]
+tensors:
+  - id: qkv
+    from: '{m...}.wqkv.weight'
+    to: ['{m}.q_proj.weight', '{m}.k_proj.weight', '{m}.v_proj.weight']
+    how: {view: [groups, '*', size], split: 1}
+    let: {groups: target.text_config.num_key_value_heads, size: target.text_config.head_dim}
+  - id: gate-up
+    from: '{m...}.gate_up.weight'
+    to: ['{m}.gate_proj.weight', '{m}.up_proj.weight']
+    how: {view: ['*', 2], unstack: 1}
+  - {id: down, from: '{m...}.down_proj.weight', to: '{m}.down_proj.weight', how: {axes: [1, 0]}}
+  - id: output
+    from: '{m...}.o_proj.weight'
+    to: '{m}.o_proj.weight'
+    how: {view: [heads, '*', 2], axes: [0, 2, 1]}
+    let: {heads: target.text_config.num_attention_heads}
+"""
+
+
+def weights(folder: Path) -> Tensors:
+    tensors: Tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors
+
+
+def fused(tensors: Tensors, heads: int) -> Tensors:
+    """The tensors as a toolkit that fuses matrices would store them."""
+    made: Tensors = {}
+    for name, value in tensors.items():
+        if not name.startswith("model.layers.") or "inv_freq" in name:
+            made[name] = value
+        elif "q_proj" in name:
+            kinds = [tensors[name.replace("q_proj", f"{kind}_proj")] for kind in "qkv"]
+            width = value.shape[1]
+            grouped = [kind.view(heads, -1, width) for kind in kinds]
+            made[name.replace("q_proj", "wqkv")] = torch.cat(grouped, 1).reshape(-1, width)
+        elif "gate_proj" in name:
+            up = tensors[name.replace("gate", "up")]
+            made[name.replace("gate_proj", "gate_up")] = torch.stack([value, up], 1).flatten(0, 1)
+        elif "down_proj" in name:
+            made[name] = value.T.contiguous()
+        elif "o_proj" in name:
+            halves = value.view(heads, 2, -1, value.shape[1]).transpose(1, 2)
+            made[name] = halves.reshape(value.shape).contiguous()
+        elif not any(kind in name for kind in ("k_proj", "v_proj", "up_proj")):
+            made[name] = value
+    return made
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """LLaVA-1.5 with fused matrices."""
+    folder = tmp_path / "fused"
+    shutil.copytree(PLAIN, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    heads = json.loads((folder / "config.json").read_text())["num_attention_heads"]
+    save_file(fused(weights(PLAIN), heads), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    path = tmp_path / "fused.yaml"
+    path.write_text(RULES)
+    return path
+
+
+def sources(model: Path) -> dict[str, str]:
+    return {"model": str(model), "vision_tower": str(CLIP)}
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_fused_matrices_become_those_of_the_plain_checkpoint(source: Path, rules: Path) -> None:
+    apply("llava-v1.5", sources(PLAIN), "plain")
+    result = apply(rules, sources(source), "made", verify="full")
+    assert same(weights(Path("plain")), weights(Path("made")))
+    assert verify("made", against=sources(source)).problems == ()
+    assert not [note for note in result.notes if note.code == "LR321"]
+
+
+def test_the_plan_is_the_same_in_another_layout_and_dtype(source: Path, rules: Path) -> None:
+    for options in ({"layout": "module-5.6"}, {"dtype": "float32"}, {"max_shard_nbytes": 10_000}):
+        apply("llava-v1.5", sources(PLAIN), "plain", **options)
+        apply(rules, sources(source), "made", **options)
+        assert same(weights(Path("plain")), weights(Path("made"))), options
+        shutil.rmtree("plain")
+        shutil.rmtree("made")
+
+
+def test_the_way_back_fuses_them_again(source: Path, rules: Path) -> None:
+    apply(rules, sources(source), "made")
+    revert("made", "back")
+    original = weights(source)
+    restored = weights(Path("back/model"))
+    buffers = {name for name in original if name.endswith("inv_freq")}
+    assert buffers
+    assert same(restored, {n: value for n, value in original.items() if n not in buffers})
+
+
+def test_a_model_in_memory_has_the_same_tensors(source: Path, rules: Path) -> None:
+    apply("llava-v1.5", sources(PLAIN), "plain")
+    loaded = load_model(rules, sources(source)).state_dict()
+    wanted = load_model("llava-v1.5", sources(PLAIN)).state_dict()
+    assert same(loaded, wanted)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("split: 1", "split: 0", "aren't divided by 48"),
+        ("axes: [1, 0]", "axes: [0, 1]", "its place in"),
+        ("num_key_value_heads", "intermediate_size", "aren't 112 × * × 16"),
+        ("'{m}.v_proj.weight'", "'{m}.w_proj.weight'", "the model has no `"),
+        ("{m...}.gate_up.weight", "{m...}.gate_up", "that no source provides"),
+    ],
+)
+def test_sizes_that_dont_add_up_are_refused(
+    source: Path, rules: Path, old: str, new: str, why: str
+) -> None:
+    rules.write_text(RULES.replace(old, new, 1))
+    found = plan(rules, sources(source), dry_run=True).plan.problems
+    assert any(why in problem.cause for problem in found), found
+    with pytest.raises(RemapError):
+        apply(rules, sources(source), "made")
+    assert not Path("made").exists()
+
+
+def test_a_key_that_the_config_lacks_is_told_at_its_place(source: Path, rules: Path) -> None:
+    rules.write_text(RULES.replace("text_config.num_key_value_heads", "text_config.groups"))
+    [problem] = plan(rules, sources(source), dry_run=True).plan.problems
+    assert "has no whole number `text_config.groups`" in problem.cause
+    assert problem.place is not None
+    assert problem.place.file.endswith("fused.yaml")
