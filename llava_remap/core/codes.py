@@ -227,13 +227,13 @@ CODES: dict[str, Code] = {
     "LR319": Code("language model", Exit.PROBLEMS,
         "Note. The kind of language model was recognised by the end of a name alone, or versions "
         "of transformers compute it differently."),
-    "LR321": Code("sizes of an operation", Exit.PROBLEMS,
-        """A tensor operation of the rule file (`tensors`) takes tensors whose sizes don't add up,
-        or lacks one of them. The report says for each what is wrong."""),
     "LR320": Code("no rule file fits", Exit.PROBLEMS,
         "`convert`: no shipped rule file takes every name of the checkpoint and agrees with its "
         "config. `inspect` gives every reason; `rules new` makes a rule file for names that none "
         "knows."),
+    "LR321": Code("sizes of an operation", Exit.PROBLEMS,
+        "A tensor operation of the rule file (`tensors`) takes tensors whose sizes don't add up, or "
+        "lacks one of them. The report says for each what is wrong."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. The message says which keys of the config "

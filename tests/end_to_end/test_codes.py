@@ -442,6 +442,15 @@ def lr320(scene: Scene) -> Arguments:
     return "convert", CLIP
 
 
+def lr321(scene: Scene) -> Arguments:
+    return applied(
+        rules=scene.rules(
+            "tensors: [{id: turn, from: '{m...}.down_proj.weight', to: '{m}.down_proj.weight', "
+            "how: {axes: [1, 0]}}]"
+        )
+    )
+
+
 def lr401(scene: Scene) -> Arguments:
     return applied(
         scene.changed(
