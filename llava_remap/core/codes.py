@@ -232,8 +232,8 @@ CODES: dict[str, Code] = {
         "config. `inspect` gives every reason; `rules new` makes a rule file for names that none "
         "knows."),
     "LR321": Code("sizes of an operation", Exit.PROBLEMS,
-        "A tensor operation of the rule file (`tensors`) takes tensors whose sizes don't add up, or "
-        "lacks one of them. The report says for each what is wrong."),
+        "A tensor operation of the rule file (`tensors`) takes tensors whose sizes don't add up, "
+        "or lacks one of them. The report says for each what is wrong."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. The message says which keys of the config "
