@@ -30,7 +30,7 @@ from llava_remap.cli.commands import app
 from llava_remap.execute import Folder
 from llava_remap.rulefile import pattern
 from llava_remap.verification.record import own_digest
-from tests.forks import HANGS, OF_COMMANDS, Forks
+from tests.forks import HANGS, Forks, of_commands
 
 if TYPE_CHECKING:
     import torch
@@ -227,11 +227,11 @@ def _one_command() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    """A process for whole commands in processes of their own."""
-    with Forks(*OF_COMMANDS) as started:
-        yield started
+@pytest.fixture(autouse=True, scope="session")
+def _forks_end() -> Iterator[None]:
+    yield
+    if of_commands.cache_info().currsize:
+        of_commands().close()
 
 
 @pytest.fixture(autouse=True, scope="session")

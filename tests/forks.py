@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Lock, Timer
@@ -55,6 +56,15 @@ class Ended:
     out: bytes
     err: bytes
 
+    @property
+    def printed(self) -> str:
+        return self.out.decode()
+
+    @property
+    def said(self) -> str:
+        """What was printed on standard error."""
+        return self.err.decode(errors="backslashreplace")
+
 
 class Running:
     """A process that runs. One that hangs is ended.
@@ -76,6 +86,12 @@ class Running:
     def err(self) -> bytes:
         """What it has printed on standard error."""
         return os.pread(self._errors.fileno(), os.fstat(self._errors.fileno()).st_size, 0)
+
+    def wait_for(self, line: str) -> None:
+        """Wait until it prints a line."""
+        assert self.stdout is not None
+        while (found := self.stdout.readline().decode()) != line:
+            assert found, self.err.decode()
 
     def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
@@ -191,6 +207,12 @@ class Forks:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@cache
+def of_commands() -> Forks:
+    """The process for whole commands. It ends with this one, or with the last test."""
+    return Forks(*OF_COMMANDS)
 
 
 def serve(connection: socket.socket) -> str:

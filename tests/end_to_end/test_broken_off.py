@@ -26,8 +26,8 @@ from llava_remap.execute import writer
 from llava_remap.execute.unfinished import CLAIM
 from llava_remap.jobs.apply import apply
 from llava_remap.verification.record import RECORD, read_record
-from tests.conftest import CLIP, RELEASED, Ran, Run, beside_progress, ended, largest_file
-from tests.forks import HANGS
+from tests.conftest import CLIP, RELEASED, Ran, Run, beside_progress, largest_file
+from tests.forks import HANGS, MAIN, Running, of_commands
 
 SOURCES = ("--source", RELEASED / "sharded", "--source", f"vision_tower={CLIP}")
 COMMAND = ("apply", "llava-v1.5", *SOURCES, "--verify", "none")
@@ -311,25 +311,14 @@ main()
 """
 
 
-def started(name: str, *arguments: object) -> subprocess.Popen[str]:
+def started(name: str, *arguments: object) -> Running:
     """A job in a process of its own, that waits for a line of input, or its end, before a file gets
     its name.
 
     It says `reached` when it does, and `closing` when it begins to clear up.
     """
-    program = [
-        sys.executable,
-        "-c",
-        SLOW,
-        name,
-        *map(str, (*COMMAND, "--output", "out", *arguments)),
-    ]
-    process = subprocess.Popen(
-        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    while (line := process.stdout.readline()) != "reached\n":
-        assert line, process.communicate()
+    process = of_commands().start(SLOW, name, *COMMAND, "--output", "out", *arguments)
+    process.wait_for("reached\n")
     return process
 
 
@@ -343,8 +332,8 @@ def test_two_jobs_on_one_output(name: str, resume: bool, run: Run, whole: dict[s
         assert "another job writes into out" in ran.out + ran.err
         checked = run("verify", "out")
         assert (checked.code, "LR505" in checked.err) == (4, True)
-        _, errors = ended(first, "\n")
-    assert (first.returncode, beside_progress(errors)) == (0, "")
+        done = first.ended(b"\n")
+    assert (done.code, beside_progress(done.said)) == (0, "")
     assert contents(Path("out")) == whole
 
 
@@ -352,17 +341,8 @@ def test_two_jobs_that_begin_at_once(whole: dict[str, str]) -> None:
     """However they come: one ends well or, if one was done before the other looked, both say
     what is so.
     """
-    program = [
-        sys.executable,
-        "-c",
-        "from llava_remap.cli import main; main()",
-        *map(str, (*COMMAND, "--output", "deep/out")),
-    ]
-    jobs = [
-        subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    told = [(*ended(job), job.returncode) for job in jobs]
+    jobs = [of_commands().start(MAIN, *COMMAND, "--output", "deep/out") for _ in range(3)]
+    told = [(ran.printed, ran.said, ran.code) for ran in [job.ended() for job in jobs]]
     assert sorted(code for *_, code in told) == [0, 4, 4], told
     assert all("LR503" in out + errors for out, errors, code in told if code == 4)
     assert contents(Path("deep/out")) == whole
@@ -373,21 +353,21 @@ def test_ctrl_c(name: str, kept: int, run: Run, whole: dict[str, str]) -> None:
     """It is heard while the disk is still busy, which it is until the input ends."""
     with started(name, "--jobs", "1") as job:
         assert job.stdout is not None
-        never = threading.Timer(HANGS, job.kill)
+        never = threading.Timer(HANGS, job.send_signal, [signal.SIGKILL])
         never.daemon = True
         never.start()
         job.send_signal(signal.SIGINT)
-        assert job.stdout.readline() == "closing\n"
+        assert job.stdout.readline() == b"closing\n"
         never.cancel()
-        _, errors = ended(job)
-    assert job.returncode == 130
-    assert "Traceback" not in errors
+    ran = job.ended()
+    assert ran.code == 130
+    assert "Traceback" not in ran.said
     assert {path.name for path in Path("out").iterdir()} == {CLAIM, *WEIGHTS[:kept]}
     left = (
         f"{kept} of 3 weight files are finished in ./out. The same command with --resume goes "
         "on from there."
     )
-    assert beside_progress(errors).strip() == f"Interrupted: {left}"
+    assert beside_progress(ran.said).strip() == f"Interrupted: {left}"
     ends_well(run, whole)
 
 

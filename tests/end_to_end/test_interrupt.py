@@ -5,8 +5,6 @@ no traceback is shown.
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -17,8 +15,8 @@ import pytest
 from llava_remap.core.threads import finished
 from llava_remap.execute import write
 from llava_remap.jobs.apply import apply
-from tests.conftest import CLIP, RELEASED, beside_progress, ended
-from tests.forks import HANGS
+from tests.conftest import CLIP, RELEASED, beside_progress
+from tests.forks import of_commands
 
 #: Runs the command line with one function replaced by one that reports that it is reached, and
 #: waits: until it is interrupted or there is a file `go on`; in another thread, as on a busy disk,
@@ -80,18 +78,12 @@ def signalled(stage: str, number: signal.Signals, *arguments: str) -> tuple[int,
     """Return code and standard error of a job that got a signal at a stage, and how many weight
     files there were then.
     """
-    program = [sys.executable, "-c", DRIVER, stage, *arguments]
-    with subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        while (line := process.stdout.readline()) != "reached\n":
-            assert line, process.stderr.read()
+    with of_commands().start(DRIVER, stage, *arguments) as process:
+        process.wait_for("reached\n")
         weights = len(list(Path("deep/out").glob("model-*")))
         process.send_signal(number)
-        _, errors = ended(process)
-    return process.returncode, beside_progress(errors), weights
+    ended = process.ended()
+    return ended.code, beside_progress(ended.said), weights
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -241,14 +233,8 @@ main()
 
 def test_a_library_that_makes_an_error_of_it() -> None:
     """As numpy does while it is imported: it is an interruption all the same, no internal error."""
-    ran = subprocess.run(
-        [sys.executable, "-c", SWALLOWED, *APPLY],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANGS,
-    )
-    assert (ran.returncode, beside_progress(ran.stderr)) == (130, "")
+    ran = of_commands().run(SWALLOWED, *APPLY)
+    assert (ran.code, beside_progress(ran.said)) == (130, "")
     assert list(Path().iterdir()) == [], "nobody knows what else went wrong"
 
 
@@ -279,14 +265,8 @@ main()
 
 @pytest.mark.parametrize("again", ["SIGINT", "SIGHUP,SIGTERM,SIGINT"])
 def test_more_signals_while_it_clears_up(again: str) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", AGAIN, again, *APPLY],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANGS,
-    )
-    assert (ran.returncode, beside_progress(ran.stderr).strip()) == (
+    ran = of_commands().run(AGAIN, again, *APPLY)
+    assert (ran.code, beside_progress(ran.said).strip()) == (
         130,
         BEGINS[signal.SIGINT] + KEPT,
     )
@@ -315,14 +295,8 @@ main()
 
 def test_a_library_that_catches_it() -> None:
     """The next report of progress raises it again."""
-    ran = subprocess.run(
-        [sys.executable, "-c", CAUGHT, *APPLY],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANGS,
-    )
-    assert (ran.returncode, beside_progress(ran.stderr).strip()) == (
+    ran = of_commands().run(CAUGHT, *APPLY)
+    assert (ran.code, beside_progress(ran.said).strip()) == (
         130,
         BEGINS[signal.SIGINT] + KEPT,
     )
@@ -332,15 +306,11 @@ def test_a_library_that_catches_it() -> None:
 def test_under_nohup() -> None:
     """Who starts it with SIGHUP ignored wants it to go on when the terminal is closed."""
     program = DRIVER.replace("SIG_DFL", "SIG_IGN")
-    call = [sys.executable, "-c", program, "llava_remap.jobs.run.refuse_changed", *APPLY]
-    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while (line := process.stdout.readline()) != "reached\n":
-            assert line
+    with of_commands().start(program, "llava_remap.jobs.run.refuse_changed", *APPLY) as process:
+        process.wait_for("reached\n")
         process.send_signal(signal.SIGHUP)
         Path("go on").touch()
-        ended(process)
-    assert process.returncode == 0
+    assert process.ended().code == 0
     assert Path("deep/out/llava_remap.json").is_file()
 
 
@@ -349,17 +319,9 @@ def test_nothing_is_taken_down_by_the_book() -> None:
     program = DRIVER.replace(
         "def wait(", "import atexit\natexit.register(print, 'taken down')\n\ndef wait("
     )
-    call = [sys.executable, "-c", program, "llava_remap.jobs.run.write_index", *APPLY]
-    with subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        while (line := process.stdout.readline()) != "reached\n":
-            assert line
+    with of_commands().start(program, "llava_remap.jobs.run.write_index", *APPLY) as process:
+        process.wait_for("reached\n")
         process.send_signal(signal.SIGINT)
-        rest, errors = ended(process)
-    assert (process.returncode, beside_progress(errors).strip()) == (
-        130,
-        BEGINS[signal.SIGINT] + KEPT,
-    )
-    assert "taken down" not in rest
+    ran = process.ended()
+    assert (ran.code, beside_progress(ran.said).strip()) == (130, BEGINS[signal.SIGINT] + KEPT)
+    assert "taken down" not in ran.printed
