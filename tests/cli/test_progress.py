@@ -27,7 +27,7 @@ from llava_remap.cli.progress import Progress
 from llava_remap.jobs.apply import apply, plan
 from llava_remap.jobs.job import check_values
 from tests.conftest import CLIP, RELEASED, beside_progress
-from tests.forks import HANGS
+from tests.forks import HANGS, of_commands
 
 SOURCES = ("--source", str(RELEASED / "sharded"), "--source", f"vision_tower={CLIP}")
 MB = 10**6
@@ -228,12 +228,11 @@ def on_terminal(
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from "
         "llava_remap.cli import main; main()"
     )
-    command = [sys.executable, "-c", changed + program, *map(str, arguments)]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
+    with of_commands().start(
+        changed + program,
+        *arguments,
+        environment={**os.environ, "COLUMNS": "", "LINES": "", **environment},
         stderr=theirs,
-        env={**os.environ, "COLUMNS": "", "LINES": "", **environment},
     ) as process:
         os.close(theirs)
         seen = b""
@@ -244,9 +243,8 @@ def on_terminal(
                     process.send_signal(signal.SIGINT)
                     interrupt = ""
         os.close(ours)
-        assert process.stdout is not None
-        out = process.stdout.read().decode()
-    return process.returncode, out, seen.decode()
+    ran = process.ended()
+    return ran.code, ran.printed, seen.decode()
 
 
 @pytest.mark.parametrize("columns", [80, 40])

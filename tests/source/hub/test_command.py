@@ -19,7 +19,7 @@ from llava_remap.cli.commands import app
 from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, DATA, RELEASED, TINY, Run, beside_progress, ended
 from tests.end_to_end.test_interrupt import ELSEWHERE
-from tests.forks import HANGS
+from tests.forks import HANGS, MAIN, Ended, of_commands
 
 from .server import Hub, serve
 
@@ -45,7 +45,7 @@ def hub() -> Iterator[Hub]:
         yield served
 
 
-def command(endpoint: str, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+def command(endpoint: str, *arguments: object, **more: str) -> Ended:
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
@@ -55,14 +55,7 @@ def command(endpoint: str, *arguments: object, **more: str) -> subprocess.Comple
     }
     if not more:
         environment.pop("HF_HUB_OFFLINE")
-    program = "from llava_remap.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
+    return of_commands().run(MAIN, *arguments, environment=environment)
 
 
 def weights(folder: str) -> dict[str, bytes]:
@@ -74,10 +67,10 @@ def test_without_a_source_the_defaults_are_downloaded(hub: Hub) -> None:
     comparison, without the hub.
     """
     ran = command(hub.url, "apply", "rules/llava-v1.5.yaml")
-    assert (ran.returncode, beside_progress(ran.stderr)) == (0, "")
+    assert (ran.code, beside_progress(ran.said)) == (0, "")
     commits = {id: hub.repos[id].refs["main"] for id in (MODEL, TOWER)}
-    assert f"{MODEL}@{commits[MODEL]}" in ran.stdout
-    assert "downloaded before" not in ran.stdout
+    assert f"{MODEL}@{commits[MODEL]}" in ran.printed
+    assert "downloaded before" not in ran.printed
     record = json.loads(Path("llava-v1.5-7b-hf", "llava_remap.json").read_text())
     assert {name: source["location"] for name, source in record["sources"].items()} == {
         "model": f"{MODEL}@{commits[MODEL]}",
@@ -94,21 +87,21 @@ def test_without_a_source_the_defaults_are_downloaded(hub: Hub) -> None:
         "--output",
         "local",
     )
-    assert local.returncode == 0
+    assert local.code == 0
     assert weights("llava-v1.5-7b-hf") == weights("local")
     asked = len(hub.asked)
     for endpoint, more in ((hub.url, ["--offline"]), (NOWHERE, [])):
         ran = command(endpoint, "apply", "llava-v1.5", "--output", f"again{len(more)}", *more)
-        assert (ran.returncode, beside_progress(ran.stderr)) == (0, "")
+        assert (ran.code, beside_progress(ran.said)) == (0, "")
         assert (
             "downloaded before, the hub was not asked or didn't answer; the rule file's default; "
-            "27 tensors" in ran.stdout
+            "27 tensors" in ran.printed
         )
         assert weights(f"again{len(more)}") == weights("local")
     against = ("--against", f"{MODEL}@{commits[MODEL]}", "--against", f"vision_tower={TOWER}")
     ran = command(hub.url, "verify", "local", *against, "--offline")
-    assert ran.returncode == 0
-    assert "80 tensors equal, bit by bit" in ran.stdout
+    assert ran.code == 0
+    assert "80 tensors equal, bit by bit" in ran.printed
     assert len(hub.asked) == asked
 
 
@@ -116,19 +109,19 @@ def test_one_dumped_state_dict_with_its_tower(hub: Hub) -> None:
     """Only `model_state_dict.bin` and what stands beside it; the default tower isn't asked for."""
     hub.add("me/dumped", TINY / "llava-v1.5" / "full_state_dict")
     ran = command(hub.url, "apply", "llava-v1.5", "--source", "me/dumped", "--dry-run")
-    assert "LR112" in ran.stdout  # a tiny tower's heads are no preset
+    assert "LR112" in ran.printed  # a tiny tower's heads are no preset
     assert not any(TOWER in path for _, path in hub.asked)
     ran = command(
         hub.url, "apply", "llava-v1.5", "--source", "me/dumped", "--source", f"vision_tower={TOWER}"
     )
-    assert ran.returncode == 0
+    assert ran.code == 0
     assert Path("dumped-hf", "llava_remap.json").is_file()
 
 
 def test_only_the_tower_is_missing(hub: Hub) -> None:
     ran = command(hub.url, "apply", "llava-v1.5", "--source", RELEASED / "bin", "--dry-run")
-    assert ran.returncode == 0
-    assert TOWER in ran.stdout
+    assert ran.code == 0
+    assert TOWER in ran.printed
     assert not any(MODEL in path for _, path in hub.asked)
     assert hub.got() == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
@@ -137,11 +130,11 @@ def test_a_revision(hub: Hub) -> None:
     old = hub.repos[MODEL].refs["main"]
     hub.add(MODEL, RELEASED / "bin")
     ran = command(hub.url, "apply", "llava-v1.5", "--source", f"{MODEL}@{old}", "--dry-run")
-    assert ran.returncode == 0
-    assert "torch .bin, 2 shards" in ran.stdout
+    assert ran.code == 0
+    assert "torch .bin, 2 shards" in ran.printed
     ran = command(hub.url, "apply", "llava-v1.5", "--source", f"{MODEL}@gone", "--dry-run")
-    assert ran.returncode == 3
-    assert "has no revision" in ran.stderr
+    assert ran.code == 3
+    assert "has no revision" in ran.said
 
 
 def test_config_and_tokenizer_of_a_language_model(hub: Hub) -> None:
@@ -156,8 +149,8 @@ def test_config_and_tokenizer_of_a_language_model(hub: Hub) -> None:
         f"language_model={MODEL}",
         "--dry-run",
     )
-    assert ran.returncode == 0
-    assert "LR408" not in ran.stdout
+    assert ran.code == 0
+    assert "LR408" not in ran.printed
     assert "tokenizer.model" in hub.got()
     assert not any(name.startswith("pytorch_model") for name in hub.got())
 
@@ -166,39 +159,39 @@ def test_config_and_tokenizer_of_a_language_model(hub: Hub) -> None:
 def test_without_a_network(arguments: tuple[str, ...]) -> None:
     """One clear message, and nothing else."""
     ran = command(NOWHERE, "apply", "rules/llava-v1.5.yaml", *arguments)
-    assert ran.returncode == 3
-    assert ran.stderr.count("LR114") == 1
-    assert f"`{MODEL}` can't be downloaded: no connection to {NOWHERE}" in ran.stderr
-    assert "--source model=DIR" in ran.stderr
-    assert f"hf download {MODEL} --local-dir " in ran.stderr
-    assert "Traceback" not in ran.stderr
-    assert len(ran.stderr.splitlines()) <= 5
+    assert ran.code == 3
+    assert ran.said.count("LR114") == 1
+    assert f"`{MODEL}` can't be downloaded: no connection to {NOWHERE}" in ran.said
+    assert "--source model=DIR" in ran.said
+    assert f"hf download {MODEL} --local-dir " in ran.said
+    assert "Traceback" not in ran.said
+    assert len(ran.said.splitlines()) <= 5
     assert {path.name for path in Path.cwd().iterdir()} <= {"home"}
 
 
 def test_without_a_network_the_tower_is_asked_for() -> None:
     ran = command(NOWHERE, "apply", "llava-v1.5", "--source", RELEASED / "bin")
-    assert ran.returncode == 3
+    assert ran.code == 3
     assert (
         "source `vision_tower` is not given, and `model` has no `model.vision_tower.{rest...}`"
-        in ran.stdout
+        in ran.printed
     )
-    assert f"`{TOWER}` can't be downloaded" in ran.stdout
-    assert "--source vision_tower=DIR" in ran.stdout
+    assert f"`{TOWER}` can't be downloaded" in ran.printed
+    assert "--source vision_tower=DIR" in ran.printed
 
 
 def test_offline_by_environment() -> None:
     ran = command(NOWHERE, "apply", "llava-v1.5", HF_HUB_OFFLINE="1")
-    assert ran.returncode == 3
-    assert "HF_HUB_OFFLINE is set" in ran.stderr
+    assert ran.code == 3
+    assert "HF_HUB_OFFLINE is set" in ran.said
 
 
 def test_a_slip_in_a_path_is_no_hub_id(hub: Hub) -> None:
     Path("models").mkdir()
     ran = command(hub.url, "apply", "llava-v1.5", "--source", "models/llava-v1.5-7b")
-    assert ran.returncode == 3
-    assert "LR100" in ran.stderr
-    assert "If the hub's models/llava-v1.5-7b is meant" in ran.stderr
+    assert ran.code == 3
+    assert "LR100" in ran.said
+    assert "If the hub's models/llava-v1.5-7b is meant" in ran.said
     assert hub.asked == []
 
 
@@ -206,26 +199,26 @@ def test_a_default_is_no_slip(hub: Hub) -> None:
     """A folder that is called as the default's owner changes nothing."""
     Path("liuhaotian").mkdir()
     Path("openai").mkdir()
-    assert command(hub.url, "apply", "llava-v1.5", "--dry-run").returncode == 0
+    assert command(hub.url, "apply", "llava-v1.5", "--dry-run").code == 0
 
 
 def test_inspect_a_repository(hub: Hub) -> None:
     ran = command(hub.url, "inspect", MODEL)
-    assert ran.returncode == 0
-    assert "llava-v1.5: fits" in ran.stdout
+    assert ran.code == 0
+    assert "llava-v1.5: fits" in ran.printed
     assert (
         f"llava-remap apply llava-v1.5 --source {MODEL}@{hub.repos[MODEL].refs['main']}"
-        in ran.stdout
+        in ran.printed
     )
 
 
 def test_differences_from_a_repository(hub: Hub) -> None:
     ran = command(hub.url, "diff", RELEASED / "bin", MODEL)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"B  {MODEL}@" in ran.stdout
+    assert ran.code == 0, ran.printed + ran.said
+    assert f"B  {MODEL}@" in ran.printed
     ran = command(NOWHERE, "diff", RELEASED / "bin", TOWER)
-    assert ran.returncode == 3
-    assert "Download it elsewhere, and give its folder as B." in ran.stderr
+    assert ran.code == 3
+    assert "Download it elsewhere, and give its folder as B." in ran.said
 
 
 def test_local_sources_need_no_hub_library(run: Run) -> None:
