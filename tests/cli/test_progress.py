@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,11 +117,19 @@ def test_a_log_hears_of_a_job_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -
     assert out.getvalue() == "planning …\n"
 
 
+class Slowly(int):
+    """A number that lets other threads go on while it is added."""
+
+    def __radd__(self, other: int) -> int:
+        time.sleep(0.0001)
+        return other + int(self)
+
+
 def test_from_several_threads() -> None:
     out, clock = io.StringIO(), Clock()
     shown = Progress(out, "writing", 80_001, clock)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(shown.advance, [1] * 80_000))
+        list(pool.map(shown.advance, [Slowly(100)] * 800))
     clock.seconds = 10.0
     shown.advance(1)
     assert "80.0 of 80.0 kB" in out.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -329,10 +330,17 @@ def test_a_warm_dry_run_imports_nothing_heavy(
     assert heavy(*command) == set()
 
 
-def test_a_cold_dry_run_imports_torch(folder: Path) -> None:
+def test_a_cold_dry_run_imports_torch(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which the tests beside this one would see."""
     source = MANIFESTS / "llava-v1.5-7b.json"
-    assert "torch" in heavy("apply", "llava-v1.5", "--source", source, "--dry-run")
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "torch.py").write_text("raise ImportError('torch is imported')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "first"))
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        heavy("apply", "llava-v1.5", "--source", source, "--dry-run")
+    assert "torch is imported" in raised.value.stderr
 
 
 def with_spare_rows(tensors: dict[str, torch.Tensor]) -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import INDEX
+from llava_remap.jobs.apply import apply
 from llava_remap.verification import verify_folder
 from llava_remap.verification.record import RECORD, read_record
 from tests.conftest import CLIP, RELEASED
@@ -30,6 +31,8 @@ from tests.forks import HANGS
 
 CLAIM = "llava_remap.partial"
 RULES = "llava-v1.5"
+#: Bytes of a weight file at most.
+SHARD = 90_000
 SOURCES = [str(RELEASED / "sharded"), f"vision_tower={CLIP}"]
 #: The calls of which half is written: a weight file, the claim, any other file.
 TORN = ("pwrite", "claim", "write_all")
@@ -40,7 +43,9 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        program = [sys.executable, "-m", "tests.end_to_end.killed", "90000", RULES, *SOURCES]
+        # What libraries are asked is kept: here they are imported already.
+        apply(RULES, SOURCES, folder / "kept", max_shard_nbytes=SHARD, verify="full")
+        program = [sys.executable, "-m", "tests.end_to_end.killed", str(SHARD), RULES, *SOURCES]
         self._process = subprocess.Popen(
             program,
             stdin=subprocess.PIPE,

@@ -1,4 +1,6 @@
-"""Questions about tokenizers for several versions of transformers, each in one process."""
+"""Questions about tokenizers for several versions of transformers: the installed one in this
+process, each of the others in one of its own.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.compat.run import VERSIONS, missing, place
+from tests.folder.ask import answer
 from tests.forks import HANGS
 
 INSTALLED = version_of("transformers")
@@ -50,16 +53,17 @@ def ask_versions(
 
 
 def _ask(version: str, questions: Sequence[Question], work: Path) -> list[dict[str, Any]]:
+    if version == INSTALLED:
+        return [answer(str(folder), way, list(texts)) for folder, way, texts in questions]
     asked, given = work / f"asked-{version}.json", work / f"given-{version}.json"
     asked.write_text(
         json.dumps([[str(folder), way, list(texts)] for folder, way, texts in questions]),
         encoding="utf-8",
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
-        "OMP_NUM_THREADS": "1"
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(place(version).resolve()),
     }
-    if version != INSTALLED:
-        environment["PYTHONPATH"] = str(place(version).resolve())
     command = [sys.executable, str(Path(__file__).with_name("ask.py")), str(asked), str(given)]
     ran = subprocess.run(
         command, env=environment, cwd=work, capture_output=True, text=True, timeout=HANGS
