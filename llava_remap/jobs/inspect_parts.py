@@ -50,6 +50,11 @@ def inspect(source: AnySource, *, offline: bool = False) -> Inspection:
         RemapError: as `open_source`.
     """
     given = as_source(source)
+    found = _inspected(given, offline)
+    return replace(found, source=given) if isinstance(given, str) else found
+
+
+def _inspected(given: str | InMemory, offline: bool) -> Inspection:
     try:
         checkpoint = open_source(_MODEL, given, Source().use, first=True, offline=offline)
     except PartsApartError as apart:

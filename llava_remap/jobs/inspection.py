@@ -12,18 +12,21 @@ from typing import Any
 from llava_remap.checkpoint import Checkpoint, manifest_text
 from llava_remap.core import Problem, quote, refuse, several
 from llava_remap.jobs.apply import layout_refusals
+from llava_remap.jobs.beside import find_beside
 from llava_remap.jobs.facts import Facts, describe
 from llava_remap.jobs.fit_plans import planned
 from llava_remap.routing.advice import advice
 from llava_remap.routing.fits import Fit, fits, shipped
 from llava_remap.routing.identify import HF_LAYOUTS, already_converted, nearest_layout
-from llava_remap.source.sources import is_there, taken_by_default
+from llava_remap.rulefile import RuleFile
+from llava_remap.source.sources import is_there, named_for, taken_by_default
 from llava_remap.target_model import CLASSIC, STOCK, Projector, stock_name
 
 #: Stands in a command for what only the user knows.
 PLACEHOLDER = "DIR"
 _NAMED = "its own files name it"
 _ABSENT = "the checkpoint has no tower inside"
+_UNCHECKED = "what depends on the tower's sizes isn't checked yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Inspection:
             compared.
         apart: whether the SRC is a folder with a folder for each part, of which `checkpoint` is
             only the first.
+        source: the SRC as it was given; empty for tensors in memory.
     """
 
     checkpoint: Checkpoint
@@ -81,6 +85,7 @@ class Inspection:
     given: Mapping[str, str] = field(default_factory=dict)
     planned: bool = True
     apart: bool = False
+    source: str = ""
 
     def __repr__(self) -> str:
         fitting = [fit.rules for fit in self.fitting]
@@ -120,9 +125,24 @@ class Inspection:
             for one in self.needed(fit)
             if one.source not in self.given
         ]
-        dry = ["--dry-run"] if any(f.checkpoint.is_manifest for f in self.facts) else []
         options = [word for text in given for word in ("--source", text)]
-        return ["llava-remap", "apply", fit.rules, *options, *dry]
+        return ["llava-remap", "apply", fit.rules, *options, *self._dry]
+
+    def short_command(self, fit: Fit) -> list[str]:
+        """The command that chooses the rule file and finds the sources by itself, a word each.
+        `DIR` stands for a place that only the user knows. Empty for what `convert` doesn't take:
+        tensors in memory, a tower alone.
+        """
+        if not self.source or self.given.keys() == {"model", "vision_tower"}:
+            return []
+        unknown = [one.source for one in self.needed(fit) if not one.place]
+        options = [word for name in unknown for word in ("--source", f"{name}={PLACEHOLDER}")]
+        chosen = ["--rules", fit.rules] if len(self.fitting) > 1 and self.planned else []
+        return ["llava-remap", "convert", self.source, *chosen, *options, *self._dry]
+
+    @property
+    def _dry(self) -> list[str]:
+        return ["--dry-run"] if any(f.checkpoint.is_manifest for f in self.facts) else []
 
     def manifest(self) -> str:
         """The text of the checkpoint's manifest.
@@ -151,6 +171,7 @@ class Inspection:
             "fitting": [fit.rules for fit in self.fitting],
             "rule_files": [self._fit_json(fit) for fit in self.fits],
             "command": self.command(best) if best else None,
+            "short_command": (self.short_command(best) or None) if best else None,
             "advice": self.advice or None,
             "problems": [problem.to_json() for problem in self.problems],
         }
@@ -170,9 +191,14 @@ class Inspection:
         }
 
     def _needed(self, fit: Fit, name: str) -> Needed:
-        """A source, mostly a tower, and what `apply` would take for it."""
+        """A source, mostly a tower, and what is to be taken for it."""
         rules = shipped()[fit.rules]
         config = next((f.checkpoint.config for f in self.facts if f.said_tower), None)
+        if (near := self._beside(rules, name, config or self.checkpoint.config)) is not None:
+            why = f"{_ABSENT}; {near[1]}; {_UNCHECKED}"
+            if fit.needs:
+                why = f"{fit.needs[0].placed_cause} This may be it: {near[1]}"
+            return Needed(name, near[0], download=False, why=why)
         place, who = taken_by_default(rules, name, config or self.checkpoint.config)
         why = "; ".join(filter(None, (_ABSENT, who)))
         if fit.needs:
@@ -181,9 +207,19 @@ class Inspection:
         elif place and (reason := self._other_width(place)):
             why, place = f"{_ABSENT}, and {place}, which the config names, {reason}", ""
         if not fit.needs:
-            why += "; what depends on the tower's sizes isn't checked yet"
+            why += f"; {_UNCHECKED}"
         download = bool(place) and not is_there(Path(place))
         return Needed(name, place, download, why)
+
+    def _beside(
+        self, rules: RuleFile, name: str, config: Mapping[str, Any] | None
+    ) -> tuple[str, str] | None:
+        """Where a source lies near the checkpoint, as `convert` finds it, and how it was found."""
+        if self.checkpoint.in_memory:
+            return None
+        return find_beside(
+            self.checkpoint, name, named_for(rules, name, config), "its config gives"
+        )
 
     def _other_width(self, tower: str) -> str:
         """Why a stock tower can't be the projector's, by its width; empty if it can."""

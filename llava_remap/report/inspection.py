@@ -37,11 +37,15 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     commands = [] if inspection.converted else list(map(inspection.command, inspection.fitting))
     if not commands:
         print_problems(console, inspection.problems)
-    if _is_many(inspection):
-        options = " ".join(map(quote, commands[0][3:]))
-        write(console, f"\nGive it beside the model: llava-remap apply RULES {options}")
+    if commands and _is_many(inspection):
+        short = inspection.short_command(inspection.fitting[0])
+        given = short or ["llava-remap", "apply", "RULES", *commands[0][3:]]
+        write(console, f"\nGive it beside the model: {' '.join(map(quote, given))}")
         return
-    write(console, *(f"\n{' '.join(map(quote, command))}" for command in commands))
+    for fit, command in zip(inspection.fitting, commands, strict=False):
+        both = filter(None, (inspection.short_command(fit), command))
+        first, *others = (" ".join(map(quote, words)) for words in both)
+        write(console, f"\n{first}", *others)
     if inspection.advice and not inspection.problems:
         write(console, f"\n{inspection.advice}")
 

@@ -337,7 +337,7 @@ def without_files(said: dict[str, Any]) -> dict[str, Any]:
             del entry["vocabulary"]["tokenizer"], entry["vocabulary"]["tokens"]
     for fit in said["rule_files"]:
         del fit["reasons"], fit["command"]
-    del said["command"], said["advice"]
+    del said["command"], said["short_command"], said["advice"]
     return said
 
 

@@ -99,6 +99,7 @@ def both(run: Run, source: Path, rules: str, *sources: str) -> tuple[str, str]:
     applied = run("apply", rules, *given, "--dry-run")
     assert inspected.code == 0, inspected.err
     assert "\nllava-remap apply" not in inspected.out
+    assert "\nllava-remap convert" not in inspected.out
     assert applied.code != 0, applied.out
     return inspected.out + inspected.err, applied.out + applied.err
 
@@ -708,3 +709,49 @@ def test_half_a_letter_is_no_text(name: str, run: Run) -> None:
     assert ran.code == 3
     assert "LR113" in ran.out + ran.err
     assert f"`{name}` is not valid JSON (a text in it is not valid Unicode)" in ran.out + ran.err
+
+
+# The short command
+
+
+@pytest.mark.parametrize("kind", ["whole", "adapter", "projector", "inside"])
+def test_the_short_command_writes_what_the_other_one_writes(kind: str, run: Run) -> None:
+    sources = {
+        "whole": RELEASED / "bin",
+        "adapter": TINY / "llava-v1.5-lora",
+        "projector": TINY / "llava-v1.5" / "pretrain_projector_only",
+        "inside": TINY / "llava-v1.5" / "full_state_dict",
+    }
+    shutil.copytree(sources[kind], "in")
+    if kind == "inside":
+        config = json.loads(Path("in/config.json").read_text())
+        tower = {"mm_vision_tower": "/train/clip-vit-large-patch14-336-mine"}
+        Path("in/config.json").write_text(json.dumps(config | tower))
+        shutil.copytree(CLIP, "clip-vit-large-patch14-336-mine")
+    else:
+        shutil.copytree(CLIP, "clip-vit-large-patch14-336")
+    ran = run("inspect", "in")
+    short, long = ran.out.splitlines()[-2:]
+    base = " --source model=DIR" if kind in ("adapter", "projector") else ""
+    assert short == f"llava-remap convert in{base}"
+    for number, command in enumerate((short, long)):
+        words = shlex.split(command.replace("model=DIR", f"model={RELEASED / 'bin'}"))[1:]
+        done = run(*words, "--output", f"out-{number}")
+        assert done.code == 0, done.err + done.out
+    written = [
+        {path.name: path.read_bytes() for path in Path(f"out-{number}").iterdir()}
+        for number in (0, 1)
+    ]
+    assert written[0] == written[1]
+    document = run("inspect", "in", "--format", "json").json
+    assert [document["short_command"], document["command"]] == [
+        shlex.split(short),
+        shlex.split(long),
+    ]
+
+
+def test_of_several_rule_files_the_short_command_names_one(run: Run) -> None:
+    source = MANIFESTS / "llava-interleave-qwen-0.5b.released.json"
+    out = run("inspect", source).out
+    for rules in ("llava-interleave", "llava-interleave-onevision"):
+        assert f"\n\nllava-remap convert {source} --rules {rules} --dry-run\n" in out

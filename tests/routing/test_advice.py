@@ -104,7 +104,7 @@ def test_the_folder_of_the_projector_alone(
     """Its names are those of its layers. It isn't taken for a model that lacks the rest."""
     projector = in_parts(tmp_path / "parts", layout, whole) / LAYOUTS[layout][2]
     found = told(run("inspect", projector))
-    assert f"--source model=DIR --source projector={projector}" in found
+    assert f"convert {projector} --source model=DIR --source vision_tower=DIR" in found
     refused = run("apply", "llava-v1.5", "--source", projector)
     assert (refused.code, "LR108" in refused.err) == (3, True)
     sources = (f"model={LLAVA}", f"projector={projector}", f"vision_tower={CLIP}")
