@@ -28,14 +28,8 @@ from llava_remap.routing import Routes, main_names, route
 from llava_remap.routing.identify import HF_LAYOUTS, identify
 from llava_remap.routing.trained_with import naming_notes, projector_findings, tower_problems
 from llava_remap.rulefile import RuleFile, load_rule_file
-from llava_remap.source.sources import (
-    Sources,
-    name_sources,
-    open_first,
-    open_given,
-    open_needed,
-    short_name,
-)
+from llava_remap.source.defaults import open_first, open_needed
+from llava_remap.source.sources import Sources, name_sources, open_given, short_name
 from llava_remap.target_model import (
     CLASSIC,
     UnknownTowerError,

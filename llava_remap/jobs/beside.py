@@ -8,7 +8,8 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint, has_file, parts_beside, read_object
 from llava_remap.rulefile import RuleFile
-from llava_remap.source.sources import is_there, last_part, named_tower
+from llava_remap.source.defaults import named_tower
+from llava_remap.source.sources import is_there, last_part
 from llava_remap.target_model import STOCK, stock_name
 
 

@@ -14,14 +14,8 @@ from llava_remap.jobs.beside import find_beside, find_tower
 from llava_remap.jobs.derived_problems import no_tokenizer_note
 from llava_remap.routing.fits import Fit
 from llava_remap.rulefile import RuleFile
-from llava_remap.source.sources import (
-    named_for,
-    open_first,
-    open_given,
-    open_needed,
-    open_source,
-    shown,
-)
+from llava_remap.source.defaults import named_for, open_first, open_needed
+from llava_remap.source.sources import open_given, open_source, shown
 from llava_remap.target_model import read_vocabulary
 
 #: Asks a person for a source, by its name and the problems of finding it. Returns a SRC; an empty

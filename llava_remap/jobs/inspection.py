@@ -19,7 +19,8 @@ from llava_remap.routing.advice import advice
 from llava_remap.routing.fits import Fit, fits, shipped
 from llava_remap.routing.identify import HF_LAYOUTS, already_converted, nearest_layout
 from llava_remap.rulefile import RuleFile
-from llava_remap.source.sources import is_there, named_for, taken_by_default
+from llava_remap.source.defaults import named_for, taken_by_default
+from llava_remap.source.sources import is_there
 from llava_remap.target_model import CLASSIC, STOCK, Projector, stock_name
 
 #: Stands in a command for what only the user knows.

@@ -24,7 +24,7 @@ from llava_remap.rulefile import (
     load_rule_file,
     shipped_rule_files,
 )
-from llava_remap.source.sources import other_than_default
+from llava_remap.source.defaults import other_than_default
 
 _NUMBER = re.compile(r"[0-9]+")
 #: Folded names in a sentence.

@@ -12,7 +12,8 @@ from llava_remap.core import Problem, RemapError, quote, quoted
 from llava_remap.rewrite import Program, Rewrite
 from llava_remap.routing.route import Routes
 from llava_remap.rulefile import NamedDefault, RuleFile
-from llava_remap.source.sources import last_part, named_by_config, other_than_default
+from llava_remap.source.defaults import named_by_config, other_than_default
+from llava_remap.source.sources import last_part
 from llava_remap.target_model import has_stock_sizes
 
 #: What the names of a projector begin with in the classic layout.
