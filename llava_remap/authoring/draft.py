@@ -45,7 +45,7 @@ from llava_remap.rulefile import (
     shipped_rule_files,
 )
 from llava_remap.rulefile.yaml_write import quoted
-from llava_remap.target_model import TEXT_KIND, unknown_target
+from llava_remap.target_model import TEXT_KIND, read_vocabulary, unknown_target
 
 #: Keys of a LLaVA's config that distinguish families with the same names. The keys of the second
 #: tuple count only where the config has them.
@@ -369,13 +369,40 @@ def _chat(checkpoint: Checkpoint) -> tuple[list[str], str]:
         )
     texts = load_rule_file(best.rules).texts if near else ()
     chat = [name for name, _ in texts if name in shipped_chat_parts()]
+    possible = ", ".join(_possible_chats(checkpoint))
+    find_out = (
+        "The training's command says it (`--version`), and each part's first line what it is for"
+        + (f"; by tokenizer and config it can be {possible}" if possible else "")
+    )
     if chat:
         return chat, (
             f"{', '.join(chat)}: as {best.rules} has them; tensors don't show how a model was "
-            "trained to chat"
+            f"trained to chat. {find_out}"
         )
     return chat, (
-        "no chat template: no shipped family is near. Add the part for how the model was "
-        f"trained to `extends` ({', '.join(shipped_chat_parts())}), or write "
+        f"no chat template: no shipped family is near. {find_out}. Add the part to `extends` "
+        f"({', '.join(shipped_chat_parts())}), or write "
         "processor.chat_template"
     )
+
+
+def _possible_chats(checkpoint: Checkpoint) -> list[str]:
+    """The shipped parts with a chat template that isn't for another tokenizer or another kind of
+    language model than the checkpoint's; empty without a tokenizer.
+    """
+    folder = checkpoint.folder
+    if folder is None or (vocabulary := read_vocabulary(folder)) is None:
+        return []
+    kind = str((checkpoint.config or {}).get("model_type"))
+
+    def may_hold(when: Mapping[str, Any]) -> bool:
+        token, model_type = when.get("token"), when.get("text_config.model_type")
+        return (token is None or token in vocabulary.ids) and str(model_type or "") in kind
+
+    parts = {name: load_rule_file(shipped_folder() / name) for name in shipped_chat_parts()}
+    return [
+        name
+        for name, part in parts.items()
+        if part.text.processor is not None
+        and any(may_hold(template.when) for template in part.text.processor.chat_templates.values())
+    ]

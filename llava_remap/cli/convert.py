@@ -33,6 +33,7 @@ from llava_remap.cli.options import (
     Verify,
     Vocab,
     shipped_rules,
+    source_values,
 )
 from llava_remap.cli.output import (
     Ended,
@@ -106,6 +107,7 @@ def convert_command(
             "--source",
             rich_help_panel=READING,
             metavar="NAME=SRC",
+            autocompletion=source_values,
             help="What the checkpoint needs besides: vision_tower=DIR, model=BASE for an adapter, "
             "language_model=DIR for a tokenizer. Can be given several times. What isn't given is "
             "looked for beside the checkpoint, then taken as its own files name it.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,33 @@ def shipped_rules(incomplete: str) -> list[tuple[str, str]]:
     from llava_remap.rulefile import shipped_list
 
     return [(f.name, f.summary) for f in shipped_list() if f.name.startswith(incomplete)]
+
+
+def source_values(ctx: typer.Context, incomplete: str) -> list[str]:
+    """`NAME=` for each source of the rule file that was given, or of every shipped one; behind
+    `NAME=` the paths that begin so.
+    """
+    from llava_remap.core import RemapError
+    from llava_remap.rulefile import load_rule_file, shipped_rule_files
+
+    name, equals, path = incomplete.partition("=")
+    if equals:
+        folder, _, begin = path.rpartition("/")
+        above = folder or ("/" if path.startswith("/") else ".")
+        with contextlib.suppress(OSError):
+            return [
+                f"{name}={path.removesuffix(begin)}{entry.name}{'/' if entry.is_dir() else ''}"
+                for entry in sorted(Path(above).expanduser().iterdir())
+                if entry.name.startswith(begin) and (begin or not entry.name.startswith("."))
+            ]
+        return []
+    given = ctx.params.get("rules")
+    try:
+        files = map(load_rule_file, [given] if given else shipped_rule_files().values())
+        names = {name for file in files for name in file.text.sources}
+    except RemapError:
+        return []
+    return sorted(f"{name}=" for name in names if name.startswith(incomplete))
 
 
 Rules = Annotated[
@@ -118,6 +146,7 @@ Sources = Annotated[
         "--source",
         rich_help_panel=READING,
         metavar="[NAME=]SRC",
+        autocompletion=source_values,
         help="A checkpoint: folder, file, manifest, or ORG/NAME[@REVISION] on the hub. Without "
         "NAME, the rule file's first source. Can be given several times. What isn't given is "
         "downloaded as the rule file says.",

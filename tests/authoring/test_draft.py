@@ -29,6 +29,7 @@ from llava_remap.rulefile import load_rule_file
 from tests.conftest import CLIP, DATA, MANIFESTS, TINY, Changed, Run, Tensors
 from tests.end_to_end.test_expected import expected
 
+LLAVA = "LlavaForConditionalGeneration"
 SHAPES = dict[str, tuple[int, ...]]
 
 
@@ -884,3 +885,16 @@ def test_a_processor_that_fails_names_the_part_for_its_class(run: Run) -> None:
         True,
         True,
     ), ran.out + ran.err
+
+
+def test_the_note_on_chat_says_which_parts_can_be_meant(run: Run) -> None:
+    """A tokenizer without the tokens of a part, or another language model, rules the part out."""
+    shutil.copytree(TINY / "llava-v1.5" / "full_state_dict", "mine")
+    command = ("rules", "new", "--from", "mine", "--to", LLAVA, "--output")
+    out = " ".join(run(*command, "mine.yaml").out.split())
+    possible = "parts/chat-llama-2.yaml, parts/chat-vicuna-human.yaml, parts/chat-vicuna.yaml"
+    assert f"by tokenizer and config it can be {possible} " in out
+    for file in Path("mine").glob("*token*"):
+        file.unlink()
+    out = run(*command, "other.yaml").out
+    assert ("(`--version`)" in out, "it can be" in out) == (True, False)

@@ -184,10 +184,22 @@ def test_problems_stand_before_the_lists(run: Run) -> None:
         ("llava-remap convert ./x --rules llava-v1.", "llava-v1.5"),
         ("llava-remap apply llava-v1.5 --layout m", "\n".join(WRITTEN[1:])),
         ("llava-remap apply llava-v1.5 --dtype b", "bfloat16"),
+        ("llava-remap apply llava-v1.5 --source vis", "vision_tower="),
+        ("llava-remap apply video-llava --source vid", "video_tower="),
+        ("llava-remap convert ./x --source pro", "projector="),
+        (
+            "llava-remap convert x --rules llava-v1.5 --source vision_tower=to",
+            "vision_tower=tower/",
+        ),
+        ("llava-remap convert x --source model=tower/", "model=tower/config.json"),
+        ("llava-remap convert x --source model=gone/", ""),
     ],
 )
 def test_a_shell_completes_names_and_values(words: str, offered: str) -> None:
     """Without torch: a shell waits for it."""
+    Path("tower").mkdir()
+    Path("tower/config.json").touch()
+    Path("tower/.hidden").touch()
     program = (
         "import sys, atexit\n"
         "atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules)))\n"
