@@ -18,6 +18,7 @@ from llava_remap.authoring.shrink import shrink
 from llava_remap.jobs.apply import apply
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Tensors
 from tests.families import RULES_OF
+from tests.programs.vocabularies import qwen2_config
 
 LLAMA = RELEASED / "safetensors"
 STATE_DICT = TINY / "llava-v1.5" / "full_state_dict"
@@ -283,28 +284,6 @@ def qwen_tokenizer(folder: Path, *, one_file: bool = False) -> Path:
         (folder / "merges.txt").write_text(
             "\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8"
         )
-    kept = {
-        "lstrip": False,
-        "normalized": False,
-        "rstrip": False,
-        "single_word": False,
-        "special": True,
-    }
-    config = {
-        "add_prefix_space": False,
-        "added_tokens_decoder": {
-            str(first + i): {"content": text, **kept} for i, text in enumerate(_QWEN_SPECIAL)
-        },
-        "additional_special_tokens": list(_QWEN_SPECIAL[1:]),
-        "bos_token": None,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "<|im_end|>",
-        "errors": "replace",
-        "model_max_length": 32768,
-        "pad_token": "<|endoftext|>",
-        "split_special_tokens": False,
-        "tokenizer_class": "Qwen2Tokenizer",
-        "unk_token": None,
-    }
+    config = qwen2_config({text: first + i for i, text in enumerate(_QWEN_SPECIAL)})
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder

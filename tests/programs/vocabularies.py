@@ -9,7 +9,7 @@ of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -158,8 +158,14 @@ def write_qwen2(vocabulary: Vocabulary, folder: Path) -> None:
     _write(folder / "vocab.json", vocabulary.tokens(_NORMAL))
     merges = ["#version: 0.2", *vocabulary.fields["merges"], ""]
     (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
-    special = vocabulary.tokens(_CONTROL)
-    config = {
+    _write(folder / "tokenizer_config.json", qwen2_config(vocabulary.tokens(_CONTROL)))
+
+
+def qwen2_config(special: Mapping[str, int]) -> dict[str, Any]:
+    """The config of Qwen2's tokenizer as it is released, with these special tokens and their
+    ids.
+    """
+    return {
         "add_prefix_space": False,
         "added_tokens_decoder": {str(i): {"content": t, **_FLAGS} for t, i in special.items()},
         "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
@@ -173,7 +179,6 @@ def write_qwen2(vocabulary: Vocabulary, folder: Path) -> None:
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
     }
-    _write(folder / "tokenizer_config.json", config)
 
 
 def write_llama3(vocabulary: Vocabulary, folder: Path) -> None:

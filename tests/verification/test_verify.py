@@ -26,6 +26,8 @@ from tests.conftest import CLIP, RELEASED, TINY, Run, heavy, lose_last_byte, wit
 FORMS = {form: RELEASED / form for form in ("bin", "sharded", "safetensors")}
 FORMS["legacy_pickle"] = TINY / "llava-v1.5" / "legacy_pickle"
 SOURCES = (str(RELEASED / "sharded"), f"vision_tower={CLIP}")
+APPLY = ("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1])
+UNCHECKED = (*APPLY, "--output", "out", "--verify", "none")
 AGAINST = ("--against", SOURCES[0], "--against", SOURCES[1])
 EMBEDDING = "language_model.model.embed_tokens.weight"
 NORM = "language_model.model.norm.weight"
@@ -98,17 +100,7 @@ def test_what_a_record_says(made: Path, run: Run) -> None:
     assert record["made_with"]["post_load"] == {
         "expand_embeddings": f"llava-remap {version('llava-remap')}"
     }
-    dry = run(
-        "apply",
-        "llava-v1.5",
-        "--source",
-        SOURCES[0],
-        "--source",
-        SOURCES[1],
-        "--dry-run",
-        "--format",
-        "json",
-    ).json
+    dry = run(*APPLY, "--dry-run", "--format", "json").json
     del dry["predicted"]  # what this process would take, not what was done
     for check in dry["value_checks"]:
         check["checked"] = True
@@ -731,36 +723,13 @@ def test_full_reads_everything_back(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_none_says_so(run: Run) -> None:
-    ran = run(
-        "apply",
-        "llava-v1.5",
-        "--source",
-        SOURCES[0],
-        "--source",
-        SOURCES[1],
-        "--output",
-        "out",
-        "--verify",
-        "none",
-    )
+    ran = run(*UNCHECKED)
     assert "not checked after writing (--verify none)" in ran.out
 
 
 def test_none_asks_nobody(made: Path) -> None:
     """Warm, a job without the strict load imports neither torch nor transformers."""
-    command = (
-        "apply",
-        "llava-v1.5",
-        "--source",
-        SOURCES[0],
-        "--source",
-        SOURCES[1],
-        "--output",
-        "out",
-        "--verify",
-        "none",
-    )
-    assert heavy(*command) == {"numpy"}  # the new rows
+    assert heavy(*UNCHECKED) == {"numpy"}  # the new rows
     assert record_of(Path("out"))["verified"] == "none"
     for path in made.iterdir():
         if path.name != "llava_remap.json":
